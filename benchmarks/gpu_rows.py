@@ -26,11 +26,13 @@ from benchmarks.loops import PlainLoop, spec_of_step
 from benchmarks.random_weights import TEXT_TOKENS, RandomWeightsModel, drawn_models, write_folder
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.process import SdAttached, SdData, SdEncoded, SdTrainerProcess
+from extensions.sd_trainer.process import SdAttached, SdTrainerProcess
 from jobs.job import ExtensionJob
+from jobs.process.image_trainer import EncodedImages
 from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
 from toolkit.data.dataloader import LatentBatch
+from toolkit.data.image_data import ImageData
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.types import PromptEmbeds
 from toolkit.errors import RunError, UserError
@@ -290,12 +292,12 @@ class MeasuredTrainer(SdTrainerProcess):
         super().__init__(*given)
         self._watch = watch
 
-    def make_plan(self, data: SdData) -> RunPlan:
+    def make_plan(self, data: ImageData) -> RunPlan:
         plan = super().make_plan(data)
         self._watch.planned_gb = plan.memory.device_bytes / GB if plan.memory and plan.memory.on_device else None
         return plan
 
-    def build_callbacks(self, setup: Setup, encoded: SdEncoded, attached: SdAttached) -> list[Callback]:
+    def build_callbacks(self, setup: Setup, encoded: EncodedImages, attached: SdAttached) -> list[Callback]:
         self.block_runner = attached.block_runner
         return [self._watch, *super().build_callbacks(setup, encoded, attached)]
 

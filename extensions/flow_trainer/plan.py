@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
-from extensions.flow_trainer.config import FlowTrainerConfig, Scanned
+from extensions.flow_trainer.config import FlowTrainerConfig
 from extensions.flow_trainer.memory_plan import MEMORY_ADVICE, Work, images_at_once, plan_memory, save_size
+from toolkit.config.autoencoder_losses import too_short
 from toolkit.config.dataset import area_of
 from toolkit.config.process import JobContext
-from toolkit.data.captions import prompt_warnings
-from toolkit.data.epoch_order import count_batches
-from toolkit.data.fingerprint import fingerprint
-from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
-from toolkit.data.stream_dataset import StreamDataset
+from toolkit.config.train import OptimizerConfig
+from toolkit.data.image_data import ImageData
+from toolkit.data.run_plan import RunPlan, SaveSize
 from toolkit.data.types import BucketedSample
-from toolkit.memory.estimate import Machine, machine_from_config
-from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes, too_short_notes
-from toolkit.train.planning import with_outlook
+from toolkit.memory.estimate import MemoryEstimate
+from toolkit.train.planning import Planner
 
 
 class FlowTrainerSection(FlowTrainerConfig):
@@ -28,68 +26,47 @@ class FlowTrainerSection(FlowTrainerConfig):
     # Apart from its keys, which all that is planned here reads.
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
-        return plan_run(self, job)
+        return FlowPlanner(self, job).dry_run()
 
 
-def plan_run(section: FlowTrainerConfig, job: JobContext) -> RunPlan:
-    """The plan of a checked section. Raises DataErrors naming every offending file."""
-    model = section.model
-    if not model.is_yet_to_come(job):
-        data, stream, machine = section.scan(), section.stream(), machine_from_config(section.device)
-        plan = plan_items(section, job, data, machine, stream)
-        hashes = stream.hashes if stream else lambda: fingerprint(data[0].samples)
-        return with_outlook(section, job, plan, machine, hashes)
-    folder = model.name_or_path if job.yet_to_come(model.name_or_path) else model.vae
-    note = f"starts from {folder}, which an earlier process of the job writes: counted then"
-    notes = (note, *_parts(section), *_roles(section))
-    return RunPlan(section.type, section.display_name(job), (), 0, 0, section.train.steps, notes=notes)
+class FlowPlanner(Planner[FlowTrainerConfig]):
+    """The plan of a flow model's training."""
 
+    def scan(self) -> ImageData:
+        return ImageData(*self.section.scan(), self.section.stream())
 
-def plan_items(
-    section: FlowTrainerConfig,
-    job: JobContext,
-    data: Scanned,
-    machine: Machine | None = None,
-    stream: StreamDataset | None = None,
-) -> RunPlan:
-    """The plan once the datasets are scanned. machine: where it runs; by default as in `device`. stream: in the place
-    of folders."""
-    scanned, items, validation_split = data
-    train, size = section.train, section.train.batch_size
-    if stream:
-        batches, steps = stream.micro_batches(size), stream.optimizer_steps(train)
-    else:
-        batches = count_batches(items, size)
-        steps = optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
-    machine = machine or machine_from_config(section.device)
-    memory, along = plan_memory(section, largest_work(section, items), machine), section.autoencoder
-    return RunPlan(
-        type=section.type,
-        name=section.display_name(job),
-        datasets=folder_plans(scanned.folders, items),
-        samples_per_epoch=stream.samples if stream else sum(item.sample.repeats for item in items),
-        micro_batches_per_epoch=batches,
-        optimizer_steps=steps,
-        accumulation=train.gradient_accumulation,
-        requested_epochs=train.epochs,
-        notes=(
-            *_parts(section),
-            *_roles(section),
-            *_alike(items),
-            *scanned.notes,
-            *prompt_warnings([item.prompt for item in section.sample_pictures()], section.trigger_words()),
-            *(validation_split.notes[:1] if validation_split else ()),
-            memory.render(),
-            *((MEMORY_ADVICE,) if machine.limit and memory.peak_bytes > machine.limit else ()),
-            *compile_notes(train, machine),
-            *_schedules(section, steps),
-            *too_short_notes(section, steps, *((along.losses, along.discriminator) if along else ())),
-            *ema_notes(section, steps, batches),
-        ),
-        memory=memory,
-        save_size=save_size(section),
-        stream=stream.plan() if stream else None,
-    )
+    def without_model(self) -> Iterator[str]:
+        model = self.section.model
+        if model.is_yet_to_come(self.job):
+            folder = model.name_or_path if self.job.yet_to_come(model.name_or_path) else model.vae
+            yield f"starts from {folder}, which an earlier process of the job writes: counted then"
+            yield from _parts(self.section)
+            yield from _roles(self.section)
+
+    def describe_model(self, data: ImageData) -> Iterator[str]:
+        yield from _parts(self.section)
+        yield from _roles(self.section)
+        yield from _alike(data.items)
+
+    def memory(self, data: ImageData) -> MemoryEstimate:
+        return plan_memory(self.section, largest_work(self.section, data.items), self.machine)
+
+    def advice(self, data: ImageData, memory: MemoryEstimate) -> str | None:
+        limit = self.machine.limit
+        return MEMORY_ADVICE if limit and memory.peak_bytes > limit else None
+
+    def save_size(self) -> SaveSize:
+        return save_size(self.section)
+
+    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        for role in self.section.roles():
+            given = role in self.section.optimizers.model_fields_set
+            yield f"optimizers.{role}" if given else "train", self.section.role_optimizer(role)
+
+    def length_notes(self, steps: int) -> Iterator[str]:
+        yield from super().length_notes(steps)
+        if along := self.section.autoencoder:
+            yield from too_short(along.losses, along.discriminator, steps)
 
 
 def largest_work(section: FlowTrainerConfig, items: Sequence[BucketedSample]) -> Work:
@@ -103,12 +80,6 @@ def largest_work(section: FlowTrainerConfig, items: Sequence[BucketedSample]) ->
 def pixels_at_once(item: BucketedSample) -> int:
     """Pixels of an image and its references, each of which has about as many."""
     return prod(item.crop.bucket) * (1 + len(item.sample.control_images))
-
-
-def _schedules(section: FlowTrainerConfig, steps: int) -> Iterator[str]:
-    """Warnings of each role's schedule, once where they are the same."""
-    found = [line for role in section.roles() for line in schedule_notes(section.role_optimizer(role), steps)]
-    yield from dict.fromkeys(found)
 
 
 def _parts(section: FlowTrainerConfig) -> Iterator[str]:

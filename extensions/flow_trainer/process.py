@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,31 +13,23 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
+from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig
 from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
 from extensions.flow_trainer.memory_plan import MEMORY_ADVICE, step_shape, transformer_of
-from extensions.flow_trainer.plan import pixels_at_once, plan_items
+from extensions.flow_trainer.plan import FlowPlanner, pixels_at_once
 from extensions.flow_trainer.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
 from extensions.flow_trainer.writer import Along, FlowWriter
-from jobs.process.trainer import Attached, Setup, Trainer
+from jobs.process.image_trainer import EncodedImages, ImageTrainer, Loader
+from jobs.process.trainer import Attached, Setup
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
-from toolkit.config.process import JobContext
-from toolkit.config.train import OptimizerConfig
-from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.epoch_order import EpochSource, epoch_batches
-from toolkit.data.fingerprint import DatasetHashes, fingerprint
-from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
-from toolkit.data.pixels import Picture, PixelLoader, StreamPixels, stream_source
-from toolkit.data.run_plan import RunPlan
-from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.image_data import ImageData
+from toolkit.data.pixels import Picture, PixelLoader, StreamPixels
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.data.types import BatchSource, BatchSpec, BucketedSample
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend, decide_compiling
-from toolkit.memory.estimate import machine_of
 from toolkit.models.autoencoders import KINDS
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.families import ModelLoadOptions
@@ -63,47 +55,17 @@ from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.interface import StepLosses, TrainStep
-from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.loop import try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.resumption import ResumePlan
 from toolkit.train.roles import build_role, step_in_backward
 from toolkit.train.run import Run
-from toolkit.train.sampling import SamplePrompt, Sampler, sample_prompts
-from toolkit.train.validation import Validator
 
 logger = logging.getLogger(__name__)
 
 
 CAPTIONS = 1000
 """First captions of a stream, of which a new tokenizer is made."""
-
-
-@dataclass(frozen=True)
-class FlowData:
-    """The images of a job."""
-
-    scanned: Scanned
-    stream: StreamDataset | None = None
-    """Trained on instead of the images of folders."""
-
-    @property
-    def items(self) -> tuple[BucketedSample, ...]:
-        """What is trained on; empty with a stream."""
-        return self.scanned[1]
-
-    @property
-    def held_out(self) -> tuple[BucketedSample, ...]:
-        """The validation split; empty without one."""
-        return self.scanned[2].items if self.scanned[2] else ()
-
-
-@dataclass(frozen=True)
-class FlowEncoded:
-    """The encoded dataset, or the encoder of a stream; and the sampler and validator with their encoded inputs."""
-
-    dataset: EncodedDataset | StreamLatents
-    sampler: Sampler | None
-    validator: Validator | None
 
 
 @dataclass(frozen=True)
@@ -124,25 +86,21 @@ class FlowStep(FlowMatchingStep):
         return losses
 
 
-class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAttached]):
+class FlowTrainerProcess(ImageTrainer[LatentFlowModel, EncodedImages, FlowAttached]):
     """Trains a flow model on folders of images or a stream of shards; README.md lists its output files."""
 
     section: FlowTrainerConfig
 
     # ------------------------------------------------------------ before anything expensive
 
-    def scan(self) -> FlowData:
-        stream, along = self.section.stream(), self.section.autoencoder
-        if stream and along and along.discriminator:
-            stream = replace(stream, least_side=PatchDiscriminator.smallest(along.discriminator.layers))
-        return FlowData(self.section.scan(), stream)
+    planner_class = FlowPlanner
 
-    def fingerprint(self, data: FlowData) -> DatasetHashes:
-        return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
-
-    def make_plan(self, data: FlowData) -> RunPlan:
-        machine = machine_of(self.section.device)
-        return plan_items(self.section, JobContext(self.job.name), data.scanned, machine, data.stream)
+    def scan(self) -> ImageData:
+        data, along = super().scan(), self.section.autoencoder
+        if data.stream and along and along.discriminator:
+            least = PatchDiscriminator.smallest(along.discriminator.layers)
+            data = replace(data, stream=replace(data.stream, least_side=least))
+        return data
 
     @property
     def saves_folders(self) -> bool:
@@ -151,18 +109,12 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
     def memory_advice(self) -> str:
         return MEMORY_ADVICE
 
-    def optimizers_by_key(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        for role in self.section.roles():
-            given = role in self.section.optimizers.model_fields_set
-            yield f"optimizers.{role}" if given else "train", self.section.role_optimizer(role)
-
-    def refuse_parts(self, data: FlowData) -> None:
+    def refuse_parts(self, data: ImageData) -> None:
         _ = self._perceptual  # its files are read before anything else
         self._refuse_model()
         if (along := self.section.autoencoder) and along.discriminator:
-            sizes = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
             with _within("autoencoder."):
-                refuse_small_images(along.discriminator, sizes)
+                refuse_small_images(along.discriminator, data.sizes)
 
     def _refuse_model(self) -> None:
         """Raises UserError for arguments of which no part can be made."""
@@ -200,9 +152,6 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         resumption.check_base({key: found for key, found in hashes.items() if has_start or not key.startswith(START)})
         resumption.record["base"] = hashes
 
-    def written_at_begin(self, data: FlowData) -> None:
-        data.scanned[0].scan_cache.save()
-
     # ------------------------------------------------------------ model and data
 
     @property
@@ -213,7 +162,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
     def _dtype(self) -> torch.dtype:
         return DTYPES[self.section.train.dtype]
 
-    def open_model(self, setup: Setup[FlowData]) -> LatentFlowModel:
+    def open_model(self, setup: Setup[ImageData]) -> LatentFlowModel:
         section, settings, device = self.section, self.section.train, setup.device
         self.process_group.run_on_rank0_and_broadcast(partial(self._prepare_start, setup))
         self.check_base(setup.resumption)
@@ -223,88 +172,35 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         options = ModelLoadOptions(folder=self._start, device=device, dtype=self._dtype, weights_dtype=weights)
         return LatentFlowModel(options)
 
-    def _prepare_start(self, setup: Setup[FlowData]) -> None:
+    def _prepare_start(self, setup: Setup[ImageData]) -> None:
         if setup.resumption.state:
             require_start(self._start, setup.resumption.state)
             return
         data = setup.data
-        samples = data.stream.first(CAPTIONS) if data.stream else data.scanned[0].samples
+        samples = data.stream.first(CAPTIONS) if data.stream else data.scan.samples
         captions = (sample.caption for sample in samples)
         write_start(self.section.model, self._start, captions, setup.seed, self._measured(data), setup.device)
 
-    def _measured(self, data: FlowData) -> tuple[Picture, ...]:
+    def _measured(self, data: ImageData) -> tuple[Picture, ...]:
         """The images by which the scale of the latents is measured."""
         along = self.section.autoencoder
         return Picture.some_of(data.items, data.stream, along.measured_images) if along else ()
 
-    def encode(self, setup: Setup[FlowData], model: LatentFlowModel) -> FlowEncoded:
-        section, stores = self.section, CacheStores(self.training_folder)
+    def encode(self, setup: Setup[ImageData], model: LatentFlowModel) -> EncodedImages:
+        section, data = self.section, setup.data
         if section.trains_text():
             model.train_text_encoder()
         if section.autoencoder:
             model.train_autoencoder(section.autoencoder.spade, setup.seed)
-        if stream := setup.data.stream:
-            keep_text = bool(section.requested_text_cache(stream.settings))
-            item_encoder = ItemEncoder(model, self._dtype)
-            streamed = StreamLatents(stream, model, item_encoder, setup.seed, stores.on_disk, keep_text)
-            return FlowEncoded(streamed, *self._sampler_and_validator(setup, model, item_encoder, stores))
-        if cut := model.count_cut({sample.caption for sample in setup.data.scanned[0].samples}):
+        if not data.stream and (cut := model.count_cut({sample.caption for sample in data.scan.samples})):
             most = model.family.max_tokens
             captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
             logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
-        items, of_sample = setup.data.items, stores.of_samples(section)
-        if not self.process_group.is_single_process:
-            share = items[self.process_group.rank :: self.process_group.world_size]
-            encode_items(share, model, of_sample, self._dtype, setup.progress, latents=not section.autoencoder)
-            self.process_group.all_gather_object("encoded")
-        dataset = encode_items(items, model, of_sample, self._dtype, setup.progress, latents=not section.autoencoder)
-        what = "text" if section.autoencoder else "latents and text"
-        setup.status.finish(f"{what} of {len(items)} items are ready")
-        sampler, validator = self._sampler_and_validator(setup, model, dataset.encoder, stores)
-        needed = {"vae": sampler is not None, "text_encoder": dataset.needs_text_encoder}
-        model.unload_encoders(
-            keep=[p for encoder, own in model.family.encoder_parts.items() if needed[encoder] for p in own]
-        )
-        return FlowEncoded(dataset, sampler, validator)
-
-    def _prompts(self) -> list[SamplePrompt]:
-        section = self.section
-        return sample_prompts(section.sample_pictures(), section.trigger_word, section.model.family())
-
-    def _sampler_and_validator(
-        self, setup: Setup[FlowData], model: LatentFlowModel, encoder: ItemEncoder, stores: CacheStores
-    ) -> tuple[Sampler | None, Validator | None]:
-        if not self.process_group.is_main_process:
-            return None, None
-        return self._sampler(setup, model, encoder, stores), self._validator(setup, model, stores)
-
-    def _sampler(
-        self, setup: Setup[FlowData], model: LatentFlowModel, encoder: ItemEncoder, stores: CacheStores
-    ) -> Sampler | None:
-        prompts = self._prompts()
-        if not prompts or self.section.train.disable_sampling:
-            return None
-        kept = stores.on_disk
-        if self.section.autoencoder:
-            kept = kept._replace(latents=ForgetfulCache())
-        sampler = Sampler(model, prompts, encoder, kept)
-        sampler.encode(setup.progress)
-        setup.status.finish()
-        sampler.watch = setup.watch_sampling
-        return sampler
-
-    def _validator(self, setup: Setup[FlowData], model: LatentFlowModel, stores: CacheStores) -> Validator | None:
-        validation_split, settings = setup.data.scanned[2], self.section.validation
-        if not validation_split or settings is None:
-            return None
-        of_sample = stores.of_samples(self.section) if validation_split.from_training else lambda _: stores.on_disk
-        dataset = encode_items(validation_split.items, model, of_sample, self._dtype, setup.progress)
-        setup.status.finish()
-        return Validator(model, dataset, settings.timesteps, settings.seed)
+        return self.encode_images(setup, model, latents=not section.autoencoder)
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 
-    def attach(self, setup: Setup[FlowData], model: LatentFlowModel, encoded: FlowEncoded) -> FlowAttached:
+    def attach(self, setup: Setup[ImageData], model: LatentFlowModel, encoded: EncodedImages) -> FlowAttached:
         section = self.section
         modules: dict[str, nn.Module] = {FLOW: model.network_module}
         if section.trains_text():
@@ -317,7 +213,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         along = self._along(setup, model)
         return FlowAttached(roles | self._roles_along(setup, along), networks, block_runner, along)
 
-    def _along(self, setup: Setup[FlowData], model: LatentFlowModel) -> Along | None:
+    def _along(self, setup: Setup[ImageData], model: LatentFlowModel) -> Along | None:
         """The autoencoder that is trained along, with its discriminator and LPIPS."""
         if (settings := self.section.autoencoder) is None:
             return None
@@ -340,7 +236,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         lpips = along and along.losses.lpips
         return load_perceptual(Path(along.losses.lpips_backbone).expanduser()) if along and lpips else None
 
-    def _roles_along(self, setup: Setup[FlowData], along: Along | None) -> dict[str, Role]:
+    def _roles_along(self, setup: Setup[ImageData], along: Along | None) -> dict[str, Role]:
         if along is None or self.section.autoencoder is None:
             return {}
         parameters = trained_parameters(along.autoencoder, self.section.autoencoder.train)
@@ -366,7 +262,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         logger.info(f"{role}: {count:,} trainable parameters")
         return network
 
-    def _role(self, setup: Setup[FlowData], name: str, network: Network) -> Role:
+    def _role(self, setup: Setup[ImageData], name: str, network: Network) -> Role:
         own, settings, group = self.section.role_optimizer(name), self.section.train, self.process_group
         parameters, steps = network.parameters(), setup.plan.optimizer_steps
         group.broadcast(list(parameters.values()))
@@ -385,23 +281,23 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             role.optimizer_step = step_in_backward(role, accumulates=self.section.micro_batches_per_step > 1)
         return role
 
-    def weights_writer(self, setup: Setup[FlowData], attached: FlowAttached, reporting: Reporting) -> PrepareNetwork:
+    def weights_writer(self, setup: Setup[ImageData], attached: FlowAttached, reporting: Reporting) -> PrepareNetwork:
         return FlowWriter(self._start, attached.networks, self.section.save, attached.along).snapshot
 
-    def validation(self, setup: Setup[FlowData], encoded: FlowEncoded, attached: FlowAttached) -> Validation | None:
+    def validation(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Validation | None:
         validator = encoded.validator
         return Validation(validator.losses, validator.identity) if validator else None
 
-    def samples(self, setup: Setup[FlowData], encoded: FlowEncoded, attached: FlowAttached) -> Samples | None:
+    def samples(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Samples | None:
         sampler = encoded.sampler
         return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts]) if sampler else None
 
     # ------------------------------------------------------------ the loop
 
     def fit(
-        self, setup: Setup[FlowData], run: Run, model: LatentFlowModel, encoded: FlowEncoded, attached: FlowAttached
+        self, setup: Setup[ImageData], run: Run, model: LatentFlowModel, encoded: EncodedImages, attached: FlowAttached
     ) -> None:
-        settings, items = self.section.train, setup.data.items
+        settings = self.section.train
         uses = setup.plan.samples_per_epoch
         named = FlowSettings.named_in(settings)
         flow = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=tuple(attached.networks), **named)
@@ -412,32 +308,22 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             run.callbacks = [*run.callbacks, LossBalance(losses)]
             if along.scale:
                 along.scale.apply()
-        workers, dataset = max(entry.num_workers for entry in self.section.datasets), encoded.dataset
-        source: BatchSource
-        largest: Callable[[], LatentBatch | JointBatch]
+        dataset = encoded.dataset
+        loader: Loader[LatentBatch | JointBatch]
         if isinstance(dataset, StreamLatents):
-            size, stopping, group = self.section.images_per_micro_batch, run.should_stop, self.process_group
-            processes = group.rank, group.world_size
-            of_stream = JointStream(StreamPixels(dataset.stream), dataset) if along else dataset
-            source = stream_source(dataset.stream, setup.seed, size, of_stream.load, workers, stopping, *processes)
-            largest = partial(of_stream.trial, size)
+            loader = JointStream(StreamPixels(dataset.stream), dataset) if along else dataset
         else:
             of_flow = BatchLoader(dataset, setup.seed)
-            loader = JointLoader(PixelLoader(items), of_flow) if along else of_flow
-            batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
-            source = EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers))
-            largest = partial(self._largest, loader, items, batches_of_epoch, run)
-
+            loader = JointLoader(PixelLoader(setup.data.items), of_flow) if along else of_flow
+        source, largest = self.batches(setup, run, loader, pixels_at_once)
         if run.state.step < run.steps:
             batch = largest()
-            encoded_batch = cast("JointStep", step).encoded(batch) if isinstance(batch, JointBatch) else batch
-            self._choose_checkpointing(run, model, attached, encoded_batch)
+            latents = cast("JointStep", step).encoded(batch) if isinstance(batch, JointBatch) else batch
+            self._choose_checkpointing(run, model, attached, cast("LatentBatch", latents))
             if line := try_largest_batch(run, batch, step, attached.block_runner.increase_checkpointing):
                 logger.info(line)
             setup.resumption.record_compiled(attached.block_runner.compiled)
-        train(run, source, step)
-        if isinstance(dataset, StreamLatents) and (line := dataset.stream.unreadable.summary()):
-            logger.warning(line)
+        self.run_loop(setup, run, source, step)
 
     def _choose_checkpointing(
         self, run: Run, model: LatentFlowModel, attached: FlowAttached, batch: LatentBatch
@@ -452,16 +338,6 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         gather = self.process_group.all_gather_object
         attached.block_runner.choose_checkpointing(work, needed=max(0, to_come), gather=gather)
 
-    @staticmethod
-    def _largest(
-        loader: BatchLoader | JointLoader,
-        items: tuple[BucketedSample, ...],
-        batches_of_epoch: Callable[[int], list[BatchSpec]],
-        run: Run,
-    ) -> LatentBatch | JointBatch:
-        """The largest batch of the epoch, for a trial."""
-        return loader.load(max(batches_of_epoch(run.state.epoch), key=partial(_pixels, items)))
-
 
 @contextmanager
 def _within(section: str) -> Iterator[None]:
@@ -470,7 +346,3 @@ def _within(section: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{section}{error}") from error
-
-
-def _pixels(items: tuple[BucketedSample, ...], spec: BatchSpec) -> int:
-    return sum(pixels_at_once(items[index]) for index in spec.items)

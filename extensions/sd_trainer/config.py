@@ -97,6 +97,6 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
 
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps."""
-        from extensions.sd_trainer.plan import plan_run
+        from extensions.sd_trainer.plan import SdPlanner
 
-        return plan_run(self, job)
+        return SdPlanner(self, job).dry_run()

@@ -5,7 +5,7 @@ Shape suffixes: B batch, H/W height and width in pixels."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -15,30 +15,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from extensions.vae_trainer.config import Scanned, VaeTrainerConfig
+from extensions.vae_trainer.config import VaeTrainerConfig
 from extensions.vae_trainer.memory_advice import memory_advice
-from extensions.vae_trainer.memory_plan import Work, plan_memory
-from extensions.vae_trainer.plan import plan_items
+from extensions.vae_trainer.plan import VaePlanner
 from extensions.vae_trainer.quality import psnr, ssim
 from extensions.vae_trainer.writer import AutoencoderWriter
-from jobs.process.trainer import Attached, Setup, Trainer
+from jobs.process.image_trainer import ImageTrainer, Loader
+from jobs.process.trainer import Attached, Setup
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.config.dataset import LOSS
-from toolkit.config.process import JobContext
-from toolkit.config.train import OptimizerConfig
 from toolkit.data.cache import key_of
-from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.file_hashes import file_digest
-from toolkit.data.fingerprint import DatasetHashes, fingerprint
+from toolkit.data.image_data import ImageData
 from toolkit.data.images import ImageError, inspect_image
 from toolkit.data.items import bucket_for
-from toolkit.data.pixels import Picture, PixelBatch, PixelLoader, StreamPixels, stream_source
-from toolkit.data.run_plan import RunPlan
-from toolkit.data.stream_dataset import StreamDataset
-from toolkit.data.types import BatchSource, BatchSpec, BucketedSample, Sample
+from toolkit.data.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from toolkit.data.types import BucketedSample, Sample
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import EVENTS, EventLog
-from toolkit.memory.estimate import Machine, machine_of
+from toolkit.memory.estimate import machine_of
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.from_config import refuse_arguments
@@ -56,31 +51,12 @@ from toolkit.train.callbacks.loss_balance import LossBalance
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.callbacks.watchdog import memory_check
-from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.loop import try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class VaeData:
-    """The images of a job."""
-
-    scanned: Scanned
-    stream: StreamDataset | None = None
-    """Trained on instead of the images of folders."""
-
-    @property
-    def items(self) -> tuple[BucketedSample, ...]:
-        """What is trained on; empty with a stream."""
-        return self.scanned[1]
-
-    @property
-    def held_out(self) -> tuple[BucketedSample, ...]:
-        """The validation split; empty without one."""
-        return self.scanned[2].items if self.scanned[2] else ()
 
 
 @dataclass(frozen=True)
@@ -99,25 +75,21 @@ class VaeAttached(Attached):
     model: VaeModel
 
 
-class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
+class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
     """Trains an autoencoder on folders of images or a stream of shards; README.md lists its output files."""
 
     section: VaeTrainerConfig
 
     # ------------------------------------------------------------ before anything expensive
 
-    def scan(self) -> VaeData:
-        stream, adversary = self.section.stream(), self.section.discriminator
-        if stream and adversary:
-            stream = replace(stream, least_side=PatchDiscriminator.smallest(adversary.layers))
-        return VaeData(self.section.scan(), stream)
+    planner_class = VaePlanner
 
-    def fingerprint(self, data: VaeData) -> DatasetHashes:
-        return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
-
-    def make_plan(self, data: VaeData) -> RunPlan:
-        machine = machine_of(self.section.device)
-        return plan_items(self.section, JobContext(self.job.name), data.scanned, machine, data.stream)
+    def scan(self) -> ImageData:
+        data, adversary = super().scan(), self.section.discriminator
+        if data.stream and adversary:
+            least = PatchDiscriminator.smallest(adversary.layers)
+            data = replace(data, stream=replace(data.stream, least_side=least))
+        return data
 
     @property
     def saves_folders(self) -> bool:
@@ -126,29 +98,22 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
     def memory_advice(self) -> str:
         return memory_advice(self.section, machine_of(self.section.device))
 
-    def optimizers_by_key(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        return [(f"optimizers.{role}", self.section.role_optimizer(role)) for role in self.section.roles()]
-
-    def refuse_parts(self, data: VaeData) -> None:
+    def refuse_parts(self, data: ImageData) -> None:
         model = self.section.model
         if not model.name_or_path:
             refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
         _ = self._perceptual  # its files are read before anything else
         if settings := self.section.discriminator:
-            sizes = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
-            refuse_small_images(settings, sizes)
+            refuse_small_images(settings, data.sizes)
         for path in self.section.sample.images if self.section.sample else ():
             try:
                 inspect_image(path)
             except ImageError as error:
                 raise UserError(f"sample.images: {error}") from error
 
-    def written_at_begin(self, data: VaeData) -> None:
-        data.scanned[0].scan_cache.save()
-
     # ------------------------------------------------------------ model, roles, callbacks
 
-    def open_model(self, setup: Setup[VaeData]) -> VaeModel:
+    def open_model(self, setup: Setup[ImageData]) -> VaeModel:
         section = self.section
         autoencoder = make_autoencoder(section.model, setup.seed, setup.device)
         autoencoder.module.train()
@@ -170,10 +135,10 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         losses = self.section.losses
         return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses.lpips else None
 
-    def encode(self, setup: Setup[VaeData], model: VaeModel) -> VaeModel:
+    def encode(self, setup: Setup[ImageData], model: VaeModel) -> VaeModel:
         return model
 
-    def attach(self, setup: Setup[VaeData], model: VaeModel, encoded: VaeModel) -> VaeAttached:
+    def attach(self, setup: Setup[ImageData], model: VaeModel, encoded: VaeModel) -> VaeAttached:
         parameters = trained_parameters(model.autoencoder, self.section.model.train)
         if not parameters:
             raise RunError("model.train: nothing of the autoencoder is trained.")
@@ -189,7 +154,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
 
     def _role(
         self,
-        setup: Setup[VaeData],
+        setup: Setup[ImageData],
         name: str,
         parameters: dict[str, torch.nn.Parameter],
         after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
@@ -201,7 +166,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         role.every = own.every
         return role
 
-    def weights_writer(self, setup: Setup[VaeData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
+    def weights_writer(self, setup: Setup[ImageData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
         autoencoder, data = attached.model.autoencoder, setup.data
         pictures = Picture.some_of(data.items, data.stream, MEASURED_IMAGES)
         device = next(autoencoder.module.parameters()).device
@@ -212,7 +177,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         discriminator = attached.model.adversary.network if attached.model.adversary else None
         return AutoencoderWriter(autoencoder, discriminator, self.section.save, images).snapshot
 
-    def validation(self, setup: Setup[VaeData], encoded: VaeModel, attached: VaeAttached) -> Validation | None:
+    def validation(self, setup: Setup[ImageData], encoded: VaeModel, attached: VaeAttached) -> Validation | None:
         items = setup.data.held_out
         if not items:
             return None
@@ -231,14 +196,14 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         identity = key_of(images=[(file_digest(item.sample.image), str(item.crop)) for item in items])
         return Validation(measure, identity)
 
-    def samples(self, setup: Setup[VaeData], encoded: VaeModel, attached: VaeAttached) -> Samples | None:
+    def samples(self, setup: Setup[ImageData], encoded: VaeModel, attached: VaeAttached) -> Samples | None:
         settings = self.section.sample
         if settings is None or self.section.train.disable_sampling:
             return None
         pictures = self._drawn(setup.data)
         return Samples(partial(self._draw, attached.model.autoencoder, pictures), [one.name for one in pictures])
 
-    def _drawn(self, data: VaeData) -> Sequence[Picture]:
+    def _drawn(self, data: ImageData) -> Sequence[Picture]:
         settings = self.section.sample
         assert settings is not None  # there are samples
         if not settings.images:
@@ -270,7 +235,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
 
     # ------------------------------------------------------------ the loop
 
-    def fit(self, setup: Setup[VaeData], run: Run, model: VaeModel, encoded: VaeModel, attached: VaeAttached) -> None:
+    def fit(self, setup: Setup[ImageData], run: Run, model: VaeModel, encoded: VaeModel, attached: VaeAttached) -> None:
         section = self.section
         step = AutoencoderStep(
             model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
@@ -279,40 +244,18 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         if self.process_group.is_single_process:
             event = EventLog(self.save_root / EVENTS).add
             run.callbacks = [*run.callbacks, *memory_check(partial(self._allocated, setup), setup.device, event)]
-        source, largest = self._batches(setup.data, run)
+        data = setup.data
+        loader: Loader[PixelBatch] = StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
+        source, largest = self.batches(setup, run, loader, lambda item: prod(item.crop.bucket))
         if run.state.step < run.steps and (line := try_largest_batch(run, largest(), step)):
             logger.info(line)
-        train(run, source, step)
-        if (stream := setup.data.stream) and (line := stream.unreadable.summary()):
-            logger.warning(line)
+        self.run_loop(setup, run, source, step)
 
-    def _batches(self, data: VaeData, run: Run) -> tuple[BatchSource, Callable[[], PixelBatch]]:
-        """What is trained on, and the largest batch of it for a trial."""
-        section, group = self.section, self.process_group
-        size, workers = section.images_per_micro_batch, max(dataset.num_workers for dataset in section.datasets)
-        if data.stream:
-            streamed, processes = StreamPixels(data.stream), (group.rank, group.world_size)
-            source = stream_source(data.stream, run.seed, size, streamed.load, workers, run.should_stop, *processes)
-            return source, partial(streamed.trial, size)
-        loader, of_epoch = PixelLoader(data.items), partial(epoch_batches, data.items, size, run.seed)
-
-        def largest() -> PixelBatch:
-            return loader.load(max(of_epoch(run.state.epoch), key=partial(_pixels, data.items)))
-
-        return EpochSource(of_epoch, partial(loader.prefetch, workers=workers)), largest
-
-    def _allocated(self, setup: Setup[VaeData], resumed: bool) -> int:
+    def _allocated(self, setup: Setup[ImageData], resumed: bool) -> int:
         """Planned bytes of tensors up to the end of the first step; resumed: with optimizer state."""
-        machine = Machine("cuda" if setup.device.type == "cuda" else "cpu")
-        section, data = self.section, setup.data
-        work = Work.of_settings(section) if data.stream else Work.of_items(section, data.items)
-        plan = plan_memory(section, work, machine)
-        return plan.allocated("training" if resumed else "first step")
+        assert setup.plan.memory
+        return setup.plan.memory.allocated("training" if resumed else "first step")
 
 
 MEASURED_IMAGES = 256
 """Training images whose latents are measured at each save."""
-
-
-def _pixels(items: Sequence[BucketedSample], spec: BatchSpec) -> int:
-    return sum(prod(items[index].crop.bucket) for index in spec.items)

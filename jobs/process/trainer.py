@@ -189,7 +189,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     def refuse_parts(self, data: DataT) -> None:
         """Raises UserError for data or a model with which the run cannot work, before its folder is written to."""
 
-    def optimizers_by_key(self) -> Iterable[tuple[str, OptimizerConfig]]:
+    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
         """The optimizers of the run, each with its key for messages."""
         return [("train", self.section.train)]
 
@@ -199,18 +199,13 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         for reason in refusals(self.section, self.save_root, plan, machine_of(self.section.device)):
             raise UserError(reason)
         self.refuse_parts(data)
-        device = pick_device(self.section.device, quiet=True)
-        for key, settings in self.optimizers_by_key():
-            self.refuse_optimizer(settings, key, device)
-
-    def refuse_optimizer(self, settings: OptimizerConfig, key: str, device: torch.device) -> None:
-        """Raises UserError at `key` for an optimizer that fails on a small weight on this device."""
-        try:
-            own = self.process_group.device(device)
-            try_optimizer(settings.optimizer, settings.lr, settings.optimizer_params, own)
-        except UserError as error:
-            field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
-            raise UserError(f"{key}.{field}: {error}") from error
+        device = self.process_group.device(pick_device(self.section.device, quiet=True))
+        for key, settings in self.optimizers():
+            try:  # a step on a small weight
+                try_optimizer(settings.optimizer, settings.lr, settings.optimizer_params, device)
+            except UserError as error:
+                field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
+                raise UserError(f"{key}.{field}: {error}") from error
 
     def corrections(self, data: DataT, revision: int) -> list[ConfigChange]:
         """What the program computes differently for this job than the one that recorded `revision`."""

@@ -149,6 +149,18 @@ def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list
     return names
 
 
+def too_short(losses: LossesConfig, gan: DiscriminatorConfig | None, steps: int) -> Iterator[str]:
+    """Warnings of what a run of so many optimizer steps ends before."""
+    if losses.kl and "kl_warmup_steps" in losses.model_fields_set and losses.kl_warmup_steps > steps:
+        warmup = f"losses.kl_warmup_steps is {losses.kl_warmup_steps:,}"
+        yield f"warning: {warmup}, and the run has {steps:,} steps: 'kl' never reaches its weight"
+    if gan and gan.start_step >= steps:
+        yield (
+            f"warning: discriminator.start_step is {gan.start_step:,}, and the run has {steps:,} steps: the "
+            "discriminator is never trained"
+        )
+
+
 def check_losses(losses: LossesConfig, gan: DiscriminatorConfig | None, has_no_kl: bool) -> Iterator[Diagnostic]:
     """Losses that teach nothing or cannot be computed. has_no_kl: the latents are known to be no distribution."""
     if not any(getattr(losses, name) for name in (*PIXEL_METRICS, "kl", "lpips")) and not (gan and losses.adversarial):

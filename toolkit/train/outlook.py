@@ -8,25 +8,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from toolkit.config.autoencoder_losses import DiscriminatorConfig, LossesConfig
-from toolkit.config.dataset import LOSS
 from toolkit.config.model import ModelConfig
-from toolkit.config.output import SaveIntervalConfig
 from toolkit.config.process import JobContext
-from toolkit.config.sections import EvaluationSection, TrainerConfig
-from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig, TrainConfig
+from toolkit.config.sections import TrainerConfig
+from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.run_plan import StepWork, optimizer_steps
+from toolkit.data.run_plan import StepWork
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import RECORD, duration, read_status
 from toolkit.files.writing import free_space, readable_size
-from toolkit.memory.estimate import Machine
 from toolkit.memory.flops import EFFICIENCY
 from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes
-from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
-from toolkit.system.nvidia import compiling_note, gpu_name, planned_refusal
+from toolkit.system.nvidia import gpu_name, planned_refusal
 from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
@@ -37,17 +32,6 @@ from toolkit.train.checkpoint_store import (
 from toolkit.train.lock import read_lock, refusal
 from toolkit.train.resumption import Corrections, Start, plan_start
 from toolkit.train.run_reader import RunInfo, list_checkpoints, list_network_files, list_runs
-
-
-class SavedAndAveraged(Protocol):
-    """The part of a trainer's section that says what is saved."""
-
-    @property
-    def train(self) -> OptimizationConfig: ...
-
-    @property
-    def save(self) -> SaveIntervalConfig: ...
-
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a JSON file of a run raises that is damaged."""
@@ -383,64 +367,3 @@ def _work(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         "train": {key: train.get(key) for key in _OF_A_STEP},
         **{key: settings.get(key) for key in ("losses", "discriminator", "autoencoder")},
     }
-
-
-# ------------------------------------------------------------ notes of a plan
-
-
-def schedule_notes(train: OptimizerConfig, steps: int, place: str = "") -> Iterator[str]:
-    """Warnings where warm-up and decay do not fit into the run, and of a rate that comes to nothing early.
-
-    place: whose settings they are, where there are several.
-    """
-    fields, params = ScheduleArgs.named_in(train), train.lr_scheduler_params
-    course = course_of(steps, params=params, **fields)
-    for line in (overfull(train.lr_scheduler, course), early_end(train.lr_scheduler, steps, params, **fields)):
-        if line:
-            yield f"warning: {place}{line}"
-
-
-def compile_notes(train: TrainConfig, machine: Machine) -> Iterator[str]:
-    """What `train.compile: auto` does on this machine, as far as it can be known without torch."""
-    if train.compile.enabled == "auto" and machine.kind == "cuda" and train.parallel != "fsdp":
-        yield from filter(None, [compiling_note()])
-
-
-def too_short_notes(
-    section: EvaluationSection, steps: int, losses: LossesConfig | None = None, gan: DiscriminatorConfig | None = None
-) -> Iterator[str]:
-    """Warnings of what a run of so many optimizer steps ends before. losses, gan: of an autoencoder."""
-    stop = section.stop_when
-    if stop and not stop.metric.startswith(LOSS) and stop.smooth > steps:
-        mean = f"its mean is over {stop.smooth:,} steps (stop_when.smooth)"
-        yield f"warning: stop_when has no effect: {mean}, and the run has {steps:,}"
-    if losses and losses.kl and "kl_warmup_steps" in losses.model_fields_set and losses.kl_warmup_steps > steps:
-        warmup = f"losses.kl_warmup_steps is {losses.kl_warmup_steps:,}"
-        yield f"warning: {warmup}, and the run has {steps:,} steps: 'kl' never reaches its weight"
-    if gan and gan.start_step >= steps:
-        yield (
-            f"warning: discriminator.start_step is {gan.start_step:,}, and the run has {steps:,} steps: the "
-            "discriminator is never trained"
-        )
-
-
-def ema_notes(section: SavedAndAveraged, steps: int, micro_batches: int) -> Iterator[str]:
-    """The weight of the initial parameters in the saved average. micro_batches: of an epoch."""
-    ema = section.train.ema_config
-    if not ema.use_ema:
-        return
-    first = optimizer_steps(*section.save.interval(), micro_batches, section.train.gradient_accumulation)
-    saves = [step for step in (first, steps) if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS]
-    shares = [
-        f"{_percent(initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates))} at step {step}"
-        for step in saves
-    ]
-    if saves:
-        yield (
-            f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: "
-            f"{', '.join(dict.fromkeys(shares))}"
-        )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.0005 else "under 0.1 %"

@@ -1,23 +1,165 @@
-"""What every trainer's plan says, and every trainer's start refuses: too little memory, too little disk, a folder in
-which the job cannot continue. Imports no torch."""
+"""The plan of every trainer's run, and what every start refuses: too little memory, too little disk, a folder in which
+the job cannot continue. Imports no torch.
+
+`Planner` makes the plan of a trainer on images; a dry run and the start of the run ask the same object.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+from toolkit.config.dataset import LOSS
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig
-from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.run_plan import RunPlan, optimizer_steps
+from toolkit.config.sections import EvaluationSection, ImageTrainingSection, TrainerConfig
+from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig, TrainConfig
+from toolkit.data.captions import prompt_warnings
+from toolkit.data.image_data import ImageData
+from toolkit.data.run_plan import RunPlan, SaveSize, StepWork, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import CACHE_FOLDER
 from toolkit.errors import UserError
-from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate
+from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_from_config
 from toolkit.memory.oom_hints import shortage_of
+from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
+from toolkit.system.nvidia import compiling_note
+from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.outlook import run_outlook
-from toolkit.train.resumption import Corrections
+
+SectionT = TypeVar("SectionT", bound=Any)
+"""Both an ImageTrainingSection and a TrainerConfig."""
+
+
+class Planner(ABC, Generic[SectionT]):
+    """Plans the run of a trainer on images. A trainer's own planner says what is particular to it."""
+
+    def __init__(self, section: SectionT, job: JobContext, machine: Machine | None = None) -> None:
+        """machine: where the run computes; by default what `device` says without torch."""
+        self.section = section
+        self.job = job
+        self.machine = machine or machine_from_config(section.device)
+
+    # ------------------------------------------------------------ what a trainer says
+
+    @abstractmethod
+    def scan(self) -> ImageData:
+        """Finds the images. Raises DataErrors naming every offending file."""
+
+    @abstractmethod
+    def describe_model(self, data: ImageData) -> Iterator[str]:
+        """Lines on what is made, from what, and what is trained with which optimizer."""
+
+    @abstractmethod
+    def memory(self, data: ImageData) -> MemoryEstimate | None:
+        """The memory estimate; None where the model is not there to be measured."""
+
+    def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
+        """Lines on the memory: the peak, what the numbers include, what to change where it is too little."""
+        yield memory.render()
+        yield from memory.notes
+        if line := self.advice(data, memory):
+            yield line
+
+    def advice(self, data: ImageData, memory: MemoryEstimate) -> str | None:
+        """What to change so that the run fits; None where it does."""
+        return None
+
+    def save_size(self) -> SaveSize | None:
+        """What one save takes on the disk."""
+        return None
+
+    def step_work(self, data: ImageData) -> StepWork | None:
+        """What an optimizer step takes; None: not known."""
+        return None
+
+    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        """The optimizers of the run, each with its key for messages."""
+        return [("train", self.section.train)]
+
+    def length_notes(self, steps: int) -> Iterator[str]:
+        """Warnings of what a run of so many optimizer steps ends before."""
+        yield from too_short_notes(self.section, steps)
+
+    def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
+        """What the program computes differently for this job than the one that recorded `revision`."""
+        return corrections(revision, self.section.model_dump(mode="json"))
+
+    def without_model(self) -> Iterator[str]:
+        """The lines of a plan whose images cannot be counted, because an earlier process of the job writes the model;
+        nothing where they can."""
+        return iter(())
+
+    # ------------------------------------------------------------ the plan
+
+    def plan(self, data: ImageData) -> RunPlan:
+        """The plan once the datasets are scanned."""
+        section, train = self.section, self.section.train
+        batches, steps = data.micro_batches(train.batch_size), data.optimizer_steps(train)
+        memory = self.memory(data)
+        pictures = section.sample_pictures() if hasattr(section, "sample_pictures") else ()
+        return RunPlan(
+            type=section.type,
+            name=section.display_name(self.job),
+            datasets=folder_plans(data.scan.folders, data.items),
+            samples_per_epoch=data.samples,
+            micro_batches_per_epoch=batches,
+            optimizer_steps=steps,
+            accumulation=train.gradient_accumulation,
+            requested_epochs=train.epochs,
+            notes=(
+                *self.describe_model(data),
+                *data.scan.notes,
+                *prompt_warnings([picture.prompt for picture in pictures], section.trigger_words()),
+                *(data.split.notes if data.split else ()),
+                *(self.describe_memory(data, memory) if memory else ()),
+                *compile_notes(train, self.machine),
+                *self._schedule_notes(steps),
+                *self.length_notes(steps),
+                *ema_notes(section, steps, batches),
+            ),
+            memory=memory,
+            save_size=self.save_size() if memory else None,
+            step_work=self.step_work(data) if memory and self.machine.kind == "cuda" else None,
+            stream=data.stream.plan() if data.stream else None,
+        )
+
+    def dry_run(self) -> RunPlan:
+        """The plan with what a start would do, as far as both are known already."""
+        section = self.section
+        if lines := tuple(self.without_model()):
+            return RunPlan(section.type, section.display_name(self.job), (), 0, 0, section.train.steps, notes=lines)
+        data = self.scan()
+        plan, folder = self.plan(data), section.run_folder(self.job)
+        # The section of a plan's line says it; `memory: ` is for an error.
+        refused = (reason.removeprefix("memory: ") for reason in refusals(section, folder, plan, self.machine))
+        outlook = run_outlook(
+            section,
+            self.job,
+            plan.optimizer_steps,
+            data.hashes,
+            lambda revision: self.corrections(data, revision),
+            disk_bytes(section, plan),
+            section.model if isinstance(section.model, ModelConfig) else None,
+            tuple(refused),
+            plan.step_work,
+        )
+        return replace(plan, outlook=outlook)
+
+    def _schedule_notes(self, steps: int) -> Iterator[str]:
+        """Warnings of each optimizer's schedule, once where they are the same."""
+        optimizers = list(self.optimizers())
+        found: dict[str, list[str]] = {}
+        for key, settings in optimizers:
+            for line in schedule_notes(settings, steps):
+                found.setdefault(line, []).append(key.rpartition(".")[2])
+        for line, keys in found.items():
+            yield line + (f" ({', '.join(keys)})" if len(keys) < len(optimizers) else "")
+
+
+# ------------------------------------------------------------ what a start refuses
 
 
 def shortage(section: TrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
@@ -52,20 +194,44 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
     return files * raw * plan.save_size.file + states * plan.save_size.state
 
 
-def with_outlook(
-    section: TrainerConfig,
-    job: JobContext,
-    plan: RunPlan,
-    machine: Machine,
-    found: Callable[[], DatasetHashes],
-    corrections: Corrections = lambda revision: [],
-    model: ModelConfig | None = None,
-) -> RunPlan:
-    """The plan of a dry run, with what a start of it would do. found, corrections, model: as of `run_outlook`."""
-    # The section of a plan's line says it; `memory: ` is for an error.
-    refused = (reason.removeprefix("memory: ") for reason in refusals(section, section.run_folder(job), plan, machine))
-    needed = disk_bytes(section, plan)
-    outlook = run_outlook(
-        section, job, plan.optimizer_steps, found, corrections, needed, model, tuple(refused), plan.step_work
-    )
-    return replace(plan, outlook=outlook)
+# ------------------------------------------------------------ notes of a plan
+
+
+def schedule_notes(train: OptimizerConfig, steps: int) -> Iterator[str]:
+    """Warnings where warm-up and decay do not fit into the run, and of a rate that comes to nothing early."""
+    fields, params = ScheduleArgs.named_in(train), train.lr_scheduler_params
+    course = course_of(steps, params=params, **fields)
+    for line in (overfull(train.lr_scheduler, course), early_end(train.lr_scheduler, steps, params, **fields)):
+        if line:
+            yield f"warning: {line}"
+
+
+def compile_notes(train: OptimizationConfig, machine: Machine) -> Iterator[str]:
+    """What `train.compile: auto` does on this machine, as far as it can be known without torch."""
+    is_asked = isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
+    if is_asked and machine.kind == "cuda" and (note := compiling_note()):
+        yield note
+
+
+def too_short_notes(section: EvaluationSection, steps: int) -> Iterator[str]:
+    """A warning where `stop_when` averages over more steps than the run has."""
+    stop = section.stop_when
+    if stop and not stop.metric.startswith(LOSS) and stop.smooth > steps:
+        mean = f"its mean is over {stop.smooth:,} steps (stop_when.smooth)"
+        yield f"warning: stop_when has no effect: {mean}, and the run has {steps:,}"
+
+
+def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterator[str]:
+    """The weight of the initial parameters in the saved average. micro_batches: of an epoch."""
+    ema = section.train.ema_config
+    if not ema.use_ema:
+        return
+    first = optimizer_steps(*section.save.interval(), micro_batches, section.train.gradient_accumulation)
+    saves = [step for step in (first, steps) if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS]
+    fractions = {step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates) for step in saves}
+    shares = [
+        f"{f'{100 * share:.1f} %' if share >= 0.0005 else 'under 0.1 %'} at step {step}"
+        for step, share in fractions.items()
+    ]
+    if saves:
+        yield f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: {', '.join(shares)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from extensions.flow_trainer.config import FlowTrainerConfig
-from extensions.flow_trainer.plan import plan_run
+from extensions.flow_trainer.plan import FlowPlanner
 from tests.extensions.flow_trainer.conftest import TRANSFORMERS
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError
@@ -15,7 +15,11 @@ from toolkit.errors import UserError
 
 def test_a_dry_run_says_what_a_start_would_do(start, flow_job, pictures: Path) -> None:
     def planned(**changes: object) -> dict:
-        return plan_run(FlowTrainerConfig.model_validate(flow_job(pictures, **changes)), JobContext("job")).to_json()
+        return (
+            FlowPlanner(FlowTrainerConfig.model_validate(flow_job(pictures, **changes)), JobContext("job"))
+            .dry_run()
+            .to_json()
+        )
 
     start(flow_job(pictures))
     found = planned()

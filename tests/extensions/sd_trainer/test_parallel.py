@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.plan import describe_data_parallel
+from extensions.sd_trainer.plan import data_parallel_notes
 from tests.processes import environment
 from toolkit.config import load_job
 from toolkit.config.train import TrainConfig
@@ -152,4 +152,4 @@ def test_the_plan_says_how_a_step_is_shared(
     monkeypatch: pytest.MonkeyPatch, processes: int, accumulation: int, size: int, said: list[str]
 ) -> None:
     with several(monkeypatch, processes):
-        assert list(describe_data_parallel(TrainConfig(gradient_accumulation=accumulation, batch_size=size))) == said
+        assert list(data_parallel_notes(TrainConfig(gradient_accumulation=accumulation, batch_size=size))) == said

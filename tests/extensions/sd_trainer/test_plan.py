@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.plan import save_size
+from extensions.sd_trainer.plan import SdPlanner
 from toolkit.config import JobContext, load_job
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import DataErrors, UserError
@@ -93,11 +93,11 @@ def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
 
 def test_a_rank_above_the_width_of_a_layer_is_told(plan) -> None:
     def of(kind: str, rank: int) -> list[str]:
-        return [note for note in plan(network={"type": kind, "linear": rank}).notes if "more ranks" in note]
+        return [note for note in plan(network={"type": kind, "linear": rank}).notes if "extra rank" in note]
 
     for kind in ("lora", "dora"):
         (told,) = of(kind, 65)
-        assert "network.linear 65: 28 of 28 layers have fewer inputs or outputs (the least 64), and more ranks" in told
+        assert "network.linear 65 exceeds the width of 28 of 28 layers (smallest: 64)" in told
     assert of("lora", 64) == of("lokr", 65) == of("loha", 65) == []
 
 
@@ -118,8 +118,8 @@ def test_the_words_tell_what_is_held_of_the_base_model(plan) -> None:
     of_class = {"diff_output_preservation": True, "diff_output_preservation_class": "dog"}
     blank = {"blank_prompt_preservation": True, "blank_prompt_preservation_multiplier": 0.5}
     words = plan(train=of_class | blank, trigger_word="zxq").render()
-    assert "the prediction for captions with 'dog' for the trigger word is held (1 times its change" in words
-    assert "the prediction for an empty prompt is held (0.5 times its change is added to the loss)" in words
+    assert "prediction for captions with 'dog' in place of the trigger word unchanged (weight 1)" in words
+    assert "prediction for an empty prompt unchanged (weight 0.5)" in words
     assert "that takes 4 more predictions per micro-batch, 2 of them with a backward pass" in words
     assert "more predictions" not in plan(train=blank | {"blank_prompt_preservation_multiplier": 0}).render()
 
@@ -170,7 +170,7 @@ def test_a_disk_without_room_for_one_save_is_refused(write_job, trainer, make_pi
     for free in (needed, needed - 1):
         monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
         with pytest.raises(UserError, match="training_folder") if free < needed else nullcontext():
-            save_size(config).check(tmp_path)
+            SdPlanner(config, JobContext("job")).save_size().check(tmp_path)
 
 
 def test_the_memory_is_told_in_words_and_in_json(plan) -> None:
@@ -214,7 +214,7 @@ def test_the_plan_says_what_auto_compiling_does(plan, tiny_model: Path, monkeypa
     assert not lines(device="cpu") and not lines(train={"compile": False}) and not lines(train={"parallel": "fsdp"})
     model = {"name_or_path": str(tiny_model), "quantize": True}
     off = "model.int8_matmul auto: off on compute capability 9.x (H100, H200) until it is measured there"
-    assert lines(model=model) == [compiled, off]
+    assert lines(model=model) == [off, compiled]
     assert lines(model=model | {"int8_matmul": True}) == lines(model=model | {"qtype": "int4"}) == [compiled]
     monkeypatch.setenv("CC", "")
     monkeypatch.setattr(nvidia, "which", lambda name: None)

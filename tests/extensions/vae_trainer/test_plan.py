@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from extensions.vae_trainer.config import VaeTrainerConfig
-from extensions.vae_trainer.plan import plan_items, plan_run
+from extensions.vae_trainer.plan import VaePlanner
 from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.process import JobContext
 from toolkit.data.run_plan import RunPlan
@@ -25,7 +25,8 @@ def pictures(make_pictures, tmp_path: Path) -> Path:
 
 def plan(vae_job, pictures: Path, machine: Machine | None = None, **changes: object) -> RunPlan:
     section = VaeTrainerConfig.model_validate(vae_job(pictures, **changes))
-    return plan_items(section, JOB, section.scan(), machine) if machine else plan_run(section, JOB)
+    planner = VaePlanner(section, JOB, machine)
+    return planner.plan(planner.scan()) if machine else planner.dry_run()
 
 
 def test_it_says_what_memory_it_takes(vae_job, pictures: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
+from toolkit.train.callbacks.watchdog import MemoryEstimateCheck, peak_resident
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
@@ -62,3 +63,9 @@ def test_a_resumed_run_has_the_optimizers_state(heard) -> None:
 def test_without_a_note_there_is_the_event(heard) -> None:
     steps(hook_with(heard, measured=1, quiet=True), begin=0)
     assert (heard["notes"], len(heard["events"])) == ([], 1)
+
+
+def test_the_peak_of_the_process_does_not_fall() -> None:
+    before = peak_resident()
+    torch.ones(2 * 10**7)
+    assert peak_resident() >= max(before, 10**8)

@@ -1,0 +1,185 @@
+"""Base class of trainers on folders of images or a stream of shards: the plan, encoding, batches, samples and
+validation that they share. A trainer says what is planned (`planner_class`) and what is learned (`fit`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+from torch import Tensor
+
+from jobs.process.trainer import AttachedT, EncodedT, ModelT, Setup, Trainer
+from toolkit.config.process import JobContext
+from toolkit.config.train import OptimizerConfig
+from toolkit.data.cache import ForgetfulCache
+from toolkit.data.dataloader import loaded_ahead
+from toolkit.data.epoch_order import EpochSource, epoch_batches
+from toolkit.data.fingerprint import DatasetHashes
+from toolkit.data.image_data import ImageData
+from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
+from toolkit.data.pixels import stream_source
+from toolkit.data.run_plan import RunPlan
+from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Sample
+from toolkit.memory.estimate import machine_of
+from toolkit.models.interface import DiffusionModel
+from toolkit.system.device import DTYPES
+from toolkit.train.accumulation import split_spec, splits_per_micro_batch
+from toolkit.train.config_diff import ConfigChange
+from toolkit.train.interface import TrainStep
+from toolkit.train.loop import train
+from toolkit.train.planning import Planner
+from toolkit.train.run import Run
+from toolkit.train.sampling import Sampler, sample_prompts
+from toolkit.train.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+BatchT = TypeVar("BatchT", bound=Batch, covariant=True)
+
+
+class Loader(Protocol[BatchT]):
+    """Makes batches; each is a pure function of its spec."""
+
+    def load(self, spec: BatchSpec) -> BatchT: ...
+
+
+class StreamLoader(Loader[BatchT], Protocol[BatchT]):
+    """Makes the batches of a stream."""
+
+    def trial(self, images: int) -> BatchT:
+        """A batch of so many images at the largest size, to see whether it fits into the memory."""
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """What makes batches of latents, an encoded dataset or the encoder of a stream; and the sampler and validator with
+    their encoded inputs."""
+
+    dataset: EncodedDataset | StreamLatents
+    sampler: Sampler | None
+    validator: Validator | None
+
+
+class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
+    """A trainer on images."""
+
+    section: Any
+    """An ImageTrainingSection and TrainerConfig."""
+
+    planner_class: ClassVar[type[Planner]]
+
+    @cached_property
+    def planner(self) -> Planner:
+        """Plans the run on the device of the job."""
+        return self.planner_class(self.section, JobContext(self.job.name), machine_of(self.section.device))
+
+    def scan(self) -> ImageData:
+        return self.planner.scan()
+
+    def fingerprint(self, data: ImageData) -> DatasetHashes:
+        return data.hashes()
+
+    def make_plan(self, data: ImageData) -> RunPlan:
+        return self.planner.plan(data)
+
+    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        return self.planner.optimizers()
+
+    def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
+        return self.planner.corrections(data, revision)
+
+    def written_at_begin(self, data: ImageData) -> None:
+        data.scan.scan_cache.save()
+
+    # ------------------------------------------------------------ encoding
+
+    def encode_images(
+        self,
+        setup: Setup[ImageData],
+        model: DiffusionModel,
+        extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
+        predict: Callable[..., Tensor] | None = None,
+        latents: bool = True,
+    ) -> EncodedImages:
+        """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
+        training does not need.
+
+        extra_prompts: as of `encode_items`. predict: replaces `model.predict_velocity` in work that only rank 0 does.
+        latents: False where the encoder of images is trained: they are encoded at each use.
+        """
+        section, group = self.section, self.process_group
+        stores, dtype = CacheStores(self.training_folder), DTYPES[section.train.dtype]
+        dataset: EncodedDataset | StreamLatents
+        if stream := setup.data.stream:
+            keep_text, encoder = bool(section.requested_text_cache(stream.settings)), ItemEncoder(model, dtype)
+            dataset = StreamLatents(stream, model, encoder, setup.seed, stores.on_disk, keep_text, extra_prompts)
+        else:
+            items, of_sample = setup.data.items, stores.of_samples(section)
+            if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
+                share = items[group.rank :: group.world_size]
+                encode_items(share, model, of_sample, dtype, setup.progress, extra_prompts, latents)
+                group.all_gather_object("encoded")
+            dataset = encode_items(items, model, of_sample, dtype, setup.progress, extra_prompts, latents)
+            what = "latents and text embeddings" if latents else "text embeddings"
+            setup.status.finish(f"{what} of {len(items)} items are ready")
+        sampler = validator = None
+        if group.is_main_process:
+            kept = stores.on_disk if latents else stores.on_disk._replace(latents=ForgetfulCache())
+            prompts = sample_prompts(section.sample_pictures(), section.trigger_word, model.family)
+            if prompts and not section.train.disable_sampling:
+                sampler = Sampler(model, prompts, dataset.encoder, kept, predict)
+                sampler.encode(setup.progress)
+                setup.status.finish()
+                sampler.watch = setup.watch_sampling
+            if (split := setup.data.split) and (measured := section.validation):
+                of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
+                held_out = encode_items(split.items, model, of_sample, dtype, setup.progress)
+                setup.status.finish()
+                validator = Validator(model, held_out, measured.timesteps, measured.seed, predict)
+        if isinstance(dataset, EncodedDataset):  # a stream needs all encoders
+            needed = {"text_encoder": dataset.needs_text_encoder, "vae": sampler is not None}
+            parts = model.family.encoder_parts.items()
+            model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
+        return EncodedImages(dataset, sampler, validator)
+
+    # ------------------------------------------------------------ batches
+
+    def batches(
+        self,
+        setup: Setup[ImageData],
+        run: Run,
+        loader: Loader[BatchT],
+        cost: Callable[[BucketedSample], int],
+        group_by_length: bool = False,
+        prefetched: bool = True,
+    ) -> tuple[BatchSource, Callable[[], BatchT]]:
+        """The batches of the run, epoch after epoch; and what makes the largest one of a rank, for a trial.
+
+        loader: makes them; of a stream a `StreamLoader`. cost: pixels of an item in the model. prefetched: False:
+        batches are made between the steps.
+        """
+        data, group, seed = setup.data, self.process_group, run.seed
+        size = self.section.images_per_micro_batch
+        workers = max(dataset.num_workers for dataset in self.section.datasets) if prefetched else 0
+        splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
+        if data.stream:
+            ranks = group.rank, group.world_size
+            source = stream_source(data.stream, seed, size, loader.load, workers, run.should_stop, *ranks)
+            return source, partial(cast("StreamLoader[BatchT]", loader).trial, -(-size // splits))
+        of_epoch = partial(epoch_batches, data.items, size, seed, group_by_length=group_by_length)
+
+        def largest() -> BatchT:
+            specs = [split_spec(spec, splits)[-1] for spec in of_epoch(run.state.epoch)]
+            return loader.load(max(specs, key=lambda spec: sum(cost(data.items[index]) for index in spec.items)))
+
+        return EpochSource(of_epoch, partial(loaded_ahead, loader.load, workers=workers)), largest
+
+    def run_loop(self, setup: Setup[ImageData], run: Run, source: BatchSource, step: TrainStep) -> None:
+        """Trains to the end, or until a stop; then says what of a stream could not be used."""
+        train(run, source, step)
+        if (stream := setup.data.stream) and (line := stream.unreadable.summary()):
+            logger.warning(line)

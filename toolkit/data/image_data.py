@@ -1,0 +1,57 @@
+"""The images of a training job: of folders, or a stream of shards in their place. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toolkit.config.train import OptimizationConfig
+from toolkit.data.epoch_order import count_batches
+from toolkit.data.fingerprint import DatasetHashes, fingerprint
+from toolkit.data.folder import DatasetScan
+from toolkit.data.run_plan import optimizer_steps
+from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import BucketedSample, Size
+from toolkit.data.validation_split import ValidationSplit
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """What a run trains on, and what it holds out."""
+
+    scan: DatasetScan
+    items: tuple[BucketedSample, ...]
+    """Each image at each of its sizes; empty with a stream."""
+
+    split: ValidationSplit | None = None
+    stream: StreamDataset | None = None
+    """Trained on instead of the items."""
+
+    @property
+    def held_out(self) -> tuple[BucketedSample, ...]:
+        """The validation split; empty without one."""
+        return self.split.items if self.split else ()
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch, repeats included; 0: not known."""
+        return self.stream.samples if self.stream else sum(item.sample.repeats for item in self.items)
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Sizes of what is trained on, in pixels: of each item, or the largest of a stream."""
+        return [self.stream.largest] if self.stream else [item.crop.bucket for item in self.items]
+
+    def hashes(self) -> DatasetHashes:
+        """Hashes of the data, from which a resume tells what was added, removed and edited."""
+        return self.stream.hashes() if self.stream else fingerprint(self.scan.samples)
+
+    def micro_batches(self, batch_size: int) -> int:
+        """Micro-batches of an epoch; 0: not known."""
+        return self.stream.micro_batches(batch_size) if self.stream else count_batches(self.items, batch_size)
+
+    def optimizer_steps(self, train: OptimizationConfig) -> int:
+        """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""
+        if self.stream:
+            return self.stream.optimizer_steps(train)
+        batches = self.micro_batches(train.batch_size)
+        return optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
