@@ -160,6 +160,9 @@ class Callback:
         Before a step is saved, the metrics of all steps up to it are passed on (`run.flush_metrics`).
         """
 
+    def on_validation(self, run: Run, losses: dict[str, float]) -> None:
+        """The losses of a validation of `run.state.step`, by their logged name."""
+
     def on_end(self, run: Run, finished: bool) -> None:
         """After the last step; `finished` is False when a stop was requested before all steps were done."""
 

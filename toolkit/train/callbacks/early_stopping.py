@@ -21,11 +21,10 @@ logger = logging.getLogger(__name__)
 class EarlyStopping(Callback):
     """Keeps the last finite values of one metric in the checkpoint, so that a resumed run stops at the same step."""
 
-    on_stop: Callable[[Run], None] = staticmethod(lambda run: None)
-    """Called when the metric is low enough, before the step is saved."""
-
-    def __init__(self, settings: StopWhenConfig) -> None:
+    def __init__(self, settings: StopWhenConfig, on_stop: Callable[[Run], None] = lambda run: None) -> None:
+        """on_stop: called when the metric is low enough, before the step is saved."""
         self.settings = settings
+        self.on_stop = on_stop
 
     def on_start(self, run: Run) -> None:
         self._saved(run)
@@ -34,10 +33,14 @@ class EarlyStopping(Callback):
     def on_metrics(self, run: Run, result: StepResult) -> None:
         self.update(run, result.logged())
 
+    def on_validation(self, run: Run, losses: dict[str, float]) -> None:
+        self.update(run, losses)
+
     def update(self, run: Run, values: Mapping[str, float]) -> None:
         """Takes metrics by their logged name, of a step or of a validation."""
-        if self.settings.metric in values:
-            self._add(run, values[self.settings.metric])
+        value, saved = values.get(self.settings.metric, math.nan), self._saved(run)
+        if math.isfinite(value) and run.early_stop_reason is None:  # the values that ended the run are kept
+            saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
     def after_step(self, run: Run) -> None:
         if due(run.state.step, self.settings.check_every):
@@ -50,11 +53,6 @@ class EarlyStopping(Callback):
         if saved.get("metric") != self.settings.metric:
             saved = run.state.extra[STOP_KEY] = {"metric": self.settings.metric, "values": []}
         return saved
-
-    def _add(self, run: Run, value: float) -> None:
-        saved = self._saved(run)
-        if math.isfinite(value) and run.early_stop_reason is None:  # the values that ended the run are kept
-            saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
     def _check(self, run: Run) -> None:
         reason = stop_reason(self.settings, run.state.step, run.state.extra)
@@ -86,11 +84,10 @@ class PlateauCallback(Callback):
                 if finite := [loss for loss in losses if math.isfinite(loss)]:
                     schedule.observe(fmean(finite))
 
-    def take(self, run: Run, values: Mapping[str, float]) -> None:
-        """Passes on validation losses, by their logged name."""
+    def on_validation(self, run: Run, losses: dict[str, float]) -> None:
         for _, schedule in _plateaus(run):
-            if schedule.metric in values:
-                schedule.observe(values[schedule.metric])
+            if schedule.metric in losses:
+                schedule.observe(losses[schedule.metric])
 
 
 def _plateaus(run: Run) -> Iterator[tuple[str, Plateau]]:

@@ -38,17 +38,15 @@ class ValidationCallback(Callback):
         identity: str,
         every: Interval,
         save_best: Callable[[Run], list[Path]],
-        on_losses: Callable[[Run, dict[str, float]], None] = lambda run, losses: None,
     ) -> None:
         """identity: hash of what is measured; losses of another one do not compare.
 
-        save_best: writes the eval weights and returns the files, the main one first. on_losses: called with the losses.
+        save_best: writes the eval weights and returns the files, the main one first.
         """
         self.measure = measure
         self.identity = identity
         self.every = every
         self.save_best = save_best
-        self.on_losses = on_losses
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
@@ -75,45 +73,33 @@ class ValidationCallback(Callback):
         known, step = run.state.extra["validation"], run.state.step
         if known.get("step") == step:
             return
-        losses = self._measure(run)
+        try:
+            with using_eval_weights(run):
+                losses = self.measure(lambda: run.interrupted)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(f"out of memory in the validation of step {step}. {run.oom_hint}") from error
         if losses is None:
             return
         loss = next(iter(losses.values()))
         known["step"], best = step, known.get("best")
         is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
-        self._write(run, losses)
+        path = run.folder / FILE
+        truncate_after_step(path, step - 1)  # the step may be validated again after a resume
+        line = {name: value if math.isfinite(value) else None for name, value in losses.items()}
+        with os_error_as_run_error(path), path.open("a", encoding="utf-8", newline="\n") as file:
+            append_json_line(file, {"step": step, **line})
         logger.info(f"validation loss {loss:.5f} at step {step}" + (", the best so far" if is_best else ""))
-        file = self._save(run) if is_best else None
-        if file:
-            known["best"] = {"step": step, "loss": loss, "file": file}
+        if is_best:
+            try:
+                known["best"] = {"step": step, "loss": loss, "file": self.save_best(run)[0].name}
+            except RunError as error:  # a full disk, say: the training itself goes on
+                logger.warning(f"the best weights could not be saved: {error}")
         self._report(run)
         run.log(step, losses)
-        self.on_losses(run, losses)
-
-    def _measure(self, run: Run) -> dict[str, float] | None:
-        try:
-            with using_eval_weights(run):
-                return self.measure(lambda: run.interrupted)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunError(f"out of memory in the validation of step {run.state.step}. {run.oom_hint}") from error
-
-    def _save(self, run: Run) -> str | None:
-        """Saves the weights as the best ones. Returns the name of the file, or None when that failed."""
-        try:
-            return self.save_best(run)[0].name
-        except RunError as error:  # a full disk, say: the training itself goes on
-            logger.warning(f"the best weights could not be saved: {error}")
-            return None
-
-    @staticmethod
-    def _write(run: Run, losses: dict[str, float]) -> None:
-        path = run.folder / FILE
-        truncate_after_step(path, run.state.step - 1)  # the step may be validated again after a resume
-        line = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
-        with os_error_as_run_error(path), path.open("a", encoding="utf-8", newline="\n") as file:
-            append_json_line(file, {"step": run.state.step, **line})
+        for callback in run.callbacks:
+            callback.on_validation(run, losses)
 
     def _report(self, run: Run) -> None:
         """Writes the best step into run.json."""

@@ -73,7 +73,7 @@ def test_values_that_are_measured_now_and_then_count_by_their_name(said: list[st
     for step, loss in [(10, 3.0), (20, math.nan), (30, 2.5), (40, 2.0)]:
         run.state.step = step
         callback.on_metrics(run, result(step, loss=0.0))
-        callback.update(run, {"validation/loss": loss, "validation/loss_t0.5": 0.0})
+        callback.on_validation(run, {"validation/loss": loss, "validation/loss_t0.5": 0.0})
         callback.after_step(run)
         assert bool(run.early_stop_reason) is (step == 40)
     assert said == ["stop_when: the mean validation/loss of 2, 2.25, is below 2.5 at step 40: the run is finished"]
@@ -81,11 +81,13 @@ def test_values_that_are_measured_now_and_then_count_by_their_name(said: list[st
 
 
 def test_what_is_measured_at_the_end_does_not_change_what_ended_the_run(run, result) -> None:
-    callback = EarlyStopping(settings(metric="validation/loss", smooth=1))
-    callback.on_stop = lambda run: callback.update(run, {"validation/loss": 99.0})
+    callback = EarlyStopping(
+        settings(metric="validation/loss", smooth=1),
+        on_stop=lambda run: callback.on_validation(run, {"validation/loss": 99.0}),
+    )
     callback.on_start(run)
     run.state.step = 7
-    callback.update(run, {"validation/loss": 1.0})
+    callback.on_validation(run, {"validation/loss": 1.0})
     callback.after_step(run)
     assert stop_reason(callback.settings, 7, run.state.extra)
 

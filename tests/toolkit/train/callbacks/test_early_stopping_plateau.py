@@ -81,7 +81,7 @@ def test_a_number_that_is_measured_now_and_then_is_followed_alone(toy: Toy) -> N
     schedule = run.roles["network"].schedule
     assert schedule.state_dict()["best"] is None and run.state.extra == {}
     for value in (2.0, 2.0, 2.0):
-        callback.take(run, {"validation/loss": value, "validation/loss_t0.5": 1.0})
+        callback.on_validation(run, {"validation/loss": value, "validation/loss_t0.5": 1.0})
     assert (schedule.state_dict()["best"], schedule(6)) == (2.0, 0.25)
 
 

@@ -12,10 +12,10 @@ import torch
 from toolkit.errors import RunError
 from toolkit.train.callbacks.validation import FILE, ValidationCallback
 from toolkit.train.interface import TrainState
-from toolkit.train.run import Interval
+from toolkit.train.run import Callback, Interval
 
 
-class Measuring:
+class Measuring(Callback):
     """A hook whose losses are given by step, and what it says and saves."""
 
     def __init__(self, run, losses: dict[int, float] | None = None, every: int = 2, identity: str = "these") -> None:
@@ -25,7 +25,8 @@ class Measuring:
         self.logged: list[tuple[int, dict]] = []
         self.weights: list[float] = []
         self.full = self.stopped = False
-        self.callback = ValidationCallback(self._measure, identity, Interval(every), self._save, self._hear)
+        self.callback = ValidationCallback(self._measure, identity, Interval(every), self._save)
+        run.callbacks = [self.callback, self]
         run.log = lambda step, values: self.logged.append((step, values))
 
     def _measure(self, stop_asked) -> dict[str, float] | None:
@@ -42,7 +43,7 @@ class Measuring:
         path.write_text(f"weights of step {run.state.step}")
         return [path]
 
-    def _hear(self, run, losses: dict[str, float]) -> None:
+    def on_validation(self, run, losses: dict[str, float]) -> None:
         self.heard.append((run.state.step, losses["validation/loss"]))
 
     def steps(self, last: int, finished: bool = True) -> Measuring:
@@ -197,7 +198,6 @@ def test_the_averages_are_measured_and_the_weights_are_the_same_after_it(toy) ->
     toy.folder.mkdir()
     plain, watched = (toy.run(9, ema_decay=0.9) for _ in range(2))
     measuring = Measuring(watched, every=4)
-    watched.callbacks = [measuring.callback]
     for run in (plain, watched):
         assert toy.train(run, toy.step(run))
     assert toy.weight(plain).tolist() == toy.weight(watched).tolist()
