@@ -125,7 +125,7 @@ def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(finished: Fini
 
 @pytest.mark.slow
 def test_more_steps_need_a_word_because_the_rate_has_come_to_its_end(finished: Finished, run_py) -> None:
-    """What README says under "What it leaves on disk"."""
+    """What docs/quickstart.md says under "What it leaves on disk"."""
     cwd, job = finished.folder.parents[1], finished.folder.parents[1] / "longer.yaml"
     job.write_text(JOB.file.read_text().replace("steps: 240", "steps: 300"))
     refused = run_py(job, cwd=cwd)
