@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=40)
-    parser.add_argument("--counts", type=int, nargs="*", default=[10, 1000, 100_000], help="images per scanned folder")
+    parser.add_argument("--counts", type=int, nargs="*", default=[10, 1000, 10_000], help="images per scanned folder")
     parser.add_argument("--scan-only", metavar="FOLDER", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -22,8 +22,7 @@ from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.captions import inject_trigger
 from toolkit.data.directory import thread_map
 from toolkit.data.folder import DatasetScan, scan_datasets
-from toolkit.data.image_header import picture_size
-from toolkit.data.images import ImageError, load_alpha, open_image, resize_cover_crop
+from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
 from toolkit.data.items import make_items, scan_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample
@@ -237,7 +236,7 @@ def _prompt_error(section: ImageTrainingSection) -> PromptError | None:
         if len(sample.caption) <= family.sure_prompt:
             return None
         found: str | None = family.prompt_error(
-            model, sample.caption, crop.bucket, [picture_size(path) for path in sample.control_images]
+            model, sample.caption, crop.bucket, [image_size(path) for path in sample.control_images]
         )
         return found
 

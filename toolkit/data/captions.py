@@ -17,6 +17,7 @@ from textwrap import shorten
 from typing import Any
 from unicodedata import normalize
 
+from toolkit.config.dataset import DatasetConfig
 from toolkit.data.directory import DirectoryListing, split_suffix, thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules
 from toolkit.errors import InputError
@@ -215,6 +216,19 @@ def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
     if add and trigger and trigger not in caption:
         return f"{trigger} {caption}"
     return caption
+
+
+def caption_rules(dataset: DatasetConfig, trigger_word: str | None) -> CaptionRules:
+    """What happens to the captions of an entry of `datasets`. trigger_word: of the job."""
+    trigger = dataset.trigger_word or trigger_word or ""
+    prefix = inject_trigger(dataset.caption_prefix, trigger, add=False).strip()
+    return CaptionRules(dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger, prefix)
+
+
+def trained_caption(caption: str, dataset: DatasetConfig, rules: CaptionRules, add_trigger: bool = True) -> str:
+    """A caption of the dataset as it is trained: the default for an empty one, with prefix and trigger word."""
+    whole = add_prefix(caption or dataset.default_caption or "", rules.prefix)
+    return inject_trigger(whole, rules.trigger, add_trigger).strip()
 
 
 _NEARLY_PLACEHOLDER = re.compile(r"[\[{<(]\s*(?:trigger|name)(?:[ _]?word)?\s*[\]}>)]", re.IGNORECASE)

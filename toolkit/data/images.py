@@ -10,6 +10,7 @@ Shape suffixes: H/W height and width in pixels; 3 is red, green, blue.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
-from PIL import Image, ImageCms, ImageColor, TiffImagePlugin
+from PIL import Image, ImageCms, ImageColor, PngImagePlugin, TiffImagePlugin
 
 from toolkit.data.types import Flip, ResizeCrop, Size
 
@@ -58,6 +59,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_PNG_METADATA = frozenset({b"eXIf", b"tEXt", b"iTXt", b"zTXt"})
+"""Chunks that may turn a PNG."""
+
 _PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
 # What Pillow's decoders are known to raise on damaged files; its documentation promises only OSError.
 _DECODE_ERRORS = (
@@ -151,7 +155,7 @@ def load_alpha(path: Path | str) -> Image.Image:
 
 def image_size(path: Path | str, data: bytes | None = None) -> Size:
     """Width and height after EXIF rotation. Reads the header only, where the format keeps EXIF there. data: as of
-    `open_image`."""
+    `open_image`. Raises ImageError for a file that cannot be used."""
     with _reading(path, data) as image:
         return _upright_size(image)
 
@@ -163,11 +167,19 @@ def inspect_image(path: Path | str) -> ImageInfo:
         image.draft(None, (1, 1))  # JPEG: every byte is still read, only an eighth of each side computed
         image.load()
         _refuse_wide_values(image, path)
-        profile = image.info.get("icc_profile")
-        notes = profile_notes(profile) if profile else ()
+        notes = _profile_notes_of(image)
         if alpha and image.convert("RGBA").getchannel("A").getextrema() == (0, 0):
             notes += (CLEAR,)
         return ImageInfo(size, alpha, notes, verified=True)
+
+
+def inspect_header(path: Path | str) -> ImageInfo:
+    """What the header says, some 50 times as fast; of a file that looks cut off, and of unusual formats, as
+    `inspect_image`. Raises ImageError."""
+    with _reading(path) as image:
+        if _ends_as_it_should(image):
+            return ImageInfo(_upright_size(image), image.has_transparency_data, _profile_notes_of(image))
+    return inspect_image(path)
 
 
 def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
@@ -251,14 +263,58 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits")
 
 
+def _ends_as_it_should(image: Image.Image) -> bool:
+    """Whether the file of an image that was opened and not yet decoded is as long as its format says; False where only
+    a decoder could tell."""
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if file is None or image.format not in ("JPEG", "MPO", "PNG", "WEBP"):
+        return False
+    if image.format == "PNG":
+        return _chunks_of_png(file)[-1:] == [b"IEND"]
+    place = file.tell()
+    if image.format != "WEBP":
+        file.seek(-2, os.SEEK_END)
+        whole = file.read(2) == b"\xff\xd9"
+    else:
+        file.seek(4)
+        whole = int.from_bytes(file.read(4), "little") + 8 == file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return whole
+
+
+def _chunks_of_png(file: IO[bytes]) -> list[bytes]:
+    """The kinds of the chunks of an open PNG, up to the first that is cut off.
+
+    Source of the layout: the PNG specification, chapter 5.
+    """
+    raw = getattr(file, "raw", file)  # a buffered file would read 8 kB for each chunk
+    place, length, at, kinds = raw.tell(), raw.seek(0, os.SEEK_END), 8, list[bytes]()
+    while at + 12 <= length:
+        raw.seek(at)
+        head = raw.read(8)
+        at += 12 + int.from_bytes(head[:4], "big")
+        if at <= length:
+            kinds.append(head[4:])
+    raw.seek(place)
+    return kinds
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation that is still to be applied, 1 to 8; 1 is upright."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns TIFF by itself and already reports the turned size
     try:
+        if isinstance(image, PngImagePlugin.PngImageFile) and image.fp and not _has_metadata_behind_pixels(image.fp):
+            return Image.Image.getexif(image).get(_ORIENTATION, 1)  # its own would decode the image first
         return image.getexif().get(_ORIENTATION, 1)
     except (SyntaxError, struct.error, LookupError):
         return 1  # the metadata is damaged, the image need not be
+
+
+def _has_metadata_behind_pixels(file: IO[bytes]) -> bool:
+    kinds = _chunks_of_png(file)
+    pixels = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
+    return not _PNG_METADATA.isdisjoint(kinds[pixels:])
 
 
 def _upright_size(image: Image.Image) -> Size:
@@ -365,8 +421,13 @@ def _profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
     return _PROFILE_MODES.get(profile.profile.xcolor_space.strip())
 
 
+def _profile_notes_of(image: Image.Image) -> tuple[str, ...]:
+    profile = image.info.get("icc_profile")
+    return _profile_notes(profile) if profile else ()
+
+
 @lru_cache(maxsize=16)
-def profile_notes(profile_bytes: bytes) -> tuple[str, ...]:
+def _profile_notes(profile_bytes: bytes) -> tuple[str, ...]:
     """What is wrong with an embedded profile; most images of a dataset have the same."""
     notes: list[str] = []
     _read_profile(profile_bytes, notes.append)

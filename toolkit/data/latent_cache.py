@@ -27,8 +27,16 @@ from toolkit.config.sections import DatasetsSection
 from toolkit.data.cache import TensorCache, key_of
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.folder import shorten
-from toolkit.data.image_header import picture_size
-from toolkit.data.images import ImageError, flip_image, load_alpha, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.images import (
+    ImageError,
+    flip_image,
+    image_size,
+    load_alpha,
+    open_image,
+    resize,
+    resize_cover_crop,
+    to_tensor,
+)
 from toolkit.data.items import refuse_long_captions
 from toolkit.data.types import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
@@ -172,7 +180,7 @@ class ItemEncoder:
     def _reference_size(self, path: str, item: BucketedSample) -> Size:
         if path not in self._sizes:
             try:
-                self._sizes[path] = picture_size(path)
+                self._sizes[path] = image_size(path)
             except ImageError as error:
                 raise RunError(f"reference {error}") from error
         return self._model.reference_size(self._sizes[path], item.crop.bucket)

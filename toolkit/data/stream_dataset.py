@@ -15,7 +15,7 @@ from typing import NamedTuple
 from toolkit.config.dataset import DatasetConfig, Rectangle
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig
-from toolkit.data.captions import add_prefix, inject_trigger
+from toolkit.data.captions import caption_rules, trained_caption
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.items import bucket_for, cover, largest_bucket
 from toolkit.data.run_plan import StreamPlan, optimizer_steps
@@ -69,15 +69,11 @@ class StreamDataset:
         """
         if (settings := section.streamed) is None:
             return None
-        trigger = settings.trigger_word or section.trigger_word
-        prefix = inject_trigger(settings.caption_prefix, trigger, add=False).strip()
-        rules = CaptionRules(
-            settings.caption_dropout_rate, settings.shuffle_tokens, settings.keep_tokens, trigger, prefix
-        )
         try:
             shards = expand_shards(settings.url, settings.webdataset.token)
             epochs = section.train.epochs if section.unknown_steps() else None
             unreadable = Unreadable(settings.webdataset.max_unreadable)
+            rules = caption_rules(settings, section.trigger_word)
             found = cls(settings, shards, rules, multiple, unreadable, epochs)
             found.shard_stream(0, 1).share(0, found.readers)  # enough shards
             return replace(found, looked_at=found.first(LOOKED_AT))
@@ -196,5 +192,4 @@ class StreamDataset:
         return SampleKeys(settings.image_key, settings.label_key, settings.caption_key)
 
     def _captioned(self, sample: StreamSample) -> StreamSample:
-        whole = add_prefix(sample.caption or self.settings.default_caption, self.rules.prefix)
-        return sample._replace(caption=inject_trigger(whole, self.rules.trigger).strip())
+        return sample._replace(caption=trained_caption(sample.caption, self.settings, self.rules))

@@ -27,8 +27,7 @@ from itertools import islice
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
-from toolkit.data.image_header import picture_size
-from toolkit.data.images import ImageError
+from toolkit.data.images import ImageError, image_size
 from toolkit.data.shards import PAUSES_S, Shard, read_ahead
 from toolkit.data.types import Cursor, Size
 from toolkit.errors import RunError, UserError
@@ -398,7 +397,7 @@ class ShardStream:
         unreadable.read += 1
         try:
             image, caption = self.keys.image_of(found.fields), self.keys.caption_of(found.fields)
-            return StreamSample(name, image, caption, picture_size(name, image))
+            return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
             reason = f"it has no {error.args[0]}, only {', '.join(sorted(found.fields))}"
         except ImageError as error:

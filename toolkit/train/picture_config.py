@@ -20,8 +20,7 @@ from toolkit.config.sections import Device
 from toolkit.config.tool import ToolConfig, check_safetensors, split_strength
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import read_text, read_yaml
-from toolkit.data.image_header import picture_size
-from toolkit.data.images import ImageError
+from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.writing import file_in_the_way
@@ -170,7 +169,7 @@ class PicturesConfig(ToolConfig):
         """The size of a picture in pixels, one that the model can generate. Raises UserError where it has none."""
         references = item.ctrl_img or self.reference
         width, height = item.width or self.width, item.height or self.height
-        like = picture_size(Path(references[0]).expanduser()) if references else None
+        like = image_size(Path(references[0]).expanduser()) if references else None
         learned = default_sizes(self.model.files_folder()) if self.model else ()
         usual = family.default_size(like, [Size(*sides) for sides in learned])
         if width and height:
@@ -205,7 +204,7 @@ def check_references(
             yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}). Give an image file.")
             continue
         try:
-            picture_size(file)
+            image_size(file)
         except (ImageError, OSError) as error:
             yield Diagnostic(key, f"{error}")
 

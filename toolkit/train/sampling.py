@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
-from toolkit.data.image_header import picture_size
+from toolkit.data.images import image_size
 from toolkit.data.latent_cache import CacheEntry, CachePair, EncodedDataset, ItemEncoder
 from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
@@ -114,7 +114,7 @@ class Sampler:
         Raises UserError for a prompt that is too long for the model.
         """
         for item in self.prompts:
-            sizes = [picture_size(path) for path in item.references]
+            sizes = [image_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
                 if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")

@@ -1,9 +1,12 @@
 import os
 import socket
+import threading
 from pathlib import Path
 
-from toolkit.data.directory import join, list_folder, real_path
-from toolkit.data.file_hashes import NO_VERSION, version_of
+import pytest
+
+from toolkit.data.directory import join, list_folder, real_path, thread_map
+from toolkit.data.file_hashes import version_of
 
 
 def test_entries_are_sorted_and_hidden_ones_unseen(tmp_path: Path) -> None:
@@ -36,7 +39,7 @@ def test_broken_and_looping_links_do_not_stop_the_listing(tmp_path: Path) -> Non
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     listing = list_folder(str(tmp_path))
     assert list(listing.images) == ["gone"] and listing.subfolders == ()
-    assert listing.versions == {"gone.png": NO_VERSION, "loop": NO_VERSION}
+    assert listing.versions == {"gone.png": None, "loop": None}
 
 
 def test_each_file_has_its_own_version(tmp_path: Path) -> None:
@@ -46,26 +49,14 @@ def test_each_file_has_its_own_version(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "ab.png").symlink_to("nowhere.png")
     listing = list_folder(str(tmp_path))
-    assert listing.names == ["a.txt", "ab.png", "b.png", "c.png"] and listing.subfolders == ("aa", "b")
+    assert list(listing.versions) == ["a.txt", "ab.png", "b.png", "c.png"] and listing.subfolders == ("aa", "b")
     own = {name: version_of((tmp_path / name).stat()) for name in ("a.txt", "b.png", "c.png")}
-    assert listing.versions == own | {"ab.png": NO_VERSION}
-
-
-def test_where_the_system_knows_files_by_their_path_only_the_same_is_found(tmp_path: Path, monkeypatch) -> None:
-    for name in ("a.png", "a.txt", "-b.png", "!.png", ".hidden", "0.png"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "gone.png").symlink_to("nowhere.png")
-    beside = list_folder(str(tmp_path))
-    monkeypatch.setattr(os, "supports_dir_fd", set())
-    by_path = list_folder(str(tmp_path))
-    assert (by_path.images, by_path.files, by_path.subfolders) == (beside.images, beside.files, beside.subfolders)
-    assert by_path.versions == beside.versions and set(beside.images) == {"a", "-b", "!", "0", "gone"}
+    assert listing.versions == own | {"ab.png": None}
 
 
 def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
     listing = list_folder(str(tmp_path))
-    assert (listing.names, listing.versions, listing.images, listing.files) == ([], {}, {}, {})
+    assert (listing.versions, listing.images, listing.files) == ({}, {}, {})
 
 
 def test_join_keeps_what_the_user_wrote() -> None:
@@ -98,4 +89,21 @@ def test_pipes_sockets_and_devices_are_no_files(tmp_path: Path, monkeypatch) -> 
         "to_pipe.txt": "is a pipe",
         "zero.txt": "is a device",
     }
-    assert {name for name, version in listing.versions.items() if version == NO_VERSION} == set(listing.no_files)
+    assert {name for name, version in listing.versions.items() if version is None} == set(listing.no_files)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_what_is_found_comes_in_the_order_of_the_things(count: int, at_once: int) -> None:
+    assert list(thread_map(lambda number: number**2, range(count), at_once)) == [n**2 for n in range(count)]
+
+
+def test_other_threads_do_the_work_and_end_with_it() -> None:
+    before = threading.active_count()
+    assert threading.get_ident() not in set(thread_map(lambda _: threading.get_ident(), range(20), 1))
+    assert threading.active_count() == before
+
+
+def test_an_error_reaches_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(thread_map(lambda number: 1 // number, [2, 1, 0], 1))

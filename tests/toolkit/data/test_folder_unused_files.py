@@ -1,33 +1,30 @@
 from pathlib import Path
 
-from toolkit.data.captions import caption_files
-from toolkit.data.directory import list_folder
-from toolkit.data.folder import ignored_files, shorten
+import pytest
+
+from toolkit.data.folder import scan_datasets, shorten
 
 
-def notes(folder: Path, *suffixes: str) -> list[str]:
-    listing = list_folder(str(folder))
-    found = ignored_files(listing, caption_files(listing, suffixes), suffixes)
-    return [f"{each.reason}: {', '.join(each.names)}" for each in found]
-
-
-def test_a_caption_of_any_wanted_suffix_is_used(tmp_path: Path) -> None:
-    for name in ("a.png", "a.txt", "a.CAPTION", "b.png", "b.v2.txt"):
-        (tmp_path / name).touch()
-    assert notes(tmp_path, ".txt", ".caption", ".v2.txt") == []
-    assert notes(tmp_path, ".txt") == [
-        "not a caption, because caption_ext is .txt: a.CAPTION",
-        "caption without an image: b.v2.txt",
-    ]
-
-
-def test_as_many_other_files_as_captions_are_noticed(tmp_path: Path) -> None:
-    for name in ("a.png", "a.txt", "b.png", "c.txt"):
-        (tmp_path / name).touch()
-    assert notes(tmp_path, ".txt", ".txt") == ["caption without an image: c.txt"]
-    (tmp_path / "a.caption").touch()
-    (tmp_path / "b.caption").touch()
-    assert notes(tmp_path, ".caption", ".txt") == ["caption without an image: c.txt"]
+@pytest.mark.parametrize(
+    ("names", "suffixes", "found"),
+    [
+        ("a.png a.txt a.CAPTION b.png b.v2.txt", (".txt", ".caption", ".v2.txt"), []),
+        (
+            "a.png a.txt a.CAPTION b.png b.v2.txt",
+            (".txt",),
+            ["not a caption, because caption_ext is .txt: a.CAPTION", "caption without an image: b.v2.txt"],
+        ),
+        ("a.png a.txt b.png c.txt", (".txt", ".txt"), ["caption without an image: c.txt"]),
+        ("a.png a.txt a.caption b.caption b.png c.txt", (".caption", ".txt"), ["caption without an image: c.txt"]),
+    ],
+)
+def test_files_that_are_neither_image_nor_caption(
+    tmp_path: Path, image, dataset, names: str, suffixes: tuple[str, ...], found: list[str]
+) -> None:
+    for name in names.split():
+        image(tmp_path / name) if name.endswith(".png") else (tmp_path / name).write_text("text")
+    notes = scan_datasets([dataset(tmp_path, caption_ext=suffixes)], "sks").notes
+    assert [note.partition(" not used, ")[2].partition(". ")[0] for note in notes if " not used, " in note] == found
 
 
 def test_a_long_list_stays_short() -> None:
