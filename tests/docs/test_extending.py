@@ -20,6 +20,7 @@ FILES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
 
 USE = """
 import torch
+from tests.network_files import save_network
 from toolkit.config.train import TrainConfig
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import TimestepContext, timesteps_from_uniform
@@ -43,7 +44,7 @@ from toolkit.memory.estimate import StepShape
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
 from toolkit.networks.kinds import KINDS
-from toolkit.networks.save import save_network
+
 from toolkit.networks.lora_formats import load_adapter_file
 
 section = NetworkConfig(type="rslora", linear=4, linear_alpha=6)

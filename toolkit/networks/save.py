@@ -34,11 +34,6 @@ def to_cpu_copies(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor
     return {name: t.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for name, t in tensors.items()}
 
 
-def save_network(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]) -> None:
-    """Writes `tensors` in `dtype`; see `write_safetensors_verified`."""
-    write_safetensors_verified(path, to_cpu_copies(tensors, dtype), metadata)
-
-
 def write_safetensors_verified(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:
     """Writes tensors as they are with string `metadata` (a sha256 of the weights is added) and reads them back.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
+from tests.network_files import save_network
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
@@ -16,7 +17,6 @@ from toolkit.memory.quantization import quantizer
 from toolkit.networks import kinds as network_kinds
 from toolkit.networks.adapter import AdapterBase, AdapterDropout, dequantized_weight
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
-from toolkit.networks.save import save_network
 
 INT8, INT4 = quantizer("int8"), quantizer("int4")
 BASES = {"plain": None, "int8": INT8, "int4": INT4}

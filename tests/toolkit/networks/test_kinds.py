@@ -13,12 +13,12 @@ from lycoris.modules.lokr import LokrModule
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.network_files import save_network
 from toolkit.config.network import NetworkConfig
 from toolkit.networks.extract_lora import extract_network_lora
 from toolkit.networks.interface import Network
 from toolkit.networks.kinds import KINDS, NetworkKind, factorize, loha_shapes, lokr_shapes
 from toolkit.networks.lora_formats import load_adapter_file
-from toolkit.networks.save import save_network
 
 
 @pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 7, 8, 16, 48, 100])

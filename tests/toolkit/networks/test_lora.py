@@ -1,4 +1,5 @@
-"""The LoRA in training, and its file in diffusers' own loader."""
+"""The LoRA's own: its scale, its file in diffusers' loader, layers that read the same input. What it shares with the
+other kinds is in test_adapter.py."""
 
 import logging
 import warnings
@@ -20,21 +21,18 @@ from tests.diffusers_reference import (
     relative,
 )
 from tests.measured import at_least, at_most
+from tests.network_files import save_network
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import Size
-from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
-from toolkit.networks.save import save_network
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SIZE = Size(96, 64)
-INT8 = quantizer("int8")
 
 
-def lora(model: QwenEditModel, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, seed: int = 1, **options):
-    network = LoraNetwork(options.get("targets", model.lora_targets()), rank, alpha, dropout, seed)
+def lora(model: QwenEditModel, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, **options):
+    network = LoraNetwork(options.get("targets", model.lora_targets()), rank, alpha, dropout, seed=1)
     network.attach(model.network_module)
     return network
 
@@ -45,75 +43,6 @@ def train_somewhat(network: LoraNetwork, strength: float = 0.05) -> None:
     for name, parameter in network.parameters().items():
         if "lora_B" in name:
             parameter.data.copy_(strength * torch.randn(parameter.shape, generator=generator))
-
-
-# ---------------------------------------------------------------- training
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("transform", [None, INT8], ids=["unquantized", "int8"])
-def test_a_new_lora_changes_nothing(tiny_model: Path, step_inputs, transform) -> None:
-    model = open_tiny(tiny_model, transform_block=transform)
-    before = model.predict_velocity(*step_inputs)
-    network = lora(model)
-    assert torch.equal(model.predict_velocity(*step_inputs), before)
-    train_somewhat(network)
-    assert relative(model.predict_velocity(*step_inputs), before) > 1e-3
-
-
-def last_block_text(name: str) -> bool:
-    """Layers of the last block whose output never reaches the image."""
-    dead = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
-    return name.startswith("transformer_blocks.1.") and any(part in name for part in dead)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("transform", [None, INT8], ids=["unquantized", "int8"])
-def test_gradients_reach_every_layer(tiny_model: Path, step_inputs, transform, checkpointing: bool) -> None:
-    model = open_tiny(tiny_model, transform_block=transform)
-    network = lora(model)
-    train_somewhat(network)
-    model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
-    model.predict_velocity(*step_inputs).square().mean().backward()
-    parameters = network.parameters()
-    assert len(parameters) == 2 * 2 * 14
-    without = {name for name, p in parameters.items() if p.grad is None or not p.grad.any()}
-    assert without == {name for name in parameters if last_block_text(name)}
-    trainable = {id(p) for p in model.network_module.parameters() if p.requires_grad}
-    assert trainable == {id(p) for p in parameters.values()}
-
-
-def test_checkpointing_changes_no_gradient(tiny_model: Path, step_inputs) -> None:
-    found = []
-    for checkpointing in (False, True):
-        model = open_tiny(tiny_model, transform_block=INT8)
-        network = lora(model)
-        train_somewhat(network)
-        model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
-        model.predict_velocity(*step_inputs).square().mean().backward()
-        found.append([p.grad for p in network.parameters().values()])
-    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def start_weights(tiny_model: Path, seed: int) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in lora(open_tiny(tiny_model), seed=seed).parameters().items()}
-
-
-def test_the_start_depends_on_the_seed_alone(tiny_model: Path) -> None:
-    torch.manual_seed(1)
-    first = start_weights(tiny_model, seed=5)
-    torch.manual_seed(2)
-    second, other = start_weights(tiny_model, seed=5), start_weights(tiny_model, seed=6)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert all(torch.equal(first[name], other[name]) == name.endswith("lora_B.weight") for name in first)
-
-
-def test_attaching_leaves_the_global_generator_alone(tiny_model: Path) -> None:
-    model = open_tiny(tiny_model)
-    model.blocks()
-    state = torch.get_rng_state()
-    lora(model)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 2.0), (8, 3.0), (2, 16.0)])
@@ -138,47 +67,6 @@ def test_only_the_asked_layers_are_adapted(tiny_model: Path) -> None:
     adapted = {name for name, module in model.network_module.named_modules() if hasattr(module, "lora_A")}
     assert adapted == set(targets)
     assert {name.rsplit(".", 2)[0] for name in network.parameters()} == set(targets)
-
-
-@torch.no_grad()
-def test_dropout_is_active_in_training_and_off_for_samples(tiny_model: Path, step_inputs) -> None:
-    model = open_tiny(tiny_model)
-    network = lora(model, dropout=0.5)
-    train_somewhat(network)
-    plain_adapter = open_tiny(tiny_model)
-    train_somewhat(lora(plain_adapter))
-    plain = plain_adapter.predict_velocity(*step_inputs)
-    torch.manual_seed(0)
-    first, second = model.predict_velocity(*step_inputs), model.predict_velocity(*step_inputs)
-    assert not torch.equal(first, second)
-    with network.inference():
-        assert torch.equal(model.predict_velocity(*step_inputs), plain)
-    assert not torch.equal(model.predict_velocity(*step_inputs), plain)
-    with pytest.raises(KeyError), network.inference():
-        raise KeyError
-    assert not torch.equal(model.predict_velocity(*step_inputs), plain)  # on again after an error too
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_trained_weights_are_float32_in_any_compute_dtype(tiny_model: Path, dtype: torch.dtype) -> None:
-    network = lora(open_tiny(tiny_model, dtype))
-    assert {p.dtype for p in network.parameters().values()} == {torch.float32}
-
-
-# ---------------------------------------------------------------- the file
-
-
-def test_the_file_has_the_names_both_programs_read(tiny_model: Path) -> None:
-    model = open_tiny(tiny_model)
-    network = lora(model, rank=4, alpha=2.0)
-    exported = network.export(network.parameters())
-    expected = {
-        f"diffusion_model.{target}.{part}"
-        for target in model.lora_targets()
-        for part in ("lora_A.weight", "lora_B.weight", "alpha")
-    }
-    assert exported.keys() == expected
-    assert {float(tensor) for name, tensor in exported.items() if name.endswith(".alpha")} == {2.0}
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.network_files import save_network
 from toolkit.errors import RunError
 from toolkit.files.run_files import final_files, step_file
 from toolkit.files.writing import atomic_write_dir
-from toolkit.networks.save import is_finite, remove_old_step_files, save_network, weights_digest
+from toolkit.networks.save import is_finite, remove_old_step_files, weights_digest
 
 WEIGHTS = {"b.weight": torch.linspace(-1, 1, 12).reshape(3, 4), "a.alpha": torch.tensor(4.0)}
 
