@@ -33,8 +33,8 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import report, timing  # noqa: E402
-from extensions.vae_trainer.quality import psnr  # noqa: E402
-from toolkit.models.autoencoders import KINDS, Autoencoder  # noqa: E402
+from extensions.from_scratch.autoencoders import KINDS, Autoencoder  # noqa: E402
+from extensions.from_scratch.quality import psnr  # noqa: E402
 
 SIDE = 64
 TRAINING, HELD_OUT = 1200, 200

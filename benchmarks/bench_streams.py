@@ -112,7 +112,8 @@ def plain_batches(paths: Sequence[Path], resolution: int) -> Iterator[object]:
 
 
 def streamed_batches(stream) -> Iterator[object]:
-    from toolkit.data.pixels import StreamPixels, stream_source
+    from extensions.from_scratch.pixels import StreamPixels
+    from toolkit.data.dataloader import stream_source
 
     source = stream_source(stream, 0, BATCH, StreamPixels(stream).load, workers=0)
     source = replace(source, read=replace(stream.shard_stream(0, BATCH), epochs=1).read)

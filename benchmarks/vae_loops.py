@@ -17,16 +17,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn.functional import avg_pool2d, interpolate
 
-from extensions.vae_trainer.config import VaeTrainerConfig
-from toolkit.config.autoencoder_losses import VAE
+from extensions.from_scratch.autoencoder_losses import kl_weight
+from extensions.from_scratch.autoencoder_step import AutoencoderStep, trained_parameters
+from extensions.from_scratch.autoencoders import make_autoencoder
+from extensions.from_scratch.losses_config import VAE
+from extensions.from_scratch.pixels import PixelLoader
+from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.data.epoch_order import EpochSource, epoch_batches
-from toolkit.data.pixels import PixelLoader
 from toolkit.data.types import BatchSpec
-from toolkit.models.autoencoder_losses import kl_weight
-from toolkit.models.autoencoders import make_autoencoder
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.seeding import generator
-from toolkit.train.autoencoder_step import AutoencoderStep, trained_parameters
 from toolkit.train.interface import StepResult
 from toolkit.train.loop import train
 from toolkit.train.roles import build_role

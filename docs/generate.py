@@ -19,13 +19,12 @@ FIRST = ("sd_trainer", "cache", "tiny_model")
 
 def section_models() -> dict[str, type[ProcessConfig]]:
     """Process type -> section model, of every `extensions/*/config.py` whose models name their types."""
-    folders = {path.parent.name for path in (ROOT / "extensions").glob("*/config.py")}
     models: dict[str, type[ProcessConfig]] = {}
-    for folder in sorted(folders, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
-        for model in vars(import_module(f"extensions.{folder}.config")).values():
+    for file in sorted((ROOT / "extensions").glob("*/*config.py")):
+        for model in vars(import_module(f"extensions.{file.parent.name}.{file.stem}")).values():
             if isinstance(model, type) and issubclass(model, ProcessConfig):
                 models.update(dict.fromkeys(model.process_types, model))
-    return models
+    return dict(sorted(models.items(), key=lambda pair: (FIRST.index(pair[0]) if pair[0] in FIRST else 3, pair[0])))
 
 
 def pages() -> dict[Path, str]:

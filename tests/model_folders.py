@@ -76,9 +76,9 @@ def write_flow_model(
     """A latent flow model of random weights. positions: of SD3Transformer2DModel, along a side; 0: as by default."""
     import torch
 
-    from toolkit.config.autoencoder import AutoencoderConfig
-    from toolkit.models.autoencoders import make_autoencoder
-    from toolkit.models.latent_flow import new
+    from extensions.from_scratch.autoencoder_config import AutoencoderConfig
+    from extensions.from_scratch.autoencoders import make_autoencoder
+    from extensions.from_scratch.latent_flow import new
 
     vae = make_autoencoder(AutoencoderConfig(config=SMALL_VAE), 0, torch.device("cpu"))
     vae.module.register_to_config(scaling_factor=1.5, shift_factor=0.25)

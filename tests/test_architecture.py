@@ -273,10 +273,10 @@ def test_every_folder_of_the_toolkit_is_a_room_with_a_place() -> None:
 
 def read_before_a_run() -> set[str]:
     """The files of extensions that a dry run may import: from __init__.py and config.py on, but for the process."""
-    files = {name for name in tracked("extensions") if not name.endswith("/process.py")}
+    files = {name for name in tracked("extensions") if not name.endswith("process.py")}
     by_module = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files}
     found: set[str] = set()
-    waiting = [name for name in files if name.endswith(("/__init__.py", "/config.py"))]
+    waiting = [name for name in files if name.endswith(("/__init__.py", "config.py"))]
     while waiting:
         name = waiting.pop()
         found.add(name)
@@ -327,7 +327,7 @@ def test_what_planning_imports_loads_no_torch() -> None:
     modules += map(module_of, LIGHT_FILES)
     modules.remove("jobs.process.trainer")
     modules += [
-        module_of(name) for name in tracked("extensions") if name.endswith(("/config.py", "/plan.py", "/__init__.py"))
+        module_of(name) for name in tracked("extensions") if name.endswith(("config.py", "plan.py", "__init__.py"))
     ]
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -378,12 +378,9 @@ def family_words(text: str, word: str = "qwen") -> list[str]:
 
 
 def test_no_room_but_models_knows_a_model_family() -> None:
-    """Keys and messages for users are toolkit/config's to know; `tiny_model` writes a folder of one family."""
-    others = [
-        name
-        for name in tracked("run.py", "jobs", "toolkit", "extensions")
-        if not name.startswith(("toolkit/models/", "toolkit/config/", "toolkit/registry.py", "extensions/tiny_model/"))
-    ]
+    """Keys and messages for users are toolkit/config's to know; from_scratch trains classes of diffusers by name."""
+    know = ("toolkit/models/", "toolkit/config/", "toolkit/registry.py", "extensions/from_scratch/")
+    others = [name for name in tracked("run.py", "jobs", "toolkit", "extensions") if not name.startswith(know)]
     assert {name: words for name in others if (words := family_words(source(name)))} == {}
 
 

@@ -36,7 +36,10 @@ FAMILIES = Registry(
     "model family",
     {
         "qwen_image_edit_plus": "toolkit.models.qwen_edit.family:FAMILY",
-        "latent_flow": "toolkit.models.latent_flow.family:FAMILY",
+        "latent_flow": "extensions.from_scratch.latent_flow.family:FAMILY",
     },
 )
 """The model families by `model.arch`: `toolkit.models.families.ModelFamily` objects, which import no torch."""
+
+SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
+"""Gives an autoencoder the SPADE that lies in its folder: `(autoencoder, folder)`."""

@@ -39,8 +39,8 @@ def test_samples_are_in_the_order_of_their_prompts(tmp_path) -> None:
 def test_the_model_is_small_enough(tmp_path) -> None:
     import torch
 
-    from extensions.vae_trainer.config import VaeTrainerConfig
-    from toolkit.models.autoencoders import make_autoencoder
+    from extensions.from_scratch.autoencoders import make_autoencoder
+    from extensions.from_scratch.vae_config import VaeTrainerConfig
 
     section = VaeTrainerConfig(**vae_section(tmp_path, "vae", 1))
     module = make_autoencoder(section.model, 0, torch.device("cpu")).module

@@ -31,7 +31,7 @@ MODULES = [
     "extensions.sd_trainer.config",
     "extensions.sd_trainer.plan",
     "extensions.sd_trainer.process",
-    "extensions.vae_trainer.process",
+    "extensions.from_scratch.vae_process",
     "toolkit.models.qwen_edit.tiny",
     "toolkit.models.qwen_edit.model",
     "toolkit.networks.lora",

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.extensions.vae_trainer.conftest import SMALL
+from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import Job, contents, draw_pictures
 from tests.faults.nursery import Nursery
 from tests.faults.test_cuda import STAND_IN, memory_event
 from tests.stand_in_cuda import built
-from toolkit.config.autoencoder import sized
+from toolkit.config.compat.fluxflow import sized
 
 STEPS = 6
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
-OF_VAE = "toolkit.train.autoencoder_step:AutoencoderStep._autoencoder_losses"
-OF_DISCRIMINATOR = "toolkit.train.autoencoder_step:AutoencoderStep._discriminator_losses"
+OF_VAE = "extensions.from_scratch.autoencoder_step:AutoencoderStep._autoencoder_losses"
+OF_DISCRIMINATOR = "extensions.from_scratch.autoencoder_step:AutoencoderStep._discriminator_losses"
 """Called once per micro-batch from the second step on, after the autoencoder's backward pass."""
 
 OF_THIS_START = "run.json|events.jsonl|/superseded/"

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from benchmarks import bench_memory
 from tests.conftest import FAST_BF16, ROOT, child_environment
 from tests.diffusers_reference import relative
-from tests.extensions.vae_trainer.conftest import SMALL
+from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import Job, draw_pictures
 from tests.faults.nursery import Fault, Nursery, no_gpu_in_sight
 from tests.stand_in_cuda import COMPILER, built

@@ -21,14 +21,14 @@ import yaml
 from safetensors.torch import load_file
 
 import run as command_line
+from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
 from tests import fluxflow_guide as guide
 from tests.conftest import ROOT
 from tests.faults.nursery import Child, Nursery
 from toolkit.config import JobConfig, load_job
-from toolkit.config.autoencoder import AutoencoderConfig, sized
-from toolkit.config.compat.fluxflow import transformer_size
+from toolkit.config.compat.fluxflow import sized, transformer_size
 from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.located import ConfigNode, SourceLocation

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from toolkit.data.captions import caption_for_use
 from toolkit.data.latent_cache import EncodedDataset
+from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.types import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
 
 logger = logging.getLogger(__name__)
@@ -275,3 +276,40 @@ def _micro_batch(epoch: int, first: int, samples: Sequence[Any], at: Cursor, end
     numbers = tuple(range(first, first + len(samples)))
     spec = BatchSpec(epoch, numbers, numbers, tuple(samples))
     return MicroBatch(spec, {"samples": numbers[-1] + 1, "stream": at}, ends_epoch)
+
+
+def stream_source(
+    stream: StreamDataset,
+    seed: int,
+    batch_size: int,
+    make_batch: Callable[[BatchSpec], Batch],
+    workers: int,
+    stopping: Callable[[], bool] = lambda: False,
+    rank: int = 0,
+    processes: int = 1,
+) -> StreamSource | SharedStreamSource:
+    """The batches of a stream, epoch after epoch; each of one size.
+
+    batch_size: of a micro-batch (`images_per_micro_batch`). make_batch: such as `StreamPixels.load`. stopping: whether
+    a stop is requested; servers are then not waited for. rank: of so many processes, which divide the readers.
+    """
+    count, each = stream.readers, stream.readers % processes == 0
+    if count > 1:
+        return SharedStreamSource(
+            [stream.reader(seed, batch_size, stopping, index) for index in range(count)],
+            frozenset(range(rank, count, processes) if each else range(count)),
+            make_batch,
+            batch_size,
+            workers,
+            stream.of_one_size,
+            stream.shard_stream(seed, batch_size).epoch_of,
+        )
+    return StreamSource(
+        stream.reader(seed, batch_size, stopping),
+        make_batch,
+        batch_size,
+        workers,
+        stream.of_one_size,
+        stream.shard_stream(seed, batch_size).epoch_of,
+        stream.samples,
+    )

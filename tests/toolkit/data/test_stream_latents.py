@@ -15,9 +15,8 @@ import torch
 from tests.toolkit.data.shard_server import png
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import caption_for_use
-from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.dataloader import BatchLoader, LatentBatch, stream_source
 from toolkit.data.latent_cache import CachePair, ItemEncoder, encode_items
-from toolkit.data.pixels import stream_source
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.types import BatchSpec, BucketedSample, CaptionRules, Sample, Size

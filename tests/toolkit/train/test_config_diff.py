@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.vae_trainer.config import VaeTrainerConfig
 from toolkit.config import load_job
 from toolkit.extension import discover
 from toolkit.train.config_diff import ConfigChange, corrections

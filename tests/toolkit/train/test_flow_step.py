@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
@@ -19,7 +20,6 @@ from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.flow.loss import linear_path, trigonometric_path
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.interface import DynamicShift
-from toolkit.models.latent_flow.family import LatentFlowFamily
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork

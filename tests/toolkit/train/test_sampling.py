@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
+from extensions.from_scratch.latent_flow.model import LatentFlowModel
 from tests.diffusers_reference import (
     PIPELINE_MODULE,
     REFERENCES,
@@ -27,7 +28,6 @@ from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.latent_flow.model import LatentFlowModel
 from toolkit.models.qwen_edit.forward import pack
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, to_pil

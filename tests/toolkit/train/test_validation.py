@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.types import CaptionRules, PromptEmbeds, Size
-from toolkit.models.latent_flow.family import LatentFlowFamily
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.validation import Validator, noise_levels

@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.autoencoder import CONFIG, PART, sized
 from toolkit.config.compat.fluxflow_optimizers import RoleOptimizers
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import merge_aliases
@@ -52,6 +52,9 @@ MODES = ("train_vae", "train_diff_full")
 
 SWITCHES = (*MODES, "gan_training", "train_spade", "use_lpips", "train_reconstruction")
 """What says what a step trains."""
+
+CONFIG, PART = "config.json", "vae"
+"""A file of the autoencoder's folder; and that folder in the folder of a model."""
 
 DEFAULT_OUTPUT, DEFAULT_STEP, DEFAULT_LR = "outputs/flux", "train", 5e-7
 DEFAULT_SHARDS = "hf://datasets/jackyhate/text-to-image-2M/data_512_2M/*.tar"
@@ -782,6 +785,28 @@ def transformer_size(values: Mapping[str, ConfigNode]) -> dict[str, int]:
     head = next(size for size in (64, 32, 16, 8) if width % size == 0)
     layers = min(16, max(4, dim // 8))
     return {"num_layers": layers, "num_attention_heads": width // head, "attention_head_dim": head}
+
+
+CHANNEL_STEP = 8
+"""Channels of an autoencoder that `sized` makes are multiples of it."""
+
+
+def sized(vae_dim: int) -> dict[str, Any]:
+    """Arguments of an `AutoencoderKL` of this width, with latents of an eighth of the image's sides.
+
+    vae_dim: channels of the two deepest of four levels, at least 1; half and a quarter of it are those of the others,
+    each rounded down to a multiple of 8. An image of the full size meets the fewest channels, since that is where the
+    memory goes. Latents have an eighth of it as channels, at least 4 and at most 16.
+    """
+    widths = [max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP) for share in (4, 2, 1, 1)]
+    return {
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "layers_per_block": 2,
+        "latent_channels": min(16, max(4, vae_dim // 8)),
+        "norm_num_groups": gcd(*widths) // 4,  # at least four channels a group: one alone would lose its mean
+    }
 
 
 def checkpoint_folder(path: Path) -> tuple[Path | None, str]:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils import logging as transformers_logging
 
-from toolkit.config.autoencoder import SPADE
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform, ModelLoadOptions
 from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, load_blockwise, reading
 from toolkit.models.one_frame import expect_one_frame
 from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
-from toolkit.models.spade import load_spade
+from toolkit.registry import SPADE_LOADER, load_object
 
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -44,8 +43,8 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:
         vae, info = AutoencoderKLQwenImage.from_pretrained(part, torch_dtype=dtype, **STRICTLY)
     check_loaded(part, info)
     check_finite(part, vae)
-    if vae.config.get(SPADE):
-        load_spade(vae, part)
+    if vae.config.get("_spade"):  # trained by this program's vae_trainer
+        load_object(SPADE_LOADER)(vae, part)
     return expect_one_frame(vae).requires_grad_(False).eval()
 
 

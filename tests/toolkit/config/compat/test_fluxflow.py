@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from tests import fluxflow_guide as guide
-from toolkit.config.autoencoder import sized
 from toolkit.config.compat import fluxflow
-from toolkit.config.compat.fluxflow import as_job, is_guide
+from toolkit.config.compat.fluxflow import as_job, is_guide, sized
 from toolkit.config.compat.fluxflow_flags import with_flags
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.yaml_reader import read_yaml

@@ -1,0 +1,271 @@
+"""Autoencoders of diffusers as they are trained: made from arguments or read from a folder, images in, images out, and
+the mean and standard deviation of their latents.
+
+Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s pixels along a latent pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from extensions.from_scratch.autoencoder_config import SPADE, AutoencoderConfig
+from extensions.from_scratch.spade import attach_spade, load_spade
+from toolkit.errors import RunError
+from toolkit.models.from_config import build
+from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, reading
+from toolkit.models.one_frame import expect_one_frame
+from toolkit.system.seeding import global_generator
+
+with block_import("bitsandbytes", ASKED_BY):
+    from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+    from diffusers.models.modeling_utils import ModelMixin
+
+
+class Autoencoder:
+    """One autoencoder; a subclass per class of diffusers says how it is called."""
+
+    model_class: ClassVar[type[ModelMixin]]
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    # ------------------------------------------------------------ what differs between classes
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean [B, C, H, W] and log variance of the latents, not normalised; None: they are not a distribution."""
+        raise NotImplementedError
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pixels [B, 3, sH, sW] of latents as `encode` gives them. Not clamped: a clamp has no gradient outside."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Mends what the class's own random weights are not made for."""
+
+    def logvar_bias(self) -> Tensor | None:
+        """The part of a bias that is added to the log variance; None where there is none."""
+        return None
+
+    def encoder_parameters(self) -> Iterable[str]:
+        """Names of the parameters that the latents depend on."""
+        of_encoder = ("encoder.", "quant_conv.")
+        return [name for name, _ in self.module.named_parameters() if name.startswith(of_encoder)]
+
+    def last_layer(self) -> Tensor:
+        """The weight of the decoder's last layer."""
+        return self.module.decoder.conv_out.weight
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        """The entries of config.json by which latents of this mean and standard deviation become (0, 1)."""
+        raise NotImplementedError
+
+    def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What `normalisation` wrote: mean and standard deviation, 0-dim or [C, 1, 1], of the type of `like`."""
+        config = self.module.config
+        mean, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
+        return like.new_tensor(mean), like.new_tensor(1 / scale)
+
+    # ------------------------------------------------------------ what they share
+
+    def set_scale(self, scale: Mapping[str, Any]) -> None:
+        """From here on latents are normalised by these entries of config.json (`normalisation`)."""
+        self.module.register_to_config(**scale)
+
+    def normalised(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents as a diffusion model takes them, of those that `encode` gives."""
+        mean, std = self.latent_statistics(latents_BCHW)
+        return (latents_BCHW - mean) / std
+
+    def unnormalised(self, latents_BCHW: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        mean, std = self.latent_statistics(latents_BCHW)
+        return latents_BCHW * std + mean
+
+    def sample(self, mean_BCHW: Tensor, logvar_BCHW: Tensor | None, noise_BCHW: Tensor) -> Tensor:
+        """Latents [B, C, H, W] drawn with this noise; the mean where they are not a distribution."""
+        if logvar_BCHW is None:
+            return mean_BCHW
+        return mean_BCHW + noise_BCHW * (0.5 * logvar_BCHW).exp()
+
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.module.parameters()).dtype
+
+    def has_spade(self) -> bool:
+        """Whether the latent modulates the decoder's norms."""
+        return hasattr(self.module, "spade")
+
+    def config(self) -> dict[str, Any]:
+        """The entries of config.json."""
+        spade = {SPADE: True} if self.has_spade() else {}
+        return {"_class_name": type(self.module).__name__, **spade, **_plain(self.module.config)}
+
+
+class KlAutoencoder(Autoencoder):
+    """`AutoencoderKL`."""
+
+    model_class = AutoencoderKL
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        distribution = self.module.encode(pixels_B3HW).latent_dist
+        return distribution.mean, distribution.logvar
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return self.module.decode(latents_BCHW).sample
+
+    def logvar_bias(self) -> Tensor | None:
+        layer = self.module.quant_conv or self.module.encoder.conv_out
+        return layer.bias[self.module.config.latent_channels :]
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        return _one_factor(mean_C, std_C)
+
+
+class QwenImageAutoencoder(Autoencoder):
+    """`AutoencoderKLQwenImage`: a video autoencoder, whose images are videos of one frame."""
+
+    model_class = AutoencoderKLQwenImage
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(expect_one_frame(module))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """The convolutions' variance counts all taps along time, and images meet one: it gets that of all."""
+        for layer in self.module.modules():
+            if isinstance(layer, QwenImageCausalConv3d) and (taps := layer.weight.shape[2]) > 1:
+                layer.weight[:, :, -1] *= taps**0.5
+                layer.weight[:, :, :-1] = 0
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        distribution = self.module.encode(pixels_B3HW[:, :, None]).latent_dist
+        return distribution.mean[:, :, 0], distribution.logvar[:, :, 0]
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """The parts of diffusers' `_decode` without its clamp; one frame needs no cache of features."""
+        return self.module.decoder(self.module.post_quant_conv(latents_BCHW[:, :, None]))[:, :, 0]
+
+    def logvar_bias(self) -> Tensor | None:
+        return self.module.quant_conv.bias[self.module.config.z_dim :]
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        """By channel: latents are (z - latents_mean) / latents_std."""
+        return {"latents_mean": mean_C.tolist(), "latents_std": std_C.tolist()}
+
+    def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.module.config
+        mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        return mean_C11, std_C11
+
+
+class TinyAutoencoder(Autoencoder):
+    """`AutoencoderTiny`, whose latents are not a distribution."""
+
+    model_class = AutoencoderTiny
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.module.encode(pixels_B3HW).latents, None
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return self.module.decode(latents_BCHW).sample
+
+    def last_layer(self) -> Tensor:
+        return self.module.decoder.layers[-1].weight
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        return _one_factor(mean_C, std_C)
+
+
+ARGUMENTS = "model.config"
+"""Key of the arguments."""
+
+KINDS: dict[str, type[Autoencoder]] = {
+    kind.model_class.__name__: kind for kind in (KlAutoencoder, QwenImageAutoencoder, TinyAutoencoder)
+}
+
+
+def make_autoencoder(model: AutoencoderConfig, seed: int, device: torch.device) -> Autoencoder:
+    """The autoencoder of a `model` section in float32, from its folder or with random weights of this seed.
+
+    SPADE is added or left out as the section says.
+
+    Raises UserError for arguments that its class refuses, RunError for a damaged folder.
+    """
+    if model.name_or_path:
+        autoencoder = load_autoencoder(model.folder(), with_spade=model.spade is not False)
+    else:
+        kind = KINDS[model.class_name]
+        with global_generator(seed, "autoencoder"):
+            autoencoder = kind(build(kind.model_class, model.config, ARGUMENTS))
+        autoencoder.start()
+        bias = autoencoder.logvar_bias()
+        if bias is not None:
+            nn.init.constant_(bias.detach(), model.initial_logvar)
+    if model.spade and not autoencoder.has_spade():
+        attach_spade(autoencoder.module, seed)
+    autoencoder.module.to(device)
+    return autoencoder
+
+
+def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
+    """The autoencoder of a folder or of its `vae/`, with SPADE where it has it; float32, on the CPU.
+
+    with_spade: False leaves it out. Raises RunError for a folder that is damaged or holds something else.
+    """
+    section = AutoencoderConfig(name_or_path=str(folder))
+    folder, arguments = section.folder(), section.arguments()
+    name = arguments["_class_name"]
+    if name not in KINDS:
+        raise RunError(f"{folder} is a {name}. What can be read: {', '.join(KINDS)}.")
+    kind = KINDS[name]
+    with reading(folder):
+        module, info = kind.model_class.from_pretrained(folder, torch_dtype=torch.float32, **STRICTLY)
+    check_loaded(folder, info)
+    check_finite(folder, module)
+    if with_spade and arguments.get(SPADE):
+        load_spade(module, folder)
+    return kind(module)
+
+
+@torch.no_grad()
+def measure_latents(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor | None]], images: Iterable[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of sampled latents over all pixels of the images, in float64 on the CPU.
+
+    encode: `Autoencoder.encode`. The variance is that of the means and that of the posterior together, as of the
+    samples from which Rombach et al. (High-Resolution Image Synthesis with Latent Diffusion Models, D.1) measure it:
+    a channel that the autoencoder does not use has the deviation of its noise and is not scaled up to 1.
+    Raises RunError where the latents are constant or not finite.
+    """
+    count, total_C, squares_C = 0, torch.zeros(()), torch.zeros(())
+    for pixels_B3HW in images:
+        mean_BCHW, logvar_BCHW = encode(pixels_B3HW)
+        squares_BCHW = mean_BCHW.double().square()
+        if logvar_BCHW is not None:
+            squares_BCHW = squares_BCHW + logvar_BCHW.double().exp()
+        count += mean_BCHW[:, 0].numel()
+        total_C = total_C + mean_BCHW.double().sum((0, 2, 3)).cpu()
+        squares_C = squares_C + squares_BCHW.sum((0, 2, 3)).cpu()
+    mean_C = total_C / count
+    std_C = (squares_C / count - mean_C.square()).clamp_min(0).sqrt()
+    if not bool((std_C > 0).all() and torch.isfinite(std_C).all()):
+        raise RunError("a channel of the latents is constant or not finite: training has collapsed.")
+    return mean_C, std_C
+
+
+def _one_factor(mean_C: Tensor, std_C: Tensor) -> dict[str, float]:
+    """One factor and one shift for all channels: latents are (z - shift_factor) * scaling_factor."""
+    mean = mean_C.mean()
+    variance = (std_C.square() + (mean_C - mean).square()).mean()
+    return {"scaling_factor": float(variance.rsqrt()), "shift_factor": float(mean)}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of diffusers without what it knows of its own file."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items() if key[0] != "_"}

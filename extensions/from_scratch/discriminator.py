@@ -1,0 +1,74 @@
+"""The discriminator: convolutions that judge overlapping patches of an image (PatchGAN), with spectral normalisation.
+
+Source: Isola et al., arXiv 1611.07004, section 3.2.2 (patches); Miyato et al., arXiv 1802.05957 (spectral norm).
+
+Shape suffixes: B batch, H/W height and width in pixels, N patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from extensions.from_scratch.losses_config import patch_widths
+from toolkit.system.seeding import global_generator
+
+SLOPE = 0.2
+"""Of the leaky ReLU."""
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches: above 0 for a real image, below 0 for a reconstruction.
+
+    The vectors of the spectral norm change once per optimizer step (`after_step`), not in the forward pass: how often
+    it runs, in halves of a batch or on several ranks, changes nothing.
+    """
+
+    def __init__(self, channels: int, layers: int, seed: int) -> None:
+        """channels: of the first layer. layers: that halve the sides. seed: of the initial weights."""
+        super().__init__()
+        widths = patch_widths(channels, layers)
+        strides = [2] * layers + [1, 1]
+        with global_generator(seed, "discriminator"):
+            normed = [
+                spectral_norm(nn.Conv2d(before, after, kernel_size=4, stride=stride, padding=1))
+                for (before, after), stride in zip(pairwise(widths), strides, strict=True)
+            ]
+        self.layers = nn.ModuleList(normed)
+        self.eval()
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Judgements [B, N] of images in [-1, 1]."""
+        x = pixels_B3HW
+        for layer in self.layers[:-1]:
+            x = nn.functional.leaky_relu(layer(x), SLOPE)
+        return self.layers[-1](x).flatten(1)
+
+    @staticmethod
+    def smallest(layers: int) -> int:
+        """Pixels of the shortest side that so many layers can judge."""
+        return 3 * 2**layers
+
+    def vectors(self) -> dict[str, Tensor]:
+        """The vectors of the spectral norm by name: state that the optimizer does not know."""
+        return dict(self.named_buffers())
+
+    @torch.no_grad()
+    def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
+        """One power iteration of each layer where the step was taken (`step_ok`, 0-dim bool). Returns no metrics."""
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        self.train()
+        for layer in self._normed():
+            layer.weight  # noqa: B018 - reading it in training mode is the iteration
+        self.eval()
+        for name, buffer in self.named_buffers():
+            buffer.copy_(torch.where(step_ok.to(buffer.device), buffer, before[name]))
+        return {}
+
+    def _normed(self) -> Iterator[nn.Conv2d]:
+        for layer in self.layers:
+            assert isinstance(layer, nn.Conv2d)
+            yield layer

@@ -1,0 +1,560 @@
+"""The section of `type: flow_trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from extensions.from_scratch.arguments import autoencoder_fault, faults
+from extensions.from_scratch.autoencoder_config import LEVELS, WITHOUT_NORMS, AutoencoderConfig, without_norms
+from extensions.from_scratch.latent_flow.family import (
+    DEFAULT_MAX_TOKENS,
+    FAMILY,
+    PIPELINE,
+    REFERENCES,
+    TRANSFORMERS,
+    LatentFlowFamily,
+    part_config,
+)
+from extensions.from_scratch.losses_config import (
+    DISCRIMINATOR,
+    TINY,
+    VAE,
+    DiscriminatorConfig,
+    LossesConfig,
+    check_losses,
+    discriminator_params,
+    logged_losses,
+)
+from toolkit.config.base import ALL_OTHERS, StrictModel
+from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
+from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, path_hint
+from toolkit.config.located import KeyPath
+from toolkit.config.model_files import INDEX, looks_like_a_path, path_fault, pipeline_of
+from toolkit.config.output import SampleConfig, SamplePicture
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig, check_sample_references
+from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerConfig, TrainConfig
+from toolkit.data.fingerprint import digest_of, fingerprint
+from toolkit.data.folder import DatasetScan
+from toolkit.data.images import ImageError
+from toolkit.data.items import readable_references, refuse_large, refuse_references, scan_items, too_large
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import BucketedSample, Size
+from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
+from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.models.interface import PREDICTIONS
+
+Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]
+
+FLOW, TEXT_ENCODER = "flow", "text_encoder"
+"""The roles."""
+
+LOSS_FLOW = "loss_flow"
+"""The metric of the flow model's loss, as FluxFlow's training guide calls it."""
+
+SLOW = 1e-5
+"""Learning rate below which a transformer of random weights hardly moves."""
+
+TEXT_SHARE = 0.1
+"""The text encoder's learning rate where none is given, as a share of the flow model's."""
+
+MEASURE_EVERY = 100
+"""Steps between two measurements of the scale of the latents of an autoencoder that began with random weights."""
+
+RESERVED_NAMES = ("start", "state", "samples", "control", "superseded")
+"""Other folders in the folder of a run, next to the model's own folder `<name>/`."""
+
+if TYPE_CHECKING:  # the checker knows no Literal that is computed
+    AutoencoderClass = str
+    ClassName = str
+    Prediction = str
+else:
+    AutoencoderClass = Literal[tuple(LEVELS)]
+    ClassName = Literal[tuple(TRANSFORMERS)]
+    Prediction = Literal[PREDICTIONS]
+
+
+class TransformerConfig(StrictModel):
+    """`model.transformer`: a transformer of diffusers with random weights."""
+
+    class_name: ClassName = "SD3Transformer2DModel"
+    """Class of diffusers."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the class, such as num_layers, num_attention_heads and attention_head_dim. Those that fit it to the
+    latents and the text embeddings are filled in; what else is not given has the value of diffusers."""
+
+    on_resume: ClassVar = {ALL_OTHERS: "impossible"}
+
+
+class TextEncoderConfig(StrictModel):
+    """`model.text_encoder`: a text encoder of transformers, from a folder or with random weights."""
+
+    name_or_path: PathStr = ""
+    """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder or CLIP text model, or folder of a model with
+    one in `text_encoder/`. Empty: a BertModel with random weights."""
+
+    tokenizer: PathStr = ""
+    """Folder or hub id of its tokenizer. Empty: that of `name_or_path`; of random weights a tokenizer that is made from
+    the captions."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the BertConfig of random weights, such as hidden_size, num_hidden_layers, num_attention_heads and
+    intermediate_size; vocab_size is also the most that the tokenizer gets. What is not given has the value of
+    transformers. Nothing is dropped out."""
+
+    projection_dim: int = Field(default=0, ge=0, le=100_000)
+    """Width of a linear layer behind it, whose weights are random (orthogonal) and trained with it. 0: none."""
+
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=2, le=100_000)
+    """Tokens of a caption or prompt; what comes after them is not seen."""
+
+    train: AutoOrBool = "auto"
+    """Train it along. auto: where its weights are random, or `optimizers.text_encoder` is given."""
+
+    allow_random: bool = False
+    """Allow random weights that are not trained: captions are then arbitrary, though constant, vectors."""
+
+    on_resume: ClassVar = {
+        ALL_OTHERS: "impossible",
+        **dict.fromkeys(("name_or_path", "tokenizer"), "place"),
+        "allow_random": "harmless",
+    }
+
+
+class NewAutoencoderConfig(StrictModel):
+    """`model.new_vae`: an autoencoder of diffusers with random weights, which is trained along."""
+
+    class_name: AutoencoderClass = "AutoencoderKL"
+    """Class of diffusers."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the class, as of a `vae_trainer`."""
+
+    initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
+    """The log variance of the latents at the start; 0: a variance of 1."""
+
+    on_resume: ClassVar = {ALL_OTHERS: "impossible"}
+
+
+class FlowModelConfig(StrictModel):
+    """`model`: what is trained, and on which latents."""
+
+    name_or_path: PathStr = ""
+    """Folder that an earlier flow_trainer wrote: every part comes from it. Empty: a model with random weights."""
+
+    prediction: Annotated[Prediction, *literal_with_aliases(*PREDICTIONS)] = "flow"
+    """What the transformer predicts. flow: the velocity on the straight path from image to noise. v: cos(a) noise -
+    sin(a) image on the path cos(a) image + sin(a) noise, a = pi t / 2. The model's folder records it."""
+
+    transformer: TransformerConfig = Field(default_factory=TransformerConfig)
+    """The transformer."""
+
+    vae: PathStr = ""
+    """Folder of the autoencoder, or of a model with one in `vae/`. Beside `name_or_path` it replaces the one there,
+    which must have as many channels. Required without `name_or_path` and `new_vae`."""
+
+    new_vae: NewAutoencoderConfig | None = None
+    """An autoencoder with random weights, with the section `autoencoder`, which trains it."""
+
+    text_encoder: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
+    """The text encoder."""
+
+    on_resume: ClassVar = {
+        **dict.fromkeys(("prediction", "new_vae"), "impossible"),
+        **dict.fromkeys(("name_or_path", "vae"), "place"),
+    }
+
+    def folder(self) -> Path:
+        """`name_or_path` as an absolute path."""
+        return Path(self.name_or_path).expanduser().resolve()
+
+    def autoencoder(self) -> AutoencoderConfig:
+        """The autoencoder, as other trainers name it."""
+        if new := self.new_vae:
+            return AutoencoderConfig(class_name=new.class_name, config=new.config, initial_logvar=new.initial_logvar)
+        return AutoencoderConfig(name_or_path=self.vae or self.name_or_path)
+
+    def is_yet_to_come(self, job: JobContext) -> bool:
+        """Whether an earlier process of the job writes one of the folders that decide the images' sizes."""
+        return self.autoencoder().is_yet_to_come(job) or job.yet_to_come(self.name_or_path)
+
+    def family(self) -> LatentFlowFamily:
+        """The facts of the model. Raises RunError or UserError for a folder that cannot be read."""
+        vae = self.autoencoder().arguments()
+        if self.name_or_path:
+            own = FAMILY.of_folder(self.folder())
+            transformer = part_config(self.folder(), "transformer")
+            return LatentFlowFamily.of_parts(vae, transformer, own.prediction, own.max_tokens)
+        transformer = {"_class_name": self.transformer.class_name, **self.transformer.config}
+        return LatentFlowFamily.of_parts(vae, transformer, self.prediction, self.text_encoder.max_tokens)
+
+    def class_of_transformer(self, job: JobContext) -> str:
+        """Of diffusers; empty where the folder is not here yet or cannot be read."""
+        if not self.name_or_path:
+            return self.transformer.class_name
+        if job.yet_to_come(self.name_or_path) or path_fault(self.name_or_path):
+            return ""
+        try:
+            return str(part_config(self.folder(), "transformer").get("_class_name", ""))
+        except UserError:
+            return ""
+
+    def has_random_text(self) -> bool:
+        """Whether the text encoder is made with random weights."""
+        return not self.name_or_path and not self.text_encoder.name_or_path
+
+    def check(self, job: JobContext) -> Iterator[Diagnostic]:
+        """Folders that are missing or hold something else, and keys that exclude each other."""
+        text = self.text_encoder
+        if self.name_or_path:
+            yield from self._check_beside_folder()
+            if not job.yet_to_come(self.name_or_path):
+                yield from self._check_folder()
+        yield from self._check_arguments()
+        if self.new_vae:
+            for key in ("name_or_path", "vae"):
+                if getattr(self, key):
+                    yield Diagnostic(("new_vae",), f"has no effect beside 'model.{key}'. Leave one of them out.")
+        elif not self.name_or_path and not self.vae:
+            remedy = "Give the folder of an autoencoder, such as a vae_trainer wrote, or 'new_vae'."
+            yield Diagnostic(("vae",), f"required. {remedy}")
+        if self.vae:
+            autoencoder = AutoencoderConfig(name_or_path=self.vae)
+            messages = [found.message for found in autoencoder.check(job)]
+            if not messages and not autoencoder.is_yet_to_come(job) and (fault := autoencoder_fault(autoencoder)):
+                messages = [fault]
+            yield from (Diagnostic(("vae",), message) for message in messages)
+        for key in ("name_or_path", "tokenizer"):
+            path = getattr(text, key)
+            if path and not job.yet_to_come(path) and not _is_here_or_on_the_hub(path):
+                where = f"is neither a folder nor a hub id owner/name (working directory: {Path.cwd()})."
+                message = f"{path!r} {where} {path_hint(path)}".rstrip()
+                yield Diagnostic(("text_encoder", key), message)
+        if text.name_or_path and text.config:
+            message = "has no effect beside 'name_or_path', whose files say it. Leave one of them out."
+            yield Diagnostic(("text_encoder", "config"), message)
+        if text.tokenizer and not text.name_or_path:
+            message = "goes with 'name_or_path': random weights get a tokenizer of the captions. Leave it out."
+            yield Diagnostic(("text_encoder", "tokenizer"), message)
+
+    def _check_arguments(self) -> Iterator[Diagnostic]:
+        """Arguments that the classes of random weights do not take."""
+        text = self.text_encoder
+        given = {
+            ("transformer", "config"): (self.transformer.class_name, self.transformer.config),
+            ("text_encoder", "config"): ("BertConfig", text.config),
+        }
+        if self.new_vae:
+            given["new_vae", "config"] = self.new_vae.class_name, self.new_vae.config
+        for at, (name, arguments) in given.items():
+            found = list(faults(name, arguments))
+            yield from (Diagnostic((*at, *key), message) for key, message in found)
+            most = arguments.get("max_position_embeddings", text.max_tokens)
+            if name == "BertConfig" and not found and most < text.max_tokens:
+                message = f"{text.max_tokens}, and the text encoder has positions for {most}. Change one of them."
+                yield Diagnostic(("text_encoder", "max_tokens"), message)
+
+    def _check_beside_folder(self) -> Iterator[Diagnostic]:
+        message = "has no effect beside 'model.name_or_path', whose files say it. Leave one of them out."
+        if "transformer" in self.model_fields_set:
+            yield Diagnostic(("transformer",), message)
+        for key in sorted(self.text_encoder.model_fields_set - {"train", "allow_random"}):
+            yield Diagnostic(("text_encoder", key), message)
+
+    def _check_folder(self) -> Iterator[Diagnostic]:
+        fault = path_fault(self.name_or_path)
+        if not fault and (name := pipeline_of(self.folder() / INDEX)) != PIPELINE:
+            fault = f"{self.name_or_path!r} is a {name}. Give a folder that a flow_trainer wrote."
+        if fault:
+            yield Diagnostic(("name_or_path",), fault)
+            return
+        own = FAMILY.of_folder(self.folder())
+        if "prediction" in self.model_fields_set and self.prediction != own.prediction:
+            message = (
+                f"{self.prediction!r}, but the model in {self.name_or_path} predicts {own.prediction!r}. Leave it out."
+            )
+            yield Diagnostic(("prediction",), message)
+        yield from self._check_channels(own)
+
+    def _check_channels(self, own: LatentFlowFamily) -> Iterator[Diagnostic]:
+        try:
+            given = self.family()
+        except (RunError, UserError):
+            return  # it is told of `vae`
+        if given.latent_channels != own.latent_channels:
+            channels = f"its latents have {given.latent_channels} channels, those of the model {own.latent_channels}."
+            yield Diagnostic(("vae",), channels)
+
+
+def _is_here_or_on_the_hub(path: str) -> bool:
+    return Path(path).expanduser().is_dir() or not looks_like_a_path(path)
+
+
+class AlongConfig(StrictModel):
+    """`autoencoder`: trains the autoencoder along with the flow model, on the same images."""
+
+    train: Annotated[Literal["all", "decoder"], *literal_with_aliases("all", "decoder")] = "all"
+    """What of it is trained. decoder: the latents stay what they are."""
+
+    spade: bool | None = None
+    """SPADE in the decoder: true adds it, false leaves out what the folder has. None: as the folder has it."""
+
+    losses: LossesConfig = Field(default_factory=LossesConfig)
+    """What is minimised."""
+
+    discriminator: DiscriminatorConfig | None = None
+    """Adversarial training; none without this section."""
+
+    measure_every: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Optimizer steps of the autoencoder until the scale of its latents is measured again, by which the flow model's
+    latents have a standard deviation of about 1. 0: it stays as it was. None: 100 for random weights, else 0."""
+
+    measured_images: int = Field(default=64, ge=1, le=10_000)
+    """Training images by which the scale is measured, evenly from all; of a stream its first ones."""
+
+    on_resume: ClassVar = dict.fromkeys(("discriminator", "train", "spade", "measure_every"), "impossible")
+
+
+class FlowOptimizersConfig(StrictModel):
+    """`optimizers`: what differs from `train` for one of the roles."""
+
+    flow: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the transformer."""
+
+    text_encoder: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the text encoder, where it is trained. Its `lr`, where not given, is a tenth of the transformer's."""
+
+    vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the autoencoder, where it is trained along."""
+
+    discriminator: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the discriminator. Its betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they are not
+    given."""
+
+
+class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
+    """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from nothing or from its own earlier
+    result."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
+
+    reads_streams: ClassVar = True
+
+    model: FlowModelConfig
+    """What is trained, and on which latents."""
+
+    optimizers: FlowOptimizersConfig = Field(default_factory=FlowOptimizersConfig)
+    """Optimizer and learning rate of each role, where they differ from `train`."""
+
+    autoencoder: AlongConfig | None = None
+    """Trains the autoencoder along; without this section it is frozen."""
+
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """Length, optimizer, loss and precision."""
+
+    sample: SampleConfig | None = None
+    """Images drawn during training; none without this section. Where width or height is not given, it is that of the
+    first dataset's resolution."""
+
+    # ------------------------------------------------------------ what is trained
+
+    def trains_text(self) -> bool:
+        """Whether the text encoder is trained along."""
+        wanted = self.model.text_encoder.train
+        given = TEXT_ENCODER in self.optimizers.model_fields_set
+        return self.model.has_random_text() or given if wanted == "auto" else bool(wanted)
+
+    def roles(self) -> tuple[str, ...]:
+        """What is trained."""
+        along = self.autoencoder
+        text = (TEXT_ENCODER,) if self.trains_text() else ()
+        return (FLOW, *text, *((VAE,) if along else ()), *((DISCRIMINATOR,) if along and along.discriminator else ()))
+
+    def measure_every(self) -> int:
+        """Steps between two measurements of the latents' scale; 0: it is not measured."""
+        if self.autoencoder is None:
+            return 0
+        given = self.autoencoder.measure_every
+        return given if given is not None else MEASURE_EVERY if self.model.new_vae else 0
+
+    def role_optimizer(self, role: str) -> RoleOptimizerConfig:
+        """The optimizer of a role: what its entry does not give comes from `train`."""
+        own: RoleOptimizerConfig = getattr(self.optimizers, role)
+        shared = {name: getattr(self.train, name) for name in OptimizerConfig.model_fields}
+        if role == TEXT_ENCODER:
+            shared["lr"] = TEXT_SHARE * self.role_optimizer(FLOW).lr
+        given = own.model_fields_set
+        if own.optimizer != self.train.optimizer and "optimizer" in given:
+            shared["optimizer_params"] = {}  # those of `train` are of its optimizer
+        if role == DISCRIMINATOR:
+            shared["optimizer_params"] = discriminator_params(own, self.train.optimizer)
+        return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+
+    def sample_pictures(self) -> tuple[SamplePicture, ...]:
+        """The images of one set with everything filled in."""
+        if self.sample is None:
+            return ()
+        sides = zip(("width", "height"), sides_of(self.datasets[0].resolution[0]), strict=True)
+        missing = {key: side for key, side in sides if key not in self.sample.model_fields_set}
+        return self.sample.model_copy(update=missing).sample_items()
+
+    def weights_dtype(self) -> str:
+        """Number type of the trained weights in memory."""
+        return self.train.dtype if self.train.full_bf16 else "float32"
+
+    def logged_numbers(self) -> Sequence[str]:
+        """Metrics of a step, and of the validation where there is one."""
+        levels = noise_levels(self.validation.timesteps) if self.validation else ()
+        scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
+        roles = self.roles()
+        kinds = ("loss", "grad_norm", "lr") if len(roles) > 1 else ()
+        by_role = (f"{kind}/{role}" for role in roles for kind in kinds)
+        along = self.autoencoder
+        of_vae = logged_losses(along.losses, along.discriminator) if along else ()
+        of_a_step = ("loss", LOSS_FLOW, "grad_norm", "lr", "t_mean", *by_role, *scaled, *of_vae)
+        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
+
+    # ------------------------------------------------------------ checks
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """The checks of its subsections, and of combinations of its keys."""
+        yield from super().check(job)
+        yield from (Diagnostic(("model", *found.key), found.message) for found in self.model.check(job))
+        yield from self._check_text()
+        yield from self._check_autoencoder()
+        yield from self._check_train()
+        for role in FlowOptimizersConfig.model_fields:
+            for key, message in self.role_optimizer(role).errors():
+                if role in self.optimizers.model_fields_set:
+                    yield Diagnostic(("optimizers", role, *key), message)
+        yield from self._check_references(job)
+        if (name := self.display_name(job)) in RESERVED_NAMES:
+            message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
+            yield Diagnostic(("name",), message)
+
+    def _check_references(self, job: JobContext) -> Iterator[Diagnostic]:
+        yield from check_sample_references("sample", self.sample, job)
+        given: dict[KeyPath, tuple[str, ...]] = {
+            ("datasets", index, "control_path"): dataset.control_path for index, dataset in enumerate(self.datasets)
+        }
+        for index, item in enumerate(self.sample.samples if self.sample else ()):
+            given["sample", "samples", index, "ctrl_img"] = item.ctrl_img
+        if self.validation:
+            given["validation", "control_path"] = self.validation.control_path
+        if (name := self.model.class_of_transformer(job)) and not REFERENCES.get(name):
+            able = " or ".join(REFERENCES)
+            message = f"{name} takes no references. Leave it out, or train a {able} (model.transformer.class_name)."
+            yield from (Diagnostic(key, message) for key, paths in given.items() if paths)
+
+    def _check_autoencoder(self) -> Iterator[Diagnostic]:
+        if along := self.autoencoder:
+            new = self.model.new_vae
+            has_no_kl = new is not None and new.class_name == TINY
+            for found in check_losses(along.losses, along.discriminator, has_no_kl):
+                yield Diagnostic(("autoencoder", *found.key), found.message)
+            if new and along.train != "all":
+                message = f"{along.train!r}, and the encoder has random weights ('model.new_vae'). Leave it out."
+                yield Diagnostic(("autoencoder", "train"), message)
+            if new and along.spade and new.class_name in WITHOUT_NORMS:
+                yield Diagnostic(("autoencoder", "spade"), without_norms(new.class_name))
+            if self.validation and along.train == "all":
+                message = "measures on the latents as they were before, and 'autoencoder' changes them. Leave it out."
+                yield Diagnostic(("validation",), message)
+        elif self.model.new_vae:
+            message = "random weights that are not trained give noise. Add the section 'autoencoder', or give 'vae'."
+            yield Diagnostic(("model", "new_vae"), message)
+        for role in (VAE, DISCRIMINATOR):
+            if role in self.optimizers.model_fields_set and role not in self.roles():
+                section = "'autoencoder'" if role == VAE else "'autoencoder.discriminator'"
+                yield Diagnostic(("optimizers", role), f"needs the section {section}. Add it, or leave this out.")
+
+    def _check_text(self) -> Iterator[Diagnostic]:
+        text = self.model.text_encoder
+        if self.model.has_random_text() and not self.trains_text() and not text.allow_random:
+            yield Diagnostic(
+                ("model", "text_encoder", "train"),
+                "false, and its weights are random: captions would be noise. Leave 'train' out, give 'name_or_path' a "
+                "trained text encoder, or 'allow_random: true'.",
+            )
+        if TEXT_ENCODER in self.optimizers.model_fields_set and not self.trains_text():
+            message = "has no effect: 'model.text_encoder.train: false' freezes it. Leave one of them out."
+            yield Diagnostic(("optimizers", TEXT_ENCODER), message)
+
+    def _check_train(self) -> Iterator[Diagnostic]:
+        for key in PRESERVATIONS:
+            if getattr(self.train, key):
+                message = "holds what a LoRA's base model predicts, and here the model is trained itself. Leave it out."
+                yield Diagnostic(("train", key), message)
+        if self.train.parallel == "fsdp":
+            yield Diagnostic(("train", "parallel"), "'fsdp' is not possible with a flow_trainer yet. Leave it out.")
+        if self.train.full_bf16 and self.train.dtype != "bfloat16":
+            yield Diagnostic(("train", "full_bf16"), "goes with 'dtype: bf16'.")
+        if self.train.fused_backward_pass and len(self.roles()) > 1:
+            message = f"is for one role, and here {' and '.join(self.roles())} are trained. Leave it out."
+            yield Diagnostic(("train", "fused_backward_pass"), message)
+
+    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Rates that move nothing, keys without effect."""
+        lr, key = self.role_optimizer(FLOW).lr, ("optimizers", FLOW, "lr")
+        if not self.model.name_or_path and 0 < lr < SLOW:
+            at = key if "lr" in self.optimizers.flow.model_fields_set else ("train", "lr")
+            yield Diagnostic(at, f"{lr:g}: a transformer of random weights hardly moves below {SLOW:g}.")
+        yield from (Diagnostic(("train", name), message) for name, message in self.train.unused_keys())
+        yield from (Diagnostic(("save", name), message) for name, message in self.save.unused_keys())
+        if self.sample:
+            yield from (Diagnostic(("sample", name), message) for name, message in self.sample.unused_keys())
+            guided = any(item.guidance_scale > 1 for item in self.sample_pictures())
+            if guided and not self.model.name_or_path and not any(d.caption_dropout_rate for d in self.datasets):
+                message = "above 1, and no caption is ever dropped: without one the model knows no unguided image."
+                remedy = "Give the datasets a 'caption_dropout_rate' such as 0.1."
+                yield Diagnostic(("sample", "guidance_scale"), f"{message} {remedy}")
+
+    # ------------------------------------------------------------ the plan
+
+    def inputs_digest(self, job: JobContext) -> str:
+        """Of the images, as a resume compares them; empty where they cannot be read, which the run reports, and of a
+        stream, whose settings say which it is."""
+        if self.streamed:
+            return ""
+        try:
+            return digest_of(fingerprint(self.scan()[0].samples))
+        except (UserError, RunError):
+            return ""
+
+    def stream(self) -> StreamDataset | None:
+        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
+        family = self.model.family()
+        stream = StreamDataset.of(self, family.size_multiple)
+        if stream and (reason := too_large(stream.largest, family)):
+            raise DataErrors([InputError("datasets[0].resolution", reason)])
+        return stream
+
+    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
+        """Those of the roles; what a role does not give is in `train`."""
+        for role in self.roles():
+            own = "lr_scheduler" in getattr(self.optimizers, role).model_fields_set
+            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
+
+    def scan(self) -> Scanned:
+        """The images of folders, and the validation split. Raises DataErrors naming every offending file."""
+        cache, family = ScanCache.beside(self.training_folder), self.model.family()
+        multiple = family.size_multiple
+        scanned = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
+        used = [*scanned[1], *(scanned[2].items if scanned[2] else ())]
+        refuse_references(used, family)
+        refuse_large(used, family)
+        for index, item in enumerate(self.sample_pictures()):
+            key = f"sample.samples[{index}]"
+            if reason := too_large(family.drawable(Size(item.width, item.height)), family):
+                raise DataErrors([InputError(key, reason)])
+            try:
+                readable_references(item.ctrl_img, family)
+            except (ImageError, UserError) as error:
+                raise DataErrors([InputError(f"{key}.ctrl_img", str(error))]) from error
+        return scanned

@@ -1,0 +1,348 @@
+"""`type: flow_trainer`: the trainer of a latent flow model, as a subclass of `jobs.process.trainer.Trainer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from extensions.from_scratch.autoencoder_step import Adversary, refuse_small_images, trained_parameters
+from extensions.from_scratch.autoencoder_writer import continue_discriminator
+from extensions.from_scratch.autoencoders import KINDS
+from extensions.from_scratch.discriminator import PatchDiscriminator
+from extensions.from_scratch.flow_config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig
+from extensions.from_scratch.flow_memory_plan import MEMORY_ADVICE, step_shape, transformer_of
+from extensions.from_scratch.flow_plan import FlowPlanner, pixels_at_once
+from extensions.from_scratch.flow_writer import Along, FlowWriter
+from extensions.from_scratch.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
+from extensions.from_scratch.latent_flow.family import (
+    FAMILY,
+    encoder_positions,
+    encoder_width,
+    text_encoder_kind,
+)
+from extensions.from_scratch.latent_flow.model import LatentFlowModel
+from extensions.from_scratch.latent_flow.new import refuse_transformer
+from extensions.from_scratch.latent_flow.text import refuse_encoder
+from extensions.from_scratch.loss_balance import LossBalance
+from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
+from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
+from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels
+from extensions.from_scratch.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
+from jobs.process.image_trainer import EncodedImages, ImageTrainer, Loader
+from jobs.process.trainer import Attached, Setup
+from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.image_data import ImageData
+from toolkit.data.stream_latents import StreamLatents
+from toolkit.errors import UserError
+from toolkit.flow.settings import FlowSettings
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.compiling import check_backend, decide_compiling
+from toolkit.models.families import ModelLoadOptions
+from toolkit.models.from_config import refuse_arguments
+from toolkit.networks.full import FullNetwork, modules_with_weights
+from toolkit.networks.interface import Network
+from toolkit.optim.optimizer_args import optimizer_bytes
+from toolkit.system.device import DTYPES, configure_cuda
+from toolkit.train.callbacks.save import PrepareNetwork
+from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.interface import StepLosses, TrainStep
+from toolkit.train.loop import try_largest_batch
+from toolkit.train.optimizer_step import Role
+from toolkit.train.resumption import ResumePlan
+from toolkit.train.roles import build_role, step_in_backward
+from toolkit.train.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+CAPTIONS = 1000
+"""First captions of a stream, of which a new tokenizer is made."""
+
+
+@dataclass(frozen=True)
+class FlowAttached(Attached):
+    """What is trained, by role, and the runner of the transformer's blocks."""
+
+    networks: Mapping[str, FullNetwork]
+    block_runner: BlockRunner
+    along: Along | None = None
+
+
+class FlowStep(FlowMatchingStep):
+    """`FlowMatchingStep`, whose loss is logged under the guide's name too."""
+
+    def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
+        losses = super().__call__(batch, step)
+        losses.numbers[LOSS_FLOW] = losses.by_role[FLOW].detach().mean()
+        return losses
+
+
+class FlowTrainerProcess(ImageTrainer[LatentFlowModel, EncodedImages, FlowAttached]):
+    """Trains a flow model on folders of images or a stream of shards; README.md lists its output files."""
+
+    section: FlowTrainerConfig
+
+    # ------------------------------------------------------------ before anything expensive
+
+    planner_class = FlowPlanner
+
+    def scan(self) -> ImageData:
+        data, along = super().scan(), self.section.autoencoder
+        if data.stream and along and along.discriminator:
+            least = PatchDiscriminator.smallest(along.discriminator.layers)
+            data = replace(data, stream=replace(data.stream, least_side=least))
+        return data
+
+    @property
+    def saves_folders(self) -> bool:
+        return True
+
+    def memory_advice(self) -> str:
+        return MEMORY_ADVICE
+
+    def refuse_parts(self, data: ImageData) -> None:
+        _ = self._perceptual  # its files are read before anything else
+        self._refuse_model()
+        if (along := self.section.autoencoder) and along.discriminator:
+            with _within("autoencoder."):
+                refuse_small_images(along.discriminator, data.sizes)
+
+    def _refuse_model(self) -> None:
+        """Raises UserError for arguments of which no part can be made."""
+        model = self.section.model
+        if model.name_or_path:
+            if fault := FAMILY.config_error(model.folder()):
+                raise UserError(f"model.name_or_path: {fault}")
+            return
+        if new := model.new_vae:
+            refuse_arguments(KINDS[new.class_name].model_class, new.config, "model.new_vae.config")
+        text = model.text_encoder
+        if text.name_or_path:
+            encoder, tokenizer = text_folders(model)
+            text_encoder_kind(encoder)
+            if not tokenizer.is_dir():
+                raise UserError(f"model.text_encoder.tokenizer: {tokenizer} is not a folder. Give that of a tokenizer.")
+            width, most = encoder_width(encoder), encoder_positions(encoder)
+        else:
+            with _within("model."):
+                refuse_encoder(text.config)
+            width, most = text.config.get("hidden_size", 768), text.config.get("max_position_embeddings")
+        if most and most < text.max_tokens:
+            raise UserError(
+                f"model.text_encoder.max_tokens: {text.max_tokens}, and the text encoder has positions for {most}."
+            )
+        transformer, channels = model.transformer, model.family().latent_channels
+        with _within("model."):
+            refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
+
+    def check_base(self, resumption: ResumePlan) -> None:
+        hashes = self.process_group.run_on_rank0_and_broadcast(
+            lambda: source_hashes(self.section.model) | start_hashes(self._start)
+        )
+        has_start = any(key.startswith(START) for key in resumption.base or hashes)  # states of earlier versions do not
+        resumption.check_base({key: found for key, found in hashes.items() if has_start or not key.startswith(START)})
+        resumption.record["base"] = hashes
+
+    # ------------------------------------------------------------ model and data
+
+    @property
+    def _start(self) -> Path:
+        return self.save_root / START
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.section.train.dtype]
+
+    def open_model(self, setup: Setup[ImageData]) -> LatentFlowModel:
+        section, settings, device = self.section, self.section.train, setup.device
+        self.process_group.run_on_rank0_and_broadcast(partial(self._prepare_start, setup))
+        self.check_base(setup.resumption)
+        check_backend(settings.compile, device, "")
+        configure_cuda(device, settings.cuda_allow_tf32, settings.cuda_cudnn_benchmark)
+        weights = DTYPES[section.weights_dtype()]
+        options = ModelLoadOptions(folder=self._start, device=device, dtype=self._dtype, weights_dtype=weights)
+        return LatentFlowModel(options)
+
+    def _prepare_start(self, setup: Setup[ImageData]) -> None:
+        if setup.resumption.state:
+            require_start(self._start, setup.resumption.state)
+            return
+        data = setup.data
+        samples = data.stream.first(CAPTIONS) if data.stream else data.scan.samples
+        captions = (sample.caption for sample in samples)
+        write_start(self.section.model, self._start, captions, setup.seed, self._measured(data), setup.device)
+
+    def _measured(self, data: ImageData) -> tuple[Picture, ...]:
+        """The images by which the scale of the latents is measured."""
+        along = self.section.autoencoder
+        return Picture.some_of(data.items, data.stream, along.measured_images) if along else ()
+
+    def encode(self, setup: Setup[ImageData], model: LatentFlowModel) -> EncodedImages:
+        section, data = self.section, setup.data
+        if section.trains_text():
+            model.train_text_encoder()
+        if section.autoencoder:
+            model.train_autoencoder(section.autoencoder.spade, setup.seed)
+        if not data.stream and (cut := model.count_cut({sample.caption for sample in data.scan.samples})):
+            most = model.family.max_tokens
+            captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
+            logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
+        return self.encode_images(setup, model, latents=not section.autoencoder)
+
+    # ------------------------------------------------------------ what is trained, and the callbacks
+
+    def attach(self, setup: Setup[ImageData], model: LatentFlowModel, encoded: EncodedImages) -> FlowAttached:
+        section = self.section
+        modules: dict[str, nn.Module] = {FLOW: model.network_module}
+        if section.trains_text():
+            modules[TEXT_ENCODER] = model.text_encoder
+        networks = {role: self._network(role, module) for role, module in modules.items()}
+        settings = section.train
+        compiled = settings.compile if decide_compiling(settings.compile, setup.device) else None
+        block_runner = BlockRunner(model, setup.device, self._dtype, settings.checkpointing_level(), 0, compiled)
+        roles = {role: self._role(setup, role, network) for role, network in networks.items()}
+        along = self._along(setup, model)
+        return FlowAttached(roles | self._roles_along(setup, along), networks, block_runner, along)
+
+    def _along(self, setup: Setup[ImageData], model: LatentFlowModel) -> Along | None:
+        """The autoencoder that is trained along, with its discriminator and LPIPS."""
+        if (settings := self.section.autoencoder) is None:
+            return None
+        autoencoder, adversary = model.autoencoder, None
+        autoencoder.module.train()
+        if settings.discriminator:
+            network = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers, setup.seed)
+            if not self.section.model.new_vae:
+                continue_discriminator(network, self.section.model.autoencoder().folder())
+            adversary = Adversary(network.to(setup.device), settings.discriminator)
+        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
+        every = self.section.measure_every()
+        scale = LatentScale(autoencoder, self._measured(setup.data), every) if every else None
+        return Along(autoencoder, adversary, perceptual, scale)
+
+    @cached_property
+    def _perceptual(self) -> PerceptualDistance | None:
+        """Of `autoencoder.losses.lpips`, loaded once."""
+        along = self.section.autoencoder
+        lpips = along and along.losses.lpips
+        return load_perceptual(Path(along.losses.lpips_backbone).expanduser()) if along and lpips else None
+
+    def _roles_along(self, setup: Setup[ImageData], along: Along | None) -> dict[str, Role]:
+        if along is None or self.section.autoencoder is None:
+            return {}
+        parameters = trained_parameters(along.autoencoder, self.section.autoencoder.train)
+        ema, steps, group = self.section.train.ema_config, setup.plan.optimizer_steps, self.process_group
+        roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, setup.seed, group, ema)}
+        if scale := along.scale:
+            roles[VAE].after_step, roles[VAE].buffers = scale.after_step, scale.vectors()
+        if along.adversary:
+            network, own = along.adversary.network, self.section.role_optimizer(DISCRIMINATOR)
+            weights = dict(network.named_parameters())
+            role = build_role(own, weights, steps, setup.seed, group, after_step=network.after_step)
+            role.buffers = network.vectors()
+            roles[DISCRIMINATOR] = role
+        for name, role in roles.items():
+            role.every = self.section.role_optimizer(name).every
+            group.broadcast(list(role.parameters.values()))
+        return roles
+
+    def _network(self, role: str, module: nn.Module) -> FullNetwork:
+        network = FullNetwork(modules_with_weights(module), self._dtype)
+        network.attach(module)
+        count = sum(p.numel() for p in network.parameters().values())
+        logger.info(f"{role}: {count:,} trainable parameters")
+        return network
+
+    def _role(self, setup: Setup[ImageData], name: str, network: Network) -> Role:
+        own, settings, group = self.section.role_optimizer(name), self.section.train, self.process_group
+        parameters, steps = network.parameters(), setup.plan.optimizer_steps
+        group.broadcast(list(parameters.values()))
+        role = build_role(
+            own,
+            parameters,
+            steps,
+            setup.seed,
+            group,
+            settings.ema_config,
+            layer_of=network.module_name_of,
+            stochastic_rounding=settings.full_bf16,
+        )
+        role.every = own.every
+        if settings.fused_backward_pass:
+            role.optimizer_step = step_in_backward(role, accumulates=self.section.micro_batches_per_step > 1)
+        return role
+
+    def weights_writer(self, setup: Setup[ImageData], attached: FlowAttached, reporting: Reporting) -> PrepareNetwork:
+        return FlowWriter(self._start, attached.networks, self.section.save, attached.along).snapshot
+
+    def validation(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Validation | None:
+        validator = encoded.validator
+        return Validation(validator.losses, validator.identity) if validator else None
+
+    def samples(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Samples | None:
+        sampler = encoded.sampler
+        return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts]) if sampler else None
+
+    # ------------------------------------------------------------ the loop
+
+    def fit(
+        self, setup: Setup[ImageData], run: Run, model: LatentFlowModel, encoded: EncodedImages, attached: FlowAttached
+    ) -> None:
+        settings = self.section.train
+        uses = setup.plan.samples_per_epoch
+        named = FlowSettings.named_in(settings)
+        flow = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=tuple(attached.networks), **named)
+        step: TrainStep[Any] = flow
+        if (along := attached.along) and self.section.autoencoder:
+            losses = self.section.autoencoder.losses
+            step = JointStep(along.step(losses, setup.seed, self._dtype), flow, model)
+            run.callbacks = [*run.callbacks, LossBalance(losses)]
+            if along.scale:
+                along.scale.apply()
+        dataset = encoded.dataset
+        loader: Loader[LatentBatch | JointBatch]
+        if isinstance(dataset, StreamLatents):
+            loader = JointStream(StreamPixels(dataset.stream), dataset) if along else dataset
+        else:
+            of_flow = BatchLoader(dataset, setup.seed)
+            loader = JointLoader(PixelLoader(setup.data.items), of_flow) if along else of_flow
+        source, largest = self.batches(setup, run, loader, pixels_at_once)
+        if run.state.step < run.steps:
+            batch = largest()
+            latents = cast("JointStep", step).encoded(batch) if isinstance(batch, JointBatch) else batch
+            self._choose_checkpointing(run, model, attached, cast("LatentBatch", latents))
+            if line := try_largest_batch(run, batch, step, attached.block_runner.increase_checkpointing):
+                logger.info(line)
+            setup.resumption.record_compiled(attached.block_runner.compiled)
+        self.run_loop(setup, run, source, step)
+
+    def _choose_checkpointing(
+        self, run: Run, model: LatentFlowModel, attached: FlowAttached, batch: LatentBatch
+    ) -> None:
+        """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
+        tokens = model.num_tokens(batch.latents_BCHW, batch.prompts, batch.control_latents)
+        work = step_shape(self.section, tokens, transformer_of(self.section))
+        to_come = 0
+        for name, role in run.roles.items():
+            own, shapes = self.section.role_optimizer(name), [tuple(p.shape) for p in role.parameters.values()]
+            to_come += optimizer_bytes(own.optimizer, own.optimizer_params, shapes) - role.state_bytes
+        gather = self.process_group.all_gather_object
+        attached.block_runner.choose_checkpointing(work, needed=max(0, to_come), gather=gather)
+
+
+@contextmanager
+def _within(section: str) -> Iterator[None]:
+    """Puts the section before the key that a message begins with."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{section}{error}") from error

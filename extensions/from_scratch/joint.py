@@ -1,0 +1,193 @@
+"""Training an autoencoder along with the flow model on its latents: both losses on each batch.
+
+The flow model sees the mean of the latents as the autoencoder encodes them at that step, and its loss does not reach
+the encoder: latents that are easy to predict, because they say less, would lower it. Their scale is measured from time
+to time where the job says so (`LatentScale`), else it stays what it was.
+
+Shape suffixes: B batch, C latent channels (1: one scale for all), H/W height and width in pixels, of the mask in latent
+pixels; h/w those of a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions.from_scratch.autoencoder_step import AutoencoderStep, evaluating
+from extensions.from_scratch.autoencoders import Autoencoder, measure_latents
+from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from toolkit.data.dataloader import BatchLoader, LatentBatch, halved, loaded_ahead
+from toolkit.data.images import ImageError
+from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.types import BatchSpec, PromptEmbeds
+from toolkit.errors import RunError
+from toolkit.models.interface import DiffusionModel
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.interface import Backward, StepLosses, TrainStep
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """The pixels of a micro-batch, and its captions as the flow model takes them."""
+
+    pixels: PixelBatch
+    prompts: PromptEmbeds
+    references: tuple[tuple[Tensor, ...], ...]
+    """For each item its control images [3, h, w], float32 in [-1, 1]."""
+
+    loss_mask_B1HW: Tensor | None = None
+    """As of `LatentBatch`."""
+
+    @property
+    def spec(self) -> BatchSpec:
+        return self.pixels.spec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.pixels.names
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def halves(self) -> tuple[JointBatch, ...]:
+        """The batch split in two, with the same random numbers per image; a batch of one is not split."""
+        return tuple(map(self._select, halved(len(self))))
+
+    def _select(self, rows: Sequence[int]) -> JointBatch:
+        mask_B1HW = self.loss_mask_B1HW
+        return JointBatch(
+            self.pixels.select(rows),
+            self.prompts.select(list(rows)),
+            tuple(self.references[row] for row in rows),
+            None if mask_B1HW is None else mask_B1HW[list(rows)],
+        )
+
+    def describe(self) -> str:
+        return self.pixels.describe()
+
+
+@dataclass(frozen=True)
+class JointLoader:
+    """Batches of folders."""
+
+    pixels: PixelLoader
+    encoded: BatchLoader
+    """Of the texts and masks."""
+
+    def load(self, spec: BatchSpec) -> JointBatch:
+        """The batch on the CPU. Raises RunError for a file that cannot be read any more."""
+        dataset = self.encoded.dataset
+        try:
+            references = tuple(dataset.encoder.reference_pixels(dataset.items[index]) for index in spec.items)
+        except ImageError as error:
+            raise RunError(f"{error}. It was changed since the run began.") from error
+        return JointBatch(self.pixels.load(spec), self.encoded.prompts(spec), references, self.encoded.masks(spec))
+
+    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[JointBatch]:
+        """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
+        return loaded_ahead(self.load, specs, workers)
+
+
+@dataclass(frozen=True)
+class JointStream:
+    """Batches of a stream."""
+
+    pixels: StreamPixels
+    encoded: StreamLatents
+    """Of the texts."""
+
+    def load(self, spec: BatchSpec) -> JointBatch:
+        """The batch on the CPU. What of it cannot be used is treated as by `pixels` and `encoded`."""
+        pixels, (prompts, fitting) = self.pixels.load(spec), self.encoded.prompts(spec)
+        weight_B = pixels.loss_weight_B * torch.tensor(fitting)
+        return JointBatch(replace(pixels, loss_weight_B=weight_B), prompts, ((),) * len(pixels))
+
+    def trial(self, images: int) -> JointBatch:
+        """A batch of so many images of noise at the largest size, to see whether it fits into the memory."""
+        return JointBatch(self.pixels.trial(images), self.encoded.trial_prompts(images), ((),) * images)
+
+
+class LatentScale:
+    """Mean and standard deviation of the latents by some images, measured again every so many steps.
+
+    `vectors` are its state; what they say counts from `apply` on.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, pictures: Sequence[Picture], every: int) -> None:
+        self._autoencoder, self._pictures, self._every = autoencoder, pictures, every
+        self._scale_2C, self._age = self._present(), torch.zeros((), dtype=torch.int64)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Mean and standard deviation [2, C], and the steps since they were measured; changed in place."""
+        return {"latent_scale": self._scale_2C, "latent_scale_age": self._age}
+
+    def apply(self) -> None:
+        """Makes the autoencoder normalise by it."""
+        self._autoencoder.set_scale(self._autoencoder.normalisation(*self._scale_2C))
+
+    def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
+        """Measures where it is time to. Raises RunError where the latents have collapsed."""
+        self._age += 1
+        if int(self._age) >= self._every:
+            self._age.zero_()
+            self._autoencoder.set_scale(scale_by(self._autoencoder, self._pictures))
+            self._scale_2C.copy_(self._present())
+            self.apply()
+        return {}
+
+    def _present(self) -> Tensor:
+        return torch.stack(
+            [part.flatten() for part in self._autoencoder.latent_statistics(torch.zeros((), dtype=torch.float64))]
+        )
+
+
+def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str, Any]:
+    """`Autoencoder.normalisation` by the latents of these images. Raises RunError as `measure_latents`."""
+    device = next(autoencoder.module.parameters()).device
+    with evaluating(autoencoder):
+        images = (picture.pixels()[None].to(device) for picture in pictures)
+        return autoencoder.normalisation(*measure_latents(autoencoder.encode, images))
+
+
+class JointStep(TrainStep[JointBatch]):
+    """The passes of the autoencoder (and its discriminator), then that of the flow model. The gradient of each reaches
+    the weights of its own roles only."""
+
+    def __init__(self, autoencoder: AutoencoderStep, flow: FlowMatchingStep, model: DiffusionModel) -> None:
+        self.autoencoder = autoencoder
+        self.flow = flow
+        self.model = model
+
+    def __call__(self, batch: JointBatch, step: int) -> StepLosses:
+        """The losses of the autoencoder and of the flow model."""
+        return _together([self.autoencoder(batch.pixels, step), self.flow(self.encoded(batch), step)])
+
+    def backward(self, batch: JointBatch, backward: Backward) -> StepLosses:
+        latents = self.encoded(batch)  # first: the passes of the autoencoder free their graph
+        return _together([self.autoencoder.backward(batch.pixels, backward), self.flow.backward(latents, backward)])
+
+    def encoded(self, batch: JointBatch) -> LatentBatch:
+        """The batch of the flow model, with the latents of this moment."""
+        return LatentBatch(
+            latents_BCHW=self.model.encode_images(batch.pixels.pixels_B3HW),
+            prompts=batch.prompts,
+            control_latents=tuple(
+                tuple(self.model.encode_images(pixels_3hw[None])[0] for pixels_3hw in of_item)
+                for of_item in batch.references
+            ),
+            spec=batch.spec,
+            names=batch.names,
+            loss_weight_B=batch.pixels.loss_weight_B,
+            loss_mask_B1HW=batch.loss_mask_B1HW,
+        )
+
+
+def _together(found: Sequence[StepLosses]) -> StepLosses:
+    return StepLosses(
+        {role: loss_B for losses in found for role, loss_B in losses.by_role.items()},
+        {name: values for losses in found for name, values in losses.per_sample.items()},
+        {name: value for losses in found for name, value in losses.numbers.items()},
+    )

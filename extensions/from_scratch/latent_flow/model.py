@@ -1,0 +1,216 @@
+"""`DiffusionModel` for the model folders of `flow_trainer`.
+
+The text encoder may be trained along (`train_text_encoder`): prompts are then encoded as token ids, and embedded at
+each use by its weights of that moment, with a gradient where one is wanted.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, E text width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder
+from extensions.from_scratch.latent_flow import text
+from extensions.from_scratch.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
+from extensions.from_scratch.latent_flow.transformers import TransformerAdapter
+from extensions.from_scratch.spade import attach_spade
+from toolkit.config.model_files import read_model_json
+from toolkit.data.types import PromptEmbeds, Size
+from toolkit.models.families import ModelLoadOptions
+from toolkit.models.folder_model import FolderModel
+from toolkit.models.interface import BlockWrapper, DynamicShift
+from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
+from toolkit.models.qwen_edit.sizes import size_of_area
+from toolkit.system.device import to_device
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from toolkit.models.interface import TimeShift
+
+
+@dataclass(frozen=True)
+class ConstantShift:
+    """A time shift that is the same for every size: t becomes s t / (1 + (s - 1) t)."""
+
+    shift: float
+    shift_terminal: None = None
+
+    def mu(self, tokens: int, steps: int) -> float:
+        return math.log(self.shift)
+
+
+@dataclass(frozen=True)
+class TrainedAutoencoder:
+    """Arguments of `LatentFlowModel.train_autoencoder`."""
+
+    spade: bool | None
+    seed: int
+
+
+class LatentFlowModel(FolderModel):
+    """See `DiffusionModel` for the methods."""
+
+    family: LatentFlowFamily
+
+    def __init__(self, options: ModelLoadOptions) -> None:
+        self.family = FAMILY.of_folder(options.folder)
+        name = part_config(options.folder, "transformer")["_class_name"]
+        self._adapter: TransformerAdapter = TRANSFORMERS.load(name)
+        self._trains_text = False
+        self._trained_vae: TrainedAutoencoder | None = None
+        super().__init__(replace(options, modulation_table=False))
+
+    # ------------------------------------------------------------ parts
+
+    def load_part(self, name: str) -> object:
+        if name == "transformer":
+            return load_blockwise(self.options, self._adapter.model_class)
+        if name == "vae":
+            return self._load_autoencoder()
+        if name == "text_encoder":
+            return self._load_text_encoder()
+        return text.load_tokenizer(self.options.folder / name)
+
+    def _load_autoencoder(self) -> Autoencoder:
+        folder, trained = self.options.folder / "vae", self._trained_vae
+        if trained is None:
+            autoencoder = load_autoencoder(folder)
+            # Not diffusers' own `to`, which warns of modules to be kept in float32 where the class has none.
+            nn.Module.to(autoencoder.module, self.options.dtype).requires_grad_(False).eval()
+            return autoencoder
+        autoencoder = load_autoencoder(folder, with_spade=trained.spade is not False)
+        if trained.spade and not autoencoder.has_spade():
+            attach_spade(autoencoder.module, trained.seed)
+        return autoencoder
+
+    def _load_text_encoder(self) -> text.TextEncoder:
+        options = self.options
+        dtype = (options.weights_dtype or options.dtype) if self._trains_text else options.dtype
+        module = text.load_text_encoder(options.folder / "text_encoder", dtype)
+        if options.transform_text_block:
+            for name, child in module.named_modules():
+                if isinstance(child, nn.ModuleList):
+                    for index, block in enumerate(child):
+                        options.transform_text_block(block, f"{name}.{index}")
+                    break
+        return module
+
+    def train_text_encoder(self) -> None:
+        """From here on prompts are token ids, and `text_encoder` is in `weights_dtype` and stays."""
+        self._trains_text = True
+        self._parts.pop("text_encoder", None)
+
+    @property
+    def text_encoder(self) -> text.TextEncoder:
+        """The text encoder, where it runs."""
+        stays = self.options.text_encoder_cpu and not self._trains_text
+        return self.part("text_encoder").to("cpu" if stays else self.options.device)
+
+    def train_autoencoder(self, spade: bool | None, seed: int) -> None:
+        """From here on the autoencoder is in float32 and stays. spade: added or left out; None: as it is. seed: of what
+        is added."""
+        self._trained_vae = TrainedAutoencoder(spade, seed)
+        self._parts.pop("vae", None)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder, where it runs."""
+        autoencoder = self.part("vae")
+        autoencoder.module.to(self.options.device)
+        return autoencoder
+
+    def trained_parts(self) -> set[str]:
+        text_parts = {"text_encoder", "tokenizer"} if self._trains_text else set()
+        return text_parts | ({"vae"} if self._trained_vae else set())
+
+    @cached_property
+    def dynamic_shift(self) -> TimeShift:
+        config = read_model_json(self.options.folder / "scheduler" / "scheduler_config.json")
+        if not config.get("use_dynamic_shifting"):
+            return ConstantShift(float(config.get("shift") or 1))
+        defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        values = {key: config.get(key, default) for key, default in defaults.items()}
+        return DynamicShift(**values, shift_terminal=config.get("shift_terminal"))
+
+    def cache_key(self, part: str) -> str:
+        folder = self.options.folder
+        if part == "vae":
+            return weights_hash(folder, [part])
+        parts = ["tokenizer"] if self._trains_text else ["text_encoder", "tokenizer"]
+        variant = "" if self._trains_text else self.options.text_encoder_cache_tag
+        return f"{weights_hash(folder, parts)} {self.family.max_tokens}{variant}"
+
+    # ------------------------------------------------------------ images
+
+    def reference_size(self, image: Size, target: Size) -> Size:
+        """About as many pixels as the target, in the image's own aspect ratio."""
+        return size_of_area(math.prod(target), image.width / image.height, self.family.size_multiple)
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        autoencoder = self.autoencoder
+        mean_BCHW, _ = autoencoder.encode(pixels_BCHW.to(self.options.device, autoencoder.dtype()))
+        return autoencoder.normalised(mean_BCHW)
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        autoencoder = self.autoencoder
+        latents_BCHW = autoencoder.unnormalised(latents_BCHW.to(self.options.device, autoencoder.dtype()))
+        return autoencoder.decode(latents_BCHW).float().clamp(-1, 1)
+
+    # ------------------------------------------------------------ text
+
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        if references:
+            raise ValueError(f"the text encoder of a {self.family.title} sees no images")
+        ids_L = text.token_ids(self.part("tokenizer"), prompt, self.family.max_tokens)
+        if self._trains_text:
+            return ids_L
+        encoder = self.text_encoder
+        return encoder(ids_L[None].to(next(encoder.parameters()).device))[0]
+
+    def count_cut(self, prompts: Iterable[str]) -> int:
+        """How many of these prompts have more tokens than are seen."""
+        tokenizer, most = self.part("tokenizer"), self.family.max_tokens
+        return sum(len(tokenizer(prompt, verbose=False)["input_ids"]) > most for prompt in prompts)
+
+    def _embeds(self, prompts: PromptEmbeds) -> Tensor:
+        """Embeddings [B, L, E] of prompts of one length."""
+        if self._trains_text:
+            return self.part("text_encoder")(to_device(prompts.embeds_BLD, self.options.device)).to(self.options.dtype)
+        return self.to_model(prompts.embeds_BLD)
+
+    # ------------------------------------------------------------ the transformer
+
+    def compose(self, wrappers: Sequence[BlockWrapper]) -> Any:
+        return self._adapter.compose(wrappers)
+
+    def predict_group(
+        self, run: Any, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
+    ) -> Tensor:
+        levels_B = to_device(t_B.float(), self.options.device)
+        return self._adapter.forward(
+            self.network_module, run, self.to_model(x_t_BCHW), levels_B, self._embeds(prompts), slots
+        )
+
+    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+        """Ho & Salimans 2022, arXiv:2207.12598, eq. 6 with scale = 1 + w."""
+        return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
+
+    def lora_targets(self) -> Sequence[str]:
+        blocks = enumerate(self.blocks())
+        return [
+            f"{BLOCKS}.{index}.{name}"
+            for index, block in blocks
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        ]

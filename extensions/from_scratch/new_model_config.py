@@ -1,0 +1,80 @@
+"""The section of `type: new_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from extensions.from_scratch.arguments import PUBLISHED, SOURCES, faults
+from toolkit.config.field_types import PathStr
+from toolkit.config.model_files import INDEX, read_model_json
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.files.writing import file_in_the_way, refusal
+
+
+class NewModelConfig(ProcessConfig):
+    """`type: new_model`: writes a model folder whose transformer has random weights."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("new_model",)
+
+    path: PathStr
+    """Folder to write."""
+
+    base: PathStr
+    """Model folder that the text encoder, tokenizer, processor and scheduler are taken from; and the autoencoder,
+    without `vae`. Large files are linked, not copied."""
+
+    vae: PathStr = ""
+    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of `base`."""
+
+    transformer: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the transformer's class in diffusers, such as num_layers, num_attention_heads and
+    attention_head_dim. Those that fit it to the autoencoder and the text encoder are filled in; what else is left out
+    has the value of the published model."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the random weights; 0 is a valid seed."""
+
+    overwrite: bool = False
+    """Replace what this program wrote there. Off: a complete model of the same settings is kept."""
+
+    def folder(self) -> Path:
+        """`path` as an absolute path."""
+        return Path(self.path).expanduser().resolve()
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The model folder."""
+        return frozenset({self.folder()})
+
+    def outputs_exist(self, job: JobContext) -> bool:
+        """A folder is there only when it is complete."""
+        return (self.folder() / INDEX).is_file()
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Folders that are missing, and a file or somebody else's folder where the folder belongs."""
+        if file := file_in_the_way(self.folder()):
+            yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        elif reason := refusal(self.folder()):
+            yield Diagnostic(("path",), reason)
+        for key, message in self.missing():
+            if not job.will_write(getattr(self, key)):
+                yield Diagnostic((key,), message)
+        found = faults(self._class_name(), self.transformer)
+        yield from (Diagnostic(("transformer", *at), message) for at, message in found)
+
+    def _class_name(self) -> str:
+        """The class of the transformer, by `base`; that of the published model where `base` is not here yet."""
+        index = Path(self.base).expanduser() / INDEX
+        entry = read_model_json(index).get("transformer") if index.is_file() else None
+        name = entry[-1] if isinstance(entry, list) and entry else None
+        return name if name in SOURCES else PUBLISHED
+
+    def missing(self) -> Iterator[tuple[str, str]]:
+        """Keys whose folder holds no model, and what to do."""
+        for key, needed in (("base", INDEX), ("vae", "config.json")):
+            path = getattr(self, key)
+            if path and not (Path(path).expanduser() / needed).is_file():
+                yield key, f"{path!r} holds no {needed}. Give the folder of a model."

@@ -1,0 +1,86 @@
+"""Writes a model folder of others' parts and a transformer with random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from extensions.from_scratch.new_model_config import NewModelConfig
+from jobs.process import BaseExtensionProcess
+from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import INDEX
+from toolkit.errors import UserError
+from toolkit.files.run_files import NEW_MODEL
+from toolkit.files.safetensors_io import as_os_error
+from toolkit.files.writing import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
+from toolkit.models.families import family_for
+from toolkit.models.parts import place_file, place_parts
+from toolkit.system.seeding import global_generator
+
+logger = logging.getLogger(__name__)
+
+
+class NewModelProcess(BaseExtensionProcess):
+    """A complete folder of the same settings and parts is left as it is, so that a job can be run again."""
+
+    section: NewModelConfig
+
+    def run(self) -> None:
+        super().run()
+        section, folder = self.section, self.section.folder()
+        for key, message in section.missing():  # an earlier process may have left nothing
+            raise UserError(f"process[{self.process_id}].{key}: {message}")
+        settle(folder)
+        recipe = self._recipe()
+        if not section.overwrite and _recorded(folder) == recipe:
+            logger.info(f"new model: {section.path} is there already")
+            return
+        if folder.is_dir() and any(folder.iterdir()) and not section.overwrite:
+            raise UserError(
+                f"process[{self.process_id}].path: {section.path} holds another model. "
+                "Give another folder, or set overwrite: true."
+            )
+        with atomic_write_dir(folder) as new, as_os_error():
+            count = self._fill(new)
+            write_json(new / NEW_MODEL, recipe)
+        logger.info(f"new model: wrote {section.path}, {count:,} random parameters (seed {section.seed})")
+
+    def move_aside(self) -> None:
+        if moved := move_folder_aside(self.section.folder()):
+            logger.info(f"moved the old model to {moved}")
+
+    def _fill(self, folder: Path) -> int:
+        """Writes the parts of the model. Returns the parameters of the new one."""
+        base = Path(self.section.base).expanduser().resolve()
+        family = family_for(ModelConfig(name_or_path=str(base)))
+        replaced = {family.trained_part, *(["vae"] if self.section.vae else [])}
+        place_parts(base, folder, without=replaced)
+        if self.section.vae:
+            for file in self._vae_files():
+                place_file(file, folder / "vae" / file.name)
+        with global_generator(self.section.seed, "new model"):
+            network: Any = family.new_network(folder, self.section.transformer)  # a ModelMixin
+        network.save_pretrained(folder / family.trained_part)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    def _vae_files(self) -> list[Path]:
+        """The autoencoder's own files; a discriminator that stands beside them stays there."""
+        vae = Path(self.section.vae).expanduser().resolve()
+        return [vae / "config.json", *sorted(vae.glob("diffusion_pytorch_model*"))]
+
+    def _recipe(self) -> dict[str, object]:
+        """The settings, and hashes of the parts' configs and of the autoencoder."""
+        base = Path(self.section.base).expanduser().resolve()
+        configs = [base / INDEX, *sorted(base.glob("*/config.json"))]
+        files = [*configs, *(self._vae_files() if self.section.vae else [])]
+        parts = hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()
+        return {"seed": self.section.seed, "transformer": self.section.transformer, "parts": parts}
+
+
+def _recorded(folder: Path) -> object:
+    """The recipe of the model in the folder; None where there is none."""
+    file = folder / NEW_MODEL
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

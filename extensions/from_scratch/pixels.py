@@ -1,0 +1,174 @@
+"""Batches of pixels: images as they are, resized and cropped to their bucket, for trainers that encode in the step.
+
+Shape suffixes: B batch, H/W height and width in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from toolkit.data.dataloader import halved, loaded_ahead
+from toolkit.data.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
+from toolkit.data.stream_dataset import StreamDataset, StreamItem
+from toolkit.data.types import BatchSpec, BucketedSample
+from toolkit.data.webdataset import Unreadable
+from toolkit.errors import RunError
+from toolkit.system import seeding
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """The data of one micro-batch: images of one size with their captions."""
+
+    pixels_B3HW: Tensor
+    """float32 in [-1, 1]."""
+
+    captions: tuple[str, ...]
+    spec: BatchSpec
+    names: tuple[str, ...]
+    """The file of each image, for messages."""
+
+    loss_weight_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def halves(self) -> tuple[PixelBatch, ...]:
+        """The batch split in two, with the same random numbers per image; a batch of one is not split."""
+        return tuple(self.select(rows) for rows in halved(len(self)))
+
+    def select(self, rows: Sequence[int]) -> PixelBatch:
+        """The given images as a batch."""
+        rows = list(rows)
+        return PixelBatch(
+            pixels_B3HW=self.pixels_B3HW[rows],
+            captions=tuple(self.captions[row] for row in rows),
+            spec=self.spec.select(rows),
+            names=tuple(self.names[row] for row in rows),
+            loss_weight_B=self.loss_weight_B[rows],
+        )
+
+    def describe(self) -> str:
+        return f"pixels {tuple(self.pixels_B3HW.shape)}"
+
+
+@dataclass(frozen=True)
+class PixelLoader:
+    """Batches of images; each is a pure function of its spec."""
+
+    items: Sequence[BucketedSample]
+
+    def load(self, spec: BatchSpec) -> PixelBatch:
+        """The batch on the CPU. Raises RunError for a file that cannot be read any more."""
+        items = [self.items[index] for index in spec.items]
+        return PixelBatch(
+            pixels_B3HW=torch.stack([load_pixels(item) for item in items]),
+            captions=tuple(item.sample.caption for item in items),
+            spec=spec,
+            names=tuple(item.sample.image for item in items),
+            loss_weight_B=torch.tensor([item.sample.loss_weight for item in items]),
+        )
+
+    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[PixelBatch]:
+        """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
+        return loaded_ahead(self.load, specs, workers)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is looked at more than once: drawn, or measured."""
+
+    name: str
+    pixels: Callable[[], Tensor]
+    """Decodes it: [3, H, W], float32 in [-1, 1]."""
+
+    @classmethod
+    def of(cls, item: BucketedSample) -> Picture:
+        """An image of a folder."""
+        return cls(item.sample.name, partial(load_pixels, item))
+
+    @classmethod
+    def some_of(cls, items: Sequence[BucketedSample], stream: StreamDataset | None, count: int) -> tuple[Picture, ...]:
+        """At most so many images, always the same: of folders evenly from all, of a stream as `first_of`."""
+        if stream:
+            return cls.first_of(stream, count)
+        count = min(len(items), count)
+        return tuple(cls.of(items[index * len(items) // count]) for index in range(count))
+
+    @classmethod
+    def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
+        """Of the first so many samples of a stream those whose image is whole, each at its own size; their files stay
+        in memory. Raises RunError as `StreamDataset.first`."""
+        loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
+        items = stream.at_own_size(stream.first(count))
+        whole = [item for item in items if loader.pixels(item) is not None]
+        return tuple(cls(item.sample.name, partial(loader.whole_pixels, item)) for item in whole)
+
+
+def load_pixels(item: BucketedSample) -> Tensor:
+    """The pixels [3, H, W] of an image at its size, float32 in [-1, 1]."""
+    sample = item.sample
+    try:
+        image = open_image(sample.image, sample.background)
+    except ImageError as error:
+        raise RunError(f"{error}. It was changed since the run began.") from error
+    return to_tensor(flip_image(resize_cover_crop(image, item.crop), sample.flip))
+
+
+@dataclass(frozen=True)
+class StreamPixels:
+    """Batches of images that a stream read; each is a pure function of its spec (`StreamSource.make_batch`)."""
+
+    stream: StreamDataset
+
+    def load(self, spec: BatchSpec) -> PixelBatch:
+        """The batch on the CPU.
+
+        An image that turns out to be damaged stays in its place, in grey and with weight 0, so that a batch of one is
+        no special case. Raises RunError when there are too many of them.
+        """
+        items: tuple[StreamItem, ...] = spec.samples
+        pixels = [self.pixels(item) for item in items]
+        width, height = items[0].crop.bucket
+        weight = self.stream.weight
+        return PixelBatch(
+            pixels_B3HW=torch.stack([torch.zeros(3, height, width) if p is None else p for p in pixels]),
+            captions=tuple(item.sample.caption for item in items),
+            spec=spec,
+            names=tuple(item.sample.name for item in items),
+            loss_weight_B=torch.tensor([0.0 if p is None else weight for p in pixels]),
+        )
+
+    def pixels(self, item: StreamItem) -> Tensor | None:
+        """The image [3, H, W], float32 in [-1, 1]; None for a damaged one, which is counted. Raises RunError when there
+        are too many."""
+        sample = item.sample
+        try:
+            image = open_image(sample.name, self.stream.settings.background, data=sample.image)
+        except ImageError as error:
+            self.stream.unreadable.add_sample(sample.name, f"its image {error.reason}")
+            return None
+        return to_tensor(resize_cover_crop(image, item.crop))
+
+    def whole_pixels(self, item: StreamItem) -> Tensor:
+        """`pixels` of an image that is known to be whole."""
+        pixels_3HW = self.pixels(item)
+        assert pixels_3HW is not None
+        return pixels_3HW
+
+    def trial(self, images: int) -> PixelBatch:
+        """A batch of so many images of noise at the largest size, to see whether it fits into the memory."""
+        first, (width, height) = self.stream.looked_at[0], self.stream.largest
+        noise_3HW = torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2 - 1
+        rows = tuple(range(images))
+        return PixelBatch(
+            pixels_B3HW=noise_3HW.expand(images, -1, -1, -1).clone(),
+            captions=(first.caption,) * images,
+            spec=BatchSpec(0, rows, rows),
+            names=(f"an image of {width}x{height} pixels",) * images,
+            loss_weight_B=torch.ones(images),
+        )

@@ -1,0 +1,126 @@
+"""The folder `start/` of a run: the model as it was before step 1, in the layout of the folders that the run saves.
+
+Everything is read from there, by the same code as any other model folder. What others made is linked, not copied. It is
+written once: a resumed run finds the tokenizer, the autoencoder and the text encoder it began with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from extensions.from_scratch.autoencoder_config import PART
+from extensions.from_scratch.autoencoder_writer import write_autoencoder
+from extensions.from_scratch.autoencoders import Autoencoder, make_autoencoder
+from extensions.from_scratch.flow_config import FlowModelConfig
+from extensions.from_scratch.joint import scale_by
+from extensions.from_scratch.latent_flow import new
+from extensions.from_scratch.latent_flow.family import FAMILY
+from extensions.from_scratch.pixels import Picture
+from toolkit.errors import RunError, UserError
+from toolkit.files.writing import atomic_write_dir, sha256_of
+from toolkit.models.hub import download_encoder
+from toolkit.models.loading import weights_hash
+from toolkit.models.parts import INDEX, place_parts
+from toolkit.networks.save import to_cpu_copies
+
+logger = logging.getLogger(__name__)
+
+START = "start"
+
+
+def write_start(
+    model: FlowModelConfig,
+    folder: Path,
+    captions: Iterable[str],
+    seed: int,
+    pictures: Iterable[Picture] = (),
+    device: torch.device | str = "cpu",
+) -> None:
+    """Writes the folder, anew where it is there. captions: of all images, for a tokenizer. pictures: by which the scale
+    of the latents of random weights is measured, on this device."""
+    with atomic_write_dir(folder, known_by=INDEX) as made:
+        if model.name_or_path:
+            place_parts(model.folder(), made, without={"vae"} if model.vae else ())
+            if model.vae:
+                new.place_autoencoder(made, model.autoencoder().folder())
+            own = FAMILY.of_folder(model.folder())
+            new.write_index(made, own.prediction, own.max_tokens)
+            return
+        text = model.text_encoder
+        if model.new_vae:
+            _write_new_vae(made / PART, make_autoencoder(model.autoencoder(), seed, torch.device(device)), pictures)
+        else:
+            new.place_autoencoder(made, model.autoencoder().folder())
+        if text.name_or_path:
+            new.place_text_encoder(made, *text_folders(model))
+        else:
+            new.write_text_encoder(made, text.config, captions, text.max_tokens, seed)
+        if text.projection_dim:
+            new.write_projection(made, text.projection_dim, seed)
+        new.write_transformer(made, model.transformer.class_name, model.transformer.config, seed)
+        new.write_scheduler(made)
+        new.write_index(made, model.prediction, text.max_tokens)
+    logger.info(f"wrote the model as it begins to {folder}")
+
+
+def _write_new_vae(part: Path, autoencoder: Autoencoder, pictures: Iterable[Picture]) -> None:
+    part.mkdir()
+    weights = to_cpu_copies(autoencoder.module.state_dict(), "float32")
+    write_autoencoder(part, autoencoder, weights, scale_by(autoencoder, pictures))
+
+
+def copy_start(source: Path, folder: Path) -> None:
+    """Takes over the folder of the run whose state is resumed from in another place."""
+    with atomic_write_dir(folder, known_by=INDEX) as made:
+        place_parts(source, made, without=())
+
+
+def require_start(folder: Path, checkpoint: Path) -> None:
+    """Makes sure that the folder of a run that is resumed is there. Raises RunError where it is not."""
+    own = checkpoint.resolve().parents[1] / START
+    if own != folder.resolve() and own.is_dir():
+        copy_start(own, folder)
+    elif fault := FAMILY.config_error(folder):
+        remedy = "Restore the folder, or add --restart to move the old run aside and start anew."
+        raise RunError(f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}")
+
+
+def source_hashes(model: FlowModelConfig) -> dict[str, str]:
+    """The hashes of the folders that the model is made of, by their key."""
+    folders = {} if model.new_vae else {"model.vae": model.autoencoder().folder()}
+    if model.name_or_path:
+        folders["model.name_or_path"] = model.folder()
+    elif model.text_encoder.name_or_path:
+        encoder, tokenizer = text_folders(model)
+        folders |= {"model.text_encoder.name_or_path": encoder, "model.text_encoder.tokenizer": tokenizer}
+    return {key: weights_hash(folder, ["."]) for key, folder in folders.items()}
+
+
+def start_hashes(folder: Path) -> dict[str, str]:
+    """The hashes of the index and of each part of `start/`."""
+    index = folder / INDEX
+    hashes = {INDEX: sha256_of(index) if index.is_file() else ""}
+    hashes |= {part: weights_hash(folder, [part]) for part in FAMILY.parts}
+    return {f"{START}/{name}": found for name, found in hashes.items()}
+
+
+def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
+    """The folders of the text encoder and its tokenizer that are given; those of the hub are downloaded. Raises
+    UserError where they hold none."""
+    text = model.text_encoder
+    given = _local(text.name_or_path, "name_or_path")
+    encoder = given if (given / "config.json").is_file() else given / "text_encoder"
+    if not (encoder / "config.json").is_file():
+        raise UserError(f"model.text_encoder.name_or_path: {given} holds no config.json. Give a text encoder's folder.")
+    if text.tokenizer:
+        return encoder, _local(text.tokenizer, "tokenizer")
+    beside = encoder.parent / "tokenizer"
+    return encoder, encoder if encoder == given and not beside.is_dir() else beside
+
+
+def _local(path: str, key: str) -> Path:
+    folder = Path(path).expanduser().resolve()
+    return folder if folder.is_dir() else download_encoder(path, f"model.text_encoder.{key}")

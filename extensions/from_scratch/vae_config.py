@@ -1,0 +1,149 @@
+"""The section of `type: vae_trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from pydantic import Field
+
+from extensions.from_scratch.arguments import autoencoder_fault, faults
+from extensions.from_scratch.autoencoder_config import AutoencoderConfig
+from extensions.from_scratch.losses_config import (
+    DISCRIMINATOR,
+    TINY,
+    VAE,
+    DiscriminatorConfig,
+    LossesConfig,
+    check_losses,
+    discriminator_params,
+    logged_losses,
+)
+from toolkit.config.base import StrictModel
+from toolkit.config.dataset import ValidationConfig
+from toolkit.config.field_types import PathOrList
+from toolkit.config.located import KeyPath
+from toolkit.config.output import SampleIntervalConfig
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig
+from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
+from toolkit.data.folder import DatasetScan
+from toolkit.data.items import scan_items
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import BucketedSample
+from toolkit.data.validation_split import ValidationSplit, split_validation
+
+Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]
+
+
+class OptimizersConfig(StrictModel):
+    """`optimizers`: what differs from `train` for one of the roles. The discriminator's betas are (0, 0.9) and amsgrad
+    is on where its optimizer is an AdamW and they are not given."""
+
+    vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the autoencoder."""
+
+    discriminator: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the discriminator."""
+
+
+class ReconstructionsConfig(SampleIntervalConfig):
+    """`sample`: images beside their reconstructions, with PSNR and SSIM."""
+
+    images: PathOrList = ()
+    """Image files. None: the first of the validation split, else of the datasets."""
+
+    count: int = Field(default=4, ge=1, le=1000)
+    """How many of them, where `images` is not given."""
+
+
+class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
+    """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a folder."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("vae_trainer",)
+
+    reads_streams: ClassVar = True
+    reads_captions: ClassVar = False
+
+    model: AutoencoderConfig = Field(default_factory=AutoencoderConfig)
+    """The autoencoder."""
+
+    losses: LossesConfig = Field(default_factory=LossesConfig)
+    """What is minimised."""
+
+    discriminator: DiscriminatorConfig | None = None
+    """Adversarial training; none without this section."""
+
+    optimizers: OptimizersConfig = Field(default_factory=OptimizersConfig)
+    """Optimizer and learning rate of each role, where they differ from `train`."""
+
+    sample: ReconstructionsConfig | None = None
+    """Reconstructions drawn during training; none without this section."""
+
+    on_resume: ClassVar = {"discriminator": "impossible"}
+
+    def logged_numbers(self) -> Sequence[str]:
+        """Metrics of a step."""
+        return ("loss", "grad_norm", "lr", *logged_losses(self.losses, self.discriminator))
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """The checks of its subsections, and of combinations of its keys."""
+        yield from super().check(job)
+        yield from self._check_model(job)
+        has_no_kl = not self.model.name_or_path and self.model.class_name == TINY
+        yield from check_losses(self.losses, self.discriminator, has_no_kl)
+        if self.losses.latent_noise and not self.model.name_or_path:
+            message = "needs latents of a known scale. Give 'model.name_or_path', or leave it out."
+            yield Diagnostic(("losses", "latent_noise"), message)
+        for role in self.roles():
+            if getattr(self.optimizers, role).model_fields_set:
+                errors = self.role_optimizer(role).errors()
+                yield from (Diagnostic(("optimizers", role, *key), message) for key, message in errors)
+        for index, dataset in enumerate(self.datasets):
+            if dataset.control_path:
+                yield Diagnostic(("datasets", index, "control_path"), "an autoencoder has no references. Leave it out.")
+        if self.validation and "timesteps" in self.validation.model_fields_set:
+            yield Diagnostic(("validation", "timesteps"), "an autoencoder knows no noise levels. Leave it out.")
+
+    def _check_model(self, job: JobContext) -> Iterable[Diagnostic]:
+        model = self.model
+        found = [Diagnostic(("model", *each.key), each.message) for each in model.check(job)]
+        yield from found
+        if not model.name_or_path:
+            for key, message in faults(model.class_name, model.config):
+                yield Diagnostic(("model", "config", *key), message)
+        elif not found and not model.is_yet_to_come(job) and (fault := autoencoder_fault(model)):
+            yield Diagnostic(("model", "name_or_path"), fault)
+
+    def role_optimizer(self, role: str) -> RoleOptimizerConfig:
+        """The optimizer of a role: what its entry does not give comes from `train`."""
+        own: RoleOptimizerConfig = getattr(self.optimizers, role)
+        shared = {name: getattr(self.train, name) for name in OptimizerConfig.model_fields}
+        given = own.model_fields_set
+        if role == DISCRIMINATOR and "optimizer_params" not in given:
+            shared["optimizer_params"] = discriminator_params(own, self.train.optimizer)
+        return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+
+    def stream(self) -> StreamDataset | None:
+        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
+        return StreamDataset.of(self, self.model.latent_scale())
+
+    def scan(self) -> Scanned:
+        """The images of folders, and the validation split. Raises DataErrors naming every offending file."""
+        cache, multiple = ScanCache.beside(self.training_folder), self.model.latent_scale()
+        return split_validation(self, *scan_items(self, multiple, cache), multiple, _reconstructions)
+
+    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
+        """Those of the roles; what a role does not give is in `train`."""
+        for role in self.roles():
+            own = "lr_scheduler" in getattr(self.optimizers, role).model_fields_set
+            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
+
+    def roles(self) -> tuple[str, ...]:
+        """What is trained."""
+        return (VAE, DISCRIMINATOR) if self.discriminator else (VAE,)
+
+
+def _reconstructions(items: int, settings: ValidationConfig) -> str:
+    return f"{items} reconstruction{'s' * (items != 1)}"

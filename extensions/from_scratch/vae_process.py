@@ -1,0 +1,261 @@
+"""`type: vae_trainer`: the trainer of an autoencoder, as a subclass of `jobs.process.trainer.Trainer`.
+
+Shape suffixes: B batch, H/W height and width in pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from math import prod
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from extensions.from_scratch.autoencoder_step import (
+    Adversary,
+    AutoencoderStep,
+    evaluating,
+    refuse_small_images,
+    trained_parameters,
+)
+from extensions.from_scratch.autoencoder_writer import continue_discriminator
+from extensions.from_scratch.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
+from extensions.from_scratch.discriminator import PatchDiscriminator
+from extensions.from_scratch.loss_balance import LossBalance
+from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
+from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
+from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from extensions.from_scratch.quality import psnr, ssim
+from extensions.from_scratch.vae_config import VaeTrainerConfig
+from extensions.from_scratch.vae_memory_advice import memory_advice
+from extensions.from_scratch.vae_plan import VaePlanner
+from extensions.from_scratch.vae_writer import AutoencoderWriter
+from jobs.process.image_trainer import ImageTrainer, Loader
+from jobs.process.trainer import Attached, Setup
+from toolkit.config.dataset import LOSS
+from toolkit.data.cache import key_of
+from toolkit.data.file_hashes import file_digest
+from toolkit.data.image_data import ImageData
+from toolkit.data.images import ImageError, inspect_image
+from toolkit.data.items import bucket_for
+from toolkit.data.types import BucketedSample, Sample
+from toolkit.errors import RunError, UserError
+from toolkit.files.run_files import EVENTS, EventLog
+from toolkit.memory.estimate import machine_of
+from toolkit.models.from_config import refuse_arguments
+from toolkit.system.device import DTYPES
+from toolkit.train.callbacks.save import PrepareNetwork
+from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.callbacks.watchdog import memory_check
+from toolkit.train.loop import try_largest_batch
+from toolkit.train.optimizer_step import Role
+from toolkit.train.roles import build_role
+from toolkit.train.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VaeModel:
+    """What is trained: the autoencoder, and the discriminator of adversarial training."""
+
+    autoencoder: Autoencoder
+    adversary: Adversary | None
+    perceptual: PerceptualDistance | None = None
+
+
+@dataclass(frozen=True)
+class VaeAttached(Attached):
+    """The model, once its roles are made."""
+
+    model: VaeModel
+
+
+class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
+    """Trains an autoencoder on folders of images or a stream of shards; README.md lists its output files."""
+
+    section: VaeTrainerConfig
+
+    # ------------------------------------------------------------ before anything expensive
+
+    planner_class = VaePlanner
+
+    def scan(self) -> ImageData:
+        data, adversary = super().scan(), self.section.discriminator
+        if data.stream and adversary:
+            least = PatchDiscriminator.smallest(adversary.layers)
+            data = replace(data, stream=replace(data.stream, least_side=least))
+        return data
+
+    @property
+    def saves_folders(self) -> bool:
+        return True
+
+    def memory_advice(self) -> str:
+        return memory_advice(self.section, machine_of(self.section.device))
+
+    def refuse_parts(self, data: ImageData) -> None:
+        model = self.section.model
+        if not model.name_or_path:
+            refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
+        _ = self._perceptual  # its files are read before anything else
+        if settings := self.section.discriminator:
+            refuse_small_images(settings, data.sizes)
+        for path in self.section.sample.images if self.section.sample else ():
+            try:
+                inspect_image(path)
+            except ImageError as error:
+                raise UserError(f"sample.images: {error}") from error
+
+    # ------------------------------------------------------------ model, roles, callbacks
+
+    def open_model(self, setup: Setup[ImageData]) -> VaeModel:
+        section = self.section
+        autoencoder = make_autoencoder(section.model, setup.seed, setup.device)
+        autoencoder.module.train()
+        count = sum(p.numel() for p in autoencoder.module.parameters())
+        logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {setup.device}")
+        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
+        settings = section.discriminator
+        if settings is None:
+            return VaeModel(autoencoder, None, perceptual)
+        network = PatchDiscriminator(settings.channels, settings.layers, setup.seed)
+        if section.model.name_or_path:
+            continue_discriminator(network, section.model.folder())
+        logger.info(f"discriminator: {sum(p.numel() for p in network.parameters()):,} parameters")
+        return VaeModel(autoencoder, Adversary(network.to(setup.device), settings), perceptual)
+
+    @cached_property
+    def _perceptual(self) -> PerceptualDistance | None:
+        """Of `losses.lpips`, loaded once."""
+        losses = self.section.losses
+        return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses.lpips else None
+
+    def encode(self, setup: Setup[ImageData], model: VaeModel) -> VaeModel:
+        return model
+
+    def attach(self, setup: Setup[ImageData], model: VaeModel, encoded: VaeModel) -> VaeAttached:
+        parameters = trained_parameters(model.autoencoder, self.section.model.train)
+        if not parameters:
+            raise RunError("model.train: nothing of the autoencoder is trained.")
+        roles = {VAE: self._role(setup, VAE, parameters)}
+        if model.adversary:
+            network = model.adversary.network
+            role = self._role(setup, DISCRIMINATOR, dict(network.named_parameters()), network.after_step)
+            role.buffers = network.vectors()
+            roles[DISCRIMINATOR] = role
+        for role in roles.values():
+            self.process_group.broadcast(list(role.parameters.values()))
+        return VaeAttached(roles, model)
+
+    def _role(
+        self,
+        setup: Setup[ImageData],
+        name: str,
+        parameters: dict[str, torch.nn.Parameter],
+        after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
+    ) -> Role:
+        own = self.section.role_optimizer(name)
+        ema = self.section.train.ema_config if name == VAE else None
+        steps, group = setup.plan.optimizer_steps, self.process_group
+        role = build_role(own, parameters, steps, setup.seed, group, ema, after_step=after_step)
+        role.every = own.every
+        return role
+
+    def weights_writer(self, setup: Setup[ImageData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
+        autoencoder, data = attached.model.autoencoder, setup.data
+        pictures = Picture.some_of(data.items, data.stream, MEASURED_IMAGES)
+        device = next(autoencoder.module.parameters()).device
+
+        def images() -> Iterator[Tensor]:
+            return (picture.pixels()[None].to(device) for picture in pictures)
+
+        discriminator = attached.model.adversary.network if attached.model.adversary else None
+        return AutoencoderWriter(autoencoder, discriminator, self.section.save, images).snapshot
+
+    def validation(self, setup: Setup[ImageData], encoded: VaeModel, attached: VaeAttached) -> Validation | None:
+        items = setup.data.held_out
+        if not items:
+            return None
+        autoencoder = attached.model.autoencoder
+
+        def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
+            found: list[tuple[float, float, float]] = []
+            for item in items:
+                if should_stop():
+                    return None
+                original, output = self._reconstruct(autoencoder, Picture.of(item))
+                found.append((float((output - original).abs().mean()), psnr(output, original), ssim(output, original)))
+            l1, mean_psnr, mean_ssim = (sum(values) / len(found) for values in zip(*found, strict=True))
+            return {LOSS: l1, "validation/psnr": mean_psnr, "validation/ssim": mean_ssim}
+
+        identity = key_of(images=[(file_digest(item.sample.image), str(item.crop)) for item in items])
+        return Validation(measure, identity)
+
+    def samples(self, setup: Setup[ImageData], encoded: VaeModel, attached: VaeAttached) -> Samples | None:
+        settings = self.section.sample
+        if settings is None or self.section.train.disable_sampling:
+            return None
+        pictures = self._drawn(setup.data)
+        return Samples(partial(self._draw, attached.model.autoencoder, pictures), [one.name for one in pictures])
+
+    def _drawn(self, data: ImageData) -> Sequence[Picture]:
+        settings = self.section.sample
+        assert settings is not None  # there are samples
+        if not settings.images:
+            if data.stream and not data.held_out:
+                return Picture.first_of(data.stream, settings.count)
+            return [Picture.of(item) for item in (data.held_out or data.items)[: settings.count]]
+        resolution, scale = self.section.datasets[0].resolution[0], self.section.model.latent_scale()
+        found = []
+        for path in settings.images:
+            size = inspect_image(path).size
+            sample = Sample(path, "", 1, size, "")
+            found.append(Picture.of(BucketedSample(sample, bucket_for(size, resolution, scale))))
+        return found
+
+    def _draw(self, autoencoder: Autoencoder, pictures: Sequence[Picture], index: int) -> Image.Image:
+        """The image at its size beside its reconstruction."""
+        original, output = self._reconstruct(autoencoder, pictures[index])
+        logger.info(f"{pictures[index].name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}")
+        pair_3HW = torch.cat([original[0], output[0]], dim=2)
+        pixels = ((pair_3HW + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, 2).cpu().numpy()
+        return Image.fromarray(pixels)
+
+    def _reconstruct(self, autoencoder: Autoencoder, picture: Picture) -> tuple[Tensor, Tensor]:
+        """The image and its reconstruction from the mean of its latents, [1, 3, H, W] in [-1, 1]."""
+        pixels_B3HW = picture.pixels()[None].to(next(autoencoder.module.parameters()).device)
+        with evaluating(autoencoder):
+            mean_BCHW, _ = autoencoder.encode(pixels_B3HW)
+            return pixels_B3HW, autoencoder.decode(mean_BCHW).clamp(-1, 1)
+
+    # ------------------------------------------------------------ the loop
+
+    def fit(self, setup: Setup[ImageData], run: Run, model: VaeModel, encoded: VaeModel, attached: VaeAttached) -> None:
+        section = self.section
+        step = AutoencoderStep(
+            model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
+        )
+        run.callbacks = [*run.callbacks, LossBalance(section.losses)]
+        if self.process_group.is_single_process:
+            event = EventLog(self.save_root / EVENTS).add
+            run.callbacks = [*run.callbacks, *memory_check(partial(self._allocated, setup), setup.device, event)]
+        data = setup.data
+        loader: Loader[PixelBatch] = StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
+        source, largest = self.batches(setup, run, loader, lambda item: prod(item.crop.bucket))
+        if run.state.step < run.steps and (line := try_largest_batch(run, largest(), step)):
+            logger.info(line)
+        self.run_loop(setup, run, source, step)
+
+    def _allocated(self, setup: Setup[ImageData], resumed: bool) -> int:
+        """Planned bytes of tensors up to the end of the first step; resumed: with optimizer state."""
+        assert setup.plan.memory
+        return setup.plan.memory.allocated("training" if resumed else "first step")
+
+
+MEASURED_IMAGES = 256
+"""Training images whose latents are measured at each save."""

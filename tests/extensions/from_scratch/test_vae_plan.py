@@ -1,0 +1,115 @@
+"""The plan of a training of an autoencoder: its roles, memory, warnings; torch is not imported."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from extensions.from_scratch.vae_config import VaeTrainerConfig
+from extensions.from_scratch.vae_plan import VaePlanner
+from tests.extensions.from_scratch.conftest import SMALL
+from toolkit.config.process import JobContext
+from toolkit.data.run_plan import RunPlan
+from toolkit.errors import UserError
+from toolkit.memory.estimate import Machine
+
+JOB = JobContext("job")
+
+
+@pytest.fixture
+def pictures(make_pictures, tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32), captions=False)
+
+
+def plan(vae_job, pictures: Path, machine: Machine | None = None, **changes: object) -> RunPlan:
+    section = VaeTrainerConfig.model_validate(vae_job(pictures, **changes))
+    planner = VaePlanner(section, JOB, machine)
+    return planner.plan(planner.scan()) if machine else planner.dry_run()
+
+
+def test_it_says_what_memory_it_takes(vae_job, pictures: Path) -> None:
+    found = plan(vae_job, pictures)
+    assert found.memory is not None and found.to_json()["memory"]["phases"].keys() == {
+        "first step", "training", "saving"
+    }  # fmt: skip
+    assert any(note.startswith("memory: peak 0.4") for note in found.notes)
+    on_card = plan(vae_job, pictures, Machine("cuda"))
+    assert any("on the GPU" in note and "fits an 8 GB GPU" in note for note in on_card.notes)
+
+
+def test_a_job_that_does_not_fit_is_warned_of(vae_job, pictures: Path) -> None:
+    found = plan(vae_job, pictures, Machine("cuda", 10**8))
+    assert any(note.startswith("warning: this device has 0.10 GB, which is not enough") for note in found.notes)
+
+
+def test_a_dry_run_says_what_a_start_would_do(start, vae_job, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(**changes: object) -> tuple[dict, str]:
+        with pytest.raises(UserError) as caught:
+            start(vae_job(pictures, **changes))
+        return plan(vae_job, pictures, **changes).to_json(), str(caught.value)
+
+    folder = start(vae_job(pictures))
+    found = plan(vae_job, pictures).to_json()
+    assert (found["start"]["what"], found["will_not_start"]) == ("complete", [])
+    written = sum(file.stat().st_size for part in ("job", "state") for file in (folder / part).rglob("*.*"))
+    assert found["disk"]["needed_bytes"] == pytest.approx(written, rel=0.1)  # headers of so small tensors count
+
+    found, refused = said(model={"config": SMALL["AutoencoderKL"] | {"latent_channels": 8}})
+    assert found["will_not_start"] == [refused] and "different settings" in refused
+    large = {"block_out_channels": [2**14] * 2, "layers_per_block": 20}
+    found, refused = said(name="large", model={"config": SMALL["AutoencoderKL"] | large})
+    assert refused.startswith("memory: the run needs ") and f"memory: {found['will_not_start'][0]}" in refused
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _: usage(0, 0, 10**5))
+    found, refused = said(name="another")
+    assert found["will_not_start"] == [refused] and refused.startswith(
+        "training_folder: output/job/another has 100 kB free"
+    )
+
+
+def test_each_role_has_its_number_of_parameters(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, discriminator={"channels": 4, "layers": 1}).notes
+    assert "discriminator: 845 parameters, adamw, learning rate 0.001, constant" in notes
+
+
+def test_a_validation_costs_reconstructions(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, validation={"fraction": 0.4, "every": 1}).notes
+    assert any(
+        note.startswith("validation: 1 image held out") and note.endswith("; 1 reconstruction each time")
+        for note in notes
+    )
+    assert not any("forward pass" in note for note in notes)
+
+
+def test_schedules_that_do_not_fit_are_warned_of_once(vae_job, pictures: Path) -> None:
+    train = {"steps": 10, "lr_warmup_steps": 20}
+    gan = {"discriminator": {"channels": 4, "layers": 1}}
+    warned = [note for note in plan(vae_job, pictures, **gan, train=train).notes if note.startswith("warning: lr:")]
+    assert len(warned) == 1 and "it never reaches the full rate" in warned[0] and "(" not in warned[0]
+    own = {"optimizers": {"discriminator": {"lr_scheduler": "exponential", "lr_scheduler_params": {"gamma": 0.1}}}}
+    notes = plan(vae_job, pictures, **gan, **own, train={"steps": 100}).notes
+    [early] = [note for note in notes if note.startswith("warning: lr:")]
+    assert "below a thousandth of its first value" in early and early.endswith("(discriminator)")
+
+
+def test_what_a_run_is_too_short_for_is_told(vae_job, pictures: Path) -> None:
+    changes = {"train": {"steps": 19}, "stop_when": {"metric": "loss", "below": 1}}
+    gan = {"channels": 4, "layers": 1, "start_step": 19}
+    notes = "\n".join(plan(vae_job, pictures, **changes, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
+    assert "stop_when has no effect: its mean is over 20 steps (stop_when.smooth), and the run has 19" in notes
+    assert "losses.kl_warmup_steps is 20, and the run has 19 steps: 'kl' never reaches its weight" in notes
+    assert "discriminator.start_step is 19, and the run has 19 steps: the discriminator is never trained" in notes
+    long = changes | {"train": {"epochs": 10}}  # of two batches
+    notes = "\n".join(plan(vae_job, pictures, **long, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
+    assert "too" not in notes and "never" not in notes and "no effect" not in notes
+
+
+def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}).notes
+    assert "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4" in notes
+
+
+def test_captions_are_not_missed(vae_job, pictures: Path) -> None:
+    assert not any("empty prompt" in note for note in plan(vae_job, pictures).notes)

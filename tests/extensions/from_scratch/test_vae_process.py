@@ -1,0 +1,226 @@
+"""Whole jobs: what they leave, that they are continued to the same bytes, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.extensions.from_scratch.conftest import SMALL
+from toolkit.errors import UserError
+
+FIRST, *OTHERS = (["AutoencoderKL"], *sorted(SMALL.keys() - {"AutoencoderKL"}))
+GAN = {"discriminator": {"channels": 4, "layers": 1, "r1_interval": 2, "start_step": 1}}
+
+
+@pytest.fixture
+def pictures(make_pictures, tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "data", "a", "b", "c", "d", "e", size=(40, 32), captions=False)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_a_run_leaves(start, vae_job, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = start(
+        vae_job(
+            pictures,
+            "AutoencoderKLQwenImage",
+            **GAN,
+            save={"save_every": 2},
+            sample={"sample_every": 2, "count": 2, "format": "png"},
+            validation={"fraction": 0.4, "every": 2},
+            train={"ema_config": {"use_ema": True}},
+        )
+    )
+    final, said = folder / "job", capsys.readouterr().out
+    assert {"job_000000002", "job_000000004", "job_best", "samples", "state"} <= {p.name for p in folder.iterdir()}
+    loaded = diffusers.AutoencoderKLQwenImage.from_pretrained(final)
+    averages = load_file(folder / "state" / "step_000000004" / "ema.safetensors")
+    assert all(torch.equal(p, averages[f"vae/{name}"]) for name, p in loaded.named_parameters())
+    assert (final / "discriminator.safetensors").is_file()
+    assert loaded.config.latents_std != [1.0] * 4 and len(loaded.config.latents_mean) == 4
+    metrics = lines(folder / "metrics.jsonl")
+    assert "loss_gen" not in metrics[0] and "loss_r1" not in metrics[1]
+    assert {"loss_l1", "loss_kl", "loss_disc", "loss_r1", "grad_norm/discriminator"} <= set(metrics[2])
+    assert {"validation/loss", "validation/psnr", "validation/ssim"} <= set(lines(folder / "validation.jsonl")[0])
+    pairs = sorted((folder / "samples").glob("*.png"))
+    assert len(pairs) == 6 and {Image.open(pair).size for pair in pairs} == {(2 * 34, 30)}
+    [memory] = [event for event in lines(folder / "events.jsonl") if event["event"] == "memory"]
+    assert 0.4e9 < memory["predicted_bytes"] < 0.5e9 and memory["measured_bytes"] > 10**8
+    assert "PSNR" in said and "validation: 2 images held out" in said
+
+
+def test_a_strangers_folder_of_the_name_is_refused_before_the_first_step(start, vae_job, pictures: Path) -> None:
+    job = vae_job(pictures)
+    mine = Path(job["training_folder"]) / "job" / "job" / "photo.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(UserError, match="job' was not made by this program"):
+        start(job)
+    assert mine.is_file() and not (mine.parents[1] / "metrics.jsonl").exists()
+
+
+def test_older_folders_are_removed(start, vae_job, pictures: Path) -> None:
+    folder = start(vae_job(pictures, save={"save_every": 1, "max_step_saves_to_keep": 1}))
+    steps = sorted(path.name for path in folder.glob("job_*"))
+    assert steps == ["job_000000004"] and (folder / "job").is_dir()
+
+
+def assert_same_bytes(whole: Path, again: Path) -> None:
+    """Of two folders of runs with four steps: states and final files."""
+    files = [f"state/step_000000004/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
+    files += sorted(f"job/{file.name}" for file in (whole / "job").iterdir())
+    assert len(files) > 4
+    assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
+
+
+SPADE = {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"], "spade": True}
+TO_RESUME = {**GAN, "model": SPADE, "save": {"save_every": 2}, "train": {"steps": 4, "ema_config": {"use_ema": True}}}
+"""VAE with SPADE and discriminator with R1, spectral norm and an EMA."""
+
+
+def test_a_run_goes_on_to_the_same_bytes(start, vae_job, pictures: Path, tmp_path: Path) -> None:
+    whole = start(vae_job(pictures, **TO_RESUME)).rename(tmp_path / "whole")
+    start(vae_job(pictures, **{**TO_RESUME, "train": {**TO_RESUME["train"], "steps": 2}}))
+    assert_same_bytes(whole, start(vae_job(pictures, **TO_RESUME)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    start_py, write_job, vae_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    job = write_job(vae_job(pictures, training_folder="whole", **TO_RESUME))
+    stopped = write_job(vae_job(pictures, training_folder="stopped", **TO_RESUME), name="stopped")
+    stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
+
+    start_py(job).ends_with(0)
+    process = start_py(stopped)
+    metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
+    state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
+    process.wait_until(lambda: state.is_file() and len(metrics.read_text().splitlines()) >= step)
+    process.send(number)
+    process.wait(60)
+    start_py(stopped).ends_with(0)
+    assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
+
+
+def test_a_further_run_starts_from_the_folder_with_its_discriminator(
+    start, vae_job, pictures: Path, tmp_path: Path, said: list[str]
+) -> None:
+    """Two processes of one job: the second has the weights of the first, and none of its moments."""
+    first = vae_job(pictures, **GAN, name="one")
+    folder = tmp_path / "output" / "job" / "one" / "one"
+    model = {"name_or_path": str(folder), "train": "decoder"}
+    second = vae_job(pictures, **GAN, name="two", model=model, train={"steps": 1, "lr": 0})
+    start(first, second)
+    assert f"discriminator: continued from {folder / 'discriminator.safetensors'}" in said
+    before, after = (
+        diffusers.AutoencoderKL.from_pretrained(tmp_path / "output" / "job" / name / name) for name in ("one", "two")
+    )
+    assert all(torch.equal(after.state_dict()[name], tensor) for name, tensor in before.state_dict().items())
+    wide = {**second, "name": "three", "discriminator": {"channels": 8, "layers": 1}}
+    with pytest.raises(UserError, match=r"discriminator of another size\. Restore"):
+        start(wide, name="other")
+    (folder / "discriminator.safetensors").write_bytes((folder / "discriminator.safetensors").read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"discriminator\.safetensors: damaged discriminator .*Copy it again"):
+        start({**second, "name": "four"}, name="another")
+
+
+def test_spade_is_trained_saved_continued_and_dropped(
+    start, vae_job, pictures: Path, tmp_path: Path, said: list[str]
+) -> None:
+    """Four processes: without it, with it from there, on from that one, and without it again."""
+
+    def after(name: str, **model: object) -> dict:
+        return {"name_or_path": str(tmp_path / "output" / "job" / name / name), **model}
+
+    still = {"steps": 1, "lr": 0}
+    start(
+        vae_job(pictures, name="off"),
+        vae_job(pictures, name="on", model=after("off", spade=True), train={"ema_config": {"use_ema": True}}),
+        vae_job(pictures, name="further", model=after("on"), train=still),
+        vae_job(pictures, name="dropped", model=after("on", spade=False), train=still),
+    )
+    output = tmp_path / "output" / "job"
+    weights = {
+        name: load_file(file)
+        for name in ("off", "on", "further", "dropped")
+        if (file := output / name / name / "spade.safetensors").is_file()
+    }
+    assert weights.keys() == {"on", "further"}
+    assert any(tensor.abs().sum() > 0 for name, tensor in weights["on"].items() if ".gamma." in name)
+    assert all(torch.equal(weights["further"][name], tensor) for name, tensor in weights["on"].items())
+    averages = load_file(output / "on" / "state" / "step_000000004" / "ema.safetensors")
+    assert all(torch.equal(averages[f"vae/spade.{name}"], tensor) for name, tensor in weights["on"].items())
+    assert sum("; SPADE in the decoder; trained: all of it" in line for line in said) == 2
+    assert any("the decoder goes on without the SPADE of that folder" in line for line in said)
+
+
+def test_a_dry_run_says_what_is_made_and_trained_without_torch(
+    run_py, write_job, vae_job, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "output" / "job" / "one" / "one"
+    second = vae_job(pictures, name="two", model={"name_or_path": str(folder)})
+    job = write_job(vae_job(pictures, **GAN, name="one"), second)
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert "AutoencoderKL with random weights, 2 x 2 pixels per latent pixel; trained: all of it" in result.stdout
+    assert "discriminator: 845 parameters, adamw, learning rate 0.001, constant" in result.stdout
+    assert f"starts from {folder}, which an earlier process of the job writes" in result.stdout
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"optimizers": {"vae": {"optimizer_params": {"capturable": True}}}},
+            "optimizers.vae.optimizer: adamw with these arguments cannot step a weight on cpu",
+        ),
+        ({"discriminator": {"layers": 5}}, "discriminator.layers: 5 of them judge patches of at least 96 pixels"),
+        ({"sample": {"images": ["data/a.txt"]}}, "sample.images: data/a.txt"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    start, vae_job, pictures: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    (pictures / "a.txt").write_text("a")
+    with pytest.raises(UserError) as caught:
+        start(vae_job(pictures, **changes))
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "output" / "job" / "run.json").exists()
+
+
+@pytest.mark.parametrize("kind", [*FIRST, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
+def test_it_learns(start, vae_job, pictures: Path, kind: str) -> None:
+    train = {"steps": 60 if kind in FIRST else 150, "batch_size": 5, "lr": 5e-3}
+    folder = start(vae_job(pictures, kind, train=train, validation={"folder_path": str(pictures)}))
+    before, after = (line["validation/psnr"] for line in lines(folder / "validation.jsonl"))
+    assert after > before + 3
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(run_ranks, write_job, vae_job, pictures: Path, tmp_path: Path) -> None:
+    """Losses are per image and noise has keys of its own, so that a shared batch is the same batch. The adaptive weight
+    alone is that of a micro-batch."""
+    gan = {**GAN["discriminator"], "adaptive_weight": False}
+    changes = {"discriminator": gan, "train": {"steps": 4, "gradient_accumulation": 2}}
+    found = []
+    for processes in (1, 2):
+        run_ranks(processes, write_job(vae_job(pictures, training_folder=f"of_{processes}", **changes)))
+        found.append(lines(tmp_path / f"of_{processes}" / "job" / "metrics.jsonl"))
+    for one, two in zip(*found, strict=True):
+        for name in ("loss/vae", "loss/discriminator", "loss_l1", "loss_kl", "grad_norm/vae"):
+            assert (name in one) == (name in two)
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=1e-4), (name, one["step"])
