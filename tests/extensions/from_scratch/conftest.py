@@ -14,6 +14,7 @@ from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.autoencoder_writer import write_autoencoder
 from extensions.from_scratch.autoencoders import make_autoencoder, measure_latents
 from jobs import ExtensionJob
+from tests.toolkit.data.conftest import make_stream as make_stream
 from toolkit.config import load_job
 from toolkit.data.images import to_tensor
 from toolkit.extension import discover
