@@ -288,7 +288,7 @@ def read_before_a_run() -> set[str]:
 
 def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
     light = [*LIGHT_FILES, *tracked("toolkit/config"), *tracked("jobs"), "run.py"]
-    light.remove("jobs/process/trainer.py")  # a process imports it, as its own process.py
+    light = [name for name in light if not name.endswith("trainer.py")]  # a process imports them, as its process.py
     light += sorted(read_before_a_run())
     assert [name for name in light if imports_torch_at_once(source(name))] == []
     assert [
@@ -325,7 +325,7 @@ def test_an_import_of_torch_is_seen_where_it_runs(text: str, at_once: bool) -> N
 def test_what_planning_imports_loads_no_torch() -> None:
     modules = [*map(module_of, tracked("toolkit/config", "jobs")), "run", "toolkit.data.items"]
     modules += map(module_of, LIGHT_FILES)
-    modules.remove("jobs.process.trainer")
+    modules = [module for module in modules if not module.endswith("trainer")]
     modules += [
         module_of(name) for name in tracked("extensions") if name.endswith(("config.py", "plan.py", "__init__.py"))
     ]
