@@ -127,7 +127,7 @@ def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("entry", sorted({entry for walk in WALKS for entry in walk.entries}))
 def test_every_entry_point_is_there(entry: str) -> None:
     file, function = entry.split(":")
-    assert function in qualified_names(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+    assert function.replace(".<locals>", "") in qualified_names(ast.parse((ROOT / file).read_text(encoding="utf-8")))
 
 
 def test_every_walk_names_a_job() -> None:

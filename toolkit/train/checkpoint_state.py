@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
-from toolkit.system.sharded_param import RowShard
 from toolkit.train.checkpoint_store import POWER_AVERAGES, CheckpointData, read_checkpoint_json, reading_state
 from toolkit.train.collectives import WorkerContext, gather_full_tensors
 from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
+
+RENAMED_OPTIMIZERS = {"RoundedOptimizer": "StochasticRoundingOptimizer"}
+"""Classes by the names that states of earlier versions have for them."""
 
 
 def snapshot_state(run: Run) -> CheckpointData:
@@ -62,24 +63,15 @@ def _checkpoint_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
         if role.power_averages:
             of_files[POWER_AVERAGES] = role.power_averages.averages
         for file, found in of_files.items():
-            copies = gather_full_tensors(run.process_group, found, _shards(role, found))
+            shards = {  # parameters, their EMA, or optimizer state of the same shape
+                key: role.sharded[name]
+                for key, tensor in found.items()
+                if (name := key.partition("/")[0]) in role.sharded and tensor.shape == role.parameters[name].shape
+            }
+            copies = gather_full_tensors(run.process_group, found, shards)
             files.setdefault(file, {})
             files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
     return files
-
-
-def _shards(role: Role, tensors: Mapping[str, Tensor]) -> dict[str, RowShard]:
-    """The shards among `tensors` (parameters, their EMA, or optimizer state of the same shape), by key."""
-    return {
-        key: role.sharded[name]
-        for key, tensor in tensors.items()
-        if (name := _parameter_of(key)) in role.sharded and tensor.shape == role.parameters[name].shape
-    }
-
-
-def _parameter_of(key: str) -> str:
-    """`<parameter>`, or `<parameter>/<entry>` of an optimizer's state."""
-    return key.partition("/")[0]
 
 
 def saved_seed(path: Path) -> int:
@@ -103,7 +95,12 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
         plain = document["roles"][role_name]
         copy_into(role.saved_weights, weights)
         if not fresh_optimizer:
-            _refuse_other_optimizer(path, plain["optimizer_class"], type(role.optimizer).__name__)
+            own_class, saved_class = type(role.optimizer).__name__, plain["optimizer_class"]
+            if own_class != RENAMED_OPTIMIZERS.get(saved_class, saved_class):
+                raise RunError(
+                    f"{path} was made with another optimizer: {saved_class}, the job has {own_class}. "
+                    "Give the job a new name, or restore train.optimizer."
+                )
             load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
         if role.ema:
             start = {name: weights[name] for name in role.parameters}  # without a saved EMA
@@ -142,7 +139,7 @@ def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:
             key = name.removeprefix(prefix)
             if key == name:
                 continue
-            shard, saved = role.sharded.get(_parameter_of(key)), tensors.get_slice(name)
+            shard, saved = role.sharded.get(key.partition("/")[0]), tensors.get_slice(name)
             if shard is not None and tuple(saved.get_shape()) == shard.shape:
                 found[key] = saved[shard.start : shard.stop]
             else:
@@ -161,17 +158,4 @@ def _refuse_other_weights(path: Path, run: Run) -> None:
         raise RunError(
             f"{path} was made by a job with another network: {differing[0]} and {len(differing) - 1} more differ. "
             "Give the job a new name, or restore network.type, linear and network_kwargs."
-        )
-
-
-RENAMED_OPTIMIZERS = {"RoundedOptimizer": "StochasticRoundingOptimizer"}
-"""Classes by the names that states of earlier versions have for them."""
-
-
-def _refuse_other_optimizer(path: Path, saved_class: str, own_class: str) -> None:
-    saved_class = RENAMED_OPTIMIZERS.get(saved_class, saved_class)
-    if saved_class != own_class:
-        raise RunError(
-            f"{path} was made with another optimizer: {saved_class}, the job has {own_class}. "
-            "Give the job a new name, or restore train.optimizer."
         )

@@ -11,6 +11,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -86,23 +87,17 @@ def _read(items: Iterator[T]) -> Iterator[T]:
 def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBuffer, timer: StepTimer) -> None:
     state, process_group = run.state, run.process_group
     steps = _read(accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps))
+    own_share = partial(shard_micro_batches, rank=process_group.rank, size=process_group.world_size)
     steps, ahead = itertools.tee(itertools.islice(steps, max(0, run.steps - state.step)))
-    batches = _read(
-        source.load(
-            spec
-            for accumulation_step in ahead
-            for spec in shard_micro_batches(accumulation_step.specs, process_group.rank, process_group.world_size)
-        )
-    )
+    batches = _read(source.load(spec for accumulation_step in ahead for spec in own_share(accumulation_step.specs)))
     for accumulation_step in steps:
         if process_group.any(run.stopping):
             return
-        _sync_schedules(run)
+        for role in run.roles.values():
+            if isinstance(role.schedule, Plateau):  # only the callbacks of rank 0 measure
+                role.schedule.load_state_dict(process_group.run_on_rank0_and_broadcast(role.schedule.state_dict))
         with timer.track("data"):
-            loaded = [
-                next(batches)
-                for _ in shard_micro_batches(accumulation_step.specs, process_group.rank, process_group.world_size)
-            ]
+            loaded = [next(batches) for _ in own_share(accumulation_step.specs)]
         own = _forward_backward_with_oom_retry(run, accumulation_step.samples, loaded, step_fn)
         losses = all_reduce_gradients_and_losses(run, accumulation_step, own)
         if losses is None:
@@ -121,13 +116,6 @@ def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBu
                 callback.after_step(run)
     if not run.complete:
         run.early_stop_reason = run.status_fields["reason"] = f"there are no more batches after step {state.step}"
-
-
-def _sync_schedules(run: Run) -> None:
-    """Broadcasts the state of plateau schedules: only the callbacks of rank 0 measure."""
-    for role in run.roles.values():
-        if isinstance(role.schedule, Plateau):
-            role.schedule.load_state_dict(run.process_group.run_on_rank0_and_broadcast(role.schedule.state_dict))
 
 
 class _NoMemory(Exception):

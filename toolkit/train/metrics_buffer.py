@@ -22,7 +22,7 @@ from torch import Tensor
 
 from toolkit.data.types import Batch
 from toolkit.errors import RunError
-from toolkit.train.interface import RoleResult, StepLosses, StepResult
+from toolkit.train.interface import StepLosses, StepResult
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
@@ -199,18 +199,19 @@ class MetricsBuffer:
     def _publish(self, result: StepResult, names: Sequence[str]) -> None:
         self._run.state.skipped += result.skipped
         for name, role in result.by_role.items():
-            failed = role.skipped and not self._overflowed(result, role)
+            # Where only the loss scale was too large, the next step has a smaller one.
+            overflowed = math.isfinite(role.loss) and result.extra_metrics.get("loss_scale", 0.0) > 1
+            failed = role.skipped and not overflowed
             self._skipped_in_a_row[name] = self._skipped_in_a_row[name] + 1 if failed else 0
         for callback in self._run.callbacks:
             with self._timer.track("step" if callback.included_in_step_time else "outside"):
                 callback.on_metrics(self._run, result)
         if MAX_CONSECUTIVE_SKIPS in self._skipped_in_a_row.values():
-            raise RunError(_not_finite_message(result.step, names))
-
-    @staticmethod
-    def _overflowed(result: StepResult, role: RoleResult) -> bool:
-        """Whether only the loss scale was too large; the next step has a smaller one."""
-        return math.isfinite(role.loss) and result.extra_metrics.get("loss_scale", 0.0) > 1
+            raise RunError(
+                f"the loss was not a finite number {MAX_CONSECUTIVE_SKIPS} steps in a row (up to step {result.step}); "
+                f"nothing was learned in them. Images of the last step: {', '.join(dict.fromkeys(names))}. "
+                "Look at these files, or lower train.lr."
+            )
 
 
 @contextmanager
@@ -235,11 +236,3 @@ def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
         for index in indices:
             values[index], flat = flat[: tensors[index].numel()], flat[tensors[index].numel() :]
     return [values[index] for index in range(len(tensors))]
-
-
-def _not_finite_message(step: int, names: Sequence[str]) -> str:
-    files = ", ".join(dict.fromkeys(names))
-    return (
-        f"the loss was not a finite number {MAX_CONSECUTIVE_SKIPS} steps in a row (up to step {step}); nothing was "
-        f"learned in them. Images of the last step: {files}. Look at these files, or lower train.lr."
-    )

@@ -73,7 +73,7 @@ class StandardStep(OptimizerStep):
 
     def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
         if role.max_grad_norm:
-            clip_(_gradients(role), norm, role.max_grad_norm)
+            clip_([p.grad for p in role.parameters.values() if p.grad is not None], norm, role.max_grad_norm)
         role.set_learning_rates(step)
         step_if(role.optimizer, step_ok)
         numbers = post_step(role, step_ok)
@@ -220,10 +220,6 @@ def _norm(role: Role, names: Collection[str]) -> Tensor:
     dtype = torch.promote_types(gradients[0].dtype, torch.float32)
     norms = torch._foreach_norm(gradients, 2.0, dtype)
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
-
-
-def _gradients(role: Role) -> list[Tensor]:
-    return [p.grad for p in role.parameters.values() if p.grad is not None]
 
 
 def _answers_at_once(parameter: Tensor) -> bool:

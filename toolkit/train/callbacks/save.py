@@ -4,8 +4,8 @@ thread writes them, one task at a time, so that the training does not wait."""
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -15,50 +15,6 @@ from toolkit.networks.save import remove_old_step_files
 from toolkit.train.checkpoint_state import snapshot_state
 from toolkit.train.checkpoint_store import checkpoint_dir, free_disk_space, remove_old_states, write_checkpoint
 from toolkit.train.run import Callback, Interval, Run
-
-
-class AsyncWriter:
-    """Runs one task at a time; its message or exception is returned or raised by the next `collect` or `submit`."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._messages: list[str] = []
-        self._error: Exception | None = None
-
-    def submit(self, work: Callable[[], str]) -> list[str]:
-        """Starts `work`, which returns a line for the user, once the previous task has ended.
-
-        Returns the messages of finished tasks; raises what they raised.
-        """
-        messages = self.wait()
-        self._thread = threading.Thread(target=self._run, args=(work,), name="save")
-        self._thread.start()
-        return messages
-
-    def wait(self) -> list[str]:
-        """Waits until nothing is being written; then as `collect`."""
-        if self._thread:
-            self._thread.join()
-        return self.collect()
-
-    def collect(self) -> list[str]:
-        """The messages of finished tasks, without waiting. Raises what a task raised."""
-        if self._thread and not self._thread.is_alive():
-            self._thread.join()
-            self._thread = None
-        if self._error:
-            error, self._error = self._error, None
-            raise error
-        messages, self._messages = self._messages, []
-        return messages
-
-    def _run(self, work: Callable[[], str]) -> None:
-        try:
-            line = work()
-            self._messages.append(line)
-        except Exception as error:  # noqa: BLE001 - `collect` raises it in the training thread
-            self._error = error
-
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +49,8 @@ class SaveCallback(Callback):
         self.keep_states = keep_states
         self.event = event
         self.states = states
-        self._background = AsyncWriter()
+        self._writer = ThreadPoolExecutor(1, "save")
+        self._writing: Future[str] | None = None
         self._checkpoint_step = -1
         self._network_step = -1
 
@@ -101,7 +58,7 @@ class SaveCallback(Callback):
         self._checkpoint_step = run.state.step
 
     def after_step(self, run: Run) -> None:
-        self._log(self._background.collect())
+        self._collect(wait=False)
         if self.every.due(run):
             self.save_now(run)
 
@@ -110,78 +67,63 @@ class SaveCallback(Callback):
         self._start_save(run, step=run.state.step)
 
     def on_end(self, run: Run, finished: bool) -> None:
-        self._log(self._background.wait())
+        self._collect(wait=True)
         begun = True
         if finished:
             begun = self._start_save(run, step=None)
         elif self.states == "never":
             begun = self._network_step == run.state.step or self._start_save(run, step=run.state.step)
         elif self._checkpoint_step != run.state.step:
-            begun = self._start_checkpoint_only(run)
-        self._log(self._background.wait())
+            begun = self._start_save(run, step=run.state.step, checkpoint_only=True)
+        self._collect(wait=True)
         if not begun:
             raise RunError(f"{run.folder}: the end of the run could not be saved. Free some space and start it again.")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         try:
-            self._log(self._background.wait())
+            self._collect(wait=True)
         except Exception as failed:  # noqa: BLE001 - `error` ends the run; this one is logged
             logger.warning(f"the save in progress failed too: {failed}")
 
-    def _start_save(self, run: Run, step: int | None) -> bool:
+    def _collect(self, wait: bool) -> None:
+        """Logs the line of a finished save, and raises what it raised. wait: for the save in progress."""
+        if self._writing and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            logger.info(writing.result())
+
+    def _start_save(self, run: Run, step: int | None, checkpoint_only: bool = False) -> bool:
         """Starts writing the network file, and the checkpoint where one is wanted and does not exist. Returns whether
         there is room.
         """
         run.flush_metrics()
-        wanted = self.states == "always" or (self.states == "at_end" and step is None)
-        # The checkpoint of this step may be on disk already: the end of a run often follows a save.
-        snapshot = snapshot_state(run) if wanted and self._checkpoint_step != run.state.step else None
-        if not self._has_room(run, (snapshot.size if snapshot else 0) + _network_size(run)):
-            return False
-        write_network = self.prepare_network(run, step)
         folder, name, done, epoch = run.folder, run.name, run.state.step, run.state.epochs_done
+        wanted = checkpoint_only or self.states == "always" or (self.states == "at_end" and step is None)
+        # The checkpoint of this step may be on disk already: the end of a run often follows a save.
+        snapshot = snapshot_state(run) if wanted and self._checkpoint_step != done else None
+        # The trained parameters are an upper bound of a network file's size.
+        size = 0 if checkpoint_only else sum(role.size for role in run.roles.values())
+        if not free_disk_space(checkpoint_dir(folder), size + (snapshot.size if snapshot else 0)):
+            return False
+        write_network = None if checkpoint_only else self.prepare_network(run, step)
 
         def work() -> str:
-            files = write_network()
+            files = write_network() if write_network else []
             with os_error_as_run_error(checkpoint_dir(folder)):
                 if snapshot:
                     write_checkpoint(checkpoint_dir(folder), snapshot, self.keep_states)
                 else:  # the process may have been killed between writing this checkpoint and removing old ones
                     remove_old_states(checkpoint_dir(folder), self.keep_states)
+            if not write_network:
+                return f"saved the checkpoint of step {done}: run the same command to resume"
             removed = remove_old_step_files(folder, name, self.keep)
             names = {"files": [p.name for p in files], "removed": [p.name for p in removed]}
             self.event("save", step=done, epoch=epoch, **names)
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
 
-        self._log(self._background.submit(work))
-        self._network_step = done
+        self._collect(wait=True)
+        self._writing = self._writer.submit(work)
+        if write_network:
+            self._network_step = done
         if snapshot:
             self._checkpoint_step = done
         return True
-
-    def _start_checkpoint_only(self, run: Run) -> bool:
-        run.flush_metrics()
-        snapshot = snapshot_state(run)
-        if not self._has_room(run, snapshot.size):
-            return False
-
-        def work() -> str:
-            with os_error_as_run_error(checkpoint_dir(run.folder)):
-                write_checkpoint(checkpoint_dir(run.folder), snapshot, self.keep_states)
-            return f"saved the checkpoint of step {snapshot.step}: run the same command to resume"
-
-        self._log(self._background.submit(work))
-        self._checkpoint_step = snapshot.step
-        return True
-
-    def _has_room(self, run: Run, size: int) -> bool:
-        return free_disk_space(checkpoint_dir(run.folder), size)
-
-    def _log(self, lines: list[str]) -> None:
-        for line in lines:
-            logger.info(line)
-
-
-def _network_size(run: Run) -> int:
-    """Upper bound of the size of a network file in bytes: the trained parameters."""
-    return sum(role.size for role in run.roles.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,7 @@ def test_an_error_while_writing_is_raised_at_the_next_step(run, result) -> None:
     saving.callback.on_start(run)
     run.state = TrainState(step=1)
     saving.callback.after_step(run)
-    saving.callback._background._thread.join()
+    wait([saving.callback._writing])
     with pytest.raises(OSError, match="the disk is gone"):
         saving.callback.after_step(run)
 
