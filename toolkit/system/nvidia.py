@@ -8,13 +8,13 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from typing import NamedTuple
 
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 """Major version of CUDA -> major version of the first Linux driver that runs programs built with it. Source: NVIDIA,
@@ -26,7 +26,18 @@ ACCIDENTAL_CPU_LIMIT = 2_000_000_000
 
 NO_MPS = "mps is a device of Apple's machines: leave 'device' out, or write 'auto'."
 
-_OF_CONTAINERS = ("/.dockerenv", "/run/.containerenv")
+
+class Gpu(NamedTuple):
+    """What the driver says of one GPU."""
+
+    name: str
+    """Empty: not known."""
+
+    capability: int
+    """Major compute capability; 0: not known."""
+
+    memory: int
+    """Bytes; 0: not known."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +68,39 @@ class NvidiaFacts:
 
 def read_facts() -> NvidiaFacts:
     """The facts of this machine. Opens no device and starts no CUDA."""
-    driver, devices = _ask_nvml()
+    driver, gpus = ask_nvml()
+    containers = ("/.dockerenv", "/run/.containerenv")
     return NvidiaFacts(
         torch_cuda=_cuda_of_torch(),
         driver=driver or _kernel_driver(),
-        devices=devices or len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        devices=len(gpus) or len(list(Path("/dev").glob("nvidia[0-9]*"))),
         on_bus=_is_on_bus(),
-        in_container=any(map(os.path.exists, _OF_CONTAINERS)) or "KUBERNETES_SERVICE_HOST" in os.environ,
+        in_container=any(map(os.path.exists, containers)) or "KUBERNETES_SERVICE_HOST" in os.environ,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
+
+
+def ask_nvml() -> tuple[str | None, list[Gpu]]:
+    """The driver and its GPUs, by the library that nvidia-smi uses; (None, []) where it is not here."""
+    version, gpus = ctypes.create_string_buffer(96), list[Gpu]()
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() == 0:
+            nvml.nvmlSystemGetDriverVersion(version, ctypes.c_uint(96))
+            count = ctypes.c_uint(0)
+            nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+            for index in range(count.value):
+                # What a call cannot tell stays empty or 0.
+                device, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+                major, minor = ctypes.c_int(0), ctypes.c_int(0)
+                total_free_used = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t
+                nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device))
+                nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(96))
+                nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
+                nvml.nvmlDeviceGetMemoryInfo(device, total_free_used)
+                gpus.append(Gpu(name.value.decode("ascii", "replace"), major.value, total_free_used[0]))
+            nvml.nvmlShutdown()
+    return version.value.decode("ascii", "replace") or None, gpus
 
 
 def likely_cause(facts: NvidiaFacts) -> str:
@@ -137,84 +172,32 @@ def compiling_note() -> str | None:
     return "train.compile auto: the blocks are compiled at their first use, which takes a minute or more"
 
 
-def _ask_nvml() -> tuple[str | None, int]:
-    """The driver and the number of its GPUs, by the library that nvidia-smi uses; (None, 0) where it is not here."""
-    with suppress(OSError, AttributeError):
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() == 0:
-            version, count = ctypes.create_string_buffer(96), ctypes.c_uint(0)
-            known = nvml.nvmlSystemGetDriverVersion(version, ctypes.c_uint(96)) == 0
-            nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-            nvml.nvmlShutdown()
-            return version.value.decode("ascii", "replace") if known else None, count.value
-    return None, 0
-
-
 def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
     """The number type of 16 bits that suits this machine's GPUs, else float32; and why, in one sentence."""
     facts = facts or read_facts()
     if facts.torch_cuda is None or not facts.usable:
         return "float32", "float32 is used: without an NVIDIA GPU 16 bits are no faster, and less exact."
-    if (capability := _least_capability()) and capability < 8:
+    capability = min(filter(None, (gpu.capability for gpu in ask_nvml()[1])), default=8)
+    if capability < 8:
         return "float16", f"float16 is used: GPUs of compute capability {capability} have no bfloat16."
     return "bfloat16", "bfloat16 is used: as fast as float16 on this GPU, and its range needs no loss scaling."
 
 
 def gpu_name(device: str) -> str:
     """The name of the GPU that `device` of a job means, as its driver gives it; empty: there is none, or not known."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    number = device.partition("cuda:")[2] or "0"
-    if visible:
-        shown = visible.split(",")
-        number = shown[int(number)].strip() if int(number) < len(shown) else ""
-    if device in ("cpu", "mps") or not number.isdecimal() or visible == "":
+    if device in ("cpu", "mps"):
         return ""
-    with suppress(OSError, AttributeError):
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() == 0:
-            handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-            found = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(number)), ctypes.byref(handle)) == 0
-            known = found and nvml.nvmlDeviceGetName(handle, name, ctypes.c_uint(96)) == 0
-            nvml.nvmlShutdown()
-            return name.value.decode("ascii", "replace") if known else ""
-    return ""
-
-
-def _least_capability() -> int:
-    """The smallest major compute capability of the GPUs; 0: not known."""
-
-    def capability(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> int:
-        major, minor = ctypes.c_int(0), ctypes.c_int(0)
-        known = nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)) == 0
-        return major.value if known else 0
-
-    return _least_of_gpus(capability)
+    gpus = ask_nvml()[1]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = [str(number) for number in range(len(gpus))] if visible is None else visible.split(",")
+    index = int(device.partition("cuda:")[2] or 0)
+    number = numbers[index].strip() if index < len(numbers) else ""
+    return gpus[int(number)].name if number.isdecimal() and int(number) < len(gpus) else ""
 
 
 def least_memory() -> int:
     """Bytes of memory of the smallest GPU; 0: there is none, or it is not known."""
-
-    def memory(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> int:
-        total_free_used = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t
-        return total_free_used[0] if nvml.nvmlDeviceGetMemoryInfo(device, total_free_used) == 0 else 0
-
-    return _least_of_gpus(memory)
-
-
-def _least_of_gpus(ask: Callable[[ctypes.CDLL, ctypes.c_void_p], int]) -> int:
-    """The smallest answer, above 0, for the GPUs that nvidia-smi lists; 0 without one."""
-    with suppress(OSError, AttributeError):
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() == 0:
-            count, found = ctypes.c_uint(0), []
-            nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-            for index in range(count.value):
-                device = ctypes.c_void_p()
-                nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
-                found.append(ask(nvml, device))
-            nvml.nvmlShutdown()
-            return min(filter(None, found), default=0)
-    return 0
+    return min(filter(None, (gpu.memory for gpu in ask_nvml()[1])), default=0)
 
 
 def _kernel_driver() -> str | None:

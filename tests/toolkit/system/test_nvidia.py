@@ -10,9 +10,12 @@ import pytest
 from toolkit.system import nvidia
 from toolkit.system.nvidia import (
     ACCIDENTAL_CPU_LIMIT,
+    Gpu,
     NvidiaFacts,
+    ask_nvml,
     gpu_name,
     half_precision,
+    least_memory,
     likely_cause,
     planned_refusal,
     read_facts,
@@ -94,16 +97,16 @@ def test_the_facts_of_this_machine_agree_with_torch() -> None:
 def test_16_bits_are_those_that_the_gpu_has(
     facts: NvidiaFacts, capability: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvidia, "_least_capability", lambda: capability)
+    monkeypatch.setattr(nvidia, "ask_nvml", lambda: ("580.1", [Gpu("", 9, 0), Gpu("", capability, 0)]))
     name, reason = half_precision(facts)
     assert name == expected and reason.startswith(f"{expected} is used: ")
 
 
-def test_the_capability_is_read_where_there_is_a_gpu() -> None:
+def test_what_the_driver_says_agrees_with_torch() -> None:
     import torch
 
-    expected = min((torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count())), default=0)
-    assert nvidia._least_capability() == expected
+    devices = range(torch.cuda.device_count())
+    assert [gpu.capability for gpu in ask_nvml()[1]] == [torch.cuda.get_device_capability(i)[0] for i in devices]
 
 
 @pytest.mark.parametrize(
@@ -122,22 +125,47 @@ def test_the_capability_is_read_where_there_is_a_gpu() -> None:
 def test_the_name_is_that_of_the_gpu_that_the_job_means(
     monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, expected: str
 ) -> None:
-    class Nvml:
-        def __init__(self, name: str) -> None:
-            self.nvmlInit_v2 = self.nvmlShutdown = lambda: 0
-
-        def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: Any) -> int:
-            handle._obj.value = 100 + index.value
-            return 0
-
-        def nvmlDeviceGetName(self, handle: ctypes.c_void_p, name: Any, size: object) -> int:
-            name.value = f"GPU {(handle.value or 0) - 100}".encode()
-            return 0
-
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(ctypes, "CDLL", Nvml)
     assert gpu_name(device) == expected
-    monkeypatch.undo()
-    assert gpu_name("cpu") == ""
+
+
+class Nvml:
+    """A driver with four GPUs that says what it is asked for."""
+
+    def __init__(self, library: str) -> None:
+        self.nvmlInit_v2 = self.nvmlShutdown = lambda: 0
+
+    def nvmlSystemGetDriverVersion(self, version: Any, size: object) -> int:
+        version.value = b"580.1"
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 4
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: Any) -> int:
+        handle._obj.value = 100 + index.value
+        return 0
+
+    def nvmlDeviceGetName(self, handle: ctypes.c_void_p, name: Any, size: object) -> int:
+        name.value = f"GPU {(handle.value or 0) - 100}".encode()
+        return 0
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: ctypes.c_void_p, major: Any, minor: Any) -> int:
+        major._obj.value = (handle.value or 0) - 93
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle: ctypes.c_void_p, memory: Any) -> int:
+        memory[0] = (handle.value or 0) * 10**8 if handle.value != 100 else 0
+        return 0 if memory[0] else 3
+
+
+def test_everything_the_driver_says_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", Nvml)
+    driver, gpus = ask_nvml()
+    assert driver == "580.1" and gpus[1] == Gpu("GPU 1", 8, 10_100_000_000)
+    assert read_facts().devices == 4 and least_memory() == 10_100_000_000
+    assert half_precision(replace(WELL, devices=4))[0] == "float16"
