@@ -1,4 +1,5 @@
-"""Writes docs/config.md and docs/job.schema.json from the section models: `python docs/generate.py`."""
+"""Writes docs/config.md and docs/job.schema.json from the section models, and the drawing in docs/architecture.md from
+the imports: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from docs.drawing import drawing  # noqa: E402
 from toolkit.config.process import ProcessConfig  # noqa: E402
 from toolkit.config.reference import render, schema  # noqa: E402
+
+BEGIN, END = "<!-- drawing -->\n", "<!-- end of the drawing -->\n"
+"""The marks around the drawing."""
 
 FIRST = ("sd_trainer", "cache", "tiny_model")
 
@@ -30,7 +35,10 @@ def section_models() -> dict[str, type[ProcessConfig]]:
 def pages() -> dict[Path, str]:
     """Each generated file and what it must hold."""
     models = section_models()
+    architecture = ROOT / "docs" / "architecture.md"
+    before, _, rest = architecture.read_text(encoding="utf-8").partition(BEGIN)
     return {
+        architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
         ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
     }
