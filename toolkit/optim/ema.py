@@ -48,7 +48,7 @@ class Ema(_Averages):
             torch.ones_like(self._updates, dtype=torch.bool) if step_ok is None else step_ok.to(self._updates.device)
         )
         self._updates += step_ok
-        # 1 - `decay_at` of the update, on the device: only there the number of updates is known.
+        # 1 - min(decay, (1 + n) / (10 + n)), on the device: only there the number of updates n is known.
         weight = torch.full_like(self._updates, 1 - self.decay, dtype=torch.float32)
         if self.warm_up:
             weight = torch.maximum(weight, 9 / (10 + self._updates))

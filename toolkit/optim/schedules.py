@@ -12,20 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from toolkit.errors import UserError, did_you_mean
 
 Schedule = Callable[[int], float]
 """From the number of optimizer steps done to the factor of the learning rate for the next one."""
-
-
-class TrainSection(Protocol):
-    """What a `train` section has: the base rate; the names of `KEYS` are read beside it."""
-
-    @property
-    def lr(self) -> float:
-        """The base learning rate."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +43,9 @@ class ScheduleArgs:
     """The base learning rate, for ends that are given as a rate."""
 
     @staticmethod
-    def named_in(section: TrainSection) -> dict[str, Any]:
+    def named_in(section: object) -> dict[str, Any]:
         """What the `train` section says of the fields but `steps`, as keyword arguments."""
-        return {"lr": section.lr, **{field: getattr(section, key) for field, key in KEYS.items()}}
+        return {field: getattr(section, key) for field, key in {"lr": "lr", **KEYS}.items()}
 
     @property
     def warmup_steps(self) -> int:
@@ -65,14 +57,10 @@ class ScheduleArgs:
         """Steps of `decay`."""
         return in_steps(self.decay, self.steps)
 
-    @property
-    def fall_begins(self) -> int:
-        """The step at which the rate begins to fall."""
-        return max(self.warmup_steps, self.steps - self.decay_steps) if self.decay_steps else self.warmup_steps
-
     def decay_progress(self, step: int) -> float:
         """Share of the fall that lies behind `step`: 0 before it begins, 1 at the end of the run."""
-        return max(0, step - self.fall_begins) / max(1, self.steps - self.fall_begins)
+        begins = max(self.warmup_steps, self.steps - self.decay_steps) if self.decay_steps else self.warmup_steps
+        return max(0, step - begins) / max(1, self.steps - begins)
 
     def lerp_to_min(self, factor: float, end: float = 0.0) -> float:
         """A factor that falls from 1 to 0 as one that falls from 1 to `min_ratio`, or to `end` without one."""
@@ -98,7 +86,7 @@ def linear(
 ) -> float:
     """From 1 to 0 in a line; with `start_factor` or `end_factor` from the first (1/3) to the second (1).
 
-    Source: transformers, optimization.py, `get_linear_schedule_with_warmup`; torch, LinearLR.
+    Source: transformers, `get_linear_schedule_with_warmup`; torch, LinearLR.
     """
     fallen = min(1.0, course.decay_progress(step))
     if start_factor is None and end_factor is None:
@@ -109,17 +97,14 @@ def linear(
 
 
 def cosine(step: int, course: ScheduleArgs) -> float:
-    """Half a cosine from 1 to 0.
-
-    Source: transformers, optimization.py, `get_cosine_schedule_with_warmup`.
-    """
+    """Half a cosine from 1 to 0. Source: transformers, `get_cosine_schedule_with_warmup`."""
     return course.lerp_to_min(_half_waves(course.decay_progress(step)))
 
 
 def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
     """As often as `lr_scheduler_num_cycles` says from 1 to 0 along half a cosine.
 
-    Source: transformers, optimization.py, `get_cosine_with_hard_restarts_schedule_with_warmup`.
+    Source: transformers, `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
     fallen = course.decay_progress(step)
     return course.lerp_to_min(0.0 if fallen >= 1 else _half_waves(course.cycles * fallen % 1.0))
@@ -128,32 +113,26 @@ def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
 def cosine_with_min_lr(step: int, course: ScheduleArgs) -> float:
     """A cosine between 1 and `min_ratio`; `lr_scheduler_num_cycles` half waves.
 
-    Source: transformers, optimization.py, `get_cosine_with_min_lr_schedule_with_warmup`.
+    Source: transformers, `get_cosine_with_min_lr_schedule_with_warmup`.
     """
     return course.lerp_to_min(_half_waves(course.cycles * course.decay_progress(step)))
 
 
 def polynomial(step: int, course: ScheduleArgs) -> float:
-    """(1 - share)^power, from 1 to a learning rate of 1e-7.
-
-    Source: transformers, optimization.py, `get_polynomial_decay_schedule_with_warmup`.
-    """
+    """(1 - share)^power, 1 to a rate of 1e-7. Source: transformers, `get_polynomial_decay_schedule_with_warmup`."""
     end = min(1.0, 1e-7 / course.lr) if course.lr else 0.0
     return course.lerp_to_min(max(0.0, 1 - course.decay_progress(step)) ** course.power, end)
 
 
 def warmup_stable_decay(step: int, course: ScheduleArgs) -> float:
-    """1, and half a cosine to 0 in the last `lr_decay_steps`; without these 1 to the end.
-
-    Source: transformers, optimization.py, `get_wsd_schedule`.
-    """
+    """1, and half a cosine to 0 in the last `lr_decay_steps`, if any. Source: transformers, `get_wsd_schedule`."""
     return cosine(step, course) if course.decay_steps else 1.0
 
 
 def inverse_sqrt(step: int, course: ScheduleArgs) -> float:
     """1 / sqrt(1 + n / timescale), n steps after the warm-up; the time scale is the warm-up's length, or 10000.
 
-    Source: transformers, optimization.py, `get_inverse_sqrt_schedule`.
+    Source: transformers, `get_inverse_sqrt_schedule`.
     """
     timescale = course.timescale or course.warmup_steps or 10_000
     return 1 / math.sqrt((step + timescale - course.warmup_steps) / timescale)
@@ -170,9 +149,7 @@ def rex(step: int, course: ScheduleArgs, *, rex_alpha: float = 0.1, rex_beta: fl
 
 def step_decay(step: int, course: ScheduleArgs, *, step_size: int | None = None, gamma: float = 0.1) -> float:
     """gamma^k after k times `step_size` steps. Source: torch, StepLR."""
-    if step_size is None:
-        return 1.0
-    return gamma ** ((step - course.warmup_steps) // step_size)
+    return gamma ** ((step - course.warmup_steps) // step_size) if step_size is not None else 1.0
 
 
 def exponential(step: int, course: ScheduleArgs, *, gamma: float) -> float:
@@ -328,23 +305,38 @@ class ScheduleDef:
 
     rise: Callable[[int, ScheduleArgs], float] = from_zero
 
+    lengths: tuple[str, ...] = ()
+    """Names in `train.lr_scheduler_params` that are accepted and change nothing.
+
+    ai-toolkit replaces these lengths by that of the run; so its cosine_with_restarts never comes to a second cycle,
+    which T_mult would lengthen. Source: `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py`.
+    """
+
+    torchs: str = ""
+    """The schedule for which those lengths count."""
+
+    needs: str = ""
+    """The parameter without which it is nothing."""
+
 
 _FALL = ("decay", "min_ratio")
 
 SCHEDULES = {
-    "constant": ScheduleDef(constant),
-    "constant_with_warmup": ScheduleDef(constant),
-    "linear": ScheduleDef(linear, _FALL),
-    "cosine": ScheduleDef(cosine, _FALL),
-    "cosine_with_restarts": ScheduleDef(cosine_with_restarts, (*_FALL, "cycles")),
+    "constant": ScheduleDef(constant, lengths=("total_iters",), torchs="ConstantLR"),
+    "constant_with_warmup": ScheduleDef(constant, lengths=("total_iters",), torchs="ConstantLR"),
+    "linear": ScheduleDef(linear, _FALL, lengths=("total_iters",), torchs="LinearLR"),
+    "cosine": ScheduleDef(cosine, _FALL, lengths=("T_max", "total_iters"), torchs="CosineAnnealingLR"),
+    "cosine_with_restarts": ScheduleDef(
+        cosine_with_restarts, (*_FALL, "cycles"), lengths=("T_0", "T_mult", "total_iters")
+    ),
     "cosine_with_min_lr": ScheduleDef(cosine_with_min_lr, (*_FALL, "cycles")),
     "polynomial": ScheduleDef(polynomial, (*_FALL, "power")),
     "warmup_stable_decay": ScheduleDef(warmup_stable_decay, _FALL, from_the_end),
     "inverse_sqrt": ScheduleDef(inverse_sqrt, ("timescale",)),
     "rex": ScheduleDef(rex, _FALL, rex_warmup),
-    "step": ScheduleDef(step_decay),
-    "exponential": ScheduleDef(exponential),
-    "piecewise_constant": ScheduleDef(piecewise_constant),
+    "step": ScheduleDef(step_decay, needs="step_size"),
+    "exponential": ScheduleDef(exponential, needs="gamma"),
+    "piecewise_constant": ScheduleDef(piecewise_constant, needs="step_rules"),
     "plateau": ScheduleDef(cast("Callable[..., float]", Plateau), ("min_ratio",)),
     "ConstantLR": ScheduleDef(constant_lr),
     "LinearLR": ScheduleDef(linear_lr),
@@ -378,37 +370,12 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 """Names there for the end of the fall as a learning rate instead of a ratio."""
 
 
-LENGTHS = {
-    "constant": ("total_iters",),
-    "constant_with_warmup": ("total_iters",),
-    "linear": ("total_iters",),
-    "cosine": ("T_max", "total_iters"),
-    "cosine_with_restarts": ("T_0", "T_mult", "total_iters"),
-}
-"""Names there that are accepted and change nothing.
-
-ai-toolkit replaces these lengths by that of the run; so its cosine_with_restarts never comes to a second cycle, which
-T_mult would lengthen. Source: `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py:get_lr_scheduler`.
-"""
-
-TORCHS = {
-    "constant": "ConstantLR",
-    "constant_with_warmup": "ConstantLR",
-    "linear": "LinearLR",
-    "cosine": "CosineAnnealingLR",
-}
-"""The schedules for which those lengths count."""
-
-NEEDED = {"step": "step_size", "exponential": "gamma", "piecewise_constant": "step_rules"}
-"""Schedules that are nothing without one of their parameters."""
-
-
 def parameters(name: str) -> list[str]:
     """Names that `train.lr_scheduler_params` may hold for a schedule."""
     kind = SCHEDULES[name]
     own = [key for key, arg in inspect.signature(kind.after).parameters.items() if arg.kind is arg.KEYWORD_ONLY]
     shared = [other for other, field in OTHER_NAMES.items() if field in ("warmup", *kind.uses)]
-    return [*own, *shared, *(END_RATES if "min_ratio" in kind.uses else ()), *LENGTHS.get(name, ())]
+    return [*own, *shared, *(END_RATES if "min_ratio" in kind.uses else ()), *kind.lengths]
 
 
 def check_parameters(name: str, params: Mapping[str, Any]) -> None:
@@ -417,7 +384,7 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
     for param in params:
         if param not in known:
             raise UserError(f"{name} has no {param!r}. {did_you_mean(param, known)}")
-    if (needed := NEEDED.get(name)) and needed not in params:
+    if (needed := SCHEDULES[name].needs) and needed not in params:
         raise UserError(f"{name} needs {needed!r}.")
     try:
         factor = build_schedule(name, 2, params=params)
@@ -429,8 +396,8 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
 def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Parameters that do something else than their names let expect, and what."""
     for param in params:
-        if param in LENGTHS.get(name, ()):
-            other = TORCHS.get(name)
+        if param in SCHEDULES[name].lengths:
+            other = SCHEDULES[name].torchs
             remedy = "" if other else " For restarts give 'lr_scheduler_num_cycles'."
             if other and param in parameters(other):
                 remedy = f" It counts with 'lr_scheduler: {other}'."
@@ -497,7 +464,7 @@ def build_schedule(
     which are further fields of `ScheduleArgs`.
     """
     kind, course = SCHEDULES[name], course_of(steps, warmup, params, **course_fields)
-    not_own = (*OTHER_NAMES, *END_RATES, *LENGTHS.get(name, ()))
+    not_own = (*OTHER_NAMES, *END_RATES, *kind.lengths)
     own = {param: value for param, value in params.items() if param not in not_own}
     if kind.after is Plateau:
         return Plateau(course, **own)
@@ -508,19 +475,14 @@ def build_schedule(
     return factor
 
 
-def decay_at(update: int, decay: float, warm_up: bool) -> float:
-    """The decay of the n-th update (from 1): min(decay, (1 + n) / (10 + n)) with warm-up, else `decay`.
-
-    Source: ai-toolkit, toolkit/ema.py, `use_num_updates`.
-    """
-    return min(decay, (1 + update) / (10 + update)) if warm_up else decay
-
-
 def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
-    """Weight in [0, 1] of the initial parameters in the average after `updates` updates."""
+    """Weight in [0, 1] of the initial parameters in the average after `updates` updates.
+
+    The decay of the n-th is min(decay, (1 + n) / (10 + n)) with warm-up. Source: ai-toolkit, `use_num_updates`.
+    """
     share = 1.0
-    for update in range(1, updates + 1):
-        share *= decay_at(update, decay, warm_up)
+    for n in range(1, updates + 1):
+        share *= min(decay, (1 + n) / (10 + n)) if warm_up else decay
         if share < 1e-6:
             return 0.0
     return share

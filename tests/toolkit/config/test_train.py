@@ -7,7 +7,7 @@ import pytest
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.train import TrainConfig
 from toolkit.flow.settings import TIMESTEP_TYPES, FlowSettings
-from toolkit.optim.schedules import NEEDED, SCHEDULES
+from toolkit.optim.schedules import SCHEDULES
 
 
 def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
@@ -61,7 +61,7 @@ def test_what_is_written_reaches_the_field(section, line: str, field: str, value
     assert getattr(section(f"train: {line}").train, field) == value
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - set(NEEDED)))
+@pytest.mark.parametrize("name", sorted(name for name, kind in SCHEDULES.items() if not kind.needs))
 def test_every_schedule_is_accepted_alone(section, name: str) -> None:
     assert section(f"train: {{lr_scheduler: {name}, lr_warmup_steps: 0.1}}").train.lr_scheduler == name
 

@@ -10,7 +10,6 @@ from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.optim.schedules import (
     KEYS,
-    LENGTHS,
     SCHEDULES,
     ScheduleArgs,
     build_schedule,
@@ -18,6 +17,7 @@ from toolkit.optim.schedules import (
     course_of,
     early_end,
     in_steps,
+    initial_weight_fraction,
     overfull,
     parameters,
     remarks,
@@ -144,7 +144,9 @@ def test_a_line_between_factors_is_torchs(options: dict) -> None:
         theirs.step()
 
 
-@pytest.mark.parametrize(("name", "param"), [(name, param) for name, params in LENGTHS.items() for param in params])
+@pytest.mark.parametrize(
+    ("name", "param"), [(name, param) for name, kind in SCHEDULES.items() for param in kind.lengths]
+)
 def test_lengths_that_ai_toolkit_replaces_by_the_runs_change_nothing_and_it_is_said(name: str, param: str) -> None:
     check_parameters(name, {param: 7})
     plain, given = (build_schedule(name, 20, params=params) for params in ({}, {param: 7}))
@@ -325,3 +327,11 @@ def test_plateau_rises_first_and_looks_at_no_number_that_is_none() -> None:
 def test_plateau_refuses_what_it_cannot_use(params: dict) -> None:
     with pytest.raises(UserError):
         check_parameters("plateau", params)
+
+
+def test_the_share_that_the_first_weights_have_in_an_average() -> None:
+    assert initial_weight_fraction(3, 0.5, warm_up=False) == pytest.approx(0.125)
+    assert initial_weight_fraction(2, 0.99, warm_up=True) == pytest.approx(2 / 11 * 3 / 12)
+    assert initial_weight_fraction(0, 0.99, warm_up=True) == 1.0
+    assert initial_weight_fraction(100000, 0.9, warm_up=False) == 0.0
+    assert initial_weight_fraction(1000, 0.999, warm_up=False) == pytest.approx(0.999**1000)
