@@ -19,9 +19,10 @@ from torch import Tensor
 from extensions.from_scratch.autoencoder_step import AutoencoderStep, evaluating
 from extensions.from_scratch.autoencoders import Autoencoder, measure_latents
 from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
-from toolkit.data.dataloader import BatchLoader, LatentBatch, halved, loaded_ahead
+from toolkit.data.dataloader import BatchLoader, LatentBatch, halved
 from toolkit.data.images import ImageError
 from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.errors import RunError
 from toolkit.models.interface import DiffusionModel

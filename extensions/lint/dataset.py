@@ -20,11 +20,11 @@ from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.loader import load_job
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.captions import inject_trigger
-from toolkit.data.directory import thread_map
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
 from toolkit.data.items import make_items, scan_items
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.threads import thread_map
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample
 from toolkit.data.validation_split import split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError

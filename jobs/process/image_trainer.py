@@ -15,13 +15,14 @@ from jobs.process.trainer import AttachedT, EncodedT, ModelT, Setup, Trainer
 from toolkit.config.process import JobContext
 from toolkit.config.train import OptimizerConfig
 from toolkit.data.cache import ForgetfulCache
-from toolkit.data.dataloader import loaded_ahead, stream_source
+from toolkit.data.dataloader import stream_source
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.image_data import ImageData
 from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.memory.estimate import machine_of
 from toolkit.models.interface import DiffusionModel

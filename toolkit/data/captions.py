@@ -18,7 +18,8 @@ from typing import Any
 from unicodedata import normalize
 
 from toolkit.config.dataset import DatasetConfig
-from toolkit.data.directory import DirectoryListing, split_suffix, thread_map
+from toolkit.data.directory import DirectoryListing, split_suffix
+from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules
 from toolkit.errors import InputError
 from toolkit.files.writing import read_chunks

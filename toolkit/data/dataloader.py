@@ -6,12 +6,10 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +17,10 @@ from torch import Tensor
 from toolkit.data.captions import caption_for_use
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_AHEAD_PER_WORKER = 2
 
 
 def halved(size: int) -> list[range]:
@@ -139,27 +134,6 @@ class BatchLoader:
         entry = entries.caption if caption else entries.empty
         assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
         return self.dataset.read_prompt(entry)
-
-
-def loaded_ahead(load: Callable[[BatchSpec], T], specs: Iterable[BatchSpec], workers: int) -> Iterator[T]:
-    """The results of `load` for the specs, in order, prefetched by `workers` threads; 0 loads in this thread.
-
-    The results are the same for any number of workers. Closing the iterator ends the threads.
-    """
-    if workers == 0:
-        yield from map(load, specs)
-        return
-    remaining = iter(specs)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
-    try:
-        first = islice(remaining, workers * _AHEAD_PER_WORKER)
-        queue: deque[Future[T]] = deque(pool.submit(load, spec) for spec in first)
-        while queue:
-            batch = queue.popleft().result()
-            queue.extend(pool.submit(load, spec) for spec in islice(remaining, 1))
-            yield batch
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Listing of one folder, sorted by name: images by stem, other files, subfolders; reading of many small files with a
-few threads, which wait for the disk in parallel.
+"""Listing of one folder, sorted by name: images by stem, other files, subfolders.
 
 Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or control image written on another
 system (macOS decomposes accents) still matches its image."""
@@ -8,34 +7,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFSOCK, S_ISDIR, S_ISREG
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from unicodedata import normalize
 
 from toolkit.data.file_hashes import Version, version_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageInfo
-
-Thing = TypeVar("Thing")
-Found = TypeVar("Found")
-
-
-def thread_map(work: Callable[[Thing], Found], things: Sequence[Thing], at_once: int = 500) -> Iterator[Found]:
-    """The results of `work` for all things, in order.
-
-    at_once: size of a chunk; passing a single item to a thread takes as long as reading a small file.
-    """
-    if not things:
-        return
-    portions = (things[start : start + at_once] for start in range(0, len(things), at_once))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for found in pool.map(lambda portion: [work(thing) for thing in portion], portions):
-            yield from found
-
 
 _KINDS = {S_IFIFO: "a pipe", S_IFSOCK: "a socket", S_IFCHR: "a device", S_IFBLK: "a device"}
 

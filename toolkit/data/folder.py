@@ -30,7 +30,7 @@ from toolkit.data.captions import (
     trained_caption,
     usual_word,
 )
-from toolkit.data.directory import DirectoryListing, ImageFile, join, real_path, split_suffix, thread_map
+from toolkit.data.directory import DirectoryListing, ImageFile, join, real_path, split_suffix
 from toolkit.data.images import (
     CLEAR,
     HAS_HEIF,
@@ -43,6 +43,7 @@ from toolkit.data.images import (
     reference_error,
 )
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.threads import thread_map
 from toolkit.data.types import NO_FLIP, PLACEHOLDERS, Flip, Mask, Sample
 from toolkit.errors import DataErrors, InputError
 

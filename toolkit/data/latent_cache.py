@@ -9,10 +9,9 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
@@ -38,6 +37,7 @@ from toolkit.data.images import (
     to_tensor,
 )
 from toolkit.data.items import refuse_long_captions
+from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
 from toolkit.files.writing import CACHE_FOLDER
@@ -113,7 +113,7 @@ class ItemEncoder:
         """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
         sample = item.sample
         source = file_digest(sample.image) if data is None else sha256(data).hexdigest()
-        key = self._key("vae", "latents", sample, source, crop=_plain(item.crop))
+        key = self._key("vae", "latents", sample, source, crop=_json(item.crop))
         what = f"latents of {sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
 
@@ -131,9 +131,7 @@ class ItemEncoder:
         settings = (mask.alpha, mask.min_value, mask.inverted)
         source, scale = file_digest(mask.file), self._model.family.latent_scale
         parts = {} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}
-        key = key_of(
-            kind="mask", source=source, settings=settings, crop=_plain(crop), flip=flip, format=FORMAT, **parts
-        )
+        key = key_of(kind="mask", source=source, settings=settings, crop=_json(crop), flip=flip, format=FORMAT, **parts)
         return CacheEntry(
             f"mask of {item.sample.image}",
             stores.latents,
@@ -144,7 +142,16 @@ class ItemEncoder:
 
     def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, h, w] of each control image, in slot order, each of its own size."""
-        return tuple(self._reference(path, item, stores) for path in item.sample.control_images)
+
+        def entry(path: str) -> CacheEntry:
+            size = self._reference_size(path, item)
+            key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
+            what = f"latents of reference {path}"
+            return CacheEntry(
+                what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
+            )
+
+        return tuple(map(entry, item.sample.control_images))
 
     def text(self, sample: Sample, prompt: str, stores: CachePair) -> CacheEntry:
         """Embeddings [L, D] of the prompt with those of the sample's control images that the text encoder sees."""
@@ -185,15 +192,6 @@ class ItemEncoder:
                 raise RunError(f"reference {error}") from error
         return self._model.reference_size(self._sizes[path], item.crop.bucket)
 
-    def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
-        size = self._reference_size(path, item)
-        key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
-
-        def make() -> Tensor:
-            return self.encode_image(self._reference_pixels(path, item, size))
-
-        return CacheEntry(f"latents of reference {path}", stores.latents, key, make)
-
     def encode_image(self, pixels_3HW: Tensor) -> Tensor:
         """Latents [C, H, W] of pixels [3, sH, sW] in [-1, 1], computed now and not cached."""
         with self._lock, torch.no_grad():
@@ -227,11 +225,11 @@ class ItemEntries:
     extra: Mapping[str, CacheEntry] = field(default_factory=dict)
     """Further prompts by name."""
 
-    def images(self) -> tuple[CacheEntry, ...]:
-        return (self.latents, *self.references, *self.masks())
-
     def masks(self) -> tuple[CacheEntry, ...]:
         return (self.mask,) if self.mask else ()
+
+    def images(self) -> tuple[CacheEntry, ...]:
+        return (self.latents, *self.references, *self.masks())
 
     def texts(self) -> tuple[CacheEntry, ...]:
         return tuple(entry for entry in (self.caption, self.empty, *self.extra.values()) if entry)
@@ -329,15 +327,6 @@ def _entries(
     )
 
 
-class _Filled(NamedTuple):
-    """What came of the entries of one item."""
-
-    encoded: bool
-    unreadable: list[str]
-    weightless: list[str]
-    """Keys of masks that are 0 everywhere."""
-
-
 def _fill_cache(
     what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress, workers: int, verify: bool
 ) -> None:
@@ -346,48 +335,38 @@ def _fill_cache(
     Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
     the masks that leave nothing of their images.
     """
-    first: dict[tuple[int, str], int] = {}
-    for index, group in enumerate(groups):
+    own, seen = list[list[CacheEntry]](), set[tuple[int, str]]()
+    for group in groups:
+        entries = {(id(entry.store), entry.key): entry for entry in group}
+        own.append([entry for place, entry in entries.items() if place not in seen])
+        seen.update(entries)
+
+    def fill(group: Sequence[CacheEntry]) -> tuple[bool, list[str], list[str]]:
+        """Whether anything was encoded, the errors, and the keys of masks that are 0 everywhere."""
+        encoded, errors, black = False, list[str](), list[str]()
         for entry in group:
-            first.setdefault((id(entry.store), entry.key), index)
-    own = [[e for e in group if first.pop((id(e.store), e.key), -1) == index] for index, group in enumerate(groups)]
+            if not verify and entry.store.has(entry.key):
+                continue
+            try:
+                if (tensors := entry.store.get(entry.key)) is None:
+                    tensors, encoded = _make(entry), True
+                if entry.weighs and not tensors[EMBEDS].any():
+                    black.append(entry.key)
+            except _UnreadableError as error:
+                errors.append(str(error))
+        return encoded, errors, black
+
     unreadable: dict[str, None] = {}
-    black: set[str] = set()
-    for done, filled in enumerate(_in_threads(partial(_fill, verify=verify), own, workers), start=1):
-        unreadable |= dict.fromkeys(filled.unreadable)
-        black.update(filled.weightless)
-        progress(what if filled.encoded else f"{what} in the cache", done, len(groups))
+    weightless = set[str]()
+    filled = loaded_ahead(fill, own, 0 if workers == 1 else workers)
+    for done, (encoded, errors, black) in enumerate(filled, start=1):
+        unreadable |= dict.fromkeys(errors)
+        weightless.update(black)
+        progress(what if encoded else f"{what} in the cache", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
-    if weightless := dict.fromkeys(entry.what for group in groups for entry in group if entry.key in black):
-        logger.warning(f"these count nowhere, so nothing is learned from their images: {shorten(weightless)}")
-
-
-def _fill(group: Sequence[CacheEntry], verify: bool) -> _Filled:
-    filled = _Filled(encoded=False, unreadable=[], weightless=[])
-    for entry in group:
-        if not verify and entry.store.has(entry.key):
-            continue
-        try:
-            if (tensors := entry.store.get(entry.key)) is None:
-                tensors, filled = _make(entry), filled._replace(encoded=True)
-            if entry.weighs and not tensors[EMBEDS].any():
-                filled.weightless.append(entry.key)
-        except _UnreadableError as error:
-            filled.unreadable.append(str(error))
-    return filled
-
-
-def _in_threads(work: Callable[[Any], _Filled], things: Sequence[Any], workers: int) -> Iterator[_Filled]:
-    """The results in order; what has not begun when the caller gives up never does."""
-    if workers == 1:
-        yield from map(work, things)
-        return
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield from pool.map(work, things)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    if nothing := dict.fromkeys(entry.what for group in groups for entry in group if entry.key in weightless):
+        logger.warning(f"these count nowhere, so nothing is learned from their images: {shorten(nothing)}")
 
 
 class _UnreadableError(RunError):
@@ -408,8 +387,7 @@ def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
     return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
 
 
-def _plain(crop: ResizeCrop) -> list:
-    """A crop as JSON values."""
+def _json(crop: ResizeCrop) -> list:
     return [list(crop.scaled), crop.left, crop.top, list(crop.bucket)]
 
 
@@ -423,17 +401,12 @@ class CacheStores:
 
     def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
         """The caches of each sample of `section.datasets`, by the flags of its dataset."""
-        by_dataset = [
-            CachePair(
-                latents=self._at(dataset.cache_latents and dataset.cache_latents_to_disk).latents,
-                text=self._at(section.requested_text_cache(dataset) is not False).text,
-            )
-            for dataset in section.datasets
-        ]
+        by_dataset = []
+        for dataset in section.datasets:
+            latents = self._disk if dataset.cache_latents and dataset.cache_latents_to_disk else self._memory
+            text = self._disk if section.requested_text_cache(dataset) is not False else self._memory
+            by_dataset.append(CachePair(latents.latents, text.text))
         return lambda sample: by_dataset[sample.dataset]
-
-    def _at(self, outlives_the_run: bool) -> CachePair:
-        return self._disk if outlives_the_run else self._memory
 
     @property
     def on_disk(self) -> CachePair:

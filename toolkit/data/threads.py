@@ -1,0 +1,49 @@
+"""Work that waits for the disk, or that a step waits for, in a few threads. The results come in order and are the same
+for any number of threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Thing = TypeVar("Thing")
+Found = TypeVar("Found")
+
+_AHEAD_PER_WORKER = 2
+
+
+def loaded_ahead(load: Callable[[Thing], Found], things: Iterable[Thing], workers: int) -> Iterator[Found]:
+    """The results of `load` in order, prefetched by `workers` threads; 0 loads in this thread.
+
+    Closing the iterator ends the threads; what has not begun by then never does.
+    """
+    if workers == 0:
+        yield from map(load, things)
+        return
+    remaining = iter(things)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        first = islice(remaining, workers * _AHEAD_PER_WORKER)
+        queue: deque[Future[Found]] = deque(pool.submit(load, thing) for thing in first)
+        while queue:
+            found = queue.popleft().result()
+            queue.extend(pool.submit(load, thing) for thing in islice(remaining, 1))
+            yield found
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def thread_map(work: Callable[[Thing], Found], things: Sequence[Thing], at_once: int = 500) -> Iterator[Found]:
+    """The results of `work` for many things.
+
+    at_once: size of a chunk; passing a single item to a thread takes as long as reading a small file.
+    """
+    portions = [things[start : start + at_once] for start in range(0, len(things), at_once)]
+    for found in loaded_ahead(
+        lambda portion: [work(thing) for thing in portion], portions, min(8, os.cpu_count() or 1)
+    ):
+        yield from found
