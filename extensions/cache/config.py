@@ -62,6 +62,8 @@ class CacheConfig(CacheOptions, DiffusionSection):
 
     foreign: ClassVar = ForeignNames(shapes={"dtype": "train.dtype"})
 
+    not_used: ClassVar = frozenset({"train", "logging"})
+
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """Accepts `dtype` in the process itself, so that a cache needs no `train` section."""

@@ -32,11 +32,12 @@ from extensions.from_scratch.losses_config import (
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, path_hint
+from toolkit.config.findings import below, warning
 from toolkit.config.located import KeyPath
 from toolkit.config.model_files import INDEX, looks_like_a_path, path_fault, pipeline_of
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig, check_sample_references
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerConfig, TrainConfig
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
@@ -423,23 +424,21 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
     # ------------------------------------------------------------ checks
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """The checks of its subsections, and of combinations of its keys."""
+        """Combinations of keys of several subsections."""
         yield from super().check(job)
-        yield from (Diagnostic(("model", *found.key), found.message) for found in self.model.check(job))
         yield from self._check_text()
         yield from self._check_autoencoder()
         yield from self._check_train()
         for role in FlowOptimizersConfig.model_fields:
-            for key, message in self.role_optimizer(role).errors():
-                if role in self.optimizers.model_fields_set:
-                    yield Diagnostic(("optimizers", role, *key), message)
+            if role in self.optimizers.model_fields_set:
+                yield from below("optimizers", below(role, self.role_optimizer(role).check_optimizer()))
         yield from self._check_references(job)
+        yield from self._warn()
         if (name := self.display_name(job)) in RESERVED_NAMES:
             message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
             yield Diagnostic(("name",), message)
 
     def _check_references(self, job: JobContext) -> Iterator[Diagnostic]:
-        yield from check_sample_references("sample", self.sample, job)
         given: dict[KeyPath, tuple[str, ...]] = {
             ("datasets", index, "control_path"): dataset.control_path for index, dataset in enumerate(self.datasets)
         }
@@ -499,21 +498,18 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
             message = f"is for one role, and here {' and '.join(self.roles())} are trained. Leave it out."
             yield Diagnostic(("train", "fused_backward_pass"), message)
 
-    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Rates that move nothing, keys without effect."""
+    def _warn(self) -> Iterator[Diagnostic]:
+        """Rates that move nothing, guidance without an unconditional model."""
         lr, key = self.role_optimizer(FLOW).lr, ("optimizers", FLOW, "lr")
         if not self.model.name_or_path and 0 < lr < SLOW:
             at = key if "lr" in self.optimizers.flow.model_fields_set else ("train", "lr")
-            yield Diagnostic(at, f"{lr:g}: a transformer of random weights hardly moves below {SLOW:g}.")
-        yield from (Diagnostic(("train", name), message) for name, message in self.train.unused_keys())
-        yield from (Diagnostic(("save", name), message) for name, message in self.save.unused_keys())
+            message = f"{lr:g} is very low for a randomly initialised transformer; below {SLOW:g} it barely learns."
+            yield Diagnostic(at, message, "warning")
         if self.sample:
-            yield from (Diagnostic(("sample", name), message) for name, message in self.sample.unused_keys())
             guided = any(item.guidance_scale > 1 for item in self.sample_pictures())
             if guided and not self.model.name_or_path and not any(d.caption_dropout_rate for d in self.datasets):
-                message = "above 1, and no caption is ever dropped: without one the model knows no unguided image."
-                remedy = "Give the datasets a 'caption_dropout_rate' such as 0.1."
-                yield Diagnostic(("sample", "guidance_scale"), f"{message} {remedy}")
+                message = "guidance needs an unconditional model: set caption_dropout_rate (for example 0.1) or"
+                yield warning("sample.guidance_scale", f"{message} guidance_scale 1.")
 
     # ------------------------------------------------------------ the plan
 

@@ -22,6 +22,7 @@ from extensions.from_scratch.losses_config import (
 from toolkit.config.base import StrictModel
 from toolkit.config.dataset import ValidationConfig
 from toolkit.config.field_types import PathOrList
+from toolkit.config.findings import below
 from toolkit.config.located import KeyPath
 from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext
@@ -88,7 +89,7 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         return ("loss", "grad_norm", "lr", *logged_losses(self.losses, self.discriminator))
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """The checks of its subsections, and of combinations of its keys."""
+        """Combinations of keys of several subsections."""
         yield from super().check(job)
         yield from self._check_model(job)
         has_no_kl = not self.model.name_or_path and self.model.class_name == TINY
@@ -98,8 +99,7 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
             yield Diagnostic(("losses", "latent_noise"), message)
         for role in self.roles():
             if getattr(self.optimizers, role).model_fields_set:
-                errors = self.role_optimizer(role).errors()
-                yield from (Diagnostic(("optimizers", role, *key), message) for key, message in errors)
+                yield from below("optimizers", below(role, self.role_optimizer(role).check_optimizer()))
         for index, dataset in enumerate(self.datasets):
             if dataset.control_path:
                 yield Diagnostic(("datasets", index, "control_path"), "an autoencoder has no references. Leave it out.")
@@ -108,12 +108,10 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     def _check_model(self, job: JobContext) -> Iterable[Diagnostic]:
         model = self.model
-        found = [Diagnostic(("model", *each.key), each.message) for each in model.check(job)]
-        yield from found
         if not model.name_or_path:
             for key, message in faults(model.class_name, model.config):
                 yield Diagnostic(("model", "config", *key), message)
-        elif not found and not model.is_yet_to_come(job) and (fault := autoencoder_fault(model)):
+        elif not any(model.check(job)) and not model.is_yet_to_come(job) and (fault := autoencoder_fault(model)):
             yield Diagnostic(("model", "name_or_path"), fault)
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError
 
 from toolkit.config.field_types import PathStr
+from toolkit.config.findings import warning
 from toolkit.config.output import SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.errors import UserError
@@ -56,11 +57,8 @@ class GenerateConfig(PicturesConfig):
         yield from super().check(job)
         if not (self.prompt or self.prompts or self.interactive):
             yield Diagnostic(("prompt",), "is required: what the picture shows. Or 'prompts', a file of several.")
-
-    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A key that needs another."""
-        if self.lightning and not self.lora and not self.like:
-            yield Diagnostic(("lightning",), "needs a Lightning LoRA of as many steps. Give it by 'lora' (--lora).")
+        if self.lightning and not self.lora:
+            yield warning("lightning", "needs a Lightning LoRA of as many steps. Give it by 'lora' (--lora).")
 
     def resolved(self) -> GenerateConfig:
         """The section with what the picture of `like` says in the place of what is not given. Raises UserError."""

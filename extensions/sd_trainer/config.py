@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from extensions.sd_trainer.notes import notes
-from extensions.sd_trainer.rules import mistakes
+from extensions.sd_trainer.rules import findings
 from toolkit.config.dataset import LOSS, loss_at, noise_levels
+from toolkit.config.findings import Findings, error
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
 
@@ -77,17 +77,13 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         of_a_step = ("loss", "grad_norm", "lr", "t_mean", *extra, *scaled, *(f"max_norm/{name}" for name in limited))
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """The checks of its subsections, and of combinations of its keys."""
+    def check(self, job: JobContext) -> Findings:
+        """Combinations of keys of several subsections."""
         yield from super().check(job)
-        yield from mistakes(self)
+        yield from findings(self)
         if self.network.trains_model and (name := self.display_name(job)) in RESERVED_NAMES:
             message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
-            yield Diagnostic(("name",) if self.name else ("network", "type"), message)
-
-    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Settings that are allowed but have no effect, or train nothing."""
-        return notes(self)
+            yield error("name" if self.name else "network.type", message)
 
     def inputs_digest(self, job: JobContext) -> str:
         """Of the images, as a resume compares them; empty where they cannot be read, which the run reports."""

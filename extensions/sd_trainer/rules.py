@@ -1,51 +1,30 @@
-"""Invalid combinations of keys of an `sd_trainer` section: one table of rules. Imports no torch."""
+"""What an `sd_trainer` section rules out, and what has no effect in it. Imports no torch.
+
+To add a check, add an `if` to the group that it belongs to: `error` stops the job, `warning` is printed, `unused` of a
+section warns of keys that nothing reads. Write each message on a line of its own, so that a search for its words finds
+it. What concerns one subsection alone stands in the `check` of that section.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import math
+import os
+import re
 from pathlib import Path
 
+from toolkit.config.compat.model import QTYPE_SPELLINGS
+from toolkit.config.dataset import LOSS
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
-from toolkit.config.process import Diagnostic
+from toolkit.config.findings import Findings, below, error, warning
+from toolkit.config.model_files import size_note
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import PRESERVATIONS
+from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.models.families import family_for
+from toolkit.models.families import family_for, published_names
 from toolkit.networks.kinds import KINDS
-from toolkit.optim.optimizer_args import (
-    ELEMENTWISE,
-    is_schedule_free,
-    requires_single_lr,
-)
+from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
+from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One check of a section, with its message."""
-
-    key: str
-    """Dotted key that the message is attached to."""
-
-    when: Callable[[DiffusionSection], object]
-    message: str
-    """Format string with `s` (the section), `model`, `network`, `train`, and `processes` (the world size)."""
-
-    def __call__(self, s: DiffusionSection) -> Iterator[Diagnostic]:
-        if self.when(s):
-            parts = {
-                "model": s.model,
-                "network": s.network,
-                "train": s.train,
-                "processes": read_distributed_env().world_size,
-            }
-            yield Diagnostic(tuple(self.key.split(".")), self.message.format(s=s, **parts))
-
-
-Check = Callable[[DiffusionSection], Iterable[Diagnostic]]
-"""A rule, or a function for what is no single condition."""
 
 MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
 """Kinds of network beside whose files a plain LoRA can be written."""
@@ -54,302 +33,312 @@ MIN_BLOCKS_TO_SWAP = 3
 """Two swapped blocks have buffers on the device, so fewer than this save nothing."""
 
 LEAST_SHIFT = 0.001
-"""Of `train.discrete_flow_shift`, as of `sample.flow_shift`."""
+"""Of `train.discrete_flow_shift`, as of `sample.flow_shift`; 0.001 turns a noise level of 0.91 into 0.01."""
 
-OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
-"""Compilers by which a block that is recomputed draws anew, so that its gradients are of another dropout
-(torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make draws a part of the program)."""
+REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
+"""Compilers with which a recomputed block samples dropout again, so that its gradients are wrong
+(torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make the random numbers part of the program)."""
 
+HIGHEST_LR = {
+    **dict.fromkeys(
+        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw"), 0.01
+    ),
+    "muon": 0.1,
+    "prodigy": 10,
+}
+"""Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""
 
-def mistakes(section: DiffusionSection) -> Iterator[Diagnostic]:
-    """All errors of the table."""
-    for check in MISTAKES:
-        yield from check(section)
+ADAPTER_LR = 5e-4
+"""Learning rate above which an adapter of a large model tends to burn (docs/first_character.md)."""
 
+LARGE_MODEL_BLOCKS = 20
 
-# ------------------------------------------------------------ conditions
-
-
-def is_full(s: DiffusionSection) -> bool:
-    return s.network.trains_model
-
-
-def with_full(when: Callable[[DiffusionSection], object]) -> Callable[[DiffusionSection], object]:
-    return lambda s: s.network.trains_model and when(s)
-
-
-def _with_schedule_free(when: Callable[[DiffusionSection], object]) -> Callable[[DiffusionSection], object]:
-    return lambda s: is_schedule_free(s.train.optimizer) and when(s)
+TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp4)(?![a-z0-9])")
 
 
-def _with_fsdp(when: Callable[[DiffusionSection], object]) -> Callable[[DiffusionSection], object]:
-    """With a model that is sharded over several ranks, which have to make the same passes over its blocks."""
-    return lambda s: not read_distributed_env().is_single_process and s.train.parallel == "fsdp" and when(s)
+def findings(s: DiffusionSection) -> Findings:
+    """All checks of several subsections together."""
+    for group in (
+        _model_or_adapter, _optimizer, _preservation, _schedule, _noise, _memory, _compile,
+        _processes, _images, _first_samples, _samples, _validation, _files,
+    ):  # fmt: skip
+        yield from group(s)
 
 
-def _lowers_all_noise(shift: float | None) -> bool:
-    """Whether levels shifted so far are no noise: 0.001 leaves a hundredth where there was nearly all (t = 0.91)."""
-    return shift is not None and shift < LEAST_SHIFT
+def _model_or_adapter(s: DiffusionSection) -> Findings:
+    train, model, network = s.train, s.model, s.network
+    if network.trains_model:
+        if model.quantize:
+            message = (
+                "network.type 'full' trains the weights, and quantized weights cannot be trained. Set it to false."
+            )
+            yield error("model.quantize", message)
+        if network.pretrained_lora_path is not None:
+            yield error("network.pretrained_lora_path", "network.type 'full' has no adapter to initialise. Remove it.")
+        if model.blocks_to_swap:
+            yield error("model.blocks_to_swap", "only frozen weights can be swapped; 'full' trains them. Set it to 0.")
+        if network.scale_weight_norms:
+            yield error("network.scale_weight_norms", "network.type 'full' has no adapter to limit. Remove it.")
+        if train.full_bf16 and train.dtype != "bfloat16":
+            yield error("train.full_bf16", f"requires 'dtype: bf16', but dtype is {train.dtype}.")
+        for key in ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
+                    "scale_weight_norms"):  # fmt: skip
+            if key in network.model_fields_set:
+                yield warning(f"network.{key}", "has no effect: network.type 'full' trains the model itself.")
+    else:
+        if train.full_bf16:
+            yield error("train.full_bf16", "needs 'network: {type: full}': adapter weights are always float32.")
+        if network.linear_alpha == 0:
+            yield warning("network.linear_alpha", "0 disables the adapter.")
+        if network.dropout == 1:
+            yield warning("network.dropout", "1 zeroes every input of the adapter, so nothing is learned.")
+    if network.loraplus_lr_ratio not in (0, 1) and not KINDS[network.type].up_names:
+        message = f"network.type '{network.type}' has no up matrix to train at a higher rate. Remove it."
+        yield error("network.loraplus_lr_ratio", message)
 
 
-def _drops(s: DiffusionSection) -> bool:
-    network = s.network
-    return not is_full(s) and bool(network.dropout or network.rank_dropout or network.module_dropout)
+def _optimizer(s: DiffusionSection) -> Findings:
+    train, network, optimizer = s.train, s.network, s.train.optimizer
+    for key in ("fused_backward_pass", "full_bf16"):
+        if getattr(train, key) and optimizer not in PER_PARAMETER_OPTIMIZERS:
+            why = "keeps its own average" if is_schedule_free(optimizer) else "may need all gradients"
+            remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
+            yield error(f"train.{key}", f"updates one parameter at a time, but {optimizer} {why}. {remedy}")
+    if train.fused_backward_pass and train.dtype == "float16":
+        message = "does not work with 'dtype: float16', which checks all gradients before it applies any. Use bf16."
+        yield error("train.fused_backward_pass", message)
+    if requires_single_lr(optimizer) and network.loraplus_lr_ratio not in (0, 1):
+        message = f"optimizer '{optimizer}' finds a single rate for all weights. Remove this key, or use 'adamw'."
+        yield error("network.loraplus_lr_ratio", message)
+    if is_schedule_free(optimizer) and network.scale_weight_norms and not network.trains_model:
+        message = f"optimizer '{optimizer}' saves averaged weights, which the limit would not cover."
+        yield error("network.scale_weight_norms", f"{message} Remove this key, or use 'adamw'.")
+    if train.lr == 0:
+        yield warning("train.lr", "0 means that nothing is trained.")
+    if optimizer == "prodigy" and 0 < train.lr < 0.1:
+        message = f"prodigy estimates the learning rate itself, and lr {train.lr:g} scales it down."
+        yield warning("train.optimizer", f"{message} A typical value is 'lr: 1'.")
+    if train.lr > HIGHEST_LR.get(optimizer, math.inf):
+        message = f"{train.lr:g} is unusually high for {optimizer}; training is likely to diverge."
+        yield warning("train.lr", f"{message} A typical value is 1e-4 (prodigy: 1).")
+    elif train.lr > ADAPTER_LR and HIGHEST_LR.get(optimizer) == HIGHEST_LR["adamw"] and not network.trains_model:
+        # An earlier process may make the model, of a size that is not known here.
+        is_here = s.model.files_folder().is_dir() or s.model.name_or_path in published_names()
+        if is_here and (_blocks(s) or 0) >= LARGE_MODEL_BLOCKS:
+            message = f"{train.lr:g} is high for a large model: above {ADAPTER_LR:g} its images tend to burn."
+            yield warning("train.lr", f"{message} A typical value is 0.0001 to 0.0002.")
+    # `accelerate launch --mixed_precision`, or its configuration, passes its choice on in a variable.
+    asked = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}.get(os.getenv("ACCELERATE_MIXED_PRECISION", ""))
+    if asked and asked != train.dtype:
+        yield warning("train.dtype", f"{train.dtype} takes precedence over accelerate's --mixed_precision ({asked}).")
 
 
-def _preserves(name: str, s: DiffusionSection) -> bool:
-    return name in s.train.preservations()
+def _preservation(s: DiffusionSection) -> Findings:
+    train, preserved = s.train, s.train.preservations()
+    has_trigger = s.trigger_word or any(dataset.trigger_word for dataset in s.datasets)
+    for name in preserved if s.network.trains_model else ():
+        message = "needs the model without its adapter, and network.type 'full' has no adapter. Remove it."
+        yield error(f"train.{name}", message)
+    if "diff_output_preservation" in preserved and not has_trigger:
+        message = "replaces the trigger word by its class, but trigger_word is not set."
+        yield error("train.diff_output_preservation", f"{message} Set it, or use 'blank_prompt_preservation'.")
+    if train.diff_output_preservation and not train.diff_output_preservation_class:
+        message = "is not set, so the trigger word is removed. Set what it is an example of, such as 'woman'."
+        yield warning("train.diff_output_preservation_class", message)
 
 
-def _has_trigger(s: DiffusionSection) -> bool:
-    return bool(s.trigger_word or any(dataset.trigger_word for dataset in s.datasets))
+def _schedule(s: DiffusionSection) -> Findings:
+    train, scheduler = s.train, s.train.lr_scheduler
+    for field, key in KEYS.items():
+        if field not in ("warmup", *SCHEDULES[scheduler].uses):
+            yield from below("train", train.unused(key, f": lr_scheduler {scheduler} ignores it."))
+    for param, message in remarks(scheduler, train.lr_scheduler_params):
+        yield warning(f"train.lr_scheduler_params.{param}", message)
+    if train.epochs and train.steps and "steps" in train.model_fields_set:
+        message = f"has no effect: 'epochs: {train.epochs}' takes precedence. Remove one of them."
+        yield warning("train.steps", message)
+    if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
+        yield warning("stop_when.min_steps", f"{s.stop_when.min_steps}: training already ends at step {train.steps}.")
 
 
-def _single_steps(key: str) -> tuple[Check, Check]:
-    """Both keys step one parameter at a time."""
-    remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
-
-    def unfit(s: DiffusionSection) -> bool:
-        return getattr(s.train, key) and s.train.optimizer not in PER_PARAMETER_OPTIMIZERS
-
-    message = "true steps one parameter at a time, and {train.optimizer} "
-    return (
-        Rule(f"train.{key}", _with_schedule_free(unfit), f"{message}averages the weights itself. {remedy}"),
-        Rule(
-            f"train.{key}",
-            lambda s: unfit(s) and not is_schedule_free(s.train.optimizer),
-            f"{message}may need all gradients. {remedy}",
-        ),
-    )
+def _steps(s: DiffusionSection) -> int:
+    """Optimizer steps of the run; 0: known only once the images are counted."""
+    return 0 if s.train.epochs else s.train.steps
 
 
-def _excluded_by_fsdp(part: str, key: str, given: Callable[[DiffusionSection], object], reason: str) -> Rule:
-    message = f"not with 'train.parallel: fsdp': {reason}. Leave one of them out."
-    return Rule(f"{part}.{key}", _with_fsdp(given), message)
+def _noise(s: DiffusionSection) -> Findings:
+    train, levels, shift = s.train, s.train.noise_levels(), s.train.discrete_flow_shift
+    if levels == "shift" and shift is not None and shift < LEAST_SHIFT:
+        message = f"{shift:g} would train without any noise. Use 0.001 or more; 1 means no shift."
+        yield error("train.discrete_flow_shift", message)
+    if train.min_timestep >= train.max_timestep:
+        yield error("train.min_timestep", f"{train.min_timestep:g} is not below max_timestep {train.max_timestep:g}.")
+    for key in ("content_or_style", "preserve_distribution_shape"):
+        if levels.startswith("qinglong") and not train.is_default(key):
+            yield error(f"train.{key}", f"does not work with timestep_type '{train.timestep_type}'. Remove it.")
+    if train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples:
+        yield error("train.num_timestep_buckets", "a stream needs 'datasets[0].webdataset.samples' for this. Set both.")
 
 
-def _has_no_merged_lora(of_model: bool) -> Callable[[DiffusionSection], bool]:
-    """of_model: of the kind that trains the model itself, else of all others."""
-    return lambda s: (
-        "merged_lora" in s.save.also and s.network.type not in MERGED and s.network.trains_model == of_model
-    )
-
-
-def _has_qinglong(key: str, plain: object) -> Rule:
-    return Rule(
-        f"train.{key}",
-        lambda s: s.train.noise_levels().startswith("qinglong") and getattr(s.train, key) != plain,
-        "'timestep_type: {train.timestep_type}' is a mixture and cannot be bent or cut. Leave it out.",
-    )
-
-
-# ------------------------------------------------------------ checks that are no single condition
-
-
-def _swapped(s: DiffusionSection) -> Iterator[Diagnostic]:
-    count, key = s.model.blocks_to_swap, ("model", "blocks_to_swap")
-    if not count or is_full(s):
-        return
-    try:
-        blocks = family_for(s.model).block_count(Path(s.model.name_or_path).expanduser())
-    except UserError:  # another rule reports the model
-        return
-    if count >= blocks:
+def _memory(s: DiffusionSection) -> Findings:
+    model, count = s.model, s.model.blocks_to_swap
+    if count and not s.network.trains_model and (blocks := _blocks(s)) is not None and count >= blocks:
         most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
-        yield Diagnostic(key, f"{count}, but the model has {blocks} blocks, of which one has to stay. Write {most}.")
+        message = f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the GPU."
+        yield error("model.blocks_to_swap", f"{message} Use {f'{most} or fewer' if most else 0}.")
+    if 0 < count < MIN_BLOCKS_TO_SWAP:
+        message = f"{count} saves no memory, because two swapped blocks are buffered on the GPU."
+        yield warning("model.blocks_to_swap", f"{message} Use at least {MIN_BLOCKS_TO_SWAP}.")
+    for switch, keys in (("quantize", "qtype accuracy_recovery_adapter int8_matmul"), ("quantize_te", "qtype_te")):
+        for key in keys.split():
+            if key in model.model_fields_set and not getattr(model, switch):
+                yield warning(f"model.{key}", f"has no effect without '{switch}: true'.")
+    if model.quantize and not model.accuracy_recovery_adapter:
+        if model.int8_matmul is True and model.qtype != "int8":
+            yield warning("model.int8_matmul", f"has no effect with 'qtype: {model.qtype}': it only applies to int8.")
+        if model.qtype in ("int2", "uint2"):
+            message = f"{model.qtype} without an accuracy recovery adapter leaves weights about 50 % off."
+            yield warning("model.qtype", f"{message} Use '{model.qtype}|file' to add one.")
+    elif model.quantize:
+        named = TYPE_IN_A_NAME.findall(model.recovery_name().lower().replace("_", " "))
+        if named and model.qtype not in {QTYPE_SPELLINGS.get(name, name) for name in named}:
+            message = f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}."
+            yield warning("model.accuracy_recovery_adapter", f"{message} Remove it, or use one for {model.qtype}.")
 
 
-def _first_samples(s: DiffusionSection) -> Iterator[Diagnostic]:
-    """Keys that contradict each other about the first set."""
-    train, sample = s.train, s.sample
-    wanted = [
-        (("sample", "sample_at_first"), "sample_at_first: true", sample and sample.sample_at_first),
-        (("train", "force_first_sample"), "force_first_sample: true", train.force_first_sample),
-        (("first_sample",), "first_sample", s.first_sample),
-        (
-            ("train", "skip_first_sample"),
-            "skip_first_sample: false",
-            "skip_first_sample" in train.model_fields_set and not train.skip_first_sample,
-        ),
-    ]
-    unwanted = [
-        ("skip_first_sample: true", train.skip_first_sample),
-        ("sample_at_first: false", sample and sample.sample_at_first is False),
-    ]
-    asks = next(((key, text) for key, text, given in wanted if given), None)
-    denies = next((text for text, given in unwanted if given), None)
-    if asks and denies:
-        yield Diagnostic(asks[0], f"{asks[1]!r} and {denies!r} contradict each other. Leave one of them out.")
+def _blocks(s: DiffusionSection) -> int | None:
+    try:
+        return family_for(s.model).block_count(Path(s.model.name_or_path).expanduser())
+    except UserError:  # another rule reports the model
+        return None
 
 
-_FSDP = "'train.parallel: fsdp'"
-_ONE_RATE = "'optimizer: {train.optimizer}' finds one rate for all weights. Leave this key out, or take 'adamw'."
+def _compile(s: DiffusionSection) -> Findings:
+    train, network = s.train, s.network
+    drops = not network.trains_model and (network.dropout or network.rank_dropout or network.module_dropout)
+    recomputes = train.checkpointing_level() != "none"
+    if train.compile.enabled and train.compile.backend in REDRAWS_DROPOUT and drops and recomputes:
+        message = f"'{train.compile.backend}' samples dropout again in a recomputed block, so gradients would be wrong."
+        yield error("train.compile.backend", f"{message} Use inductor or aot_eager, or 'gradient_checkpointing: none'.")
 
-MISTAKES: tuple[Check, ...] = (
-    # ---------------------------------------- the model itself is trained
-    Rule(
-        "train.full_bf16",
-        lambda s: s.train.full_bf16 and not is_full(s),
-        "true: an adapter's weights are always float32. It belongs to 'network: {{type: full}}'.",
-    ),
-    Rule(
-        "model.quantize",
-        with_full(lambda s: s.model.quantize),
-        "true: quantized weights cannot be trained, and 'network.type: full' trains them. Write false.",
-    ),
-    Rule(
-        "network.pretrained_lora_path",
-        with_full(lambda s: s.network.pretrained_lora_path is not None),
-        "'type: full' trains no adapter that could start from a file. Leave it out.",
-    ),
-    Rule(
-        "train.full_bf16",
-        with_full(lambda s: s.train.full_bf16 and s.train.dtype != "bfloat16"),
-        "true needs 'dtype: bf16', not {train.dtype}.",
-    ),
-    Rule(
-        "train.fused_backward_pass",
-        lambda s: s.train.fused_backward_pass and s.train.dtype == "float16",
-        "true does not go with 'dtype: float16', whose gradients count only when all are there. Use bf16.",
-    ),
-    *_single_steps("fused_backward_pass"),
-    *_single_steps("full_bf16"),
-    # ---------------------------------------- prior preservation
-    *(
-        Rule(
-            f"train.{name}",
-            with_full(partial(_preserves, name)),
-            "true: the base model is what the adapter is switched off for, and 'network.type: full' has none. "
-            "Leave it out.",
+
+def _processes(s: DiffusionSection) -> Findings:
+    train, model, processes = s.train, s.model, read_distributed_env().world_size
+    if read_distributed_env().is_single_process:
+        yield from below(
+            "train", train.unused("parallel ddp_timeout", " with one process. Start several with torchrun.")
         )
-        for name in PRESERVATIONS
-    ),
-    Rule(
-        "train.diff_output_preservation",
-        lambda s: _preserves("diff_output_preservation", s) and not _has_trigger(s),
-        "true puts a class for the trigger word, and there is none. Give 'trigger_word', or use "
-        "'blank_prompt_preservation'.",
-    ),
-    # ---------------------------------------- learning rates
-    Rule(
-        "network.loraplus_lr_ratio",
-        lambda s: s.network.loraplus_lr_ratio not in (0, 1) and not KINDS[s.network.type].up_names,
-        "'type: {network.type}' has no up matrix that could learn faster. Leave this key out.",
-    ),
-    Rule(
-        "network.loraplus_lr_ratio",
-        lambda s: requires_single_lr(s.train.optimizer) and s.network.loraplus_lr_ratio not in (0, 1),
-        _ONE_RATE,
-    ),
-    Rule(
-        "network.scale_weight_norms",
-        with_full(lambda s: s.network.scale_weight_norms),
-        "'type: full' has no adapter to limit. Leave this key out.",
-    ),
-    Rule(
-        "network.scale_weight_norms",
-        _with_schedule_free(lambda s: s.network.scale_weight_norms and not is_full(s)),
-        "'optimizer: {train.optimizer}' saves an average of the weights, for which the limit would not hold. "
-        "Leave this key out, or take 'adamw'.",
-    ),
-    # ---------------------------------------- how blocks are run
-    Rule(
-        "train.compile.backend",
-        lambda s: (
-            s.train.compile.enabled
-            and s.train.compile.backend in OTHER_DRAWS
-            and _drops(s)
-            and s.train.checkpointing_level() != "none"
-        ),
-        "{train.compile.backend!r} draws dropout anew where a block is computed again, and the gradients would be "
-        "wrong. Use inductor or aot_eager, or 'gradient_checkpointing: none'.",
-    ),
-    Rule(
-        "model.blocks_to_swap",
-        with_full(lambda s: s.model.blocks_to_swap),
-        "{model.blocks_to_swap}: only frozen weights can be swapped, and 'network.type: full' trains them. Write 0.",
-    ),
-    _swapped,
-    Rule(
-        "train.num_timestep_buckets",
-        lambda s: s.train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples,
-        "{train.num_timestep_buckets}: a stream needs 'datasets[0].webdataset.samples' for it. Give the number, or 0.",
-    ),
-    # ---------------------------------------- noise levels, files, samples, what is measured
-    Rule(
-        "train.discrete_flow_shift",
-        lambda s: s.train.noise_levels() == "shift" and _lowers_all_noise(s.train.discrete_flow_shift),
-        "{train.discrete_flow_shift:g} would train without any noise. Give a value of 0.001 or more; 1 shifts nothing.",
-    ),
-    Rule(
-        "train.min_timestep",
-        lambda s: s.train.min_timestep >= s.train.max_timestep,
-        "{train.min_timestep:g} leaves nothing below max_timestep {train.max_timestep:g}.",
-    ),
-    _has_qinglong("content_or_style", "balanced"),
-    _has_qinglong("preserve_distribution_shape", False),
-    *(
-        Rule(
-            "save.also",
-            _has_no_merged_lora(of_model),
-            f"'merged_lora' goes with {', '.join(MERGED)}. With 'type: {{network.type}}' {why}. Leave it out.",
-        )
-        for of_model, why in (
-            (False, "the files are plain LoRAs already"),
-            (True, "no adapter is trained"),
-        )
-    ),
-    _first_samples,
-    Rule(
-        "first_sample",
-        lambda s: s.first_sample and not s.first_sample.samples,
-        "holds no prompts. Give its own 'prompts' or 'samples': none are taken over from 'sample'.",
-    ),
-    # ---------------------------------------- several processes
-    Rule(
-        "train.fused_backward_pass",
-        lambda s: not read_distributed_env().is_single_process and s.train.fused_backward_pass,
-        "true steps each parameter before the gradients of all {processes} processes are added up. Write false.",
-    ),
-    Rule(
-        "train.batch_size",  # items of unlike sizes take several passes
-        _with_fsdp(lambda s: s.train.batch_size > 1),
-        f"{{train.batch_size}}: with {_FSDP} write 1, and more gradient_accumulation.",
-    ),
-    Rule(
-        "train.gradient_accumulation",
-        _with_fsdp(lambda s: s.micro_batches_per_step % read_distributed_env().world_size),
-        f"{{train.gradient_accumulation}}: with {_FSDP} give a multiple of the {{processes}} processes.",
-    ),
-    Rule(
-        "train.optimizer",
-        _with_fsdp(with_full(lambda s: s.train.optimizer not in ELEMENTWISE)),
-        f"{{train.optimizer!r}} may look at more of a weight than one number of it, and {_FSDP} shares the weights "
-        f"out. Use one of {', '.join(ELEMENTWISE)}.",
-    ),
-    Rule(
-        "save.mem_eff_save",
-        _with_fsdp(with_full(lambda s: s.save.mem_eff_save)),
-        f"true writes the weights from where they are, and {_FSDP} has them in all processes. Write false.",
-    ),
-    Rule(
-        "network.type",
-        _with_fsdp(lambda s: KINDS[s.network.type].needs_base),
-        f"'type: dora' needs the norms of whole weights, and {_FSDP} shares them out. Use lora, loha or lokr.",
-    ),
-    _excluded_by_fsdp(
-        "model", "quantize", lambda s: s.model.quantize, "FSDP2 shares out parameters, and quantized weights are none"
-    ),
-    _excluded_by_fsdp(
-        "model", "blocks_to_swap", lambda s: s.model.blocks_to_swap, "the blocks are on the GPUs, a share on each"
-    ),
-    _excluded_by_fsdp(
-        "model",
-        "modulation_table",
-        lambda s: s.model.modulation_table is True,
-        "the table's weights are shared out too",
-    ),
-    _excluded_by_fsdp(
-        "train", "compile", lambda s: s.train.compile.enabled is True, "compiled blocks do not gather their weights"
-    ),
-)
+        return
+    if train.fused_backward_pass:
+        message = f"updates each parameter before the gradients of {processes} processes are summed. Set it to false."
+        yield error("train.fused_backward_pass", message)
+    if train.parallel != "fsdp":
+        return
+    fsdp = "'train.parallel: fsdp'"
+    if train.batch_size > 1:  # items of different sizes need several passes
+        yield error("train.batch_size", f"{train.batch_size}: {fsdp} needs 1. Raise gradient_accumulation instead.")
+    if s.micro_batches_per_step % processes:
+        message = f"{train.gradient_accumulation}: {fsdp} needs a multiple of the number of processes, {processes}."
+        yield error("train.gradient_accumulation", message)
+    if s.network.trains_model and train.optimizer not in ELEMENTWISE:
+        message = f"'{train.optimizer}' may need whole weights, and {fsdp} shards them."
+        yield error("train.optimizer", f"{message} Use one of {', '.join(ELEMENTWISE)}.")
+    if s.network.trains_model and s.save.mem_eff_save:
+        yield error("save.mem_eff_save", f"saves weights from one process, and {fsdp} shards them. Set it to false.")
+    if KINDS[s.network.type].needs_base:
+        message = f"'dora' needs the norms of whole weights, and {fsdp} shards them. Use lora, loha or lokr."
+        yield error("network.type", message)
+    for key, given, reason in (
+        ("model.quantize", model.quantize, "FSDP2 shards parameters, and quantized weights are not parameters"),
+        ("model.blocks_to_swap", model.blocks_to_swap, "the blocks are already spread over the GPUs"),
+        ("model.modulation_table", model.modulation_table is True, "the table's weights are sharded too"),
+        ("train.compile", train.compile.enabled is True, "compiled blocks do not gather their weights"),
+    ):
+        if given:
+            yield error(key, f"does not work with {fsdp}: {reason}. Remove one of them.")
+
+
+def _images(s: DiffusionSection) -> Findings:
+    weight, regularises = s.train.reg_weight, any(dataset.is_reg for dataset in s.datasets)
+    if weight != 1 and not regularises:
+        yield warning("train.reg_weight", "has no effect: no dataset has 'is_reg: true'.")
+    if weight == 0 and regularises:
+        yield warning("train.reg_weight", "0 means that nothing is learned from regularisation images.")
+    for index, dataset in enumerate(s.datasets):
+        sizes = [(r, r) if isinstance(r, int) else (r.width, r.height) for r in dataset.resolution]
+        if note := size_note(s.model.files_folder(), sizes):
+            yield warning(f"datasets.{index}.resolution", note)
+
+
+def _first_samples(s: DiffusionSection) -> Findings:
+    """Keys about the first set: those that contradict each other, and those that do nothing."""
+    train, sample, first = s.train, s.sample, s.first_sample
+    wants_none = "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
+    asks = {
+        "sample.sample_at_first": sample and sample.sample_at_first and "sample_at_first: true",
+        "train.force_first_sample": train.force_first_sample and "force_first_sample: true",
+        "first_sample": first and "first_sample",
+        "train.skip_first_sample": wants_none and "skip_first_sample: false",
+    }
+    denied = "skip_first_sample: true" if train.skip_first_sample else "sample_at_first: false"
+    if train.skip_first_sample or (sample and sample.sample_at_first is False):
+        for key, asked in [(key, asked) for key, asked in asks.items() if asked][:1]:
+            yield error(key, f"'{asked}' and '{denied}' contradict each other. Remove one of them.")
+    if first and not first.samples:
+        yield error("first_sample", "has no prompts, and inherits none from 'sample'. Set 'prompts' or 'samples'.")
+    for key in ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first"):
+        if first and key in first.model_fields_set and not (key == "sample_every" and first.interval()[1]):
+            yield warning(f"first_sample.{key}", "has no effect: these images are generated once, before step 1.")
+    if train.force_first_sample and not sample:
+        yield warning("train.force_first_sample", "has no effect without a 'sample' section.")
+
+
+def _samples(s: DiffusionSection) -> Findings:
+    """Prompts and sizes that give something else than they say."""
+    if note := size_note(s.model.files_folder(), [(item.width, item.height) for item in s.sample_pictures()]):
+        yield warning("sample", note)
+    for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
+        if section is None:
+            continue
+        for key, item in [(name, section), *((f"{name}.samples.{i}", item) for i, item in enumerate(section.samples))]:
+            for side in ("width", "height"):
+                pixels = getattr(item, side) or 0  # not given: that of the section
+                if (generated := _generated(s, pixels)) != pixels:
+                    message = f"the model cannot generate {pixels} pixels; images will be generated at {generated}."
+                    yield warning(f"{key}.{side}", message)
+
+
+def _generated(s: DiffusionSection, pixels: int) -> int:
+    """The side that the model generates."""
+    try:
+        return family_for(s.model).drawable(Size(pixels, pixels)).width
+    except UserError:  # the plan reports the model
+        return pixels
+
+
+def _validation(s: DiffusionSection) -> Findings:
+    validation, stop, steps = s.validation, s.stop_when, _steps(s)
+    if validation is None:
+        return
+    if validation.folder_path is not None and not s.streamed:
+        folders = (validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
+        first, *others = (Path(folder).expanduser().resolve() for folder in folders)
+        if first in others:
+            message = f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images."
+            yield warning("validation.folder_path", message)
+    counted = not validation.every_n_epochs and (steps or not validation.every)
+    if stop and stop.metric.startswith(LOSS) and counted:
+        times = 1 + steps // validation.every if validation.every else 1
+        if times < stop.smooth:
+            message = f"will never trigger: it needs {stop.smooth} validations, and only {times} run before the end."
+            yield warning("stop_when.smooth", f"{message} Lower it, or 'validation.every'.")
+
+
+def _files(s: DiffusionSection) -> Findings:
+    save, kind = s.save, s.network.type
+    if "merged_lora" in save.also and kind not in MERGED:
+        why = "no adapter is trained" if s.network.trains_model else "the files are already plain LoRAs"
+        message = f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it."
+        yield error("save.also", message)
+    if save.mem_eff_save and not s.network.trains_model:
+        yield warning("save.mem_eff_save", "has no effect without 'network: {type: full}'.")

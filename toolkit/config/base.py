@@ -3,12 +3,13 @@ other programs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from toolkit.config.findings import Diagnostic, Findings, JobContext, below, warning
 from toolkit.config.located import ConfigNode, Diagnostics
 
 Entries = dict[str, ConfigNode]
@@ -106,6 +107,9 @@ class StrictModel(BaseModel):
     """What to write instead of a mere text or switch in the place of this section; "": its keys stand for themselves,
     or such a value means something."""
 
+    not_used: ClassVar[frozenset[str]] = frozenset()
+    """Sections that are accepted and not used: nothing is said of their values."""
+
     on_resume: ClassVar[Mapping[str, ChangeKind | Callable[[Mapping[str, Any]], ChangeKind]]] = {}
     """Field, or ALL_OTHERS -> what its change means for a run that goes on, with all below it; may depend on the
     section's new values, plain data. What a section below says itself goes before; unsaid, a change of the result."""
@@ -122,3 +126,31 @@ class StrictModel(BaseModel):
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """Turns other shapes of this section's own keys into its fields. Gets known and given keys only."""
         return entries
+
+    def check(self, job: JobContext) -> Findings:
+        """Errors and warnings about the values of this section; those below it say their own. No image is opened."""
+        return ()
+
+    def is_default(self, key: str) -> bool:
+        """Whether a key has its default, given or not."""
+        default = type(self).model_fields[key].get_default(call_default_factory=True, validated_data=dict(self))
+        return bool(getattr(self, key) == default)
+
+    def unused(self, keys: str, reason: str) -> Findings:
+        """Warnings about those of the keys, separated by spaces, that differ from their default."""
+        return (warning(key, f"has no effect{reason}") for key in keys.split() if not self.is_default(key))
+
+
+def all_findings(section: BaseModel, job: JobContext) -> Iterator[Diagnostic]:
+    """Of all sections below this one, then of this one: of two errors at one place the first is shown. A model that is
+    not a `StrictModel` has no findings, but those below it may."""
+    not_used = section.not_used if isinstance(section, StrictModel) else ()
+    for name, value in section:
+        if isinstance(value, BaseModel) and name not in not_used:
+            yield from below(name, all_findings(value, job))
+        elif isinstance(value, tuple) and name not in not_used:
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from below(name, below(index, all_findings(item, job)))
+    if isinstance(section, StrictModel):
+        yield from section.check(job)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from toolkit.config.base import StrictModel
 from toolkit.config.compat.data import DATASET, VALIDATION
 from toolkit.config.field_types import PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
+from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
 from toolkit.files.redact import register_secret
@@ -272,6 +274,47 @@ class DatasetConfig(StrictModel):
             raise ValueError("names no images. Give 'folder_path', or for shards of a stream 'url'.")
         return self
 
+    def check(self, job: JobContext) -> Findings:
+        """Folders that are missing, keys that exclude each other, images that teach nothing."""
+        if self.url:
+            for key in sorted(self.model_fields_set & NOT_OF_STREAMS.keys()):
+                yield error(key, f"does not go with 'url': {NOT_OF_STREAMS[key]}. Leave it out.")
+            if len(self.resolution) > 1:
+                message = "a stream gives each image once per epoch, at one size. Write one resolution."
+                yield error("resolution", message)
+        else:
+            if "webdataset" in self.model_fields_set:
+                yield error("webdataset", "goes with 'url', which is not given. Leave it out.")
+            yield from check_path("folder_path", self.folder_path, IMAGES, job)
+            yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
+            for slot, path in enumerate(self.control_path):
+                yield from check_path(f"control_path.{slot}", path, IMAGES, job)
+            yield from self._check_masks(job)
+        if self.loss_multiplier == 0:
+            yield warning("loss_multiplier", "0 means that nothing is learned from these images.")
+        for slot, control in enumerate(self.control_path):
+            if Path(control).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
+                message = "is the same folder as folder_path, so each image would be its own control image."
+                yield warning(f"control_path.{slot}", message)
+        if len(sizes := self.resolution) == 2 and all(isinstance(size, int) for size in sizes):
+            rectangle = f"{{width: {sizes[0]}, height: {sizes[1]}}}"
+            message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. One rectangle is"
+            yield warning("resolution", f"{message} '{rectangle}'.")
+
+    def _check_masks(self, job: JobContext) -> Findings:
+        if self.mask_path is None:
+            keys = "mask_optional" if self.alpha_mask else "mask_optional mask_min_value invert_mask"
+            yield from self.unused(keys, " without a mask.")
+            return
+        if self.alpha_mask:
+            yield error("mask_path", "'mask_path' and 'alpha_mask: true' cannot be combined. Remove one of them.")
+        if Path(self.mask_path).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
+            remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
+            yield error(
+                "mask_path", f"is the same folder as folder_path, so each image would be its own mask. {remedy}"
+            )
+        yield from check_path("mask_path", self.mask_path, "Give a folder of masks.", job)
+
 
 def _with_listed_resolution(entries: dict[str, ConfigNode]) -> dict[str, ConfigNode]:
     return entries | {key: listed(node) for key, node in entries.items() if key == "resolution"}
@@ -291,6 +334,9 @@ NOT_OF_STREAMS = {
 }
 """Keys of a folder -> why they do not go with `url`."""
 
+
+IMAGES = "Give a folder of images."
+CAPTIONS = "Give a text file of lines with file name, tab, caption."
 
 OF_THE_FOLDER = (
     "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "captions_file", "trigger_word",
@@ -372,6 +418,17 @@ class ValidationConfig(StrictModel):
             if len(dropped) == 1:
                 del entries[dropped[0]]
         return entries
+
+    def check(self, job: JobContext) -> Findings:
+        """Folders that are missing, and keys of a folder without one."""
+        if self.folder_path is None:
+            for key in sorted(self.model_fields_set & set(OF_THE_FOLDER)):
+                yield error(key, "goes with 'folder_path', which is not given. Leave it out.")
+            return
+        yield from check_path("folder_path", self.folder_path, IMAGES, job)
+        yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
+        for slot, path in enumerate(self.control_path):
+            yield from check_path(f"control_path.{slot}", path, IMAGES, job)
 
     @model_validator(mode="after")
     def _one_source(self) -> ValidationConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from toolkit.config.base import all_findings
 from toolkit.config.compat import fluxflow
 from toolkit.config.compat.fluxflow_flags import COMMAND_LINE, with_flags
 from toolkit.config.compat.peer_names import hint
 from toolkit.config.field_types import LONGEST_NAME
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
-from toolkit.config.model import ModelConfig
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
-from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
+from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
 from toolkit.config.redacted_copy import saved_text, secret_scalars
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import (
@@ -94,14 +94,11 @@ def load_job(
     job_name = name if name is not None else read_name(config, diagnostics)
     root = replace_name(root, job_name)
     processes = read_processes(root.value["config"], find_model, diagnostics)
-    job = JobContext(job_name)
     if check_files:
-        check_processes(processes, job, diagnostics)
+        check_processes(processes, JobContext(job_name), diagnostics)
     warn_of_odd_quotes(root, diagnostics)
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
-    if check_files:
-        note_processes(known, job, diagnostics)
     meta = root.value.get("meta")
     return JobConfig(
         job=root.value["job"].value,
@@ -323,8 +320,11 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         section = process.entry.section
         job = replace(job, was_finished=process.entry.label in finished)
         refuse_secret_folder(process, job, diagnostics)
-        for finding in findings(section, job):
+        for finding in all_findings(section, job) if section else ():
             node, rest = process.checked.find(finding.key)
+            if finding.severity == "warning":
+                diagnostics.warn(node, finding.message)
+                continue
             # A single value may stand for a list of one: its place is then that of the value.
             path = (*node.path, *rest) if isinstance(node.value, dict) else node.path
             if not diagnostics.reported(path):
@@ -336,15 +336,6 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
             diagnostics.error(process.node, f"writes '{file}', as an earlier process does. Give it another output.")
         job = JobContext(job.name, job.earlier_outputs | outputs)
-
-
-def findings(section: BaseModel | None, job: JobContext) -> Iterator[Diagnostic]:
-    """What is wrong with the model a section names, whichever process it belongs to; then the section's own checks."""
-    for key in type(section).model_fields if section is not None else ():
-        if isinstance(model := getattr(section, key), ModelConfig):
-            yield from (Diagnostic((key, *found.key), found.message) for found in model.check(job))
-    if isinstance(section, ProcessConfig):
-        yield from section.check(job)
 
 
 def refuse_shared_folder(
@@ -384,11 +375,3 @@ def warn_of_odd_quotes(node: ConfigNode, diagnostics: Diagnostics) -> None:
         ends = node.value if node.path[-1:] == ("trigger_word",) else ""
         if all(map(odd_characters, (node.value[0], node.value[-1]))) or odd_characters(ends):
             diagnostics.warn(node, f"the curly quotes are a part of the value. {odd_characters(node.value)}")
-
-
-def note_processes(processes: list[_Process], job: JobContext, diagnostics: Diagnostics) -> None:
-    """Adds each section's notes to the warnings."""
-    for process in processes:
-        if isinstance(process.entry.section, ProcessConfig):
-            for note in process.entry.section.warnings(job):
-                diagnostics.warn(process.checked.find(note.key)[0], note.message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -12,10 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.compat.model import MODEL, MODEL_KWARGS, QTYPE_SPELLINGS
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, value_error
+from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.model_files import cached_snapshot, looks_like_a_path, model_fault
 from toolkit.config.normalise import listed
-from toolkit.config.process import Diagnostic, JobContext
 from toolkit.number_types import QTYPES
 from toolkit.registry import FAMILIES
 
@@ -96,6 +95,12 @@ class BaseLora(StrictModel):
     def file_name(self) -> str:
         """Without the folder: what may stand in a file that is given away."""
         return Path(self.path).name
+
+    def check(self, job: JobContext) -> Findings:
+        """A file that is missing, or read for nothing."""
+        yield from check_path("path", self.path, "Give a LoRA file.", job, file=True)
+        if self.multiplier == 0:
+            yield warning("multiplier", "0 means that the file is not used.")
 
 
 def _from_path(value: Any) -> Any:
@@ -193,10 +198,10 @@ class ModelConfig(StrictModel):
             entries["base_loras"] = listed(entries["base_loras"])
         return entries
 
-    def check(self, job: JobContext) -> Iterator[Diagnostic]:
-        """What the model's files on this disk say against it: it is not there, of another family, not complete."""
+    def check(self, job: JobContext) -> Findings:
+        """What the files on this disk say against it: the model is missing, of another family, not complete."""
         if not job.will_write(self.folder()) and (fault := model_fault(self.name_or_path, self.revision)):
-            yield Diagnostic(("name_or_path",), fault)
+            yield error("name_or_path", fault)
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from toolkit.config.base import StrictModel
 from toolkit.config.compat.model import ALGO_SPELLINGS, KIND_SPELLINGS, NETWORK, NETWORK_KWARGS
 from toolkit.config.field_types import PathStr, StrOrList, as_list, literal_with_aliases, schema_of_list, value_error
+from toolkit.config.findings import Findings, JobContext, check_path
 from toolkit.errors import UserError
 from toolkit.networks.kinds import KINDS
 
@@ -172,6 +173,10 @@ class NetworkConfig(StrictModel):
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
     foreign: ClassVar = NETWORK
+
+    def check(self, job: JobContext) -> Findings:
+        """A file that is missing."""
+        yield from check_path("pretrained_lora_path", self.pretrained_lora_path, "Give a LoRA file.", job, file=True)
 
     @property
     def trains_model(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from toolkit.config.base import StrictModel
 from toolkit.config.compat.output import LOGGING, SAMPLE, SAMPLE_ITEM, SAVE
 from toolkit.config.field_types import Dtype, PathStr, Slots, literal_with_aliases
+from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.files.redact import REDACTED, contains_secret
 
 
@@ -71,15 +71,18 @@ class SaveIntervalConfig(StrictModel):
             return self.save_last_n_epochs
         return self.max_step_saves_to_keep
 
-    def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Keys given that the rest of the section makes no use of, and why."""
+    def check(self, job: JobContext) -> Findings:
+        """Keys that the other values of the section leave unused."""
         steps, epochs = self.interval()
-        if steps and self.save_every_n_epochs:
-            yield "save_every_n_epochs", f"has no effect: 'save_every: {steps}' decides. Leave one of them out."
+        if steps:
+            yield from self.unused(
+                "save_every_n_epochs", f": 'save_every: {steps}' takes precedence. Remove one of them."
+            )
         if self.states == "never" and "max_states_to_keep" in self.model_fields_set:
-            yield "max_states_to_keep", "has no effect: 'states: never' writes none."
-        if not epochs and self.save_last_n_epochs is not None:
-            yield "save_last_n_epochs", "has no effect: nothing is saved by epochs. Use max_step_saves_to_keep."
+            yield warning("max_states_to_keep", "has no effect with 'states: never'.")
+        if not epochs:
+            reason = ": files are not saved by epoch. Use max_step_saves_to_keep."
+            yield from self.unused("save_last_n_epochs", reason)
 
 
 class SaveConfig(SaveIntervalConfig):
@@ -113,6 +116,14 @@ class SaveConfig(SaveIntervalConfig):
     """Of `push_to_hub`: nobody else sees it."""
 
     foreign: ClassVar = SAVE
+
+    def check(self, job: JobContext) -> Findings:
+        """An upload without a place, a rank for files that are not written."""
+        yield from super().check(job)
+        if self.push_to_hub and not self.hf_repo_id:
+            yield error("push_to_hub", "needs a repository: set hf_repo_id, such as 'owner/name'.")
+        if "merged_lora_rank" in self.model_fields_set and "merged_lora" not in self.also:
+            yield warning("merged_lora_rank", "has no effect without 'also: [merged_lora]'.")
 
 
 def _false_is_empty(value: Any) -> Any:
@@ -162,6 +173,11 @@ class SampleItem(StrictModel):
     example: ClassVar = "prompt: a photo"
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
 
+    def check(self, job: JobContext) -> Findings:
+        """Control images that are missing."""
+        for slot, path in enumerate(self.ctrl_img):
+            yield from check_path(f"ctrl_img.{slot}", path, "Give an image file.", job, file=True)
+
 
 class SamplePicture(SampleItem):
     """A `SampleItem` with everything filled in."""
@@ -206,11 +222,11 @@ class SampleIntervalConfig(StrictModel):
             return 0, self.sample_every_n_epochs
         return self.sample_every, 0
 
-    def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Keys given that the rest of the section makes no use of, and why."""
-        epochs = self.interval()[1]
-        if epochs and self.sample_every and "sample_every" in self.model_fields_set:
-            yield "sample_every", f"has no effect: 'sample_every_n_epochs: {epochs}' decides. Leave one of them out."
+    def check(self, job: JobContext) -> Findings:
+        """Of two intervals one decides."""
+        if (epochs := self.interval()[1]) and self.sample_every and "sample_every" in self.model_fields_set:
+            reason = f"has no effect: 'sample_every_n_epochs: {epochs}' takes precedence. Remove one of them."
+            yield warning("sample_every", reason)
 
 
 class SampleConfig(SampleIntervalConfig):
@@ -331,41 +347,36 @@ class LoggingConfig(StrictModel):
             return ("tensorboard",) if self.logging_dir else ()
         return tuple(PACKAGES) if self.log_with == "all" else (self.log_with,)
 
-    def errors(self) -> Iterator[tuple[str, str]]:
-        """(key, message) of what would keep a tracker from working."""
+    def check(self, job: JobContext) -> Findings:
+        """What would keep a tracker from working, and keys of trackers that are not used."""
         trackers = self.trackers()
-        for name in trackers:
-            package = PACKAGES[name]
+        for package in (PACKAGES[name] for name in trackers):
             if not _is_installed(package):
                 key = "log_with" if self.log_with != "auto" else "logging_dir"
-                yield key, f"needs the package {package!r}, which is not installed. Run: pip install {package}"
+                yield error(key, f"needs the package {package!r}, which is not installed. Run: pip install {package}")
         if "tensorboard" in trackers:
             if not self.logging_dir:
-                yield "log_with", f"{self.log_with!r} writes TensorBoard files. Give logging_dir a folder for them."
+                yield error("log_with", f"{self.log_with!r} writes TensorBoard files. Set logging_dir to a folder.")
             elif (folder := Path(self.logging_dir).expanduser()).exists() and not folder.is_dir():
-                yield "logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder."
+                yield error("logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder.")
             for key in ("logging_dir", "log_prefix", "log_tracker_name"):
                 if contains_secret(getattr(self, key)):
-                    yield key, "is part of a folder's name, and names are not secret on a disk. Leave the secret out."
+                    message = "is part of a folder's name, and names are not secret on a disk. Leave the secret out."
+                    yield error(key, message)
         if "wandb" in trackers:
             if self.wandb_api_key == REDACTED:
-                yield "wandb_api_key", "was redacted when this file was saved. Set WANDB_API_KEY instead."
+                yield error("wandb_api_key", "was redacted when this file was saved. Set WANDB_API_KEY instead.")
             elif not self.wandb_api_key and not _can_do_without_key():
                 remedy = "Set the variable WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
-                yield "log_with", f"Weights & Biases needs an API key, and there is none. {remedy}"
-
-    def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """(key, message) of what is given though the tracker it concerns is not used."""
-        trackers = self.trackers()
-        for key in ("logging_dir", "log_prefix"):
-            if getattr(self, key) and "tensorboard" not in trackers:
-                yield key, f"has no effect: log_with is {self.log_with!r}, and nothing writes TensorBoard files."
-        for key in ("log_tracker_name", "log_config"):
-            if getattr(self, key) and not trackers:
-                yield key, "has no effect without logging_dir or log_with."
-        for key in ("wandb_project", "wandb_run_name", "wandb_entity", "wandb_api_key"):
-            if getattr(self, key) and "wandb" not in trackers:
-                yield key, "has no effect without 'log_with: wandb' (or 'all')."
+                yield error("log_with", f"Weights & Biases needs an API key, and there is none. {remedy}")
+        if "tensorboard" not in trackers:
+            reason = f": log_with is {self.log_with!r}, so no TensorBoard files are written."
+            yield from self.unused("logging_dir log_prefix", reason)
+        if not trackers:
+            yield from self.unused("log_tracker_name log_config", " without logging_dir or log_with.")
+        if "wandb" not in trackers:
+            keys = "wandb_project wandb_run_name wandb_entity wandb_api_key"
+            yield from self.unused(keys, " without 'log_with: wandb' (or 'all').")
 
 
 def _is_installed(package: str) -> bool:

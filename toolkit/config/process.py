@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, PrivateAttr
 
 from toolkit.config.base import StrictModel
+from toolkit.config.findings import Diagnostic as Diagnostic
+from toolkit.config.findings import JobContext as JobContext
 from toolkit.config.located import KeyPath
 from toolkit.files.run_files import JOB_STATE
 
@@ -69,47 +71,6 @@ class JobConfig:
     """YAML to keep beside the results: `${VAR}` as written, the job's real name, secrets redacted."""
 
 
-@dataclass(frozen=True)
-class JobContext:
-    """What a section may know of the job it stands in."""
-
-    name: str
-    """The job's name."""
-
-    earlier_outputs: frozenset[Path] = frozenset()
-    """Resolved folders that earlier processes of this job will write (a model, say): not missing, only later."""
-
-    restart: bool = False
-    """As `--restart` and `allow_change` as `--allow-change` were given: they decide how a run starts."""
-
-    allow_change: bool = False
-
-    was_finished: bool = False
-    """An earlier start of the job finished this process: what it wrote is its own."""
-
-    begins_anew: bool = False
-    """What this process wrote before is moved aside (`--restart-from`)."""
-
-    def will_write(self, path: str | Path) -> bool:
-        """Whether an earlier process of this job writes `path`, or a folder that it is in."""
-        resolved = Path(path).expanduser().resolve()
-        return any(folder in self.earlier_outputs for folder in (resolved, *resolved.parents))
-
-    def yet_to_come(self, path: str | Path) -> bool:
-        """Whether an earlier process of this job writes `path`, which is not there yet."""
-        return self.will_write(path) and not Path(path).expanduser().exists()
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """What a section's `check` or `notes` found: where in the section, and what to do about it."""
-
-    key: KeyPath
-    """Path from the section, such as ("datasets", 0, "folder_path")."""
-
-    message: str
-
-
 class ProcessConfig(StrictModel):
     """One entry of `config.process`."""
 
@@ -153,14 +114,6 @@ class ProcessConfig(StrictModel):
 
     def logged_numbers(self) -> Sequence[str]:
         """Names of the numbers that a run of this section logs: any of them may be the metric of `stop_when`."""
-        return ()
-
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Errors that need the file system or several keys to see. Fast: no image is opened."""
-        return ()
-
-    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
-        """What the user should know though it is allowed; each becomes one warning line."""
         return ()
 
     def recorded_settings(self) -> dict[str, Any]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.compat.job import EVALUATION, MODEL_AND_NETWORK, RUN, TRAINING
-from toolkit.config.dataset import LOSS, NOT_OF_STREAMS, OF_THE_FOLDER, DatasetConfig, ValidationConfig
-from toolkit.config.field_types import PathStr, path_hint, value_error
+from toolkit.config.dataset import LOSS, DatasetConfig, ValidationConfig
+from toolkit.config.field_types import PathStr, value_error
+from toolkit.config.findings import Findings, check_path, error
 from toolkit.config.located import KeyPath
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
@@ -28,12 +29,10 @@ from toolkit.config.output import (
     SaveConfig,
     SaveIntervalConfig,
 )
-from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.config.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
 from toolkit.errors import did_you_mean
 from toolkit.files.writing import file_in_the_way, sha256_of
-
-Found = Iterable[Diagnostic]
 
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
@@ -77,11 +76,11 @@ class RunSection(ProcessConfig):
     foreign: ClassVar = RUN
     on_resume: ClassVar = {"device": "harmless", "logging": "harmless"}
 
-    def check(self, job: JobContext) -> Found:
+    def check(self, job: JobContext) -> Findings:
         """A file where the run's folder belongs."""
         yield from super().check(job)
         if file := file_in_the_way(self.job_folder(job)):
-            yield Diagnostic(("training_folder",), f"'{file}' is not a folder. Move it, or give another folder.")
+            yield error("training_folder", f"'{file}' is not a folder. Move it, or give another folder.")
 
     def job_folder(self, job: JobContext) -> Path:
         """`<training_folder>/<job>`, with the process's name below it where it has one."""
@@ -123,46 +122,22 @@ class DatasetsSection(ProcessConfig):
         paths = (path for each in self.datasets for path in (each.folder_path, *each.control_path))
         return tuple(filter(job.yet_to_come, paths))
 
-    def check(self, job: JobContext) -> Found:
-        """Folders that are missing, and keys of a dataset that contradict each other."""
+    def check(self, job: JobContext) -> Findings:
+        """Streams that this process cannot read, texts that cannot be cached."""
         yield from super().check(job)
         for index, dataset in enumerate(self.datasets):
-            yield from self._check_dataset(("datasets", index), dataset, job)
-
-    def _check_dataset(self, at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
-        yield from self._check_text_cache(at, dataset)
-        if dataset.url:
-            yield from self._check_stream(at, dataset)
-            return
-        if "webdataset" in dataset.model_fields_set:
-            yield Diagnostic((*at, "webdataset"), "goes with 'url', which is not given. Leave it out.")
-        yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
-        yield from _check_captions_file(at, dataset.captions_file, job)
-        for slot, path in enumerate(dataset.control_path):
-            yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
-        yield from _check_masks(at, dataset, job)
-
-    def _check_text_cache(self, at: KeyPath, dataset: DatasetConfig) -> Found:
-        if dataset.shuffle_tokens and self.requested_text_cache(dataset):
-            own = dataset.cache_text_embeddings is not None
-            key = (*at, "cache_text_embeddings") if own else ("train", "cache_text_embeddings")
-            yield Diagnostic(
-                key,
-                "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
-                "is a new text at each use. Remove one of them.",
-            )
-
-    def _check_stream(self, at: KeyPath, dataset: DatasetConfig) -> Found:
-        if not self.reads_streams:
-            yield Diagnostic((*at, "url"), f"'type: {self.type}' reads folders only. Give 'folder_path'.")
-        elif len(self.datasets) > 1:
-            remedy = "Write all shards as a list of 'url', or give folders only."
-            yield Diagnostic((*at, "url"), f"a stream has to be the only entry of 'datasets'. {remedy}")
-        for key in sorted(dataset.model_fields_set & NOT_OF_STREAMS.keys()):
-            yield Diagnostic((*at, key), f"does not go with 'url': {NOT_OF_STREAMS[key]}. Leave it out.")
-        if len(dataset.resolution) > 1:
-            message = "a stream gives each image once per epoch, at one size. Write one resolution."
-            yield Diagnostic((*at, "resolution"), message)
+            if dataset.shuffle_tokens and self.requested_text_cache(dataset):
+                of_all = dataset.cache_text_embeddings is None
+                yield error(
+                    "train.cache_text_embeddings" if of_all else f"datasets.{index}.cache_text_embeddings",
+                    "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
+                    "is a new text at each use. Remove one of them.",
+                )
+            if dataset.url and not self.reads_streams:
+                yield error(f"datasets.{index}.url", f"'type: {self.type}' reads folders only. Give 'folder_path'.")
+            elif dataset.url and len(self.datasets) > 1:
+                remedy = "Write all shards as a list of 'url', or give folders only."
+                yield error(f"datasets.{index}.url", f"a stream has to be the only entry of 'datasets'. {remedy}")
 
 
 class ModelSection(ProcessConfig):
@@ -186,19 +161,13 @@ class ModelSection(ProcessConfig):
             settings["model"]["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
         return settings
 
-    def check(self, job: JobContext) -> Found:
-        """Files that are missing."""
+    def check(self, job: JobContext) -> Findings:
+        """A recovery adapter that is missing."""
         yield from super().check(job)
-        for index, lora in enumerate(self.model.base_loras):
-            key = ("model", "base_loras", index, "path")
-            yield from _check_path(key, lora.path, "Give a LoRA file.", job, file=True)
-        recovery = self.model.accuracy_recovery_adapter
-        if recovery is not None and self.model.recovery_is_path():
+        if self.model.recovery_is_path():
+            key, path = "model.accuracy_recovery_adapter", self.model.accuracy_recovery_adapter
             remedy = "Give a file, or owner/repo/file.safetensors of the hub."
-            yield from _check_path(("model", "accuracy_recovery_adapter"), recovery, remedy, job, file=True)
-        pretrained = self.network.pretrained_lora_path
-        if pretrained is not None:
-            yield from _check_path(("network", "pretrained_lora_path"), pretrained, "Give a LoRA file.", job, file=True)
+            yield from check_path(key, path, remedy, job, file=True)
 
 
 class TrainingSection(RunSection):
@@ -242,11 +211,11 @@ class TrainingSection(RunSection):
         settings = super().recorded_settings()
         return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
 
-    def check(self, job: JobContext) -> Found:
+    def check(self, job: JobContext) -> Findings:
         """A training without an end."""
         yield from super().check(job)
         if self.train.steps == 0 and self.train.epochs == 0:
-            yield Diagnostic(("train", "steps"), "0 optimizer steps. Give steps or epochs a value above 0.")
+            yield error("train.steps", "0 optimizer steps. Set steps or epochs to a value above 0.")
 
 
 class SavingSection(ProcessConfig):
@@ -278,52 +247,27 @@ class EvaluationSection(TrainingSection):
         """Whether a set is drawn before step 1."""
         return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
 
-    def check(self, job: JobContext) -> Found:
-        """Files and folders that are missing."""
-        yield from super().check(job)
-        yield from self._check_validation(job)
-
-    def _check_validation(self, job: JobContext) -> Found:
-        validation = self.validation
-        if validation is None:
-            return
-        folder = validation.folder_path
-        if folder is None:
-            for key in sorted(validation.model_fields_set & set(OF_THE_FOLDER)):
-                yield Diagnostic(("validation", key), "goes with 'folder_path', which is not given. Leave it out.")
-            return
-        yield from _check_path(("validation", "folder_path"), folder, "Give a folder of images.", job)
-        yield from _check_captions_file(("validation",), validation.captions_file, job)
-        for slot, path in enumerate(validation.control_path):
-            yield from _check_path(("validation", "control_path", slot), path, "Give a folder of images.", job)
-
 
 class TrainerConfig(SavingSection, EvaluationSection):
     """What every trainer has, whatever it trains."""
 
-    def check(self, job: JobContext) -> Found:
-        """Keys of the optimizer that do not go together, trackers that cannot work, metrics that are never measured."""
+    def check(self, job: JobContext) -> Findings:
+        """Metrics that are never measured."""
         yield from super().check(job)
-        yield from (Diagnostic(("train", *key), message) for key, message in self.train.errors())
-        yield from (Diagnostic(("logging", key), message) for key, message in self.logging.errors())
-        yield from self._check_metrics()
-
-    def _check_metrics(self) -> Found:
         logged = self.logged_numbers()
-        if self.stop_when:
-            yield from self._check_metric(("stop_when", "metric"), self.stop_when.metric, logged)
+        asked = [("stop_when.metric", self.stop_when.metric, logged)] if self.stop_when else []
         if self.train.lr_scheduler == "plateau":
-            metric = str(self.train.lr_scheduler_params.get("metric", "loss"))
-            known = [name for name in logged if name == "loss" or name.startswith(LOSS)]
-            yield from self._check_metric(("train", "lr_scheduler_params"), metric, known)
-
-    def _check_metric(self, key: KeyPath, metric: str, known: Sequence[str]) -> Found:
-        if metric in known or not known:
-            return
-        if metric.startswith(LOSS) and self.validation is None:
-            yield Diagnostic(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
-        else:
-            yield Diagnostic(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
+            losses = [name for name in logged if name == "loss" or name.startswith(LOSS)]
+            asked.append(
+                ("train.lr_scheduler_params", str(self.train.lr_scheduler_params.get("metric", "loss")), losses)
+            )
+        for key, metric, known in asked:
+            if metric in known or not known:
+                continue
+            if metric.startswith(LOSS) and self.validation is None:
+                yield error(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+            else:
+                yield error(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
 
     def run_folder(self, job: JobContext) -> Path:
         """The folder of the run's files."""
@@ -361,35 +305,29 @@ class ImageTrainingSection(DatasetsSection, EvaluationSection):
         folder = self.validation.folder_path if self.validation else None
         return super().datasets_to_come(job) + ((folder,) if folder and job.yet_to_come(folder) else ())
 
-    def check(self, job: JobContext) -> Found:
+    def check(self, job: JobContext) -> Findings:
         """What needs the number of images or their list, with a stream that has neither."""
         yield from super().check(job)
         if (stream := self.streamed) is None:
             return
-        yield from self._check_readers(stream.webdataset.readers)
+        readers, at = stream.webdataset.readers, "datasets.0.webdataset.readers"
+        if self.images_per_step % self.micro_batches_per_step:
+            images = f"the {self.images_per_step} images of a step (train.batch_size x gradient_accumulation)"
+            message = f"{readers}: {images} cannot be split into {self.micro_batches_per_step} equal micro-batches."
+            yield error(at, f"{message} Change one of them.")
+        if readers > 1 and self.unknown_steps():
+            message = "above 1, and the end of the stream is not known. Set 'webdataset.samples', or 'train.steps'."
+            yield error(at, message)
         if self.train.epochs and not stream.webdataset.samples:
-            remedy = "Give 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
+            remedy = "Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
             for key, optimizer in self.optimizers_used():
                 if optimizer.needs_length():
-                    message = (
-                        f"{optimizer.lr_scheduler!r} needs the number of steps, which {self.train.epochs} epochs of"
-                    )
-                    yield Diagnostic(
-                        (*key, "lr_scheduler"), f"{message} a stream of unknown length do not tell. {remedy}"
-                    )
+                    message = f"{optimizer.lr_scheduler!r} needs the number of steps, and {self.train.epochs} epochs of"
+                    message += f" a stream of unknown length do not give it. {remedy}"
+                    yield error(".".join(map(str, (*key, "lr_scheduler"))), message)
         if self.validation and self.validation.fraction is not None:
-            message = "no share of a stream can be held out. Give 'folder_path' with images that are not in it."
-            yield Diagnostic(("validation", "fraction"), message)
-
-    def _check_readers(self, readers: int) -> Found:
-        at: KeyPath = ("datasets", 0, "webdataset", "readers")
-        if self.images_per_step % self.micro_batches_per_step:
-            images = f"{self.images_per_step} images of a step (train.batch_size x gradient_accumulation)"
-            message = f"{readers}, and the {images} are no {self.micro_batches_per_step} micro-batches of one size."
-            yield Diagnostic(at, f"{message} Change one of them.")
-        if readers > 1 and self.unknown_steps():
-            message = "above 1, and nobody knows when the stream ends. Give 'webdataset.samples', or 'train.steps'."
-            yield Diagnostic(at, message)
+            message = "a stream has no share to hold out. Set 'folder_path' to images that are not in it."
+            yield error("validation.fraction", message)
 
 
 class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
@@ -413,14 +351,6 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
         """The items of `sample`, then of `first_sample`."""
         return [item for given in (self.sample, self.first_sample) if given for item in given.sample_items()]
 
-    def check(self, job: JobContext) -> Found:
-        """References of samples that are missing, an upload without a place."""
-        yield from super().check(job)
-        if self.save.push_to_hub and not self.save.hf_repo_id:
-            yield Diagnostic(("save", "push_to_hub"), "needs a repository: give hf_repo_id, such as 'owner/name'.")
-        yield from check_sample_references("sample", self.sample, job)
-        yield from check_sample_references("first_sample", self.first_sample, job)
-
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or None."""
         own = super().requested_text_cache(dataset)
@@ -430,43 +360,3 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
         """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
         masters = self.network.trains_model and not self.train.full_bf16
         return "float32" if masters else self.train.dtype
-
-
-def check_sample_references(section: str, sample: SampleConfig | None, job: JobContext) -> Found:
-    """References of samples that are missing. section: key of `sample`."""
-    for index, item in enumerate(sample.samples if sample else ()):
-        for slot, path in enumerate(item.ctrl_img):
-            key = (section, "samples", index, "ctrl_img", slot)
-            yield from _check_path(key, path, "Give an image file.", job, file=True)
-
-
-def _check_masks(at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
-    folder, key = dataset.mask_path, (*at, "mask_path")
-    if folder is None:
-        return
-    if dataset.alpha_mask:
-        yield Diagnostic(key, "'mask_path' and 'alpha_mask: true' cannot be combined. Remove one of them.")
-    if Path(folder).expanduser().resolve() == Path(dataset.folder_path).expanduser().resolve():
-        remedy = "Give another folder, or 'alpha_mask: true' where the transparency of the images is meant."
-        yield Diagnostic(key, f"{folder!r} is the folder of the images: each would be its own mask. {remedy}")
-    yield from _check_path(key, folder, "Give a folder of masks.", job)
-
-
-def _check_captions_file(at: KeyPath, path: str | None, job: JobContext) -> Found:
-    if path is not None:
-        remedy = "Give a text file of lines with file name, tab, caption."
-        yield from _check_path((*at, "captions_file"), path, remedy, job, file=True)
-
-
-def _check_path(key: KeyPath, path: str, remedy: str, job: JobContext, *, file: bool = False) -> Found:
-    if job.will_write(path):
-        return
-    resolved = Path(path).expanduser().resolve()
-    if not resolved.exists():
-        yield Diagnostic(key, _missing(path, remedy))
-    elif file != resolved.is_file():
-        yield Diagnostic(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")
-
-
-def _missing(path: str, remedy: str) -> str:
-    return f"{path!r} does not exist (working directory: {Path.cwd()}). {path_hint(path) or remedy}"

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from toolkit.config.compat.tool_flags import own_flag, remedy
-from toolkit.config.loader import check_processes, note_processes, read_process
+from toolkit.config.loader import check_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
 from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig
@@ -153,7 +153,6 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     check_processes([process], job, diagnostics)
     diagnostics.raise_errors()
     assert process is not None  # its type is known
-    note_processes([process], job, diagnostics)
     text = json.dumps({"job": "extension", "config": {"name": uid, "process": [process.entry.raw]}}, indent=2)
     return JobConfig("extension", uid, {}, (process.entry,), diagnostics.warnings, Path(uid), redact_text(text))
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -22,7 +22,7 @@ from toolkit.config.compat.train import (
     TRAIN,
 )
 from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
-from toolkit.config.located import KeyPath
+from toolkit.config.findings import Findings, JobContext, error, warning
 from toolkit.config.network import Pattern
 from toolkit.errors import UserError
 from toolkit.flow.settings import HUBER_SCHEDULES, LOSS_TYPES, TIMESTEP_TYPES, WEIGHTING_SCHEMES
@@ -92,6 +92,12 @@ class EmaConfig(StrictModel):
     on_resume: ClassVar = {"power_averages": "harmless"}
     example: ClassVar = "ema_config: {use_ema: true}"
 
+    def check(self, job: JobContext) -> Findings:
+        """An average that never moves."""
+        if self.use_ema and self.ema_decay == 1 and not self.use_num_updates:
+            message = "1 never moves: samples and saved files would use the initial weights. A typical value is 0.999."
+            yield warning("ema_decay", message)
+
     @property
     def copies(self) -> int:
         """Float32 copies of the trained weights that are kept."""
@@ -129,6 +135,14 @@ class CompileConfig(StrictModel):
 
     cache_size_limit: int = Field(default=0, ge=0, le=100_000)
     """Programs made of the same code before PyTorch goes on uncompiled. 0: 32."""
+
+    def check(self, job: JobContext) -> Findings:
+        """Keys of a compiler that is off, or of another one."""
+        if not self.enabled:
+            for key in sorted(self.model_fields_set - {"enabled"}):
+                yield warning(key, "has no effect with 'enabled: false'.")
+        elif self.mode != "default" and self.backend != "inductor":
+            yield warning("mode", f"has no effect: backend '{self.backend}' has no modes.")
 
 
 class StopWhenConfig(StrictModel):
@@ -284,42 +298,39 @@ class OptimizerConfig(StrictModel):
 
     foreign: ClassVar = OPTIMIZER
 
-    def errors(self) -> Iterator[tuple[KeyPath, str]]:
-        """(key, message) of arguments that do not exist, and of keys that exclude each other."""
+    def check_optimizer(self) -> Findings:
+        """Arguments that do not exist, keys that exclude each other. Not a part of `check`: the section of a role
+        has only what differs from `train`, and is asked once it is complete."""
         try:
             check_optimizer(self.optimizer, self.optimizer_params)
-        except ArgumentError as error:
-            yield ("optimizer_params",), str(error)
-        except UserError as error:
-            yield ("optimizer",), str(error)
+        except ArgumentError as fault:
+            yield error("optimizer_params", str(fault))
+        except UserError as fault:
+            yield error("optimizer", str(fault))
         try:
             check_parameters(self.lr_scheduler, self.lr_scheduler_params)
-        except UserError as error:
-            yield ("lr_scheduler_params",), str(error)
+        except UserError as fault:
+            yield error("lr_scheduler_params", str(fault))
         if is_schedule_free(self.optimizer):
-            yield from self._schedule_free_errors()
-        yield from self._lr_group_errors()
-
-    def _schedule_free_errors(self) -> Iterator[tuple[KeyPath, str]]:
-        averages = f"'optimizer: {self.optimizer}' and"
-        if self.lr_scheduler != "constant":
-            yield ("lr_scheduler",), f"{averages} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Leave it out."
-        warmup = "a schedule cannot be combined. Use 'optimizer_params: {warmup_steps: 100}'."
-        if self.lr_warmup_steps:
-            yield ("lr_warmup_steps",), f"{averages} {warmup}"
-        elif self.lr_scheduler_params:
-            yield ("lr_scheduler_params",), f"{averages} {warmup}"
-
-    def _lr_group_errors(self) -> Iterator[tuple[KeyPath, str]]:
+            both = f"'optimizer: {self.optimizer}' and"
+            if self.lr_scheduler != "constant":
+                message = f"{both} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Remove one of them."
+                yield error("lr_scheduler", message)
+            if self.lr_warmup_steps or self.lr_scheduler_params:
+                key = "lr_warmup_steps" if self.lr_warmup_steps else "lr_scheduler_params"
+                yield error(
+                    key, f"{both} a schedule cannot be combined. Use 'optimizer_params: {{warmup_steps: 100}}'."
+                )
         names = {BASE}
         for index, group in enumerate(self.lr_groups):
             if group.label() in names or group.label().endswith(LORA_B_SUFFIX):
-                taken = f"{group.label()!r} is the name of another group. Give it another 'name'."
-                yield ("lr_groups", index), taken
+                yield error(f"lr_groups.{index}", f"{group.label()!r} is the name of another group. Choose another.")
             names.add(group.label())
         if requires_single_lr(self.optimizer) and any(g.rate(self.lr) not in (0, self.lr) for g in self.lr_groups):
-            remedy = "finds one rate for all weights. Leave this key out, or take 'adamw'."
-            yield ("lr_groups",), f"'optimizer: {self.optimizer}' {remedy}"
+            message = (
+                f"optimizer '{self.optimizer}' finds a single rate for all weights. Remove this key, or use 'adamw'."
+            )
+            yield error("lr_groups", message)
 
     def needs_length(self) -> bool:
         """Whether the learning rate depends on the number of optimizer steps of the run."""
@@ -390,15 +401,15 @@ class OptimizationConfig(OptimizerConfig):
     }
     foreign: ClassVar = OPTIMIZATION
 
-    def errors(self) -> Iterator[tuple[KeyPath, str]]:
-        """As of `OptimizerConfig`."""
-        yield from super().errors()
+    def check(self, job: JobContext) -> Findings:
+        """Keys that exclude each other."""
+        yield from self.check_optimizer()
         if is_schedule_free(self.optimizer) and self.ema_config.use_ema:
-            message = "averages the weights already, without 'use_ema: true'. Leave one of them out."
-            yield ("ema_config", "use_ema"), f"'optimizer: {self.optimizer}' {message}"
+            message = f"optimizer '{self.optimizer}' already averages the weights. Remove one of them."
+            yield error("ema_config.use_ema", message)
         if self.force_first_sample and self.disable_sampling:
-            message = "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Leave one out."
-            yield ("force_first_sample",), message
+            message = "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Remove one."
+            yield error("force_first_sample", message)
 
 
 class TrainConfig(OptimizationConfig):
@@ -566,42 +577,39 @@ class TrainConfig(OptimizationConfig):
         bell = self.linear_timesteps or self.linear_timesteps2
         return "linear" if bell and self.timestep_type != "weighted" else self.timestep_type
 
-    def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Keys given with another value than their default that the rest of the section makes no use of, and why."""
-        kind, scheme = self.noise_levels(), self.weighting_scheme
-        used_by_kind = TIMESTEP_TYPES[kind]
-        scaled = "sigmoid_scale" in used_by_kind or (kind == "shift" and self.discrete_flow_shift)
-        normal = "logit_mean" in used_by_kind or (kind == "sigma" and scheme == "logit_normal")
-        uses = {
-            "sigmoid_scale": (scaled, "timestep_type sigmoid, shift, qwen_shift, flux_shift or qinglong"),
-            "discrete_flow_shift": ("discrete_flow_shift" in used_by_kind, "timestep_type shift"),
-            "logit_mean": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
-            "logit_std": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
-            "mode_scale": (kind == "sigma" and scheme == "mode", "timestep_type sigma with weighting_scheme mode"),
-            "weighting_scheme": (kind == "sigma" or scheme == WEIGHTING_SCHEMES[scheme], "timestep_type sigma"),
-            "preserve_distribution_shape": (self.min_timestep > 0 or self.max_timestep < 1000, "min_ and max_timestep"),
-            **dict.fromkeys(_HUBER, (self.loss_type == "huber", "loss_type huber")),
-            **{
-                key: (getattr(self, name), f"'{name}: true'")
-                for name in PRESERVATIONS
-                for key in (f"{name}_multiplier", f"{name}_class")
-                if key in type(self).model_fields
-            },
-        }
-        for key, (used, needed) in uses.items():
-            if not used and getattr(self, key) != type(self).model_fields[key].default:
-                yield key, f"has no effect: it belongs to {needed}."
-        yield from self._behind_a_bell()
-
-    def _behind_a_bell(self) -> Iterator[tuple[str, str]]:
-        bells = [key for key in ("linear_timesteps2", "linear_timesteps") if getattr(self, key)]
-        if bells and self.timestep_type == "weighted":
-            yield from ((key, "has no effect: timestep_type weighted has weights of its own.") for key in bells)
-            return
-        if bells and "timestep_type" in self.model_fields_set and self.timestep_type != "linear":
-            yield "timestep_type", f"has no effect: with '{bells[0]}: true' all noise levels are drawn alike."
-        if len(bells) > 1:
-            yield bells[1], f"has no effect beside '{bells[0]}: true'."
-
-
-_HUBER = ("huber_schedule", "huber_c", "huber_scale")
+    def check(self, job: JobContext) -> Findings:
+        """Keys that the other values of the section leave unused."""
+        yield from super().check(job)
+        kind, scheme, uses = self.noise_levels(), self.weighting_scheme, TIMESTEP_TYPES[self.noise_levels()]
+        if not ("sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)):
+            reason = ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it."
+            yield from self.unused("sigmoid_scale", reason)
+        if "discrete_flow_shift" not in uses:
+            yield from self.unused("discrete_flow_shift", ": only timestep_type shift uses it.")
+        if not ("logit_mean" in uses or (kind == "sigma" and scheme == "logit_normal")):
+            reason = ": only timestep_type logsnr, qinglong_flux, and sigma with weighting_scheme logit_normal use it."
+            yield from self.unused("logit_mean logit_std", reason)
+        if not (kind == "sigma" and scheme == "mode"):
+            yield from self.unused("mode_scale", ": only timestep_type sigma with weighting_scheme mode uses it.")
+        if kind != "sigma" and scheme != WEIGHTING_SCHEMES[scheme]:
+            yield from self.unused("weighting_scheme", f": {scheme} only applies to timestep_type sigma.")
+        if self.min_timestep == 0 and self.max_timestep == 1000:
+            yield from self.unused("preserve_distribution_shape", " unless min_timestep or max_timestep is set.")
+        if self.loss_type != "huber":
+            yield from self.unused("huber_schedule huber_c huber_scale", ": only loss_type huber uses it.")
+        for switch in PRESERVATIONS:
+            keys = [key for key in (f"{switch}_multiplier", f"{switch}_class") if key in type(self).model_fields]
+            if not getattr(self, switch):
+                yield from self.unused(" ".join(keys), f" without '{switch}: true'.")
+            elif getattr(self, f"{switch}_multiplier") == 0:
+                yield warning(f"{switch}_multiplier", f"0 switches '{switch}' off.")
+        if self.timestep_type == "weighted":
+            yield from self.unused(
+                "linear_timesteps linear_timesteps2", ": timestep_type weighted has its own loss weights."
+            )
+        elif self.linear_timesteps or self.linear_timesteps2:
+            bell = "linear_timesteps2" if self.linear_timesteps2 else "linear_timesteps"
+            if "timestep_type" in self.model_fields_set and self.timestep_type != "linear":
+                yield warning("timestep_type", f"has no effect: '{bell}: true' samples all noise levels uniformly.")
+            if self.linear_timesteps and self.linear_timesteps2:
+                yield warning("linear_timesteps", "has no effect: 'linear_timesteps2: true' takes precedence.")

@@ -193,7 +193,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         ("Qwen/Qwen-Image-Edit-2509", "a/b/c", "model.name_or_path: 'a/b/c' does not exist"),
         ("Qwen/Qwen-Image-Edit-2509", "photos", "model.name_or_path: 'photos' holds no model_index.json."),
         ("Qwen/Qwen-Image-Edit-2509", "Qwen", "model.name_or_path: 'Qwen' is neither a folder nor a hub id (working"),
-        ("steps: 3400", "steps: 0", "train.steps: 0 optimizer steps. Give steps or epochs a value above 0."),
+        ("steps: 3400", "steps: 0", "train.steps: 0 optimizer steps. Set steps or epochs to a value above 0."),
         ("linear: 16", "pretrained_lora_path: no.safetensors", "network.pretrained_lora_path: 'no.safetensors' does"),
         ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true is not possible: Q"),
         ("train_unet: true", "train_unet: false", "train.train_unet: false leaves nothing to train"),
@@ -205,7 +205,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         (
             "steps: 3400",
             "steps: 9\n        timestep_type: qinglong_flux\n        content_or_style: style",
-            "train.content_or_style: 'timestep_type: qinglong_flux' is a mixture and cannot be bent or cut.",
+            "train.content_or_style: does not work with timestep_type 'qinglong_flux'.",
         ),
         (
             "shuffle_tokens: false",
@@ -227,8 +227,8 @@ def test_epochs_may_stand_for_steps(load) -> None:
 def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     text = QUIET.replace("lr: 0.0002", "lr: 0").replace("linear_alpha: 16", "linear_alpha: 0")
     assert load(text.replace("quantize: true", "quantize: false")).warnings == (
-        "job.yaml:12:9: process[0].network.linear_alpha: 0: the network has no effect.",
-        "job.yaml:33:9: process[0].train.lr: 0: nothing is learned.",
+        "job.yaml:12:9: process[0].network.linear_alpha: 0 disables the adapter.",
+        "job.yaml:33:9: process[0].train.lr: 0 means that nothing is trained.",
         "job.yaml:42:9: process[0].model.quantize_dtype: has no effect without 'quantize: true'.",
     )
 
@@ -237,11 +237,11 @@ def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     ("optimizer", "lr", "told"),
     [
         ("adamw", 0.0005, ""),
-        ("adamw", 0.01, "above 0.0005 the images of so large a model tend to burn."),
-        ("adamw", 1, "is far above the usual for adamw: the weights are likely to diverge."),
-        ("AdamW8bit", 0.02, "is far above the usual for adamw8bit: the weights are likely to diverge."),
+        ("adamw", 0.01, "is high for a large model: above 0.0005 its images tend to burn."),
+        ("adamw", 1, "is unusually high for adamw; training is likely to diverge."),
+        ("AdamW8bit", 0.02, "is unusually high for adamw8bit; training is likely to diverge."),
         ("prodigy", 1, ""),
-        ("prodigy", 11, "is far above the usual for prodigy: the weights are likely to diverge."),
+        ("prodigy", 11, "is unusually high for prodigy; training is likely to diverge."),
         ("sgd", 1, ""),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_control_folder_that_is_the_folder_of_the_images_is_one_warning(load) 
     Path("other").mkdir()
     text = QUIET.replace('caption_ext: "txt"', "control_path: [other, ./photos/]")
     assert [line.split("process[0].", 1)[1] for line in load(text).warnings] == [
-        "datasets[0].control_path[1]: './photos/' is the folder of the images: each is its own reference, to be copied."
+        "datasets[0].control_path[1]: is the same folder as folder_path, so each image would be its own control image."
     ]
 
 
@@ -272,8 +272,8 @@ def test_a_size_that_the_model_cannot_generate_is_one_warning(load) -> None:
     text = text.replace('          - "maya_char, realistic_body, detailed skin"\n', "")
     lines = [line.split("process[0].", 1)[1] for line in load(text).warnings]
     assert lines == [
-        "sample.width: 100: drawn at 96, the nearest below that the model has.",
-        "sample.samples[0].height: 70: drawn at 64, the nearest below that the model has.",
+        "sample.width: the model cannot generate 100 pixels; images will be generated at 96.",
+        "sample.samples[0].height: the model cannot generate 70 pixels; images will be generated at 64.",
     ]
 
 
@@ -281,7 +281,7 @@ def test_a_size_that_the_model_cannot_generate_is_one_warning(load) -> None:
     ("keys", "message"),
     [
         ("mask_path: nowhere", "mask_path: 'nowhere' does not exist"),
-        ("mask_path: ./photos/", "mask_path: './photos/' is the folder of the images"),
+        ("mask_path: ./photos/", "mask_path: is the same folder as folder_path"),
         ("{mask_path: masks, alpha_mask: true}", "mask_path: 'mask_path' and 'alpha_mask: true' cannot be combined."),
     ],
 )
@@ -295,9 +295,13 @@ def test_mistakes_of_masks(load, keys: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("dataset", "train", "messages"),
     [
-        ("loss_multiplier: 0", "reg_weight: 1", ["loss_multiplier: 0: nothing is learned from these images."]),
+        (
+            "loss_multiplier: 0",
+            "reg_weight: 1",
+            ["loss_multiplier: 0 means that nothing is learned from these images."],
+        ),
         ("is_reg: true", "reg_weight: 0.5", []),
-        ("is_reg: true", "reg_weight: 0", ["reg_weight: 0: nothing is learned from regularisation images."]),
+        ("is_reg: true", "reg_weight: 0", ["reg_weight: 0 means that nothing is learned from regularisation images."]),
         ("flip_x: true", "reg_weight: 0.5", ["reg_weight: has no effect: no dataset has 'is_reg: true'."]),
         ("mask_min_value: 0.1", "reg_weight: 1", ["mask_min_value: has no effect without a mask."]),
         ("invert_mask: true", "reg_weight: 1", ["invert_mask: has no effect without a mask."]),
@@ -334,14 +338,14 @@ def test_only_two_unlike_sizes_look_like_a_rectangle(load, sizes: str) -> None:
 def test_an_adapter_whose_name_says_another_type_is_told(load, dtype: str, name: str, found: str | None) -> None:
     Path(name).touch()
     notes = load(QUIET.replace('"int8"', f'"{dtype}|{name}"')).warnings
-    assert [": its name says " + (found or "") in note and f"qtype is {dtype}" in note for note in notes] == (
+    assert [": was made for " + (found or "") in note and f"qtype {dtype}" in note for note in notes] == (
         [True] if found else []
     )
 
 
 def test_a_dropout_of_everything_is_told(load) -> None:
     (note,) = load(QUIET.replace("linear_alpha: 16", "dropout: 1")).warnings
-    assert note.endswith("network.dropout: 1: every input of the adapter is zeroed, and nothing is learned.")
+    assert note.endswith("network.dropout: 1 zeroes every input of the adapter, so nothing is learned.")
 
 
 def test_the_run_folder_is_the_jobs_or_the_processs_below_it(load, tmp_path: Path) -> None:
@@ -362,7 +366,7 @@ def test_a_plain_lora_can_be_written_beside_other_kinds(load, kind: str) -> None
 def test_a_plain_lora_beside_a_lora_is_refused_and_its_rank_alone_does_nothing(load) -> None:
     [fault] = faults(load, SEED_001.replace("save_every: 340", "also: [merged_lora]"))
     assert fault.startswith(
-        "save.also: 'merged_lora' goes with dora, loha, lokr. With 'type: lora' the files are plain"
+        "save.also: 'merged_lora' needs network.type dora or loha or lokr; with 'lora' the files are"
     )
     [warning] = load(QUIET.replace("save_every: 340", "merged_lora_rank: 8")).warnings
     assert warning.endswith("save.merged_lora_rank: has no effect without 'also: [merged_lora]'.")

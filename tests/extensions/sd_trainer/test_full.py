@@ -16,33 +16,36 @@ FULL = "network: {type: full}"
     [
         (
             [FULL, "model: {name_or_path: ./model, quantize: true}"],
-            "model.quantize: true: quantized weights cannot be t",
+            "model.quantize: network.type 'full' trains the weights",
         ),
         (
             ["network: {type: fullrank, pretrained_lora_path: job.yaml}"],
-            "network.pretrained_lora_path: 'type: full' trains no adapter",
+            "network.pretrained_lora_path: network.type 'full' has no adapter",
         ),
-        ([FULL, "train: {full_bf16: true, dtype: fp16}"], "train.full_bf16: true needs 'dtype: bf16', not float16."),
+        (
+            [FULL, "train: {full_bf16: true, dtype: fp16}"],
+            "train.full_bf16: requires 'dtype: bf16', but dtype is float16.",
+        ),
         (
             ["train: {fused_backward_pass: true, dtype: fp16}"],
-            "train.fused_backward_pass: true does not go with 'dtype:",
+            "train.fused_backward_pass: does not work with 'dtype:",
         ),
-        (["train: {full_bf16: true}"], "train.full_bf16: true: an adapter's weights are always float32."),
+        (["train: {full_bf16: true}"], "train.full_bf16: needs 'network: {type: full}': adapter weights are"),
         (
             [FULL, "train: {full_bf16: true, optimizer: prodigy}"],
-            "train.full_bf16: true steps one parameter at a time, and p",
+            "train.full_bf16: updates one parameter at a time, but p",
         ),
         (
             ["train: {fused_backward_pass: true, optimizer: lion8bit}"],
-            "train.fused_backward_pass: true steps one parameter",
+            "train.fused_backward_pass: updates one parameter",
         ),
         (
             ["train: {fused_backward_pass: true, optimizer: schedulefree_adamw}"],
-            "train.fused_backward_pass: true steps one parameter at a time, and schedulefree_adamw averages the",
+            "train.fused_backward_pass: updates one parameter at a time, but schedulefree_adamw keeps its own",
         ),
         (
             ["train: {fused_backward_pass: true, optimizer: torch.optim.NAdam}"],
-            "train.fused_backward_pass: true steps one",
+            "train.fused_backward_pass: updates one",
         ),
         ([FULL, "name: state"], "name: 'state' is a folder of every run"),
     ],

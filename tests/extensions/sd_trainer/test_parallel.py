@@ -67,7 +67,7 @@ def test_keys_of_the_wrapper_that_is_not_used_have_no_effect(found) -> None:
 def test_a_step_within_the_backward_pass_is_refused(found) -> None:
     assert found(1, {"fused_backward_pass": True}) == []
     [mistake] = found(2, {"fused_backward_pass": True})
-    assert mistake.startswith("train.fused_backward_pass: true steps each parameter before the gradients of all 2")
+    assert mistake.startswith("train.fused_backward_pass: updates each parameter before the gradients of 2")
 
 
 SHARED_OUT = {"parallel": "fsdp", "gradient_accumulation": 4}
@@ -76,17 +76,17 @@ SHARED_OUT = {"parallel": "fsdp", "gradient_accumulation": 4}
 @pytest.mark.parametrize(
     ("train", "changes", "mistake"),
     [
-        ({"batch_size": 2}, {}, "train.batch_size: 2: with 'train.parallel: fsdp' write 1"),
+        ({"batch_size": 2}, {}, "train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
         (
             {"gradient_accumulation": 3},
             {},
-            "train.gradient_accumulation: 3: with 'train.parallel: fsdp' give a multiple",
+            "train.gradient_accumulation: 3: 'train.parallel: fsdp' needs a multiple",
         ),
-        ({"compile": True}, {}, "train.compile: not with 'train.parallel: fsdp'"),
-        ({}, {"network": {"type": "dora"}}, "network.type: 'type: dora' needs the norms of whole weights"),
-        ({}, {"quantize": True}, "model.quantize: not with 'train.parallel: fsdp': FSDP2 shares out parameters"),
-        ({}, {"modulation_table": True}, "model.modulation_table: not with 'train.parallel: fsdp'"),
-        ({}, {"blocks_to_swap": 1}, "model.blocks_to_swap: not with 'train.parallel: fsdp'"),
+        ({"compile": True}, {}, "train.compile: does not work with 'train.parallel: fsdp'"),
+        ({}, {"network": {"type": "dora"}}, "network.type: 'dora' needs the norms of whole weights"),
+        ({}, {"quantize": True}, "model.quantize: does not work with 'train.parallel: fsdp': FSDP2 shards parameters"),
+        ({}, {"modulation_table": True}, "model.modulation_table: does not work with 'train.parallel: fsdp'"),
+        ({}, {"blocks_to_swap": 1}, "model.blocks_to_swap: does not work with 'train.parallel: fsdp'"),
     ],
 )
 def test_what_a_model_that_is_shared_out_rules_out(found, tiny_model, train, changes, mistake: str) -> None:
@@ -102,11 +102,11 @@ FULL = {"type": "full"}
 @pytest.mark.parametrize(
     ("train", "changes", "mistake"),
     [
-        ({"optimizer": "adafactor"}, {}, "train.optimizer: 'adafactor' may look at more of a weight than one number"),
-        ({"optimizer": "prodigy", "lr": 1}, {}, "train.optimizer: 'prodigy' may look at more of a weight than one"),
-        ({"optimizer": "adamw8bit"}, {}, "train.optimizer: 'adamw8bit' may look at more of a weight than one number"),
-        ({"optimizer": "torch.optim.Muon"}, {}, "train.optimizer: 'torch.optim.Muon' may look at more of a weight"),
-        ({}, {"save": {"mem_eff_save": True}}, "save.mem_eff_save: true writes the weights from where they are, and"),
+        ({"optimizer": "adafactor"}, {}, "train.optimizer: 'adafactor' may need whole weights"),
+        ({"optimizer": "prodigy", "lr": 1}, {}, "train.optimizer: 'prodigy' may need whole weights"),
+        ({"optimizer": "adamw8bit"}, {}, "train.optimizer: 'adamw8bit' may need whole weights"),
+        ({"optimizer": "torch.optim.Muon"}, {}, "train.optimizer: 'torch.optim.Muon' may need whole weights"),
+        ({}, {"save": {"mem_eff_save": True}}, "save.mem_eff_save: saves weights from one process, and"),
     ],
 )
 def test_what_training_a_model_that_is_shared_out_rules_out(found, train, changes, mistake: str) -> None:

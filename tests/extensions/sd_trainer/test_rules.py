@@ -75,11 +75,11 @@ def test_keys_that_contradict_each_other_are_both_named(load, sections: dict, ke
         load(**sections)
     (line,) = str(caught.value).splitlines()
     assert f"process[0].{key}: " in line
-    assert all(name in line for name in [*names, "contradict each other. Leave"])
+    assert all(name in line for name in [*names, "contradict each other. Remove"])
 
 
 def test_a_first_set_without_prompts_is_a_mistake(load) -> None:
-    with pytest.raises(ConfigErrors, match=r"first_sample: holds no prompts\. Give its own"):
+    with pytest.raises(ConfigErrors, match=r"first_sample: has no prompts, and inherits none"):
         load(sample=ONE, first_sample={"width": 64})
 
 
@@ -91,11 +91,11 @@ def test_references_of_the_first_set_must_be_there(load) -> None:
 @pytest.mark.parametrize(
     ("sections", "warning"),
     [
-        ({"first_sample": {**ONE, "sample_every": 5}}, "first_sample.sample_every: has no effect: these pictures are"),
+        ({"first_sample": {**ONE, "sample_every": 5}}, "first_sample.sample_every: has no effect: these images are"),
         ({"train": {"force_first_sample": True}}, "train.force_first_sample: has no effect without a 'sample' section"),
         (
             {"sample": {**ONE, "sample_every": 5, "sample_every_n_epochs": 1}},
-            "sample.sample_every: has no effect: 'sample_every_n_epochs: 1' decides.",
+            "sample.sample_every: has no effect: 'sample_every_n_epochs: 1' takes precedence.",
         ),
         ({"save": {"save_last_n_epochs": 1}}, "save.save_last_n_epochs: has no effect"),
     ],

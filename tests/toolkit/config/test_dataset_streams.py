@@ -50,21 +50,21 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
         ),
         (
             "datasets: [{url: a.tar}]\ntrain: {epochs: 2, lr_scheduler: cosine}",
-            "train.lr_scheduler: 'cosine' needs the number of steps, which 2 epochs of a stream of unknown length do "
-            "not tell. Give 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs.",
+            "train.lr_scheduler: 'cosine' needs the number of steps, and 2 epochs of a stream of unknown length do "
+            "not give it. Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs.",
         ),
         (
             "datasets: [{url: a.tar, webdataset: {readers: 2}}]\ntrain: {batch_size: 2, gradient_accumulation: 3}",
-            "datasets[0].webdataset.readers: 2, and the 6 images of a step (train.batch_size x gradient_accumulation) "
-            "are no 4 micro-batches of one size. Change one of them.",
+            "datasets[0].webdataset.readers: 2: the 6 images of a step (train.batch_size x gradient_accumulation) "
+            "cannot be split into 4 equal micro-batches. Change one of them.",
         ),
         (
             "datasets: [{url: a.tar, webdataset: {readers: 2}}]\ntrain: {epochs: 2, batch_size: 2}",
-            "datasets[0].webdataset.readers: above 1, and nobody knows when the stream ends. Give 'webdataset.samples'",
+            "datasets[0].webdataset.readers: above 1, and the end of the stream is not known. Set 'webdataset.samples'",
         ),
         (
             "datasets: [{url: a.tar}]\nvalidation: {fraction: 0.1}",
-            "validation.fraction: no share of a stream can be held out. Give 'folder_path' with images that are not in",
+            "validation.fraction: a stream has no share to hold out. Set 'folder_path' to images that are not in",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_model_that_an_earlier_process_writes_is_not_looked_for(load) -> None:
 def test_what_has_no_effect_is_told(load) -> None:
     keys = "base_loras: [{path: job.yaml, multiplier: 0}], base_weights_multiplier: [2]"
     first, second = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
-    assert first.endswith("model.base_loras[0].multiplier: 0: the file is left out.")
+    assert first.endswith("model.base_loras[0].multiplier: 0 means that the file is not used.")
     assert second.endswith("model.base_weights_multiplier: has no effect without base_weights.")
 
 
@@ -169,8 +169,8 @@ def test_a_quantization_that_cannot_be_is_said_at_its_place(faults, keys: str, m
         ("qtype: int4", "model.qtype: has no effect without 'quantize: true'."),
         ("int8_matmul: true", "model.int8_matmul: has no effect without 'quantize: true'."),
         (f"qtype_te: int8, accuracy_recovery_adapter: {FILE}, quantize_te: true", "adapter: has no effect without"),
-        ("quantize: true, qtype: int2", "model.qtype: int2: weights are off by half without an adapter"),
-        ("quantize: true, qtype: int4, int8_matmul: true", "has no effect with 'qtype: int4': it concerns int8"),
+        ("quantize: true, qtype: int2", "model.qtype: int2 without an accuracy recovery adapter"),
+        ("quantize: true, qtype: int4, int8_matmul: true", "has no effect with 'qtype: int4': it only applies to int8"),
     ],
 )
 def test_quantization_without_effect_or_with_too_much_is_told(load, keys: str, words: str) -> None:

@@ -48,8 +48,14 @@ def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> N
         ("network: {rank_dropout: 1}", "network.rank_dropout: 1 is out of range: must be < 1."),
         ("network: {scale_weight_norms: -1}", "network.scale_weight_norms: -1 is out of range: must be >= 0."),
         ("network: {loraplus_lr_ratio: -1}", "network.loraplus_lr_ratio: -1 is out of range: must be >= 0."),
-        ("network: {type: loha, loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: 'type: loha' has no up matrix"),
-        ("network: {type: lokr, loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: 'type: lokr' has no up matrix"),
+        (
+            "network: {type: loha, loraplus_lr_ratio: 16}",
+            "network.loraplus_lr_ratio: network.type 'loha' has no up matrix",
+        ),
+        (
+            "network: {type: lokr, loraplus_lr_ratio: 16}",
+            "network.loraplus_lr_ratio: network.type 'lokr' has no up matrix",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_at_its_place(faults, line: str, message: str) -> None:

@@ -113,7 +113,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("model: {name_or_path: ./model, lora_path: a}", "model.lora_path: 'a' is not supported yet. The nearest h"),
         ("train: {max_loss: {a: 3}}", "train.max_loss: a mapping is not supported yet. Leave this key out."),
         ("model: {name_or_path: ./model, blocks_to_swap: -1}", "model.blocks_to_swap: -1 is out of range: must be"),
-        ("save: {push_to_hub: true}", "save.push_to_hub: needs a repository: give hf_repo_id, such as 'owner/name'."),
+        ("save: {push_to_hub: true}", "save.push_to_hub: needs a repository: set hf_repo_id, such as 'owner/name'."),
         ("guidance: {loss: 3}", "guidance: a mapping is not supported yet."),
         ("training: {epohcs: 3}", "training.epohcs: unknown key. Did you mean 'epochs'?"),
         ("device: gpu", "device: 'gpu' is not a valid device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'."),

@@ -47,9 +47,9 @@ def test_as_many_files_stay_as_the_deciding_interval_says(section, keys: str, ke
     [
         (
             "save_every: 50, save_every_n_epochs: 2",
-            "save_every_n_epochs: has no effect: 'save_every: 50' decides. Leave one of them out.",
+            "save_every_n_epochs: has no effect: 'save_every: 50' takes precedence. Remove one of them.",
         ),
-        ("save_last_n_epochs: 2", "save_last_n_epochs: has no effect: nothing is saved by epochs."),
+        ("save_last_n_epochs: 2", "save_last_n_epochs: has no effect: files are not saved by epoch."),
         ("save_last_n_steps: 1000", "save_last_n_steps: 1000 files are kept: it is their number, not a distance"),
     ],
 )
@@ -72,7 +72,7 @@ def test_jobs_without_contradiction_are_silent(load, keys: str) -> None:
         ("save_last_n_epochs: -1", "save_last_n_epochs: -1 is out of range: must be >= 0."),
         ("save_every_n_epochs: 0.5", "save_every_n_epochs: 0.5"),
         ("no_metadata: 3", "no_metadata: 3"),
-        ("push_to_hub: true", "push_to_hub: needs a repository: give hf_repo_id"),
+        ("push_to_hub: true", "push_to_hub: needs a repository: set hf_repo_id"),
         ("save_last_n_steps: 3, max_step_saves_to_keep: 4", "save_last_n_steps: 'save_last_n_steps' and 'max_step_sav"),
     ],
 )

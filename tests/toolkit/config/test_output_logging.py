@@ -96,8 +96,8 @@ def test_the_process_wins_over_a_default(load, offline) -> None:
         (["use_wandb: false", "log_with: wandb"], "use_wandb: false contradicts 'log_with: wandb'. Keep log_with."),
         (["use_wandb: maybe"], "use_wandb: 'maybe' is neither true nor false."),
         (["log_with: tensorbord", "logging_dir: tb"], "log_with: 'tensorbord' is unknown. Did you mean 'tensorboard'?"),
-        (["log_with: all"], "log_with: 'all' writes TensorBoard files. Give logging_dir a folder for them."),
-        (["log_with: tensorboard"], "log_with: 'tensorboard' writes TensorBoard files. Give logging_dir a folder"),
+        (["log_with: all"], "log_with: 'all' writes TensorBoard files. Set logging_dir to a folder."),
+        (["log_with: tensorboard"], "log_with: 'tensorboard' writes TensorBoard files. Set logging_dir to a folder"),
         (["logging_dir: job.yaml"], "logging_dir: 'job.yaml' is not a folder. Give a folder."),
         (["project_name: a", "wandb_project: b"], "'project_name' and 'wandb_project' mean the same, but"),
     ],
@@ -168,14 +168,14 @@ def test_a_secret_is_no_name_of_a_folder(faults, key: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("log_prefix: x", ["log_prefix: has no effect: log_with is 'auto', and nothing writes TensorBoard files."]),
+        ("log_prefix: x", ["log_prefix: has no effect: log_with is 'auto', so no TensorBoard files are written."]),
         ("log_tracker_name: x", ["log_tracker_name: has no effect without logging_dir or log_with."]),
         ("log_config: true", ["log_config: has no effect without logging_dir or log_with."]),
         ("run_name: x", ["run_name: has no effect without 'log_with: wandb' (or 'all')."]),
         ("wandb_entity: x, logging_dir: tb", ["wandb_entity: has no effect without 'log_with: wandb' (or 'all')."]),
         (
             "log_with: wandb, logging_dir: tb",
-            ["logging_dir: has no effect: log_with is 'wandb', and nothing writes TensorBoard files."],
+            ["logging_dir: has no effect: log_with is 'wandb', so no TensorBoard files are written."],
         ),
         ("log_with: all, logging_dir: tb, log_prefix: a, log_tracker_name: b, log_config: true, wandb_project: c", []),
         ("use_wandb: false, log_config: false", []),

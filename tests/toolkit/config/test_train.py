@@ -125,7 +125,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("min_timestep: 500, max_timestep: 400", "train.min_timestep: 500 leaves nothing below max_timestep 400."),
+        ("min_timestep: 500, max_timestep: 400", "train.min_timestep: 500 is not below max_timestep 400."),
         ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is unknown. Use 'sigmoid' or"),
         ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
         ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is not a dotted path."),
@@ -155,7 +155,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ),
         (
             "optimizer: schedulefree_adamw, ema_config: {use_ema: true}",
-            "train.ema_config.use_ema: 'optimizer: schedulefree_adamw' averages the weights already",
+            "train.ema_config.use_ema: optimizer 'schedulefree_adamw' already averages the weights",
         ),
     ],
 )
@@ -169,25 +169,28 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
     [
         (
             "sigmoid_scale: 2, timestep_type: uniform",
-            "sigmoid_scale: has no effect: it belongs to timestep_type sigmoid",
+            "sigmoid_scale: has no effect: only timestep_type sigmoid",
         ),
         ("sigmoid_scale: 2, timestep_type: shift", "sigmoid_scale: has no effect"),
-        ("weighting_scheme: mode", "weighting_scheme: has no effect: it belongs to timestep_type sigma."),
-        ("huber_c: 0.2", "huber_c: has no effect: it belongs to loss_type huber."),
-        ("lr_scheduler_power: 2, lr_scheduler: cosine", "lr_scheduler_power: has no effect: cosine does not use it."),
-        ("lr_decay_steps: 5", "lr_decay_steps: has no effect: constant does not use it."),
+        ("weighting_scheme: mode", "weighting_scheme: has no effect: mode only applies to timestep_type sigma."),
+        ("huber_c: 0.2", "huber_c: has no effect: only loss_type huber uses it."),
+        (
+            "lr_scheduler_power: 2, lr_scheduler: cosine",
+            "lr_scheduler_power: has no effect: lr_scheduler cosine ignores it.",
+        ),
+        ("lr_decay_steps: 5", "lr_decay_steps: has no effect: lr_scheduler constant ignores it."),
         (
             "timestep_type: sigmoid, linear_timesteps: true",
-            "timestep_type: has no effect: with 'linear_timesteps: true' all noise levels are drawn alike.",
+            "timestep_type: has no effect: 'linear_timesteps: true' samples all noise levels uniformly.",
         ),
-        ("sigmoid_scale: 2, linear_timesteps2: true", "sigmoid_scale: has no effect: it belongs to timestep_type sig"),
+        ("sigmoid_scale: 2, linear_timesteps2: true", "sigmoid_scale: has no effect: only timestep_type sig"),
         (
             "timestep_type: weighted, linear_timesteps: true",
-            "linear_timesteps: has no effect: timestep_type weighted has weights of its own.",
+            "linear_timesteps: has no effect: timestep_type weighted has its own loss weights.",
         ),
         (
             "linear_timesteps: true, linear_timesteps2: true",
-            "linear_timesteps: has no effect beside 'linear_timesteps2: true'.",
+            "linear_timesteps: has no effect: 'linear_timesteps2: true' takes precedence.",
         ),
         (
             "lr_scheduler: cosine_with_restarts, lr_scheduler_params: {T_0: 500}",
@@ -197,7 +200,7 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
             "lr_scheduler: linear, lr_scheduler_params: {end_factor: 0.1}",
             "lr_scheduler_params.end_factor: the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1'",
         ),
-        ("steps: 9, epochs: 2", "steps: has no effect: 'epochs: 2' decides. Leave one of them out."),
+        ("steps: 9, epochs: 2", "steps: has no effect: 'epochs: 2' takes precedence. Remove one of them."),
         (
             "steps: 3400, gradient_accumulation_steps: 4",
             "gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 micro-batches; "
@@ -207,7 +210,10 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
         ("max_train_steps: 10, gradient_accumulation_steps: 4", "would stop after 10, which are 2 optimizer steps."),
         ("gradient_accumulation_steps: 4", "steps: 1000 is 4,000 micro-batches; "),
         ("epochs: 3, gradient_accumulation_steps: 4", "with this key ai-toolkit counts micro-batches."),
-        ("optimizer: prodigy", "optimizer: prodigy finds the rate itself, and lr 0.0001 slows it. Usual is 'lr: 1'."),
+        (
+            "optimizer: prodigy",
+            "optimizer: prodigy estimates the learning rate itself, and lr 0.0001 scales it down. A typical",
+        ),
     ],
 )
 def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warning: str) -> None:
@@ -219,7 +225,7 @@ def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None
     """With epochs nothing is said of how many batches `steps` would be."""
     found = load(trainer("training: {steps: 3400, epochs: 10}", "train: {gradient_accumulation_steps: 4}")).warnings
     assert [line.split(": process[0].", 1)[1] for line in found] == [
-        "training.steps: has no effect: 'epochs: 10' decides. Leave one of them out.",
+        "training.steps: has no effect: 'epochs: 10' takes precedence. Remove one of them.",
         "train.gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 "
         "micro-batches; with this key ai-toolkit counts micro-batches.",
     ]

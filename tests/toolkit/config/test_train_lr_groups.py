@@ -36,7 +36,7 @@ def test_the_transformers_rate_is_the_rate(section) -> None:
         ("train: {unet_lr: 0.1, lr: 0.2}", "train.unet_lr: 'unet_lr' and 'lr' mean the same"),
         (
             "train: {optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr_scale: 2}]}",
-            "train.lr_groups: 'optimizer: prodigy' finds one rate for all weights.",
+            "train.lr_groups: optimizer 'prodigy' finds a single rate for all weights.",
         ),
     ],
 )

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.notes import notes
-from toolkit.config.process import Diagnostic, JobContext
+from tests.findings import errors, warnings
+from toolkit.config.process import Diagnostic
 
 
 def measured(
@@ -23,10 +23,6 @@ def measured(
         train={"steps": 1000, **train},
         network={"scale_weight_norms": scale_weight_norms},
     )
-
-
-def errors(section: SdTrainerConfig) -> list[Diagnostic]:
-    return [finding for finding in section.check(JobContext("job")) if finding.key[0] != "datasets"]
 
 
 FOLLOWS = ("train", "lr_scheduler_params")
@@ -105,7 +101,7 @@ def test_a_schedule_follows_the_loss_or_the_validation_loss(validation, metric: 
     ],
 )
 def test_what_cannot_happen_is_a_warning(validation, stop, train: dict, key) -> None:
-    assert [finding.key for finding in told(notes(measured(validation, stop, **train)))] == ([key] if key else [])
+    assert [finding.key for finding in told(warnings(measured(validation, stop, **train)))] == ([key] if key else [])
 
 
 @pytest.mark.parametrize(
@@ -117,8 +113,8 @@ def test_what_cannot_happen_is_a_warning(validation, stop, train: dict, key) -> 
     ],
 )
 def test_an_average_that_never_moves_is_told(ema: dict, told: bool) -> None:
-    found = [note for note in notes(measured(ema_config=ema)) if note.key == ("train", "ema_config", "ema_decay")]
-    assert [note.message.startswith("1: the average stays") for note in found] == [True] * told
+    found = [note for note in warnings(measured(ema_config=ema)) if note.key == ("train", "ema_config", "ema_decay")]
+    assert [note.message.startswith("1 never moves") for note in found] == [True] * told
 
 
 @pytest.mark.parametrize(("asked", "dtype", "told"), [("fp16", "bf16", 1), ("bf16", "bf16", 0), ("no", "fp32", 0)])
@@ -126,5 +122,5 @@ def test_what_accelerate_is_asked_for_is_not_ignored_silently(
     monkeypatch: pytest.MonkeyPatch, asked: str, dtype: str, told: int
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
-    found = [note.message for note in notes(measured(dtype=dtype)) if note.key == ("train", "dtype")]
-    assert len(found) == told and all("asks for float16" in message for message in found)
+    found = [note.message for note in warnings(measured(dtype=dtype)) if note.key == ("train", "dtype")]
+    assert len(found) == told and all("--mixed_precision (float16)" in message for message in found)
