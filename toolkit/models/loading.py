@@ -57,15 +57,14 @@ class ShardReader:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
-        shards = [self._open(path, stack) for path in weight_files(folder)]
+        shards = []
+        for path in weight_files(folder):
+            try:
+                shards.append(stack.enter_context(safe_open(path, framework="pt")))
+            except SafetensorError as error:
+                raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
         self.names = set(self._shard_of)
-
-    def _open(self, path: Path, stack: ExitStack) -> safe_open:
-        try:
-            return stack.enter_context(safe_open(path, framework="pt"))
-        except SafetensorError as error:
-            raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The number type of a tensor, which is not read for it."""
@@ -263,6 +262,7 @@ def load_model(
     """
     folder = model_folder(model)
     family = family_for(model)
+    table = device.type == "cuda" if model.modulation_table == "auto" else model.modulation_table
     options = ModelLoadOptions(
         folder=folder,
         device=device,
@@ -270,7 +270,7 @@ def load_model(
         weights_dtype=weights_dtype,
         match_target_res=model.model_kwargs.match_target_res,
         merge_fn=merge_fn,
-        modulation_table=_wants_table(model, device) and block_sharing is None,
+        modulation_table=bool(table) and block_sharing is None,
         transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,
         transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
         cpu_blocks=cpu_blocks,
@@ -279,11 +279,6 @@ def load_model(
         text_encoder_cpu=model.text_encoder_cpu,
     )
     return family.open(options)
-
-
-def _wants_table(model: ModelConfig, device: torch.device) -> bool:
-    wanted = model.modulation_table
-    return device.type == "cuda" if wanted == "auto" else wanted
 
 
 def model_folder(model: ModelConfig) -> Path:

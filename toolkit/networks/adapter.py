@@ -163,7 +163,9 @@ class AdapterBase(Network):
         return dict(self._parameters)
 
     def module_name_of(self, name: str) -> str:
-        return next(target for target in _parent_names(name) if target in self._target_set)
+        while name not in self._target_set:
+            name = name[: name.rindex(".")]
+        return name
 
     def lora_b_parameters(self) -> frozenset[str]:
         return frozenset(f"{target}.{name}" for target in self.targets for name in self.kind.up_names)
@@ -171,14 +173,12 @@ class AdapterBase(Network):
     @contextmanager
     def inference(self) -> Iterator[None]:
         try:
-            self._set_dropout(False)
+            for dropout in self._dropouts:
+                dropout.eval()
             yield
         finally:
-            self._set_dropout(True)
-
-    def _set_dropout(self, on: bool) -> None:
-        for dropout in self._dropouts:
-            dropout.train(on)
+            for dropout in self._dropouts:
+                dropout.train()
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = {FILE_PREFIX + name: weight for name, weight in weights.items()}
@@ -203,11 +203,13 @@ class LinearAdapterNetwork(AdapterBase):
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
+        make_shapes, own = self.kind.shapes, {argument: getattr(self, argument) for argument in self.kind.settings}
+        assert make_shapes is not None  # None means that the model itself is trained
         for target in self.targets:
             base = model.get_submodule(target)
             assert isinstance(base, nn.Linear), target  # all `candidates` are linear layers
             adapter_dropout = AdapterDropout(self.dropout, self.rank_dropout, self.module_dropout)
-            shapes = self.shapes(base.in_features, base.out_features)
+            shapes = make_shapes(base.in_features, base.out_features, self.rank, **own)
             layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout).eval()
             layer.init_weights(generator(self.seed, "network", target))
             # The frozen model is in eval mode, but dropout of the adapter has to be active.
@@ -220,14 +222,12 @@ class LinearAdapterNetwork(AdapterBase):
     @contextmanager
     def disabled(self) -> Iterator[None]:
         try:
-            self._set_disabled(True)
+            for layer in self.layers.values():
+                layer.disabled = True
             yield
         finally:
-            self._set_disabled(False)
-
-    def _set_disabled(self, on: bool) -> None:
-        for layer in self.layers.values():
-            layer.disabled = on
+            for layer in self.layers.values():
+                layer.disabled = False
 
     def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
         if not self.max_norm:
@@ -236,12 +236,6 @@ class LinearAdapterNetwork(AdapterBase):
         with torch.no_grad():
             norms = [layer.delta_norm() for layer in layers]
         return apply_max_norm_(norms, [layer.factors() for layer in layers], self.max_norm, step_ok)
-
-    def shapes(self, inputs: int, outputs: int) -> Shapes:
-        """The matrices of a layer of this size, by their names in files."""
-        own = {argument: getattr(self, argument) for argument in self.kind.settings}
-        assert self.kind.shapes is not None  # None means that the model itself is trained
-        return self.kind.shapes(inputs, outputs, self.rank, **own)
 
     def scale_for(self, names: Container[str]) -> float:
         """The scale of the delta of a layer with these matrices: alpha / rank."""
@@ -259,26 +253,25 @@ class AdapterDropout(nn.Module):
         super().__init__()
         self.rates = {"inputs": inputs, "ranks": ranks, "module": module}
 
-    def _rate(self, what: str) -> float:
-        return self.rates[what] if self.training else 0.0
-
     def inputs(self, x: Tensor) -> Tensor:
         """`x` with dropped inputs."""
-        rate = self._rate("inputs")
-        return functional.dropout(x, rate) if rate else x
+        rate = self.rates["inputs"]
+        return functional.dropout(x, rate) if rate and self.training else x
 
     def ranks(self, h: Tensor) -> Tensor:
         """`h` [samples, ..., ranks] with dropped ranks, per sample."""
-        rate = self._rate("ranks")
-        if not rate:
+        rate = self.rates["ranks"]
+        if not (rate and self.training):
             return h
         shape = (h.shape[0], *[1] * (h.dim() - 2), h.shape[-1])
         return h * (torch.rand(shape, device=h.device) >= rate).to(h.dtype) / (1 - rate)
 
     def module(self, delta: Tensor) -> Tensor:
         """`delta`, or zeros where the module is dropped."""
-        rate = self._rate("module")
-        return delta * (torch.rand((), device=delta.device) >= rate).to(delta.dtype) if rate else delta
+        rate = self.rates["module"]
+        if not (rate and self.training):
+            return delta
+        return delta * (torch.rand((), device=delta.device) >= rate).to(delta.dtype)
 
 
 class AdapterLinear(nn.Module):
@@ -335,13 +328,6 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_with_base_output(self.base_layer(x), x)
-
-
-def _parent_names(name: str) -> Iterator[str]:
-    """`a.b.c` -> a.b, a"""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def dequantized_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:

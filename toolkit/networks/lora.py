@@ -87,18 +87,13 @@ class FusedDownProjection:
         """`layer.down(x)`."""
         if layer.adapter_dropout.training and layer.adapter_dropout.rates["inputs"]:
             return layer.down(x)  # input dropout differs between the layers
-        if layer not in self._low or not self._is_of(x):
-            self._apply_all(x)
+        seen, version = self._input or (lambda: None, 0)
+        if layer not in self._low or seen() is not x or version != x._version:
+            down_RI = torch.cat([layer.lora_A for layer in self.layers])
+            parts = linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
+            self._input = weakref.ref(x), x._version
+            self._low = dict(zip(self.layers, parts, strict=True))
         return layer.adapter_dropout.ranks(self._low.pop(layer))
-
-    def _is_of(self, x: Tensor) -> bool:
-        return self._input is not None and self._input[0]() is x and self._input[1] == x._version
-
-    def _apply_all(self, x: Tensor) -> None:
-        down_RI = torch.cat([layer.lora_A for layer in self.layers])
-        parts = linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
-        self._input = weakref.ref(x), x._version
-        self._low = dict(zip(self.layers, parts, strict=True))
 
 
 class LoraNetwork(LinearAdapterNetwork):

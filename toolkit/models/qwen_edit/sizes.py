@@ -206,7 +206,16 @@ def footprint(folder: Path) -> ModelSizeInfo:
     in_blocks = sum(inputs * outputs for inputs, outputs in layers.values())
     width = next(iter(layers.values()))[0]
     tabulated = {name: inputs * outputs for name, (inputs, outputs) in layers.items() if TABULATED.fullmatch(name)}
-    sizes = _text_sizes(folder)
+    text_config = part_config(folder / "text_encoder")
+    text_config |= text_config.get("text_config") or {}
+    text_width, text_inner = (text_config.get(name, published) for name, published in PUBLISHED_TEXT_SIZES.items())
+    text, vae = PUBLISHED_TEXT, PUBLISHED_VAE
+    if stored := _stored_counts(folder / "text_encoder"):
+        unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
+        linears = sum(count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name))
+        text = EncoderSize(linears, sum(stored.values()) - linears - unused, unused)
+    if stored := _stored_counts(folder / "vae"):
+        vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
     vae_width = part_config(folder / "vae").get("base_dim", PUBLISHED_VAE_WIDTH)
     return ModelSizeInfo(
         width=width,
@@ -218,12 +227,12 @@ def footprint(folder: Path) -> ModelSizeInfo:
         modulation_layers=frozenset(tabulated),
         tabulated_weights=sum(tabulated.values()),
         table_inputs=frozenset(name for name in all_modules if name.startswith("time_text_embed.")),
-        text=_text_encoder(folder),
-        vae=_vae(folder),
+        text=text,
+        vae=vae,
         encode_numbers=ENCODE_TENSORS * vae_width,
         decode_numbers=DECODE_TENSORS * vae_width,
-        text_token_numbers=3 * sizes["intermediate_size"] + 8 * sizes["hidden_size"],
-        text_width=sizes["hidden_size"],
+        text_token_numbers=3 * text_inner + 8 * text_width,
+        text_width=text_width,
         latent_numbers=LATENT_CHANNELS / LATENT_SCALE**2,
         pixels_per_token=(LATENT_SCALE * PATCH) ** 2,
         reference_pixels=REFERENCE_AREA,
@@ -233,26 +242,6 @@ def footprint(folder: Path) -> ModelSizeInfo:
     )
 
 
-def _text_encoder(folder: Path) -> EncoderSize:
-    shapes = _stored_shapes(folder / "text_encoder")
-    if not shapes:
-        return PUBLISHED_TEXT
-    unused = sum(count for name, count in shapes.items() if name.startswith("lm_head"))
-    linears = sum(count for name, count in shapes.items() if OF_TEXT_LAYERS.fullmatch(name))
-    return EncoderSize(linears, sum(shapes.values()) - linears - unused, unused)
-
-
-def _vae(folder: Path) -> EncoderSize:
-    shapes = _stored_shapes(folder / "vae")
-    return EncoderSize(linear_params=0, other_params=sum(shapes.values())) if shapes else PUBLISHED_VAE
-
-
-def _text_sizes(folder: Path) -> dict[str, int]:
-    config = part_config(folder / "text_encoder")
-    config |= config.get("text_config") or {}
-    return {name: config.get(name, published) for name, published in PUBLISHED_TEXT_SIZES.items()}
-
-
-def _stored_shapes(part: Path) -> dict[str, int]:
+def _stored_counts(part: Path) -> dict[str, int]:
     """Name and number of weights of each tensor in a part's safetensors files, read from their headers alone."""
     return {name: count for path in sorted(part.glob("*.safetensors")) for name, count in tensor_sizes(path).items()}
