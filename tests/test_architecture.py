@@ -69,7 +69,7 @@ WITHOUT_MIRROR = {
     "tests/docker/test_publishing.py": "the workflows that publish the image, and the template that RunPod takes",
     "tests/docs/test_links.py": "links within all pages",
     "tests/docs/test_yaml_blocks.py": "the YAML blocks and commands of all pages that advise",
-    "tests/extensions/lint/test_recall.py": "all checks together, on faults planted in photographs",
+    "tests/extensions/tools/lint/test_recall.py": "all checks together, on faults planted in photographs",
     "tests/extensions/sd_trainer/test_blocks.py": "rules of the keys that say how blocks are run",
     "tests/extensions/sd_trainer/test_full.py": "rules of jobs that train the model itself",
     "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",
@@ -131,6 +131,12 @@ def room_of(module: str) -> str:
     return part if (ROOT / "toolkit" / part).is_dir() else ""
 
 
+def extension_of(module: str) -> list[str]:
+    """extensions.sd_trainer, extensions.tools.grid: what imports nothing of another."""
+    parts = module.split(".")
+    return parts[: 3 if parts[1:2] == ["tools"] else 2]
+
+
 def wrong_arrows(name: str, text: str) -> list[str]:
     """The imports of a file that point the wrong way."""
     here = module_of(name)
@@ -144,7 +150,8 @@ def wrong_arrows(name: str, text: str) -> list[str]:
             )
             allowed = not outside
         elif top == to == "extensions":
-            allowed = here.split(".")[:2] == target.split(".")[:2]
+            allowed = extension_of(here) == extension_of(target)
+            allowed |= here.startswith("extensions.tools.") and target.startswith("extensions.tools.shared")
         elif top == to == "toolkit":
             allowed = room_of(target) in ROOMS_MAY_IMPORT[room_of(here)] | {room_of(here)}
             allowed |= room_of(here) == "config" and target.startswith(READ_BY_CONFIG)
@@ -233,6 +240,8 @@ def test_imports_point_one_way() -> None:
         ("extensions/cache/x.py", "from extensions.sd_trainer.plan import plan_run"),
         ("extensions/cache/x.py", "from ..sd_trainer import plan"),
         ("extensions/cache/x.py", "from tests.conftest import ROOT"),
+        ("extensions/tools/cache/x.py", "from extensions.tools.report import page"),
+        ("extensions/tools/shared/x.py", "from ..report import page"),
     ],
 )
 def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
@@ -249,6 +258,7 @@ def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
             "import math\nimport numpy as np\nfrom torch import Tensor\nfrom .path import linear_path",
         ),
         ("extensions/cache/x.py", "from .plan import plan_cache\nfrom extensions.cache import config\nimport jobs"),
+        ("extensions/tools/cache/x.py", "from ..shared import pages\nfrom extensions.tools.cache import config"),
         ("run.py", "from jobs import job\nfrom toolkit.files import log\nimport argparse"),
     ],
 )
@@ -372,9 +382,13 @@ def family_words(text: str, word: str = "qwen") -> list[str]:
     return found
 
 
+CAPTIONER = "extensions/tools/caption/captioner.py"
+"""The model that writes captions is none that is trained."""
+
+
 def test_no_room_but_models_knows_a_model_family() -> None:
     """Keys and messages for users are toolkit/config's to know; from_scratch trains classes of diffusers by name."""
-    know = ("toolkit/models/", "toolkit/config/", "toolkit/registry.py", "extensions/from_scratch/")
+    know = ("toolkit/models/", "toolkit/config/", "toolkit/registry.py", "extensions/from_scratch/", CAPTIONER)
     others = [name for name in tracked("run.py", "jobs", "toolkit", "extensions") if not name.startswith(know)]
     assert {name: words for name in others if (words := family_words(source(name)))} == {}
 

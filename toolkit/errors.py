@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE = 0, 1, 2
 EXIT_SIGINT, EXIT_SIGTERM = 130, 75
@@ -83,3 +84,10 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
     if list_all or (not close and len(known) <= SHORT_LIST):
         return f"{hint}Known names: {', '.join(known)}."
     return hint.strip() or f"The nearest names: {', '.join(get_close_matches(str(name), known, n=3, cutoff=0))}."
+
+
+def missing_package(package: str, what: str) -> str:
+    """What to install before `what` (plural) can be made; empty where the package is there. Imports nothing."""
+    if find_spec(package) is None:
+        return f"{what} need the package {package!r}, which is not installed. Run: pip install {package}"
+    return ""

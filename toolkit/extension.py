@@ -32,7 +32,12 @@ REGISTRY_VARIABLE = "AI_TOOLKIT_EXTENSIONS"
 
 
 class Extension:
-    """One process type. A subclass sets `uid` and `name` and imports its process inside `get_process`."""
+    """One process type: a uid, and where its classes are. Each is imported when it is needed, and no sooner.
+
+    `process`, `config` and `command` are written "module:Class"; a module that begins with a dot (".process:MyProcess")
+    lies in the package of the class that says so. An extension of another program may override `get_process`,
+    `get_config` and `get_command` instead.
+    """
 
     uid: str
     """What a job writes as `type:`."""
@@ -44,20 +49,40 @@ class Extension:
     """Of a tool, whose section is a `toolkit.config.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
     of `run.py --help`. Empty: the process is no command."""
 
+    process: str = ""
+    """The process class, built as `(process_id, job, config)`. Its module may import torch."""
+
+    config: str = ""
+    """The pydantic model of the section. Empty: the section is handed over unchecked. Its module imports no torch."""
+
+    command: str = ""
+    """Of a tool: the `ToolConfig` whose keys are its flags. Empty: the section's."""
+
     @classmethod
     def get_process(cls) -> type:
-        """The process class, built as `(process_id, job, config)`. May import torch."""
-        raise NotImplementedError(f"{cls.__name__} needs get_process(), which returns the process class")
+        """The class that `process` names."""
+        if process := cls._named("process"):
+            return process
+        raise NotImplementedError(f'{cls.__name__} needs get_process(), or process = ".module:Class"')
 
     @classmethod
     def get_config(cls) -> type[BaseModel] | None:
-        """The pydantic model of the section, or None: it is then handed over unchecked. Imports no torch."""
-        return None
+        """The model that `config` names; None without one."""
+        return cls._named("config")
 
     @classmethod
     def get_command(cls) -> type[BaseModel] | None:
-        """Of a tool: the `ToolConfig` whose keys are its flags. The section, unless the command takes other keys."""
-        return cls.get_config()
+        """The model of the flags."""
+        return cls._named("command") or cls.get_config()
+
+    @classmethod
+    def _named(cls, what: str) -> type | None:
+        owner, path = next((base, vars(base)[what]) for base in cls.__mro__ if what in vars(base))
+        if not path:
+            return None
+        module, _, name = path.partition(":")
+        found: type = getattr(import_module(module, sys.modules[owner.__module__].__package__), name)
+        return found
 
 
 @dataclass(frozen=True)

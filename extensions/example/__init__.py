@@ -6,18 +6,8 @@ from toolkit.extension import Extension
 class ExampleExtension(Extension):
     uid = "example"
     name = "Example: counts images"
-
-    @classmethod
-    def get_process(cls) -> type:
-        from .process import ExampleProcess  # here, not above: torch and the like load only when a job runs
-
-        return ExampleProcess
-
-    @classmethod
-    def get_config(cls) -> type:
-        from .config import ExampleConfig
-
-        return ExampleConfig
+    config = ".config:ExampleConfig"
+    process = ".process:ExampleProcess"  # imported when a job runs: only then do torch and the like load
 
 
 AI_TOOLKIT_EXTENSIONS = [ExampleExtension]

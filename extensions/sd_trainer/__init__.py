@@ -6,18 +6,8 @@ from toolkit.extension import Extension
 class SdTrainerExtension(Extension):
     uid = "sd_trainer"
     name = "LoRA trainer"
-
-    @classmethod
-    def get_config(cls) -> type:
-        from extensions.sd_trainer.config import SdTrainerConfig
-
-        return SdTrainerConfig
-
-    @classmethod
-    def get_process(cls) -> type:
-        from extensions.sd_trainer.process import SdTrainerProcess
-
-        return SdTrainerProcess
+    config = ".config:SdTrainerConfig"
+    process = ".process:SdTrainerProcess"
 
 
 class DiffusionTrainerExtension(SdTrainerExtension):

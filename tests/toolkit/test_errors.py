@@ -1,6 +1,6 @@
 """What is an error, and what each kind says."""
 
-from toolkit.errors import ConfigErrors, InputError, Interrupted, RunError, UserError, did_you_mean
+from toolkit.errors import ConfigErrors, InputError, Interrupted, RunError, UserError, did_you_mean, missing_package
 
 
 def test_all_mistakes_are_in_the_message_one_line_each() -> None:
@@ -30,3 +30,8 @@ def test_did_you_mean_names_the_nearest_three_of_many() -> None:
 
 def test_did_you_mean_takes_a_name_that_is_no_text() -> None:
     assert did_you_mean(1, ["a"]) == "Known names: a."
+
+
+def test_the_package_that_is_missing_is_named() -> None:
+    assert missing_package("json", "pages") == ""
+    assert missing_package("no_such_package", "pages").endswith("not installed. Run: pip install no_such_package")

@@ -222,3 +222,27 @@ def test_an_extension_without_a_process_says_so() -> None:
     assert Empty.get_config() is None
     with pytest.raises(NotImplementedError, match="Empty needs get_process"):
         Empty.get_process()
+
+
+NAMED = """
+    from toolkit.extension import Extension
+    class First(Extension):
+        uid, process, config = "first", ".inside:Process", "pydantic:BaseModel"
+    class Second(First):
+        uid, command = "second", ".inside:Flags"
+    AI_TOOLKIT_EXTENSIONS = [First, Second]
+"""
+
+
+def test_classes_are_named_by_text_relative_to_who_says_so(drop_ins: Path, write_extension: Write) -> None:
+    package = write_extension("named", NAMED)
+    (package / "inside.py").write_text("class Process: pass\nclass Flags:\n    model_validate = None\n")
+    table = discover([drop_ins])
+    assert table.process_class("second") is table.process_class("first")
+    assert [table.find_config(uid).__name__ for uid in ("first", "second")] == ["BaseModel", "BaseModel"]
+    assert [table.find_command(uid).__name__ for uid in ("first", "second")] == ["BaseModel", "Flags"]
+    (package / "inside.py").write_text("")
+    second = table["second"].extension
+    second.process = ".elsewhere:Process"  # of its own package, whoever it extends
+    with pytest.raises(RunError, match="elsewhere"):
+        table.process_class("second")

@@ -21,6 +21,9 @@ EVENTS = "events.jsonl"
 LOG = "log.txt"
 CONFIG = "config.yaml"
 SAMPLES = "samples"
+GRAPH = "graph"
+"""Folder of the diagrams in that of a run."""
+
 SUPERSEDED = "superseded"
 """Folder of what a resume from an earlier step moved aside."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from toolkit.errors import UserError
 
 
 class _Averages:
@@ -90,6 +93,30 @@ class PowerAverages(_Averages):
             weight = torch.where(step_ok, weight, 0.0)
             averages = [self.averages[f"{name}/{number}"] for name in self._parameters]
             torch._foreach_lerp_(averages, parameters, [weight.to(average.device) for average in averages])
+
+
+MAX_SIGMA_REL = 12**-0.5
+"""The width of gamma = 0, an even mean over all steps; no power with gamma >= 0 is wider."""
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The power whose profile has this relative standard deviation, in (0, MAX_SIGMA_REL].
+
+    The largest real root of (g + 2)^2 (g + 3) sigma^2 = g + 1. Source: arXiv 2312.02696, appendix C and algorithm 2.
+    """
+    if not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-9:
+        raise UserError(f"sigma_rel: {sigma_rel:g} is out of range: must be above 0 and at most {MAX_SIGMA_REL:.4f}.")
+    low, high = 0.0, 1.0
+    while _width(high) > sigma_rel:  # the width falls with gamma
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _width(middle) > sigma_rel else (low, middle)
+    return (low + high) / 2
+
+
+def _width(gamma: float) -> float:
+    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 @torch.no_grad()

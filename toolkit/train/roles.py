@@ -6,8 +6,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, cast
 
 from toolkit.config.train import POWER_WIDTHS, EmaConfig, OptimizerConfig
-from toolkit.networks.post_hoc_ema import gamma_of
-from toolkit.optim.ema import Ema, PowerAverages
+from toolkit.optim.ema import Ema, PowerAverages, gamma_of
 from toolkit.optim.lr_groups import build_param_groups
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import ScheduleArgs, build_schedule

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from extensions.cache.config import CacheConfig
 from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.tools.cache.config import CacheConfig
 from toolkit.config import JobConfig, JobContext, load_job
 from toolkit.errors import ConfigErrors
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from extensions.cache.config import CacheConfig
 from extensions.from_scratch.tiny_model_config import TinyModelConfig
 from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.tools.cache.config import CacheConfig
 from tests.model_folders import write_model
 from toolkit.config import JobConfig, load_job
 from toolkit.errors import ConfigErrors, UserError, did_you_mean

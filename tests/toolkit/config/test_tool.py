@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
-from extensions.lint.config import LintConfig
+from extensions.tools.lint.config import LintConfig
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import StrOrList
 from toolkit.config.process import Diagnostic

@@ -10,11 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, SAMPLE_FILE, SAMPLES, utc_now
+from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, GRAPH, SAMPLE_FILE, SAMPLES, utc_now
 from toolkit.files.safetensors_io import merge_files
 from toolkit.files.writing import TEMP_FILE_GLOB, append_json_line, atomic_write, os_error_as_run_error, write_json
 from toolkit.train.callbacks.metrics import truncate_after_step
-from toolkit.train.diagrams import GRAPH
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 

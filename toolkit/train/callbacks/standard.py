@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.config.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.files.log import StatusLine
-from toolkit.files.run_files import EVENTS, EventLog
+from toolkit.files.run_files import EVENTS, GRAPH, EventLog
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.fluxflow_files import FluxflowFiles
 from toolkit.train.callbacks.metrics import MetricsCallback
@@ -22,7 +22,6 @@ from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_save
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Measure, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
-from toolkit.train.diagrams import GRAPH
 from toolkit.train.run import Callback, Interval
 
 Event = Callable[..., None]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
+from toolkit.errors import missing_package
+from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import TOOLKIT_ROOT
-from toolkit.train.diagrams import GRAPH, missing_package
 from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class ToolAtEnd(ToolCallback):
 def diagrams_at_saves(folder: Path, output: Path | None = None, suffix: str = "") -> ToolCallback:
     """`logging.diagrams`. folder: of the run's files. output: of the diagrams; None: `graph/` in it."""
     flags = ("--output", str(output or folder / GRAPH), *(("--suffix", suffix) if suffix else ()))
-    return ToolCallback("diagrams", ("diagrams", str(folder), *flags), missing_package())
+    return ToolCallback("diagrams", ("diagrams", str(folder), *flags), missing_package("matplotlib", "diagrams"))
 
 
 def report_at_saves(folder: Path) -> ToolCallback:

@@ -79,7 +79,7 @@ def test_what_goes_wrong_is_one_warning(run, said, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(run, said, monkeypatch) -> None:
-    monkeypatch.setattr(module, "missing_package", lambda: "no matplotlib")
+    monkeypatch.setattr(module, "missing_package", lambda *_: "no matplotlib")
     callback = diagrams_at_saves(run.folder)
     callback.on_start(run)
     callback.event("save", step=1)

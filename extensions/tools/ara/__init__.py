@@ -1,0 +1,1 @@
+"""`type: ara`, `run.py ara`: makes an accuracy-recovery adapter for a quantized model."""

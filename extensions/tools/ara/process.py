@@ -1,0 +1,132 @@
+"""Makes an accuracy-recovery adapter while the model is loaded, layer by layer, and measures what it brings."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from extensions.tools.ara.config import AraConfig
+from jobs.process import BaseExtensionProcess
+from toolkit.config.model import ModelConfig
+from toolkit.data.cache import TensorCache
+from toolkit.data.latent_cache import CachePair, ItemEncoder, encode_items
+from toolkit.data.types import Size
+from toolkit.data.validation_split import scan_and_split
+from toolkit.errors import RunError
+from toolkit.files.log import StatusLine
+from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.writing import refusal
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.quantization import MakeLowRank
+from toolkit.models.families import model_bytes
+from toolkit.models.interface import DiffusionModel
+from toolkit.models.loading import checked_family
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
+from toolkit.train.base_model import load_base_model
+from toolkit.train.recovery import RecoveryMaker
+from toolkit.train.sampling import SamplePrompt, Sampler
+from toolkit.train.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+PROMPT, SIDE, STEPS = "a photo of a mountain lake at noon", 512, 8
+"""The image that is compared end to end."""
+
+TIMESTEPS = 4
+"""Noise levels at which layers see the images of `calibrate`."""
+
+
+class AraProcess(BaseExtensionProcess):
+    """The model is loaded up to three times, never two at once: whole, quantized, and with the adapter."""
+
+    section: AraConfig
+
+    def run(self) -> None:
+        super().run()
+        section, model = self.section, self.section.quantized()
+        check_device(section.device, model_bytes(model))
+        self._family = checked_family(model)
+        self._device, self._dtype = use_device(pick_device(section.device)), DTYPES[section.dtype]
+        self._stores, self._status = CachePair(TensorCache(None), TensorCache(None)), StatusLine()
+        images = []
+        if section.measure:
+            images.append(self._image(self._load(model.model_copy(update={"quantize": False}))))
+        moments: Mapping[str, Tensor] = {}
+        if section.measure or section.calibrate:
+            plain = self._load(model)
+            if section.calibrate:
+                moments = self._moments(plain)
+            if section.measure:
+                images.append(self._image(plain))
+            del plain
+        gc.collect()
+        maker = RecoveryMaker(section.rank, moments)
+        recovered = self._load(model, maker)
+        errors = {kind: list(error) for kind, error in maker.by_kind().items()}
+        if section.measure:
+            whole, without, with_adapter = *images, self._image(recovered)
+            errors["image"] = [float((each - whole).norm() / whole.norm()) for each in (without, with_adapter)]
+        self._status.finish()
+        for kind, (before, after) in errors.items():
+            logger.info(f"{kind}: error {before:.4f} -> {after:.4f}")
+        metadata = {"qtype": model.qtype, "base_model": model.public_name(), "mean_errors": json.dumps(errors)}
+        if reason := refusal(section.output_path(), is_own_file):
+            raise RunError(reason)
+        maker.write(section.output_path(), metadata)
+        logger.info(f"{section.output_path()}: give it by qtype: {model.qtype}|{section.output_path()}")
+
+    def _load(self, model: ModelConfig, make: MakeLowRank | None = None) -> DiffusionModel:
+        """A model whose transformer is loaded, ready to compute."""
+        loaded = load_base_model(model, self._device, self._dtype, make=make)
+        if self.section.measure:
+            self._sampler(loaded).encode(lambda *_: None)  # before the transformer needs the memory
+        if self.section.calibrate and make is None:
+            self._calibration(loaded)
+        loaded.unload_encoders()
+        self._status.update(f"loading {model.qtype if model.quantize else 'the whole model'}")
+        BlockRunner(loaded, self._device, self._dtype, "none", model.blocks_to_swap)
+        return loaded
+
+    def _sampler(self, model: DiffusionModel) -> Sampler:
+        size = self._family.drawable(Size(SIDE, SIDE))
+        prompt = SamplePrompt(PROMPT, "", size, seed=0, guidance_scale=1.0, steps=STEPS)
+        return Sampler(model, [prompt], ItemEncoder(model, self._dtype), self._stores)
+
+    def _image(self, model: DiffusionModel) -> Tensor:
+        """Its latents, on the CPU."""
+        return self._sampler(model).latents(0).cpu()
+
+    def _calibration(self, model: DiffusionModel) -> Validator:
+        _, items, _ = scan_and_split(self.section.calibration(), self._family)
+        dataset = encode_items(items[: self.section.images], model, lambda _: self._stores, self._dtype)
+        return Validator(model, dataset, TIMESTEPS, seed=0)
+
+    def _moments(self, model: DiffusionModel) -> dict[str, Tensor]:
+        """E[x_i^2] of the inputs of each layer that is quantized, over all tokens of the images of `calibrate`."""
+        sums: dict[str, Tensor] = {}
+        rows: dict[str, int] = defaultdict(int)
+
+        def observe(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x_MI = inputs[0].detach().flatten(0, -2).float()
+            squares_I = x_MI.square().sum(0)
+            sums[name] = sums[name] + squares_I if name in sums else squares_I
+            rows[name] += len(x_MI)
+
+        network = model.network_module
+        hooks = [
+            network.get_submodule(name).register_forward_pre_hook(partial(observe, name))
+            for name in self._family.linear_layers(self.section.model.files_folder())
+        ]
+        self._status.update("calibrating")
+        with torch.no_grad():
+            self._calibration(model).losses()
+        for hook in hooks:
+            hook.remove()
+        return {name: total / rows[name] for name, total in sums.items()}

@@ -1,0 +1,1 @@
+"""`type: best`, `run.py best`: which of a run's saved LoRAs to use."""

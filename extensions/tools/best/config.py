@@ -1,0 +1,131 @@
+"""The section of `type: best`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from extensions.tools.shared.run_job import training_section
+from toolkit.config.field_types import PathStr, StrOrList
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import Device, DiffusionSection
+from toolkit.config.tool import ToolConfig
+from toolkit.errors import RunError, UserError
+from toolkit.files.run_files import best_stem
+from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.writing import file_in_the_way, read_regular, refusal
+from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
+
+NEUTRAL = (
+    "a photo of a mountain lake at noon",
+    "a bowl of fruit on a wooden table",
+    "a busy street in a city, photographed from above",
+)
+"""`prompts`: of nothing that somebody trains on."""
+
+
+class BestConfig(ToolConfig):
+    """`type: best`: measures the saved LoRAs of a run on its images and prompts, and says which to use."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("best",)
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: PathStr
+    """Folder of a run."""
+
+    images: int = Field(default=16, ge=1)
+    """Most images whose loss is measured, and most training images that samples are compared with."""
+
+    embedder: PathStr = ""
+    """A CLIP or DINOv2 (hub id or folder) that samples are compared with the training images by; a CLIP also with
+    their prompts. Empty: samples are not drawn."""
+
+    samples: int = Field(default=4, ge=1)
+    """Most samples drawn with each LoRA, of the run's own prompts, or of captions where it has none."""
+
+    prompts: StrOrList = NEUTRAL
+    """Neutral prompts, on which a LoRA should change little."""
+
+    steps: int = Field(default=20, ge=1)
+    """Steps of a sample."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+
+    link: bool = False
+    """Name the recommended file `<name>_best.safetensors` too."""
+
+    overwrite: bool = False
+    """With `link`: replace another file of that name that this program wrote."""
+
+    output: PathStr = ""
+    """JSON file for the numbers. Empty: `best.json` in the run's folder."""
+
+    def folder(self) -> Path:
+        """`run` as a path."""
+        return Path(self.run).expanduser()
+
+    def info(self) -> RunInfo:
+        """The run. Raises RunError where there is none."""
+        return read_run(self.folder())
+
+    def output_path(self) -> Path:
+        """`output` as a path."""
+        return Path(self.output).expanduser() if self.output else self.folder() / "best.json"
+
+    def best_file(self) -> Path:
+        """What `link` writes."""
+        return self.folder() / f"{best_stem(self.info().name)}.safetensors"
+
+    def files(self) -> list[NetworkFile]:
+        """The saved LoRAs by step, one for each: of the last one the final file."""
+        found = [
+            file
+            for file in list_network_files(self.folder())
+            if file.kind != "best" and file.path.suffix == ".safetensors" and not file.path.stem.endswith("_raw")
+        ]
+        return sorted({file.step: file for file in found}.values(), key=lambda file: file.step or 0)
+
+    def training(self) -> DiffusionSection:
+        """The section of the run. Raises UserError as `training_section`."""
+        return training_section(self.info())
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The numbers; the file of `link` is in the run's folder."""
+        return frozenset({self.output_path().resolve()})
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A folder without a run of LoRAs, a link in the way of another file."""
+        if job.will_write(self.folder()):
+            return
+        try:
+            self.training()
+        except (RunError, UserError) as error:
+            yield Diagnostic(("run",), str(error))
+            return
+        if not self.files():
+            yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
+        if Path(self.embedder).expanduser().is_file():
+            yield Diagnostic(("embedder",), f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.")
+        if file := file_in_the_way(self.output_path().parent):
+            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        elif reason := refusal(self.output_path(), _is_measurement):
+            yield Diagnostic(("output",), reason)
+        if self.link and (reason := refusal(self.best_file(), is_own_file)):
+            yield Diagnostic(("link",), reason)
+        elif self.link and not self.overwrite and self.best_file().exists():
+            remedy = "Set overwrite (--overwrite), or move it."
+            yield Diagnostic(("link",), f"{self.best_file()} is there already. {remedy}")
+
+
+def _is_measurement(path: Path) -> bool:
+    """Whether a file has the numbers that `best` writes."""
+    try:
+        document = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "recommended" in document

@@ -1,0 +1,127 @@
+"""The section of `type: cache`, and the flags of `run.py cache JOB`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, Field
+
+from toolkit.config.base import ForeignNames
+from toolkit.config.field_types import PathStr
+from toolkit.config.loader import load_job
+from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.config.normalise import place_in
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.sections import DiffusionSection
+from toolkit.config.tool import ToolConfig
+from toolkit.errors import UserError
+from toolkit.extension import discover
+from toolkit.files.writing import CACHE_FOLDER, find_config
+from toolkit.train.run_reader import RunStatus, list_runs
+
+if TYPE_CHECKING:
+    from toolkit.data.run_plan import RunPlan
+
+
+class CacheOptions(ProcessConfig):
+    """What is done with the cache, by a job and by the command."""
+
+    skip_existing: bool = False
+    """Take for good what is in the cache, instead of reading all of it and making damaged entries again."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    """Threads that read images and entries; the encoders compute one item at a time."""
+
+    prune: bool = False
+    """Delete the latents and texts that the datasets and sample prompts do not use. Other jobs of the same
+    `training_folder` share the cache: what only they use is then made again when they need it."""
+
+    keep: bool = False
+    """Only count what `prune` would delete."""
+
+    def check_prune(self, folder: Path) -> Iterable[Diagnostic]:
+        """A run that may read what would be deleted."""
+        if not self.prune or self.keep:
+            return
+        for run in list_runs(folder):
+            if run.status is RunStatus.RUNNING:
+                message = f"{run.folder} is training from this cache. Wait until it has ended, or leave it out."
+                yield Diagnostic(("prune",), message)
+                return
+
+
+class CacheConfig(CacheOptions, DiffusionSection):
+    """`type: cache`: encodes the datasets and sample prompts of a training job and stops.
+
+    It takes every key of `sd_trainer`; those that only concern training are checked and not used.
+    """
+
+    process_types: ClassVar[tuple[str, ...]] = ("cache",)
+
+    foreign: ClassVar = ForeignNames(shapes={"dtype": "train.dtype"})
+
+    not_used: ClassVar = frozenset({"train", "logging"})
+
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """Accepts `dtype` in the process itself, so that a cache needs no `train` section."""
+        dtype = entries.pop("dtype", None)
+        if dtype is not None:
+            place_in(entries, "train", "dtype", dtype, diagnostics)
+        return entries
+
+    def outputs_exist(self, job: JobContext) -> bool:
+        """Whether the cache folder exists; training encodes what is missing in it."""
+        return not self.prune and (Path(self.training_folder).expanduser() / CACHE_FOLDER).is_dir()
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A run that may read what would be deleted."""
+        yield from super().check(job)
+        yield from self.check_prune(Path(self.training_folder).expanduser())
+
+    def plan(self, job: JobContext) -> RunPlan:
+        """The plan: what there is to encode."""
+        from extensions.tools.cache.plan import plan_cache
+
+        return plan_cache(self, job)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the cached tensors."""
+        return self.train.dtype
+
+
+class CacheCommand(CacheOptions, ToolConfig):
+    """`run.py cache JOB`: encodes the datasets and sample prompts of a training job, as `type: cache` does."""
+
+    positional: ClassVar[tuple[str, ...]] = ("job",)
+
+    job: PathStr
+    """The job: a file, or the name of one in config/."""
+
+    def encoded(self) -> tuple[CacheConfig, ...]:
+        """The processes of the job whose datasets are encoded. Raises ConfigErrors for a job that is not valid."""
+        known = discover()
+
+        def find_model(uid: str) -> type[BaseModel] | None:
+            model = known.find_config(uid)
+            return CacheConfig if model is not None and issubclass(model, DiffusionSection) else model
+
+        processes = load_job(find_config(self.job), find_model).processes
+        return tuple(entry.section for entry in processes if isinstance(entry.section, CacheConfig))
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """The job itself."""
+        try:
+            sections = self.encoded()
+        except UserError as error:
+            if type(error) is not UserError:
+                raise  # the errors in the job, each with its place
+            yield Diagnostic(("job",), str(error))
+            return
+        if not sections:
+            yield Diagnostic(("job",), f"{self.job!r} has no process whose datasets can be encoded before it runs.")
+        for folder in {Path(section.training_folder).expanduser() for section in sections}:
+            yield from self.check_prune(folder)

@@ -1,0 +1,108 @@
+"""`type: cache` and `run.py cache`: encodes the datasets of a job as training would. An interrupted run resumes."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from extensions.tools.cache.config import CacheCommand, CacheConfig
+from jobs.process import BaseExtensionProcess
+from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.validation_split import scan_and_split
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import CACHE_FOLDER, readable_size
+from toolkit.memory.quantization import quantizer
+from toolkit.models.families import model_bytes
+from toolkit.models.loading import checked_family, load_model
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
+from toolkit.train.sampling import Sampler, sample_prompts
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("latents", "text")
+"""The folders of the cache, in the order of `CachePair`."""
+
+Keys = dict[str, set[str]]
+"""Kind -> keys of entries."""
+
+
+class CacheProcess(BaseExtensionProcess):
+    """Fills `<training_folder>/_cache`; a training job with the same datasets and model then encodes nothing."""
+
+    section: CacheConfig | CacheCommand
+
+    def run(self) -> None:
+        super().run()
+        sections = self.section.encoded() if isinstance(self.section, CacheCommand) else (self.section,)
+        used: dict[Path, Keys] = {}
+        for section in sections:
+            folder = Path(section.training_folder).expanduser()
+            keys = used.setdefault(folder, defaultdict(set))
+            for kind, key in self._encode(section, folder):
+                keys[kind].add(key)
+        for folder, keys in used.items():
+            self._account(folder, keys)
+
+    def _encode(self, section: CacheConfig, folder: Path) -> Iterator[tuple[str, str]]:
+        """Encodes what is missing; yields kind and key of every entry on the disk that the section uses."""
+        check_device(section.device, model_bytes(section.model))
+        status = StatusLine()
+        scan_cache = ScanCache.beside(section.training_folder)
+        family = checked_family(section.model)
+        _, trained, validation_split = scan_and_split(section, family, scan_cache)
+        scan_cache.save()
+        items = (*trained, *(validation_split.items if validation_split else ()))
+        device = use_device(pick_device(section.device))
+        dtype = DTYPES[section.train.dtype]
+        model = load_model(section.model, device, dtype, quantizer)
+        stores = CacheStores(folder).on_disk
+
+        def progress(what: str, done: int, total: int) -> None:
+            status.update(f"{what} {done}/{total}")
+
+        dataset = encode_items(
+            items,
+            model,
+            lambda _: stores,
+            dtype,
+            progress,
+            lambda sample: section.train.preserved_prompts(sample.caption, sample.rules.trigger),
+            workers=self.section.workers,
+            verify=not self.section.skip_existing,
+        )
+        pictures = () if section.train.disable_sampling else section.sample_pictures()
+        prompts = sample_prompts(pictures, section.trigger_word, family)
+        sampler = Sampler(model, prompts, ItemEncoder(model, dtype), stores)
+        sampler.encode(progress)
+        scan_cache.save()  # now with the file hashes
+        more = " and the sample prompts" if prompts else ""
+        status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
+        entries: list[CacheEntry] = [entry for each in dataset.entries for entry in (*each.images(), *each.texts())]
+        for entry in (*entries, *sampler.entries()):
+            yield KINDS[stores.index(entry.store)], entry.key
+
+    def _account(self, folder: Path, used: Keys) -> None:
+        """Says how large the cache is, and deletes what is not used, if asked for."""
+        unused = 0
+        for kind, store in zip(KINDS, CacheStores(folder).on_disk, strict=True):
+            sizes = store.sizes()
+            rest = sizes.keys() - used[kind]
+            unused += len(rest)
+            logger.info(
+                f"{kind}: {_amount(sizes[key] for key in sizes.keys() & used[kind])} used, "
+                f"{_amount(sizes[key] for key in rest)} not used by this job"
+            )
+            if self.section.prune and not self.section.keep:
+                for key in rest:
+                    store.remove(key)
+        if unused and self.section.prune and not self.section.keep:
+            logger.info(f"{unused} entries deleted")
+
+
+def _amount(sizes: Iterable[int]) -> str:
+    """Number and size of entries."""
+    found = list(sizes)
+    return f"{len(found)} entries ({readable_size(sum(found))})"

@@ -1,0 +1,1 @@
+"""`type: caption`, `run.py caption`: writes captions of a folder of images."""

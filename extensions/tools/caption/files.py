@@ -1,0 +1,300 @@
+"""The images that get captions, and where the captions go: a text file beside each image, or one table for all.
+
+A caption that is replaced is copied to `.trash/<date>/` first. What a run that replaces captions has done so far is
+kept in `.trash/unfinished-<digest>.jsonl`, so that it can be broken off; the digest is that of its settings.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from extensions.tools.caption.config import CaptionConfig
+from toolkit.data.captions import CaptionError, image_name, read_caption
+from toolkit.data.directory import list_folder
+from toolkit.data.images import ImageError
+from toolkit.errors import UserError
+from toolkit.files.writing import atomic_write, fsync, os_error_as_run_error, unused_path, write_text
+
+logger = logging.getLogger(__name__)
+
+TRASH = ".trash"
+"""Hidden, so that no dataset takes it for a folder of images."""
+
+NOT_OF_THE_RESULT = {"type", "name", "device", "batch_size", "overwrite", "recursive"}
+"""Keys that may change before a run that was broken off goes on."""
+
+
+class CaptionedImage(NamedTuple):
+    """An image that is to have a caption."""
+
+    name: str
+    """Path from the folder of the images, with `/`, in Unicode NFC."""
+
+    path: Path
+    reference: Path | None = None
+    """What it was made from, with `pairs`."""
+
+
+def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[ImageError]]:
+    """The images of the folder, sorted, and those that cannot have a caption: two of a stem, or without a reference.
+
+    Raises UserError for a folder without images, and for names that the table cannot hold.
+    """
+    images, refused = [], []
+    for folder in _folders(config.folder_path(), config.recursive):
+        listing = list_folder(str(folder))
+        below = folder.relative_to(config.folder_path())
+        references = _references(config.pairs_path() / below) if config.pairs else {}
+        for stem, names in listing.images.items():
+            path = folder / names[0]
+            if len(names) > 1:
+                refused.append(ImageError(path, f"{names[1]} has the same caption file. Rename one of them"))
+            elif config.pairs and stem not in references:
+                refused.append(ImageError(path, f"has no reference of its name in {config.pairs_path() / below}"))
+            else:
+                images.append(CaptionedImage(image_name((below / names[0]).as_posix()), path, references.get(stem)))
+    if not images and not refused:
+        subfolders = list_folder(config.folder).subfolders and not config.recursive
+        remedy = "Set recursive (--recursive) for those of its subfolders." if subfolders else "Give another folder."
+        raise UserError(f"folder: {config.folder!r} holds no image. {remedy}")
+    if config.format == "tsv" and (bad := [image.name for image in images if not _fits_tsv(image.name)]):
+        what = "has a tab, a line break, a space at its edge or bytes that are not UTF-8, which a TSV table cannot hold"
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(
+            f"folder: the name {bad[0]!r}{more} {what}. Rename it, or set format to jsonl (--format jsonl)."
+        )
+    return images, refused
+
+
+def _fits_tsv(name: str) -> bool:
+    """Whether `read_captions_file` reads the name as it was written."""
+    return name == name.strip() and not re.search("[\t\n\r\ud800-\udfff]", name)
+
+
+def _folders(folder: Path, recursive: bool) -> Iterator[Path]:
+    yield folder
+    for name in list_folder(str(folder)).subfolders if recursive else ():
+        yield from _folders(folder / name, recursive)
+
+
+def _references(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    return {stem: folder / names[0] for stem, names in list_folder(str(folder)).images.items()}
+
+
+class Captions:
+    """The captions of a folder: which there are, and new ones. Base of the two ways to keep them."""
+
+    def __init__(self, config: CaptionConfig, home: Path) -> None:
+        """home: where the trash is."""
+        self.config = config
+        self._trash = home / TRASH
+        date = time.strftime("%Y-%m-%d_%H%M%S")
+        self._taken = unused_path(self._trash, f"{date}-") if (self._trash / date).exists() else self._trash / date
+        self._journal = self._trash / f"unfinished-{_digest(config)}.jsonl"
+        self.redone: dict[str, str] = {}
+        """With `overwrite`: name -> caption of what this run, or the part of it before it was broken off, has made."""
+        if config.overwrite and self._journal.is_file():
+            self._read_journal()
+
+    def _read_journal(self) -> None:
+        """Fills `redone`. From the first line on that is not whole, as after a power cut, the journal is cut off."""
+        whole, raw = 0, self._journal.read_bytes()
+        for line in raw.splitlines(keepends=True):
+            try:
+                row = json.loads(line if line.endswith(b"\n") else b"")
+                self.redone[row["name"]] = row["caption"]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                with os_error_as_run_error(self._journal):
+                    os.truncate(self._journal, whole)
+                break
+            whole += len(line)
+
+    def missing(self, images: list[CaptionedImage]) -> list[CaptionedImage]:
+        """The images that are still to be captioned."""
+        if self.config.overwrite:
+            return [image for image in images if image.name not in self.redone]
+        return [image for image in images if not self.has(image)]
+
+    def has(self, image: CaptionedImage) -> bool:
+        """Whether the image has a caption that is not empty."""
+        raise NotImplementedError
+
+    def write(self, image: CaptionedImage, caption: str) -> None:
+        """Keeps a caption, at once and whole."""
+        if self.config.overwrite:
+            self._replace(image, caption)
+            self.redone[image.name] = caption
+            _append(self._journal, json.dumps({"name": image.name, "caption": caption}, ensure_ascii=False))
+        else:
+            self._add(image, caption)
+
+    def finish(self) -> None:
+        """All is done."""
+        self._journal.unlink(missing_ok=True)
+        if self._taken.is_dir():
+            logger.info(f"old captions are in {self._taken}")
+        elif self._trash.is_dir() and not any(self._trash.iterdir()):
+            self._trash.rmdir()
+
+    def _replace(self, image: CaptionedImage, caption: str) -> None:
+        raise NotImplementedError
+
+    def _add(self, image: CaptionedImage, caption: str) -> None:
+        raise NotImplementedError
+
+    def _keep_old(self, file: Path, name: str) -> None:
+        """Copies what is about to be replaced to the trash."""
+        target = self._taken / name
+        with os_error_as_run_error(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+            fsync(target)
+
+
+class TextFiles(Captions):
+    """A `.txt` beside each image."""
+
+    def __init__(self, config: CaptionConfig) -> None:
+        super().__init__(config, config.folder_path())
+
+    def has(self, image: CaptionedImage) -> bool:
+        """Whether the file is there and not empty; one that cannot be read counts as a caption."""
+        try:
+            return bool(read_caption(image.path.with_suffix(".txt")))
+        except CaptionError:
+            return image.path.with_suffix(".txt").exists()
+
+    def _replace(self, image: CaptionedImage, caption: str) -> None:
+        file = image.path.with_suffix(".txt")
+        if file.is_file():
+            self._keep_old(file, str(Path(image.name).with_suffix(".txt")))
+        self._add(image, caption)
+
+    def _add(self, image: CaptionedImage, caption: str) -> None:
+        write_text(image.path.with_suffix(".txt"), caption + "\n")
+
+
+class Table(Captions):
+    """One line for each image, in JSON or with a tab. Lines of other images stay."""
+
+    def __init__(self, config: CaptionConfig, path: Path) -> None:
+        """Reads the table. A last line without its end counts where it is a caption, else it goes to the trash.
+
+        Raises UserError for a line that is no caption.
+        """
+        super().__init__(config, path.parent)
+        self.path = path
+        self._is_json = config.format == "jsonl"
+        raw = path.read_bytes() if path.is_file() else b""
+        try:
+            self._lines, torn = whole_lines(raw)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 text. Correct it, or give another output.") from error
+        if torn and self._is_caption(torn):
+            _append(path, "")  # all of it but the line's end
+            logger.info(f"{path}: its last line has no line end and is kept: see that it is whole")
+            self._lines, torn = [*self._lines, torn.decode("utf-8")], b""
+        if torn:
+            self._keep_old(path, path.name)
+            with os_error_as_run_error(path):
+                os.truncate(path, len(raw) - len(torn))
+            logger.info(f"{path}: its last line was torn off and is made anew; the file as it was: {self._taken}")
+        self._captions = dict(self._read(number, line) for number, line in enumerate(self._lines, 1) if line.strip())
+
+    def _is_caption(self, line: bytes) -> bool:
+        try:
+            return bool(self._read(0, line.decode("utf-8"))[1])
+        except (UserError, UnicodeDecodeError):
+            return False
+
+    def _read(self, number: int, line: str) -> tuple[str, str]:
+        """Key of the image, and its caption."""
+        try:
+            if self._is_json:
+                row = json.loads(line)
+                return self._key(Path(row["image_path"]).expanduser()), str(row["caption"])
+            name, caption = line.split("\t", 1)
+            return image_name(name.strip()), caption.strip()
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            form = '{"image_path": ..., "caption": ...}' if self._is_json else "name, tab, caption"
+            raise UserError(f"{self.path}:{number}: is not {form}. Correct it, or give another output.") from error
+
+    def _key(self, path: Path) -> str:
+        return image_name(str(path.resolve()))
+
+    def _key_of(self, image: CaptionedImage) -> str:
+        return self._key(image.path) if self._is_json else image.name
+
+    def has(self, image: CaptionedImage) -> bool:
+        """Whether a line of it has a caption."""
+        return bool(self._captions.get(self._key_of(image)))
+
+    def _line(self, image: CaptionedImage, caption: str) -> str:
+        if not self._is_json:
+            return f"{image.name}\t{' '.join(caption.split())}"
+        row = {"image_path": str(image.path.absolute()), "caption": caption}
+        if image.reference:
+            row["control_path"] = str(image.reference.absolute())
+        return json.dumps(row, ensure_ascii=False)
+
+    def _add(self, image: CaptionedImage, caption: str) -> None:
+        _append(self.path, self._line(image, caption))
+
+    def _replace(self, image: CaptionedImage, caption: str) -> None:
+        """Nothing yet: the table is replaced as a whole."""
+
+    def finish_overwriting(self, images: list[CaptionedImage]) -> None:
+        """Puts the new captions into the table; lines of images that got none stay as they are."""
+        redone = [image for image in images if image.name in self.redone]
+        new = {self._key_of(image): self._line(image, self.redone[image.name]) for image in redone}
+        if self.path.is_file():
+            self._keep_old(self.path, self.path.name)
+        kept = [
+            new.pop(self._read(number, line)[0], line) for number, line in enumerate(self._lines, 1) if line.strip()
+        ]
+        with os_error_as_run_error(self.path), atomic_write(self.path) as temporary:
+            text = "".join(f"{line}\n" for line in (*kept, *new.values()))
+            temporary.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def open_captions(config: CaptionConfig) -> Captions:
+    """Where the captions of a section go."""
+    table = config.table()
+    return Table(config, table) if table else TextFiles(config)
+
+
+def whole_lines(raw: bytes) -> tuple[list[str], bytes]:
+    """The lines of a UTF-8 file, and what stands behind the last line's end. Raises UnicodeDecodeError."""
+    body, _, torn = raw.rpartition(b"\n")
+    return body.decode("utf-8").split("\n") if body else [], torn
+
+
+def _append(file: Path, line: str) -> None:
+    """Appends a line, flushed to the disk; all of it or, on a full disk, nothing. A name that is not UTF-8 is escaped
+    as JSON does it."""
+    with os_error_as_run_error(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole = f"{line}\n".encode(errors="backslashreplace")
+        with file.open("ab", buffering=0) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            if opened.write(whole) < len(whole):
+                opened.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+
+def _digest(config: CaptionConfig) -> str:
+    settings = config.model_dump(mode="json", exclude=NOT_OF_THE_RESULT)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

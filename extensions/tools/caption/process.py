@@ -1,0 +1,91 @@
+"""Captions the images of a folder that have none. A run that is broken off goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from PIL import Image
+
+from extensions.tools.caption.captioner import Captioner, CaptionSettings, captioner_folder, weights_bytes
+from extensions.tools.caption.config import CaptionConfig
+from extensions.tools.caption.files import CaptionedImage, Captions, Table, find_images, open_captions
+from jobs.process import BaseExtensionProcess
+from toolkit.data.captions import add_prefix, inject_trigger
+from toolkit.data.images import ImageError, open_image
+from toolkit.errors import RunError
+from toolkit.files.log import StatusLine
+from toolkit.memory.quantization import quantizer
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionProcess(BaseExtensionProcess):
+    """Each caption is on the disk before the next images are looked at."""
+
+    section: CaptionConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        images, refused = find_images(section)
+        total = len(images) + len(refused)
+        captions = open_captions(section)
+        todo = captions.missing(images)
+        if had := len(images) - len(todo):
+            logger.info(f"{had} of {len(images)} images have captions" + ("" if todo else ": nothing to do"))
+        if todo:
+            refused += self._caption(todo, captions)
+        if section.overwrite and isinstance(captions, Table):
+            captions.finish_overwriting(images)
+        captions.finish()
+        if refused:
+            reasons = "; ".join(map(str, refused))
+            raise RunError(f"{len(refused)} of {total} images have no new caption: {reasons}.")
+
+    def _load(self) -> Captioner:
+        section = self.section
+        folder = captioner_folder(section.model)
+        check_device(section.device, weights_bytes(folder))
+        settings = CaptionSettings(
+            section.question(), section.max_tokens, section.max_size, section.temperature, section.seed
+        )
+        quantize = quantizer(section.quantize) if section.quantize else None
+        return Captioner(folder, settings, use_device(pick_device(section.device)), DTYPES[section.dtype], quantize)
+
+    def _caption(self, todo: list[CaptionedImage], captions: Captions) -> list[ImageError]:
+        """Writes their captions; returns the images that could not be captioned."""
+        section, status = self.section, StatusLine()
+        refused: list[ImageError] = []
+        captioner = self._load()
+        made = cut = 0
+        for start in range(0, len(todo), section.batch_size):
+            batch = dict(_readable(todo[start : start + section.batch_size], refused))
+            if not batch:
+                continue
+            answers = captioner.captions(list(batch.values()), [image.name for image in batch])
+            for image, said in zip(batch, answers, strict=True):
+                if not said.text:
+                    refused.append(ImageError(image.path, "the model says nothing of it. Try another prompt"))
+                    continue
+                captions.write(image, inject_trigger(add_prefix(said.text, section.prefix), section.trigger_word))
+                made, cut = made + 1, cut + said.cut
+            status.update(f"captions {made + len(refused)}/{len(todo)}")
+        status.finish(f"{made} captions written to {section.table() or section.folder}")
+        if cut:
+            remedy = "Raise it (--max-tokens), or ask for less (--prompt)."
+            logger.info(f"{cut} of them are cut at max_tokens ({section.max_tokens}). {remedy}")
+        return refused
+
+
+def _readable(
+    batch: list[CaptionedImage], refused: list[ImageError]
+) -> Iterator[tuple[CaptionedImage, list[Image.Image]]]:
+    """Each image with what the model is shown; those that cannot be read are added to `refused`."""
+    for image in batch:
+        try:
+            files = [image.reference, image.path] if image.reference else [image.path]
+            yield image, [open_image(file) for file in files]
+        except ImageError as error:
+            refused.append(error)

@@ -1,0 +1,1 @@
+"""`type: diagrams`, `run.py diagrams`: draws the curves of a run from its folder."""

@@ -1,0 +1,29 @@
+"""Draws the diagrams of each run in a folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from extensions.tools.diagrams.config import DiagramsConfig
+from extensions.tools.shared.diagrams import draw_diagrams
+from jobs.process import BaseExtensionProcess
+from toolkit.files.run_files import GRAPH
+from toolkit.train.run_reader import runs_in
+
+logger = logging.getLogger(__name__)
+
+
+class DiagramsProcess(BaseExtensionProcess):
+    """Reads only: a run that is still training is not disturbed."""
+
+    section: DiagramsConfig
+
+    def run(self) -> None:
+        super().run()
+        runs = runs_in(self.section.folder())
+        for run in runs:
+            output = Path(self.section.output).expanduser() if self.section.output else run.folder / GRAPH
+            suffix = self.section.suffix or (f"_{run.name}" if self.section.output and len(runs) > 1 else "")
+            files = draw_diagrams(run.folder, output, suffix)
+            logger.info(f"{run.folder}: " + (f"{len(files)} files in {output}" if files else "no step recorded yet"))

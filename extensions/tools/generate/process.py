@@ -1,0 +1,85 @@
+"""Generates the pictures of a section."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from extensions.tools.generate.config import GenerateConfig
+from extensions.tools.shared.generation import LoraFile, Picture, PictureMaker
+from extensions.tools.shared.image_files import read_settings
+from extensions.tools.shared.picture_config import check_references, is_prompt, read_lines
+from jobs.process import BaseExtensionProcess
+from toolkit.config.output import SampleItem
+from toolkit.config.process import JobContext
+from toolkit.config.tool import split_strength
+from toolkit.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class GenerateProcess(BaseExtensionProcess):
+    """Writes a picture for each prompt and seed; a stop keeps those that are written."""
+
+    section: GenerateConfig
+
+    def run(self) -> None:
+        super().run()
+        items, section = self.section.items(), self.section.resolved()
+        maker = PictureMaker(section, [split_strength(text)[0] for text in section.lora])
+        loras = [LoraFile.of(text) for text in section.lora]
+        if self.section.like:
+            self._tell_changes(maker, items, loras)
+        if section.interactive:
+            maker.keep_encoders()
+        maker.make(list(pictures(section, maker, items, loras)))
+        if section.interactive:
+            self._answer(section, maker, loras)
+
+    def _answer(self, section: GenerateConfig, maker: PictureMaker, loras: Sequence[LoraFile]) -> None:
+        """Draws the prompts of standard input until it ends."""
+        shown = sys.stdin.isatty()
+        while True:
+            if shown:
+                print("prompt> ", end="", flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return
+            if not is_prompt(line):
+                continue
+            try:
+                items = read_lines([line.strip()])
+                for found in check_references(("prompt",), items[0].ctrl_img, maker.family, JobContext(self.job.name)):
+                    raise UserError(found.message)
+                maker.make(list(pictures(section, maker, items, loras)))
+            except UserError as error:
+                logger.error(str(error))
+
+    def _tell_changes(self, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]) -> None:
+        """Warns where files that the picture was made with are others now."""
+        given = self.section.model_fields_set
+        then = read_settings(Path(self.section.like).expanduser())
+        now = next(pictures(self.section.resolved(), maker, items, loras)).settings
+        changed = [
+            file["path"]
+            for key in ("reference", "lora")
+            if key not in given
+            for file, present in zip(then[key], now[key], strict=True)
+            if file["sha256"] != present["sha256"]
+        ]
+        changed += [f"the model's {part}" for part, digest in then["base"].items() if maker.base.get(part) != digest]
+        if changed:
+            logger.warning(f"{', '.join(changed)}: not as when {self.section.like} was made, so it will look different")
+
+
+def pictures(
+    section: GenerateConfig, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]
+) -> Iterator[Picture]:
+    """A picture of each item for each seed, but for items with a seed of their own."""
+    cfg = 1.0 if section.lightning and "cfg" not in section.model_fields_set else section.cfg
+    for item in items:
+        scale = cfg if item.guidance_scale is None else item.guidance_scale
+        for seed in section.seed if item.seed is None else (item.seed,):
+            yield maker.picture(item, seed, scale, loras)

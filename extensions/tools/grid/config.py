@@ -1,0 +1,63 @@
+"""The section of `type: grid`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from extensions.tools.shared.html_page import is_page
+from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList, check_loras
+from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.files.writing import refusal
+
+NumberOrList = Annotated[
+    tuple[Annotated[float, Field(ge=-100, le=1000)], ...],
+    BeforeValidator(as_list),
+    Field(min_length=1),
+    schema_of_list({"type": "number", "minimum": -100, "maximum": 1000}),
+]
+"""One number or a list of numbers."""
+
+INDEX = "index.html"
+
+
+class GridConfig(PicturesConfig):
+    """`type: grid`: pictures of each LoRA file and strength, for each prompt, cfg and seed, on one page for a
+    browser."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("grid",)
+
+    lora: PathOrList
+    """LoRA files, such as the checkpoints of a run. The first column is the base model without any; then one column per
+    file, in this order. FILE:STRENGTH sets the strength of one file."""
+
+    strength: NumberOrList = (1.0,)
+    """Strengths of the files: a column for each. 0: as without the file; negative: its opposite."""
+
+    cfg: NumberOrList = (4.0,)
+    """Strengths of classifier-free guidance: a row for each; 0 to 1: off."""
+
+    seed: SeedOrList = (42,)
+    """Seeds of the noise: a row for each. 0 is a valid seed."""
+
+    also: PathOrList = ()
+    """LoRA files, as of `lora`, that are on all pictures, those of the first column too: a Lightning LoRA, say."""
+
+    output: PathStr = "grid"
+    """Folder of the pictures and of `index.html`, which shows them. A second start makes what is missing."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Files that cannot be read, no prompt, a page of something else."""
+        yield from super().check(job)
+        yield from check_loras("also", self.also, job)
+        if not self.lora:
+            yield Diagnostic(("lora",), "is required: the files that are compared.")
+        if not (self.prompt or self.prompts):
+            yield Diagnostic(("prompt",), "is required: what the pictures show. Or 'prompts', a file of several.")
+        index = Path(self.output).expanduser() / INDEX
+        if reason := refusal(index, is_page):
+            yield Diagnostic(("output",), reason)

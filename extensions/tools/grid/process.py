@@ -1,0 +1,58 @@
+"""Generates the pictures of a grid, and its page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from extensions.tools.grid.config import INDEX, GridConfig
+from extensions.tools.grid.page import Column, Row, grid_page
+from extensions.tools.shared.generation import LoraFile, PictureMaker
+from jobs.process import BaseExtensionProcess
+from toolkit.config.tool import split_strength
+from toolkit.files.writing import write_text
+
+logger = logging.getLogger(__name__)
+
+
+class GridProcess(BaseExtensionProcess):
+    """The page is there from the beginning and shows what is made so far; a stop keeps both."""
+
+    section: GridConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        files = [split_strength(text)[0] for text in (*section.also, *section.lora)]
+        maker = PictureMaker(section, files)
+        also = [LoraFile.of(text) for text in section.also]
+        columns = [(), *((lora,) for lora in self._loras())]
+        index = maker.folder / INDEX
+        rows = [
+            Row([maker.picture(item, seed, cfg, (*also, *loras)) for loras in columns])
+            for item in section.items()
+            for cfg in self._cfgs(item.guidance_scale)
+            for seed in (section.seed if item.seed is None else (item.seed,))
+        ]
+
+        def write(*_: object) -> None:
+            heads = [Column.of(loras) for loras in columns]
+            write_text(index, grid_page(heads, rows, maker.folder, Path(files[-1]).stem))
+
+        write()
+        maker.make([picture for row in rows for picture in row.pictures], write)
+        logger.info(f"{len(rows)} x {len(columns)} pictures: open {index} in a browser")
+
+    def _loras(self) -> Iterator[LoraFile]:
+        """A file with a strength for each column."""
+        for text in self.section.lora:
+            fixed = split_strength(text)[0] != text
+            yield from (LoraFile.of(text, strength) for strength in ((None,) if fixed else self.section.strength))
+
+    def _cfgs(self, of_item: float | None) -> tuple[float, ...]:
+        """The guidance scales of an item's rows."""
+        section = self.section
+        if of_item is not None:
+            return (of_item,)
+        return (1.0,) if section.lightning and "cfg" not in section.model_fields_set else section.cfg

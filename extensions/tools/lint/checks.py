@@ -1,0 +1,417 @@
+"""The checks of a dataset: one row of `CHECKS` each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import TYPE_CHECKING
+
+import numpy
+
+from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
+from extensions.tools.lint.likeness import is_flat, most_like
+from toolkit.config.dataset import area_of
+from toolkit.data.captions import nearly_placeholders, usual_word
+from toolkit.data.directory import split_suffix
+from toolkit.data.folder import shorten
+from toolkit.data.types import PLACEHOLDERS
+
+if TYPE_CHECKING:
+    from extensions.tools.lint.config import LintConfig
+    from extensions.tools.lint.dataset import Dataset, Item
+
+MODES = {
+    "1": "black and white without greys",
+    "P": "a palette of at most 256 colours",
+    "PA": "a palette of at most 256 colours",
+    "CMYK": "CMYK, made for print",
+    "LAB": "LAB",
+    "YCbCr": "YCbCr",
+    "HSV": "HSV",
+    "I": "16-bit grey",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey",
+}
+"""Pillow's name of an unusual mode -> its own."""
+
+UNLIKE_BITS = 24
+"""Of the 128: pictures with so many different bits do not show the same."""
+
+SAME_SHAPE = 0.04
+"""Up to this difference two aspect ratios are the same."""
+
+MARGIN_BITS = 16
+"""So much nearer is a reference to another picture than to its own where their order is wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a file."""
+
+    check: str
+    file: str
+    """Of a folder: what is wrong with it as a whole."""
+
+    message: str
+
+
+Found = Iterator[tuple[str, str]]
+"""Files and messages."""
+
+Function = Callable[["Dataset", "LintConfig"], Found]
+
+
+# ------------------------------------------------------------ files and pairs
+
+
+def unusable(data: Dataset, config: LintConfig) -> Found:
+    for mistake in data.mistakes:
+        yield mistake.place, mistake.message
+
+
+def unused(data: Dataset, config: LintConfig) -> Found:
+    yield from data.unused
+
+
+def unpaired(data: Dataset, config: LintConfig) -> Found:
+    known = {_stem(item.sample.image) for item in data.items} | {_stem(mistake.place) for mistake in data.mistakes}
+    for folder in dict.fromkeys(data.control_folders):
+        try:
+            listing = data.listing(folder) if data.listing else None
+        except OSError:
+            continue  # a mistake of the scan
+        if listing is None:
+            continue
+        for stem, names in listing.images.items():
+            if stem not in known:
+                yield listing.path(names[0]), "is a reference of no image: nothing of this name is in the dataset"
+
+
+def _stem(path: str) -> str:
+    return split_suffix(os.path.basename(path))[0]
+
+
+def pair_order(data: Dataset, config: LintConfig) -> Found:
+    by_slot: dict[int, list[Item]] = defaultdict(list)
+    for item in data.items:
+        for slot in range(len(item.references)):
+            by_slot[slot].append(item)
+    for slot, items in by_slot.items():
+        targets = _bits([item.look.bits for item in items])
+        references = _bits([item.references[slot].bits for item in items])
+        own = _different(targets, references)
+        for start, distances in _all_distances(targets, references):
+            for row, line in enumerate(distances):
+                here, nearest = start + row, int(line.argmin())
+                far, near, its = int(own[here]), int(line[nearest]), int(own[nearest])
+                # Where the other reference fits its own image, the two images only resemble each other.
+                if far > UNLIKE_BITS and 2 * near < far and its > max(UNLIKE_BITS, 2 * near):
+                    shown = f"shows what {items[nearest].references[slot].path} shows, and not its own reference"
+                    yield items[here].sample.image, f"{shown} {items[here].references[slot].path}"
+    yield from _slots(data)
+
+
+def _slots(data: Dataset) -> Found:
+    """References whose order differs from that of most images: the slot that shows what the image shows."""
+    near: dict[str, tuple[int, bool]] = {}
+    for item in data.items:
+        if len(item.references) > 1:
+            own = _bits([item.look.bits])
+            distances = [int(_different(own, _bits([each.bits]))[0]) for each in item.references]
+            first, second = sorted(distances)[:2]
+            near[item.sample.image] = distances.index(first), second - first >= MARGIN_BITS
+    counts = Counter(slot for slot, is_clear in near.values() if is_clear)
+    if not counts:
+        return
+    usual, count = counts.most_common(1)[0]
+    if count >= 4 and count >= 0.8 * counts.total():
+        for image, (slot, is_clear) in near.items():
+            if is_clear and slot != usual:
+                what = f"resembles its reference {slot + 1}, and {count} of {counts.total()} images their reference"
+                yield image, f"{what} {usual + 1}: are they exchanged?"
+
+
+def pair_shape(data: Dataset, config: LintConfig) -> Found:
+    """Only of a slot whose references have the shape of their image in most pairs: others may be meant so."""
+    slots = max((len(item.references) for item in data.items), default=0)
+    for slot in range(slots):
+        pairs = [(item, item.references[slot]) for item in data.items if len(item.references) > slot]
+        unlike = []
+        for item, reference in pairs:
+            ratio = reference.aspect * item.sample.size.height / item.sample.size.width
+            if max(ratio, 1 / ratio) > 1 + SAME_SHAPE:
+                unlike.append((item, reference, max(ratio, 1 / ratio)))
+        if len(pairs) - len(unlike) >= max(3, 0.7 * len(pairs)):
+            for item, reference, ratio in unlike:
+                what = f"its reference {reference.path} has another shape, by {ratio - 1:.0%}"
+                yield item.sample.image, f"{what}: edited areas do not line up"
+
+
+def same_as_reference(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        for reference in item.references:
+            if reference.difference <= config.reference_difference:
+                yield item.sample.image, f"is the same as its reference {reference.path}: it teaches to change nothing"
+
+
+# ------------------------------------------------------------ the same picture twice
+
+
+def duplicate(data: Dataset, config: LintConfig) -> Found:
+    for held_out in (False, True):
+        items = _distinct_files(item for item in data.items if item.held_out == held_out)
+        pictures = _pictures(items)
+        for here, other, mirrored in most_like(pictures, pictures, config.least_likeness, earlier=True):
+            yield items[here].sample.image, _alike(items[other], mirrored)
+
+
+def leak(data: Dataset, config: LintConfig) -> Found:
+    trained = _distinct_files(item for item in data.items if not item.held_out)
+    held_out = _distinct_files(item for item in data.items if item.held_out)
+    if trained and held_out:
+        found = most_like(_pictures(held_out), _pictures(trained), config.least_likeness, earlier=False)
+        for here, other, mirrored in found:
+            message = f"is in the validation, but trained on: {_alike(trained[other], mirrored)}"
+            yield held_out[here].sample.image, message
+
+
+def _distinct_files(items: Iterator[Item]) -> list[Item]:
+    """Each file once, however often and by whatever path it is used; none of one colour, which are all alike."""
+    return list({os.path.realpath(item.sample.image): item for item in items if not is_flat(item.look.small)}.values())
+
+
+def _pictures(items: Sequence[Item]) -> numpy.ndarray:
+    return numpy.array([item.look.small for item in items]).reshape(-1, SMALL_SIDE, SMALL_SIDE, 3)
+
+
+def _alike(other: Item, mirrored: bool) -> str:
+    return f"shows what {other.sample.image} shows{', mirrored' * mirrored}"
+
+
+def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
+    """[N, 2], 64 bits each."""
+    return numpy.array(hashes, dtype=numpy.uint64).reshape(-1, 2)
+
+
+def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
+    """How many of the 128 bits differ, as uint8, 64 at most: a negative has all of them. The last axis is gone."""
+    rows, columns = (numpy.bitwise_count(a[..., half] ^ b[..., half]) for half in (0, 1))
+    return numpy.minimum(rows + columns, 128 - rows - columns)
+
+
+def _all_distances(a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64) -> Iterator[tuple[int, numpy.ndarray]]:
+    """The distances of each of `a` to all of `b`, some rows at a time, with the place of the first."""
+    for start in range(0, len(a), at_once):
+        yield start, _different(a[start : start + at_once, None], b[None])
+
+
+# ------------------------------------------------------------ pixels
+
+
+def blurred(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        look = item.look
+        is_soft = look.sharpness < config.least_sharpness and look.detail < SOFT
+        if not look.resampled and (is_soft or look.detail < config.least_detail):
+            what = f"sharpness {look.sharpness:.3g}, and {look.detail:.2f} of the finest detail"
+            yield item.sample.image, f"is blurred: {what}; usual are more than {config.least_sharpness:g} and 0.7"
+
+
+def enlarged(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        if item.look.resampled and config.least_detail:
+            yield (
+                item.sample.image,
+                f"looks enlarged: {item.look.detail:.2f} of the finest detail; usual are 0.7 to 1.4",
+            )
+
+
+def tiny(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        size, wanted = item.sample.size, sqrt(area_of(item.resolution))
+        if (share := sqrt(prod(size)) / wanted) < config.least_size:
+            what = f"{size.width} x {size.height}, {share:.0%} of the resolution {wanted:.0f}"
+            yield item.sample.image, f"is small: {what}, and is not enlarged"
+
+
+def aspect(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        size, crop = item.sample.size, item.crops[0]
+        cut = 1 - prod(crop.bucket) / prod(crop.scaled)
+        ratio = max(size) / min(size)
+        if cut > config.most_cut:
+            bucket = f"{crop.bucket.width} x {crop.bucket.height}"
+            yield item.sample.image, f"loses {cut:.0%}: it is {size.width} x {size.height}, its bucket {bucket}"
+        elif ratio > config.most_aspect:
+            yield item.sample.image, f"is {ratio:.1f} times as long as wide: {size.width} x {size.height}"
+
+
+def transparent(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        sample, share = item.sample, item.look.transparent
+        is_its_mask = sample.mask is not None and sample.mask.alpha
+        if share and not is_its_mask:
+            yield sample.image, f"is transparent at {share:.1%} of its pixels, which are trained as {sample.background}"
+
+
+def mode(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        if name := MODES.get(item.look.mode):
+            yield item.sample.image, f"is {name}. Training converts it to 8-bit sRGB; look at the result"
+
+
+# ------------------------------------------------------------ captions
+
+
+def no_caption(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        text = item.sample.caption if item.written is None else item.written
+        without = text.replace(item.sample.rules.trigger or data.trigger, "")
+        for placeholder in PLACEHOLDERS:
+            without = without.replace(placeholder, "")
+        if not item.is_reg and not without.strip(" .,;:"):
+            prompt = f"{item.sample.caption!r} alone" if item.sample.caption else "an empty prompt"
+            yield item.sample.image, f"has no caption: it trains with {prompt}"
+
+
+def trigger(data: Dataset, config: LintConfig) -> Found:
+    if not data.trigger:
+        yield from _usual_word(data)
+        return
+    for item in data.items:
+        word = item.sample.rules.trigger or data.trigger
+        text = item.sample.caption if item.written is None else item.written
+        whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+        rest = text.removeprefix(f"{word} ")
+        if item.is_reg:
+            if whole.search(text):
+                yield item.sample.image, f"is a regularisation image, and its caption names {word!r}: {_short(text)}"
+        elif text and not whole.search(text) and not nearly_placeholders(text):  # those are garbled
+            if word in text:
+                yield (
+                    item.sample.image,
+                    f"has {word!r} only inside another word, so it is not put in front: {_short(text)}",
+                )
+            elif item.written is not None:
+                other = " in these letters" if word.lower() in text.lower() else ""
+                yield item.sample.image, f"has no {word!r}{other} in its caption, so it is put in front: {_short(text)}"
+        elif rest != text and not whole.search(rest) and word.lower() in rest.lower():
+            yield item.sample.image, f"has {word!r} in other letters, and once more in front: {_short(text)}"
+
+
+def _usual_word(data: Dataset) -> Found:
+    """Captions without the word that nearly all others begin with: a trigger word that was written by hand."""
+    captions = {
+        item.sample.image: item.sample.caption for item in data.items if item.sample.caption and not item.is_reg
+    }
+    word, count = usual_word([*captions.values()])
+    for image, text in captions.items():
+        if word not in text:
+            yield image, f"has no {word!r}, with which {count} of {len(captions)} captions begin: {_short(text)}"
+
+
+def same_caption(data: Dataset, config: LintConfig) -> Found:
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for item in data.items:
+        is_said_once = item.references or item.held_out  # one instruction for all pairs is common
+        if item.sample.caption not in ("", item.sample.rules.trigger) and not is_said_once:
+            by_folder[item.sample.folder].append(item.sample.caption)
+    for folder, captions in by_folder.items():
+        if len(captions) > 2 and len(set(captions)) == 1:
+            yield folder, f"all {len(captions)} captions are the same: {_short(captions[0])}"
+
+
+def garbled(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        text = item.sample.caption if item.written is None else item.written
+        letters = sum(map(str.isalnum, text))
+        if found := _GARBLED.search(text):
+            yield item.sample.image, f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}"
+        elif 2 * letters < len("".join(text.split())):
+            yield item.sample.image, f"its caption has hardly any letters: {_short(text)}"
+        for placeholder in nearly_placeholders(text):
+            yield item.sample.image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
+
+
+_GARBLED = re.compile(
+    "[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]"  # replacement and control characters
+    "|[\u00c2\u00c3][\u0080-\u00bf\u0152-\u0192]|\u00e2\u20ac."  # UTF-8 that was read as Latin-1 or Windows-1252
+    r"|&(?:amp|quot|lt|gt|nbsp|#\d+);|\\u[0-9a-fA-F]{4}|\?{3,}|[A-Za-z]{30,}"
+)
+
+
+def long_caption(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        if data.prompt_error:
+            if message := data.prompt_error(item.sample, item.crops[0]):
+                yield item.sample.image, f"its caption has {message}"
+        elif (count := _tokens(item.sample.caption)) > config.most_tokens:
+            yield item.sample.image, f"its caption has about {count} tokens, more than {config.most_tokens}"
+
+
+def _tokens(text: str) -> int:
+    """About as many as a tokenizer of byte pairs makes: 4 tokens of 3 words, one of each sign, 1.5 of each letter of
+    scripts without spaces."""
+    if len(text) < 100:
+        return len(text) // 3
+    wide = sum(ord(letter) >= 0x2E80 for letter in text)
+    words, signs = len(re.findall(r"[^\W_]+", text)), len(re.findall(r"[^\w\s]", text))
+    return round(words * 4 / 3 + signs + 1.5 * wide)
+
+
+def _short(text: str, longest: int = 60) -> str:
+    return repr(text if len(text) <= longest else f"{text[:longest]}...")
+
+
+# ------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check."""
+
+    function: Function
+    title: str
+    remedy: str
+
+
+CHECKS: dict[str, Check] = {
+    "unusable": Check(unusable, "files that a training refuses", "Mend or remove them."),
+    "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
+    "unpaired": Check(unpaired, "references without an image", "Give the image the same name, or remove them."),
+    "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
+    "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
+    "same_as_reference": Check(same_as_reference, "images equal to their reference", "Remove the pair."),
+    "duplicate": Check(duplicate, "pictures that are there twice", "Keep the better one, or use its folder's repeats."),
+    "leak": Check(leak, "pictures of the validation that are trained on", "Remove one of the two."),
+    "blurred": Check(blurred, "blurred pictures", "Take a sharper one."),
+    "enlarged": Check(enlarged, "pictures enlarged from smaller ones", "Take the original, at a lower resolution."),
+    "tiny": Check(tiny, "pictures much smaller than the resolution", "Lower the resolution, or remove them."),
+    "aspect": Check(aspect, "shapes that are cut off, or very long", "Crop them by hand."),
+    "transparent": Check(transparent, "transparent pictures", "Give datasets[].background, or alpha_mask."),
+    "mode": Check(mode, "unusual kinds of pixels", "Save them as 8-bit RGB."),
+    "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),
+    "trigger": Check(trigger, "captions without the trigger word", "Write the word as the job has it."),
+    "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
+    "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
+    "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
+}
+"""Name -> the check. In the order in which they are reported."""
+
+
+def run_checks(data: Dataset, config: LintConfig) -> Iterator[Finding]:
+    """All findings, each once, in the order of the table."""
+    for name, check in CHECKS.items():
+        if name not in config.skip:
+            found = dict.fromkeys(check.function(data, config))
+            yield from (Finding(name, file, message) for file, message in found)
+
+
+def names_of(findings: Sequence[Finding]) -> str:
+    """How many files each check found, in words."""
+    counts = Counter(finding.check for finding in findings)
+    return shorten(f"{name} {count}" for name, count in counts.items())

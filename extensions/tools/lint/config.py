@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from extensions.tools.shared.html_page import is_page
+from toolkit.config.base import ForeignNames
+from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.tool import OWN_PAGES, ToolConfig
+from toolkit.errors import UserError, did_you_mean
+from toolkit.files.writing import file_in_the_way, find_config, refusal
+
+CHECK_NAMES = (
+    *("unusable", "unused", "unpaired", "pair_order", "pair_shape", "same_as_reference", "duplicate", "leak"),
+    *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
+    *("no_caption", "trigger", "garbled", "same_caption", "long_caption"),
+)
+"""Every check; `checks.CHECKS` has what it does."""
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in CHECK_NAMES:
+            raise value_error(f"{name!r} is no check. {did_you_mean(name, CHECK_NAMES)}")
+    return names
+
+
+Checks = Annotated[
+    tuple[str, ...],
+    BeforeValidator(as_list),
+    AfterValidator(_known),
+    schema_of_list({"type": "string", "enum": list(CHECK_NAMES)}),
+]
+Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+
+OF_A_FOLDER = ("control_path", "resolution", "trigger_word", "default_caption")
+"""Keys that a job has itself."""
+
+
+class LintConfig(ToolConfig):
+    """`type: lint`: checks the datasets of a job, or one folder of images, and ends with exit code 1 where it finds
+    something. Nothing is changed."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("lint",)
+    positional: ClassVar[tuple[str, ...]] = ("path",)
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
+
+    path: PathStr
+    """A job, of which every dataset is checked as it would be trained, or a folder of images."""
+
+    control_path: Paths = ()
+    """Of a folder: the folders of its reference images."""
+
+    resolution: int = Field(default=1024, ge=32)
+    """Of a folder: the size that it is trained at, as `datasets[].resolution`."""
+
+    trigger_word: str = ""
+    """Of a folder: the word that each caption is to hold."""
+
+    default_caption: str = ""
+    """Of a folder: the caption of images that have none, as `datasets[].default_caption`."""
+
+    skip: Checks = ()
+    """Checks that are left out."""
+
+    as_json: bool = False
+    """Print one JSON object."""
+
+    preview: bool = False
+    """Write a page that shows what is trained: each crop with its references and its final caption."""
+
+    output: PathStr = "lint.html"
+    """File of that page. A page of this program is replaced, any other file is not."""
+
+    least_likeness: float = Field(default=0.97, ge=0, le=1)
+    """duplicate, leak: from this share of one picture on that the other explains once it lies on it, also mirrored.
+    Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other pictures at most 0.94.
+    0: what resembles it from afar as well."""
+
+    least_sharpness: float = Field(default=25, ge=0)
+    """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255, if fine detail is missing
+    too. 0: off."""
+
+    least_detail: float = Field(default=0.35, ge=0)
+    """blurred: below this share of the finest detail in the next coarser one. Pictures as they were taken or drawn
+    have 0.7 to 1.4, blurred by 2 pixels 0.25. Where there are traces of an enlargement they are told as `enlarged`. 0:
+    off."""
+
+    least_size: float = Field(default=0.5, ge=0)
+    """tiny: below this share of `resolution`, as a side of a square. 0: off."""
+
+    most_cut: float = Field(default=0.15, ge=0, le=1)
+    """aspect: above this share of the picture that its bucket cuts off. 0: anything that is cut."""
+
+    most_aspect: float = Field(default=3, ge=1)
+    """aspect: above this ratio of the sides."""
+
+    reference_difference: int = Field(default=7, ge=0, le=255)
+    """same_as_reference: up to this largest difference of a colour, of 255, of both at 64 x 64 pixels, less what
+    compressing and resizing change at edges. 0: equal ones only."""
+
+    most_tokens: int = Field(default=512, ge=1)
+    """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""
+
+    foreign: ClassVar = ForeignNames(
+        no_effect={"overwrite": OWN_PAGES, "duplicate_bits": "copies are compared as images: see least_likeness"}
+    )
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A path that leads nowhere, keys of the other kind of path, a file in the way."""
+        path = Path(self.path).expanduser()
+        if not path.is_dir() and not job.will_write(path):
+            try:
+                find_config(self.path)
+            except UserError as error:
+                yield Diagnostic(("path",), f"{self.path!r} is neither a folder of images nor a job. {error}")
+            for key in self.model_fields_set.intersection(OF_A_FOLDER):
+                yield Diagnostic(
+                    (key,), f"is for a folder of images; the job {self.path!r} says it itself. Leave it out."
+                )
+        for slot, folder in enumerate(self.control_path):
+            given = Path(folder).expanduser()
+            if not given.is_dir() and not job.will_write(given):
+                yield Diagnostic(("control_path", slot), f"{folder!r} is no folder. Give a folder of images.")
+        output = Path(self.output).expanduser()
+        if not self.preview:
+            if "output" in self.model_fields_set:
+                yield Diagnostic(("output",), "is the page of 'preview: true', which is not given. Add it.")
+        elif output.is_dir():
+            yield Diagnostic(("output",), f"'{output}' is a folder. Give a file, such as '{output / 'lint.html'}'.")
+        elif reason := refusal(output, is_page):
+            yield Diagnostic(("output",), reason)
+        elif file := file_in_the_way(output.parent):
+            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")

@@ -1,0 +1,415 @@
+"""What the checks look at: every image of a job or a folder as it would be trained, its pixels measured once.
+
+Files are opened by a few threads, one image at a time, so that memory does not grow with the dataset. Of each there
+remain a few numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy
+from PIL import Image
+
+from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
+from toolkit.config.loader import load_job
+from toolkit.config.sections import ImageTrainingSection
+from toolkit.data.captions import inject_trigger
+from toolkit.data.folder import DatasetScan, scan_datasets
+from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
+from toolkit.data.items import make_items, scan_items
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.threads import thread_map
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample
+from toolkit.data.validation_split import split_validation
+from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.extension import discover
+from toolkit.files.writing import find_config
+from toolkit.models.families import family_for
+
+if TYPE_CHECKING:
+    from extensions.tools.lint.config import LintConfig
+
+SIZE_MULTIPLE = 32
+"""Of the buckets where no model says it: those of Qwen-Image-Edit."""
+
+COMPARED_SIDE = 64
+"""Pixels of a side at which an image is compared with its references."""
+
+AS_SHARP = 1.65
+"""Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one picture may be the other saved again."""
+
+SMALL_SIDE = 32
+"""Pixels of a side at which images are compared with each other."""
+
+SOFT = 0.5
+"""Below this detail it is asked whether a picture was enlarged."""
+
+AT_ONCE = 4
+"""Images of a portion that a thread takes."""
+
+PromptError = Callable[[Sample, ResizeCrop], str | None]
+
+
+class Look(NamedTuple):
+    """What the pixels of an image tell."""
+
+    mode: str
+    """As the file holds them, in Pillow's words."""
+
+    transparent: float
+    """Share of the pixels that are not opaque."""
+
+    bits: tuple[int, int]
+    """Difference hashes along rows and columns, 64 bits each."""
+
+    sharpness: float
+    """Variance of the Laplacian of the crop."""
+
+    detail: float
+    """Of the crop: what is lost by halving it, against what is lost by halving it again, the least of three such
+    octaves; infinity for a flat one."""
+
+    resampled: bool
+    """Whether a soft picture has the traces of an enlargement."""
+
+    small: numpy.ndarray
+    """[S, S, 3] uint8, S = `SMALL_SIDE`: to compare it with others."""
+
+
+class Reference(NamedTuple):
+    """What a reference of an image tells."""
+
+    path: str
+    aspect: float
+    """Width through height."""
+
+    bits: tuple[int, int]
+    difference: int
+    """Largest difference of a colour to the image, both at `COMPARED_SIDE`, beyond what a shift of a pixel explains;
+    255 where one is much sharper, as in pairs that restore."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image with all that is trained with it."""
+
+    sample: Sample
+    crops: tuple[ResizeCrop, ...]
+    resolution: int | Rectangle
+    """The smallest that its dataset asks for."""
+
+    held_out: bool
+    """Whether it is for the validation alone."""
+
+    is_reg: bool
+    look: Look
+    references: tuple[Reference, ...]
+    written: str | None = None
+    """The caption before the trigger word is put in front; None where only the final one is known."""
+
+
+@dataclass
+class Dataset:
+    """The images of one process of a job, or of a folder."""
+
+    name: str
+    items: list[Item] = field(default_factory=list)
+    mistakes: list[InputError] = field(default_factory=list)
+    """Of files that a training would refuse."""
+
+    unused: tuple[tuple[str, str], ...] = ()
+    """Files that are not used though they seem meant to be, and why."""
+
+    trigger: str = ""
+    control_folders: tuple[str, ...] = ()
+    listing: Callable[[str], Any] | None = None
+    """Lists a folder once more."""
+
+    prompt_error: PromptError | None = None
+    """Why a model has no room for a caption; None where no model is known."""
+
+
+def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> Iterator[Dataset]:
+    """The datasets of a job, those that several processes share once; or of a folder. progress: is told how many images
+    are done, and of how many. Raises UserError where there is none."""
+    if Path(config.path).expanduser().is_dir():
+        yield _of_folder(config, progress)
+        return
+    job = load_job(find_config(config.path), discover().find_config)
+    sections = [entry.section for entry in job.processes if isinstance(entry.section, ImageTrainingSection)]
+    if not sections:
+        raise UserError(f"{config.path}: no process of this job has datasets. Give a training job, or a folder.")
+    seen: list[tuple[Any, int | None]] = []
+    for section in sections:
+        what, multiple = (section.datasets, section.validation, section.trigger_word), _size_multiple(section)
+        if any(what == other and multiple in (size, None) for other, size in seen):
+            continue
+        seen.append((what, multiple))
+        if section.streamed:
+            raise UserError(f"{config.path}: datasets[0].url: a stream has no files to check. Give folders.")
+        yield _of_section(section, section.name or job.name, progress)
+
+
+def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Dataset:
+    settings = DatasetConfig(
+        folder_path=config.path,
+        control_path=config.control_path,
+        resolution=(config.resolution,),
+        default_caption=config.default_caption,
+    )
+    found = Dataset(config.path, trigger=config.trigger_word, control_folders=settings.control_path)
+    scan = scan_datasets([settings], None, forgiven=found.mistakes)
+    items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
+    _fill(found, scan, items, (), lambda _: settings, progress)
+    if not found.items and not scan.folders:
+        raise DataErrors(found.mistakes)
+    if trigger := config.trigger_word:
+        found.items = [_with_trigger(item, trigger) for item in found.items]
+    return found
+
+
+def _with_trigger(item: Item, trigger: str) -> Item:
+    written = item.sample.caption
+    return replace(item, sample=item.sample._replace(caption=inject_trigger(written, trigger).strip()), written=written)
+
+
+def _of_section(section: ImageTrainingSection, name: str, progress: Callable[[int, int], None]) -> Dataset:
+    for dataset in section.datasets:
+        if not Path(dataset.folder_path).expanduser().is_dir():
+            raise UserError(
+                f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
+            )
+    multiple, found = _size_multiple(section) or SIZE_MULTIPLE, Dataset(name)
+    cache = ScanCache.beside(section.training_folder)
+    scan, items, split = split_validation(
+        section,
+        *scan_items(section, multiple, cache, found.mistakes),
+        multiple,
+        lambda count, _: f"{count} images",
+        found.mistakes,
+    )
+    own = (
+        section.validation.dataset(section.datasets)
+        if split and not split.from_training and section.validation
+        else None
+    )
+    found.trigger = section.trigger_word
+    found.control_folders = tuple(path for dataset in section.datasets for path in dataset.control_path)
+    found.prompt_error = _prompt_error(section)
+    held_out = split.items if split else ()
+
+    def settings(sample: Sample) -> DatasetConfig:
+        return section.datasets[sample.dataset]
+
+    _fill(found, scan, items, held_out, settings, progress, own)
+    return found
+
+
+def _size_multiple(section: ImageTrainingSection) -> int | None:
+    """Of the sides of a bucket, in pixels. None: not known, of a model that an earlier process writes."""
+    model: Any = getattr(section, "model", None)
+    try:
+        if hasattr(model, "latent_scale"):  # an autoencoder
+            return int(model.latent_scale())
+        return int((model.family() if hasattr(model, "family") else family_for(model)).size_multiple)
+    except (UserError, RunError):
+        return None
+
+
+def _prompt_error(section: ImageTrainingSection) -> PromptError | None:
+    """None where the model's folder, and with it its tokenizer, is not here."""
+    model: Any = getattr(section, "model", None)
+    try:
+        if hasattr(model, "latent_scale") or not model.files_folder().is_dir():
+            return None
+        family = model.family() if hasattr(model, "family") else family_for(model)
+    except (UserError, RunError, AttributeError):
+        return None
+
+    def error(sample: Sample, crop: ResizeCrop) -> str | None:
+        if len(sample.caption) <= family.sure_prompt:
+            return None
+        found: str | None = family.prompt_error(
+            model, sample.caption, crop.bucket, [image_size(path) for path in sample.control_images]
+        )
+        return found
+
+    return error
+
+
+def _fill(
+    found: Dataset,
+    scan: DatasetScan,
+    trained: Sequence[BucketedSample],
+    held_out: Sequence[BucketedSample],
+    settings: Callable[[Sample], DatasetConfig],
+    progress: Callable[[int, int], None],
+    own: DatasetConfig | None = None,
+) -> None:
+    """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
+    found.listing, found.unused = scan.scan_cache.listing, scan.unused
+    crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
+    for is_held_out, bucketed in ((False, trained), (True, held_out)):
+        for sample, crop in bucketed:
+            if not any(sample.flip):  # the mirrored ones are the same files
+                crops.setdefault((sample.image, is_held_out), (sample, []))[1].append(crop)
+    # A sample that is only mirrored has no other.
+    work = [(sample, tuple(sizes), is_held_out) for (_, is_held_out), (sample, sizes) in crops.items()]
+    regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
+    measured = thread_map(lambda each: _measured(each[0], each[1][0]), work, AT_ONCE)
+    for done, ((sample, sizes, is_held_out), result) in enumerate(zip(work, measured, strict=True), 1):
+        progress(done, len(work))
+        if isinstance(result, ImageError):
+            found.mistakes.append(InputError(sample.image, result.reason))
+            continue
+        of = own if own and is_held_out else settings(sample)
+        smallest = min(of.resolution, key=area_of)
+        is_reg = not is_held_out and sample.folder in regularisation
+        found.items.append(Item(sample, sizes, smallest, is_held_out, is_reg, *result))
+
+
+# ------------------------------------------------------------ pixels
+
+
+def _measured(sample: Sample, crop: ResizeCrop) -> tuple[Look, tuple[Reference, ...]] | ImageError:
+    try:
+        image = open_image(sample.image, sample.background)
+        references = tuple(_reference(path, sample.background, image) for path in sample.control_images)
+        return look(image, crop, *_kind(sample.image)), references
+    except ImageError as error:
+        return error
+
+
+def _kind(path: str) -> tuple[str, float]:
+    """The mode of a file that could be decoded, and the share of its pixels that are not opaque."""
+    with Image.open(path) as image:
+        mode, can_be_clear = image.mode, image.has_transparency_data
+    if not can_be_clear:
+        return mode, 0.0
+    return mode, float((numpy.asarray(load_alpha(path)) < 255).mean())
+
+
+def look(image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: float = 0.0) -> Look:
+    """What is to be known of a decoded image, of which `crop` is trained."""
+    grey = resize_cover_crop(image, crop).convert("L")
+    fine = detail(grey)
+    resampled = fine < SOFT and is_resampled(image.convert("L"))
+    small = _resized(image, SMALL_SIDE)
+    return Look(mode, transparent, difference_hash(image), sharpness(grey), fine, resampled, small)
+
+
+def _reference(path: str, background: str, target: Image.Image) -> Reference:
+    image = open_image(path, background, at_least=4 * COMPARED_SIDE)
+    a, b = (_resized(each, COMPARED_SIDE) for each in (image, target))
+    beyond = numpy.abs(a.astype(numpy.int16) - b) - numpy.maximum(_spread(a), _spread(b)) // 3
+    ours, its = (
+        sharpness(Image.fromarray(_resized(each.convert("L"), 4 * COMPARED_SIDE))) + 1 for each in (image, target)
+    )
+    difference = max(0, int(beyond.max())) if 1 / AS_SHARP < ours / its < AS_SHARP else 255
+    return Reference(path, image.width / image.height, difference_hash(image), difference)
+
+
+def _resized(image: Image.Image, side: int) -> numpy.ndarray:
+    return numpy.asarray(image.resize((side, side), Image.Resampling.BOX))
+
+
+def _spread(small: numpy.ndarray) -> numpy.ndarray:
+    """Largest less smallest value of the 3 x 3 pixels around each, as int16."""
+    padded = numpy.pad(small.astype(numpy.int16), ((1, 1), (1, 1), (0, 0)), "edge")
+    around = numpy.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1))
+    spread: numpy.ndarray = around.max((-2, -1)) - around.min((-2, -1))
+    return spread
+
+
+def difference_hash(image: Image.Image) -> tuple[int, int]:
+    """128 bits that stay the same when a picture is resized, compressed or made a little brighter: whether each of 8 x
+    8 averages is darker than the next one of its row, and of its column.
+
+    Source: the dHash of N. Krawetz, "Kind of Like That" (hackerfactor.com, 2013), along both axes.
+    """
+    grey = image.convert("L")
+    rows = numpy.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=numpy.int16)
+    columns = numpy.asarray(grey.resize((8, 9), Image.Resampling.BOX), dtype=numpy.int16)
+    return _as_number(rows[:, 1:] > rows[:, :-1]), _as_number(columns[1:] > columns[:-1])
+
+
+def _as_number(bits: numpy.ndarray) -> int:
+    return int.from_bytes(numpy.packbits(bits).tobytes(), "big")
+
+
+def sharpness(grey: Image.Image) -> float:
+    """Variance of the Laplacian, of grey values 0 to 255. Source: Pech-Pacheco et al., "Diatom autofocusing in
+    brightfield microscopy", ICPR 2000, LAPV."""
+    x = numpy.asarray(grey, dtype=numpy.float32)
+    if min(x.shape) < 3:
+        return 0.0
+    laplacian = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:] - 4 * x[1:-1, 1:-1]
+    return float(laplacian.var())
+
+
+def detail(grey: Image.Image) -> float:
+    """How much of an octave there is against the next coarser one: `Look.detail`."""
+    losses = []
+    for _ in range(4):
+        lost, grey = _lost_by_shrinking(grey, 2)
+        losses.append(lost)
+    pairs = itertools.pairwise(losses)
+    return min((finer / coarser for finer, coarser in pairs if coarser > 0.25), default=float("inf"))
+
+
+def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.Image]:
+    """Root mean square of what is lost, in grey values, and the smaller picture."""
+    size = max(1, round(grey.width / factor)), max(1, round(grey.height / factor))
+    small = grey.resize(size, Image.Resampling.LANCZOS)
+    back = small.resize(grey.size, Image.Resampling.LANCZOS)
+    lost = numpy.asarray(grey, dtype=numpy.float32) - numpy.asarray(back, dtype=numpy.float32)
+    return float(numpy.sqrt((lost * lost).mean())), small
+
+
+def is_resampled(grey: Image.Image) -> bool:
+    """Whether a picture was enlarged; a blurred one was not. Of either there are traces in one of two ways:
+
+    - What is interpolated is smoother between the old pixels than on them, with the period of the old grid. Source:
+      Gallagher, "Detection of linear and cubic interpolation in JPEG compressed images", CRV 2005.
+    - Where the factor is a whole number, which leaves no such period for 2, shrinking by it loses less than by factors
+      around it.
+    """
+    side = 768
+    left, top = max(0, (grey.width - side) // 2), max(0, (grey.height - side) // 2)
+    grey = grey.crop((left, top, min(grey.width, left + side), min(grey.height, top + side)))
+    if min(grey.size) < 64:
+        return False
+    pixels = numpy.asarray(grey, dtype=numpy.float32)
+    if max(_period(pixels), _period(pixels.T)) > 10:
+        return True
+    lost = {factor: _lost_at(grey, factor) for factor in (1.75, 2, 2.5, 3, 3.5, 4, 5)}
+    dips = ((lost[a] + lost[b]) / 2 - lost[at] for a, at, b in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5)))
+    return max(dips) > 0.2
+
+
+def _lost_at(grey: Image.Image, factor: float) -> float:
+    """Logarithm of what shrinking by a factor loses, against what the next half of an octave holds."""
+    lost, small = _lost_by_shrinking(grey, factor)
+    return math.log((lost + 0.3) / (_lost_by_shrinking(small, 1.5)[0] + 0.3))
+
+
+def _period(pixels: numpy.ndarray) -> float:
+    """How far the strongest period of the columns' second differences stands out; those of JPEG's blocks left out."""
+    count = (pixels.shape[1] - 2) // 8 * 8
+    curved = numpy.abs(2 * pixels[:, 1:-1] - pixels[:, :-2] - pixels[:, 2:])[:, :count]
+    columns = numpy.log(curved.mean(0) + 0.05)
+    columns -= numpy.convolve(numpy.pad(columns, 3, "edge"), numpy.ones(7) / 7, "valid")
+    strength = numpy.abs(numpy.fft.rfft(columns * numpy.hanning(count)))
+    first, eighth = round(0.15 * count), count // 8  # below are shapes of the picture
+    usual = numpy.median(strength[first:]) + 1e-9
+    blocks = max(strength[eighth - 1 : eighth + 2].max(), strength[3 * eighth - 1 : 3 * eighth + 2].max())
+    for multiple in (1, 2, 3, 4):  # of 2 and 4 what is stronger than 1 and 3 is of an enlargement
+        near = slice(max(0, multiple * eighth - 2), multiple * eighth + 3)
+        strength[near] = 0 if multiple % 2 else numpy.maximum(0, strength[near] - 1.5 * blocks)
+    return float(strength[first:].max() / usual)

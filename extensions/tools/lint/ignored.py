@@ -1,0 +1,77 @@
+"""Findings that somebody has looked at and wants to be told no more, written beside the images.
+
+`lint_ignore.txt` in the folder of the images has a line for each name or pattern, and which checks it ignores:
+
+    portrait_07.png: blurred, transparent   # meant so
+    old_*.jpg                               # all checks
+    *: same_caption                         # also of the folder itself
+
+`portrait_07.lint` beside an image has `# lint: ignore`, or `# lint: ignore blurred, transparent`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+
+from extensions.tools.lint.checks import CHECKS, Finding
+from toolkit.data.captions import CaptionError, read_caption
+from toolkit.errors import UserError, did_you_mean
+
+LIST = "lint_ignore.txt"
+SUFFIX = ".lint"
+_MARK = re.compile(r"#\s*lint:\s*ignore\b(?P<checks>[^#]*)")
+
+Rule = tuple[str, frozenset[str]]
+"""Pattern of names, and the checks; none: all."""
+
+
+class Ignored:
+    """What is ignored, by file; each file that says so is read once."""
+
+    def __init__(self) -> None:
+        self._listed = cache(_listed)
+        self._beside = cache(_beside)
+
+    def __contains__(self, finding: Finding) -> bool:
+        """Whether it is not to be told. Raises UserError for a rule that names no check."""
+        folder, name = (finding.file, "") if os.path.isdir(finding.file) else os.path.split(finding.file)
+        rules = [*self._listed(folder), *(self._beside(os.path.splitext(finding.file)[0] + SUFFIX) if name else ())]
+        return any(fnmatchcase(name, pattern) and (not checks or finding.check in checks) for pattern, checks in rules)
+
+
+def _listed(folder: str) -> tuple[Rule, ...]:
+    path = os.path.join(folder, LIST)
+    return tuple(_rules_of(path)) if os.path.isfile(path) else ()
+
+
+def _rules_of(path: str) -> Iterator[Rule]:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        pattern, colon, checks = line.partition("#")[0].rpartition(":")
+        pattern, checks = (pattern, checks) if colon else (checks, "")
+        if pattern.strip():
+            yield pattern.strip(), _checks(checks, f"{path}:{number}")
+
+
+def _beside(path: str) -> tuple[Rule, ...]:
+    if not os.path.isfile(path):
+        return ()
+    return tuple(("*", _checks(mark["checks"], path)) for mark in _MARK.finditer(_text(path)))
+
+
+def _text(path: str) -> str:
+    try:
+        return read_caption(path)
+    except CaptionError as error:
+        raise UserError(str(error)) from error
+
+
+def _checks(text: str, place: str) -> frozenset[str]:
+    names = re.split(r"[,\s]+", text.strip()) if text.strip() else []
+    for name in names:
+        if name not in CHECKS:
+            raise UserError(f"{place}: {name!r} is no check. {did_you_mean(name, CHECKS)}")
+    return frozenset(names)

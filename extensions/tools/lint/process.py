@@ -1,0 +1,93 @@
+"""Checks the datasets of a job or a folder, and tells what it found."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from extensions.tools.lint.checks import CHECKS, Finding, names_of, run_checks
+from extensions.tools.lint.config import LintConfig
+from extensions.tools.lint.dataset import Dataset, read_datasets
+from extensions.tools.lint.ignored import Ignored
+from extensions.tools.lint.preview import preview_page
+from extensions.tools.shared.html_page import is_page
+from jobs.process import BaseExtensionProcess
+from toolkit.errors import RunError
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import readable_size, refusal, write_text
+
+logger = logging.getLogger(__name__)
+
+SLOW_FROM = 200
+"""From so many images on their progress is shown."""
+
+
+class LintProcess(BaseExtensionProcess):
+    """Ends with RunError, exit code 1, where anything is found: a job then trains nothing."""
+
+    section: LintConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        datasets = list(read_datasets(section, self._progress()))
+        found = list(dict.fromkeys(finding for data in datasets for finding in run_checks(data, section)))
+        ignored_ones = Ignored()
+        told = [finding for finding in found if finding not in ignored_ones]
+        images, ignored = len({item.sample.image for data in datasets for item in data.items}), len(found) - len(told)
+        if section.preview:
+            self._write_preview(datasets, told)
+        if section.as_json:
+            print(json.dumps(as_json(told, images, ignored), indent=2))
+        else:
+            for line in render(told):
+                print(line)
+        left = f" ({ignored} ignored)" if ignored else ""
+        if told:
+            files = _count(len({finding.file for finding in told}), "file")
+            of = _count(images, "image")
+            raise RunError(f"{_count(len(told), 'finding')} in {files}, of {of}{left}: {names_of(told)}")
+        if not section.as_json:
+            logger.info(f"{section.path}: {_count(images, 'image')}, nothing found{left}")
+
+    def _progress(self) -> Any:
+        line = StatusLine()
+
+        def show(done: int, total: int) -> None:
+            if total >= SLOW_FROM and not self.section.as_json:
+                line.update(f"{done:,} of {total:,} images")
+                if done == total:
+                    line.finish()
+
+        return show
+
+    def _write_preview(self, datasets: Sequence[Dataset], findings: Sequence[Finding]) -> None:
+        path = Path(self.section.output).expanduser()
+        if reason := refusal(path, is_page):
+            raise RunError(reason)
+        write_text(path, preview_page(datasets, findings))
+        if not self.section.as_json:
+            logger.info(f"{path}: {readable_size(path.stat().st_size)}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def as_json(findings: Sequence[Finding], images: int, ignored: int) -> dict[str, Any]:
+    """The findings as one JSON object."""
+    rows = [{"check": each.check, "file": each.file, "message": each.message} for each in findings]
+    return {"images": images, "ignored": ignored, "findings": rows}
+
+
+def render(findings: Sequence[Finding]) -> list[str]:
+    """A heading for each check, and a line for each finding."""
+    lines = []
+    for name, check in CHECKS.items():
+        if found := [finding for finding in findings if finding.check == name]:
+            lines += [f"{name}: {check.title}. {check.remedy}"]
+            lines += [f"  {finding.file}: {finding.message}" for finding in found] + [""]
+    return lines

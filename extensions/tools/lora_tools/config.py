@@ -1,0 +1,268 @@
+"""The sections of the tools for LoRA files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from extensions.tools.shared.run_job import model_of
+from toolkit.config.field_types import Dtype, PathOrList, PathStr, literal_with_aliases
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.tool import ToolConfig, check_output, check_safetensors, split_strength
+from toolkit.errors import UserError
+
+MODEL_INDEX = "model_index.json"
+
+
+class LoraToolConfig(ToolConfig):
+    """Keys of the tools that read LoRA files."""
+
+    model: PathStr = ""
+    """Model folder whose layers the files are of. Empty: the published models, or that of the run a file lies in."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Files that are missing or no safetensors files, and outputs that are there."""
+        if self.model and not job.will_write(Path(self.model)) and not (self.model_folder() / MODEL_INDEX).is_file():
+            yield Diagnostic(("model",), f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.")
+
+    def model_folder(self) -> Path:
+        """`model` as a path."""
+        return Path(self.model).expanduser()
+
+
+class WritingToolConfig(LoraToolConfig):
+    """Keys of the tools that write a LoRA file."""
+
+    output: PathStr
+    """File to write."""
+
+    overwrite: bool = False
+    """Replace what this program wrote there."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """An output that is there or cannot be written."""
+        yield from super().check(job)
+        yield from check_output(self.output_path(), self.overwrite, job)
+
+    def output_path(self) -> Path:
+        """`output` as a path."""
+        return Path(self.output).expanduser()
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The file."""
+        return frozenset({self.output_path().resolve()})
+
+
+class InspectConfig(LoraToolConfig):
+    """`type: inspect`: prints what is in a LoRA file."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("inspect",)
+    positional: ClassVar[tuple[str, ...]] = ("file",)
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
+
+    file: PathStr
+    """LoRA file."""
+
+    as_json: bool = False
+    """Print one JSON object."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Whether the file can be read."""
+        yield from super().check(job)
+        yield from check_safetensors(("file",), self.file, job)
+
+
+class ConvertConfig(WritingToolConfig):
+    """`type: convert`: writes a LoRA file as another program reads it."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("convert",)
+    positional: ClassVar[tuple[str, ...]] = ("input", "output")
+
+    input: PathStr
+    """LoRA file, of any program."""
+
+    to: Annotated[
+        Literal["comfyui", "diffusers", "kohya", "musubi", "aitk"],
+        *literal_with_aliases("comfyui", "diffusers", "kohya", "musubi", "aitk", aliases={"ai-toolkit": "aitk"}),
+    ]
+    """Program that is to read it: comfyui, diffusers, kohya, musubi or aitk."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Whether the file can be read."""
+        yield from super().check(job)
+        yield from check_safetensors(("input",), self.input, job)
+
+
+class RankConfig(WritingToolConfig):
+    """Keys of the tools that choose a rank by singular values."""
+
+    rank: int = Field(default=0, ge=0, le=65536)
+    """Largest rank of a layer. 0: as `share` asks for."""
+
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Share of each layer's squared Frobenius norm that has to be kept; a layer gets the lowest rank that does. 0: all
+    of `rank`."""
+
+    dtype: Dtype | None = None
+    """Number type of the file. None: that of the input."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A rank that is not given."""
+        yield from super().check(job)
+        if not self.rank and not self.share:
+            yield Diagnostic(("rank",), "give the largest rank of a layer, or 'share' (--share).")
+
+
+class ResizeConfig(RankConfig):
+    """`type: resize`: the nearest LoRA of a rank to a LoRA, LoHa or LoKr file."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("resize",)
+    positional: ClassVar[tuple[str, ...]] = ("input", "output")
+
+    input: PathStr
+    """LoRA file, of any program."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Whether the file can be read."""
+        yield from super().check(job)
+        yield from check_safetensors(("input",), self.input, job)
+
+
+class ExtractConfig(RankConfig):
+    """`type: extract`: the nearest LoRA of a rank to the difference of two models."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("extract",)
+    positional: ClassVar[tuple[str, ...]] = ("output",)
+
+    base: PathStr = ""
+    """Model folder that the tuned one was trained from. Empty: the one that the run of `tuned` began with."""
+
+    tuned: PathStr
+    """Fine-tuned model folder."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Folders without a model."""
+        yield from super().check(job)
+        yield from (found := list(_check_model("tuned", self.tuned, job)))
+        if self.base:
+            yield from _check_model("base", self.base, job)
+        elif not found and not job.will_write(Path(self.tuned).expanduser().parent):
+            try:
+                self.base_folder()
+            except UserError as error:
+                yield Diagnostic(("base",), f"is required. {error}")
+
+    def base_folder(self) -> Path:
+        """`base`, or where it is not given the model of the run. Raises UserError as `model_of`."""
+        return Path(self.base).expanduser() if self.base else model_of(Path(self.tuned).expanduser()).files_folder()
+
+
+def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
+    folder = Path(path).expanduser()
+    if not job.will_write(folder) and not (folder / MODEL_INDEX).is_file():
+        yield Diagnostic((key,), f"{path!r} holds no {MODEL_INDEX}. Give the folder of a model.")
+
+
+class MergeConfig(LoraToolConfig):
+    """`type: merge`: LoRAs merged into a model folder, or several into one file."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("merge",)
+
+    base: PathStr = ""
+    """Model folder that the LoRAs are merged into. Empty: they are merged into one file."""
+
+    lora: PathOrList
+    """LoRA files, each as FILE or FILE:STRENGTH."""
+
+    output: PathStr
+    """Folder to write, or file without `base`."""
+
+    rank: int = Field(default=0, ge=0, le=65536)
+    """Without `base`: the largest rank of a layer, by SVD. 0: the ranks are added up. The log says what is lost."""
+
+    dtype: Dtype | None = None
+    """Number type of what is written. None: that of the model, or of the files where all have the same."""
+
+    overwrite: bool = False
+    """Replace what this program wrote there."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Files and folders that cannot be read or written."""
+        yield from super().check(job)
+        if self.base:
+            yield from _check_model("base", self.base, job)
+            if Path(self.output).expanduser().resolve() == Path(self.base).expanduser().resolve():
+                yield Diagnostic(("output",), "is 'base' itself. Give another folder.")
+            if self.rank:
+                yield Diagnostic(("rank",), "has no effect with 'base'. Leave it out.")
+            if self.model:
+                yield Diagnostic(("model",), "the layers are those of 'base'. Leave it out.")
+        for index, text in enumerate(self.lora):
+            try:
+                file, _ = split_strength(text)
+            except UserError as error:
+                yield Diagnostic(("lora", index), str(error))
+            else:
+                yield from check_safetensors(("lora", index), file, job)
+        yield from check_output(Path(self.output).expanduser(), self.overwrite, job, folder=bool(self.base))
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The file or folder."""
+        return frozenset({Path(self.output).expanduser().resolve()})
+
+
+class PostHocEmaConfig(WritingToolConfig):
+    """`type: post_hoc_ema`: an average of the saved files of a run, or of the averages in its states, chosen after the
+    training."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("post_hoc_ema",)
+    positional: ClassVar[tuple[str, ...]] = ("files",)
+
+    files: PathOrList
+    """Files of one run, put into the order of their steps; or the run's folder, with `width`."""
+
+    width: float = Field(default=0.0, ge=0, le=1)
+    """Width of a power function over all steps of a run with `train.ema_config.power_averages`, relative to their
+    number: 0.04 to 0.25, at most 0.2887. 0: files are averaged."""
+
+    sigma_rel: float = Field(default=0.0, ge=0, le=1)
+    """Width of a power function over the steps, relative to their number: 0.1 to 0.25, at most 0.2887. 0: `beta`."""
+
+    beta: float = Field(default=0.95, ge=0, lt=1)
+    """How much of the average stays at each further file. 0: nothing, the last file is the result."""
+
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    """`beta` at the last file; between the first and the last it changes in even steps. 0: only the last file counts.
+    Not given: `beta` at each."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Files that cannot be read, a width that no power function has."""
+        yield from super().check(job)
+        for key in ("width", "sigma_rel"):
+            if (given := getattr(self, key)) > 0.2887:
+                message = f"{given:g} is out of range: the even mean over all steps has 0.2887, nothing is wider."
+                yield Diagnostic((key,), message)
+        if self.width:
+            yield from self._check_run(job)
+            return
+        if len(self.files) == 1 and Path(self.files[0]).expanduser().is_dir():
+            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give 'width' (--width) too, or its files.")
+            return
+        if len(self.files) < 2:
+            yield Diagnostic(("files",), "give at least two.")
+        for index, file in enumerate(self.files):
+            yield from check_safetensors(("files", index), file, job)
+        if self.sigma_rel and self.model_fields_set & {"beta", "beta2"}:
+            yield Diagnostic(("sigma_rel",), "and 'beta' are both given. Keep one of them.")
+
+    def _check_run(self, job: JobContext) -> Iterable[Diagnostic]:
+        if self.model_fields_set & {"sigma_rel", "beta", "beta2"}:
+            yield Diagnostic(
+                ("width",), "is for a run's folder; 'sigma_rel' and 'beta' are for files. Keep one of them."
+            )
+        folder = Path(self.files[0]).expanduser()
+        if len(self.files) != 1 or not (folder.is_dir() or job.will_write(folder)):
+            yield Diagnostic(("files",), "with 'width' give one folder, that of a run.")

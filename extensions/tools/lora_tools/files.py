@@ -1,0 +1,129 @@
+"""What the tools share: LoRA files read with the layers of their model, and written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from extensions.tools.lora_tools.config import RankConfig
+from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
+from extensions.tools.shared.run_job import model_of
+from toolkit.config.model import ModelConfig
+from toolkit.errors import RunError, UserError
+from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.writing import refusal
+from toolkit.models.families import family_for
+from toolkit.networks.adapter import FILE_PREFIX
+from toolkit.networks.lora_formats import LayerDelta
+from toolkit.networks.save import write_safetensors_verified
+from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
+from toolkit.registry import FAMILIES
+from toolkit.system.device import DTYPES
+
+logger = logging.getLogger(__name__)
+
+
+def read_lora(file: str, model: Path | None, any_model: bool = False) -> AdapterFile:
+    """A LoRA file. Raises UserError as `read_adapter`.
+
+    model: the folder of its model; None: layers of any size with the names of the published models, or those of the
+    model that the file or its run names. any_model: of other names too.
+    """
+    path = Path(file).expanduser()
+    if model is not None:
+        return read_adapter(path, [family_for(ModelConfig(name_or_path=str(model))).every_linear_layer(model)])
+    families = [(family, Path(family.published[0])) for family in map(FAMILIES.load, FAMILIES) if family.published]
+    try:
+        return read_adapter(path, [list(family.every_linear_layer(folder)) for family, folder in families], any_model)
+    except UserError as error:
+        if "this model" not in str(error):
+            raise
+        try:
+            own = model_of(path)
+        except UserError:
+            raise UserError(f"{error} Give the folder of its model by 'model' (--model) where it is another.") from None
+    return read_adapter(path, [family_for(own).every_linear_layer(own.files_folder())])
+
+
+def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA file, atomically. Raises RunError where it cannot be written, or would replace another program's
+    file."""
+    if reason := refusal(path, is_own_file):
+        raise RunError(reason)
+    write_safetensors_verified(path, tensors, metadata)
+
+
+class Loss:
+    """What rounding and lower ranks lose of changes of weights."""
+
+    def __init__(self) -> None:
+        self._lost = self._whole = 0.0
+
+    def add(self, meant_OI: Tensor, written_OI: Tensor) -> None:
+        """A layer's change as it is meant and as it is written, both float32."""
+        self._lost += float((written_OI - meant_OI).norm(dtype=torch.float64)) ** 2
+        self._whole += float(meant_OI.norm(dtype=torch.float64)) ** 2
+
+    def __str__(self) -> str:
+        error = (self._lost / self._whole) ** 0.5 if self._whole else 0.0
+        return f"relative error of the change {error:.2e}"
+
+
+def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype:
+    """The one that is given, or that of all inputs; float32 where they have several or a quantized one."""
+    if given:
+        return DTYPES[given]
+    found = set(inputs)
+    return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
+
+
+def lora_tensors(
+    name: str, up_OR: Tensor, down_RI: Tensor, scale: float, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The tensors of scale * up @ down in a file, and the change [O, I] that they mean there."""
+    down, up = down_RI.to(dtype).contiguous(), up_OR.to(dtype).contiguous()
+    stem = f"{FILE_PREFIX}{name}"
+    alpha = torch.tensor(scale * len(down))
+    tensors = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up, f"{stem}.alpha": alpha}
+    return tensors, float(alpha) / len(down) * up.float() @ down.float()
+
+
+def write_lowrank(
+    section: RankConfig,
+    changes: Iterable[tuple[str, LayerDelta | Tensor]],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+) -> None:
+    """Writes the nearest LoRA to changes of weights, given as such or whole [O, I], and reports the error of what is
+    written."""
+    tensors: dict[str, Tensor] = {}
+    ranks: list[int] = []
+    loss = Loss()
+    for name, change in changes:
+        most, scale = section.rank or min(change.shape), 1.0
+        if isinstance(change, LayerDelta):
+            refuse_dora(name, change)
+            up, down, error = extract_lora(change, most)
+            scale = change.scale if change.low_rank and change.scale else 1.0  # stays in alpha: nothing is rounded
+        else:
+            up, down, error = extract_lora_from_delta(change, most)
+        if section.share:
+            up, down, error = within_share(up, down, error, section.share)
+        ranks.append(len(down))
+        of_layer, written_OI = lora_tensors(name, up / scale, down, scale, dtype)
+        tensors |= of_layer
+        loss.add(change.delta() if isinstance(change, LayerDelta) else change, written_OI)
+    write_lora(section.output_path(), tensors, metadata)
+    of_ranks = f"rank {min(ranks)}" if len(set(ranks)) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
+    logger.info(f"{section.output}: {len(ranks)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
+
+
+def refuse_dora(name: str, change: LayerDelta) -> None:
+    """Raises UserError for a DoRA: what it changes depends on the weights it is used with."""
+    if change.magnitude is not None:
+        remedy = "Merge it into its model, then extract a LoRA."
+        raise UserError(f"{name} is a DoRA, whose change depends on the model's weights. {remedy}")

@@ -1,0 +1,123 @@
+"""`type: inspect`: what is in a LoRA file, in words or JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from math import sqrt
+from typing import Any
+
+from extensions.tools.lora_tools.config import InspectConfig
+from extensions.tools.lora_tools.files import read_lora
+from extensions.tools.lora_tools.lora_export import FORMATS, AdapterFile, kind_of, refusals
+from jobs.process import BaseExtensionProcess
+from toolkit.networks.lora_formats import rank_of, read_tensors
+
+WRITERS = {"ss_network_module": "kohya's sd-scripts or musubi-tuner", "lora_adapter_metadata": "diffusers"}
+"""Key of the metadata -> the program that writes it."""
+
+
+class InspectProcess(BaseExtensionProcess):
+    """Prints the facts; nothing is written."""
+
+    section: InspectConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        found = facts(read_lora(section.file, section.model_folder() if section.model else None, any_model=True))
+        print(json.dumps(found, indent=2) if section.as_json else render(found))
+
+
+def facts(file: AdapterFile) -> dict[str, Any]:
+    """What is in a file, as JSON values."""
+    layers: dict[str, dict[str, Any]] = {}
+    for name, change in file.changes.items():
+        rank = rank_of(change.parts)
+        norm = float(change.delta().norm())
+        layers[name] = {
+            "kind": kind_of(change),
+            "rank": rank,
+            "alpha": round(change.scale * rank, 6),
+            "shape": list(change.shape),
+            "norm": norm,
+        }
+    keys, metadata = sorted(read_tensors(file.path)[0]), file.metadata
+    return {
+        "file": str(file.path),
+        "bytes": file.path.stat().st_size,
+        "kinds": list(file.kinds),
+        "dtype": str(file.dtype).removeprefix("torch."),
+        "ranks": _counts(layer["rank"] for layer in layers.values()),
+        "alphas": _counts(layer["alpha"] for layer in layers.values()),
+        "layers": len(layers),
+        "parameters": sum(tensor.numel() for change in file.changes.values() for tensor in change.parts.values()),
+        "zero_layers": sum(change.is_zero for change in file.changes.values()),
+        "norm": sqrt(sum(x["norm"] ** 2 for x in layers.values())),
+        "norm_by_block": _by_block(layers),
+        "first_key": keys[0],
+        "readable_by": [name for name, target in FORMATS.items() if not refusals(file, target)],
+        "written_by": _writer(metadata),
+        "metadata": metadata,
+        "by_layer": layers,
+    }
+
+
+def _counts(values: Iterable[float]) -> dict[str, int]:
+    return {f"{value:g}": count for value, count in sorted(Counter(values).items())}
+
+
+def _by_block(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Frobenius norm of the changes of each block; of what stands outside of blocks by its own name."""
+    squares: dict[str, float] = defaultdict(float)
+    for name, layer in layers.items():
+        block = re.match(r".*?\.\d+(?=\.)", name)
+        squares[block.group() if block else name] += layer["norm"] ** 2
+    return {name: sqrt(square) for name, square in squares.items()}
+
+
+def _writer(metadata: Mapping[str, str]) -> str:
+    try:  # ai-toolkit and this program say it themselves
+        software = json.loads(metadata.get("software", "{}"))
+        return f"{software['name']} {software.get('version', '')}".strip()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return next((title for key, title in WRITERS.items() if key in metadata), "unknown")
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The facts as lines."""
+
+    def counted(counts: Mapping[str, int]) -> str:
+        return ", ".join(key if len(counts) == 1 else f"{key} ({count} layers)" for key, count in counts.items())
+
+    largest = max(found["norm_by_block"].values(), default=0.0) or 1.0
+    blocks = [
+        f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}" for name, norm in found["norm_by_block"].items()
+    ]
+    zero, all_zero = [], found["zero_layers"] == found["layers"]
+    if found["zero_layers"]:
+        effect = "this file has no effect: its network was not trained" if all_zero else "those have no effect"
+        zero = [f"all zero: {found['zero_layers']} of {found['layers']} layers; {effect}"]
+    metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
+    return "\n".join(
+        [
+            f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {' and '.join(found['kinds'])}, {found['dtype']}",
+            f"layers {found['layers']}, parameters {found['parameters']:,}",
+            f"rank {counted(found['ranks'])}; alpha {counted(found['alphas'])}",
+            f"keys such as {found['first_key']}",
+            f"can be written for: {', '.join(found['readable_by'])} (run.py convert)",
+            f"written by: {found['written_by']}",
+            *zero,
+            f"norm of the change {found['norm']:.4g}; by block:",
+            *blocks,
+            "metadata:" if metadata else "metadata: none",
+            *metadata,
+        ]
+    )
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

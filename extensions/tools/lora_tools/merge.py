@@ -1,0 +1,118 @@
+"""`type: merge`: LoRAs into a model folder, or several into one file."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from extensions.tools.lora_tools.config import MergeConfig, split_strength
+from extensions.tools.lora_tools.files import Loss, lora_tensors, number_type, read_lora, refuse_dora, write_lora
+from extensions.tools.lora_tools.lora_export import AdapterFile
+from extensions.tools.shared.run_job import BASE_MODEL
+from jobs.process import BaseExtensionProcess
+from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import weight_files
+from toolkit.errors import UserError
+from toolkit.files.writing import atomic_write_dir
+from toolkit.models.families import family_for
+from toolkit.models.parts import place_file, place_parts
+from toolkit.networks.lora_formats import LayerDelta, read_tensors
+from toolkit.networks.save import write_safetensors_verified
+from toolkit.networks.svd import extract_lora
+from toolkit.system.device import DTYPES
+
+logger = logging.getLogger(__name__)
+
+
+class MergeProcess(BaseExtensionProcess):
+    """Merges in float32 and rounds once."""
+
+    section: MergeConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        model = section.base or section.model
+        folder = Path(model).expanduser() if model else None
+        pairs = [split_strength(text) for text in section.lora]
+        files = [(read_lora(file, folder), strength) for file, strength in pairs]
+        output = Path(section.output).expanduser()
+        if folder is not None and section.base:
+            self._into_model(folder, files, output)
+        else:
+            self._into_file(files, output)
+
+    def _into_model(self, base: Path, files: Sequence[tuple[AdapterFile, float]], output: Path) -> None:
+        """A model folder of the base's layout, whose weights are read, changed and written one after the other."""
+        family = family_for(ModelConfig(name_or_path=str(base)))
+        part = base / family.trained_part
+        shards = weight_files(part)
+        changes: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
+        for file, strength in files:
+            for name, change in file.changes.items():
+                changes[f"{name}.weight"].append((change, strength))
+        with atomic_write_dir(output) as new:
+            place_parts(base, new, without={family.trained_part})
+            for other in sorted(path for path in part.iterdir() if path.is_file() and path not in shards):
+                place_file(other, new / family.trained_part / other.name)
+            loss = Loss()
+            for shard in shards:
+                tensors, _ = read_tensors(shard)
+                merged = {
+                    name: self._merged(name, weight, changes.get(name, ()), loss) for name, weight in tensors.items()
+                }
+                write_safetensors_verified(new / family.trained_part / shard.name, merged, None)
+        logger.info(f"{output}: {len(files)} files merged into {len(changes)} layers; {loss}, by rounding")
+
+    def _merged(self, name: str, weight: Tensor, changes: Sequence[tuple[LayerDelta, float]], loss: Loss) -> Tensor:
+        if weight.dtype not in DTYPES.values():
+            raise UserError(f"base: {name} is {weight.dtype}; {', '.join(DTYPES)} can be merged into.")
+        changed = weight.float()
+        for change, strength in changes:
+            changed = changed + strength * change.delta_for(changed)
+        written = changed.to(number_type(self.section.dtype, [weight.dtype])).contiguous()
+        if changes:
+            loss.add(changed - weight.float(), written.float() - weight.float())
+        return written
+
+    def _into_file(self, files: Sequence[tuple[AdapterFile, float]], output: Path) -> None:
+        """The sum of the changes: rows and columns of all matrices together, or the nearest LoRA of `rank`.
+
+        The largest strength stays in alpha, where nothing is rounded; what another differs from it by goes into `up`.
+        """
+        pairs: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
+        for file, strength in files:
+            for name, change in file.changes.items():
+                refuse_dora(name, change)
+                if change.low_rank is None:
+                    raise UserError(
+                        f"{file.path}: {name} is no LoRA: only those add up to one. Make one of it: run.py resize."
+                    )
+                if name in pairs and change.shape != pairs[name][0][0].shape:
+                    raise UserError(f"{file.path}: {name} has another size than in the files before: another model's.")
+                pairs[name].append((change, strength * change.scale))
+        dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
+        tensors: dict[str, Tensor] = {}
+        loss = Loss()
+        for name, of_layer in pairs.items():
+            scale = max((scale for _, scale in of_layer), key=abs) or 1.0
+            up = torch.cat([scale_of / scale * change.parts["up"] for change, scale_of in of_layer], 1)
+            down = torch.cat([change.parts["down"] for change, _ in of_layer])
+            meant_OI = scale * up @ down
+            if self.section.rank and len(down) > self.section.rank:
+                up, down, _ = extract_lora(LayerDelta({"up": up, "down": down}, 1.0), self.section.rank)
+            of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
+            tensors |= of_file
+            loss.add(meant_OI, written_OI)
+        metadata = {"merged_from": ", ".join(f"{f.path.name}:{s:g}" for f, s in files)}
+        models = {file.metadata.get(BASE_MODEL) for file, _ in files}
+        if len(models) == 1 and (model := models.pop()):
+            metadata[BASE_MODEL] = model
+        write_lora(output, tensors, metadata)
+        said = str(dtype).removeprefix("torch.")
+        logger.info(f"{output}: {len(files)} files in {len(pairs)} layers, {said}; {loss}")

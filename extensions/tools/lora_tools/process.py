@@ -1,0 +1,136 @@
+"""The processes of the tools; those of `convert`, `resize` and `post_hoc_ema` are here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extensions.tools.lora_tools.config import ConvertConfig, PostHocEmaConfig, ResizeConfig
+from extensions.tools.lora_tools.extract import ExtractProcess
+from extensions.tools.lora_tools.files import number_type, read_lora, write_lora, write_lowrank
+from extensions.tools.lora_tools.inspect import InspectProcess
+from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata
+from extensions.tools.lora_tools.merge import MergeProcess
+from extensions.tools.lora_tools.post_hoc_ema import average, average_of_run, linear_betas, power_betas, steps_of
+from jobs.process import BaseExtensionProcess
+from toolkit.errors import UserError
+from toolkit.networks.adapter import FILE_PREFIX
+from toolkit.networks.lora_formats import read_tensors
+from toolkit.train.flow_step import NETWORK
+from toolkit.train.run_reader import list_network_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+OF_THE_KIND = re.compile("network_type$|rank$|alpha$|lokr_factor$|ss_network_|modelspec.architecture$")
+"""Metadata that describe the kind and the rank of the network: not true of the LoRA that `resize` makes of it."""
+
+__all__ = [
+    "ConvertProcess",
+    "ExtractProcess",
+    "InspectProcess",
+    "MergeProcess",
+    "PostHocEmaProcess",
+    "ResizeProcess",
+]
+
+
+class ConvertProcess(BaseExtensionProcess):
+    """Writes a file in the form of another program."""
+
+    section: ConvertConfig
+
+    def run(self) -> None:
+        super().run()
+        section, target = self.section, FORMATS[self.section.to]
+        file = read_lora(section.input, section.model_folder() if section.model else None)
+        tensors = export(file, target)
+        write_lora(section.output_path(), tensors, kept_metadata(file))
+        dtype = next(tensor.dtype for name, tensor in tensors.items() if not name.endswith(".alpha"))
+        rounded = "" if dtype == file.dtype else f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
+        logger.info(f"{section.output}: {len(file.changes)} layers for {target.title}{rounded}")
+
+
+class ResizeProcess(BaseExtensionProcess):
+    """Writes the nearest LoRA of a rank to a file."""
+
+    section: ResizeConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        file = read_lora(section.input, section.model_folder() if section.model else None)
+        kept = {key: text for key, text in kept_metadata(file).items() if not OF_THE_KIND.match(key)}
+        write_lowrank(section, file.changes.items(), kept, number_type(section.dtype, [file.dtype]))
+
+
+class PostHocEmaProcess(BaseExtensionProcess):
+    """Averages files of one run, or what its states hold."""
+
+    section: PostHocEmaConfig
+
+    def run(self) -> None:
+        super().run()
+        if self.section.width:
+            self._average_run(Path(self.section.files[0]).expanduser())
+        else:
+            self._average_files()
+
+    def _average_run(self, folder: Path) -> None:
+        """In the form of the newest file that the run saved: its names, alphas, dtype and metadata."""
+        section = self.section
+        made = average_of_run(folder, NETWORK, section.width)
+        files = [found for found in list_network_files(folder) if found.path.is_file()]
+        if not files:
+            raise UserError(f"{folder}: the run has saved no adapter file, whose form the average would have.")
+        file = max(files, key=lambda found: found.path.stat().st_mtime)
+        saved, metadata = read_tensors(file.path)
+        tensors = dict(saved)
+        for name, value in made.tensors.items():
+            key = FILE_PREFIX + name
+            if key not in saved or saved[key].shape != value.shape:
+                raise UserError(f"{file.path}: is no file of the weights in the states ({name}).")
+            tensors[key] = value.to(saved[key].dtype)
+        recipe = {"width": section.width, "steps": made.steps, "profile_error": round(made.error, 6)}
+        self._write(tensors, metadata, recipe)
+        if made.error > 0.1:
+            logger.warning(f"the profile is {made.error:.0%} off: the states are too few for this width")
+        logger.info(
+            f"{section.output}: the average of width {section.width:g} up to step {made.steps[-1]}, from "
+            f"{len(made.steps)} states (error of the profile {made.error:.1%})"
+        )
+
+    def _average_files(self) -> None:
+        section = self.section
+        given = [Path(file).expanduser() for file in section.files]
+        ordered = sorted(zip(steps_of(given), given, strict=True))
+        steps, files = [step for step, _ in ordered], [file for _, file in ordered]
+        if section.sigma_rel:
+            betas = power_betas(steps, section.sigma_rel)
+        else:
+            betas = linear_betas(len(files), section.beta, section.beta2)
+        tensors = average(files, betas)
+        recipe = {"files": [file.name for file in files], "steps": steps, "betas": [round(beta, 6) for beta in betas]}
+        self._write(tensors, read_tensors(files[-1])[1], recipe)
+        for step, share, file in zip(steps, _shares(betas), files, strict=True):
+            logger.info(f"{share:7.2%} of step {step}: {file.name}")
+        logger.info(f"{section.output}: the average of {len(files)} files")
+
+    def _write(self, tensors: dict[str, Tensor], metadata: Mapping[str, str], recipe: Mapping[str, object]) -> None:
+        """With the metadata of a file of the run, and how the average was made."""
+        kept = {key: value for key, value in metadata.items() if key not in ("sha256", "format")}
+        write_lora(self.section.output_path(), tensors, {**kept, "post_hoc_ema": json.dumps(recipe)})
+
+
+def _shares(betas: list[float]) -> list[float]:
+    """The weight of each file in the average."""
+    shares = [1.0]
+    for beta in betas:
+        shares = [share * beta for share in shares] + [1 - beta]
+    return shares

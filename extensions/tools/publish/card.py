@@ -1,0 +1,156 @@
+"""The model card of a run: what it was trained on and how, for the hub and for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+
+from extensions.tools.shared.run_job import training_section
+from toolkit.config.sections import DiffusionSection
+from toolkit.errors import UserError
+from toolkit.files.writing import readable_size, sha256_of
+from toolkit.models.families import ModelFamily, family_for
+from toolkit.networks.kinds import KINDS
+from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
+
+logger = logging.getLogger(__name__)
+
+
+def model_card(
+    run: RunInfo,
+    section: DiffusionSection | None,
+    repo: str,
+    loras: Sequence[NetworkFile],
+    samples: Sequence[tuple[str, SampleImage]],
+    licence: str,
+) -> str:
+    """The text of README.md. section: `section_of` the run. repo: `owner/name`. samples: each with its name in the
+    repository. licence: see `PublishConfig`."""
+    trigger = section.trigger_word if section else ""
+    family = _family_of(section) if section else None
+    data = ModelCardData(
+        base_model=section.model.name_or_path if section and not section.model.is_path() else None,
+        license=licence or (licence_of(section) if section else None),
+        pipeline_tag=("image-to-image" if family.max_references else "text-to-image") if family else None,
+        tags=["lora", "diffusers", "template:sd-lora"],
+        instance_prompt=trigger or None,
+        widget=[{"text": image.prompt or " ", "output": {"url": name}} for name, image in samples] or None,
+    )
+    lines = ["---", data.to_yaml().rstrip("\n"), "---", "", f"# {run.name}", ""]
+    lines += [f"A LoRA for {section.model.public_name()}." if section else "A LoRA.", ""]
+    if trigger:
+        lines += [f"**Trigger word**: `{trigger}`", ""]
+    for name, image in samples:
+        lines += [f"![{(image.prompt or 'sample').replace(chr(10), ' ')}]({name})", ""]
+    lines += ["## Files", "", "| file | step | size | sha256 |", "|---|---|---|---|"]
+    for lora in loras:
+        step = "" if lora.step is None else str(lora.step)
+        lines.append(f"| {lora.path.name} | {step} | {readable_size(lora.size)} | `{sha256_of(lora.path)}` |")
+    lines += ["", "## Use", "", *_usage(section, family, repo, loras[-1].path.name, samples), ""]
+    if section:
+        lines += [
+            "## Training",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in settings(section, run)),
+        ]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _family_of(section: DiffusionSection) -> ModelFamily | None:
+    try:
+        return family_for(section.model)
+    except UserError:  # the model's folder was moved, or is another one now
+        return None
+
+
+def _usage(
+    section: DiffusionSection | None,
+    family: ModelFamily | None,
+    repo: str,
+    file: str,
+    samples: Sequence[tuple[str, SampleImage]],
+) -> list[str]:
+    """How the file is loaded: with the pipeline of diffusers, where that has one for the model and reads the file."""
+    if not (section and family and family.published):
+        return [
+            f"`python run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."
+        ]
+    comfy = "In ComfyUI: put the file into `models/loras`."
+    if warning := KINDS[section.network.type].format_warning:
+        return [f"{comfy} {warning}"]
+    prompt = next((image.prompt for _, image in samples if image.prompt), section.trigger_word or "what to generate")
+    model, of_folder = section.model.name_or_path, ""
+    if section.model.is_path():
+        model, of_folder = f"path/to/{section.model.public_name()}", "  # the folder of the base model"
+    image = 'image=[load_image("input.png")], ' if family.max_references else ""
+    return [
+        f"{comfy} With diffusers:",
+        "",
+        "```python",
+        "import torch",
+        f"from diffusers import {family.pipelines[0]}",
+        *(["from diffusers.utils import load_image"] if image else []),
+        "",
+        f'pipe = {family.pipelines[0]}.from_pretrained("{model}", dtype=torch.bfloat16){of_folder}',
+        f'pipe.load_lora_weights("{repo}", weight_name="{file}")',
+        "pipe.enable_model_cpu_offload()",
+        f'images = pipe({image}prompt={json.dumps(prompt, ensure_ascii=False)}, negative_prompt=" ").images',
+        "```",
+    ]
+
+
+def section_of(run: RunInfo) -> DiffusionSection | None:
+    """The section of the run; None where it is not there or is not read any more."""
+    if run.config is None:
+        return None
+    try:
+        return training_section(run, check_files=False)
+    except UserError as error:
+        logger.warning(f"{run.config}: cannot be read, so the card has no settings: {str(error).splitlines()[0]}")
+        return None
+
+
+def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:
+    """What is told of the training: names and numbers."""
+    network, train = section.network, section.train
+    yield "network", f"{network.type}, rank {network.linear}, alpha {network.linear_alpha:g}"
+    yield "steps", run.step if run.step is not None else train.steps
+    yield "optimizer", f"{train.optimizer}, learning rate {train.lr:g}, {train.lr_scheduler}"
+    yield "batch", f"{train.batch_size} x {train.gradient_accumulation}"
+    yield "resolution", ", ".join(sorted({str(size) for dataset in section.datasets for size in dataset.resolution}))
+    if section.model.quantize:
+        yield "base in", section.model.qtype
+    if run.samples:
+        yield "images seen", run.samples
+    if run.best_loss is not None:
+        yield "lowest validation loss", f"{run.best_loss:.4f} at step {run.best_step}"
+
+
+def licence_of(section: DiffusionSection) -> str | None:
+    """The licence that the base model's own card names; None where that cannot be read."""
+    model = section.model
+    try:
+        if model.is_path():
+            page = model.folder() / "README.md"
+            return _licence(ModelCard.load(page).data) if page.is_file() else None
+        return _licence(HfApi().model_info(model.name_or_path, revision=model.revision).card_data)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, OSError, ValueError) as error:
+        logger.info(f"the licence of {model.public_name()} is not known ({type(error).__name__}); --licence names it")
+        return None
+
+
+def _licence(data: ModelCardData | None) -> str | None:
+    licence = getattr(data, "license", None)
+    return str(licence) if licence else None
+
+
+def page_names(samples: Sequence[SampleImage]) -> list[tuple[str, SampleImage]]:
+    """Each sample with its name in the repository."""
+    return [(f"samples/{Path(sample.path).name}", sample) for sample in samples]

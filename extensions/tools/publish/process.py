@@ -1,0 +1,166 @@
+"""Uploads a run's LoRA with its card in one commit. Nothing of the run is changed; no path, and no image or caption of
+the dataset is given away unless that is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+from extensions.tools.publish.card import model_card, page_names, section_of
+from extensions.tools.publish.config import PublishConfig
+from extensions.tools.publish.private import public_text
+from jobs.job import ExtensionJob
+from jobs.process import BaseExtensionProcess
+from toolkit.config.tool import ToolConfig, load_tool
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
+from toolkit.files.redact import contains_secret, redact_text
+from toolkit.files.safetensors_io import merge_files, read_metadata
+from toolkit.files.writing import atomic_write, os_error_as_run_error, readable_size
+from toolkit.train.run_reader import NetworkFile, list_samples, read_run
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+MOST_SECONDS = 60
+AGAIN = (408, 429)
+"""Statuses below 500 that another attempt may mend."""
+
+T = TypeVar("T")
+
+
+class PublishProcess(BaseExtensionProcess):
+    """Everything that can be wrong here is found before the hub is asked."""
+
+    section: PublishConfig
+
+    def run(self) -> None:
+        super().run()
+        with TemporaryDirectory(prefix="publish-") as workplace:
+            self._run(Path(workplace))
+
+    def _run(self, workplace: Path) -> None:
+        section = self.section
+        if section.preview:
+            self._preview(Path(section.preview).expanduser(), workplace)
+            return
+        if not get_token():
+            remedy = "Set HF_TOKEN to a token that may write, or log in with `hf auth login`"
+            raise UserError(f"no token of the hub. {remedy}, then: {section.command()}")
+        api = HfApi()
+        try:
+            repo = section.repo if "/" in section.repo else f"{self._persist(api.whoami)['name']}/{section.repo}"
+            files = self._files(repo, workplace)
+            self._persist(lambda: api.create_repo(repo, private=section.private, repo_type="model", exist_ok=True))
+            if section.private and not self._persist(lambda: api.repo_info(repo)).private:
+                raise UserError(
+                    f"repo: {repo} is public. Give another name, or set private to false (--private false)."
+                )
+            operations = [CommitOperationAdd(name, data) for name, data in files.items()]
+            message = f"{Path(section.run).name}: {', '.join(name for name in files if name.endswith('.safetensors'))}"
+            done = self._persist(lambda: api.create_commit(repo, operations, commit_message=message))
+        except HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            reason = f"the hub refuses it ({_first_line(error)})"
+            help_ = " Set HF_TOKEN to a token that may write to it" if status in (401, 403) else " Mend it"
+            raise RunError(f"{section.repo}: {reason}.{help_}, then: {section.command()}") from error
+        except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+            reason = f"the hub cannot be reached ({_first_line(error)})"
+            raise RunError(f"{section.repo}: {reason}. Later: {section.command()}") from error
+        logger.info(f"published: {done.repo_url} ({'private' if section.private else 'public'})")
+
+    def _files(self, repo: str, workplace: Path) -> dict[str, Path | bytes]:
+        """Name in the repository -> file, or what is in it; listed with their sizes."""
+        section, run = self.section, read_run(self.section.folder())
+        trained = section_of(run)
+        public = public_text(run.folder, trained.model_dump(mode="json") if trained else None)
+        loras = [self._public_lora(lora, public, workplace) for lora in section.loras()]
+        samples = list_samples(section.folder())
+        last = [sample for sample in samples if sample.step == samples[-1].step][: section.samples]
+        shown = page_names(last)
+        files: dict[str, Path | bytes] = {lora.path.name: lora.path for lora in loras}
+        files |= {name: sample.path for name, sample in shown}
+        if (report := section.folder() / REPORT).is_file():
+            files[REPORT] = report if section.full_report else self._public_report(workplace / REPORT)
+        if told := [name for name in files if contains_secret(name)]:
+            raise UserError(f"the name of {redact_text(told[0])} holds a secret. Rename the file.")
+        files["README.md"] = public(model_card(run, trained, repo, loras, shown, section.licence)).encode()
+        sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
+        logger.info(f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}")
+        for name, size in sizes.items():
+            logger.info(f"  {readable_size(size):>8}  {name}")
+        return files
+
+    def _public_lora(self, lora: NetworkFile, public: Callable[[str], str], workplace: Path) -> NetworkFile:
+        """A file without paths and secrets in its metadata: itself, or a copy of its weights."""
+        metadata = read_metadata(lora.path)
+        cleaned = {key: public(text) for key, text in metadata.items()}
+        if cleaned == metadata:
+            return lora
+        told = ", ".join(key for key, text in metadata.items() if cleaned[key] != text)
+        logger.info(f"{lora.path.name}: its metadata holds a path or a secret ({told}), which is left out")
+        copy = workplace / lora.path.name
+        with os_error_as_run_error(copy):
+            merge_files({lora.path: ""}, copy, cleaned)
+        return replace(lora, path=copy, size=copy.stat().st_size)
+
+    def _public_report(self, path: Path) -> Path:
+        table = discover()
+        model = table.find_config("report")
+        assert model is not None and issubclass(model, ToolConfig)
+        flags = [self.section.run, "--output", str(path), "--share", "true", "--hashes", "false"]
+        report_logger = logging.getLogger("extensions.tools.report")
+        report_logger.setLevel(logging.WARNING)  # its line names a temporary file
+        try:
+            ExtensionJob(load_tool("report", model, flags), table).run()
+        finally:
+            report_logger.setLevel(logging.NOTSET)
+        return path
+
+    def _preview(self, folder: Path, workplace: Path) -> None:
+        files = self._files(self.section.repo, workplace)
+        if taken := [name for name in files if os.path.lexists(folder / name)]:
+            raise UserError(f"preview: '{folder / taken[0]}' exists and is not overwritten. Give another folder.")
+        for name, data in files.items():
+            target = folder / name
+            with os_error_as_run_error(target), atomic_write(target) as temporary:
+                if isinstance(data, bytes):
+                    temporary.write_bytes(data)
+                else:
+                    shutil.copyfile(data, temporary)
+        logger.info(f"{folder}: what would be uploaded to {self.section.repo}")
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        """The result of `work`, repeated while the hub cannot be reached or is not able to answer."""
+        for attempt in range(1, self.section.attempts + 1):
+            try:
+                return work()
+            except HfHubHTTPError as error:
+                status = error.response.status_code if error.response is not None else 500
+                if attempt == self.section.attempts or (status < 500 and status not in AGAIN):
+                    raise
+                self._wait(attempt, error)
+            except (HTTPError, OSError) as error:
+                if attempt == self.section.attempts or isinstance(error, OfflineModeIsEnabled):
+                    raise
+                self._wait(attempt, error)
+        raise AssertionError("unreachable")
+
+    def _wait(self, attempt: int, error: Exception) -> None:
+        seconds = min(2**attempt, MOST_SECONDS)
+        logger.info(f"attempt {attempt} of {self.section.attempts}: {_first_line(error)}; again in {seconds} s")
+        time.sleep(seconds)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

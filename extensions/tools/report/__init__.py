@@ -1,0 +1,1 @@
+"""`type: report`, `run.py report`: one HTML page of a run."""

@@ -1,0 +1,32 @@
+"""Writes the page of each run in a folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from extensions.tools.report.config import FILE, ReportConfig
+from extensions.tools.report.page import report_page
+from extensions.tools.shared.html_page import is_page
+from jobs.process import BaseExtensionProcess
+from toolkit.files.writing import readable_size, refusal, write_text
+from toolkit.train.run_reader import runs_in
+
+logger = logging.getLogger(__name__)
+
+
+class ReportProcess(BaseExtensionProcess):
+    """Reads only: a run that is still training is not disturbed."""
+
+    section: ReportConfig
+
+    def run(self) -> None:
+        super().run()
+        for run in runs_in(self.section.folder()):
+            path = Path(self.section.output).expanduser() if self.section.output else run.folder / FILE
+            if reason := refusal(path, is_page):
+                logger.warning(reason)
+                continue
+            section = self.section
+            write_text(path, report_page(run, path.parent, section.embed, section.hashes, section.share))
+            logger.info(f"{path}: {readable_size(path.stat().st_size)}")

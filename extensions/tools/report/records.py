@@ -1,0 +1,283 @@
+"""What the folder of a run tells, as a report shows it. Any file may be missing, half written, or of another version.
+
+Every text is redacted here: escaped for a page, a secret would not be found any more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES, Curve, History, is_wide
+from toolkit.files.redact import redact, redact_json, redact_text
+from toolkit.files.run_files import CONFIG, duration, parse_time
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import open_regular, read_regular, sha256_of
+from toolkit.train.checkpoint_store import MANIFEST
+from toolkit.train.run_reader import (
+    SampleImage,
+    list_checkpoints,
+    list_dataset_files,
+    list_network_files,
+    list_samples,
+    read_events,
+)
+
+MOST_POINTS = 300
+"""Points of a curve on a page."""
+
+MOST_CURVES = 8
+"""Curves of one diagram."""
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+
+_MOST_CAPTION_BYTES = 1000
+
+
+# ------------------------------------------------------------ curves
+
+DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("Loss", lambda name: LOSSES.takes(name) and not name.startswith("validation")),
+    ("Validation", lambda name: name.startswith("validation")),
+    ("Learning rate", RATES.takes),
+    ("Gradient norm", lambda name: name.split("/")[0] == "grad_norm"),
+    ("KL divergence", lambda name: KL.takes(name) and not KL.right(name)),
+    ("Seconds per step", TIMES.takes),
+    ("Other numbers", lambda name: True),
+)
+"""Title of a diagram -> which curves it takes of those that none before it has taken."""
+
+EXACT = ("Validation", "Learning rate")
+"""Those whose numbers are not scattered: a running mean would only lag behind."""
+
+
+def diagrams(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The diagrams of a run, for the script of the page. curves: of at most MOST_POINTS points."""
+    drawn = []
+    for title, takes in DIAGRAMS:
+        found, curves = [c for c in curves if takes(c.name)], [c for c in curves if not takes(c.name)]
+        if found:
+            shown = [_drawn(curve, smoothed=title not in EXACT) for curve in found[:MOST_CURVES]]
+            left_out = [redact_text(curve.name) for curve in found[MOST_CURVES:]]
+            drawn.append({"title": title, "log": is_wide(found), "curves": shown, "leftOut": left_out})
+    return drawn
+
+
+def _drawn(curve: Curve, smoothed: bool) -> dict[str, Any]:
+    smooth = curve.smoothed() if smoothed and len(curve.steps) > MOST_POINTS // 10 else ()
+    return {
+        "name": redact_text(curve.name),
+        "steps": [round(step, 1) for step in curve.steps],
+        "values": [_short(value) for value in curve.values],
+        "smooth": [_short(value) for value in smooth],
+    }
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+# ------------------------------------------------------------ samples
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """The samples of one place in the sets of a run, by their step."""
+
+    index: int
+    samples: tuple[SampleImage, ...]
+
+
+def sample_rows(folder: Path, most_pictures: int | None) -> tuple[tuple[SampleRow, ...], int]:
+    """The samples of a run by their index, and how many steps have any.
+
+    most_pictures: of more, only some steps are taken: the first, the last, and evenly chosen ones between.
+    """
+    samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
+    steps, indices = sorted({s.step for s in samples}), sorted({s.index for s in samples})
+    if most_pictures is not None and samples:
+        indices = indices[:most_pictures]
+        kept = set(_spread(steps, max(2, most_pictures // len(indices))))
+        samples = [sample for sample in samples if sample.step in kept]
+    rows = (SampleRow(index, tuple(s for s in samples if s.index == index)) for index in indices)
+    return tuple(row for row in rows if row.samples), len(steps)
+
+
+def _spread(steps: Sequence[int], most: int) -> list[int]:
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
+
+
+# ------------------------------------------------------------ dataset
+
+
+@dataclass(frozen=True)
+class DatasetImage:
+    """One image that a run has trained on."""
+
+    name: str
+    """`<folder>/<file>` as the run recorded it."""
+
+    file: Path | None
+    """Where it lies now; None: nowhere that was looked."""
+
+    caption: str
+    """Of a caption file beside it, as that is now."""
+
+
+def dataset_images(folder: Path) -> tuple[DatasetImage, ...]:
+    """The images of the newest record of the dataset."""
+    records = sorted(list_dataset_files(folder), key=_modified)
+    names = _names_in(records[-1]) if records else []
+    return tuple(_image(name, folder) for name in names)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _names_in(record: Path) -> list[str]:
+    try:
+        document = json.loads(read_regular(record))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [str(name) for name in document] if isinstance(document, dict) else []
+
+
+def _image(name: str, folder: Path) -> DatasetImage:
+    """A relative name is looked for from the working directory, then from each folder above the run's."""
+    given = Path(name).expanduser()
+    places = (base / given for base in (Path(), *folder.absolute().parents))
+    file = next((place for place in places if _is_file(place)), None)
+    return DatasetImage(redact_text(name), file, redact_text(_caption(file)) if file else "")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _caption(image: Path) -> str:
+    for suffix in CAPTION_SUFFIXES:
+        try:
+            with open_regular(image.with_suffix(suffix)) as file:
+                return file.read(_MOST_CAPTION_BYTES).decode("utf-8-sig", errors="replace").strip()
+        except OSError:
+            continue
+    return ""
+
+
+# ------------------------------------------------------------ files
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file that a run has saved."""
+
+    name: str
+    """Relative to the run's folder."""
+
+    kind: str
+    size: int
+    """Bytes."""
+
+    time: str
+    sha256: str
+    """Of the file; empty: not known."""
+
+    weights_sha256: str
+    """Of its weights, as its header records it."""
+
+
+def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
+    """The network files of a run, one by one also those of a model folder, then its states.
+
+    hashed: compute the hashes that are not recorded.
+    """
+    for saved in list_network_files(folder):
+        step = "" if saved.step is None else f", step {saved.step}"
+        time = saved.time.strftime("%Y-%m-%d %H:%M:%S") if saved.time else ""
+        inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)] if saved.path.is_dir() else []
+        for path in inner or [saved.path]:
+            size, digest = _size_and_hash(path, hashed)
+            name = redact_text(path.relative_to(folder).as_posix())
+            yield SavedFile(name, f"{saved.kind}{step}", size, time, digest, _recorded(path))
+    for checkpoint in list_checkpoints(folder):
+        kind = "state" + (f": {checkpoint.problem}" if checkpoint.problem else "")
+        for name, size, digest in _manifest(checkpoint.path):
+            shown = (checkpoint.path / name).relative_to(folder).as_posix()
+            yield SavedFile(redact_text(shown), redact_text(kind), size, "", digest, "")
+
+
+def _size_and_hash(path: Path, hashed: bool) -> tuple[int, str]:
+    """A file may vanish meanwhile: a run that goes on removes what is too old."""
+    try:
+        return path.stat().st_size, sha256_of(path) if hashed else ""
+    except OSError:
+        return 0, ""
+
+
+def _recorded(path: Path) -> str:
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        return str(read_metadata(path).get("sha256", ""))[:64]
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return ""
+
+
+def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
+    try:
+        files = json.loads(read_regular(checkpoint / MANIFEST))["files"]
+        yield from ((str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in files.items())
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return
+
+
+# ------------------------------------------------------------ texts
+
+
+def settings_text(folder: Path) -> str:
+    """config.yaml without secrets; empty where it is missing."""
+    try:
+        return redact(read_regular(folder / CONFIG).decode("utf-8", errors="replace"))
+    except OSError:
+        return ""
+
+
+def events(folder: Path) -> list[tuple[str, str, str, str]]:
+    """Time, event, step and details of each event."""
+    return [_event(redact_json(row)) for row in read_events(folder).rows]
+
+
+def _event(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    details = [f"{key}: {_told(value)}" for key, value in row.items() if key not in ("time", "event", "step")]
+    step = row.get("step")
+    time = str(row.get("time", "")).replace("T", " ").removesuffix("Z")
+    return time, str(row.get("event", "")), "" if step is None else str(step), "; ".join(d for d in details if d)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) if value else "none"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
+
+def trained_for(history: History) -> str:
+    """The time that all recorded steps took together, and the span from the first to the last; empty: not recorded."""
+    if history.seconds is None:
+        return ""
+    ends = (history.first or {}, history.last or {})
+    times = [time for row in ends if (time := parse_time(str(row.get("time", ""))))]
+    span = (times[-1] - times[0]).total_seconds() if len(times) == 2 else 0.0
+    return f"{duration(history.seconds)} in steps" + (f", {duration(span)} from the first to the last" if span else "")

@@ -1,0 +1,243 @@
+"""Pictures of a model with LoRA files on it, whose strengths may differ from picture to picture: what the tools share.
+
+All texts are encoded before the transformer is loaded, and their encoder is freed; small pictures come first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from extensions.tools.shared.applied import AppliedAdapters
+from extensions.tools.shared.image_files import picture_name, write_picture
+from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
+from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import size_note
+from toolkit.config.output import SampleItem
+from toolkit.config.tool import split_strength
+from toolkit.data.cache import TensorCache
+from toolkit.data.captions import inject_trigger
+from toolkit.data.latent_cache import CachePair, ItemEncoder
+from toolkit.errors import RunError, UserError
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import free_space, readable_size, sha256_of
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.offload import BlockSwap
+from toolkit.models.families import model_bytes
+from toolkit.models.interface import ModelFacts
+from toolkit.models.loading import base_hashes, checked_family
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
+from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
+from toolkit.train.base_model import load_base_model
+from toolkit.train.sampling import SamplePrompt, Sampler
+
+logger = logging.getLogger(__name__)
+
+FILES_IN_MEMORY = 4
+"""LoRA files, in float32; the one used longest ago is read again."""
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file with its strength."""
+
+    path: str
+    strength: float
+    sha256: str
+
+    @classmethod
+    def of(cls, text: str, strength: float | None = None) -> LoraFile:
+        """`FILE[:STRENGTH]`; strength: instead of the one given there."""
+        path, own = split_strength(text)
+        return cls(path, own if strength is None else strength, sha256_of(Path(path).expanduser()))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to generate."""
+
+    prompt: SamplePrompt
+    loras: tuple[LoraFile, ...]
+    settings: dict[str, Any]
+    """`extensions.tools.shared.image_files.Settings`."""
+
+    @property
+    def name(self) -> str:
+        """Its file."""
+        return picture_name(self.settings)
+
+    @property
+    def cost(self) -> int:
+        """Pixels that all its passes compute: small ones come first, so that much is seen soon."""
+        width, height = self.prompt.size
+        return width * height * self.prompt.steps * (1 + self.prompt.guided)
+
+
+class PictureMaker:
+    """Generates pictures by the keys of a section."""
+
+    def __init__(self, section: PicturesConfig, loras: Sequence[str]) -> None:
+        """loras: all files that pictures may use. Reads them; the model is loaded when it is needed.
+
+        Raises UserError for a LoRA of another model, one whose model is not known, and for a device that is not there.
+        """
+        self.config: ModelConfig = section.found_model()
+        self.section = section = section.model_copy(update={"model": self.config})
+        check_device(section.device, model_bytes(self.config))
+        self.family: ModelFacts = checked_family(self.config)
+        self.files = tuple(dict.fromkeys(loras))
+        layers = checked_family(self.config).every_linear_layer(self.config.files_folder())
+        read = partial(load_adapter_file, layers=layers)
+        self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(FILES_IN_MEMORY)(
+            lambda path: read(Path(path).expanduser())
+        )
+        """The changes of a file. Not all files of a long run fit into memory together."""
+        for path in self.files:
+            self.changes(path)
+        self.folder = Path(section.output).expanduser()
+        self.base = {part: digest[:16] for part, digest in base_hashes(self.config).items()}
+        self._status = StatusLine()
+        self._loaded: _Loaded | None = None
+
+    def picture(self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()) -> Picture:
+        """A picture of one item: what it does not give itself comes from the section. Raises UserError for a size that
+        the model cannot make."""
+        section, given = self.section, self.section.model_fields_set
+        fast = section.lightning
+        shift = LIGHTNING_SHIFT if fast and "flow_shift" not in given else section.flow_shift
+        prompt = SamplePrompt(
+            prompt=inject_trigger(item.prompt, section.trigger_word, add=False),
+            negative=inject_trigger(
+                section.negative if item.neg is None else item.neg, section.trigger_word, add=False
+            ),
+            size=section.size_of(item, self.family),
+            seed=seed,
+            guidance_scale=cfg,
+            steps=item.sample_steps or (fast if fast and "steps" not in given else section.steps),
+            references=tuple(Path(path).expanduser() for path in item.ctrl_img or section.reference),
+            flow_shift=item.flow_shift or shift,
+            stretched=not fast,
+        )
+        settings = {
+            "prompt": prompt.prompt,
+            "negative": prompt.negative,
+            "width": prompt.size.width,
+            "height": prompt.size.height,
+            "seed": seed,
+            "cfg": float(cfg),
+            "steps": prompt.steps,
+            "flow_shift": prompt.flow_shift,
+            "lightning": fast,
+            "reference": [
+                {"path": str(path), "sha256": sha256_of(Path(path).expanduser())}
+                for path in item.ctrl_img or section.reference
+            ],
+            "lora": [{"path": one.path, "strength": one.strength, "sha256": one.sha256} for one in loras],
+            "model": self.config.model_dump(mode="json", exclude_unset=True),
+            "base": self.base,
+            "dtype": section.dtype,
+        }
+        return Picture(prompt, tuple(loras), settings)
+
+    def make(self, pictures: Sequence[Picture], made: Callable[[Picture, Path], None] = lambda *_: None) -> int:
+        """Writes those that are not there yet, cheapest first; returns how many. made: called after each."""
+        wanted = {picture.name: picture for picture in pictures}
+        if not self.section.overwrite:
+            wanted = {name: picture for name, picture in wanted.items() if not (self.folder / name).exists()}
+        if there := len({picture.name for picture in pictures}) - len(wanted):
+            logger.info(f"{there} of these pictures are in {self.folder} already (--overwrite makes them again)")
+        todo = sorted(wanted.values(), key=lambda picture: picture.cost)
+        if not todo:
+            return 0
+        sizes = [(picture.prompt.size.width, picture.prompt.size.height) for picture in todo]
+        if note := size_note(self.config.files_folder(), sizes):
+            logger.warning(note)
+        self._check_room(todo)
+        with _advice():
+            self._draw(todo, made)
+        return len(todo)
+
+    def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
+        loaded = self._loaded = self._loaded or _Loaded(self)
+        sampler = loaded.sampler([picture.prompt for picture in todo])
+
+        def watch(index: int, step: int, steps: int) -> bool:
+            self._status.update(f"picture {index + 1}/{len(todo)} step {step}/{steps}")
+            return False
+
+        sampler.watch = watch
+        for index, picture in enumerate(todo):
+            loaded.use([(lora.path, lora.strength) for lora in picture.loras])
+            image = sampler.generate(index)
+            path = self.folder / picture.name
+            write_picture(path, image, picture.settings, self.section.metadata)
+            self._status.finish()
+            logger.info(f"{index + 1}/{len(todo)} {path}")
+            made(picture, path)
+
+    def keep_encoders(self) -> None:
+        """From here on the text encoder stays, for further prompts."""
+        self._loaded = self._loaded or _Loaded(self)
+        self._loaded.keeps_encoders = True
+
+    def _check_room(self, todo: Sequence[Picture]) -> None:
+        """Raises UserError where the disk has no room for them: at most 3 bytes per pixel."""
+        needed = sum(3 * picture.prompt.size.width * picture.prompt.size.height for picture in todo)
+        if (free := free_space(self.folder)) < needed:
+            need = f"{len(todo)} pictures take up to {readable_size(needed)}"
+            raise UserError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Memory that runs out becomes a RunError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "Give --quantize with a smaller --qtype, --blocks-to-swap, --low-vram, or a smaller size."
+        raise RunError(f"out of memory ({str(error).splitlines()[0]}). {remedy}") from error
+
+
+class _Loaded:
+    """The model of a `PictureMaker`, once something is drawn; its transformer is loaded last."""
+
+    def __init__(self, maker: PictureMaker) -> None:
+        self._maker = maker
+        self._device = use_device(pick_device(maker.section.device))
+        self._dtype = DTYPES[maker.section.dtype]
+        logger.info(f"device {self._device}, {maker.section.dtype}")
+        self._model = load_base_model(maker.config, self._device, self._dtype)
+        self._encoder = ItemEncoder(self._model, self._dtype)
+        self._stores = CachePair(TensorCache(None), TensorCache(None))
+        self._adapters: AppliedAdapters | None = None
+        self._in_use: list[tuple[str, float]] = []
+        self.keeps_encoders = False
+
+    def sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler:
+        """With the texts and references of these prompts encoded."""
+        status = self._maker._status
+        sampler = Sampler(self._model, prompts, self._encoder, self._stores)
+        sampler.encode(lambda what, done, total: status.update(f"{what} {done}/{total}"))
+        status.finish()
+        if not self.keeps_encoders:
+            self._model.unload_encoders(keep=self._model.family.encoder_parts["vae"])
+        return sampler
+
+    def use(self, chosen: Sequence[tuple[str, float]]) -> None:
+        """Loads the transformer if it is not there, and puts these files on it, each with a strength; no others."""
+        changes = self._maker.changes
+        if self._adapters is None:
+            self._adapters = AppliedAdapters(self._model.network_module, map(changes, self._maker.files), self._device)
+            if reason := self._model.enable_modulation_cache(BlockSwap):
+                logger.info(f"model.modulation_table: not possible here, {reason}")
+            BlockRunner(self._model, self._device, self._dtype, "none", self._maker.config.blocks_to_swap)
+        if list(chosen) != self._in_use:
+            self._adapters.use([(changes(path), strength) for path, strength in chosen])
+            self._in_use = list(chosen)

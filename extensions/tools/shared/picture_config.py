@@ -1,0 +1,268 @@
+"""What the tools that generate pictures have in common: the model, prompts and their settings, the folder of the
+pictures. Prompts are read as those of `sample` are. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from extensions.tools.shared.run_job import model_of
+from toolkit.config.field_types import Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
+from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import default_sizes
+from toolkit.config.normalise import Normaliser, UnusedDefaults
+from toolkit.config.output import MAX_SIDE, Negative, SampleConfig, SampleItem
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import Device
+from toolkit.config.tool import ToolConfig, check_safetensors, split_strength
+from toolkit.config.validate import validate
+from toolkit.config.yaml_reader import read_text, read_yaml
+from toolkit.data.images import ImageError, image_size
+from toolkit.data.types import Size
+from toolkit.errors import ConfigErrors, UserError
+from toolkit.files.writing import file_in_the_way
+from toolkit.models.families import family_for
+from toolkit.models.interface import ModelFacts
+
+SeedOrList = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    BeforeValidator(as_list),
+    schema_of_list({"type": "integer", "minimum": 0}),
+]
+"""One seed or a list of seeds."""
+
+LIGHTNING_SHIFT = 3.0
+"""Shift of the noise levels that the Lightning LoRAs were distilled with; their last level is not stretched. Source:
+ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py, `scheduler_config`."""
+
+MODEL_KEYS = (
+    "name_or_path",
+    "revision",
+    "quantize",
+    "qtype",
+    "accuracy_recovery_adapter",
+    "quantize_te",
+    "qtype_te",
+    "text_encoder_cpu",
+    "blocks_to_swap",
+    "modulation_table",
+    "low_vram",
+    "model_kwargs.match_target_res",
+)
+
+
+class PicturesConfig(ToolConfig):
+    """Keys of the tools that generate pictures."""
+
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {"model": MODEL_KEYS}
+    may_be_empty: ClassVar = frozenset({"prompt", "negative"})
+
+    model: ModelConfig | None = None
+    """The model, and how it is kept in memory: the keys of a training job. Not given: that of the first LoRA, as in the
+    job of its run, or by the file's metadata."""
+
+    lora: PathOrList = ()
+    """LoRA, DoRA, LoHa or LoKr files of any program, each as FILE or FILE:STRENGTH."""
+
+    prompt: StrOrList = ()
+    """Prompts, each perhaps with the flags of a sample's prompt behind it (`a cat --w 768 --h 512`)."""
+
+    prompts: PathStr = ""
+    """File of further prompts: text with one on a line, or YAML with the keys of `sample` in a training job."""
+
+    trigger_word: str = ""
+    """Replaces `[trigger]` in prompts, as in those of a training job."""
+
+    negative: Negative = ""
+    """Negative prompt; empty: one space."""
+
+    reference: Slots = ()
+    """Up to 3 reference images in slot order; none: the picture is made from text alone."""
+
+    width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
+    """Pixels, 64 to 16384. Without width and height: of the model's own sizes the one that is most like the first
+    reference, or the square; a model that began with random weights has those it was trained on."""
+
+    height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
+    """Pixels, 64 to 16384."""
+
+    steps: int = Field(default=20, ge=1, le=10_000)
+    """Denoising steps."""
+
+    flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
+    """Shift of the noise levels, 1 is none. Not given: by the picture's size, as the model's own sampling."""
+
+    lightning: Literal[0, 4, 8] = 0
+    """Sample as Lightning LoRAs of so many steps need it: these steps, cfg 1, flow_shift 3; what is given goes before.
+    The file is given with the other LoRAs. 0: as usual."""
+
+    output: PathStr
+    """Folder of the pictures."""
+
+    overwrite: bool = False
+    """Make pictures that are there already again."""
+
+    metadata: bool = True
+    """Write prompt, settings and the names of the files used into the pictures."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+
+    dtype: Dtype = "bfloat16"
+    """Number type of the computation."""
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The folder of the pictures."""
+        return frozenset({Path(self.output).expanduser().resolve()})
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Prompts that cannot be read, references that are no images, a file in the way."""
+        if file := file_in_the_way(Path(self.output).expanduser()):
+            yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
+        yield from check_loras("lora", self.lora, job)
+        if self.model is None and self.lora:
+            file = Path(split_strength(self.lora[0])[0]).expanduser()
+            if job.will_write(file.parent) or not (file.is_file() or job.will_write(file)):
+                return  # of a run that is still to come; or it is missing
+        try:
+            family = family_for(self.found_model())
+        except UserError as error:
+            if self.model is None:  # else `ModelConfig.check` says it
+                yield Diagnostic(("model",), str(error))
+            return
+        yield from check_references(("reference",), self.reference, family, job)
+        for key in ("prompt", "prompts"):
+            try:
+                items = self.read_items(key)
+            except ConfigErrors as found:
+                places = [(error.place.removeprefix("prompt: "), error.message) for error in found.errors]
+                yield from (Diagnostic((key,), f"{place}: {message}") for place, message in places)
+            except UserError as error:
+                yield Diagnostic((key,), str(error))
+            else:
+                for item in items:
+                    yield from check_references((key,), item.ctrl_img, family, job)
+
+    def found_model(self) -> ModelConfig:
+        """`model`, or that of the first LoRA where it is not given. Raises UserError where there is none."""
+        if self.model is not None:
+            return self.model
+        if not self.lora:
+            raise UserError("is required: a model folder or hub id.")
+        return model_of(Path(split_strength(self.lora[0])[0]).expanduser())
+
+    def items(self) -> tuple[SampleItem, ...]:
+        """All prompts, with what each gives itself. Raises UserError where they cannot be read."""
+        return self.read_items("prompt") + self.read_items("prompts")
+
+    def read_items(self, key: str) -> tuple[SampleItem, ...]:
+        """Those of one of the two keys."""
+        if key == "prompt":
+            return read_lines(self.prompt) if self.prompt else ()
+        return read_file(Path(self.prompts)) if self.prompts else ()
+
+    def size_of(self, item: SampleItem, family: ModelFacts) -> Size:
+        """The size of a picture in pixels, one that the model can generate. Raises UserError where it has none."""
+        references = item.ctrl_img or self.reference
+        width, height = item.width or self.width, item.height or self.height
+        like = image_size(Path(references[0]).expanduser()) if references else None
+        learned = default_sizes(self.model.files_folder()) if self.model else ()
+        usual = family.default_size(like, [Size(*sides) for sides in learned])
+        if width and height:
+            size = Size(width, height)
+        elif width or height:
+            shape = like or Size(1, 1)
+            size = Size(
+                width or round((height or 0) * shape.width / shape.height),
+                height or round((width or 0) * shape.height / shape.width),
+            )
+        else:
+            size = usual
+        drawn = family.drawable(size)
+        if min(drawn) < 1 or (family.longest_side and max(drawn) > family.longest_side):
+            limits = f"{family.token_side} to {family.longest_side or MAX_SIDE}"
+            raise UserError(f"size {size}: this model makes pictures with sides of {limits} pixels.")
+        return drawn
+
+
+def check_references(
+    key: tuple[str, ...], paths: Sequence[str], family: ModelFacts, job: JobContext
+) -> Iterator[Diagnostic]:
+    """More references than the model takes, files that are missing or no images."""
+    if len(paths) > family.max_references:
+        takes = f"at most {family.max_references}" if family.max_references else "none"
+        yield Diagnostic(key, f"{len(paths)} references: a {family.title} takes {takes}.")
+    for path in paths:
+        file = Path(path).expanduser()
+        if job.will_write(file):
+            continue
+        if not file.is_file():
+            yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}). Give an image file.")
+            continue
+        try:
+            image_size(file)
+        except (ImageError, OSError) as error:
+            yield Diagnostic(key, f"{error}")
+
+
+def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:
+    """LoRA files that are missing or of another kind, strengths that are no numbers."""
+    for index, text in enumerate(files):
+        try:
+            file, _ = split_strength(text)
+        except UserError as error:
+            yield Diagnostic((key, index), str(error))
+        else:
+            yield from check_safetensors((key, index), file, job)
+
+
+_NOWHERE = SourceLocation(0, 0)
+
+
+def read_lines(lines: Sequence[str], place: str = "prompt") -> tuple[SampleItem, ...]:
+    """Prompts with flags. Raises ConfigErrors naming the flag."""
+    texts = [ConfigNode(line, (), _NOWHERE, _NOWHERE, text=line) for line in lines]
+    samples = ConfigNode([*texts], ("prompts",), _NOWHERE, _NOWHERE)
+    return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), Diagnostics(place))
+
+
+def read_file(path: Path) -> tuple[SampleItem, ...]:
+    """Prompts of a text file, one on a line, or of a YAML file with the keys of `sample`."""
+    path = path.expanduser()
+    diagnostics = Diagnostics(str(path))
+    if path.suffix.lower() in (".yaml", ".yml", ".json"):
+        root = read_yaml(read_text(path, diagnostics), diagnostics)
+        return _read(root.value.get("sample", root), diagnostics)
+    lines = read_text(path, diagnostics).splitlines()
+    kept = [(number, line.strip()) for number, line in enumerate(lines, start=1) if is_prompt(line)]
+    if not kept:
+        raise UserError(f"{path} holds no prompt. Write one on a line; '#' begins a line that is left out.")
+    texts = [ConfigNode(line, (), (at := SourceLocation(number, 1)), at, text=line) for number, line in kept]
+    samples = ConfigNode([*texts], (), _NOWHERE, _NOWHERE)
+    return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), diagnostics)
+
+
+def is_prompt(line: str) -> bool:
+    """Whether a line of a file is one: neither empty nor a comment."""
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
+    """The items of a `sample` section; each gets what is given for all of them."""
+    section = None
+    if isinstance(node.value, dict):
+        checked = Normaliser(diagnostics, UnusedDefaults()).section(SampleConfig, node)
+        section, _ = validate(SampleConfig, checked, diagnostics)
+    else:
+        diagnostics.error(node, "is no mapping. Write 'samples:' and below it a list.")
+    diagnostics.raise_errors()
+    assert isinstance(section, SampleConfig)  # otherwise there is an error
+    shared = {key: getattr(section, key) for key in section.model_fields_set & SampleItem.model_fields.keys()}
+    return tuple(
+        item.model_copy(update={key: value for key, value in shared.items() if getattr(item, key) is None})
+        for item in section.samples
+    )

@@ -1,0 +1,77 @@
+"""`run.py ara` and `accuracy_recovery_adapter: auto` on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from extensions.tools.ara.config import AraConfig
+from jobs.job import ExtensionJob
+from tests.conftest import readme_commands
+from toolkit.config.model import ModelConfig
+from toolkit.config.tool import load_tool
+from toolkit.errors import ConfigErrors
+from toolkit.extension import discover
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.memory.quantization import WithRecoveryLora
+from toolkit.train.base_model import load_base_model
+
+CPU = torch.device("cpu")
+
+
+def weights(model: ModelConfig, folder: Path) -> dict[str, torch.Tensor]:
+    loaded = load_base_model(model, CPU, torch.float32, training_folder=str(folder))
+    layers = dict(loaded.network_module.named_modules())
+    return {
+        name: layer.weight.dequantize()
+        for name, layer in layers.items()
+        if isinstance(getattr(layer, "weight", None), WithRecoveryLora)
+    }
+
+
+def test_the_commands_of_the_page_make_adapters_that_help(
+    tiny_model: Path, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.tools.ara.process.SIDE", 64)
+    monkeypatch.setattr("extensions.tools.ara.process.STEPS", 2)
+    make_pictures(tmp_path / "dataset" / "40_mychar", "a", "b")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "tiny-qwen-edit").symlink_to(tiny_model)
+    plain, calibrated = readme_commands("extensions/tools/ara/README.md", "ara")
+    small = ["--dtype", "float32", "--device", "cpu", "--resolution", "64", "--rank", "2"]
+    found = {}
+    for command in (plain, calibrated):
+        said.clear()
+        ExtensionJob(load_tool("ara", AraConfig, [*command, *small]), discover()).run()
+        metadata = read_metadata(tmp_path / command[4])
+        layers, means = json.loads(metadata["errors"]), json.loads(metadata["mean_errors"])
+        assert metadata["qtype"] == "int4" and metadata["rank"] == "2"
+        assert all(after < before for before, after in layers.values())
+        assert means["image"][1] < means["image"][0]
+        assert any(line.startswith("image: error ") for line in said)
+        found[command[4]] = layers
+    one, other = found.values()
+    assert one.keys() == other.keys() and one != other
+    with pytest.raises(ConfigErrors, match="is there already"):
+        load_tool("ara", AraConfig, [*plain, *small])
+
+    # The file is what a job reads; that of the same rank which `auto` makes is the same, now and from the cache.
+    path = tmp_path / "full.safetensors"
+    command = [*plain[:4], str(path), *small, "--rank", "32", "--measure", "false"]
+    ExtensionJob(load_tool("ara", AraConfig, command), discover()).run()
+    model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "int4"}
+    from_file = weights(ModelConfig(**model, accuracy_recovery_adapter=str(path)), tmp_path)
+    said.clear()
+    auto = ModelConfig(**model, accuracy_recovery_adapter="auto")
+    made = weights(auto, tmp_path)
+    kept = weights(auto, tmp_path)
+    assert sum("auto: making one of rank 32" in line for line in said) == 1
+    assert len(list((tmp_path / "_cache" / "ara").glob("int4_*.safetensors"))) == 1
+    assert from_file.keys() == made.keys() == kept.keys() and len(made) == len(one)
+    for name, weight in made.items():
+        torch.testing.assert_close(weight, from_file[name])
+        assert torch.equal(weight, kept[name])

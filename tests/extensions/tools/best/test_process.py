@@ -1,0 +1,153 @@
+"""`run.py best`: the numbers of a short run's LoRAs, and what is recommended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from extensions.tools.best.config import BestConfig
+from extensions.tools.best.embedding import Embedder, adherence, distance
+from extensions.tools.best.process import Measured, _images, recommend
+from jobs.job import ExtensionJob
+from tests.conftest import readme_commands
+from toolkit.config import load_job
+from toolkit.config.tool import load_tool
+from toolkit.errors import ConfigErrors, UserError
+from toolkit.extension import discover
+from toolkit.models.families import family_for
+from toolkit.train.run_reader import read_validation
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A CLIP with random weights, and a tokenizer of some letters."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 30, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**small, "image_size": 28, "patch_size": 14}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path / "clip")
+    letters = [f"{letter}{end}" for letter in "abehoptz" for end in ("", "</w>")]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters]
+    CLIPTokenizer({word: index for index, word in enumerate(words)}, []).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.mark.slow
+def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
+    write_job, trainer, make_pictures, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = trainer(
+        make_pictures(tmp_path / "images", "a", "b", "c", "d"),
+        train={"steps": 2, "lr": 0.05},
+        save={"dtype": "float32", "save_every": 1},
+        validation={"fraction": 0.5, "every": 1, "timesteps": 2},
+        sample={"samples": [{"prompt": "a hat", "width": 64, "height": 64}], "sample_every": 0, "sample_steps": 2},
+    )
+    section["train"]["disable_sampling"] = True
+    job = load_job(write_job(section, name="my_char"), discover().find_config)
+    ExtensionJob(job, discover()).run()
+    plain, linked, embedded = readme_commands("extensions/tools/best/README.md", "best")
+    short = ["--steps", "2", "--prompts", "a lake"]
+    run = Path(plain[0])
+
+    def best(*flags: str) -> dict:
+        ExtensionJob(load_tool("best", BestConfig, [*flags, *short]), discover()).run()
+        return json.loads((run / "best.json").read_text())
+
+    found = best(*plain)
+    base, first, last = found["files"]
+    assert [each["step"] for each in found["files"]] == [None, 1, 2] and last["file"] == "my_char.safetensors"
+    recorded = [row["validation/loss"] for row in read_validation(run).rows]
+    assert [each["loss"] for each in found["files"]] == pytest.approx(recorded, rel=1e-5)
+    assert base["drift"] == 0 < first["drift"] < last["drift"]
+    assert found["measured_on"] == "2 images that were not trained on"
+    name = found["recommended"]
+    assert any(line.startswith(f"recommended: {name}: ") for line in said)
+
+    monkeypatch.setattr("extensions.tools.best.process.os.link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+    (run / "my_char_best.safetensors").unlink(missing_ok=True)  # the run's own
+    assert best(*linked)["recommended"] == name
+    assert (run / "my_char_best.safetensors").read_bytes() == (run / name).read_bytes()
+    with pytest.raises(ConfigErrors, match=r"my_char_best\.safetensors is there already"):
+        best(*linked)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    again = best(*linked, "--overwrite", *embedded[1:], "--embedder", str(clip))
+    assert (run / "my_char_best.safetensors").samefile(run / again["recommended"])
+    assert [each["loss"] for each in again["files"]] == [each["loss"] for each in found["files"]]
+    assert all(0 <= each["distance"] <= 2 and -1 <= each["adherence"] <= 1 for each in again["files"])
+
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    (run / "my_char_best.safetensors").unlink()
+    (run / "my_char_best.safetensors").write_bytes(b"mine")
+    with pytest.raises(ConfigErrors) as caught:
+        best(*linked, "--overwrite", "--output", "photo.jpg", "--embedder", "photo.jpg")
+    told = [("--embedder", "is a file."), ("--link", "was not made by"), ("--output", "was not made by")]
+    for line, (flag, words) in zip(str(caught.value).splitlines(), told, strict=True):
+        assert f"{flag}: " in line and words in line
+
+
+def test_embeddings_are_those_of_transformers(clip: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel, Dinov2Config, Dinov2Model
+
+    picture = Image.effect_mandelbrot((40, 28), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    pixels = torch.tensor([*picture.crop((6, 0, 34, 28)).tobytes()]).view(28, 28, 3).permute(2, 0, 1) / 255
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    ids = torch.tensor([[0, 8, 3, 1]])  # h, a at the end of a word
+    output = CLIPModel.from_pretrained(clip)(input_ids=ids, pixel_values=((pixels - mean) / std)[None])
+    embedder = Embedder(str(clip), "cpu", torch.device("cpu"))
+    torch.testing.assert_close(embedder.images([picture]), output.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedder.texts(["ha"]), output.text_embeds, rtol=1e-4, atol=1e-5)
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path / "dino"
+    )
+    dino = Embedder(str(tmp_path / "dino"), "cpu", torch.device("cpu"))
+    assert not dino.reads_text and dino.images([picture, picture]).norm(dim=1).tolist() == pytest.approx([1, 1])
+    (tmp_path / "dino" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=r"'bert'\. Give a CLIP or a DINOv2"):
+        Embedder(str(tmp_path / "dino"), "cpu", torch.device("cpu"))
+
+
+def test_distance_and_adherence() -> None:
+    rows = functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dim=1)
+    assert distance(rows, rows[:1]) == pytest.approx(1 - (1 + 0.5**0.5) / 2)
+    assert adherence(rows, rows.flip(0)) == pytest.approx(0.5**0.5)
+
+
+def test_without_held_out_images_those_of_the_training_are_measured_with_their_captions(
+    write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    section = trainer(make_pictures(tmp_path / "images", "a", "b", "c"))
+    section["datasets"][0] |= {"caption_dropout_rate": 0.9, "flip_x": True, "resolution": [64, 96]}
+    training = load_job(write_job(section), discover().find_config).processes[0].section
+    measured, trained, words = _images(training, family_for(training.model), 2)
+    assert [item.sample.rules.dropout_rate for item in measured] == [0, 0] and not any(measured[0].sample.flip)
+    assert len({item.sample.image for item in trained}) == 2
+    assert words.startswith("2 images of the training, for none are held out")
+
+
+def test_what_is_recommended_and_why() -> None:
+    base = Measured("base model", None, 0.5, 0.0)
+    lowest, near, far = Measured("a", 1, 0.4, 0.3), Measured("b", 2, 0.403, 0.1), Measured("c", 3, 0.41, 0.0)
+    best, reason = recommend([lowest, near, far], base)
+    assert best is near and reason.startswith("the least drift (0.100) among the 2 whose loss is within 1%")
+    assert recommend([lowest, far], base) == (lowest, "the lowest loss, 0.4000; the base model has 0.5000")
+    assert "no LoRA of the run is better" in recommend([far], Measured("base model", None, 0.3, 0.0))[1]
+    alike = [Measured("a", 1, 0.4, 0.1, 0.7), Measured("b", 2, 0.403, 0.3, 0.6)]
+    assert recommend(alike, base)[0] is alike[1]
+
+
+def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "finished", "name": "x"}')
+    for folder, words in [(tmp_path / "none", "no run is here"), (tmp_path, "holds no job")]:
+        with pytest.raises(ConfigErrors, match=words):
+            load_tool("best", BestConfig, [str(folder)])

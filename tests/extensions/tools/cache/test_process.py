@@ -1,0 +1,161 @@
+"""`type: cache`: everything is encoded once, and training then encodes nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from extensions.tools.cache.config import CacheCommand
+from jobs import ExtensionJob
+from tests.conftest import readme_commands
+from toolkit.config import load_job
+from toolkit.config.tool import load_tool
+from toolkit.errors import ConfigErrors, UserError
+from toolkit.extension import discover
+from toolkit.train.run_reader import RunStatus
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+def entries(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and time of writing of every entry, by its place in the cache; what scans learned is none."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parent.name != "scans"
+    }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: contents for name, (contents, _) in entries(folder).items()}
+
+
+@pytest.fixture
+def section(trainer, make_pictures, tmp_path: Path) -> Callable[..., dict]:
+    """A section over two folders, one with references and caption dropout, as either process type."""
+    plain = make_pictures(tmp_path / "2_plain", "a", "b")
+    edits = make_pictures(tmp_path / "edits", "c", "d", "e", size=(64, 96))
+    references = make_pictures(tmp_path / "before", "c", "d", "e", captions=False)
+    dropped = {"caption_dropout_rate": 0.5, "control_path": str(references)}
+    datasets = [{"folder_path": str(plain), "resolution": 64}, {"folder_path": str(edits), "resolution": 64, **dropped}]
+    return lambda kind, **changes: trainer(datasets=datasets, **changes) | {"type": kind}
+
+
+@pytest.mark.parametrize("kind", ["cache", "sd_trainer"])
+def test_a_large_model_is_not_computed_on_the_cpu_by_accident(
+    write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is refused before anything is downloaded or written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    extensions = discover()
+    job = write_job(section(kind, device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}))
+    with pytest.raises(UserError, match=r"^device: auto: .* a model of 58 GB .* 'device: cpu'\. Likely cause: "):
+        ExtensionJob(load_job(job, extensions.find_config), extensions).run()
+    assert not (tmp_path / "hub").exists() and not list(tmp_path.glob("output/*/config.yaml"))
+
+
+def test_training_after_it_encodes_nothing(run_py: Run, write_job, section, tmp_path: Path) -> None:
+    cache = tmp_path / "output" / "_cache"
+    before = {name: files(tmp_path / name) for name in ("2_plain", "edits", "before")}
+    job = write_job(section("cache"), name="encode")
+    result = run_py(job)
+    assert (result.returncode, result.stderr) == (0, "")
+    # 5 targets and 3 references; 5 captions and, for the three that may be dropped, the text of each reference alone.
+    assert sorted(name.split("/")[0] for name in entries(cache)) == ["latents"] * 8 + ["text"] * 8
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["_cache"]
+    assert {name: files(tmp_path / name) for name in before} == before
+    complete = entries(cache)
+
+    # Broken off: one of each kind is missing, one of each is damaged. Only these are made again.
+    spoilt = [name for kind in ("latents", "text") for name in sorted(complete) if name.startswith(kind)][::5]
+    for number, name in enumerate(spoilt):
+        if number % 2:
+            (cache / name).unlink()
+        else:
+            (cache / name).write_bytes(complete[name][0][:-1])
+    again = run_py(job)
+    assert again.returncode == 0
+    assert again.stdout.count("is damaged") == (len(spoilt) + 1) // 2
+    repaired = entries(cache)
+    assert {name: contents for name, (contents, _) in repaired.items()} == {
+        name: contents for name, (contents, _) in complete.items()
+    }
+    assert {name for name in repaired if repaired[name][1] != complete[name][1]} == set(spoilt)
+
+    training = run_py(write_job(section("sd_trainer", train={"steps": 4, "batch_size": 2}), name="train"))
+    assert training.returncode == 0, training.stderr
+    assert entries(cache) == repaired
+    assert (tmp_path / "output" / "train" / "train.safetensors").is_file()
+    assert {name: files(tmp_path / name) for name in before} == before
+
+
+def test_bad_pictures_are_named_and_nothing_is_cached(run_py: Run, write_job, section, tmp_path: Path) -> None:
+    (tmp_path / "edits" / "d.png").write_bytes(b"no picture")
+    (tmp_path / "before" / "e.png").unlink()
+    result = run_py(write_job(section("cache")))
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert "d.png" in result.stderr and "e.png" in result.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_the_commands_of_the_page_see_and_prune_the_cache(
+    write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:
+    """Another job shares the cache: what only it uses is counted and pruned; a running job keeps all of it."""
+    monkeypatch.chdir(tmp_path)
+    cache, extensions = tmp_path / "output" / "_cache", discover()
+
+    def run(*flags: str) -> list[str]:
+        said.clear()
+        ExtensionJob(load_tool("cache", CacheCommand, flags), extensions).run()
+        return [line for line in said if "entries" in line]
+
+    pictures = {"samples": [{"prompt": "a hat", "width": 64, "height": 64}], "sample_steps": 2}
+    job = write_job({**section("sd_trainer"), "sample": pictures}, name="mine")
+    (tmp_path / "config").mkdir()
+    job.rename(tmp_path / "config" / "my_char.yaml")
+    first, skipping, counting, pruning = readme_commands("extensions/tools/cache/README.md", "cache")
+    assert [re.sub(r" \([\d.]+ k?B\)", "", line) for line in run(*first)] == [
+        "latents: 8 entries used, 0 entries not used by this job",
+        "text: 10 entries used, 0 entries not used by this job",
+    ]
+    mine = entries(cache)
+    damaged = sorted(mine)[0]
+    (cache / damaged).write_bytes(b"damaged")
+    run(*skipping)
+    assert (cache / damaged).read_bytes() == b"damaged"
+    run(*first, "--workers", "3")
+    assert files(cache) == {name: contents for name, (contents, _) in mine.items()}
+
+    other = section("cache", trigger_word="other")
+    ExtensionJob(load_job(write_job(other), extensions.find_config), extensions).run()
+    assert re.search(r" 5 entries \([\d.]+ kB\) not used by this job$", run(*counting)[1])
+    assert len(entries(cache)) == len(mine) + 5
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "extensions.tools.cache.config.list_runs", lambda _: [SimpleNamespace(status=RunStatus.RUNNING, folder="r")]
+        )
+        with pytest.raises(ConfigErrors, match="--prune: r is training from this cache"):
+            run(*pruning)
+    assert run(*pruning)[-1] == "5 entries deleted"
+    assert entries(cache).keys() == mine.keys()
+
+
+def test_wrong_jobs_are_told(write_job, section, tmp_path: Path) -> None:
+    with pytest.raises(ConfigErrors, match="job: nowhere: no such config"):
+        load_tool("cache", CacheCommand, ["nowhere"])
+    bad = write_job({**section("sd_trainer"), "trigger_wrd": "x"})
+    with pytest.raises(ConfigErrors, match=rf"{bad}:\d+.*trigger_wrd"):
+        load_tool("cache", CacheCommand, [str(bad)])
+    with pytest.raises(ConfigErrors, match="has no process whose datasets"):
+        load_tool("cache", CacheCommand, [str(write_job({"type": "tiny_model", "path": str(tmp_path / "x")}))])

@@ -1,0 +1,255 @@
+"""`run.py caption` and `type: caption` on the tiny model's text encoder, whose captions are noise."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from extensions.tools.caption.config import CaptionConfig
+from jobs.job import ExtensionJob
+from tests.conftest import readme_commands
+from toolkit.config.tool import load_tool
+from toolkit.data.captions import read_captions_file
+from toolkit.errors import ConfigErrors, RunError, UserError
+from toolkit.extension import discover
+
+Caption = Callable[..., CaptionConfig]
+
+
+@pytest.fixture
+def images(make_pictures, tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "images", "a", "b", "c", captions=False)
+
+
+@pytest.fixture
+def caption(tiny_model: Path) -> Caption:
+    """Runs the command in this process."""
+
+    def run(folder: Path, *flags: object) -> CaptionConfig:
+        common = ["--model", str(tiny_model), "--dtype", "float32", "--device", "cpu"]
+        if "--max-tokens" not in flags:
+            common += ["--max-tokens", "6"]
+        config = load_tool("caption", CaptionConfig, [str(folder), *common, *map(str, flags)])
+        ExtensionJob(config, discover()).run()
+        return config.processes[0].section
+
+    return run
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.stem: path.read_text() for path in sorted(folder.glob("*.txt"))}
+
+
+def test_captions_are_what_transformers_own_model_says(images: Path, caption: Caption, tiny_model: Path) -> None:
+    """The input built by hand, one image at a time, and greedy decoding by the forward pass alone."""
+    from PIL import Image
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    caption(images, "--prompt", "What is it?\\nSay.", "--batch-size", 3, "--prefix", "photo", "--trigger-word", "sks")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model / "text_encoder", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model / "tokenizer")
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_model / "processor")
+    vision = processor(images=[Image.open(images / "b.png")], return_tensors="pt")
+    pads = "<|image_pad|>" * (int(vision["image_grid_thw"].prod()) // 4)
+    ids = tokenizer(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>" + pads
+        + "<|vision_end|>What is it?\nSay.<|im_end|>\n<|im_start|>assistant\n",
+        return_tensors="pt",
+    )["input_ids"]  # fmt: skip
+    begin = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(6):
+            types = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+            ids = torch.cat([ids, model(input_ids=ids, mm_token_type_ids=types, **vision).logits[:, -1:].argmax(-1)], 1)
+    said = tokenizer.decode(ids[0, begin:], skip_special_tokens=True).strip()
+    assert texts(images)["b"] == f"sks photo. {said}\n" and len(texts(images)) == 3
+
+
+def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(images: Path, caption: Caption, said) -> None:
+    (images / "a.txt").write_text("mine")
+    (images / "b.txt").write_text(" \n")  # empty: no caption
+    caption(images)
+    first = texts(images)
+    assert first["a"] == "mine" and first["b"].strip() and set(first) == {"a", "b", "c"}
+    caption(images)
+    assert "3 of 3 images have captions: nothing to do" in said and texts(images) == first
+    caption(images, "--overwrite", "--prompt", "Another question")
+    (trash,) = (images / ".trash").iterdir()  # no journal is left
+    assert texts(trash) == first and texts(images).keys() == first.keys() and texts(images)["a"] != "mine"
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"name": "b.p', bytes(40), b'{"name": "b.png", "caption": "x"}', b"[1]\n{}\n"])
+def test_a_broken_off_overwriting_goes_on(
+    images: Path, caption: Caption, torn: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second image fails twice; the next run does only what is left, and the trash has each old caption once.
+
+    torn: what a power cut leaves at the end of the journal.
+    """
+    from extensions.tools.caption.captioner import Captioner
+
+    for name in "abc":
+        (images / f"{name}.txt").write_text(f"old {name}")
+    captions, asked = Captioner.captions, []
+
+    def break_off(self, shown, names):
+        asked.extend(names)
+        if names == ["b.png"] and asked.count("b.png") <= 2:
+            raise KeyboardInterrupt
+        return captions(self, shown, names)
+
+    monkeypatch.setattr(Captioner, "captions", break_off)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            caption(images, "--overwrite")
+        assert texts(images)["b"] == "old b" and texts(images)["a"] != "old a"
+        (journal,) = (images / ".trash").glob("unfinished*")
+        with journal.open("ab") as opened:
+            opened.write(torn)
+    caption(images, "--overwrite")
+    assert asked == ["a.png", "b.png", "b.png", "b.png", "c.png"]
+    kept = {path.name: path.read_text() for path in (images / ".trash").rglob("*.txt")}
+    assert kept == {f"{name}.txt": f"old {name}" for name in "abc"}
+    assert not list((images / ".trash").glob("unfinished*"))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "tsv"])
+def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: str, said) -> None:
+    table = images / f"captions.{form}"
+    caption(images, "--format", form)
+    whole = table.read_bytes()
+    rows = whole.decode().splitlines()
+    assert len(rows) == 3
+    if form == "tsv":
+        assert read_captions_file(str(table), []).keys() == {"a.png", "b.png", "c.png"}
+    else:
+        assert json.loads(rows[0]).keys() == {"image_path", "caption"}
+    torn = whole[: whole.index(b"c.png") + 5]
+    table.write_bytes(torn)
+    caption(images, "--format", form)
+    assert table.read_bytes() == whole and any("torn off" in line for line in said)
+    (kept,) = (images / ".trash").rglob(table.name)
+    assert kept.read_bytes() == torn
+    # A line of another image, and one that cannot be captioned, stay as they are.
+    other = '{"image_path": "/elsewhere/x.png", "caption": "theirs"}' if form == "jsonl" else "x.png\ttheirs"
+    mine = json.dumps({**json.loads(rows[0]), "caption": "mine"}) if form == "jsonl" else "a.png\tmine"
+    table.write_text(f"{rows[1]}\n{other}\n{mine}")  # by hand, without a last line end
+    caption(images, "--format", form)
+    assert table.read_text() == f"{rows[1]}\n{other}\n{mine}\n{rows[2]}\n" and any("is kept" in line for line in said)
+    table.write_text(f"{rows[1]}\n{other}\n{mine}\n")
+    (images / "a.png").write_bytes(b"no image")
+    with pytest.raises(RunError, match=r"1 of 3 images have no new caption: .*a\.png"):
+        caption(images, "--format", form, "--overwrite")
+    after = table.read_text().splitlines()
+    assert len(after) == 4 and after[1] == other and "mine" in after[2] and after[3] == rows[2]
+    table.write_text("no caption\n")
+    with pytest.raises(UserError, match=rf"captions\.{form}:1: is not"):
+        caption(images, "--format", form)
+
+
+def test_pairs_are_shown_together(images: Path, caption: Caption, make_pictures, tmp_path: Path) -> None:
+    before = make_pictures(tmp_path / "before", "a", "b", captions=False)
+    with pytest.raises(RunError, match=r"1 of 3 images have no new caption: .*c\.png: has no reference"):
+        caption(images, "--pairs", before, "--format", "jsonl")
+    rows = [json.loads(line) for line in (images / "captions.jsonl").read_text().splitlines()]
+    assert [row["control_path"] for row in rows] == [str(before / "a.png"), str(before / "b.png")]
+    alone = caption(images, "--format", "jsonl", "--output", tmp_path / "alone.jsonl", "--prompt", "x")
+    assert alone.question() == "x" and len((tmp_path / "alone.jsonl").read_text().splitlines()) == 3
+
+
+def test_quantized_recursive_drawn_and_a_folder_of_transformers(
+    images: Path, caption: Caption, tiny_model: Path, tmp_path: Path, said
+) -> None:
+    flat = tmp_path / "flat"
+    for part in ("tokenizer", "processor", "text_encoder"):
+        shutil.copytree(tiny_model / part, flat, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"holds no image\. Set recursive"):
+        caption(images.parent)
+    flags = ("--recursive", "--quantize", "int8", "--model", flat, "--temperature", 1, "--max-size", 56)
+    caption(images.parent, *flags)
+    first = texts(images)
+    assert len(first) == 3 and any("of them are cut" in line for line in said)
+    caption(images.parent, *flags, "--overwrite")
+    assert texts(images) == first  # the same seed
+    caption(images.parent, *flags, "--overwrite", "--seed", 1)
+    assert texts(images) != first
+
+
+def test_wrong_input_is_told_before_the_model_is_loaded(images: Path, caption: Caption, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    for flags, words in [
+        (("--model", tmp_path / "clip"), "is 'clip'. Only 'qwen2_5_vl'"),
+        (("--model", images), "holds no config.json"),
+        (("--pairs", images), "is the folder of the images itself"),
+        (("--output", "x.txt"), "has no effect with format txt"),
+        (("--format", "csv"), "'csv'"),
+    ]:
+        with pytest.raises(ConfigErrors, match=re.escape(words)):
+            caption(images, *flags)
+    shutil.copy(images / "a.png", images / "a.jpg")
+    with pytest.raises(RunError, match=r"a\.png has the same caption file"):
+        caption(images)
+
+
+def test_the_commands_of_the_page_are_understood(
+    images: Path, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(tmp_path / "dataset" / "40_mychar", "a")
+    make_pictures(tmp_path / "dataset" / "before", "a")
+    monkeypatch.chdir(tmp_path)
+    found = readme_commands("extensions/tools/caption/README.md", "caption")
+    assert len(found) >= 4
+    for flags in found:
+        assert load_tool("caption", CaptionConfig, flags).processes[0].section
+
+
+@pytest.mark.slow
+def test_a_job_captions_and_names_what_it_cannot_read(run_py, write_job, images: Path, tiny_model: Path) -> None:
+    section = {"type": "caption", "folder": str(images), "model": str(tiny_model), "dtype": "float32", "max_tokens": 3}
+    (images / "c.png").write_bytes(b"no image")
+    result = run_py(write_job(section))
+    assert result.returncode == 1 and "c.png: is not a JPEG" in result.stderr, result.stderr
+    assert "2 captions written" in result.stdout and len(texts(images)) == 2
+
+
+def test_names_that_a_table_cannot_hold_are_refused_before_the_model_is_loaded(
+    images: Path, caption: Caption, said
+) -> None:
+    names = ["a\tb.png", "a\nb.png", "a\rb.png", " a.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        (images / "a.png").rename(images / name)
+        with pytest.raises(UserError, match="which a TSV table cannot hold"):
+            caption(images, "--format", "tsv")
+        shutil.copy(images / name, images / "a.png")
+    for flags in ((), ("--overwrite",)):
+        caption(images, "--format", "jsonl", *flags)
+        rows = [json.loads(line) for line in (images / "captions.jsonl").read_text().splitlines()]
+        assert {row["image_path"] for row in rows} == {
+            str(images / name) for name in ("a.png", "b.png", "c.png", *names)
+        }
+    caption(images, "--format", "jsonl")
+    assert "8 of 8 images have captions: nothing to do" in said
+
+
+def test_a_full_disk_leaves_no_torn_line(images: Path, caption: Caption) -> None:
+    table = images / "captions.jsonl"
+    caption(images, "--format", "jsonl")
+    table.write_text(before := table.read_text().partition("\n")[0] + "\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before.encode()) + 9, hard))  # a short write, as on a full disk
+    try:
+        with pytest.raises(RunError, match=r"captions\.jsonl: cannot be written: No space left"):
+            caption(images, "--format", "jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert table.read_text() == before

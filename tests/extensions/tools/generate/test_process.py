@@ -1,0 +1,381 @@
+"""`generate` on the tiny models: pictures, what is written into them, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from extensions.tools.generate.config import GenerateConfig
+from extensions.tools.shared import generation
+from extensions.tools.shared.image_files import read_settings
+from jobs import ExtensionJob
+from tests.conftest import ROOT, child_environment
+from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, drawn_by_pipeline, psnr
+from tests.measured import at_least
+from tests.model_folders import write_flow_model
+from tests.stand_in_cuda import COMPILER
+from toolkit.config import load_job
+from toolkit.config.model import ModelConfig
+from toolkit.config.tool import load_tool
+from toolkit.data.types import Size
+from toolkit.errors import Interrupted, RunError, UserError
+from toolkit.extension import discover
+from toolkit.files.run_files import TINY_MODEL
+from toolkit.models.families import family_for
+from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
+from toolkit.train.sampling import SamplePrompt, Sampler
+
+SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res --output out"
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[Path]]:
+    """Runs a command in `tmp_path` in this process; returns the pictures in `out`, the newest last."""
+    monkeypatch.chdir(tmp_path)
+    extensions = discover()
+
+    def generate(line: str) -> list[Path]:
+        config = load_tool("generate", GenerateConfig, shlex.split(line))
+        ExtensionJob(config, extensions).run()
+        return sorted((tmp_path / "out").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+
+    return generate
+
+
+def write_lora(model: Path, path: Path, seed: int = 1) -> Path:
+    """A LoRA that is plainly seen, for two layers of a model."""
+    layers = family_for(ModelConfig(name_or_path=str(model))).linear_layers(model)
+    tensors, random = {}, torch.Generator().manual_seed(seed)
+    for name in [name for name in layers if name.endswith(("attn.to_q", "attn.to_v", "img_mod.1"))]:
+        inputs, outputs = layers[name]
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(4, inputs, generator=random)
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(outputs, 4, generator=random) / inputs**0.5
+    save_file(tensors, path)
+    return path
+
+
+def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
+    generate, unit_gain_model: Path, unit_gain_pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said
+) -> None:
+    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 96 * 64)
+    asked = (
+        f"--model {unit_gain_model} --prompt 'a cup of coffee' --negative blurry --reference {REFERENCES[0]} "
+        "--width 96 --height 64 --steps 3 --cfg 4 --seed 7 --dtype float32 --device cpu --match-target-res --output out"
+    )
+    (path,) = generate(asked)
+    with Image.open(path) as ours:
+        ours.load()
+    same = SamplePrompt("a cup of coffee", "blurry", Size(96, 64), 7, 4.0, 3, REFERENCES[:1])
+    theirs = drawn_by_pipeline(unit_gain_pipeline, same)
+    at_least("generate, 1 reference, dB", psnr(ours, theirs), 60)
+    assert re.fullmatch(r"a-cup-of-coffee_7_[0-9a-f]{10}\.png", path.name)
+
+    prompt, negative, values = ours.text["parameters"].splitlines()
+    assert (prompt, negative) == ("a cup of coffee", "Negative prompt: blurry")
+    assert values.startswith("Steps: 3, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 96x64, Model hash: ")
+
+    before = path.read_bytes()
+    assert generate(asked) == [path] and "1 of these pictures are in out already" in said[-1]
+    # Elsewhere, from the picture alone; then with another seed.
+    generate(f"--like {path} --output again")
+    (again,) = (tmp_path / "again").iterdir()
+    assert (again.name, again.read_bytes()) == (path.name, before)
+    generate(f"--like {path} --output again --seed 8")
+    assert [file.name[:18] for file in sorted((tmp_path / "again").iterdir())] == [
+        "a-cup-of-coffee_7_",
+        "a-cup-of-coffee_8_",
+    ]
+    path.write_bytes(b"")
+    assert generate(asked + " --overwrite --metadata false") == [path]
+    with Image.open(path) as bare:
+        assert bare.text == {} and psnr(bare.convert("RGB"), ours) == math.inf
+
+
+@pytest.mark.parametrize(
+    "quantized",
+    [
+        pytest.param(False, id="whole"),
+        pytest.param(True, id="int8, a swapped block, the modulation in a table", marks=pytest.mark.slow),
+    ],
+)
+def test_loras_change_the_picture_as_merged_ones_do(
+    generate, unit_gain_model: Path, tmp_path: Path, quantized: bool
+) -> None:
+    a, b = (write_lora(unit_gain_model, tmp_path / f"{name}.safetensors", seed) for seed, name in ((1, "a"), (2, "b")))
+    how = "--quantize --blocks-to-swap 1 --modulation-table true" if quantized else ""
+    keys = f"--model {unit_gain_model} --prompt coffee {SMALL} {how}"
+    plain = Image.open(generate(keys)[-1])
+    with_loras = Image.open(generate(f"{keys} --lora a.safetensors:0.5 b.safetensors:-1")[-1])
+    assert psnr(with_loras, plain) < 40
+    assert with_loras.text["parameters"].startswith("coffee <lora:a:0.5> <lora:b:-1>\nNegative prompt: \nSteps: 2, ")
+    nothing = Image.open(generate(f"{keys} --lora a.safetensors:0")[-1])
+    assert psnr(nothing, plain) == math.inf
+    # The trainer's own way to use them: merged before the weights are quantized.
+    model = ModelConfig.model_validate(
+        {
+            "name_or_path": str(unit_gain_model),
+            "base_loras": [{"path": str(a), "multiplier": 0.5}, {"path": str(b), "multiplier": -1}],
+            "model_kwargs": {"match_target_res": True},
+            "quantize": quantized,
+        }
+    )
+    config = GenerateConfig(
+        type="generate", model=model, prompt=("coffee",), output="merged", width=64, height=64, steps=2, dtype="float32"
+    )
+    maker = generation.PictureMaker(config, [])
+    maker.make([maker.picture(config.items()[0], 42, 4.0)])
+    (merged,) = (tmp_path / "merged").iterdir()
+    # Quantized, the change is in the rounding of the one and beside that of the other.
+    least = 40 if quantized else 60
+    at_least(f"LoRAs beside the model, quantized {quantized}, dB", psnr(with_loras, Image.open(merged)), least)
+
+
+def test_prompts_of_a_file_and_of_standard_input_have_flags(
+    generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:
+    (tmp_path / "lines.txt").write_text("# mine\n\na large one --w 96 --d 3\n-- not a flag --n dark --l 2\n")
+    (tmp_path / "sample.yaml").write_text("samples: [{prompt: 'of [trigger]', seed: 5}]\nsample_steps: 1\nwidth: 80\n")
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\nlast --w 80\n")
+    )
+    kept: list[tuple[str, ...]] = []
+    unload = "toolkit.models.qwen_edit.model.QwenEditModel.unload_encoders"
+    monkeypatch.setattr(unload, lambda model, keep=(): kept.append(tuple(keep)))
+    files = generate(f"--model {tiny_model} --prompts lines.txt --seed 1 2 --interactive {SMALL}")
+    found = list(map(read_settings, files))
+    assert [(s["prompt"], s["seed"], s["width"], s["cfg"]) for s in found] == [
+        ("-- not a flag", 1, 64, 2.0),
+        ("-- not a flag", 2, 64, 2.0),
+        ("a large one", 3, 96, 4.0),
+        ("typed in", 9, 64, 4.0),
+        ("last", 1, 80, 4.0),
+        ("last", 2, 80, 4.0),
+    ]
+    assert found[0]["negative"] == "dark" and not kept
+    assert any("'wide' is not a whole number" in line for line in said)
+    assert any("'no.png' is no file" in line for line in said)
+    generate(f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}")
+    (of_yaml,) = [s for s in map(read_settings, (tmp_path / "out").iterdir()) if s["prompt"] == "of yaml"]
+    assert (of_yaml["seed"], of_yaml["steps"], of_yaml["width"], of_yaml["height"]) == (5, 1, 80, 64)
+    assert kept == [("vae",)], "the text encoder is freed before the transformer is loaded"
+
+
+def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
+    generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"--model {tiny_model} --prompt one two {SMALL}"
+    draw = Sampler.generate
+
+    def stopped(sampler: Sampler, index: int) -> Image.Image:
+        if index:
+            raise Interrupted(130)
+        return draw(sampler, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "generate", stopped)
+        with pytest.raises(Interrupted):
+            generate(line)
+    (first,) = (tmp_path / "out").iterdir()
+    changed = first.stat().st_mtime_ns
+    assert len(generate(line)) == 2 and first.stat().st_mtime_ns == changed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
+def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(generate, tmp_path: Path, write_job) -> None:
+    model = tmp_path / "model"
+    write_tiny_model(model, TinySpec(layers=4))
+    write_lora(model, tmp_path / "lora.safetensors")
+    line = f"--model {model} --prompt coffee --lora lora.safetensors {SMALL} --reference {REFERENCES[0]}"
+    (here,) = generate(f"{line} --quantize --blocks-to-swap 3 --low-vram")
+    keys = {key: value for key, value in read_settings(here).items() if key in ("prompt", "width", "height", "steps")}
+    job = write_job(
+        {
+            "type": "generate",
+            **keys,
+            "model": {**read_settings(here)["model"], "modulation_table": True},
+            "lora": "lora.safetensors",
+            "reference": str(REFERENCES[0]),
+            "dtype": "float32",
+            "device": "cuda:0",
+            "output": "there",
+        }
+    )
+    command = [sys.executable, "-m", "tests.stand_in_cuda", str(job)]
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (there,) = (tmp_path / "there").iterdir()
+    at_least("generate on the stand-in device, dB", psnr(Image.open(there), Image.open(here)), 50)
+
+
+def test_a_flow_model_draws_from_text_and_takes_no_references(
+    generate, tmp_path: Path, write_job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_flow_model(tmp_path / "model", positions=32)
+    lora = write_lora(model, tmp_path / "lora.safetensors")
+    line = f"--model {model} --prompt 'a cat' --steps 2 --dtype float32 --device cpu --output out"
+    keys = {"model": {"name_or_path": str(model)}, "prompt": "a cat", "steps": 2, "dtype": "fp32", "output": "out"}
+    extensions = discover()
+    ExtensionJob(load_job(write_job({"type": "generate", **keys}), extensions.find_config), extensions).run()
+    (made,) = (tmp_path / "out").iterdir()
+    assert generate(line) == [made], "the keys of a job are the flags of the command"
+    plain, changed = Image.open(made), Image.open(generate(f"{line} --lora {lora}")[-1])
+    assert plain.size == (128, 128) and psnr(plain, changed) < 60
+    monkeypatch.setattr(Sampler, "generate", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
+    with pytest.raises(RunError, match="Give --quantize"):
+        generate(f"{line} --seed 7")
+    with pytest.raises(UserError, match="1 references: a latent flow model takes none"):
+        generate(f"{line} --reference {REFERENCES[0]}")
+    with pytest.raises(UserError, match="size 256x64: this model makes pictures with sides of 4 to 128 pixels"):
+        generate(f"{line} --width 256 --height 64")
+
+
+def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:
+    section = load_tool("generate", GenerateConfig, shlex.split(line)).processes[0].section
+    return section, generation.PictureMaker(section, [])
+
+
+def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path) -> None:
+    from extensions.tools.generate.process import pictures
+
+    for part in tiny_model.iterdir():
+        if part.name != TINY_MODEL:  # nothing else says that it is none of the published ones
+            (tmp_path / part.name).symlink_to(part)
+
+    def prompt(more: str):
+        section, maker = maker_of(f"--model {tmp_path} --prompt coffee {more}")
+        return next(pictures(section, maker, section.items(), [])).prompt
+
+    wide = REFERENCES[0]
+    assert [prompt(f"--reference {file}").size for file in REFERENCES] == [(1584, 1056), (1104, 1472), (1328, 1328)]
+    assert prompt("").size == (1328, 1328) and prompt("--width 640").size == (640, 640)
+    assert prompt(f"--reference {wide} --height 300").size == (448, 288)
+    fast, usual = prompt("--lightning 4"), prompt("")
+    assert (fast.steps, fast.guidance_scale, fast.flow_shift, fast.stretched) == (4, 1.0, 3.0, False)
+    assert (usual.steps, usual.guidance_scale, usual.flow_shift, usual.stretched) == (20, 4.0, None, True)
+    own = prompt("--lightning 8 --cfg 2 --flow-shift 2 --steps 6")
+    assert (own.steps, own.guidance_scale, own.flow_shift, own.stretched) == (6, 2.0, 2.0, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--prompt x", "run.py generate: --model: is required: a model folder or hub id."),
+        ("--model {m}", "run.py generate: --prompt: is required: what the picture shows"),
+        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is no file"),
+        ("--model {m} --prompt x --lora a.safetensors:strong", "'strong' is no number. Write FILE, or FILE:STRENGTH"),
+        ("--model {m} --prompt x --lora a.safetensors:nan", "'nan' is no number"),
+        ("--model {m} --prompt x --lora notes.txt", "'notes.txt' is no safetensors file"),
+        ("--model {m} --prompt x --reference notes.txt", "notes.txt"),
+        ("--model {m} --prompt x --reference {r} {r} {r} {r}", "--reference:"),
+        ("--model {m} --prompt 'x --ci {r} --ci {r} --ci {r} --ci {r}'", "--prompt:"),
+        ("--model {m} --prompt 'x --w 3'", "--prompt: --w: 3 is out of range"),
+        ("--model {m} --prompts notes.txt --output notes.txt", "notes.txt' is a file. Give a folder."),
+        ("--model {m} --prompts nothing.txt", "nothing.txt: does not exist"),
+        ("--like notes.txt", "'notes.txt' cannot be read as a picture"),
+        ("--like {r}", "holds no settings of Atelier"),
+        ("--model {m} --prompt x --lightning 5", "--lightning: 5"),
+        ("--model {m} --prompt x --qtype int3", "--qtype: 'int3' is unknown"),
+        ("--model . --prompt x", "--model: '.' holds no model_index.json"),
+        ("--model {m} --prompt x --setps 3", "unknown argument '--setps'. Did you mean '--steps'?"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_loaded(
+    line: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a cat")
+    save_file({}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError) as refused:
+        load_tool("generate", GenerateConfig, shlex.split(line.format(m=tiny_model, r=REFERENCES[0])))
+    assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
+    generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "load_base_model", lambda *_: pytest.fail("the model is loaded"))
+    other = {"diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 5)}
+    other["diffusion_model.transformer_blocks.0.attn.to_q.lora_B.weight"] = torch.zeros(7, 2)
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors: .* It is of another model\."):
+        generate(f"--model {tiny_model} --prompt x --lora other.safetensors {SMALL}")
+    monkeypatch.setattr(generation, "free_space", lambda _: 100)
+    with pytest.raises(UserError, match=r"out: 1 pictures take up to 12\.3 kB, the disk has 100 B free"):
+        generate(f"--model {tiny_model} --prompt x {SMALL}")
+
+
+def commands() -> list[str]:
+    pages = ("extensions/tools/generate/README.md", "docs/use_your_lora.md")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
+    text = (
+        text.replace("output/my_char/", "")
+        .replace("Qwen/Qwen-Image-Edit-2509", "MODEL")
+        .replace("coffee.jpg", "photo.png")
+    )
+    return re.findall(r"python run\.py generate (--model[^`\n]*|--like[^`\n]*)", text)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(generate, tiny_model: Path, tmp_path: Path, monkeypatch, make_pictures) -> None:
+    (tmp_path / "MODEL").symlink_to(tiny_model)
+    for name in ("my_char", "style", "lightning_4", "lightning_8"):
+        write_lora(tiny_model, tmp_path / f"{name}.safetensors")
+    make_pictures(tmp_path, "photo", "coat", captions=False)
+    (tmp_path / "prompts.txt").write_text("a bird --d 3\n")
+    assert len(commands()) >= 8
+    for line in commands():
+        monkeypatch.setattr("sys.stdin", io.StringIO("a dog\n"))
+        if "--like" in line:
+            (tmp_path / "picture.png").write_bytes(next((tmp_path / "out").glob("*.png")).read_bytes())
+            generate(f"{line} --output like")
+            assert json.dumps(read_settings(next((tmp_path / "like").glob("*.png"))))
+            continue
+        before = set((tmp_path / "out").glob("*"))
+        more = SMALL.replace("--steps 2", "--steps 1") if "--lightning" not in line else SMALL
+        generate(f"{line} {more}")
+        assert set((tmp_path / "out").glob("*")) - before, line
+
+
+def test_model_and_size_come_with_the_lora(generate, tiny_model: Path, tmp_path: Path) -> None:
+    """Without a reference a tiny model makes 128 x 128: of the published sizes one would take minutes."""
+    (tmp_path / "models").symlink_to(tiny_model.parent)
+    tensors = load_file(write_lora(tiny_model, tmp_path / "models.safetensors"))
+    save_file(tensors, "known.safetensors", {"base_model": f"models/{tiny_model.name}"})
+    save_file(tensors, "unknown.safetensors")
+    asked = "--prompt coffee --steps 1 --cfg 1 --device cpu --dtype float32 --output out --lora"
+    (path,) = generate(f"{asked} known.safetensors:0.5")
+    settings = read_settings(path)
+    assert (settings["width"], settings["height"]) == (128, 128)
+    assert settings["model"] == {"name_or_path": f"models/{tiny_model.name}"}
+    with pytest.raises(UserError, match=r"--model: unknown.safetensors: its model is not known"):
+        generate(f"{asked} unknown.safetensors")
+
+
+def test_the_model_of_a_lora_that_is_still_to_come(trainer, write_job, tmp_path: Path, make_pictures) -> None:
+    """That of the run that writes it; for the file of another tool it has to be given, before anything is trained."""
+    train = trainer(make_pictures(tmp_path / "photos", "a"))
+    training = {**train, "training_folder": str(tmp_path / "output")}
+    lora, small = (str(tmp_path / path) for path in ("output/job/job.safetensors", "small.safetensors"))
+    resize = {"type": "resize", "input": lora, "rank": 2, "output": small}
+    last = {"type": "generate", "prompt": "x", "output": str(tmp_path / "out")}
+    find = discover().find_config
+    assert load_job(write_job(training, {**last, "lora": lora}), find)
+    assert load_job(write_job(training, resize, {**last, "lora": small, "model": train["model"]}), find)
+    with pytest.raises(UserError, match=r"process\[2\].model: .*small.safetensors: its model is not known"):
+        load_job(write_job(training, resize, {**last, "lora": small}), find)

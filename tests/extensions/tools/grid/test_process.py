@@ -1,0 +1,117 @@
+"""`grid` on the tiny model: which pictures it makes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from extensions.tools.grid.config import GridConfig
+from extensions.tools.shared import generation
+from extensions.tools.shared.image_files import read_settings
+from jobs import ExtensionJob
+from tests.conftest import ROOT
+from tests.diffusers_reference import psnr
+from tests.extensions.tools.generate.test_process import SMALL, write_lora
+from toolkit.config.tool import load_tool
+from toolkit.errors import UserError
+from toolkit.extension import discover
+
+
+@pytest.fixture
+def grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dict]:
+    """Runs a command in `tmp_path` in this process; returns the data of the page in `out`."""
+    monkeypatch.chdir(tmp_path)
+    extensions = discover()
+
+    def grid(line: str) -> dict:
+        ExtensionJob(load_tool("grid", GridConfig, shlex.split(line)), extensions).run()
+        page = (tmp_path / "out" / "index.html").read_text()
+        return json.loads(re.search(r'type="application/json"[^>]*>(.*?)</script>', page)[1])
+
+    return grid
+
+
+def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
+    grid, unit_gain_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate("abc"):
+        write_lora(unit_gain_model, tmp_path / f"{name}.safetensors", seed)
+    loads: list[object] = []
+    load = generation.load_base_model
+    monkeypatch.setattr(generation, "load_base_model", lambda *given: loads.append(given) or load(*given))
+    line = f"--model {unit_gain_model} --prompt coffee 'tea --d 5' --seed 1 2 {SMALL.replace('--steps 2', '--steps 1')}"
+    data = grid(f"{line} --cfg 1 --lora a.safetensors b.safetensors:-0.3 --strength 0.5 1")
+    assert [(column["name"], column["strength"]) for column in data["columns"]] == [
+        ("without LoRA", None),
+        ("a", 0.5),
+        ("a", 1.0),
+        ("b", -0.3),
+    ]
+    assert [(row["prompt"], row["cfg"], row["seed"]) for row in data["rows"]] == [
+        ("coffee", 1.0, 1),
+        ("coffee", 1.0, 2),
+        ("tea", 1.0, 5),
+    ]
+    for row, names in zip(data["rows"], data["files"], strict=True):
+        for column, name in zip(data["columns"], names, strict=True):
+            settings = read_settings(tmp_path / "out" / name)
+            lora = [(file["path"], file["strength"]) for file in settings["lora"]]
+            assert lora == ([(column["lora"], column["strength"])] if column["lora"] else [])
+            assert (settings["prompt"], settings["seed"]) == (row["prompt"], row["seed"])
+    base, *others = (Image.open(tmp_path / "out" / name) for name in data["files"][0])
+    assert all(psnr(base, other) < 60 for other in others)
+    assert len(loads) == 1
+    # With another file all else is there already, and a column that was alone is the same picture.
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+    more = grid(f"{line} --cfg 1 --lora a.safetensors c.safetensors")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert [[row[0], row[1]] for row in more["files"]] == [[row[0], row[2]] for row in data["files"]]
+    assert len(list((tmp_path / "out").glob("*.png"))) == len(times) + 3
+    # Nothing is left to do: no model is loaded.
+    grid(f"{line} --cfg 1 --lora a.safetensors")
+    assert len(loads) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model {m} --prompt x", "run.py grid: --lora: is required."),
+        ("--model {m} --lora a.safetensors", "--prompt: is required: what the pictures show"),
+        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is no file"),
+        ("--model {m} --prompt x --lora a.safetensors --strength much", "--strength: 'much' is not a number"),
+        ("--model {m} --prompt x --lora a.safetensors --also notes.txt", "--also: 'notes.txt' is no safetensors file"),
+        ("--model {m} --prompt x --lora a.safetensors --output other", "was not made by this program"),
+    ],
+)
+def test_wrong_input_is_one_line(line: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lora(tiny_model, tmp_path / "a.safetensors")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.html").write_text("<p>mine")
+    with pytest.raises(UserError) as refused:
+        load_tool("grid", GridConfig, shlex.split(line.format(m=tiny_model)))
+    assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(grid, tiny_model: Path, tmp_path: Path, make_pictures) -> None:
+    (tmp_path / "MODEL").symlink_to(tiny_model)
+    (tmp_path / "output" / "my_char").mkdir(parents=True)
+    for name in ("my_char", "lightning_8", "output/my_char/my_char_000000100", "output/my_char/my_char_000000200"):
+        write_lora(tiny_model, tmp_path / f"{name}.safetensors")
+    make_pictures(tmp_path, "photo", captions=False)
+    text = (ROOT / "extensions" / "grid" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python run\.py grid ([^`\n]*)", text)
+    assert len(commands) >= 6
+    for line in commands:
+        words = [str(found) for word in line.split(" ") for found in (tmp_path.glob(word) if "*" in word else [word])]
+        small = SMALL if "--lightning" in line else SMALL.replace("--steps 2", "--steps 1")
+        data = grid(f"{' '.join(words)} {small}")
+        assert all((tmp_path / "out" / name).is_file() for row in data["files"] for name in row), line

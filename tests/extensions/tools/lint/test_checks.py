@@ -1,0 +1,190 @@
+"""Each check finds what it is for, and a good dataset has no findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image, ImageFilter
+
+from extensions.tools.lint.checks import CHECKS, Finding, run_checks
+from extensions.tools.lint.config import CHECK_NAMES, LintConfig
+from extensions.tools.lint.dataset import read_datasets
+from extensions.tools.lint.likeness import most_like
+from tests.extensions.tools.lint.conftest import picture
+from toolkit.config.tool import load_tool
+
+DEFAULTS = ("--resolution", "256")
+
+
+def lint(*flags: str) -> list[Finding]:
+    """The findings of the command with these flags."""
+    (process,) = load_tool("lint", LintConfig, flags).processes
+    config = process.section
+    return [finding for data in read_datasets(config, lambda *_: None) for finding in run_checks(data, config)]
+
+
+def found(*flags: str) -> set[tuple[str, str]]:
+    """Checks and names of files."""
+    return {(finding.check, Path(finding.file).name) for finding in lint("photos", *DEFAULTS, *flags)}
+
+
+def blur(folder: Path) -> None:
+    picture(9).filter(ImageFilter.GaussianBlur(3)).save(folder / "bad.png")
+
+
+def enlarge(folder: Path) -> None:
+    picture(9, 102, 77).resize((256, 192), Image.Resampling.BICUBIC).save(folder / "bad.png")
+
+
+def shrink(folder: Path) -> None:
+    picture(9, 96, 64).save(folder / "bad.png")
+
+
+def lengthen(folder: Path) -> None:
+    picture(9, 512, 96).save(folder / "bad.png")
+
+
+def clear(folder: Path) -> None:
+    image = picture(9)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(folder / "bad.png")
+
+
+def print_colours(folder: Path) -> None:
+    picture(9).convert("CMYK").save(folder / "bad.jpg", quality=95)
+
+
+def tear(folder: Path) -> None:
+    whole = (folder / "1.png").read_bytes()
+    (folder / "bad.png").write_bytes(whole[: len(whole) // 2])
+
+
+def repeat(folder: Path) -> None:
+    image = picture(3).point(lambda value: min(255, value + 6))
+    image.resize((200, 150), Image.Resampling.LANCZOS).save(folder / "bad.jpg", quality=80)
+
+
+def drop_caption(folder: Path) -> None:
+    picture(9).save(folder / "bad.png")
+    (folder / "bad.txt").write_text(" ")
+
+
+def write_long(folder: Path) -> None:
+    picture(9).save(folder / "bad.png")
+    (folder / "bad.txt").write_text("ohwx man, " + "a very long sentence about nothing, " * 80)
+
+
+def forget_trigger(folder: Path) -> None:
+    picture(9).save(folder / "bad.png")
+    (folder / "bad.txt").write_text("a man in a garden")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "blurred": (blur, ()),
+    "enlarged": (enlarge, ()),
+    "tiny": (shrink, ("--least-size", "0.5")),
+    "aspect": (lengthen, ()),
+    "transparent": (clear, ()),
+    "mode": (print_colours, ()),
+    "unusable": (tear, ()),
+    "duplicate": (repeat, ()),
+    "no_caption": (drop_caption, ()),
+    "long_caption": (write_long, ()),
+    "trigger": (forget_trigger, ()),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(folder: Path, name: str) -> None:
+    spoil, flags = BROKEN[name]
+    assert found(*flags) == set()
+    spoil(folder)
+    (bad,) = (path.name for path in folder.glob("bad.*") if path.suffix != ".txt")
+    if not (folder / "bad.txt").exists():
+        (folder / "bad.txt").write_text("ohwx man somewhere")
+    assert found(*flags) == {(name, bad)}
+    assert found(*flags, "--skip", name) == set()
+
+
+def test_what_is_measured_is_the_crop_at_the_size_that_is_trained(folder: Path) -> None:
+    blur(folder)
+    (folder / "bad.txt").write_text("ohwx man somewhere")
+    flags = ("photos", "--skip", "aspect", "enlarged", "--resolution")
+    assert [finding.check for finding in lint(*flags, "256")] == ["blurred"]
+    assert lint(*flags, "32") == []
+
+
+def test_the_trigger_word_of_a_folder_stands_in_each_caption_as_it_is_written(folder: Path) -> None:
+    (folder / "0.txt").write_text("Ohwx man")
+    (folder / "1.txt").write_text("an ohwxman")
+    (folder / "2.txt").write_text("")
+    told = {Path(each.file).name: each.message for each in lint("photos", *DEFAULTS, "--trigger-word", "ohwx")}
+    assert told["0.png"] == "has no 'ohwx' in these letters in its caption, so it is put in front: 'Ohwx man'"
+    assert told["1.png"].startswith("has 'ohwx' only inside another word, so it is not put in front")
+    assert told["2.png"] == "has no caption: it trains with 'ohwx' alone" and len(told) == 3
+
+
+def test_one_caption_for_all_is_told_of_the_folder(folder: Path) -> None:
+    for path in folder.glob("*.txt"):
+        path.write_text("a man")
+    assert found() == {("same_caption", "photos")}
+
+
+def test_pairs_are_compared_with_all_others(folder: Path) -> None:
+    before, second = folder.parent / "before", folder.parent / "second"
+    for made in (before, second):
+        made.mkdir()
+    for index in range(6):  # an edit changes a part of the picture
+        image = picture(index)
+        image.paste(Image.new("RGB", (60, 60), (200, 30, 30)), (20, 20))
+        image.save(before / f"{index}.jpg", quality=90)
+        picture(100 + index).save(second / f"{index}.png")
+    pairs = ("--control-path", "before", "second")
+    assert found(*pairs) == set()
+    (before / "3.jpg").rename(before / "7.jpg")
+    (before / "4.jpg").rename(before / "3.jpg")
+    (before / "7.jpg").rename(before / "4.jpg")
+    picture(60).save(before / "7.jpg")  # of no image
+    picture(0).save(before / "0.jpg", quality=95, subsampling=0)  # changes nothing
+    (before / "1.jpg").unlink()
+    with Image.open(before / "2.jpg") as image:
+        image.resize((256, 160)).save(before / "2.jpg", quality=90)
+    assert found(*pairs) == {
+        ("unpaired", "7.jpg"),
+        ("pair_order", "3.png"),
+        ("pair_order", "4.png"),
+        ("same_as_reference", "0.png"),
+        ("pair_shape", "2.png"),
+        ("unusable", "1.png"),
+    }
+
+
+def test_references_whose_slots_are_exchanged_are_found(folder: Path) -> None:
+    one, two = folder.parent / "one", folder.parent / "two"
+    for made in (one, two):
+        made.mkdir()
+    for index in range(6):
+        like, unlike = (one, two) if index != 4 else (two, one)
+        image = picture(index)
+        image.paste(Image.new("RGB", (60, 60), (200, 30, 30)), (20, 20))
+        image.save(like / f"{index}.png")
+        picture(50 + index).save(unlike / f"{index}.png")
+    assert found("--control-path", "one", "two") == {("pair_order", "4.png")}
+
+
+def test_a_copy_is_found_among_two_thousand() -> None:
+    pictures = numpy.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=numpy.uint8)
+    pictures = pictures.repeat(8, axis=1).repeat(8, axis=2)
+    pictures[1500] = pictures[12, :, ::-1] // 2 + 40
+    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == [(1500, 12, True)]
+    pictures[1500, 10:16, 10:16] = [255, 0, 0]  # something is changed in it
+    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == []
+
+
+def test_every_check_is_tested_here() -> None:
+    pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
+    others = {"same_caption", "leak", "garbled", "unused"}  # test_process.py, test_recall.py
+    assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES

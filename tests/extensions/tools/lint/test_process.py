@@ -1,0 +1,194 @@
+"""`run.py lint` and `type: lint`: jobs, exit codes, JSON, what is ignored, the page."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from extensions.tools.lint.config import LintConfig
+from jobs import ExtensionJob
+from tests.extensions.tools.lint.conftest import picture
+from tests.html_browser import Browser
+from toolkit.config import load_job
+from toolkit.config.tool import load_tool
+from toolkit.errors import ConfigErrors, RunError, UserError
+from toolkit.extension import discover
+
+README = Path(__file__).parents[4] / "extensions" / "tools" / "lint" / "README.md"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Runs the command in this process and returns its output; RunError where it finds something."""
+
+    def run_tool(*flags: object) -> str:
+        ExtensionJob(load_tool("lint", LintConfig, [*map(str, flags)]), discover()).run()
+        return capsys.readouterr().out
+
+    return run_tool
+
+
+def train(folder: str, **keys: object) -> dict:
+    """A process that trains on a folder; its model is not here."""
+    model = {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}
+    dataset = {"folder_path": folder, "resolution": 256}
+    return {"type": "sd_trainer", "model": model, "network": {"type": "lora"}, "datasets": [dataset], **keys}
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(run_py, write_job, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "images")
+    shutil.copytree(folder, tmp_path / "after")
+    (tmp_path / "before").mkdir()
+    for index in range(6):
+        image = picture(index)
+        image.paste(Image.new("RGB", (60, 60), (200, 30, 30)), (20, 20))
+        image.save(tmp_path / "before" / f"{index}.png")
+    (tmp_path / "config").mkdir()
+    write_job(train("images")).rename(tmp_path / "config" / "my_job.yaml")
+    commands = [line for line in README.read_text().splitlines() if line.startswith("python run.py ")]
+    codes = {}
+    for command in commands:
+        words = shlex.split(command, comments=True)[2:]
+        result = run_py(*words)
+        codes[command.partition("  ")[0].removeprefix("python run.py ")] = result.returncode
+        assert "Traceback" not in result.stderr
+    assert len(codes) == 6 and list(codes.values()) == [0, 1, 1, 1, 1, 0]  # at 1024 the pictures are small
+    assert (tmp_path / "seen.html").is_file()
+
+
+def test_findings_are_lines_json_and_an_exit_code(run, folder: Path) -> None:
+    good = run("photos", "--resolution", 256)
+    assert good.splitlines() == []
+    (folder / "2.txt").write_text("")
+    with pytest.raises(RunError, match=r"1 finding in 1 file, of 6 images: no_caption 1") as caught:
+        run("photos", "--resolution", 256)
+    assert caught.value.exit_code == 1
+
+
+def test_a_job_that_is_told_of_something_trains_nothing(write_job, folder: Path, tmp_path: Path) -> None:
+    (folder / "2.txt").write_text("")
+    lint = {"type": "lint", "path": "photos", "resolution": 256}
+    after = {"type": "mascots", "path": "drawn", "count": 1}
+    extensions = discover()
+    with pytest.raises(RunError, match="no_caption 1"):
+        ExtensionJob(load_job(write_job(lint, after), extensions.find_config), extensions).run()
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_json_has_every_finding(run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "2.txt").write_text("")
+    with pytest.raises(RunError):
+        run("photos", "--json", "--resolution", 256)
+    message = "has no caption: it trains with an empty prompt"
+    found = {"check": "no_caption", "file": "photos/2.png", "message": message}
+    assert json.loads(capsys.readouterr().out) == {"images": 6, "ignored": 0, "findings": [found]}
+
+
+def test_what_somebody_has_looked_at_is_ignored(run, folder: Path) -> None:
+    flags = ("photos", "--resolution", 512, "--least-size", 0.9)  # all six are tiny
+    with pytest.raises(RunError, match="tiny 6"):
+        run(*flags)
+    (folder / "lint_ignore.txt").write_text("# seen\n0.png: tiny, aspect  # meant so\n[12].png\n3.png: aspect\n")
+    (folder / "4.lint").write_text("# lint: ignore tiny")
+    (folder / "5.lint").write_text("# lint: ignore")
+    with pytest.raises(RunError, match=r"1 finding in 1 file, of 6 images \(5 ignored\): tiny 1"):
+        run(*flags)
+    (folder / "4.lint").write_text("# lint: ignore tinny")
+    with pytest.raises(UserError, match=r"4\.lint: 'tinny' is no check\. Did you mean 'tiny'\?"):
+        run(*flags)
+
+
+def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    picture(40).save(held_out / "new.png")
+    picture(4).resize((200, 150)).save(held_out / "known.jpg", quality=90)
+    for name in ("new", "known"):
+        (held_out / f"{name}.txt").write_text("ohwx man elsewhere")
+    (folder / "1.txt").write_text("a man")  # gets the trigger word in front
+    (folder / "2.txt").write_text("ohwxman")
+    job = write_job(train("photos", trigger_word="ohwx", validation={"folder_path": "held_out"}))
+    with pytest.raises(RunError, match="trigger 1"):
+        run(job, "--skip", "leak")
+    with pytest.raises(RunError, match=r"leak 1$"):
+        run(job, "--skip", "trigger")
+    with pytest.raises(ConfigErrors, match=r"(?s)\['datasts'\]|datasts.*datasets"):
+        run(write_job({**train("photos"), "datasts": []}, name="typo"))
+    twice = write_job(train("photos", name="one"), train("photos", name="two"), name="twice")
+    with pytest.raises(RunError, match="of 6 images"):
+        run(twice, "--least-size", 9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("nothing",), "path: 'nothing' is neither a folder of images nor a job"),
+        (("photos", "--skip", "blur"), "'blur' is no check. Did you mean 'blurred'?"),
+        (("photos", "--output", "a.html"), "--output: is the page of 'preview: true', which is not given"),
+        (("photos", "--preview", "--output", "photos/0.png"), "--output: 'photos/0.png' was not made by this program"),
+        (("photos", "--control-path", "none"), "'none' is no folder"),
+        (("job.yaml", "--resolution", "512"), "is for a folder of images; the job 'job.yaml' says it itself"),
+    ],
+)
+def test_wrong_use_is_one_line(folder: Path, write_job, flags: tuple[str, ...], told: str) -> None:
+    write_job(train("photos"))
+    with pytest.raises(ConfigErrors) as caught:
+        load_tool("lint", LintConfig, flags)
+    assert told in str(caught.value) and len(caught.value.errors) == 1
+
+
+def test_an_empty_folder_is_wrong_use_and_a_job_without_datasets_too(run, write_job, tmp_path: Path, folder) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds no images"):
+        run("empty")
+    with pytest.raises(UserError, match="no process of this job has datasets"):
+        run(write_job({"type": "tiny_model", "path": "tiny"}))
+    with pytest.raises(UserError, match="is not there yet"):
+        run(write_job({"type": "mascots", "path": "drawn", "count": 4}, train("drawn"), name="later"))
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_is_trained(run, browser: Browser, folder: Path, tmp_path: Path) -> None:
+    picture(9, 512, 192).save(folder / "wide.png")
+    (folder / "wide.txt").write_text("ohwx <b>wide</b>")
+    (folder / "0.txt").write_text("")
+    (tmp_path / "before").mkdir()
+    for path in folder.glob("*.png"):
+        picture(77).save(tmp_path / "before" / path.name)
+    job = write_pairs(tmp_path)
+    with pytest.raises(RunError):
+        run(job, "--preview", "--output", "page.html", "--skip", "duplicate")
+    page = tmp_path / "page.html"
+    browser.open(page)
+    assert browser.errors() == [] and browser.requests_elsewhere() == []
+    assert browser.run("return document.querySelectorAll('.crop img').length") == 7
+    assert browser.run("return document.querySelectorAll('.references img').length") == 7
+    assert "an ohwx man" not in browser.text() and "ohwx <b>wide</b>" in browser.text()
+    assert browser.text("article").startswith("reference 1") and "has no caption" in browser.text("article .bad")
+    browser.click("#only")
+    seen = "return [...document.querySelectorAll('article')].filter(node => node.offsetHeight).length"
+    assert browser.run(seen) == 2
+    browser.open(page, width=400, dark=True)
+    assert browser.is_as_wide_as_the_window()
+
+
+def write_pairs(tmp_path: Path) -> Path:
+    dataset = {"folder_path": "photos", "control_path": "before", "resolution": 256}
+    path = tmp_path / "pairs.yaml"
+    process = {**train("photos"), "datasets": [dataset]}
+    path.write_text(json.dumps({"job": "extension", "config": {"name": "pairs", "process": [process]}}))
+    return path
+
+
+@pytest.mark.parametrize("example", ["photos", "edit_pairs", "fluxflow", "from_scratch/vae_8gb"])
+def test_the_examples_have_good_pictures_though_small_ones(run, example: str, monkeypatch) -> None:
+    """Also jobs whose model an earlier process writes, of pairs, and of several trainers of one dataset."""
+    root = README.parents[3]
+    monkeypatch.chdir(root)
+    assert run(f"config/examples/{example}.yaml", "--skip", "aspect", "tiny") == ""  # or it ends with RunError

@@ -1,0 +1,429 @@
+"""The tools for LoRA files, on files and folders of the tiny model."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jobs import ExtensionJob
+from tests.conftest import ROOT
+from toolkit.config import load_job
+from toolkit.config.model import ModelConfig
+from toolkit.config.tool import load_tool
+from toolkit.errors import UserError
+from toolkit.extension import discover
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import is_own_folder
+from toolkit.models.families import family_for
+from toolkit.networks.lora_formats import load_adapter_file
+
+TO_Q, TO_V = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_v"
+
+
+@pytest.fixture
+def layers(tiny_model: Path) -> dict[str, tuple[int, int]]:
+    return family_for(ModelConfig(name_or_path=str(tiny_model))).every_linear_layer(tiny_model)
+
+
+@pytest.fixture
+def write_lora(tmp_path: Path, layers) -> Callable[..., Path]:
+    """A LoRA of two layers with this seed."""
+
+    def write(name: str, seed: int, rank: int = 3, alpha: float = 1.5, dtype=torch.float32) -> Path:
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for layer in (TO_Q, TO_V):
+            inputs, outputs = layers[layer]
+            stem = f"diffusion_model.{layer}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator).to(dtype)
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator).to(dtype)
+            tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+        save_file(tensors, tmp_path / name, {"ss_network_module": "networks.lora"})
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def run(write_job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Runs a tool with these keys, as a job in this process."""
+    monkeypatch.chdir(tmp_path)
+    extensions = discover()
+
+    def run(uid: str, **keys: object) -> None:
+        config = load_job(write_job({"type": uid, **keys}), extensions.find_config)
+        ExtensionJob(config, extensions).run()
+
+    return run
+
+
+def transformer(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted((folder / "transformer").glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def test_what_is_merged_is_extracted_again(run, write_lora, tiny_model: Path, layers, tmp_path: Path) -> None:
+    file = write_lora("a.safetensors", 1)
+    run("merge", base=str(tiny_model), lora=f"{file}:0.5", output="merged", dtype="float32")
+    before, after = transformer(tiny_model), transformer(tmp_path / "merged")
+    changes = load_adapter_file(file, layers)
+    for name, weight in after.items():
+        change = changes.get(name.removesuffix(".weight"))
+        expected = before[name].float() + (0.5 * change.delta() if change else 0)
+        torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
+    run("extract", base=str(tiny_model), tuned="merged", rank=3, dtype="float32", output="again.safetensors")
+    again = load_adapter_file(tmp_path / "again.safetensors", layers)
+    assert again.keys() == changes.keys()
+    for name, change in changes.items():
+        error = (again[name].delta() - 0.5 * change.delta()).norm() / (0.5 * change.delta()).norm()
+        assert error < 1e-3
+
+
+def test_a_merged_folder_has_the_other_parts_and_the_dtype_of_the_base(
+    run, write_lora, tiny_model: Path, tmp_path: Path
+) -> None:
+    run("merge", base=str(tiny_model), lora=[str(write_lora("a.safetensors", 1))], output="merged")
+    before, after = transformer(tiny_model), transformer(tmp_path / "merged")
+    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
+    assert [name for name, t in after.items() if not torch.equal(t, before[name])] == [
+        f"{TO_Q}.weight",
+        f"{TO_V}.weight",
+    ]
+    for file in tiny_model.glob("*/*"):
+        assert (tmp_path / "merged" / file.relative_to(tiny_model)).exists()
+
+
+def test_loras_add_up_to_one_without_loss_or_to_the_nearest_of_a_rank(
+    run, write_lora, tiny_model: Path, layers, tmp_path: Path
+) -> None:
+    files = [write_lora("a.safetensors", 1), write_lora("b.safetensors", 2, rank=2, alpha=4.0)]
+    keys = {"lora": [f"{files[0]}:0.5", str(files[1])], "model": str(tiny_model)}
+    run("merge", **keys, output="sum.safetensors")
+    run("merge", **keys, output="small.safetensors", rank=4)
+    first, second = (load_adapter_file(file, layers) for file in files)
+    summed, small = (load_adapter_file(tmp_path / f"{name}.safetensors", layers) for name in ("sum", "small"))
+    for name in (TO_Q, TO_V):
+        expected = 0.5 * first[name].delta() + second[name].delta()
+        torch.testing.assert_close(summed[name].delta(), expected, rtol=1e-5, atol=1e-5)
+        u, s, vh = torch.linalg.svd(expected)
+        nearest = (u[:, :4] * s[:4]) @ vh[:4]
+        torch.testing.assert_close(small[name].delta(), nearest, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("keys", "ranks"), [({"rank": 2}, {2}), ({"share": 1.0}, {3}), ({"share": 0.5}, {1, 2})])
+def test_a_rank_is_given_or_follows_from_the_share_that_is_kept(
+    run, write_lora, tiny_model: Path, layers, tmp_path: Path, said, keys: dict, ranks: set[int]
+) -> None:
+    file = write_lora("a.safetensors", 1)
+    run("resize", input=str(file), output="small.safetensors", model=str(tiny_model), dtype="float32", **keys)
+    small, whole = (load_adapter_file(path, layers) for path in (tmp_path / "small.safetensors", file))
+    assert {len(change.parts["down"]) for change in small.values()} <= ranks
+    rests = [float((small[name].delta() - whole[name].delta()).square().sum()) for name in whole]
+    norms = [float(whole[name].delta().square().sum()) for name in whole]
+    assert all(rest <= (1 - keys.get("share", 0)) * norm + 1e-3 for rest, norm in zip(rests, norms, strict=True))
+    if "rank" in keys:
+        assert f"relative error of the change {(sum(rests) / sum(norms)) ** 0.5:.2e}" in said[-1]
+
+
+def test_a_file_is_told_in_words_and_as_json(run, write_lora, tiny_model: Path, layers, capsys) -> None:
+    file = write_lora("a.safetensors", 1, dtype=torch.bfloat16)
+    run("inspect", file=str(file), model=str(tiny_model), as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kinds"], found["dtype"], found["ranks"], found["alphas"]) == (
+        ["lora"],
+        "bfloat16",
+        {"3": 2},
+        {"1.5": 2},
+    )
+    assert found["written_by"] == "kohya's sd-scripts or musubi-tuner" and set(found["readable_by"]) >= {
+        "comfyui",
+        "diffusers",
+    }
+    changes = load_adapter_file(file, layers)
+    assert found["norm_by_block"] == {
+        "transformer_blocks.0": pytest.approx(float(changes[TO_Q].delta().norm())),
+        "transformer_blocks.1": pytest.approx(float(changes[TO_V].delta().norm())),
+    }
+    run("inspect", file=str(file), model=str(tiny_model))
+    assert "layers 2, parameters" in capsys.readouterr().out
+
+
+def test_an_average_of_files_says_which_share_each_has(run, write_lora, tmp_path: Path, said) -> None:
+    files = [write_lora(f"run_{step:09d}.safetensors", step) for step in (30, 10, 20)]
+    run("post_hoc_ema", files=list(map(str, files)), beta=0.5, output="mean.safetensors")
+    tensors = {step: load_file(tmp_path / f"run_{step:09d}.safetensors") for step in (10, 20, 30)}
+    for name, value in load_file(tmp_path / "mean.safetensors").items():
+        expected = 0.25 * tensors[10][name] + 0.25 * tensors[20][name] + 0.5 * tensors[30][name]
+        torch.testing.assert_close(value, expected if "lora" in name else tensors[10][name])
+    assert [line.strip()[:6] for line in said[:3]] == ["25.00%", "25.00%", "50.00%"]
+
+
+def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+    write_lora("a.safetensors", 1)
+    (tmp_path / "pickle.pt").write_bytes(b"\x80\x04K\x01.")
+    done = run_py("convert", "a.safetensors", "b.safetensors", "--to", "diffusers", "--model", tiny_model)
+    assert done.returncode == 0, done.stderr
+    assert f"transformer.{TO_Q}.lora_A.weight" in load_file(tmp_path / "b.safetensors")
+    refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
+    assert "'b.safetensors' is there already" in refused.stderr
+    assert "'pickle.pt' is no safetensors file" in refused.stderr
+    refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
+    assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("uid", "keys", "message"),
+    [
+        ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is no number"),
+        ("merge", {"lora": "a.safetensors", "output": "x", "base": "here"}, "'here' holds no model_index.json"),
+        ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "has to end in .safetensors"),
+        ("resize", {"input": "a.safetensors", "output": "x.safetensors"}, "give the largest rank of a layer"),
+        ("inspect", {"file": "nothing.safetensors"}, "'nothing.safetensors' is no file"),
+        (
+            "post_hoc_ema",
+            {"files": ["a.safetensors", "a.safetensors"], "sigma_rel": 0.3, "output": "x.safetensors"},
+            "0.3 is out of range: the even mean",
+        ),
+        ("post_hoc_ema", {"files": ["a.safetensors"], "output": "x.safetensors"}, "give at least two"),
+        ("post_hoc_ema", {"files": ".", "output": "x.safetensors"}, "is a folder. Give 'width'"),
+        ("post_hoc_ema", {"files": ".", "width": 0.3, "output": "x.safetensors"}, "out of range"),
+        ("post_hoc_ema", {"files": "a.safetensors", "width": 0.1, "output": "x.safetensors"}, "give one folder"),
+        ("post_hoc_ema", {"files": ".", "width": 0.1, "beta": 0.5, "output": "x.safetensors"}, "Keep one of them"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_read(run, write_lora, uid: str, keys: dict, message: str) -> None:
+    write_lora("a.safetensors", 1)
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        run(uid, **keys)
+
+
+def test_only_what_the_program_wrote_is_replaced(run, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+    """Not even where the user asks for it; what it wrote, only then."""
+    lora, (photo, theirs) = write_lora("a.safetensors", 1), (tmp_path / "photos/photo.jpg", tmp_path / "b.safetensors")
+    photo.parent.mkdir()
+    photo.write_bytes(b"mine")
+    theirs.write_bytes(write_lora("c.safetensors", 2).read_bytes())
+    model = str(tiny_model)
+    for uid, keys in (
+        ("merge", {"base": model, "lora": str(lora), "output": "photos"}),
+        ("merge", {"model": model, "lora": str(lora), "output": "b.safetensors"}),
+        ("convert", {"model": model, "input": str(lora), "to": "kohya", "output": "b.safetensors"}),
+        ("new_model", {"base": model, "path": "photos"}),
+    ):
+        before = contents(tmp_path)
+        with pytest.raises(UserError, match=r"'.*(photos|b\.safetensors)' was not made by this program"):
+            run(uid, **keys, overwrite=True)
+        assert before.items() <= contents(tmp_path).items()
+    theirs.unlink()
+    for seed in (3, 4):
+        again = {
+            "model": model,
+            "input": str(write_lora("a.safetensors", seed)),
+            "to": "kohya",
+            "output": "b.safetensors",
+        }
+        run("convert", **again, overwrite=True)
+        with pytest.raises(UserError, match="is there already"):
+            run("convert", **again)
+    for _ in range(2):
+        run("merge", base=model, lora=str(lora), output="merged", overwrite=True)
+    assert is_own_folder(tmp_path / "merged") and [path.name for path in tmp_path.glob(".*.tmp")] == []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.suffix in (".jpg", ".safetensors")}
+
+
+def test_a_file_of_another_model_is_named(run, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+    write_lora("a.safetensors", 1)
+    wide = {
+        key: tensor.repeat(1, 2) if ".lora_A" in key else tensor for key, tensor in load_file("a.safetensors").items()
+    }
+    save_file(wide, "wide.safetensors")
+    with pytest.raises(UserError, match=r"It is of another model\."):
+        run("inspect", file="wide.safetensors", model=str(tiny_model))
+    with pytest.raises(UserError, match=r"wide.safetensors: .* has another size than in the files before"):
+        run("merge", lora=["a.safetensors", "wide.safetensors"], output="x.safetensors")
+    save_file(
+        {key.replace("transformer_blocks", "single_blocks"): value for key, value in wide.items()}, "flux.safetensors"
+    )
+    with pytest.raises(
+        UserError, match=r"layers that this model does not have.* Give the folder of its model by 'model'"
+    ):
+        run("resize", input="flux.safetensors", rank=1, output="x.safetensors")
+
+
+@pytest.mark.parametrize(("module", "scale", "told"), [
+    (TO_Q, 1.0, ""),
+    ("double_blocks.0.img_attn.qkv", 1.0, ""),
+    (TO_Q, 0.0, "all zero: 1 of 1 layers; this file has no effect"),
+])  # fmt: skip
+def test_inspect_needs_no_model(run, tmp_path: Path, capsys, module: str, scale: float, told: str) -> None:
+    tensors = {"lora_A.weight": torch.ones(2, 5), "lora_B.weight": scale * torch.ones(7, 2), "alpha": torch.tensor(2.0)}
+    save_file({f"diffusion_model.{module}.{part}": tensor for part, tensor in tensors.items()}, "a.safetensors")
+    run("inspect", file="a.safetensors")
+    shown = capsys.readouterr().out
+    assert "layers 1, parameters 24\nrank 2; alpha 2" in shown
+    assert told in shown and ("all zero" in shown) == bool(told)
+
+
+@pytest.mark.parametrize(("uid", "keys", "dtype", "most"), [
+    ("resize", {"input": "a.safetensors", "rank": 2}, "bfloat16", 1.0),
+    ("resize", {"input": "a.safetensors", "rank": 8}, "bfloat16", 0.0),  # alpha stays what it is
+    ("resize", {"input": "a.safetensors", "rank": 2, "dtype": "float32"}, "float32", 1.0),
+    ("merge", {"lora": ["a.safetensors", "b.safetensors"]}, "bfloat16", 0.0),
+    ("merge", {"lora": ["a.safetensors:0.3", "b.safetensors"]}, "bfloat16", 5e-3),
+    ("merge", {"lora": ["a.safetensors:0.3", "b.safetensors"], "rank": 3}, "bfloat16", 1.0),
+])  # fmt: skip
+def test_the_error_that_is_told_is_that_of_the_file(
+    run, write_lora, layers, said, uid: str, keys: dict, dtype: str, most: float
+) -> None:
+    files = [
+        write_lora(name, seed, dtype=torch.bfloat16) for seed, name in enumerate(("a.safetensors", "b.safetensors"))
+    ]
+    run(uid, **keys, output="x.safetensors")
+    told = float(re.search(r"relative error of the change (\S+)", said[-1])[1])
+    tensors = load_file("x.safetensors")
+    assert {str(t.dtype) for key, t in tensors.items() if "lora_" in key} == {f"torch.{dtype}"}
+    written, (a, b) = load_adapter_file(Path("x.safetensors"), layers), (load_adapter_file(f, layers) for f in files)
+    strength = 0.3 if "0.3" in str(keys) else 1.0
+    meant = {name: strength * a[name].delta() + (b[name].delta() if uid == "merge" else 0) for name in a}
+    lost = sum(float((written[name].delta() - meant[name]).double().square().sum()) for name in meant)
+    whole = sum(float(meant[name].double().square().sum()) for name in meant)
+    assert told == pytest.approx((lost / whole) ** 0.5, rel=0.01, abs=1e-6) and told <= most + 1e-6
+
+
+def test_what_merging_into_a_model_and_extracting_round_is_told(run, write_lora, tiny_model: Path, said) -> None:
+    """The tiny model is float32."""
+    model, file = str(tiny_model), str(write_lora("a.safetensors", 1))
+    run("merge", base=model, lora=file, output="rounded", dtype="bfloat16")
+    run("merge", base=model, lora=file, output="merged")
+    run("extract", base=model, tuned="merged", rank=3, dtype="bfloat16", output="rounded.safetensors")
+    run("extract", base=model, tuned="merged", rank=3, output="extracted.safetensors")
+    told = [float(re.search(r"relative error of the change ([^\s,]+)", line)[1]) for line in said]
+    assert all(1e-4 < error < 1e-2 for error in (told[0], told[2])) and max(told[1], told[3]) < 1e-5
+
+
+def test_extract_finds_the_base_by_the_run_and_tools_keep_what_is_still_true(
+    run, write_lora, trainer, write_job, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_lora("a.safetensors", 1)
+    run("merge", base=str(tiny_model), lora="a.safetensors", output="output/run/run")
+    write_job(trainer(tmp_path / "gone"), name="run").rename("output/run/config.yaml")
+    Path("output/run/run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
+    run("extract", base=str(tiny_model), tuned="output/run/run", rank=3, output="given.safetensors")
+    run("extract", tuned="output/run/run", rank=3, output="found.safetensors")
+    assert Path("found.safetensors").read_bytes() == Path("given.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"base: is required. elsewhere: its model is not known"):
+        Path("output/run/run").rename("elsewhere")
+        run("extract", tuned="elsewhere", rank=3, output="x.safetensors")
+
+    save_file(
+        load_file("found.safetensors"), "a.safetensors", {"ss_network_dim": "3", "rank": "3", "base_model": "tiny"}
+    )
+    run("resize", input="a.safetensors", rank=1, output="small.safetensors")
+    run("merge", lora=["small.safetensors", "a.safetensors"], output="both.safetensors")
+    small, both = (read_metadata(Path(f"{name}.safetensors")) for name in ("small", "both"))
+    assert (small.keys(), small["base_model"]) == ({"format", "sha256", "base_model"}, "tiny")
+    assert both["base_model"] == "tiny"
+
+
+def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path, said) -> None:
+    """What an earlier process writes is not missing; twice to one place is refused."""
+    write_lora("a.safetensors", 1)
+    chain = [
+        {"type": "convert", "input": "a.safetensors", "to": "kohya", "output": "k.safetensors"},
+        {"type": "resize", "input": "k.safetensors", "rank": 2, "output": "small.safetensors"},
+        {"type": "inspect", "file": "small.safetensors"},
+        {"type": "merge", "base": str(tiny_model), "lora": "small.safetensors", "output": "merged"},
+        {"type": "extract", "base": str(tiny_model), "tuned": "merged", "rank": 4, "output": "again.safetensors"},
+        {"type": "post_hoc_ema", "files": ["small.safetensors", "again.safetensors"], "output": "mean.safetensors"},
+    ]  # fmt: skip
+    extensions = discover()
+    config = load_job(write_job(*chain[:-1]), extensions.find_config)
+    load_job(write_job(*chain), extensions.find_config)
+    ExtensionJob(config, extensions).run()
+    written = Path("again.safetensors").stat().st_mtime_ns
+    again = load_job(write_job(*chain[:-1]), extensions.find_config)
+    ExtensionJob(again, extensions).run()
+    assert Path("again.safetensors").stat().st_mtime_ns == written, "a finished job does nothing"
+    with pytest.raises(UserError, match="is there already"):
+        load_job(write_job(chain[1], name="another_job"), extensions.find_config)
+    with pytest.raises(UserError, match=r"process\[1\]: writes '.*/new.safetensors', as an earlier process does"):
+        load_job(write_job(*[{**chain[0], "output": "new.safetensors"}] * 2), extensions.find_config)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(
+    run_py, trainer, write_job, make_pictures, write_lora, tiny_model: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """In this order: what one writes another may read."""
+    job = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        train={"steps": 3, "ema_config": {"power_averages": True}},
+        save={"save_every": 1, "max_states_to_keep": 0},
+    )
+    assert run_py(write_job(job, name="my_char"), cwd=tmp_path).returncode == 0
+    for seed, name in enumerate(("my_char", "a", "b")):
+        write_lora(f"{name}.safetensors", seed)
+    (tmp_path / "MODEL").symlink_to(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    extensions = discover()
+    lines = re.findall(
+        r"`python run\.py ([^`]*)`", (ROOT / "extensions/tools/lora_tools/README.md").read_text(encoding="utf-8")
+    )
+    assert len(lines) == 8
+    for line in lines:
+        uid, *flags = shlex.split(line.replace("TUNED", "merged"))
+        found = [file for flag in flags for file in (sorted(glob.glob(flag)) if "*" in flag else [flag])]
+        is_published = uid in ("inspect", "convert", "resize") or (uid == "merge" and "--base" not in found)
+        found += ["--model", "MODEL"] if is_published else []  # the page is about files of the published model
+        ExtensionJob(load_tool(uid, extensions.find_command(uid), found), extensions).run()
+    written = ("out", "small", "both", "lora", "mean", "wide")
+    assert all(load_file(tmp_path / f"{name}.safetensors") for name in written)
+    assert (tmp_path / "merged" / "model_index.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_width_is_chosen_after_the_training(run, run_py, trainer, write_job, make_pictures, tmp_path: Path) -> None:
+    """From the averages in the states, those of a resumed run too, in the form of the saved files."""
+    averages = {"use_ema": True, "power_averages": True}
+    job = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        train={"steps": 12, "lr": 0.01, "ema_config": averages},
+        save={"save_every": 3, "max_states_to_keep": 0},
+    )
+    assert run_py(write_job(job, name="whole"), cwd=tmp_path).returncode == 0
+    shorter = {**job, "train": {**job["train"], "steps": 6}}
+    for section in (shorter, job):
+        assert run_py(write_job(section, name="parts"), "--allow-change", cwd=tmp_path).returncode == 0
+    made = {}
+    for name in ("whole", "parts"):
+        state = tmp_path / "output" / name / "state" / "step_000000012"
+        made[name, "state"] = load_file(state / "power_averages.safetensors")
+        for width in (0.05, 0.2):
+            run("post_hoc_ema", files=f"output/{name}", width=width, output=f"{name}_{width}.safetensors")
+            made[name, width] = load_file(tmp_path / f"{name}_{width}.safetensors")
+    final = load_file(tmp_path / "output" / "whole" / "whole.safetensors")
+    for width in (0.05, 0.2):
+        assert made["whole", width].keys() == final.keys()
+        assert all(torch.equal(made["parts", width][key], value) for key, value in made["whole", width].items())
+    differs = {}
+    for key, value in made["whole", 0.05].items():
+        if not key.endswith(".alpha"):
+            kept = made["whole", "state"][f"network/{key.removeprefix('diffusion_model.')}/0"]
+            torch.testing.assert_close(value, kept.to(value.dtype), rtol=1e-3, atol=1e-6)
+            differs[key] = not torch.equal(value, final[key]) and not torch.equal(value, made["whole", 0.2][key])
+    assert sum(differs.values()) > 0.8 * len(differs)  # of the last block the text stream learns nothing
+    with pytest.raises(UserError, match="no state in it holds averages"):
+        (tmp_path / "empty").mkdir()
+        run("post_hoc_ema", files="empty", width=0.1, output="x.safetensors")

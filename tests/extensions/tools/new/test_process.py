@@ -1,0 +1,74 @@
+"""`run.py new`: the job it writes fits the GPU, holds what was asked for, and trains."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from extensions.tools.new.config import NewConfig
+from extensions.tools.new.process import job_text
+from jobs.dry_run import plan_job
+from tests.conftest import ROOT, child_environment
+from toolkit.config import load_job
+from toolkit.extension import discover
+
+PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
+TINY = ROOT / "config" / "examples" / "tiny_mascots"
+
+
+def wanted(**changes: object) -> NewConfig:
+    return NewConfig.model_validate({"type": "new", "job_name": "zuzu", "folder": str(PHOTOS), **changes})
+
+
+def plan_of(text: str, folder: Path) -> str:
+    path = folder / "zuzu.yaml"
+    path.write_text(text, encoding="utf-8")
+    return plan_job(load_job(str(path), discover().find_config)).render()
+
+
+@pytest.mark.parametrize("gpu", [12, 16, 24, 32, 48, 80])
+def test_the_job_fits_the_gpu_it_is_written_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_of(job_text(wanted(), gpu), tmp_path)
+    (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
+    assert int(smallest) <= gpu
+    assert "zuzu (sd_trainer)" in plan and str(PHOTOS) in plan and "Qwen/Qwen-Image-Edit-2509" in plan
+
+
+def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:
+    asked = wanted(folder=r'it\1 "is" mine: #1', trigger_word="ohwx 'a' \\g<0>", model=str(TINY))
+    path = tmp_path / "zuzu.yaml"
+    path.write_text(job_text(asked, 24), encoding="utf-8")
+    (tmp_path / asked.folder).mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        section = load_job(str(path), discover().find_config).processes[0].section
+    assert section.datasets[0].folder_path == asked.folder
+    assert (section.trigger_word, section.model.name_or_path) == (asked.trigger_word, str(TINY))
+    assert all("[trigger]" in sample.prompt and not sample.ctrl_img for sample in section.sample.samples)
+
+
+@pytest.mark.slow
+def test_a_job_is_written_checked_and_runs_by_the_printed_command(tmp_path: Path, run_py) -> None:
+    made = run_py("new", "zuzu", PHOTOS, "--model", TINY)
+    assert made.returncode == 0, made.stderr
+    job = tmp_path / "config" / "zuzu.yaml"
+    assert "zuzu (sd_trainer)" in made.stdout and (tmp_path / "config" / "zuzu.html").is_file()
+    job.write_text(job.read_text().replace("steps: 240", "steps: 1").replace("sample_steps: 8", "sample_steps: 1"))
+    command = shlex.split(made.stdout.splitlines()[-1])
+    trained = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "output" / "zuzu" / "zuzu.safetensors").is_file()
+
+
+def test_a_job_that_exists_is_not_replaced(tmp_path: Path, run_py) -> None:
+    (tmp_path / "config").mkdir()
+    job = tmp_path / "config" / "zuzu.yaml"
+    job.write_text("mine")
+    refused = run_py("new", "zuzu", PHOTOS)
+    assert refused.returncode == 2 and "exists and is never replaced" in refused.stderr
+    assert job.read_text() == "mine"

@@ -1,0 +1,56 @@
+"""Which model a LoRA belongs to: by the job of its run, or by its metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from extensions.tools.shared.run_job import model_of
+from toolkit.config.model import ModelConfig
+from toolkit.errors import UserError
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a model in `models/mine`; the working directory is another."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "model_index.json").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def write_lora(path: Path, **metadata: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"x.alpha": torch.ones(1)}, path, metadata)
+    return path
+
+
+def test_the_job_beside_the_file_says_it_though_its_dataset_is_gone(here: Path, trainer, write_job) -> None:
+    model = {"name_or_path": "models/mine", "quantize": True, "qtype": "int4"}
+    job = write_job(trainer(here / "gone", model=model), name="run")
+    file = write_lora(here / "output" / "run" / "run.safetensors", base_model="another/model")
+    job.rename(file.with_name("config.yaml"))
+    file.with_name("run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
+    found = model_of(file)
+    assert found == ModelConfig(name_or_path=str(here / "models" / "mine"), quantize=True, qtype="int4")
+
+
+@pytest.mark.parametrize(("written", "found"), [
+    ({"base_model": "Qwen/Qwen-Image-Edit-2511"}, "Qwen/Qwen-Image-Edit-2511"),
+    ({"base_model": "mine"}, "models/mine"),
+    ({"base_model": "somebody/large"}, "its model 'somebody/large' is not here. Give a model folder or hub id"),
+    ({}, r"its model is not known: it is in no folder of a run \(config.yaml\)"),
+])  # fmt: skip
+def test_the_metadata_name_a_published_model_or_one_that_is_here(here: Path, written: dict, found: str) -> None:
+    """Nothing is downloaded because a file says so, unless it is a published model."""
+    file = write_lora(here / "models" / "a.safetensors", **written)
+    if found.startswith("its"):
+        with pytest.raises(UserError, match=found):
+            model_of(file)
+    else:
+        assert model_of(file).name_or_path in (found, str(here / found))
