@@ -155,18 +155,14 @@ class Sampler:
             uncond_BCHW = self._predict(x_t_BCHW, t_B, negative, references)
             return self._speed * self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
-        schedule = self._sigmas(item)
-        self.model.prefetch_timesteps(
-            self.model.sampling_level(schedule[:-1]).tolist()
-        )  # the last sigma, 0, is the image itself
-        return euler_sample(velocity, self._noise(item), schedule)
-
-    def _noise(self, item: SamplePrompt) -> Tensor:
-        """Noise from the CPU generator: a seed gives the same image on every machine, and in diffusers."""
-        family = self.model.family
+        schedule, family = self._sigmas(item), self.model.family
+        levels = schedule[:-1]  # the last sigma, 0, is the image itself
+        self.model.prefetch_timesteps(self.model.sampling_level(levels).tolist())
         width, height = family.latent_size(item.size)
-        shape = (1, family.latent_channels, height, width)
-        return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(item.seed))
+        # Noise from the CPU generator: a seed gives the same image on every machine, and in diffusers.
+        generator = torch.Generator("cpu").manual_seed(item.seed)
+        noise_BCHW = torch.randn((1, family.latent_channels, height, width), generator=generator)
+        return euler_sample(velocity, noise_BCHW, schedule)
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
         shift, family = self.model.dynamic_shift, self.model.family
@@ -181,14 +177,9 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, fami
 
     Where the guidance scale is an input of the model, no negative prompt is needed.
     """
-    size = prompt.size
+    size, references = prompt.size, tuple(map(str, prompt.references))
     sample = Sample(
-        image=f"sample {prompt.prompt!r}",
-        caption=prompt.prompt,
-        repeats=1,
-        size=size,
-        folder="",
-        control_images=tuple(map(str, prompt.references)),
+        f"sample {prompt.prompt!r}", prompt.prompt, repeats=1, size=size, folder="", control_images=references
     )
     item = BucketedSample(sample, ResizeCrop(scaled=size, left=0, top=0, bucket=size))
     needs_negative = prompt.guided and not family.embeds_guidance
