@@ -9,21 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.processes import in_processes
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
-from toolkit.optim.ema import Ema
-from toolkit.optim.optimizer_args import ELEMENTWISE
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer
-from toolkit.system.distributed import ProcessGroup
-from toolkit.system.sharded_param import RowShard
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
 from toolkit.train.checkpoint_store import step_of
-from toolkit.train.collectives import WorkerContext, install_command_handler
 from toolkit.train.interface import TrainState
-from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 
 FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
@@ -98,13 +91,6 @@ def test_a_snapshot_does_not_follow_the_run(tmp_path: Path) -> None:
         assert not torch.equal(run.roles["network"].parameters[name], tensor)
 
 
-def test_what_a_run_records_is_in_every_state(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    run.checkpoint_metadata = {"settings": {"train": {"lr": 0.1}}, "dataset": "abc"}
-    document = json.loads((save_state(run) / "state.json").read_text())
-    assert (document["settings"], document["dataset"]) == ({"train": {"lr": 0.1}}, "abc")
-
-
 def test_a_changed_optimizer_may_begin_afresh(tmp_path: Path) -> None:
     run = make_run(tmp_path, "adamw")
     take_steps(run, 2)
@@ -172,90 +158,6 @@ def test_a_state_with_the_earlier_name_of_an_optimizer_is_read(tmp_path: Path) -
     again = save_state(other)
     for name in ("weights.safetensors", "optimizer.safetensors"):
         assert (again / name).read_bytes() == (path / name).read_bytes()
-
-
-# ------------------------------------------------------------ sharded
-
-
-def shared_out(folder: Path, optimizer: str, process_group: ProcessGroup, fill: int = 0) -> Run:
-    """`make_run` where each process has some rows of both matrices; of the second (4 rows) the last may have none."""
-    whole = make_run(folder, fill=fill).roles["network"].parameters
-    parts = {name: RowShard.of(p.shape, process_group.rank, process_group.world_size) for name, p in whole.items()}
-    rows = {name: nn.Parameter(p.detach()[parts[name].start : parts[name].stop].clone()) for name, p in whole.items()}
-    role = Role(
-        rows,
-        build_optimizer(optimizer, rows.values(), 0.01, ARGUMENTS.get(optimizer, {})),
-        lr=0.01,
-        schedule=lambda step: 1.0,
-        ema=Ema(rows, 0.9),
-        sharded={} if process_group.is_single_process else parts,
-    )
-    run = Run(
-        "toy", folder, steps=100, grad_accum_steps=1, seed=77, roles={"network": role}, process_group=process_group
-    )
-    install_command_handler(WorkerContext(None, None, run))
-    return run
-
-
-def take_shared_steps(run: Run, count: int) -> None:
-    """`take_steps` with this process's rows of the same gradients."""
-    role = run.roles["network"]
-    for _ in range(count):
-        generator = torch.Generator().manual_seed(1000 + run.state.step)
-        for name, parameter in role.parameters.items():
-            shard = role.sharded.get(name) or RowShard.of(parameter.shape, 0, 1)
-            parameter.grad = torch.randn(shard.shape, generator=generator)[shard.start : shard.stop]
-        role.optimizer.step()
-        role.ema.update()
-        run.state.step += 1
-
-
-ARGUMENTS = {"sgd": {"momentum": 0.9}}
-PROCESSES = 3
-
-
-def test_a_state_knows_nothing_of_the_number_of_processes(tmp_path: Path) -> None:
-    """Steps on three processes, then on one, then on three again: each state is that of one process, bit for bit."""
-
-    def on_three(process_group: ProcessGroup, begun: dict[str, Path]) -> dict[str, Path]:
-        saved = {}
-        for name in ELEMENTWISE:
-            run = shared_out(tmp_path / f"{name} {len(begun)}", name, process_group, fill=len(begun))
-            if begun:
-                load_state(begun[name], run)
-            take_shared_steps(run, 2)
-            if process_group.is_main_process:
-                saved[name] = save_state(run)
-            process_group.all_gather_object("saved")
-        return saved
-
-    first = in_processes(PROCESSES, on_three, {})
-    assert isinstance(first[0], dict), first
-    on_one = {name: shared_out(tmp_path / f"{name} one", name, ProcessGroup(), fill=5) for name in ELEMENTWISE}
-    for name, run in on_one.items():
-        load_state(first[0][name], run)
-        take_shared_steps(run, 2)
-    last = in_processes(PROCESSES, on_three, {name: save_state(run) for name, run in on_one.items()})
-    assert isinstance(last[0], dict), last
-    for name, path in last[0].items():
-        whole = shared_out(tmp_path / f"{name} whole", name, ProcessGroup())
-        take_shared_steps(whole, 6)
-        expected = save_state(whole)
-        for file in FILES[1:]:
-            assert (path / file).read_bytes() == (expected / file).read_bytes(), (name, file)
-
-
-def test_a_state_of_other_shapes_is_refused_where_weights_are_shared_out(tmp_path: Path) -> None:
-    [path] = saved(tmp_path, 2)
-
-    def work(process_group: ProcessGroup) -> None:
-        run = shared_out(tmp_path, "adamw", process_group)
-        role = run.roles["network"]
-        name, shard = next(iter(role.sharded.items()))
-        role.sharded = role.sharded | {name: RowShard((shard.shape[0] + 1, *shard.shape[1:]), shard.start, shard.stop)}
-        load_state(path, run)
-
-    assert all("made by a job with another network" in str(error) for error in in_processes(2, work))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from tests.toolkit.train.conftest import Recorder, Toy
 from toolkit.data.dataloader import LatentBatch
 from toolkit.errors import RunError
 from toolkit.system.distributed import ProcessGroup
-from toolkit.system.sharded_param import RowShard
 from toolkit.train.interface import StepLosses
 
 STEPS = 5
@@ -102,41 +101,3 @@ def test_a_parameter_that_learns_in_one_process_only_learns_in_all(tmp_path: Pat
     first, second = in_processes(2, work)
     assert first == second == pytest.approx(alone)
     assert alone[0] != 0 and alone[1] == 1, "no gradient, no decay"
-
-
-def test_gradients_of_what_is_shared_out_are_left_alone(tmp_path: Path) -> None:
-    """They are sums already; here each process goes its own way by its own."""
-
-    def work(process_group: ProcessGroup, shared_out: bool) -> tuple[list, list]:
-        toy, recorder = Toy(tmp_path), Recorder()
-        run = toy.run(1, accumulation=2, callbacks=[recorder])
-        run.process_group = process_group
-        run.roles["network"].sharded = {"w": RowShard((6,), 0, 3)} if shared_out else {}
-        toy.train(run, toy.step(run))
-        return toy.weight(run).tolist(), [result.loss for result in recorder.results]
-
-    (both, loss), _ = in_processes(2, work, False)
-    (first, of_first), (second, of_second) = in_processes(2, work, True)
-    assert of_first == of_second == loss
-    assert [a + b for a, b in zip(first, second, strict=True)] == pytest.approx(both)
-    assert first != second
-
-
-@pytest.mark.parametrize("in_lockstep", [False, True])
-def test_a_stop_that_one_process_hears_of_ends_all_at_the_same_step(tmp_path: Path, in_lockstep: bool) -> None:
-    def work(process_group: ProcessGroup) -> tuple[int, int, bool]:
-        toy, seen = Toy(tmp_path), []
-        run = toy.run(STEPS, accumulation=4)
-        run.process_group, run.sharded = process_group, in_lockstep
-        plain = toy.step(run)
-
-        def step(batch: LatentBatch) -> StepLosses:
-            seen.append(batch)
-            return plain(batch)
-
-        run.should_stop = lambda: process_group.rank == 1 and bool(seen)  # from its first micro-batch of two on
-        finished = toy.train(run, step)
-        return run.state.step, len(seen), finished
-
-    begun = [(0, 2, False), (0, 1, False)]
-    assert in_processes(2, work) == ([(1, 2, False)] * 2 if in_lockstep else begun)

@@ -146,15 +146,6 @@ def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_teaches_nothing() -> No
     torch.testing.assert_close(masked_B[1], squares_CHW[..., 2:].sum() / squares_CHW.numel())
 
 
-def test_the_weighted_type_brings_its_weights() -> None:
-    weighted, linear = (FlowMatchingStep(FakeModel(), 1, kind) for kind in ("weighted", "linear"))
-    batch = make_batch(LATENTS)
-    t_B = weighted.sample_noise_and_t(batch.spec, LATENTS.shape[1:])[1]
-    factor_B = weighted(batch).by_role[NETWORK] / linear(batch).by_role[NETWORK]
-    torch.testing.assert_close(factor_B, weighted.weighting(t_B))
-    assert (factor_B - 1).abs().max() > 0.01
-
-
 def test_the_shift_goes_by_the_size_of_the_image() -> None:
     """At 1024x1024 the shift is exp(0.5 + 0.4 (4096 - 256) / (8192 - 256)) = 2.001, at 16x16 exp(0.487)."""
     shifted, plain = (FlowMatchingStep(FakeModel(), 1, kind) for kind in ("model_shift", "sigmoid"))
@@ -201,17 +192,6 @@ def test_a_stratum_is_a_function_of_the_position_alone() -> None:
     late = fresh().sample_noise_and_t(BatchSpec(1, (0, 0, 0), (13, 14, 15)), LATENTS.shape[1:])[1].tolist()
     assert late == whole[1][13:16]
     assert whole[0] != whole[1] and sorted(whole[0]) != sorted(whole[1])
-
-
-def test_without_strata_the_draws_are_those_of_before() -> None:
-    plain = FlowMatchingStep(FakeModel(), 1, "sigmoid")
-    counted = FlowMatchingStep(FakeModel(), 1, "sigmoid", samples_per_epoch=20)
-    assert epoch_of(plain, 0, 20) == epoch_of(counted, 0, 20)
-
-
-def test_half_precision_latents_make_a_float32_loss() -> None:
-    step = FlowMatchingStep(FakeModel(), seed=1, timestep_type="sigmoid")
-    assert step(make_batch(LATENTS.bfloat16())).by_role[NETWORK].dtype == torch.float32
 
 
 # ---------------------------------------------------------------- against another program

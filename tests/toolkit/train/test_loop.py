@@ -14,7 +14,6 @@ from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.train.interface import StepLosses, TrainState
 from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS
-from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback
 
 NAN = float("nan")
@@ -44,33 +43,6 @@ def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, reco
     assert recorder.results[0].per_sample["loss"] == pytest.approx((toy.y_N[:6] ** 2).tolist())
     assert recorder.results[1].per_sample["item"] == tuple(toy.items(2, 2)[1])
     assert [(r.step, r.epoch) for r in recorder.results] == [(1, 0), (2, 1)]
-
-
-def test_gradients_are_scaled_down_to_the_norm_that_is_given(toy, recorder) -> None:
-    free = toy.run(1, callbacks=[recorder])
-    toy.train(free, toy.step(free))
-    clipped = toy.run(1, max_grad_norm=0.25, callbacks=[recorder])
-    toy.train(clipped, toy.step(clipped))
-    unclipped_norm = float(toy.weight(free).detach().norm()) / 0.1
-    assert unclipped_norm > 0.25
-    torch.testing.assert_close(toy.weight(clipped).norm(), torch.tensor(0.1 * 0.25), rtol=1e-4, atol=0)
-    torch.testing.assert_close(
-        torch.nn.functional.cosine_similarity(toy.weight(clipped), toy.weight(free), dim=0), torch.tensor(1.0)
-    )
-    assert [r.grad_norm for r in recorder.results] == [pytest.approx(unclipped_norm)] * 2  # before clipping
-
-
-def test_a_gradient_below_the_limit_is_left_as_it_is(toy) -> None:
-    run = toy.run(3, max_grad_norm=1e6)
-    toy.train(run, toy.step(run))
-    torch.testing.assert_close(toy.weight(run).detach(), toy.by_hand(toy.items(3), constant(0.1))[-1])
-
-
-def test_each_step_has_the_learning_rate_of_its_schedule(toy, recorder) -> None:
-    run = toy.run(4, lr=0.2, schedule=lambda step: 1 / (1 + step), callbacks=[recorder])
-    toy.train(run, toy.step(run))
-    torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(4), lambda step: 0.2 / (1 + step)))
-    assert [r.lr for r in recorder.results] == pytest.approx([0.2, 0.1, 0.2 / 3, 0.05])
 
 
 def test_the_average_moves_once_per_optimizer_step(toy, recorder) -> None:
@@ -148,27 +120,6 @@ def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(toy,
     assert w_D.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_what_is_no_number_in_one_role_skips_the_step_of_that_role_alone(toy, recorder) -> None:
-    run = toy.run(2, callbacks=[recorder])
-    v = torch.nn.Parameter(torch.ones(()))
-    run.roles["second"] = Role({"v": v}, torch.optim.SGD([v], lr=0.0), 0.1, lambda step: 1.0, max_grad_norm=0.0)
-    good = toy.step(run)
-
-    def step(batch) -> StepLosses:
-        loss_B = good(batch).by_role["network"]
-        second = 3.0 * v if run.state.step == 0 else (v - v.detach()).abs().sqrt()  # whose slope at 0 is no number
-        second = second.expand(len(batch))
-        return StepLosses({"network": loss_B, "second": second})
-
-    toy.train(run, step)
-    assert [r.skipped for r in recorder.results] == [False, True]
-    first = (recorder.weights[0].norm() / 0.1).item()
-    assert recorder.results[0].grad_norm == pytest.approx(math.hypot(first, 3.0), rel=1e-5)
-    assert math.isfinite(recorder.results[1].loss)
-    assert not torch.equal(recorder.weights[1], recorder.weights[0]) and v.item() == pytest.approx(0.7)
-    assert [role.skipped for role in recorder.results[1].by_role.values()] == [False, True]
-
-
 def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, recorder) -> None:
     run = toy.run(9, callbacks=[recorder])
     with pytest.raises(RunError) as error:
@@ -225,24 +176,6 @@ def test_going_on_after_a_stop_ends_in_the_same_weights(toy, asked: int) -> None
     assert toy.train(run, toy.step(run))
     assert torch.equal(toy.weight(run), toy.weight(whole))
     assert run.state == whole.state
-
-
-def test_a_hook_that_asks_for_a_stop_ends_the_run_after_its_step(toy, recorder) -> None:
-    class Stop(Callback):
-        def after_step(self, run) -> None:
-            run.stop_reason = "enough" if run.state.step == 2 else None
-
-    run = toy.run(5, callbacks=[Stop(), recorder])
-    assert toy.train(run, toy.step(run)) is False
-    assert recorder.calls == ["start", "step 1", "step 2", "end False"]
-
-
-def test_a_run_whose_steps_are_done_trains_nothing(toy, recorder) -> None:
-    run = toy.run(5, callbacks=[recorder])
-    run.state = TrainState(step=5, epoch=1, cursor=epoch_cursor(1, 2))
-    assert toy.train(run, toy.step(run)) is True
-    assert recorder.calls == ["start", "end True"]
-    assert run.state == TrainState(step=5, epoch=1, cursor=epoch_cursor(1, 2))
 
 
 # ------------------------------------------------------------ randomness

@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import Counter
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.toolkit.train.test_loop import broken_for
 from toolkit.errors import RunError
-from toolkit.memory.quantization import Int8Matmuls, QuantizedLinear, quantize_weight
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.train import metrics_buffer
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.interface import StepLosses
-from toolkit.train.metrics_buffer import metrics_sync_interval, to_host
+from toolkit.train.metrics_buffer import to_host
 from toolkit.train.run import Callback, Run
 
 NAN = float("nan")
@@ -151,46 +147,6 @@ def _after(toy, run: Run, good_steps: int):
 # ------------------------------------------------------------ waiting for the device
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    """Counts every way a number gets from a tensor to the host."""
-    counted: Counter = Counter()
-
-    def counting(name: str):
-        original = getattr(Tensor, name)
-
-        def method(self, *arguments):
-            counted[name] += 1
-            return original(self, *arguments)
-
-        return method
-
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy"):
-        monkeypatch.setattr(Tensor, name, counting(name))
-    return counted
-
-
-@pytest.mark.parametrize(("optimizer", "per_step"), [("adamw", 0), ("adam", 0), ("sgd", 1), ("schedulefree_adamw", 1)])
-def test_between_two_fetches_the_host_asks_for_no_number(toy, asked: Counter, optimizer: str, per_step: int) -> None:
-    """Save those optimizers that have to know on the host whether they step: they ask for that one flag."""
-    after: list[int] = []
-
-    class Counts(Callback):
-        def after_step(self, run) -> None:
-            after.append(asked.total())
-
-    run = run_with(toy, optimizer, 14, 7, [Counts()])
-    w_D = toy.weight(run)
-
-    def step(batch) -> StepLosses:
-        items = list(batch.spec.items)
-        return StepLosses({"network": (batch.latents_BCHW[:, 0, 0] @ w_D - toy.y_N[items]) ** 2})
-
-    toy.train(run, step)
-    asked_per_step = [now - before for before, now in zip([0, *after], after, strict=False)]
-    assert asked_per_step == [per_step] * 6 + [per_step + 1] + [per_step] * 6 + [per_step + 1]
-
-
 def test_a_fetch_that_blocks_says_so(toy, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = metrics_buffer.to_host
 
@@ -208,59 +164,8 @@ def test_a_fetch_that_blocks_says_so(toy, said: list[str], monkeypatch: pytest.M
     assert said[0] == "step 1: the device has not answered for 0.01 s. See what `nvidia-smi` says."
 
 
-@pytest.fixture
-def in_int8() -> QuantizedLinear:
-    """A layer that multiplies in int8 both ways."""
-    weight = quantize_weight(torch.randn((24, 32), generator=torch.Generator().manual_seed(1)), "int8")
-    weight.in_int8 = Int8Matmuls(forward=True, backward=True)
-    return QuantizedLinear(weight, None)
-
-
-def test_products_in_int8_ask_for_no_number(
-    toy, in_int8: QuantizedLinear, asked: Counter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_with(toy, "adamw", 4, 4, [])
-    w_D = toy.weight(run)
-
-    def step(batch) -> StepLosses:
-        y_MN = in_int8((1 + w_D.sum()).expand(20, 32))
-        return StepLosses({"network": y_MN.square().mean().expand(len(batch))})
-
-    products, int_mm = [], torch._int_mm
-    monkeypatch.setattr(torch, "_int_mm", lambda *factors: products.append(factors) or int_mm(*factors))
-    asked.clear()
-    toy.train(run, step)
-    assert asked.total() == 1  # the fetch at the end
-    assert len(products) == 4 * 2  # forward and backward
-
-
-@pytest.mark.parametrize("forward", [True, False])
-def test_a_step_that_is_not_finite_in_an_int8_product_is_skipped(toy, in_int8: QuantizedLinear, forward: bool) -> None:
-    """In the input, or on its way back alone: the loss is a number then, and the gradient is none."""
-    run = run_with(toy, "adamw", 4, 1, [])
-    w_D = toy.weight(run)
-    seen = []
-
-    def step(batch) -> StepLosses:
-        bad = run.state.step == 2
-        seen.append(w_D.detach().clone())
-        x_MK = (1 + w_D.sum()).expand(20, 32)
-        y_MN = in_int8(x_MK * math.inf if bad and forward else x_MK)
-        if bad and not forward:
-            y_MN.register_hook(lambda g_MN: g_MN * math.inf)
-        return StepLosses({"network": y_MN.square().mean().expand(len(batch))})
-
-    toy.train(run, step)
-    assert run.state.skipped == 1
-    assert [torch.equal(one, other) for one, other in pairwise(seen)] == [False, False, True]
-
-
 def test_one_fetch_brings_tensors_of_any_shape_and_type() -> None:
     tensors = [torch.tensor([1, 2]), torch.tensor(True), torch.tensor([[0.5], [0.25]]), torch.tensor(NAN)]
     *exact, (broken,) = to_host(tensors)
     assert exact == [[1.0, 2.0], [1.0], [0.5, 0.25]] and math.isnan(broken)
     assert to_host([]) == []
-
-
-def test_on_the_cpu_every_step_is_fetched() -> None:
-    assert metrics_sync_interval(torch.device("cpu")) == 1 < metrics_sync_interval(torch.device("cuda:0"))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.processes import in_processes
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.sharded_param import RowShard
-from toolkit.train.interface import StepLosses
-from toolkit.train.optimizer_step import Role, ShardedStep, StandardStep, clip_
+from toolkit.train.optimizer_step import Role, ShardedStep, clip_
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -71,12 +69,6 @@ def test_a_limit_of_zero_is_none() -> None:
         torch.testing.assert_close(parameter.detach(), start - 0.1 * gradient)
 
 
-def test_a_gradient_at_the_limit_is_not_touched() -> None:
-    gradient = torch.tensor([3.0, 4.0])
-    clip_([gradient], torch.tensor(5.0), 5.0)
-    assert gradient.tolist() == [3.0, 4.0]
-
-
 def test_the_norm_of_half_precision_gradients_is_not_one() -> None:
     """The root of 3 is 1.734375 in bfloat16."""
     role = role_with()
@@ -128,85 +120,4 @@ def test_the_network_acts_after_the_optimizer_and_before_the_average() -> None:
     torch.testing.assert_close(role.ema.averages["up"], (1 - weight) * start + weight * halve.seen / 2)
 
 
-@pytest.mark.parametrize(("optimizer", "waits"), [("adamw", False), ("adam", False), ("sgd", True)])
-def test_on_a_device_the_host_waits_for_nothing_where_the_optimizer_guards_itself(optimizer: str, waits: bool) -> None:
-    """A fake CUDA device has no numbers: whoever asks for one fails where a real one would make it wait."""
-    with FakeTensorMode():
-        role = role_with(optimizer, "cuda")
-        norm = role.optimizer_step.norm(role)
-        step_ok = torch.isfinite(norm)
-        assert step_ok.device.type == "cuda"
-        if waits:
-            with pytest.raises(DataDependentOutputException):
-                role.optimizer_step.step(role, 0, norm, step_ok)
-        else:
-            role.optimizer_step.step(role, 0, norm, step_ok)
-
-
 # ------------------------------------------------------------ the moments
-
-
-class Told(StandardStep):
-    """Steps as usual and writes down when it is asked for what."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def begin_accumulation(self, role: Role) -> None:
-        self.said.append("begin")
-
-    def before_last_backward(self, role: Role, step: int, finite: Tensor) -> None:
-        assert step == self.said.count("finish")
-        self.said.append("last" if finite else "last, not finite")
-
-    def norm(self, role: Role) -> Tensor:
-        self.said.append("norm")
-        return super().norm(role)
-
-    def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
-        self.said.append("finish")
-        return super().step(role, step, norm, step_ok)
-
-
-def test_a_strategy_hears_of_each_moment_of_a_window(toy) -> None:
-    run = toy.run(2, accumulation=2, optimizer_step=(told := Told()))
-    good = toy.step(run)
-
-    def step(batch) -> StepLosses:
-        told.said.append("forward")
-        return good(batch)
-
-    toy.train(run, step)
-    assert told.said == ["begin", "forward", "forward", "last", "norm", "finish"] * 2
-
-
-def test_a_strategy_is_told_that_a_loss_of_the_window_is_no_number(toy) -> None:
-    run = toy.run(1, accumulation=2, optimizer_step=(told := Told()))
-    good = toy.step(run)
-    first = toy.epoch_batches(0)[0].items
-
-    def step(batch) -> StepLosses:
-        loss_B = good(batch).by_role["network"]
-        return StepLosses({"network": loss_B * float("nan") if batch.spec.items == first else loss_B})
-
-    toy.train(run, step)
-    assert told.said == ["begin", "last, not finite", "norm", "finish"]
-
-
-def test_a_window_that_is_repeated_in_halves_begins_again(toy) -> None:
-    run = toy.run(1, optimizer_step=(told := Told()))
-    good = toy.step(run)
-
-    def step(batch) -> StepLosses:
-        if len(batch) > 2:
-            raise torch.OutOfMemoryError("no memory left")
-        return good(batch)
-
-    toy.train(run, step)
-    assert told.said == ["begin", "begin", "last", "norm", "finish"]
-
-
-def test_trying_the_largest_batch_is_no_window(toy) -> None:
-    run = toy.run(1, optimizer_step=(told := Told()))
-    toy.probe(run, next(toy.load(toy.epoch_batches(0))), toy.step(run))
-    assert told.said == []

@@ -6,21 +6,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from tests.toolkit.train.conftest import Losses, Recorder, Toy
+from tests.toolkit.train.conftest import Recorder, Toy
 from toolkit.data.epoch_order import EpochSource
 from toolkit.data.types import Batch
 from toolkit.errors import RunError
 from toolkit.optim.ema import Ema
 from toolkit.train.callbacks.metrics import MetricsCallback, read_metrics
-from toolkit.train.checkpoint_state import load_state, snapshot_state
-from toolkit.train.checkpoint_store import write_checkpoint
 from toolkit.train.interface import Backward, StepLosses, TrainStep
 from toolkit.train.loop import train
 from toolkit.train.optimizer_step import Role
@@ -119,30 +116,6 @@ def test_each_role_learns_by_its_own_loss_alone(toy: Toy, every: int) -> None:
     torch.testing.assert_close(weights(gan), by_hand(toy, 5, every), rtol=1e-5, atol=1e-6)
     both, one = frozenset(run.roles), frozenset({"generator"})
     assert gan.told == [(step, both if step % every == 0 else one) for step in range(5) for _ in range(ACCUMULATION)]
-
-
-def test_the_gradients_of_one_backward_of_the_sum_would_be_others(toy: Toy) -> None:
-    run, gan = gan_run(toy, 1)
-    train(run, source(toy), Losses(lambda batch: gan(batch, 0)))
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(weights(gan), by_hand(toy, 1), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("every", [1, 2])
-def test_a_resume_in_the_middle_ends_in_the_same_bits(toy: Toy, tmp_path: Path, every: int) -> None:
-    whole, gan = gan_run(toy, 6, every=every)
-    train(whole, source(toy), gan)
-    first, first_gan = gan_run(toy, 3, every=every)
-    train(first, source(toy), first_gan)
-    path = write_checkpoint(tmp_path / "states", snapshot_state(first), keep=1)
-    second, second_gan = gan_run(toy, 6, every=every)
-    load_state(path, second)
-    train(second, source(toy), second_gan)
-    assert all(map(torch.equal, weights(second_gan), weights(gan)))
-    for group, tensors in snapshot_state(whole).tensors.items():
-        found = snapshot_state(second).tensors[group]
-        assert found.keys() == tensors.keys() and all(torch.equal(found[name], t) for name, t in tensors.items())
-    assert second.state == whole.state
 
 
 def test_what_is_no_number_in_one_role_skips_the_step_of_that_role_alone(toy: Toy) -> None:

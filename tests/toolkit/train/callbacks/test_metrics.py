@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
-from toolkit.train.callbacks.metrics import MetricsCallback, read_metrics, truncate_after_step
+from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.interface import TrainState
 
 KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "time", "t_mean"]
@@ -109,15 +108,3 @@ def test_what_a_crash_left_at_the_end_does_not_spoil_the_next_line(run, result, 
     run.state = TrainState(step=3)
     write(run, [result(4)])
     assert [line["step"] for line in read(run)] == [*kept, 4]
-
-
-def test_cutting_a_file_that_is_not_there_does_nothing(tmp_path: Path) -> None:
-    truncate_after_step(tmp_path / "metrics.jsonl", 3)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_reading_gives_the_whole_lines_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert list(read_metrics(path)) == []
-    path.write_bytes(b'{"step": 1, "loss": null}\n\xff\n[3]\n{"step": 2, "loss": 0.5}\n{"step": 3, "lo')
-    assert list(read_metrics(path)) == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]

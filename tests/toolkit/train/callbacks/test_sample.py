@@ -190,7 +190,3 @@ def test_a_set_broken_off_by_a_stop_leaves_no_picture(run, result) -> None:
     assert drawing.run_to(10, result, finished=False) == []
     assert drawing.events == []
     assert Drawing(run).run_to(10, result, finished=False) == sets(10)  # and the next start draws it
-
-
-def test_its_time_is_not_step_time() -> None:
-    assert SampleCallback.included_in_step_time is False

@@ -273,7 +273,3 @@ def test_room_is_asked_for_all_that_a_save_writes(toy, result, monkeypatch) -> N
     states = [sum(map(tensor_bytes, run.folder.glob(f"state/step_{step:09d}/*.safetensors"))) for step in (10, 13)]
     assert states == [3 * weights] * 2  # weights, their average, the momentum
     assert asked == [states[0] + weights, weights, states[1]]
-
-
-def test_its_time_is_not_step_time() -> None:
-    assert SaveCallback.included_in_step_time is False

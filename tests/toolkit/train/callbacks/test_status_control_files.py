@@ -24,12 +24,6 @@ def hook(done) -> ControlFilesCallback:
     return ControlFilesCallback({**actions, "stop": ask_to_stop})
 
 
-def test_the_folder_is_there_from_the_start(toy, hook) -> None:
-    run = toy.run(1)
-    hook.on_start(run)
-    assert (run.folder / "control").is_dir()
-
-
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
 @pytest.mark.parametrize("name", ["save_now", "sample_now", "SAVE_NOW", "Sample_Now"])
 def test_a_request_is_answered_once_and_its_file_or_folder_removed(toy, hook, done, result, name: str, make) -> None:
@@ -44,22 +38,6 @@ def test_a_request_is_answered_once_and_its_file_or_folder_removed(toy, hook, do
     assert done == [f"{name.lower()} at 2"]
     assert list((run.folder / "control").iterdir()) == []
     assert not run.stopping
-
-
-def test_stop_ends_the_run_after_the_step_that_saw_it(toy, hook) -> None:
-    run = toy.run(9)
-    run.callbacks = [hook]
-
-    def load(specs):
-        for number, batch in enumerate(toy.load(specs), start=1):
-            if number == 4:
-                (run.folder / "control" / "stop").touch()
-            yield batch
-
-    assert toy.train(run, toy.step(run), load) is False
-    assert run.state.step == 4
-    assert run.stop_reason == "control/stop"
-    assert not (run.folder / "control" / "stop").exists()
 
 
 def test_other_names_are_told_once_and_left_alone(toy, hook, done, result, said) -> None:
@@ -100,7 +78,3 @@ def test_a_volume_that_fails_for_a_moment_is_told_once_and_ends_nothing(
     assert f"{run.folder}/control" in said[0] and "Stale file handle" in said[0]
     hook.after_step(run)
     assert done == ["save_now at 0"]
-
-
-def test_its_time_is_not_step_time() -> None:
-    assert ControlFilesCallback.included_in_step_time is False
