@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.faults.faults import counters
 from tests.toolkit.train.conftest import Toy
 from toolkit.files.log import StatusLine
-from toolkit.files.run_files import step_file
+from toolkit.files.run_files import step_stem
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.save import SaveCallback
@@ -27,7 +27,7 @@ EVERY = 2
 
 def prepare(run: Run, step: int | None) -> Callable[[], list[Path]]:
     """As the trainer's: the averages now, written later."""
-    path = run.folder / f"{run.name}.safetensors" if step is None else step_file(run.folder, run.name, step)
+    path = run.folder / f"{run.name if step is None else step_stem(run.name, step)}.safetensors"
     tensors = to_cpu_copies(run.roles["network"].eval_weights(), "float32")
     metadata = {"training_info": json.dumps({"step": run.state.step})}
 

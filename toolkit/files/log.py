@@ -57,9 +57,6 @@ class RedactingStream:
     error: OSError | None = None
     """Why the rest was dropped; None: nothing was."""
 
-    LONGEST = 2**16
-    """Characters without a line end that are held back."""
-
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._held = stream, ""
         self._terminal = stream.isatty()
@@ -72,9 +69,6 @@ class RedactingStream:
             end = max(held.rfind("\n"), held.rfind("\r")) + 1
             if end and self._terminal:
                 end = len(held)  # what follows a carriage return is to be seen at once
-            if len(held) - end > self.LONGEST:
-                held = redact_text(held)
-                end = len(held) - self.LONGEST // 2
             ready, self._held = held[:end], held[end:]
             self._pass_on(ready)
         return len(text)
@@ -222,7 +216,8 @@ def tee_output(path: Path) -> Iterator[None]:
     except BaseException as error:
         for tee in tees:
             tee.close_line()
-        for line in _words_for(error).splitlines():
+        told = isinstance(error, UserError | RunError | Interrupted)
+        for line in (str(error) if told else "".join(traceback.format_exception(error))).splitlines():
             log.write_line(line)
         raise
     finally:
@@ -230,12 +225,6 @@ def tee_output(path: Path) -> Iterator[None]:
         for tee in tees:
             tee.close_line()
         log.close()
-
-
-def _words_for(error: BaseException) -> str:
-    if isinstance(error, UserError | RunError | Interrupted):
-        return str(error)
-    return "".join(traceback.format_exception(error))
 
 
 def quiet_libraries() -> None:

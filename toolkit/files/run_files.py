@@ -126,13 +126,8 @@ def _is_product(path: Path) -> bool:
     return any((path / name).is_file() for name in _MODEL_FILES)
 
 
-def step_file(folder: Path, name: str, step: int) -> Path:
-    """`<name>_000000340.safetensors`: the weights after 340 optimizer steps."""
-    return folder / f"{step_stem(name, step)}{FILE_SUFFIXES[0]}"
-
-
 def step_stem(name: str, step: int) -> str:
-    """The name of a step's file without its ending, or of its folder."""
+    """`<name>_000000340`: the name of a step's file without its ending, or of its folder."""
     return f"{name}_{step:09d}"
 
 

@@ -83,11 +83,12 @@ def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, st
     """One file with the tensors of several, bytes copied as they are. files: each with what is put before its tensors'
     names. Raises ValueError for a damaged file and for two tensors of one name."""
     merged: Header = {METADATA: dict(metadata)}
-    end = 0
+    begins, end = list[int](), 0
     for file, prefix in files.items():
         with file.open("rb") as source:
             header = read_header(source)
-            size = source.seek(0, 2) - LENGTH_BYTES - _header_length(file)
+            begins.append(source.tell())
+            size = source.seek(0, 2) - begins[-1]
         for name, entry in header.items():
             if name == METADATA:
                 continue
@@ -98,15 +99,10 @@ def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, st
         end += size
     with path.open("wb") as target:
         target.write(framed(compact(merged)))
-        for file in files:
+        for file, begin in zip(files, begins, strict=True):
             with file.open("rb") as source:
-                source.seek(LENGTH_BYTES + _header_length(file))
+                source.seek(begin)
                 shutil.copyfileobj(source, target)
-
-
-def _header_length(file: Path) -> int:
-    with file.open("rb") as source:
-        return int.from_bytes(source.read(LENGTH_BYTES), "little")
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -144,18 +140,15 @@ def is_own_file(path: Path) -> bool:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata in the header of a safetensors file, without torch or safetensors; empty when there is none.
+    """The metadata in the header of a safetensors file; empty when there is none.
 
     Reads the header alone. Raises OSError when the file cannot be read, ValueError when it has no whole header.
-    Source of the format: 8 bytes of length, little endian, then so many bytes of JSON
-    (https://github.com/huggingface/safetensors#format).
     """
-    with open_regular(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:  # no safetensors file, or a part of one
-            raise ValueError(f"{path}: its header is not whole")
-        header = json.loads(file.read(length))
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    try:
+        with open_regular(path) as file:
+            metadata = read_header(file).get(METADATA, {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"{path}: its header is not that of a safetensors file")
     return metadata

@@ -240,18 +240,6 @@ def test_a_pipe_gets_progress_by_carriage_returns_one_state_late() -> None:
     assert stream.getvalue() == "\rstep 0\rstep 1\rstep 2\r\n"
 
 
-def test_an_endless_line_is_not_held_for_ever() -> None:
-    stream = io.StringIO()
-    out = RedactingStream(stream)
-    for _ in range(3):
-        out.write(
-            "x" * RedactingStream.LONGEST + TOKEN + "x" * (RedactingStream.LONGEST // 2 - 10)
-        )  # cut within the token
-    assert 0 < len(out._held) <= RedactingStream.LONGEST
-    out.release()
-    assert stream.getvalue().replace("x", "") == "<redacted>" * 3
-
-
 def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     terminal = Terminal()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tests.network_files import save_network
 from toolkit.errors import RunError
-from toolkit.files.run_files import final_files, step_file
+from toolkit.files.run_files import final_files, step_stem
 from toolkit.files.writing import atomic_write_dir
 from toolkit.networks.save import is_finite, remove_old_step_files, weights_digest
 
@@ -83,23 +83,21 @@ def test_a_file_that_reads_back_differently_is_not_kept(tmp_path: Path, monkeypa
     assert metadata_of(path)["which"] == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_name_of_a_step_file() -> None:
-    assert step_file(Path("out"), "my_char", 340) == Path("out/my_char_000000340.safetensors")
-
-
 def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).touch()
 
 
 def test_the_newest_step_files_are_kept_by_number_not_by_time(tmp_path: Path) -> None:
+    def path(step: int) -> Path:
+        return tmp_path / f"{step_stem('job', step)}.safetensors"
+
     for time, step in enumerate([1000000000, 900, 40, 30]):  # the highest step has the oldest time
-        path = step_file(tmp_path, "job", step)
-        path.touch()
-        os.utime(path, (time, time))
+        path(step).touch()
+        os.utime(path(step), (time, time))
     deleted = remove_old_step_files(tmp_path, "job", keep=2)
-    assert deleted == [step_file(tmp_path, "job", 30), step_file(tmp_path, "job", 40)]
-    assert sorted(tmp_path.iterdir()) == [step_file(tmp_path, "job", 900), step_file(tmp_path, "job", 1000000000)]
+    assert deleted == [path(30), path(40)]
+    assert sorted(tmp_path.iterdir()) == [path(900), path(1000000000)]
 
 
 def test_the_raw_weights_go_with_their_step(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.errors import RunError
-from toolkit.files.run_files import step_file
+from toolkit.files.run_files import step_stem
 from toolkit.train.callbacks import save
 from toolkit.train.callbacks.save import SaveCallback
 from toolkit.train.interface import TrainState
@@ -34,7 +34,7 @@ class Saving:
         return lambda: self._write(run, step, now)
 
     def _write(self, run, step: int | None, now: int) -> list[Path]:
-        path = run.folder / f"{run.name}.safetensors" if step is None else step_file(run.folder, run.name, step)
+        path = run.folder / f"{run.name if step is None else step_stem(run.name, step)}.safetensors"
         files = [path, path.with_name(f"{path.stem}_raw.safetensors")] if self.raw else [path]
         for file in files:
             file.write_text(f"weights of step {now}")
