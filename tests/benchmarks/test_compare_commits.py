@@ -13,10 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks import compare_commits
-from benchmarks.compare_commits import JOBS, OF_RESUMED, Outcome, Ran, Side, Table, compare, facts_of, job_of, same
+from benchmarks.compare_commits import PARTS, RESUMED, Before, Ran
+from benchmarks.freeze.comparing import Outcome, Table, compare, same
+from benchmarks.freeze.facts import facts_of, printed
+from benchmarks.freeze.jobs import GUIDE, JOBS, KILLED, document, lora, write_images
+from benchmarks.freeze.messages import BROKEN, VALID, broken
 from tests.model_folders import write_model
 from toolkit.config import load_job
+from toolkit.errors import UserError
 from toolkit.extension import discover
 
 
@@ -145,16 +149,82 @@ def test_a_refusal_is_a_message_about_the_input(code: int, errors: str, refused:
     assert Ran(code, "", errors).refused is refused
 
 
-@pytest.mark.parametrize("references", [True, False])
-@pytest.mark.parametrize("name", [*JOBS, "resumed"])
-def test_every_job_is_a_valid_config(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, references: bool
-) -> None:
+def test_only_the_place_of_a_message_and_what_it_names_count() -> None:
+    def said(output: str, errors: str) -> dict[tuple[str, str, str], Any]:
+        return printed("x", 2, output, errors, {"/tmp/a": "FOLDER"})
+
+    one = said(
+        "  15 pictures at 128x128 in /tmp/a/x (3.2 s)\n", "warning: train.lr: 0.5 is much.\nno.yaml: not there.\n"
+    )
+    assert one == said("15 images at 128x128, FOLDER/x, 9 s\n", "warning: train.lr: half\nno.yaml: missing\n")
+    for other in (
+        said("14 pictures at 128x128 in /tmp/a/x\n", "warning: train.lr: x\nno.yaml: x\n"),
+        said("15 pictures at 128x128 in /tmp/a/x\n", "train.lr: x\nno.yaml: x\n"),
+        said("15 pictures at 128x128 in /tmp/a/x\n", "warning: train.lr: x\nno.yaml: x\nno.yaml: y\n"),
+    ):
+        assert one != other
+
+
+def test_a_page_is_what_it_shows(tmp_path: Path) -> None:
+    pages = {
+        "a": '<h1 class="x">Loss 0.25</h1><img src="1.png"><script type="application/json">{"step": 3}</script>',
+        "b": '<p><b>Loss</b> 0.25</p><a><img src="1.png" class="y"></a><style>h1 {top: 7px}</style>'
+        '<script type="application/json">{"step":3}</script>',
+        "c": '<h1>Loss 0.25</h1><script type="application/json">{"step": 3}</script>',
+    }
+    for name, text in pages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").write_text(text, encoding="utf-8")
+    assert facts_of(tmp_path / "a") == facts_of(tmp_path / "b")
+    lost = [place for _, place, _ in differences(tmp_path / "a", tmp_path / "c")]
+    assert lost == ["job/index.html: 1.png", "job/index.html: word png"]
+
+
+def test_what_the_first_side_found_is_kept(tmp_path: Path) -> None:
+    before = Before("before", tmp_path, tmp_path / "work")
+    facts = {("plans", "a", "steps"): 3}
+    assert before.kept("a part", lambda: facts) == facts
+    assert before.kept("a part", lambda: None) == facts
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    compare_commits.write_images(tmp_path / "images")
-    job = job_of(name, JOBS.get(name, OF_RESUMED), references)
-    side = Side("before", Path("."), tmp_path)
+    write_images(tmp_path / "images")
     write_model(tmp_path / "model")
-    section = load_job(tmp_path / side.write(name, job), discover().find_config).processes[0].section
-    assert bool(section.datasets[0].control_path) is (references and name.startswith("lora_int8"))
-    assert (section.train.steps, section.save.save_every) == (6, 3)
+    (tmp_path / "job.json").write_text("{}", encoding="utf-8")
+    return tmp_path
+
+
+def loaded(section: dict[str, Any]) -> Any:
+    Path("job.json").write_text(json.dumps(document("job", section)), encoding="utf-8")
+    return load_job("job.json", discover().find_config)
+
+
+OF_A_RUN = {"flow", "flow_joint"}
+"""Jobs that read an autoencoder of an earlier one."""
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name not in OF_A_RUN])
+def test_every_job_is_a_valid_config(workplace: Path, name: str) -> None:
+    assert loaded(JOBS[name]).processes
+
+
+@pytest.mark.parametrize("name", [name for name, (base, _) in BROKEN.items() if base in ("lora", "vae", "guide")])
+def test_every_mistake_is_refused_or_warned_of(workplace: Path, name: str) -> None:
+    try:
+        config = loaded(broken(name))
+    except UserError:
+        return
+    base, edits = BROKEN[name]
+    assert edits and config.processes[0] != loaded(VALID[base]).processes[0]
+
+
+def test_a_mistake_changes_nothing_but_its_own_job() -> None:
+    valid = json.dumps(VALID["lora"])
+    assert broken("no type").keys() == lora().keys() - {"type"} | {"validation"}
+    assert json.dumps(VALID["lora"]) == valid and "modle" not in GUIDE
+
+
+def test_parts_have_unlike_names() -> None:
+    assert not PARTS.keys() & RESUMED.keys() and set(RESUMED.values()) == KILLED.keys()
