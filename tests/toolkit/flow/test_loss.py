@@ -93,12 +93,6 @@ def test_the_path_keeps_precision_for_bfloat16_input() -> None:
     assert velocity_BCHW.dtype == torch.float32
 
 
-def test_float64_stays_float64() -> None:
-    x0_BCHW = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
-    x_t_BCHW, velocity_BCHW = linear_path(x0_BCHW, x0_BCHW + 1, torch.tensor([0.5]))
-    assert x_t_BCHW.dtype == velocity_BCHW.dtype == torch.float64
-
-
 def test_unlike_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 1, 2, 2\) and noise \(1, 1, 2, 3\) differ"):
         linear_path(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 3), torch.zeros(1))

@@ -23,19 +23,6 @@ def test_noise_levels_are_those_of_diffusers() -> None:
     at_most("noise levels (sigmas)", worst, 1e-6)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 50])
-def test_levels_fall_from_one_to_zero(steps: int) -> None:
-    levels = sigmas(steps, mu=0.6, terminal=0.02)
-    assert levels[0] == 1 and levels[-1] == 0
-    assert (levels.diff() < 0).all()
-    if steps > 1:
-        assert levels[-2] == pytest.approx(0.02)
-
-
-def test_without_a_terminal_the_last_level_is_only_shifted() -> None:
-    assert sigmas(4, mu=0.0, terminal=None).tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
-
-
 def test_a_constant_velocity_is_followed_exactly() -> None:
     noise_BCHW = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     image_BCHW = torch.full_like(noise_BCHW, 0.25)

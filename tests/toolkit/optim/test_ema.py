@@ -4,7 +4,7 @@ from torch import nn
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.optim.ema import Ema, PowerAverages, copy_into
+from toolkit.optim.ema import Ema, PowerAverages
 from toolkit.optim.schedules import initial_weight_fraction
 
 CASES = golden("ema", use_feedback=False, param_multiplier=1.0, update_rule="w = input")
@@ -83,11 +83,6 @@ def test_a_saved_average_goes_on_as_if_never_stopped() -> None:
     straight.update()
     resumed.update()
     assert all(torch.equal(straight.averages[name], resumed.averages[name]) for name in parameters)
-
-
-def test_a_missing_name_is_an_error() -> None:
-    with pytest.raises(KeyError):
-        copy_into({"a": torch.zeros(1), "b": torch.zeros(1)}, {"a": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("warm_up", [True, False])

@@ -50,14 +50,6 @@ def test_up_matrices_learn_faster_by_a_factor_of_the_rate_of_their_group() -> No
     assert sorted(name for group in groups for name in group.weights) == sorted(WEIGHTS)
 
 
-def test_a_ratio_of_one_makes_no_groups() -> None:
-    assert len(build_param_groups(WEIGHTS, layer_of, 0.1, up=UPS, up_ratio=1)) == 1
-
-
-def test_entries_that_take_all_layers_leave_no_base_group() -> None:
-    assert [g.name for g in build_param_groups(WEIGHTS, layer_of, 0.1, entries({"match": ".*", "lr": 0}))] == [".*"]
-
-
 @pytest.mark.parametrize("pattern", ["attn", "blocks.2.*", "to_q$"])
 def test_a_pattern_that_matches_nothing_is_a_mistake_with_examples(pattern: str) -> None:
     with pytest.raises(UserError) as error:

@@ -11,7 +11,6 @@ from toolkit.optim.optimizer_args import OPTIMIZERS
 from toolkit.optim.optimizers import (
     build_optimizer,
     eval_mode,
-    has_eval_mode,
     load_state_tensors,
     state_tensors,
     step_if,
@@ -78,36 +77,10 @@ def test_every_optimizer_obeys_the_learning_rate(name: str) -> None:
     assert equal(values(parameters), values(start()))
 
 
-def test_state_is_named_by_the_parameters() -> None:
-    parameters = start()
-    optimizer = build_optimizer("adamw", parameters, 1e-3, {})
-    take_steps(optimizer, parameters, range(1))
-    tensors, plain = state_tensors(optimizer, NAMES)
-    assert {key.rpartition("/")[0] for key in tensors} == set(NAMES)
-    assert tensors["bias/exp_avg"].shape == (7,) and plain == {}
-
-
-def test_arguments_reach_the_optimizer() -> None:
-    optimizer = build_optimizer("adamw", start(), 1e-3, {"weight_decay": 0.25, "betas": [0.8, 0.9]})
-    assert optimizer.param_groups[0]["weight_decay"] == 0.25
-    assert tuple(optimizer.param_groups[0]["betas"]) == (0.8, 0.9)
-
-
 def test_adafactor_follows_the_given_learning_rate_unless_told_otherwise() -> None:
     assert build_optimizer("adafactor", start(), 1e-3, {}).param_groups[0]["relative_step"] is False
     relative = build_optimizer("adafactor", start(), None, {"relative_step": True})
     assert relative.param_groups[0]["relative_step"] is True
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_unknown_argument_is_a_mistake_with_a_hint(name: str) -> None:
-    with pytest.raises(UserError, match=rf"train\.optimizer_params: {name} has no 'weight_decai'.*'weight_decay'"):
-        build_optimizer(name, start(), 1e-3, {"weight_decai": 0.1})
-
-
-def test_an_unknown_optimizer_is_a_mistake_with_a_hint() -> None:
-    with pytest.raises(UserError, match=r"unknown optimizer 'adamw8bits'\. Did you mean 'adamw8bit'"):
-        build_optimizer("adamw8bits", start(), 1e-3, {})
 
 
 # ---------------------------------------------------------------- dotted paths
@@ -166,25 +139,6 @@ def test_the_average_of_a_schedule_free_optimizer_is_shown_and_taken_away_again(
         raise KeyError
     assert equal(values(parameters), own)
     take_steps(optimizer, parameters, range(3, 4))
-
-
-def test_looking_at_the_average_does_not_change_the_training() -> None:
-    watched, alone = start(), start()
-    of_watched, of_alone = (build_optimizer("schedulefree_adamw", p, 1e-2, {}) for p in (watched, alone))
-    for step in range(4):
-        with eval_mode(of_watched):
-            pass
-        take_steps(of_watched, watched, range(step, step + 1))
-        take_steps(of_alone, alone, range(step, step + 1))
-    assert equal(values(watched), values(alone))
-
-
-def test_other_optimizers_have_no_average() -> None:
-    parameters = start()
-    optimizer = build_optimizer("adamw", parameters, 1e-2, {})
-    assert not has_eval_mode(optimizer)
-    with eval_mode(optimizer):
-        assert equal(values(parameters), values(start()))
 
 
 # ---------------------------------------------------------------- groups

@@ -193,42 +193,6 @@ def test_the_course_comes_from_the_config() -> None:
 # ------------------------------------------------------------ by hand
 
 
-@pytest.mark.parametrize(
-    ("name", "course", "params", "expected"),
-    [
-        ("linear", {}, {}, [1.0, 0.75, 0.5, 0.25, 0.0]),
-        ("linear", {"min_ratio": 0.5}, {}, [1.0, 0.875, 0.75, 0.625, 0.5]),
-        ("linear", {"min_ratio": 0}, {}, [1.0, 0.75, 0.5, 0.25, 0.0]),
-        ("linear", {"decay": 2}, {}, [1.0, 1.0, 1.0, 0.5, 0.0]),
-        ("linear", {"decay": 0.5}, {}, [1.0, 1.0, 1.0, 0.5, 0.0]),
-        ("linear", {"warmup": 2, "decay": 9}, {}, [0.0, 0.5, 1.0, 0.5, 0.0]),
-        ("linear", {}, {"start_factor": 1, "end_factor": 0.2}, [1.0, 0.8, 0.6, 0.4, 0.2]),
-        ("cosine", {"decay": 2}, {}, [1.0, 1.0, 1.0, 0.5, 0.0]),
-        ("cosine_with_restarts", {"decay": 2, "cycles": 2}, {}, [1.0, 1.0, 1.0, 1.0, 0.0]),
-        ("cosine_with_restarts", {}, {"T_0": 2}, [1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0.0]),
-        ("cosine_with_min_lr", {"decay": 2, "min_ratio": 0.2}, {}, [1.0, 1.0, 1.0, 0.6, 0.2]),
-        ("polynomial", {"power": 2.0, "decay": 2, "min_ratio": 0}, {}, [1.0, 1.0, 1.0, 0.25, 0.0]),
-        ("rex", {"decay": 2, "min_ratio": 0}, {}, [1.0, 1.0, 1.0, 0.5 / 0.55, 0.0]),
-        ("warmup_stable_decay", {}, {}, [1.0] * 5),
-        ("warmup_stable_decay", {"decay": 2}, {}, [1.0, 1.0, 1.0, 0.5, 0.0]),
-        ("warmup_stable_decay", {}, {"num_decay_steps": 0.5}, [1.0, 1.0, 1.0, 0.5, 0.0]),
-        ("inverse_sqrt", {"timescale": 1}, {}, [1.0, 2**-0.5, 3**-0.5, 0.5, 5**-0.5]),
-        ("inverse_sqrt", {"warmup": 1}, {}, [0.0, 1.0, 2**-0.5, 3**-0.5, 0.5]),
-        ("step", {}, {"step_size": 2, "gamma": 0.5}, [1.0, 1.0, 0.5, 0.5, 0.25]),
-        ("step", {"warmup": 1}, {"step_size": 2}, [0.0, 1.0, 1.0, 0.1, 0.1]),
-        ("piecewise_constant", {}, {"step_rules": "1:1,0.5:3,0.1"}, [1.0, 0.5, 0.5, 0.1, 0.1]),
-        ("constant", {"decay": 2, "cycles": 3}, {}, [1.0] * 5),
-        ("constant", {}, {"num_warmup_steps": 4}, [0.0, 0.25, 0.5, 0.75, 1.0]),
-        ("constant", {}, {"factor": 0.5}, [0.5] * 5),
-        ("cosine", {"lr": 0.1}, {"eta_min": 0.02}, [1.0, 0.2 + 0.8 * (0.5 + 0.125**0.5), 0.6, 0.317157, 0.2]),
-    ],
-)
-def test_the_factors_of_a_run_of_four_steps(name: str, course: dict, params: dict, expected: list[float]) -> None:
-    check_parameters(name, params)
-    factor = build_schedule(name, 4, params=params, **course)
-    assert [factor(step) for step in range(5)] == pytest.approx(expected, abs=1e-6)
-
-
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_is_a_function_of_the_step(name: str) -> None:
     params = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.optim.optimizers import build_optimizer, load_state_tensors, state_tensors
+from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer, stochastic_round_bf16
 from toolkit.system.sharded_param import RowShard
 
@@ -92,31 +92,6 @@ def test_the_step_before_rounding_is_the_optimizers_in_float32(name: str) -> Non
     assert {t.dtype for t in tensors.values()} <= {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"), [("adamw", {}), ("adafactor", {"beta1": 0.9}), ("sgd", {}), ("sgd", {"momentum": 0.9})]
-)
-def test_a_resume_goes_on_bit_for_bit(name: str, arguments: dict) -> None:
-    weights = {"a": torch.randn(8, 4, generator=generator(1)), "b": torch.randn(6, generator=generator(2))}
-
-    def train(parameters: dict, optimizer: StochasticRoundingOptimizer, steps: range) -> None:
-        for step in steps:
-            for parameter in parameters.values():
-                parameter.grad = torch.randn(parameter.shape, generator=generator(step)).to(BF16)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    whole, optimizer = rounded(name, weights, 0.01, **arguments)
-    train(whole, optimizer, range(6))
-    first, optimizer = rounded(name, weights, 0.01, **arguments)
-    train(first, optimizer, range(3))
-    tensors, plain = state_tensors(optimizer, list(weights))
-    second, resumed = rounded(name, {key: p.detach() for key, p in first.items()}, 0.01, **arguments)
-    load_state_tensors(resumed, list(weights), {key: t.clone() for key, t in tensors.items()}, plain)
-    train(second, resumed, range(3, 6))
-    assert all(torch.equal(whole[key], second[key]) for key in weights)
-    assert all(parameter.grad is None for parameter in second.values())
-
-
 def test_each_parameter_step_and_seed_draws_for_itself() -> None:
     def train(seed: int, keys: str = "ab") -> dict[str, Tensor]:
         parameters, optimizer = rounded("sgd", dict.fromkeys(keys, torch.ones(1000)), lr=2**-10, seed=seed)
@@ -136,23 +111,3 @@ def test_no_float32_copy_stays() -> None:
     optimizer.step()
     [stand_in] = optimizer.inner.param_groups[0]["params"]
     assert stand_in.numel() == 0 and stand_in.grad is None
-
-
-def test_rows_are_stepped_and_rounded_as_within_the_whole_weight() -> None:
-    """Of three processes the last has no row of the four."""
-    whole = {"w": torch.randn(4, 50, generator=generator(1)), "b": torch.randn(4, generator=generator(2))}
-
-    def trained(rank: int, size: int) -> dict[str, Tensor]:
-        parts = {key: RowShard.of(weight.shape, rank, size) for key, weight in whole.items()}
-        rows = {key: weight[parts[key].start : parts[key].stop] for key, weight in whole.items()}
-        parameters, optimizer = rounded("adamw", rows, 0.01, shared_out=parts)
-        for step in range(3):
-            for key, parameter in parameters.items():
-                gradient = torch.randn(whole[key].shape, generator=generator(step)).to(BF16)
-                parameter.grad = gradient[parts[key].start : parts[key].stop]
-            optimizer.step()
-        return {key: parameter.detach() for key, parameter in parameters.items()}
-
-    parts, one = [trained(rank, 3) for rank in range(3)], trained(0, 1)
-    for key, weight in one.items():
-        assert torch.equal(torch.cat([part[key] for part in parts]), weight)
