@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -61,6 +62,14 @@ print(torch.allclose(delta, 3 * parts["lora_B.weight"] @ parts["lora_A.weight"])
 print(sum(rows * columns for rows, columns in KINDS["rslora"].layer_shapes(section, 8, 8).values()))
 print(StepShape(7, 8, 2, 4, "rslora").kept("none") > 0)
 
+from tests.findings import warnings
+from toolkit.flow.loss import loss_per_sample
+
+print([(found.key, found.severity) for found in warnings(NetworkConfig(linear=600))])
+one = torch.ones(1, 1, 2, 2)
+settings = FlowSettings.named_in(TrainConfig(loss_type="log_cosh"))
+print(round(float(loss_per_sample(one, 0 * one, settings=FlowSettings(**settings))), 6))
+
 model = ModelConfig(name_or_path="./model")
 family = family_for(model)
 adapter = load_model(model, torch.device("cpu"), torch.float32, lambda qtype: None)
@@ -87,27 +96,42 @@ def apply(diff: str, root: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("diff", DIFFS, ids=["schedule", "optimizer", "timestep sampling", "kind", "family"])
+@pytest.mark.parametrize(
+    "diff", DIFFS, ids=["rule", "tool", "loss", "schedule", "optimizer", "timestep sampling", "kind", "family"]
+)
 def test_a_diff_is_under_ten_lines(diff: str) -> None:
     assert 0 < len(changed(diff)) < 10
 
 
 @pytest.mark.slow
 def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "toolkit", tmp_path / "toolkit", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("toolkit", "jobs", "extensions"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run.py", tmp_path)
     for diff in DIFFS:
         apply(diff, tmp_path)
     for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     write_model(tmp_path / "model", "QwenImagePipeline", without="processor")
-    used = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # of which only `tests` is used
+    used = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert used.stderr == ""
     assert used.stdout.splitlines() == [
         *("[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"),
         *("True", "64", "True"),
+        *("[(('linear',), 'warning')]", "0.433781"),
         *("Qwen-Image 0 True", "qwen_image"),
     ]
+    tool = [sys.executable, "run.py", "layers", "x.safetensors"]
+    printed = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True)
+    assert printed.stdout.splitlines()[-3:] == [
+        f"diffusion_model.0.{part}" for part in ("alpha", "lora_A.weight", "lora_B.weight")
+    ], printed
+    assert (
+        "see the tensors in a file"
+        in subprocess.run([*tool[:2], "--help"], cwd=tmp_path, capture_output=True, text=True).stdout
+    )
 
 
 def test_a_diff_that_no_longer_fits_is_seen(tmp_path: Path) -> None:
