@@ -17,12 +17,8 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources(root: Path, places: Iterable[str]) -> dict[str, str]:
-    """POSIX path from `root` -> text, of all Python files under these files and folders."""
-    files = [
-        file
-        for place in places
-        for file in ((root / place).rglob("*.py") if (root / place).is_dir() else [root / place])
-    ]
+    """POSIX path from `root` -> text, of all Python files under these files and folders that are there."""
+    files = [file for place in places for file in ((root / place).rglob("*.py"), [root / place])[place.endswith(".py")]]
     return {file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in sorted(files)}
 
 

@@ -117,6 +117,19 @@ def test_an_entry_point_that_is_never_called_is_named() -> None:
         row(Walk("w", "plain", ("lost.py:f",)), {})
 
 
+def test_the_table_stands_between_the_markers_of_a_page(tmp_path: Path) -> None:
+    page, rows = tmp_path / "page.md", [{"walk": "w", "files": 3, "functions": 1002}]
+    page.write_text(f"a\n{bench_walks.BEGIN}old\n{bench_walks.END}b\n", encoding="utf-8")
+    (tmp_path / "run.py").write_text("x = 1\ny = 2\n", encoding="utf-8")
+    bench_walks.write_table(page, bench_walks.table(tmp_path, rows))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"a\n{bench_walks.BEGIN}|") and text.endswith(f"|\n{bench_walks.END}b\n")
+    assert "| core | 1 | 2 |" in text and "| w | 3 | 1,002 |" in text and "old" not in text
+    page.write_text("a\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="figures"):
+        bench_walks.write_table(page, "")
+
+
 def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
