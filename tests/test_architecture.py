@@ -388,7 +388,14 @@ CAPTIONER = "extensions/tools/caption/captioner.py"
 
 def test_no_room_but_models_knows_a_model_family() -> None:
     """Keys and messages for users are toolkit/config's to know; from_scratch trains classes of diffusers by name."""
-    know = ("toolkit/models/", "toolkit/config/", "toolkit/registry.py", "extensions/from_scratch/", CAPTIONER)
+    know = (
+        "toolkit/models/",
+        "toolkit/config/",
+        "toolkit/registry.py",
+        "extensions/from_scratch/",
+        "extensions/compat/",
+        CAPTIONER,
+    )
     others = [name for name in tracked("run.py", "jobs", "toolkit", "extensions") if not name.startswith(know)]
     assert {name: words for name in others if (words := family_words(source(name)))} == {}
 

@@ -43,3 +43,9 @@ FAMILIES = Registry(
 
 SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
 """Gives an autoencoder the SPADE that lies in its folder: `(autoencoder, folder)`."""
+
+FOREIGN_KEYS = "extensions.compat.keys:KEYS"
+"""What is known of the keys of other programs: a `toolkit.config.foreign.ForeignKeys`."""
+
+FOREIGN_TABLES = "extensions.compat.page:tables"
+"""What the reference page says of the options of other programs: the models of the sections -> its text."""

@@ -12,10 +12,10 @@ import os
 import re
 from pathlib import Path
 
-from toolkit.config.compat.model import QTYPE_SPELLINGS
 from toolkit.config.dataset import LOSS
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.findings import Findings, below, error, warning
+from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.model_files import size_note
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size

@@ -1,10 +1,8 @@
-"""`StrictModel`, the base of every config section, and `ForeignNames`: what a section takes, or refuses, of the keys of
-other programs."""
+"""`StrictModel`, the base of every config section."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -14,68 +12,6 @@ from toolkit.config.located import ConfigNode, Diagnostics
 
 Entries = dict[str, ConfigNode]
 """Key -> value of one section."""
-
-Reshape = Callable[[type[BaseModel], Entries, Diagnostics], Entries]
-
-
-@dataclass(frozen=True)
-class ForeignNames:
-    """Keys of other programs in one section. None of them is one of the section's own."""
-
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names of fields: old name -> field."""
-
-    shapes: Mapping[str, str] = field(default_factory=dict)
-    """Names that are no fields but that `reshape` turns into fields -> what they stand for."""
-
-    no_effect: Mapping[str, str] = field(default_factory=dict)
-    """Names that are accepted with a warning -> why they do nothing here."""
-
-    refused_when_on: Mapping[str, str] = field(default_factory=dict)
-    """Switches of `no_effect` that are refused unless they are false -> why, and the remedy."""
-
-    unsupported: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Names that are known and refused -> the values that ask for nothing and therefore pass."""
-
-    needs: Mapping[str, str] = field(default_factory=dict)
-    """Names of `unsupported` that say more of a switch of `unsupported` -> that switch: nothing where it is off."""
-
-    reshapes: tuple[Reshape, ...] = ()
-    """Turn `shapes` of a section into its fields, one after the other, before aliases are folded. They get known and
-    given keys only."""
-
-    @classmethod
-    def combined(cls, parts: Iterable[ForeignNames]) -> ForeignNames:
-        """Those of a section that is composed of others, of which each has its own."""
-        parts = tuple(parts)
-
-        def merged(table: str) -> dict[str, Any]:
-            return {name: said for part in parts for name, said in getattr(part, table).items()}
-
-        tables = ("aliases", "shapes", "no_effect", "refused_when_on", "unsupported", "needs")
-        steps = dict.fromkeys(step for part in parts for step in part.reshapes)
-        return cls(**{table: merged(table) for table in tables}, reshapes=tuple(steps))
-
-    def reshape(self, section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-        """The entries of a section with its own fields only."""
-        for step in self.reshapes:
-            entries = step(section, entries, diagnostics)
-        return entries
-
-    def names(self) -> set[str]:
-        """All of them."""
-        return {*self.aliases, *self.shapes, *self.no_effect, *self.unsupported}
-
-
-def each(names: str, said: str) -> dict[str, str]:
-    """Rows of `no_effect`: names separated by spaces, all with the same reason."""
-    return dict.fromkeys(names.split(), said)
-
-
-def refuse(names: str, *harmless: Any) -> dict[str, tuple[Any, ...]]:
-    """Rows of `unsupported`: names separated by spaces, all with the same harmless values."""
-    return dict.fromkeys(names.split(), harmless)
-
 
 ChangeKind = Literal["harmless", "changes the result", "impossible", "place"]
 """What it means for a resume that a key has another value: nothing of what is trained depends on it; the rest of the
@@ -97,8 +33,11 @@ class StrictModel(BaseModel):
         protected_namespaces=(),
     )
 
-    foreign: ClassVar[ForeignNames] = ForeignNames()
-    """What this section takes of the keys of other programs."""
+    foreign: ClassVar[str] = ""
+    """The group of other programs' keys that this section reads, of the table that `toolkit.config.foreign` finds."""
+
+    foreign_groups: ClassVar[tuple[str, ...]] = ()
+    """That group and those of the sections it is composed of."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
@@ -118,7 +57,7 @@ class StrictModel(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """The tables of a section composed of others are theirs and its own."""
         bases = [base.__dict__ for base in reversed(cls.__mro__)]
-        cls.foreign = ForeignNames.combined(own["foreign"] for own in bases if "foreign" in own)
+        cls.foreign_groups = tuple(dict.fromkeys(own["foreign"] for own in bases if own.get("foreign")))
         cls.on_resume = {key: kind for own in bases for key, kind in own.get("on_resume", {}).items()}
         super().__pydantic_init_subclass__(**kwargs)
 

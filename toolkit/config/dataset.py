@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from toolkit.config.base import StrictModel
-from toolkit.config.compat.data import DATASET, VALIDATION
 from toolkit.config.field_types import PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
@@ -257,7 +256,7 @@ class DatasetConfig(StrictModel):
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
         "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",
     }
-    foreign: ClassVar = DATASET
+    foreign: ClassVar = "dataset"
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
@@ -406,7 +405,7 @@ class ValidationConfig(StrictModel):
     trigger_word: str | None = None
     """Of `folder_path`. Not given: that of the first dataset, else the process's."""
 
-    foreign: ClassVar = VALIDATION
+    foreign: ClassVar = "validation"
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from toolkit.config.base import all_findings
 from toolkit.config.compat import fluxflow
 from toolkit.config.compat.fluxflow_flags import COMMAND_LINE, with_flags
-from toolkit.config.compat.peer_names import hint
 from toolkit.config.field_types import LONGEST_NAME
+from toolkit.config.foreign import foreign_keys
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
@@ -167,7 +167,11 @@ def refuse_unknown(
     """inside: key -> where it belongs."""
     for key, child in node.value.items():
         if key not in known:
-            remedy = f"It belongs in {inside[key]}." if key in inside else hint(key) or did_you_mean(key, known)
+            remedy = (
+                f"It belongs in {inside[key]}."
+                if key in inside
+                else foreign_keys().hint(key) or did_you_mean(key, known)
+            )
             diagnostics.error(child, f"unknown key. {remedy}", at_key=True)
 
 

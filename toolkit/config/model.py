@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.compat.model import MODEL, MODEL_KWARGS, QTYPE_SPELLINGS
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
@@ -29,6 +28,16 @@ def _without_adapter(value: Any) -> Any:
 
 AUTO_RANK = 32
 """Rank of the recovery adapter that `auto` makes."""
+
+QTYPE_SPELLINGS = {
+    "qint8": "int8",
+    "qint4": "int4",
+    "qint2": "int2",
+    "qfloat8": "float8",
+    "qfloat8_e4m3fn": "float8",
+    "fp8": "float8",
+}
+"""Other programs' names of number types -> ours."""
 
 Qtype = Annotated[
     str,
@@ -78,7 +87,7 @@ class ModelKwargs(StrictModel):
     match_target_res: bool = False
     """References have the pixel area of the image they belong to instead of 1024 x 1024."""
 
-    foreign: ClassVar = MODEL_KWARGS
+    foreign: ClassVar = "model_kwargs"
 
 
 class BaseLora(StrictModel):
@@ -189,7 +198,7 @@ class ModelConfig(StrictModel):
         **dict.fromkeys(("name_or_path", "revision"), "place"),
         "int8_matmul": "changes the result",
     }
-    foreign: ClassVar = MODEL
+    foreign: ClassVar = "model"
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.compat.model import ALGO_SPELLINGS, KIND_SPELLINGS, NETWORK, NETWORK_KWARGS
 from toolkit.config.field_types import PathStr, StrOrList, as_list, literal_with_aliases, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, check_path
 from toolkit.errors import UserError
@@ -90,7 +89,7 @@ class NetworkKwargs(StrictModel):
 
     algo: Annotated[
         Algo,
-        *literal_with_aliases(*IN_LYCORIS, aliases=ALGO_SPELLINGS),
+        *literal_with_aliases(*IN_LYCORIS, aliases={"locon": "lora"}),
     ] = "lora"
     """With `type: lycoris` the kind of adapter, under LyCORIS' names."""
 
@@ -100,7 +99,7 @@ class NetworkKwargs(StrictModel):
     ignore_if_contains: StrOrList = ()
     """Leave out layers whose dotted name contains one of these texts."""
 
-    foreign: ClassVar = NETWORK_KWARGS
+    foreign: ClassVar = "network_kwargs"
 
 
 class NetworkConfig(StrictModel):
@@ -108,7 +107,7 @@ class NetworkConfig(StrictModel):
 
     type: Annotated[
         Kind,
-        *literal_with_aliases(*KINDS, aliases=KIND_SPELLINGS),
+        *literal_with_aliases(*KINDS, aliases={"lycoris": "lora", "fullrank": "full"}),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,
     the others in ComfyUI only. full: no adapter, the model itself is trained and written as a model folder; layers are
@@ -172,7 +171,7 @@ class NetworkConfig(StrictModel):
         ),
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
-    foreign: ClassVar = NETWORK
+    foreign: ClassVar = "network"
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing."""

@@ -5,18 +5,16 @@ names nobody knows are reported and left out, so that the model can then report 
 
 from __future__ import annotations
 
-import ast
-import re
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
 
-from toolkit.config.base import ForeignNames, StrictModel
-from toolkit.config.compat import peer_names
+from toolkit.config.base import StrictModel
+from toolkit.config.foreign import ForeignKeys, ForeignName, foreign_keys
 from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
 from toolkit.errors import did_you_mean
 
@@ -74,15 +72,17 @@ _OFF = (None, "", False, 0)
 class Normaliser:
     """Walks a section along its model. One instance serves all processes of a job."""
 
-    def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults) -> None:
+    def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults, foreign: ForeignKeys | None = None) -> None:
+        """foreign: the keys of other programs; None: those of this program's jobs."""
         self.diagnostics = diagnostics
         self.defaults = defaults
+        self.foreign = foreign or foreign_keys()
         self.places: dict[str, list[str]] = {}
         """Key -> sections of the process that was read last that have it, as `places_of_keys` names them."""
 
     def process(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str]) -> ConfigNode:
         """The section of a process, under the names of `model`."""
-        self.places = places_of_keys(model)
+        self.places = places_of_keys(model, self.foreign)
         return self.section(model, node, also_known)
 
     def section(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset()) -> ConfigNode:
@@ -91,28 +91,29 @@ class Normaliser:
             return node
         fields = field_names(model)
         strict = model if issubclass(model, StrictModel) else StrictModel
-        known = {*fields, *also_known, *strict.foreign.names()}
+        rows = self.foreign.rows(model)
+        known = {*fields, *also_known, *rows}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
         neutral: list[ConfigNode] = []
         for key, child in node.value.items():
-            if key not in known and (reason := peer_names.idle(key, child.is_blank)):
+            if key not in known and (reason := self.foreign.idle(key, child.is_blank)):
                 self.warn_no_effect(child, reason)
                 continue
             if key not in known and not open_ended:
-                hint = odd_characters(key) or peer_names.hint(key) or self.belongs(key, node)
-                self.unknown(child, f"unknown key. {hint or _near(key, fields, strict.foreign)}")
+                hint = odd_characters(key) or self.foreign.hint(key) or self.belongs(key, node)
+                self.unknown(child, f"unknown key. {hint or _near(key, fields, rows)}")
                 continue
             self.defaults.known(child)
-            if self.is_given(model, key, child) and self.is_supported(strict.foreign, key, node, neutral):
+            if self.is_given(model, key, child) and self.is_supported(rows.get(key), key, node, neutral):
                 entries[key] = child
         if neutral:
             names = ", ".join(str(child.path[-1]) for child in neutral[1:])
             self.diagnostics.warn(neutral[0], f"asks for nothing at this value{names and f' (nor {names})'}.")
-        entries = strict.rewrite(strict.foreign.reshape(model, entries, self.diagnostics), self.diagnostics)
-        for old, new in strict.foreign.aliases.items():
-            if old in entries:
-                entries[new] = merge_aliases(entries.get(new), entries.pop(old), self.diagnostics)
+        entries = strict.rewrite(self.foreign.reshape(model, entries, self.diagnostics), self.diagnostics)
+        for old, row in rows.items():
+            if row.how == "is" and old in entries:
+                entries[row.field] = merge_aliases(entries.get(row.field), entries.pop(old), self.diagnostics)
         walked = {
             key: self.field(model.model_fields[fields[key]].annotation, child) if key in fields else child
             for key, child in entries.items()
@@ -147,31 +148,30 @@ class Normaliser:
         if not child.is_blank:
             self.diagnostics.warn(child, f"has no effect: {reason}.")
 
-    def is_supported(self, foreign: ForeignNames, key: str, section: ConfigNode, neutral: list[ConfigNode]) -> bool:
+    def is_supported(self, row: ForeignName | None, key: str, section: ConfigNode, neutral: list[ConfigNode]) -> bool:
         """False for names that do nothing here (one warning) and for those not built yet (an error).
 
-        section: where the key stands. neutral: gets those of the latter whose value asks for nothing.
+        row: of another program's key. section: where it stands. neutral: gets those whose value asks for nothing.
         """
         child = section.value[key]
-        switch = foreign.needs.get(key)
-        if switch is not None and (section.child(switch) is None or section.value[switch].value in _OFF):
-            self.warn_no_effect(child, f"{switch} is off")
-            return False
-        if key in foreign.refused_when_on and str(child.data()).lower() not in ("false", "0"):
-            self.diagnostics.error(child, f"{show(child)}: {foreign.refused_when_on[key]}")
-            return False
-        if key in foreign.no_effect:
-            self.warn_no_effect(child, foreign.no_effect[key])
-            return False
-        if key in foreign.unsupported:
+        if row is None:
+            return True
+        if row.needs and (section.child(row.needs) is None or section.value[row.needs].value in _OFF):
+            self.warn_no_effect(child, f"{row.needs} is off")
+        elif row.on and str(child.data()).lower() not in ("false", "0"):
+            self.diagnostics.error(child, f"{show(child)}: {row.on}")
+        elif row.how == "idle":
+            self.warn_no_effect(child, row.says)
+        elif row.how == "refused":
             value = child.data()
-            if value in foreign.unsupported[key]:
+            if value in row.passes:
                 neutral.append(child)
             elif value not in ([], {}):
-                remedy = peer_names.nearest(general(child.path)) or "Leave this key out."
-                self.diagnostics.error(child, f"{show(child)} is not supported yet. {remedy}")
-            return False
-        return True
+                nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}." if row.ours else ""
+                self.diagnostics.error(child, f"{show(child)} is not supported yet. {nearest or 'Leave this key out.'}")
+        else:
+            return True
+        return False
 
     def field(self, annotation: Any, node: ConfigNode) -> ConfigNode | None:
         """A field's value with the sections inside it normalised; None when it was reported here."""
@@ -192,13 +192,18 @@ class Normaliser:
         return node
 
 
-def _near(key: str, fields: Iterable[str], foreign: ForeignNames) -> str:
+def _near(key: str, fields: Iterable[str], rows: Mapping[str, ForeignName]) -> str:
     """The names like `key` that have an effect, or else those of the fields that come nearest."""
-    hint = did_you_mean(key, {*fields, *foreign.aliases, *foreign.shapes}, list_all=False)
+    hint = did_you_mean(key, {*fields, *read_names(rows)}, list_all=False)
     return hint if hint.startswith("Did you mean") else did_you_mean(key, fields, list_all=False)
 
 
-def places_of_keys(model: type[BaseModel]) -> dict[str, list[str]]:
+def read_names(rows: Mapping[str, ForeignName]) -> list[str]:
+    """The names of other programs that have an effect."""
+    return [key for key, row in rows.items() if row.how in ("is", "shaped")]
+
+
+def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[str, list[str]]:
     """Key -> the sections in `model` that have it as a field: `train`, `datasets[]`, and "" for `model` itself; where
     none has, those that take it as a name of other programs.
 
@@ -213,7 +218,7 @@ def places_of_keys(model: type[BaseModel]) -> dict[str, list[str]]:
         if section in found:
             continue
         found.add(section)
-        for key in (*section.foreign.aliases, *section.foreign.shapes) if issubclass(section, StrictModel) else ():
+        for key in read_names(foreign_keys.rows(section)):
             foreign.setdefault(key, []).append(at)
         for key, name in field_names(section).items():
             places.setdefault(key, []).append(at)
@@ -307,54 +312,3 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from {type(value) for value in get_args(annotation)}
     else:
         yield annotation
-
-
-_BETWEEN = re.compile(r"\s+(?=[A-Za-z_]\w*\s*=)")
-
-
-def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """`["a=1", "b=[2, 3]"]`, or the same in one text, as a mapping; numbers and lists of texts are read."""
-    if isinstance(node.value, dict):
-        return node
-    if isinstance(node.value, list):
-        items = node.value
-    else:
-        items = [replace(node, value=text) for text in _BETWEEN.split(str(node.value).strip())]
-    pairs = {}
-    for item in items:
-        key, equals, value = str(item.value).partition("=")
-        if not equals:
-            diagnostics.error(item, f"{show(item)} is not of the form name=value.")
-            continue
-        name = key.strip()
-        pairs[name] = _value(value.strip(), replace(item, path=(*item.path, name)))
-    return replace(node, value=pairs)
-
-
-def _value(text: str, item: ConfigNode) -> ConfigNode:
-    value = _literal(text)
-    if isinstance(value, list):
-        value = [replace(item, value=part, text=str(part)) for part in value]
-    return replace(item, value=value, text=text)
-
-
-def _literal(text: str) -> Any:
-    """A number or a list of texts where the text spells one, else the text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    try:
-        value = ast.literal_eval(text) if text.startswith("[") else text
-    except (SyntaxError, ValueError):
-        return text
-    return value if isinstance(value, str) or all(isinstance(part, str) for part in value) else text
-
-
-def merged(given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """One mapping of two; a name that both have with unlike values is an error."""
-    if given is None or not isinstance(given.value, dict):
-        return given or more
-    both = {key: merge_aliases(given.value.get(key), child, diagnostics) for key, child in more.value.items()}
-    return replace(given, value={**given.value, **both})

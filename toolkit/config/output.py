@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.compat.output import LOGGING, SAMPLE, SAMPLE_ITEM, SAVE
 from toolkit.config.field_types import Dtype, PathStr, Slots, literal_with_aliases
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.files.redact import REDACTED, contains_secret
@@ -115,7 +114,7 @@ class SaveConfig(SaveIntervalConfig):
     hf_private: bool = True
     """Of `push_to_hub`: nobody else sees it."""
 
-    foreign: ClassVar = SAVE
+    foreign: ClassVar = "save"
 
     def check(self, job: JobContext) -> Findings:
         """An upload without a place, a rank for files that are not written."""
@@ -169,7 +168,7 @@ class SampleItem(StrictModel):
     ctrl_img: Slots = ()
     """Reference image, or list of up to 3 in slot order; none: the image is made from text alone."""
 
-    foreign: ClassVar = SAMPLE_ITEM
+    foreign: ClassVar = "sample_item"
     example: ClassVar = "prompt: a photo"
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
 
@@ -265,7 +264,7 @@ class SampleConfig(SampleIntervalConfig):
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""
 
-    foreign: ClassVar = SAMPLE
+    foreign: ClassVar = "sample"
 
     def sample_items(self) -> tuple[SamplePicture, ...]:
         """The items of one set with everything filled in from the section."""
@@ -339,7 +338,7 @@ class LoggingConfig(StrictModel):
     """Better left out: the environment variable WANDB_API_KEY, or what `wandb login` stored, is used then. It is kept
     in no file."""
 
-    foreign: ClassVar = LOGGING
+    foreign: ClassVar = "logging"
 
     def trackers(self) -> tuple[str, ...]:
         """Names of the trackers that draw this run's curves."""

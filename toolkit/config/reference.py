@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from toolkit.config.base import ForeignNames, StrictModel
-from toolkit.config.compat.peer_names import AI_TOOLKIT, MUSUBI, ForeignOption
+from toolkit.config.base import StrictModel
+from toolkit.config.foreign import ForeignName, foreign_keys
 from toolkit.config.normalise import item_annotation, section_model
+from toolkit.registry import FOREIGN_TABLES, load_object
 
 Models = Mapping[str, type[BaseModel]]
 
@@ -44,27 +45,6 @@ The names are ai-toolkit's wherever it has the same thing. "Other names" are acc
 ai-toolkit](#keys-of-ai-toolkit) that differ are at the end.
 """
 
-_MUSUBI_HEAD = """
-## Options of musubi-tuner
-
-What the options of musubi-tuner, of the program that writes its files, and of its dataset file are in a job. "As
-written": the section in which the name itself is accepted; elsewhere it is an unknown key, and the message says its
-name and place here.
-
-| there | here | as written | remark |
-|---|---|---|---|
-"""
-
-_AI_TOOLKIT_HEAD = """
-## Keys of ai-toolkit
-
-Those whose name or meaning differs most.
-
-| there | here | as written | remark |
-|---|---|---|---|
-"""
-
-
 # ---------------------------------------------------------------- page
 
 
@@ -83,7 +63,7 @@ def render(models: Models) -> str:
                 shown.add(section)
         if again:
             parts.append(f"\nThe sections {', '.join(again)} are those above.\n")
-    parts += _peer_tables(models)
+    parts += load_object(FOREIGN_TABLES)(models)
     return "".join(parts)
 
 
@@ -111,47 +91,45 @@ def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, typ
 
 def _section(path: str, model: type[BaseModel]) -> str:
     properties = model.model_json_schema()["properties"]
-    strict = model if issubclass(model, StrictModel) else StrictModel
+    foreign = foreign_keys().rows(model)
     rows = [
         f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(field.description or '')} "
-        f"| {_names(name, path, strict)} |"
+        f"| {_names(name, path, foreign)} |"
         for name, field in model.model_fields.items()
     ]
     title = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
     table = "\n".join(["| key | type | default | meaning | other names |", "|---|---|---|---|---|", *rows])
-    return f"{title}\n{table}\n{_other_names(strict.foreign)}"
+    return f"{title}\n{table}\n{_other_names(foreign)}"
 
 
-def _names(field: str, path: str, section: type[StrictModel]) -> str:
+def _names(field: str, path: str, foreign: Mapping[str, ForeignName]) -> str:
     """The names that are accepted for a field, then those that only musubi-tuner has for it."""
-    accepted = [old for old, new in section.foreign.aliases.items() if new == field]
-    known = {field, *accepted, *section.foreign.shapes}
-    theirs = [name for name, peer in MUSUBI.items() if _dotted(path, field) in peer.here and name not in known]
-    names = ", ".join(f"`{name}`" for name in accepted)
-    return "; ".join(
-        filter(None, [names, f"musubi-tuner: {', '.join(f'`{name}`' for name in theirs)}" if theirs else ""])
-    )
+    accepted = [key for key, row in foreign.items() if row.how == "is" and row.field == field]
+    theirs = [key for key in foreign_keys().named(dotted(path, field)) if key != field and key not in foreign]
+    named = ", ".join(f"`{key}`" for key in theirs)
+    return "; ".join(filter(None, [", ".join(f"`{key}`" for key in accepted), named and f"musubi-tuner: {named}"]))
 
 
-def _dotted(path: str, key: str) -> str:
+def dotted(path: str, key: str) -> str:
+    """A key's place in a job."""
     return f"{path}.{key}".lstrip(".")
 
 
-def _other_names(foreign: ForeignNames) -> str:
-    lines = ""
-    if foreign.shapes:
-        listed = "; ".join(f"`{name}` ({_cell(meaning)})" for name, meaning in foreign.shapes.items())
-        lines += f"\nAlso accepted: {listed}.\n"
-    if foreign.no_effect:
-        listed = "; ".join(f"`{name}` ({reason})" for name, reason in foreign.no_effect.items())
-        lines += f"\nAccepted with a warning, no effect: {listed}.\n"
-    if foreign.refused_when_on:
-        listed = ", ".join(f"`{name}`" for name in foreign.refused_when_on)
-        lines += f"\nOf these, refused unless false: {listed}.\n"
-    if foreign.unsupported:
-        listed = ", ".join(f"`{name}`" for name in foreign.unsupported)
-        lines += f"\nNot supported yet: {listed}.\n"
-    return lines
+def _other_names(foreign: Mapping[str, ForeignName]) -> str:
+    lists = {
+        "Also accepted": [f"`{key}` ({_cell(meaning(row))})" for key, row in foreign.items() if row.how == "shaped"],
+        "Accepted with a warning, no effect": [
+            f"`{key}` ({row.says})" for key, row in foreign.items() if row.how == "idle"
+        ],
+        "Of these, refused unless false": [f"`{key}`" for key, row in foreign.items() if row.on],
+        "Not supported yet": [f"`{key}`" for key, row in foreign.items() if row.how == "refused"],
+    }
+    return "".join(f"\n{title}: {'; '.join(names)}.\n" for title, names in lists.items() if names)
+
+
+def meaning(row: ForeignName) -> str:
+    """What a name stands for that a function turns into our keys."""
+    return row.says or " and ".join(row.ours)
 
 
 def _kind(field: Any, schema: dict[str, Any]) -> str:
@@ -207,8 +185,9 @@ def keys(models: Models) -> dict[str, bool]:
     told = ("title", "author", "description", "license", "tags", "training_comment")
     found = dict.fromkeys(("config.name", "config.defaults", *(f"meta.{name}" for name in told)), True)
     for path, section in distinct_sections(models):
-        found |= {_dotted(path, name): False for name in section.foreign.unsupported}
-        found |= {_dotted(path, name): True for name in section.model_fields}
+        refused = [name for name, row in foreign_keys().rows(section).items() if row.how == "refused"]
+        found |= {dotted(path, name): False for name in refused}
+        found |= {dotted(path, name): True for name in section.model_fields}
     return found
 
 
@@ -220,38 +199,6 @@ def distinct_sections(models: Models) -> Iterator[tuple[str, type[StrictModel]]]
             if section not in shown and issubclass(section, StrictModel):
                 yield path, section
             shown.add(section)
-
-
-def _peer_tables(models: Models) -> Iterator[str]:
-    sections, known = list(distinct_sections(models)), keys(models)
-    yield _MUSUBI_HEAD
-    for name, peer in MUSUBI.items():
-        yield _peer_row(name, peer, [_standing(name, path, section, peer) for path, section in sections], known)
-    yield _AI_TOOLKIT_HEAD
-    for place, peer in AI_TOOLKIT.items():
-        at, _, key = place.rpartition(".")
-        standing = [_standing(key, path, section, peer) for path, section in sections if path == at]
-        yield _peer_row(place, peer, standing, known)
-
-
-def _standing(key: str, path: str, section: type[StrictModel], peer: ForeignOption) -> str:
-    """What becomes of another program's key where it is written in this section; empty: it is unknown there."""
-    where = f"`{path}`" if path else "the process"
-    if key in section.foreign.no_effect:
-        return f"{where}, no effect{', refused unless false' if key in section.foreign.refused_when_on else ''}"
-    if key in section.foreign.unsupported:
-        return f"{where}, not supported yet"
-    field = section.foreign.aliases.get(key, key)
-    is_field = field in section.model_fields and _dotted(path, field) in peer.here
-    return where if is_field or key in section.foreign.shapes else ""
-
-
-def _peer_row(name: str, peer: ForeignOption, standing: list[str], known: Mapping[str, bool]) -> str:
-    here = ", ".join(
-        [*(f"`{key}`{'' if known[key] else ' (not supported yet)'}" for key in peer.here)]
-        + [f"`run.py {command}`" for command in peer.tools]
-    )
-    return f"| `{name}` | {here} | {'; '.join(dict.fromkeys(filter(None, standing)))} | {_cell(peer.remark)} |\n"
 
 
 # ---------------------------------------------------------------- JSON Schema
@@ -299,13 +246,14 @@ def schema(models: Models) -> dict[str, Any]:
 
 def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> None:
     properties = definition["properties"]
-    for old, new in section.foreign.aliases.items():
-        properties.setdefault(old, {**properties[new], "deprecated": True, "description": f"Means `{new}`."})
-    for name, meaning in section.foreign.shapes.items():
-        properties.setdefault(name, {"description": f"Means {meaning}."})
-    for name, reason in section.foreign.no_effect.items():
-        off = {"enum": [None, False]} if name in section.foreign.refused_when_on else {}
-        properties.setdefault(name, {"deprecated": True, "description": f"No effect: {reason}."} | off)
-    for name, harmless in section.foreign.unsupported.items():
-        allowed = [None, *harmless]
-        properties.setdefault(name, {"deprecated": True, "description": "Not supported yet.", "enum": allowed})
+    for key, row in foreign_keys().rows(section).items():
+        if row.how == "is":
+            added = {**properties[row.field], "deprecated": True, "description": f"Means `{row.field}`."}
+        elif row.how == "shaped":
+            added = {"description": f"Means {meaning(row)}."}
+        elif row.how == "idle":
+            off = {"enum": [None, False]} if row.on else {}
+            added = {"deprecated": True, "description": f"No effect: {row.says}."} | off
+        else:
+            added = {"deprecated": True, "description": "Not supported yet.", "enum": [None, *row.passes]}
+        properties.setdefault(key, added)

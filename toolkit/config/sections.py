@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from toolkit.config.compat.job import EVALUATION, MODEL_AND_NETWORK, RUN, TRAINING
 from toolkit.config.dataset import LOSS, DatasetConfig, ValidationConfig
 from toolkit.config.field_types import PathStr, value_error
 from toolkit.config.findings import Findings, check_path, error
@@ -73,7 +72,7 @@ class RunSection(ProcessConfig):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """What is printed."""
 
-    foreign: ClassVar = RUN
+    foreign: ClassVar = "run"
     on_resume: ClassVar = {"device": "harmless", "logging": "harmless"}
 
     def check(self, job: JobContext) -> Findings:
@@ -149,7 +148,7 @@ class ModelSection(ProcessConfig):
     model: ModelConfig
     """The model that is trained."""
 
-    foreign: ClassVar = MODEL_AND_NETWORK
+    foreign: ClassVar = "model_and_network"
 
     def recorded_settings(self) -> dict[str, Any]:
         """What is in a file counts, not where it lies."""
@@ -188,7 +187,7 @@ class TrainingSection(RunSection):
     """Refuse to start a run whose memory plan is more than 5 % above what the device has (on the CPU: what is free).
     false: warn, and start all the same."""
 
-    foreign: ClassVar = TRAINING
+    foreign: ClassVar = "training"
     on_resume: ClassVar = {"resume": "harmless", "memory_check": "harmless"}
 
     @property
@@ -241,7 +240,7 @@ class EvaluationSection(TrainingSection):
 
     # The images that `validation` holds out are missing in the dataset, which is compared by its content.
     on_resume: ClassVar = dict.fromkeys(("sample", "validation", "stop_when"), "harmless")
-    foreign: ClassVar = EVALUATION
+    foreign: ClassVar = "evaluation"
 
     def draws_first(self) -> bool:
         """Whether a set is drawn before step 1."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from toolkit.config.compat.tool_flags import own_flag, remedy
+from toolkit.config.foreign import foreign_keys
 from toolkit.config.loader import check_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
@@ -45,10 +45,6 @@ class ToolConfig(ProcessConfig):
     flag of the section itself: `--model M --qtype int4` is `model: {name_or_path: M, qtype: int4}`."""
 
 
-OWN_PAGES = "pages of this program are always replaced, other files never"
-"""Why a tool that writes a page has no `overwrite` any more."""
-
-
 class FlagParser(argparse.ArgumentParser):
     """Raises UserError for wrong arguments, with the nearest known flag."""
 
@@ -70,10 +66,15 @@ def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = (
             _add_positional(parser, name, model.model_fields[name])
         elif name not in ("type", "name"):
             _add(parser, model, name, model.model_fields[name])
-    for name in model.foreign.no_effect:
+    for name in _idle(model):
         flags = list(dict.fromkeys((flag_of(model, name), f"--{name}")))
         parser.add_argument(*flags, dest=name, nargs="?", const="true", help=argparse.SUPPRESS)
     return parser
+
+
+def _idle(model: type[ToolConfig]) -> list[str]:
+    """Keys that other programs have, or this one had, and that do nothing: their flags are taken, with a note."""
+    return [key for key, row in foreign_keys().rows(model).items() if row.how == "idle"]
 
 
 def _field(model: type[BaseModel], dotted: str) -> FieldInfo:
@@ -138,13 +139,13 @@ class FlagDiagnostics(Diagnostics):
 def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
     """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
     errors in their values."""
-    argv = [own_flag(word, model.model_fields) for word in argv]
+    argv = [foreign_keys().own_flag(word, model.model_fields) for word in argv]
     flags = {word.partition("=")[0].replace("_", "-") for word in argv}
     parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         known_flags = [flag for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
-        help_ = remedy(unknown[0]) or did_you_mean(unknown[0], known_flags)
+        help_ = foreign_keys().flag_remedy(unknown[0]) or did_you_mean(unknown[0], known_flags)
         raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {help_}")
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
     diagnostics = FlagDiagnostics(parser.prog, model)
@@ -161,7 +162,7 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
     """The section as the nodes of a config file, each with its flag as its place."""
     entries = {"type": _scalar(uid, "type", text_only=True)}
     for key, value in given.items():
-        if key in model.foreign.no_effect:
+        if key in _idle(model):
             entries[key] = _scalar(value, flag_of(model, key), text_only=False)
             continue
         field = _field(model, key)

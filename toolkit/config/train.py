@@ -9,18 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
-from toolkit.config.compat.output import STOP_WHEN
-from toolkit.config.compat.train import (
-    EMA,
-    LOSS_SPELLINGS,
-    LR_GROUP,
-    OPTIMIZATION,
-    OPTIMIZER,
-    OPTIMIZER_SPELLINGS,
-    SCHEDULE_SPELLINGS,
-    TIMESTEP_TYPE_SPELLINGS,
-    TRAIN,
-)
 from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
 from toolkit.config.findings import Findings, JobContext, error, warning
 from toolkit.config.network import Pattern
@@ -57,7 +45,7 @@ class LrGroupConfig(StrictModel):
     name: str = ""
     """What metrics.jsonl calls the group: `lr/<name>`. Empty: as `match`."""
 
-    foreign: ClassVar = LR_GROUP
+    foreign: ClassVar = "lr_group"
 
     def label(self) -> str:
         """The name of the group."""
@@ -88,7 +76,7 @@ class EmaConfig(StrictModel):
     """Keep two more averages in each state, with which `run.py post_hoc_ema RUN --width W` makes the average of any
     width after the training. They change neither samples nor saved files."""
 
-    foreign: ClassVar = EMA
+    foreign: ClassVar = "ema"
     on_resume: ClassVar = {"power_averages": "harmless"}
     example: ClassVar = "ema_config: {use_ema: true}"
 
@@ -168,8 +156,28 @@ class StopWhenConfig(StrictModel):
     check_every: int = Field(default=10, ge=1, le=MAX_STEPS)
     """Optimizer steps between two checks of the mean."""
 
-    foreign: ClassVar = STOP_WHEN
+    foreign: ClassVar = "stop_when"
 
+
+SCHEDULE_SPELLINGS = {
+    "reduce_lr_on_plateau": "plateau",
+    "reducelronplateau": "plateau",
+    "steplr": "step",
+    "exponentiallr": "exponential",
+    "constantlr": "ConstantLR",
+    "linearlr": "LinearLR",
+    "cosineannealinglr": "CosineAnnealingLR",
+}
+OPTIMIZER_SPELLINGS = {
+    "adamw_8bit": "adamw8bit",
+    "adam_8bit": "adam8bit",
+    "lion_8bit": "lion8bit",
+    "prodigyopt": "prodigy",
+    "adamw_schedule_free": "schedulefree_adamw",
+    "adamwschedulefree": "schedulefree_adamw",
+    "schedulefree": "schedulefree_adamw",
+}
+"""Other programs' names -> ours."""
 
 _short_name = reader_of(OPTIMIZERS, OPTIMIZER_SPELLINGS, ", or the path of a class, such as 'torch.optim.RMSprop'")
 
@@ -296,7 +304,7 @@ class OptimizerConfig(StrictModel):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this norm; 0: no clipping."""
 
-    foreign: ClassVar = OPTIMIZER
+    foreign: ClassVar = "optimizer"
 
     def check_optimizer(self) -> Findings:
         """Arguments that do not exist, keys that exclude each other. Not a part of `check`: the section of a role
@@ -399,7 +407,7 @@ class OptimizationConfig(OptimizerConfig):
         "epochs": _change_of_length,
         "step_limit": _change_of_length,
     }
-    foreign: ClassVar = OPTIMIZATION
+    foreign: ClassVar = "optimization"
 
     def check(self, job: JobContext) -> Findings:
         """Keys that exclude each other."""
@@ -429,7 +437,9 @@ class TrainConfig(OptimizationConfig):
 
     timestep_type: Annotated[
         str,
-        *literal_with_aliases(*TIMESTEP_TYPES, aliases=TIMESTEP_TYPE_SPELLINGS),
+        *literal_with_aliases(
+            *TIMESTEP_TYPES, aliases={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"}
+        ),
     ] = "sigmoid"
     """How noise levels are drawn. uniform, linear: all alike; weighted: so, with weighted loss; sigmoid: the middle
     most; shift: the same, moved by `discrete_flow_shift` (without it: the levels of a sampling run at the image's
@@ -487,7 +497,7 @@ class TrainConfig(OptimizationConfig):
 
     loss_type: Annotated[
         str,
-        *literal_with_aliases(*LOSS_TYPES, aliases=LOSS_SPELLINGS),
+        *literal_with_aliases(*LOSS_TYPES, aliases={"l2": "mse", "l1": "mae"}),
     ] = "mse"
     """Loss between predicted and true velocity, in float32: mean of d^2, of |d|, or d^2 that goes over into |d|."""
 
@@ -554,7 +564,7 @@ class TrainConfig(OptimizationConfig):
         **dict.fromkeys(("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"), "harmless"),
         "full_bf16": "impossible",
     }
-    foreign: ClassVar = TRAIN
+    foreign: ClassVar = "train"
 
     def preservations(self) -> dict[str, float]:
         """The losses of prior preservation that are computed -> their factors."""

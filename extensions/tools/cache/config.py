@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, Field
 
-from toolkit.config.base import ForeignNames
 from toolkit.config.field_types import PathStr
 from toolkit.config.loader import load_job
 from toolkit.config.located import ConfigNode, Diagnostics
@@ -60,7 +59,7 @@ class CacheConfig(CacheOptions, DiffusionSection):
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
 
-    foreign: ClassVar = ForeignNames(shapes={"dtype": "train.dtype"})
+    foreign: ClassVar = "cache"
 
     not_used: ClassVar = frozenset({"train", "logging"})
 

@@ -7,10 +7,9 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
-from toolkit.config.base import ForeignNames
 from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import OWN_PAGES, ToolConfig
+from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import file_in_the_way, find_config, refusal
 
@@ -106,9 +105,7 @@ class LintConfig(ToolConfig):
     most_tokens: int = Field(default=512, ge=1)
     """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""
 
-    foreign: ClassVar = ForeignNames(
-        no_effect={"overwrite": OWN_PAGES, "duplicate_bits": "copies are compared as images: see least_likeness"}
-    )
+    foreign: ClassVar = "lint"
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A path that leads nowhere, keys of the other kind of path, a file in the way."""

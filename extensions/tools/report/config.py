@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from extensions.tools.shared.html_page import is_page
-from toolkit.config.base import ForeignNames
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import OWN_PAGES, ToolConfig
+from toolkit.config.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way, refusal
 from toolkit.train.run_reader import runs_in
 
@@ -42,7 +41,7 @@ class ReportConfig(ToolConfig):
     hashes: bool = True
     """Compute the SHA-256 of each saved file, which reads them whole. false: only those that the run recorded."""
 
-    foreign: ClassVar = ForeignNames(no_effect={"overwrite": OWN_PAGES})
+    foreign: ClassVar = "report"
 
     def folder(self) -> Path:
         """`run` as a path."""

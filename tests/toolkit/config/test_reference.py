@@ -9,6 +9,7 @@ import pytest
 
 from docs.generate import pages, section_models
 from tests.toolkit.config.conftest import trainer
+from toolkit.config.foreign import foreign_keys
 from toolkit.config.reference import distinct_sections, render, schema
 
 
@@ -48,17 +49,15 @@ def test_every_number_that_may_be_zero_says_what_zero_does() -> None:
 
 def test_every_key_without_effect_has_a_reason() -> None:
     for path, section in distinct_sections(section_models()):
-        tables = (section.foreign.no_effect, section.foreign.shapes)
-        assert [name for table in tables for name, reason in table.items() if not reason.strip()] == [], path
+        rows = foreign_keys().rows(section)
+        assert [name for name, row in rows.items() if row.how == "idle" and not row.says.strip()] == [], path
 
 
-def test_no_name_stands_in_two_tables_of_a_section() -> None:
+def test_no_name_of_another_program_is_a_key_of_the_section() -> None:
     for path, section in distinct_sections(section_models()):
-        foreign = section.foreign
-        tables = (section.model_fields, foreign.aliases, foreign.shapes, foreign.no_effect, foreign.unsupported)
-        names = [name for table in tables for name in table]
-        assert sorted(names) == sorted(set(names)), path
-        assert set(section.foreign.aliases.values()) <= set(section.model_fields), path
+        rows = foreign_keys().rows(section)
+        assert not rows.keys() & section.model_fields.keys(), path
+        assert {row.field for row in rows.values() if row.how == "is"} <= set(section.model_fields), path
 
 
 def test_the_schema_accepts_a_job_and_names_old_keys() -> None:

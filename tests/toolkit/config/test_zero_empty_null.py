@@ -18,6 +18,7 @@ import pytest
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.base import StrictModel
+from toolkit.config.foreign import foreign_keys
 from toolkit.config.reference import distinct_sections
 from toolkit.data.run_plan import optimizer_steps
 from toolkit.optim.schedules import build_schedule, in_steps
@@ -168,7 +169,7 @@ SECTIONS = dict(distinct_sections({"sd_trainer": SdTrainerConfig}))
 
 def names_of(section: type[StrictModel]) -> set[str]:
     """Every name that is known in a section."""
-    return {*section.model_fields, *section.foreign.names()}
+    return {*section.model_fields, *foreign_keys().rows(section)}
 
 
 def job_with(path: str, keys: dict[str, Any]) -> str:

@@ -9,10 +9,14 @@ import pytest
 from safetensors.torch import save_file
 from torch import ones
 
-from toolkit.config.compat.tool_flags import REMEDIES, SAME
+from extensions.compat.names import NAMES
 from toolkit.config.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
+
+FLAGS = NAMES["musubi", "flags"]
+REMEDIES = {flag: row.says for flag, row in FLAGS.items() if row.how == "absent"}
+SAME = {flag: row.field for flag, row in FLAGS.items() if row.how == "is"}
 
 TOOLS = {uid: discover().find_command(uid) for uid in discover().tools()}
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from docs.generate import section_models
+from extensions.compat.keys import KEYS, OPTIONS
+from extensions.compat.names import NAMES, PLACES
+from extensions.compat.shapes import SHAPES
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.compat.peer_names import AI_TOOLKIT, MUSUBI, hint
+from toolkit.config.foreign import ForeignName
 from toolkit.config.normalise import field_names
 from toolkit.config.reference import distinct_sections, keys, render
 from toolkit.config.tool import ToolConfig, tool_parser
@@ -73,15 +76,42 @@ def page() -> list[str]:
 @pytest.mark.parametrize("name", sorted({*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}))
 def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason(page: list[str], name: str) -> None:
     (row,) = [line for line in page if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
-    peer = MUSUBI[name]
-    assert peer.here or peer.tools or peer.remark
-    ours = (*peer.here, *(f"run.py {command}" for command in peer.tools))
-    assert all(f"`{place}`" in row for place in ours) and peer.remark.replace("|", "\\|") in row
+    peer = OPTIONS[name]
+    assert peer.ours or peer.tool or peer.says
+    ours = (*peer.ours, *([f"run.py {peer.tool}"] if peer.tool else []))
+    assert all(f"`{place}`" in row for place in ours) and peer.says.replace("|", "\\|") in row
 
 
-@pytest.mark.parametrize("peers", [MUSUBI, AI_TOOLKIT])
-def test_what_an_option_is_here_is_a_key(peers: dict) -> None:
-    assert {name: place for name, peer in peers.items() for place in peer.here if place not in KNOWN} == {}
+ROWS = [
+    (program, group, key, row)
+    for (program, group), rows in NAMES.items()
+    for key, row in rows.items()
+    if group != "flags"
+]
+
+
+def test_what_a_name_is_here_is_a_key() -> None:
+    assert [(key, place) for _, _, key, row in ROWS for place in row.ours if place not in KNOWN] == []
+
+
+def test_a_name_that_is_read_where_it_stands_is_read_into_what_its_row_says() -> None:
+    """The place of its group is that of the key that it is another name of; what is shaped has a function there."""
+    for _, group, key, row in ROWS:
+        if group and row.how == "is":
+            assert row.ours[0].rpartition(".")[0] == PLACES[group] or group == "cache", key
+        assert not group or row.how not in ("near", "absent"), key
+        assert row.how != "shaped" or group in {*SHAPES, "optimization", "network_kwargs", "cache"}, key
+
+
+def test_an_option_has_one_row() -> None:
+    """A flat list of options has one place for each: otherwise a value lands where the first row says."""
+    keys = [key for program, _, key, _ in ROWS if program == "musubi"]
+    assert sorted(keys) == sorted(OPTIONS)
+
+
+def test_each_group_is_that_of_a_section() -> None:
+    groups = {group for _, section in distinct_sections(section_models()) for group in section.foreign_groups}
+    assert groups == {group for _, group in NAMES} - {"", "flags"} == PLACES.keys()
 
 
 def flags() -> dict[str, set[str]]:
@@ -98,36 +128,35 @@ def flags() -> dict[str, set[str]]:
 FLAGS = flags()
 
 
-@pytest.mark.parametrize("command", sorted({command for peer in MUSUBI.values() for command in peer.tools}))
+@pytest.mark.parametrize("command", sorted({row.tool for row in OPTIONS.values() if row.tool}))
 def test_a_command_that_does_it_exists_with_its_flags(command: str) -> None:
     tool, *given = command.split()
     assert set(given) <= FLAGS[tool]
+
+
+def is_denied(row: ForeignName) -> bool:
+    return not (row.ours or row.tool) and row.how != "idle"
 
 
 def test_nothing_is_denied_that_exists() -> None:
     """Neither a key of a job nor a flag of a tool has the name of an option that is said to have no counterpart."""
     names = {place.rpartition(".")[2] for place, works in KNOWN.items() if works}
     names |= {flag.lstrip("-").replace("-", "_") for flags in FLAGS.values() for flag in flags}
-    denied = {name for name, peer in MUSUBI.items() if not (peer.here or peer.tools or peer.harmless)}
-    denied |= {place.rpartition(".")[2] for place, peer in AI_TOOLKIT.items() if not (peer.here or peer.harmless)}
-    assert denied & names == set()
+    assert {name for name, row in OPTIONS.items() if is_denied(row)} & names == set()
 
 
 def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
     """A tool that nobody who comes from elsewhere is told of was forgotten in the table, or is one of these."""
-    named = {command.split()[0] for peer in MUSUBI.values() for command in peer.tools}
+    named = {row.tool.split()[0] for row in OPTIONS.values() if row.tool}
     not_there = {"ara", "best", "diagrams", "grid", "inspect", "lint", "new", "report"}
     scripts = {"cache", "caption", "convert", "extract", "post_hoc_ema", "resize"}  # separate programs there
     assert set(FLAGS) - named - not_there - scripts == set(), "give it to the option of musubi-tuner that does the same"
 
 
 def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
-    for place in [f"{path}.{key}".lstrip(".") for path, text in AI_TOOLKIT_KEYS.items() for key in text.split()] + [
-        *AI_TOOLKIT
-    ]:
-        path, _, key = place.rpartition(".")
-        section = SECTIONS[path]
-        assert key in {*field_names(section), *section.foreign.names()}, place
+    for path, text in AI_TOOLKIT_KEYS.items():
+        for key in text.split():
+            assert key in {*field_names(SECTIONS[path]), *KEYS.rows(SECTIONS[path])}, (path, key)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +221,7 @@ def test_a_refused_key_of_the_defaults_too(mistakes) -> None:
 
 
 def test_no_hint_for_what_no_program_has() -> None:
-    assert hint("linear_alpa") == ""
+    assert KEYS.hint("linear_alpa") == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,508 @@
+"""Keys of other programs that are not merely another name: what a function makes of them in our own keys.
+
+`SHAPES` has the function of each group of keys (`names.PLACES`). It gets the known and given keys of a section, and
+returns them with the section's own fields only; names that are `is` in the table stay, and are folded afterwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from extensions.compat.prompt_flags import read_flags
+from toolkit.config.base import Entries
+from toolkit.config.field_types import gather_slots
+from toolkit.config.foreign import foreign_keys
+from toolkit.config.located import ConfigNode, Diagnostics, show
+from toolkit.config.model import QTYPE_SPELLINGS
+from toolkit.config.normalise import listed, merge_aliases, place_in
+from toolkit.errors import did_you_mean
+from toolkit.number_types import QTYPES
+
+# ------------------------------------------------------------ the process
+
+_FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when": "stop_when"}
+"""Keys that are also taken inside `train` -> the process's own key."""
+
+
+def _log_dir(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`log_dir` goes to `logging`."""
+    if "log_dir" in entries:
+        place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
+    return entries
+
+
+def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`optimizer` and `training` go to `train`, and keys of `train` that are the process's own to the process."""
+    if "optimizer" in entries:
+        place_in(entries, "train", "optimizer", entries.pop("optimizer"), diagnostics)
+    training = entries.pop("training", None)
+    if training is not None and isinstance(training.value, dict):
+        for key, child in training.value.items():
+            place_in(entries, "train", key, child, diagnostics)
+    elif training is not None:
+        diagnostics.error(training, "is not a mapping of keys and values.")
+    train = entries.get("train")
+    if train is None or not isinstance(train.value, dict):
+        return entries
+    rest = dict(train.value)
+    for key, field in _FROM_TRAIN.items():
+        if field not in section.model_fields:
+            continue
+        node = rest.pop(key, None)
+        if node is not None and not node.is_blank:
+            entries[field] = merge_aliases(entries.get(field), node, diagnostics)
+    entries["train"] = replace(train, value=rest)
+    return entries
+
+
+def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """ai-toolkit's keys of compiling go from `model` to `train`."""
+    model = entries.get("model")
+    if model is None or not isinstance(model.value, dict):
+        return entries
+    rest = dict(model.value)
+    switches = [rest.pop(key) for key in ("compile", "block_compile") if key in rest]
+    switch = next((node for node in switches if node.value is not False), switches[0] if switches else None)
+    moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
+    entries["model"] = replace(model, value=rest)
+    train = entries.get("train")
+    given = train.child("compile") if train is not None and isinstance(train.value, dict) else None
+    if switch is not None and train is not None and given is not None and isinstance(given.value, dict):
+        given = replace(
+            given, value={**given.value, "enabled": merge_aliases(given.value.get("enabled"), switch, diagnostics)}
+        )
+        entries["train"] = replace(train, value={**train.value, "compile": given})
+    else:
+        moved["compile"] = switch
+    for key, node in moved.items():
+        if node is not None:
+            place_in(entries, "train", key, node, diagnostics)
+    return entries
+
+
+# ------------------------------------------------------------ datasets, validation
+
+
+def _dataset(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`control_path_1..3` become one list, a colour of three numbers becomes "#rrggbb"."""
+    gather_slots(entries, "control_path", diagnostics)
+    colour = entries.pop("control_transparent_color", None)
+    if colour is not None and "background" not in entries:
+        if rgb := _rgb(colour.data()):
+            entries["background"] = replace(colour, value=rgb)
+        else:
+            diagnostics.error(colour, "is not a valid colour. Write [red, green, blue], each 0 to 255.")
+    elif colour is not None:
+        diagnostics.error(colour, "'background' is given as well. Remove one of them.", at_key=True)
+    return entries
+
+
+def _rgb(value: Any) -> str:
+    parts = value if isinstance(value, list) else []
+    if len(parts) != 3 or not all(type(part) is int and 0 <= part <= 255 for part in parts):
+        return ""
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+def _validation(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    gather_slots(entries, "control_path", diagnostics)
+    return entries
+
+
+# ------------------------------------------------------------ model
+
+TO_TRAIN = {
+    "compile_mode": "compile_mode",
+    "compile_dynamic": "compile_dynamic",
+    "compile_fullgraph": "compile_fullgraph",
+    "cache_size_limit": "compile_cache_size_limit",
+}
+"""ai-toolkit's keys of `model` -> of `train`, where compiling belongs here."""
+
+
+def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`base_weights` and `base_weights_multiplier` become `base_loras`.
+
+    `qtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types.
+    """
+    _switched(entries, diagnostics)
+    _parted(entries, diagnostics)
+    weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
+    if weights is None or weights.value == []:
+        if multipliers is not None and multipliers.data() not in (1, [1], []):
+            diagnostics.warn(multipliers, "has no effect without base_weights.")
+    elif "base_loras" in entries and entries["base_loras"].value:
+        diagnostics.error(weights, "'base_loras' is given as well. Remove one of them.", at_key=True)
+    else:
+        entries["base_loras"] = _paired(listed(weights), multipliers and listed(multipliers), diagnostics)
+    return entries
+
+
+def _paired(paths: ConfigNode, multipliers: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
+    """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as there."""
+    factors = list(multipliers.value) if multipliers else []
+    if multipliers is not None and len(factors) > len(paths.value):
+        diagnostics.error(multipliers, f"{len(factors)} multipliers for {len(paths.value)} files of base_weights.")
+    factors += [None] * (len(paths.value) - len(factors))
+    entries = [
+        replace(path, value={"path": path, **({"multiplier": factor} if factor else {})})
+        for path, factor in zip(paths.value, factors, strict=False)
+    ]
+    return replace(paths, value=entries)
+
+
+def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
+    """`fp8_base`, `fp8_scaled` and `fp8_vl` as what they stand for. Alone, `fp8_base` is float8 with scales."""
+    given = {key: entries.pop(key, None) for key in ("fp8_base", "fp8_scaled", "fp8_vl")}
+    for key, node in list(given.items()):
+        if node is not None and not isinstance(node.value, bool):
+            diagnostics.error(node, "write true or false.")
+            given[key] = None
+    given_base, given_scaled, _ = given.values()
+    if given_base is not None and given_base.value is False and given_scaled is not None and given_scaled.value is True:
+        message = "'fp8_scaled: true' and 'fp8_base: false' contradict each other. Leave one of them out."
+        diagnostics.error(given_scaled, message, at_key=True)
+    base, scaled, text = (node if node is not None and node.value else None for node in given.values())
+    for node, switch, kind, qtype in (
+        (scaled or base, "quantize", "qtype", "fp8_scaled" if scaled else "float8"),
+        (text, "quantize_te", "qtype_te", "float8"),
+    ):
+        if node is not None:
+            entries[switch] = merge_aliases(entries.get(switch), replace(node, value=True), diagnostics)
+            entries[kind] = merge_aliases(entries.get(kind), replace(node, value=qtype), diagnostics)
+
+
+def _parted(entries: Entries, diagnostics: Diagnostics) -> None:
+    """`qtype: int4|file` as qtype and accuracy_recovery_adapter, as in ai-toolkit."""
+    for key in ("qtype", "quantize_dtype"):
+        node = entries.get(key)
+        if node is not None and isinstance(node.value, str) and "|" in node.value:
+            qtype, file = (part.strip() for part in node.value.split("|", 1))
+            written = node.written and node.written.rpartition("|")[2].strip()
+            entries[key] = replace(node, value=qtype)
+            if file and qtype.lower() not in {*QTYPES, *QTYPE_SPELLINGS}:
+                message = f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
+                diagnostics.error(node, f"{message}its adapter makes up for the errors of {qtype} alone.")
+            elif file:
+                adapter = entries.get("accuracy_recovery_adapter")
+                moved = replace(node, value=file, written=written)
+                entries["accuracy_recovery_adapter"] = merge_aliases(adapter, moved, diagnostics)
+            else:
+                diagnostics.error(node, "needs a file after '|'.")
+
+
+# ------------------------------------------------------------ network
+
+_MODULES = {
+    "networks.lora_qwen_image": "lora",
+    "networks.lora": "lora",
+    "networks.loha": "loha",
+    "networks.lokr": "lokr",
+}
+
+_IN_KWARGS = ("lokr_full_rank", "factor")
+"""Keys of `network` that ai-toolkit's jobs for LyCORIS have in `network_kwargs`."""
+
+_ALGOS = ("lora", "loha", "lokr")
+"""LyCORIS' names that are names of kinds here."""
+
+_IDLE_ARGUMENTS = ("verbose", "conv_dim", "conv_alpha")
+"""Of `network_args`: what asks for nothing there."""
+
+
+def _reshape_network(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`type: lycoris` becomes the kind that `network_kwargs.algo` names; `_IN_KWARGS` come out of there.
+
+    musubi-tuner's `network_module` becomes the type, its `network_args` the keys they name.
+    """
+    _from_module(entries, diagnostics)
+    _from_arguments(section, entries, diagnostics)
+    kwargs = entries.get("network_kwargs")
+    if kwargs is not None and isinstance(kwargs.value, dict):
+        rest = {key: child for key, child in kwargs.value.items() if key not in _IN_KWARGS}
+        for key in kwargs.value.keys() - rest.keys():
+            if not kwargs.value[key].is_blank:
+                entries[key] = merge_aliases(entries.get(key), kwargs.value[key], diagnostics)
+        kwargs = entries["network_kwargs"] = replace(kwargs, value=rest)
+    algo = kwargs.child("algo") if kwargs else None
+    if algo is not None and not algo.is_blank:
+        kind, named = _name(entries.get("type")), _name(algo)
+        if kind == "lycoris" and named in _ALGOS:
+            entries["type"] = replace(algo, value=named)
+        elif kind != "lycoris" and named not in ("lora", "locon", kind):
+            diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
+    for key in ("factor", "lokr_factor"):
+        if key in entries and entries[key].value != -1 and _name(entries.get("type")) != "lokr":
+            diagnostics.warn(entries[key], "has no effect: it concerns LoKr only.")
+    return entries
+
+
+def _from_module(entries: Entries, diagnostics: Diagnostics) -> None:
+    module = entries.pop("network_module", None)
+    if module is None:
+        return
+    kind = _MODULES.get(str(module.value).strip())
+    if kind is None:
+        diagnostics.error(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
+    else:
+        entries["type"] = merge_aliases(entries.get("type"), replace(module, value=kind), diagnostics)
+
+
+def _from_arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
+    arguments = entries.pop("network_args", None)
+    aliases = {key: row.field for key, row in foreign_keys().rows(section).items() if row.how == "is"}
+    known = {name: name for name in section.model_fields} | aliases
+    for key, node in read_pairs(arguments, diagnostics).value.items() if arguments else ():
+        if key in _IDLE_ARGUMENTS:
+            diagnostics.warn(node, f"{key!r} has no effect: {foreign_keys().idle(key)}.")
+        elif key in known:
+            entries[known[key]] = merge_aliases(entries.get(known[key]), node, diagnostics)
+        else:
+            diagnostics.error(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
+
+
+def _name(node: ConfigNode | None) -> str:
+    """The kind a node names; without one the default."""
+    return str(node.value).strip().lower() if node else "lora"
+
+
+# ------------------------------------------------------------ train
+
+_OFFLOAD = ("gradient_checkpointing_offload", "gradient_checkpointing_cpu_offload")
+
+_OF_COMPILE = {
+    "compile_backend": "backend",
+    "compile_mode": "mode",
+    "compile_dynamic": "dynamic",
+    "compile_fullgraph": "fullgraph",
+    "compile_cache_size_limit": "cache_size_limit",
+}
+"""musubi-tuner's names -> keys of `compile`."""
+
+
+def _nested_optimizer(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
+    if (kind := entries.pop("lr_scheduler_type", None)) is not None:
+        diagnostics.error(kind, f"{show(kind)}: {foreign_keys().rows(section)['lr_scheduler_type'].says}.")
+        for key in ("lr_scheduler_args", "lr_scheduler_params"):  # they are those of that class
+            entries.pop(key, None)
+    for key in ("optimizer", "lr_scheduler"):
+        if f"{key}_args" in entries:
+            arguments = read_pairs(entries.pop(f"{key}_args"), diagnostics)
+            entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, diagnostics)
+    optimizer = entries.get("optimizer")
+    if optimizer is None or not isinstance(optimizer.value, dict):
+        return entries
+    parts = dict(entries.pop("optimizer").value)
+    kinds = [parts.pop(key) for key in ("name", "type") if key in parts]
+    for field, node in [("optimizer", kinds[0] if kinds else None), ("lr", parts.pop("lr", None))]:
+        if node is not None:
+            entries[field] = merge_aliases(entries.get(field), node, diagnostics)
+    if parts:
+        given = entries.get("optimizer_params")
+        extra = given.value if given is not None and isinstance(given.value, dict) else {}
+        entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
+    return entries
+
+
+def _memory_and_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """musubi-tuner's flat keys of `gradient_checkpointing` and `compile`."""
+    _offloaded(entries, diagnostics)
+    _compiled(entries, diagnostics)
+    return entries
+
+
+def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
+    """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it stands for."""
+    for key in _OFFLOAD:
+        node = entries.pop(key, None)
+        if node is None or node.value is False:
+            continue
+        given = entries.get("gradient_checkpointing")
+        if node.value is not True:
+            diagnostics.error(node, "write true or false.")
+        elif given is not None and given.value is not True:
+            entries["gradient_checkpointing"] = merge_aliases(given, replace(node, value="full_offload"), diagnostics)
+        else:
+            entries["gradient_checkpointing"] = replace(node, value="full_offload")
+
+
+def _compiled(entries: Entries, diagnostics: Diagnostics) -> None:
+    """`compile: true`, `false` or `auto` and musubi-tuner's flat keys as one section."""
+    node = entries.get("compile")
+    if node is not None and (isinstance(node.value, bool) or node.value == "auto"):
+        entries["compile"] = node = replace(node, value={"enabled": node})
+    for old, new in _OF_COMPILE.items():
+        flat = entries.pop(old, None)
+        if flat is not None and (node is None or isinstance(node.value, dict)):
+            inside = node.value if node is not None else {}
+            node = replace(node or flat, value={**inside, new: merge_aliases(inside.get(new), flat, diagnostics)})
+            entries["compile"] = node
+
+
+# ------------------------------------------------------------ sample, save, logging
+
+
+def _sample_item(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """Flags in the prompt become keys, `ctrl_img_1..3` one list."""
+    read_flags(entries, diagnostics)
+    gather_slots(entries, "ctrl_img", diagnostics)
+    return entries
+
+
+def _sample(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`prompts` become `samples`, and so does a text among `samples`."""
+    given = [entries.pop(key) for key in ("prompts", "sample_prompts") if key in entries]
+    given += [entries["samples"]] if "samples" in entries and entries["samples"].data() != [] else []
+    if len(given) > 1:
+        diagnostics.error(given[0], f"{str(given[1].path[-1])!r} is given as well. Remove one of them.", at_key=True)
+    elif given and given[0] is not entries.get("samples"):
+        entries["samples"] = _items(given[0], diagnostics)
+    elif given and isinstance(given[0].value, list):
+        items = [
+            replace(item, value={"prompt": item}) if isinstance(item.value, str) else item for item in given[0].value
+        ]
+        entries["samples"] = replace(given[0], value=items)
+    return entries
+
+
+def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    """A list of prompts, or a file of them, as a list of samples."""
+    if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
+        lines = _lines(prompts, diagnostics)
+    elif isinstance(prompts.value, list):
+        lines = prompts.value
+    else:
+        remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
+        diagnostics.error(prompts, f"is not a list. {remedy}")
+        lines = []
+    return replace(prompts, value=[replace(line, value={"prompt": line}) for line in lines])
+
+
+def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
+    """The prompts of a text file; blank lines and those that begin with `#` are left out."""
+    path = Path(file.value).expanduser()
+    try:
+        if path.exists() and not path.is_file():
+            diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
+            return []
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
+        return []
+    prompts = [
+        replace(file, value=line.strip(), path=(*file.path, f"{path.name}:{number}"), text=line.strip(), plain=False)
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not prompts:
+        diagnostics.error(
+            file, f"{show(file)} holds no prompt. Write one per line; '#' begins a line that is left out."
+        )
+    return prompts
+
+
+def _save(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """Tells that `save_last_n_steps` counts files where it looks like a distance in steps, as musubi-tuner's is."""
+    last = entries.get("save_last_n_steps")
+    if last is not None and isinstance(last.value, int) and last.value >= 100:
+        diagnostics.warn(last, f"{last.value} files are kept: it is their number, not a distance in steps.")
+    return entries
+
+
+def _logging(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`use_wandb` becomes `log_with`."""
+    use = entries.pop("use_wandb", None)
+    if use is None:
+        return entries
+    wanted = {"true": True, "false": False}.get(str(use.value).lower())
+    given = entries.get("log_with")
+    if wanted is None:
+        diagnostics.error(use, f"{show(use)} is neither true nor false.")
+    elif given is None or (given.from_defaults and not use.from_defaults):
+        folder = entries.get("logging_dir")
+        has_folder = folder is not None and folder.value not in (0, False)
+        names = {True: "all" if has_folder else "wandb", False: "auto"}
+        entries["log_with"] = replace(use, value=names[wanted])
+    elif wanted != (str(given.value).lower() in ("wandb", "all")) and use.from_defaults == given.from_defaults:
+        diagnostics.error(use, f"{show(use)} contradicts 'log_with: {given.value}'. Keep log_with.", at_key=True)
+    return entries
+
+
+# ------------------------------------------------------------ texts `name=value`
+
+_BETWEEN = re.compile(r"\s+(?=[A-Za-z_]\w*\s*=)")
+
+
+def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    """`["a=1", "b=[2, 3]"]`, or the same in one text, as a mapping; numbers and lists of texts are read."""
+    if isinstance(node.value, dict):
+        return node
+    if isinstance(node.value, list):
+        items = node.value
+    else:
+        items = [replace(node, value=text) for text in _BETWEEN.split(str(node.value).strip())]
+    pairs = {}
+    for item in items:
+        key, equals, value = str(item.value).partition("=")
+        if not equals:
+            diagnostics.error(item, f"{show(item)} is not of the form name=value.")
+            continue
+        name = key.strip()
+        pairs[name] = _value(value.strip(), replace(item, path=(*item.path, name)))
+    return replace(node, value=pairs)
+
+
+def _value(text: str, item: ConfigNode) -> ConfigNode:
+    value = _literal(text)
+    if isinstance(value, list):
+        value = [replace(item, value=part, text=str(part)) for part in value]
+    return replace(item, value=value, text=text)
+
+
+def _literal(text: str) -> Any:
+    """A number or a list of texts where the text spells one, else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    try:
+        value = ast.literal_eval(text) if text.startswith("[") else text
+    except (SyntaxError, ValueError):
+        return text
+    return value if isinstance(value, str) or all(isinstance(part, str) for part in value) else text
+
+
+def merged(given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    """One mapping of two; a name that both have with unlike values is an error."""
+    if given is None or not isinstance(given.value, dict):
+        return given or more
+    both = {key: merge_aliases(given.value.get(key), child, diagnostics) for key, child in more.value.items()}
+    return replace(given, value={**given.value, **both})
+
+
+SHAPES: dict[str, Callable[[type[BaseModel], Entries, Diagnostics], Entries]] = {
+    "run": _log_dir,
+    "training": _training,
+    "model_and_network": _move_compile,
+    "dataset": _dataset,
+    "validation": _validation,
+    "model": _reshape_model,
+    "network": _reshape_network,
+    "optimizer": _nested_optimizer,
+    "train": _memory_and_compile,
+    "sample": _sample,
+    "sample_item": _sample_item,
+    "save": _save,
+    "logging": _logging,
+}
+"""Group of keys -> what makes our keys of it."""

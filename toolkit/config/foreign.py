@@ -1,0 +1,83 @@
+"""What the core asks about the keys of other programs. Their table and its reader lie in `extensions/compat`, which
+is found by its name in `toolkit.registry`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel
+
+from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.registry import FOREIGN_KEYS, load_object
+
+NO_DEFAULT: Any = object()
+
+
+class ForeignName(NamedTuple):
+    """What a key or flag of another program is here."""
+
+    how: Literal["is", "near", "shaped", "idle", "refused", "absent"]
+    """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours` does something like it. idle:
+    asks for nothing that is missing here. refused: an error unless its value is one of `passes`. absent: not here."""
+
+    ours: tuple[str, ...] = ()
+    """Keys of a job, each with its place as the reference page writes it: `datasets[].num_repeats`."""
+
+    says: str = ""
+    """How the meaning differs, or why there is no such key."""
+
+    passes: tuple[Any, ...] = ()
+    """Of `refused`: the values that ask for nothing."""
+
+    needs: str = ""
+    """Of `refused`: the switch beside it that it says more of; where that is off, it asks for nothing."""
+
+    on: str = ""
+    """Of `idle`: why it is an error unless it is false, and the remedy."""
+
+    tool: str = ""
+    """The command that does it, as `run.py` takes it: `generate --negative`."""
+
+    default: Any = NO_DEFAULT
+    """Theirs where the key is left out, if ours is another."""
+
+    @property
+    def field(self) -> str:
+        """Of `is`: the key in the section where it stands."""
+        return self.ours[0].rpartition(".")[2]
+
+
+class ForeignKeys(Protocol):
+    """The keys of other programs."""
+
+    def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
+        """Those that this section reads, or refuses by name. None of them is one of its own."""
+
+    def reshape(
+        self, section: type[BaseModel], entries: dict[str, ConfigNode], diagnostics: Diagnostics
+    ) -> dict[str, ConfigNode]:
+        """The entries of a section, known and given keys only, with its own fields for those that are `shaped`."""
+
+    def idle(self, key: str, is_blank: bool = False) -> str:
+        """Why a key asks for nothing wherever it stands; empty for all others. is_blank: it has no value."""
+
+    def hint(self, key: str) -> str:
+        """What to write instead of a key that is unknown where it stands; empty where no program has it."""
+
+    def named(self, place: str) -> Iterable[str]:
+        """The names that other programs have for a key of ours, wherever they are read."""
+
+    def own_flag(self, word: str, keys: Iterable[str]) -> str:
+        """The word of a command line, with the flag of a tool with these keys where it is another program's."""
+
+    def flag_remedy(self, word: str) -> str:
+        """What to write instead of a flag of another program; empty for all others."""
+
+
+@cache
+def foreign_keys() -> ForeignKeys:
+    """The table of this program."""
+    keys: ForeignKeys = load_object(FOREIGN_KEYS)
+    return keys
