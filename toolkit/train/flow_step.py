@@ -114,7 +114,8 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
     def sample_t(self, spec: BatchSpec, latent: Size) -> list[float]:
         """The timestep t of each item of a batch whose targets have latents of this size."""
         keys = [(spec.epoch, position) for position in spec.positions]
-        context = self._timestep_context(latent)
+        tokens = self.model.family.tokens(latent)
+        context = TimestepContext(tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal)
         return [
             draw_timestep(self.settings, generator(self.seed, "timestep", *key), context, self._stratum(*key))
             for key in keys
@@ -141,7 +142,3 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", epoch))
             self._strata = (epoch, order)
         return self._strata[1][position % len(self._strata[1])]  # those of a stream go on from epoch to epoch
-
-    def _timestep_context(self, latent: Size) -> TimestepContext:
-        tokens = self.model.family.tokens(latent)
-        return TimestepContext(tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal)

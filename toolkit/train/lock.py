@@ -51,6 +51,9 @@ WATCHES = 75
 WATCH_EVERY_S = HEARTBEAT_S / 30
 """Seconds between two of these: in all two and a half heartbeats."""
 
+_WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK if fcntl else 0, os.SEEK_SET, 0, 0, 0)
+"""A `struct flock` of 64-bit Linux: a write lock on the whole file (length 0), without a process id."""
+
 _READS = 20
 """Attempts to read a file while its owner is being written, a millisecond apart."""
 
@@ -199,7 +202,7 @@ def _take_visible_lock(file: IO[str]) -> None:
     """Takes the lock that readers can query. Where that is impossible they rely on the heartbeat."""
     if hasattr(fcntl, "F_OFD_SETLK"):
         with suppress(OSError):
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _write_lock())
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WRITE_LOCK)
 
 
 def _is_taken(file: IO[str]) -> bool | None:
@@ -207,15 +210,10 @@ def _is_taken(file: IO[str]) -> bool | None:
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return None
     try:
-        answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _write_lock())
+        answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _WRITE_LOCK)
     except OSError:
         return None
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
-
-
-def _write_lock() -> bytes:
-    """A `struct flock` of 64-bit Linux: a write lock on the whole file (length 0), without a process id."""
-    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def refusal(folder: Path, owner: LockHolder | None) -> str:

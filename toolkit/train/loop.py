@@ -188,7 +188,7 @@ class _Passes:
     def __init__(self, run: Run, samples: int, trial: bool) -> None:
         self.losses = StepLossBuffer()
         self.step = run.state.step
-        self.roles = frozenset(name for name, role in run.roles.items() if trial or role.learns_at(self.step))
+        self.roles = frozenset(name for name, role in run.roles.items() if trial or self.step % role.every == 0)
         self.is_last = False
         self._run, self._samples, self._trial = run, samples, trial
         for name in () if trial else self.roles:

@@ -147,10 +147,6 @@ class Role:
         """The parameters and buffers, as they are in a checkpoint."""
         return {**self.parameters, **self.buffers}
 
-    def learns_at(self, step: int) -> bool:
-        """Whether it is trained in the next step when `step` are done."""
-        return step % self.every == 0
-
     def lr_at(self, step: int) -> float:
         """The base learning rate of the next step when `step` are done."""
         return self.lr * self.schedule(step)

@@ -95,7 +95,8 @@ class MetricsCallback(Callback):
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
             "time": run_files.utc_now(),
-            **{name: _finite(value) for name, value in result.logged().items()},
+            # JSON has no NaN.
+            **{name: value if math.isfinite(value) else None for name, value in result.logged().items()},
             "step": result.step,
             "epoch": result.epoch,
         }
@@ -138,8 +139,3 @@ def _step_of(line: str) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None

@@ -73,7 +73,7 @@ class SampleCallback(Callback):
         # Also after a resume: the run may have ended in the middle of this set.
         expected = step == 0 or self.every.due(run) or run.complete
         if (expected and len(self._files_of(run, step)) < len(sample_set.prompts)) or (step and self.at_each_start):
-            self._sample(run, sample_set)
+            self.sample_now(run, sample_set)
         elif step:
             self._sampled_at = step
 
@@ -85,12 +85,10 @@ class SampleCallback(Callback):
         if finished and self._sampled_at != run.state.step:
             self.sample_now(run)
 
-    def sample_now(self, run: Run) -> None:
-        """Generates one set at the current step; a set that a stop interrupts leaves no image."""
-        self._sample(run, self.pictures)
-
-    def _sample(self, run: Run, pictures: SampleSet) -> None:
-        step = run.state.step
+    def sample_now(self, run: Run, pictures: SampleSet | None = None) -> None:
+        """Generates one set at the current step: the one of the interval by default. One that a stop interrupts leaves
+        no image."""
+        pictures, step = pictures or self.pictures, run.state.step
         if not pictures.prompts:
             return
         for path in self._files_of(run, step):

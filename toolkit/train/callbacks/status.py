@@ -191,16 +191,11 @@ def memory_text() -> str:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"VRAM {(total - free) / 2**30:.1f}/{total / 2**30:.1f} GiB"
-    resident = _resident_bytes()
-    return f"RAM {resident / 2**30:.1f} GiB" if resident else ""
-
-
-def _resident_bytes() -> int:
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             pages = int(file.read().split()[1])
     except OSError:
-        return 0
+        return ""
     import resource
 
-    return pages * resource.getpagesize()
+    return f"RAM {pages * resource.getpagesize() / 2**30:.1f} GiB"

@@ -52,15 +52,12 @@ class WatchdogCallback(Callback):
         self._warned = False
 
     def on_end(self, run: Run, finished: bool) -> None:
-        self._stop()
-
-    def on_error(self, run: Run, error: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         self._done.set()
         if self._thread:
             self._thread.join()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        self.on_end(run, False)
 
     def _look(self, run: Run) -> None:
         while not self._done.wait(self.look_every_s):
@@ -70,17 +67,13 @@ class WatchdogCallback(Callback):
                 self._warned = True
                 message = f"no step finished for {silent_s:.0f} s (step {run.state.step})"
                 try:
-                    self._write_stacks(run.folder / FILE, message)
+                    with (run.folder / FILE).open("a", encoding="utf-8") as file:
+                        file.write(message + "\n")
+                        file.flush()
+                        faulthandler.dump_traceback(file, all_threads=True)
                     logger.warning(f"{message}; where every thread stands is in {run.folder / FILE}")
                 except OSError as error:
                     logger.warning(f"{message}; where every thread stands could not be written: {error}")
-
-    @staticmethod
-    def _write_stacks(path: Path, title: str) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(title + "\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
 
 
 REPORT_IF_OFF_BY = 0.10
@@ -118,13 +111,11 @@ class MemoryEstimateCheck(Callback):
         self._resumed = None
         self.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
         if self.logged:
-            logger.info(_message(predicted, measured))
-
-
-def _message(predicted: int, measured: int) -> str:
-    off = predicted / max(1, measured) - 1
-    more = f": {abs(off):.0%} {'less' if off > 0 else 'more'} than predicted" if abs(off) > REPORT_IF_OFF_BY else ""
-    return f"memory at the first step: {measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
+            off = predicted / max(1, measured) - 1
+            more = f": {abs(off):.0%} {'less' if off > 0 else 'more'} than predicted"
+            more = more if abs(off) > REPORT_IF_OFF_BY else ""
+            said = f"{measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
+            logger.info(f"memory at the first step: {said}")
 
 
 STATUS = Path("/proc/self/status")
@@ -134,16 +125,10 @@ def memory_check(
     predict: Callable[[bool], int], device: torch.device, event: Callable[..., None]
 ) -> list[MemoryEstimateCheck]:
     """The check, where memory can be measured; resets the peak of a GPU. predict: as of `MemoryEstimateCheck`."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:
+    if device.type == "cuda":
         reset_peak_memory(device)
-    elif not STATUS.exists():
-        return []
-
-    def measure() -> int:
-        return peak_memory(device) if on_gpu else peak_resident()
-
-    return [MemoryEstimateCheck(predict, measure, on_gpu, event)]
+        return [MemoryEstimateCheck(predict, lambda: peak_memory(device), True, event)]
+    return [MemoryEstimateCheck(predict, peak_resident, False, event)] if STATUS.exists() else []
 
 
 def peak_resident() -> int:
