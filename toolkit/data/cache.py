@@ -57,7 +57,12 @@ class TensorCache:
             return None
         version = (len(raw), changed)
         if self._verified.get(key) != version:
-            if not _verifies(raw, key):
+            try:
+                header, _, digest = _hashed(raw, key)
+                whole = isinstance(found := header.get(METADATA), dict) and found.get("sha256") == digest
+            except (ValueError, RecursionError):
+                whole = False
+            if not whole:
                 logger.warning(f"{path}: cache entry is damaged, it is made again")
                 return None
             self._verified[key] = version
@@ -71,10 +76,18 @@ class TensorCache:
         if self.folder is None:
             self._memory[key] = tensors
             return
+        from safetensors.torch import save
+
+        path = self._path(self.folder, key)
+        header, data, digest = _hashed(save(tensors), key)
+        header[METADATA] = {"sha256": digest}
         try:
-            self._write(self._path(self.folder, key), _serialize(key, tensors))
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(framed(json.dumps(header)) + bytes(data))
         except OSError as error:
-            raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
+            # On Windows no right while another process reads the target, which holds the same contents already.
+            if not (isinstance(error, PermissionError) and path.exists()):
+                raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
 
     def has(self, key: str) -> bool:
         """Whether the entry is there; a damaged one is too."""
@@ -97,16 +110,6 @@ class TensorCache:
     def _path(folder: Path, key: str) -> Path:
         return folder / key[:2] / f"{key}.safetensors"
 
-    @staticmethod
-    def _write(path: Path, contents: bytes) -> None:
-        try:
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(contents)
-        except PermissionError:
-            # Windows, while another process reads the target: it holds the same contents already.
-            if not path.exists():
-                raise
-
 
 class ForgetfulCache(TensorCache):
     """Keeps nothing: what is asked for is made anew each time, by an encoder that is trained meanwhile."""
@@ -120,40 +123,16 @@ class ForgetfulCache(TensorCache):
 
 def key_of(**parts: Any) -> str:
     """SHA-256 (hex) over everything that decides an entry's contents; JSON values and tuples of them."""
-    return hashlib.sha256(_canonical(parts)).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()
 
 
-def _canonical(value: Any) -> bytes:
-    return _CANONICAL.encode(value).encode()
-
-
-def _content_hash(key: str, header: Header, data: bytes | memoryview) -> str:
-    """Over the key, the tensors' names, dtypes, shapes and places, and their bytes."""
-    tensors = {name: entry for name, entry in header.items() if name != METADATA}
-    digest = hashlib.sha256(_canonical([key, tensors]))
-    digest.update(data)
-    return digest.hexdigest()
-
-
-def _split(raw: bytes) -> tuple[Header, memoryview]:
-    """Header and tensor bytes of a safetensors file. Raises ValueError when the header is damaged."""
+def _hashed(raw: bytes, key: str) -> tuple[Header, memoryview, str]:
+    """Header and tensor bytes of a safetensors file, and the hash over the key, the tensors' names, dtypes, shapes and
+    places, and their bytes. Raises ValueError when the header is damaged."""
     file = BytesIO(raw)
     header = read_header(file)
-    return header, memoryview(raw)[file.tell() :]
-
-
-def _serialize(key: str, tensors: dict[str, Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    header, data = _split(save(tensors))
-    header[METADATA] = {"sha256": _content_hash(key, header, data)}
-    return framed(json.dumps(header)) + bytes(data)
-
-
-def _verifies(raw: bytes, key: str) -> bool:
-    try:
-        header, data = _split(raw)
-        metadata = header.get(METADATA)
-        return isinstance(metadata, dict) and metadata.get("sha256") == _content_hash(key, header, data)
-    except (ValueError, RecursionError):
-        return False
+    data = memoryview(raw)[file.tell() :]
+    tensors = {name: entry for name, entry in header.items() if name != METADATA}
+    digest = hashlib.sha256(_CANONICAL.encode([key, tensors]).encode())
+    digest.update(data)
+    return header, data, digest.hexdigest()

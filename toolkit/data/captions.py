@@ -50,24 +50,27 @@ def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistake
 
     files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
     """
-    texts = listing.texts
+    texts, no_files = listing.texts, listing.no_files
     found = [""] * len(listing.images)
     for names in files:
-        unknown = [name for name, text in zip(names, found, strict=True) if name and not text and name not in texts]
-        _read(listing, unknown, mistakes)
+        wanted = [name for name, text in zip(names, found, strict=True) if name and not text and name not in texts]
+        mistakes += [InputError(listing.path(name), no_files[name]) for name in wanted if name in no_files]
+        unread = [name for name in wanted if name not in no_files]
+        paths = [listing.path(name) for name in unread]
+        for name, text in zip(unread, thread_map(_caption_or_error, paths), strict=True):
+            if isinstance(text, CaptionError):
+                mistakes.append(InputError(str(text.path), text.reason))
+            else:
+                texts[name] = text
         found = [text or texts.get(name, "") for name, text in zip(names, found, strict=True)]
     return found
 
 
-def _read(listing: DirectoryListing, names: Sequence[str], mistakes: list[InputError]) -> None:
-    if no_files := listing.no_files:
-        mistakes += [InputError(listing.path(name), no_files[name]) for name in names if name in no_files]
-        names = [name for name in names if name not in no_files]
-    for name, text in zip(names, thread_map(_text_or_error, [listing.path(name) for name in names]), strict=True):
-        if isinstance(text, CaptionError):
-            mistakes.append(InputError(str(text.path), text.reason))
-        else:
-            listing.texts[name] = text
+def _caption_or_error(path: str) -> str | CaptionError:
+    try:
+        return read_caption(path)
+    except CaptionError as error:
+        return error
 
 
 TABLES = (".tsv", ".csv", ".jsonl")
@@ -192,13 +195,6 @@ def _read_text(path: Path | str) -> str:
         offset = raw.index(0)
         raise CaptionError(path, f"is not UTF-8 text: a zero byte at offset {offset}. Save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _text_or_error(path: str) -> str | CaptionError:
-    try:
-        return read_caption(path)
-    except CaptionError as error:
-        return error
 
 
 def add_prefix(caption: str, prefix: str) -> str:

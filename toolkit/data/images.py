@@ -122,7 +122,7 @@ def reference_error(size: Size) -> str:
 def open_image(
     path: Path | str,
     background: str = "white",
-    note: Note | None = None,
+    note: Note = lambda _: None,
     data: bytes | None = None,
     at_least: int | None = None,
 ) -> Image.Image:
@@ -132,13 +132,19 @@ def open_image(
     half, a quarter or an eighth of its size, much faster, if both sides keep so many pixels. Raises ImageError, and
     only that, for a file that cannot be used.
     """
-    canvas_colour = ImageColor.getrgb(background)
+    canvas_colour = ImageColor.getrgb(background)[:3]
     with _reading(path, data) as image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))
         image.load()
-        upright = _turn(image, _orientation(image))
-        return _flatten(_to_eight_bit(upright, path), canvas_colour, note or _silent)
+        eight_bit = _to_eight_bit(_upright(image), path)
+        colour, alpha = _split_alpha(eight_bit)
+        rgb = _to_srgb(colour, eight_bit.info.get("icc_profile"), note)
+        if alpha is None:
+            return rgb
+        canvas = Image.new("RGB", rgb.size, canvas_colour)
+        canvas.paste(rgb, mask=alpha)
+        return canvas
 
 
 def load_alpha(path: Path | str) -> Image.Image:
@@ -148,7 +154,7 @@ def load_alpha(path: Path | str) -> Image.Image:
     """
     with _reading(path) as image:
         image.load()
-        upright = _turn(image, _orientation(image))
+        upright = _upright(image)
         _, alpha = _split_alpha(_to_eight_bit(upright, path))
         return alpha or Image.new("L", upright.size, 255)
 
@@ -210,10 +216,6 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 # ---------------------------------------------------------------- reading
-
-
-def _silent(_: str) -> None:
-    """The note nobody asked for."""
 
 
 @contextmanager
@@ -322,7 +324,8 @@ def _upright_size(image: Image.Image) -> Size:
     return Size(image.height, image.width) if turned else Size(image.width, image.height)
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -355,18 +358,6 @@ def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
         return grey
     grey.putalpha(Image.fromarray(numpy.where(wide_HW == clear, 0, 255).astype(numpy.uint8)))
     return grey
-
-
-def _flatten(image: Image.Image, background: tuple[int, ...], note: Note) -> Image.Image:
-    """sRGB without transparency, from any 8-bit mode."""
-    profile = image.info.get("icc_profile")
-    colour, alpha = _split_alpha(image)
-    rgb = _to_srgb(colour, profile, note)
-    if alpha is None:
-        return rgb
-    canvas = Image.new("RGB", rgb.size, background[:3])
-    canvas.paste(rgb, mask=alpha)
-    return canvas
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

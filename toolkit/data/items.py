@@ -79,24 +79,13 @@ def _nearest(size: Size, resolution: int, divisibility: int) -> Size:
     limit = resolution * resolution
     area = min(size.width * size.height, limit)
     scale = sqrt(area / (size.width * size.height))
-    pairs = product(
-        _around(size.width * scale, divisibility),
-        _around(size.height * scale, divisibility),
-    )
-    fitting = [Size(*pair) for pair in pairs if pair[0] * pair[1] <= limit]
-    if not fitting:
-        return _strip(size, limit, divisibility)
-    return min(fitting, key=lambda pair: abs(pair.width * pair.height - area))
-
-
-def _around(length: float, divisibility: int) -> tuple[int, int]:
-    below = int(length // divisibility) * divisibility
-    above = ceil(length / divisibility) * divisibility
-    return max(divisibility, below), max(divisibility, above)
-
-
-def _strip(size: Size, limit: int, divisibility: int) -> Size:
-    """For an image so long and thin that its short side needs enlarging: as long as the area allows."""
+    sides = []
+    for length in (size.width * scale, size.height * scale):
+        below, above = int(length // divisibility), ceil(length / divisibility)
+        sides.append([max(1, steps) * divisibility for steps in (below, above)])
+    if fitting := [Size(*pair) for pair in product(*sides) if prod(pair) <= limit]:
+        return min(fitting, key=lambda pair: abs(prod(pair) - area))
+    # So long and thin that its short side needs enlarging: as long as the area allows.
     long_side = limit // divisibility // divisibility * divisibility
     wide = size.width >= size.height
     return Size(long_side, divisibility) if wide else Size(divisibility, long_side)
@@ -156,15 +145,13 @@ def readable_references(paths: Sequence[str], family: ModelFacts) -> list[Size]:
     square. Raises ImageError for an image that cannot be one, UserError for more of them than the family takes."""
     if len(paths) > family.max_references:
         raise UserError(too_many_references(len(paths), family, "ctrl_img"))
-    return [_readable_reference(path) for path in paths]
-
-
-def _readable_reference(path: str) -> Size:
-    file = Path(path).expanduser()
-    size = inspect_image(file).size if file.exists() else Size(1, 1)
-    if reason := reference_error(size):
-        raise ImageError(path, reason)
-    return size
+    sizes = []
+    for path in paths:
+        file = Path(path).expanduser()
+        sizes.append(inspect_image(file).size if file.exists() else Size(1, 1))
+        if reason := reference_error(sizes[-1]):
+            raise ImageError(path, reason)
+    return sizes
 
 
 def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from toolkit.data.cache import TensorCache, _content_hash, key_of
+from toolkit.data.cache import TensorCache, _hashed, key_of
 from toolkit.errors import RunError
 
 KEY = key_of(name="entry")
@@ -76,8 +76,8 @@ def test_any_changed_byte_of_header_or_tensors_is_noticed(tmp_path: Path) -> Non
 
 def test_an_entry_is_hashed_once_until_its_file_is_another(said: list[str], tmp_path: Path, monkeypatch) -> None:
     cache, path = make_cache(tmp_path)
-    hashed, content_hash = [], _content_hash
-    monkeypatch.setattr("toolkit.data.cache._content_hash", lambda *args: hashed.append(1) or content_hash(*args))
+    hashed, content_hash = [], _hashed
+    monkeypatch.setattr("toolkit.data.cache._hashed", lambda *args: hashed.append(1) or content_hash(*args))
     for _ in range(3):
         assert_same(cache.get(KEY))
     assert len(hashed) == 1
