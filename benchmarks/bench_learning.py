@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 import yaml  # noqa: E402
+from mascots.config import OnlyConfig  # noqa: E402
+from mascots.drawing import draw  # noqa: E402
+from mascots.mascot import ALL, NONE, Casting, Lots, Mascot, Pair, random_mascot  # noqa: E402
+from mascots.words import caption, edit_of_two  # noqa: E402
 
 import run  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, trained  # noqa: E402
-from extensions.mascots.config import OnlyConfig  # noqa: E402
-from extensions.mascots.drawing import draw  # noqa: E402
-from extensions.mascots.mascot import ALL, NONE, Casting, Lots, Mascot, Pair, random_mascot  # noqa: E402
-from extensions.mascots.words import caption, edit_of_two  # noqa: E402
 
 EXAMPLES = ROOT / "config" / "examples"
 SEED = 99

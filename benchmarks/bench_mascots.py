@@ -21,17 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 import torch  # noqa: E402
+from mascots.drawing import draw  # noqa: E402
+from mascots.mascot import ALL, NONE, Casting, Characters, Lots, Mascot, Pair, random_mascot  # noqa: E402
+from mascots.words import caption, edit, edit_of_two  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of, trained  # noqa: E402
-from extensions.mascots.drawing import draw  # noqa: E402
-from extensions.mascots.mascot import ALL, NONE, Casting, Characters, Lots, Mascot, Pair, random_mascot  # noqa: E402
-from extensions.mascots.words import caption, edit, edit_of_two  # noqa: E402
 from extensions.tools.shared.applied import AppliedAdapters  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402

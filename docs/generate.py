@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from docs.drawing import drawing  # noqa: E402
-from toolkit.config.process import ProcessConfig  # noqa: E402
 from toolkit.config.reference import render, schema  # noqa: E402
+from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
+from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402
 
 BEGIN, END = "<!-- drawing -->\n", "<!-- end of the drawing -->\n"
 """The marks around the drawing."""
@@ -22,13 +25,10 @@ BEGIN, END = "<!-- drawing -->\n", "<!-- end of the drawing -->\n"
 FIRST = ("sd_trainer", "cache", "tiny_model")
 
 
-def section_models() -> dict[str, type[ProcessConfig]]:
-    """Process type -> section model, of every `extensions/*/config.py` whose models name their types."""
-    models: dict[str, type[ProcessConfig]] = {}
-    for file in sorted((ROOT / "extensions").glob("*/*config.py")):
-        for model in vars(import_module(f"extensions.{file.parent.name}.{file.stem}")).values():
-            if isinstance(model, type) and issubclass(model, ProcessConfig):
-                models.update(dict.fromkeys(model.process_types, model))
+def section_models() -> Mapping[str, type[BaseModel]]:
+    """Process type -> section model of the program's extensions and of those of its examples."""
+    found = discover([EXTENSIONS_ROOT, EXAMPLE_EXTENSIONS]).configs()
+    models = {uid: model for uid, model in found.items() if uid != "example"}  # the template to copy
     return dict(sorted(models.items(), key=lambda pair: (FIRST.index(pair[0]) if pair[0] in FIRST else 3, pair[0])))
 
 

@@ -1,4 +1,5 @@
-"""Finds the process types: every folder in `extensions/` and in EXTENSIONS_PATH that defines some.
+"""Finds the process types: every folder in `extensions/`, `config/examples/extensions/` and EXTENSIONS_PATH that
+defines some. Of other places nothing is imported: not of the folder that a job file lies in, which may be anybody's.
 
 An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`; `docs/extensions.md`
 shows how to write one. It is somebody else's code: whatever goes wrong while it is imported is kept
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
 from toolkit.files.log import show_extension
-from toolkit.files.writing import EXTENSIONS_ROOT
+from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 REGISTRY_VARIABLE = "AI_TOOLKIT_EXTENSIONS"
+EXAMPLE_EXTENSIONS = CONFIG_ROOT / "examples" / "extensions"
 
 
 class Extension:
@@ -206,10 +208,11 @@ class ExtensionTable:
 
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
-    """Imports every extension in `folders`: by default `extensions/` and the folders of EXTENSIONS_PATH."""
+    """Imports every extension in `folders`: by default the program's, those of its examples, and EXTENSIONS_PATH's."""
     if folders is None:
         given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
-        folders = [EXTENSIONS_ROOT, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
+        of_examples = [EXAMPLE_EXTENSIONS] if EXAMPLE_EXTENSIONS.is_dir() else []
+        folders = [EXTENSIONS_ROOT, *of_examples, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
     found: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []

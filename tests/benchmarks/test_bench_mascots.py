@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from mascots.drawing import draw
+from mascots.mascot import Mascot
 from PIL import Image
 
 from benchmarks import bench_mascots
 from benchmarks.bench_mascots import PARTS, TinyModel
 from benchmarks.mascot_classifier import MascotClassifier
-from extensions.mascots.drawing import draw
-from extensions.mascots.mascot import Mascot
 
 
 @pytest.mark.slow

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mascots.drawing import draw
+from mascots.mascot import ALL, NONE, Casting, Mascot
 
 from benchmarks import mascot_classifier
 from benchmarks.mascot_classifier import MascotClassifier, agreement, drawn, pixels_of, train, trained
-from extensions.mascots.drawing import draw
-from extensions.mascots.mascot import ALL, NONE, Casting, Mascot
 
 
 def test_it_answers_for_every_attribute_at_any_size() -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from extensions.mascots.config import RECIPE, MascotsConfig
-from extensions.mascots.drawing import draw, scribble
-from extensions.mascots.mascot import Casting, Lots, Pair, random_mascot, scene_of
-from extensions.mascots.words import caption_in, edit, edit_of_two
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write_dir, settle, write_json
 from toolkit.system.seeding import key
+
+from .config import RECIPE, MascotsConfig
+from .drawing import draw, scribble
+from .mascot import Casting, Lots, Pair, random_mascot, scene_of
+from .words import caption_in, edit, edit_of_two
 
 logger = logging.getLogger(__name__)
 

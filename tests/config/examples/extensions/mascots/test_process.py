@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from extensions.mascots import process
 from jobs import ExtensionJob
 from toolkit.config import load_job
 from toolkit.config.process import JobContext
@@ -101,7 +100,7 @@ def test_a_folder_is_there_only_when_it_is_complete(draw_in, tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(process.MascotsProcess, "_scribble", full)
+    monkeypatch.setattr(discover().process_class("mascots"), "_scribble", full)
     with pytest.raises(Exception, match="drawn: cannot be written: No space left on device"):
         draw_in()
     assert not list(tmp_path.glob("*drawn*"))

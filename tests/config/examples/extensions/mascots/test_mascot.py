@@ -7,8 +7,7 @@ from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
-
-from extensions.mascots.mascot import (
+from mascots.mascot import (
     ALL,
     BODIES,
     COLOURS,

@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from extensions.mascots.mascot import ALL, MARKS, NAMELESS, Casting
-from extensions.mascots.words import ALWAYS_POSSIBLE, CHANGES, HAT_RATE, can_edit
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.data.run_plan import RunPlan
 from toolkit.files.writing import file_in_the_way, refusal
+
+from .mascot import ALL, MARKS, NAMELESS, Casting
+from .words import ALWAYS_POSSIBLE, CHANGES, HAT_RATE, can_edit
 
 RECIPE = "mascots.json"
 """In the folder: what decided the pictures."""

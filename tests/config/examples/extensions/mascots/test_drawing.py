@@ -7,11 +7,10 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+from mascots import drawing
+from mascots.drawing import Canvas, draw, scribble
+from mascots.mascot import ALL, NONE, Lots, Mascot
 from PIL import Image
-
-from extensions.mascots import drawing
-from extensions.mascots.drawing import Canvas, draw, scribble
-from extensions.mascots.mascot import ALL, NONE, Lots, Mascot
 
 BASE = Mascot(hat="cap", held="flower", mark="heart")
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageColor, ImageDraw
 
-from extensions.mascots.mascot import BLOB, NONE, PATTERN, Lots, Mascot
+from .mascot import BLOB, NONE, PATTERN, Lots, Mascot
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]

@@ -6,9 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-
-from extensions.mascots.mascot import NONE, Casting, Lots, Mascot, is_held_out, random_mascot
-from extensions.mascots.words import CHANGES, PLACES, caption, caption_in, edit, edit_of_two, invented_name
+from mascots.mascot import NONE, Casting, Lots, Mascot, is_held_out, random_mascot
+from mascots.words import CHANGES, PLACES, caption, caption_in, edit, edit_of_two, invented_name
 
 PIPO = {"trigger": "pipo", "body": "star", "colour": "teal", "mark": "stripes", "eyes": "big eyes"}
 NAMED = ("body", "colour", "eyes", "pose")

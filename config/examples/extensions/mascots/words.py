@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Literal
 
-from extensions.mascots.mascot import BLOB, NONE, Casting, Lots, Mascot, Pair, random_mascot
+from .mascot import BLOB, NONE, Casting, Lots, Mascot, Pair, random_mascot
 
 Form = Literal["full", "short", "free", "mixed"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mascots.config import MascotsConfig
 
-from extensions.mascots.config import MascotsConfig
 from toolkit.config import load_job
 from toolkit.config.process import JobContext
 from toolkit.errors import ConfigErrors
