@@ -41,9 +41,6 @@ JOBS: dict[str, dict[str, Any]] = {
     "lora bf16, all kept": {"train": {"gradient_checkpointing": False}, "resolution": 512},
     "lora bf16, batch 4": {"train": {"gradient_checkpointing": False, "batch_size": 4}, "resolution": 512},
     "lora fp32 on int8": {"train": {"dtype": "fp32"}, "model": {"quantize": True, "qtype": "int8"}},
-    "lora rank 256, EMA": {"network": {"linear": 256}, "train": {"ema_config": {"use_ema": True}}},
-    "full, adamw, EMA": {"network": {"type": "full"}, "train": {"ema_config": {"use_ema": True}}},
-    "full, sgd": {"network": {"type": "full"}, "train": {"optimizer": "sgd", "dtype": "fp32"}},
     "samples larger than training": {
         "sample": {"samples": [{"prompt": "a cup"}], "width": 1024, "height": 1024, "sample_steps": 2},
     },
@@ -165,7 +162,7 @@ def cards_table() -> str:
     lines = ["| job | device | at the peak | main memory | fits |", "|---|---|---|---|---|"]
     for name, own in CARD_JOBS.items():
         job = published_job(own)
-        plan = plan_memory(job, group_items(job, [one_item()]), Machine("cuda"))
+        plan = plan_memory(job, group_items([one_item()]), Machine("cuda"))
         card = plan.card()
         fits = f"{card} GB" if card else "none of these"
         sizes = f"{plan.device_bytes / GB:.1f} GB | {plan.device.name} | {plan.host_bytes / GB:.1f} GB"

@@ -30,7 +30,7 @@ from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa:
 from toolkit.memory.estimate import GB, MemoryEstimate  # noqa: E402
 from toolkit.models.qwen_edit.sizes import footprint  # noqa: E402
 
-PHASES = ("loading", "first step", "training", "validation")
+PHASES = ("loading", "first step", "training")
 ON_HOST = ("weights of the table", "swapped blocks", "activations, offloaded")
 """Parts of the CPU memory that a simulation has too."""
 
@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"LoRA rank {RANK}, AdamW, bf16, batch 1, target and references of {8 * size.latent_side} pixels; GB = 10^9 B"
     )
-    print(f"{'':<44} {'training':^24} {'main memory':^15} {'loading':^15} {'validation':^15}")
-    print(f"{'':<44} {'goal':>6} {'simul.':>8} {'plan':>7} " + 3 * f"{'simul.':>8} {'plan':>6} ")
+    print(f"{'':<44} {'training':^24} {'main memory':^15} {'loading':^15}")
+    print(f"{'':<44} {'goal':>6} {'simul.':>8} {'plan':>7} " + 2 * f"{'simul.':>8} {'plan':>6} ")
     found = {name: measured(name, ROWS[name], size, asked.size == "published") for name in asked.rows or ROWS}
     report.finish("published", size=asked.size, rows=found)
 
@@ -110,7 +110,7 @@ def measured(name: str, row: Row, size: ModelSize, has_goal: bool) -> dict[str, 
     pairs = [
         (simulated["training"], predicted["training"]),
         (phases["training"].host, host),
-        *((simulated[phase], predicted[phase]) for phase in ("loading", "validation")),
+        (simulated["loading"], predicted["loading"]),
     ]
     goal = f"{row.goal_gb:>6}" if row.goal_gb and has_goal else " " * 6
     print(f"{name:<44} {goal} " + " ".join(f"{a / GB:>8.2f} {b / GB:>6.2f}" for a, b in pairs), flush=True)
@@ -150,7 +150,7 @@ def plan_of(job: SdTrainerConfig, row: Row, size: ModelSize) -> MemoryEstimate:
     references = ("b.png",) * row.references
     sample = Sample("a.png", "x" * max(0, LETTERS_PER_TOKEN * letters), 1, side, ".", references)
     items = [BucketedSample(sample, ResizeCrop(side, 0, 0, side))]
-    return plan_memory(job, group_items(job, items, held_out=items), Machine("cuda"), row.level)
+    return plan_memory(job, group_items(items), Machine("cuda"), row.level)
 
 
 if __name__ == "__main__":

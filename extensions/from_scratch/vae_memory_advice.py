@@ -12,13 +12,12 @@ from extensions.from_scratch.autoencoder_config import WIDTHS
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.vae_memory_plan import Work, plan_memory
 from toolkit.config.dataset import area_of
-from toolkit.memory.estimate import Machine, MemoryEstimate, Saving
+from toolkit.memory.estimate import Machine, MemoryEstimate
 from toolkit.memory.oom_hints import (
     MIN_SAVING,
     MemorySaving,
     advice_line,
     applied,
-    largest_first,
     smaller_resolution,
 )
 
@@ -27,7 +26,7 @@ LEAST_WIDTH = 8
 
 
 def suggestions(section: VaeTrainerConfig) -> Iterator[MemorySaving]:
-    """What a section may still change, in no order."""
+    """What a section may still change, what alters the result last."""
     train, losses, gan = section.train, section.losses, section.discriminator
     if train.batch_size > 1:
         accumulation = train.batch_size * train.gradient_accumulation
@@ -40,16 +39,16 @@ def suggestions(section: VaeTrainerConfig) -> Iterator[MemorySaving]:
         ema = train.ema_config.model_copy(update={"use_ema": False})
         yield MemorySaving("train.ema_config.use_ema: false", (("train", "ema_config", ema),))
     if losses.lpips:
-        yield MemorySaving("losses.lpips: 0", (("losses", "lpips", 0.0),), is_last_resort=True)
+        yield MemorySaving("losses.lpips: 0", (("losses", "lpips", 0.0),))
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
     if smaller := smaller_resolution(largest):
         area = area_of(smaller) / area_of(largest)
-        yield MemorySaving(f"datasets[].resolution: {smaller}", area=area, is_last_resort=True)
+        yield MemorySaving(f"datasets[].resolution: {smaller}", area=area)
     if section.model.uses_spade():
-        yield MemorySaving("model.spade: false", (("model", "spade", False),), is_last_resort=True)
+        yield MemorySaving("model.spade: false", (("model", "spade", False),))
     if gan:
         words = "without the section discriminator"
-        yield MemorySaving(words, (("", "discriminator", None),), is_last_resort=True)
+        yield MemorySaving(words, (("", "discriminator", None),))
     if not section.model.name_or_path and (change := _smaller_autoencoder(section)):
         yield change
 
@@ -68,7 +67,7 @@ def _smaller_autoencoder(section: VaeTrainerConfig) -> MemorySaving | None:
     if groups := _groups(model.config, widths):
         given["norm_num_groups"] = groups
     words = ", ".join(f"{key}: {value}" for key, value in given.items())
-    return MemorySaving(f"model.config: {{{words}}}", (("model", "config", model.config | given),), is_last_resort=True)
+    return MemorySaving(f"model.config: {{{words}}}", (("model", "config", model.config | given),))
 
 
 def _groups(config: dict[str, Any], widths: Sequence[int]) -> int | None:
@@ -89,16 +88,7 @@ def memory_advice(section: VaeTrainerConfig, machine: Machine) -> str:
 
 def advice(section: VaeTrainerConfig, work: Work, machine: Machine, plan: MemoryEstimate) -> str | None:
     """As `advice_line`."""
-    return advice_line(plan, machine, partial(_savings, section, work, machine, plan.peak_bytes))
-
-
-def _savings(section: VaeTrainerConfig, work: Work, machine: Machine, peak: int, limit: int) -> Iterator[Saving]:
-    yield from largest_first(
-        peak,
-        limit,
-        lambda chosen: suggestions(applied(section, chosen)),
-        partial(_peak_with, section, work, machine),
-    )
+    return advice_line(plan, machine, suggestions(section), partial(_peak_with, section, work, machine))
 
 
 def _peak_with(section: VaeTrainerConfig, work: Work, machine: Machine, chosen: Sequence[MemorySaving]) -> int:

@@ -11,10 +11,9 @@ from math import ceil, prod
 from pathlib import Path
 
 from toolkit.config.model import ModelConfig
-from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
-from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.image_data import ImageData
 from toolkit.data.types import BucketedSample, Size
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, StepWork, of_forward
@@ -218,7 +217,7 @@ def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[
     weights = 0 if trains_model else count_trainable_params(section).weights
     total = sum(
         group.uses
-        * of_forward(sizes.tokens_of(group), facts.width, facts.blocks, weights).executed(
+        * of_forward(sizes.tokens(sizes.of_group(group)), facts.width, facts.blocks, weights).executed(
             "full" if level == "auto" else level, trains_model
         )
         for group in trained
@@ -231,6 +230,9 @@ def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[
 LETTERS_PER_TOKEN = 3
 """Characters per token of a caption; a cautious average."""
 
+LONG_CAPTION = 500
+"""Characters of the longest caption of a stream, of which only the first are known."""
+
 
 @dataclass(frozen=True)
 class ItemGroup:
@@ -238,19 +240,12 @@ class ItemGroup:
 
     bucket: Size
     references: int
-    keeps_latents: bool
-    """Whether their latents are cached in CPU memory instead of on disk."""
-
-    keeps_text: bool
-    """Whether their text embeddings are cached in CPU memory."""
-
     shuffled: bool
     """Whether their captions are encoded at each use."""
 
     held_out: bool
     """Whether they are in the validation split."""
 
-    count: int
     uses: int
     """Uses per epoch."""
 
@@ -261,42 +256,25 @@ class ItemGroup:
     """Whether they are encoded as they come from a stream."""
 
 
-def group_items(
-    section: DiffusionSection, items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()
-) -> tuple[ItemGroup, ...]:
-    """Groups the items of a section: there may be very many, and the estimate uses them often.
-
-    held_out: the items of its validation split.
-    """
-    keeps = [
-        (not (dataset.cache_latents and dataset.cache_latents_to_disk), section.requested_text_cache(dataset) is False)
-        for dataset in section.datasets
-    ]
-    found: dict[tuple, list[int]] = {}
-    for item, is_held_out in [*((item, False) for item in items), *((item, True) for item in held_out)]:
-        sample = item.sample
-        kept = (False, False) if is_held_out else keeps[sample.dataset]
-        key = item.crop.bucket, len(sample.control_images), *kept, sample.rules.shuffle_tokens, is_held_out
-        numbers = found.setdefault(key, [0, 0, 0])
-        numbers[0] += 1
-        numbers[1] += sample.repeats
-        numbers[2] = max(numbers[2], len(sample.caption))
-    return tuple(ItemGroup(*key, *numbers) for key, numbers in found.items())
+def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()) -> tuple[ItemGroup, ...]:
+    """Groups items: there may be very many, and the estimate uses them often. held_out: the validation split."""
+    found: dict[tuple[Size, int, bool, bool], tuple[int, int]] = {}
+    for split, is_held_out in ((items, False), (held_out, True)):
+        for item in split:
+            sample = item.sample
+            key = item.crop.bucket, len(sample.control_images), sample.rules.shuffle_tokens, is_held_out
+            uses, longest = found.get(key, (0, 0))
+            found[key] = uses + sample.repeats, max(longest, len(sample.caption))
+    return tuple(ItemGroup(*key, uses, longest) for key, (uses, longest) in found.items())
 
 
-LONG_CAPTION = 500
-"""Characters of the longest caption of a stream, of which only the first are known."""
-
-
-def group_stream(
-    section: DiffusionSection, stream: StreamDataset, held_out: Iterable[BucketedSample] = ()
-) -> tuple[ItemGroup, ...]:
-    """The largest batches of a stream as a group of items, and those of the validation split."""
-    longest = max(LONG_CAPTION, *(len(sample.caption) for sample in stream.looked_at))
-    largest = ItemGroup(
-        stream.largest, 0, False, False, True, False, 0, section.train.batch_size, longest, streamed=True
-    )
-    return (largest, *group_items(section, (), held_out))
+def groups_of(section: DiffusionSection, data: ImageData) -> tuple[ItemGroup, ...]:
+    """What is trained on and held out; of a stream the largest batch stands for what is trained on."""
+    if data.stream is None:
+        return group_items(data.items, data.held_out)
+    longest = max(LONG_CAPTION, *(len(sample.caption) for sample in data.stream.looked_at))
+    largest = ItemGroup(data.stream.largest, 0, True, False, section.train.batch_size, longest, streamed=True)
+    return (largest, *group_items((), data.held_out))
 
 
 @dataclass(frozen=True)
@@ -313,13 +291,10 @@ class LargestBatch:
 
 
 class BatchSizes:
-    """Pixels and tokens of training batches, validation and samples."""
+    """Pixels and tokens of training batches and samples."""
 
-    def __init__(
-        self, section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup], area: float = 1.0
-    ) -> None:
-        """area: factor on the pixels of all targets."""
-        self._section, self._facts, self._groups, self._area = section, facts, groups, area
+    def __init__(self, section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup]) -> None:
+        self._section, self._facts, self._groups = section, facts, groups
         self._follows_target = section.model.model_kwargs.match_target_res or not facts.reference_pixels
 
     def tokens(self, largest: LargestBatch) -> int:
@@ -327,51 +302,29 @@ class BatchSizes:
         pixels = largest.pixels + largest.references * largest.reference_pixels
         return largest.images * (pixels // self._facts.pixels_per_token + largest.text_tokens)
 
-    def tokens_of(self, group: ItemGroup) -> int:
-        """Tokens of one image of the group, with its references and text."""
-        return self.tokens(self._largest(group, 1))
-
-    def text_tokens(self, references: int, letters: int) -> int:
-        """Text tokens of a caption with so many control images and characters, template included."""
-        of_references = self._facts.text_tokens_per_reference * references
-        return self._facts.text_tokens + of_references + ceil(letters / LETTERS_PER_TOKEN)
-
-    def reference_pixels(self, group: ItemGroup) -> int:
-        """Pixels of each control image of the group's items."""
-        return int(self._area * prod(group.bucket)) if self._follows_target else self._facts.reference_pixels
-
     def batch(self, most: int) -> LargestBatch:
         """The batch of one rank with the most tokens. most: images in a batch of one rank."""
         groups = [group for group in self._groups if not group.held_out]
         uses = Counter[Size]()
         for group in groups:
             uses[group.bucket] += group.uses
-        return max((self._largest(group, min(most, uses[group.bucket])) for group in groups), key=self.tokens)
-
-    def held_out(self) -> LargestBatch | None:
-        """The largest image of the validation split, which is evaluated one at a time."""
-        images = (self._largest(group, 1) for group in self._groups if group.held_out)
-        return max(images, key=self.tokens, default=None)
+        return max((self.of_group(group, min(most, uses[group.bucket])) for group in groups), key=self.tokens)
 
     def samples(self) -> list[LargestBatch]:
         """The sample images, generated one at a time; guidance is a second pass, not a larger one."""
         if self._section.train.disable_sampling:
             return []
-        given = [part for part in (self._section.sample, self._section.first_sample) if part]
-        return [self._sample_image(item) for part in given for item in part.sample_items()]
+        pictures = self._section.sample_pictures()
+        return [self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt)) for item in pictures]
 
-    def _largest(self, group: ItemGroup, images: int) -> LargestBatch:
-        return LargestBatch(
-            images=images,
-            pixels=int(self._area * prod(group.bucket)),
-            references=group.references,
-            reference_pixels=self.reference_pixels(group) if group.references else 0,
-            text_tokens=self.text_tokens(group.references, group.longest),
-        )
+    def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
+        """A batch of so many images of a group."""
+        return self._image(images, prod(group.bucket), group.references, group.longest)
 
-    def _sample_image(self, item: SamplePicture) -> LargestBatch:
-        pixels, references = item.width * item.height, len(item.ctrl_img)
+    def _image(self, images: int, pixels: int, references: int, letters: int) -> LargestBatch:
+        """letters: characters of the caption, which has the template and the references around it."""
         reference = pixels if self._follows_target else self._facts.reference_pixels
+        text = self._facts.text_tokens + self._facts.text_tokens_per_reference * references
         return LargestBatch(
-            1, pixels, references, reference if references else 0, self.text_tokens(references, len(item.prompt))
+            images, pixels, references, reference if references else 0, text + ceil(letters / LETTERS_PER_TOKEN)
         )

@@ -1,26 +1,21 @@
-"""The memory estimate of a job, phase by phase, from its settings and the sizes of the model.
+"""The memory estimate of a job, phase by phase, from its settings and the sizes of the model. Imports no torch.
 
-Imports no torch. It estimates the peak of each phase: encoding (with an empty cache), loading, the first step (before
-the optimizer has state), training, saving, validation, sampling. With several ranks it is that of rank 0, which does
-most.
+It estimates the peak of each phase: encoding (with an empty cache), loading, the first step (before the optimizer has
+state), training and saving, sampling. With several ranks it is that of rank 0, which does most.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import replace
 from itertools import product
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 
 from extensions.sd_trainer.memory_inputs import (
     FLOAT,
     BatchSizes,
     ItemGroup,
-    LargestBatch,
-    TrainableParams,
     copies_within_backward,
     count_trainable_params,
     images_at_once,
@@ -34,6 +29,7 @@ from extensions.sd_trainer.memory_inputs import (
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.model import AUTO_RANK
 from toolkit.config.sections import DiffusionSection
+from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
@@ -45,9 +41,9 @@ from toolkit.memory.estimate import (
     Machine,
     MemoryEstimate,
     Phase,
-    StepShape,
     step_peak,
 )
+from toolkit.memory.oom_hints import MemorySaving, advice_line, applied, suggestions
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
 from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
@@ -67,19 +63,17 @@ SWAP_BUFFERS = 2
 QUANTIZING_COPIES = 4
 """Copies of a layer, in the dtype of the weights, while it is quantized."""
 
+Bytes = dict[str, float]
+"""Bytes by consumer."""
+
 
 def plan_memory(
-    section: DiffusionSection,
-    groups: Sequence[ItemGroup],
-    machine: Machine,
-    level: str | None = None,
-    area: float = 1.0,
+    section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, level: str | None = None
 ) -> MemoryEstimate:
     """The estimate at a checkpointing level; by default that of the section.
 
     Of both that are `auto`: the fastest level that fits the machine, and the modulation cache where that level does not
-    fit without it. Where the machine's memory is not known: `full` and, on CUDA, the cache. area: factor on the pixels
-    of all targets.
+    fit without it. Where the machine's memory is not known: `full` and, on CUDA, the cache.
     """
     levels: Sequence[str] = [level or section.train.checkpointing_level()]
     table, limit, on_gpu = section.model.modulation_table, machine.limit, machine.kind == "cuda"
@@ -87,74 +81,73 @@ def plan_memory(
         levels = ["full"] if limit is None else CHECKPOINTING_LEVELS if on_gpu else CHECKPOINTING_LEVELS[:-1]
     tables = [table] if table != "auto" else [on_gpu] if limit is None or not on_gpu else [False, True]
     for chosen, cached in product(levels, tables):
-        plan = _Estimator(section, groups, machine, chosen, area, cached).plan()
+        plan = _Estimator(section, groups, on_gpu, chosen, cached).plan()
         room = limit and int(limit * (WITHOUT_TABLE if table == "auto" and not cached else 1))
         if room and plan.peak_bytes <= room:
             break
     return plan
 
 
-# ------------------------------------------------------------ the job in numbers
+def advice(
+    section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, plan: MemoryEstimate
+) -> str | None:
+    """One line of changes for the machine, or for the next smaller GPU where its memory is not known, in the order of
+    `suggestions`. None where the job fits the machine, or the smallest GPU."""
 
+    def peak_with(chosen: Sequence[MemorySaving]) -> int:
+        changed, side = applied(section, chosen), sqrt(prod(change.area for change in chosen))
+        smaller = [replace(group, bucket=Size(*(int(side * length) for length in group.bucket))) for group in groups]
+        level = changed.train.checkpointing_level()
+        if level == "auto":  # it would use all available memory
+            level = "full_offload" if machine.kind == "cuda" else "full"
+        return plan_memory(changed, smaller, machine, level).peak_bytes
 
-@dataclass(frozen=True)
-class _Usage:
-    """Bytes by consumer; on the CPU `device` counts as CPU memory too."""
-
-    device: Mapping[str, int]
-    host: Mapping[str, int] = field(default_factory=dict)
-
-    def __or__(self, more: _Usage) -> _Usage:
-        """The union; where both have an entry, that of `more`."""
-        return _Usage({**self.device, **more.device}, {**self.host, **more.host})
+    return advice_line(plan, machine, suggestions(section), peak_with)
 
 
 class _Estimator:
-    """Estimates the memory of a section on a machine, at a checkpointing level."""
+    """The numbers of a section on a machine, at a checkpointing level. On the CPU all is in one memory."""
 
     def __init__(
-        self,
-        section: DiffusionSection,
-        groups: Sequence[ItemGroup],
-        machine: Machine,
-        level: str,
-        area: float,
-        table: bool,
+        self, section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: bool, level: str, table: bool
     ) -> None:
-        """area: factor on the pixels of all targets. table: whether the modulation cache is wanted."""
-        self.section, self.groups, self.level, self.wants_table = section, groups, level, table
-        self.on_gpu = machine.kind == "cuda"
-        self.gaps = FRAGMENTATION if self.on_gpu else HOST_FRAGMENTATION
+        """table: whether the modulation cache is wanted."""
+        self.section, self.groups, self.on_gpu, self.level, self.wants_table = section, groups, on_gpu, level, table
         self.model, self.train, self.network = section.model, section.train, section.network
-        self.folder = self.model.files_folder()
-        self.family = family_for(self.model)
+        self.gaps = FRAGMENTATION if on_gpu else HOST_FRAGMENTATION
+        self.folder, self.family = self.model.files_folder(), family_for(self.model)
         self.facts = self.family.footprint(self.folder)
-        self.number = DTYPE_BYTES[self.train.dtype]
-        self.weight_bytes = DTYPE_BYTES[section.weights_dtype()]
-        self.trained_bytes = trained_bytes(section)
+        self.number, self.own = DTYPE_BYTES[self.train.dtype], DTYPE_BYTES[section.weights_dtype()]
         self.qtype = self.model.qtype if self.model.quantize else None
-        self.processes = read_distributed_env().world_size
-        self.num_shards = num_shards(self.train)
-        self.is_sharded = self.num_shards > 1
+        self.processes, self.shards = read_distributed_env().world_size, num_shards(self.train)
         self.whole_blocks = unsharded_block_bytes(section, self.facts)
-        self.sizes = BatchSizes(section, self.facts, groups, area)
-        self.largest = self.sizes.batch(images_at_once(self.train))
-        self.held_out, self.samples = self.sizes.held_out(), self.sizes.samples()
+        self.local = local_trainable_params(section)
+        self.optimizer = self.local.optimizer_bytes(self.train)
+        self.sizes = BatchSizes(section, self.facts, groups)
+        self.largest, self.samples = self.sizes.batch(images_at_once(self.train)), self.sizes.samples()
+        self.is_streamed = any(group.streamed for group in groups)
+        # Of the model: bytes of its blocks, of the modulation layers that the cache replaces, and of a block at rest.
+        self.blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.own)
+        self.modulation = self.facts.stored(self.facts.tabulated_weights, self.qtype, self.own) * self._has_table()
+        self.modulation_layer = int(self.modulation // (TABULATED_LAYERS * self.facts.blocks))
+        self.block_at_rest = (self.blocks - self.modulation) // self.facts.blocks
+        # Of the encoders, and whether they are off the GPU while they are not used.
+        self.low_vram, self.text_on_host = on_gpu and self.model.low_vram, on_gpu and self.model.text_encoder_cpu
+        per_linear = self.facts.bytes_per_weight[self.model.qtype_te] if self.model.quantize_te else self.number
+        self.text = self.facts.text.stored(per_linear, self.number)
+        self.vae = self.facts.vae.stored(self.number, self.number)
 
     def plan(self) -> MemoryEstimate:
-        phases = {
-            ENCODING: self._encoding(),
-            "loading": self._loading(),
-            "first step": self._step(optimizer=0, rows=self._rows_at_once),
-            "training": self._step(self.optimizer),
-            "saving": self._saving(),
-        }
-        if self.held_out:
-            phases["validation"] = self._inference([self.held_out])
+        rows = LOOKAHEAD_BATCHES * self.train.batch_size
+        phases = [
+            self._phase(ENCODING, *self._encoding()),
+            self._phase("loading", *self._loading()),
+            self._phase("first step", *self._step(optimizer=0, rows=rows)),
+            self._phase("training", *self._step(self.optimizer, max(rows, MOST_ROWS), saves=True)),
+        ]
         if self.samples:
-            phases["sampling"] = self._inference(self.samples, decodes=True)
-        found = tuple(map(self._phase, phases, phases.values()))
-        return MemoryEstimate(found, self.on_gpu, tuple(self._notes()), self.wants_table)
+            phases.append(self._phase("sampling", *self._sampling(max(rows, MOST_ROWS))))
+        return MemoryEstimate(tuple(phases), self.on_gpu, tuple(self._notes()), self.wants_table)
 
     def _notes(self) -> Iterator[str]:
         if self.processes > 1:
@@ -162,279 +155,181 @@ class _Estimator:
         if self.train.compile.enabled is True:
             yield "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
 
-    def _phase(self, name: str, parts: _Usage) -> Phase:
+    def _phase(self, name: str, device: Bytes, host: Bytes) -> Phase:
         if self.on_gpu:
-            device = {"context": CUDA_CONTEXT, **parts.device}
-            return Phase(
-                name, _positive(device), _positive({"process baseline": PROCESS_BASELINE_WITH_CUDA, **parts.host})
-            )
-        return Phase(
-            name,
-            {},
-            _positive(Counter({"process baseline": PROCESS_BASELINE}) + Counter(parts.device) + Counter(parts.host)),
-        )
+            host = {"process baseline": PROCESS_BASELINE_WITH_CUDA, **host}
+            return Phase(name, _positive({"context": CUDA_CONTEXT, **device}), _positive(host))
+        together = {"process baseline": float(PROCESS_BASELINE), **device}
+        for part, size in host.items():
+            together[part] = together.get(part, 0) + size
+        return Phase(name, {}, _positive(together))
 
-    # ------------------------------------------------------------ phases
+    # ------------------------------------------------------------ phases: bytes on the device and in the main memory
 
-    def _with_gaps(self, activations: float, name: str = "activations") -> dict[str, int]:
-        return {name: int(activations), "gaps": int((self.gaps - 1) * activations)}
-
-    def _encoding(self) -> _Usage:
+    def _encoding(self) -> tuple[Bytes, Bytes]:
         """Images are encoded first; the VAE stays on the GPU during text encoding unless low_vram."""
-        text, vae = self._text_bytes, self._vae_bytes
-        seen = [self.largest, *self.samples, *([self.held_out] if self.held_out else [])]
+        seen = [self.largest, *self.samples, *(self.sizes.of_group(group) for group in self.groups if group.held_out)]
         pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
         images = pixels * self.facts.encode_numbers * self.number
         prompts = max(one.text_tokens for one in seen) * self.facts.text_token_numbers * self.number
-        waiting_vae = 0 if self._low_vram else vae
-        whole = (self.facts.text.linear_params + self.facts.text.other_params + self.facts.text.unused) * self.number
-        runs_on_gpu = self.on_gpu and not self._text_on_host
-        host = {"text encoder, read": whole if runs_on_gpu else max(0, int(whole - text - self.gaps * prompts))}
-        if self._text_on_host:
-            host |= {"text encoder": text, **self._with_gaps(prompts)}
-            return _Usage({"VAE": vae, **self._with_gaps(images)}, host) | self._cached()
-        if vae + self.gaps * images > waiting_vae + text + self.gaps * prompts:
-            return _Usage({"VAE": vae, **self._with_gaps(images)}) | self._cached()
-        there = {"text encoder": text, "VAE": waiting_vae, **self._with_gaps(prompts)}
-        return _Usage(there, host) | self._cached()
+        text = self.facts.text
+        whole = (text.linear_params + text.other_params + text.unused) * self.number
+        runs_on_gpu = self.on_gpu and not self.text_on_host
+        host = {"text encoder, read": whole if runs_on_gpu else whole - self.text - self.gaps * prompts}
+        of_images = {"VAE": self.vae, **self._with_gaps(images)}
+        if self.text_on_host:
+            return of_images, host | {"text encoder": self.text, **self._with_gaps(prompts)}
+        of_text = {
+            "text encoder": self.text,
+            "VAE": 0 if self.low_vram else self.vae,
+            **self._with_gaps(prompts),
+        }
+        return max(of_images, of_text, key=lambda parts: sum(parts.values())), host
 
-    def _loading(self) -> _Usage:
+    def _loading(self) -> tuple[Bytes, Bytes]:
         """At the last block, which is in its original precision until it is quantized or sharded."""
-        transient = {}
+        device, host = self._model(buffers=0)
+        encoders, waiting = self._encoders_that_stay()
+        block: Bytes = {}
         if self.qtype:
-            copies = QUANTIZING_COPIES * self.facts.largest_layer
-            not_there_yet = self._block_at_rest + self.facts.other_params * self.weight_bytes
-            block = (self._block_weights + copies) * self.weight_bytes - not_there_yet
-            transient = {"one block, quantized": block}
-        # On the CPU the pages of the file count as this process's until it is closed.
-        file = 0 if self.on_gpu else _bytes_of_files(self.folder / self.family.trained_part)
-        place = _Usage({}, transient) if self._low_vram else _Usage(transient)
-        there = self._model(buffers=0) | self._encoders_that_stay() | self._cached()
-        return there | place | _Usage({}, {"model file": file})
+            weights = self.facts.linear_params // self.facts.blocks + QUANTIZING_COPIES * self.facts.largest_layer
+            not_there_yet = self.block_at_rest + self.facts.other_params * self.own
+            block = {"one block, quantized": weights * self.own - not_there_yet}
+        if not self.on_gpu:  # the pages of the file count as this process's until it is closed
+            host["model file"] = _bytes_of_files(self.folder / self.family.trained_part)
+        if self.low_vram:
+            return device | encoders, host | waiting | block
+        return device | encoders | block, host | waiting
 
-    def _step(self, optimizer: int, rows: int = MOST_ROWS) -> _Usage:
+    def _step(self, optimizer: int, rows: int, saves: bool = False) -> tuple[Bytes, Bytes]:
         """The worse of two moments: the backward pass, or all gradients during all-reduce and optimizer step.
 
-        optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache.
+        optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache. saves: whether
+        copies of weights and state are written meanwhile.
         """
-        activations, gradients = step_peak(self.work, self.level, self.gaps)
-        after = max(self._all_reduce_bytes, optimizer_temp_bytes(self.train, self._local))
-        work = {
+        shape = step_shape(self.section, self.facts, self.local, self.sizes.tokens(self.largest), self.on_gpu)
+        activations, gradients = step_peak(shape, self.level, self.gaps)
+        after = max(self._all_reduce_bytes(), optimizer_temp_bytes(self.train, self.local))
+        work: Bytes = {
             **self._with_gaps(activations),
             "gradients": gradients,
             "gradients of a block": self.whole_blocks[1],
-            "optimizer temporaries": copies_within_backward(self.train, self._local),
+            "optimizer temporaries": copies_within_backward(self.train, self.local),
         }
-        if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
-            work = {"gradients": self.work.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
-        offloaded = {"activations, offloaded": self.work.kept_on_host(self.level)}
-        ahead = self._encoding_ahead()
-        return self._at_rest(optimizer, rows) | _Usage({**work, **ahead.device}, {**offloaded, **ahead.host})
+        if sum(work.values()) < shape.gradients + after + self.optimizer - optimizer:
+            work = {"gradients": shape.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
+        device, host = self._at_rest(optimizer, rows)
+        ahead, ahead_on_host = self._encoding_ahead()
+        host |= ahead_on_host | {"activations, offloaded": shape.kept_on_host(self.level)}
+        if saves:
+            host["copies to be saved"] = self._copies()
+        return device | work | ahead, host
 
-    def _encoding_ahead(self) -> _Usage:
+    def _copies(self) -> int:
+        """Bytes of what rank 0 copies of all ranks to write it while training continues."""
+        save, train = self.section.save, self.train
+        every, by_epochs = save.interval()
+        if not self.on_gpu and not (by_epochs or 0 < every < (train.steps or every + 1)):
+            return 0  # at the end alone, when a step's memory is free again
+        whole = self.local if self.shards == 1 else count_trainable_params(self.section)
+        files = 1 + ("raw" in save.also and bool(train.ema_config.copies))
+        file = 0 if save.mem_eff_save else files * whole.written * DTYPE_BYTES[save.dtype]
+        return file + (0 if save.states == "never" else whole.state_bytes(train))
+
+    def _encoding_ahead(self) -> tuple[Bytes, Bytes]:
         """What encoding the next samples of a stream takes while a step is computed."""
         threads = max(dataset.num_workers for dataset in self.section.datasets)
-        if not (self.is_streamed and threads) or self._low_vram:
-            return _Usage({})
+        if not (self.is_streamed and threads) or self.low_vram:
+            return {}, {}
         images = self.gaps * self.largest.pixels * self.facts.encode_numbers * self.number
         prompts = self.gaps * self.largest.text_tokens * self.facts.text_token_numbers * self.number
-        name = "encoding ahead"
-        if self._text_on_host:
-            return _Usage({name: int(images)}, {name: int(prompts)})
-        return _Usage({name: int(max(images, prompts))})  # one encoder at a time
+        if self.text_on_host:
+            return {"encoding ahead": images}, {"encoding ahead": prompts}
+        return {"encoding ahead": max(images, prompts)}, {}  # one encoder at a time
 
-    def _saving(self) -> _Usage:
-        """Rank 0 copies the state of all ranks; where training goes on meanwhile, a step's memory is needed as well."""
-        averages = FLOAT * self._global.weights * self.train.ema_config.copies
-        state = self._global.weights * self.trained_bytes + averages + self._global.optimizer_bytes(self.train)
-        state = 0 if self.section.save.states == "never" else state
-        raw = bool(averages) and "raw" in self.section.save.also
-        files = self._local.written * DTYPE_BYTES[self.section.save.dtype] * (1 + raw)
-        files = 0 if self.section.save.mem_eff_save else files
-        every, by_epochs = self.section.save.interval()
-        goes_on = bool(by_epochs) or 0 < every < (self.train.steps or every + 1)
-        now = self._step(self.optimizer) if goes_on else self._at_rest(self.optimizer)
-        read_back = 0 if self.on_gpu else files  # its pages count as this process's meanwhile
-        return now | _Usage({}, {"copies to be saved": state + files, "file, read back": read_back})
+    def _sampling(self, rows: int) -> tuple[Bytes, Bytes]:
+        """Forward passes without gradients with the eval weights, then the decoder."""
+        shapes = [
+            step_shape(self.section, self.facts, self.local, self.sizes.tokens(image), self.on_gpu)
+            for image in self.samples
+        ]
+        decoding = max(image.pixels for image in self.samples) * self.facts.decode_numbers * self.number
+        raw = self.local.weights * trained_bytes(self.section) * self.train.ema_config.use_ema
+        device, host = self._at_rest(self.optimizer, rows)
+        return {
+            **device,
+            "weights saved while EMA is swapped in": raw,
+            "VAE": self.vae,  # on the device while it decodes, whatever low_vram says
+            **self._with_gaps(max(decoding, *(shape.forward() for shape in shapes))),
+        }, host
 
-    def _inference(self, batches: Sequence[LargestBatch], decodes: bool = False) -> _Usage:
-        """Forward passes without gradients, as for validation and samples, with the eval weights."""
-        activations = max(self._step_shape(batch).forward() for batch in batches)
-        work = {
-            "weights saved while EMA is swapped in": self.trained * self.trained_bytes * self.train.ema_config.use_ema
-        }
-        if decodes:
-            decoding = max(batch.pixels for batch in batches) * self.facts.decode_numbers * self.number
-            activations = max(activations, decoding)
-            work["VAE"] = self._vae_bytes  # on the device while it decodes, whatever low_vram says
-        return self._at_rest(self.optimizer) | _Usage(work | self._with_gaps(activations))
+    def _with_gaps(self, activations: float) -> Bytes:
+        return {"activations": activations, "gaps": (self.gaps - 1) * activations}
 
     # ------------------------------------------------------------ what stays
 
-    def _at_rest(self, optimizer: int, rows: int = MOST_ROWS) -> _Usage:
+    def _at_rest(self, optimizer: int, rows: int) -> tuple[Bytes, Bytes]:
         """Usage between two steps. optimizer: bytes of its state. rows: of the modulation cache."""
+        device, host = self._model()
+        encoders, waiting = self._encoders_that_stay()
+        buffers = SWAP_BUFFERS * self.modulation_layer if self.on_gpu else 0
+        table = rows * self.facts.row_numbers * self.number + buffers
         own = {
-            f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.trained,
+            "modulation table": table if self._has_table() else 0,
+            f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.local.weights,
             "optimizer": optimizer,
-            "average": FLOAT * self.trained * self.train.ema_config.copies,
+            "average": FLOAT * self.local.weights * self.train.ema_config.copies,
         }
-        rows = max(rows, self._rows_at_once) * self.facts.row_numbers * self.number
-        buffers = SWAP_BUFFERS * self._modulation_layer if self.on_gpu else 0
-        table = {"modulation table": rows + buffers if self.caches_modulation else 0}
-        return self._model() | _Usage(table | own) | self._encoders_that_stay() | self._cached()
+        return device | own | encoders, host | waiting
 
-    def _model(self, buffers: int = SWAP_BUFFERS) -> _Usage:
+    def _model(self, buffers: int = SWAP_BUFFERS) -> tuple[Bytes, Bytes]:
         """The weights of the transformer. buffers: device buffers for swapped blocks."""
-        facts = self.facts
-        blocks = facts.stored(facts.linear_params, self.qtype, self.weight_bytes)
+        facts, blocks, others = self.facts, self.blocks, self.facts.other_params * self.own
         waiting = min(self.model.blocks_to_swap, facts.blocks)
-        swapped = max(0, waiting - buffers) * self._block_at_rest
-        others = facts.other_params * self.weight_bytes
         if self.network.trains_model:  # what is not trained of it is kept in the compute dtype
-            blocks -= (facts.linear_params + facts.other_params - self._global.weights) * (
-                self.weight_bytes - self.number
-            )
+            trained = self.local.weights if self.shards == 1 else count_trainable_params(self.section).weights
+            blocks -= (facts.linear_params + facts.other_params - trained) * (self.own - self.number)
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         if self.qtype and self.model.makes_recovery():
-            sides = self.family.linear_layers(self.folder).values()
-            others += AUTO_RANK * sum(map(sum, sides)) * self.weight_bytes
+            others += AUTO_RANK * sum(map(sum, self.family.linear_layers(self.folder).values())) * self.own
         elif self.qtype and recovery.is_file():
             others += recovery.stat().st_size
+        swapped = max(0, waiting - buffers) * self.block_at_rest
+        device: Bytes = {"weights": blocks + others - self.modulation - swapped}
+        if self.shards > 1:
+            device = {"weights": blocks // self.shards + others, "whole blocks": self.whole_blocks[0]}
         # A block stays in CPU memory while it is in a buffer on the device.
         pinned: Callable[[int], int] = pinned_bytes if self.on_gpu else int
-        host = {
-            "weights of the table": TABULATED_LAYERS * facts.blocks * pinned(self._modulation_layer),
-            "swapped blocks": waiting * pinned(self._block_at_rest),
+        return device, {
+            "weights of the table": TABULATED_LAYERS * facts.blocks * pinned(self.modulation_layer),
+            "swapped blocks": waiting * pinned(self.block_at_rest),
         }
-        parts = {"weights": blocks + others - self._modulation_bytes - swapped}
-        if self.is_sharded:
-            parts = {"weights": blocks // self.num_shards + others, "whole blocks": self.whole_blocks[0]}
-        return _Usage(parts, host)
 
-    def _encoders_that_stay(self) -> _Usage:
+    def _encoders_that_stay(self) -> tuple[Bytes, Bytes]:
         """The VAE for samples, the text encoder for shuffled captions, which are encoded at each use; both for a
         stream."""
-        vae = {"VAE": self._vae_bytes} if self.samples or self.is_streamed else {}
-        text = {"text encoder": self._text_bytes} if any(group.shuffled for group in self.groups) else {}
-        text_waits = self._low_vram or self._text_on_host
-        return (_Usage({}, vae) if self._low_vram else _Usage(vae)) | (_Usage({}, text) if text_waits else _Usage(text))
+        places: tuple[Bytes, Bytes] = {}, {}
+        if self.samples or self.is_streamed:
+            places[self.low_vram]["VAE"] = self.vae
+        if any(group.shuffled for group in self.groups):
+            places[self.low_vram or self.text_on_host]["text encoder"] = self.text
+        return places
 
-    def _cached(self) -> _Usage:
-        """Latents and text embeddings that are cached in CPU memory."""
-        total = 0.0
-        for group in self.groups:
-            if group.keeps_latents:
-                pixels = prod(group.bucket) + group.references * self.sizes.reference_pixels(group)
-                total += group.count * pixels * self.facts.latent_numbers
-            if group.keeps_text and not group.shuffled:
-                total += group.count * self.sizes.text_tokens(group.references, group.longest) * self.facts.text_width
-        return _Usage({}, {"cached data": int(total * self.number)})
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether images and captions are encoded as they come."""
-        return any(group.streamed for group in self.groups)
-
-    @property
-    def _low_vram(self) -> bool:
-        """Whether unused parts of the model are moved off the GPU."""
-        return self.on_gpu and self.model.low_vram
-
-    @property
-    def _text_on_host(self) -> bool:
-        """Whether the text encoder runs on the CPU beside a GPU."""
-        return self.on_gpu and self.model.text_encoder_cpu
-
-    # ------------------------------------------------------------ sizes
-
-    @cached_property
-    def _text_bytes(self) -> int:
-        per_linear = self.facts.bytes_per_weight[self.model.qtype_te] if self.model.quantize_te else self.number
-        return self.facts.text.stored(per_linear, self.number)
-
-    @cached_property
-    def _vae_bytes(self) -> int:
-        return self.facts.vae.stored(self.number, self.number)
-
-    @property
-    def _block_weights(self) -> int:
-        """Number of weights in the linear layers of one block."""
-        return self.facts.linear_params // self.facts.blocks
-
-    @property
-    def _modulation_bytes(self) -> int:
-        """Bytes of the modulation layers that the modulation cache replaces."""
-        return (
-            self.facts.stored(self.facts.tabulated_weights, self.qtype, self.weight_bytes)
-            if self.caches_modulation
-            else 0
-        )
-
-    @property
-    def _block_at_rest(self) -> int:
-        """Bytes of one block's frozen weights, without cached modulation layers."""
-        blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.weight_bytes)
-        return (blocks - self._modulation_bytes) // self.facts.blocks
-
-    @property
-    def _modulation_layer(self) -> int:
-        """Bytes of one of these layers."""
-        return int(self._modulation_bytes // (TABULATED_LAYERS * self.facts.blocks))
-
-    @property
-    def _rows_at_once(self) -> int:
-        """Rows of the modulation cache that are prefetched together."""
-        return LOOKAHEAD_BATCHES * self.train.batch_size
-
-    @cached_property
-    def work(self) -> StepShape:
-        """The shape of a training step."""
-        return self._step_shape(self.largest)
-
-    def _step_shape(self, seen: LargestBatch) -> StepShape:
-        return step_shape(self.section, self.facts, self._local, self.sizes.tokens(seen), self.on_gpu)
-
-    @property
     def _all_reduce_bytes(self) -> int:
         """Bytes of a gradient bucket during all-reduce."""
         if self.processes == 1:
             return 0
-        bucket = min(BUCKET_BYTES + FLOAT * self.largest_trained, FLOAT * self.trained)
-        return bucket if self.trained_bytes == FLOAT else 2 * bucket
+        bucket = min(BUCKET_BYTES + FLOAT * self.local.largest, FLOAT * self.local.weights)
+        return bucket if trained_bytes(self.section) == FLOAT else 2 * bucket
 
-    # ------------------------------------------------------------ what is trained
-
-    @cached_property
-    def _local(self) -> TrainableParams:
-        return local_trainable_params(self.section)
-
-    @cached_property
-    def _global(self) -> TrainableParams:
-        """What all ranks train."""
-        return count_trainable_params(self.section) if self.is_sharded else self._local
-
-    @cached_property
-    def trained(self) -> int:
-        """Number of parameters that this rank trains."""
-        return self._local.weights
-
-    @cached_property
-    def largest_trained(self) -> int:
-        return self._local.largest
-
-    @cached_property
-    def optimizer(self) -> int:
-        return self._local.optimizer_bytes(self.train)
-
-    @cached_property
-    def caches_modulation(self) -> bool:
+    def _has_table(self) -> bool:
         """Whether the modulation cache is used: as `modulation_cache.check_modulation_frozen` decides."""
-        if not self.wants_table or self.is_sharded:
+        if not self.wants_table or self.shards > 1:
             return False
         kind = KINDS[self.network.type]
         unfit = self.facts.modulation_layers if kind.needs_base or kind.trains_model else frozenset()
         unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
-        return not unfit & set(self._local.layers)
+        return not unfit & set(self.local.layers)
 
 
 def _bytes_of_files(folder: Path) -> int:
@@ -445,5 +340,5 @@ def _bytes_of_files(folder: Path) -> int:
         raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
-def _positive(parts: Mapping[str, int]) -> dict[str, int]:
-    return {name: int(size) for name, size in parts.items() if size > 0}
+def _positive(parts: Mapping[str, float]) -> dict[str, int]:
+    return {name: int(size) for name, size in parts.items() if int(size) > 0}

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
-from extensions.sd_trainer.memory_advice import advice
-from extensions.sd_trainer.memory_inputs import (
-    ItemGroup,
-    count_trainable_params,
-    group_items,
-    group_stream,
-    step_work,
-    trainable_names,
-)
-from extensions.sd_trainer.memory_plan import plan_memory
+from extensions.sd_trainer.memory_inputs import count_trainable_params, groups_of, step_work, trainable_names
+from extensions.sd_trainer.memory_plan import advice, plan_memory
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
@@ -89,19 +81,13 @@ class SdPlanner(Planner[DiffusionSection]):
 
     # ------------------------------------------------------------ memory and disk
 
-    def groups(self, data: ImageData, held_out: bool = True) -> tuple[ItemGroup, ...]:
-        """The groups of what is trained on, and of what is held out, for the memory estimate."""
-        rest = data.held_out if held_out else ()
-        section = self.section
-        return group_stream(section, data.stream, rest) if data.stream else group_items(section, data.items, rest)
-
     def memory(self, data: ImageData) -> MemoryEstimate | None:
         if self.job.yet_to_come(self.section.model.folder()):
             return None
-        return plan_memory(self.section, self.groups(data), self.machine)
+        return plan_memory(self.section, groups_of(self.section, data), self.machine)
 
     def advice(self, data: ImageData, memory: MemoryEstimate) -> str | None:
-        return advice(self.section, self.groups(data), self.machine, memory)
+        return advice(self.section, groups_of(self.section, data), self.machine, memory)
 
     def save_size(self) -> SaveSize:
         section = self.section
@@ -111,7 +97,7 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def step_work(self, data: ImageData) -> StepWork | None:
         facts = self.family.footprint(self.section.model.files_folder())
-        return step_work(self.section, facts, self.groups(data, held_out=False))
+        return step_work(self.section, facts, groups_of(self.section, data))
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
         section, size = self.section, self.save_size()

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import cast
 
 from PIL import Image
 from torch import Tensor
 
 from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.memory_inputs import groups_of
 from extensions.sd_trainer.memory_plan import plan_memory
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.plan import SdPlanner
@@ -265,8 +265,8 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             phases.append("sampling")
 
         def predict(resumed: bool) -> int:
-            groups = cast("SdPlanner", self.planner).groups(setup.data, held_out=False)
-            plan = plan_memory(planned, groups, Machine("cuda" if on_gpu else "cpu"), block_runner.level)
+            machine, groups = Machine("cuda" if on_gpu else "cpu"), groups_of(section, setup.data)
+            plan = plan_memory(planned, groups, machine, block_runner.level)
             return plan.allocated("training" if resumed else "first step", *phases)
 
         check = memory_check(predict, setup.device, EventLog(self.save_root / EVENTS).add)

@@ -14,9 +14,10 @@ from toolkit.memory import attention
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.estimate import StepShape, fastest_level_that_fits
+from toolkit.memory.flops import EFFICIENCY
 from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks
 from toolkit.models.interface import BlockWrapper, DiffusionModel
-from toolkit.system.device import free_memory, step_flops
+from toolkit.system.device import free_memory, peak_flops
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class BlockRunner:
         if not self._is_auto:
             return
         free = free_memory(self._device) - needed
-        flops = step_flops(self._device) if self._device.type == "cuda" and not self._compile else None
+        flops = EFFICIENCY * peak_flops(self._device) if self._device.type == "cuda" and not self._compile else None
         self._fastest = partial(fastest_level_that_fits, free=free, work=work, flops=flops)
         self.level = max(gather(self._fastest(self.levels)), key=CHECKPOINTING_LEVELS.index)
         logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")

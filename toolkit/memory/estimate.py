@@ -7,11 +7,11 @@ and fragmentation use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from toolkit.memory.flops import RECOMPUTED, WEIGHTS_PER_TOKEN
+from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
 from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
 from toolkit.system.host_memory import free_host_memory
 
@@ -146,13 +146,6 @@ def activation_bytes(level: str, work: StepShape) -> int:
     return int(FRAGMENTATION * activations) + gradients
 
 
-EAGER_KERNELS = 526
-"""Kernels that an uncompiled block launches in a micro-step, with a LoRA on all layers and everything recomputed.
-Source: benchmarks/bench_kernels.py (bf16; quantized blocks launch more)."""
-
-HOST_SECONDS = 8e-6
-"""Time of the host for each of them, autograd and launch included; an assumption."""
-
 HOST_SHARE = {"none": 0.55, "cheap": 1.65, "keep_attention": 1.6, "full": 1.0, "full_offload": 1.1}
 """The host's time for an uncompiled block by level, as a share of that of `full`: selective checkpointing asks Python
 about every operation, twice. CPU time of blocks too small to compute, torch 2.13; `full_offload` is an assumption."""
@@ -164,7 +157,7 @@ def step_seconds(level: str, work: StepShape, flops: float) -> float:
     where they are more than the host's anyway."""
     linear, _ = RECOMPUTED[level]
     of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + linear) / flops
-    return work.blocks * max(of_gpu, EAGER_KERNELS * HOST_SECONDS * HOST_SHARE[level])
+    return work.blocks * max(of_gpu, KERNELS_PER_BLOCK * LAUNCH_S * HOST_SHARE[level])
 
 
 def fastest_level_that_fits(levels: Iterable[str], free: int, work: StepShape, flops: float | None = None) -> str:
@@ -339,23 +332,3 @@ def gigabytes(size: float, unit: str = " GB") -> str:
     """Bytes in GB, with two decimals below 1."""
     value = size / GB
     return (f"{value:.1f}" if value >= 1 else f"{value:.2f}") + unit
-
-
-# ------------------------------------------------------------ suggestions
-
-
-@dataclass(frozen=True)
-class Saving:
-    """A change of the job and what it saves in addition to those before it."""
-
-    words: str
-    size: int
-
-
-def suggest(plan: MemoryEstimate, limit: int, savings: Sequence[Saving]) -> str:
-    """A line of changes with which the job fits `limit` bytes, or that none does."""
-    left = plan.peak_bytes - sum(saving.size for saving in savings)
-    named = ", ".join(f"{saving.words} saves {gigabytes(saving.size)}" for saving in savings)
-    if left <= limit:
-        return f"{named}; then {gigabytes(left)}"
-    return f"no setting makes it fit{f': {named}, but {gigabytes(left)} remain' if named else ''}"

@@ -75,11 +75,12 @@ EFFICIENCY = 0.4
 computed again. Not measured with this program yet."""
 
 
-KERNELS_PER_BLOCK = 500
-"""That the host starts in forward and backward of a block with full checkpointing, not compiled: counted."""
+KERNELS_PER_BLOCK = 526
+"""Kernels that an uncompiled block launches in forward and backward, with a LoRA on all layers and everything
+recomputed. Source: benchmarks/bench_kernels.py (bf16; quantized blocks launch more)."""
 
-LAUNCH_S = 5e-6
-"""Seconds the host takes for each, about; small images leave a fast GPU waiting for it."""
+LAUNCH_S = 8e-6
+"""Seconds of the host for each of them, autograd included; an assumption. Small images leave a fast GPU waiting."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
-"""Settings that save memory and are not used yet, for out-of-memory messages and the plan."""
+"""Settings that save memory and are not used yet, for out-of-memory messages and the plan. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from toolkit.config.dataset import Rectangle, area_of, sides_of
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.process import ProcessConfig
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import TrainConfig
-from toolkit.memory.estimate import GB, GPU_SIZES_GB, Machine, MemoryEstimate, Saving, gigabytes, gpu_of, suggest
+from toolkit.memory.estimate import GB, GPU_SIZES_GB, Machine, MemoryEstimate, gigabytes, gpu_of
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.system.distributed_env import read_distributed_env
 
@@ -30,13 +29,10 @@ SINGLE_PROCESS_ONLY = frozenset({"fused_backward_pass"})
 OF_WHOLE_BLOCKS = SINGLE_PROCESS_ONLY | {"quantize", "qtype", "blocks_to_swap", "optimizer"}
 """Keys that are not available with `train.parallel: fsdp`."""
 
-RESOLUTION_STEP = 0.75
-"""Factor on the largest resolution for the suggested one, which is rounded down to 64 pixels."""
-
 EIGHT_BIT = {"adamw": "adamw8bit", "adam": "adam8bit"}
 """Optimizer -> the same one with a quarter of the state."""
 
-DEFAULT_BLOCKS_TO_SWAP = 30
+BLOCKS_TO_SWAP = 30
 """Suggested number of swapped blocks: half of the published model's."""
 
 
@@ -53,68 +49,51 @@ class MemorySaving:
     area: float = 1.0
     """Factor on the pixels of the images that are trained on."""
 
-    is_last_resort: bool = False
-    """Whether it changes what is learned, not only how it is computed."""
-
-    def applied(self, section: SectionT) -> SectionT:
-        """A copy of a training section with the change."""
-        for part, key, value in self.values:
-            changes = {key: value} if not part else {part: getattr(section, part).model_copy(update={key: value})}
-            section = section.model_copy(update=changes)
-        return section
-
 
 def applied(section: SectionT, changes: Iterable[MemorySaving]) -> SectionT:
-    """A copy of a training section with all these changes."""
-    for change in changes:
-        section = change.applied(section)
+    """A copy of a training section with these changes."""
+    for part, key, value in (value for change in changes for value in change.values):
+        update = {key: value} if not part else {part: getattr(section, part).model_copy(update={key: value})}
+        section = section.model_copy(update=update)
     return section
 
 
 # ------------------------------------------------------------ of any trainer
 
-Changes = Sequence[MemorySaving]
 
+def advice_line(
+    plan: MemoryEstimate,
+    machine: Machine,
+    changes: Iterable[MemorySaving],
+    peak_with: Callable[[Sequence[MemorySaving]], int],
+) -> str | None:
+    """The first of `changes`, in their order, with which the job fits the machine, or the next smaller GPU where its
+    memory is not known; None where it fits the machine, or the smallest GPU.
 
-def advice_line(plan: MemoryEstimate, machine: Machine, savings: Callable[[int], Iterable[Saving]]) -> str | None:
-    """One line of suggestions for the machine, or for the next smaller GPU where its memory is not known.
-
-    savings: those that bring the peak below so many bytes. None where the job fits the machine, or the smallest GPU.
+    peak_with: the peak in bytes with some of them. One that saves nothing is left out.
     """
     limit = machine.limit
     if limit is None:
-        smaller = [size for size in GPU_SIZES_GB if plan.device_bytes > size * GB]
-        limit = smaller[-1] * GB if smaller else None
+        limit = max((size * GB for size in GPU_SIZES_GB if plan.device_bytes > size * GB), default=None)
     if limit is None or plan.peak_bytes <= limit:
         return None
-    found = list(savings(limit))
+    peak, chosen, said = plan.peak_bytes, list[MemorySaving](), list[str]()
+    # Without a change: for an unknown device the estimate is that of `full`.
+    for change in (MemorySaving("train.gradient_checkpointing: auto (there full_offload)"), *changes):
+        left = peak_with([*chosen, change])
+        if left < (1 - MIN_SAVING) * peak:
+            said.append(f"{change.text} saves {gigabytes(peak - left)}")
+            peak, chosen = left, [*chosen, change]
+        if peak <= limit:
+            break
+    named = ", ".join(said)
+    found = f"{named}; then {gigabytes(peak)}"
+    if peak > limit:
+        found = f"no setting makes it fit{f': {named}, but {gigabytes(peak)} remain' if said else ''}"
     if machine.limit is None:
-        return f"for {gpu_of(limit // GB)}: {suggest(plan, limit, found)}"
+        return f"for {gpu_of(limit // GB)}: {found}"
     has = f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
-    return f"warning: {has}, which is not enough: {suggest(plan, limit, found)}"
-
-
-def largest_first(
-    peak: int,
-    limit: int,
-    changes_after: Callable[[Changes], Iterable[MemorySaving]],
-    peak_with: Callable[[Changes], int],
-) -> Iterator[Saving]:
-    """Savings that together bring the peak below `limit`, greedily the largest one first; as many as there are.
-
-    Those that change what is learned come last. changes_after: what is left to change after some changes. peak_with:
-    the peak in bytes with some.
-    """
-    chosen: list[MemorySaving] = []
-    for is_last_resort in (False, True):
-        while peak > limit:
-            left = [change for change in changes_after(chosen) if change.is_last_resort == is_last_resort]
-            peaks = [peak_with([*chosen, change]) for change in left]
-            if min(peaks, default=peak) > (1 - MIN_SAVING) * peak:
-                break
-            best = peaks.index(min(peaks))
-            yield Saving(left[best].text, peak - peaks[best])
-            peak, chosen = peaks[best], [*chosen, left[best]]
+    return f"warning: {has}, which is not enough: {found}"
 
 
 def shortage_of(plan: MemoryEstimate, machine: Machine, memory_check: bool, without: Set[str] = frozenset()) -> str:
@@ -136,6 +115,14 @@ def shortage_of(plan: MemoryEstimate, machine: Machine, memory_check: bool, with
     )
 
 
+def smaller_resolution(resolution: int | Rectangle) -> int | Rectangle | None:
+    """The one that is suggested instead, about 3/4 of it; None where there is none."""
+    width, height = (int(0.75 * side) // 64 * 64 for side in sides_of(resolution))
+    if isinstance(resolution, int) or not (width and height):
+        return min(width, height) or None
+    return Rectangle(width=width, height=height)
+
+
 # ------------------------------------------------------------ of a diffusion trainer
 
 
@@ -145,30 +132,35 @@ def memory_advice(section: DiffusionSection) -> str:
 
 
 def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
-    """The memory savings that a section does not use yet, in order of their usual effect."""
-    excluded = _excluded(section.train)
+    """The memory savings that a section does not use yet, in the order of docs/memory.md: first what costs least."""
+    excluded: frozenset[str] = frozenset()
+    if not read_distributed_env().is_single_process:
+        excluded = OF_WHOLE_BLOCKS if section.train.parallel == "fsdp" else SINGLE_PROCESS_ONLY
     for change in _possible_savings(section):
         if excluded.isdisjoint(key for _, key, _ in change.values):
             yield change
 
 
-def _excluded(train: TrainConfig) -> frozenset[str]:
-    if read_distributed_env().is_single_process:
-        return frozenset()
-    return OF_WHOLE_BLOCKS if train.parallel == "fsdp" else SINGLE_PROCESS_ONLY
-
-
 def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
     """All suggestions that are valid for a single process."""
-    model, train = section.model, section.train
+    model, train, whole = section.model, section.train, section.network.trains_model
     if train.checkpointing_level() not in ("auto", "full", "full_offload"):
         yield _set("train", gradient_checkpointing="auto")
-    if section.network.trains_model:
-        yield from _full_finetune_savings(train)
-    elif not model.quantize:
+    if whole and train.optimizer not in ("adafactor", "sgd"):
+        yield _set("train", "train.optimizer: adafactor", optimizer="adafactor", optimizer_params={})
+    if whole and train.optimizer in PER_PARAMETER_OPTIMIZERS and not train.full_bf16:
+        yield _set("train", "train.full_bf16: true with dtype: bf16", full_bf16=True, dtype="bfloat16")
+    if whole and train.optimizer in PER_PARAMETER_OPTIMIZERS and not train.fused_backward_pass:
+        words = "train.fused_backward_pass: true with max_grad_norm: 0 and gradient_accumulation: 1"
+        yield _set("train", words, fused_backward_pass=True, max_grad_norm=0.0, gradient_accumulation=1)
+    if not whole and not model.quantize:
         yield _set("model", "model.quantize: true with qtype: int8", quantize=True, qtype="int8")
-    elif QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]:
+    if not whole and (not model.quantize or QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]):
         yield _set("model", qtype="int4")
+    if not model.quantize_te:
+        yield _set("model", "model.quantize_te: true with qtype_te: int8", quantize_te=True, qtype_te="int8")
+    if not model.low_vram:
+        yield _set("model", low_vram=True)
     if train.batch_size > 1:
         accumulation = train.batch_size * train.gradient_accumulation
         words = f"train.batch_size: 1 with gradient_accumulation: {accumulation}"
@@ -176,55 +168,17 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
     if any(dataset.control_path for dataset in section.datasets) and not model.model_kwargs.match_target_res:
         kwargs = model.model_kwargs.model_copy(update={"match_target_res": True})
         yield _set("model", "model.model_kwargs.match_target_res: true", model_kwargs=kwargs)
-    if train.checkpointing_level() == "full":
-        yield _set("train", gradient_checkpointing="full_offload")
-    if not section.network.trains_model and not model.blocks_to_swap:
-        yield _set("model", blocks_to_swap=DEFAULT_BLOCKS_TO_SWAP)
-    if not section.network.trains_model and train.optimizer in EIGHT_BIT:
+    if not whole and train.optimizer in EIGHT_BIT:
         yield _set("train", optimizer=EIGHT_BIT[train.optimizer])
-    if train.ema_config.use_ema:
-        ema = train.ema_config.model_copy(update={"use_ema": False})
-        yield _set("train", "train.ema_config.use_ema: false", ema_config=ema)
-    if not model.quantize_te:
-        yield _set("model", "model.quantize_te: true with qtype_te: int8", quantize_te=True, qtype_te="int8")
-    if not model.low_vram:
-        yield _set("model", low_vram=True)
-    if not model.text_encoder_cpu:
-        yield _set("model", text_encoder_cpu=True)
+    if not whole and not model.blocks_to_swap:
+        yield _set("model", blocks_to_swap=BLOCKS_TO_SWAP)
+    if train.checkpointing_level() != "full_offload":
+        yield _set("train", gradient_checkpointing="full_offload")
     if (section.sample or section.first_sample) and not train.disable_sampling:
-        yield _set("train", "smaller pictures in sample, or train.disable_sampling: true", disable_sampling=True)
+        yield _set("train", "smaller images in sample, or train.disable_sampling: true", disable_sampling=True)
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
     if smaller := smaller_resolution(largest):
-        area = area_of(smaller) / area_of(largest)
-        yield MemorySaving(f"datasets[].resolution: {smaller}", area=area, is_last_resort=True)
-    if section.network.trains_model:
-        yield _as_an_adapter(train)
-    elif section.network.linear > 8:
-        yield replace(_set("network", linear=8), is_last_resort=True)
-
-
-def smaller_resolution(resolution: int | Rectangle) -> int | Rectangle | None:
-    """The one that is suggested instead; None where there is none."""
-    width, height = (int(RESOLUTION_STEP * side) // 64 * 64 for side in sides_of(resolution))
-    if isinstance(resolution, int) or not (width and height):
-        return min(width, height) or None
-    return Rectangle(width=width, height=height)
-
-
-def _full_finetune_savings(train: TrainConfig) -> Iterator[MemorySaving]:
-    if train.optimizer not in ("adafactor", "sgd"):
-        yield _set("train", optimizer="adafactor", optimizer_params={}, words="train.optimizer: adafactor")
-    if not train.full_bf16 and train.optimizer in PER_PARAMETER_OPTIMIZERS:
-        yield _set("train", "train.full_bf16: true with dtype: bf16", full_bf16=True, dtype="bfloat16")
-    if not train.fused_backward_pass and train.optimizer in PER_PARAMETER_OPTIMIZERS:
-        words = "train.fused_backward_pass: true with max_grad_norm: 0 and gradient_accumulation: 1"
-        yield _set("train", words, fused_backward_pass=True, max_grad_norm=0.0, gradient_accumulation=1)
-
-
-def _as_an_adapter(train: TrainConfig) -> MemorySaving:
-    """A LoRA instead of the model itself; its weights are always float32."""
-    words = "network.type: lora" + (" and train.full_bf16: false" if train.full_bf16 else "")
-    return MemorySaving(words, (("network", "type", "lora"), ("train", "full_bf16", False)), is_last_resort=True)
+        yield MemorySaving(f"datasets[].resolution: {smaller}", area=area_of(smaller) / area_of(largest))
 
 
 def _set(part: str, words: str = "", **values: Any) -> MemorySaving:

@@ -140,15 +140,14 @@ FLOPS_PER_CYCLE = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192, (10, 3): 8192}
 """Operations of bf16 matrix products per cycle and multiprocessor, by compute capability; of all others 512. Source:
 NVIDIA's architecture papers (A100 312, H100 989, B200 2250, RTX 4090 165 TFLOP/s, dense)."""
 
-CYCLES, REACHED = 1.7e9, 0.4
-"""Per second, about; and the share of all this that uncompiled steps reach: an assumption."""
+CYCLES = 1.7e9
+"""Per second, about."""
 
 
-def step_flops(device: torch.device) -> float:
-    """Operations per second that a CUDA device does in an uncompiled training step, roughly."""
+def peak_flops(device: torch.device) -> float:
+    """Operations of bf16 matrix products per second that a CUDA device does at most, roughly."""
     found = torch.cuda.get_device_properties(device)
-    per_cycle = FLOPS_PER_CYCLE.get((found.major, found.minor), 512)
-    return REACHED * CYCLES * per_cycle * found.multi_processor_count
+    return CYCLES * FLOPS_PER_CYCLE.get((found.major, found.minor), 512) * found.multi_processor_count
 
 
 def peak_memory(device: torch.device) -> int:

@@ -35,7 +35,7 @@ def test_each_change_lowers_the_plan_and_can_be_written_so() -> None:
     assert len(found) == 8
     for change in found:
         if change.area == 1:
-            assert peak(change.applied(job)) < peak(job), change.text
+            assert peak(applied(job, [change])) < peak(job), change.text
 
 
 def test_a_smaller_resolution_lowers_it() -> None:
@@ -49,7 +49,7 @@ def test_what_saves_most_comes_first_and_what_saves_nothing_does_not() -> None:
     assert words.startswith("To save memory, in order of effect: train.batch_size: 1 with gradient_accumulation: 4; ")
     named = words.rstrip(".").partition("effect: ")[2].split("; ")
     changes = {change.text: change for change in suggestions(section(**FULL))}
-    peaks = [peak(changes[text].applied(section(**FULL))) for text in named if changes[text].area == 1]
+    peaks = [peak(applied(section(**FULL), [changes[text]])) for text in named if changes[text].area == 1]
     assert peaks == sorted(peaks) and len(named) >= 6
     assert "train.ema_config.use_ema: false" not in named  # 5 MB
 

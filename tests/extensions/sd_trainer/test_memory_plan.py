@@ -1,4 +1,4 @@
-"""What a section's job is said to take: the published model's figures, and that each setting saves what it should."""
+"""What a section's job is said to take: the published model's figures, what each setting saves, and what is advised."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
-from extensions.sd_trainer.memory_plan import plan_memory
+from extensions.sd_trainer.memory_plan import advice, plan_memory
 from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.data.types import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB, Machine, MemoryEstimate
+from toolkit.train.planning import shortage
 
 CARD = Machine("cuda")
 INT8 = {"quantize": True, "qtype": "int8"}
+INT4 = {"quantize": True, "qtype": "int4"}
+FULL = {"type": "full"}
+EMA = {"ema_config": {"use_ema": True}}
+SHUFFLED = {"rules": CaptionRules(shuffle_tokens=True)}
 
 
 def section(**parts: Any) -> SdTrainerConfig:
@@ -40,12 +45,11 @@ def item(side: int = 1024, references: int = 1, repeats: int = 9, **sample: Any)
 
 
 def plan(*items: BucketedSample, machine: Machine = CARD, **parts: Any) -> MemoryEstimate:
-    job = section(**parts)
-    return plan_memory(job, group_items(job, items or (item(),)), machine)
+    return plan_memory(section(**parts), group_items(items or (item(),)), machine)
 
 
 def grouped(job: SdTrainerConfig, *items: BucketedSample) -> tuple[SdTrainerConfig, tuple[ItemGroup, ...]]:
-    return job, group_items(job, items or (item(),))
+    return job, group_items(items or (item(),))
 
 
 def phase(found: MemoryEstimate, name: str) -> Any:
@@ -57,74 +61,67 @@ def taken(found: MemoryEstimate, part: str, name: str = "training") -> float:
     return phase(found, name).device.get(part, 0) / GB
 
 
+def kept(found: MemoryEstimate, part: str, name: str = "training") -> int:
+    """Bytes of the main memory."""
+    return phase(found, name).host.get(part, 0)
+
+
+FUSED = {"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0}
+SAMPLES = {"sample": {"samples": [{"prompt": "a"}]}}
+
+
 # ------------------------------------------------------------ the published model
 
 
 @pytest.mark.parametrize(
-    ("model", "weights"),
+    ("part", "gigabytes", "job"),
     [
-        ({}, 27.3),
-        (INT8, 13.7),
-        ({"quantize": True, "qtype": "int4"}, 7.3),
-        ({"modulation_table": False}, 40.9),
-        (INT8 | {"modulation_table": False}, 20.5),
+        # 20.43 B weights, of which the table takes 6.8 B off the device.
+        ("weights", 27.3, {}),
+        ("weights", 13.7, {"model": INT8}),
+        ("weights", 7.3, {"model": INT4}),
+        ("weights", 40.9, {"model": {"modulation_table": False}}),
+        ("weights", 20.5, {"model": INT8 | {"modulation_table": False}}),
+        # Rank 32 on all layers of 60 blocks: 32 (in + out) numbers each, 2 bytes.
+        ("weights", 7.3 + 0.59, {"model": INT4 | {"accuracy_recovery_adapter": "auto"}}),
+        # A LoRA of rank 16 on all layers: 147 M weights.
+        ("lora weights", 0.59, {}),
+        ("optimizer", 1.18, {}),
+        ("optimizer", 0.30, {"train": {"optimizer": "adamw8bit"}}),
+        ("average", 0.59, {"train": EMA}),
+        # The model itself.
+        ("weights", 4 * 20.43, {"network": FULL}),
+        ("gradients", 4 * 20.43, {"network": FULL}),
+        ("optimizer", 8 * 20.43, {"network": FULL}),
+        ("weights", 2 * 20.43, {"network": FULL, "train": FUSED}),
+        ("gradients", 0, {"network": FULL, "train": FUSED}),
+        # Four copies in float32 of the largest weight: six modulations of each block out of the embedded time.
+        ("optimizer temporaries", 4 * 4 * 3072 * 6 * 3072 / GB, {"network": FULL, "train": FUSED}),
+        ("VAE", 0, {}),
+        ("VAE", 0.25, SAMPLES),
+        ("VAE", 0, SAMPLES | {"model": {"low_vram": True}}),
+        # Rows of the table, and two layers of it.
+        ("modulation table", 192 * 4.4e-3 + 2 * 0.057, {"model": INT8}),
+        ("modulation table", 0, {"network": {"type": "dora"}}),
+        ("modulation table", 0, {"network": FULL}),
+        ("modulation table", 0, {"network": FULL | {"exclude_patterns": r".*_mod\.1"}}),
+        ("modulation table", 1.08, {"network": {"type": "dora", "exclude_patterns": r".*_mod\.1|time_text_embed.*"}}),
     ],
 )
-def test_the_weights_are_those_of_the_published_model(model: dict, weights: float) -> None:
-    """20.43 B weights, of which the table takes 6.8 B off the device."""
-    assert taken(plan(model=model), "weights") == pytest.approx(weights, abs=0.1)
-
-
-def test_a_lora_of_rank_16_on_all_layers_takes_1_8_gb_with_adamw() -> None:
-    found = plan(model=INT8)
-    assert (taken(found, "lora weights"), taken(found, "optimizer")) == pytest.approx((0.59, 1.18), abs=0.01)
-    assert taken(plan(model=INT8, train={"optimizer": "adamw8bit"}), "optimizer") == pytest.approx(0.30, abs=0.01)
-    assert taken(plan(model=INT8, train={"ema_config": {"use_ema": True}}), "average") == pytest.approx(0.59, abs=0.01)
+def test_what_a_part_takes_while_training(part: str, gigabytes: float, job: dict) -> None:
+    assert taken(plan(**job), part) == pytest.approx(gigabytes, rel=0.02, abs=0.05)
 
 
 def test_int8_fits_24_gb_and_int4_16_gb() -> None:
-    assert plan(model=INT8).card() == 24
-    small = {"quantize": True, "qtype": "int4", "quantize_te": True}
-    assert plan(model=small).card() == 16
-    assert plan().card() == 48
+    cards = [plan(model=model).card() for model in ({}, INT8, INT4 | {"quantize_te": True})]
+    assert cards == [48, 24, 16]
 
 
-def test_a_recovery_adapter_that_is_made_counts() -> None:
-    """Rank 32 on all layers of 60 blocks: 32 (in + out) numbers each, 2 bytes."""
-    model = {"quantize": True, "qtype": "int4"}
-    more = taken(plan(model={**model, "accuracy_recovery_adapter": "auto"}), "weights") - taken(
-        plan(model=model), "weights"
-    )
-    of_a_stream = 4 * 2 * 3072 + 2 * (3072 + 12288) + (3072 + 6 * 3072)  # attention, MLP, modulation
-    assert more == pytest.approx(60 * 2 * of_a_stream * 32 * 2 / GB, rel=1e-3)
-
-
-def test_the_text_encoder_is_what_encoding_takes() -> None:
-    found = plan(model=INT8)
-    assert taken(found, "text encoder", "encoding") == pytest.approx(15.5, abs=0.1)
-    assert phase(found, "encoding").host["text encoder, read"] / GB == pytest.approx(16.6, abs=0.1)
-    quantized = plan(model=INT8 | {"quantize_te": True})
-    assert taken(quantized, "text encoder", "encoding") == pytest.approx(9.0, abs=0.1)
-
-
-def test_a_model_that_is_trained_itself_takes_its_weights_gradients_and_moments() -> None:
-    found = plan(network={"type": "full"}, model={})
-    assert taken(found, "weights") == pytest.approx(4 * 20.43, abs=0.1)
-    assert taken(found, "gradients") == pytest.approx(4 * 20.43, rel=0.02)
-    assert taken(found, "optimizer") == pytest.approx(8 * 20.43, abs=0.2)
-    frugal = {"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0}
-    small = plan(network={"type": "full"}, train=frugal)
-    assert taken(small, "gradients") < 0.2 and taken(small, "optimizer") < 0.2
-    assert taken(small, "weights") == pytest.approx(2 * 20.43, abs=0.1)
-
-
-def test_a_step_within_the_backward_pass_has_its_copies_beside_the_activations() -> None:
-    frugal = {"full_bf16": True, "optimizer": "adafactor", "max_grad_norm": 0, "gradient_checkpointing": "none"}
-    within = plan(network={"type": "full"}, train=frugal | {"fused_backward_pass": True})
-    # Four of the largest weight in float32: what makes six modulations of each block out of the embedded time.
-    assert taken(within, "optimizer temporaries") == pytest.approx(4 * 4 * 3072 * 6 * 3072 / GB, rel=0.01)
-    assert taken(within, "activations") > 30
-    assert taken(plan(network={"type": "full"}, train=frugal), "optimizer temporaries") == 0
+@pytest.mark.parametrize(("model", "device", "host"), [(INT8, 15.5, 16.6), (INT8 | {"quantize_te": True}, 9.0, 16.6)])
+def test_the_text_encoder_is_read_whole_and_what_encoding_takes(model: dict, device: float, host: float) -> None:
+    found = plan(model=model)
+    assert taken(found, "text encoder", "encoding") == pytest.approx(device, abs=0.1)
+    assert kept(found, "text encoder, read", "encoding") / GB == pytest.approx(host, abs=0.1)
 
 
 # ------------------------------------------------------------ what decides activations
@@ -140,41 +137,43 @@ def test_tokens_of_references_count() -> None:
     assert three / none == pytest.approx((4 * 4096 + 3 * 206 + 15) / (4096 + 15), rel=0.02)
 
 
-def test_references_may_follow_their_target() -> None:
-    at_512 = [plan(item(512), model={"model_kwargs": {"match_target_res": match}}) for match in (False, True)]
-    assert taken(at_512[0], "activations") > 2 * taken(at_512[1], "activations")
-
-
 def test_the_largest_batch_is_the_one_that_counts() -> None:
     """Of a bucket with two uses no batch has more than two images."""
-    kept = {"gradient_checkpointing": "none"}
-    one = taken(plan(item(), train=kept), "activations")
+    none = {"gradient_checkpointing": "none"}
+    one = taken(plan(item(), train=none), "activations")
     few = item(repeats=2)
-    assert taken(plan(few, train=kept | {"batch_size": 4}), "activations") == pytest.approx(2 * one, rel=0.02)
-    assert taken(plan(item(512), item(), train=kept), "activations") == one
+    assert taken(plan(few, train=none | {"batch_size": 4}), "activations") == pytest.approx(2 * one, rel=0.02)
+    assert taken(plan(item(512), item(), train=none), "activations") == one
 
 
-def test_each_level_keeps_less_than_the_one_before() -> None:
+def test_each_level_keeps_less_than_the_one_before_and_auto_is_the_fastest_that_fits() -> None:
     levels = ("none", "cheap", "keep_attention", "full", "full_offload")
-    peaks = [plan(train={"gradient_checkpointing": level}).device_bytes for level in levels]
+    plans = [plan(model=INT8, train={"gradient_checkpointing": level}) for level in levels]
+    peaks = [found.device_bytes for found in plans]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 5
-    host = [phase(plan(train={"gradient_checkpointing": level}), "training").host for level in levels]
-    assert ["activations, offloaded" in parts for parts in host] == [False] * 4 + [True]
-
-
-def test_auto_is_the_fastest_level_that_fits() -> None:
+    assert [kept(found, "activations, offloaded") > 0 for found in plans] == [False] * 4 + [True]
     auto = {"gradient_checkpointing": "auto"}
-    peaks = [
-        plan(model=INT8, train={"gradient_checkpointing": level}).device_bytes
-        for level in ("none", "cheap", "keep_attention", "full", "full_offload")
-    ]
     for peak in peaks:
         assert plan(model=INT8, train=auto, machine=Machine("cuda", peak)).device_bytes == peak
     assert plan(model=INT8, train=auto, machine=Machine("cuda", peaks[-1] - 1)).device_bytes == peaks[-1]
     assert plan(model=INT8, train=auto).device_bytes == peaks[3]  # an unknown GPU: as with `full`
 
 
-# ------------------------------------------------------------ several processes, validation, what is not known
+def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there() -> None:
+    found = plan(item(256, 0), network=FULL)
+    assert taken(found, "optimizer", "first step") == taken(found, "optimizer") > 160
+    assert taken(found, "gradients", "first step") > 80
+    assert taken(plan(), "optimizer", "first step") == 0  # the step of a LoRA is far below its backward pass
+
+
+def test_the_table_is_filled_in_the_course_of_training() -> None:
+    found = plan(train={"batch_size": 2})
+    rows = [taken(found, "modulation table", name) for name in ("first step", "training")]
+    buffers = 2 * 3072 * 6 * 3072 * 2 / GB  # two layers in bf16
+    assert rows[1] - buffers == pytest.approx(3 * (rows[0] - buffers), rel=1e-2)
+
+
+# ------------------------------------------------------------ several processes
 
 
 def test_fsdp_leaves_a_share_of_the_blocks_and_two_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,16 +190,15 @@ def test_fsdp_leaves_a_share_of_the_blocks_and_two_whole_ones(monkeypatch: pytes
 def test_fsdp_leaves_a_share_of_what_a_trained_model_needs(
     monkeypatch: pytest.MonkeyPatch, full_bf16: bool, together: int
 ) -> None:
-    """As docs/multi_gpu.md adds up for eight GPUs; the first process copies what is saved of all."""
+    """As docs/multi_gpu.md adds up for eight GPUs."""
     train = {"gradient_accumulation": 16, "full_bf16": full_bf16, "ema_config": {"use_ema": True, "ema_decay": 0.9}}
-    alone = plan(network={"type": "full"}, train=train)
+    alone = plan(network=FULL, train=train)
     with several(monkeypatch, 8):
-        found = plan(network={"type": "full"}, train=train | {"parallel": "fsdp"})
+        found = plan(network=FULL, train=train | {"parallel": "fsdp"})
     left_out = sum(taken(found, part) for part in ("activations", "gaps", "context"))
     assert sum(phase(found, "training").device.values()) / GB - left_out == pytest.approx(together, abs=0.7)
     assert taken(found, "average") == pytest.approx(taken(alone, "average") / 8, rel=0.02)
-    copies = [phase(each, "saving").host["copies to be saved"] for each in (alone, found)]
-    assert copies[0] == copies[1]
+    assert kept(found, "copies to be saved") == kept(alone, "copies to be saved")  # the first process copies all
 
 
 def test_of_what_is_not_trained_fsdp_leaves_a_share_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,130 +210,56 @@ def test_of_what_is_not_trained_fsdp_leaves_a_share_too(monkeypatch: pytest.Monk
 
 
 def test_ddp_leaves_everything_in_each_process_but_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {"gradient_checkpointing": "none", "batch_size": 2}
-    alone = plan(train=kept)
+    none = {"gradient_checkpointing": "none", "batch_size": 2}
+    alone = plan(train=none)
     with several(monkeypatch, 2):
-        found = plan(train=kept)
+        found = plan(train=none)
+        gradients = plan(item(64, 0), network=FULL, train={"optimizer": "sgd"})
     assert taken(found, "weights") == taken(alone, "weights")
     assert taken(found, "activations") == pytest.approx(taken(alone, "activations") / 2, rel=0.01)
-
-
-def test_gradients_are_exchanged_a_bucket_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGD allocates no temporaries; with so small an image the peak is where all gradients exist."""
-    job = {"network": {"type": "full"}, "train": {"optimizer": "sgd"}}
-    assert taken(plan(item(64, 0), **job), "optimizer temporaries") == 0
-    with several(monkeypatch, 2):
-        found = taken(plan(item(64, 0), **job), "optimizer temporaries")
-    assert found == pytest.approx((64 * 2**20 + 4 * 6 * 3072**2) / GB, abs=1e-3)
-
-
-def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there() -> None:
-    found = plan(item(256, 0), network={"type": "full"})
-    assert taken(found, "optimizer", "first step") == taken(found, "optimizer") > 160
-    assert taken(found, "gradients", "first step") > 80
-    assert taken(plan(), "optimizer", "first step") == 0  # the step of a LoRA is far below its backward pass
-
-
-def test_validation_is_a_pass_without_gradients_on_the_largest_held_out_picture() -> None:
-    job = section(model=INT8)
-    groups = group_items(job, [item(256, 0)], held_out=[item(2048, 0), item(256, 0)])
-    found = plan_memory(job, groups, CARD)
-    assert found.device.name == "validation"
-    assert taken(found, "activations", "validation") == pytest.approx(
-        16 * (2048**2 / 256 + 15) * 3072 * 2 / GB, rel=0.01
-    )
-    assert "validation" not in [phase.name for phase in plan(model=INT8).phases]
-
-
-def test_held_out_pictures_are_encoded_too() -> None:
-    job = section(model=INT8 | {"quantize_te": True, "qtype_te": "int4"})
-    small = group_items(job, [item(256, 0)])
-    large = group_items(job, [item(256, 0)], held_out=[item(4096, 0)])
-    peaks = [sum(phase(plan_memory(job, groups, CARD), "encoding").device.values()) for groups in (small, large)]
-    assert peaks[1] > 2 * peaks[0]
-
-
-def test_what_compiling_takes_is_said_not_to_be_known() -> None:
-    assert plan().notes == ()
-    [note] = plan(train={"compile": {"enabled": True}}).notes
-    assert note.startswith("train.compile: ")
-
-
-def test_the_table_is_filled_in_the_course_of_training() -> None:
-    found = plan(train={"batch_size": 2})
-    rows = [taken(found, "modulation table", name) for name in ("first step", "training")]
-    buffers = 2 * 3072 * 6 * 3072 * 2 / GB  # two layers in bf16
-    assert rows[1] - buffers == pytest.approx(3 * (rows[0] - buffers), rel=1e-2)
+    # SGD allocates no temporaries: these are a bucket of gradients that is exchanged.
+    assert taken(gradients, "optimizer temporaries") == pytest.approx((64 * 2**20 + 4 * 6 * 3072**2) / GB, abs=1e-3)
 
 
 # ------------------------------------------------------------ where things are
 
 
-def test_swapped_blocks_are_on_the_host_but_for_two() -> None:
+def test_swapped_blocks_and_weights_of_the_table_are_in_the_main_memory() -> None:
     plain, swapped = plan(model=INT8), plan(model=INT8 | {"blocks_to_swap": 32})
     moved = taken(plain, "weights") - taken(swapped, "weights")
-    assert moved == pytest.approx(13.6 / 2, abs=0.1)  # 30 of 60 blocks
-    assert phase(swapped, "training").host["swapped blocks"] == 32 * 256 * 2**20  # 217 MiB each, rounded as pinned
+    assert moved == pytest.approx(13.6 / 2, abs=0.1)  # 30 of 60 blocks: two are on the device at a time
+    assert kept(swapped, "swapped blocks") == 32 * 256 * 2**20  # 217 MiB each, rounded as pinned
     whole = plan(model=INT8 | {"blocks_to_swap": 32, "modulation_table": False})
-    assert phase(whole, "training").host["swapped blocks"] / GB == pytest.approx(20.4 * 32 / 60, abs=0.1)  # exact
+    assert kept(whole, "swapped blocks") / GB == pytest.approx(20.4 * 32 / 60, abs=0.1)  # exact
+    assert kept(plain, "weights of the table") == 120 * 64 * 2**20  # 54 MiB each, rounded as pinned
 
 
-def test_the_table_takes_a_third_of_the_weights_to_the_host() -> None:
-    found = plan(model=INT8)
-    assert phase(found, "training").host["weights of the table"] == 120 * 64 * 2**20  # 54 MiB each, rounded as pinned
-    assert taken(found, "modulation table") == pytest.approx(192 * 4.4e-3 + 2 * 0.057, abs=0.01)  # rows, two layers
-
-
-@pytest.mark.parametrize("network", [{"type": "dora"}, {"type": "full"}])
-def test_kinds_that_need_the_weights_have_no_table(network: dict) -> None:
-    assert taken(plan(network=network), "modulation table") == 0
-    spared = network | {"exclude_patterns": r".*_mod\.1|time_text_embed.*"}
-    assert taken(plan(network=spared), "modulation table") > 0
-
-
-def test_a_trained_embedding_of_the_noise_level_leaves_no_table() -> None:
-    network = {"type": "full", "exclude_patterns": r".*_mod\.1"}
-    assert taken(plan(network=network), "modulation table") == 0
-
-
-def test_low_vram_keeps_the_vae_off_the_device_while_training() -> None:
-    sample = {"samples": [{"prompt": "a"}]}
-    assert taken(plan(sample=sample), "VAE") > 0.2
-    assert taken(plan(sample=sample, model={"low_vram": True}), "VAE") == 0
-    assert taken(plan(), "VAE") == 0
-
-
-def test_shuffled_captions_keep_the_text_encoder() -> None:
-    shuffled = item(rules=CaptionRules(shuffle_tokens=True))
-    assert taken(plan(shuffled), "text encoder") == pytest.approx(15.5, abs=0.1)
-
-
-def test_a_text_encoder_on_the_cpu_takes_nothing_of_the_device() -> None:
-    shuffled = item(rules=CaptionRules(shuffle_tokens=True))
-    there, here = plan(shuffled), plan(shuffled, model={"text_encoder_cpu": True})
-    for name in ("encoding", "training"):
-        assert phase(there, name).device["text encoder"] == phase(here, name).host["text encoder"] > 0
-        assert "text encoder" not in phase(here, name).device
-    assert phase(here, "encoding").device["VAE"] > 0
-
-
-def test_a_save_copies_everything_to_the_host() -> None:
+def test_a_save_copies_everything_to_the_main_memory() -> None:
     """Float32 weights, average and moments of 147 M weights, and the file in float16."""
-    found = plan(train={"ema_config": {"use_ema": True}})
-    assert phase(found, "saving").host["copies to be saved"] == (4 + 4 + 8 + 2) * 147_456_000
+    assert kept(plan(train=EMA), "copies to be saved") == (4 + 4 + 8 + 2) * 147_456_000
 
 
-def test_a_cache_that_no_file_holds_is_in_memory() -> None:
-    datasets = [{"folder_path": "d", "cache_latents_to_disk": False}]
-    found = plan(*[item() for _ in range(10)], datasets=datasets)
-    assert phase(found, "training").host["cached data"] == 10 * 2 * (1024 * 1024 // 4) * 2
+def test_shuffled_captions_keep_the_text_encoder_on_the_device_or_beside_it() -> None:
+    there, here = plan(item(**SHUFFLED)), plan(item(**SHUFFLED), model={"text_encoder_cpu": True})
+    assert taken(there, "text encoder") == pytest.approx(15.5, abs=0.1)
+    for name in ("encoding", "training"):
+        assert phase(there, name).device["text encoder"] == kept(here, "text encoder", name) > 0
+        assert taken(here, "text encoder", name) == 0
+    assert taken(here, "VAE", "encoding") > 0
 
 
 def test_sampling_larger_than_training_decides() -> None:
-    sample = {"samples": [{"prompt": "a"}], "width": 4096, "height": 4096}
-    assert plan(item(256, 0), model=INT8, sample=sample).device.name == "sampling"
-    off = {"disable_sampling": True}
-    assert "sampling" not in [p.name for p in plan(item(256, 0), sample=sample, train=off).phases]
+    large = {"sample": SAMPLES["sample"] | {"width": 4096, "height": 4096}}
+    assert plan(item(256, 0), model=INT8, **large).device.name == "sampling"
+    off = plan(item(256, 0), train={"disable_sampling": True}, **large)
+    assert "sampling" not in [phase.name for phase in off.phases]
+
+
+def test_held_out_images_are_encoded_too() -> None:
+    job = section(model=INT8 | {"quantize_te": True, "qtype_te": "int4"})
+    small, large = group_items([item(256, 0)]), group_items([item(256, 0)], held_out=[item(4096, 0)])
+    peaks = [sum(phase(plan_memory(job, groups, CARD), "encoding").device.values()) for groups in (small, large)]
+    assert peaks[1] > 2 * peaks[0]
 
 
 def test_on_the_cpu_everything_is_in_one_memory() -> None:
@@ -344,8 +268,14 @@ def test_on_the_cpu_everything_is_in_one_memory() -> None:
     assert on_host.host_bytes > on_card.device_bytes
 
 
+def test_what_compiling_takes_is_said_not_to_be_known() -> None:
+    assert plan().notes == ()
+    [note] = plan(train={"compile": {"enabled": True}}).notes
+    assert note.startswith("train.compile: ")
+
+
 def test_the_state_on_disk_is_weights_average_and_what_the_optimizer_keeps() -> None:
-    adafactor = section(train={"optimizer": "adafactor", "ema_config": {"use_ema": True}})
+    adafactor = section(train={"optimizer": "adafactor"} | EMA)
     counted = count_trainable_params(adafactor)
     rows_and_columns = sum(4 * sum(shape) for shape in counted.shapes)
     assert counted.state_bytes(adafactor.train) == 8 * 147_456_000 + rows_and_columns
@@ -372,3 +302,77 @@ def test_the_table_is_used_where_the_job_does_not_fit_without_it(gb: int, table:
         machine=Machine("cuda", gb * GB), model={"modulation_table": table}, train={"gradient_checkpointing": level}
     )
     assert found.modulation_table is (gb == 45 if table == "auto" else table)
+
+
+# ------------------------------------------------------------ what is advised
+
+
+def advised(machine: Machine, *items: BucketedSample, **parts: Any) -> tuple[str | None, MemoryEstimate]:
+    job, groups = grouped(section(**parts), *items)
+    found = plan_memory(job, groups, CARD if machine.kind == "cuda" else machine)
+    return advice(job, groups, machine, found), found
+
+
+@pytest.mark.parametrize(
+    ("machine", "job", "begins", "gb"),
+    [
+        (CARD, {}, "for a 24 GB GPU: model.quantize: true with qtype: int8 saves 13.", 24),
+        (
+            Machine("cuda", 16 * GB),
+            {"model": INT8},
+            "warning: this device has 16.0 GB, which is not enough: model.",
+            16,
+        ),
+        (Machine("cpu", 8 * GB), {"model": INT8}, "warning: 8.0 GB of main memory are free, which is not enough: ", 0),
+        (CARD, {"network": FULL}, "for an 80 GB GPU: train.optimizer: adafactor saves 16", 80),
+    ],
+)
+def test_what_makes_it_fit_comes_with_the_peak_that_is_left(machine: Machine, job: dict, begins: str, gb: int) -> None:
+    words, _ = advised(machine, **job)
+    assert words and words.startswith(begins)
+    assert not gb or float(words.rpartition("then ")[2].split()[0]) <= gb
+
+
+def test_what_is_advised_brings_the_peak_that_is_named() -> None:
+    words, _ = advised(CARD, network=FULL)
+    reached = plan(network=FULL, train=FUSED).device_bytes
+    assert words and words.endswith(f"then {reached / GB:.1f} GB")
+
+
+def test_the_smallest_card_and_a_device_that_is_large_enough_need_no_advice() -> None:
+    frugal = {"quantize": True, "qtype": "int4", "quantize_te": True, "qtype_te": "int4", "blocks_to_swap": 50}
+    words, found = advised(CARD, item(256, 0), model=frugal, train={"gradient_checkpointing": "full_offload"})
+    assert (found.card(), words) == (8, None)
+    assert advised(Machine("cuda", 24 * GB), model=INT8)[0] is None
+
+
+def test_what_auto_does_on_a_smaller_card_comes_before_any_change() -> None:
+    words, found = advised(CARD, item(1536, 3), model=INT8, train={"gradient_checkpointing": "auto"})
+    offloaded = plan(item(1536, 3), model=INT8, train={"gradient_checkpointing": "full_offload"}).device_bytes
+    assert offloaded < 24 * GB < found.device_bytes and found.card() == 48
+    assert words and words.startswith("for a 24 GB GPU: train.gradient_checkpointing: auto (there full_offload) saves ")
+    assert words.endswith(f"GB; then {offloaded / GB:.1f} GB") and "qtype" not in words
+
+
+@pytest.mark.parametrize(("share", "starts"), [(1.0, True), (0.96, True), (0.94, False)])
+def test_a_run_that_is_known_not_to_fit_does_not_start_unless_told_to(
+    share: float, starts: bool, tmp_path: Path
+) -> None:
+    job, groups = grouped(section(model=INT8, training_folder=str(tmp_path)))
+    found = plan_memory(job, groups, CARD, "full")
+    machine = Machine("cuda", int(share * found.peak_bytes))
+    lack = shortage(job, machine, found)
+    assert lack.startswith("" if starts else "the run needs 2") and (lack == "") == starts
+    assert "memory_check: false" in lack or starts
+    told = job.model_copy(update={"memory_check": False})
+    assert shortage(told, machine, found) == shortage(job, CARD, found) == ""
+
+
+def test_what_encoding_needs_does_not_count_where_it_may_be_done(tmp_path: Path) -> None:
+    job, groups = grouped(section(model=INT8 | {"qtype": "int2"}, training_folder=str(tmp_path)), item(256, 0))
+    found = plan_memory(job, groups, CARD, "full")
+    assert found.device.name == "encoding"
+    machine = Machine("cuda", int(0.9 * found.peak_bytes))
+    assert shortage(job, machine, found)
+    (tmp_path / "_cache").mkdir()
+    assert shortage(job, machine, found) == ""

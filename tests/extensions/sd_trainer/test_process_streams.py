@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import group_items, group_stream
+from extensions.sd_trainer.memory_inputs import group_items, groups_of
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from jobs import ExtensionJob
 from tests.extensions.sd_trainer.test_memory_plan import item, phase
@@ -136,10 +137,10 @@ def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(ma
         section = SdTrainerConfig.model_validate(
             given | {"datasets": [entry], "train": {"gradient_checkpointing": "full"}}
         )
-        stream = make_stream_of_noise(section)
-        assert group_stream(section, stream)[0].bucket == Size(1024, 1024)
-        of_folder = plan_memory(section, group_items(section, [item(references=0)]), Machine("cuda"))
-        return plan_memory(section, group_stream(section, stream), Machine("cuda")), of_folder
+        data = SimpleNamespace(stream=make_stream_of_noise(section), held_out=())
+        assert groups_of(section, data)[0].bucket == Size(1024, 1024)
+        of_folder = plan_memory(section, group_items([item(references=0)]), Machine("cuda"))
+        return plan_memory(section, groups_of(section, data), Machine("cuda")), of_folder
 
     plan, of_folder = planned(0)
     there, before = (phase(found, "training").device for found in (plan, of_folder))

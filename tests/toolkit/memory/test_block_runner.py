@@ -12,6 +12,7 @@ from toolkit.config.train import CompileConfig
 from toolkit.memory import block_runner as engine_module
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.estimate import StepShape, activation_bytes
+from toolkit.memory.flops import EFFICIENCY
 from toolkit.memory.offload import BlockSwap
 
 WORK = StepShape(tokens=1000, width=64, blocks=5, number_bytes=4)
@@ -125,7 +126,7 @@ def test_uncompiled_on_a_gpu_the_time_of_the_host_counts(
     )
     monkeypatch.setattr(engine, "_device", torch.device("cuda"))
     monkeypatch.setattr(engine, "_wrap", lambda: None)
-    monkeypatch.setattr(engine_module, "step_flops", lambda device: 3e14)
+    monkeypatch.setattr(engine_module, "peak_flops", lambda device: 3e14 / EFFICIENCY)
     engine.choose_checkpointing(WORK, needed=0)
     assert engine.level == level
 

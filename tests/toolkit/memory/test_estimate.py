@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit.memory.estimate import GB, Machine, MemoryEstimate, Phase, Saving, machine_of, suggest
+from toolkit.memory.estimate import GB, Machine, MemoryEstimate, Phase, machine_of
 from toolkit.system import device
 
 
@@ -63,17 +63,6 @@ def test_the_json_has_all_phases_in_bytes() -> None:
         [16, 24, 48, 80],
     )
     assert found["phases"]["encoding"] == {"device": {"text encoder": GB}, "host": {"process baseline": GB // 2}}
-
-
-def test_the_remedy_says_what_each_change_saves_and_what_is_left() -> None:
-    savings = [Saving("model.qtype: int4", 6 * GB), Saving("train.batch_size: 1", GB)]
-    assert suggest(plan(20), 16 * GB, savings) == (
-        "model.qtype: int4 saves 6.0 GB, train.batch_size: 1 saves 1.0 GB; then 13.0 GB"
-    )
-    assert suggest(plan(30), 16 * GB, savings) == (
-        "no setting makes it fit: model.qtype: int4 saves 6.0 GB, train.batch_size: 1 saves 1.0 GB, but 23.0 GB remain"
-    )
-    assert suggest(plan(30), 16 * GB, []) == "no setting makes it fit"
 
 
 def test_the_machine_is_the_card_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.extensions.sd_trainer.test_parallel import several
-from toolkit.memory.oom_hints import memory_advice, suggestions
+from toolkit.memory.oom_hints import applied, memory_advice, suggestions
 
 FRUGAL = {
     "name_or_path": "x/y",
@@ -32,24 +32,27 @@ def section(**fields) -> SdTrainerConfig:
 def test_everything_that_would_help_is_named_in_order() -> None:
     found = memory_advice(
         section(
-            train={"gradient_checkpointing": False, "batch_size": 4},
+            train={"gradient_checkpointing": False, "batch_size": 4, "optimizer": "adamw"},
             datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (768, 1024)}],
+            sample={"samples": [{"prompt": "a cup"}]},
         )
     )
     order = [
         "train.gradient_checkpointing: auto",
         "qtype: int8",
-        "batch_size: 1 with gradient_accumulation: 4",
-        "match_target_res",
-        "blocks_to_swap: 30",
+        "qtype: int4",
         "quantize_te: true",
         "low_vram",
-        "text_encoder_cpu",
+        "batch_size: 1 with gradient_accumulation: 4",
+        "match_target_res",
+        "adamw8bit",
+        "blocks_to_swap: 30",
+        "gradient_checkpointing: full_offload",
+        "smaller images in sample",
         "resolution: 768",
-        "network.linear: 8",
     ]
     places = [found.index(word) for word in order]
-    assert places == sorted(places)
+    assert places == sorted(places) and found.count("; ") == len(order) - 1
 
 
 def test_what_is_used_already_is_not_advised() -> None:
@@ -76,24 +79,15 @@ def test_a_rectangle_shrinks_as_a_rectangle() -> None:
     assert change.area == 704 * 384 / (960 * 544)
 
 
-def test_a_smaller_number_type_is_the_next_step() -> None:
-    assert "qtype: int4" in memory_advice(section(model={"name_or_path": "x/y", "quantize": True}))
-
-
-def test_full_checkpointing_can_still_be_offloaded() -> None:
-    assert "gradient_checkpointing: full_offload" in memory_advice(section(train={"gradient_checkpointing": True}))
-    assert "gradient_checkpointing" not in memory_advice(section(train={"gradient_checkpointing": "auto"}))
-
-
 def test_a_model_that_is_trained_itself_has_other_remedies() -> None:
     full = {"network": {"type": "full"}, "model": {"name_or_path": "x/y", "low_vram": True}}
     found = memory_advice(section(**full))
-    order = ["optimizer: adafactor", "full_bf16: true", "fused_backward_pass: true", "768", "network.type: lora"]
+    order = ["optimizer: adafactor", "full_bf16: true", "fused_backward_pass: true", "768"]
     places = [found.index(word) for word in order]
     assert places == sorted(places)
     assert "quantize: true with" not in found and "linear" not in found and "swap" not in found
     used = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True}
-    assert "train." not in memory_advice(section(**full, train=used)).partition("network.type: lora")[0]
+    assert memory_advice(section(**full, train=used)).count("train.") == 1  # full_offload
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy", "sgd", "schedulefree_adamw"])
@@ -103,33 +97,20 @@ def test_no_single_change_of_a_model_that_is_trained_itself_is_refused(optimizer
         return
     job = section(network={"type": "full"}, train={"optimizer": optimizer, "full_bf16": full_bf16})
     for change in suggestions(job):
-        assert not errors(change.applied(job)), change.text
+        assert not errors(applied(job, [change])), change.text
 
 
-def test_an_optimizer_of_8_bits_and_no_average_are_advised_for_an_adapter() -> None:
-    found = memory_advice(section(train={"optimizer": "adamw", "ema_config": {"use_ema": True}}))
-    assert "train.optimizer: adamw8bit; train.ema_config.use_ema: false" in found
-    assert "8bit" not in memory_advice(section(train={"optimizer": "prodigy"}))
-
-
-def test_smaller_samples_are_advised_where_there_are_some() -> None:
-    sample = {"sample": {"samples": [{"prompt": "a cup"}]}}
-    assert "smaller pictures in sample" in memory_advice(section(**sample))
-    assert "smaller pictures" not in memory_advice(section(**sample, train={"disable_sampling": True}))
-    assert "smaller pictures" not in memory_advice(section())
-
-
-def test_a_section_with_every_change_has_no_advice_left_but_smaller_numbers() -> None:
+def test_a_section_with_every_change_has_no_advice_left_but_a_smaller_resolution() -> None:
     """Each change is what its words say: once applied it is not advised again."""
     changed = section(train={"gradient_checkpointing": False, "batch_size": 2, "optimizer": "adamw"})
     for _ in range(20):
-        left = [change for change in suggestions(changed) if not change.is_last_resort]
+        left = [change for change in suggestions(changed) if change.area == 1]
         if not left:
             break
-        changed = left[0].applied(changed)
+        changed = applied(changed, left[:1])
     assert not left
     assert (changed.model.qtype, changed.model.blocks_to_swap, changed.train.batch_size) == ("int4", 30, 1)
-    assert changed.train.gradient_checkpointing == "auto"
+    assert changed.train.gradient_checkpointing == "full_offload"
     assert changed.train.gradient_accumulation == 2
 
 
@@ -140,4 +121,4 @@ def test_several_processes_are_advised_nothing_that_is_refused_then(monkeypatch,
     with several(monkeypatch, 8):
         found = list(suggestions(job))
         assert found
-        assert not any(errors(change.applied(job)) for change in found)
+        assert not any(errors(applied(job, [change])) for change in found)
