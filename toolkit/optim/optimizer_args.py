@@ -247,18 +247,15 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
         fits = isinstance(value, tuple | list) and len(value) == len(default)
         parts = zip(value, default, strict=True) if fits else ()
         fits, wanted = fits and all(_is_number(part) or part is own for part, own in parts), f"{len(default)} numbers"
-        value = tuple(_as(kind, part) for kind, part in zip(default, value, strict=True)) if fits else value
+        if fits:  # whole numbers as fractions where the defaults are: PyTorch refuses betas of both kinds
+            pairs = zip(default, value, strict=True)
+            value = tuple(float(p) if isinstance(own, float) and isinstance(p, int) else p for own, p in pairs)
     else:
         fits, wanted = isinstance(value, type(default)), f"a {type(default).__name__}"
     if not fits:
         example = f", such as {list(default)}" if isinstance(default, tuple) else f", such as {default}"
         raise ArgumentError(f"{argument}: {given!r} is not {wanted}{example}.")
     return value
-
-
-def _as(default: Any, given: Any) -> Any:
-    """A whole number where the default is a fraction as one: PyTorch refuses betas of both kinds."""
-    return float(given) if isinstance(default, float) and isinstance(given, int) else given
 
 
 def _is_number(value: Any) -> bool:
@@ -340,66 +337,33 @@ FLOAT = 4
 def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) -> int:
     """Bytes of the state for weights of these shapes. name, arguments: `train.optimizer` and its `optimizer_params`.
 
-    A class that is not in the table is taken to keep two numbers per weight, as most do.
+    A class that is not in the tables is taken to keep two numbers per weight, as most do.
     """
     kind = OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2]
-    of_shape = _STATE.get(kind, _numbers(2))
-    return sum(of_shape(shape, arguments) for shape in shapes)
+    if moments := _EIGHT_BIT_MOMENTS.get(kind):
+        counts = [prod(shape) for shape in shapes]
+        # With the scale of each block; in float32 where the weight is small.
+        return moments * sum(n + FLOAT * -(-n // BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n for n in counts)
+    numbers = _NUMBERS.get(kind, _NUMBERS["AdamW"])
+    return sum(int(FLOAT * numbers(shape, arguments)) for shape in shapes)
 
 
-def _numbers(count: float) -> Callable[[Shape, Arguments], int]:
-    return lambda shape, arguments: int(FLOAT * count * prod(shape))
-
-
-def _sgd(shape: Shape, arguments: Arguments) -> int:
-    return FLOAT * prod(shape) if arguments.get("momentum") else 0
-
-
-def _rmsprop(shape: Shape, arguments: Arguments) -> int:
-    """The mean square, with `momentum` its buffer, with `centered` the mean."""
-    kept = 1 + bool(arguments.get("momentum")) + bool(arguments.get("centered"))
-    return FLOAT * kept * prod(shape)
-
-
-def _muon(shape: Shape, arguments: Arguments) -> int:
-    """Of a matrix or a kernel the momentum, of a vector two moments."""
-    return FLOAT * prod(shape) * (1 if len(shape) >= 2 else 2)
-
-
-def _adafactor(shape: Shape, arguments: Arguments) -> int:
-    """Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too."""
-    squares = sum(shape) if len(shape) == 2 else prod(shape)
-    return FLOAT * (squares + (prod(shape) if arguments.get("beta1") is not None else 0))
-
-
-def _prodigy(shape: Shape, arguments: Arguments) -> int:
-    """Two moments, and of each `slice_p`-th weight its start and the sum of its gradients."""
-    return int(FLOAT * prod(shape) * (2 + 2 / max(1, int(arguments.get("slice_p", 1)))))
-
-
-def _eight_bit(moments: int) -> Callable[[Shape, Arguments], int]:
-    def of_shape(shape: Shape, arguments: Arguments) -> int:
-        count = prod(shape)
-        if count < LEAST_FOR_8_BIT:
-            return FLOAT * moments * count
-        return moments * (count + FLOAT * -(-count // BLOCK))
-
-    return of_shape
-
-
-_STATE: dict[str, Callable[[Shape, Arguments], int]] = {
-    "AdamW": _numbers(2),
-    "Adam": _numbers(2),
-    "AdamWScheduleFree": _numbers(2),
-    "SGD": _sgd,
-    "RMSprop": _rmsprop,
-    "Lion": _numbers(1),
-    "Muon": _muon,
-    "Adafactor": _adafactor,
-    "Prodigy": _prodigy,
-    "AdamW8bit": _eight_bit(2),
-    "Adam8bit": _eight_bit(2),
-    "Lion8bit": _eight_bit(1),
-    "AdEMAMix8bit": _eight_bit(3),
+_NUMBERS: dict[str, Callable[[Shape, Arguments], float]] = {
+    "AdamW": lambda shape, given: 2 * prod(shape),
+    "SGD": lambda shape, given: prod(shape) if given.get("momentum") else 0,
+    # The mean square, with `momentum` its buffer, with `centered` the mean.
+    "RMSprop": lambda shape, given: (1 + bool(given.get("momentum")) + bool(given.get("centered"))) * prod(shape),
+    "Lion": lambda shape, given: prod(shape),
+    # Of a matrix or a kernel the momentum, of a vector two moments.
+    "Muon": lambda shape, given: prod(shape) * (1 if len(shape) >= 2 else 2),
+    # Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too.
+    "Adafactor": lambda shape, given: (
+        (sum(shape) if len(shape) == 2 else prod(shape)) + (prod(shape) if given.get("beta1") is not None else 0)
+    ),
+    # Two moments, and of each `slice_p`-th weight its start and the sum of its gradients.
+    "Prodigy": lambda shape, given: prod(shape) * (2 + 2 / max(1, int(given.get("slice_p", 1)))),
 }
-"""By the name of the class."""
+"""Class -> float32 numbers of the state for a weight."""
+
+_EIGHT_BIT_MOMENTS = {"AdamW8bit": 2, "Adam8bit": 2, "Lion8bit": 1, "AdEMAMix8bit": 3}
+"""Class -> 8-bit numbers of the state per weight."""
