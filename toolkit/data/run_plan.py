@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, prod
 from pathlib import Path
 from textwrap import shorten
@@ -70,6 +70,16 @@ class FolderPlan:
         """Samples this folder gives to one epoch."""
         return self.repeats * sum(bucket.images for bucket in self.buckets)
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": self.folder,
+            "images": self.images,
+            "repeats": self.repeats,
+            "missing_captions": self.missing_captions,
+            "references": {str(count): images for count, images in self.references.items()},
+            "buckets": [asdict(bucket) for bucket in self.buckets],
+        }
+
 
 @dataclass(frozen=True)
 class StreamPlan:
@@ -102,17 +112,16 @@ class StreamPlan:
     def lines(self) -> str:
         places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
         count = f"{self.samples:,} samples as given" if self.samples else "number of samples not known"
-        passes = {None: [], 1: ["    read through once"]}.get(self.epochs, [f"    read through {self.epochs} times"])
-        steps = [f"{line}: how many steps that are is not known" for line in passes]
         caption = f"caption {shorten(self.first_caption, 60)!r}" if self.first_caption else "no caption"
-        return "\n".join(
-            [
-                f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
-                f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",
-                f"    batches of up to {self.largest} pixels",
-                *steps,
-            ]
-        )
+        lines = [
+            f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
+            f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",
+            f"    batches of up to {self.largest} pixels",
+        ]
+        if self.epochs is not None:
+            passes = "once" if self.epochs == 1 else f"{self.epochs} times"
+            lines.append(f"    read through {passes}: how many steps that are is not known")
+        return "\n".join(lines)
 
 
 class MemoryEstimate(Protocol):
@@ -206,7 +215,7 @@ class RunPlan:
         return {
             "type": self.type,
             "name": self.name,
-            "datasets": [_folder_json(folder) for folder in self.datasets],
+            "datasets": [folder.to_json() for folder in self.datasets],
             **({"stream": self.stream.to_json()} if self.stream else {}),
             "samples_per_epoch": self.samples_per_epoch,
             "micro_batches_per_epoch": self.micro_batches_per_epoch,
@@ -283,19 +292,6 @@ def _folder_plan(folder: FolderInfo, crops: dict[ResizeCrop, list[str]]) -> Fold
         cut=sum(cut[crop] * len(names) for crop, names in crops.items()) / max(1, buckets.total()),
         most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
     )
-
-
-def _folder_json(folder: FolderPlan) -> dict[str, Any]:
-    return {
-        "folder": folder.folder,
-        "images": folder.images,
-        "repeats": folder.repeats,
-        "missing_captions": folder.missing_captions,
-        "references": {str(count): images for count, images in folder.references.items()},
-        "buckets": [
-            {"width": bucket.width, "height": bucket.height, "images": bucket.images} for bucket in folder.buckets
-        ],
-    }
 
 
 def _folder_lines(folder: FolderPlan) -> str:

@@ -16,10 +16,9 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
 from threading import Event
-from typing import IO, Any, NoReturn, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -157,20 +156,17 @@ def _without_braces(pattern: str) -> list[str]:
         if not (match := _BRACES.search(pattern)):
             done.append(pattern)
             continue
-        before, after = pattern[: match.start()], pattern[match.end() :]
-        waiting += [before + word + after for word in _words(match[1], pattern)]
+        words = match[1].split(",")
+        if numbers := _NUMBERS.fullmatch(match[1]):
+            first, last = int(numbers[1]), int(numbers[2])
+            if not 0 <= last - first < MAX_SHARDS:
+                what = f"{{{match[1]}}} counts from {first} to {last}. Write the smaller number first."
+                raise UserError(f"{pattern}: {what}")
+            words = [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
+        waiting += [pattern[: match.start()] + word + pattern[match.end() :] for word in words]
         if len(waiting) > MAX_SHARDS:
             raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
     return done
-
-
-def _words(inside: str, pattern: str) -> list[str]:
-    if not (numbers := _NUMBERS.fullmatch(inside)):
-        return inside.split(",")
-    first, last = int(numbers[1]), int(numbers[2])
-    if not 0 <= last - first < MAX_SHARDS:
-        raise UserError(f"{pattern}: {{{inside}}} counts from {first} to {last}. Write the smaller number first.")
-    return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
 
 
 # ---------------------------------------------------------------- the hub
@@ -206,19 +202,17 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
         remedy = f"Download the shards with `hf download --repo-type dataset {repo}` and give their path."
         raise UserError(f"{pattern}: the hub cannot be asked: {_first_line(error)}. {remedy}") from error
     files = sorted(sibling.rfilename for sibling in info.siblings or [])
-    found = [file for file in files if _matches(file, wanted)]
+    # As a shell does: `*` does not go beyond a folder.
+    parts = wanted.split("/")
+    found = [
+        file for file in files if file.count("/") == len(parts) - 1 and all(map(fnmatchcase, file.split("/"), parts))
+    ]
     if not found:
         tars = [file for file in files if ".tar" in file]
         there = f"It has {len(tars)} tar files, such as {tars[0]}." if tars else "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
     return [(prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)) for file in found]
-
-
-def _matches(file: str, pattern: str) -> bool:
-    """As a shell does: `*` does not go beyond a folder."""
-    parts, patterns = file.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 # ---------------------------------------------------------------- the web
@@ -255,57 +249,58 @@ class _WebFile(io.RawIOBase):
         """Raises RunError when the server refuses, or does not answer after all pauses."""
         for attempt in range(len(self._pauses) + 1):
             try:
-                count = self._read_some(buffer)
+                if self._at == self._length:
+                    return 0
+                count = (self._response or self._connect()).readinto(buffer)
+                if not count and self._length is not None and self._at < self._length:
+                    raise ConnectionError(f"{self._length - self._at:,} bytes are missing")
             except HTTPError as error:
                 error.close()
                 if error.code < 500 and error.code not in _BUSY:
-                    self._refused(error)
-                self._pause(attempt, error)
+                    raise self._refusal(error) from None
+                self._pause(attempt, f"status {error.code}", error)
             except (OSError, http.client.HTTPException) as error:
-                self._pause(attempt, error)
+                reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
+                self._pause(attempt, _first_line(reason), error)
             else:
                 self._at += count
                 return count
         raise AssertionError("the last attempt raises")
 
-    def _read_some(self, buffer: Any) -> int:
-        if self._at == self._length:
-            return 0
-        response = self._response or self._connect()
-        count = response.readinto(buffer)
-        if not count and self._length is not None and self._at < self._length:
-            raise ConnectionError(f"{self._length - self._at:,} bytes are missing")
-        return count
-
     def _connect(self) -> http.client.HTTPResponse:
+        name, at = self._shard.name, self._at
         request = Request(self._shard.address)
-        if self._at:
-            request.add_header("Range", f"bytes={self._at}-")
+        if at:
+            request.add_header("Range", f"bytes={at}-")
         if self._shard.token:
             request.add_unredirected_header("Authorization", f"Bearer {self._shard.token}")
         response = cast("http.client.HTTPResponse", build_opener(_KeepsToken).open(request, timeout=TIMEOUT_S))
         self._response = response
         partial = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if response.status == 206 and not (partial and int(partial[1]) == self._at):
-            raise RunError(f"{self._shard.name}: the server sends other bytes than those from {self._at:,} on.")
+        if response.status == 206 and not (partial and int(partial[1]) == at):
+            raise RunError(f"{name}: the server sends other bytes than those from {at:,} on.")
         length = partial[2] if partial else response.headers.get("Content-Length", "")
         known = int(length) if length.isdecimal() else None
         if self._length is not None and known not in (None, self._length):
-            raise RunError(f"{self._shard.name}: was {self._length:,} bytes long and is {length} now. Start again.")
+            raise RunError(f"{name}: was {self._length:,} bytes long and is {length} now. Start again.")
         self._length = known or self._length
-        if response.status != 206 and self._at:  # the server knows no ranges
-            self._skip(response, self._at)
+        if response.status != 206 and at:  # the server knows no ranges: what lies before is read and dropped
+            for start in range(0, at, 1 << 18):
+                wanted = min(1 << 18, at - start)
+                if len(response.read(wanted)) < wanted:
+                    raise ConnectionError("ended before the byte where it broke")
         return response
 
-    def _skip(self, response: http.client.HTTPResponse, count: int) -> None:
-        for start, end in pairwise([*range(0, count, 1 << 18), count]):
-            if len(response.read(end - start)) < end - start:
-                raise ConnectionError("ended before the byte where it broke")
+    def _refusal(self, error: HTTPError) -> RunError:
+        token = "The token that was sent may not read it." if self._shard.token else "No token was sent: give one."
+        remedies = {401: token, 403: token, 416: f"It is shorter than {self._at:,} bytes: it has changed."}
+        remedy = remedies.get(error.code, "Look at the pattern.")
+        return RunError(f"{self._shard.name}: the server answers {error.code} {error.reason}. {remedy}")
 
-    def _pause(self, attempt: int, error: Exception) -> None:
+    def _pause(self, attempt: int, what: str, error: Exception) -> None:
         """Waits before the next attempt. Raises RunError when it was the last one, or the run is stopped."""
         self._disconnect()
-        where = f"{self._shard.name}: the connection broke at byte {self._at:,} ({_reason(error)})"
+        where = f"{self._shard.name}: the connection broke at byte {self._at:,} ({what})"
         if attempt == len(self._pauses):
             raise RunError(f"{where}, {attempt + 1} times in a row. Resume when the server can be reached.") from error
         if attempt:  # an idle connection is closed by many servers: once is no news
@@ -313,25 +308,10 @@ class _WebFile(io.RawIOBase):
         if self._stop.wait(self._pauses[attempt]):
             raise RunError(f"{where}. The run is being stopped.") from error
 
-    def _refused(self, error: HTTPError) -> NoReturn:
-        answer = f"{self._shard.name}: the server answers {error.code} {error.reason}"
-        remedy = "Look at the pattern."
-        if error.code in (401, 403):
-            remedy = "The token that was sent may not read it." if self._shard.token else "No token was sent: give one."
-        elif error.code == 416:
-            remedy = f"It is shorter than {self._at:,} bytes: it has changed."
-        raise RunError(f"{answer}. {remedy}") from None
-
     def _disconnect(self) -> None:
         if self._response:
             self._response.close()
         self._response = None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, HTTPError):
-        return f"status {error.code}"
-    return _first_line(error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error)
 
 
 def _first_line(error: Exception) -> str:
