@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
 from toolkit.config.findings import Diagnostic, Findings, JobContext, below, warning
 from toolkit.config.located import ConfigNode, Diagnostics
@@ -22,12 +26,16 @@ ALL_OTHERS = "*"
 
 
 class StrictModel(BaseModel):
-    """A section: unknown keys are refused, it cannot change, and the docstring under a field describes it."""
+    """A section: unknown keys are refused, it cannot change, and the docstring under a field describes it.
+
+    pydantic builds it at the first validation, and `descriptions` reads the docstrings: a dry run needs few sections
+    and no description, and the rest would cost it a fourth of its time.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
+        defer_build=True,
         validate_default=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -62,6 +70,15 @@ class StrictModel(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
 
     @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With the descriptions of the fields."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in descriptions(cls).items():
+            properties[name]["description"] = text
+        return schema
+
+    @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """Turns other shapes of this section's own keys into its fields. Gets known and given keys only."""
         return entries
@@ -78,6 +95,24 @@ class StrictModel(BaseModel):
     def unused(self, keys: str, reason: str) -> Findings:
         """Warnings about those of the keys, separated by spaces, that differ from their default."""
         return (warning(key, f"has no effect{reason}") for key in keys.split() if not self.is_default(key))
+
+
+@cache
+def descriptions(section: type[BaseModel]) -> dict[str, str]:
+    """Field -> the docstring under it, read from the source of the class that declares it."""
+    found: dict[str, str] = {}
+    for cls in reversed(section.__mro__):
+        if StrictModel not in cls.__mro__[1:]:
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+        for declared, below_it in zip(body, [*body[1:], None], strict=True):
+            match declared:
+                case ast.AnnAssign(target=ast.Name(id=name)):
+                    found.pop(name, None)
+                    match below_it:
+                        case ast.Expr(value=ast.Constant(value=str(text))):
+                            found[name] = inspect.cleandoc(text)
+    return {name: text for name, text in found.items() if name in section.model_fields}
 
 
 def all_findings(section: BaseModel, job: JobContext) -> Iterator[Diagnostic]:

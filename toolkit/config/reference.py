@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from toolkit.config.base import StrictModel
+from toolkit.config.base import StrictModel, descriptions
 from toolkit.config.foreign import ForeignName, foreign_keys
 from toolkit.config.normalise import item_annotation, section_model
 from toolkit.registry import FOREIGN_TABLES, load_object
@@ -91,9 +91,9 @@ def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, typ
 
 def _section(path: str, model: type[BaseModel]) -> str:
     properties = model.model_json_schema()["properties"]
-    foreign = foreign_keys().rows(model)
+    foreign, described = foreign_keys().rows(model), descriptions(model)
     rows = [
-        f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(field.description or '')} "
+        f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(described.get(name) or '')} "
         f"| {_names(name, path, foreign)} |"
         for name, field in model.model_fields.items()
     ]

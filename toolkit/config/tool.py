@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from toolkit.config.base import descriptions
 from toolkit.config.foreign import foreign_keys
 from toolkit.config.loader import check_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
@@ -58,16 +59,13 @@ def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = (
     about, places = " ".join((model.__doc__ or "").split()), [flag_of(model, key) for key in model.positional]
     epilog = f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}." if places else None
     parser = FlagParser(prog=f"{PROGRAM} {uid}", description=about, epilog=epilog, allow_abbrev=False)
-    for name in (*model.positional, *(key for key in model.model_fields if key not in model.positional)):
-        if name in model.sections:
-            for key in model.sections[name]:
-                _add(parser, model, f"{name}.{key}", _field(model, f"{name}.{key}"))
-        elif name in model.positional and name not in as_flags:
-            _add_positional(parser, name, model.model_fields[name])
-        elif name not in ("type", "name"):
-            _add(parser, model, name, model.model_fields[name])
+    keys = (key for key in model.model_fields if key not in (*model.positional, "type", "name"))
+    for name in (*model.positional, *keys):
+        for dotted in [f"{name}.{key}" for key in model.sections[name]] if name in model.sections else [name]:
+            field, about_it = field_at(model, dotted)
+            _add(parser, model, dotted, field, about_it.replace("%", "%%"), name not in as_flags)
     for name in _idle(model):
-        flags = list(dict.fromkeys((flag_of(model, name), f"--{name}")))
+        flags = dict.fromkeys((flag_of(model, name), f"--{name}"))
         parser.add_argument(*flags, dest=name, nargs="?", const="true", help=argparse.SUPPRESS)
     return parser
 
@@ -77,40 +75,32 @@ def _idle(model: type[ToolConfig]) -> list[str]:
     return [key for key, row in foreign_keys().rows(model).items() if row.how == "idle"]
 
 
-def _field(model: type[BaseModel], dotted: str) -> FieldInfo:
-    """The field at a dotted path of sections."""
+def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
+    """The field at a dotted path of sections, and its description."""
     key, _, below = dotted.partition(".")
-    field = model.model_fields[key]
-    inner = section_model(field.annotation) if below else None
-    return _field(inner, below) if inner else field
+    inner = section_model(model.model_fields[key].annotation) if below else None
+    return field_at(inner, below) if inner else (model.model_fields[key], descriptions(model).get(key, ""))
 
 
-def _add_positional(parser: FlagParser, name: str, field: FieldInfo) -> None:
-    many = item_annotation(field.annotation) is not Any
-    optional = "*" if many else "?"
-    nargs = optional if not field.is_required() else "+" if many else None
-    parser.add_argument(name, nargs=nargs, default=None, help=_help(field), metavar=name.upper())
-
-
-def _help(field: FieldInfo) -> str:
-    return (field.description or "").replace("%", "%%")
-
-
-def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInfo) -> None:
-    many = item_annotation(field.annotation) is not Any
-    last = name.rpartition(".")[2]
-    flags = list(dict.fromkeys((flag_of(model, name), f"--{last}")))
+def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInfo, about: str, by_place: bool) -> None:
+    """One flag; by_place: without a flag, where the field is positional."""
+    many, last = item_annotation(field.annotation) is not Any, name.rpartition(".")[2]
+    if by_place and name in model.positional:
+        optional = "*" if many else "?"
+        nargs = optional if not field.is_required() else "+" if many else None
+        parser.add_argument(name, nargs=nargs, default=None, help=about, metavar=name.upper())
+        return
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     shown = "" if field.is_required() or default in (None, "", []) else f" (default: {default})"
-    value = last.upper()
-    options: dict[str, Any] = {"dest": name, "default": None, "help": _help(field) + shown}
+    options: dict[str, Any] = {"metavar": last.upper()}
     if field.annotation is bool:
-        parser.add_argument(*flags, nargs="?", const="true", metavar="true|false", **options)
+        options = {"nargs": "?", "const": "true", "metavar": "true|false"}
     elif many:
-        parser.add_argument(*flags, nargs="+", action="extend", metavar=value, **options)
+        options |= {"nargs": "+", "action": "extend"}
     else:
-        required = field.is_required() and "." not in name  # of a section it may come from elsewhere
-        parser.add_argument(*flags, required=required, metavar=value, **options)
+        options["required"] = field.is_required() and "." not in name  # of a section it may come from elsewhere
+    flags = dict.fromkeys((flag_of(model, name), f"--{last}"))
+    parser.add_argument(*flags, dest=name, default=None, help=about + shown, **options)
 
 
 def flag_of(model: type[ToolConfig], key: str) -> str:
@@ -162,28 +152,23 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
     """The section as the nodes of a config file, each with its flag as its place."""
     entries = {"type": _scalar(uid, "type", text_only=True)}
     for key, value in given.items():
-        if key in _idle(model):
-            entries[key] = _scalar(value, flag_of(model, key), text_only=False)
-            continue
-        field = _field(model, key)
         place = key if key in model.positional else flag_of(model, key)
-        item = item_annotation(field.annotation)
+        if key in _idle(model):
+            entries[key] = _scalar(value, place, text_only=False)
+            continue
+        annotation = field_at(model, key)[0].annotation
         if isinstance(value, list):
-            children = [_scalar(text, place, is_text(item)) for text in value]
+            children = [_scalar(text, place, is_text(item_annotation(annotation))) for text in value]
             node = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
         else:
-            node = _scalar(value, place, is_text(field.annotation))
+            node = _scalar(value, place, is_text(annotation))
         *above, last = key.split(".")
-        _section(entries, model, above)[last] = node
+        section = entries
+        for depth, part in enumerate(above):
+            at = flag_of(model, f"{part}.{model.sections[part][0]}") if depth == 0 else part
+            section = section.setdefault(part, ConfigNode({}, (at,), _NOWHERE, _NOWHERE)).value
+        section[last] = node
     return ConfigNode(entries, (), _NOWHERE, _NOWHERE)
-
-
-def _section(entries: dict[str, ConfigNode], model: type[ToolConfig], path: Sequence[str]) -> dict[str, ConfigNode]:
-    """The entries of the section at `path`, which is made where it is not there yet."""
-    for depth, key in enumerate(path):
-        place = flag_of(model, ".".join((*path[: depth + 1], model.sections[path[0]][0]))) if depth == 0 else key
-        entries = entries.setdefault(key, ConfigNode({}, (place,), _NOWHERE, _NOWHERE)).value
-    return entries
 
 
 def _scalar(text: str, place: str, text_only: bool) -> ConfigNode:
