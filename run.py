@@ -25,7 +25,7 @@ from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import log, redact
 from toolkit.files.writing import find_config
-from toolkit.fluxflow_keys import split_flags
+from toolkit.registry import FOREIGN_FLAGS, load_object
 from toolkit.system import distributed, signals
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.system.torch_version import check_torch_version, prepare_allocator
@@ -189,7 +189,7 @@ def load(
     argument: the file; None: the flags are all there is.
     """
     from toolkit.config import load_job
-    from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
+    from toolkit.config.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
     config = load_job(path, extensions.find_config, name=arguments.name, flags=arguments.flags)
@@ -230,7 +230,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "one of its files: docs/coming_from_fluxflow.md",
     )
     try:
-        flags, rest = split_flags(argv, list(parser._option_string_actions))
+        flags, rest = load_object(FOREIGN_FLAGS)(argv, list(parser._option_string_actions))
     except UserError as error:
         parser.error(str(error))
     # Intermixed: flags may stand between two configs.

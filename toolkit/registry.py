@@ -44,6 +44,15 @@ FAMILIES = Registry(
 SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
 """Gives an autoencoder the SPADE that lies in its folder: `(autoencoder, folder)`."""
 
+FOREIGN_FILES = {"fluxflow": "extensions.compat.fluxflow:GUIDE"}
+"""What makes a job of a file that was written for another program: a `toolkit.config.foreign.ForeignFile` each."""
+
+FOREIGN_FLAGS = "extensions.compat.fluxflow_keys:split_flags"
+"""Takes another program's flags out of a command line: `(argv, own options) -> (flag -> texts, the rest)`."""
+
+FLUXFLOW_FILES = "extensions.compat.fluxflow_files:FluxflowFiles"
+"""The callback of `save.fluxflow_files`."""
+
 FOREIGN_KEYS = "extensions.compat.keys:KEYS"
 """What is known of the keys of other programs: a `toolkit.config.foreign.ForeignKeys`."""
 

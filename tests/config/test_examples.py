@@ -16,10 +16,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from extensions.compat.fluxflow import sized
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.vae_memory_plan import Work, plan_memory
 from tests.light_start import FORBID
-from toolkit.config.compat.fluxflow import sized
 from toolkit.memory.estimate import GB, Machine
 
 Run = Callable[..., subprocess.CompletedProcess]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from extensions.compat.fluxflow import sized
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import Job, contents, draw_pictures
 from tests.faults.nursery import Nursery
 from tests.faults.test_cuda import STAND_IN, memory_event
 from tests.stand_in_cuda import built
-from toolkit.config.compat.fluxflow import sized
 
 STEPS = 6
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)

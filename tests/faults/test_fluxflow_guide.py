@@ -21,6 +21,8 @@ import yaml
 from safetensors.torch import load_file
 
 import run as command_line
+from extensions.compat.fluxflow import sized, transformer_size
+from extensions.compat.fluxflow_keys import FLAGS, KEYS, split_flags
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
@@ -28,14 +30,12 @@ from tests import fluxflow_guide as guide
 from tests.conftest import ROOT
 from tests.faults.nursery import Child, Nursery
 from toolkit.config import JobConfig, load_job
-from toolkit.config.compat.fluxflow import sized, transformer_size
-from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
 from toolkit.config.dataset import DatasetConfig
+from toolkit.config.foreign import COMMAND_LINE
 from toolkit.config.located import ConfigNode, SourceLocation
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
-from toolkit.fluxflow_keys import FLAGS, KEYS, split_flags
 
 EXTENSIONS = discover()
 HAS_FLOW = any(found.uid == "flow_trainer" for found in EXTENSIONS.found)

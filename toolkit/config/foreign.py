@@ -1,16 +1,17 @@
-"""What the core asks about the keys of other programs. Their table and its reader lie in `extensions/compat`, which
-is found by its name in `toolkit.registry`."""
+"""What the core asks about the keys and files of other programs. The answers lie in `extensions/compat`, which is found
+by its name in `toolkit.registry`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
 from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.registry import FOREIGN_KEYS, load_object
+from toolkit.registry import FOREIGN_FILES, FOREIGN_KEYS, load_object
 
 NO_DEFAULT: Any = object()
 
@@ -81,3 +82,37 @@ def foreign_keys() -> ForeignKeys:
     """The table of this program."""
     keys: ForeignKeys = load_object(FOREIGN_KEYS)
     return keys
+
+
+COMMAND_LINE = "command line"
+"""Stands for the name of a file where the flags of another program are all there is."""
+
+
+class ForeignFile(Protocol):
+    """A kind of file that was written for another program, and the flags of that program."""
+
+    def reads(self, root: ConfigNode) -> bool:
+        """Whether a file that is no job is of this kind."""
+
+    def with_flags(
+        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+    ) -> ConfigNode:
+        """The root with the flags in their places; None: a root of them alone. Raises ConfigErrors for a file of
+        another kind."""
+
+    def as_job(self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> ConfigNode:
+        """The root of the job that such a file describes.
+
+        folder: of the file, where files that it names are looked for first. name: of the job, instead of the file's.
+        """
+
+    def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
+        """The root as it would be written for a job of this name."""
+
+
+def foreign_file(root: ConfigNode) -> ForeignFile | None:
+    """What reads a file; None for a job."""
+    if {"job", "config"} & root.value.keys():
+        return None
+    readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())
+    return next((reader for reader in readers if reader.reads(root)), None)

@@ -13,10 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from toolkit.config.base import all_findings
-from toolkit.config.compat import fluxflow
-from toolkit.config.compat.fluxflow_flags import COMMAND_LINE, with_flags
 from toolkit.config.field_types import LONGEST_NAME
-from toolkit.config.foreign import foreign_keys
+from toolkit.config.foreign import COMMAND_LINE, foreign_file, foreign_keys
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
@@ -37,6 +35,7 @@ from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
+from toolkit.registry import FOREIGN_FILES, load_object
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
@@ -88,8 +87,8 @@ def load_job(
     remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
     root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
-    if fluxflow.is_guide(root):
-        root = fluxflow.as_job(root, Path(path).parent, name, diagnostics)
+    if reader := foreign_file(root):
+        root = reader.as_job(root, Path(path).parent, name, diagnostics)
     config = check_top_level(root, diagnostics)
     job_name = name if name is not None else read_name(config, diagnostics)
     root = replace_name(root, job_name)
@@ -120,10 +119,7 @@ def read_written(
         text = read_text(path, diagnostics)
         root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
     if flags:
-        if root is not None and not fluxflow.is_guide(root):
-            given = ", ".join(f"--{flag}" for flag in flags)
-            diagnostics.fatal(root.value_at, (), f"{given}: goes with a file of FluxFlow's guide (data:, training:).")
-        root = with_flags(root, flags, diagnostics)
+        root = load_object(FOREIGN_FILES["fluxflow"]).with_flags(root, flags, diagnostics)
     assert root is not None  # there is a file, or there are flags
     return text, root
 

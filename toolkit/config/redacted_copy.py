@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from toolkit.config.compat.fluxflow import DEFAULT_OUTPUT, is_guide, output_paths
+from toolkit.config.foreign import foreign_file
 from toolkit.config.located import ConfigNode
 from toolkit.config.yaml_reader import scalar_kind
 from toolkit.files.redact import REDACTED, is_secret, redact
@@ -21,8 +19,9 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
 
     `root` is what `text` holds before anything was filled in. rewrite: it is not YAML, or not all of it.
     """
-    if is_guide(root):
-        return redact(_dump(_renamed(root, new_name), None) if rewrite or new_name else _without_secrets(text, root))
+    if reader := foreign_file(root):
+        named = reader.renamed(root, new_name) if new_name is not None else root
+        return redact(_dump(named, None) if rewrite or new_name else _edit(text, _redactions(root)))
     config = root.value["config"]
     name = config.value.get("name")
     # An aliased name stands elsewhere in the text, where other keys use it too.
@@ -36,25 +35,6 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
 
 def _redactions(root: ConfigNode) -> list[tuple[int, int, str]]:
     return [(*node.span, REDACTED) for node in secret_scalars(root)]
-
-
-def _without_secrets(text: str, root: ConfigNode) -> str:
-    return _edit(text, _redactions(root))
-
-
-def _renamed(root: ConfigNode, new_name: str | None) -> ConfigNode:
-    """A root of FluxFlow's shape whose results go to a folder of this name."""
-    if new_name is None:
-        return root
-    parent = Path(next((str(node.value) for node in output_paths(root)), DEFAULT_OUTPUT)).parent
-    for section in ("training", "output"):
-        node = root.value.get(section)
-        if node is not None and isinstance(node.value, dict):
-            kept = {key: child for key, child in node.value.items() if key != "output_path"}
-            root = replace(root, value={**root.value, section: replace(node, value=kept)})
-    path = replace(root, value=str(parent / new_name), path=("output", "output_path"))
-    output = root.value.get("output") or replace(root, value={}, path=("output",))
-    return replace(root, value={**root.value, "output": replace(output, value={**output.value, "output_path": path})})
 
 
 def _rename(text: str, config: ConfigNode, name: ConfigNode | None, new_name: str) -> tuple[int, int, str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from extensions.compat.fluxflow import sized
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from toolkit.config.compat.fluxflow import sized
 from toolkit.config.process import JobContext
 
 JOB = JobContext("job")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from extensions.compat.fluxflow import sized
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.autoencoder_sizes import autoencoder_sizes
 from extensions.from_scratch.autoencoders import Autoencoder, make_autoencoder
 from tests.extensions.from_scratch.conftest import SMALL
-from toolkit.config.compat.fluxflow import sized
 
 QWEN = {
     **SMALL["AutoencoderKLQwenImage"],

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from extensions.compat.fluxflow import sized
 from extensions.from_scratch.autoencoders import make_autoencoder
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.vae_memory_advice import advice, memory_advice, suggestions
 from extensions.from_scratch.vae_memory_plan import Work, plan_memory
 from tests.extensions.from_scratch.test_vae_memory_plan import CARD, section
-from toolkit.config.compat.fluxflow import sized
 from toolkit.memory.estimate import GB, Machine
 from toolkit.memory.oom_hints import applied
 

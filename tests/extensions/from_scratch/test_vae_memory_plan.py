@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from extensions.compat.fluxflow import sized
 from extensions.from_scratch.autoencoder_step import Adversary, AutoencoderStep, trained_parameters
 from extensions.from_scratch.autoencoders import make_autoencoder
 from extensions.from_scratch.discriminator import PatchDiscriminator
@@ -21,7 +22,6 @@ from extensions.from_scratch.pixels import PixelBatch
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.vae_memory_plan import Work, discriminator_sizes, lpips_sizes, plan_memory, trained_weights
 from tests.extensions.from_scratch.conftest import SMALL
-from toolkit.config.compat.fluxflow import sized
 from toolkit.data.types import BatchSpec, BucketedSample, ResizeCrop, Sample, Size
 from toolkit.memory.estimate import GB, Machine, MemoryEstimate
 from toolkit.train.interface import Backward

@@ -11,8 +11,8 @@ from toolkit.config.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.files.log import StatusLine
 from toolkit.files.run_files import EVENTS, GRAPH, EventLog
+from toolkit.registry import FLUXFLOW_FILES, load_object
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
-from toolkit.train.callbacks.fluxflow_files import FluxflowFiles
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.overview import OverviewCallback
 from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
@@ -107,7 +107,7 @@ def standard_callbacks(
     save, event = section.save, reporting.event
     callbacks: list[Callback] = []
     if save.fluxflow_files != "none" and section.name:
-        named = FluxflowFiles(save.fluxflow_files)
+        named = load_object(FLUXFLOW_FILES)(save.fluxflow_files)
         event = _fan_out([event, named.event])
         callbacks.append(named)
     interval, keep = Interval(*save.interval()), save.files_to_keep()

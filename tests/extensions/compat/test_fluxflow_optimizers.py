@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from tests import fluxflow_guide as guide
-from toolkit.config.compat.fluxflow_optimizers import RoleOptimizers
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors

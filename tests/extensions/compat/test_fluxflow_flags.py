@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.compat.fluxflow import as_job
-from toolkit.config.compat.fluxflow_flags import with_flags
+from extensions.compat.fluxflow import GUIDE
+from extensions.compat.fluxflow_flags import with_flags
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
@@ -75,7 +75,7 @@ def test_training_steps_is_no_switch(diagnostics: Diagnostics) -> None:
 def test_a_wrong_value_names_the_flag(diagnostics: Diagnostics) -> None:
     root = put(diagnostics, None, data_path=["x"], train_vae=["yes"], lr=["fast"])
     with pytest.raises(ConfigErrors) as caught:
-        as_job(root, Path("."), None, diagnostics)
+        GUIDE.as_job(root, Path("."), None, diagnostics)
         diagnostics.raise_errors()
     assert str(caught.value).splitlines() == [
         "command line: --lr: 'fast' is not a number.",

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from toolkit.train.callbacks import fluxflow_files
-from toolkit.train.callbacks.fluxflow_files import FluxflowFiles, link, prefix_of
+from extensions.compat import fluxflow_files
+from extensions.compat.fluxflow_files import FluxflowFiles, link, prefix_of
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Run
 

@@ -1,5 +1,5 @@
 """A file or a command line of FluxFlow's training guide -> a job: each step of `training.pipeline.steps` becomes a
-process, its values nodes that keep their line and column. What each key becomes: `toolkit.fluxflow_keys`."""
+process, its values nodes that keep their line and column. What each key becomes: `extensions.compat.fluxflow_keys`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.compat.fluxflow_optimizers import RoleOptimizers
-from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
-from toolkit.config.normalise import merge_aliases
-from toolkit.config.yaml_reader import scalar_kind, scalar_value
-from toolkit.errors import did_you_mean
-from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
-from toolkit.files.safetensors_io import METADATA, read_header
-from toolkit.fluxflow_keys import (
+from extensions.compat.fluxflow_flags import with_flags
+from extensions.compat.fluxflow_keys import (
     DATA,
     KEYS,
     NOT_HERE,
@@ -33,6 +27,13 @@ from toolkit.fluxflow_keys import (
     Key,
     names_in,
 )
+from extensions.compat.fluxflow_optimizers import RoleOptimizers
+from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
+from toolkit.config.normalise import merge_aliases
+from toolkit.config.yaml_reader import scalar_kind, scalar_value
+from toolkit.errors import did_you_mean
+from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
+from toolkit.files.safetensors_io import METADATA, read_header
 from toolkit.system.nvidia import half_precision
 
 Level = dict[str, ConfigNode]
@@ -74,17 +75,37 @@ SMALL_IMAGE = 64
 """Side in pixels below which latents have a quarter of it instead of an eighth."""
 
 
-def is_guide(root: ConfigNode) -> bool:
-    """Whether a file is of the guide's shape."""
-    return not {"job", "config"} & root.value.keys() and bool(MARKS & root.value.keys())
+class _Guide:
+    """A `toolkit.config.foreign.ForeignFile`."""
+
+    def reads(self, root: ConfigNode) -> bool:
+        return not {"job", "config"} & root.value.keys() and bool(MARKS & root.value.keys())
+
+    def with_flags(
+        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+    ) -> ConfigNode:
+        if root is not None and not self.reads(root):
+            given = ", ".join(f"--{flag}" for flag in flags)
+            diagnostics.fatal(root.value_at, (), f"{given}: goes with a file of FluxFlow's guide (data:, training:).")
+        return with_flags(root, flags, diagnostics)
+
+    def as_job(self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> ConfigNode:
+        return _Reader(root, folder, name, diagnostics).job()
+
+    def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
+        parent = Path(next((str(node.value) for node in _output_paths(root)), DEFAULT_OUTPUT)).parent
+        for section in (TRAINING, OUTPUT):
+            node = root.value.get(section)
+            if node is not None and isinstance(node.value, dict):
+                kept = {key: child for key, child in node.value.items() if key != "output_path"}
+                root = replace(root, value={**root.value, section: replace(node, value=kept)})
+        path = replace(root, value=str(parent / name), path=(OUTPUT, "output_path"))
+        output = root.value.get(OUTPUT) or replace(root, value={}, path=(OUTPUT,))
+        output = replace(output, value={**output.value, "output_path": path})
+        return replace(root, value={**root.value, OUTPUT: output})
 
 
-def as_job(root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> ConfigNode:
-    """The root of the job that a root of the guide's shape describes.
-
-    folder: of the file, in which JSON files are looked for first. name: replaces the last part of `output_path`.
-    """
-    return _Reader(root, folder, name, diagnostics).job()
+GUIDE = _Guide()
 
 
 @dataclass(frozen=True)
@@ -875,7 +896,7 @@ def _number(value: Any) -> int | float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
+def _output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
     """Where a file of the guide's shape says where results go."""
     for section in (TRAINING, OUTPUT):
         node, rest = root.find((section, "output_path"))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from extensions.compat.fluxflow_keys import KEYS, SECTIONS, TRAINING
+from toolkit.config.foreign import COMMAND_LINE
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation, dotted
 from toolkit.config.yaml_reader import scalar_value
-from toolkit.fluxflow_keys import KEYS, SECTIONS, TRAINING
-
-COMMAND_LINE = "command line"
-"""Stands for the name of a file."""
 
 
 def with_flags(root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics) -> ConfigNode:

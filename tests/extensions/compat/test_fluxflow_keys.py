@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from extensions.compat.fluxflow_keys import FLAGS, KEYS, SECTIONS, STEPS, names_in, page_rows, split_flags
 from tests.conftest import ROOT
 from toolkit.errors import UserError
-from toolkit.fluxflow_keys import FLAGS, KEYS, SECTIONS, STEPS, names_in, page_rows, split_flags
 
 OWN = ["-r", "--recover", "-n", "--name", "--dry-run", "--json", "--config", "--restart", "--log"]
 

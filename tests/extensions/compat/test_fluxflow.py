@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from extensions.compat import fluxflow
+from extensions.compat.fluxflow import GUIDE, sized
+from extensions.compat.fluxflow_flags import with_flags
+from extensions.compat.fluxflow_keys import split_flags
 from tests import fluxflow_guide as guide
-from toolkit.config.compat import fluxflow
-from toolkit.config.compat.fluxflow import as_job, is_guide, sized
-from toolkit.config.compat.fluxflow_flags import with_flags
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
-from toolkit.fluxflow_keys import split_flags
 
 
 class Read:
@@ -24,7 +24,7 @@ class Read:
 
     def __init__(self, text: str, name: str | None = None) -> None:
         diagnostics = Diagnostics("config.yaml")
-        self.root = as_job(read_yaml(text, diagnostics), Path("."), name, diagnostics)
+        self.root = GUIDE.as_job(read_yaml(text, diagnostics), Path("."), name, diagnostics)
         diagnostics.raise_errors()
         self.warnings = diagnostics.warnings
         self.job = self.root.data()
@@ -80,7 +80,7 @@ def faults(text: str) -> list[str]:
     ],
 )
 def test_a_file_is_the_guides_by_its_sections(text: str, expected: bool) -> None:
-    assert is_guide(read_yaml(text, Diagnostics("x"))) is expected
+    assert GUIDE.reads(read_yaml(text, Diagnostics("x"))) is expected
 
 
 def test_results_go_to_the_output_path_and_each_step_to_a_folder_below(read) -> None:
@@ -638,7 +638,7 @@ def test_every_command_of_the_guide_becomes_a_job(name: str, read) -> None:
     flags, rest = split_flags(guide.arguments(command), [])
     diagnostics = Diagnostics("command line")
     root: ConfigNode = with_flags(None, flags, diagnostics)
-    job = as_job(root, Path("."), None, diagnostics).data()
+    job = GUIDE.as_job(root, Path("."), None, diagnostics).data()
     diagnostics.raise_errors()
     (process,) = job["config"]["process"]
     assert (rest, process["type"], process["name"]) == ([], "vae_trainer", "train")
