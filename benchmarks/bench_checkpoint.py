@@ -132,7 +132,7 @@ class SaveCallbackToWaitFor(SaveCallback):
     """The program's hook, whose thread can be waited for."""
 
     def wait(self) -> None:
-        self._background.wait()
+        self._collect(wait=True)
 
 
 def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveCallbackToWaitFor]:

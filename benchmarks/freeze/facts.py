@@ -28,7 +28,7 @@ KINDS = ("tensors", "metadata", "logs", "documents", "texts", "pages", "images",
 """What is compared. `files`: whether a file is there at all."""
 
 MEASURED = re.compile(
-    r"([^/]*/)*([^/]*_s|s_per_it|time|timestamp|updated|updated_at|started|ended|at|free_bytes|measured_.*)|time/.*"
+    r"([^/]*/)*([^/]*_s|s_per_it|seconds|time|timestamp|updated|updated_at|started|ended|at|free_bytes|measured_.*)|time/.*"
 )
 """Fields that no two runs have in common: times (`_s` ends the name of seconds here) and the memory that was used."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import bench_from_scratch
-from benchmarks.bench_from_scratch import range_of, sample_files, vae_section
 from benchmarks.vae_loops import PlainVaeLoop
 
 QUICK = ("step", "--rounds", "1", "--warm-up", "1", "--noisy")
@@ -23,28 +22,6 @@ def test_a_plain_loop_that_does_less_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(PlainVaeLoop, "_loss", lambda self, fake, real, mean, logvar: (fake - real).square().mean())
     with pytest.raises(SystemExit, match="first losses"):
         bench_from_scratch.main([*QUICK])
-
-
-def test_a_range_is_of_means_of_ten() -> None:
-    assert range_of([0.0, 2.0] * 5 + [3.0] * 10 + [100.0]) == {"lowest": 1.0, "highest": 3.0, "mean": 2.0}
-
-
-def test_samples_are_in_the_order_of_their_prompts(tmp_path) -> None:
-    for index in range(12):
-        (tmp_path / f"000000450_{index}.png").touch()
-        (tmp_path / f"000000000_{index}.png").touch()
-    assert [file.name for file in sample_files(tmp_path, 450)] == [f"000000450_{index}.png" for index in range(12)]
-
-
-def test_the_model_is_small_enough(tmp_path) -> None:
-    import torch
-
-    from extensions.from_scratch.autoencoders import make_autoencoder
-    from extensions.from_scratch.vae_config import VaeTrainerConfig
-
-    section = VaeTrainerConfig(**vae_section(tmp_path, "vae", 1))
-    module = make_autoencoder(section.model, 0, torch.device("cpu")).module
-    assert sum(p.numel() for p in module.parameters()) <= 1_500_000
 
 
 @pytest.mark.slow  # about a minute

@@ -1,9 +1,5 @@
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,37 +64,6 @@ def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
     assert [line["status"] for line in json_lines(said)[:-1]] == ["not measured"] * 4
 
 
-def test_a_row_without_figures_says_so() -> None:
-    lines = bench_gpu.table({"1": {}, "2": {"status": "out of memory"}, "3": {"status": "measured", "s": 0.5}})
-    assert [line.split()[-1] for line in lines[1:3]] == ["measured", "memory"]
-    assert lines[1].endswith("not measured")
-    assert lines[3].split()[-7:] == ["0.500", "0.88", "-", "-", "-", "120.0", "-"]
-
-
-def test_goals_are_of_the_published_size_alone() -> None:
-    row = {"2": {"status": "measured", "s": 0.5}}
-    assert "1.10" in bench_gpu.table(row)[1]
-    assert "1.10" not in bench_gpu.table(row, goals=False)[1]
-
-
-def test_the_allocator_is_set_as_the_program_sets_it_before_torch_is_imported() -> None:
-    program = """
-import os, sys
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            sys.exit(os.environ["PYTORCH_ALLOC_CONF"])
-
-sys.meta_path.insert(0, Finder())
-import benchmarks.bench_gpu
-"""
-    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
-    command = [sys.executable, "-c", program]
-    said = subprocess.run(command, cwd=bench_gpu.ROOT, env=environment, capture_output=True, text=True).stderr
-    assert said.startswith("expandable_segments:True")
-
-
 def test_without_a_gpu_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device"):
@@ -147,51 +112,6 @@ def test_a_row_has_a_process_of_its_own(
     asked = bench_gpu.arguments(["--results", str(tmp_path / "gpu.jsonl")])
     (tmp_path / "gpu.log").write_text("{an earlier row}\n")
     assert bench_gpu.run_child("1", asked, 60).items() >= expected.items()
-
-
-def test_a_row_that_takes_too_long_is_ended_with_all_it_started(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    log = tmp_path / "gpu.log"
-
-    class TooSlow(subprocess.Popen):
-        def wait(self, timeout: float | None = None) -> int:
-            if timeout is None:
-                return super().wait()
-            wait_until(lambda: log.read_text().endswith("\n"))
-            raise subprocess.TimeoutExpired(self.args, timeout)
-
-    program = (
-        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE); "
-        "print(child.pid, flush=True); child.wait()"
-    )
-    monkeypatch.setattr(bench_gpu, "command_of", lambda name, asked: [sys.executable, "-c", program])
-    monkeypatch.setattr(subprocess, "Popen", TooSlow)
-    asked = bench_gpu.arguments(["--results", str(tmp_path / "gpu.jsonl")])
-    assert bench_gpu.run_child("1", asked, 1) is None
-    wait_until(lambda: has_ended(int(log.read_text())))
-
-
-def test_what_a_row_compiles_is_not_kept(tmp_path: Path) -> None:
-    """Of a compiler that was ended half a file would be there for the next row."""
-    program = "import os; os.makedirs(os.environ['TORCHINDUCTOR_CACHE_DIR']); print(os.environ['TRITON_CACHE_DIR'])"
-    status, said = bench_gpu.run_logged([sys.executable, "-c", program], tmp_path / "log", 60) or (None, [])
-    assert status == 0 and not Path(said[0]).parent.exists()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came")
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -86,32 +86,6 @@ def test_each_call_is_a_walk_of_its_own_in_every_thread(one: ModuleType, tracer:
     assert [walk.moves for walk in tracer.calls["one.py:enter"]] == [2, 2]
 
 
-def test_an_exception_ends_a_walk_too(one: ModuleType, tracer: Tracer) -> None:
-    with tracer:
-        with pytest.raises(ValueError):
-            one.fail()
-        one.own(0)
-    (walk,) = tracer.calls["one.py:fail"]
-    assert (walk.functions, walk.moves) == ({"one.py:fail", "two.py:fail"}, 1)
-
-
-def test_a_file_is_entered_by_an_import_too_but_its_body_is_no_function(one: ModuleType, tracer: Tracer) -> None:
-    with tracer:
-        one.late()
-    (walk,) = tracer.calls["one.py:late"]
-    assert walk.files == {"one.py", "three.py"}
-    assert walk.functions == {"one.py:late", "three.py:made", "three.py:answer"}
-
-
-def test_a_row_counts_what_is_distinct_in_all_parts() -> None:
-    traces: dict[str, Any] = {
-        "a": {"files": ["x", "y"], "functions": ["x:f", "y:g"], "moves": 2},
-        "b": {"files": ["y", "z"], "functions": ["y:g", "z:h"], "moves": 3},
-    }
-    found = row(Walk("w", "plain", ("a", "b")), traces)
-    assert (found["files"], found["functions"], found["moves"], found["parts"]) == (3, 3, 5, [2, 2])
-
-
 def test_an_entry_point_that_is_never_called_is_named() -> None:
     with pytest.raises(SystemExit, match=r"lost\.py:f was never called"):
         row(Walk("w", "plain", ("lost.py:f",)), {})
@@ -141,10 +115,6 @@ def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
 def test_every_entry_point_is_there(entry: str) -> None:
     file, function = entry.split(":")
     assert function.replace(".<locals>", "") in qualified_names(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-
-
-def test_every_walk_names_a_job() -> None:
-    assert {walk.job for walk in WALKS} == set(bench_walks.jobs())
 
 
 @pytest.mark.slow

@@ -8,18 +8,6 @@ from benchmarks import device_timer
 CPU = torch.device("cpu")
 
 
-def test_times_are_between_marks() -> None:
-    marks = device_timer.Marks(CPU)
-    marks._marks = [1.0, 3.0, 3.5]
-    assert (len(marks), marks.seconds()) == (3, [2.0, 0.5])
-
-
-def test_a_call_is_timed_after_the_warm_up() -> None:
-    calls = []
-    seconds = device_timer.seconds_per_call(lambda: calls.append(1), CPU, calls=3, warm_up=2)
-    assert (len(calls), seconds >= 0) == (5, True)
-
-
 def test_where_nothing_counts_memory_there_is_no_figure() -> None:
     device_timer.forget_peaks(CPU)
     assert device_timer.peaks(CPU) == {"allocated_gb": None, "reserved_gb": None}

@@ -22,12 +22,6 @@ def test_every_product_and_every_way_to_attend_has_a_rate_or_a_reason(found: dic
     assert any("not possible" in line for line in table)
 
 
-def test_the_best_is_of_bf16_alone() -> None:
-    rates = {"bf16 forward 8x8x8": {"tflops": 2.0}, "bf16 backward 8x8x8": {"failed": "no"}}
-    assert kernel_rates.best_bf16_product(rates | {"int8 forward 8x8x8": {"tflops": 4.0}}) == 2.0
-    assert kernel_rates.best_bf16_product({}) is None
-
-
 def test_operations_are_those_of_the_shapes() -> None:
     size = ModelSize(heads=2, head_dim=8, layers=1, rope_axes=(2, 2, 4), text_width=8, latent_side=4, text_tokens=4)
     device = torch.device("cpu")

@@ -21,17 +21,6 @@ def test_a_storage_counts_from_its_beginning_to_its_end() -> None:
         assert live.device == 0
 
 
-def test_the_peak_of_a_phase_is_its_own() -> None:
-    with LiveBytes() as live:
-        live.phase("one")
-        kept = torch.zeros(KILO)
-        (kept + 1).mul_(2)
-        live.phase("two")
-        kept.add_(1)
-    assert (live.phases["one"].device, live.phases["one"].operation) == (2000, "aten.add.Tensor")
-    assert (live.phases["two"].device, live.phases["two"].operation) == (1000, "the beginning")
-
-
 def test_what_is_made_of_the_hosts_tensors_alone_is_there_too() -> None:
     with LiveBytes() as live:
         with live.on_host():
@@ -45,19 +34,6 @@ def test_what_is_made_of_the_hosts_tensors_alone_is_there_too() -> None:
         assert (live.device, live.host) == (3000, 2000)
         del here, there, mixed
         assert (live.device, live.host) == (0, 1000)
-
-
-def test_operations_inside_of_one_are_followed_when_they_are_known() -> None:
-    def doubled(x: torch.Tensor) -> torch.Tensor:
-        return x + torch.zeros(4 * KILO).sum()
-
-    negative = torch.ops.aten.neg.default
-    x = torch.zeros(KILO)
-    for inside, most in (({}, 1000), ({negative: doubled}, 4004)):
-        with LiveBytes(inside) as live:
-            live.phase("negative")
-            torch.neg(x)
-        assert live.phases["negative"].device == most
 
 
 def test_a_kernels_own_memory_counts_while_it_works() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from mascots.drawing import draw
 from mascots.mascot import ALL, NONE, Casting, Mascot
 
 from benchmarks import mascot_classifier
-from benchmarks.mascot_classifier import MascotClassifier, agreement, drawn, pixels_of, train, trained
+from benchmarks.mascot_classifier import MascotClassifier, agreement, drawn, pixels_of, trained
 
 
 def test_it_answers_for_every_attribute_at_any_size() -> None:
@@ -32,18 +30,6 @@ def test_shares_are_of_what_is_wanted_and_no_hat_has_no_colour(monkeypatch) -> N
     monkeypatch.setattr(MascotClassifier, "attributes", lambda self, pixels: seen)
     shares = agreement(MascotClassifier(), torch.zeros(2, 3, 64, 64), wanted)
     assert shares == {name: {"hat_colour": 0.0, "pose": 0.5}.get(name, 1.0) for name in ALL}
-
-
-def test_it_is_the_same_each_time_and_kept_in_a_file(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(mascot_classifier, "train", lambda: train(pictures=40, steps=3))
-    first = trained(tmp_path / "a").state_dict()
-    (file,) = (tmp_path / "a").iterdir()
-    again = trained(tmp_path / "b").state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
-    monkeypatch.setattr(mascot_classifier, "train", lambda: pytest.fail("trained again"))
-    trained(tmp_path / "a")
-    monkeypatch.setattr(mascot_classifier, "sha256_of", lambda path: "of other drawings")
-    assert file.name != f"mascot_classifier_{mascot_classifier._recipe()}.safetensors"
 
 
 @pytest.mark.slow  # trained for a minute and a half, where no earlier run has left it

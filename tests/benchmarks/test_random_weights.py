@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from benchmarks.random_weights import DRAWN_SIZES, RandomWeightsModel, drawn_models, write_folder
-from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.sizes import modules
@@ -28,18 +26,6 @@ def test_weights_are_drawn_with_the_same_numbers_each_time(folder: Path) -> None
     assert linear.std() == pytest.approx(0.02, rel=0.1)
     assert not torch.equal(linear, one["transformer_blocks.0.attn.to_k.weight"])
     assert one["transformer_blocks.0.attn.norm_q.weight"].mean() == pytest.approx(1, abs=0.02)
-
-
-def test_blocks_are_transformed_as_the_program_does_it(folder: Path) -> None:
-    model = drawn(folder, transform_block=quantizer("int8"))
-    assert isinstance(model.transformer_blocks[0].attn.to_q, QuantizedLinear)
-    assert isinstance(model.img_in, torch.nn.Linear) and not isinstance(model.img_in, QuantizedLinear)
-
-
-def test_a_folder_holds_no_weights(folder: Path) -> None:
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000
-    drawn(folder)
-    assert all(tensor_sizes(path) == {} for path in folder.rglob("*.safetensors"))
 
 
 def test_the_published_size_is_the_one_of_the_model(tmp_path: Path) -> None:

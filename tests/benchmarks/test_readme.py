@@ -42,8 +42,3 @@ def test_every_option_in_the_text_is_one_of_some_script() -> None:
     options = set(re.findall(r"`(--[a-z][a-z-]*)", TEXT)) - {"--help"}
     assert options >= {"--noisy", "--minutes"}
     assert [option for option in options if f'"{option}"' not in sources] == []
-
-
-def test_a_continued_command_is_the_last_whole_one_with_more() -> None:
-    table = "| `python a.py --x` | one |\n| `... --y` | two |\n| `... --z 1` | three |\n| plain | `b` |\n"
-    assert list(commands(table)) == ["python a.py --x", "python a.py --x --y", "python a.py --x --z 1"]

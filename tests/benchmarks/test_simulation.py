@@ -131,35 +131,3 @@ def test_the_weights_of_the_table_are_in_the_main_memory(tmp_path: Path) -> None
     rows = simulation.LEVELS * 3 * 12 * 256 * 2
     buffers = 2 * OF_MODULATION / 2  # of a layer each, through which they are streamed
     assert plain.device - with_table.device == pytest.approx(3 * OF_MODULATION - rows - buffers, rel=0.05)
-
-
-@pytest.mark.slow
-def test_swapped_blocks_are_in_the_main_memory_but_for_the_buffers(tmp_path: Path) -> None:
-    found = at_rest(tmp_path, {"quantize": True, "qtype": "int8", "blocks_to_swap": 2})
-    assert found.host == pytest.approx(2 * OF_BLOCK, rel=0.05)
-
-
-@pytest.mark.slow
-def test_offloaded_activations_are_in_the_main_memory(tmp_path: Path) -> None:
-    """Of all blocks but the first, whose input learns nothing, and the last, which is not checkpointed."""
-    found, kept = (simulated(tmp_path / level, {}, level) for level in ("full_offload", "full"))
-    moved = 1 * (2 * SIZE.tokens + SIZE.text_tokens) * 256 * 2
-    assert found["training"].host - kept["training"].host == pytest.approx(moved, rel=0.05)
-
-
-@pytest.mark.slow
-def test_what_is_trained_has_two_moments_between_steps(tmp_path: Path) -> None:
-    thin, thick = (at_rest(tmp_path / str(rank), {}, rank=rank).device for rank in (16, 32))
-    trained = 3 * 16 * (8 * 2 * 256 + 4 * 5 * 256 + 2 * 7 * 256)
-    # Behind the last block's attention the text goes nowhere: what is trained there has no gradient, and no moments.
-    unused = 16 * (2 * 256 + 2 * 5 * 256)
-    assert thick - thin == pytest.approx(12 * trained - 8 * unused, rel=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("qtype", ["int8", "int4", "float8", "fp8_scaled"])
-def test_each_type_of_weights_is_as_small_as_it_should_be(tmp_path: Path, qtype: str) -> None:
-    plain = at_rest(tmp_path / "plain", {})
-    found = at_rest(tmp_path / qtype, {"quantize": True, "qtype": qtype})
-    of_weight = {"int8": 1, "int4": 0.53, "float8": 1, "fp8_scaled": 1.0625}[qtype]
-    assert plain.device - found.device == pytest.approx((2 - of_weight) * 3 * OF_BLOCK, rel=0.02)

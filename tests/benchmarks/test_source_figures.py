@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-from benchmarks.source_figures import circles, figures, imported, line_kinds, sources, without_typing
+from benchmarks.source_figures import circles, figures, imported, line_kinds
 
 TEXT = '''"""Head.
 
@@ -75,18 +74,3 @@ FILES = {"run.py", "room/__init__.py", "room/a.py", "room/b.py"}
 )
 def test_an_import_is_found_in_every_spelling(line: str, expected: set[str]) -> None:
     assert imported("room/b.py", ast.parse(line), FILES) == expected
-
-
-def test_a_circle_for_the_type_checker_is_none_at_run_time() -> None:
-    guarded = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from room import b\nelse:\n    import run\n"
-    found = figures({"room/a.py": guarded, "room/b.py": "from room import a\n", "run.py": "x = 1\n"})
-    assert found["circles"] == [["room/a.py", "room/b.py"]]
-    assert found["circles_at_run_time"] == []
-    assert imported("room/a.py", without_typing(ast.parse(guarded)), FILES) == {"run.py"}
-
-
-def test_sources_are_read_below_the_given_places(tmp_path: Path) -> None:
-    for name in ("run.py", "room/a.py", "other/b.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"# {name}", encoding="utf-8")
-    assert sources(tmp_path, ("room", "run.py")) == {"room/a.py": "# room/a.py", "run.py": "# run.py"}

@@ -40,12 +40,6 @@ def test_a_disturbed_machine_gives_no_report(monkeypatch: pytest.MonkeyPatch) ->
         interleave({"a": lambda: None}, warm_up=0, rounds=2)
 
 
-def test_noise_can_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, (3.0, 1.0), (1.0, 1.0))
-    rounds = interleave({"a": lambda: None}, warm_up=0, rounds=2, noisy=True)
-    assert (rounds.wall_per_cpu, rounds.disturbed) == (2.0, 1)
-
-
 def test_ratios_are_of_minima_and_medians() -> None:
     a, b = Times([1.0, 3.0, 9.0], [1.0, 2.0, 4.0]), Times([2.0, 4.0, 5.0], [2.0, 8.0, 9.0])
     assert timing.ratio(a, b) == {"wall_min": 0.5, "wall_median": 0.75, "cpu_min": 0.5, "cpu_median": 0.25}

@@ -87,15 +87,6 @@ def test_every_item_is_a_row_or_a_part_and_every_call_fits_nine_minutes_of_the_d
     assert max(verify_gpu.MINUTES.values()) <= 9
 
 
-def test_a_row_is_told_with_its_shares_and_its_plan() -> None:
-    kernels = {"bf16 forward 8x8x8": {"ms": 1.0, "tflops": 500.0}}
-    row = {"status": "measured", "what": "a row", "s": 2.0, "model_tflop": 400.0, "executed_tflop": 600.0}
-    found = {"kernels": {"status": "measured", "what": "kernels", "kernels": kernels}}
-    found |= {"1": row | {"peak_gb": 48.2, "planned_gb": 50.1, "reserved_gb": None}}
-    lines = list(verify_gpu.summary(found, verify_gpu.arguments(list(HERE))))
-    assert lines[-1] == "| 1 | a row | 2.000 s, MFU 40 %, HFU 60 %, peak 48.2 GB, planned 50.1 GB |"
-
-
 def test_parts_that_need_no_process_run_here(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for part, options in {"versions": (), "optimizers": (), "lengths, flash": ("--backend", "flash")}.items():
         verify_gpu.main([*HERE, "--results", str(results), "--part", part, *options])
