@@ -55,6 +55,8 @@ EXAMPLES = "config/examples"
 DEADLINE_S = 600
 """After which a command counts as hanging."""
 
+A_MOMENT = "2026-01-01T00:00:00Z"
+
 NOTHING_TO_COMPARE = re.compile(r"description|markdownDescription|title|examples?")
 """Fields of the JSON Schema that are prose."""
 
@@ -146,7 +148,7 @@ class Side:
 
 
 def without_measurements(run: Path) -> None:
-    """Every time and every measured size of a run's logs becomes 1: tools show them."""
+    """Every time and every measured size of a run's logs becomes the same: tools show them."""
     for path in run.rglob("*.jsonl"):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for line in lines:
