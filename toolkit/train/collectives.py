@@ -12,11 +12,11 @@ picklable function; it is called with the rank's `WorkerContext`."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,9 +72,7 @@ def _forward_on_worker(worker: WorkerContext, inputs: tuple[Any, ...]) -> None:
 
 def _on_cpu(value: Any) -> Any:
     """The inputs of a pass in CPU memory, from which they can be broadcast."""
-    if isinstance(value, Tensor):
-        return value.cpu()
-    if isinstance(value, PromptEmbeds):
+    if isinstance(value, Tensor | PromptEmbeds):
         return value.cpu()
     return tuple(map(_on_cpu, value))
 
@@ -135,22 +133,21 @@ def _gather_export(run: Run, network: Network, role: str, dtype: torch.dtype, ra
     )
 
 
-@dataclass(frozen=True)
-class _LocalPart:
-    """What one rank reports of its micro-batches."""
+class _Report(NamedTuple):
+    """What one rank tells the others of its micro-batches."""
 
     uses: list[tuple[int, int]]
     names: list[str]
-    numbers: list[str]
-    """Names of the metrics per sample."""
+    shared: set[str]
+    """These three as of `StepLossBuffer`."""
 
     roles: list[str]
     """Roles that had a loss."""
 
-    shared: set[str]
-    """As of `StepLossBuffer`."""
+    kinds: list[str]
+    """Names of the metrics per sample."""
 
-    batch_numbers: dict[str, int]
+    counts: dict[str, int]
     """Name of a metric per batch -> samples of the micro-batches that have it."""
 
     with_gradient: list[bool]
@@ -168,22 +165,59 @@ def all_reduce_gradients_and_losses(
     if run.process_group.is_single_process:
         return own
     parameters = [p for role in run.roles.values() for name, p in role.parameters.items() if name not in role.sharded]
-    gathered = run.process_group.all_gather_object(None if own is None else _local_part(own, parameters))
+    report = None
+    if own is not None:
+        counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
+        has_gradient = [p.grad is not None for p in parameters]
+        report = _Report(own.uses, own.names, own.shared, list(own.shares), list(own.per_sample), counts, has_gradient)
+    gathered = run.process_group.all_gather_object(report)
     reports = [report for report in gathered if report is not None]
     if own is None or len(reports) < len(gathered):
         return None
     for parameter, *has_gradient in zip(parameters, *(report.with_gradient for report in reports), strict=True):
         if any(has_gradient) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    kinds = next(report.numbers for report in reports if report.uses)
     roles = [name for name in run.roles if any(name in report.roles for report in reports)]
-    counts = sum((Counter(report.batch_numbers) for report in reports), Counter[str]())
-    numbers = _numbers(own, accumulation_step, roles, kinds, counts, _device(run))
+    device = next(p.device for role in run.roles.values() for p in role.parameters.values())
+    numbers, whole = _summands(own, accumulation_step, reports, roles, device)
     run.process_group.all_reduce_sum([*(p.grad for p in parameters if p.grad is not None), numbers])
-    names = {use: name for report in reports for use, name in zip(report.uses, report.names, strict=True)}
-    whole = _losses(numbers, accumulation_step, roles, kinds, counts, names)
-    whole.shared = set().union(*(report.shared for report in reports))
     return whole
+
+
+def _summands(
+    own: StepLossBuffer,
+    accumulation_step: AccumulationStep,
+    reports: Sequence[_Report],
+    roles: Sequence[str],
+    device: torch.device,
+) -> tuple[Tensor, StepLossBuffer]:
+    """This rank's summands in one vector, and the losses of the accumulation step, which are views of it: once it is
+    summed over the ranks, they are as on a single process. Samples of other ranks are zero."""
+    kinds = next(report.kinds for report in reports if report.uses)
+    counts = sum((Counter(report.counts) for report in reports), Counter[str]())
+    samples = accumulation_step.sample_keys
+    sizes = [len(roles), len(counts), len(kinds) * len(samples)]
+    numbers = torch.zeros(sum(sizes), device=device)
+    of_roles, of_batches, of_samples = numbers.split(sizes)
+    rows = of_samples.view(len(kinds), len(samples))
+    for place, role in enumerate(roles):
+        if role in own.shares:
+            of_roles[place] = torch.stack(own.shares[role]).sum()
+    for place, name in enumerate(counts):
+        of_batches[place] = sum(count * mean for count, mean in own.numbers[name]) / counts[name]
+    if own.uses:
+        index_of = {use: index for index, use in enumerate(samples)}
+        own_indices = torch.tensor([index_of[use] for use in own.uses], device=device)
+        for row, kind in zip(rows, kinds, strict=True):
+            row[own_indices] = torch.cat([values_B.to(device, row.dtype) for values_B in own.per_sample[kind]])
+    whole = StepLossBuffer()
+    whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
+    whole.numbers |= {name: [(counts[name], value)] for name, value in zip(counts, of_batches, strict=True)}
+    whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
+    names = {use: name for report in reports for use, name in zip(report.uses, report.names, strict=True)}
+    whole.uses, whole.names = samples, [names[use] for use in samples]
+    whole.shared = set().union(*(report.shared for report in reports))
+    return numbers, whole
 
 
 def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
@@ -199,60 +233,3 @@ def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
 def has_readers(cursor: Cursor) -> bool:
     """Whether the cursor is that of a `SharedStreamSource`, whose samples have no epoch that all processes know."""
     return isinstance(cursor, dict) and "readers" in cursor
-
-
-def _device(run: Run) -> torch.device:
-    return next(p.device for role in run.roles.values() for p in role.parameters.values())
-
-
-def _local_part(own: StepLossBuffer, parameters: list[torch.nn.Parameter]) -> _LocalPart:
-    counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
-    with_gradient = [p.grad is not None for p in parameters]
-    return _LocalPart(own.uses, own.names, list(own.per_sample), list(own.shares), own.shared, counts, with_gradient)
-
-
-def _numbers(
-    own: StepLossBuffer,
-    accumulation_step: AccumulationStep,
-    roles: list[str],
-    kinds: list[str],
-    counts: Counter[str],
-    device: torch.device,
-) -> Tensor:
-    """This rank's summands in one vector: mean loss of each role, each metric per batch, then each metric per sample
-    of the accumulation step (zero for samples of other ranks)."""
-    sums = [
-        *(torch.stack(own.shares[role]).sum() if role in own.shares else 0.0 for role in roles),
-        *(sum(count * mean for count, mean in own.numbers[name]) / counts[name] for name in counts),
-    ]
-    numbers = torch.zeros(len(sums) + len(kinds) * accumulation_step.samples, device=device)
-    for index, value in enumerate(sums):
-        numbers[index] = value
-    if own.uses:
-        index_of = {use: index for index, use in enumerate(accumulation_step.sample_keys)}
-        own_indices = torch.tensor([index_of[use] for use in own.uses], device=device)
-        rows = numbers[len(sums) :].view(len(kinds), accumulation_step.samples)
-        for row, values in zip(rows, (own.per_sample[kind] for kind in kinds), strict=True):
-            row[own_indices] = torch.cat([values_B.to(device, row.dtype) for values_B in values])
-    return numbers
-
-
-def _losses(
-    numbers: Tensor,
-    accumulation_step: AccumulationStep,
-    roles: list[str],
-    kinds: list[str],
-    counts: Counter[str],
-    names: dict[tuple[int, int], str],
-) -> StepLossBuffer:
-    """Losses of the full accumulation step, as on a single process."""
-    whole = StepLossBuffer()
-    of_roles, of_batches, of_samples = numbers.split([len(roles), len(counts), len(numbers) - len(roles) - len(counts)])
-    whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
-    whole.numbers |= {name: [(counts[name], value)] for name, value in zip(counts, of_batches, strict=True)}
-    whole.uses = accumulation_step.sample_keys
-    whole.names = [names[use] for use in accumulation_step.sample_keys]
-    whole.per_sample |= {
-        kind: [row] for kind, row in zip(kinds, of_samples.view(len(kinds), accumulation_step.samples), strict=True)
-    }
-    return whole
