@@ -1,5 +1,8 @@
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,15 @@ from toolkit.data.dataloader import BatchLoader
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.folder import scan_datasets
 from toolkit.data.items import make_items
-from toolkit.data.latent_cache import PROMPT_FORMAT, CachePair, EncodedDataset, ItemEncoder, encode_items, mask_weights
+from toolkit.data.latent_cache import (
+    PROMPT_FORMAT,
+    CachePair,
+    CacheStores,
+    EncodedDataset,
+    ItemEncoder,
+    encode_items,
+    mask_weights,
+)
 from toolkit.data.types import BatchSpec, CaptionRules
 from toolkit.errors import DataErrors, RunError
 
@@ -28,82 +39,79 @@ def items(tmp_path: Path, image, dataset):
     return make_items(scan.samples, lambda _: (64,), 32)
 
 
-def on_disk(folder: Path):
-    stores = CachePair(TensorCache(folder / "latents"), TensorCache(folder / "text"))
-    return lambda _: stores
+@pytest.fixture
+def encode(tmp_path: Path, fake_adapter) -> Callable[..., tuple[EncodedDataset, Any]]:
+    """Encodes items into the cache of the test, or into memory, and returns what is encoded and the model."""
+
+    def run(items, *arguments, in_memory: bool = False, adapter=None, dtype=torch.float32, **options):
+        adapter = adapter or fake_adapter()
+        folders = (None, None) if in_memory else (tmp_path / "cache" / "latents", tmp_path / "cache" / "text")
+        stores = CachePair(*map(TensorCache, folders))
+        return encode_items(items, adapter, lambda _: stores, dtype, *arguments, **options), adapter
+
+    return run
 
 
-def in_memory():
-    stores = CachePair(TensorCache(None), TensorCache(None))
-    return lambda _: stores
+def with_sample(items, **changes):
+    return [item._replace(sample=item.sample._replace(**changes)) for item in items]
 
 
-def with_rules(items, **rules):
-    return [i._replace(sample=i.sample._replace(rules=CaptionRules(**rules))) for i in items]
-
-
-def test_each_distinct_tensor_is_encoded_once(items, fake_adapter) -> None:
-    adapter = fake_adapter()
-    encoded = encode_items([*items, *items], adapter, in_memory(), torch.float32)
+def test_each_distinct_tensor_is_encoded_once_and_of_its_bucket(items, encode, monkeypatch) -> None:
+    reads, get = [], TensorCache.get
+    monkeypatch.setattr(TensorCache, "get", lambda self, key: reads.append(key) or get(self, key))
+    encoded, adapter = encode([*items, *items], in_memory=True, dtype=torch.bfloat16)
+    assert len(reads) == len(set(reads)) == 3 + 1 + 3
     assert adapter.calls == {"images": 3 + 1, "prompts": 3}  # the two references hold the same bytes
     assert adapter.prompts == [("picture a", 1), ("picture b", 1), ("", 0)]
-    assert encoded.read(encoded.entries[0].latents).shape == (3, 4, 8)
+    latents_CHW = encoded.read(encoded.entries[0].latents)
+    assert latents_CHW.shape == (3, 4, 8) and latents_CHW.dtype == torch.bfloat16
+    torch.testing.assert_close(latents_CHW[:, 0, 0].float(), torch.tensor([1.0, -1.0, -1.0]))
     assert encoded.read(encoded.entries[0].references[0]).mean() == 1.0
     assert encoded.entries[2].references == () and not encoded.needs_text_encoder
 
 
-def test_latents_are_those_of_the_bucket(items, fake_adapter) -> None:
-    encoded = encode_items(items, fake_adapter(), in_memory(), torch.bfloat16)
-    latents_CHW = encoded.read(encoded.entries[0].latents)
-    assert latents_CHW.dtype == torch.bfloat16
-    torch.testing.assert_close(latents_CHW[:, 0, 0].float(), torch.tensor([1.0, -1.0, -1.0]))
-
-
-def test_a_second_run_calls_no_encoder(items, tmp_path: Path, fake_adapter) -> None:
-    first = encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+def test_a_second_run_calls_no_encoder_and_needs_nothing_where_the_dataset_was_moved(
+    items, tmp_path: Path, encode, fake_adapter
+) -> None:
+    first, _ = encode(items)
+    (tmp_path / "40_x").rename(tmp_path / "7_y")
+    moved = [*items]
+    for number, item in enumerate(items):
+        moved[number] = item._replace(sample=item.sample._replace(image=str(tmp_path / "7_y" / item.sample.name)))
     adapter = fake_adapter()
     adapter.dropped = True
-    second = encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    second, _ = encode(moved, adapter=adapter)
     for one, two in zip(first.entries, second.entries, strict=True):
         for a, b in zip([*one.images(), *one.texts()], [*two.images(), *two.texts()], strict=True):
             torch.testing.assert_close(first.read(a), second.read(b), rtol=0, atol=0)
 
 
-def test_broken_off_encoding_goes_on_where_it_stopped(items, tmp_path: Path, fake_adapter) -> None:
-    class Halt(Exception):
-        pass
+def test_broken_off_encoding_goes_on_where_it_stopped(items, encode) -> None:
+    seen = []
 
     def halt(what: str, done: int, total: int) -> None:
-        if (what, done) == ("latents", 2):
-            raise Halt
+        seen.append((what, done, total))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
 
-    with pytest.raises(Halt):
-        encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32, halt)
-    adapter = fake_adapter()
-    encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    with pytest.raises(KeyboardInterrupt):
+        encode(items, halt)
+    _, adapter = encode(items, lambda *report: seen.append(report))
     assert adapter.calls == {"images": 1, "prompts": 3}
+    names = ["latents"] * 2 + ["latents in the cache"] * 2 + ["latents"] + ["text embeddings"] * 3
+    assert seen == [(name, number, 3) for name, number in zip(names, (1, 2, 1, 2, 3, 1, 2, 3), strict=True)]
 
 
-def test_progress_counts_items(items, fake_adapter) -> None:
-    seen = []
-    encode_items(items, fake_adapter(), in_memory(), torch.float32, lambda *report: seen.append(report))
-    assert seen == [(what, i, 3) for what in ("latents", "text embeddings") for i in (1, 2, 3)]
-
-
-def test_empty_caption_is_cached_where_it_may_be_drawn(items, fake_adapter) -> None:
-    adapter = fake_adapter()
-    encode_items(with_rules(items, dropout_rate=0.1), adapter, in_memory(), torch.float32)
+def test_empty_caption_is_cached_where_it_may_be_drawn(items, encode) -> None:
+    _, adapter = encode(with_sample(items, rules=CaptionRules(dropout_rate=0.1)), in_memory=True)
     # the references hold the same bytes, so a and b share the empty caption seen with them
     assert sorted(adapter.prompts) == [("", 0), ("", 1), ("picture a", 1), ("picture b", 1)]
 
 
-def test_further_prompts_are_cached_with_the_control_images(items, fake_adapter) -> None:
-    adapter = fake_adapter()
-    encoded = encode_items(
-        with_rules(items, shuffle_tokens=True),
-        adapter,
-        in_memory(),
-        torch.float32,
+def test_further_prompts_are_cached_with_the_control_images_and_shuffled_captions_are_not(items, encode) -> None:
+    encoded, adapter = encode(
+        with_sample(items, rules=CaptionRules(shuffle_tokens=True)),
+        in_memory=True,
         extra_prompts=lambda sample: {"of_class": sample.caption.replace("picture", "drawing"), "blank": ""},
     )
     assert sorted(adapter.prompts) == [("", 0), ("", 1), ("drawing a", 1), ("drawing b", 1)]
@@ -116,22 +124,16 @@ def test_further_prompts_are_cached_with_the_control_images(items, fake_adapter)
         assert torch.equal(batch.extra_prompts[name].embeds_BLD[0], expected)
 
 
-def test_a_further_prompt_that_is_too_long_is_refused(items, fake_adapter) -> None:
+def test_a_further_prompt_that_is_too_long_is_refused(items, encode, fake_adapter) -> None:
     adapter = fake_adapter()
     adapter.prompt_error = lambda text, target, references: "too many tokens" if "long" in text else None
     with pytest.raises(DataErrors, match="its caption has too many tokens"):
-        encode_items(items, adapter, in_memory(), torch.float32, extra_prompts=lambda sample: {"x": "long" * 999})
-
-
-def test_shuffled_captions_are_not_cached(items, fake_adapter) -> None:
-    adapter = fake_adapter()
-    encoded = encode_items(with_rules(items, shuffle_tokens=True), adapter, in_memory(), torch.float32)
-    assert adapter.calls == {"images": 4} and encoded.needs_text_encoder
+        encode(items, adapter=adapter, extra_prompts=lambda sample: {"x": "long" * 999})
 
 
 def test_only_texts_seen_with_pictures_or_special_tokens_have_a_new_key(items, fake_adapter) -> None:
     """Entries of plain captions that an earlier version made are still used; others were made with other positions."""
-    encoder, stores = ItemEncoder(fake_adapter(), torch.float32), in_memory()(None)
+    encoder, stores = ItemEncoder(fake_adapter(), torch.float32), CachePair(TensorCache(None), TensorCache(None))
     made_before = functools.partial(encoder._key, "text_encoder", "text")
     with_picture, alone = items[0].sample, items[2].sample
     digests = [file_digest(path) for path in with_picture.control_images]
@@ -142,90 +144,41 @@ def test_only_texts_seen_with_pictures_or_special_tokens_have_a_new_key(items, f
         assert key == made_before(sample, source, prompt=prompt, format=PROMPT_FORMAT)
 
 
-CHANGES = {
-    "vae": ({"images": 4}, {}),
-    "text_encoder": ({"prompts": 3}, {}),
-    "dtype": ({"images": 4, "prompts": 3}, {"dtype": torch.float16}),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_decides_the_result_is_in_the_key(items, tmp_path: Path, change: str, fake_adapter) -> None:
-    calls, options = CHANGES[change]
-    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
-    adapter = fake_adapter(**({} if change == "dtype" else {change: "other"}))
-    encode_items(items, adapter, on_disk(tmp_path / "cache"), options.get("dtype", torch.float32))
-    assert adapter.calls == calls
-
-
-def test_changed_files_and_captions_are_encoded_again(items, tmp_path: Path, image, fake_adapter) -> None:
-    folder = on_disk(tmp_path / "cache")
-    encode_items(items, fake_adapter(), folder, torch.float32)
+def test_what_decides_the_result_is_in_the_key(items, tmp_path: Path, image, encode, fake_adapter) -> None:
+    """Each change alone, and the encoders it calls for."""
+    larger = fake_adapter()
+    larger.reference_scale = 2
+    encode(items)
+    caption = [items[0]._replace(sample=items[0].sample._replace(caption="new")), *items[1:]]
+    for changed, options, calls in (
+        (items, {"adapter": fake_adapter(vae="other")}, {"images": 4}),
+        (items, {"adapter": fake_adapter(text_encoder="other")}, {"prompts": 3}),
+        (items, {"adapter": larger}, {"images": 1}),
+        (items, {"dtype": torch.float16}, {"images": 4, "prompts": 3}),
+        (caption, {}, {"prompts": 1}),
+        (with_sample(items, background="black"), {}, {"images": 4, "prompts": 2}),  # c's text has no image
+        (make_items([item.sample for item in items], lambda _: (32,), 32), {}, {"images": 3}),
+    ):
+        assert encode(changed, **options)[1].calls == calls
     image(tmp_path / "ref" / "a.png", 90, 60, "black")
-    adapter = fake_adapter()
-    encode_items(items, adapter, folder, torch.float32)
-    assert adapter.calls == {"images": 1, "prompts": 1}  # a's reference, and a's text seen with it
-
-    other_caption = [items[0]._replace(sample=items[0].sample._replace(caption="new")), *items[1:]]
-    adapter = fake_adapter()
-    encode_items(other_caption, adapter, folder, torch.float32)
-    assert adapter.prompts == [("new", 1)]
-
-    other_background = [i._replace(sample=i.sample._replace(background="black")) for i in items]
-    adapter = fake_adapter()
-    encode_items(other_background, adapter, folder, torch.float32)
-    assert adapter.calls == {"images": 5, "prompts": 2}  # c's text has no image
+    assert encode(items)[1].calls == {"images": 1, "prompts": 1}  # a's reference, and a's text seen with it
 
 
-def test_another_size_needs_new_latents_only(items, tmp_path: Path, fake_adapter) -> None:
-    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
-    smaller = make_items([item.sample for item in items], lambda _: (32,), 32)
-    adapter = fake_adapter()
-    encode_items(smaller, adapter, on_disk(tmp_path / "cache"), torch.float32)
-    assert adapter.calls == {"images": 3}
-
-
-def test_another_reference_size_needs_new_reference_latents_only(items, tmp_path: Path, fake_adapter) -> None:
-    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
-    adapter = fake_adapter()
-    adapter.reference_scale = 2
-    encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
-    assert adapter.calls == {"images": 1}
-
-
-def test_a_stored_entry_is_verified_once_however_often_it_is_used(items, monkeypatch, fake_adapter) -> None:
-    reads, get = [], TensorCache.get
-    monkeypatch.setattr(TensorCache, "get", lambda self, key: reads.append(key) or get(self, key))
-    encode_items([*items] * 5, fake_adapter(), in_memory(), torch.float32)
-    assert len(reads) == len(set(reads)) == 3 + 1 + 3
-
-
-def test_a_moved_dataset_needs_nothing_new(items, tmp_path: Path, fake_adapter) -> None:
-    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
-    (tmp_path / "40_x").rename(tmp_path / "7_y")
-    moved = [i._replace(sample=i.sample._replace(image=str(tmp_path / "7_y" / i.sample.name))) for i in items]
-    adapter = fake_adapter()
-    encode_items(moved, adapter, on_disk(tmp_path / "cache"), torch.float32)
-    assert not adapter.calls
-
-
-def test_damaged_entry_is_made_again_at_the_start(items, tmp_path: Path, fake_adapter) -> None:
-    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+def test_damaged_entry_is_made_again_at_the_start(items, tmp_path: Path, encode) -> None:
+    encode(items)
     victim = next((tmp_path / "cache" / "latents").rglob("*.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-3])
-    adapter = fake_adapter()
-    encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
-    assert adapter.calls == {"images": 1}
+    assert encode(items)[1].calls == {"images": 1}
 
 
-def test_all_unreadable_pictures_are_named_once_the_others_are_done(items, tmp_path: Path, fake_adapter) -> None:
+def test_all_unreadable_pictures_are_named_once_the_others_are_done(items, encode, fake_adapter) -> None:
     for path in map(Path, (items[0].sample.image, items[1].sample.control_images[0])):
         torn = bytearray(path.read_bytes())
         torn[torn.index(b"IDAT") + 4] ^= 0xFF  # the header is whole
         path.write_bytes(torn)
     adapter = fake_adapter()
     with pytest.raises(RunError) as caught:
-        encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+        encode(items, adapter=adapter)
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
         f"latents of {items[0].sample.image}",
         f"latents of reference {items[1].sample.control_images[0]}",
@@ -233,9 +186,8 @@ def test_all_unreadable_pictures_are_named_once_the_others_are_done(items, tmp_p
     assert adapter.calls == {"images": 3}  # b, c and the reference of a
 
 
-def test_entry_that_vanishes_during_the_run(items, tmp_path: Path, fake_adapter) -> None:
-    adapter = fake_adapter()
-    encoded = encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+def test_entry_that_vanishes_during_the_run(items, tmp_path: Path, encode) -> None:
+    encoded, adapter = encode(items)
     entry = encoded.entries[0].latents
     before = encoded.read(entry)
     for path in (tmp_path / "cache").rglob("*.safetensors"):
@@ -266,7 +218,7 @@ def halves(tmp_path: Path, dataset):
     return make
 
 
-def test_target_references_and_mask_are_mirrored_together(halves, tmp_path: Path, fake_adapter) -> None:
+def test_target_references_and_mask_are_mirrored_together(halves, tmp_path: Path, encode, fake_adapter) -> None:
     seen = []
 
     class Adapter(fake_adapter):
@@ -275,8 +227,7 @@ def test_target_references_and_mask_are_mirrored_together(halves, tmp_path: Path
             return super().encode_prompt(prompt, references)
 
     paths = {"control_path": (str(tmp_path / "ref"),), "mask_path": str(tmp_path / "mask")}
-    items = halves(flip_x=True, **paths)
-    encoded = encode_items(items, Adapter(), in_memory(), torch.float32)
+    encoded, _ = encode(halves(flip_x=True, **paths), adapter=Adapter())
     for plain, flipped in zip(encoded.entries[0].images(), encoded.entries[1].images(), strict=True):
         latents_CHW = encoded.read(plain)
         torch.testing.assert_close(encoded.read(flipped), latents_CHW.flip(-1))
@@ -285,43 +236,35 @@ def test_target_references_and_mask_are_mirrored_together(halves, tmp_path: Path
     assert seen == [[0], [255]]  # the text encoder sees the reference as it is used
 
 
-def test_without_a_reference_mirrored_uses_share_their_text(halves, fake_adapter) -> None:
-    adapter = fake_adapter()
-    encode_items(halves(flip_x=True, flip_y=True), adapter, in_memory(), torch.float32)
-    assert adapter.calls == {"images": 4, "prompts": 1}
+def test_flips_encode_only_what_is_new_and_share_their_text_without_a_reference(halves, encode) -> None:
+    assert encode(halves())[1].calls == {"images": 1, "prompts": 1}
+    assert encode(halves(flip_x=True))[1].calls == {"images": 1}
+    assert encode(halves(flip_x=True, flip_y=True), in_memory=True)[1].calls == {"images": 4, "prompts": 1}
 
 
-def test_turning_flips_on_encodes_only_what_is_new(halves, tmp_path: Path, fake_adapter) -> None:
-    encode_items(halves(), fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
-    adapter = fake_adapter()
-    encode_items(halves(flip_x=True), adapter, on_disk(tmp_path / "cache"), torch.float32)
-    assert adapter.calls == {"images": 1}
-
-
-def test_a_mask_is_cached_by_all_that_decides_it(halves, tmp_path: Path, monkeypatch, fake_adapter) -> None:
+def test_a_mask_is_cached_by_all_that_decides_it(halves, tmp_path: Path, monkeypatch, encode) -> None:
     made = []
     monkeypatch.setattr(
         "toolkit.data.latent_cache.mask_weights", lambda *args: made.append(args) or mask_weights(*args)
     )
 
-    def encode(**changes) -> int:
+    def count(**changes) -> int:
         made.clear()
-        items = halves(**{"mask_path": str(tmp_path / "mask"), **changes})
-        encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+        encode(halves(**{"mask_path": str(tmp_path / "mask"), **changes}))
         return len(made)
 
-    assert (encode(), encode()) == (1, 0)
+    assert (count(), count()) == (1, 0)
     for changes in ({"mask_min_value": 0.5}, {"invert_mask": True}, {"flip_x": True}):
-        assert (encode(**changes), encode(**changes)) == (1, 0), changes
+        assert (count(**changes), count(**changes)) == (1, 0), changes
     Image.new("L", (32, 16), 9).save(tmp_path / "mask" / "a.png")
-    assert (encode(), encode()) == (1, 0)
+    assert (count(), count()) == (1, 0)
     Image.new("RGBA", (64, 32)).save(tmp_path / "data" / "a.png")
     (tmp_path / "mask" / "a.png").write_bytes((tmp_path / "data" / "a.png").read_bytes())
-    assert encode() == 1
-    assert encode(mask_path=None, alpha_mask=True) == 1  # the same bytes, read another way
+    assert count() == 1
+    assert count(mask_path=None, alpha_mask=True) == 1  # the same bytes, read another way
 
 
-def test_masks_that_leave_nothing_are_named_at_each_start(halves, tmp_path: Path, said, fake_adapter) -> None:
+def test_masks_that_leave_nothing_are_named_at_each_start(halves, tmp_path: Path, said, encode) -> None:
     for folder in ("data", "mask"):
         (tmp_path / folder / "b.png").write_bytes((tmp_path / folder / "a.png").read_bytes())
         (tmp_path / folder / "white.png").write_bytes((tmp_path / folder / "a.png").read_bytes())
@@ -331,19 +274,33 @@ def test_masks_that_leave_nothing_are_named_at_each_start(halves, tmp_path: Path
     line = "these count nowhere, so nothing is learned from their images: "
     line += ", ".join(f"mask of {tmp_path / 'data' / name}.png" for name in "ab")
     for _ in range(2):
-        encode_items(halves(**masks), fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+        encode(halves(**masks))
     assert said == [line, line]
-    encode_items(halves(**masks, mask_min_value=0.1), fake_adapter(), in_memory(), torch.float32)
+    encode(halves(**masks, mask_min_value=0.1), in_memory=True)
     assert len(said) == 2
 
 
-def test_a_mask_needs_no_encoder_to_be_made_again(halves, tmp_path: Path, fake_adapter) -> None:
-    adapter = fake_adapter()
-    encoded = encode_items(
-        halves(mask_path=str(tmp_path / "mask")), adapter, on_disk(tmp_path / "cache"), torch.float32
-    )
+def test_a_mask_needs_no_encoder_to_be_made_again(halves, tmp_path: Path, encode) -> None:
+    encoded, adapter = encode(halves(mask_path=str(tmp_path / "mask")))
     adapter.unload_encoders()
     before = encoded.read(encoded.entries[0].mask)
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.unlink()
     assert torch.equal(encoded.read(encoded.entries[0].mask), before)
+
+
+def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "data" / "a.png")
+    kept = SimpleNamespace(cache_latents=True, cache_latents_to_disk=True, cache_text_embeddings=None)
+    passing = SimpleNamespace(cache_latents=True, cache_latents_to_disk=False, cache_text_embeddings=False)
+    section = SimpleNamespace(datasets=(kept, passing), requested_text_cache=lambda d: d.cache_text_embeddings)
+    stores = CacheStores(tmp_path / "out")
+    # two entries over one folder, whose flags differ
+    scan = scan_datasets([dataset(tmp_path / "data")] * 2, None)
+    of_sample = stores.of_samples(section)
+    for sample, outlives in zip(scan.samples, (True, False), strict=True):
+        for store in of_sample(sample):
+            key = f"{outlives}{id(store)}"
+            store.put(key, {"a": torch.zeros(1)})
+            assert store.get(key) is not None
+            assert bool(list((tmp_path / "out" / "_cache").rglob(f"{key}.safetensors"))) is outlives
