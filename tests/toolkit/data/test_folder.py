@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.golden_tables import golden
 from toolkit.data.folder import scan_datasets
 from toolkit.data.images import HAS_HEIF, open_image
-from toolkit.data.types import Size
+from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.errors import DataErrors
 
 PHOTOS = "config/examples/photos"
@@ -310,9 +311,9 @@ def test_a_broken_link_is_a_mistake(tmp_path: Path, image, dataset) -> None:
 def test_order_does_not_depend_on_the_file_system(tmp_path: Path, image, dataset, monkeypatch) -> None:
     for name in ("b", "a", "C", "ä"):
         image(tmp_path / f"{name}.png")
-    entries = sorted(os.listdir(tmp_path))
+    entries = sorted(os.scandir(tmp_path), key=lambda entry: entry.name)
     for order in (entries, entries[::-1]):
-        monkeypatch.setattr(os, "listdir", lambda folder, order=order: order)
+        monkeypatch.setattr(os, "scandir", lambda folder, order=order: nullcontext(order))
         names = [sample.name for sample in scan_datasets([dataset(tmp_path)], None).samples]
         assert names == ["C.png", "a.png", "b.png", "ä.png"]
 
@@ -325,6 +326,44 @@ def test_scanning_and_planning_import_no_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, f"{PHOTOS}/40_photo/coffee.jpg"], check=True)
+
+
+def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
+    data = tmp_path / "data" / "7_x"
+    image(data / "a.png", 64, 48)
+    (data / "a.txt").write_text("[trigger] on a hill")
+    for folder in ("first", "second", "masks"):
+        image(tmp_path / folder / "a.png", 64, 48)
+    section = dataset(
+        tmp_path / "data",
+        control_path=(str(tmp_path / "first"), str(tmp_path / "second")),
+        mask_path=str(tmp_path / "masks"),
+        mask_min_value=0.25,
+        invert_mask=True,
+        caption_dropout_rate=0.125,
+        shuffle_tokens=True,
+        keep_tokens=2,
+        loss_multiplier=3.0,
+        background="black",
+        flip_y=True,
+    )
+    plain, mirrored = scan_datasets([dataset(data), section], "sks").folders[1].samples
+    assert plain == Sample(
+        image=str(data / "a.png"),
+        caption="sks on a hill",
+        repeats=7,
+        size=Size(64, 48),
+        folder=f"{tmp_path}/data/7_x",
+        control_images=(str(tmp_path / "first" / "a.png"), str(tmp_path / "second" / "a.png")),
+        rules=CaptionRules(dropout_rate=0.125, shuffle_tokens=True, keep_tokens=2, trigger="sks"),
+        mask=Mask(str(tmp_path / "masks" / "a.png"), min_value=0.25, inverted=True),
+        loss_weight=3.0,
+        background="black",
+        flip=Flip(),
+        dataset=1,
+    )
+    assert plain.name == "a.png"
+    assert mirrored == plain._replace(flip=Flip(y=True))
 
 
 # ---------------------------------------------------------------- flips, masks, regularisation
