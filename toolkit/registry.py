@@ -44,6 +44,9 @@ FAMILIES = Registry(
 SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
 """Gives an autoencoder the SPADE that lies in its folder: `(autoencoder, folder)`."""
 
+PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
+"""What a process of ai-toolkit has that ours lack: name -> makes it, for a process."""
+
 FOREIGN_FILES = {"fluxflow": "extensions.compat.fluxflow:GUIDE"}
 """What makes a job of a file that was written for another program: a `toolkit.config.foreign.ForeignFile` each."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import UserError
-from toolkit.progress import ProgressBar, Timer
+from toolkit.registry import PROCESS_ATTRIBUTES, load_object
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -29,16 +29,24 @@ class BaseProcess:
         self.job = job
         self.config = config
         """The section as plain data, `type` included."""
-        self.raw_process_config = config
         self.section = self._typed_section()
         """The section as the extension's own model, when it has one (`get_config`)."""
         self.name: str = self.get_conf("name") or job.name
         self.meta: dict[str, Any] = copy.deepcopy(dict(job.meta))
-        self.performance_log_every: int = self.get_conf("performance_log_every", 0)
-        self.timer = Timer(f"{self.name} timer")
-        """`with self.timer("encode"): ...`; `self.timer.print()` shows the means."""
-        self.progress_bar = ProgressBar()
-        """`reset(total)`, `update()`, `set_postfix_str(text)` as tqdm's; shown from the first `update` on."""
+
+    if TYPE_CHECKING:  # of what is made on demand, what docs/extensions.md promises: any other name stays an error
+        timer: Any
+        progress_bar: Any
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            """What ai-toolkit's processes have besides, such as `timer` and `progress_bar`, made on demand."""
+            attributes = load_object(PROCESS_ATTRIBUTES)
+            if name not in attributes:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            value = attributes[name](self)
+            setattr(self, name, value)
+            return value
 
     def run(self) -> None:
         """Runs the process. A subclass calls `super().run()` first."""

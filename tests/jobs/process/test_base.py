@@ -23,6 +23,8 @@ def test_what_it_is_given() -> None:
     assert made.section is None
     assert made.performance_log_every == 0
     assert (made.timer.name, made.progress_bar.n) == ("job timer", 0)
+    with pytest.raises(AttributeError, match="'BaseExtensionProcess' object has no attribute 'tymer'"):
+        _ = made.tymer
     made.run()
     made.on_error(ValueError())
 

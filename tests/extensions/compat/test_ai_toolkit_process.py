@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toolkit.progress import ProgressBar, Timer
+from extensions.compat.ai_toolkit_process import ProgressBar, Timer
 
 
 def test_a_timer_prints_the_mean_of_each_name(capsys) -> None:

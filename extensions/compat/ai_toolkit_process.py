@@ -1,4 +1,4 @@
-"""The timer and the progress bar that a process has, with the methods that ai-toolkit's extensions call."""
+"""What an extension written for ai-toolkit finds in its process: a timer, a progress bar, names of its settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from toolkit.files.log import StatusLine
 
@@ -92,3 +93,12 @@ class ProgressBar:
         count = f"{self.n}" if self.total is None else f"{self.n}/{self.total}"
         head = " ".join(filter(None, (count, self._desc)))
         self._status.update(" | ".join(filter(None, (head, self._postfix))))
+
+
+ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
+    "timer": lambda process: Timer(f"{process.name} timer"),
+    "progress_bar": lambda process: ProgressBar(),
+    "raw_process_config": lambda process: process.config,
+    "performance_log_every": lambda process: process.get_conf("performance_log_every", 0),
+}
+"""Attribute of a process -> what it is, made when it is first asked for."""
