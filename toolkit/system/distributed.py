@@ -85,9 +85,11 @@ class ProcessGroup:
         """Connects the ranks. minutes: timeout of a collective; 0: `TIMEOUT_MIN`."""
         if self.is_single_process:
             return
+        import torch
         import torch.distributed as dist
 
-        backend = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
+        has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         timeout = timedelta(minutes=minutes or TIMEOUT_MIN)
         # Without this the ranks would wait for one that has failed already until the timeout.
         self._store_call(lambda store: store.add(_READY, 1))
@@ -171,21 +173,20 @@ class ProcessGroup:
         shard: the tensor is this shard of a larger one, which is gathered: all ranks have to call it, and the device of
         rank 0 needs room for the full tensor. dtype: of the copy; None: that of the tensor.
         """
-        full = tensor.detach() if shard is None else self._gather_rows(tensor.detach(), shard)
+        import torch.distributed as dist
+
+        full: Tensor | None = tensor.detach()
+        if shard is not None:
+            each = rows_per_rank(shard.shape[0], self.world_size)
+            with self._oom_as_run_error():
+                padded = tensor.new_zeros(each, *shard.shape[1:])  # all ranks send the same size
+                joined = tensor.new_empty(each * self.world_size, *shard.shape[1:]) if self.is_main_process else None
+            padded[: len(tensor)] = tensor.detach()
+            self.run_collective(dist.gather, padded, None if joined is None else list(joined.chunk(self.world_size)))
+            full = None if joined is None else joined[: shard.shape[0]]
         if full is None or not self.is_main_process:
             return None
         return full.to("cpu", dtype or full.dtype, copy=True).contiguous()
-
-    def _gather_rows(self, own: Tensor, shard: RowShard) -> Tensor | None:
-        import torch.distributed as dist
-
-        each = rows_per_rank(shard.shape[0], self.world_size)
-        with self._oom_as_run_error():
-            padded = own.new_zeros(each, *shard.shape[1:])  # all ranks send the same size
-            joined = own.new_empty(each * self.world_size, *shard.shape[1:]) if self.is_main_process else None
-        padded[: len(own)] = own
-        self.run_collective(dist.gather, padded, None if joined is None else list(joined.chunk(self.world_size)))
-        return None if joined is None else joined[: shard.shape[0]]
 
     def _reduce(self, tensors: Sequence[Tensor], reduce: Callable[[Any, Tensor], Any]) -> None:
         if self.is_single_process:
@@ -240,18 +241,15 @@ class ProcessGroup:
             if self.is_single_process:
                 raise
             signals.ignore()
-            raise ReportedExit(self._end(error, report)) from error
-
-    def _end(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
-        """Reports the error, or leaves that to another rank, and returns the exit code."""
-        code = self._report_once(error, report)
-        self._store_call(lambda store: store.add(_ENDED, 1))
-        if not (self._connected or isinstance(error, Interrupted | KeyboardInterrupt)):
-            # The store may be this rank's: a slower one learns there that an error which all find is reported.
-            self._poll_before_exit(lambda store: store.add(_ENDED, 0) >= self.world_size)
-        return code
+            code = self._report_once(error, report)
+            self._store_call(lambda store: store.add(_ENDED, 1))
+            if not (self._connected or isinstance(error, Interrupted | KeyboardInterrupt)):
+                # The store may be this rank's: a slower one learns there that an error which all find is reported.
+                self._poll_before_exit(lambda store: store.add(_ENDED, 0) >= self.world_size)
+            raise ReportedExit(code) from error
 
     def _report_once(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
+        """Reports the error, or leaves that to another rank, and returns the exit code."""
         if isinstance(error, PeerFailedError):
             reports = (
                 self.is_main_process
@@ -259,7 +257,9 @@ class ProcessGroup:
                 else self._store_call(lambda store: store.add(_LOST_PEERS, 1), 1) == 1
             )
             return report(error) if reports else error.exit_code
-        code, text = _exit_code(error), str(error) or type(error).__name__
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = EXIT_SIGINT if interrupted else getattr(error, "exit_code", EXIT_FAILURE)
+        text = str(error) or type(error).__name__
         record = json.dumps({"rank": self.rank, "code": code, "text": text})
         stored = self._store_call(lambda store: store.compare_set(_FAILURE, "", record).decode(), record) or record
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
@@ -378,19 +378,6 @@ def exit_process(code: int) -> NoReturn:
             stream.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_SIGINT
-    return getattr(error, "exit_code", EXIT_FAILURE)
-
-
-def _has_nccl() -> bool:
-    import torch
-    import torch.distributed as dist
-
-    return torch.cuda.is_available() and dist.is_nccl_available()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
