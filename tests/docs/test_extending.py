@@ -63,6 +63,13 @@ print(sum(rows * columns for rows, columns in KINDS["rslora"].layer_shapes(secti
 print(StepShape(7, 8, 2, 4, "rslora").kept("none") > 0)
 
 from tests.findings import warnings
+from tests.toolkit.config.conftest import find_model, trainer
+from toolkit.config.loader import load_job
+
+Path("photos").mkdir()
+Path("job.yaml").write_text(trainer("datasets: [{image_dir: photos}]"))
+print(load_job("job.yaml", find_model).processes[0].section.datasets[0].folder_path)
+
 from toolkit.flow.loss import loss_per_sample
 
 print([(found.key, found.severity) for found in warnings(NetworkConfig(linear=600))])
@@ -97,7 +104,7 @@ def apply(diff: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "diff", DIFFS, ids=["rule", "tool", "loss", "schedule", "optimizer", "timestep sampling", "kind", "family"]
+    "diff", DIFFS, ids=["rule", "name", "tool", "loss", "schedule", "optimizer", "timestep sampling", "kind", "family"]
 )
 def test_a_diff_is_under_ten_lines(diff: str) -> None:
     assert 0 < len(changed(diff)) < 10
@@ -120,7 +127,7 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     assert used.stdout.splitlines() == [
         *("[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"),
         *("True", "64", "True"),
-        *("[(('linear',), 'warning')]", "0.433781"),
+        *("photos", "[(('linear',), 'warning')]", "0.433781"),
         *("Qwen-Image 0 True", "qwen_image"),
     ]
     tool = [sys.executable, "run.py", "layers", "x.safetensors"]
