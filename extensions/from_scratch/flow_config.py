@@ -34,7 +34,7 @@ from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, path_hint
 from toolkit.config.findings import below, warning
 from toolkit.config.located import KeyPath
-from toolkit.config.model_files import INDEX, looks_like_a_path, path_fault, pipeline_of
+from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
@@ -270,7 +270,7 @@ class FlowModelConfig(StrictModel):
 
     def _check_folder(self) -> Iterator[Diagnostic]:
         fault = path_fault(self.name_or_path)
-        if not fault and (name := pipeline_of(self.folder() / INDEX)) != PIPELINE:
+        if not fault and (name := ModelFolder(self.folder()).pipeline()) != PIPELINE:
             fault = f"{self.name_or_path!r} is a {name}. Give a folder that a flow_trainer wrote."
         if fault:
             yield Diagnostic(("name_or_path",), fault)

@@ -16,7 +16,7 @@ from toolkit.config.dataset import LOSS
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
-from toolkit.config.model_files import size_note
+from toolkit.config.model_files import ModelFolder
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import UserError
@@ -266,7 +266,7 @@ def _images(s: DiffusionSection) -> Findings:
         yield warning("train.reg_weight", "0 means that nothing is learned from regularisation images.")
     for index, dataset in enumerate(s.datasets):
         sizes = [(r, r) if isinstance(r, int) else (r.width, r.height) for r in dataset.resolution]
-        if note := size_note(s.model.files_folder(), sizes):
+        if note := ModelFolder(s.model.files_folder()).size_note(sizes):
             yield warning(f"datasets.{index}.resolution", note)
 
 
@@ -295,7 +295,8 @@ def _first_samples(s: DiffusionSection) -> Findings:
 
 def _samples(s: DiffusionSection) -> Findings:
     """Prompts and sizes that give something else than they say."""
-    if note := size_note(s.model.files_folder(), [(item.width, item.height) for item in s.sample_pictures()]):
+    sizes = [(item.width, item.height) for item in s.sample_pictures()]
+    if note := ModelFolder(s.model.files_folder()).size_note(sizes):
         yield warning("sample", note)
     for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
         if section is None:

@@ -52,9 +52,9 @@ NO_OWNERS = ("models", "model", "output", "outputs", "checkpoints", "datasets", 
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # as huggingface_hub's validate_repo_id
 
 
-def families() -> list[ModelFacts]:
-    """The families that can be trained."""
-    return FAMILIES.load_all()
+def families() -> Iterator[ModelFacts]:
+    """The families that can be trained, each imported only when its turn comes."""
+    return map(FAMILIES.load, FAMILIES)
 
 
 def family_of(pipeline: str) -> ModelFacts | None:
@@ -67,29 +67,24 @@ def published() -> list[str]:
     return [name for family in families() for name in family.published]
 
 
-def needed_parts() -> dict[str, str]:
-    """Subfolders of a model folder of any family -> the file that each holds at least."""
-    return {part: file for family in families() for part, file in family.parts.items()}
-
-
 def needed_files() -> list[str]:
     """Patterns of what is needed of a hub repository; previews and other formats are left there."""
-    return [INDEX, *(f"{part}/*" for part in needed_parts())]
+    return [INDEX, *(f"{part}/*" for family in families() for part in family.parts)]
 
 
 def is_needed(file: str) -> bool:
     """Whether a file of a hub repository is among `needed_files`."""
-    return file == INDEX or file.split("/")[0] in needed_parts()
-
-
-def _ours() -> str:
-    kinds = ((f.title if f.published else f"a {f.title} of its own", ", ".join(f.pipelines)) for f in families())
-    known = (f"{name} and what is made from it ({pipelines})" for name, pipelines in kinds)
-    return f"this program trains {' or '.join(known)}"
+    return file == INDEX or f"{file.split('/')[0]}/*" in needed_files()
 
 
 def _remedy() -> str:
     return f"Give a folder in diffusers layout, or a hub id such as {published()[0]!r}."
+
+
+def _another(name: str, what: str) -> str:
+    kinds = ((f.title if f.published else f"a {f.title} of its own", ", ".join(f.pipelines)) for f in families())
+    known = " or ".join(f"{title} and what is made from it ({pipelines})" for title, pipelines in kinds)
+    return f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
 
 
 def looks_like_a_path(name: str) -> bool:
@@ -112,19 +107,104 @@ def model_fault(name: str, revision: str | None) -> str:
     return hub_fault(name, revision)
 
 
-# ---------------------------------------------------------------- local folders
+# ---------------------------------------------------------------- folders
+
+
+class ModelFolder:
+    """A model in diffusers layout, as far as names, small files and the headers of weights tell."""
+
+    def __init__(self, path: Path, name: str = "") -> None:
+        """name: what messages call it, as the user wrote it."""
+        self.path, self.name, self.index = path, name or str(path), path / INDEX
+
+    def pipeline(self) -> str:
+        """`_class_name` of model_index.json. Raises UserError, which names the file, when it has none."""
+        pipeline = read_model_json(self.index, default={}).get("_class_name")
+        if not isinstance(pipeline, str) or not pipeline:
+            raise UserError(f"{self.index}: has no '_class_name', so it is no model's. {_AGAIN}")
+        return pipeline
+
+    def index_fault(self) -> str:
+        """Why a model with this model_index.json cannot be trained; empty: it can."""
+        try:
+            pipeline = self.pipeline()
+        except UserError as error:
+            return str(error)
+        return "" if family_of(pipeline) else _another(self.name, f": {self.index} says {pipeline!r}")
+
+    def parts_fault(self) -> str:
+        """Parts that are missing; empty: none, or of a family that cannot be trained."""
+        family, missing = family_of(self.pipeline()), []
+        for part, file in (family.parts if family else {}).items():
+            if not (self.path / part).is_dir():
+                missing.append(f"{part}/")
+            elif not any(path.is_file() for path in (self.path / part).glob(file)):
+                missing.append(f"{part}/{file}")
+        if not missing:
+            return ""
+        verb = "is" if len(missing) == 1 else "are"
+        return f"{self.name!r}: {', '.join(missing)} {verb} missing in {self.path}. Copy or download the whole model."
+
+    def fault(self) -> str:
+        """What is wrong: another model, missing parts, JSON that cannot be read or holds wrong values, weights that are
+        missing or cut off; empty: nothing that shows without reading weights."""
+        if fault := self.index_fault() or self.parts_fault():
+            return fault
+        family = family_of(self.pipeline())
+        assert family is not None  # else the index has a fault
+        try:
+            for part in family.parts:
+                for path in sorted((self.path / part).glob("*.json")):
+                    read_model_json(path)
+            for part in family.weight_parts:
+                for path in weight_files(self.path / part):
+                    tensor_sizes(path)
+            return family.config_error(self.path)
+        except UserError as error:
+            return str(error)
+
+    def learned_sizes(self) -> list[tuple[int, int]]:
+        """Width and height of the images that a model has seen which began with random weights, the most frequent
+        first; none for others, which know all sizes, and where it is not recorded."""
+        if not (self.path / NEW_MODEL).is_file() or not (self.path / FOLDER_METADATA).is_file():
+            return []
+        recorded = read_model_json(self.path / FOLDER_METADATA, {}).get("ss_bucket_info", "{}")
+        try:
+            buckets = sorted(json.loads(recorded)["buckets"].values(), key=lambda bucket: -int(bucket["count"]))
+            return [(int(width), int(height)) for width, height in (bucket["resolution"] for bucket in buckets)]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return []
+
+    def default_sizes(self) -> list[tuple[int, int]]:
+        """Sizes of images to generate, as `learned_sizes`, where those of its family do not suit: a tiny model would
+        take minutes for them."""
+        return self.learned_sizes() or ([(128, 128)] if (self.path / TINY_MODEL).is_file() else [])
+
+    def size_note(self, sizes: Iterable[tuple[int, int]]) -> str | None:
+        """What to say of images of these sizes that the model has never seen; None where there is nothing."""
+        if not (learned := self.learned_sizes()):
+            return None
+        shortest, longest = min(map(min, learned)), max(map(max, learned))
+        for width, height in sizes:
+            if min(width, height) < shortest or max(width, height) > longest:
+                about = f"the model was trained on sides of {shortest} to {longest} pixels. Others will look poor."
+                return f"{width}x{height}: {about}"
+        return None
 
 
 def path_fault(name: str) -> str:
     """What is wrong with the local model folder `name`, with its remedy; empty: nothing that can be seen by names."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / INDEX).is_file():
-            return f"{name!r} holds no {INDEX}. {_offer(_model_near(path))}{_remedy()}"
-        return files_fault(name, path)
-    if path.suffix.lower() in WEIGHT_FILES or path.is_file():
+    if path.is_dir() and (path / INDEX).is_file():
+        return ModelFolder(path, name).fault()
+    if path.is_dir() or path.is_file() or path.suffix.lower() in WEIGHT_FILES:
+        # A model folder that it lies in, or that lies in it.
+        beside = (folder for folder in (*path.parents, *_subfolders(path)) if (folder / INDEX).is_file())
+        offer = _offer(next(beside, None)) + _remedy()
+        if path.is_dir():
+            return f"{name!r} holds no {INDEX}. {offer}"
         absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
-        return f"{name!r} {absent}is a single file, which cannot be trained. {_offer(_model_near(path))}{_remedy()}"
+        return f"{name!r} {absent}is a single file, which cannot be trained. {offer}"
     near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path))
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
@@ -132,64 +212,6 @@ def path_fault(name: str) -> str:
     if _HUB_ID.fullmatch(name) and Path(name.split("/")[0]).is_dir():
         fault += f" If it is one: {name.split('/')[0]!r} is a folder here, so run `hf download {name}` first."
     return fault
-
-
-def files_fault(name: str, folder: Path) -> str:
-    """What is wrong with the files in `folder`, the model called `name`, as far as it shows without reading weights.
-
-    Empty: nothing.
-    """
-    return index_fault(name, folder / INDEX) or _parts_fault(name, folder) or _contents_fault(folder)
-
-
-def index_fault(name: str, index: Path) -> str:
-    """Why the model with this model_index.json cannot be trained; empty: it can."""
-    try:
-        pipeline = pipeline_of(index)
-    except UserError as error:
-        return str(error)
-    if family_of(pipeline):
-        return ""
-    return f"{name!r} is another model: {index} says {pipeline!r}, and {_ours()}. {_remedy()}"
-
-
-def pipeline_of(index: Path) -> str:
-    """`_class_name` of a model_index.json. Raises UserError, which names the file, when it has none."""
-    pipeline = read_model_json(index, default={}).get("_class_name")
-    if not isinstance(pipeline, str) or not pipeline:
-        raise UserError(f"{index}: has no '_class_name', so it is no model's. {_AGAIN}")
-    return pipeline
-
-
-def learned_sizes(folder: Path) -> list[tuple[int, int]]:
-    """Width and height of the images that a model has seen which began with random weights, the most frequent first;
-    none for others, which know all sizes, and where it is not recorded."""
-    if not (folder / NEW_MODEL).is_file() or not (folder / FOLDER_METADATA).is_file():
-        return []
-    recorded = read_model_json(folder / FOLDER_METADATA, {}).get("ss_bucket_info", "{}")
-    try:
-        buckets = sorted(json.loads(recorded)["buckets"].values(), key=lambda bucket: -int(bucket["count"]))
-        return [(int(width), int(height)) for width, height in (bucket["resolution"] for bucket in buckets)]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return []
-
-
-def default_sizes(folder: Path) -> list[tuple[int, int]]:
-    """Sizes of images to generate with the model of a folder, as `learned_sizes`, where those of its family do not
-    suit: a tiny model would take minutes for them."""
-    return learned_sizes(folder) or ([(128, 128)] if (folder / TINY_MODEL).is_file() else [])
-
-
-def size_note(folder: Path, sizes: Iterable[tuple[int, int]]) -> str | None:
-    """What to say of images of these sizes that the model of a folder has never seen; None where there is nothing."""
-    if not (learned := learned_sizes(folder)):
-        return None
-    shortest, longest = min(map(min, learned)), max(map(max, learned))
-    for width, height in sizes:
-        if min(width, height) < shortest or max(width, height) > longest:
-            about = f"the model was trained on sides of {shortest} to {longest} pixels. Others will look poor."
-            return f"{width}x{height}: {about}"
-    return None
 
 
 def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -208,37 +230,6 @@ def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[s
     if default is None:
         raise UserError(f"{path}: holds no JSON object. {_AGAIN}")
     return default
-
-
-def _parts_fault(name: str, folder: Path) -> str:
-    family = family_of(pipeline_of(folder / INDEX))
-    missing = []
-    for part, file in (family.parts if family else {}).items():
-        if not (folder / part).is_dir():
-            missing.append(f"{part}/")
-        elif not any(path.is_file() for path in (folder / part).glob(file)):
-            missing.append(f"{part}/{file}")
-    if not missing:
-        return ""
-    verb = "is" if len(missing) == 1 else "are"
-    return f"{name!r}: {', '.join(missing)} {verb} missing in {folder}. Copy or download the whole model."
-
-
-def _contents_fault(folder: Path) -> str:
-    """JSON files that cannot be read or hold wrong values, weights that are missing or cut off."""
-    family = family_of(pipeline_of(folder / INDEX))
-    if family is None:
-        return ""
-    try:
-        for part in family.parts:
-            for path in sorted((folder / part).glob("*.json")):
-                read_model_json(path)
-        for part in family.weight_parts:
-            for path in weight_files(folder / part):
-                tensor_sizes(path)
-        return family.config_error(folder)
-    except UserError as error:
-        return str(error)
 
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -272,9 +263,8 @@ def weight_files(part: Path) -> list[Path]:
 
 def where_else(name: str) -> str:
     """Words for a hub id that the hub does not give, which may be a folder that is not there."""
-    return f"If a local folder is meant, it is not there (working directory: {Path.cwd()}). " + _offer(
-        _nearest_folder(Path(name))
-    )
+    meant = f"If a local folder is meant, it is not there (working directory: {Path.cwd()}). "
+    return meant + _offer(_nearest_folder(Path(name)))
 
 
 def _offer(folder: Path | None) -> str:
@@ -298,12 +288,6 @@ def _nearest_folder(path: Path) -> Path | None:
     return None if path.is_absolute() else next((folder for folder in above if (folder / INDEX).is_file()), None)
 
 
-def _model_near(path: Path) -> Path | None:
-    """A model folder that `path` lies in, or that lies in `path`."""
-    candidates = (*path.parents, *_subfolders(path))
-    return next((folder for folder in candidates if (folder / INDEX).is_file()), None)
-
-
 def _subfolders(folder: Path) -> Iterator[Path]:
     try:
         yield from sorted(path for path in folder.iterdir() if path.is_dir())
@@ -319,13 +303,15 @@ def hub_fault(name: str, revision: str | None) -> str:
     folder = cached_snapshot(name, revision)
     if folder and not (folder / INDEX).is_file():
         return no_index(name, folder)
+    if folder:
+        return ModelFolder(folder, name).fault()
     if index := cached_index(name, revision):
         # Of a download that broke off the missing parts come when it goes on; without the hub they cannot.
-        if folder:
-            return files_fault(name, folder)
-        return index_fault(name, index) or (_parts_fault(name, index.parent) if _is_offline() else "")
-    family = _other_family(name)
-    return f"{name!r} is another model ({family}), and {_ours()}. {_remedy()}" if family else ""
+        from huggingface_hub import constants
+
+        found = ModelFolder(index.parent, name)
+        return found.index_fault() or (found.parts_fault() if constants.HF_HUB_OFFLINE else "")
+    return _another(name, f" ({family})") if (family := _other_family(name)) else ""
 
 
 def no_index(name: str, folder: Path) -> str:
@@ -352,8 +338,7 @@ def hub_cache() -> Path:
 
 def downloaded_bytes(name: str) -> int:
     """Bytes of a hub model that are in the hub cache, those of an interrupted download included."""
-    blobs = (hub_cache() / f"models--{name.replace('/', '--')}").glob("blobs/*")
-    return sum(path.stat().st_size for path in blobs if not path.is_symlink())
+    return sum(path.stat().st_size for path in _repository(name).glob("blobs/*") if not path.is_symlink())
 
 
 def listed_bytes(name: str, revision: str | None) -> int | None:
@@ -382,7 +367,7 @@ def cached_snapshot(name: str, revision: str | None) -> Path | None:
 
     try:
         path = snapshot_download(name, revision=revision, allow_patterns=needed_files(), local_files_only=True)
-        if not (Path(path) / INDEX).is_file() or _parts_fault(name, Path(path)):
+        if not (Path(path) / INDEX).is_file() or ModelFolder(Path(path)).parts_fault():
             get_cached_repo_tree(name, revision=revision)
     except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError):
         return None
@@ -398,16 +383,16 @@ def local_index(name: str, revision: str | None) -> Path | None:
 
 
 def _other_family(name: str) -> str:
+    """The family by which a hub id is published that cannot be trained; empty: none is known."""
     if name in published():
         return ""
     return next((family for pattern, family in OTHERS.items() if fnmatchcase(name.lower(), pattern)), "")
 
 
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
+def _repository(name: str) -> Path:
+    """The folder of a hub model in the hub cache."""
+    return hub_cache() / f"models--{name.replace('/', '--')}"
 
 
 def _is_cached(name: str) -> bool:
-    return (hub_cache() / f"models--{name.replace('/', '--')}").is_dir()
+    return _repository(name).is_dir()

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import (
     INDEX,
+    ModelFolder,
     cached_snapshot,
     downloaded_bytes,
     family_of,
     hub_cache,
-    index_fault,
     listed_bytes,
     local_index,
     looks_like_a_path,
-    pipeline_of,
 )
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
@@ -222,9 +221,9 @@ def arch_of(model: ModelSection) -> str | None:
     index = local_index(model.name_or_path, model.revision)
     if index is None:
         return None
-    if fault := index_fault(model.name_or_path, index):
+    if fault := ModelFolder(index.parent, model.name_or_path).index_fault():
         raise UserError(f"model.name_or_path: {fault}")
-    family = family_of(pipeline_of(index))
+    family = family_of(ModelFolder(index.parent).pipeline())
     return family.arch if family else None
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import files_fault, looks_like_a_path, path_fault, weight_files
+from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault, weight_files
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for
 from toolkit.models.hub import download, fetch_index
@@ -294,7 +294,7 @@ def model_folder(model: ModelConfig) -> Path:
     else:
         checked_family(model)
         folder = download(name, model.revision)
-        fault = files_fault(name, folder)
+        fault = ModelFolder(folder, name).fault()
     if fault:
         raise UserError(f"model.name_or_path: {fault}")
     return folder

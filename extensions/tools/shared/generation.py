@@ -17,7 +17,7 @@ from extensions.tools.shared.applied import AppliedAdapters
 from extensions.tools.shared.image_files import picture_name, write_picture
 from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
 from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import size_note
+from toolkit.config.model_files import ModelFolder
 from toolkit.config.output import SampleItem
 from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
@@ -155,7 +155,7 @@ class PictureMaker:
         if not todo:
             return 0
         sizes = [(picture.prompt.size.width, picture.prompt.size.height) for picture in todo]
-        if note := size_note(self.config.files_folder(), sizes):
+        if note := ModelFolder(self.config.files_folder()).size_note(sizes):
             logger.warning(note)
         self._check_room(todo)
         with _advice():

@@ -13,7 +13,7 @@ from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
 from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import default_sizes
+from toolkit.config.model_files import ModelFolder
 from toolkit.config.normalise import Normaliser, UnusedDefaults
 from toolkit.config.output import MAX_SIDE, Negative, SampleConfig, SampleItem
 from toolkit.config.process import Diagnostic, JobContext
@@ -170,7 +170,7 @@ class PicturesConfig(ToolConfig):
         references = item.ctrl_img or self.reference
         width, height = item.width or self.width, item.height or self.height
         like = image_size(Path(references[0]).expanduser()) if references else None
-        learned = default_sizes(self.model.files_folder()) if self.model else ()
+        learned = ModelFolder(self.model.files_folder()).default_sizes() if self.model else ()
         usual = family.default_size(like, [Size(*sides) for sides in learned])
         if width and height:
             size = Size(width, height)

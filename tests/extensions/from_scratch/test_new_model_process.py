@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
-from toolkit.config.model_files import learned_sizes
+from toolkit.config.model_files import ModelFolder
 from toolkit.errors import UserError
 from toolkit.models.qwen_edit.new import new_transformer, rope_axes
 from toolkit.system.seeding import global_generator
@@ -127,7 +127,7 @@ def test_a_pipeline_trains_an_autoencoder_and_then_a_model_on_it(
     assert all(torch.equal(used[name], tensor) for name, tensor in trained.items())
     scale = json.loads((tmp_path / "output/job/flow/flow/vae/config.json").read_text())
     assert scale["latents_std"] == json.loads((tmp_path / "output/job/vae/vae/config.json").read_text())["latents_std"]
-    assert learned_sizes(tmp_path / "output/job/flow/flow") == [(64, 64)]
+    assert ModelFolder(tmp_path / "output/job/flow/flow").learned_sizes() == [(64, 64)]
     later = trainer(pictures, model={"name_or_path": "output/job/flow/flow"})
     later["datasets"][0]["resolution"] = 128
     assert "the model was trained on sides of 64 to 64 pixels" in run_py(write_job(later, name="a"), "--dry-run").stderr

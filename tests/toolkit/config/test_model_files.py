@@ -13,12 +13,11 @@ from tests.model_folders import write_cached, write_model
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.model_files import (
     OTHERS,
+    ModelFolder,
     families,
-    learned_sizes,
     looks_like_a_path,
     model_fault,
     published,
-    size_note,
     where_else,
 )
 from toolkit.registry import FAMILIES
@@ -325,13 +324,13 @@ def test_weights_that_are_cut_off_or_not_there_are_seen_by_their_header(copy: Pa
 def test_sizes_that_a_model_from_nothing_has_never_seen(tmp_path: Path) -> None:
     buckets = {"buckets": {"0": {"resolution": [96, 160], "count": 3}, "1": {"resolution": [128, 128], "count": 1}}}
     (tmp_path / "training.json").write_text(json.dumps({"ss_bucket_info": json.dumps(buckets)}))
-    sizes = [(128, 96), (64, 128), (96, 192)]
-    assert size_note(tmp_path, sizes) is None  # a fine-tuned model knows more than it was trained on last
+    sizes, folder = [(128, 96), (64, 128), (96, 192)], ModelFolder(tmp_path)
+    assert folder.size_note(sizes) is None  # a fine-tuned model knows more than it was trained on last
     (tmp_path / "new_model.json").write_text("{}")
-    assert learned_sizes(tmp_path) == [(96, 160), (128, 128)]
-    assert size_note(tmp_path, sizes[:1]) is None
-    assert "64x128: the model was trained on sides of 96 to 160 pixels" in str(size_note(tmp_path, sizes))
-    assert str(size_note(tmp_path, sizes[2:])).startswith("96x192")
+    assert folder.learned_sizes() == [(96, 160), (128, 128)]
+    assert folder.size_note(sizes[:1]) is None
+    assert "64x128: the model was trained on sides of 96 to 160 pixels" in str(folder.size_note(sizes))
+    assert str(folder.size_note(sizes[2:])).startswith("96x192")
     for damaged in ("{}", "[]", '{"ss_bucket_info": "7"}', '{"ss_bucket_info": 7}'):
         (tmp_path / "training.json").write_text(damaged)
-        assert learned_sizes(tmp_path) == []
+        assert folder.learned_sizes() == []
