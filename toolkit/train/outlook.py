@@ -4,9 +4,8 @@ with what is in the run's folder. Asks what the run itself asks; imports no torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,9 @@ from toolkit.config.process import JobContext
 from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.run_plan import StepWork
+from toolkit.data.run_plan import RunPlan
 from toolkit.errors import RunError, UserError
-from toolkit.files.run_files import RECORD, duration, read_status
+from toolkit.files.run_files import duration
 from toolkit.files.writing import free_space, readable_size
 from toolkit.memory.flops import EFFICIENCY
 from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes
@@ -25,13 +24,11 @@ from toolkit.system.nvidia import gpu_name, planned_refusal
 from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
-    checkpoint_folders,
-    read_checkpoint_json,
     step_of,
 )
 from toolkit.train.lock import read_lock, refusal
 from toolkit.train.resumption import Corrections, Start, plan_start
-from toolkit.train.run_reader import RunInfo, list_checkpoints, list_network_files, list_runs
+from toolkit.train.run_reader import list_checkpoints, list_network_files
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a JSON file of a run raises that is damaged."""
@@ -124,33 +121,23 @@ class DiskOutlook:
 
 @dataclass(frozen=True)
 class TimeOutlook:
-    """The time of the optimizer steps that are left, as a run with the same work per step took it, or calculated."""
+    """The time of the optimizer steps that are left, calculated for the GPU that is there."""
 
     steps: int
     step_s: float
     """Seconds per optimizer step."""
 
-    measured_in: Path | None
-    """The folder of that run."""
-
-    calculated_for: str = ""
-    """Without one: the name of the GPU that the operations of a step are calculated for."""
+    gpu: str
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "step_s": self.step_s,
-            "seconds": round(self.steps * self.step_s, 1),
-            "measured_in": str(self.measured_in) if self.measured_in else None,
-            "calculated_for": self.calculated_for or None,
-        }
+        seconds = round(self.steps * self.step_s, 1)
+        return {"steps": self.steps, "step_s": self.step_s, "seconds": seconds, "calculated_for": self.gpu}
 
     def line(self) -> str:
-        reached = f"{self.calculated_for} at {EFFICIENCY:.0%} of its peak"
-        source = f"as {self.measured_in} took" if self.measured_in else f"calculated for {reached}, not measured"
         return (
             f"time: about {duration(self.steps * self.step_s)} for {self.steps:,} steps of {self.step_s:.3g} s, "
-            f"{source}; loading, encoding, saving and sampling come on top"
+            f"calculated for {self.gpu} at {EFFICIENCY:.0%} of its peak, not measured; loading, encoding, saving and "
+            "sampling come on top"
         )
 
 
@@ -232,11 +219,8 @@ class Outlook:
         lines = []
         if self.start and self.start.what in ("new", "resumes"):
             lines = [self.disk.line()] if self.disk else []
-            why = "no run with this model and these sizes was measured in the training folder"
-            if self.steps == UNTIL_THE_DATA_ENDS:
-                why = "nor is the number of steps"
-            unknown = f"time: not known, {why}"
-            lines.append(self.time.line() if self.time else unknown)
+            why = "nor is the number of steps" if self.steps == UNTIL_THE_DATA_ENDS else "the first steps will tell"
+            lines.append(self.time.line() if self.time else f"time: not known, {why}")
         if self.start:
             lines.append(self.start.line(self.steps))
         reasons = (reason.replace("\n", "\n    ") for reason in self.refusals)
@@ -246,37 +230,33 @@ class Outlook:
 def run_outlook(
     section: TrainerConfig,
     job: JobContext,
-    steps: int,
+    plan: RunPlan,
     found: Callable[[], DatasetHashes],
     corrections: Corrections = lambda revision: [],
     needed_bytes: int | None = None,
     model: ModelConfig | None = None,
     refusals: tuple[str, ...] = (),
-    step_work: StepWork | None = None,
 ) -> Outlook:
-    """The outlook of a trainer's section.
+    """The outlook of a trainer's run.
 
-    steps: of the whole run. found, corrections: as of `plan_start`. needed_bytes: of all states and files that are on
-    the disk at once. refusals: reasons not to start that the caller has found. step_work: for a run that no other was
-    measured for; None: not known.
+    found, corrections: as of `plan_start`. needed_bytes: of all states and files that are on the disk at once.
+    refusals: further reasons not to start.
     """
-    folder = section.run_folder(job)
+    folder, steps = section.run_folder(job), plan.optimizer_steps
     start = _start(folder, section, job, steps, found, corrections)
     models = ModelOutlook.of(model, job) if model else None
     if start.what == "complete":  # a run that has nothing to do needs nothing
         refusals = ()
     else:
-        refusals = (
-            *((start.reason,) if start.reason else ()),
-            *(models.refusals(section.device, model) if models and model else ()),
-            *refusals,
-        )
-    step_s = _measured(section, folder) or _calculated(section.device, step_work)
+        of_model = tuple(models.refusals(section.device, model)) if models and model else ()
+        refusals = (*filter(None, [start.reason]), *of_model, *refusals)
+    gpu = gpu_name(section.device) if plan.step_work else ""
+    step_s = plan.step_work.seconds(gpu) if plan.step_work else None
     return Outlook(
         model=models,
         steps=steps,
         disk=None if needed_bytes is None else DiskOutlook.of(folder, needed_bytes),
-        time=TimeOutlook(max(0, steps - start.step), *step_s) if step_s and steps != UNTIL_THE_DATA_ENDS else None,
+        time=TimeOutlook(max(0, steps - start.step), step_s, gpu) if step_s and steps != UNTIL_THE_DATA_ENDS else None,
         start=start,
         refusals=refusals,
     )
@@ -310,60 +290,3 @@ def _start(
     if start.checkpoint:
         return StartOutlook(folder, "resumes", step_of(start.checkpoint), new_place=start.new_place)
     return StartOutlook(folder, "new", moves_aside=start.moves_aside and folder.is_dir() and any(folder.iterdir()))
-
-
-# ------------------------------------------------------------ time
-
-
-def _measured(section: TrainerConfig, folder: Path) -> tuple[float, Path] | None:
-    """Seconds per step, and the folder of the run that took them: this one, else the latest beside it with the same
-    work per step."""
-    wanted = _work(section.recorded_settings())
-
-    def latest_first(run: RunInfo) -> tuple[bool, datetime]:
-        return run.folder == folder, run.updated or datetime.min.replace(tzinfo=UTC)
-
-    runs = list_runs(Path(section.training_folder).expanduser())
-    for run in sorted(runs, key=latest_first, reverse=True):
-        if run.step_s and _work(_recorded_settings(run.folder)) == wanted:
-            return run.step_s, run.folder
-    return None
-
-
-def _calculated(device: str, work: StepWork | None) -> tuple[float, None, str] | None:
-    """Seconds per step on the GPU that is there, and its name; None where one of both is not known."""
-    name = gpu_name(device) if work else ""
-    seconds = work.seconds(name) if work else None
-    return (seconds, None, name) if seconds else None
-
-
-def _recorded_settings(folder: Path) -> Mapping[str, Any]:
-    """The settings of a run, from its newest state or from run.json; empty where neither has them."""
-    try:
-        states = checkpoint_folders(checkpoint_dir(folder))
-        document = read_checkpoint_json(states[-1]) if states else read_status(folder)[RECORD]
-        return dict(document["settings"])
-    except DAMAGED:
-        return {}
-
-
-_OF_A_STEP = (
-    "batch_size", "gradient_accumulation", "dtype", "optimizer", "gradient_checkpointing", "compile", "parallel",
-    "ema_config",
-)  # fmt: skip
-"""Keys of `train` that decide how long a step takes."""
-
-
-def _work(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What decides the time of a step on one machine; of a section as plain data."""
-    train, datasets = settings.get("train") or {}, settings.get("datasets") or []
-    return {
-        "device": settings.get("device"),
-        "model": settings.get("model"),
-        "network": {key: (settings.get("network") or {}).get(key) for key in ("type", "linear")},
-        "images": [
-            [data.get("resolution"), len(data.get("control_path") or ()), bool(data.get("url"))] for data in datasets
-        ],
-        "train": {key: train.get(key) for key in _OF_A_STEP},
-        **{key: settings.get(key) for key in ("losses", "discriminator", "autoencoder")},
-    }

@@ -138,13 +138,12 @@ class Planner(ABC, Generic[SectionT]):
         outlook = run_outlook(
             section,
             self.job,
-            plan.optimizer_steps,
+            plan,
             data.hashes,
             lambda revision: self.corrections(data, revision),
             disk_bytes(section, plan),
             section.model if isinstance(section.model, ModelConfig) else None,
             tuple(refused),
-            plan.step_work,
         )
         return replace(plan, outlook=outlook)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.vae_plan import VaePlanner
-from tests.extensions.from_scratch.conftest import SMALL
 from toolkit.config.process import JobContext
 from toolkit.data.run_plan import RunPlan
-from toolkit.errors import UserError
 from toolkit.memory.estimate import Machine
 
 JOB = JobContext("job")
@@ -42,31 +39,6 @@ def test_it_says_what_memory_it_takes(vae_job, pictures: Path) -> None:
 def test_a_job_that_does_not_fit_is_warned_of(vae_job, pictures: Path) -> None:
     found = plan(vae_job, pictures, Machine("cuda", 10**8))
     assert any(note.startswith("warning: this device has 0.10 GB, which is not enough") for note in found.notes)
-
-
-def test_a_dry_run_says_what_a_start_would_do(start, vae_job, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def said(**changes: object) -> tuple[dict, str]:
-        with pytest.raises(UserError) as caught:
-            start(vae_job(pictures, **changes))
-        return plan(vae_job, pictures, **changes).to_json(), str(caught.value)
-
-    folder = start(vae_job(pictures))
-    found = plan(vae_job, pictures).to_json()
-    assert (found["start"]["what"], found["will_not_start"]) == ("complete", [])
-    written = sum(file.stat().st_size for part in ("job", "state") for file in (folder / part).rglob("*.*"))
-    assert found["disk"]["needed_bytes"] == pytest.approx(written, rel=0.1)  # headers of so small tensors count
-
-    found, refused = said(model={"config": SMALL["AutoencoderKL"] | {"latent_channels": 8}})
-    assert found["will_not_start"] == [refused] and "different settings" in refused
-    large = {"block_out_channels": [2**14] * 2, "layers_per_block": 20}
-    found, refused = said(name="large", model={"config": SMALL["AutoencoderKL"] | large})
-    assert refused.startswith("memory: the run needs ") and f"memory: {found['will_not_start'][0]}" in refused
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _: usage(0, 0, 10**5))
-    found, refused = said(name="another")
-    assert found["will_not_start"] == [refused] and refused.startswith(
-        "training_folder: output/job/another has 100 kB free"
-    )
 
 
 def test_each_role_has_its_number_of_parameters(vae_job, pictures: Path) -> None:

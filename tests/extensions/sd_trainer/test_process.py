@@ -417,28 +417,3 @@ def test_bad_pictures_are_all_named_before_anything_starts(
         assert any(name in line for line in result.stderr.splitlines()), name
     assert "good" not in result.stderr
     assert not (tmp_path / "output").exists()
-
-
-def test_an_optimizer_that_cannot_work_is_refused_before_anything_is_encoded(
-    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
-) -> None:
-    photos = make_pictures(tmp_path / "photos", "a")
-    train = {"steps": 1, "optimizer": "torch.optim.SparseAdam"}
-    result = run_py(write_job(trainer(photos, train=train), name="bad"))
-    message = "train.optimizer: torch.optim.SparseAdam with these arguments cannot"
-    assert (result.returncode, result.stderr.startswith(message)) == (2, True), result.stderr
-    assert "latents" not in result.stdout and not (tmp_path / "output" / "_cache").exists()
-
-
-def test_a_run_that_cannot_fit_is_refused_before_it_starts(
-    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
-) -> None:
-    make_pictures(tmp_path / "100000_photos", "a", size=(1024, 1024))
-    section = trainer(tmp_path / "100000_photos", train={"steps": 1, "batch_size": 100_000})
-    section["datasets"][0]["resolution"] = 1024
-    job = write_job(section, name="large")
-    planned = run_py(job, "--dry-run")
-    assert planned.returncode == 0 and "warning: this will not start: the run needs " in planned.stdout
-    result = run_py(job)
-    assert (result.returncode, result.stderr.startswith("memory: the run needs ")) == (2, True), result.stderr
-    assert "latents" not in result.stdout

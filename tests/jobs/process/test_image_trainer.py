@@ -1,0 +1,125 @@
+"""What every trainer on images promises: a dry run says what a start then does, and a start that cannot work is refused
+before anything is written."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import ExtensionJob, JobOptions
+from jobs.dry_run import plan_job
+from tests.extensions.from_scratch.conftest import SMALL, TRANSFORMERS
+from tests.extensions.from_scratch.conftest import flow_job as flow_job
+from tests.extensions.from_scratch.conftest import vae as vae
+from tests.extensions.from_scratch.conftest import vae_job as vae_job
+from toolkit.config import load_job
+from toolkit.errors import UserError
+from toolkit.extension import discover
+from toolkit.files.log import shown
+from toolkit.memory import estimate
+
+GAN = {"channels": 4, "layers": 1}
+ALONG = {"autoencoder": {"losses": {"kl": 0}}}
+WIDER = {"transformer": {"config": TRANSFORMERS["SD3Transformer2DModel"] | {"num_layers": 3}}}
+OTHER_VAE = {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"] | {"latent_channels": 8}}
+
+TRAINERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "sd_trainer, LoRA": ("trainer", {}, {"network": {"type": "lora", "linear": 8}}),
+    "sd_trainer, full": ("trainer", {"network": {"type": "full"}}, {"network": {"type": "lora"}}),
+    "vae_trainer": ("vae_job", {}, {"model": OTHER_VAE}),
+    "vae_trainer, GAN": ("vae_job", {"discriminator": GAN}, {"discriminator": GAN | {"layers": 2}}),
+    "flow_trainer": ("flow_job", {}, {"model": WIDER}),
+    "flow_trainer, joint": ("flow_job", ALONG, {"model": WIDER}),
+}
+"""The fixture that makes its section, what is particular to it, and a change that a resume cannot take."""
+
+
+@pytest.fixture(params=TRAINERS)
+def trains(
+    request: pytest.FixtureRequest, make_pictures, write_job, tmp_path: Path, monkeypatch
+) -> Callable[..., Path]:
+    """The file of a job of this trainer, with these changes; `changed`: with the one that a resume cannot take."""
+    fixture, own, impossible = TRAINERS[request.param]
+    section = request.getfixturevalue(fixture)
+    monkeypatch.chdir(tmp_path)
+    images = make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32))
+
+    def job(changed: bool = False, **changes: Any) -> Path:
+        train = {"steps": 2, **changes.pop("train", {})}
+        return write_job(section(images, **{**own, **(impossible if changed else {}), "train": train, **changes}))
+
+    return job
+
+
+def planned(path: Path, **options: bool) -> dict[str, Any]:
+    return plan_job(load_job(path, discover().find_config), **options).to_json()["processes"][0]
+
+
+def run(path: Path, **options: bool) -> None:
+    table = discover()
+    with shown():
+        ExtensionJob(load_job(path, table.find_config), table, JobOptions(**options)).run()
+
+
+def refused(path: Path) -> tuple[list[str], str]:
+    """What the plan says, and the error of the start."""
+    plan = planned(path)["will_not_start"]
+    with pytest.raises(UserError) as error:
+        run(path)
+    return plan, str(error.value)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The contents of every file of a run but its lock and the copy of its output."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("run.lock", "log.txt"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def test_new_complete_changed_and_resumed(trains, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "output" / "job"
+    found = planned(trains())
+    assert (found["start"]["what"], found["will_not_start"], folder.exists()) == ("new", [], False)
+    assert found["memory"]["host_bytes"] > 4e8 and found["disk"]["there_bytes"] == 0
+    run(trains())
+    written = files(folder)
+    found = planned(trains())
+    assert (found["start"]["what"], found["start"]["step"], found["will_not_start"]) == ("complete", 2, [])
+    assert 0 < found["disk"]["there_bytes"] <= found["disk"]["needed_bytes"]
+    capsys.readouterr()
+    run(trains())
+    assert "is complete at step 2: nothing to do" in capsys.readouterr().out
+    plan, error = refused(trains(changed=True))
+    assert plan == [error] and "was written with different settings, and these cannot change:" in error
+    plan, error = refused(trains(train={"lr": 0.5}))
+    assert plan == [error] and "train.lr: " in error and "--allow-change" in error
+    assert files(folder) == written
+    found = planned(trains(train={"steps": 3}))
+    assert (found["start"]["what"], found["start"]["step"], found["will_not_start"]) == ("resumes", 2, [])
+    run(trains(train={"steps": 3}))
+    assert f"resuming from {Path('output/job/state/step_000000002')}" in capsys.readouterr().out
+    moved = planned(trains(changed=True), restart=True)["start"]
+    assert (moved["what"], moved["moves_aside"]) == ("new", True)
+
+
+def test_too_large_for_the_memory_or_the_disk(trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate, "free_host_memory", lambda: 10**8)
+        plan, error = refused(trains())
+        assert plan[0].startswith("the run needs ") and error.startswith("memory: the run needs ")
+        assert "0.10 GB of main memory are free" in plan[0] and "0.10 GB of main memory are free" in error
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _: usage(0, 0, 10**3))
+    plan, error = refused(trains())
+    assert plan == [error] and error.startswith("training_folder: output/job has 1 kB free, one save of this job")
+    assert not files(tmp_path / "output" / "job")
+
+
+def test_an_optimizer_that_fails_on_the_device_of_the_job(trains, tmp_path: Path) -> None:
+    said = r"^(train|optimizers\.vae)\.optimizer: torch\.optim\.SparseAdam with these arguments cannot"
+    with pytest.raises(UserError, match=said):
+        run(trains(train={"optimizer": "torch.optim.SparseAdam"}))
+    assert not files(tmp_path / "output" / "job")
