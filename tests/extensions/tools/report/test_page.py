@@ -78,7 +78,7 @@ def test_a_page_names_the_file_and_the_next_commands(run: Path, trainer, write_j
     write_job(trainer(run.parent, sample=samples), name="cat").rename(run / "config.yaml")
     text = write_page(run).read_text()
     assert f"The result is <code>{run}/cat.safetensors</code>. Next:" in text
-    assert f"python run.py generate --lora {run}/cat.safetensors --prompt &#x27;a &lt;b&gt; cat&#x27;" in text
+    assert f"python run.py generate --lora {run}/cat.safetensors --prompt &#39;a &lt;b&gt; cat&#39;" in text
     assert sys.executable not in text
 
 

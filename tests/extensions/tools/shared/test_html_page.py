@@ -9,28 +9,50 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
-from extensions.tools.shared.html_page import Markup, element, embedded, link_to, page, table
+from extensions.tools.shared.html_page import embedded, link_to, page
 from tests.html_browser import Browser
+from toolkit.files import redact
 
 NASTY = """</script></title><img src=x onerror="document.title='taken'"><script>document.title='taken'</script>&amp;'"""
 
 
-def test_an_element_escapes_all_but_markup() -> None:
-    assert element("p", "a<b", Markup("<br>"), 3, None, ["x", "&"]) == "<p>a&lt;b<br>3x&amp;</p>"
-    written = element("a", href='"><b', class_="x", data_step=3, hidden=True, open=False, id=None)
-    assert written == '<a href="&quot;&gt;&lt;b" class="x" data-step="3" hidden></a>'
-    assert element("img", src="a.png") == '<img src="a.png">'
-    assert "<td>&lt;i&gt;</td>" in table(["one"], [["<i>"]])
+@pytest.fixture
+def write_page(tmp_path: Path):
+    """A page of a template's body, with its script."""
+
+    def write(body: str, js: str = "", data: object = None, **values: object) -> Path:
+        template = tmp_path / "own.html.j2"
+        template.write_text(f'{{% extends "page.html.j2" %}}{{% block body %}}{body}{{% endblock %}}')
+        template.with_name("own.js").write_text(js)
+        template.with_name("own.css").write_text("")
+        path = tmp_path / "page.html"
+        path.write_text(page(template, "a title", data=data, **values), encoding="utf-8")
+        return path
+
+    return write
 
 
-def test_data_cannot_end_its_script_and_is_json() -> None:
-    text = page("t", data={"a": NASTY, "b": [math.nan, math.inf, 1.5]})
+def test_what_a_template_shows_is_escaped_and_redacted_where_it_says_so(write_page) -> None:
+    redact.register_secret(["hunter2-hunter2"])
+    text = write_page(
+        "<p title='{{ a }}'>{{ a }}{{ b }}|{{ c | redacted }}</p>", a=NASTY, b=None, c="hunter2-hunter2 <"
+    )
+    shown = text.read_text()
+    assert NASTY not in shown and shown.count("&lt;img src=x onerror=") == 2
+    assert "|&lt;redacted&gt; &lt;</p>" in shown
+    with pytest.raises(UndefinedError):
+        write_page("{{ misspelt }}")
+
+
+def test_data_cannot_end_its_script_and_is_json(write_page) -> None:
+    text = write_page("", data={"a": NASTY, "b": [math.nan, math.inf, 1.5]}).read_text()
     held = text.split('id="data">')[1].split("</script>")[0]
     assert json.loads(held) == {"a": NASTY, "b": [None, None, 1.5]}
     with pytest.raises(ValueError, match="'</'"):
-        page("t", js="x = '</script>'")
+        write_page("", js="x = '</script>'")
 
 
 def test_links_are_relative_and_quoted(tmp_path: Path) -> None:
@@ -46,24 +68,22 @@ def test_an_embedded_picture_is_a_small_jpeg() -> None:
 
 
 @pytest.mark.slow
-def test_a_browser_runs_the_pages_own_script_and_no_other(browser: Browser, tmp_path: Path) -> None:
+def test_a_browser_runs_the_pages_own_script_and_no_other(browser: Browser, write_page, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "beside it.png")
-    hostile = Markup(
-        "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
-        '<img src="https://example.com/a.png"><link rel="stylesheet" href="https://example.com/a.css">'
-    )
-    body = (element("p", NASTY, id="told"), element("img", src=link_to(tmp_path / "beside it.png", tmp_path), id="own"))
+    body = '<p id="told">{{ told }}</p><img src="{{ link }}" id="own">'
     js = "document.getElementById('own').onclick = () => { document.title = pageData().seen; };"
-    path = tmp_path / "page.html"
-    path.write_text(page("a title", *body, js=js, data={"seen": NASTY}), encoding="utf-8")
-    browser.open(path, width=400, dark=True)
+    link = link_to(tmp_path / "beside it.png", tmp_path)
+    browser.open(write_page(body, js, {"seen": NASTY}, told=NASTY, link=link), width=400, dark=True)
     assert browser.text("#told") == NASTY and browser.run("return document.title") == "a title"
     assert browser.run("return document.getElementById('own').naturalWidth") == 8
     assert browser.is_as_wide_as_the_window() and browser.requests_elsewhere() == []
     assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(23, 24, 26)"
     browser.click("#own")
     assert browser.run("return document.title") == NASTY
-    path.write_text(page("a title", hostile), encoding="utf-8")  # even markup that was not escaped
-    browser.open(path)
+    hostile = (
+        "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+        '<img src="https://example.com/a.png"><link rel="stylesheet" href="https://example.com/a.css">'
+    )
+    browser.open(write_page(hostile))  # even markup that was not escaped
     assert browser.run("return document.title") == "a title"
     assert any("example.com" in line for line in browser.requests_elsewhere())  # the fixture sees such a page

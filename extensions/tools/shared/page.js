@@ -1,0 +1,2 @@
+'use strict';
+function pageData() { return JSON.parse(document.getElementById('data').textContent); }
