@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,20 @@ from random import Random
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
+from safetensors.torch import load_file
 
 from tests.faults.nursery import Child, Fault, Nursery
 from tests.processes import environment, free_port
 
 STEPS = 6
+TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
+
+STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
+"""Called first by the trial of the largest batch, then for each micro-batch."""
+
+STEP_3_OF_TWO = 1 + 3
+"""The call of STEP for step 3 in a process of two."""
 
 
 def draw_pictures(folder: Path, *stems: str, size: tuple[int, int] = (80, 64)) -> Path:
@@ -111,11 +120,12 @@ class Job:
 
     def metrics(self) -> list[dict]:
         """Lines of metrics.jsonl without their times."""
-        path = self.folder / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [
-            {key: value for key, value in line.items() if key != "time" and not key.endswith("_s")} for line in lines
-        ]
+        return self.lines("metrics.jsonl")
+
+    def lines(self, name: str) -> list[dict]:
+        """Lines of a JSONL file of the run, without their times."""
+        path = self.folder / name
+        return [without_times(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def steps(self) -> list[int]:
         return [line["step"] for line in self.metrics()]
@@ -125,6 +135,14 @@ class Job:
 
     def status(self) -> str:
         return json.loads((self.folder / "run.json").read_text())["status"]
+
+    def forget_state(self, step: int) -> None:
+        """Removes a state that the uninterrupted run does not have."""
+        shutil.rmtree(self.folder / "state" / f"step_{step:09d}")
+
+    def end(self) -> None:
+        for child in self.started:
+            child.end()
 
     def result(self) -> dict[str, object]:
         """Everything that has to be equal: network files and states byte for byte, metrics, pixels of samples."""
@@ -136,12 +154,15 @@ class Job:
         return found
 
 
+def without_times(line: str) -> dict:
+    return {key: value for key, value in json.loads(line).items() if key != "time" and not key.endswith("_s")}
+
+
 @pytest.fixture
 def job(nursery: Nursery, tmp_path: Path, small_section: dict) -> Iterator[Job]:
     made = Job(nursery, tmp_path, copy.deepcopy(small_section))
     yield made
-    for child in made.started:
-        child.end()
+    made.end()
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +192,32 @@ def same(job: Job, whole: Job) -> Callable[[], None]:
         assert job.status() == "finished"
 
     return check
+
+
+def assert_same_but_for_rounding(job: Job, other: Job) -> None:
+    """Both have the same metrics, weights and states in the files that `other` has."""
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        if (other.folder / name).exists():
+            for ours, theirs in zip(job.lines(name), other.lines(name), strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    for file in other.folder.glob("*.safetensors"):
+        assert_same_tensors(job.folder / file.name, file)
+
+
+def assert_same_tensors(ours: Path, theirs: Path) -> None:
+    found, expected = load_file(ours), load_file(theirs)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape and found[name].dtype == tensor.dtype
+        # Adam divides by the size of a gradient: what is rounding in one that is nearly 0 is more in the weight.
+        assert (found[name].float() - tensor.float()).abs().max() < 1e-5, f"{theirs}: {name}"
+
+
+def assert_same_images(job: Job, other: Job) -> None:
+    """The samples differ by one of 255 at most."""
+    for ours, theirs in zip(*(sorted(each.folder.glob("samples/*")) for each in (job, other)), strict=True):
+        difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
+        assert all(most <= 1 for _, most in difference.getextrema()), (ours, theirs)
 
 
 def start_together(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,11 @@ import pytest
 
 from extensions.compat.fluxflow import sized
 from tests.extensions.from_scratch.conftest import SMALL
-from tests.faults.conftest import Job, contents, draw_pictures
+from tests.faults.conftest import KILL, STEPS, TERM, Job, contents, draw_pictures, without_times
 from tests.faults.nursery import Nursery
 from tests.faults.test_cuda import STAND_IN, memory_event
 from tests.stand_in_cuda import built
 
-STEPS = 6
-TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 OF_VAE = "extensions.from_scratch.autoencoder_step:AutoencoderStep._autoencoder_losses"
 OF_DISCRIMINATOR = "extensions.from_scratch.autoencoder_step:AutoencoderStep._discriminator_losses"
 """Called once per micro-batch from the second step on, after the autoencoder's backward pass."""
@@ -54,10 +51,7 @@ class Pipeline(Job):
         found: dict[str, object] = {}
         for name, text in contents(self.folder).items():
             if name.endswith(".jsonl"):
-                lines = [json.loads(line) for line in text.splitlines()]
-                found[name] = [
-                    {k: v for k, v in line.items() if k != "time" and not k.endswith("_s")} for line in lines
-                ]
+                found[name] = [without_times(line) for line in text.splitlines()]
             elif "/samples/" in name:
                 found[re.sub(r"\d+__", "", name)] = text
             else:
@@ -103,8 +97,7 @@ def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, vae_sectio
 def pipeline(nursery: Nursery, tmp_path: Path, vae_section: dict) -> Iterator[Pipeline]:
     made = Pipeline(nursery, tmp_path, copy.deepcopy(vae_section))
     yield made
-    for child in made.started:
-        child.end()
+    made.end()
 
 
 def assert_same(pipeline: Pipeline, whole: Pipeline) -> None:

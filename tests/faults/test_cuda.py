@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from tests.conftest import FAST_BF16, ROOT, child_environment
 from tests.diffusers_reference import relative
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import Job, draw_pictures
-from tests.faults.nursery import Fault, Nursery, no_gpu_in_sight
+from tests.faults.nursery import Fault, Nursery
 from tests.stand_in_cuda import COMPILER, built
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 
@@ -364,14 +363,6 @@ def test_auto_takes_the_level_that_fits(on_less) -> None:
 
 
 # ------------------------------------------------------------ the processes
-
-
-def test_what_is_imported_before_processes_are_forked_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
-    with no_gpu_in_sight():
-        assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]) == ("", "1")
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3" and "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 
 
 @pytest.mark.slow

@@ -23,14 +23,12 @@ from safetensors.torch import load_file
 import run as command_line
 from extensions.compat.fluxflow import sized, transformer_size
 from extensions.compat.fluxflow_keys import FLAGS, KEYS, split_flags
-from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
 from tests import fluxflow_guide as guide
 from tests.conftest import ROOT
 from tests.faults.nursery import Child, Nursery
 from toolkit.config import JobConfig, load_job
-from toolkit.config.dataset import DatasetConfig
 from toolkit.config.foreign import COMMAND_LINE
 from toolkit.config.located import ConfigNode, SourceLocation
 from toolkit.errors import ConfigErrors, RunError, UserError
@@ -38,27 +36,10 @@ from toolkit.extension import discover
 from toolkit.files.log import shown
 
 EXTENSIONS = discover()
-HAS_FLOW = any(found.uid == "flow_trainer" for found in EXTENSIONS.found)
-HAS_SPADE = "spade" in AutoencoderConfig.model_fields
-HAS_STREAMS = "url" in DatasetConfig.model_fields
-
-
-def needs(text: str) -> list[pytest.MarkDecorator]:
-    """Marks that skip what a part of the program that is not there yet would train."""
-    missing = [
-        name
-        for name, is_there, words in (
-            ("flow_trainer", HAS_FLOW, ("train_diff",)),
-            ("SPADE", HAS_SPADE, ("train_spade: true", "--train_spade")),
-            ("streams", HAS_STREAMS, ("webdataset", "tt2m")),
-        )
-        if not is_there and any(word in text for word in words)
-    ]
-    return [pytest.mark.skip(reason=f"without {', '.join(missing)}")] if missing else []
 
 
 def cases(table: dict[str, str]) -> list:
-    return [pytest.param(text, id=name, marks=needs(text)) for name, text in table.items()]
+    return [pytest.param(text, id=name) for name, text in table.items()]
 
 
 @pytest.fixture

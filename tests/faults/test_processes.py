@@ -12,19 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
-from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from tests.faults.conftest import Job, run_together, start_together
+from tests.faults.conftest import (
+    KILL,
+    STEP,
+    STEP_3_OF_TWO,
+    TERM,
+    Job,
+    assert_same_but_for_rounding,
+    assert_same_images,
+    run_together,
+    start_together,
+)
 from tests.faults.nursery import Fault
 from tests.processes import free_port
-
-STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
-TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
-
-MICRO_BATCH_OF_STEP_3 = 1 + 3
-"""The call of STEP in a process of two: the largest batch is tried first, then one for each step."""
 
 
 @pytest.fixture
@@ -32,26 +34,20 @@ def as_one(job: Job, whole: Job) -> Callable[[], None]:
     """Fails unless the job has come to the same end as the one that a single process ran, but for rounding."""
 
     def check() -> None:
-        for ours, theirs in zip(job.metrics(), whole.metrics(), strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
-        ours, theirs = (load_file(each.folder / "job.safetensors") for each in (job, whole))
-        assert ours.keys() == theirs.keys()
-        for name, tensor in ours.items():
-            # Adam divides by the size of a gradient: what is rounding in one that is nearly 0 is more in the weight.
-            assert (tensor - theirs[name]).abs().max() < 1e-5, name
+        assert_same_but_for_rounding(job, whole)
         assert (job.states(), job.status()) == ([2, 4, 6], "finished")
 
     return check
 
 
 def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job, as_one) -> None:
-    said = run_together(job, 75, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, TERM)])
+    said = run_together(job, 75, of_second=[("kill_self", STEP, STEP_3_OF_TWO, TERM)])
     assert said.count("saved the checkpoint of step") == said.count("Stopped.") == 1, said
     assert said.count("2 processes share the 2 x 1 images of each step: 1 x 1 each") == 1
     assert (job.states(), job.status()) == ([2, 3], "stopped")
     job.run()
     assert job.states() == [2, 3, 4, 6]
-    (job.folder / "state" / "step_000000003").rename(job.cwd / "seen")
+    job.forget_state(3)
     as_one()
 
 
@@ -66,13 +62,11 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job
     job.change(train__parallel="fsdp", train__gradient_checkpointing=True)
     run_together(job)
     as_one()
-    for ours, theirs in zip(*(sorted(each.folder.glob("samples/*")) for each in (job, whole)), strict=True):
-        difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
-        assert all(most <= 1 for _, most in difference.getextrema()), (ours, theirs)
+    assert_same_images(job, whole)
 
 
 def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
-    first, second = start_together(job, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, KILL)])
+    first, second = start_together(job, of_second=[("kill_self", STEP, STEP_3_OF_TWO, KILL)])
     assert second.wait() == -KILL
     assert first.wait(20) == 1, first.output
     assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors
@@ -100,7 +94,7 @@ def test_what_the_first_process_ends_ends_in_all(job: Job) -> None:
 def test_a_mistake_is_told_once(job: Job) -> None:
     job.change(train__fused_backward_pass=True)
     said = run_together(job, 2)
-    assert said.count("train.fused_backward_pass: true steps each parameter before") == 1
+    assert said.count("train.fused_backward_pass: ") == 1
     assert not job.folder.exists()
 
 
@@ -119,7 +113,7 @@ def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
     def attempt(number: int) -> list[Fault]:
         return [("environment", launcher | {"TORCHELASTIC_RESTART_COUNT": str(number)})]
 
-    first, second = start_together(job, attempt(0), [("fail", STEP, MICRO_BATCH_OF_STEP_3, errno.EIO)])
+    first, second = start_together(job, attempt(0), [("fail", STEP, STEP_3_OF_TWO, errno.EIO)])
     assert first.wait() == second.wait() == 1
     # Whoever comes first must not take what it finds for a sign of the other one.
     late = [("slow", "toolkit.system.distributed:ProcessGroup.init_process_group", 1)]
@@ -153,5 +147,5 @@ def test_torchrun_stopped_saves_once_and_is_not_restarted(job: Job, tmp_path: Pa
         if stop:
             assert (job.status(), said.count("resuming from")) == ("stopped", 0), said
     for step in set(job.states()) - {2, 4, 6}:
-        (job.folder / "state" / f"step_{step:09d}").rename(tmp_path / "seen")
+        job.forget_state(step)
     as_one()

@@ -14,9 +14,8 @@ from random import Random
 import pytest
 
 from tests.conftest import ROOT
-from tests.faults.conftest import Job
+from tests.faults.conftest import INT, KILL, STEP, TERM, Job
 
-STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
 DRAW = "toolkit.models.qwen_edit.model:QwenEditModel.predict_velocity"
 ENCODE = "toolkit.data.latent_cache:_make"
 PROBE = 1
@@ -24,8 +23,6 @@ PROBE = 1
 
 SET = 4
 """Calls of DRAW for one set of samples: two steps, each with and without the prompt."""
-
-TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
 
 
 def micro_batch(step: int, which: int, done: int = 0) -> int:
@@ -74,9 +71,7 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(job: Job,
     assert not (job.folder / "job.safetensors").exists()
     job.run()
     assert job.states() == [2, 3, 4, 6]
-    for path in (job.folder / "state" / "step_000000003").iterdir():
-        path.unlink()
-    (job.folder / "state" / "step_000000003").rmdir()
+    job.forget_state(3)
     same()
 
 
