@@ -344,39 +344,41 @@ def _match_files(folder: _Folder, findings: _Findings) -> None:
         folder.captions = find_captions(listing, _caption_files(folder), findings.mistakes)
     else:
         folder.captions = [folder.table.get(name, "") for name in folder.table_names()]
-    if dataset.control_path:
-        slots = [
-            _partners(path, folder, "control", dataset.control_optional, findings) for path in dataset.control_path
-        ]
-        folder.controls = {stem: tuple(slot[stem] for slot in slots if stem in slot) for stem in listing.images}
+    slots = [_listings(path, folder.subfolder, "control_path", findings) for path in dataset.control_path]
+    for stem, image in folder.images():
+        found = [_partner(stem, image, slot, "control", dataset.control_optional, findings) for slot in slots]
+        folder.controls[stem] = tuple(control for control in found if control)
     if dataset.alpha_mask:
         folder.masks = dict(folder.images())
     elif dataset.mask_path:
-        folder.masks = _partners(dataset.mask_path, folder, "mask", dataset.mask_optional, findings)
+        listings = _listings(dataset.mask_path, folder.subfolder, "mask_path", findings)
+        for stem, image in folder.images():
+            if mask := _partner(stem, image, listings, "mask", dataset.mask_optional, findings):
+                folder.masks[stem] = mask
 
 
-def _partners(path: str, folder: _Folder, key: str, optional: bool, findings: _Findings) -> dict[str, ImageFile]:
-    """The images in the folder `path` that have the stems of a folder's images.
-
-    For images in a subfolder of the dataset, the subfolder of the same name is searched first, then `path` itself.
-    key: prefix of the keys of `path`. optional: whether images may lack one.
-    """
-    places, what = [path], {"control": "reference"}.get(key, key)
-    if folder.subfolder and os.path.isdir(os.path.expanduser(inside := join(path, folder.subfolder))):
+def _listings(path: str, subfolder: str | None, key: str, findings: _Findings) -> list[DirectoryListing]:
+    """The folders in which control images or masks are looked for: that of the images' subfolder first, then `path`."""
+    places = [path]
+    if subfolder and os.path.isdir(os.path.expanduser(inside := join(path, subfolder))):
         places.insert(0, inside)
-    listings = [listing for place in places if (listing := findings.listing(place, f"{key}_path"))]
-    partners = {}
-    for stem, image in folder.images():
-        if found := next((listing for listing in listings if stem in listing.images), None):
-            first, *more = names = found.images[stem]
-            if not more:
-                partners[stem] = ImageFile(found, first)
-            else:
-                findings.mistake(found.path(first), f"{what}s share the stem {stem!r}: {', '.join(names)}. Rename one")
-        elif listings and not optional:
-            searched = " or ".join(repr(listing.folder) for listing in listings)
-            findings.mistake(image.path, f"has no {what} {stem!r} in {searched}. Add it, or set {key}_optional")
-    return partners
+    return [listing for place in places if (listing := findings.listing(place, key))]
+
+
+def _partner(
+    stem: str, image: ImageFile, listings: Sequence[DirectoryListing], key: str, optional: bool, findings: _Findings
+) -> ImageFile | None:
+    """The control image or mask of an image: the file of the same stem. key: prefix of its keys in the config."""
+    what = "reference" if key == "control" else key
+    if found := next((listing for listing in listings if stem in listing.images), None):
+        first, *more = names = found.images[stem]
+        if not more:
+            return ImageFile(found, first)
+        findings.mistake(found.path(first), f"{what}s share the stem {stem!r}: {', '.join(names)}. Rename one")
+    elif listings and not optional:
+        searched = " or ".join(repr(listing.folder) for listing in listings)
+        findings.mistake(image.path, f"has no {what} {stem!r} in {searched}. Add it, or set {key}_optional")
+    return None
 
 
 # ---------------------------------------------------------------- check: the images

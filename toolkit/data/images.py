@@ -306,17 +306,18 @@ def _orientation(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns TIFF by itself and already reports the turned size
     try:
-        if isinstance(image, PngImagePlugin.PngImageFile) and image.fp and not _has_metadata_behind_pixels(image.fp):
+        if isinstance(image, PngImagePlugin.PngImageFile) and image.fp and _says_all_before_pixels(image.fp):
             return Image.Image.getexif(image).get(_ORIENTATION, 1)  # its own would decode the image first
         return image.getexif().get(_ORIENTATION, 1)
     except (SyntaxError, struct.error, LookupError):
         return 1  # the metadata is damaged, the image need not be
 
 
-def _has_metadata_behind_pixels(file: IO[bytes]) -> bool:
+def _says_all_before_pixels(file: IO[bytes]) -> bool:
+    """Whether a PNG is whole, and has no metadata behind its pixels."""
     kinds = _chunks_of_png(file)
     pixels = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
-    return not _PNG_METADATA.isdisjoint(kinds[pixels:])
+    return kinds[-1:] == [b"IEND"] and _PNG_METADATA.isdisjoint(kinds[pixels:])
 
 
 def _upright_size(image: Image.Image) -> Size:
