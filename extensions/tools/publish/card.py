@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
@@ -149,8 +148,3 @@ def licence_of(section: DiffusionSection) -> str | None:
 def _licence(data: ModelCardData | None) -> str | None:
     licence = getattr(data, "license", None)
     return str(licence) if licence else None
-
-
-def page_names(samples: Sequence[SampleImage]) -> list[tuple[str, SampleImage]]:
-    """Each sample with its name in the repository."""
-    return [(f"samples/{Path(sample.path).name}", sample) for sample in samples]

@@ -7,16 +7,15 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-from extensions.tools.publish.card import model_card, page_names, section_of
+from extensions.tools.publish.card import model_card, section_of
 from extensions.tools.publish.config import PublishConfig
 from extensions.tools.publish.private import public_text
 from jobs.job import ExtensionJob
@@ -31,12 +30,10 @@ from toolkit.train.run_reader import NetworkFile, list_samples, read_run
 
 logger = logging.getLogger(__name__)
 
-REPORT = "report.html"
+REPORT, WEIGHTS = "report.html", ".safetensors"
 MOST_SECONDS = 60
 AGAIN = (408, 429)
 """Statuses below 500 that another attempt may mend."""
-
-T = TypeVar("T")
 
 
 class PublishProcess(BaseExtensionProcess):
@@ -46,38 +43,57 @@ class PublishProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         super().run()
-        with TemporaryDirectory(prefix="publish-") as workplace:
-            self._run(Path(workplace))
-
-    def _run(self, workplace: Path) -> None:
         section = self.section
-        if section.preview:
-            self._preview(Path(section.preview).expanduser(), workplace)
-            return
-        if not get_token():
-            remedy = "Set HF_TOKEN to a token that may write, or log in with `hf auth login`"
-            raise UserError(f"no token of the hub. {remedy}, then: {section.command()}")
-        api = HfApi()
-        try:
-            repo = section.repo if "/" in section.repo else f"{self._persist(api.whoami)['name']}/{section.repo}"
-            files = self._files(repo, workplace)
-            self._persist(lambda: api.create_repo(repo, private=section.private, repo_type="model", exist_ok=True))
-            if section.private and not self._persist(lambda: api.repo_info(repo)).private:
-                raise UserError(
-                    f"repo: {repo} is public. Give another name, or set private to false (--private false)."
-                )
-            operations = [CommitOperationAdd(name, data) for name, data in files.items()]
-            message = f"{Path(section.run).name}: {', '.join(name for name in files if name.endswith('.safetensors'))}"
-            done = self._persist(lambda: api.create_commit(repo, operations, commit_message=message))
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            reason = f"the hub refuses it ({_first_line(error)})"
-            help_ = " Set HF_TOKEN to a token that may write to it" if status in (401, 403) else " Mend it"
-            raise RunError(f"{section.repo}: {reason}.{help_}, then: {section.command()}") from error
-        except (HTTPError, OfflineModeIsEnabled, OSError) as error:
-            reason = f"the hub cannot be reached ({_first_line(error)})"
-            raise RunError(f"{section.repo}: {reason}. Later: {section.command()}") from error
+        with TemporaryDirectory(prefix="publish-") as workplace:
+            if section.preview:
+                self._preview(Path(section.preview).expanduser(), self._files(section.repo, Path(workplace)))
+            elif get_token():
+                self._publish(Path(workplace))
+            else:
+                remedy = "Set HF_TOKEN to a token that may write, or log in with `hf auth login`"
+                raise UserError(f"no token of the hub. {remedy}, then: {section.command()}")
+
+    def _publish(self, workplace: Path) -> None:
+        """Uploads, and begins again from the top while the hub cannot be reached or is not able to answer: each step
+        may be done twice. (Within the upload the hub's library tries again on its own.)"""
+        section, api = self.section, HfApi()
+        files: dict[str, Path | bytes] = {}
+        for attempt in range(1, section.attempts + 1):
+            try:
+                repo = section.repo if "/" in section.repo else f"{api.whoami()['name']}/{section.repo}"
+                files = files or self._files(repo, workplace)
+                api.create_repo(repo, private=section.private, repo_type="model", exist_ok=True)
+                if section.private and not api.repo_info(repo).private:
+                    raise UserError(
+                        f"repo: {repo} is public. Give another name, or set private to false (--private false)."
+                    )
+                operations = [CommitOperationAdd(name, data) for name, data in files.items()]
+                message = f"{Path(section.run).name}: {', '.join(name for name in files if name.endswith(WEIGHTS))}"
+                done = api.create_commit(repo, operations, commit_message=message)
+                break
+            except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+                self._wait_or_raise(attempt, error)
         logger.info(f"published: {done.repo_url} ({'private' if section.private else 'public'})")
+
+    def _wait_or_raise(self, attempt: int, error: Exception) -> None:
+        """Waits before the next attempt. Raises RunError where another one is of no use, or was the last."""
+        section, told = self.section, str(error).strip().splitlines()
+        first_line = told[0] if told else type(error).__name__
+        refused = isinstance(error, HfHubHTTPError)
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 500
+        is_final = (status < 500 and status not in AGAIN) or isinstance(error, OfflineModeIsEnabled)
+        if attempt < section.attempts and not is_final:
+            seconds = min(2**attempt, MOST_SECONDS)
+            logger.info(f"attempt {attempt} of {section.attempts}: {first_line}; again in {seconds} s")
+            time.sleep(seconds)
+            return
+        if not refused:
+            reason = f"the hub cannot be reached ({first_line})"
+            raise RunError(f"{section.repo}: {reason}. Later: {section.command()}") from error
+        help_ = " Set HF_TOKEN to a token that may write to it" if status in (401, 403) else " Mend it"
+        raise RunError(
+            f"{section.repo}: the hub refuses it ({first_line}).{help_}, then: {section.command()}"
+        ) from error
 
     def _files(self, repo: str, workplace: Path) -> dict[str, Path | bytes]:
         """Name in the repository -> file, or what is in it; listed with their sizes."""
@@ -87,7 +103,7 @@ class PublishProcess(BaseExtensionProcess):
         loras = [self._public_lora(lora, public, workplace) for lora in section.loras()]
         samples = list_samples(section.folder())
         last = [sample for sample in samples if sample.step == samples[-1].step][: section.samples]
-        shown = page_names(last)
+        shown = [(f"samples/{Path(sample.path).name}", sample) for sample in last]
         files: dict[str, Path | bytes] = {lora.path.name: lora.path for lora in loras}
         files |= {name: sample.path for name, sample in shown}
         if (report := section.folder() / REPORT).is_file():
@@ -127,8 +143,7 @@ class PublishProcess(BaseExtensionProcess):
             report_logger.setLevel(logging.NOTSET)
         return path
 
-    def _preview(self, folder: Path, workplace: Path) -> None:
-        files = self._files(self.section.repo, workplace)
+    def _preview(self, folder: Path, files: Mapping[str, Path | bytes]) -> None:
         if taken := [name for name in files if os.path.lexists(folder / name)]:
             raise UserError(f"preview: '{folder / taken[0]}' exists and is not overwritten. Give another folder.")
         for name, data in files.items():
@@ -139,28 +154,3 @@ class PublishProcess(BaseExtensionProcess):
                 else:
                     shutil.copyfile(data, temporary)
         logger.info(f"{folder}: what would be uploaded to {self.section.repo}")
-
-    def _persist(self, work: Callable[[], T]) -> T:
-        """The result of `work`, repeated while the hub cannot be reached or is not able to answer."""
-        for attempt in range(1, self.section.attempts + 1):
-            try:
-                return work()
-            except HfHubHTTPError as error:
-                status = error.response.status_code if error.response is not None else 500
-                if attempt == self.section.attempts or (status < 500 and status not in AGAIN):
-                    raise
-                self._wait(attempt, error)
-            except (HTTPError, OSError) as error:
-                if attempt == self.section.attempts or isinstance(error, OfflineModeIsEnabled):
-                    raise
-                self._wait(attempt, error)
-        raise AssertionError("unreachable")
-
-    def _wait(self, attempt: int, error: Exception) -> None:
-        seconds = min(2**attempt, MOST_SECONDS)
-        logger.info(f"attempt {attempt} of {self.section.attempts}: {_first_line(error)}; again in {seconds} s")
-        time.sleep(seconds)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
