@@ -35,7 +35,7 @@ MEASURED = re.compile(
 TIME_OF_DAY = re.compile(r"(^|/)\d{10,}__")
 """What the names of sample images begin with."""
 
-NOT_COMPARED = re.compile(r"MANIFEST\.json|\.lock|.*\.lock|events\.out\..*|log\.txt")
+NOT_COMPARED = re.compile(r"MANIFEST\.json|\.lock|.*\.lock|events\.out\..*|log\.txt|.*\.columns")
 """File names: hashes of files that are compared themselves, and what is full of times and of measured memory."""
 
 OF_THIS_MOMENT = re.compile(

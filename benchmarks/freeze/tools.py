@@ -34,7 +34,7 @@ COMMANDS: dict[str, str] = {
     "diagrams": "diagrams output/vae_gan --output OUT",
     "publish": f"publish {LORA} --repo me/x --licence mit --samples 1 --preview OUT",
     "caption": f"caption images/control_1 --model model {SMALL} --max-tokens 6 --format jsonl --output OUT/x.jsonl",
-    "caption pairs": f"caption images/control_1 --pairs images/control_1 --model model {SMALL} --max-tokens 4 "
+    "caption pairs": f"caption images/control_1 --pairs images/targets --model model {SMALL} --max-tokens 4 "
     "--format tsv --output OUT/x.tsv --trigger-word qkst",
     "lint": "lint images/targets --control-path images/control_1 --resolution 64 --preview --output OUT/lint.html",
     "lint job": "lint jobs/lora_int8_fp32.json --json",
