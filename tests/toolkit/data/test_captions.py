@@ -74,14 +74,6 @@ def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(tmp_path
     assert "cannot be read: No such file" in mistakes[2].message
 
 
-def test_no_caption_is_read_that_is_known(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    (tmp_path / "a.txt").write_text("what is there")
-    listing = list_folder(str(tmp_path))
-    listing.texts["a.txt"] = "what is known"
-    assert find_captions(listing, caption_files(listing, (".txt",)), []) == ["what is known"]
-
-
 # ------------------------------------------------------------ one file for all
 
 

@@ -35,19 +35,16 @@ def test_a_signal_stops_at_once_by_default(number: int, code: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_the_first_signal_is_only_recorded_while_deferred(number: int, code: int) -> None:
-    with signals.defer_signals() as request:
+def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_at_once(number: int, code: int) -> None:
+    with signals.defer_signals() as request, signals.defer_signals():  # the inner block shares the request
         assert not request.requested
         signal.raise_signal(number)
-        assert request.requested
-        assert request.exit_code == code
-
-
-def test_the_second_signal_stops_at_once_while_deferred() -> None:
-    with pytest.raises(Interrupted) as caught, signals.defer_signals():
+        assert request.requested and request.exit_code == code
+        with pytest.raises(Interrupted) as caught:
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.exit_code == EXIT_SIGTERM
+    with pytest.raises(Interrupted):
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-    assert caught.value.exit_code == EXIT_SIGTERM
 
 
 class SignalsWhenDeleted:
@@ -79,22 +76,6 @@ def test_other_exceptions_of_destructors_are_told_as_before(monkeypatch: pytest.
     signals.install()
     FailsWhenDeleted()
     assert told == [ValueError]
-
-
-def test_after_the_block_signals_stop_at_once_again() -> None:
-    with signals.defer_signals():
-        pass
-    with pytest.raises(Interrupted):
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_a_nested_block_shares_the_request() -> None:
-    with signals.defer_signals() as outer:
-        with signals.defer_signals():
-            signal.raise_signal(signal.SIGINT)
-        assert outer.requested
-        with pytest.raises(Interrupted):
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_no_handler_for_exceptions_swallows_a_stop() -> None:
