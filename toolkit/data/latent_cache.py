@@ -97,6 +97,16 @@ class CacheEntry:
     weighs: bool = False
     """Whether the tensor is a factor of the loss: where all of it is 0 nothing is learned, and that is told."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The cached tensors by name; made where the cache lacks them. Raises ImageError."""
+        return self.store.get(self.key) or self.encode()
+
+    def encode(self) -> dict[str, Tensor]:
+        """Makes and caches the tensors. Raises ImageError."""
+        tensors = encoded_by_name(self.make())
+        self.store.put(self.key, tensors)
+        return tensors
+
 
 class ItemEncoder:
     """Creates the cache entries of an item; computes a tensor only on demand. All keys are content hashes."""
@@ -375,11 +385,9 @@ class _UnreadableError(RunError):
 
 def _make(entry: CacheEntry) -> dict[str, Tensor]:
     try:
-        tensors = encoded_by_name(entry.make())
+        return entry.encode()
     except (ImageError, OSError) as error:
         raise _UnreadableError(f"{entry.what}: {error}") from error
-    entry.store.put(entry.key, tensors)
-    return tensors
 
 
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from toolkit.data.captions import caption_for_use
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.images import ImageError
-from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, encoded_by_name
+from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
 from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Sample, Size
 from toolkit.data.webdataset import StreamSample
@@ -128,7 +128,7 @@ class StreamLatents:
         bucketed, image = BucketedSample(sample, item.crop), item.sample.image
         try:
             if self._keep_latents:
-                return _kept(self.encoder.latents(bucketed, self._stores, image))[EMBEDS]
+                return self.encoder.latents(bucketed, self._stores, image).tensors()[EMBEDS]
             return self.encoder.encode_image(self.encoder.pixels(bucketed, image))
         except ImageError as error:
             self.stream.unreadable.add_sample(sample.image, f"its image {error.reason}")
@@ -147,14 +147,5 @@ class StreamLatents:
     def _embeddings(self, text: str) -> dict[str, Tensor]:
         sample = Sample("a caption of the stream", text, 1, Size(1, 1), "")
         if self._keep_text:
-            return _kept(self.encoder.text(sample, text, self._stores))
+            return self.encoder.text(sample, text, self._stores).tensors()
         return self.encoder.encode_prompt(text, sample)
-
-
-def _kept(entry: CacheEntry) -> dict[str, Tensor]:
-    """The tensors of an entry, which is made where the cache lacks it. Raises ImageError."""
-    if (stored := entry.store.get(entry.key)) is not None:
-        return stored
-    tensors = encoded_by_name(entry.make())
-    entry.store.put(entry.key, tensors)
-    return tensors

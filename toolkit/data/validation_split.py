@@ -76,24 +76,31 @@ def split_validation(
     if settings is None:
         return scan, items, None
     if settings.folder_path is not None:
-        return scan, items, _own_folder(section, settings, size_multiple, scan.scan_cache, cost, forgiven)
-    chosen = choose_validation_images(
-        [sample for folder in scan.folders if not folder.is_reg for sample in folder.samples], settings
-    )
-    measured = [item for item in items if _place(item.sample) in chosen and not any(item.sample.flip)]
+        dataset = settings.dataset(section.datasets)
+        own = scan_datasets([dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven)
+        found = make_items(own.samples, lambda _: dataset.resolution, size_multiple)
+        missing = sum(folder.missing_captions for folder in own.folders)
+        note = f"validation: {dataset.folder_path}, {_count(len(own.samples), 'image')}"
+        note += f", {missing} without caption" if missing else ""
+        notes = (f"{note}; {cost(len(found), settings)} each time", *own.notes)
+        return scan, items, ValidationSplit(tuple(map(as_measured, found)), False, notes)
+    chosen = _held_out([s for folder in scan.folders if not folder.is_reg for s in folder.samples], settings)
+    measured = tuple(as_measured(each) for each in items if _place(each.sample) in chosen and not any(each.sample.flip))
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, chosen))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     note = f"validation: {_count(len(chosen), 'image')} held out, not trained on ({listed})"
-    return (
-        _without(scan, chosen),
-        tuple(item for item in items if _place(item.sample) not in chosen),
-        ValidationSplit(
-            tuple(map(as_measured, measured)), True, (f"{note}; {cost(len(measured), settings)} each time",)
-        ),
-    )
+    split = ValidationSplit(measured, True, (f"{note}; {cost(len(measured), settings)} each time",))
+    left = []  # of the folders; one that is held out whole goes with its images
+    for folder in scan.folders:
+        if samples := tuple(sample for sample in folder.samples if _place(sample) not in chosen):
+            # Which images had no caption file is not known any more; there are not more of them than images.
+            missing = min(folder.missing_captions, len(samples))
+            left.append(replace(folder, samples=samples, missing_captions=missing))
+    trained = tuple(item for item in items if _place(item.sample) not in chosen)
+    return replace(scan, folders=tuple(left)), trained, split
 
 
-def choose_validation_images(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]:
+def _held_out(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]:
     """The images that `settings.fraction` holds out, by absolute path; a file that is used twice counts once.
 
     Drawn by the names of file and folder: neither the order of the datasets nor where they lie matters.
@@ -114,38 +121,8 @@ def choose_validation_images(samples: Iterable[Sample], settings: ValidationConf
     return set(sorted(places, key=key)[:count])
 
 
-def _own_folder(
-    section: ImageTrainingSection,
-    settings: ValidationConfig,
-    size_multiple: int,
-    scan_cache: ScanCache,
-    cost: Cost,
-    forgiven: list[InputError] | None,
-) -> ValidationSplit:
-    dataset = settings.dataset(section.datasets)
-    scan = scan_datasets([dataset], section.trigger_word, 1.0, scan_cache, forgiven)
-    items = make_items(scan.samples, lambda _: dataset.resolution, size_multiple)
-    missing = sum(folder.missing_captions for folder in scan.folders)
-    note = f"validation: {dataset.folder_path}, {_count(len(scan.samples), 'image')}"
-    note += f", {missing} without caption" if missing else ""
-    note += f"; {cost(len(items), settings)} each time"
-    return ValidationSplit(tuple(map(as_measured, items)), False, (note, *scan.notes))
-
-
 def forward_passes(items: int, settings: ValidationConfig) -> str:
     return _count(settings.timesteps * items, "forward pass", "forward passes")
-
-
-def _without(scan: DatasetScan, chosen: set[str]) -> DatasetScan:
-    """The scan of what stays; a folder that is held out whole goes with its images."""
-    left = []
-    for folder in scan.folders:
-        samples = tuple(sample for sample in folder.samples if _place(sample) not in chosen)
-        if samples:
-            # Which images had no caption file is not known any more; there are not more of them than images.
-            missing = min(folder.missing_captions, len(samples))
-            left.append(replace(folder, samples=samples, missing_captions=missing))
-    return replace(scan, folders=tuple(left))
 
 
 def as_measured(item: BucketedSample) -> BucketedSample:

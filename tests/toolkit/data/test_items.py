@@ -1,6 +1,5 @@
 """From datasets to items."""
 
-import gc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,15 +37,6 @@ def test_more_references_than_the_family_takes_are_refused_by_image(most: int, f
     lines = str(caught.value).splitlines()
     assert [name for name in controls if any(line.startswith(name) for line in lines)] == faults
     assert f"Unlike-1 takes {'at most 1' if most else 'none'}" in lines[-1]
-
-
-def test_the_garbage_collector_works_on_afterwards(tmp_path: Path, image, dataset) -> None:
-    image(tmp_path / "a.png")
-    scan_items(section(dataset(tmp_path)), 32)
-    assert gc.isenabled()
-    with pytest.raises(DataErrors):
-        scan_items(section(dataset(tmp_path / "nowhere")), 32)
-    assert gc.isenabled()
 
 
 def test_more_uses_than_can_be_put_in_order_are_refused_by_folder(tmp_path: Path, image, dataset) -> None:
