@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from tests.findings import warnings
 from toolkit.config import load_job
 from toolkit.config.process import JobContext
 from toolkit.errors import ConfigErrors
@@ -27,10 +26,6 @@ def section(write_job, trainer, make_pictures, tmp_path: Path):
         return job.processes[0].section
 
     return section
-
-
-def notes(section: SdTrainerConfig) -> dict[str, str]:
-    return {".".join(map(str, finding.key)): finding.message for finding in warnings(section)}
 
 
 @pytest.mark.parametrize(
@@ -114,44 +109,3 @@ def test_compiling_is_left_to_the_program_unless_it_is_switched_off(
     section, train: dict, model: dict, enabled: bool | str
 ) -> None:
     assert section(train, model).train.compile.enabled == enabled
-
-
-@pytest.mark.parametrize(
-    ("model", "changes", "message"),
-    [
-        ({"blocks_to_swap": 2}, {}, "2 is more than the model allows: it has 2 blocks"),
-        ({"blocks_to_swap": 1}, {"network": {"type": "full"}}, "only frozen weights can be swapped"),
-    ],
-)
-def test_swapping_that_is_not_possible(section, model: dict, changes: dict, message: str) -> None:
-    with pytest.raises(ConfigErrors) as caught:
-        section({}, model, **changes)
-    assert f"model.blocks_to_swap: {message}" in str(caught.value)
-
-
-def test_the_published_model_has_sixty_blocks(section) -> None:
-    hub = {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}
-    assert section({}, {**hub, "blocks_to_swap": 59}).model.blocks_to_swap == 59
-    with pytest.raises(ConfigErrors, match=r"blocks_to_swap: 60 is more than the model allows: it has 60 blocks"):
-        section({}, {**hub, "blocks_to_swap": 60})
-
-
-def test_what_has_no_effect_is_a_note(section) -> None:
-    found = notes(section({"compile": {"enabled": False, "mode": "max-autotune"}}, {"blocks_to_swap": 1}))
-    assert found["train.compile.mode"] == "has no effect with 'enabled: false'."
-    assert found["model.blocks_to_swap"].startswith("1 saves no memory")
-    found = notes(section({"compile": {"enabled": True, "backend": "eager", "mode": "max-autotune"}}))
-    assert found["train.compile.mode"] == "has no effect: backend 'eager' has no modes."
-    assert not [key for key in notes(section({"compile": True})) if key.startswith("train.compile")]
-
-
-@pytest.mark.parametrize("dropout", ["dropout", "rank_dropout", "module_dropout"])
-@pytest.mark.parametrize("level", ["auto", "cheap", "full"])
-def test_a_compiler_that_draws_dropout_anew_is_refused(section, dropout: str, level: str) -> None:
-    keys = {"compile": {"enabled": True, "backend": "eager"}, "gradient_checkpointing": level}
-    with pytest.raises(ConfigErrors, match=r"train\.compile\.backend: 'eager' samples dropout again"):
-        section(keys, network={dropout: 0.1})
-    section(keys)
-    section({**keys, "gradient_checkpointing": "none"}, network={dropout: 0.1})
-    section({**keys, "compile": {"enabled": True, "backend": "aot_eager"}}, network={dropout: 0.1})
-    section({**keys, "compile": {"enabled": False, "backend": "eager"}}, network={dropout: 0.1})

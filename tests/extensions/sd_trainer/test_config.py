@@ -9,7 +9,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.tools.cache.config import CacheConfig
-from toolkit.config import JobConfig, JobContext, load_job
+from toolkit.config import JobConfig, load_job
 from toolkit.errors import ConfigErrors
 
 SEED_001 = """\
@@ -233,32 +233,6 @@ def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "lr", "told"),
-    [
-        ("adamw", 0.0005, ""),
-        ("adamw", 0.01, "is high for a large model: above 0.0005 its images tend to burn."),
-        ("adamw", 1, "is unusually high for adamw; training is likely to diverge."),
-        ("AdamW8bit", 0.02, "is unusually high for adamw8bit; training is likely to diverge."),
-        ("prodigy", 1, ""),
-        ("prodigy", 11, "is unusually high for prodigy; training is likely to diverge."),
-        ("sgd", 1, ""),
-    ],
-)
-def test_a_learning_rate_above_the_usual_is_one_warning(load, optimizer: str, lr: float, told: str) -> None:
-    text = QUIET.replace("lr: 0.0002", f"lr: {lr}").replace('optimizer: "adamw8bit"', f"optimizer: {optimizer}")
-    text = text.replace("use_ema: true", "use_ema: false")
-    assert [f"train.lr: {lr}" in line and told in line for line in load(text).warnings] == [True] * bool(told)
-
-
-def test_a_control_folder_that_is_the_folder_of_the_images_is_one_warning(load) -> None:
-    Path("other").mkdir()
-    text = QUIET.replace('caption_ext: "txt"', "control_path: [other, ./photos/]")
-    assert [line.split("process[0].", 1)[1] for line in load(text).warnings] == [
-        "datasets[0].control_path[1]: is the same folder as folder_path, so each image would be its own control image."
-    ]
-
-
 def test_curly_quotes_that_become_a_part_of_a_value_are_one_warning_each(load) -> None:
     text = QUIET.replace('trigger_word: "maya_char"', "trigger_word: \u201cmaya_char\u201d")
     text = text.replace('- "maya_char, portrait', '- "maya_char says \u201chi\u201d, portrait')
@@ -266,107 +240,15 @@ def test_curly_quotes_that_become_a_part_of_a_value_are_one_warning_each(load) -
     assert "trigger_word: the curly quotes are a part of the value. It holds U+201C" in line
 
 
-def test_a_size_that_the_model_cannot_generate_is_one_warning(load) -> None:
-    text = QUIET.replace("width: 1024", "width: 100")
-    text = text.replace("prompts:\n          - ", "samples:\n          - height: 70\n            prompt: ")
-    text = text.replace('          - "maya_char, realistic_body, detailed skin"\n', "")
-    lines = [line.split("process[0].", 1)[1] for line in load(text).warnings]
-    assert lines == [
-        "sample.width: the model cannot generate 100 pixels; images will be generated at 96.",
-        "sample.samples[0].height: the model cannot generate 70 pixels; images will be generated at 64.",
-    ]
+def test_the_number_type_of_files_and_weights_depends_on_what_is_trained(load) -> None:
+    def section(kind: str, save: str = "", train: str = "dtype: bf16") -> SdTrainerConfig:
+        text = f"name: a, process: [{{type: sd_trainer, datasets: [{{folder_path: photos}}], network: {{type: {kind}}}"
+        model = "model: {name_or_path: Qwen/Qwen-Image-Edit-2509}"
+        job = f"{{job: extension, config: {{{text}, save: {{{save}}}, train: {{{train}}}, {model}}}]}}}}"
+        return load(job).processes[0].section
 
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ("mask_path: nowhere", "mask_path: 'nowhere' does not exist"),
-        ("mask_path: ./photos/", "mask_path: is the same folder as folder_path"),
-        ("{mask_path: masks, alpha_mask: true}", "mask_path: 'mask_path' and 'alpha_mask: true' cannot be combined."),
-    ],
-)
-def test_mistakes_of_masks(load, keys: str, message: str) -> None:
-    Path("masks").mkdir()
-    lines = keys.strip("{}").replace(", ", "\n          ")
-    (found,) = faults(load, SEED_001.replace('caption_ext: "txt"', lines))
-    assert found.startswith(f"datasets[0].{message}")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "train", "messages"),
-    [
-        (
-            "loss_multiplier: 0",
-            "reg_weight: 1",
-            ["loss_multiplier: 0 means that nothing is learned from these images."],
-        ),
-        ("is_reg: true", "reg_weight: 0.5", []),
-        ("is_reg: true", "reg_weight: 0", ["reg_weight: 0 means that nothing is learned from regularisation images."]),
-        ("flip_x: true", "reg_weight: 0.5", ["reg_weight: has no effect: no dataset has 'is_reg: true'."]),
-        ("mask_min_value: 0.1", "reg_weight: 1", ["mask_min_value: has no effect without a mask."]),
-        ("invert_mask: true", "reg_weight: 1", ["invert_mask: has no effect without a mask."]),
-        ("mask_optional: true", "reg_weight: 1", ["mask_optional: has no effect without a mask."]),
-    ],
-)
-def test_notes_on_what_weighs_images(load, dataset: str, train: str, messages: list[str]) -> None:
-    text = QUIET.replace('caption_ext: "txt"', dataset).replace("train_unet: true", train)
-    assert [line.split("process[0].", 1)[1].split(".", 1)[1] for line in load(text).warnings] == messages
-
-
-@pytest.mark.parametrize("sizes", ["512", "[512]", "[512, 512]", "[512, 768, 1024]", "{width: 960, height: 544}"])
-def test_only_two_unlike_sizes_look_like_a_rectangle(load, sizes: str) -> None:
-    assert load(QUIET.replace("[1024, 1024]", sizes)).warnings == ()
-    (note,) = load(QUIET.replace("[1024, 1024]", "[960, 544]")).warnings
-    assert note.endswith(
-        "datasets[0].resolution: [960, 544] are two sizes, and each image is trained at both. "
-        "One rectangle is '{width: 960, height: 544}'."
-    )
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name", "found"),
-    [
-        ("int4", "qwen_image_edit_2509_torchao_uint3.safetensors", "uint3"),
-        ("uint3", "qwen_image_edit_2509_torchao_uint3.safetensors", None),
-        ("int4", "ara-int8.safetensors", "int8"),
-        ("int8", "ara_qint8.safetensors", None),
-        ("float8", "Adapter.FP8.safetensors", None),
-        ("int4", "int8_to_int4.safetensors", None),
-        ("int4", "my_print3.safetensors", None),
-    ],
-)
-def test_an_adapter_whose_name_says_another_type_is_told(load, dtype: str, name: str, found: str | None) -> None:
-    Path(name).touch()
-    notes = load(QUIET.replace('"int8"', f'"{dtype}|{name}"')).warnings
-    assert [": was made for " + (found or "") in note and f"qtype {dtype}" in note for note in notes] == (
-        [True] if found else []
-    )
-
-
-def test_a_dropout_of_everything_is_told(load) -> None:
-    (note,) = load(QUIET.replace("linear_alpha: 16", "dropout: 1")).warnings
-    assert note.endswith("network.dropout: 1 zeroes every input of the adapter, so nothing is learned.")
-
-
-def test_the_run_folder_is_the_jobs_or_the_processs_below_it(load, tmp_path: Path) -> None:
-    section = load(SEED_001).processes[0].section
-    assert section.run_folder(JobContext("hero")) == Path("output/hero")
-    assert section.outputs(JobContext("hero")) == {tmp_path / "output" / "hero"}
-    named = section.model_copy(update={"name": "second"})
-    assert named.run_folder(JobContext("hero")) == Path("output/hero/second")
-
-
-@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
-def test_a_plain_lora_can_be_written_beside_other_kinds(load, kind: str) -> None:
-    text = SEED_001.replace('type: "lora"', f'type: "{kind}"').replace("save_every: 340", "also: [merged_lora]")
-    section = load(text).processes[0].section
-    assert (section.save.also, section.save.merged_lora_rank) == (("merged_lora",), 64)
-
-
-def test_a_plain_lora_beside_a_lora_is_refused_and_its_rank_alone_does_nothing(load) -> None:
-    [fault] = faults(load, SEED_001.replace("save_every: 340", "also: [merged_lora]"))
-    assert fault.startswith(
-        "save.also: 'merged_lora' needs network.type dora or loha or lokr; with 'lora' the files are"
-    )
-    [warning] = load(QUIET.replace("save_every: 340", "merged_lora_rank: 8")).warnings
-    assert warning.endswith("save.merged_lora_rank: has no effect without 'also: [merged_lora]'.")
+    assert (section("lora").save.dtype, section("full").save.dtype) == ("float16", "bfloat16")
+    assert section("FullRank", "save_every: 3").save.dtype == "bfloat16"
+    assert section("full", "dtype: fp32").save.dtype == "float32"
+    assert (section("lora").weights_dtype(), section("full").weights_dtype()) == ("bfloat16", "float32")
+    assert section("full", train="dtype: bf16, full_bf16: true").weights_dtype() == "bfloat16"

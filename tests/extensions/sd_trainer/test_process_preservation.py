@@ -10,7 +10,6 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from jobs import ExtensionJob
-from tests.findings import errors, warnings
 from toolkit.config import load_job
 from toolkit.extension import discover
 
@@ -79,32 +78,6 @@ def section(network: str = "lora", trigger_word: str = "zxq", **train: object) -
         network={"type": network},
         train=train,
     )
-
-
-@pytest.mark.parametrize(
-    ("keys", "key", "message"),
-    [
-        ({**OF_CLASS, "trigger_word": ""}, "diff_output_preservation", "trigger_word is not set"),
-        ({**BLANK, "network": "full"}, "blank_prompt_preservation", "network.type 'full' has no adapter"),
-    ],
-)
-def test_what_cannot_be_held_is_a_mistake(keys: dict, key: str, message: str) -> None:
-    (found,) = (found for found in errors(section(**keys)) if found.key == ("train", key))
-    assert message in found.message
-
-
-@pytest.mark.parametrize(
-    ("keys", "key", "message"),
-    [
-        ({"diff_output_preservation": True}, "diff_output_preservation_class", "the trigger word is removed"),
-        ({**BLANK, "blank_prompt_preservation_multiplier": 0}, "blank_prompt_preservation_multiplier", "off"),
-        ({"diff_output_preservation_class": "dog"}, "diff_output_preservation_class", "has no effect without"),
-        ({"blank_prompt_preservation_multiplier": 2}, "blank_prompt_preservation_multiplier", "has no effect without"),
-    ],
-)
-def test_keys_without_effect_are_noted(keys: dict, key: str, message: str) -> None:
-    (found,) = warnings(section(**keys))
-    assert found.key == ("train", key) and message in found.message
 
 
 def test_a_factor_of_zero_costs_no_pass() -> None:

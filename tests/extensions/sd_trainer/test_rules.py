@@ -1,105 +1,272 @@
-"""What the keys about samples and saves say together."""
+"""Combinations of keys of an `sd_trainer` section: one row each, with every finding that it leads to.
+
+`E` is an error, `W` a warning; a row without findings is a job that nothing is said about.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from toolkit.config import load_job
-from toolkit.errors import ConfigErrors
+from tests.findings import errors, warnings
+from tests.processes import environment
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.process import JobContext
+from toolkit.optim.optimizer_args import ELEMENTWISE, OPTIMIZERS
 
-ONE = {"prompts": ["a"]}
+PUBLISHED = "Qwen/Qwen-Image-Edit-2509"
+"""60 blocks; none of its files are here."""
 
 
-@pytest.fixture
-def load(write_job, trainer, make_pictures, tmp_path: Path):
-    """Loads a job with these sections; the model is not looked at."""
-    photos = make_pictures(tmp_path / "photos", "a")
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "other"):
+        Path(name).mkdir()
 
-    def load(**sections):
-        return load_job(write_job(trainer(photos, **sections)), lambda _: SdTrainerConfig)
 
-    return load
+def section(text: str) -> SdTrainerConfig:
+    """The section with these keys, a mapping in YAML's flow style without its braces."""
+    keys: dict[str, Any] = yaml.safe_load("{" + text + "}")
+    keys["model"] = {"name_or_path": PUBLISHED, **keys.get("model", {})}
+    return SdTrainerConfig.model_validate({"type": "sd_trainer", "datasets": [{"folder_path": "photos"}], **keys})
+
+
+def findings(text: str) -> list[str]:
+    """All of them: `E train.lr: message`."""
+    asked = section(text)
+    found = [("E", one) for one in errors(asked)] + [("W", one) for one in warnings(asked)]
+    return [f"{severity} {'.'.join(map(str, one.key))}: {one.message}" for severity, one in found]
+
+
+def check(text: str, *expected: str) -> None:
+    found = findings(text)
+    assert len(found) == len(expected), found
+    for beginning in expected:
+        assert any(line.startswith(beginning) for line in found), (beginning, found)
+
+
+FULL = "network: {type: full}"
+ONE = "samples: [{prompt: a}]"
+BLANK = "blank_prompt_preservation: true"
+OF_CLASS = "diff_output_preservation: true"
+EAGER = "compile: {enabled: true, backend: eager}"
+
+ROWS: list[tuple[str, ...]] = [
+    ("",),
+    # ---------------------------------------- the model itself, or an adapter
+    (f"{FULL}, model: {{quantize: true}}", "E model.quantize: network.type 'full' trains the weights, and quantized"),
+    ("network: {type: full, pretrained_lora_path: photos}", "E network.pretrained_lora_path: network.type 'full' has",
+     "E network.pretrained_lora_path: 'photos' is not a file."),
+    (f"{FULL}, model: {{blocks_to_swap: 5}}", "E model.blocks_to_swap: only frozen weights can be swapped"),
+    ("network: {type: full, scale_weight_norms: 1}", "E network.scale_weight_norms: network.type 'full' has no adapt",
+     "W network.scale_weight_norms: has no effect: network.type 'full' trains the model itself."),
+    (f"{FULL}, train: {{full_bf16: true, dtype: fp16}}", "E train.full_bf16: requires 'dtype: bf16', but dtype is fl"),
+    (f"{FULL}, train: {{full_bf16: true, fused_backward_pass: true}}, save: {{mem_eff_save: true}}",),
+    ("network: {type: full, linear: 8, dropout: 0.1}", "W network.linear: has no effect", "W network.dropout: has no"),
+    ("train: {full_bf16: true}", "E train.full_bf16: needs 'network: {type: full}': adapter weights are always float"),
+    ("save: {mem_eff_save: true}", "W save.mem_eff_save: has no effect without 'network: {type: full}'."),
+    ("network: {linear_alpha: 0}", "W network.linear_alpha: 0 disables the adapter."),
+    ("network: {dropout: 1}", "W network.dropout: 1 zeroes every input of the adapter"),
+    ("network: {type: loha, loraplus_lr_ratio: 4}", "E network.loraplus_lr_ratio: network.type 'loha' has no up matr"),
+    (f"{FULL}, name: state", "E name: 'state' is a folder of every run"),
+    # ---------------------------------------- optimizer, learning rate
+    ("train: {fused_backward_pass: true}",),
+    ("train: {fused_backward_pass: true, dtype: fp16}", "E train.fused_backward_pass: does not work with 'dtype: flo"),
+    (f"{FULL}, train: {{full_bf16: true, optimizer: prodigy, lr: 1}}", "E train.full_bf16: updates one parameter at "),
+    *((f"train: {{fused_backward_pass: true, optimizer: {name}}}", "E train.fused_backward_pass: updates one parame")
+      for name in ("lion8bit", "schedulefree_adamw", "torch.optim.NAdam")),
+    ("train: {optimizer: prodigy, lr: 1}, network: {loraplus_lr_ratio: 4}", "E network.loraplus_lr_ratio: optimizer"),
+    ("train: {optimizer: schedulefree_adamw}, network: {scale_weight_norms: 1}", "E network.scale_weight_norms: opti"),
+    ("train: {lr: 0}", "W train.lr: 0 means that nothing is trained."),
+    ("train: {optimizer: prodigy, lr: 0.01}", "W train.optimizer: prodigy estimates the learning rate itself"),
+    ("train: {lr: 0.0005}",),
+    ("train: {lr: 0.01}", "W train.lr: 0.01 is high for a large model: above 0.0005 its images tend to burn."),
+    (f"train: {{lr: 0.01}}, {FULL}",),
+    ("train: {lr: 1}", "W train.lr: 1 is unusually high for adamw; training is likely to diverge."),
+    ("train: {lr: 0.02, optimizer: AdamW8bit}", "W train.lr: 0.02 is unusually high for adamw8bit"),
+    ("train: {lr: 11, optimizer: prodigy}", "W train.lr: 11 is unusually high for prodigy"),
+    ("train: {lr: 1, optimizer: sgd}",),
+    ("train: {ema_config: {use_ema: true, ema_decay: 1, use_num_updates: false}}", "W train.ema_config.ema_decay: 1 "),
+    ("train: {ema_config: {use_ema: true, ema_decay: 1}}",),  # the warm-up lets it move
+    ("train: {ema_config: {use_ema: false, ema_decay: 1, use_num_updates: false}}",),
+    # ---------------------------------------- schedule, length
+    ("train: {lr_decay_steps: 5}", "W train.lr_decay_steps: has no effect: lr_scheduler constant ignores it."),
+    ("train: {steps: 5, epochs: 2}", "W train.steps: has no effect: 'epochs: 2' takes precedence."),
+    ("train: {epochs: 2}",),
+    ("stop_when: {metric: loss, below: 1, min_steps: 1000}", "W stop_when.min_steps: 1000: training already ends at"),
+    ("stop_when: {metric: loss, below: 1, min_steps: 999}",),
+    ("stop_when: {metric: loss, below: 1, min_steps: 1000}, train: {epochs: 3}",),
+    # ---------------------------------------- prior preservation
+    (f"train: {{{OF_CLASS}, diff_output_preservation_class: dog}}", "E train.diff_output_preservation: replaces the "),
+    (f"trigger_word: zxq, train: {{{OF_CLASS}, diff_output_preservation_class: dog}}",),
+    (f"trigger_word: zxq, train: {{{OF_CLASS}}}", "W train.diff_output_preservation_class: is not set, so the trigge"),
+    (f"{FULL}, train: {{{BLANK}}}", "E train.blank_prompt_preservation: needs the model without its adapter"),
+    (f"train: {{{BLANK}, blank_prompt_preservation_multiplier: 0}}", "W train.blank_prompt_preservation_multiplier: 0"),
+    ("train: {blank_prompt_preservation_multiplier: 2}", "W train.blank_prompt_preservation_multiplier: has no effec"),
+    ("train: {diff_output_preservation_class: dog}", "W train.diff_output_preservation_class: has no effect without"),
+    # ---------------------------------------- noise levels
+    ("train: {timestep_type: shift, discrete_flow_shift: 0}", "E train.discrete_flow_shift: 0 would train without any"),
+    ("train: {min_timestep: 500, max_timestep: 500}", "E train.min_timestep: 500 is not below max_timestep 500."),
+    ("train: {timestep_type: qinglong_flux, content_or_style: style}", "E train.content_or_style: does not work with"),
+    ("train: {num_timestep_buckets: 10}, datasets: [{url: a.tar}]", "E train.num_timestep_buckets: a stream needs"),
+    # ---------------------------------------- memory, compiling
+    ("model: {blocks_to_swap: 59}",),
+    ("model: {blocks_to_swap: 60}", "E model.blocks_to_swap: 60 is more than the model allows: it has 60 blocks, of"),
+    ("model: {blocks_to_swap: 1}", "W model.blocks_to_swap: 1 saves no memory"),
+    ("model: {qtype: int4}", "W model.qtype: has no effect without 'quantize: true'."),
+    ("model: {qtype_te: float8}", "W model.qtype_te: has no effect without 'quantize_te: true'."),
+    ("model: {quantize: true, qtype: int4, int8_matmul: true}", "W model.int8_matmul: has no effect with 'qtype: int4"),
+    ("model: {quantize: true, qtype: int2}", "W model.qtype: int2 without an accuracy recovery adapter leaves weights"),
+    *((f"model: {{quantize: true, qtype: {qtype}, accuracy_recovery_adapter: a/b/{name}.safetensors}}", *found)
+      for qtype, name, *found in (
+          ("int4", "qwen_image_edit_2509_torchao_uint3", "W model.accuracy_recovery_adapter: was made for uint3"),
+          ("uint3", "qwen_image_edit_2509_torchao_uint3"),
+          ("int4", "ara-int8", "W model.accuracy_recovery_adapter: was made for int8, and cannot correct the errors"),
+          ("int8", "ara_qint8"), ("float8", "Adapter.FP8"), ("int4", "int8_to_int4"), ("int4", "my_print3"))),
+    *((f"train: {{{EAGER}, gradient_checkpointing: {level}}}, network: {{{dropout}: 0.1}}", "E train.compile.backend: ")
+      for level in ("auto", "full") for dropout in ("dropout", "rank_dropout", "module_dropout")),
+    (f"train: {{{EAGER}, gradient_checkpointing: none}}, network: {{dropout: 0.1}}",),
+    ("train: {compile: {enabled: true, backend: aot_eager}}, network: {dropout: 0.1}",),
+    ("train: {compile: {enabled: false, mode: max-autotune}}", "W train.compile.mode: has no effect with 'enabled: f"),
+    ("train: {compile: {enabled: true, backend: eager, mode: max-autotune}}", "W train.compile.mode: has no effect: b"),
+    # ---------------------------------------- images
+    ("train: {reg_weight: 0.5}", "W train.reg_weight: has no effect: no dataset has 'is_reg: true'."),
+    ("train: {reg_weight: 0.5}, datasets: [{folder_path: photos, is_reg: true}]",),
+    ("train: {reg_weight: 0}, datasets: [{folder_path: photos, is_reg: true}]", "W train.reg_weight: 0 means that no"),
+    ("datasets: [{folder_path: photos, loss_multiplier: 0}]", "W datasets.0.loss_multiplier: 0 means that nothing is"),
+    *((f"datasets: [{{folder_path: photos, {key}}}]", f"W datasets.0.{key.split(':')[0]}: has no effect without a mask")
+      for key in ("mask_min_value: 0.1", "invert_mask: true", "mask_optional: true")),
+    ("datasets: [{folder_path: photos, mask_path: none}]", "E datasets.0.mask_path: 'none' does not exist"),
+    ("datasets: [{folder_path: photos, mask_path: ./photos/}]", "E datasets.0.mask_path: is the same folder as"),
+    ("datasets: [{folder_path: photos, mask_path: other, alpha_mask: true}]", "E datasets.0.mask_path: 'mask_path' an"),
+    ("datasets: [{folder_path: photos, control_path: [other, ./photos/]}]", "W datasets.0.control_path.1: is the same"),
+    ("datasets: [{folder_path: photos, resolution: [960, 544]}]", "W datasets.0.resolution: [960, 544] are two sizes"),
+    *((f"datasets: [{{folder_path: photos, resolution: {sizes}}}]",)
+      for sizes in ("512", "[512]", "[512, 768, 1024]", "[{width: 960, height: 544}]")),
+    # ---------------------------------------- samples
+    (f"first_sample: {{{ONE}, sample_every: 5}}", "W first_sample.sample_every: has no effect: these images are gene"),
+    (f"first_sample: {{{ONE}, sample_every: 5, sample_every_n_epochs: 2}}", "W first_sample.sample_every: has no eff",
+     "W first_sample.sample_every_n_epochs: has no effect"),
+    ("first_sample: {width: 64}", "E first_sample: has no prompts, and inherits none"),
+    ("first_sample: {samples: [{prompt: a, ctrl_img: no.png}]}", "E first_sample.samples.0.ctrl_img.0: 'no.png' does"),
+    ("train: {force_first_sample: true}", "W train.force_first_sample: has no effect without a 'sample' section."),
+    (f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: true}}",
+     "E sample.sample_at_first: 'sample_at_first: true' and 'skip_first_sample: true' contradict each other. Remove"),
+    (f"sample: {{{ONE}, sample_at_first: false}}, first_sample: {{{ONE}}}",
+     "E first_sample: 'first_sample' and 'sample_at_first: false' contradict each other."),
+    (f"sample: {{{ONE}}}, train: {{skip_first_sample: true, force_first_sample: true}}", "E train.force_first_sample"),
+    (f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: false}}", "E train.skip_first_sample: "),
+    (f"sample: {{{ONE}}}, train: {{force_first_sample: true, disable_sampling: true}}", "E train.force_first_sample"),
+    ("sample: {width: 100, samples: [{prompt: a, height: 70}]}",
+     "W sample.width: the model cannot generate 100 pixels; images will be generated at 96.",
+     "W sample.samples.0.height: the model cannot generate 70 pixels; images will be generated at 64."),
+    # ---------------------------------------- validation, what is measured
+    *((f"stop_when: {{metric: {metric}, below: 1}}", f"E stop_when.metric: '{metric}' {fault}") for metric, fault in (
+        ("validation/loss", "needs the section 'validation'"),
+        ("validation/loss_t0.125", "needs the section 'validation'"),
+        ("max_norm/keys_scaled", "is not a metric of this run"),
+        ("los", "is not a metric of this run. Did you mean 'loss'?"),
+        ("loss_recon", "is not a metric of this run. Known names: grad_norm, loss, lr, t_mean."))),
+    *((f"train: {{lr_scheduler: plateau, lr_scheduler_params: {{metric: {metric}}}}}, {validation}", *found)
+      for metric, validation, *found in (
+          ("loss", ""), ("validation/loss", "validation: {fraction: 0.5, every: 5}"),
+          ("validation/loss", "", "E train.lr_scheduler_params: 'validation/loss' needs the section 'validation'"),
+          ("grad_norm", "", "E train.lr_scheduler_params: 'grad_norm' is not a metric of this run"))),
+    *((f"validation: {{fraction: 0.5, {every}}}, stop_when: {{below: 1, {stop}}}, train: {{{train}}}", *found)
+      for every, stop, train, *found in (
+          ("every: 0", "metric: validation/loss, smooth: 2", "", "W stop_when.smooth: will never trigger: it needs 2"),
+          ("every: 100", "metric: validation/loss, smooth: 12", "", "W stop_when.smooth: will never trigger: it needs"),
+          ("every: 100", "metric: validation/loss, smooth: 11", ""),
+          ("every: 100", "metric: validation/loss, smooth: 12", "epochs: 3"),
+          ("every_n_epochs: 1", "metric: validation/loss, smooth: 20", ""), ("every: 0", "metric: loss", ""))),
+    ("validation: {folder_path: ./photos}", "W validation.folder_path: './photos' is also trained on"),
+    ("validation: {folder_path: other}",),
+    # ---------------------------------------- files
+    ("save: {also: [merged_lora]}", "E save.also: 'merged_lora' needs network.type dora or loha or lokr; with 'lora'"),
+    (f"save: {{also: [merged_lora]}}, {FULL}", "E save.also: 'merged_lora' needs network.type dora or loha or lokr"),
+    *((f"save: {{also: [merged_lora]}}, network: {{type: {kind}}}",) for kind in ("dora", "loha", "lokr")),
+    ("save: {merged_lora_rank: 8}", "W save.merged_lora_rank: has no effect without 'also: [merged_lora]'."),
+    # ---------------------------------------- one process
+    ("train: {parallel: fsdp, ddp_timeout: 5}", "W train.parallel: has no effect with one process.",
+     "W train.ddp_timeout: has no effect with one process. Start several with torchrun."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_what_is_said_about_a_section(row: tuple[str, ...]) -> None:
+    check(*row)
+
+
+SHARED = "parallel: fsdp, gradient_accumulation: 4"
+WITH_TWO: list[tuple[str, ...]] = [
+    ("train: {ddp_timeout: 60}",),
+    ("train: {fused_backward_pass: true}", "E train.fused_backward_pass: updates each parameter before the"),
+    (f"train: {{{SHARED}}}",),
+    (f"train: {{{SHARED}, full_bf16: true}}, {FULL}",),
+    *((f"train: {{{SHARED}, optimizer: {name}}}, {FULL}",) for name in ELEMENTWISE),
+    *((f"train: {{{SHARED}, lr: 1e-6, optimizer: {name}}}, {FULL}", f"E train.optimizer: '{name}' may need whole")
+      for name in ("adafactor", "adamw8bit", "torch.optim.Muon")),
+    *((f"train: {{lr: 1e-6, optimizer: {name}}}, {FULL}",) for name in ("adafactor", "torch.optim.Muon")),  # with ddp
+    (f"train: {{{SHARED}}}, save: {{mem_eff_save: true}}, {FULL}", "E save.mem_eff_save: saves weights from one"),
+    (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
+    ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
+    (f"train: {{{SHARED}, compile: {{enabled: true}}}}", "E train.compile: does not work with 'train.parallel: fsdp'"),
+    (f"train: {{{SHARED}}}, network: {{type: dora}}", "E network.type: 'dora' needs the norms of whole weights"),
+    *((f"train: {{{SHARED}}}, model: {{{key}: {value}}}", f"E model.{key}: does not work with 'train.parallel: fsdp'")
+      for key, value in (("quantize", "true"), ("modulation_table", "true"), ("blocks_to_swap", 5))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", WITH_TWO, ids=lambda row: row[0])
+def test_what_is_said_where_two_processes_run_it(monkeypatch: pytest.MonkeyPatch, row: tuple[str, ...]) -> None:
+    for name, value in environment(0, 2, 29500).items():
+        monkeypatch.setenv(name, value)
+    check(*row)
+
+
+@pytest.mark.parametrize(("asked", "dtype", "told"), [("fp16", "bf16", 1), ("bf16", "bf16", 0), ("no", "fp32", 0)])
+def test_what_accelerate_is_asked_for(monkeypatch: pytest.MonkeyPatch, asked: str, dtype: str, told: int) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    check(f"train: {{dtype: {dtype}}}", *["W train.dtype: bfloat16 takes precedence over accelerate's --mixed"] * told)
+
+
+def test_any_number_that_the_section_logs_may_end_the_run() -> None:
+    keys = "validation: {fraction: 0.5, every: 5}, network: {scale_weight_norms: 1}"
+    numbers = section(keys).logged_numbers()
+    assert {"lr", "t_mean", "max_norm/keys_scaled", "validation/loss_t0.875"} <= set(numbers)
+    for metric in numbers:
+        check(f"{keys}, stop_when: {{metric: {metric}, below: 1}}")
 
 
 @pytest.mark.parametrize(
-    ("sections", "first"),
+    ("keys", "first"),
     [
-        ({"sample": ONE}, True),
-        ({"sample": {**ONE, "sample_at_first": True}}, True),
-        ({"sample": {**ONE, "sample_at_first": False}}, False),
-        ({"sample": ONE, "train": {"skip_first_sample": True}}, False),
-        ({"sample": ONE, "train": {"force_first_sample": True}}, True),
-        ({"sample": ONE, "first_sample": ONE}, True),
-        ({"sample": {**ONE, "sample_at_first": False}, "train": {"skip_first_sample": True}}, False),
-        ({"sample": {**ONE, "sample_at_first": True}, "train": {"skip_first_sample": False}}, True),
+        ("sample: {}", True),
+        ("sample: {sample_at_first: true}", True),
+        ("sample: {sample_at_first: false}", False),
+        ("sample: {}, train: {skip_first_sample: true}", False),
+        ("sample: {}, train: {force_first_sample: true}", True),
+        (f"sample: {{}}, first_sample: {{{ONE}}}", True),
+        ("sample: {sample_at_first: false}, train: {skip_first_sample: true}", False),
+        ("sample: {sample_at_first: true}, train: {skip_first_sample: false}", True),
     ],
 )
-def test_each_key_says_by_itself_whether_a_first_set_is_drawn(load, sections: dict, first: bool) -> None:
-    job = load(**sections)
-    assert job.processes[0].section.draws_first() is first
-    assert job.warnings == ()
+def test_each_key_says_by_itself_whether_a_first_set_is_generated(keys: str, first: bool) -> None:
+    assert section(keys).draws_first() is first
+    check(keys)
 
 
-SKIP = {"skip_first_sample": True}
-AT_FIRST, NOT_AT_FIRST = {**ONE, "sample_at_first": True}, {**ONE, "sample_at_first": False}
+def test_the_run_folder_is_the_jobs_or_the_processs_below_it() -> None:
+    asked = section("")
+    assert asked.run_folder(JobContext("hero")) == Path("output/hero")
+    assert asked.outputs(JobContext("hero")) == {Path.cwd() / "output" / "hero"}
+    assert asked.model_copy(update={"name": "second"}).run_folder(JobContext("hero")) == Path("output/hero/second")
 
 
-@pytest.mark.parametrize(
-    ("sections", "key", "names"),
-    [
-        ({"sample": AT_FIRST, "train": SKIP}, "sample.sample_at_first", ["sample_at_first: true", "skip_first"]),
-        ({"sample": NOT_AT_FIRST, "first_sample": ONE}, "first_sample", ["'first_sample'", "sample_at_first: false"]),
-        ({"sample": ONE, "first_sample": ONE, "train": SKIP}, "first_sample", ["'skip_first_sample: true'"]),
-        (
-            {"sample": ONE, "train": {**SKIP, "force_first_sample": True}},
-            "train.force_first_sample",
-            ["force_first_sample: true", "skip_first_sample: true"],
-        ),
-        (
-            {"sample": NOT_AT_FIRST, "train": {"skip_first_sample": False}},
-            "train.skip_first_sample",
-            ["skip_first_sample: false", "sample_at_first: false"],
-        ),
-        (
-            {"sample": ONE, "train": {"force_first_sample": True, "disable_sampling": True}},
-            "train.force_first_sample",
-            ["disable_sampling: true"],
-        ),
-    ],
-)
-def test_keys_that_contradict_each_other_are_both_named(load, sections: dict, key: str, names: list[str]) -> None:
-    with pytest.raises(ConfigErrors) as caught:
-        load(**sections)
-    (line,) = str(caught.value).splitlines()
-    assert f"process[0].{key}: " in line
-    assert all(name in line for name in [*names, "contradict each other. Remove"])
-
-
-def test_a_first_set_without_prompts_is_a_mistake(load) -> None:
-    with pytest.raises(ConfigErrors, match=r"first_sample: has no prompts, and inherits none"):
-        load(sample=ONE, first_sample={"width": 64})
-
-
-def test_references_of_the_first_set_must_be_there(load) -> None:
-    with pytest.raises(ConfigErrors, match=r"first_sample\.samples\[0\]\.ctrl_img: 'no\.png' does not exist"):
-        load(sample=ONE, first_sample={"samples": [{"prompt": "a", "ctrl_img": "no.png"}]})
-
-
-@pytest.mark.parametrize(
-    ("sections", "warning"),
-    [
-        ({"first_sample": {**ONE, "sample_every": 5}}, "first_sample.sample_every: has no effect: these images are"),
-        ({"train": {"force_first_sample": True}}, "train.force_first_sample: has no effect without a 'sample' section"),
-        (
-            {"sample": {**ONE, "sample_every": 5, "sample_every_n_epochs": 1}},
-            "sample.sample_every: has no effect: 'sample_every_n_epochs: 1' takes precedence.",
-        ),
-        ({"save": {"save_last_n_epochs": 1}}, "save.save_last_n_epochs: has no effect"),
-    ],
-)
-def test_what_does_nothing_is_noted(load, sections: dict, warning: str) -> None:
-    (line,) = load(**sections).warnings
-    assert f"process[0].{warning}" in line
+def test_optimizers_that_step_one_by_one_are_known() -> None:
+    assert set(PER_PARAMETER_OPTIMIZERS) < set(OPTIMIZERS)
