@@ -6,11 +6,11 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from toolkit.config.output import LoggingConfig
@@ -91,38 +91,32 @@ class TrackerWorker:
         """name: of the tracker, for messages."""
         self.name = name
         self.most = most
-        self._calls: deque[Call] = deque()
-        self._changed = threading.Condition()
-        self._ending = False
-        self._given_up = False
-        self._has_dropped = False
+        self._calls: SimpleQueue[Call | None] = SimpleQueue()
+        self._given_up = self._has_dropped = False
         self._thread: threading.Thread | None = None
 
     def start(self, open_tracker: Callable[[], Tracker]) -> None:
         """Opens the tracker in the thread; calls queued before are kept."""
-        work = threading.Thread(target=self._work, args=(open_tracker,), daemon=True, name=f"tracker-{self.name}")
-        self._thread = work
-        work.start()
+        self._thread = threading.Thread(
+            target=self._work, args=(open_tracker,), daemon=True, name=f"tracker-{self.name}"
+        )
+        self._thread.start()
 
     def put(self, call: Call) -> None:
         """Queues a call; returns at once."""
-        with self._changed:
-            if self._given_up:
-                return
-            full = len(self._calls) >= self.most
-            if full:
-                self._calls.popleft()
-            first_loss, self._has_dropped = full and not self._has_dropped, self._has_dropped or full
-            self._calls.append(call)
-            self._changed.notify()
-        if first_loss:
-            logger.warning(f"{self.name} queue is full: dropping its oldest values (metrics.jsonl has them all)")
+        if self._given_up:
+            return
+        if self._calls.qsize() >= self.most:
+            with suppress(Empty):  # the thread may just have taken it
+                self._calls.get_nowait()
+            if not self._has_dropped:
+                logger.warning(f"{self.name} queue is full: dropping its oldest values (metrics.jsonl has them all)")
+            self._has_dropped = True
+        self._calls.put(call)
 
     def end(self) -> None:
         """No more calls will come: the tracker is closed after the last one."""
-        with self._changed:
-            self._ending = True
-            self._changed.notify()
+        self._calls.put(None)
 
     def wait(self, seconds: float) -> bool:
         """Waits at most `seconds` for the tracker to be closed. Returns whether it is."""
@@ -134,21 +128,16 @@ class TrackerWorker:
         tracker = None
         try:
             tracker = open_tracker()
-            while call := self._next():
+            while call := self._calls.get():
                 call(tracker)
             tracker.close()
         except Exception as error:  # noqa: BLE001 - whatever a tracker's package raises: the run matters more
-            with self._changed:
-                self._given_up = True
-                self._calls.clear()
+            self._given_up = True
+            with suppress(Empty):
+                while True:
+                    self._calls.get_nowait()
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             logger.warning(f"{self.name} failed, and the run goes on without it: {reason}")
             with suppress(Exception):
                 if tracker:
                     tracker.close()
-
-    def _next(self) -> Call | None:
-        """Waits for the next call; None after the last one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._calls or self._ending)
-            return self._calls.popleft() if self._calls else None
