@@ -271,10 +271,11 @@ def _ends_as_it_should(image: Image.Image) -> bool:
     file: IO[bytes] | None = getattr(image, "fp", None)
     if file is None or image.format not in ("JPEG", "MPO", "PNG", "WEBP"):
         return False
-    if image.format == "PNG":
-        return _chunks_of_png(file)[-1:] == [b"IEND"]
     place = file.tell()
-    if image.format != "WEBP":
+    if image.format == "PNG":
+        file.seek(-8, os.SEEK_END)
+        whole = file.read(4) == b"IEND"
+    elif image.format != "WEBP":
         file.seek(-2, os.SEEK_END)
         whole = file.read(2) == b"\xff\xd9"
     else:
