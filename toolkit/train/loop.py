@@ -224,25 +224,19 @@ def try_largest_batch(
     could. Returns a line for the user when the batch has to be split. Raises RunError with advice when it does not fit.
     """
     try:
-        while not _try_forward_backward(run, batch, step_fn):
+        while True:
+            try:
+                _forward_backward(run, len(batch), [batch], step_fn, trial=True)
+                return None
+            except _NoMemory:
+                pass  # freed below: inside the handler the error still holds the activations
+            _free_memory(run)
             if not increase_checkpointing():
                 _forward_backward_split_batch(run, len(batch), [batch], step_fn, batch, trial=True)
                 message = f"the largest batch ({len(batch)} images) does not fit; it is split in two, which is slower."
                 return f"{message} {run.oom_hint}"
     finally:
         _zero_grad(run)
-    return None
-
-
-def _try_forward_backward(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
-    try:
-        _forward_backward(run, len(batch), [batch], step_fn, trial=True)
-    except _NoMemory:
-        pass  # freed below: inside the handler the error still holds the activations
-    else:
-        return True
-    _free_memory(run)
-    return False
 
 
 def _free_memory(run: Run) -> None:
