@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +20,10 @@ from toolkit.config.foreign import foreign_keys
 from toolkit.config.loader import check_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
-from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig
+from toolkit.config.process import JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.redact import redact_text
-from toolkit.files.safetensors_io import is_own_file, read_metadata
-from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, refusal
 
 PROGRAM = "run.py"
 _NOWHERE = SourceLocation(0, 0)
@@ -175,51 +172,3 @@ def _scalar(text: str, place: str, text_only: bool) -> ConfigNode:
     """text_only: the key takes text, whatever it looks like (`--prompt 7`)."""
     value = text if text_only else scalar_value(text)
     return ConfigNode(value, (place,), _NOWHERE, _NOWHERE, text=text, plain=True)
-
-
-# ---------------------------------------------------------------- keys that several tools have
-
-
-def split_strength(text: str) -> tuple[str, float]:
-    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength that is no number."""
-    path, colon, strength = text.rpartition(":")
-    if not colon or "/" in strength or "\\" in strength or strength.endswith(".safetensors"):
-        return text, 1.0
-    try:
-        number = float(strength)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        remedy = "Write FILE, or FILE:STRENGTH such as a.safetensors:0.8."
-        raise UserError(f"{text!r}: {strength!r} is no number. {remedy}")
-    return path, number
-
-
-def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
-    """A file that is missing, or is no safetensors file."""
-    file = Path(path).expanduser()
-    if job.will_write(file):
-        return
-    if not file.is_file():
-        yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}).")
-        return
-    try:
-        read_metadata(file)
-    except (OSError, ValueError, RecursionError):
-        yield Diagnostic(key, f"{path!r} is no safetensors file. Other files are not read: they could run programs.")
-
-
-def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = False) -> Iterator[Diagnostic]:
-    """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced: what this process
-    of the job wrote itself, at an earlier start, may."""
-    there = folder_at(path) if folder else path
-    if file := file_in_the_way(path.parent):
-        yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
-    elif not folder and path.suffix != ".safetensors":
-        yield Diagnostic(("output",), f"{str(path)!r} has to end in .safetensors.")
-    elif there.exists() and there.is_dir() != folder:
-        yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
-    elif reason := refusal(there, is_own_folder if folder else is_own_file):
-        yield Diagnostic(("output",), reason)
-    elif there.exists() and not (overwrite or job.was_finished):
-        yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")

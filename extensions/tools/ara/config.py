@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from extensions.tools.shared.keys import check_output
 from toolkit.config.field_types import Dtype, PathStr
 from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device, DiffusionSection
-from toolkit.config.tool import ToolConfig, check_output
+from toolkit.config.tool import ToolConfig
 
 
 class AraConfig(ToolConfig):

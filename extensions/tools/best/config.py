@@ -9,15 +9,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from extensions.tools.shared.keys import RunToolConfig, check_page
 from extensions.tools.shared.run_job import training_section
 from toolkit.config.field_types import PathStr, StrOrList
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device, DiffusionSection
-from toolkit.config.tool import ToolConfig
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import best_stem
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import file_in_the_way, read_regular, refusal
+from toolkit.files.writing import read_regular, refusal
 from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
 
 NEUTRAL = (
@@ -28,14 +28,10 @@ NEUTRAL = (
 """`prompts`: of nothing that somebody trains on."""
 
 
-class BestConfig(ToolConfig):
+class BestConfig(RunToolConfig):
     """`type: best`: measures the saved LoRAs of a run on its images and prompts, and says which to use."""
 
     process_types: ClassVar[tuple[str, ...]] = ("best",)
-    positional: ClassVar[tuple[str, ...]] = ("run",)
-
-    run: PathStr
-    """Folder of a run."""
 
     images: int = Field(default=16, ge=1)
     """Most images whose loss is measured, and most training images that samples are compared with."""
@@ -64,10 +60,6 @@ class BestConfig(ToolConfig):
 
     output: PathStr = ""
     """JSON file for the numbers. Empty: `best.json` in the run's folder."""
-
-    def folder(self) -> Path:
-        """`run` as a path."""
-        return Path(self.run).expanduser()
 
     def info(self) -> RunInfo:
         """The run. Raises RunError where there is none."""
@@ -111,10 +103,7 @@ class BestConfig(ToolConfig):
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
         if Path(self.embedder).expanduser().is_file():
             yield Diagnostic(("embedder",), f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.")
-        if file := file_in_the_way(self.output_path().parent):
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
-        elif reason := refusal(self.output_path(), _is_measurement):
-            yield Diagnostic(("output",), reason)
+        yield from check_page(self.output_path(), _is_measurement, "best.json")
         if self.link and (reason := refusal(self.best_file(), is_own_file)):
             yield Diagnostic(("link",), reason)
         elif self.link and not self.overwrite and self.best_file().exists():

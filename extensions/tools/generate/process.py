@@ -10,11 +10,11 @@ from pathlib import Path
 from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared.generation import LoraFile, Picture, PictureMaker
 from extensions.tools.shared.image_files import read_settings
+from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import check_references, is_prompt, read_lines
 from jobs.process import BaseExtensionProcess
 from toolkit.config.output import SampleItem
 from toolkit.config.process import JobContext
-from toolkit.config.tool import split_strength
 from toolkit.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
-from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList, check_loras
+from extensions.tools.shared.keys import check_loras
+from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
 from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.files.writing import refusal

@@ -9,8 +9,8 @@ from pathlib import Path
 from extensions.tools.grid.config import INDEX, GridConfig
 from extensions.tools.grid.page import Column, Row, grid_page
 from extensions.tools.shared.generation import LoraFile, PictureMaker
+from extensions.tools.shared.keys import split_strength
 from jobs.process import BaseExtensionProcess
-from toolkit.config.tool import split_strength
 from toolkit.files.writing import write_text
 
 logger = logging.getLogger(__name__)

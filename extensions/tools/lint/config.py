@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
+from extensions.tools.shared.keys import check_page
 from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
-from toolkit.files.writing import file_in_the_way, find_config, refusal
+from toolkit.files.writing import find_config
 
 CHECK_NAMES = (
     *("unusable", "unused", "unpaired", "pair_order", "pair_shape", "same_as_reference", "duplicate", "leak"),
@@ -127,9 +128,5 @@ class LintConfig(ToolConfig):
         if not self.preview:
             if "output" in self.model_fields_set:
                 yield Diagnostic(("output",), "is the page of 'preview: true', which is not given. Add it.")
-        elif output.is_dir():
-            yield Diagnostic(("output",), f"'{output}' is a folder. Give a file, such as '{output / 'lint.html'}'.")
-        elif reason := refusal(output, is_page):
-            yield Diagnostic(("output",), reason)
-        elif file := file_in_the_way(output.parent):
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        else:
+            yield from check_page(output, is_page, "lint.html")

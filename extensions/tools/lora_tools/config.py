@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from extensions.tools.shared.keys import check_loras, check_output, check_safetensors
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import Dtype, PathOrList, PathStr, literal_with_aliases
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig, check_output, check_safetensors, split_strength
+from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 
 MODEL_INDEX = "model_index.json"
@@ -200,13 +201,7 @@ class MergeConfig(LoraToolConfig):
                 yield Diagnostic(("rank",), "has no effect with 'base'. Leave it out.")
             if self.model:
                 yield Diagnostic(("model",), "the layers are those of 'base'. Leave it out.")
-        for index, text in enumerate(self.lora):
-            try:
-                file, _ = split_strength(text)
-            except UserError as error:
-                yield Diagnostic(("lora", index), str(error))
-            else:
-                yield from check_safetensors(("lora", index), file, job)
+        yield from check_loras("lora", self.lora, job)
         yield from check_output(Path(self.output).expanduser(), self.overwrite, job, folder=bool(self.base))
 
     def outputs(self, job: JobContext) -> frozenset[Path]:

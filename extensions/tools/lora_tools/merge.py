@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from extensions.tools.lora_tools.config import MergeConfig, split_strength
+from extensions.tools.lora_tools.config import MergeConfig
 from extensions.tools.lora_tools.files import Loss, lora_tensors, number_type, read_lora, refuse_dora, write_lora
 from extensions.tools.lora_tools.lora_export import AdapterFile
+from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.run_job import BASE_MODEL
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig

@@ -9,15 +9,16 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from extensions.tools.shared.keys import RunToolConfig
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig, flag_of
+from toolkit.config.tool import flag_of
 from toolkit.errors import RunError
 from toolkit.files.writing import file_in_the_way
 from toolkit.train.run_reader import NetworkFile, list_network_files, read_run
 
 
-class PublishConfig(ToolConfig):
+class PublishConfig(RunToolConfig):
     """`type: publish`: uploads the LoRA of a run with a model card, samples and a report to the Hugging Face hub.
 
     What is uploaded is listed first, and holds no image or caption of the dataset and no path. The token comes from
@@ -25,10 +26,6 @@ class PublishConfig(ToolConfig):
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("publish",)
-    positional: ClassVar[tuple[str, ...]] = ("run",)
-
-    run: PathStr
-    """Folder of a run."""
 
     repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=96)
     """Repository: `name` among your own, or `owner/name`. It is made where it is not there."""
@@ -54,10 +51,6 @@ class PublishConfig(ToolConfig):
 
     preview: PathStr = ""
     """Folder: the files are written here instead of uploaded. A file in it is never overwritten."""
-
-    def folder(self) -> Path:
-        """`run` as a path."""
-        return Path(self.run).expanduser()
 
     def loras(self) -> list[NetworkFile]:
         """The LoRA files that are published."""

@@ -15,11 +15,11 @@ from typing import Any
 
 from extensions.tools.shared.applied import AppliedAdapters
 from extensions.tools.shared.image_files import picture_name, write_picture
+from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder
 from toolkit.config.output import SampleItem
-from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import inject_trigger
 from toolkit.data.latent_cache import CachePair, ItemEncoder

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from extensions.tools.shared.keys import check_loras, split_strength
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
@@ -18,7 +19,7 @@ from toolkit.config.normalise import Normaliser, UnusedDefaults
 from toolkit.config.output import MAX_SIDE, Negative, SampleConfig, SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
-from toolkit.config.tool import ToolConfig, check_safetensors, split_strength
+from toolkit.config.tool import ToolConfig
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import read_text, read_yaml
 from toolkit.data.images import ImageError, image_size
@@ -207,17 +208,6 @@ def check_references(
             image_size(file)
         except (ImageError, OSError) as error:
             yield Diagnostic(key, f"{error}")
-
-
-def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:
-    """LoRA files that are missing or of another kind, strengths that are no numbers."""
-    for index, text in enumerate(files):
-        try:
-            file, _ = split_strength(text)
-        except UserError as error:
-            yield Diagnostic((key, index), str(error))
-        else:
-            yield from check_safetensors((key, index), file, job)
 
 
 _NOWHERE = SourceLocation(0, 0)

@@ -1,0 +1,100 @@
+"""Keys that several tools have, and what is checked of them. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from toolkit.config.field_types import PathStr
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.tool import ToolConfig
+from toolkit.errors import UserError
+from toolkit.files.safetensors_io import is_own_file, read_metadata
+from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, refusal
+from toolkit.train.run_reader import runs_in
+
+
+class RunToolConfig(ToolConfig):
+    """Keys of the tools that read runs."""
+
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: PathStr
+    """Folder of a run."""
+
+    def folder(self) -> Path:
+        """`run` as a path."""
+        return Path(self.run).expanduser()
+
+    def check_runs(self, job: JobContext) -> Iterator[Diagnostic]:
+        """A folder that holds no run, of one or several."""
+        if not job.will_write(self.folder()) and not runs_in(self.folder()):
+            yield Diagnostic(("run",), f"{self.run!r} holds no run (no run.json). Give the folder of a run.")
+
+
+def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iterator[Diagnostic]:
+    """A file to write (`output`) that is a folder, somebody else's, or lies below a file. example: a name for it."""
+    if path.is_dir():
+        yield Diagnostic(("output",), f"'{path}' is a folder. Give a file, such as '{path / example}'.")
+    elif reason := refusal(path, is_own):
+        yield Diagnostic(("output",), reason)
+    elif file := file_in_the_way(path.parent):
+        yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength that is no number."""
+    path, colon, strength = text.rpartition(":")
+    if not colon or "/" in strength or "\\" in strength or strength.endswith(".safetensors"):
+        return text, 1.0
+    try:
+        number = float(strength)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        remedy = "Write FILE, or FILE:STRENGTH such as a.safetensors:0.8."
+        raise UserError(f"{text!r}: {strength!r} is no number. {remedy}")
+    return path, number
+
+
+def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
+    """A file that is missing, or is no safetensors file."""
+    file = Path(path).expanduser()
+    if job.will_write(file):
+        return
+    if not file.is_file():
+        yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}).")
+        return
+    try:
+        read_metadata(file)
+    except (OSError, ValueError, RecursionError):
+        yield Diagnostic(key, f"{path!r} is no safetensors file. Other files are not read: they could run programs.")
+
+
+def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:
+    """LoRA files that are missing or of another kind, strengths that are no numbers."""
+    for index, text in enumerate(files):
+        try:
+            file, _ = split_strength(text)
+        except UserError as error:
+            yield Diagnostic((key, index), str(error))
+        else:
+            yield from check_safetensors((key, index), file, job)
+
+
+def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = False) -> Iterator[Diagnostic]:
+    """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced: what this process
+    of the job wrote itself, at an earlier start, may."""
+    there = folder_at(path) if folder else path
+    if file := file_in_the_way(path.parent):
+        yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
+    elif not folder and path.suffix != ".safetensors":
+        yield Diagnostic(("output",), f"{str(path)!r} has to end in .safetensors.")
+    elif there.exists() and there.is_dir() != folder:
+        yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
+    elif reason := refusal(there, is_own_folder if folder else is_own_file):
+        yield Diagnostic(("output",), reason)
+    elif there.exists() and not (overwrite or job.was_finished):
+        yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")
