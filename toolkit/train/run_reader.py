@@ -21,7 +21,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -448,18 +448,24 @@ def rows_by_step(path: Path) -> Iterator[StepRows]:
 def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     """All sample images of a run, by step and index, without those in superseded/."""
     prompts = {
-        file: prompt
+        file: prompt or None
         for event in read_events(folder).rows
-        for file, prompt in zip(_list(event, "files"), _list(event, "prompts"), strict=False)
-        if isinstance(file, str) and isinstance(prompt, str)
+        for file, prompt in zip(_texts(event, "files"), _texts(event, "prompts"), strict=False)
     }
     found = []
     for path in _entries(folder / run_files.SAMPLES):
         match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
-        time = (_from_ms(match["ms"]) if match["ms"] else _modified(path)) if match else None
-        if match and time:
+        if match and (time := _generated(path, match["ms"])):
             found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, prompts.get(path.name)))
     return tuple(sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name)))
+
+
+def _generated(path: Path, ms: str | None) -> datetime | None:
+    """By the milliseconds in its name; of a name without, by the file's own time. None for one that is no time."""
+    try:
+        return datetime.fromtimestamp(int(ms) / 1000 if ms else path.stat().st_mtime, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
@@ -469,8 +475,7 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
         file: _time(event, "time")
         for event in read_events(folder).rows
         if event.get("event") == "save"
-        for file in _list(event, "files")
-        if isinstance(file, str)
+        for file in _texts(event, "files")
     }
 
     def of(path: Path, kind: str, step: float) -> NetworkFile:
@@ -497,19 +502,6 @@ def list_dataset_files(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in _entries(folder) if path.name.startswith(prefix) and path.suffix == ".json")
 
 
-def read_log(folder: Path, lines: int = 200, max_bytes: int = 1 << 18) -> tuple[str, ...]:
-    """The last lines of log.txt, within its last `max_bytes`; none when there is no log."""
-    try:
-        with open_regular(folder / run_files.LOG) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - max_bytes))
-            found = file.read().decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-    whole = found[1:] if size > max_bytes else found
-    return tuple(whole[max(0, len(whole) - lines) :])
-
-
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
@@ -519,15 +511,11 @@ def _entries(folder: Path) -> list[Path]:
 
 def _size(path: Path) -> int:
     """Bytes of a file, or of all files of a folder; files that vanish meanwhile do not count."""
-    return sum(_sizes(path.rglob("*") if path.is_dir() else iter([path])))
-
-
-def _sizes(paths: Iterator[Path]) -> Iterator[int]:
-    for path in paths:
-        try:
-            yield path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    total = 0
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 # ------------------------------------------------------------ values of JSON that others may have written
@@ -546,28 +534,14 @@ def _number(row: Row, key: str) -> float | None:
 
 
 def _text(row: Row, key: str) -> str | None:
-    value = row.get(key)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value := row.get(key), str) else None
 
 
-def _list(row: Row, key: str) -> list[Any]:
+def _texts(row: Row, key: str) -> list[str]:
+    """Of a list; of what is none, an empty one. What is no text in it is empty, so that places stay."""
     value = row.get(key)
-    return value if isinstance(value, list) else []
+    return [each if isinstance(each, str) else "" for each in value] if isinstance(value, list) else []
 
 
 def _time(row: Row, key: str) -> datetime | None:
     return run_files.parse_time(value) if (value := _text(row, key)) else None
-
-
-def _modified(path: Path) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _from_ms(digits: str) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(int(digits) / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None

@@ -21,6 +21,9 @@ MODEL_INDEX = "model_index.json"
 class LoraToolConfig(ToolConfig):
     """Keys of the tools that read LoRA files."""
 
+    reads: ClassVar[str] = ""
+    """Key of the file that is read."""
+
     model: PathStr = ""
     """Model folder whose layers the files are of. Empty: the published models, or that of the run a file lies in."""
 
@@ -28,6 +31,8 @@ class LoraToolConfig(ToolConfig):
         """Files that are missing or no safetensors files, and outputs that are there."""
         if self.model and not job.will_write(Path(self.model)) and not (self.model_folder() / MODEL_INDEX).is_file():
             yield Diagnostic(("model",), f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.")
+        if self.reads:
+            yield from check_safetensors((self.reads,), getattr(self, self.reads), job)
 
     def model_folder(self) -> Path:
         """`model` as a path."""
@@ -61,6 +66,7 @@ class InspectConfig(LoraToolConfig):
     """`type: inspect`: prints what is in a LoRA file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("inspect",)
+    reads: ClassVar[str] = "file"
     positional: ClassVar[tuple[str, ...]] = ("file",)
     flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
 
@@ -70,16 +76,12 @@ class InspectConfig(LoraToolConfig):
     as_json: bool = False
     """Print one JSON object."""
 
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Whether the file can be read."""
-        yield from super().check(job)
-        yield from check_safetensors(("file",), self.file, job)
-
 
 class ConvertConfig(WritingToolConfig):
     """`type: convert`: writes a LoRA file as another program reads it."""
 
     process_types: ClassVar[tuple[str, ...]] = ("convert",)
+    reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
 
     input: PathStr
@@ -90,11 +92,6 @@ class ConvertConfig(WritingToolConfig):
         *literal_with_aliases("comfyui", "diffusers", "kohya", "musubi", "aitk", aliases={"ai-toolkit": "aitk"}),
     ]
     """Program that is to read it: comfyui, diffusers, kohya, musubi or aitk."""
-
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Whether the file can be read."""
-        yield from super().check(job)
-        yield from check_safetensors(("input",), self.input, job)
 
 
 class RankConfig(WritingToolConfig):
@@ -121,15 +118,11 @@ class ResizeConfig(RankConfig):
     """`type: resize`: the nearest LoRA of a rank to a LoRA, LoHa or LoKr file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("resize",)
+    reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
 
     input: PathStr
     """LoRA file, of any program."""
-
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Whether the file can be read."""
-        yield from super().check(job)
-        yield from check_safetensors(("input",), self.input, job)
 
 
 class ExtractConfig(RankConfig):

@@ -30,7 +30,6 @@ from toolkit.train.run_reader import (
     list_runs,
     list_samples,
     read_events,
-    read_log,
     read_metrics,
     read_run,
     read_validation,
@@ -76,7 +75,6 @@ def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F81
     assert [(each.step, each.problem) for each in checkpoints] == [(2, None), (4, None), (6, None)]
     assert checkpoints[0].size == sum(path.stat().st_size for path in checkpoints[0].path.iterdir())
     assert list_dataset_files(whole.folder) == tuple(whole.folder.glob("dataset-*.json")) != ()
-    assert read_log(whole.folder, lines=3) == tuple((whole.folder / "log.txt").read_text().splitlines()[-3:])
     assert {row["event"] for row in read_events(whole.folder).rows} >= {"save", "sample"}
 
 
@@ -303,7 +301,7 @@ def test_values_of_other_types_are_unknown(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run is here"):
         read_run(tmp_path)
-    assert read_log(tmp_path) == list_samples(tmp_path) == list_network_files(tmp_path) == ()
+    assert list_samples(tmp_path) == list_network_files(tmp_path) == ()
     assert list_checkpoints(tmp_path) == list_dataset_files(tmp_path) == ()
 
 
@@ -424,13 +422,6 @@ def test_a_checkpoint_that_lacks_something_says_so(job: Job, whole: Job) -> None
         file.write(b"more")
     problems = [checkpoint.problem for checkpoint in list_checkpoints(job.folder)]
     assert "MANIFEST.json" in problems[0] and "weights.safetensors" in problems[1] and problems[2] is None
-
-
-def test_the_log_is_read_from_its_end(tmp_path: Path) -> None:
-    (tmp_path / "log.txt").write_bytes(b"".join(b"line %d\n" % n for n in range(1000)) + b"\xff half")
-    assert read_log(tmp_path, lines=2) == ("line 999", "\ufffd half")
-    assert read_log(tmp_path, max_bytes=30) == ("line 998", "line 999", "\ufffd half")
-    assert read_log(tmp_path, lines=0) == ()
 
 
 def test_it_loads_no_torch_and_no_heavy_library(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from toolkit.train.run_reader import (
     list_network_files,
     list_samples,
     read_events,
-    read_log,
     read_run,
     runs_in,
 )
@@ -154,7 +153,7 @@ def test_a_pipe_in_the_place_of_a_file_is_left_out_with_a_line(run: Path, tmp_pa
     found = []
     with alarm(20):
         found += draw_diagrams(run, tmp_path / "graph")
-        found += [*list_network_files(run), *list_samples(run), *read_log(run), *read_events(run).rows]
+        found += [*list_network_files(run), *list_samples(run), *read_events(run).rows]
         page = report_page(read_run(run), run)
     assert (
         found == [] and "None recorded." in page and [one.problem is None for one in list_checkpoints(run)] == [False]
