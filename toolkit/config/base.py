@@ -42,10 +42,11 @@ class StrictModel(BaseModel):
     )
 
     foreign: ClassVar[str] = ""
-    """The group of other programs' keys that this section reads, of the table that `toolkit.config.foreign` finds."""
+    """The groups of other programs' keys that this section reads, separated by spaces: those of the table that
+    `toolkit.config.foreign` finds."""
 
     foreign_groups: ClassVar[tuple[str, ...]] = ()
-    """That group and those of the sections it is composed of."""
+    """Those groups and those of the sections it is composed of."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
@@ -65,7 +66,7 @@ class StrictModel(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """The tables of a section composed of others are theirs and its own."""
         bases = [base.__dict__ for base in reversed(cls.__mro__)]
-        cls.foreign_groups = tuple(dict.fromkeys(own["foreign"] for own in bases if own.get("foreign")))
+        cls.foreign_groups = tuple(dict.fromkeys(" ".join(own.get("foreign", "") for own in bases).split()))
         cls.on_resume = {key: kind for own in bases for key, kind in own.get("on_resume", {}).items()}
         super().__pydantic_init_subclass__(**kwargs)
 

@@ -230,13 +230,20 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
         read_process(index, merge_defaults(node, defaults, diagnostics), find_model, normaliser)
         for index, node in enumerate(listed.value)
     ]
+    seen: dict[str | None, int] = {}
     for process in filter(None, processes):
-        remember_written(process, config)
+        section, name, job_name = process.entry.section, process.entry.name, config.value.get("name")
+        if isinstance(section, ProcessConfig):  # a process without a name goes by the job's
+            by_job = name is None and job_name is not None and job_name.written is not None
+            of_name = {("name",): job_name.written} if by_job else {}
+            section.remember_written(of_name | dict(written_with_variables(process.checked)))
+        if name is not None and seen.setdefault(name, process.entry.index) != process.entry.index:
+            message = f"{name!r} is already the name of process[{seen[name]}]. Names are unique."
+            diagnostics.error(process.node.value["name"], message)
     inside = {key: places[0] for key, places in normaliser.places.items()}
     inside = {key: f"{place!r} of a process" if place else "a process" for key, place in inside.items()}
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     watch.report(diagnostics)
-    refuse_equal_names(processes, diagnostics)
     return processes
 
 
@@ -281,28 +288,9 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
     return _Process(node, entry, checked, complete=model is None or section is not None)
 
 
-def remember_written(process: _Process, config: ConfigNode) -> None:
-    """Tells a section what in it was written with variables; a process without a name goes by the job's."""
-    if isinstance(process.entry.section, ProcessConfig):
-        name = config.value.get("name") if process.entry.name is None else None
-        of_job = {("name",): name.written} if name is not None and name.written is not None else {}
-        process.entry.section.remember_written(of_job | dict(written_with_variables(process.checked)))
-
-
 def _resolved(node: ConfigNode) -> Any:
     """A scalar as an unchecked section reads it: an unquoted `${STEPS}` is a number if its value is one."""
     return scalar_value(node.value) if node.plain and node.written is not None else node.value
-
-
-def refuse_equal_names(processes: list[_Process | None], diagnostics: Diagnostics) -> None:
-    seen: dict[str, int] = {}
-    for process in filter(None, processes):
-        name, index = process.entry.name, process.entry.index
-        if name is not None and name in seen:
-            node = process.node.value["name"]
-            diagnostics.error(node, f"{name!r} is already the name of process[{seen[name]}]. Names are unique.")
-        elif name is not None:
-            seen[name] = index
 
 
 # ---------------------------------------------------------------- what needs the file system
@@ -317,9 +305,14 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         # Without this section nothing is known of what it writes; later checks would see ghosts.
         if process is None or not process.complete:
             return
-        section = process.entry.section
+        section, index = process.entry.section, process.entry.index
         job = replace(job, was_finished=process.entry.label in finished)
-        refuse_secret_folder(process, job, diagnostics)
+        written = {process.entry.raw.get("training_folder")}
+        if isinstance(section, ProcessConfig):
+            written = {section.run_folder(job), *section.outputs(job)}
+        named = contains_secret(f"{process.entry.name} {job.name}")  # which is an error already
+        if not named and any(contains_secret(str(folder)) for folder in written):
+            diagnostics.error(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
         for finding in all_findings(section, job) if section else ():
             node, rest = process.checked.find(finding.key)
             if finding.severity == "warning":
@@ -331,39 +324,15 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
                 diagnostics.error(node, finding.message, path=path)
         if not isinstance(section, ProcessConfig):
             continue
-        refuse_shared_folder(process, section.run_folder(job), folders, diagnostics)
+        if (folder := section.run_folder(job)) is not None:
+            folder = Path(os.path.realpath(folder.expanduser()))
+            if (first := folders.setdefault(folder, index)) != index:
+                remedy = f"Give process[{index}] a 'name' of its own."
+                diagnostics.error(process.node, f"writes to '{folder}' as process[{first}] does. {remedy}")
         outputs = section.outputs(job)
         for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
             diagnostics.error(process.node, f"writes '{file}', as an earlier process does. Give it another output.")
         job = JobContext(job.name, job.earlier_outputs | outputs)
-
-
-def refuse_shared_folder(
-    process: _Process, folder: Path | None, folders: dict[Path, int], diagnostics: Diagnostics
-) -> None:
-    if folder is None:
-        return
-    folder = Path(os.path.realpath(folder.expanduser()))
-    index = process.entry.index
-    if folder in folders:
-        diagnostics.error(
-            process.node,
-            f"writes to '{folder}' as process[{folders[folder]}] does. Give process[{index}] a 'name' of its own.",
-        )
-    folders.setdefault(folder, index)
-
-
-def refuse_secret_folder(process: _Process, job: JobContext, diagnostics: Diagnostics) -> None:
-    """A secret must not reach the disk as the name of a folder either."""
-    section = process.entry.section
-    if isinstance(section, ProcessConfig):
-        folders = {section.run_folder(job), *section.outputs(job)}
-    else:
-        folders = {process.entry.raw.get("training_folder")}
-    if any(contains_secret(str(folder)) for folder in folders) and not contains_secret(
-        f"{process.entry.name} {job.name}"
-    ):
-        diagnostics.error(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
 
 
 def warn_of_odd_quotes(node: ConfigNode, diagnostics: Diagnostics) -> None:

@@ -59,34 +59,6 @@ def _resume(value: Any) -> Any:
     return value
 
 
-class RunSection(ProcessConfig):
-    """A process that computes something and leaves files in a folder of its own."""
-
-    training_folder: PathStr = "output"
-    """The run's files go to `<training_folder>/<name>/`."""
-
-    device: Device = "auto"
-    """Where to compute: auto, cuda, cuda:N, mps or cpu. Where no such device can be used, a model of up to 2 GB is
-    computed on the CPU; a larger one is refused unless `cpu` is written here."""
-
-    logging: LoggingConfig = Field(default_factory=LoggingConfig)
-    """What is printed."""
-
-    foreign: ClassVar = "run"
-    on_resume: ClassVar = {"device": "harmless", "logging": "harmless"}
-
-    def check(self, job: JobContext) -> Findings:
-        """A file where the run's folder belongs."""
-        yield from super().check(job)
-        if file := file_in_the_way(self.job_folder(job)):
-            yield error("training_folder", f"'{file}' is not a folder. Move it, or give another folder.")
-
-    def job_folder(self, job: JobContext) -> Path:
-        """`<training_folder>/<job>`, with the process's name below it where it has one."""
-        folder = Path(self.training_folder).expanduser() / job.name
-        return folder / self.name if self.name else folder
-
-
 class DatasetsSection(ProcessConfig):
     """Images with captions."""
 
@@ -169,8 +141,18 @@ class ModelSection(ProcessConfig):
             yield from check_path(key, path, remedy, job, file=True)
 
 
-class TrainingSection(RunSection):
-    """Optimizer steps, and where they begin."""
+class TrainingSection(ProcessConfig):
+    """A run in a folder of its own: optimizer steps, what is generated and measured meanwhile, and what ends it."""
+
+    training_folder: PathStr = "output"
+    """The run's files go to `<training_folder>/<name>/`."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu. Where no such device can be used, a model of up to 2 GB is
+    computed on the CPU; a larger one is refused unless `cpu` is written here."""
+
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """What is printed."""
 
     training_seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of order, noise, dropout and initial weights. 0: a random one, printed and recorded."""
@@ -187,8 +169,38 @@ class TrainingSection(RunSection):
     """Refuse to start a run whose memory plan is more than 5 % above what the device has (on the CPU: what is free).
     false: warn, and start all the same."""
 
-    foreign: ClassVar = "training"
-    on_resume: ClassVar = {"resume": "harmless", "memory_check": "harmless"}
+    sample: SampleIntervalConfig | None = None
+    """Images drawn during training; none without this section."""
+
+    validation: ValidationConfig | None = None
+    """The loss on images that are not trained on; none without this section."""
+
+    stop_when: StopWhenConfig | None = None
+    """Ends the training before its last step; never without this section."""
+
+    foreign: ClassVar = "run training evaluation"
+    on_resume: ClassVar = {
+        **dict.fromkeys(("device", "logging", "resume", "memory_check"), "harmless"),
+        # The images that `validation` holds out are missing in the dataset, which is compared by its content.
+        **dict.fromkeys(("sample", "validation", "stop_when"), "harmless"),
+    }
+
+    def check(self, job: JobContext) -> Findings:
+        """A file where the run's folder belongs, a training without an end."""
+        yield from super().check(job)
+        if file := file_in_the_way(self.job_folder(job)):
+            yield error("training_folder", f"'{file}' is not a folder. Move it, or give another folder.")
+        if self.train.steps == 0 and self.train.epochs == 0:
+            yield error("train.steps", "0 optimizer steps. Set steps or epochs to a value above 0.")
+
+    def job_folder(self, job: JobContext) -> Path:
+        """`<training_folder>/<job>`, with the process's name below it where it has one."""
+        folder = Path(self.training_folder).expanduser() / job.name
+        return folder / self.name if self.name else folder
+
+    def draws_first(self) -> bool:
+        """Whether a set is drawn before step 1."""
+        return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
 
     @property
     def images_per_step(self) -> int:
@@ -210,12 +222,6 @@ class TrainingSection(RunSection):
         settings = super().recorded_settings()
         return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
 
-    def check(self, job: JobContext) -> Findings:
-        """A training without an end."""
-        yield from super().check(job)
-        if self.train.steps == 0 and self.train.epochs == 0:
-            yield error("train.steps", "0 optimizer steps. Set steps or epochs to a value above 0.")
-
 
 class SavingSection(ProcessConfig):
     """Files of what is trained."""
@@ -226,28 +232,7 @@ class SavingSection(ProcessConfig):
     on_resume: ClassVar = {"save": "harmless"}
 
 
-class EvaluationSection(TrainingSection):
-    """What is drawn and measured while training goes on, and what ends it."""
-
-    sample: SampleIntervalConfig | None = None
-    """Images drawn during training; none without this section."""
-
-    validation: ValidationConfig | None = None
-    """The loss on images that are not trained on; none without this section."""
-
-    stop_when: StopWhenConfig | None = None
-    """Ends the training before its last step; never without this section."""
-
-    # The images that `validation` holds out are missing in the dataset, which is compared by its content.
-    on_resume: ClassVar = dict.fromkeys(("sample", "validation", "stop_when"), "harmless")
-    foreign: ClassVar = "evaluation"
-
-    def draws_first(self) -> bool:
-        """Whether a set is drawn before step 1."""
-        return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
-
-
-class TrainerConfig(SavingSection, EvaluationSection):
+class TrainerConfig(SavingSection, TrainingSection):
     """What every trainer has, whatever it trains."""
 
     def check(self, job: JobContext) -> Findings:
@@ -282,7 +267,7 @@ class TrainerConfig(SavingSection, EvaluationSection):
         return frozenset({Path(os.path.realpath(self.job_folder(job)))})  # unlike `resolve`, it takes links in a circle
 
 
-class ImageTrainingSection(DatasetsSection, EvaluationSection):
+class ImageTrainingSection(DatasetsSection, TrainingSection):
     """A training on folders of images, or on a stream of shards."""
 
     def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from toolkit.config.dataset import LOSS
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
-from toolkit.config.sections import EvaluationSection, ImageTrainingSection, TrainerConfig
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig, TrainingSection
 from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig, TrainConfig
 from toolkit.data.captions import prompt_warnings
 from toolkit.data.image_data import ImageData
@@ -212,7 +212,7 @@ def compile_notes(train: OptimizationConfig, machine: Machine) -> Iterator[str]:
         yield note
 
 
-def too_short_notes(section: EvaluationSection, steps: int) -> Iterator[str]:
+def too_short_notes(section: TrainingSection, steps: int) -> Iterator[str]:
     """A warning where `stop_when` averages over more steps than the run has."""
     stop = section.stop_when
     if stop and not stop.metric.startswith(LOSS) and stop.smooth > steps:
