@@ -144,7 +144,7 @@ def leave_at(place: str, call: int) -> None:
 
 
 def leave_at_write(thread: str, call: int, half: bool) -> None:
-    """The process is gone before the n-th write of the thread of this name; half: within the n-th that can be torn.
+    """The process is gone before the n-th write of a thread whose name begins so; half: within the n-th that can tear.
 
     Writes are whatever changes the disk: opening a file to write, flushing, renaming, removing, making a folder.
     `counters` tells how many there were.
@@ -157,7 +157,7 @@ def leave_at_write(thread: str, call: int, half: bool) -> None:
 
     def write(begin: Callable[[], None] | None = None) -> None:
         nonlocal count, inside
-        if inside or threading.current_thread().name != thread or (half and begin is None):
+        if inside or not threading.current_thread().name.startswith(thread) or (half and begin is None):
             return
         count += 1
         if count == call:

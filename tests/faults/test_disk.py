@@ -50,8 +50,7 @@ def small_disk(job: Job) -> Iterator[Callable[[int], Path]]:
 
     yield mount
     if mounted:
-        for child in job.started:
-            child.end()
+        job.end()
         subprocess.run(["umount", str(folder)], check=True)
 
 

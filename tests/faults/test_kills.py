@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.faults.conftest import contents
+from tests.faults.conftest import contents, without_times
 from tests.faults.nursery import Nursery
 from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, latest_checkpoint
 
@@ -43,11 +43,8 @@ def result(folder: Path) -> dict[str, bytes]:
     found = {path: text for path, text in contents(folder).items() if not path.startswith("superseded/")}
     status = json.loads(found.pop("run.json"))
     assert status["status"] == "finished"
-    lines = [json.loads(line) for line in found.pop("metrics.jsonl").splitlines()]
-    found["metrics"] = json.dumps(
-        [{k: v for k, v in line.items() if k != "time" and not k.endswith("_s")} for line in lines]
-    ).encode()
-    return found
+    lines = [without_times(line) for line in found.pop("metrics.jsonl").splitlines()]
+    return found | {"metrics": json.dumps(lines).encode()}
 
 
 @pytest.mark.parametrize(
