@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
 from toolkit.config.dataset import area_of, sides_of
-from toolkit.config.network import NetworkConfig
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import TrainConfig
-from toolkit.data.run_plan import FolderPlan, RunPlan
+from toolkit.data.run_plan import RunPlan
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
 from toolkit.train.interface import TrainState
@@ -52,18 +51,33 @@ def job_metadata(
     """
     if section.save.no_metadata:
         return {}
-    training = _training(section, meta, name, steps, seed, optimizer)
+    network, model = section.network, section.model
+    recovery = model.accuracy_recovery_adapter if model.quantize else None
+    of_kind: dict[str, Any] = {"rank": network.linear, "alpha": network.linear_alpha}
+    if network.trains_model:
+        of_kind = {"full_bf16": section.train.full_bf16}
+    elif network.type == "lokr":
+        of_kind["lokr_factor"] = network.factor
+    base_loras = [
+        {
+            "file": _last_part(section.as_written(lora.path, "model", "base_loras", index, "path")),
+            "multiplier": lora.multiplier,
+        }
+        for index, lora in enumerate(model.base_loras)
+    ]
+    written_recovery = section.as_written(recovery or "", "model", "accuracy_recovery_adapter")
+    kohya = _training(section, meta, name, steps, seed, optimizer) | (_datasets(plan, section) if plan else {})
     ours = {
         "training_info": {},
         "software": {"name": NAME, "version": VERSION},
         "base_model": _base_model(section),
-        **({"accuracy_recovery_adapter": _recovery(section)} if _recovery(section) else {}),
-        **({"base_loras": _base_loras(section)} if section.model.base_loras else {}),
-        "network_type": section.network.type,
-        **_kind(section),
+        **({"accuracy_recovery_adapter": _last_part(written_recovery)} if recovery else {}),
+        **({"base_loras": base_loras} if base_loras else {}),
+        "network_type": network.type,
+        **of_kind,
         "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
-        **{f"ss_{key}": _as_kohya(value) for key, value in training.items()},
-        **{f"ss_{key}": _as_kohya(value) for key, value in (_datasets(plan, section) if plan else {}).items()},
+        # Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and their readers expect it.
+        **{f"ss_{key}": value if isinstance(value, dict | list) else str(value) for key, value in kohya.items()},
         **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name).items()},
     }
     return {key: _text(value) for key, value in redact_json({**meta, **ours}, by_key=True).items()}
@@ -76,20 +90,27 @@ def with_progress(metadata: Mapping[str, str], state: TrainState) -> dict[str, s
     return {**metadata, **progress} if metadata else {}
 
 
-def _kind(section: DiffusionSection) -> dict[str, Any]:
-    """Keys of this kind of network only."""
-    network = section.network
-    if network.trains_model:
-        return {"full_bf16": section.train.full_bf16}
-    factor = {"lokr_factor": network.factor} if network.type == "lokr" else {}
-    return {"rank": network.linear, "alpha": network.linear_alpha, **factor}
+def network_module(kind: str) -> str:
+    """`ss_network_module`: one name for each kind of network, whatever file its class is in."""
+    return f"toolkit.networks.{kind}"
 
 
 def _training(
     section: DiffusionSection, meta: Mapping[str, Any], name: str, steps: int, seed: int, optimizer: object
 ) -> dict[str, Any]:
-    train, model = section.train, section.model
+    train, model, network = section.train, section.model, section.network
+    kind = type(getattr(optimizer, "inner", optimizer))  # of `StochasticRoundingOptimizer` the one that is meant
+    arguments = redact_json(train.optimizer_params, by_key=True)
     comment = meta.get("training_comment", meta.get("comment"))
+    of_network: dict[str, Any] = {"network_module": network_module(network.type)}
+    if not network.trains_model:
+        said = {"type", "linear", "linear_alpha", "dropout", "pretrained_lora_path"}  # the last is a path
+        of_network |= {
+            "network_dim": network.linear,
+            "network_alpha": network.linear_alpha,
+            "network_dropout": network.dropout,
+            "network_args": network.model_dump(mode="json", exclude_defaults=True, exclude=said),
+        }
     return {
         "output_name": section.as_written(name, "name"),
         "base_model_version": family_for(model).arch,
@@ -99,7 +120,8 @@ def _training(
         "max_train_steps": steps,
         "seed": seed,
         "learning_rate": train.lr,
-        "optimizer": _optimizer(optimizer, train),
+        "optimizer": f"{kind.__module__}.{kind.__qualname__}"
+        f"({', '.join(f'{key}={value}' for key, value in arguments.items())})",
         **{key: getattr(train, key) for key in (*_OF_THE_SCHEDULE, *_OF_THE_NOISE)},
         "timestep_sampling": train.noise_levels(),
         "loss_type": train.loss_type,
@@ -107,89 +129,49 @@ def _training(
         "gradient_accumulation_steps": train.gradient_accumulation,
         "mixed_precision": _PRECISIONS[train.dtype],
         "fp8_base": model.quantize and model.qtype in ("float8", "fp8_scaled"),
-        **_network(section.network),
+        **of_network,
         **({} if comment is None else {"training_comment": comment}),
     }
 
 
-def network_module(kind: str) -> str:
-    """`ss_network_module`: one name for each kind of network, whatever file its class is in."""
-    return f"toolkit.networks.{kind}"
-
-
-def _network(network: NetworkConfig) -> dict[str, Any]:
-    module = network_module(network.type)
-    if network.trains_model:
-        return {"network_module": module}
-    said = {"type", "linear", "linear_alpha", "dropout", "pretrained_lora_path"}  # the last is a path
-    return {
-        "network_module": module,
-        "network_dim": network.linear,
-        "network_alpha": network.linear_alpha,
-        "network_dropout": network.dropout,
-        "network_args": network.model_dump(mode="json", exclude_defaults=True, exclude=said),
-    }
-
-
-def _optimizer(optimizer: object, train: TrainConfig) -> str:
-    """`module.Class(argument=value, ...)`."""
-    kind = type(getattr(optimizer, "inner", optimizer))  # of `StochasticRoundingOptimizer` the one that is meant
-    arguments = redact_json(train.optimizer_params, by_key=True)
-    return f"{kind.__module__}.{kind.__qualname__}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
-
-
 def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
+    """The folders; their names by the last part of the path as written; and the uses per epoch by bucket size."""
     written = {
         dataset.folder_path: section.as_written(dataset.folder_path, "datasets", index, "folder_path")
         for index, dataset in enumerate(section.datasets)
         if dataset.folder_path
     }
-    folders = [
-        _folder(folder, number, written.get(folder.folder, folder.folder))
-        for number, folder in enumerate(plan.datasets)
-    ]
+    folders: list[dict[str, Any]] = []
+    dirs: dict[str, dict[str, int]] = {}
+    uses = Counter[tuple[int, int]]()
+    for number, folder in enumerate(plan.datasets, 1):
+        name = _last_part(written.get(folder.folder, folder.folder)) or f"dataset {number}"
+        folders.append(
+            {
+                "name": name,
+                "num_repeats": folder.repeats,
+                "num_images": folder.images,
+                "is_reg": folder.is_reg,
+                "references": {str(count): images for count, images in folder.references.items()},
+                "buckets": [[bucket.width, bucket.height, bucket.images] for bucket in folder.buckets],
+            }
+        )
+        unique, copies = name, 2
+        while unique in dirs:  # a second folder with the same name gets a number
+            unique, copies = f"{name} ({copies})", copies + 1
+        dirs[unique] = {"n_repeats": folder.repeats, "img_count": folder.images}
+        for bucket in folder.buckets:
+            uses[bucket.width, bucket.height] += bucket.images * folder.repeats
+    buckets = [{"resolution": list(size), "count": uses[size]} for size in sorted(uses)]
     return {
         "num_train_items": plan.samples_per_epoch,
         "num_reg_images": sum(folder.samples for folder in plan.datasets if folder.is_reg),
         "num_batches_per_epoch": plan.micro_batches_per_epoch,
         "num_epochs": ceil(plan.epochs),
         "datasets": folders,
-        "dataset_dirs": _dirs(folders),
-        "bucket_info": _bucket_info(plan),
+        "dataset_dirs": dirs,
+        "bucket_info": {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}},
     }
-
-
-def _folder(folder: FolderPlan, number: int, written: str) -> dict[str, Any]:
-    return {
-        "name": _last_part(written) or f"dataset {number + 1}",
-        "num_repeats": folder.repeats,
-        "num_images": folder.images,
-        "is_reg": folder.is_reg,
-        "references": {str(count): images for count, images in folder.references.items()},
-        "buckets": [[bucket.width, bucket.height, bucket.images] for bucket in folder.buckets],
-    }
-
-
-def _dirs(folders: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Folders by name; a second folder with the same name gets a number."""
-    dirs: dict[str, dict[str, int]] = {}
-    for folder in folders:
-        name, number = folder["name"], 2
-        while name in dirs:
-            name, number = f"{folder['name']} ({number})", number + 1
-        dirs[name] = {"n_repeats": folder["num_repeats"], "img_count": folder["num_images"]}
-    return dirs
-
-
-def _bucket_info(plan: RunPlan) -> dict[str, Any]:
-    """Uses per epoch by bucket size."""
-    counts: dict[tuple[int, int], int] = {}
-    for folder in plan.datasets:
-        for bucket in folder.buckets:
-            size = bucket.width, bucket.height
-            counts[size] = counts.get(size, 0) + bucket.images * folder.repeats
-    buckets = [{"resolution": list(size), "count": counts[size]} for size in sorted(counts)]
-    return {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}}
 
 
 def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -208,12 +190,12 @@ def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str) ->
         "resolution": f"{width}x{height}",
         **({"timestep_range": f"{train.min_timestep:g},{train.max_timestep:g}"} if bounded else {}),
         **({"trigger_phrase": trigger} if trigger else {}),
-        **{key: _line(meta[key]) for key in _OF_THE_USER if key in meta},
+        **{
+            key: ", ".join(map(str, value)) if isinstance(value := meta[key], list) else value
+            for key in _OF_THE_USER
+            if key in meta
+        },
     }
-
-
-def _line(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _base_model(section: DiffusionSection) -> str:
@@ -225,32 +207,8 @@ def _base_model(section: DiffusionSection) -> str:
     return _last_part(written) if model.is_path() else written
 
 
-def _recovery(section: DiffusionSection) -> str:
-    """The accuracy-recovery adapter of the quantized model, or empty."""
-    file = section.model.accuracy_recovery_adapter
-    if file is None or not section.model.quantize:
-        return ""
-    return _last_part(section.as_written(file, "model", "accuracy_recovery_adapter"))
-
-
-def _base_loras(section: DiffusionSection) -> list[dict[str, Any]]:
-    """The LoRAs that were merged into the model, and that this network needs."""
-    return [
-        {
-            "file": _last_part(section.as_written(lora.path, "model", "base_loras", index, "path")),
-            "multiplier": lora.multiplier,
-        }
-        for index, lora in enumerate(section.model.base_loras)
-    ]
-
-
 def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def _as_kohya(value: Any) -> Any:
-    """Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and their readers expect it."""
-    return value if isinstance(value, dict | list) else str(value)
 
 
 def _text(value: object) -> str:
