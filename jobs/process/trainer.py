@@ -123,7 +123,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                 with self.copied_output():
                     logger.info(plan.render())
                     if not self.is_complete(data, start):
-                        setup = self.set_up(data, plan, start.checkpoint, request)
+                        setup = self.set_up(data, plan, start, request)
                         with self.recorded_end():
                             model = self.open_model(setup)
                             encoded = self.encode(setup, model)
@@ -275,34 +275,21 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         if start.complete_at is None:
             return False
         if start.new_place:
-            self.check_base(self.compare(data, start.checkpoint))
+            self.check_base(ResumePlan.of(start, self.section, self.fingerprint(data)))
         logger.info(f"{self.save_root} is complete at step {start.complete_at}: nothing to do.")
         return True
 
-    def compare(self, data: DataT, checkpoint: Path | None) -> ResumePlan:
-        """Compares the job with the one that wrote the checkpoint. Raises UserError where they do not match."""
-        return ResumePlan.of(
-            checkpoint,
-            self.section,
-            self.fingerprint(data),
-            self.job.options.allow_change,
-            lambda revision: self.corrections(data, revision),
-        )
-
-    def set_up(self, data: DataT, plan: RunPlan, checkpoint: Path | None, request: StopRequest) -> Setup[DataT]:
-        """Compares the job with the checkpoint, and writes the first files of the folder.
-
-        Raises UserError where they do not match; the run is then unchanged.
-        """
+    def set_up(self, data: DataT, plan: RunPlan, start: Start, request: StopRequest) -> Setup[DataT]:
+        """Refuses a run that cannot work, and writes the first files of the folder."""
         if self.process_group.is_main_process:
             self._refuse_foreign_folders()
             self.refuse(data, plan)
-        resumption = self.compare(data, checkpoint)
+        resumption = ResumePlan.of(start, self.section, self.fingerprint(data))
         self.process_group.assert_equal_across_ranks(dict(flatten_config(resumption.record["settings"])))
         if self.process_group.is_main_process:
             self.write_config()
             self.written_at_begin(data)
-        seed = self._seed(checkpoint)
+        seed = self._seed(start.checkpoint)
         device = self.process_group.device(pick_device(self.section.device))
         logger.info(f"device {device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
         return Setup(data, plan, resumption, seed, device, request, StatusLine())

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -143,9 +143,17 @@ class Start:
     complete_at: int | None = None
     """The steps that are done, where nothing is left to do: of the same job, on the same dataset."""
 
-    new_place: bool = False
-    """The model has another name than in the job that wrote the checkpoint: whether it is the same one, its files say
-    (`ResumePlan.check_base`)."""
+    document: Mapping[str, Any] = field(default_factory=dict)
+    """What the checkpoint records of its job; of a complete run without states, what run.json does."""
+
+    changes: tuple[ConfigChange, ...] = ()
+    """What differs from that job."""
+
+    @property
+    def new_place(self) -> bool:
+        """The model has another name than in the job that wrote the checkpoint: whether it is the same one, its files
+        say (`ResumePlan.check_base`)."""
+        return any(change.kind == "place" for change in self.changes)
 
 
 def plan_start(
@@ -175,16 +183,21 @@ def plan_start(
             document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
             if document is None or (checkpoint is None and complete_at is None):
                 return Start(None, complete_at=complete_at)
-            differing, trained_on = _differences(document, section, corrections), str(document["dataset"])
-            has_base = bool(checkpoint and document.get("base"))
-        _refuse_changes(checkpoint or folder, differing, allow_change, has_base)
-        if complete_at is not None and not allow_change:
-            _refuse_other_dataset(folder, trained_on, found(), complete_at)
+            changes = tuple(_differences(document, section, corrections))
+            trained_on = str(document["dataset"])
+            document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
+        _refuse_changes(checkpoint or folder, changes, allow_change, bool(checkpoint and document.get("base")))
+        if complete_at is not None and not allow_change and trained_on != digest_of(dataset := found()):
+            change = _change(_fingerprint_file(folder, trained_on), dataset)
+            raise UserError(
+                f"{folder} holds a run that is complete at step {complete_at}, and the dataset is another one: "
+                f"{change}. To train on this one, {_ELSE} --allow-change leaves the run as it is."
+            )
     except (UserError, RunError):
         if not restart:
             raise
         return Start(None, moves_aside=True)
-    return Start(checkpoint, False, complete_at, any(change.kind == "place" for change in differing))
+    return Start(checkpoint, False, complete_at, document, changes)
 
 
 def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, steps: int) -> int | None:
@@ -218,15 +231,6 @@ def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, 
     return f"stop_when: the mean {settings.metric} of {len(values)}, {mean:.6g}, is below {settings.below:g}"
 
 
-def _refuse_other_dataset(folder: Path, digest: str, found: DatasetHashes, step: int) -> None:
-    if digest != digest_of(found):
-        raise UserError(
-            f"{folder} holds a run that is complete at step {step}, and the dataset is another one: "
-            f"{_change(_fingerprint_file(folder, digest), found)}. To train on this one, {_ELSE} "
-            "--allow-change leaves the run as it is."
-        )
-
-
 @dataclass(frozen=True)
 class ResumePlan:
     """How a run begins, after all checks: from the checkpoint `state`, or from scratch where that is None."""
@@ -247,40 +251,21 @@ class ResumePlan:
     """The checkpoint's record of `record_compiled`; None: it has none."""
 
     @classmethod
-    def of(
-        cls,
-        state: Path | None,
-        section: ProcessConfig,
-        found: DatasetHashes,
-        allow_change: bool,
-        corrections: Corrections = lambda revision: [],
-    ) -> ResumePlan:
-        """Compares the job with the one that wrote the checkpoint.
-
-        found: hashes of the dataset. corrections: what the program computes differently for this job since a revision.
-        Raises UserError when they differ in what cannot change, or without `allow_change` in what changes the result.
-        """
+    def of(cls, start: Start, section: ProcessConfig, found: DatasetHashes) -> ResumePlan:
+        """How the run of a section begins. found: hashes of the dataset. Logs what the job has changed."""
         record = {"settings": _settings(section), "dataset": digest_of(found), "revision": REVISION}
-        if state is None:
+        if start.checkpoint is None:
             return cls(None, record, found)
-        with reading_state(state):
-            document = read_checkpoint_json(state)
-            differing = _differences(document, section, corrections)
-            base, compiled = (
-                None if (kept := document.get(key)) is None else dict(kept) for key in ("base", "compiled")
-            )
-            trained_on = document["dataset"]
-        _refuse_changes(state, differing, allow_change, knows_base=base is not None)
-        for change in differing:
+        for change in start.changes:
             logger.info(f"changed since the last run: {change}")
         return cls(
-            state,
+            start.checkpoint,
             record,
             found,
-            new_optimizer=any(change.key == "train.optimizer" for change in differing),
-            new_dataset=trained_on != record["dataset"],
-            base=base,
-            compiled=compiled,
+            new_optimizer=any(change.key == "train.optimizer" for change in start.changes),
+            new_dataset=start.document["dataset"] != record["dataset"],
+            base=start.document.get("base"),
+            compiled=start.document.get("compiled"),
         )
 
     def check_base(self, hashes: Mapping[str, str]) -> None:
@@ -326,10 +311,7 @@ class ResumePlan:
             if self.new_dataset:
                 self._begin_next_epoch(self.state, run)
         if run.process_group.is_main_process:
-            self._save_fingerprint(run.folder)
-
-    def _save_fingerprint(self, folder: Path) -> None:
-        write_json(_fingerprint_file(folder, self.record["dataset"]), self.found)
+            write_json(_fingerprint_file(run.folder, self.record["dataset"]), self.found)
 
     def _begin_next_epoch(self, checkpoint: Path, run: Run) -> None:
         """A changed dataset has another epoch order: it begins with a complete epoch."""
@@ -360,25 +342,23 @@ def _differences(document: Mapping[str, Any], section: ProcessConfig, correction
 _ELSE = "give the job another name, or add --restart to move the old run aside and start anew."
 
 
-def _refuse_changes(state: Path, differing: list[ConfigChange], allow_change: bool, knows_base: bool) -> None:
-    refused = {"impossible"} if knows_base else {"impossible", "place"}
-    impossible = [change for change in differing if change.kind in refused]
-    if impossible:
+def _refuse_changes(state: Path, changes: Iterable[ConfigChange], allow_change: bool, knows_base: bool) -> None:
+    """Raises UserError for changes that a resume cannot take. knows_base: the files of the model are compared, so that
+    it may lie elsewhere."""
+    by_kind: dict[str, str] = {}
+    for change in changes:
+        kind = "impossible" if change.kind == "place" and not knows_base else change.kind
+        by_kind[kind] = f"{by_kind.get(kind, '')}  {change}\n"
+    if listed := by_kind.get("impossible"):
         raise UserError(
-            f"{state} was written with different settings, and these cannot change:\n{_listed(impossible)}\n"
-            f"Restore them, {_ELSE}"
+            f"{state} was written with different settings, and these cannot change:\n{listed}Restore them, {_ELSE}"
         )
-    serious = [change for change in differing if change.kind == "changes the result"]
-    if serious and not allow_change:
+    if (listed := by_kind.get("changes the result")) and not allow_change:
         raise UserError(
             f"{state} was made by a job, or an earlier version of this program, that differs in what changes the "
-            f"result:\n{_listed(serious)}\n"
+            f"result:\n{listed}"
             f"Restore the settings, add --allow-change to resume with the new values, {_ELSE}"
         )
-
-
-def _listed(differing: list[ConfigChange]) -> str:
-    return "\n".join(f"  {change}" for change in differing)
 
 
 def _change(old: Path, found: DatasetHashes) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -18,8 +20,9 @@ from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import DatasetScan, FolderInfo
 from toolkit.data.types import Sample, Size
 from toolkit.errors import RunError, UserError
+from toolkit.train import resumption
 from toolkit.train.config_diff import corrections
-from toolkit.train.resumption import ResumePlan
+from toolkit.train.resumption import ResumePlan, Start, plan_start
 
 
 class Job(ModelSection, TrainerConfig):
@@ -93,9 +96,12 @@ def resumption_of(state: Path | None, job: Job, found: DatasetScan, allow_change
     has_references = any(sample.control_images for sample in found.samples)
     plain = job.model_dump(mode="json")
     digests = fingerprint(found.samples)
-    return ResumePlan.of(
-        state, job, digests, allow_change, lambda revision: corrections(revision, plain, has_references)
-    )
+    start = Start(None)
+    if state:
+        revisions = partial(corrections, section=plain, has_references=has_references)
+        with mock.patch.object(resumption, "find_checkpoint", lambda *_: (state, False)):
+            start = plan_start(state.parent.parent, job, 10**9, lambda: digests, False, allow_change, revisions)
+    return ResumePlan.of(start, job, digests)
 
 
 @pytest.fixture
