@@ -15,10 +15,6 @@ class Registry(dict[str, str]):
         super().__init__(entries)
         self.what = what
 
-    def load_all(self) -> list[Any]:
-        """The objects behind all names."""
-        return [self.load(name) for name in self]
-
     def load(self, name: str) -> Any:
         """The object behind `name`. Raises UserError with a did-you-mean when the name is unknown."""
         if name not in self:

@@ -9,7 +9,7 @@ pixels; h/w those of a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,6 @@ from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, Str
 from toolkit.data.dataloader import BatchLoader, LatentBatch, halved
 from toolkit.data.images import ImageError
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.errors import RunError
 from toolkit.models.interface import DiffusionModel
@@ -86,10 +85,6 @@ class JointLoader:
         except ImageError as error:
             raise RunError(f"{error}. It was changed since the run began.") from error
         return JointBatch(self.pixels.load(spec), self.encoded.prompts(spec), references, self.encoded.masks(spec))
-
-    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[JointBatch]:
-        """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
-        return loaded_ahead(self.load, specs, workers)
 
 
 @dataclass(frozen=True)

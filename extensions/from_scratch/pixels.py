@@ -4,7 +4,7 @@ Shape suffixes: B batch, H/W height and width in pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from toolkit.data.dataloader import halved
 from toolkit.data.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
-from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import BatchSpec, BucketedSample
 from toolkit.data.webdataset import Unreadable
 from toolkit.errors import RunError
@@ -73,10 +72,6 @@ class PixelLoader:
             names=tuple(item.sample.image for item in items),
             loss_weight_B=torch.tensor([item.sample.loss_weight for item in items]),
         )
-
-    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[PixelBatch]:
-        """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
-        return loaded_ahead(self.load, specs, workers)
 
 
 @dataclass(frozen=True)

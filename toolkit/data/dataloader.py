@@ -105,10 +105,6 @@ class BatchLoader:
             },
         )
 
-    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[LatentBatch]:
-        """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
-        return loaded_ahead(self.load, specs, workers)
-
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """The texts of a batch."""
         uses = zip(spec.items, spec.positions, strict=True)

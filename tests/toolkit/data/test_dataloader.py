@@ -1,5 +1,3 @@
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,47 +91,6 @@ def test_shuffled_captions_are_encoded_as_they_are_used(load_photos) -> None:
 
     live = replace(loader, encode_prompt=lambda prompt, sample: torch.zeros(7, 4))
     assert live.load(batch_spec).prompts.lengths == (7,)
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_neither_order_nor_contents(load_photos, workers: int) -> None:
-    loader, _ = load_photos(dropout_rate=0.3)
-    specs = all_specs(loader)
-    plain, threaded = list(loader.prefetch(specs, 0)), list(loader.prefetch(specs, workers))
-    assert [batch.spec for batch in threaded] == specs
-    for one, two in zip(plain, threaded, strict=True):
-        torch.testing.assert_close(one.latents_BCHW, two.latents_BCHW, rtol=0, atol=0)
-        torch.testing.assert_close(one.prompts.embeds_BLD, two.prompts.embeds_BLD, rtol=0, atol=0)
-
-
-def test_prefetch_loads_ahead_but_not_everything_and_ends_its_threads(load_photos) -> None:
-    loader, _ = load_photos()
-    asked = []
-
-    def specs():
-        for batch_spec in all_specs(loader, 1):
-            asked.append(batch_spec)
-            yield batch_spec
-
-    batches = loader.prefetch(specs(), 2)
-    next(batches)
-    assert 2 < len(asked) < 8
-    batches.close()
-    deadline = time.monotonic() + 5
-    while any(t.name.startswith("batches") for t in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_an_error_in_a_worker_reaches_the_caller(load_photos, tmp_path: Path) -> None:
-    from toolkit.errors import RunError
-
-    loader, adapter = load_photos()
-    adapter.unload_encoders()
-    for path in (tmp_path / "latents").rglob("*.safetensors"):
-        path.unlink()
-    with pytest.raises(RunError, match="cannot be made again"):
-        list(loader.prefetch(all_specs(loader), 2))
 
 
 def test_a_batch_has_the_masks_of_its_items_and_ones_for_those_without(load_photos, tmp_path: Path, image) -> None:
