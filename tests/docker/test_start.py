@@ -329,14 +329,6 @@ def test_signals_from_the_first_moment_on_are_never_lost(bench: Bench) -> None:
         assert pod.terminate(5) in (75, 143), pod.output
 
 
-def test_a_finished_job_started_again_stops_the_pod_again_and_trains_nothing_new(bench: Bench) -> None:
-    for count in (1, 2):
-        pod = bench.start()
-        pod.wait_for("waiting.")
-        assert len(bench.api.calls) == count
-        assert pod.terminate() == 0
-
-
 @pytest.mark.parametrize("crash", ["1", "kill"])
 def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(bench: Bench, crash: str) -> None:
     pod = bench.start(FAKE_PLAN=crash, RUN_ON_FAILURE="exit", RESTART_PAUSES="0.2 0.5 0.9 1.3")
@@ -346,12 +338,6 @@ def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(bench: Bench
     assert len(gaps) == 3
     assert all(gap > pause for gap, pause in zip(gaps, (0.2, 0.5, 0.9), strict=True))
     assert "abandoned after 3 restarts" in pod.output
-
-
-def test_a_restart_that_succeeds_counts_as_success(bench: Bench) -> None:
-    pod = bench.start(FAKE_PLAN="1 kill 0", RUN_ON_SUCCESS="exit")
-    assert pod.ends() == 0
-    assert len(bench.trainings()) == 3
 
 
 @pytest.mark.parametrize("code", ["2", "75", "130"])
@@ -393,14 +379,6 @@ def test_a_failing_stop_api_is_asked_three_times_then_the_pod_waits(bench: Bench
     assert "https://console.runpod.io/pods, or: runpodctl pod stop pod123" in pod.output
     time.sleep(0.3)
     assert pod.process.poll() is None
-
-
-def test_a_stop_api_that_recovers_is_asked_until_it_answers(bench: Bench) -> None:
-    bench.api.answers = [500, 500, 200]
-    pod = bench.start()
-    pod.wait_for("waiting.")
-    assert len(bench.api.calls) == 3
-    assert "BY HAND" not in pod.output
 
 
 def test_the_key_follows_no_redirect_and_goes_nowhere_over_http(bench: Bench) -> None:
