@@ -86,7 +86,7 @@ class AutoencoderConfig(StrictModel):
             yield from self._check_spade(self.class_name)
             return
         for key in sorted(self.model_fields_set & {"class_name", "config", "initial_logvar"}):
-            yield Diagnostic((key,), "has no effect beside 'name_or_path', whose files say it. Leave one of them out.")
+            yield Diagnostic((key,), "has no effect with 'name_or_path', whose files decide it. Remove one of them.")
         if self.is_yet_to_come(job):
             return
         try:

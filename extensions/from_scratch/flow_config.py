@@ -221,7 +221,7 @@ class FlowModelConfig(StrictModel):
         if self.new_vae:
             for key in ("name_or_path", "vae"):
                 if getattr(self, key):
-                    yield Diagnostic(("new_vae",), f"has no effect beside 'model.{key}'. Leave one of them out.")
+                    yield Diagnostic(("new_vae",), f"has no effect with 'model.{key}'. Remove one of them.")
         elif not self.name_or_path and not self.vae:
             remedy = "Give the folder of an autoencoder, such as a vae_trainer wrote, or 'new_vae'."
             yield Diagnostic(("vae",), f"required. {remedy}")
@@ -238,10 +238,10 @@ class FlowModelConfig(StrictModel):
                 message = f"{path!r} {where} {path_hint(path)}".rstrip()
                 yield Diagnostic(("text_encoder", key), message)
         if text.name_or_path and text.config:
-            message = "has no effect beside 'name_or_path', whose files say it. Leave one of them out."
+            message = "has no effect with 'name_or_path', whose files decide it. Remove one of them."
             yield Diagnostic(("text_encoder", "config"), message)
         if text.tokenizer and not text.name_or_path:
-            message = "goes with 'name_or_path': random weights get a tokenizer of the captions. Leave it out."
+            message = "needs name_or_path. A randomly initialised text encoder builds its tokenizer from the captions."
             yield Diagnostic(("text_encoder", "tokenizer"), message)
 
     def _check_arguments(self) -> Iterator[Diagnostic]:
@@ -258,11 +258,11 @@ class FlowModelConfig(StrictModel):
             yield from (Diagnostic((*at, *key), message) for key, message in found)
             most = arguments.get("max_position_embeddings", text.max_tokens)
             if name == "BertConfig" and not found and most < text.max_tokens:
-                message = f"{text.max_tokens}, and the text encoder has positions for {most}. Change one of them."
+                message = f"{text.max_tokens} exceeds the {most} positions of the text encoder. Change one of them."
                 yield Diagnostic(("text_encoder", "max_tokens"), message)
 
     def _check_beside_folder(self) -> Iterator[Diagnostic]:
-        message = "has no effect beside 'model.name_or_path', whose files say it. Leave one of them out."
+        message = "has no effect with 'model.name_or_path', whose files decide it. Remove one of them."
         if "transformer" in self.model_fields_set:
             yield Diagnostic(("transformer",), message)
         for key in sorted(self.text_encoder.model_fields_set - {"train", "allow_random"}):
@@ -448,7 +448,9 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
             given["validation", "control_path"] = self.validation.control_path
         if (name := self.model.class_of_transformer(job)) and not REFERENCES.get(name):
             able = " or ".join(REFERENCES)
-            message = f"{name} takes no references. Leave it out, or train a {able} (model.transformer.class_name)."
+            message = (
+                f"{name} does not support control images. Remove it, or train a {able} (model.transformer.class_name)."
+            )
             yield from (Diagnostic(key, message) for key, paths in given.items() if paths)
 
     def _check_autoencoder(self) -> Iterator[Diagnostic]:
@@ -458,44 +460,46 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
             for found in check_losses(along.losses, along.discriminator, has_no_kl):
                 yield Diagnostic(("autoencoder", *found.key), found.message)
             if new and along.train != "all":
-                message = f"{along.train!r}, and the encoder has random weights ('model.new_vae'). Leave it out."
+                message = f"{along.train!r} needs a trained encoder, but 'model.new_vae' has random weights. Remove it."
                 yield Diagnostic(("autoencoder", "train"), message)
             if new and along.spade and new.class_name in WITHOUT_NORMS:
                 yield Diagnostic(("autoencoder", "spade"), without_norms(new.class_name))
             if self.validation and along.train == "all":
-                message = "measures on the latents as they were before, and 'autoencoder' changes them. Leave it out."
+                message = "needs fixed latents, but 'autoencoder' changes them during training. Remove it."
                 yield Diagnostic(("validation",), message)
         elif self.model.new_vae:
-            message = "random weights that are not trained give noise. Add the section 'autoencoder', or give 'vae'."
+            message = (
+                "an autoencoder with random weights has to be trained. Add the section 'autoencoder', or set 'vae'."
+            )
             yield Diagnostic(("model", "new_vae"), message)
         for role in (VAE, DISCRIMINATOR):
             if role in self.optimizers.model_fields_set and role not in self.roles():
                 section = "'autoencoder'" if role == VAE else "'autoencoder.discriminator'"
-                yield Diagnostic(("optimizers", role), f"needs the section {section}. Add it, or leave this out.")
+                yield Diagnostic(("optimizers", role), f"needs the section {section}. Add it, or remove this key.")
 
     def _check_text(self) -> Iterator[Diagnostic]:
         text = self.model.text_encoder
         if self.model.has_random_text() and not self.trains_text() and not text.allow_random:
             yield Diagnostic(
                 ("model", "text_encoder", "train"),
-                "false, and its weights are random: captions would be noise. Leave 'train' out, give 'name_or_path' a "
+                "false, but its weights are random, so captions would be noise. Remove 'train', give 'name_or_path' a "
                 "trained text encoder, or 'allow_random: true'.",
             )
         if TEXT_ENCODER in self.optimizers.model_fields_set and not self.trains_text():
-            message = "has no effect: 'model.text_encoder.train: false' freezes it. Leave one of them out."
+            message = "has no effect: 'model.text_encoder.train: false' freezes it. Remove one of them."
             yield Diagnostic(("optimizers", TEXT_ENCODER), message)
 
     def _check_train(self) -> Iterator[Diagnostic]:
         for key in PRESERVATIONS:
             if getattr(self.train, key):
-                message = "holds what a LoRA's base model predicts, and here the model is trained itself. Leave it out."
+                message = "needs the model without its adapter, and a flow_trainer trains the model itself. Remove it."
                 yield Diagnostic(("train", key), message)
         if self.train.parallel == "fsdp":
-            yield Diagnostic(("train", "parallel"), "'fsdp' is not possible with a flow_trainer yet. Leave it out.")
+            yield Diagnostic(("train", "parallel"), "'fsdp' is not supported by flow_trainer yet. Remove it.")
         if self.train.full_bf16 and self.train.dtype != "bfloat16":
-            yield Diagnostic(("train", "full_bf16"), "goes with 'dtype: bf16'.")
+            yield Diagnostic(("train", "full_bf16"), "requires 'dtype: bf16'.")
         if self.train.fused_backward_pass and len(self.roles()) > 1:
-            message = f"is for one role, and here {' and '.join(self.roles())} are trained. Leave it out."
+            message = f"works with a single role, but {' and '.join(self.roles())} are trained. Remove it."
             yield Diagnostic(("train", "fused_backward_pass"), message)
 
     def _warn(self) -> Iterator[Diagnostic]:

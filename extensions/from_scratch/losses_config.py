@@ -168,7 +168,7 @@ def check_losses(losses: LossesConfig, gan: DiscriminatorConfig | None, has_no_k
     if losses.lpips:
         yield from _check_lpips(losses)
     if "adversarial" in losses.model_fields_set and losses.adversarial and not gan:
-        yield Diagnostic(("losses", "adversarial"), "needs the section 'discriminator'. Add it, or leave this out.")
+        yield Diagnostic(("losses", "adversarial"), "needs the section 'discriminator'. Add it, or remove this key.")
     if has_no_kl and losses.kl:
         message = f"{TINY} has no distribution over its latents. Write 'kl: 0'."
         yield Diagnostic(("losses", "kl") if "kl" in losses.model_fields_set else ("losses",), message)

@@ -95,16 +95,18 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         has_no_kl = not self.model.name_or_path and self.model.class_name == TINY
         yield from check_losses(self.losses, self.discriminator, has_no_kl)
         if self.losses.latent_noise and not self.model.name_or_path:
-            message = "needs latents of a known scale. Give 'model.name_or_path', or leave it out."
+            message = "needs latents of a known scale. Set 'model.name_or_path', or remove it."
             yield Diagnostic(("losses", "latent_noise"), message)
         for role in self.roles():
             if getattr(self.optimizers, role).model_fields_set:
                 yield from below("optimizers", below(role, self.role_optimizer(role).check_optimizer()))
         for index, dataset in enumerate(self.datasets):
             if dataset.control_path:
-                yield Diagnostic(("datasets", index, "control_path"), "an autoencoder has no references. Leave it out.")
+                yield Diagnostic(
+                    ("datasets", index, "control_path"), "an autoencoder has no control images. Remove it."
+                )
         if self.validation and "timesteps" in self.validation.model_fields_set:
-            yield Diagnostic(("validation", "timesteps"), "an autoencoder knows no noise levels. Leave it out.")
+            yield Diagnostic(("validation", "timesteps"), "not applicable to an autoencoder. Remove it.")
 
     def _check_model(self, job: JobContext) -> Iterable[Diagnostic]:
         model = self.model

@@ -90,7 +90,9 @@ Extensions = Annotated[
 
 def _without_dot(extension: str) -> str:
     if not (name := extension.strip().lower().lstrip(".")):
-        raise value_error(f"{extension!r} is no extension. Write what is behind the first dot of a name, such as jpg.")
+        raise value_error(
+            f"{extension!r} is not a file extension. Write the part of a name after the first dot, such as jpg."
+        )
     return name
 
 
@@ -277,13 +279,13 @@ class DatasetConfig(StrictModel):
         """Folders that are missing, keys that exclude each other, images that teach nothing."""
         if self.url:
             for key in sorted(self.model_fields_set & NOT_OF_STREAMS.keys()):
-                yield error(key, f"does not go with 'url': {NOT_OF_STREAMS[key]}. Leave it out.")
+                yield error(key, f"does not work with 'url': {NOT_OF_STREAMS[key]}. Remove it.")
             if len(self.resolution) > 1:
                 message = "a stream gives each image once per epoch, at one size. Write one resolution."
                 yield error("resolution", message)
         else:
             if "webdataset" in self.model_fields_set:
-                yield error("webdataset", "goes with 'url', which is not given. Leave it out.")
+                yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
             yield from check_path("folder_path", self.folder_path, IMAGES, job)
             yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
             for slot, path in enumerate(self.control_path):
@@ -422,7 +424,7 @@ class ValidationConfig(StrictModel):
         """Folders that are missing, and keys of a folder without one."""
         if self.folder_path is None:
             for key in sorted(self.model_fields_set & set(OF_THE_FOLDER)):
-                yield error(key, "goes with 'folder_path', which is not given. Leave it out.")
+                yield error(key, "only applies with 'folder_path', which is not set. Remove it.")
             return
         yield from check_path("folder_path", self.folder_path, IMAGES, job)
         yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)

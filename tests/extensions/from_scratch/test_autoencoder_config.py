@@ -56,7 +56,7 @@ def test_what_a_folder_is_not(tmp_path: Path) -> None:
 def test_keys_that_a_folder_makes_meaningless(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "vae", _class_name="AutoencoderKL")
     assert found(name_or_path=str(folder), class_name="AutoencoderTiny") == [
-        "class_name: has no effect beside 'name_or_path', whose files say it. Leave one of them out."
+        "class_name: has no effect with 'name_or_path', whose files decide it. Remove one of them."
     ]
 
 

@@ -53,30 +53,33 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
         ),
         (
             {"model": {"text_encoder": {"config": {"max_position_embeddings": 16}, "max_tokens": 32}}},
-            "model.text_encoder.max_tokens: 32, and the text encoder has positions for 16. Change one of them.",
+            "model.text_encoder.max_tokens: 32 exceeds the 16 positions of the text encoder. Change one of them.",
         ),
         (
             {"model": {"vae": "", "new_vae": {"config": {"layers_per_block": 10**9}}}, "autoencoder": {}},
             "model.new_vae.config.layers_per_block: 1000000000 is out of range",
         ),
-        ({"model": RANDOM_FROZEN}, "model.text_encoder.train: false, and its weights are random"),
+        ({"model": RANDOM_FROZEN}, "model.text_encoder.train: false, but its weights are random"),
         (
             {"model": {"text_encoder": {"name_or_path": "./bert"}}},
             "model.text_encoder.name_or_path: './bert' is",
         ),
-        ({"model": {"text_encoder": {"tokenizer": "."}}}, "model.text_encoder.tokenizer: goes with 'name_or_path'"),
+        ({"model": {"text_encoder": {"tokenizer": "."}}}, "model.text_encoder.tokenizer: needs name_or_path."),
         (
             {"model": {"text_encoder": {"name_or_path": ".", "config": {"hidden_size": 8}}}},
-            "model.text_encoder.config: has no effect beside 'name_or_path'",
+            "model.text_encoder.config: has no effect with 'name_or_path'",
         ),
         (
             {"model": {"text_encoder": {"train": False, "allow_random": True}}, "optimizers": {"text_encoder": {}}},
             "optimizers.text_encoder: has no effect: 'model.text_encoder.train: false' freezes it",
         ),
         ({"optimizers": {"vae": {}}}, "optimizers.vae: needs the section 'autoencoder'"),
-        ({"train": {"blank_prompt_preservation": True}}, "train.blank_prompt_preservation: holds what a LoRA's"),
-        ({"train": {"parallel": "fsdp"}}, "train.parallel: 'fsdp' is not possible"),
-        ({"train": {"fused_backward_pass": True}}, "train.fused_backward_pass: is for one role"),
+        (
+            {"train": {"blank_prompt_preservation": True}},
+            "train.blank_prompt_preservation: needs the model without its",
+        ),
+        ({"train": {"parallel": "fsdp"}}, "train.parallel: 'fsdp' is not supported"),
+        ({"train": {"fused_backward_pass": True}}, "train.fused_backward_pass: works with a single role"),
         ({"save": {"merged_lora_rank": 4}}, "save.merged_lora_rank: unknown key."),
         ({"name": "start"}, "name: 'start' is a folder of every run"),
         ({"stop_when": {"metric": "loss_recon", "below": 1}}, "stop_when.metric: "),
@@ -96,7 +99,7 @@ def test_references_need_a_transformer_that_takes_them(load: Load, tmp_path: Pat
         "validation": {"folder_path": folder, "control_path": folder},
     }
     refused = (
-        "SD3Transformer2DModel takes no references. Leave it out, or train a QwenImageTransformer2DModel "
+        "SD3Transformer2DModel does not support control images. Remove it, or train a QwenImageTransformer2DModel "
         "(model.transformer.class_name)."
     )
     given = {"model": {"name_or_path": str(write_flow_model(tmp_path / "sd3")), "transformer": None}}
@@ -122,8 +125,8 @@ def test_what_contradicts_the_folder_of_an_earlier_run_is_told(load: Load, tmp_p
         load(model={"name_or_path": model, "prediction": "flow"})
     said = str(caught.value)
     assert "model.prediction: 'flow', but the model in" in said and "predicts 'v'. Leave it out." in said
-    assert "model.transformer: has no effect beside 'model.name_or_path'" in said
-    assert "model.text_encoder.config: has no effect beside 'model.name_or_path'" in said
+    assert "model.transformer: has no effect with 'model.name_or_path'" in said
+    assert "model.text_encoder.config: has no effect with 'model.name_or_path'" in said
 
 
 def test_the_roles_and_their_optimizers(load: Load) -> None:

@@ -180,11 +180,14 @@ def test_a_damaged_image_of_a_stream_counts_in_no_loss(start, flow_job, tmp_path
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model": {"new_vae": NEW, "vae": ""}}, "model.new_vae: random weights that are not trained give noise. Add"),
-        ({"model": {"new_vae": NEW}, "autoencoder": {}}, "model.new_vae: has no effect beside 'model.vae'. Leave"),
+        (
+            {"model": {"new_vae": NEW, "vae": ""}},
+            "model.new_vae: an autoencoder with random weights has to be trained. Add",
+        ),
+        ({"model": {"new_vae": NEW}, "autoencoder": {}}, "model.new_vae: has no effect with 'model.vae'. Remove"),
         (
             {"model": {"new_vae": NEW, "vae": ""}, "autoencoder": {"train": "decoder"}},
-            "autoencoder.train: 'decoder', and the encoder has random weights",
+            "autoencoder.train: 'decoder' needs a trained encoder, but 'model.new_vae' has random weights",
         ),
         (
             {"model": {"new_vae": {"class_name": "AutoencoderTiny"}, "vae": ""}, "autoencoder": {}},
@@ -198,7 +201,7 @@ def test_a_damaged_image_of_a_stream_counts_in_no_loss(start, flow_job, tmp_path
             {"autoencoder": {"discriminator": {"layers": 5}}},
             "autoencoder.discriminator.layers: 5 of them judge patches",
         ),
-        ({"autoencoder": {}, "validation": {"fraction": 0.4}}, "validation: measures on the latents as they were"),
+        ({"autoencoder": {}, "validation": {"fraction": 0.4}}, "validation: needs fixed latents, but"),
         ({"optimizers": {"vae": {"lr": 1e-4}}}, "optimizers.vae: needs the section 'autoencoder'"),
         (
             {"autoencoder": {}, "optimizers": {"discriminator": {"lr": 1e-4}}},

@@ -69,7 +69,7 @@ def test_what_makes_no_sense_is_an_error_at_its_key(load: Load, changes: dict, m
 
 def test_references_are_refused(load: Load, tmp_path: Path) -> None:
     dataset = {"folder_path": str(tmp_path / "data"), "control_path": str(tmp_path / "data"), "resolution": 32}
-    with pytest.raises(ConfigErrors, match=r"control_path: an autoencoder has no references"):
+    with pytest.raises(ConfigErrors, match=r"control_path: an autoencoder has no control images"):
         load(datasets=[dataset])
 
 

@@ -32,17 +32,23 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
         ("datasets: [{url: a.tar}, {folder_path: photos}]", "datasets[0].url: a stream has to be the only entry of"),
         (
             "datasets: [{url: a.tar, folder_path: photos}]",
-            "datasets[0].folder_path: does not go with 'url': a dataset is a folder or a stream. Leave it out.",
+            "datasets[0].folder_path: does not work with 'url': a dataset is a folder or a stream. Remove it.",
         ),
-        ("datasets: [{url: a.tar, num_repeats: 2}]", "datasets[0].num_repeats: does not go with 'url': a stream is re"),
-        ("datasets: [{url: a.tar, control_path: photos}]", "datasets[0].control_path: does not go with 'url': a strea"),
-        ("datasets: [{url: a.tar, flip_x: true}]", "datasets[0].flip_x: does not go with 'url': a stream gives each"),
+        (
+            "datasets: [{url: a.tar, num_repeats: 2}]",
+            "datasets[0].num_repeats: does not work with 'url': a stream is re",
+        ),
+        (
+            "datasets: [{url: a.tar, control_path: photos}]",
+            "datasets[0].control_path: does not work with 'url': a strea",
+        ),
+        ("datasets: [{url: a.tar, flip_x: true}]", "datasets[0].flip_x: does not work with 'url': a stream gives each"),
         ("datasets: [{url: a.tar, resolution: [512, 768]}]", "datasets[0].resolution: a stream gives each image once"),
-        ("datasets: [{folder_path: photos, webdataset: {samples: 2}}]", "datasets[0].webdataset: goes with 'url', whi"),
+        ("datasets: [{folder_path: photos, webdataset: {samples: 2}}]", "datasets[0].webdataset: only applies with"),
         ("datasets: [{url: a.tar, webdataset: {image_key: []}}]", "datasets[0].webdataset.image_key: has 0 entries:"),
         (
             "datasets: [{url: a.tar, webdataset: {label_key: .}}]",
-            "datasets[0].webdataset.label_key: '.' is no exten",
+            "datasets[0].webdataset.label_key: '.' is not a file exten",
         ),
         (
             "datasets: [{url: a.tar, webdataset: {imagekey: a}}]",
@@ -87,7 +93,7 @@ def test_a_schedule_with_a_length_needs_the_number_of_samples(section) -> None:
 def test_the_token_is_in_no_saved_job_and_no_message(load) -> None:
     token = "a-token-of-the-user"
     given = f"{{url: a.tar, num_repeats: 2, webdataset: {{token: {token}, caption_key: {token}}}}}"
-    with pytest.raises(Exception, match="does not go with 'url'") as caught:
+    with pytest.raises(Exception, match="does not work with 'url'") as caught:
         load(trainer(f"datasets: [{given}]"))
     assert token not in str(caught.value)
     job = load(trainer(f"datasets: [{{url: a.tar, webdataset: {{token: {token}}}}}]"))

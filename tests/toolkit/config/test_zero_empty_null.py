@@ -65,7 +65,6 @@ ZERO: dict[str, Zero] = {
     "num_workers": Zero(
         "datasets: [{folder_path: photos, num_workers: 0}]", means=lambda s: s.datasets[0].num_workers == 0
     ),
-    "train.lr": Zero("train: {lr: 0}", warning="train.lr: 0 means that nothing is trained."),
     "max_grad_norm": Zero("train: {max_grad_norm: 0}", means=_holds("train.max_grad_norm")),
     "lr_warmup_steps": Zero("train: {lr_warmup_steps: 0, lr_scheduler: linear}", means=lambda s: _rate(s, 0) == 1),
     "lr_warmup_steps below 1": Zero(
@@ -79,7 +78,6 @@ ZERO: dict[str, Zero] = {
         "train: {lr_decay_steps: 0.2, lr_scheduler: linear}",
         means=lambda s: (_rate(s, 8), _rate(s, 9), _rate(s, 10)) == (1, 0.5, 0),
     ),
-    "network.linear_alpha": Zero("network: {linear_alpha: 0}", warning="linear_alpha: 0 disables the adapter."),
     "dropout": Zero("network: {dropout: 0}", means=_holds("network.dropout")),
     "rank_dropout": Zero("network: {rank_dropout: 0}", means=_holds("network.rank_dropout")),
     "module_dropout": Zero("network: {module_dropout: 0}", means=_holds("network.module_dropout")),
@@ -88,41 +86,7 @@ ZERO: dict[str, Zero] = {
         "datasets: [{folder_path: photos, caption_dropout_rate: 0}]",
         means=lambda s: s.datasets[0].caption_dropout_rate == 0,
     ),
-    "save_every": Zero("save: {save_every: 0}", means=lambda s: s.save.interval() == (0, 0)),
-    "save_every_n_steps": Zero("save: {save_every_n_steps: 0}", means=lambda s: s.save.interval() == (0, 0)),
-    "save_every_n_epochs": Zero("save: {save_every_n_epochs: 0}", means=lambda s: s.save.interval() == (0, 0)),
-    "save_every, both": Zero(
-        "save: {save_every: 0, save_every_n_epochs: 0}", means=lambda s: s.save.interval() == (0, 0)
-    ),
-    "save_every, epochs instead": Zero(
-        "save: {save_every: 0, save_every_n_epochs: 2}", means=lambda s: s.save.interval() == (0, 2)
-    ),
-    "save_every over epochs": Zero(
-        "save: {save_every: 50, save_every_n_epochs: 2}",
-        warning="save_every_n_epochs: has no effect: 'save_every: 50' takes precedence. Remove one of them.",
-        means=lambda s: s.save.interval() == (50, 0),
-    ),
-    "max_step_saves_to_keep": Zero("save: {max_step_saves_to_keep: 0}", means=lambda s: s.save.files_to_keep() == 0),
-    "save_last_n_steps": Zero("save: {save_last_n_steps: 0}", means=lambda s: s.save.files_to_keep() == 0),
-    "save_last_n_epochs": Zero(
-        "save: {save_every_n_epochs: 1, save_last_n_epochs: 0}", means=lambda s: s.save.files_to_keep() == 0
-    ),
-    "sample_every": Zero("sample: {sample_every: 0}", means=lambda s: s.sample.interval() == (0, 0)),
-    "sample_every_n_steps": Zero("sample: {sample_every_n_steps: 0}", means=lambda s: s.sample.interval() == (0, 0)),
-    "sample_every_n_epochs": Zero("sample: {sample_every_n_epochs: 0}", means=lambda s: s.sample.interval() == (0, 0)),
-    "sample_every_n_epochs, steps instead": Zero(
-        "sample: {sample_every: 9, sample_every_n_epochs: 0}", means=lambda s: s.sample.interval() == (9, 0)
-    ),
-    "sample_every_n_epochs over steps": Zero(
-        "sample: {sample_every: 9, sample_every_n_epochs: 2}",
-        warning="sample_every: has no effect: 'sample_every_n_epochs: 2' takes precedence. Remove one of them.",
-        means=lambda s: s.sample.interval() == (0, 2),
-    ),
     "blocks_to_swap": Zero("model: {name_or_path: ./model, blocks_to_swap: 0}", means=_holds("model.blocks_to_swap")),
-    "discrete_flow_shift": Zero(
-        "train: {timestep_type: shift, discrete_flow_shift: 0}",
-        error="train.discrete_flow_shift: 0 would train without any noise. Use 0.001 or more; 1 means no shift.",
-    ),
     "logit_mean": Zero("train: {logit_mean: 0}", means=_holds("train.logit_mean")),
     "logit_std": Zero("train: {logit_std: 0}", error="train.logit_std: 0 is out of range: must be > 0."),
     "ddp_timeout": Zero("train: {ddp_timeout: 0}", means=_holds("train.ddp_timeout")),
