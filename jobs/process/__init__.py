@@ -1,6 +1,5 @@
 """Base classes of processes."""
 
-from jobs.process.base import BaseExtensionProcess, BaseProcess
-from jobs.process.train import BaseTrainProcess
+from jobs.process.base import BaseExtensionProcess, BaseProcess, BaseTrainProcess
 
 __all__ = ["BaseExtensionProcess", "BaseProcess", "BaseTrainProcess"]

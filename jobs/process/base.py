@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.errors import UserError
+from toolkit.files.run_files import CONFIG
+from toolkit.files.writing import write_text
 from toolkit.registry import PROCESS_ATTRIBUTES, load_object
 
 if TYPE_CHECKING:
@@ -103,6 +107,38 @@ class BaseProcess:
 
 class BaseExtensionProcess(BaseProcess):
     """Base class of processes in `extensions/`."""
+
+
+class BaseTrainProcess(BaseProcess):
+    """A process with a folder of run files: `<training_folder>/<job>[/<process name>]/`. Creating it writes nothing, so
+    that an error in a later process leaves no files."""
+
+    def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
+        super().__init__(process_id, job, config)
+        # The typed section has defaults and aliases; without one the plain values count.
+        given = {key: self.get_conf(key) for key in ("training_folder", "training_seed")}
+        folder, seed = (getattr(self.section, key, value) for key, value in given.items())
+        self.training_folder = Path(folder or "output").expanduser()
+        self.training_seed: int | None = seed
+        """As in the job; None when it is not set."""
+        own_name = self.get_conf("name")
+        self.save_root = self.training_folder / job.name / own_name if own_name else self.training_folder / job.name
+        if isinstance(self.section, ProcessConfig) and (own := self.section.run_folder(JobContext(job.name))):
+            self.save_root = own
+
+    def run(self) -> None:
+        """Creates the folder and saves the job in it."""
+        super().run()
+        self.write_config()
+
+    def write_config(self) -> None:
+        """Saves the job in its folder, as given: `${VARS}` unexpanded."""
+        self.save_root.mkdir(parents=True, exist_ok=True)
+        write_text(self.save_root / CONFIG, self.job.job_config.unexpanded_text)
+
+    def print(self, *values: object) -> None:
+        """Prints a message to the user."""
+        print(*values, flush=True)
 
 
 def _look_up(value: Any, key: str) -> Any:

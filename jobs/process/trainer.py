@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
-from jobs.process.train import BaseTrainProcess
+from jobs.process.base import BaseTrainProcess
 from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import OptimizerConfig
 from toolkit.data.fingerprint import DatasetHashes
