@@ -1,7 +1,7 @@
 """How the noise fraction t of a training step is drawn. t in [0, 1]; 1 is pure noise.
 
 A sampling is a pure function from standard random numbers to t, so that a test can feed it the numbers
-another program drew. `draw_timestep` feeds it one sample's own keyed generator.
+of another program. `draw_timestep` feeds it one sample's own keyed generator.
 """
 
 from __future__ import annotations

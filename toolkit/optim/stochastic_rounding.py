@@ -72,8 +72,8 @@ def stochastic_round_bf16(values: Tensor, random: torch.Generator, shard: RowSha
     """float32 `values` as bf16, each its neighbour below or above; above with odds (x - below) / (above - below).
 
     The bf16 numbers are the float32 ones whose lower 16 bits are 0: a uniform number of 16 bits is added to the
-    pattern, and the lower half cut off. The mean over the draws is x; what is no finite number stays so. part: the
-    values are these rows of a tensor; they are rounded as within the whole, for which all is drawn.
+    pattern, and the lower half cut off. The mean over the draws is x; values that are not finite stay so. shard: the
+    values are these rows of a tensor; they are rounded as within the whole, for which all numbers are drawn.
     """
     bits, shape = values.view(torch.int32), shard.shape if shard else values.shape
     noise = torch.randint(0, 1 << 16, shape, dtype=torch.int32, device=bits.device, generator=random)
@@ -86,7 +86,7 @@ class StochasticRoundingOptimizer:
     """An optimizer over bf16 parameters that steps each in float32 and rounds the result at random.
 
     Stands where an `Optimizer` would: same state, same groups. Only the parameter at its turn has a float32 copy.
-    Each rounding has a generator of its own, on the parameter's device, keyed by parameter and number of the draw.
+    Each rounding has its own generator, on the parameter's device, keyed by parameter and number of the draw.
     """
 
     def __init__(

@@ -52,8 +52,7 @@ def _gather_tensors(worker: WorkerContext) -> None:
 def _checkpoint_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     """Copies of the tensors of a checkpoint, by file.
 
-    Copies, because training goes on meanwhile, and because entries of 8-bit optimizers share memory, which safetensors
-    refuses.
+    Copies, because training continues, and because entries of 8-bit optimizers share memory, which safetensors refuses.
     """
     files: dict[str, dict[str, Tensor]] = {"weights": {}, "ema": {}, "optimizer": {}}
     for role_name, role in run.roles.items():

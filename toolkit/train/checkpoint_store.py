@@ -94,14 +94,14 @@ def checkpoint_dir(run_folder: Path) -> Path:
 
 
 def check_writable(root: Path) -> None:
-    """Raises RunError where checkpoints could not be saved: `root` is no folder, or cannot be written to; and where a
-    pipe or a device lies in the run's folder, on which a reader would wait for ever."""
+    """Raises RunError where checkpoints could not be saved: `root` is not a folder or cannot be written to, or a pipe
+    or a device lies in the run's folder, on which a reader would wait forever."""
     for folder in (root.parent, root, *checkpoint_folders(root)):
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.exists() and not path.is_file() and not path.is_dir():
                 raise RunError(f"{path}: is neither a file nor a folder. Move it away, or give the job another name.")
     if root.exists() and not root.is_dir():
-        raise RunError(f"{root}: cannot be used: it is no folder. Move it away, or give the job another name.")
+        raise RunError(f"{root}: cannot be used: it is not a folder. Move it away, or give the job another name.")
     if root.is_dir() and not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         raise RunError(f"{root}: cannot be written to. Change its rights, or give the job another name.")
 
@@ -178,7 +178,7 @@ def free_disk_space(root: Path, size: int) -> bool:
         return True
     logger.warning(
         f"disk space is too short to save: {_free(root) / 1e6:.0f} MB free, {size / 1e6:.0f} MB needed. "
-        "Training goes on and tries again at the next save. Free some space."
+        "Training continues and tries again at the next save. Free some space."
     )
     return False
 

@@ -1,6 +1,6 @@
 """The `TrainStep` of flow matching: from a batch of latents to one loss per sample.
 
-Every random number has a key of its own (docs/architecture.md, "Randomness"): the same use of an image gets the same
+Every random number has its own key (docs/architecture.md, "Randomness"): the same use of an image gets the same
 noise and t, whatever the batch size, accumulation or number of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
@@ -31,7 +31,7 @@ NETWORK = "network"
 
 
 class ExtraLoss(Protocol):
-    """A further loss of each sample, with forward passes of its own."""
+    """A further loss of each sample, with its own forward passes."""
 
     def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its device."""
@@ -44,7 +44,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
     extra_losses: dict[str, ExtraLoss]
     """Name -> loss that is added to that of the velocity. Its mean over the batch is logged as `loss/<name>`.
 
-    Each has a backward pass of its own, so that only the activations of one are in memory."""
+    Each has its own backward pass, so that only the activations of one are in memory."""
 
     def __init__(
         self,
@@ -141,4 +141,4 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         if self._strata[0] != epoch:
             order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", epoch))
             self._strata = (epoch, order)
-        return self._strata[1][position % len(self._strata[1])]  # those of a stream go on from epoch to epoch
+        return self._strata[1][position % len(self._strata[1])]  # those of a stream continue from epoch to epoch

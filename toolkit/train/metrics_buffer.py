@@ -189,7 +189,7 @@ class MetricsBuffer:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        with self._timer.track("step"), _told_when_blocked(pending[-1].known.step):
+        with self._timer.track("step"), _warning_when_blocked(pending[-1].known.step):
             values = iter(to_host([tensor for step in pending for tensor in step.tensors()]))
         step_s, data_s = (seconds / len(pending) for seconds in self._timer.lap())
         for step in pending:
@@ -215,7 +215,7 @@ class MetricsBuffer:
 
 
 @contextmanager
-def _told_when_blocked(step: int) -> Iterator[None]:
+def _warning_when_blocked(step: int) -> Iterator[None]:
     """A warning while the block lasts longer than BLOCKED_FETCH_S: the device is busy for long, or hangs."""
     message = f"step {step}: the device has not answered for {BLOCKED_FETCH_S:g} s. See what `nvidia-smi` says."
     timer = threading.Timer(BLOCKED_FETCH_S, logger.warning, [message])

@@ -78,7 +78,7 @@ def test_states_that_could_not_be_saved_are_told_at_the_start(tmp_path: Path, mo
     root = tmp_path / "state"
     check_writable(root)  # it will be made
     root.write_text("")
-    with pytest.raises(RunError, match="is no folder"):
+    with pytest.raises(RunError, match="is not a folder"):
         check_writable(root)
     root.unlink()
     root.mkdir(mode=0o500)

@@ -1,4 +1,4 @@
-"""`sample.overview`: the sheet of all samples, drawn again after each set; its path is printed at the end of a run."""
+"""`sample.overview`: the sheet of all samples, rewritten after each set; its path is printed at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class OverviewCallback(Callback):
-    """Draws the sheet; the run goes on where that fails."""
+    """Writes the sheet; the run continues where that fails."""
 
     def __init__(self, folder: Path, training: Iterable[Path], references: Iterable[Sequence[Path]] = ()) -> None:
         """folder: of the run's files. training: folders of images for the first row. references: the reference

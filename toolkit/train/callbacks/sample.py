@@ -47,19 +47,19 @@ class SampleCallback(Callback):
     def __init__(
         self,
         draw: GenerateImage,
-        pictures: SampleSet,
+        images: SampleSet,
         every: Interval,
         first: SampleSet | None,
         at_each_start: bool,
         event: Callable[..., None],
         texts: Sequence[str] = (),
     ) -> None:
-        """first: the set before step 1; None: none. at_each_start: `pictures` also where a resume begins.
+        """first: the set before step 1; None: none. at_each_start: `images` also where a resume begins.
 
         texts: of all the sampler's prompts, for the event; empty: left out of it.
         """
         self.draw = draw
-        self.pictures = pictures
+        self.images = images
         self.every = every
         self.first = first
         self.at_each_start = at_each_start
@@ -69,7 +69,7 @@ class SampleCallback(Callback):
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
-        sample_set = (self.first if step == 0 else self.pictures) or SampleSet(range(0), "")
+        sample_set = (self.first if step == 0 else self.images) or SampleSet(range(0), "")
         # Also after a resume: the run may have ended in the middle of this set.
         expected = step == 0 or self.every.due(run) or run.complete
         if (expected and len(self._files_of(run, step)) < len(sample_set.prompts)) or (step and self.at_each_start):
@@ -85,37 +85,37 @@ class SampleCallback(Callback):
         if finished and self._sampled_at != run.state.step:
             self.sample_now(run)
 
-    def sample_now(self, run: Run, pictures: SampleSet | None = None) -> None:
+    def sample_now(self, run: Run, images: SampleSet | None = None) -> None:
         """Generates one set at the current step: the one of the interval by default. One that a stop interrupts leaves
         no image."""
-        pictures, step = pictures or self.pictures, run.state.step
-        if not pictures.prompts:
+        images, step = images or self.images, run.state.step
+        if not images.prompts:
             return
         for path in self._files_of(run, step):
             path.unlink()
         with using_eval_weights(run):
-            files = self._generate_set(run, step, pictures)
+            files = self._generate_set(run, step, images)
         if files is None:
             for path in self._files_of(run, step):
                 path.unlink()
             return
         self._sampled_at = step
-        prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
+        prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in images.prompts]} if self.texts else {}
         self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
         count = f"{len(files)} sample image{'s' * (len(files) != 1)}"
         logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
 
-    def _generate_set(self, run: Run, step: int, pictures: SampleSet) -> list[str] | None:
+    def _generate_set(self, run: Run, step: int, images: SampleSet) -> list[str] | None:
         """The names of the images; None when a stop interrupted the set."""
         files = []
-        for index, prompt in enumerate(pictures.prompts):
+        for index, prompt in enumerate(images.prompts):
             try:
                 image = self.draw(prompt)
             except SamplingInterrupted:
                 return None
-            path = run.folder / SAMPLES / f"{step:09d}_{index}.{pictures.format}"
+            path = run.folder / SAMPLES / f"{step:09d}_{index}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
-                image.save(temporary, **SAVE_OPTIONS[pictures.format])
+                image.save(temporary, **SAVE_OPTIONS[images.format])
             files.append(path.name)
         return files
 

@@ -24,7 +24,7 @@ result writes them and returns their paths."""
 
 
 class SaveCallback(Callback):
-    """Copies what is saved, and writes it while training goes on: the network file first, then the checkpoint.
+    """Copies what is saved, and writes it while training continues: the network file first, then the checkpoint.
 
     In this order a checkpoint never refers to a missing file.
     """

@@ -87,8 +87,8 @@ class Reporting:
             # The images to be learned, without regularization images; nothing where samples have no prompts.
             datasets = [data for data in getattr(section, "datasets", ()) if data.folder_path and not data.is_reg]
             learned = [Path(data.folder_path).expanduser() for data in datasets]
-            pictures: Iterable[Any] = getattr(section, "sample_pictures", tuple)()
-            references = [[Path(path).expanduser() for path in picture.ctrl_img] for picture in pictures]
+            samples: Iterable[Any] = getattr(section, "sample_pictures", tuple)()
+            references = [[Path(path).expanduser() for path in sample.ctrl_img] for sample in samples]
             overview.append(OverviewCallback(folder, learned, references))
         # The overview comes behind the log of events, which has the prompts.
         log = EventLog(folder / EVENTS)

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class ControlFilesCallback(Callback):
     """Runs the action of each file in the control folder, by its name in small or capital letters.
 
-    A name that means nothing is told once, and the file is left there. A folder that cannot be looked at is told once:
+    An unknown name is reported once, and its file stays. A folder that cannot be read is reported once:
     a network volume that fails for a moment must not end the run.
     """
 
@@ -39,7 +39,7 @@ class ControlFilesCallback(Callback):
 
     def __init__(self, actions: dict[str, Callable[[Run], None]]) -> None:
         self.actions = actions
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def on_start(self, run: Run) -> None:
         (run.folder / "control").mkdir(parents=True, exist_ok=True)
@@ -52,21 +52,21 @@ class ControlFilesCallback(Callback):
         except FileNotFoundError:
             return  # whoever deleted the folder has no requests
         except OSError as error:
-            return self._tell_once(f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait.")
+            return self._warn_once(f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait.")
         for name, action in self.actions.items():
             if request := found.pop(name, None):
                 try:
                     remove(Path(request.path))  # a folder of that name asks for the same
                 except OSError as error:  # done all the same, it would be done at each step
-                    self._tell_once(f"{request.path}: waits, as it cannot be removed: {error.strerror or error}.")
+                    self._warn_once(f"{request.path}: waits, as it cannot be removed: {error.strerror or error}.")
                 else:
                     action(run)
         for entry in found.values():
-            self._tell_once(f"{entry.path}: means nothing. Give an empty file {' or '.join(self.actions)}.")
+            self._warn_once(f"{entry.path}: is not a known request. Give an empty file {' or '.join(self.actions)}.")
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
             logger.warning(text)
 
 

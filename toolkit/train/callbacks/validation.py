@@ -54,7 +54,7 @@ class ValidationCallback(Callback):
         known = run.state.extra.get("validation", {})
         if known.get("of") != self.identity:
             if known.get("best"):
-                logger.info("other images or noise levels are validated now: the best loss is counted anew")
+                logger.info("other images or noise levels are validated now: the best loss starts over")
             run.state.extra["validation"] = {"of": self.identity}
         self._report(run)
         if step == 0 or self.every.due(run):
@@ -94,7 +94,7 @@ class ValidationCallback(Callback):
         if is_best:
             try:
                 known["best"] = {"step": step, "loss": loss, "file": self.save_best(run)[0].name}
-            except RunError as error:  # a full disk, say: the training itself goes on
+            except RunError as error:  # a full disk, say: the training itself continues
                 logger.warning(f"the best weights could not be saved: {error}")
         self._report(run)
         run.log(step, losses)

@@ -1,4 +1,4 @@
-"""TensorBoard: event files, written with tensorboardX (no TensorFlow, no thread of its own that is used here)."""
+"""TensorBoard: event files, written with tensorboardX (without TensorFlow, and without its writer thread)."""
 
 from __future__ import annotations
 

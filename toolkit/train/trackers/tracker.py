@@ -137,7 +137,7 @@ class TrackerWorker:
                 while True:
                     self._calls.get_nowait()
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            logger.warning(f"{self.name} failed, and the run goes on without it: {reason}")
+            logger.warning(f"{self.name} failed; the run continues without it: {reason}")
             with suppress(Exception):
                 if tracker:
                     tracker.close()

@@ -1,4 +1,4 @@
-"""Weights & Biases, in a process of its own.
+"""Weights & Biases, in a separate process.
 
 The `wandb` package replaces `sys.exit`, changes the environment, and at exit waits for its uploads without a limit, in
 an `atexit` handler. None of this may happen to the training process, so a child process uses it: it reads JSON lines

@@ -103,7 +103,7 @@ def test_the_first_set_may_be_another_one(run, result) -> None:
 
 def test_without_usual_pictures_only_the_first_are_drawn(run, result) -> None:
     drawing = Drawing(run, every=0, first=SampleSet(range(1), "jpg"))
-    drawing.callback.pictures = SampleSet(range(0), "jpg")
+    drawing.callback.images = SampleSet(range(0), "jpg")
     assert drawing.run_to(10, result) == [(0, 0)]
     assert [event["step"] for event in drawing.events] == [0]
 

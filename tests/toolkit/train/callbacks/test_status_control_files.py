@@ -46,7 +46,7 @@ def test_other_names_are_told_once_and_left_alone(toy, hook, done, result, said)
     (run.folder / "control" / "pause").touch()
     hook.after_step(run)
     hook.after_step(run)
-    remedy = "means nothing. Give an empty file save_now or sample_now or stop."
+    remedy = "is not a known request. Give an empty file save_now or sample_now or stop."
     assert said == [f"{run.folder}/control/pause: {remedy}"]
     assert len(list((run.folder / "control").iterdir())) == 1 and done == [] and not run.stopping
 

@@ -205,7 +205,7 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(said: list[str], toy, m
     for each in (plain, watched):
         assert toy.train(each, toy.step(each))
     assert toy.weight(plain).equal(toy.weight(watched))
-    assert said == ["tensorboard failed, and the run goes on without it: ConnectionError: gone"]
+    assert said == ["tensorboard failed; the run continues without it: ConnectionError: gone"]
 
 
 def test_a_run_ends_beside_a_tracker_that_never_answers(said: list[str], toy, monkeypatch) -> None:

@@ -160,7 +160,7 @@ def test_losses_of_other_images_are_not_compared(said: list[str], toy, run) -> N
     again = resumed(toy, run, step=3)
     Measuring(again, {4: 0.5}, identity="others").steps(4, finished=False)
     assert again.status_fields["best"]["step"] == 4
-    assert any("counted anew" in note for note in said)
+    assert any("starts over" in note for note in said)
 
 
 def test_a_best_file_that_cannot_be_written_does_not_end_the_run(said: list[str], run) -> None:

@@ -58,7 +58,7 @@ def test_a_tracker_that_raises_is_told_once_and_called_no_more(tracker, said) ->
     feed.end()
     assert feed.wait(LONG_S)
     assert (tracker.heard, tracker.closed) == ([1], 1)
-    assert said == ["it failed, and the run goes on without it: ConnectionError: no route to host"]
+    assert said == ["it failed; the run continues without it: ConnectionError: no route to host"]
 
 
 def test_a_tracker_that_cannot_be_opened_is_told_once(said) -> None:
@@ -70,7 +70,7 @@ def test_a_tracker_that_cannot_be_opened_is_told_once(said) -> None:
     feed.put(hear(1))
     feed.end()
     assert feed.wait(LONG_S)
-    assert said == ["it failed, and the run goes on without it: ImportError: libfoo.so is missing"]
+    assert said == ["it failed; the run continues without it: ImportError: libfoo.so is missing"]
 
 
 def test_a_tracker_that_fails_to_close_is_told_too(tracker, said) -> None:
@@ -79,7 +79,7 @@ def test_a_tracker_that_fails_to_close_is_told_too(tracker, said) -> None:
     feed.start(lambda: tracker)
     feed.end()
     assert feed.wait(LONG_S)
-    assert said == ["it failed, and the run goes on without it: ZeroDivisionError: division by zero"]
+    assert said == ["it failed; the run continues without it: ZeroDivisionError: division by zero"]
 
 
 def test_the_oldest_calls_go_when_a_tracker_does_not_keep_up(tracker, said) -> None:
