@@ -35,14 +35,16 @@ MEASURED = re.compile(
 TIME_OF_DAY = re.compile(r"(^|/)\d{10,}__")
 """What the names of sample images begin with."""
 
-NOT_COMPARED = re.compile(r"MANIFEST\.json|\.lock|.*\.lock|events\.out\..*|log\.txt|.*\.columns")
-"""File names: hashes of files that are compared themselves, and what is full of times and of measured memory."""
+NOT_COMPARED = re.compile(r"MANIFEST\.json|\.lock|.*\.lock|events\.out\..*|log\.txt")
+"""File names: hashes of files that are compared themselves, and what is full of times and of measured memory. Nor are
+the results of earlier scans, which are made again where they cannot be read."""
 
 OF_THIS_MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?|\d\d:\d\d(:\d\d)?|[\d.,]+ ?(s|ms|min|h|it/s|s/it|seconds?|minutes?)\b|"
-    r"[\d.]+ [kMGT]?B free|\b[0-9a-f]{32,}\b|\b\d{10,}__"
+    r"[\d.]+ [kMGT]?B free|(?<=\.html): [\d.]+ kB|\b[0-9a-f]{32,}\b|\b\d{10,}__"
 )
-"""Parts of texts that no two runs have in common: dates, durations, free disk, hashes of files with times in them."""
+"""Parts of texts that no two runs have in common: dates, durations, free disk, hashes of files with times in them; and
+the sizes of pages, whose markup may change."""
 
 NAMING = re.compile(r"[\w./%+-]*\d[\w./%+-]*|\w+(?:[./_]\w+)+")
 """Words of a text that are no prose: numbers, paths, file names, keys."""
@@ -67,7 +69,7 @@ def facts_of(folder: Path, hidden: Mapping[str, str] | None = None) -> Facts:
     """
     facts: Facts = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if NOT_COMPARED.fullmatch(path.name):
+        if NOT_COMPARED.fullmatch(path.name) or path.parent.name == "scans":
             continue
         name = TIME_OF_DAY.sub(r"\1", path.relative_to(folder).as_posix())
         facts["files", name, "is there"] = True
