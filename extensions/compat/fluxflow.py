@@ -4,7 +4,6 @@ process, its values nodes that keep their line and column. What each key becomes
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +23,13 @@ from extensions.compat.fluxflow_keys import (
     STEPS,
     TRAINING,
     WITHOUT_EFFECT,
-    Key,
-    names_in,
 )
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
+from extensions.compat.fluxflow_sections import DATASETS, kind_of, section_of
+from extensions.compat.nodes import at, made, tree
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import merge_aliases
+from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
@@ -67,9 +67,6 @@ OWN_FOLDERS = ("graph", "samples", "_cache")
 
 METRICS = {"loss_total": "loss"}
 """Names of losses that are others here."""
-
-DATASET_KEYS = {"type": "text", "image_folder": "text", "default": "switch"}
-"""Keys of an entry of `pipeline.datasets` besides those of `data`."""
 
 SMALL_IMAGE = 64
 """Side in pixels below which latents have a quarter of it instead of an eighth."""
@@ -195,11 +192,11 @@ class _Reader:
             place = "only" if len(steps) == 1 else "last" if index == len(steps) - 1 else "step"
             process = self._process(step, start, place)
             if process is not None:
-                processes.append(_tree(process, step.node))
+                processes.append(tree(process, step.node))
         if not processes:
             self.diagnostics.raise_errors()
         config = {"name": self.out[1], "process": processes}
-        return _tree({"job": "extension", "config": config}, self.root)
+        return tree({"job": "extension", "config": config}, self.root)
 
     # ------------------------------------------------------------ places
 
@@ -208,8 +205,8 @@ class _Reader:
         found: Level = {}
         for key, node in self.root.value.items():
             if key in AT_TOP:
-                if not node.is_blank and (checked := self._checked(KEYS[key], node)) is not None:
-                    self._add(found, key, checked)
+                for inner, child in self._level(replace(self.root, value={key: node}), TRAINING).items():
+                    self._add(found, inner, child)
             elif key not in SECTIONS:
                 belongs = _places(key)
                 hint = f"It belongs in {belongs}." if belongs else did_you_mean(key, SECTIONS)
@@ -224,24 +221,27 @@ class _Reader:
     def _add(self, level: Level, key: str, node: ConfigNode) -> None:
         level[key] = merge_aliases(level.get(key), node, self.diagnostics)
 
-    def _level(self, node: ConfigNode, place: str, more: Mapping[str, str] | None = None) -> Level:
-        """The values of a mapping under the names of KEYS; what is wrong is reported and left out.
-
-        more: further keys with their kinds.
-        """
-        more = more or {}
-        known = [*names_in(place), *more]
-        level: Level = {}
+    def _level(self, node: ConfigNode, place: str) -> Level:
+        """The values of a mapping under the names of KEYS; what is wrong is reported and left out."""
+        model = section_of(place)
+        given: Level = {}
         for key, child in node.value.items():
-            if key not in known:
-                self._unknown(child, key, known)
+            if key not in model.model_fields:
+                self._unknown(child, key, list(model.model_fields))
             elif not child.is_blank:
-                spec = KEYS.get(key) or Key(more[key], (), "")  # type: ignore[arg-type]
-                checked = self._checked(spec, child)
-                if key == "use_tt2m" or key == "tt2m_token":
-                    self.diagnostics.warn(child, f"is an old name. Write {SAME[key]!r}.")
-                if checked is not None:
-                    self._add(level, SAME.get(key, key), checked)
+                given[key] = child
+        section, checked = validate(model, replace(node, value=given), self.diagnostics)
+        self.wrong |= {key.removeprefix("--") for key in given.keys() - checked.value.keys()}
+        level: Level = {}
+        for key, child in checked.value.items():
+            value = getattr(section, key)
+            if kind_of(key) in ("texts", "names"):
+                value = child.value if isinstance(child.value, list) else [child]
+            elif kind_of(key) == "mapping":
+                value = child.value
+            if key in ("use_tt2m", "tt2m_token"):
+                self.diagnostics.warn(child, f"is an old name. Write {SAME[key]!r}.")
+            self._add(level, SAME.get(key, key), replace(child, value=value))
         return level
 
     def _unknown(self, node: ConfigNode, key: str, known: Sequence[str]) -> None:
@@ -260,47 +260,14 @@ class _Reader:
             hint = odd_characters(key) or did_you_mean(key, known, list_all=False)
         self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
 
-    def _checked(self, key: Key, node: ConfigNode) -> ConfigNode | None:
-        """The node with its value in the key's kind, or None where it is wrong."""
-        value, fault = node.value, ""
-        if key.kind == "switch":
-            if not isinstance(value, bool):
-                is_word = isinstance(value, str) and value.lower() in ("true", "false")
-                fault = "is text. Write it without quotes." if is_word else "is neither true nor false."
-        elif key.kind in ("whole", "number"):
-            value = _number(value)
-            if value is None or not math.isfinite(value) or (key.kind == "whole" and value != int(value)):
-                fault = f"is not a {'whole ' if key.kind == 'whole' else ''}number."
-            elif not key.least <= value <= key.most:
-                bound = f">= {key.least:g}" if value < key.least else f"<= {key.most:g}"
-                fault = f"is out of range: must be {bound}."
-            else:
-                value = int(value) if key.kind == "whole" else value
-        elif key.kind == "mapping":
-            fault = "" if isinstance(value, dict) else "is not a mapping of keys and values."
-        elif key.kind == "text":
-            fault = "" if isinstance(value, str) else "is not text. Put it in quotes."
-        elif key.kind == "sizes":
-            value = [_size(item.value) for item in value] if isinstance(value, list) else [_size(value)]
-            fault = "" if all(value) else "is not a list of sizes in pixels, such as 512 or [768, 512]."
-        else:
-            value = value if isinstance(value, list) else [node]
-            if not all(isinstance(item.value, str) for item in value):
-                fault = "is not a list of texts. Put each in quotes."
-        if fault:
-            self.diagnostics.error(node, f"{show(node)} {fault}")
-            self.wrong.add(str(node.path[-1]).removeprefix("--"))
-            return None
-        return replace(node, value=value)
-
     def _output(self, name: str | None) -> tuple[ConfigNode, ConfigNode]:
         """The folder above the results, and their folder's name."""
-        node = self.shared.get("output_path") or _made(self.root, DEFAULT_OUTPUT)
+        node = self.shared.get("output_path") or made(self.root, DEFAULT_OUTPUT)
         path = Path(os.path.normpath(node.value))
         if not path.name or path.name == "..":
             self.diagnostics.error(node, f"{show(node)} has no name. Give a folder, such as outputs/run1.")
             path = Path(DEFAULT_OUTPUT)
-        return _at(node, str(path.parent)), _at(node, name or path.name)
+        return at(node, str(path.parent)), at(node, name or path.name)
 
     # ------------------------------------------------------------ steps
 
@@ -310,7 +277,7 @@ class _Reader:
         if pipeline is None:
             node = self.root.child(TRAINING) or self.root
             own = {key: child for key, child in self.shared.items() if STEPS in KEYS[key].places}
-            step = self._step(_made(node, DEFAULT_STEP), node, {}, own, pipeline)
+            step = self._step(made(node, DEFAULT_STEP), node, {}, own, pipeline)
             return [step] if step else []
         known = ("steps", "defaults", "datasets", "default_dataset")
         for key, child in pipeline.value.items():
@@ -338,13 +305,13 @@ class _Reader:
             if not self.diagnostics.reported((*node.path, "name")):
                 message = "is required: it names the step's folder and files."
                 self.diagnostics.error(node, message, path=(*node.path, "name"))
-            name = _made(node, f"step{node.path[-1]}")
+            name = made(node, f"step{node.path[-1]}")
         elif name.value in OWN_FOLDERS:
             self.diagnostics.error(name, f"{show(name)} is the name of another folder of the results. Take another.")
         elif re.search(r"[/\\\x00-\x1f]", name.value) or name.value.strip(" .") == "":
             remedy = "Leave out '/', '\\' and control characters."
             self.diagnostics.error(name, f"{show(name)} cannot be the name of a folder and of files. {remedy}")
-            name = _made(node, f"step{node.path[-1]}")
+            name = made(node, f"step{node.path[-1]}")
         return self._step(name, node, defaults, own, pipeline)
 
     def _step(
@@ -421,7 +388,7 @@ class _Reader:
         if not isinstance(node.value, dict):
             self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
             return {}
-        level = self._level(node, DATA, DATASET_KEYS)
+        level = self._level(node, DATASETS)
         if "image_folder" in level:
             self._add(level, "data_path", level.pop("image_folder"))
         kind = level.pop("type", None)
@@ -461,7 +428,7 @@ class _Reader:
                 message = "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
                 self.diagnostics.error(self.root.child(DATA) or self.root, message, path=(DATA, "data_path"))
             entry = {"folder_path": folder, "captions_file": values.get("captions_file"), **entry}
-        return _tree(entry, at)
+        return tree(entry, at)
 
     def _shards(self, values: Level) -> dict[str, Any]:
         is_default_set = "webdataset_url" not in values
@@ -505,7 +472,7 @@ class _Reader:
         file = path.parent / FLUXFLOW_LEARNING_RATES
         try:
             rates = json.loads(file.read_text(encoding="utf-8"))
-            self.rates = {role: _at(switch, float(rate)) for role, rate in rates.items()}
+            self.rates = {role: at(switch, float(rate)) for role, rate in rates.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             self.diagnostics.error(switch, f"{file} cannot be read ({error}). Leave this out, or restore the file.")
 
@@ -565,7 +532,7 @@ class _Reader:
         values, batches = step.values, step.get("max_steps")
         limit = None
         if batches is not None:
-            limit = _at(values["max_steps"], max(1, batches // step.get("training_steps", 1)))
+            limit = at(values["max_steps"], max(1, batches // step.get("training_steps", 1)))
         epochs: Any = values.get("n_epochs", 1)
         steps = None
         if limit is not None and "n_epochs" not in values:
@@ -573,7 +540,7 @@ class _Reader:
         dtype: Any = "float32"
         if step.on("use_fp16"):
             name, reason = half_precision()
-            dtype = _at(values["use_fp16"], name)
+            dtype = at(values["use_fp16"], name)
             self.diagnostics.warn(values["use_fp16"], reason)
         ema = {"use_ema": values.get("use_ema", True), "ema_decay": values.get("ema_decay")}
         return {
@@ -612,7 +579,7 @@ class _Reader:
         roles = step.roles()
         step.optimizers.check(step.own, roles, step.name.value)
         lr = step.get("lr", DEFAULT_LR)
-        flow_lr = _number(step.optimizers.optimizer("flow").get("lr", _made(step.node, lr)).value) or lr
+        flow_lr = _number(step.optimizers.optimizer("flow").get("lr", made(step.node, lr)).value) or lr
         entries = {}
         for role in roles:
             entry = step.optimizers.entry(role, step.values.get("lr_min"), step.node, step.has_length())
@@ -626,7 +593,7 @@ class _Reader:
     def _steps_of(self, step: _Step, key: str) -> ConfigNode | None:
         """A number of batches as optimizer steps, rounded up."""
         batches = step.get(key)
-        return None if batches is None else _at(step.values[key], -(-batches // step.get("training_steps", 1)))
+        return None if batches is None else at(step.values[key], -(-batches // step.get("training_steps", 1)))
 
     def _stop(self, step: _Step) -> dict[str, Any] | None:
         node = step.values.get("stop_condition")
@@ -641,7 +608,7 @@ class _Reader:
         if missing:
             return None
         metric, below = node.value["loss_name"], node.value["threshold"]
-        return {"metric": _at(metric, METRICS.get(str(metric.value), metric.value)), "below": below}
+        return {"metric": at(metric, METRICS.get(str(metric.value), metric.value)), "below": below}
 
     # ------------------------------------------------------------ the two trainers
 
@@ -653,7 +620,7 @@ class _Reader:
             model |= {"class_name": "AutoencoderKL", "config": self._size(step)}
         model["spade"] = step.values.get("train_spade")
         if self._freezes_encoder(step):
-            model["train"] = _at(step.values["freeze"], "decoder")
+            model["train"] = at(step.values["freeze"], "decoder")
         elif start.flow:
             model["train"] = "decoder"
             note = "only the decoder is trained: the flow model knows the latents of the encoder as it is."
@@ -714,7 +681,7 @@ class _Reader:
                 "losses": self._losses(step),
                 "discriminator": self._discriminator(step),
             }
-            process["autoencoder"] = _tree(own, values.get("train_vae", step.node))
+            process["autoencoder"] = tree(own, values.get("train_vae", step.node))
         return process
 
     def _refuse_frozen_noise(self, step: _Step) -> None:
@@ -759,8 +726,8 @@ class _Reader:
             kl = kl if "kl_beta" in step.own else {"kl": 0}
         elif step.on("use_lpips"):
             switch = values["use_lpips"]
-            pixels["lpips"] = values.get("lambda_lpips", _at(switch, 0.1))
-            pixels["lpips_backbone"] = values.get("lpips_backbone", _at(switch, os.path.expanduser(LPIPS_BACKBONE)))
+            pixels["lpips"] = values.get("lambda_lpips", at(switch, 0.1))
+            pixels["lpips_backbone"] = values.get("lpips_backbone", at(switch, os.path.expanduser(LPIPS_BACKBONE)))
         adversarial = {"adversarial": values.get("lambda_adv")} if step.adversarial else {}
         return {**pixels, **kl, **adversarial}
 
@@ -769,7 +736,7 @@ class _Reader:
             return None
         values, width = step.values, step.get("feature_maps_dim_disc", 8)
         return {
-            "channels": _at(values.get("feature_maps_dim_disc", step.node), 4 * width),
+            "channels": at(values.get("feature_maps_dim_disc", step.node), 4 * width),
             "layers": 3 if step.get("img_size", 1024) >= SMALL_IMAGE else 2,
             "adaptive_weight": False,
             "r1_gamma": values.get("r1_gamma"),
@@ -784,7 +751,7 @@ class _Reader:
         if not every or step.on("no_samples"):
             return None
         saves = self._steps_of(step, "checkpoint_save_interval")
-        interval = saves and _at(saves, saves.value * every)
+        interval = saves and at(saves, saves.value * every)
         return {**drawn, "sample_every": interval, "sample_at_first": False, "format": "png", "overview": True}
 
 
@@ -854,39 +821,6 @@ def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
     if not folder.is_dir():
         return None, f"belongs to the folder '{folder}', which is not there: restore it, or give a folder."
     return folder, ""
-
-
-# ------------------------------------------------------------ nodes
-
-
-def _at(node: ConfigNode, value: Any) -> ConfigNode:
-    """Another value at a node's place."""
-    return replace(node, value=value, text=str(value), plain=True, written=None)
-
-
-def _made(place: ConfigNode, value: Any) -> ConfigNode:
-    """A value that the file does not have, at the place of what it belongs to."""
-    return ConfigNode(value, place.path, place.key_at, place.value_at, str(value), plain=True)
-
-
-def _tree(data: Any, place: ConfigNode) -> ConfigNode:
-    """Plain data with nodes in it as nodes; entries that are None are left out."""
-    if isinstance(data, ConfigNode):
-        return data
-    if isinstance(data, Mapping):
-        return _made(place, {key: _tree(value, place) for key, value in data.items() if value is not None})
-    if isinstance(data, list | tuple):
-        return _made(place, [_tree(value, place) for value in data])
-    return _made(place, data)
-
-
-def _size(value: Any) -> tuple[int, int] | None:
-    """Width and height: of 512, [768, 512] or 768x512; None for anything else."""
-    sides = [node.value for node in value] if isinstance(value, list) else str(value).lower().split("x")
-    numbers = [_number(side) for side in sides] * (2 if len(sides) == 1 else 1)
-    if len(numbers) != 2 or not all(isinstance(number, int) and 32 <= number <= 16_384 for number in numbers):
-        return None
-    return int(numbers[0] or 0), int(numbers[1] or 0)
 
 
 def _number(value: Any) -> int | float | None:

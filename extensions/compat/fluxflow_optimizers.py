@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from extensions.compat.nodes import tree
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, show
 from toolkit.config.normalise import merge_aliases
 from toolkit.config.yaml_reader import read_yaml, strip_json_comments
@@ -70,7 +71,7 @@ class RoleOptimizers:
         is_adamw = kind is None or str(kind.value).lower() == "adamw"
         if role == "discriminator" and is_adamw:
             for name, value in OF_DISCRIMINATOR.items():
-                given.setdefault(name, _plain(value, place))
+                given.setdefault(name, tree(value, place))
         if given:
             entry["optimizer_params"] = _gathered(given)
         if not has_length and not self._merged(SCHEDULERS, role):
@@ -87,9 +88,7 @@ class RoleOptimizers:
         mode = params.pop("mode", None) if name == PLATEAU else None
         if mode is not None and mode.value != "min":
             self.diagnostics.error(mode, f"{show(mode)}: a loss is to fall. Write min, or leave it out.")
-        nodes = {
-            key: _plain(value, place) if not isinstance(value, ConfigNode) else value for key, value in params.items()
-        }
+        nodes = {key: tree(value, place) for key, value in params.items()}
         return {"lr_scheduler": kind or "CosineAnnealingLR", "lr_scheduler_params": _gathered(nodes) if nodes else None}
 
     def check(self, own: Mapping[str, ConfigNode], roles: Sequence[str], step: str) -> None:
@@ -213,9 +212,3 @@ def _gathered(nodes: Entry) -> ConfigNode:
     """The arguments of one class as a mapping at the place of the first."""
     first = next(iter(nodes.values()))
     return replace(first, value=dict(nodes), path=first.path[:-1], key_at=first.key_at, value_at=first.key_at)
-
-
-def _plain(value: Any, place: ConfigNode) -> ConfigNode:
-    if isinstance(value, list):
-        value = [_plain(item, place) for item in value]
-    return ConfigNode(value, place.path, place.key_at, place.value_at, str(value), plain=True)

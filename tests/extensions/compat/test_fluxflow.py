@@ -412,7 +412,7 @@ AT = "training.pipeline.steps[0]"
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        (("train_vae: 'true'",), f"8:20: {AT}.train_vae: 'true' is text. Write it without quotes."),
+        (("train_vae: 'true'",), f"8:20: {AT}.train_vae: 'true': write it without quotes."),
         (("train_vae: true", "n_epochs: 0"), f"9:19: {AT}.n_epochs: 0 is out of range: must be >= 1."),
         (("train_vae: true", "n_epoch: 2"), f"9:9: {AT}.n_epoch: unknown key. Did you mean 'n_epochs'?"),
         (("train_vae: true", "vae_dim: 32"), f"9:9: {AT}.vae_dim: unknown key. It belongs in 'model'."),
@@ -450,7 +450,7 @@ AT = "training.pipeline.steps[0]"
         ),
         (
             ("train_vae: true", "sample_sizes: [256, wide]"),
-            f"9:23: {AT}.sample_sizes: a list is not a list of sizes in pixels, such as 512 or [768, 512].",
+            f"9:23: {AT}.sample_sizes: a list: give sizes in pixels, such as 512 or [768, 512].",
         ),
         (
             ("train_vae: true", "train_diff: true", "train_diff_full: false"),

@@ -1,0 +1,88 @@
+"""The sections of FluxFlow's guide as pydantic models, made from the table of its keys."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, create_model
+
+from extensions.compat.fluxflow_keys import DATA, KEYS, Key, Kind, names_in
+from toolkit.config.field_types import value_error
+
+DATASETS = "datasets"
+"""Stands for an entry of `training.pipeline.datasets`."""
+
+_OF_DATASETS: dict[str, Kind] = {"type": "text", "image_folder": "text", "default": "switch"}
+"""Its keys besides those of `data`."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+@cache
+def section_of(place: str) -> type[BaseModel]:
+    """The model of a section, of a step or of an entry of the datasets; each key may be left out."""
+    kinds = {name: _annotation(KEYS[name]) for name in names_in(DATA if place == DATASETS else place)}
+    if place == DATASETS:
+        kinds |= {name: _KINDS[kind] for name, kind in _OF_DATASETS.items()}
+    fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
+    return create_model(place, __base__=_Section, **fields)
+
+
+def kind_of(key: str) -> Kind:
+    """What a key holds."""
+    return KEYS[key].kind if key in KEYS else _OF_DATASETS[key]
+
+
+def _annotation(key: Key) -> Any:
+    bounds = {"ge": key.least, "le": key.most}
+    given: dict[str, Any] = {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
+    return Annotated[_KINDS[key.kind], Field(**given)]
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise value_error("a switch is not a number")
+    return value
+
+
+def _switch(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        raise value_error("write it without quotes")
+    return value
+
+
+def _texts(value: Any) -> Any:
+    if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
+        raise value_error("give texts, each in quotes")
+    return value
+
+
+def _sizes(value: Any) -> list[tuple[int, int]]:
+    found = [_sides(item) for item in (value if isinstance(value, list) else [value])]
+    if not all(found):
+        raise value_error("give sizes in pixels, such as 512 or [768, 512]")
+    return [size for size in found if size]
+
+
+def _sides(value: Any) -> tuple[int, int] | None:
+    """Width and height: of 512, [768, 512] or 768x512; None for anything else."""
+    sides = [str(side).strip() for side in (value if isinstance(value, list) else str(value).lower().split("x"))]
+    if len(sides) not in (1, 2) or not all(side.isdecimal() and 32 <= int(side) <= 16_384 for side in sides):
+        return None
+    return int(sides[0]), int(sides[-1])
+
+
+_KINDS: dict[Kind, Any] = {
+    "switch": Annotated[StrictBool, BeforeValidator(_switch)],
+    "whole": Annotated[int, BeforeValidator(_number)],
+    "number": Annotated[float, BeforeValidator(_number)],
+    "text": str,
+    "texts": Annotated[Any, BeforeValidator(_texts)],
+    "names": Annotated[Any, BeforeValidator(_texts)],
+    "sizes": Annotated[Any, BeforeValidator(_sizes)],
+    "mapping": dict[str, Any],
+}
