@@ -230,6 +230,8 @@ class _Reader:
                 self._unknown(child, key, list(model.model_fields))
             elif not child.is_blank:
                 given[key] = child
+                if key in ("use_tt2m", "tt2m_token"):
+                    self.diagnostics.warn(child, f"is an old name. Write {SAME[key]!r}.")
         section, checked = validate(model, replace(node, value=given), self.diagnostics)
         self.wrong |= {key.removeprefix("--") for key in given.keys() - checked.value.keys()}
         level: Level = {}
@@ -239,8 +241,6 @@ class _Reader:
                 value = child.value if isinstance(child.value, list) else [child]
             elif kind_of(key) == "mapping":
                 value = child.value
-            if key in ("use_tt2m", "tt2m_token"):
-                self.diagnostics.warn(child, f"is an old name. Write {SAME[key]!r}.")
             self._add(level, SAME.get(key, key), replace(child, value=value))
         return level
 
