@@ -131,10 +131,9 @@ class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
             kept = stores.on_disk if latents else stores.on_disk._replace(latents=ForgetfulCache())
             prompts = sample_prompts(section.sample_pictures(), section.trigger_word, model.family)
             if prompts and not section.train.disable_sampling:
-                sampler = Sampler(model, prompts, dataset.encoder, kept, predict)
+                sampler = Sampler(model, prompts, dataset.encoder, kept, predict, setup.watch_sampling)
                 sampler.encode(setup.progress)
                 setup.status.finish()
-                sampler.watch = setup.watch_sampling
             if (split := setup.data.split) and (measured := section.validation):
                 of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
                 held_out = encode_items(split.items, model, of_sample, dtype, setup.progress)

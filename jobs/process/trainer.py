@@ -80,7 +80,7 @@ class Setup(Generic[DataT]):
         self.request.check()  # what is already encoded stays in the cache
 
     def watch_sampling(self, index: int, step: int, steps: int) -> bool:
-        """Shows how far a sample image is; True where a signal requests a stop (`Sampler.watch`)."""
+        """Shows how far a sample image is; True where a signal requests a stop (`watch` of a `Sampler`)."""
         self.status.update(f"sample image {index + 1}, step {step}/{steps}", at_once=False)
         return self.request.requested
 

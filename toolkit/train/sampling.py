@@ -88,10 +88,6 @@ class SamplingInterrupted(Exception):
 class Sampler:
     """Generates images with the present weights of the model; never changes the training."""
 
-    watch: Callable[[int, int, int], bool] = staticmethod(lambda index, step, steps: False)
-    """Called before each sampling step with the index of the prompt, the step (from 1) and their number. True makes
-    `generate` raise SamplingInterrupted."""
-
     def __init__(
         self,
         model: DiffusionModel,
@@ -99,10 +95,13 @@ class Sampler:
         encoder: ItemEncoder,
         stores: CachePair,
         predict: Callable[..., Tensor] | None = None,
+        watch: Callable[[int, int, int], bool] = lambda index, step, steps: False,
     ) -> None:
         """encoder, stores: compute and cache prompt embeddings and control latents. predict: replaces
-        `model.predict_velocity`."""
+        `model.predict_velocity`. watch: called before each sampling step with the index of the prompt, the step (from
+        1) and their number; True makes `generate` raise SamplingInterrupted."""
         self.model = model
+        self._watch = watch
         self._predict = predict or model.predict_velocity
         self.prompts = tuple(prompts)
         self._encoded = [_entries(prompt, encoder, stores, model.family) for prompt in self.prompts]
@@ -146,7 +145,7 @@ class Sampler:
         steps = count(1)
 
         def velocity(x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            if self.watch(index, next(steps), item.steps):
+            if self._watch(index, next(steps), item.steps):
                 raise SamplingInterrupted
             t_B = self.model.sampling_level(t_B)
             cond_BCHW = self._predict(x_t_BCHW, t_B, positive, references, *guidance)

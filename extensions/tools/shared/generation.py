@@ -165,12 +165,6 @@ class PictureMaker:
     def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
         loaded = self._loaded = self._loaded or _Loaded(self)
         sampler = loaded.sampler([picture.prompt for picture in todo])
-
-        def watch(index: int, step: int, steps: int) -> bool:
-            self._status.update(f"picture {index + 1}/{len(todo)} step {step}/{steps}")
-            return False
-
-        sampler.watch = watch
         for index, picture in enumerate(todo):
             loaded.use([(lora.path, lora.strength) for lora in picture.loras])
             image = sampler.generate(index)
@@ -223,7 +217,12 @@ class _Loaded:
     def sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler:
         """With the texts and references of these prompts encoded."""
         status = self._maker._status
-        sampler = Sampler(self._model, prompts, self._encoder, self._stores)
+
+        def watch(index: int, step: int, steps: int) -> bool:
+            status.update(f"picture {index + 1}/{len(prompts)} step {step}/{steps}")
+            return False
+
+        sampler = Sampler(self._model, prompts, self._encoder, self._stores, watch=watch)
         sampler.encode(lambda what, done, total: status.update(f"{what} {done}/{total}"))
         status.finish()
         if not self.keeps_encoders:

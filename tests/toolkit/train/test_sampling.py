@@ -50,8 +50,8 @@ SHARED = memory_stores()
 """Entries are kept by content and model: what one test encoded, another need not encode again."""
 
 
-def sampler(model: QwenEditModel, *prompts: SamplePrompt) -> Sampler:
-    return Sampler(model, prompts, ItemEncoder(model, torch.float32), SHARED)
+def sampler(model: QwenEditModel, *prompts: SamplePrompt, **more) -> Sampler:
+    return Sampler(model, prompts, ItemEncoder(model, torch.float32), SHARED, **more)
 
 
 def as_png(picture: Image.Image) -> Image.Image:
@@ -216,8 +216,7 @@ def test_each_step_of_an_image_is_reported_and_can_stop_it(adapter: QwenEditMode
         seen.append(report)
         return report == (1, 2, 3)
 
-    painter = sampler(adapter, *[sample_prompt(0, guidance_scale=scale, steps=3) for scale in (4.0, 1.0)])
-    painter.watch = watch
+    painter = sampler(adapter, *[sample_prompt(0, guidance_scale=scale, steps=3) for scale in (4.0, 1.0)], watch=watch)
     painter.latents(0)
     with pytest.raises(SamplingInterrupted):
         painter.latents(1)
