@@ -151,7 +151,8 @@ def dry_run(arguments: argparse.Namespace) -> int:
 
     def plan_one(argument: str) -> int:
         config = load(argument, arguments, extensions)
-        plans.append(plan_job(config, arguments.restart, arguments.allow_change, arguments.restart_from))
+        options = arguments.restart, arguments.allow_change, arguments.restart_from, arguments.memory
+        plans.append(plan_job(config, *options))
         if not arguments.json:
             print(log.wrapped(log.escape_controls(plans[-1].render()), output), file=output)
         return EXIT_DONE
@@ -220,6 +221,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--allow-change", action="store_true", help="resume although the job differs from the one that was saved")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
+    add("--memory", action="store_true", help="with --dry-run: measure the memory of vae_trainer and flow_trainer")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
@@ -250,6 +252,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--restart-from with several configs: give one config.")
     if arguments.json and not arguments.dry_run:
         parser.error("--json goes with --dry-run")
+    if arguments.memory and not arguments.dry_run:
+        parser.error("--memory goes with --dry-run: a start always measures it")
     return arguments
 
 

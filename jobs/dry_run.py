@@ -35,17 +35,21 @@ class JobPlan:
 
 
 def plan_job(
-    config: JobConfig, restart: bool = False, allow_change: bool = False, restart_from: str | None = None
+    config: JobConfig,
+    restart: bool = False,
+    allow_change: bool = False,
+    restart_from: str | None = None,
+    memory: bool = False,
 ) -> JobPlan:
     """The plans of all processes. Raises UserError with the errors of all of them.
 
-    restart, allow_change, restart_from: the options that the run would be given.
+    restart, allow_change, restart_from: the options that the run would be given. memory: `JobContext.measures_memory`.
     """
     first_anew = len(config.processes) if restart_from is None else index_of(config, restart_from)
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
-    job = JobContext(config.name, restart=restart, allow_change=allow_change)
+    job = JobContext(config.name, restart=restart, allow_change=allow_change, measures_memory=memory)
     for entry in config.processes:
         job = replace(job, begins_anew=entry.index >= first_anew)
         try:

@@ -6,14 +6,14 @@ from toolkit.extension import Extension
 class VaeTrainerExtension(Extension):
     uid = "vae_trainer"
     name = "Autoencoder trainer"
-    config = ".vae_plan:VaeTrainerSection"
+    config = ".plan:VaeTrainerSection"
     process = ".vae_process:VaeTrainerProcess"
 
 
 class FlowTrainerExtension(Extension):
     uid = "flow_trainer"
     name = "Flow model trainer"
-    config = ".flow_plan:FlowTrainerSection"
+    config = ".plan:FlowTrainerSection"
     process = ".flow_process:FlowTrainerProcess"
 
 

@@ -26,31 +26,28 @@ from extensions.from_scratch.losses_config import (
     DiscriminatorConfig,
     LossesConfig,
     check_losses,
-    discriminator_params,
     logged_losses,
 )
+from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, path_hint
-from toolkit.config.findings import below, warning
+from toolkit.config.findings import warning
 from toolkit.config.located import KeyPath
 from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig
-from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerConfig, TrainConfig
+from toolkit.config.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
 from toolkit.data.fingerprint import digest_of, fingerprint
-from toolkit.data.folder import DatasetScan
+from toolkit.data.image_data import ImageData
 from toolkit.data.images import ImageError
 from toolkit.data.items import readable_references, refuse_large, refuse_references, scan_items, too_large
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
-from toolkit.data.types import BucketedSample, Size
-from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
+from toolkit.data.types import Size
+from toolkit.data.validation_split import forward_passes, split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.models.interface import PREDICTIONS
-
-Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]
 
 FLOW, TEXT_ENCODER = "flow", "text_encoder"
 """The roles."""
@@ -339,13 +336,11 @@ class FlowOptimizersConfig(StrictModel):
     given."""
 
 
-class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
+class FlowTrainerConfig(RolesSection):
     """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from nothing or from its own earlier
     result."""
 
     process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
-
-    reads_streams: ClassVar = True
 
     model: FlowModelConfig
     """What is trained, and on which latents."""
@@ -384,18 +379,19 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         given = self.autoencoder.measure_every
         return given if given is not None else MEASURE_EVERY if self.model.new_vae else 0
 
-    def role_optimizer(self, role: str) -> RoleOptimizerConfig:
-        """The optimizer of a role: what its entry does not give comes from `train`."""
-        own: RoleOptimizerConfig = getattr(self.optimizers, role)
-        shared = {name: getattr(self.train, name) for name in OptimizerConfig.model_fields}
-        if role == TEXT_ENCODER:
-            shared["lr"] = TEXT_SHARE * self.role_optimizer(FLOW).lr
-        given = own.model_fields_set
-        if own.optimizer != self.train.optimizer and "optimizer" in given:
-            shared["optimizer_params"] = {}  # those of `train` are of its optimizer
-        if role == DISCRIMINATOR:
-            shared["optimizer_params"] = discriminator_params(own, self.train.optimizer)
-        return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+    def role_defaults(self, role: str) -> dict[str, Any]:
+        own = self.own_optimizer(role)
+        found: dict[str, Any] = {"lr": TEXT_SHARE * self.role_optimizer(FLOW).lr} if role == TEXT_ENCODER else {}
+        if own.optimizer != self.train.optimizer and "optimizer" in own.model_fields_set:
+            found["optimizer_params"] = {}  # those of `train` are of its optimizer
+        return found | super().role_defaults(role)
+
+    def trained_autoencoder(self) -> AutoencoderTraining | None:
+        along = self.autoencoder
+        if along is None:
+            return None
+        model = self.model.autoencoder().model_copy(update={"train": along.train, "spade": along.spade})
+        return AutoencoderTraining(model, along.losses, along.discriminator, "autoencoder.")
 
     def sample_pictures(self) -> tuple[SamplePicture, ...]:
         """The images of one set with everything filled in."""
@@ -429,9 +425,8 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         yield from self._check_text()
         yield from self._check_autoencoder()
         yield from self._check_train()
-        for role in FlowOptimizersConfig.model_fields:
-            if role in self.optimizers.model_fields_set:
-                yield from below("optimizers", below(role, self.role_optimizer(role).check_optimizer()))
+        given = self.optimizers.model_fields_set
+        yield from self.check_optimizers([role for role in FlowOptimizersConfig.model_fields if role in given])
         yield from self._check_references(job)
         yield from self._warn()
         if (name := self.display_name(job)) in RESERVED_NAMES:
@@ -523,30 +518,24 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         if self.streamed:
             return ""
         try:
-            return digest_of(fingerprint(self.scan()[0].samples))
+            return digest_of(fingerprint(self.scan().scan.samples))
         except (UserError, RunError):
             return ""
 
+    def size_multiple(self) -> int:
+        return self.model.family().size_multiple
+
     def stream(self) -> StreamDataset | None:
-        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
-        family = self.model.family()
-        stream = StreamDataset.of(self, family.size_multiple)
-        if stream and (reason := too_large(stream.largest, family)):
+        stream = super().stream()
+        if stream and (reason := too_large(stream.largest, self.model.family())):
             raise DataErrors([InputError("datasets[0].resolution", reason)])
         return stream
 
-    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
-        """Those of the roles; what a role does not give is in `train`."""
-        for role in self.roles():
-            own = "lr_scheduler" in getattr(self.optimizers, role).model_fields_set
-            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
-
-    def scan(self) -> Scanned:
-        """The images of folders, and the validation split. Raises DataErrors naming every offending file."""
+    def scan(self) -> ImageData:
         cache, family = ScanCache.beside(self.training_folder), self.model.family()
         multiple = family.size_multiple
-        scanned = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
-        used = [*scanned[1], *(scanned[2].items if scanned[2] else ())]
+        scan, items, split = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
+        used = [*items, *(split.items if split else ())]
         refuse_references(used, family)
         refuse_large(used, family)
         for index, item in enumerate(self.sample_pictures()):
@@ -557,4 +546,4 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
                 readable_references(item.ctrl_img, family)
             except (ImageError, UserError) as error:
                 raise DataErrors([InputError(f"{key}.ctrl_img", str(error))]) from error
-        return scanned
+        return ImageData(scan, items, split, self.stream())

@@ -18,8 +18,6 @@ from extensions.from_scratch.autoencoder_writer import continue_discriminator
 from extensions.from_scratch.autoencoders import KINDS
 from extensions.from_scratch.discriminator import PatchDiscriminator
 from extensions.from_scratch.flow_config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig
-from extensions.from_scratch.flow_memory_plan import MEMORY_ADVICE, step_shape, transformer_of
-from extensions.from_scratch.flow_plan import FlowPlanner, pixels_at_once
 from extensions.from_scratch.flow_writer import Along, FlowWriter
 from extensions.from_scratch.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
 from extensions.from_scratch.latent_flow.family import (
@@ -35,6 +33,7 @@ from extensions.from_scratch.loss_balance import LossBalance
 from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
 from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
 from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels
+from extensions.from_scratch.plan import FlowPlanner, memory_advice, pixels_at_once
 from extensions.from_scratch.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
 from jobs.process.image_trainer import EncodedImages, ImageTrainer, Loader
 from jobs.process.trainer import Attached, Setup
@@ -45,10 +44,12 @@ from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend, decide_compiling
+from toolkit.memory.estimate import StepShape
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.from_config import refuse_arguments
 from toolkit.networks.full import FullNetwork, modules_with_weights
 from toolkit.networks.interface import Network
+from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.system.device import DTYPES, configure_cuda
 from toolkit.train.callbacks.save import PrepareNetwork
@@ -107,7 +108,7 @@ class FlowTrainerProcess(ImageTrainer[LatentFlowModel, EncodedImages, FlowAttach
         return True
 
     def memory_advice(self) -> str:
-        return MEMORY_ADVICE
+        return memory_advice(self.section)
 
     def refuse_parts(self, data: ImageData) -> None:
         _ = self._perceptual  # its files are read before anything else
@@ -330,7 +331,19 @@ class FlowTrainerProcess(ImageTrainer[LatentFlowModel, EncodedImages, FlowAttach
     ) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
         tokens = model.num_tokens(batch.latents_BCHW, batch.prompts, batch.control_latents)
-        work = step_shape(self.section, tokens, transformer_of(self.section))
+        train, transformer = self.section.train, model.network_module
+        number, stored = DTYPE_BYTES[train.dtype], DTYPE_BYTES[self.section.weights_dtype()]
+        weights, blocks = sum(p.numel() for p in transformer.parameters()), len(model.blocks())
+        work = StepShape(
+            tokens=tokens,
+            width=model.hidden_size,
+            blocks=blocks,
+            number_bytes=number,
+            kind="full",
+            casts=0 if stored == number else weights * number // blocks,
+            gradients=stored * weights,
+            gradients_wait=train.gradient_accumulation > 1,
+        )
         to_come = 0
         for name, role in run.roles.items():
             own, shapes = self.section.role_optimizer(name), [tuple(p.shape) for p in role.parameters.values()]

@@ -16,26 +16,19 @@ from extensions.from_scratch.losses_config import (
     DiscriminatorConfig,
     LossesConfig,
     check_losses,
-    discriminator_params,
     logged_losses,
 )
+from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
 from toolkit.config.base import StrictModel
 from toolkit.config.dataset import ValidationConfig
 from toolkit.config.field_types import PathOrList
-from toolkit.config.findings import below
-from toolkit.config.located import KeyPath
 from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig
-from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
-from toolkit.data.folder import DatasetScan
+from toolkit.config.train import RoleOptimizerConfig
+from toolkit.data.image_data import ImageData
 from toolkit.data.items import scan_items
 from toolkit.data.scan_cache import ScanCache
-from toolkit.data.stream_dataset import StreamDataset
-from toolkit.data.types import BucketedSample
-from toolkit.data.validation_split import ValidationSplit, split_validation
-
-Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]
+from toolkit.data.validation_split import split_validation
 
 
 class OptimizersConfig(StrictModel):
@@ -59,12 +52,11 @@ class ReconstructionsConfig(SampleIntervalConfig):
     """How many of them, where `images` is not given."""
 
 
-class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
+class VaeTrainerConfig(RolesSection):
     """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a folder."""
 
     process_types: ClassVar[tuple[str, ...]] = ("vae_trainer",)
 
-    reads_streams: ClassVar = True
     reads_captions: ClassVar = False
 
     model: AutoencoderConfig = Field(default_factory=AutoencoderConfig)
@@ -97,9 +89,7 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         if self.losses.latent_noise and not self.model.name_or_path:
             message = "needs latents of a known scale. Set 'model.name_or_path', or remove it."
             yield Diagnostic(("losses", "latent_noise"), message)
-        for role in self.roles():
-            if getattr(self.optimizers, role).model_fields_set:
-                yield from below("optimizers", below(role, self.role_optimizer(role).check_optimizer()))
+        yield from self.check_optimizers([role for role in self.roles() if self.own_optimizer(role).model_fields_set])
         for index, dataset in enumerate(self.datasets):
             if dataset.control_path:
                 yield Diagnostic(
@@ -116,33 +106,19 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         elif not any(model.check(job)) and not model.is_yet_to_come(job) and (fault := autoencoder_fault(model)):
             yield Diagnostic(("model", "name_or_path"), fault)
 
-    def role_optimizer(self, role: str) -> RoleOptimizerConfig:
-        """The optimizer of a role: what its entry does not give comes from `train`."""
-        own: RoleOptimizerConfig = getattr(self.optimizers, role)
-        shared = {name: getattr(self.train, name) for name in OptimizerConfig.model_fields}
-        given = own.model_fields_set
-        if role == DISCRIMINATOR and "optimizer_params" not in given:
-            shared["optimizer_params"] = discriminator_params(own, self.train.optimizer)
-        return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+    def size_multiple(self) -> int:
+        return self.model.latent_scale()
 
-    def stream(self) -> StreamDataset | None:
-        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
-        return StreamDataset.of(self, self.model.latent_scale())
-
-    def scan(self) -> Scanned:
-        """The images of folders, and the validation split. Raises DataErrors naming every offending file."""
-        cache, multiple = ScanCache.beside(self.training_folder), self.model.latent_scale()
-        return split_validation(self, *scan_items(self, multiple, cache), multiple, _reconstructions)
-
-    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
-        """Those of the roles; what a role does not give is in `train`."""
-        for role in self.roles():
-            own = "lr_scheduler" in getattr(self.optimizers, role).model_fields_set
-            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
+    def scan(self) -> ImageData:
+        cache, multiple = ScanCache.beside(self.training_folder), self.size_multiple()
+        found = split_validation(self, *scan_items(self, multiple, cache), multiple, _reconstructions)
+        return ImageData(*found, self.stream())
 
     def roles(self) -> tuple[str, ...]:
-        """What is trained."""
         return (VAE, DISCRIMINATOR) if self.discriminator else (VAE,)
+
+    def trained_autoencoder(self) -> AutoencoderTraining:
+        return AutoencoderTraining(self.model, self.losses, self.discriminator)
 
 
 def _reconstructions(items: int, settings: ValidationConfig) -> str:

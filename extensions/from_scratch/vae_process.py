@@ -29,10 +29,9 @@ from extensions.from_scratch.loss_balance import LossBalance
 from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
 from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
 from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from extensions.from_scratch.plan import VaePlanner, memory_advice
 from extensions.from_scratch.quality import psnr, ssim
 from extensions.from_scratch.vae_config import VaeTrainerConfig
-from extensions.from_scratch.vae_memory_advice import memory_advice
-from extensions.from_scratch.vae_plan import VaePlanner
 from extensions.from_scratch.vae_writer import AutoencoderWriter
 from jobs.process.image_trainer import ImageTrainer, Loader
 from jobs.process.trainer import Attached, Setup
@@ -45,7 +44,6 @@ from toolkit.data.items import bucket_for
 from toolkit.data.types import BucketedSample, Sample
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import EVENTS, EventLog
-from toolkit.memory.estimate import machine_of
 from toolkit.models.from_config import refuse_arguments
 from toolkit.system.device import DTYPES
 from toolkit.train.callbacks.save import PrepareNetwork
@@ -96,7 +94,7 @@ class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
         return True
 
     def memory_advice(self) -> str:
-        return memory_advice(self.section, machine_of(self.section.device))
+        return memory_advice(self.section)
 
     def refuse_parts(self, data: ImageData) -> None:
         model = self.section.model
@@ -241,7 +239,7 @@ class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
             model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
         )
         run.callbacks = [*run.callbacks, LossBalance(section.losses)]
-        if self.process_group.is_single_process:
+        if self.process_group.is_single_process and setup.plan.memory:
             event = EventLog(self.save_root / EVENTS).add
             run.callbacks = [*run.callbacks, *memory_check(partial(self._allocated, setup), setup.device, event)]
         data = setup.data

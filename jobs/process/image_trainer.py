@@ -75,7 +75,9 @@ class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
     @cached_property
     def planner(self) -> Planner:
         """Plans the run on the device of the job."""
-        return self.planner_class(self.section, JobContext(self.job.name), machine_of(self.section.device))
+        return self.planner_class(
+            self.section, JobContext(self.job.name, measures_memory=True), machine_of(self.section.device)
+        )
 
     def scan(self) -> ImageData:
         return self.planner.scan()

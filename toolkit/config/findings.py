@@ -51,6 +51,9 @@ class JobContext:
     was_finished: bool = False
     """An earlier start of the job finished this process: what it wrote is its own."""
 
+    measures_memory: bool = False
+    """Memory that is only known by a step on fake tensors is measured: seconds, and torch. A start always does."""
+
     begins_anew: bool = False
     """What this process wrote before is moved aside (`--restart-from`)."""
 

@@ -349,7 +349,8 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
 
 
 _NUMBERS: dict[str, Callable[[Shape, Arguments], float]] = {
-    "AdamW": lambda shape, given: 2 * prod(shape),
+    # Two moments, with `amsgrad` the largest second one too.
+    "AdamW": lambda shape, given: (2 + bool(given.get("amsgrad"))) * prod(shape),
     "SGD": lambda shape, given: prod(shape) if given.get("momentum") else 0,
     # The mean square, with `momentum` its buffer, with `centered` the mean.
     "RMSprop": lambda shape, given: (1 + bool(given.get("momentum")) + bool(given.get("centered"))) * prod(shape),

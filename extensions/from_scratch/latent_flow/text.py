@@ -17,13 +17,15 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from extensions.from_scratch.latent_flow.family import PROJECTION, text_encoder_kind
-from extensions.from_scratch.latent_flow.sizes import VOCABULARY
 from toolkit.errors import RunError, UserError
 from toolkit.models.from_config import refuse_arguments
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
 from toolkit.system.seeding import global_generator
 
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
+
+VOCABULARY = 8192
+"""Tokens of a tokenizer that is made from captions, at most, where the config does not say it."""
 
 PAD, BEGIN, END = "[PAD]", "[CLS]", "[SEP]"
 ARGUMENTS = "text_encoder.config"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from extensions.from_scratch.flow_plan import FlowTrainerSection
 from extensions.from_scratch.flow_process import FlowStep
+from extensions.from_scratch.plan import FlowTrainerSection
 from tests.extensions.from_scratch.conftest import write_measured_vae
 from toolkit.config.process import JobContext
 from toolkit.data.dataloader import LatentBatch

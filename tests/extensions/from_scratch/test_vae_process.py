@@ -175,7 +175,7 @@ def test_a_dry_run_says_what_is_made_and_trained_without_torch(
     result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert "AutoencoderKL with random weights, 2 x 2 pixels per latent pixel; trained: all of it" in result.stdout
-    assert "discriminator: 845 parameters, adamw, learning rate 0.001, constant" in result.stdout
+    assert "discriminator: adamw, learning rate 0.001, constant" in result.stdout
     assert f"starts from {folder}, which an earlier process of the job writes" in result.stdout
     assert not (tmp_path / "output").exists()
 

@@ -1,0 +1,319 @@
+"""The plans of both trainers: what is made and trained, how long, and what it takes. Imports no torch: memory is
+measured by a step on fake tensors (`memory`), which a start always does and a dry run where it is asked for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, TypeVar
+
+from extensions.from_scratch.autoencoder_config import SPADE
+from extensions.from_scratch.flow_config import FlowTrainerConfig
+from extensions.from_scratch.losses_config import too_short
+from extensions.from_scratch.roles_config import RolesSection
+from extensions.from_scratch.vae_config import VaeTrainerConfig
+from toolkit.config.dataset import area_of, sides_of
+from toolkit.config.process import JobContext
+from toolkit.config.train import OptimizerConfig, TrainConfig
+from toolkit.data.image_data import ImageData
+from toolkit.data.run_plan import RunPlan, SaveSize
+from toolkit.data.types import BucketedSample, Size
+from toolkit.memory.estimate import (
+    CUDA_CONTEXT,
+    ENCODING,
+    FRAGMENTATION,
+    HOST_FRAGMENTATION,
+    PROCESS_BASELINE,
+    PROCESS_BASELINE_WITH_CUDA,
+    MemoryEstimate,
+    Phase,
+)
+from toolkit.memory.oom_hints import smaller_resolution
+from toolkit.registry import load_object
+from toolkit.system.distributed_env import read_distributed_env
+from toolkit.train.accumulation import splits_per_micro_batch
+from toolkit.train.planning import Planner
+
+FLOAT = 4
+"""Bytes of a float32."""
+
+SectionT = TypeVar("SectionT", bound=RolesSection)
+
+
+class VaeTrainerSection(VaeTrainerConfig):
+    """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a folder."""
+
+    # Apart from its keys, which all that is planned here reads.
+    def plan(self, job: JobContext) -> RunPlan:
+        """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
+        return VaePlanner(self, job).dry_run()
+
+
+class FlowTrainerSection(FlowTrainerConfig):
+    """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from nothing or from its own earlier
+    result."""
+
+    # Apart from its keys, which all that is planned here reads.
+    def plan(self, job: JobContext) -> RunPlan:
+        """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
+        return FlowPlanner(self, job).dry_run()
+
+
+# ------------------------------------------------------------ memory
+
+
+class Work(NamedTuple):
+    """What one rank computes at once."""
+
+    images: int
+    width: int
+    height: int
+    references: int = 0
+    """Of each image, each about as large as it."""
+
+    @property
+    def pixels(self) -> int:
+        """Of all images, references included."""
+        return self.images * self.width * self.height * (1 + self.references)
+
+    @staticmethod
+    def largest(section: RolesSection, data: ImageData) -> Work:
+        """The largest micro-batch of these images; without any by the largest resolution."""
+        train, ranks = section.train, read_distributed_env().world_size
+        most = -(-train.batch_size // splits_per_micro_batch(train.gradient_accumulation, ranks))
+        counts: Counter[Size] = Counter()
+        references: dict[Size, int] = defaultdict(int)
+        for item in data.items:
+            bucket = item.crop.bucket
+            counts[bucket] += item.sample.repeats
+            references[bucket] = max(references[bucket], len(item.sample.control_images))
+        found = [Work(min(most, count), *size, references[size]) for size, count in counts.items()]
+        if not found:
+            multiple = section.size_multiple()
+            largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+            found = [Work(most, *(side // multiple * multiple for side in sides_of(largest)))]
+        return max(found, key=lambda work: work.pixels)
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """What one rank takes, in bytes."""
+
+    trained: Mapping[str, int]
+    """Role -> number of weights that are trained."""
+
+    weights: int
+    """Of all modules that are there during a step."""
+
+    step: int
+    """Beyond them at the peak of a step: activations, gradients, the images."""
+
+    optimizer: int
+    average: int
+    save: SaveSize
+    encoding: int = 0
+    """Of a pass that encodes one image before training; 0: there is none."""
+
+    def estimate(self, on_gpu: bool) -> MemoryEstimate:
+        """Phase by phase, with what an allocator and a process take in any case."""
+        gaps = (FRAGMENTATION if on_gpu else HOST_FRAGMENTATION) - 1
+        step = {
+            "weights": self.weights,
+            "average": self.average,
+            "activations and gradients": self.step,
+            "gaps": int(gaps * self.step),
+        }
+        training = step | {"optimizer": self.optimizer}
+        phases = {ENCODING: {"encoders": self.encoding}} if self.encoding else {}
+        phases |= {"first step": step, "training": training}
+        copies = {"copies to be saved": self.save.file + self.save.state}
+        found = [_phase(name, on_gpu, parts) for name, parts in phases.items()]
+        return MemoryEstimate((*found, _phase("saving", on_gpu, training, copies)), on_gpu)
+
+
+def _phase(name: str, on_gpu: bool, device: Mapping[str, int], host: Mapping[str, int] | None = None) -> Phase:
+    """On the CPU all of it is main memory."""
+    there, beside = ({part: size for part, size in (parts or {}).items() if size > 0} for parts in (device, host))
+    if on_gpu:
+        return Phase(name, {"context": CUDA_CONTEXT} | there, {"process baseline": PROCESS_BASELINE_WITH_CUDA} | beside)
+    return Phase(name, {}, {"process baseline": PROCESS_BASELINE} | there | beside)
+
+
+def memory_advice(section: RolesSection) -> str:
+    """One sentence of what may be changed to take less memory, what changes the result most at its end."""
+    named = list(_less_memory(section))
+    return f"To save memory, in this order: {'; '.join(named)}." if named else ""
+
+
+def _less_memory(section: RolesSection) -> Iterator[str]:
+    train, along = section.train, section.trained_autoencoder()
+    if train.batch_size > 1:
+        yield f"train.batch_size: 1 with gradient_accumulation: {train.batch_size * train.gradient_accumulation}"
+    if isinstance(train, TrainConfig) and train.checkpointing_level() not in ("auto", "full", "full_offload"):
+        yield "train.gradient_checkpointing: true"
+    if train.dtype == "float32":
+        yield "train.dtype: bf16"
+    if train.ema_config.use_ema:
+        yield "train.ema_config.use_ema: false"
+    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+    if smaller := smaller_resolution(largest):
+        yield f"datasets[].resolution: {smaller}"
+    if along and along.losses.lpips:
+        yield f"{along.place}losses.lpips: 0"
+    if along and along.model.spade:
+        yield f"{along.place or 'model.'}spade: false"
+    if along and along.discriminator:
+        yield f"without the section {along.place}discriminator"
+    if along and not along.model.name_or_path:
+        yield f"fewer channels in {'model.new_vae' if along.place else 'model'}.config"
+
+
+# ------------------------------------------------------------ the plans
+
+
+class RolesPlanner(Planner[SectionT]):
+    """The plan of a training of several roles."""
+
+    step: StepBytes | None = None
+    """Once it is measured."""
+
+    def scan(self) -> ImageData:
+        return self.section.scan()
+
+    @abstractmethod
+    def describe_parts(self) -> Iterator[str]:
+        """What is made, from what, and what is frozen."""
+
+    def describe_model(self, data: ImageData) -> Iterator[str]:
+        yield from self.describe_parts()
+        yield from self.describe_roles()
+
+    def describe_roles(self) -> Iterator[str]:
+        """What is trained with which optimizer."""
+        for role in self.section.roles():
+            own = self.section.role_optimizer(role)
+            count = f"{self.step.trained[role]:,} parameters, " if self.step and role in self.step.trained else ""
+            every = f", each {own.every} steps" if own.every > 1 else ""
+            yield f"{role}: {count}{own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}{every}"
+
+    def memory(self, data: ImageData) -> MemoryEstimate | None:
+        if not self.job.measures_memory:
+            self.unknown_memory = "computed at the start, or with --dry-run --memory"
+            return None
+        on_gpu = self.machine.kind == "cuda"
+        try:
+            self.step = load_object(MEASURE)(self.section, Work.largest(self.section, data), on_gpu)
+        except Exception as error:  # noqa: BLE001 - the run itself says what cannot be made, and at which key
+            self.unknown_memory = f"not known ({' '.join(str(error).split())[:200]})"
+            return None
+        assert self.step
+        return self.step.estimate(on_gpu)
+
+    unknown_memory = ""
+    """Why there is no estimate."""
+
+    def advice(self, data: ImageData, memory: MemoryEstimate) -> str | None:
+        limit = self.machine.limit
+        return memory_advice(self.section) if limit and memory.peak_bytes > limit else None
+
+    def save_size(self) -> SaveSize | None:
+        return self.step.save if self.step else None
+
+    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        for role in self.section.roles():
+            given = self.section.own_optimizer(role).model_fields_set
+            yield f"optimizers.{role}" if given else "train", self.section.role_optimizer(role)
+
+    def length_notes(self, steps: int) -> Iterator[str]:
+        if self.unknown_memory:
+            yield f"memory: {self.unknown_memory}"
+        yield from super().length_notes(steps)
+        if along := self.section.trained_autoencoder():
+            yield from too_short(along.losses, along.discriminator, steps)
+
+
+MEASURE = "extensions.from_scratch.memory:step_bytes"
+"""Loaded where memory is measured: it needs torch."""
+
+
+class VaePlanner(RolesPlanner[VaeTrainerConfig]):
+    """The plan of an autoencoder's training."""
+
+    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        return [(f"optimizers.{role}", self.section.role_optimizer(role)) for role in self.section.roles()]
+
+    def without_model(self) -> Iterator[str]:
+        section, train = self.section, self.section.train
+        if section.model.is_yet_to_come(self.job):
+            yield f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
+            limit = f", at most {train.step_limit:,} optimizer steps" if train.step_limit else ""
+            yield f"{train.epochs:,} epochs{limit}" if train.epochs else f"{train.steps:,} optimizer steps"
+            if stop := section.stop_when:
+                yield f"or until the mean of {stop.metric} is below {stop.below:g}"
+            yield from self.describe_roles()
+
+    def describe_parts(self) -> Iterator[str]:
+        model = self.section.model
+        start = f"from {model.folder()}" if model.name_or_path else "with random weights"
+        part = "the decoder; the encoder is frozen" if model.train == "decoder" else "all of it"
+        kind, scale = model.arguments()["_class_name"], model.latent_scale()
+        spade = "; SPADE in the decoder" if model.uses_spade() else ""
+        yield f"{kind} {start}, {scale} x {scale} pixels per latent pixel{spade}; trained: {part}"
+        if model.name_or_path and model.arguments().get(SPADE) and not model.uses_spade():
+            yield "model.spade: false: the decoder goes on without the SPADE of that folder"
+
+
+class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
+    """The plan of a flow model's training."""
+
+    def without_model(self) -> Iterator[str]:
+        model = self.section.model
+        if model.is_yet_to_come(self.job):
+            folder = model.name_or_path if self.job.yet_to_come(model.name_or_path) else model.vae
+            yield f"starts from {folder}, which an earlier process of the job writes: counted then"
+            yield from self.describe_parts()
+            yield from self.describe_roles()
+
+    def describe_parts(self) -> Iterator[str]:
+        section, model, text = self.section, self.section.model, self.section.model.text_encoder
+        if model.name_or_path:
+            yield f"goes on from {model.name_or_path}"
+        else:
+            transformer = model.transformer
+            yield f"Auto-created transformer: {transformer.class_name}{_listed(transformer.config)}"
+            yield f"prediction: {model.prediction}"
+            if model.has_random_text():
+                yield f"Auto-created text_encoder: BertModel{_listed(text.config)}"
+                yield f"Auto-created tokenizer from the captions, {text.max_tokens} tokens of each at most"
+            if text.projection_dim:
+                yield f"Auto-created projection of the text embeddings to {text.projection_dim}"
+        vae = model.vae or model.name_or_path
+        if new := model.new_vae:
+            yield f"Auto-created vae: {new.class_name}{_listed(new.config)}, trained along"
+        elif along := section.autoencoder:
+            yield f"trained along: {'the decoder of ' if along.train == 'decoder' else ''}the autoencoder in {vae}"
+        else:
+            yield f"Freezing vae ({vae})"
+        if not section.trains_text():
+            random = ", random weights" if model.has_random_text() else ""
+            yield f"Freezing text_encoder ({text.name_or_path or model.name_or_path or 'new'}{random})"
+
+    def describe_model(self, data: ImageData) -> Iterator[str]:
+        yield from super().describe_model(data)
+        captions = {item.sample.caption for item in data.items}
+        if len(captions) == 1 and len({item.sample.image for item in data.items}) > 1:
+            caption = captions.pop()
+            found = f"all captions are {caption!r}" if caption else "no image has a caption"
+            yield f"warning: {found}: prompts will have no effect on what is drawn"
+
+
+def pixels_at_once(item: BucketedSample) -> int:
+    """Pixels of an image and its references, each of which has about as many."""
+    return prod(item.crop.bucket) * (1 + len(item.sample.control_images))
+
+
+def _listed(config: dict[str, Any]) -> str:
+    return " with " + ", ".join(f"{key}={value}" for key, value in config.items()) if config else ""

@@ -1,0 +1,82 @@
+"""What the sections of both trainers share: roles, each with its own optimizer, and an autoencoder that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from extensions.from_scratch.autoencoder_config import AutoencoderConfig
+from extensions.from_scratch.losses_config import DISCRIMINATOR, DiscriminatorConfig, LossesConfig, discriminator_params
+from toolkit.config.findings import Diagnostic, below
+from toolkit.config.located import KeyPath
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig
+from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
+from toolkit.data.image_data import ImageData
+from toolkit.data.stream_dataset import StreamDataset
+
+
+@dataclass(frozen=True)
+class AutoencoderTraining:
+    """How an autoencoder is trained, alone or along with a flow model."""
+
+    model: AutoencoderConfig
+    losses: LossesConfig
+    discriminator: DiscriminatorConfig | None
+    place: str = ""
+    """Of the section that holds both, for messages, with a dot at its end."""
+
+
+class RolesSection(ImageTrainingSection, TrainerConfig):
+    """A training of several roles. `optimizers` has a field for each that there may be."""
+
+    reads_streams = True
+
+    def roles(self) -> tuple[str, ...]:
+        """What is trained."""
+        raise NotImplementedError
+
+    def trained_autoencoder(self) -> AutoencoderTraining | None:
+        """How the autoencoder is trained; None where it is frozen."""
+        raise NotImplementedError
+
+    def size_multiple(self) -> int:
+        """What the sides of images are a multiple of. Raises RunError or UserError for a folder that cannot be read."""
+        raise NotImplementedError
+
+    def scan(self) -> ImageData:
+        """The images. Raises DataErrors naming every offending file, UserError for a stream that cannot be read."""
+        raise NotImplementedError
+
+    def own_optimizer(self, role: str) -> RoleOptimizerConfig:
+        """The role's entry of `optimizers`, as given."""
+        optimizers: Any = getattr(self, "optimizers")  # noqa: B009 - a field of each subclass
+        return getattr(optimizers, role)
+
+    def role_optimizer(self, role: str) -> RoleOptimizerConfig:
+        """The optimizer of a role: what its entry does not give comes from `train`."""
+        own = self.own_optimizer(role)
+        shared = {name: getattr(self.train, name) for name in OptimizerConfig.model_fields} | self.role_defaults(role)
+        given = own.model_fields_set
+        return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+
+    def role_defaults(self, role: str) -> dict[str, Any]:
+        """What of a role's optimizer is not that of `train` where its entry does not give it."""
+        if role != DISCRIMINATOR:
+            return {}
+        return {"optimizer_params": discriminator_params(self.own_optimizer(role), self.train.optimizer)}
+
+    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
+        """Those of the roles; what a role does not give is in `train`."""
+        for role in self.roles():
+            own = "lr_scheduler" in self.own_optimizer(role).model_fields_set
+            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
+
+    def check_optimizers(self, roles: Collection[str]) -> Iterator[Diagnostic]:
+        """Mistakes in the entries of these roles."""
+        for role in roles:
+            yield from below("optimizers", below(role, self.role_optimizer(role).check_optimizer()))
+
+    def stream(self) -> StreamDataset | None:
+        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
+        return StreamDataset.of(self, self.size_multiple())

@@ -1,0 +1,169 @@
+"""The plans of both trainers: roles, memory, warnings, what a start would do."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extensions.from_scratch.plan import FlowTrainerSection, VaePlanner, VaeTrainerSection, Work
+from extensions.from_scratch.vae_config import VaeTrainerConfig
+from tests.extensions.from_scratch.conftest import SMALL, TRANSFORMERS
+from toolkit.config.process import JobContext
+from toolkit.data.run_plan import RunPlan
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.errors import UserError
+from toolkit.memory.estimate import Machine
+
+JOB, MEASURED = JobContext("job"), JobContext("job", measures_memory=True)
+
+
+@pytest.fixture
+def pictures(make_pictures, tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32), captions=False)
+
+
+def plan(vae_job, pictures: Path, machine: Machine | None = None, **changes: object) -> RunPlan:
+    """machine: with the memory on it, as at a start."""
+    section = VaeTrainerConfig.model_validate(vae_job(pictures, **changes))
+    planner = VaePlanner(section, MEASURED if machine else JOB, machine)
+    return planner.plan(planner.scan()) if machine else planner.dry_run()
+
+
+def test_it_says_what_memory_it_takes_where_that_is_asked_for(vae_job, pictures: Path) -> None:
+    quick = plan(vae_job, pictures)
+    assert quick.memory is None and "memory: computed at the start, or with --dry-run --memory" in quick.notes
+    found = plan(vae_job, pictures, Machine("cpu"))
+    assert found.to_json()["memory"]["phases"].keys() == {"first step", "training", "saving"}
+    assert any(note.startswith("memory: peak 0.4") for note in found.notes)
+    on_card = plan(vae_job, pictures, Machine("cuda"))
+    assert any("on the GPU" in note and "fits an 8 GB GPU" in note for note in on_card.notes)
+
+
+def test_a_job_that_does_not_fit_is_told_what_to_change(vae_job, pictures: Path) -> None:
+    gan = {"discriminator": {"channels": 4, "layers": 1}}
+    found = plan(vae_job, pictures, Machine("cuda", 10**8), **gan, train={"ema_config": {"use_ema": True}})
+    [advice] = [note for note in found.notes if note.startswith("To save memory")]
+    assert advice == (
+        "To save memory, in this order: train.batch_size: 1 with gradient_accumulation: 2; train.dtype: bf16; "
+        "train.ema_config.use_ema: false; without the section discriminator; fewer channels in model.config."
+    )
+
+
+def test_memory_that_cannot_be_measured_is_said(vae_job, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extensions.from_scratch.memory.peak_of", lambda *_: 1 / 0)
+    found = plan(vae_job, pictures, Machine("cpu"))
+    assert found.memory is None and "memory: not known (division by zero)" in found.notes
+
+
+def item(side: int, repeats: int = 1, references: int = 0) -> BucketedSample:
+    size = Size(side, side)
+    sample = Sample("a.png", "", repeats, size, ".", control_images=("b.png",) * references)
+    return BucketedSample(sample, ResizeCrop(size, 0, 0, size))
+
+
+def test_the_largest_batch_is_that_of_the_bucket_with_most_pixels_at_once(vae_job, pictures: Path) -> None:
+    section = VaeTrainerConfig.model_validate(vae_job(pictures, train={"batch_size": 4}))
+
+    def largest(*items: BucketedSample) -> Work:
+        return Work.largest(section, replace(section.scan(), items=items))
+
+    assert largest(item(64), item(64), item(64, 2), item(96)) == Work(4, 64, 64)
+    assert largest(item(64), item(256)) == Work(1, 256, 256)
+    assert largest(item(64, 2), item(80, references=3)) == Work(1, 80, 80, 3)
+    assert largest() == Work(4, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["vae", "flow"])
+def test_a_dry_run_says_what_a_start_would_do(
+    start, vae_job, flow_job, pictures: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """With a folder that is complete, with other settings, too large a model and a full disk."""
+
+    def job(**changes: Any) -> dict:
+        return (vae_job if kind == "vae" else flow_job)(pictures, **changes)
+
+    def planned(**changes: Any) -> dict:
+        section: Any = (VaeTrainerSection if kind == "vae" else FlowTrainerSection).model_validate(job(**changes))
+        return section.plan(MEASURED).to_json()
+
+    def said(**changes: Any) -> tuple[dict, str]:
+        with pytest.raises(UserError) as caught:
+            start(job(**changes))
+        return planned(**changes), str(caught.value)
+
+    def model(**arguments: Any) -> dict[str, Any]:
+        if kind == "vae":
+            return {"config": SMALL["AutoencoderKL"] | arguments}
+        return {"transformer": {"config": TRANSFORMERS["SD3Transformer2DModel"] | arguments}}
+
+    folder = start(job())
+    found = planned()
+    assert (found["start"]["what"], found["will_not_start"]) == ("complete", [])
+    written = sum(file.stat().st_size for part in ("job", "state") for file in (folder / part).rglob("*.*"))
+    if kind == "vae":
+        assert found["disk"]["needed_bytes"] == pytest.approx(written, rel=0.1)  # headers of so small tensors count
+    more = planned(train={"steps": 9})
+    assert (more["start"]["what"], more["start"]["step"]) == ("resumes", 4)
+
+    found, refused = said(model=model(**{"vae": {"latent_channels": 8}, "flow": {"num_layers": 3}}[kind]))
+    assert found["will_not_start"] == [refused] and "different settings" in refused
+    widths = {"block_out_channels": [2**14] * 2, "layers_per_block": 20}
+    large = model(**{"vae": widths, "flow": {"num_attention_heads": 4096}}[kind])
+    found, refused = said(name="large", model=large)
+    assert refused.startswith("memory: the run needs ") and f"memory: {found['will_not_start'][0]}" in refused
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _: usage(0, 0, 10**5))
+    found, refused = said(name="another")
+    assert found["will_not_start"] == [refused] and "output/job/another has 100 kB free" in refused
+
+
+def test_each_role_has_its_number_of_parameters(vae_job, pictures: Path) -> None:
+    gan = {"discriminator": {"channels": 4, "layers": 1}}
+    line = "adamw, learning rate 0.001, constant"
+    assert f"discriminator: 845 parameters, {line}" in plan(vae_job, pictures, Machine("cpu"), **gan).notes
+    assert f"discriminator: {line}" in plan(vae_job, pictures, **gan).notes
+
+
+def test_a_validation_costs_reconstructions(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, validation={"fraction": 0.4, "every": 1}).notes
+    assert any(
+        note.startswith("validation: 1 image held out") and note.endswith("; 1 reconstruction each time")
+        for note in notes
+    )
+    assert not any("forward pass" in note for note in notes)
+
+
+def test_schedules_that_do_not_fit_are_warned_of_once(vae_job, pictures: Path) -> None:
+    train = {"steps": 10, "lr_warmup_steps": 20}
+    gan = {"discriminator": {"channels": 4, "layers": 1}}
+    warned = [note for note in plan(vae_job, pictures, **gan, train=train).notes if note.startswith("warning: lr:")]
+    assert len(warned) == 1 and "it never reaches the full rate" in warned[0] and "(" not in warned[0]
+    own = {"optimizers": {"discriminator": {"lr_scheduler": "exponential", "lr_scheduler_params": {"gamma": 0.1}}}}
+    notes = plan(vae_job, pictures, **gan, **own, train={"steps": 100}).notes
+    [early] = [note for note in notes if note.startswith("warning: lr:")]
+    assert "below a thousandth of its first value" in early and early.endswith("(discriminator)")
+
+
+def test_what_a_run_is_too_short_for_is_told(vae_job, pictures: Path) -> None:
+    changes = {"train": {"steps": 19}, "stop_when": {"metric": "loss", "below": 1}}
+    gan = {"channels": 4, "layers": 1, "start_step": 19}
+    notes = "\n".join(plan(vae_job, pictures, **changes, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
+    assert "stop_when has no effect: its mean is over 20 steps (stop_when.smooth), and the run has 19" in notes
+    assert "losses.kl_warmup_steps is 20, and the run has 19 steps: 'kl' never reaches its weight" in notes
+    assert "discriminator.start_step is 19, and the run has 19 steps: the discriminator is never trained" in notes
+    long = changes | {"train": {"epochs": 10}}  # of two batches
+    notes = "\n".join(plan(vae_job, pictures, **long, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
+    assert "too" not in notes and "never" not in notes and "no effect" not in notes
+
+
+def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}).notes
+    assert "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4" in notes
+
+
+def test_captions_are_not_missed(vae_job, pictures: Path) -> None:
+    assert not any("empty prompt" in note for note in plan(vae_job, pictures).notes)
