@@ -150,11 +150,6 @@ def test_a_file_that_cannot_be_read_back_leaves_the_states_as_they_were(tmp_path
     assert list((tmp_path / "state").iterdir()) == [older]
 
 
-def test_the_newest_two_stay(tmp_path: Path) -> None:
-    saved(tmp_path, 2, 4, 10, 30)
-    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step_000000010", "step_000000030"]
-
-
 def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
     [path] = saved(tmp_path, 2)
     truncate(path / "weights.safetensors")
@@ -162,15 +157,6 @@ def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
     take_steps(run, 2)
     assert save_state(run) == path
     assert latest_checkpoint(checkpoint_dir(tmp_path)) == path
-
-
-@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (3, [4, 10, 30]), (0, [2, 4, 10, 30])])
-def test_as_many_as_wanted_stay(tmp_path: Path, keep: int, left: list[int]) -> None:
-    run = make_run(tmp_path)
-    for step in (2, 4, 10, 30):
-        take_steps(run, step - run.state.step)
-        save_state(run, keep)
-    assert [checkpoint_store.step_of(path) for path in checkpoint_folders(checkpoint_dir(tmp_path))] == left
 
 
 def test_what_this_process_wrote_is_not_read_again_to_decide_what_goes(tmp_path: Path, monkeypatch) -> None:

@@ -61,27 +61,6 @@ def test_a_tracker_that_raises_is_told_once_and_called_no_more(tracker, said) ->
     assert said == ["it failed; the run continues without it: ConnectionError: no route to host"]
 
 
-def test_a_tracker_that_cannot_be_opened_is_told_once(said) -> None:
-    def fail():
-        raise ImportError("libfoo.so is missing")
-
-    feed = TrackerWorker("it")
-    feed.start(fail)
-    feed.put(hear(1))
-    feed.end()
-    assert feed.wait(LONG_S)
-    assert said == ["it failed; the run continues without it: ImportError: libfoo.so is missing"]
-
-
-def test_a_tracker_that_fails_to_close_is_told_too(tracker, said) -> None:
-    tracker.close = lambda: 1 / 0
-    feed = TrackerWorker("it")
-    feed.start(lambda: tracker)
-    feed.end()
-    assert feed.wait(LONG_S)
-    assert said == ["it failed; the run continues without it: ZeroDivisionError: division by zero"]
-
-
 def test_the_oldest_calls_go_when_a_tracker_does_not_keep_up(tracker, said) -> None:
     may_go_on, is_in_it = threading.Event(), threading.Event()
 
