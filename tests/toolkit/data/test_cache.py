@@ -104,6 +104,7 @@ def test_an_entry_under_another_key_is_not_taken(said: list[str], tmp_path: Path
     assert cache.get(other) is None and said
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_entry(tmp_path: Path) -> None:
     code = (
         "import os, sys, torch\nfrom pathlib import Path\nfrom toolkit.data.cache import TensorCache\n"

@@ -48,7 +48,7 @@ def latents_of(stream: StreamDataset, model: Any, kept: CachePair | None = None,
 
 
 def batches(made: StreamLatents, count: int, size: int = 2) -> list[LatentBatch]:
-    source = stream_source(made.stream, 7, size, made.load, workers=2)
+    source = stream_source(made.stream, 7, size, made.load, workers=0)
     return list(source.load([found.spec for found in islice(source.iterate(None), count)]))
 
 

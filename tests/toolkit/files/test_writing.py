@@ -134,6 +134,7 @@ print(steps)
 """
 
 
+@pytest.mark.slow
 def test_a_replacement_that_is_killed_at_any_step_loses_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> None:
     """Before the second rename the old folder is back, after it the new one is there; no other folder is left."""
     command = [sys.executable, "-c", KILLED_AT_A_STEP]

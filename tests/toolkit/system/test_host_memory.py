@@ -38,6 +38,7 @@ print(full - before, anonymous_mib() - before)
 """A heap that other tests have used may hold the blocks without growing."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
 def test_freed_tensors_are_given_back() -> None:
     command = [sys.executable, "-c", IN_A_FRESH_PROCESS]
