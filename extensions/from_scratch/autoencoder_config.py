@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.field_types import PathStr, literal_with_aliases
+from toolkit.config.field_types import OneOf, PathStr
 from toolkit.config.model_files import read_model_json
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.errors import RunError, UserError
@@ -66,7 +66,7 @@ class AutoencoderConfig(StrictModel):
     """Folder of an autoencoder, or of a pipeline with one in `vae/`, to start from. Empty: random weights. A
     discriminator that a run saved there is continued too."""
 
-    train: Annotated[Literal["all", "decoder"], *literal_with_aliases("all", "decoder")] = "all"
+    train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
     """What is trained. decoder: the latents stay what they are, so that a flow model of them stays valid."""
 
     initial_logvar: float = Field(default=-4.0, ge=-30, le=20)

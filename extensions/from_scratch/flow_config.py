@@ -31,7 +31,7 @@ from extensions.from_scratch.losses_config import (
 from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
-from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, path_hint
+from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, path_hint
 from toolkit.config.findings import warning
 from toolkit.config.located import KeyPath
 from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault
@@ -146,7 +146,7 @@ class FlowModelConfig(StrictModel):
     name_or_path: PathStr = ""
     """Folder that an earlier flow_trainer wrote: every part comes from it. Empty: a model with random weights."""
 
-    prediction: Annotated[Prediction, *literal_with_aliases(*PREDICTIONS)] = "flow"
+    prediction: Annotated[Prediction, OneOf(*PREDICTIONS)] = "flow"
     """What the transformer predicts. flow: the velocity on the straight path from image to noise. v: cos(a) noise -
     sin(a) image on the path cos(a) image + sin(a) noise, a = pi t / 2. The model's folder records it."""
 
@@ -297,7 +297,7 @@ def _is_here_or_on_the_hub(path: str) -> bool:
 class AlongConfig(StrictModel):
     """`autoencoder`: trains the autoencoder along with the flow model, on the same images."""
 
-    train: Annotated[Literal["all", "decoder"], *literal_with_aliases("all", "decoder")] = "all"
+    train: Annotated[Literal["all", "decoder"], OneOf()] = "all"
     """What of it is trained. decoder: the latents stay what they are."""
 
     spade: bool | None = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.field_types import PathStr, literal_with_aliases
+from toolkit.config.field_types import OneOf, PathStr
 from toolkit.config.process import Diagnostic
 from toolkit.config.train import MAX_STEPS, RoleOptimizerConfig
 
@@ -67,7 +67,7 @@ class LossesConfig(StrictModel):
     kl_free_bits: float = Field(default=0.0, ge=0, le=1e6)
     """Divergence of each latent element, in nats, below which it is not lowered further. 0: none."""
 
-    kl_reduction: Annotated[Literal["mean", "sum"], *literal_with_aliases("mean", "sum")] = "mean"
+    kl_reduction: Annotated[Literal["mean", "sum"], OneOf()] = "mean"
     """Over channels and pixels of the latents. With mean the weight fits any size of image."""
 
     latent_noise: float = Field(default=0.0, ge=0, le=10)

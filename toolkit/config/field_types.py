@@ -8,10 +8,18 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters
 
@@ -21,13 +29,19 @@ def value_error(message: str) -> PydanticCustomError:
     return PydanticCustomError("mistake", "{message}", {"message": message})
 
 
-def literal_with_aliases(
-    *names: str, aliases: Mapping[str, str] | None = None
-) -> tuple[BeforeValidator, WithJsonSchema]:
-    """Annotations of a Literal: other `spellings` of its names. Upper and lower case are alike."""
-    aliases = aliases or {}
-    schema = WithJsonSchema({"type": "string", "enum": [*names, *aliases]})
-    return BeforeValidator(reader_of(names, aliases)), schema
+class OneOf:
+    """A name out of a list, in upper or lower case: those of the field's Literal, or the given ones."""
+
+    def __init__(self, *names: str, spellings: Mapping[str, str] | None = None) -> None:
+        """spellings: other spelling -> name."""
+        self.names, self.spellings = names, spellings or {}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        self.names = self.names or get_args(source)
+        return no_info_before_validator_function(reader_of(self.names, self.spellings), handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "enum": [*self.names, *self.spellings]}
 
 
 def reader_of(names: Collection[str], spellings: Mapping[str, str], also: str = "") -> Callable[[Any], str]:
@@ -147,21 +161,9 @@ StrOrList = Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list(
 PathOrList = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
 """One path or a list of paths."""
 
-Dtype = Annotated[
-    Literal["float16", "bfloat16", "float32"],
-    *literal_with_aliases(
-        "float16",
-        "bfloat16",
-        "float32",
-        aliases={
-            "fp16": "float16",
-            "half": "float16",
-            "bf16": "bfloat16",
-            "fp32": "float32",
-            "float": "float32",
-        },
-    ),
-]
+_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+
+Dtype = Annotated[Literal["float16", "bfloat16", "float32"], OneOf(spellings=_DTYPES)]
 """A floating-point type under its usual names."""
 
 

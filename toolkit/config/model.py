@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, value_error
+from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.model_files import cached_snapshot, looks_like_a_path, model_fault
@@ -41,7 +41,7 @@ QTYPE_SPELLINGS = {
 
 Qtype = Annotated[
     str,
-    *literal_with_aliases(*QTYPES, aliases=QTYPE_SPELLINGS),
+    OneOf(*QTYPES, spellings=QTYPE_SPELLINGS),
     BeforeValidator(_without_adapter),
 ]
 
@@ -135,7 +135,7 @@ class ModelConfig(StrictModel):
 
     arch: Annotated[
         Arch | None,
-        *literal_with_aliases(*FAMILIES),
+        OneOf(*FAMILIES),
         BeforeValidator(_without_tag),
     ] = Field(default=None, validate_default=False)
     """Family and version; a tag after a colon is ignored. Not given: read from the model's files."""

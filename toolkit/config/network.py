@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.field_types import PathStr, StrOrList, as_list, literal_with_aliases, schema_of_list, value_error
+from toolkit.config.field_types import OneOf, PathStr, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, check_path
 from toolkit.errors import UserError
 from toolkit.networks.kinds import KINDS
@@ -87,10 +87,7 @@ else:
 class NetworkKwargs(StrictModel):
     """`network.network_kwargs`: which layers carry the adapter."""
 
-    algo: Annotated[
-        Algo,
-        *literal_with_aliases(*IN_LYCORIS, aliases={"locon": "lora"}),
-    ] = "lora"
+    algo: Annotated[Algo, OneOf(*IN_LYCORIS, spellings={"locon": "lora"})] = "lora"
     """With `type: lycoris` the kind of adapter, under LyCORIS' names."""
 
     only_if_contains: StrOrList = ()
@@ -105,10 +102,7 @@ class NetworkKwargs(StrictModel):
 class NetworkConfig(StrictModel):
     """`network`: the adapter that is trained and its size."""
 
-    type: Annotated[
-        Kind,
-        *literal_with_aliases(*KINDS, aliases={"lycoris": "lora", "fullrank": "full"}),
-    ] = "lora"
+    type: Annotated[Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,
     the others in ComfyUI only. full: no adapter, the model itself is trained and written as a model folder; layers are
     then all its modules with weights of their own, biases and norms included."""

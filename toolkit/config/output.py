@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.field_types import Dtype, PathStr, Slots, literal_with_aliases
+from toolkit.config.field_types import Dtype, OneOf, PathStr, Slots
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.files.redact import REDACTED, contains_secret
 
@@ -40,18 +40,14 @@ class SaveIntervalConfig(StrictModel):
     max_states_to_keep: int = Field(default=2, ge=0)
     """How many states (all that a resume needs) to keep, the newest by step. 0: all."""
 
-    states: Annotated[Literal["always", "at_end", "never"], *literal_with_aliases("always", "at_end", "never")] = (
-        "always"
-    )
+    states: Annotated[Literal["always", "at_end", "never"], OneOf()] = "always"
     """When a state is written: with each save; only at the end and where the run is stopped; or not at all, and a run
     that is stopped leaves its weights but begins anew. Of network.type full a state is larger than the model."""
 
     no_metadata: bool = False
     """Write nothing about the training (and nothing of `meta`) into the files, only what loading them needs."""
 
-    fluxflow_files: Annotated[
-        Literal["none", "step", "last", "only"], *literal_with_aliases("none", "step", "last", "only")
-    ] = "none"
+    fluxflow_files: Annotated[Literal["none", "step", "last", "only"], OneOf()] = "none"
     """Also write what FluxFlow's guide names into the job's folder, the one above the run's: weights as one file, the
     metrics, rates and place of training, samples. A job read from a file of the guide sets it: step, for one of several
     processes; last, for the last of them; only, for a single one."""
@@ -204,9 +200,7 @@ class SampleIntervalConfig(StrictModel):
     sample_at_first: bool | None = None
     """Draw a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
 
-    format: Annotated[
-        Literal["jpg", "png", "webp"], *literal_with_aliases("jpg", "png", "webp", aliases={"jpeg": "jpg"})
-    ] = "jpg"
+    format: Annotated[Literal["jpg", "png", "webp"], OneOf(spellings={"jpeg": "jpg"})] = "jpg"
     """File format."""
 
     overview: bool = False
@@ -231,10 +225,7 @@ class SampleIntervalConfig(StrictModel):
 class SampleConfig(SampleIntervalConfig):
     """`sample`: images drawn before, during and after training."""
 
-    sampler: Annotated[
-        Literal["flowmatch"],
-        *literal_with_aliases("flowmatch"),
-    ] = "flowmatch"
+    sampler: Annotated[Literal["flowmatch"], OneOf()] = "flowmatch"
     """Sampler; Qwen-Image knows flow matching only."""
 
     samples: tuple[SampleItem, ...] = ()
@@ -309,10 +300,7 @@ class LoggingConfig(StrictModel):
     logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
     """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 
-    log_with: Annotated[
-        Literal["auto", "tensorboard", "wandb", "all"],
-        *literal_with_aliases("auto", "tensorboard", "wandb", "all"),
-    ] = "auto"
+    log_with: Annotated[Literal["auto", "tensorboard", "wandb", "all"], OneOf()] = "auto"
     """Who draws curves: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip install wandb`) or `all`.
     auto or empty: TensorBoard when logging_dir is given."""
 

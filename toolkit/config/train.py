@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
-from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
+from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, OneOf, reader_of, value_error
 from toolkit.config.findings import Findings, JobContext, error, warning
 from toolkit.config.network import Pattern
 from toolkit.errors import UserError
@@ -110,7 +110,7 @@ class CompileConfig(StrictModel):
     backend: str = "inductor"
     """Compiler, by PyTorch's name for it. inductor needs a C++ compiler on the CPU and Triton on CUDA."""
 
-    mode: Annotated[str, *literal_with_aliases(*MODES)] = "default"
+    mode: Annotated[str, OneOf(*MODES)] = "default"
     """What inductor optimises for; max-autotune tries more and takes longer to start. CUDA graphs are never recorded:
     one program serves all blocks, whose weights have other addresses. So reduce-overhead is default."""
 
@@ -261,10 +261,7 @@ class OptimizerConfig(StrictModel):
     optimizer_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimizer by name, such as weight_decay or betas; texts such as "0.9,0.999" are read."""
 
-    lr_scheduler: Annotated[
-        str,
-        *literal_with_aliases(*SCHEDULES, aliases=SCHEDULE_SPELLINGS),
-    ] = "constant"
+    lr_scheduler: Annotated[str, OneOf(*SCHEDULES, spellings=SCHEDULE_SPELLINGS)] = "constant"
     """Course of the learning rate after the warm-up. linear, cosine, polynomial and rex fall to their end; with
     restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; exponential by the factor `gamma` at
     each optimizer step; plateau whenever the loss, or the validation loss, has not fallen for a while. By the name of a
@@ -429,17 +426,11 @@ class TrainConfig(OptimizationConfig):
     train_text_encoder: Annotated[bool, AfterValidator(_not_trained)] = False
     """Must be false: the text encoder is frozen."""
 
-    noise_scheduler: Annotated[
-        Literal["flowmatch"],
-        *literal_with_aliases("flowmatch"),
-    ] = "flowmatch"
+    noise_scheduler: Annotated[Literal["flowmatch"], OneOf()] = "flowmatch"
     """Noise process; Qwen-Image knows flow matching only."""
 
     timestep_type: Annotated[
-        str,
-        *literal_with_aliases(
-            *TIMESTEP_TYPES, aliases={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"}
-        ),
+        str, OneOf(*TIMESTEP_TYPES, spellings={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"})
     ] = "sigmoid"
     """How noise levels are drawn. uniform, linear: all alike; weighted: so, with weighted loss; sigmoid: the middle
     most; shift: the same, moved by `discrete_flow_shift` (without it: the levels of a sampling run at the image's
@@ -453,10 +444,7 @@ class TrainConfig(OptimizationConfig):
     discrete_flow_shift: float | None = Field(default=None, ge=0, le=1000)
     """Of timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
 
-    weighting_scheme: Annotated[
-        str,
-        *literal_with_aliases(*WEIGHTING_SCHEMES),
-    ] = "none"
+    weighting_scheme: Annotated[str, OneOf(*WEIGHTING_SCHEMES)] = "none"
     """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)). logit_normal and mode weigh nothing but
     decide what timestep_type sigma draws."""
 
@@ -482,10 +470,7 @@ class TrainConfig(OptimizationConfig):
     num_timestep_buckets: int = Field(default=0, ge=0, le=1_000_000)
     """Equal parts of the distribution of noise levels; in each epoch every part is drawn from equally often. 0: off."""
 
-    content_or_style: Annotated[
-        Literal["balanced", "content", "style"],
-        *literal_with_aliases("balanced", "content", "style"),
-    ] = "balanced"
+    content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = "balanced"
     """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""
 
     linear_timesteps: bool = False
@@ -495,16 +480,10 @@ class TrainConfig(OptimizationConfig):
     linear_timesteps2: bool = False
     """The same, but below the middle with the weight of the bell's top. It goes before linear_timesteps."""
 
-    loss_type: Annotated[
-        str,
-        *literal_with_aliases(*LOSS_TYPES, aliases={"l2": "mse", "l1": "mae"}),
-    ] = "mse"
+    loss_type: Annotated[str, OneOf(*LOSS_TYPES, spellings={"l2": "mse", "l1": "mae"})] = "mse"
     """Loss between predicted and true velocity, in float32: mean of d^2, of |d|, or d^2 that goes over into |d|."""
 
-    huber_schedule: Annotated[
-        str,
-        *literal_with_aliases(*HUBER_SCHEDULES),
-    ] = "constant"
+    huber_schedule: Annotated[str, OneOf(*HUBER_SCHEDULES)] = "constant"
     """Where huber goes over, by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each times `huber_scale`."""
 
     huber_c: float = Field(default=0.1, ge=1e-6, le=1)
@@ -548,7 +527,7 @@ class TrainConfig(OptimizationConfig):
     compile: CompileConfig = Field(default_factory=CompileConfig)
     """torch.compile of the transformer's blocks."""
 
-    parallel: Annotated[Literal["ddp", "fsdp"], *literal_with_aliases("ddp", "fsdp")] = "ddp"
+    parallel: Annotated[Literal["ddp", "fsdp"], OneOf()] = "ddp"
     """With several processes (torchrun): ddp keeps the whole model in each; fsdp keeps a share of it in each and
     gathers block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the
     optimizer's state and the averages too. With one process: no effect."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import check_loras, check_output, check_safetensors
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.field_types import Dtype, PathOrList, PathStr, literal_with_aliases
+from toolkit.config.field_types import Dtype, OneOf, PathOrList, PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
@@ -89,7 +89,7 @@ class ConvertConfig(WritingToolConfig):
 
     to: Annotated[
         Literal["comfyui", "diffusers", "kohya", "musubi", "aitk"],
-        *literal_with_aliases("comfyui", "diffusers", "kohya", "musubi", "aitk", aliases={"ai-toolkit": "aitk"}),
+        OneOf(spellings={"ai-toolkit": "aitk"}),
     ]
     """Program that is to read it: comfyui, diffusers, kohya, musubi or aitk."""
 

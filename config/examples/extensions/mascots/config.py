@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from toolkit.config.base import StrictModel
-from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
+from toolkit.config.field_types import OneOf, PathStr, as_list, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.data.run_plan import RunPlan
 from toolkit.files.writing import file_in_the_way, refusal
@@ -170,9 +170,9 @@ class MascotsConfig(ProcessConfig):
     """Keep a square of this side, in pixels, from a random place of each picture and scribble: to train an autoencoder
     on details. Captions stay those of the whole. 0: whole pictures."""
 
-    mascots: Annotated[
-        Literal["pretraining", "held_out", "reserved", "any", "random", "patterned"], *literal_with_aliases(*CHARACTERS)
-    ] = "pretraining"
+    mascots: Annotated[Literal["pretraining", "held_out", "reserved", "any", "random", "patterned"], OneOf()] = (
+        "pretraining"
+    )
     """Which combinations are drawn. pretraining: all but one colour of the eight for each body and hat. held_out: only
     these. reserved: bodies, colours and marks that occur in neither. any: all of the above. random: each picture has a
     unique body and colour, which its caption does not name. patterned: and a unique pattern on its belly."""
@@ -188,7 +188,7 @@ class MascotsConfig(ProcessConfig):
     outlines then. 1: moved by up to 3 % of a side and scaled by up to 6 %, better for an autoencoder and for whatever
     recognises mascots."""
 
-    captions: Annotated[Literal["mixed", "full", "short", "free"], *literal_with_aliases(*FORMS)] = "mixed"
+    captions: Annotated[Literal["mixed", "full", "short", "free"], OneOf()] = "mixed"
     """full: all attributes. short: some of them. free: in any order, or with an invented name instead of the looks.
     mixed: 6 of 10 full, 2 short, 2 free."""
 
