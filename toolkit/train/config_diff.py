@@ -6,7 +6,7 @@ what a change of each key means (`StrictModel.on_resume`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,78 +30,38 @@ class ConfigChange:
 
 
 REVISION = 3
-"""Recorded with every checkpoint; raised when the same job computes something else. `CORRECTIONS` lists what."""
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Something that the program computed differently before a revision, and the jobs that it concerns."""
-
-    revision: int
-    what: str
-    old: str
-    new: str
-    concerns: Callable[[Mapping[str, Any], bool], bool]
-    """Takes the section as plain data, and whether any image has control images."""
-
-
-CORRECTIONS = (
-    Correction(
-        2,
-        "picture positions in the text encoder",
-        "one-dimensional, which the model was not made with",
-        "three-dimensional",
-        lambda _, has_references: has_references,
-    ),
-    Correction(
-        2,
-        "loss weights of timestep_type weighted",
-        "52 of the 1000 published ones, interpolated",
-        "all 1000",
-        lambda section, _: section["train"].get("timestep_type") == "weighted",
-    ),
-    Correction(
-        2,
-        "noise levels of linear_timesteps",
-        "drawn by timestep_type",
-        "drawn evenly, as in ai-toolkit",
-        lambda section, _: bool(section["train"].get("linear_timesteps") or section["train"].get("linear_timesteps2")),
-    ),
-    Correction(
-        2,
-        "lr_scheduler linear with end_factor alone",
-        "from the full rate",
-        "from a third of it, as torch's LinearLR",
-        lambda section, _: (
-            section["train"].get("lr_scheduler") == "linear"
-            and "end_factor" in section["train"].get("lr_scheduler_params", {})
-            and "start_factor" not in section["train"].get("lr_scheduler_params", {})
-        ),
-    ),
-    Correction(
-        2,
-        "lr_scheduler_params.T_0",
-        "restarts after so many steps",
-        "has no effect, as in ai-toolkit",
-        lambda section, _: "T_0" in section["train"].get("lr_scheduler_params", {}),
-    ),
-    Correction(
-        3,
-        "losses.contrast of images with a nearly constant channel",
-        "as a ratio to almost nothing",
-        "as a ratio to a standard deviation of 0.1; other images as before",
-        lambda section, _: bool(((section.get("autoencoder") or section).get("losses") or {}).get("contrast")),
-    ),
-)
+"""Recorded with every checkpoint; raised when the same job computes something else. `corrections` says what."""
 
 
 def corrections(revision: int, section: Mapping[str, Any], has_references: bool = False) -> list[ConfigChange]:
-    """What this program computes differently for a section (plain data) than the one that recorded `revision`."""
-    return [
-        ConfigChange(correction.what, correction.old, correction.new, "changes the result")
-        for correction in CORRECTIONS
-        if correction.revision > revision and correction.concerns(section, has_references)
-    ]
+    """What this program computes differently for a section (plain data) than the one that recorded `revision`.
+
+    has_references: whether any image has control images.
+    """
+    train, losses = section["train"], (section.get("autoencoder") or section).get("losses") or {}
+    schedule = train.get("lr_scheduler_params", {})
+    found: list[tuple[str, str, str]] = []
+    if revision < 2:
+        if has_references:
+            what = "picture positions in the text encoder"
+            found.append((what, "one-dimensional, which the model was not made with", "three-dimensional"))
+        if train.get("timestep_type") == "weighted":
+            what = "loss weights of timestep_type weighted"
+            found.append((what, "52 of the 1000 published ones, interpolated", "all 1000"))
+        if train.get("linear_timesteps") or train.get("linear_timesteps2"):
+            what = "noise levels of linear_timesteps"
+            found.append((what, "drawn by timestep_type", "drawn evenly, as in ai-toolkit"))
+        if train.get("lr_scheduler") == "linear" and "end_factor" in schedule and "start_factor" not in schedule:
+            what = "lr_scheduler linear with end_factor alone"
+            found.append((what, "from the full rate", "from a third of it, as torch's LinearLR"))
+        if "T_0" in schedule:
+            what = "lr_scheduler_params.T_0"
+            found.append((what, "restarts after so many steps", "has no effect, as in ai-toolkit"))
+    if revision < 3 and losses.get("contrast"):
+        what = "losses.contrast of images with a nearly constant channel"
+        now = "as a ratio to a standard deviation of 0.1; other images as before"
+        found.append((what, "as a ratio to almost nothing", now))
+    return [ConfigChange(what, old, new, "changes the result") for what, old, new in found]
 
 
 FORMER_VALUES = {"losses.l1": 0.0}
