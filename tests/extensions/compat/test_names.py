@@ -68,18 +68,14 @@ SECTIONS = dict(reversed(list(distinct_sections(section_models()))))
 KNOWN = keys(section_models())
 
 
-@pytest.fixture(scope="module")
-def page() -> list[str]:
-    return render(section_models()).splitlines()
-
-
-@pytest.mark.parametrize("name", sorted({*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}))
-def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason(page: list[str], name: str) -> None:
-    (row,) = [line for line in page if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
-    peer = OPTIONS[name]
-    assert peer.ours or peer.tool or peer.says
-    ours = (*peer.ours, *([f"run.py {peer.tool}"] if peer.tool else []))
-    assert all(f"`{place}`" in row for place in ours) and peer.says.replace("|", "\\|") in row
+def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason() -> None:
+    page = render(section_models()).splitlines()
+    for name in {*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}:
+        (shown,) = [line for line in page if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
+        row = OPTIONS[name]
+        assert row.ours or row.tool or row.says
+        ours = (*row.ours, *([f"run.py {row.tool}"] if row.tool else []))
+        assert all(f"`{place}`" in shown for place in ours) and row.says.replace("|", "\\|") in shown
 
 
 ROWS = [
@@ -139,9 +135,10 @@ def is_denied(row: ForeignName) -> bool:
 
 
 def test_nothing_is_denied_that_exists() -> None:
-    """Neither a key of a job nor a flag of a tool has the name of an option that is said to have no counterpart."""
+    """No key of a job, flag, tool or process type has the name of an option that is said to have no counterpart."""
     names = {place.rpartition(".")[2] for place, works in KNOWN.items() if works}
     names |= {flag.lstrip("-").replace("-", "_") for flags in FLAGS.values() for flag in flags}
+    names |= section_models().keys() | FLAGS.keys()
     assert {name for name, row in OPTIONS.items() if is_denied(row)} & names == set()
 
 
