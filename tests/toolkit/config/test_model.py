@@ -161,18 +161,3 @@ def test_a_quantization_that_cannot_be_is_said_at_its_place(faults, keys: str, m
     found = faults(f"model: {{name_or_path: ./model, {keys}}}")
     assert len(found) == 1, found
     assert found[0].startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ("qtype: int4", "model.qtype: has no effect without 'quantize: true'."),
-        ("int8_matmul: true", "model.int8_matmul: has no effect without 'quantize: true'."),
-        (f"qtype_te: int8, accuracy_recovery_adapter: {FILE}, quantize_te: true", "adapter: has no effect without"),
-        ("quantize: true, qtype: int2", "model.qtype: int2 without an accuracy recovery adapter"),
-        ("quantize: true, qtype: int4, int8_matmul: true", "has no effect with 'qtype: int4': it only applies to int8"),
-    ],
-)
-def test_quantization_without_effect_or_with_too_much_is_told(load, keys: str, words: str) -> None:
-    (line,) = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
-    assert words in line

@@ -1,4 +1,4 @@
-"""The keys of `train` that shape noise levels, loss, optimizer and schedule: names, zeros, contradictions."""
+"""The keys of `train`: names, zeros, contradictions; its `lr_groups`, and the section `stop_when`."""
 
 from __future__ import annotations
 
@@ -270,3 +270,84 @@ def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> 
 def test_a_number_with_which_a_run_could_only_hang_or_fail_is_refused(faults, lines: str, place: str) -> None:
     (fault,) = faults(lines % (10**40))
     assert fault.startswith(f"{place}: {10**40} is out of range: must be <")
+
+
+# ------------------------------------------------------------ lr_groups
+
+
+def test_an_entry_gives_a_rate_or_a_factor_or_both(section) -> None:
+    entries = "[{match: a, lr: 0.5}, {pattern: b, lr_scale: 3, name: c}, {match: d, lr: 2, lr_scale: 3}, {match: e}]"
+    groups = section(f"train: {{lr_groups: {entries}}}").train.lr_groups
+    rates = {"a": 0.5, "c": pytest.approx(0.3), "d": 6, "e": 0.1}
+    assert {group.label(): group.rate(0.1) for group in groups} == rates
+
+
+def test_the_transformers_rate_is_the_rate(section) -> None:
+    assert section("train: {unet_lr: 0.25}").train.lr == 0.25
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train: {lr_groups: [{lr: 1}]}", "train.lr_groups[0].match: "),
+        (
+            "train: {lr_groups: [{match: '(', lr: 1}]}",
+            "train.lr_groups[0].match: '(' is not a valid regular expression",
+        ),
+        ("train: {lr_groups: [{match: a, lr: -1}]}", "train.lr_groups[0].lr: -1 is out of range"),
+        ("train: {lr_groups: [{match: a, lr: x}]}", "train.lr_groups[0].lr: 'x' is not a number."),
+        ("train: {lr_groups: [{match: a, rate: 1}]}", "train.lr_groups[0].rate: unknown key."),
+        (
+            "train: {lr_groups: [{match: a, lr: 1}, {match: a, lr: 2}]}",
+            "train.lr_groups[1]: 'a' is the name of another",
+        ),
+        ("train: {lr_groups: [{match: a, lr: 1, name: base}]}", "train.lr_groups[0]: 'base' is the name of another"),
+        ("train: {lr_groups: [{match: a, lr: 1, name: a up}]}", "train.lr_groups[0]: 'a up' is the name of another"),
+        ("train: {unet_lr: 0.1, lr: 0.2}", "train.unet_lr: 'unet_lr' and 'lr' mean the same"),
+        (
+            "train: {optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr_scale: 2}]}",
+            "train.lr_groups: optimizer 'prodigy' finds a single rate for all weights.",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_groups_is_said_at_its_place(faults, line: str, message: str) -> None:
+    (found,) = faults(line)
+    assert found.startswith(message)
+
+
+def test_prodigy_can_leave_layers_untrained(section) -> None:
+    section("train: {optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr: 0}]}")
+
+
+# ------------------------------------------------------------ stop_when
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("stop_when: {metric: grad_norm, below: 0.5}",),
+        ("train: {stop_when: {metric: grad_norm, below: 0.5}}",),
+        ("stop_condition: {loss_name: grad_norm, threshold: 0.5}",),
+    ],
+)
+def test_the_places_and_names_of_stop_when(section, lines) -> None:
+    found = section(*lines).stop_when
+    assert (found.metric, found.below) == ("grad_norm", 0.5)
+    assert (found.smooth, found.min_steps, found.check_every) == (20, 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("{}", "stop_when.below"),
+        ("{below: 1, smooth: 0}", "stop_when.smooth"),
+        ("{below: 1, check_every: 0}", "stop_when.check_every"),
+        ("{below: 1, min_steps: -1}", "stop_when.min_steps"),
+        ("{below: .nan}", "stop_when.below"),
+        ("{below: low}", "stop_when.below"),
+    ],
+)
+def test_a_mistake_of_stop_when_is_named_at_its_place(faults, given: str, fault: str) -> None:
+    found = faults(f"stop_when: {given}")
+    assert len(found) == 1, found
+    assert found[0].startswith(fault)
