@@ -112,7 +112,7 @@ class TensorCache:
 
 
 class ForgetfulCache(TensorCache):
-    """Keeps nothing: what is asked for is made anew each time, by an encoder that is trained meanwhile."""
+    """Keeps nothing: every entry is computed again at each use, by an encoder that is being trained."""
 
     def __init__(self) -> None:
         super().__init__(None)

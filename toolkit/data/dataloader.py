@@ -186,7 +186,7 @@ class SharedStreamSource:
     """A `BatchSource` of several readers, each with its own shards: micro-batches are of one reader each, by turns.
 
     A process reads for `own` readers only. The micro-batches of the others are known by their number of samples, which
-    is always the same: a reader goes on into its next epoch within a micro-batch, and each by itself.
+    is always the same: each reader continues into its next epoch within a micro-batch, independently of the others.
     """
 
     readers: Sequence[Callable[[Cursor], Iterator[tuple[Any, Cursor]]]]

@@ -19,7 +19,7 @@ def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
     found: DatasetHashes = {}
     for sample in samples:
         name, digest = f"{sample.folder}/{sample.name}", _digest(sample)
-        # Two entries of `datasets` may use one folder, each with captions of its own.
+        # Two entries of `datasets` may use one folder, each with other captions.
         found[name] = key_of(uses=[found[name], digest]) if name in found else digest
     return found
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
-"""Photographs of iPhones. Read where pillow-heif is installed, which is no requirement: its wheels hold GPL code."""
+"""Photographs of iPhones. Read where pillow-heif is installed; not a requirement, since its wheels contain GPL code."""
 
 HAS_HEIF = find_spec("pillow_heif") is not None
 
@@ -79,7 +79,7 @@ _DECODE_ERRORS = (
 )
 
 Note = Callable[[str], None]
-"""Is told what is worth knowing about a file that could be read all the same."""
+"""Receives a remark about a file that could be read all the same."""
 
 
 CLEAR = "is fully transparent"
@@ -308,7 +308,7 @@ def _chunks_of_png(file: IO[bytes]) -> list[bytes]:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation that is still to be applied, 1 to 8; 1 is upright."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns TIFF by itself and already reports the turned size
+        return 1  # Pillow has already turned TIFF and reports the turned size
     try:
         if isinstance(image, PngImagePlugin.PngImageFile) and image.fp and _says_all_before_pixels(image.fp):
             return Image.Image.getexif(image).get(_ORIENTATION, 1)  # its own would decode the image first
@@ -347,7 +347,7 @@ def _refuse_wide_values(image: Image.Image, path: Path | str) -> None:
 def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
     """Scales grey of 16 bits to 8 (65535 becomes 255); everything else passes.
 
-    Pillow reads 16-bit colour as 8 bits by itself, but `convert("RGB")` would clip 16-bit grey to white.
+    Pillow reads 16-bit colour as 8 bits, but `convert("RGB")` would clip 16-bit grey to white.
     """
     if image.mode not in _SIXTEEN_BIT:
         return image

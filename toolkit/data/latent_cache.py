@@ -56,8 +56,8 @@ def mask_weights(mask: Mask, crop: ResizeCrop, flip: Flip, latent_scale: int) ->
     image of another size is stretched; colours count by their brightness, transparency as black.
     Raises ImageError when the file cannot be used.
     """
-    picture = load_alpha(mask.file) if mask.alpha else open_image(mask.file, background="black").convert("L")
-    pixels = flip_image(resize_cover_crop(picture, crop), flip)
+    image = load_alpha(mask.file) if mask.alpha else open_image(mask.file, background="black").convert("L")
+    pixels = flip_image(resize_cover_crop(image, crop), flip)
     share_1HW = avg_pool2d(torch.from_numpy(numpy.array(pixels, dtype=numpy.float32) / 255.0)[None], latent_scale)
     if mask.inverted:
         share_1HW = 1.0 - share_1HW
@@ -95,7 +95,7 @@ class CacheEntry:
     """Computes the result of `DiffusionModel.encode_prompt` for a text, else one tensor."""
 
     weighs: bool = False
-    """Whether the tensor is a factor of the loss: where all of it is 0 nothing is learned, and that is told."""
+    """Whether the tensor is a factor of the loss: where all of it is 0 nothing is learned, and a warning says so."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The cached tensors by name; made where the cache lacks them. Raises ImageError."""
@@ -174,9 +174,9 @@ class ItemEncoder:
 
     def encode_prompt(self, prompt: str, sample: Sample) -> dict[str, Tensor]:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
-        pictures = [flip_image(open_image(path, sample.background), sample.flip) for path in self._seen(sample)]
+        images = [flip_image(open_image(path, sample.background), sample.flip) for path in self._seen(sample)]
         with self._lock, torch.no_grad():
-            encoded = encoded_by_name(self._model.encode_prompt(prompt, pictures))
+            encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
         dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
         return {name: tensor.to("cpu", dtypes[name]) for name, tensor in encoded.items()}
 

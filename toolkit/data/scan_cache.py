@@ -61,8 +61,8 @@ class ScanCache:
     def save(self) -> None:
         """Saves new facts.
 
-        A folder that cannot be written to is no error: the next start reads the dataset again. Where two jobs save at
-        the same time the last one wins; both are valid.
+        A folder that cannot be written to is not an error: the next start reads the dataset again. Where two jobs save
+        at the same time the last one wins; both are valid.
         """
         if self._folder is None:
             return

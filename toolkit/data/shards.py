@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 HUB = "hf://"
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before each new attempt at a connection. They begin anew with every byte that comes."""
+"""Seconds before each new attempt at a connection. They start over with every byte that arrives."""
 
 TIMEOUT_S = 60.0
 """So long may a server say nothing."""

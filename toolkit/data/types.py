@@ -50,7 +50,7 @@ class CaptionRules:
     """Probability in [0, 1] that the caption of one use is empty."""
 
     shuffle_tokens: bool = False
-    """Shuffle the comma-separated tags, anew at each use."""
+    """Shuffle the comma-separated tags, in another order at each use."""
 
     keep_tokens: int = 0
     """Leading tags that `shuffle_tokens` leaves in place (a prepended trigger word and the prefix are not counted)."""

@@ -3,7 +3,7 @@ Imports no torch.
 
 Read with the standard library's tarfile, and neither with the `webdataset` package nor with torchdata. webdataset keeps
 no state to resume from (its issue 271). torchdata's `StatefulDataLoader` reads all that lies before the place again,
-unless the dataset has a state of its own, and then that state is what is written here; its readers of tars went with
+unless the dataset keeps its own state, and that state is what is written here; its readers of tars went with
 its DataPipes. Here a resume starts at the byte of a sample. tarfile alone also ends in silence at a damaged header,
 which `_StrictHeader` makes an error.
 
@@ -257,7 +257,7 @@ class ShardStream:
         A cursor is a JSON object: epoch; places, of each open shard its index in the epoch's order, the sample's number
         in it and byte, where the window starts; index, the next sample of the window; list, which shards and sizes it
         is for. With another list the stream begins with the next epoch. A cursor from before shards were read side by
-        side has shard, sample and byte instead of places, and the stream goes on in its order.
+        side has shard, sample and byte instead of places, and the stream continues in its order.
 
         Raises RunError when a shard cannot be reached, too much is unreadable, or the first samples lack a key.
         """

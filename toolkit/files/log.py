@@ -48,8 +48,8 @@ def escape_controls(text: str, carriage_returns: bool = True) -> str:
 class RedactingStream:
     """A stream without secrets and control characters (but carriage returns); everything else is the stream's own.
 
-    A secret may come in pieces, so text goes on by whole lines (a carriage return ends one, too). A terminal gets an
-    unfinished line when it is flushed, as it always does; a pipe or a file when it is complete.
+    A secret may come in pieces, so text is passed on in whole lines (a carriage return ends one, too). A terminal gets
+    an unfinished line when it is flushed, as it always does; a pipe or a file when it is complete.
 
     Output that nobody takes any more (a reader that is gone, a full disk) ends no training: the rest of it is dropped.
     """
@@ -286,7 +286,7 @@ class StatusLine:
         return bool(self._shown) and self._stream is sys.stdout
 
     def note(self, text: str) -> None:
-        """Prints a full line that stays; the status line goes on below it."""
+        """Prints a full line that stays; the status line continues below it."""
         status = self._shown
         self._erase()
         self._stream.write(escape_controls(text) + "\n")
@@ -295,7 +295,7 @@ class StatusLine:
         self._stream.flush()
 
     def finish(self, text: str = "") -> None:
-        """Replaces the status by `text`, or removes it. A later `update` starts anew."""
+        """Replaces the status by `text`, or removes it. A later `update` starts over."""
         self._erase()
         if text:
             self._stream.write(escape_controls(text) + "\n")

@@ -70,7 +70,7 @@ _SHAPES = re.compile(
 )
 
 _HEX_40 = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])")
-# A commit has the form of a wandb key, but it is no secret and a run cannot be repeated without it.
+# A commit has the form of a wandb key, but it is not a secret, and a run cannot be repeated without it.
 _NAMES_A_COMMIT = re.compile(r"(?:revision|commit|sha|hash)[\"']?\s*[:=]\s*[\"']?$")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

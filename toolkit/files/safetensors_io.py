@@ -40,7 +40,7 @@ def read_header(file: BinaryIO) -> Header:
         raise ValueError("its header is cut off")
     header = json.loads(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return header
 
 

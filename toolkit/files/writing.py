@@ -296,7 +296,7 @@ def _write(path: Path, text: str, durable: bool = True) -> None:
 
 
 def _encodable(text: str) -> str:
-    """What is no text in it, a part of a file's name, as the escape that JSON readers turn back into that name."""
+    """What is not text in it (a part of a file's name) as the escape that JSON readers turn back into that name."""
     return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
@@ -341,8 +341,8 @@ def read_chunks(path: Path | str) -> Iterator[bytes]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file to read. Raises OSError for what is no regular file, such as a named pipe, on which a reader would
-    wait for ever."""
+    """Opens a file to read. Raises OSError for anything but a regular file, such as a named pipe, on which a reader
+    would wait for ever."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

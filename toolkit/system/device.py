@@ -156,7 +156,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begins the measurement of `peak_memory` anew."""
+    """Restarts the measurement of `peak_memory`."""
     torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -35,7 +35,7 @@ def _c_library() -> ctypes.CDLL | None:
 def free_host_memory() -> int:
     """Bytes this process can still take without swapping: what the system has, or less where a container has a limit.
 
-    0 where neither is told.
+    0 where neither is known.
     """
     found = [_available(Path("/proc/meminfo")), *map(_left_in, CGROUPS)]
     return min((size for size in found if size is not None), default=0)

@@ -1,4 +1,4 @@
-"""Keyed randomness: each draw has a generator of its own, named by what it is for.
+"""Keyed randomness: each draw has its own generator, named by what it is for.
 
 Nothing draws from a shared stream, so no draw depends on batch size, accumulation, the number
 of workers, sampling in between, or on how often a run was stopped and resumed.
