@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from toolkit.system import distributed
 from toolkit.system.distributed_env import read_distributed_env
 
@@ -46,6 +48,15 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
     }
+
+
+@contextmanager
+def several(monkeypatch: pytest.MonkeyPatch, processes: int) -> Iterator[None]:
+    """Inside, this process is the first of so many."""
+    with monkeypatch.context() as patched:
+        for name, value in environment(0, processes, 29500).items():
+            patched.setenv(name, value)
+        yield
 
 
 def in_processes(

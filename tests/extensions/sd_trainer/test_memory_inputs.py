@@ -17,7 +17,7 @@ from extensions.sd_trainer.memory_inputs import (
     step_work,
 )
 from tests.extensions.sd_trainer.test_memory_plan import item, section
-from tests.extensions.sd_trainer.test_parallel import several
+from tests.processes import several
 from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, StepWork

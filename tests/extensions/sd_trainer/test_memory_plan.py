@@ -12,7 +12,7 @@ import pytest
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
 from extensions.sd_trainer.memory_plan import advice, plan_memory
-from tests.extensions.sd_trainer.test_parallel import several
+from tests.processes import several
 from toolkit.data.types import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB, Machine, MemoryEstimate

@@ -18,7 +18,7 @@ from extensions.sd_trainer.memory_inputs import count_trainable_params, step_sha
 from extensions.sd_trainer.setup import choose_checkpointing_level, choose_w8a8_layers
 from jobs.job import ExtensionJob
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
-from tests.extensions.sd_trainer.test_parallel import several
+from tests.processes import several
 from toolkit.config.loader import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.data.dataloader import BatchLoader, LatentBatch

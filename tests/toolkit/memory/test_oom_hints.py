@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from tests.extensions.sd_trainer.test_parallel import several
+from tests.processes import several
 from toolkit.config.base import all_findings
 from toolkit.config.process import JobContext
 from toolkit.memory.oom_hints import applied, memory_advice, suggestions
