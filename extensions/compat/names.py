@@ -344,7 +344,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "fp8_vl": shaped("model.quantize_te model.qtype_te", "quantize_te with qtype_te float8"),
         "base_weights": shaped("model.base_loras", "base_loras, as a list of paths; empty: none"),
         "base_weights_multiplier": shaped("model.base_loras[].multiplier", "base_loras, as a list of multipliers"),
-        "vae_dtype": idle("train.dtype decides", "train.dtype"),
+        "vae_dtype": idle("train.dtype decides, for all parts", "train.dtype"),
         "attn_mode": idle(_KERNEL),
     },
     ("musubi", "network"): {
@@ -412,9 +412,10 @@ NAMES: dict[tuple[str, str], Names] = {
             "save.max_step_saves_to_keep", "a number of files, not a distance in steps; 0: all", default=0
         ),
         "save_precision": is_("save.dtype", "here float16 unless given", default="float32"),
-        **each(
-            "save_state save_state_on_train_end",
-            idle("a state is saved each time unless 'states' says less", "save.states"),
+        "save_state": idle("a state is saved each time unless 'states' says less", "save.states"),
+        "save_state_on_train_end": idle(
+            "a state is saved each time unless 'states' says less: 'at_end' is instead of the others, there as well",
+            "save.states",
         ),
     },
     ("musubi", "logging"): {
@@ -573,6 +574,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "additional_parameters": absent("nothing is started by a command line that could be added to"),
         "config_file": absent("the job is the configuration"),
     },
+    # Flags of its scripts on our commands: "is" the key of any tool that has it, else what to write instead.
     ("musubi", "flags"): {
         **each("output_file save_path save_to", is_("output")),
         "image_dir": is_("folder"),
