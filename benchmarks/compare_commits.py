@@ -202,9 +202,15 @@ def schema(side: Side) -> Facts:
     }
 
 
+def prepare_plans(side: Side) -> None:
+    """The runs that plans and messages speak of; a file of the guide has one folder under any name."""
+    for name in ("vae_gan", "lora_int8_fp32", "guide"):
+        side.train(name)
+
+
 def plans(side: Side) -> Facts:
     """The dry runs of the examples and of the jobs under a name that has not run: as JSON and as text."""
-    side.train("vae_gan")
+    prepare_plans(side)
     facts: Facts = {}
     examples = sorted((side.folder / EXAMPLES).rglob("*.yaml"))
     configs = [(path.stem, path.relative_to(side.folder).as_posix()) for path in examples]
@@ -220,8 +226,7 @@ def plans(side: Side) -> Facts:
 
 def refusals(side: Side) -> Facts:
     """What is said about jobs and commands with mistakes; also about the valid jobs that they are made of."""
-    side.train("vae_gan")
-    side.train("lora_int8_fp32")
+    prepare_plans(side)
     facts: Facts = {}
     sections = {f"valid {name}": section for name, section in messages.VALID.items()}
     sections |= {name: messages.broken(name) for name in messages.BROKEN}
