@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from extensions.from_scratch.autoencoder_step import Adversary, refuse_small_images, trained_parameters
-from extensions.from_scratch.autoencoder_writer import continue_discriminator
 from extensions.from_scratch.autoencoders import KINDS
-from extensions.from_scratch.discriminator import PatchDiscriminator
 from extensions.from_scratch.flow_config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig
-from extensions.from_scratch.flow_writer import Along, FlowWriter
+from extensions.from_scratch.flow_writer import FlowWriter
 from extensions.from_scratch.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
 from extensions.from_scratch.latent_flow.family import (
     FAMILY,
@@ -30,12 +27,11 @@ from extensions.from_scratch.latent_flow.model import LatentFlowModel
 from extensions.from_scratch.latent_flow.new import refuse_transformer
 from extensions.from_scratch.latent_flow.text import refuse_encoder
 from extensions.from_scratch.loss_balance import LossBalance
-from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
-from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
 from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels
-from extensions.from_scratch.plan import FlowPlanner, memory_advice, pixels_at_once
+from extensions.from_scratch.plan import FlowPlanner, pixels_at_once
 from extensions.from_scratch.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
-from jobs.process.image_trainer import EncodedImages, ImageTrainer, Loader
+from extensions.from_scratch.trainer import RolesTrainer, TrainedVae
+from jobs.process.image_trainer import EncodedImages, Loader
 from jobs.process.trainer import Attached, Setup
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.image_data import ImageData
@@ -75,7 +71,7 @@ class FlowAttached(Attached):
 
     networks: Mapping[str, FullNetwork]
     block_runner: BlockRunner
-    along: Along | None = None
+    along: TrainedVae | None = None
 
 
 class FlowStep(FlowMatchingStep):
@@ -87,7 +83,7 @@ class FlowStep(FlowMatchingStep):
         return losses
 
 
-class FlowTrainerProcess(ImageTrainer[LatentFlowModel, EncodedImages, FlowAttached]):
+class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttached]):
     """Trains a flow model on folders of images or a stream of shards; README.md lists its output files."""
 
     section: FlowTrainerConfig
@@ -96,26 +92,9 @@ class FlowTrainerProcess(ImageTrainer[LatentFlowModel, EncodedImages, FlowAttach
 
     planner_class = FlowPlanner
 
-    def scan(self) -> ImageData:
-        data, along = super().scan(), self.section.autoencoder
-        if data.stream and along and along.discriminator:
-            least = PatchDiscriminator.smallest(along.discriminator.layers)
-            data = replace(data, stream=replace(data.stream, least_side=least))
-        return data
-
-    @property
-    def saves_folders(self) -> bool:
-        return True
-
-    def memory_advice(self) -> str:
-        return memory_advice(self.section)
-
     def refuse_parts(self, data: ImageData) -> None:
-        _ = self._perceptual  # its files are read before anything else
         self._refuse_model()
-        if (along := self.section.autoencoder) and along.discriminator:
-            with _within("autoencoder."):
-                refuse_small_images(along.discriminator, data.sizes)
+        super().refuse_parts(data)
 
     def _refuse_model(self) -> None:
         """Raises UserError for arguments of which no part can be made."""
@@ -211,50 +190,13 @@ class FlowTrainerProcess(ImageTrainer[LatentFlowModel, EncodedImages, FlowAttach
         compiled = settings.compile if decide_compiling(settings.compile, setup.device) else None
         block_runner = BlockRunner(model, setup.device, self._dtype, settings.checkpointing_level(), 0, compiled)
         roles = {role: self._role(setup, role, network) for role, network in networks.items()}
-        along = self._along(setup, model)
-        return FlowAttached(roles | self._roles_along(setup, along), networks, block_runner, along)
-
-    def _along(self, setup: Setup[ImageData], model: LatentFlowModel) -> Along | None:
-        """The autoencoder that is trained along, with its discriminator and LPIPS."""
-        if (settings := self.section.autoencoder) is None:
-            return None
-        autoencoder, adversary = model.autoencoder, None
-        autoencoder.module.train()
-        if settings.discriminator:
-            network = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers, setup.seed)
-            if not self.section.model.new_vae:
-                continue_discriminator(network, self.section.model.autoencoder().folder())
-            adversary = Adversary(network.to(setup.device), settings.discriminator)
-        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
-        every = self.section.measure_every()
-        scale = LatentScale(autoencoder, self._measured(setup.data), every) if every else None
-        return Along(autoencoder, adversary, perceptual, scale)
-
-    @cached_property
-    def _perceptual(self) -> PerceptualDistance | None:
-        """Of `autoencoder.losses.lpips`, loaded once."""
-        along = self.section.autoencoder
-        lpips = along and along.losses.lpips
-        return load_perceptual(Path(along.losses.lpips_backbone).expanduser()) if along and lpips else None
-
-    def _roles_along(self, setup: Setup[ImageData], along: Along | None) -> dict[str, Role]:
-        if along is None or self.section.autoencoder is None:
-            return {}
-        parameters = trained_parameters(along.autoencoder, self.section.autoencoder.train)
-        ema, steps, group = self.section.train.ema_config, setup.plan.optimizer_steps, self.process_group
-        roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, setup.seed, group, ema)}
-        if scale := along.scale:
-            roles[VAE].after_step, roles[VAE].buffers = scale.after_step, scale.vectors()
-        if along.adversary:
-            network, own = along.adversary.network, self.section.role_optimizer(DISCRIMINATOR)
-            weights = dict(network.named_parameters())
-            role = build_role(own, weights, steps, setup.seed, group, after_step=network.after_step)
-            role.buffers = network.vectors()
-            roles[DISCRIMINATOR] = role
-        for name, role in roles.items():
-            role.every = self.section.role_optimizer(name).every
-            group.broadcast(list(role.parameters.values()))
-        return roles
+        along = None
+        if section.autoencoder:
+            every = section.measure_every()
+            scale = LatentScale(model.autoencoder, self._measured(setup.data), every) if every else None
+            along = self.trained_vae(setup, model.autoencoder, scale)
+            roles |= self.vae_roles(setup, along)
+        return FlowAttached(roles, networks, block_runner, along)
 
     def _network(self, role: str, module: nn.Module) -> FullNetwork:
         network = FullNetwork(modules_with_weights(module), self._dtype)

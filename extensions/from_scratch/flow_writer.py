@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from extensions.from_scratch.autoencoder_step import Adversary, AutoencoderStep
 from extensions.from_scratch.autoencoder_writer import DISCRIMINATOR_FILE, write_autoencoder
-from extensions.from_scratch.autoencoders import Autoencoder
 from extensions.from_scratch.flow_config import FLOW, TEXT_ENCODER
-from extensions.from_scratch.joint import LatentScale
 from extensions.from_scratch.latent_flow.family import PIPELINE_CODE, PROJECTION
 from extensions.from_scratch.latent_flow.new import TEXT_WEIGHTS
-from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE, LossesConfig
-from extensions.from_scratch.perceptual import PerceptualDistance
+from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
+from extensions.from_scratch.trainer import TrainedVae
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.files.run_files import best_stem, step_stem
 from toolkit.files.writing import atomic_write_dir
@@ -28,34 +23,15 @@ from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, wri
 from toolkit.train.run import Run
 
 
-@dataclass(frozen=True)
-class Along:
-    """The autoencoder that is trained along."""
-
-    autoencoder: Autoencoder
-    adversary: Adversary | None
-    perceptual: PerceptualDistance | None
-    scale: LatentScale | None = None
-    """Where the scale of the latents is measured meanwhile."""
-
-    def step(self, losses: LossesConfig, seed: int, dtype: torch.dtype) -> AutoencoderStep:
-        """Its own part of the step. dtype: of the computation."""
-        return AutoencoderStep(self.autoencoder, losses, seed, self.adversary, self.perceptual, dtype)
-
-    def copied(self, run: Run, dtype: str) -> dict[str, dict[str, Tensor]]:
-        """Role -> weights on the CPU: of the autoencoder the EMA where there is one."""
-        with run.roles[VAE].using_eval_weights():
-            copies = {VAE: to_cpu_copies(self.autoencoder.module.state_dict(), dtype)}
-        if self.adversary:
-            copies[DISCRIMINATOR] = to_cpu_copies(self.adversary.network.state_dict(), "float32")
-        return copies
-
-
 class FlowWriter:
     """Writes the EMA of the weights where there is one, else the raw weights."""
 
     def __init__(
-        self, start: Path, networks: Mapping[str, FullNetwork], save: SaveIntervalConfig, along: Along | None = None
+        self,
+        start: Path,
+        networks: Mapping[str, FullNetwork],
+        save: SaveIntervalConfig,
+        along: TrainedVae | None = None,
     ) -> None:
         """start: folder of the model as it began. networks: of each role. along: what is trained besides."""
         self.start = start

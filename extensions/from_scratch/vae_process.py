@@ -6,34 +6,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from extensions.from_scratch.autoencoder_step import (
-    Adversary,
-    AutoencoderStep,
     evaluating,
-    refuse_small_images,
-    trained_parameters,
 )
-from extensions.from_scratch.autoencoder_writer import continue_discriminator
 from extensions.from_scratch.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
-from extensions.from_scratch.discriminator import PatchDiscriminator
 from extensions.from_scratch.loss_balance import LossBalance
-from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
-from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
 from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
-from extensions.from_scratch.plan import VaePlanner, memory_advice
+from extensions.from_scratch.plan import VaePlanner
 from extensions.from_scratch.quality import psnr, ssim
+from extensions.from_scratch.trainer import RolesTrainer, TrainedVae
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.vae_writer import AutoencoderWriter
-from jobs.process.image_trainer import ImageTrainer, Loader
+from jobs.process.image_trainer import Loader
 from jobs.process.trainer import Attached, Setup
 from toolkit.config.dataset import LOSS
 from toolkit.data.cache import key_of
@@ -42,7 +34,7 @@ from toolkit.data.image_data import ImageData
 from toolkit.data.images import ImageError, inspect_image
 from toolkit.data.items import bucket_for
 from toolkit.data.types import BucketedSample, Sample
-from toolkit.errors import RunError, UserError
+from toolkit.errors import UserError
 from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.models.from_config import refuse_arguments
 from toolkit.system.device import DTYPES
@@ -50,30 +42,19 @@ from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.callbacks.watchdog import memory_check
 from toolkit.train.loop import try_largest_batch
-from toolkit.train.optimizer_step import Role
-from toolkit.train.roles import build_role
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class VaeModel:
-    """What is trained: the autoencoder, and the discriminator of adversarial training."""
-
-    autoencoder: Autoencoder
-    adversary: Adversary | None
-    perceptual: PerceptualDistance | None = None
-
-
-@dataclass(frozen=True)
 class VaeAttached(Attached):
     """The model, once its roles are made."""
 
-    model: VaeModel
+    model: TrainedVae
 
 
-class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
+class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
     """Trains an autoencoder on folders of images or a stream of shards; README.md lists its output files."""
 
     section: VaeTrainerConfig
@@ -82,27 +63,11 @@ class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
 
     planner_class = VaePlanner
 
-    def scan(self) -> ImageData:
-        data, adversary = super().scan(), self.section.discriminator
-        if data.stream and adversary:
-            least = PatchDiscriminator.smallest(adversary.layers)
-            data = replace(data, stream=replace(data.stream, least_side=least))
-        return data
-
-    @property
-    def saves_folders(self) -> bool:
-        return True
-
-    def memory_advice(self) -> str:
-        return memory_advice(self.section)
-
     def refuse_parts(self, data: ImageData) -> None:
         model = self.section.model
         if not model.name_or_path:
             refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
-        _ = self._perceptual  # its files are read before anything else
-        if settings := self.section.discriminator:
-            refuse_small_images(settings, data.sizes)
+        super().refuse_parts(data)
         for path in self.section.sample.images if self.section.sample else ():
             try:
                 inspect_image(path)
@@ -111,58 +76,20 @@ class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
 
     # ------------------------------------------------------------ model, roles, callbacks
 
-    def open_model(self, setup: Setup[ImageData]) -> VaeModel:
-        section = self.section
-        autoencoder = make_autoencoder(section.model, setup.seed, setup.device)
-        autoencoder.module.train()
+    def open_model(self, setup: Setup[ImageData]) -> TrainedVae:
+        autoencoder = make_autoencoder(self.section.model, setup.seed, setup.device)
         count = sum(p.numel() for p in autoencoder.module.parameters())
         logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {setup.device}")
-        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
-        settings = section.discriminator
-        if settings is None:
-            return VaeModel(autoencoder, None, perceptual)
-        network = PatchDiscriminator(settings.channels, settings.layers, setup.seed)
-        if section.model.name_or_path:
-            continue_discriminator(network, section.model.folder())
-        logger.info(f"discriminator: {sum(p.numel() for p in network.parameters()):,} parameters")
-        return VaeModel(autoencoder, Adversary(network.to(setup.device), settings), perceptual)
+        trained = self.trained_vae(setup, autoencoder)
+        if adversary := trained.adversary:
+            logger.info(f"discriminator: {sum(p.numel() for p in adversary.network.parameters()):,} parameters")
+        return trained
 
-    @cached_property
-    def _perceptual(self) -> PerceptualDistance | None:
-        """Of `losses.lpips`, loaded once."""
-        losses = self.section.losses
-        return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses.lpips else None
-
-    def encode(self, setup: Setup[ImageData], model: VaeModel) -> VaeModel:
+    def encode(self, setup: Setup[ImageData], model: TrainedVae) -> TrainedVae:
         return model
 
-    def attach(self, setup: Setup[ImageData], model: VaeModel, encoded: VaeModel) -> VaeAttached:
-        parameters = trained_parameters(model.autoencoder, self.section.model.train)
-        if not parameters:
-            raise RunError("model.train: nothing of the autoencoder is trained.")
-        roles = {VAE: self._role(setup, VAE, parameters)}
-        if model.adversary:
-            network = model.adversary.network
-            role = self._role(setup, DISCRIMINATOR, dict(network.named_parameters()), network.after_step)
-            role.buffers = network.vectors()
-            roles[DISCRIMINATOR] = role
-        for role in roles.values():
-            self.process_group.broadcast(list(role.parameters.values()))
-        return VaeAttached(roles, model)
-
-    def _role(
-        self,
-        setup: Setup[ImageData],
-        name: str,
-        parameters: dict[str, torch.nn.Parameter],
-        after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
-    ) -> Role:
-        own = self.section.role_optimizer(name)
-        ema = self.section.train.ema_config if name == VAE else None
-        steps, group = setup.plan.optimizer_steps, self.process_group
-        role = build_role(own, parameters, steps, setup.seed, group, ema, after_step=after_step)
-        role.every = own.every
-        return role
+    def attach(self, setup: Setup[ImageData], model: TrainedVae, encoded: TrainedVae) -> VaeAttached:
+        return VaeAttached(self.vae_roles(setup, model), model)
 
     def weights_writer(self, setup: Setup[ImageData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
         autoencoder, data = attached.model.autoencoder, setup.data
@@ -175,7 +102,7 @@ class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
         discriminator = attached.model.adversary.network if attached.model.adversary else None
         return AutoencoderWriter(autoencoder, discriminator, self.section.save, images).snapshot
 
-    def validation(self, setup: Setup[ImageData], encoded: VaeModel, attached: VaeAttached) -> Validation | None:
+    def validation(self, setup: Setup[ImageData], encoded: TrainedVae, attached: VaeAttached) -> Validation | None:
         items = setup.data.held_out
         if not items:
             return None
@@ -194,7 +121,7 @@ class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
         identity = key_of(images=[(file_digest(item.sample.image), str(item.crop)) for item in items])
         return Validation(measure, identity)
 
-    def samples(self, setup: Setup[ImageData], encoded: VaeModel, attached: VaeAttached) -> Samples | None:
+    def samples(self, setup: Setup[ImageData], encoded: TrainedVae, attached: VaeAttached) -> Samples | None:
         settings = self.section.sample
         if settings is None or self.section.train.disable_sampling:
             return None
@@ -233,11 +160,11 @@ class VaeTrainerProcess(ImageTrainer[VaeModel, VaeModel, VaeAttached]):
 
     # ------------------------------------------------------------ the loop
 
-    def fit(self, setup: Setup[ImageData], run: Run, model: VaeModel, encoded: VaeModel, attached: VaeAttached) -> None:
+    def fit(
+        self, setup: Setup[ImageData], run: Run, model: TrainedVae, encoded: TrainedVae, attached: VaeAttached
+    ) -> None:
         section = self.section
-        step = AutoencoderStep(
-            model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
-        )
+        step = model.step(section.losses, run.seed, DTYPES[section.train.dtype])
         run.callbacks = [*run.callbacks, LossBalance(section.losses)]
         if self.process_group.is_single_process and setup.plan.memory:
             event = EventLog(self.save_root / EVENTS).add

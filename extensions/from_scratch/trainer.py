@@ -1,0 +1,135 @@
+"""What both trainers do with an autoencoder that is trained: its discriminator, LPIPS, roles and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from extensions.from_scratch.autoencoder_step import (
+    Adversary,
+    AutoencoderStep,
+    refuse_small_images,
+    trained_parameters,
+)
+from extensions.from_scratch.autoencoder_writer import continue_discriminator
+from extensions.from_scratch.autoencoders import Autoencoder
+from extensions.from_scratch.discriminator import PatchDiscriminator
+from extensions.from_scratch.joint import LatentScale
+from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE, LossesConfig
+from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
+from extensions.from_scratch.plan import memory_advice
+from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
+from jobs.process.image_trainer import ImageTrainer
+from jobs.process.trainer import Attached, Setup
+from toolkit.data.image_data import ImageData
+from toolkit.errors import RunError, UserError
+from toolkit.networks.save import to_cpu_copies
+from toolkit.train.optimizer_step import Role
+from toolkit.train.roles import build_role
+from toolkit.train.run import Run
+
+ModelT = TypeVar("ModelT")
+EncodedT = TypeVar("EncodedT")
+AttachedT = TypeVar("AttachedT", bound=Attached)
+
+
+@dataclass(frozen=True)
+class TrainedVae:
+    """An autoencoder in training, with what judges it."""
+
+    autoencoder: Autoencoder
+    adversary: Adversary | None
+    perceptual: PerceptualDistance | None
+    scale: LatentScale | None = None
+    """Where the scale of the latents is measured meanwhile."""
+
+    def step(self, losses: LossesConfig, seed: int, dtype: torch.dtype) -> AutoencoderStep:
+        """Its own part of the step. dtype: of the computation."""
+        return AutoencoderStep(self.autoencoder, losses, seed, self.adversary, self.perceptual, dtype)
+
+    def copied(self, run: Run, dtype: str) -> dict[str, dict[str, Tensor]]:
+        """Role -> weights on the CPU: of the autoencoder the EMA where there is one."""
+        with run.roles[VAE].using_eval_weights():
+            copies = {VAE: to_cpu_copies(self.autoencoder.module.state_dict(), dtype)}
+        if self.adversary:
+            copies[DISCRIMINATOR] = to_cpu_copies(self.adversary.network.state_dict(), "float32")
+        return copies
+
+
+class RolesTrainer(ImageTrainer[ModelT, EncodedT, AttachedT]):
+    """A trainer of several roles, of which one may be an autoencoder."""
+
+    section: RolesSection
+
+    @property
+    def saves_folders(self) -> bool:
+        return True
+
+    @cached_property
+    def training(self) -> AutoencoderTraining | None:
+        """How the autoencoder is trained; None where it is frozen."""
+        return self.section.trained_autoencoder()
+
+    def scan(self) -> ImageData:
+        data, gan = super().scan(), self.training.discriminator if self.training else None
+        if data.stream and gan:
+            data = replace(data, stream=replace(data.stream, least_side=PatchDiscriminator.smallest(gan.layers)))
+        return data
+
+    def memory_advice(self) -> str:
+        return memory_advice(self.section)
+
+    def refuse_parts(self, data: ImageData) -> None:
+        _ = self._perceptual  # its files are read before anything else
+        if self.training and (gan := self.training.discriminator):
+            try:
+                refuse_small_images(gan, data.sizes)
+            except UserError as error:
+                raise UserError(f"{self.training.place}{error}") from error
+
+    @cached_property
+    def _perceptual(self) -> PerceptualDistance | None:
+        """Of `losses.lpips`, loaded once."""
+        losses = self.training.losses if self.training else None
+        return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses and losses.lpips else None
+
+    def trained_vae(
+        self, setup: Setup[ImageData], autoencoder: Autoencoder, scale: LatentScale | None = None
+    ) -> TrainedVae:
+        """The autoencoder, set to training, with its discriminator, which continues that of its folder, and LPIPS."""
+        assert self.training
+        autoencoder.module.train()
+        adversary = None
+        if gan := self.training.discriminator:
+            network = PatchDiscriminator(gan.channels, gan.layers, setup.seed)
+            if self.training.model.name_or_path:
+                continue_discriminator(network, self.training.model.folder())
+            adversary = Adversary(network.to(setup.device), gan)
+        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
+        return TrainedVae(autoencoder, adversary, perceptual, scale)
+
+    def vae_roles(self, setup: Setup[ImageData], trained: TrainedVae) -> dict[str, Role]:
+        """The roles of the autoencoder and its discriminator, equal on all ranks."""
+        assert self.training
+        steps, group = setup.plan.optimizer_steps, self.process_group
+        parameters = trained_parameters(trained.autoencoder, self.training.model.train)
+        if not parameters:
+            raise RunError("model.train: nothing of the autoencoder is trained.")
+        ema = self.section.train.ema_config
+        roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, setup.seed, group, ema)}
+        if scale := trained.scale:
+            roles[VAE].after_step, roles[VAE].buffers = scale.after_step, scale.vectors()
+        if trained.adversary:
+            network, own = trained.adversary.network, self.section.role_optimizer(DISCRIMINATOR)
+            weights = dict(network.named_parameters())
+            roles[DISCRIMINATOR] = build_role(own, weights, steps, setup.seed, group, after_step=network.after_step)
+            roles[DISCRIMINATOR].buffers = network.vectors()
+        for name, role in roles.items():
+            role.every = self.section.role_optimizer(name).every
+            group.broadcast(list(role.parameters.values()))
+        return roles
