@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, GRAPH, SAMPLE_FILE, SAMPLES, utc_now
 from toolkit.files.safetensors_io import merge_files
-from toolkit.files.writing import TEMP_FILE_GLOB, append_json_line, atomic_write, os_error_as_run_error, write_json
+from toolkit.files.writing import (
+    TEMP_FILE_GLOB,
+    append_json_line,
+    atomic_write,
+    link,
+    os_error_as_run_error,
+    write_json,
+)
 from toolkit.train.callbacks.metrics import truncate_after_step
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
@@ -78,7 +83,7 @@ class FluxflowFiles(Callback):
         """Of a single step the file has a second name; where that is a copy, it is up to date at the end."""
         if self.place == "only":
             path = Path(self._file.name)
-            link(path, path.with_name("training_metrics.jsonl"))
+            link(path, path.with_name("training_metrics.jsonl"), durable=False)
 
     def _link_samples(self, step: int, epoch: int, files: list[str]) -> None:
         batch = batch_of(self._run, step, epoch)
@@ -86,7 +91,7 @@ class FluxflowFiles(Callback):
             found = SAMPLE_FILE.fullmatch(name)
             index = f"_{found['index']}" if found and len(files) > 1 else ""
             target = f"sample_{self._run.name}_epoch_{epoch}_batch_{batch}{index}{Path(name).suffix}"
-            link(self._run.folder / SAMPLES / name, self.folder / SAMPLES / target)
+            link(self._run.folder / SAMPLES / name, self.folder / SAMPLES / target, durable=False)
 
     def _write_state(self, step: int, epoch: int) -> None:
         place = {"epoch": epoch, "batch": batch_of(self._run, step, epoch), "global_step": step}
@@ -105,7 +110,7 @@ class FluxflowFiles(Callback):
         with os_error_as_run_error(path), atomic_write(path) as temporary:
             merge_files(files, temporary, metadata)
         if self.place != "step":
-            link(path, self.folder / "flxflow_final.safetensors")
+            link(path, self.folder / "flxflow_final.safetensors", durable=False)
 
 
 def batch_of(run: Run, step: int, epoch: int) -> int:
@@ -120,12 +125,3 @@ def prefix_of(file: Path) -> str:
     if file.stem.startswith(_WEIGHTS):
         return f"{part or 'vae'}."
     return f"{part}.{file.stem}.".lstrip(".")
-
-
-def link(source: Path, target: Path) -> None:
-    """Another name for a file; a copy where the disk has no links."""
-    with os_error_as_run_error(target), atomic_write(target, durable=False) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)

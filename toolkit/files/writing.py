@@ -279,6 +279,16 @@ def os_error_as_run_error(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}{where}") from error
 
 
+def link(source: Path, target: Path, durable: bool = True) -> None:
+    """Gives a file another name, in one step; where the disk has no links the name is of a copy. Raises RunError where
+    it cannot."""
+    with os_error_as_run_error(target), atomic_write(target, durable) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically, secrets redacted. Raises RunError when it cannot."""
     _write(path, redact_text(text))

@@ -40,7 +40,7 @@ def write_contact_sheet(
     samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
     if not samples:
         return None
-    steps = _spread(sorted({sample.step for sample in samples}), COLUMNS)
+    steps = spread(sorted({sample.step for sample in samples}), COLUMNS)
     rows = sorted({sample.index for sample in samples})[:ROWS]
     cells = {(sample.index, sample.step): sample for sample in samples if sample.step in steps}
     path = folder / SAMPLES / OVERVIEW
@@ -50,7 +50,7 @@ def write_contact_sheet(
     return path
 
 
-def _spread(values: Sequence[Value], most: int) -> list[Value]:
+def spread(values: Sequence[Value], most: int) -> list[Value]:
     """At most so many of the values: the first, the last, and evenly chosen ones between."""
     if len(values) <= most:
         return list(values)
@@ -78,7 +78,7 @@ def _drawn(
     if beside:
         columns[None] = _GAP
     total = left + len(steps) * (width + _GAP)
-    shown = [_thumbnail(path, small) for path in _spread(training, 2 * len(steps))] if len(steps) > 1 else []
+    shown = [_thumbnail(path, small) for path in spread(training, 2 * len(steps))] if len(steps) > 1 else []
     above = _LINE + max(image.height for image in shown) + 3 * _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +25,7 @@ from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import as_measured, scan_and_split
 from toolkit.files.log import StatusLine
-from toolkit.files.writing import atomic_write, os_error_as_run_error, write_json
+from toolkit.files.writing import link, write_json
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
@@ -223,12 +221,3 @@ def table(measured: Sequence[Measured]) -> list[str]:
         numbers = " ".join(f"{getattr(each, title):>9.4f}" for title in shown)
         lines.append(f"{each.file:{width}} {step:>8} {numbers}")
     return lines
-
-
-def link(file: Path, name: Path) -> None:
-    """Gives a file another name, in one step; where the disk has no links the name is of a copy."""
-    with os_error_as_run_error(name), atomic_write(name) as temporary:
-        try:
-            os.link(file, temporary)
-        except OSError:
-            shutil.copyfile(file, temporary)

@@ -18,6 +18,7 @@ from toolkit.files.run_files import CONFIG, duration, parse_time
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import open_regular, read_regular, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
+from toolkit.train.contact_sheet import spread
 from toolkit.train.run_reader import (
     SampleImage,
     list_checkpoints,
@@ -101,16 +102,10 @@ def sample_rows(folder: Path, most_pictures: int | None) -> tuple[tuple[SampleRo
     steps, indices = sorted({s.step for s in samples}), sorted({s.index for s in samples})
     if most_pictures is not None and samples:
         indices = indices[:most_pictures]
-        kept = set(_spread(steps, max(2, most_pictures // len(indices))))
+        kept = set(spread(steps, max(2, most_pictures // len(indices))))
         samples = [sample for sample in samples if sample.step in kept]
     rows = (SampleRow(index, tuple(s for s in samples if s.index == index)) for index in indices)
     return tuple(row for row in rows if row.samples), len(steps)
-
-
-def _spread(steps: Sequence[int], most: int) -> list[int]:
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
 
 
 # ------------------------------------------------------------ dataset

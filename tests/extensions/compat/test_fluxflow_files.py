@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from extensions.compat import fluxflow_files
-from extensions.compat.fluxflow_files import FluxflowFiles, link, prefix_of
+from extensions.compat.fluxflow_files import FluxflowFiles, prefix_of
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Run
 
@@ -148,15 +146,3 @@ def test_samples_have_the_guides_names(run: Run, count: int) -> None:
     found = {path.name: path.read_bytes().decode() for path in (run.folder.parent / "samples").iterdir()}
     stem = "sample_warmup_epoch_1_batch_1"
     assert found == ({f"{stem}.png": names[0]} if count == 1 else {f"{stem}_{i}.png": names[i] for i in range(count)})
-
-
-def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr(fluxflow_files.os, "link", refuse)
-    (tmp_path / "a").write_text("x", encoding="utf-8")
-    (tmp_path / "b").write_text("old", encoding="utf-8")
-    link(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_text(encoding="utf-8") == "x"
-    assert os.stat(tmp_path / "a").st_ino != os.stat(tmp_path / "b").st_ino

@@ -21,6 +21,7 @@ from toolkit.files.writing import (
     atomic_write_dir,
     folder_at,
     fsync,
+    link,
     read_chunks,
     remove,
     settle,
@@ -268,3 +269,15 @@ def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:
     file = StringIO()
     append_json_line(file, {"error": [token], "step": 3})
     assert json.loads(file.getvalue()) == {"error": ["<redacted>"], "step": 3}
+
+
+def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_text("x", encoding="utf-8")
+    (tmp_path / "b").write_text("old", encoding="utf-8")
+    link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text(encoding="utf-8") == "x"
+    assert os.stat(tmp_path / "a").st_ino != os.stat(tmp_path / "b").st_ino

@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from extensions.tools.ara.config import AraConfig
-from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
+from tests.running import run_tool, section_of
 from toolkit.config.model import ModelConfig
-from toolkit.config.tool import load_tool
 from toolkit.errors import ConfigErrors
-from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.memory.quantization import WithRecoveryLora
 from toolkit.train.base_model import load_base_model
@@ -46,7 +43,7 @@ def test_the_commands_of_the_page_make_adapters_that_help(
     found = {}
     for command in (plain, calibrated):
         said.clear()
-        ExtensionJob(load_tool("ara", AraConfig, [*command, *small]), discover()).run()
+        run_tool("ara", [*command, *small])
         metadata = read_metadata(tmp_path / command[4])
         layers, means = json.loads(metadata["errors"]), json.loads(metadata["mean_errors"])
         assert metadata["qtype"] == "int4" and metadata["rank"] == "2"
@@ -57,12 +54,12 @@ def test_the_commands_of_the_page_make_adapters_that_help(
     one, other = found.values()
     assert one.keys() == other.keys() and one != other
     with pytest.raises(ConfigErrors, match="is there already"):
-        load_tool("ara", AraConfig, [*plain, *small])
+        section_of("ara", [*plain, *small])
 
     # The file is what a job reads; that of the same rank which `auto` makes is the same, now and from the cache.
     path = tmp_path / "full.safetensors"
     command = [*plain[:4], str(path), *small, "--rank", "32", "--measure", "false"]
-    ExtensionJob(load_tool("ara", AraConfig, command), discover()).run()
+    run_tool("ara", command)
     model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "int4"}
     from_file = weights(ModelConfig(**model, accuracy_recovery_adapter=str(path)), tmp_path)
     said.clear()

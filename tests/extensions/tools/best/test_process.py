@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from extensions.tools.best.config import BestConfig
 from extensions.tools.best.embedding import Embedder, adherence, distance
 from extensions.tools.best.process import Measured, _images, recommend
 from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
+from tests.running import run_tool, section_of
 from toolkit.config import load_job
-from toolkit.config.tool import load_tool
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
@@ -59,7 +58,7 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     run = Path(plain[0])
 
     def best(*flags: str) -> dict:
-        ExtensionJob(load_tool("best", BestConfig, [*flags, *short]), discover()).run()
+        run_tool("best", [*flags, *short])
         return json.loads((run / "best.json").read_text())
 
     found = best(*plain)
@@ -72,7 +71,7 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     name = found["recommended"]
     assert any(line.startswith(f"recommended: {name}: ") for line in said)
 
-    monkeypatch.setattr("extensions.tools.best.process.os.link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+    monkeypatch.setattr("toolkit.files.writing.os.link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
     (run / "my_char_best.safetensors").unlink(missing_ok=True)  # the run's own
     assert best(*linked)["recommended"] == name
     assert (run / "my_char_best.safetensors").read_bytes() == (run / name).read_bytes()
@@ -150,4 +149,4 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"status": "finished", "name": "x"}')
     for folder, words in [(tmp_path / "none", "no run is here"), (tmp_path, "holds no job")]:
         with pytest.raises(ConfigErrors, match=words):
-            load_tool("best", BestConfig, [str(folder)])
+            section_of("best", [str(folder)])

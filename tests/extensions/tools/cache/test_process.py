@@ -12,13 +12,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from extensions.tools.cache.config import CacheCommand
-from jobs import ExtensionJob
 from tests.conftest import readme_commands
-from toolkit.config import load_job
-from toolkit.config.tool import load_tool
+from tests.running import run_job, run_tool, section_of
 from toolkit.errors import ConfigErrors, UserError
-from toolkit.extension import discover
 from toolkit.train.run_reader import RunStatus
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -57,10 +53,9 @@ def test_a_large_model_is_not_computed_on_the_cpu_by_accident(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    extensions = discover()
     job = write_job(section(kind, device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}))
     with pytest.raises(UserError, match=r"^device: auto: .* a model of 58 GB .* 'device: cpu'\. Likely cause: "):
-        ExtensionJob(load_job(job, extensions.find_config), extensions).run()
+        run_job(job)
     assert not (tmp_path / "hub").exists() and not list(tmp_path.glob("output/*/config.yaml"))
 
 
@@ -113,11 +108,11 @@ def test_the_commands_of_the_page_see_and_prune_the_cache(
 ) -> None:
     """Another job shares the cache: what only it uses is counted and pruned; a running job keeps all of it."""
     monkeypatch.chdir(tmp_path)
-    cache, extensions = tmp_path / "output" / "_cache", discover()
+    cache = tmp_path / "output" / "_cache"
 
     def run(*flags: str) -> list[str]:
         said.clear()
-        ExtensionJob(load_tool("cache", CacheCommand, flags), extensions).run()
+        run_tool("cache", flags)
         return [line for line in said if "entries" in line]
 
     pictures = {"samples": [{"prompt": "a hat", "width": 64, "height": 64}], "sample_steps": 2}
@@ -138,7 +133,7 @@ def test_the_commands_of_the_page_see_and_prune_the_cache(
     assert files(cache) == {name: contents for name, (contents, _) in mine.items()}
 
     other = section("cache", trigger_word="other")
-    ExtensionJob(load_job(write_job(other), extensions.find_config), extensions).run()
+    run_job(write_job(other))
     assert re.search(r" 5 entries \([\d.]+ kB\) not used by this job$", run(*counting)[1])
     assert len(entries(cache)) == len(mine) + 5
     with monkeypatch.context() as patched:
@@ -153,9 +148,9 @@ def test_the_commands_of_the_page_see_and_prune_the_cache(
 
 def test_wrong_jobs_are_told(write_job, section, tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors, match="job: nowhere: no such config"):
-        load_tool("cache", CacheCommand, ["nowhere"])
+        section_of("cache", ["nowhere"])
     bad = write_job({**section("sd_trainer"), "trigger_wrd": "x"})
     with pytest.raises(ConfigErrors, match=rf"{bad}:\d+.*trigger_wrd"):
-        load_tool("cache", CacheCommand, [str(bad)])
+        section_of("cache", [str(bad)])
     with pytest.raises(ConfigErrors, match="has no process whose datasets"):
-        load_tool("cache", CacheCommand, [str(write_job({"type": "tiny_model", "path": str(tmp_path / "x")}))])
+        section_of("cache", [str(write_job({"type": "tiny_model", "path": str(tmp_path / "x")}))])

@@ -14,12 +14,10 @@ import pytest
 import torch
 
 from extensions.tools.caption.config import CaptionConfig
-from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
-from toolkit.config.tool import load_tool
+from tests.running import run_tool, section_of
 from toolkit.data.captions import read_captions_file
 from toolkit.errors import ConfigErrors, RunError, UserError
-from toolkit.extension import discover
 
 Caption = Callable[..., CaptionConfig]
 
@@ -37,9 +35,7 @@ def caption(tiny_model: Path) -> Caption:
         common = ["--model", str(tiny_model), "--dtype", "float32", "--device", "cpu"]
         if "--max-tokens" not in flags:
             common += ["--max-tokens", "6"]
-        config = load_tool("caption", CaptionConfig, [str(folder), *common, *map(str, flags)])
-        ExtensionJob(config, discover()).run()
-        return config.processes[0].section
+        return run_tool("caption", [str(folder), *common, *map(str, flags)])
 
     return run
 
@@ -210,7 +206,7 @@ def test_the_commands_of_the_page_are_understood(
     found = readme_commands("extensions/tools/caption/README.md", "caption")
     assert len(found) >= 4
     for flags in found:
-        assert load_tool("caption", CaptionConfig, flags).processes[0].section
+        assert section_of("caption", flags)
 
 
 @pytest.mark.slow

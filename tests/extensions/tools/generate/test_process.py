@@ -21,15 +21,14 @@ from safetensors.torch import load_file, save_file
 from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared import generation
 from extensions.tools.shared.image_files import read_settings
-from jobs import ExtensionJob
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, drawn_by_pipeline, psnr
 from tests.measured import at_least
 from tests.model_folders import write_flow_model
+from tests.running import run_job, run_tool, section_of
 from tests.stand_in_cuda import COMPILER
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
-from toolkit.config.tool import load_tool
 from toolkit.data.types import Size
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
@@ -45,11 +44,9 @@ SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-t
 def generate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[Path]]:
     """Runs a command in `tmp_path` in this process; returns the pictures in `out`, the newest last."""
     monkeypatch.chdir(tmp_path)
-    extensions = discover()
 
     def generate(line: str) -> list[Path]:
-        config = load_tool("generate", GenerateConfig, shlex.split(line))
-        ExtensionJob(config, extensions).run()
+        run_tool("generate", shlex.split(line))
         return sorted((tmp_path / "out").glob("*"), key=lambda path: path.stat().st_mtime_ns)
 
     return generate
@@ -230,8 +227,7 @@ def test_a_flow_model_draws_from_text_and_takes_no_references(
     lora = write_lora(model, tmp_path / "lora.safetensors")
     line = f"--model {model} --prompt 'a cat' --steps 2 --dtype float32 --device cpu --output out"
     keys = {"model": {"name_or_path": str(model)}, "prompt": "a cat", "steps": 2, "dtype": "fp32", "output": "out"}
-    extensions = discover()
-    ExtensionJob(load_job(write_job({"type": "generate", **keys}), extensions.find_config), extensions).run()
+    run_job(write_job({"type": "generate", **keys}))
     (made,) = (tmp_path / "out").iterdir()
     assert generate(line) == [made], "the keys of a job are the flags of the command"
     plain, changed = Image.open(made), Image.open(generate(f"{line} --lora {lora}")[-1])
@@ -246,7 +242,7 @@ def test_a_flow_model_draws_from_text_and_takes_no_references(
 
 
 def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:
-    section = load_tool("generate", GenerateConfig, shlex.split(line)).processes[0].section
+    section = section_of("generate", shlex.split(line))
     return section, generation.PictureMaker(section, [])
 
 
@@ -302,7 +298,7 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
     (tmp_path / "notes.txt").write_text("a cat")
     save_file({}, tmp_path / "a.safetensors")
     with pytest.raises(UserError) as refused:
-        load_tool("generate", GenerateConfig, shlex.split(line.format(m=tiny_model, r=REFERENCES[0])))
+        section_of("generate", shlex.split(line.format(m=tiny_model, r=REFERENCES[0])))
     assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 

@@ -11,26 +11,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from extensions.tools.grid.config import GridConfig
 from extensions.tools.shared import generation
 from extensions.tools.shared.image_files import read_settings
-from jobs import ExtensionJob
 from tests.conftest import ROOT
 from tests.diffusers_reference import psnr
 from tests.extensions.tools.generate.test_process import SMALL, write_lora
-from toolkit.config.tool import load_tool
+from tests.running import run_tool, section_of
 from toolkit.errors import UserError
-from toolkit.extension import discover
 
 
 @pytest.fixture
 def grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dict]:
     """Runs a command in `tmp_path` in this process; returns the data of the page in `out`."""
     monkeypatch.chdir(tmp_path)
-    extensions = discover()
 
     def grid(line: str) -> dict:
-        ExtensionJob(load_tool("grid", GridConfig, shlex.split(line)), extensions).run()
+        run_tool("grid", shlex.split(line))
         page = (tmp_path / "out" / "index.html").read_text()
         return json.loads(re.search(r'type="application/json"[^>]*>(.*?)</script>', page)[1])
 
@@ -96,7 +92,7 @@ def test_wrong_input_is_one_line(line: str, message: str, tiny_model: Path, tmp_
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "index.html").write_text("<p>mine")
     with pytest.raises(UserError) as refused:
-        load_tool("grid", GridConfig, shlex.split(line.format(m=tiny_model)))
+        section_of("grid", shlex.split(line.format(m=tiny_model)))
     assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 

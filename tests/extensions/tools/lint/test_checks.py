@@ -10,19 +10,18 @@ import pytest
 from PIL import Image, ImageFilter
 
 from extensions.tools.lint.checks import CHECKS, Finding, run_checks
-from extensions.tools.lint.config import CHECK_NAMES, LintConfig
+from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.lint.dataset import read_datasets
 from extensions.tools.lint.likeness import most_like
 from tests.extensions.tools.lint.conftest import picture
-from toolkit.config.tool import load_tool
+from tests.running import section_of
 
 DEFAULTS = ("--resolution", "256")
 
 
 def lint(*flags: str) -> list[Finding]:
     """The findings of the command with these flags."""
-    (process,) = load_tool("lint", LintConfig, flags).processes
-    config = process.section
+    config = section_of("lint", flags)
     return [finding for data in read_datasets(config, lambda *_: None) for finding in run_checks(data, config)]
 
 

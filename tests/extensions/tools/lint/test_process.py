@@ -10,14 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from extensions.tools.lint.config import LintConfig
-from jobs import ExtensionJob
 from tests.extensions.tools.lint.conftest import picture
 from tests.html_browser import Browser
-from toolkit.config import load_job
-from toolkit.config.tool import load_tool
+from tests.running import run_job, section_of
 from toolkit.errors import ConfigErrors, RunError, UserError
-from toolkit.extension import discover
 
 README = Path(__file__).parents[4] / "extensions" / "tools" / "lint" / "README.md"
 
@@ -27,7 +23,7 @@ def run(capsys: pytest.CaptureFixture[str]):
     """Runs the command in this process and returns its output; RunError where it finds something."""
 
     def run_tool(*flags: object) -> str:
-        ExtensionJob(load_tool("lint", LintConfig, [*map(str, flags)]), discover()).run()
+        run_tool("lint", flags)
         return capsys.readouterr().out
 
     return run_tool
@@ -75,9 +71,8 @@ def test_a_job_that_is_told_of_something_trains_nothing(write_job, folder: Path,
     (folder / "2.txt").write_text("")
     lint = {"type": "lint", "path": "photos", "resolution": 256}
     after = {"type": "mascots", "path": "drawn", "count": 1}
-    extensions = discover()
     with pytest.raises(RunError, match="no_caption 1"):
-        ExtensionJob(load_job(write_job(lint, after), extensions.find_config), extensions).run()
+        run_job(write_job(lint, after))
     assert not (tmp_path / "drawn").exists()
 
 
@@ -139,7 +134,7 @@ def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: P
 def test_wrong_use_is_one_line(folder: Path, write_job, flags: tuple[str, ...], told: str) -> None:
     write_job(train("photos"))
     with pytest.raises(ConfigErrors) as caught:
-        load_tool("lint", LintConfig, flags)
+        section_of("lint", flags)
     assert told in str(caught.value) and len(caught.value.errors) == 1
 
 

@@ -10,10 +10,9 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from extensions.tools.lint.checks import run_checks
-from extensions.tools.lint.config import LintConfig
 from extensions.tools.lint.dataset import read_datasets
 from tests.extensions.tools.lint.conftest import picture
-from toolkit.config.tool import load_tool
+from tests.running import section_of
 
 EXAMPLES = Path(__file__).parents[4] / "config" / "examples"
 Spoil = Callable[[Image.Image, Random], Image.Image]
@@ -103,8 +102,7 @@ CAPTIONS = {
 
 
 def found_in(*flags: str) -> set[tuple[str, str]]:
-    (process,) = load_tool("lint", LintConfig, flags).processes
-    config = process.section
+    config = section_of("lint", flags)
     findings = [each for data in read_datasets(config, lambda *_: None) for each in run_checks(data, config)]
     return {(each.check, Path(each.file).name) for each in findings}
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs import ExtensionJob
 from tests.conftest import ROOT
+from tests.running import run_job
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
@@ -56,11 +57,9 @@ def write_lora(tmp_path: Path, layers) -> Callable[..., Path]:
 def run(write_job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Runs a tool with these keys, as a job in this process."""
     monkeypatch.chdir(tmp_path)
-    extensions = discover()
 
     def run(uid: str, **keys: object) -> None:
-        config = load_job(write_job({"type": uid, **keys}), extensions.find_config)
-        ExtensionJob(config, extensions).run()
+        run_job(write_job({"type": uid, **keys}))
 
     return run
 

@@ -16,13 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from extensions.tools.publish.config import PublishConfig
-from extensions.tools.report.config import ReportConfig
-from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
 from tests.http_server import QuietHandler, serving
-from toolkit.config.tool import load_tool
+from tests.running import run_tool
 from toolkit.errors import ConfigErrors, RunError, UserError
-from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import sha256_of
 
@@ -149,9 +146,7 @@ def private_in(files: Mapping[str, bytes], run: Path) -> list[tuple[str, str]]:
 
 
 def publish(*flags: str) -> PublishConfig:
-    config = load_tool("publish", PublishConfig, flags)
-    ExtensionJob(config, discover()).run()
-    return config.processes[0].section
+    return run_tool("publish", flags)
 
 
 def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path, said, capsys) -> None:
@@ -196,7 +191,7 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
 
 def test_only_the_full_report_holds_the_dataset(hub: Hub, run: Path) -> None:
     (run / "report.html").unlink()
-    ExtensionJob(load_tool("report", ReportConfig, ["output/my_char"]), discover()).run()
+    run_tool("report", ["output/my_char"])
     publish("output/my_char", "--repo", "x", "--full-report")
     assert hub.files["report.html"] == (run / "report.html").read_bytes()
     found = {mark for name, mark in private_in(hub.files, run) if name == "report.html"}

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extensions.tools.report.config import ReportConfig
-from toolkit.config.tool import load_tool
+from tests.running import section_of
 from toolkit.errors import ConfigErrors
 
 README = Path(__file__).parents[4] / "extensions" / "tools" / "report" / "README.md"
@@ -44,7 +43,7 @@ def test_wrong_input_is_one_line(run: Path, tmp_path: Path, monkeypatch, flags: 
     (run.parent / "dog" / "run.lock").touch()
     (tmp_path / "mine.html").write_text("<html>")
     with pytest.raises(ConfigErrors) as caught:
-        load_tool("report", ReportConfig, flags)
+        section_of("report", flags)
     assert told in str(caught.value)
 
 
