@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from extensions.tools.shared.keys import check_output
+from extensions.tools.shared.keys import FileToolConfig, check_folder
 from toolkit.config.field_types import Dtype, PathStr
 from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device, DiffusionSection
-from toolkit.config.tool import ToolConfig
 
 
-class AraConfig(ToolConfig):
+class AraConfig(FileToolConfig):
     """`type: ara`: makes an accuracy-recovery adapter: a LoRA that makes up for what quantizing a model loses."""
 
     process_types: ClassVar[tuple[str, ...]] = ("ara",)
@@ -27,9 +25,6 @@ class AraConfig(ToolConfig):
 
     model: ModelConfig
     """The model, and the number type that its weights are to have (`qtype`)."""
-
-    output: PathStr
-    """File to write (.safetensors)."""
 
     rank: int = Field(default=AUTO_RANK, ge=1)
     """Rank of the adapter: the higher, the less is lost, and the more memory it takes."""
@@ -53,17 +48,6 @@ class AraConfig(ToolConfig):
     device: Device = "auto"
     """Where to compute: auto, cuda, cuda:N, mps or cpu."""
 
-    overwrite: bool = False
-    """Replace what this program wrote there."""
-
-    def output_path(self) -> Path:
-        """`output` as a path."""
-        return Path(self.output).expanduser()
-
-    def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The file."""
-        return frozenset({self.output_path().resolve()})
-
     def quantized(self) -> ModelConfig:
         """`model`, quantized and without an adapter."""
         return self.model.model_copy(update={"quantize": True, "accuracy_recovery_adapter": None})
@@ -75,7 +59,6 @@ class AraConfig(ToolConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """An output that is there or cannot be written, a folder that is missing."""
-        yield from check_output(self.output_path(), self.overwrite, job)
-        folder = Path(self.calibrate).expanduser()
-        if self.calibrate and not job.will_write(folder) and not folder.is_dir():
-            yield Diagnostic(("calibrate",), f"{self.calibrate!r} is no folder (working directory: {Path.cwd()}).")
+        yield from super().check(job)
+        if self.calibrate:
+            yield from check_folder(("calibrate",), self.calibrate, job)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from extensions.tools.shared.keys import check_folder
 from toolkit.config.field_types import Dtype, PathStr
 from toolkit.config.model import Qtype
 from toolkit.config.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path
@@ -124,9 +125,8 @@ class CaptionConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Folders that are missing, a model of another kind, keys that exclude each other."""
         for key in ("folder", "pairs"):
-            path = Path(getattr(self, key)).expanduser()
-            if getattr(self, key) and not job.will_write(path) and not path.is_dir():
-                yield Diagnostic((key,), f"{getattr(self, key)!r} is no folder (working directory: {Path.cwd()}).")
+            if given := getattr(self, key):
+                yield from check_folder((key,), given, job)
         if self.pairs and self.pairs_path().resolve() == self.folder_path().resolve():
             yield Diagnostic(("pairs",), "is the folder of the images itself. Give that of their references.")
         if self.output and self.format == "txt":

@@ -32,8 +32,7 @@ class GenerateProcess(BaseExtensionProcess):
         loras = [LoraFile.of(text) for text in section.lora]
         if self.section.like:
             self._tell_changes(maker, items, loras)
-        if section.interactive:
-            maker.keep_encoders()
+        maker.keeps_encoders = section.interactive
         maker.make(list(pictures(section, maker, items, loras)))
         if section.interactive:
             self._answer(section, maker, loras)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
-from extensions.tools.shared.keys import check_page
+from extensions.tools.shared.keys import check_folder, check_page
 from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
@@ -121,9 +121,7 @@ class LintConfig(ToolConfig):
                     (key,), f"is for a folder of images; the job {self.path!r} says it itself. Leave it out."
                 )
         for slot, folder in enumerate(self.control_path):
-            given = Path(folder).expanduser()
-            if not given.is_dir() and not job.will_write(given):
-                yield Diagnostic(("control_path", slot), f"{folder!r} is no folder. Give a folder of images.")
+            yield from check_folder(("control_path", slot), folder, job)
         output = Path(self.output).expanduser()
         if not self.preview:
             if "output" in self.model_fields_set:

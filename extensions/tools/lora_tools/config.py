@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from extensions.tools.shared.keys import check_loras, check_output, check_safetensors
+from extensions.tools.shared.keys import FileToolConfig, check_loras, check_safetensors
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import Dtype, OneOf, PathOrList, PathStr
 from toolkit.config.process import Diagnostic, JobContext
@@ -29,6 +29,7 @@ class LoraToolConfig(ToolConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that are missing or no safetensors files, and outputs that are there."""
+        yield from super().check(job)
         if self.model and not job.will_write(Path(self.model)) and not (self.model_folder() / MODEL_INDEX).is_file():
             yield Diagnostic(("model",), f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.")
         if self.reads:
@@ -39,27 +40,8 @@ class LoraToolConfig(ToolConfig):
         return Path(self.model).expanduser()
 
 
-class WritingToolConfig(LoraToolConfig):
+class WritingToolConfig(LoraToolConfig, FileToolConfig):
     """Keys of the tools that write a LoRA file."""
-
-    output: PathStr
-    """File to write."""
-
-    overwrite: bool = False
-    """Replace what this program wrote there."""
-
-    def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """An output that is there or cannot be written."""
-        yield from super().check(job)
-        yield from check_output(self.output_path(), self.overwrite, job)
-
-    def output_path(self) -> Path:
-        """`output` as a path."""
-        return Path(self.output).expanduser()
-
-    def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The file."""
-        return frozenset({self.output_path().resolve()})
 
 
 class InspectConfig(LoraToolConfig):
@@ -160,7 +142,7 @@ def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
         yield Diagnostic((key,), f"{path!r} holds no {MODEL_INDEX}. Give the folder of a model.")
 
 
-class MergeConfig(LoraToolConfig):
+class MergeConfig(WritingToolConfig):
     """`type: merge`: LoRAs merged into a model folder, or several into one file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("merge",)
@@ -180,26 +162,22 @@ class MergeConfig(LoraToolConfig):
     dtype: Dtype | None = None
     """Number type of what is written. None: that of the model, or of the files where all have the same."""
 
-    overwrite: bool = False
-    """Replace what this program wrote there."""
-
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files and folders that cannot be read or written."""
-        yield from super().check(job)
         if self.base:
             yield from _check_model("base", self.base, job)
-            if Path(self.output).expanduser().resolve() == Path(self.base).expanduser().resolve():
+            if self.output_path().resolve() == Path(self.base).expanduser().resolve():
                 yield Diagnostic(("output",), "is 'base' itself. Give another folder.")
             if self.rank:
                 yield Diagnostic(("rank",), "has no effect with 'base'. Leave it out.")
             if self.model:
                 yield Diagnostic(("model",), "the layers are those of 'base'. Leave it out.")
+        yield from super().check(job)
         yield from check_loras("lora", self.lora, job)
-        yield from check_output(Path(self.output).expanduser(), self.overwrite, job, folder=bool(self.base))
 
-    def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The file or folder."""
-        return frozenset({Path(self.output).expanduser().resolve()})
+    def writes_folder(self) -> bool:
+        """Whether `output` is a model folder."""
+        return bool(self.base)
 
 
 class PostHocEmaConfig(WritingToolConfig):

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from extensions.tools.shared.keys import check_folder
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
@@ -49,9 +50,8 @@ class NewConfig(ToolConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder that is missing, a job that is there already."""
-        folder, path = Path(self.folder).expanduser(), self.path()
-        if not folder.is_dir() and not job.will_write(folder):
-            yield Diagnostic(("folder",), f"{self.folder!r} is not a folder (working directory: {Path.cwd()}).")
+        path = self.path()
+        yield from check_folder(("folder",), self.folder, job)
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} has to end in .yaml.")
         elif file := file_in_the_way(path.parent):

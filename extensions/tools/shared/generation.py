@@ -29,7 +29,7 @@ from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
-from toolkit.models.interface import ModelFacts
+from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
@@ -101,8 +101,13 @@ class PictureMaker:
             self.changes(path)
         self.folder = Path(section.output).expanduser()
         self.base = {part: digest[:16] for part, digest in base_hashes(self.config).items()}
+        self.keeps_encoders = False
+        """Whether the text encoder stays once prompts are encoded, for further ones."""
         self._status = StatusLine()
-        self._loaded: _Loaded | None = None
+        self._stores = CachePair(TensorCache(None), TensorCache(None))
+        self._model: DiffusionModel | None = None
+        self._adapters: AppliedAdapters | None = None
+        self._in_use: list[tuple[str, float]] = []
 
     def picture(self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()) -> Picture:
         """A picture of one item: what it does not give itself comes from the section. Raises UserError for a size that
@@ -163,21 +168,40 @@ class PictureMaker:
         return len(todo)
 
     def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
-        loaded = self._loaded = self._loaded or _Loaded(self)
-        sampler = loaded.sampler([picture.prompt for picture in todo])
+        """All texts and references are encoded before the transformer is loaded."""
+        device, dtype = use_device(pick_device(self.section.device)), DTYPES[self.section.dtype]
+        if self._model is None:
+            logger.info(f"device {device}, {self.section.dtype}")
+            self._model = load_base_model(self.config, device, dtype)
+        model = self._model
+
+        def watch(index: int, step: int, steps: int) -> bool:
+            self._status.update(f"picture {index + 1}/{len(todo)} step {step}/{steps}")
+            return False
+
+        prompts = [picture.prompt for picture in todo]
+        sampler = Sampler(model, prompts, ItemEncoder(model, dtype), self._stores, watch=watch)
+        sampler.encode(lambda what, done, total: self._status.update(f"{what} {done}/{total}"))
+        self._status.finish()
+        if not self.keeps_encoders:
+            model.unload_encoders(keep=model.family.encoder_parts["vae"])
+        if self._adapters is None:
+            self._adapters = AppliedAdapters(model.network_module, map(self.changes, self.files), device)
+            if reason := model.enable_modulation_cache(BlockSwap):
+                logger.info(f"model.modulation_table: not possible here, {reason}")
+            BlockRunner(model, device, dtype, "none", self.config.blocks_to_swap)
+
         for index, picture in enumerate(todo):
-            loaded.use([(lora.path, lora.strength) for lora in picture.loras])
+            chosen = [(lora.path, lora.strength) for lora in picture.loras]
+            if chosen != self._in_use:
+                self._adapters.use([(self.changes(path), strength) for path, strength in chosen])
+                self._in_use = chosen
             image = sampler.generate(index)
             path = self.folder / picture.name
             write_picture(path, image, picture.settings, self.section.metadata)
             self._status.finish()
             logger.info(f"{index + 1}/{len(todo)} {path}")
             made(picture, path)
-
-    def keep_encoders(self) -> None:
-        """From here on the text encoder stays, for further prompts."""
-        self._loaded = self._loaded or _Loaded(self)
-        self._loaded.keeps_encoders = True
 
     def _check_room(self, todo: Sequence[Picture]) -> None:
         """Raises UserError where the disk has no room for them: at most 3 bytes per pixel."""
@@ -197,46 +221,3 @@ def _advice() -> Iterator[None]:
             raise
         remedy = "Give --quantize with a smaller --qtype, --blocks-to-swap, --low-vram, or a smaller size."
         raise RunError(f"out of memory ({str(error).splitlines()[0]}). {remedy}") from error
-
-
-class _Loaded:
-    """The model of a `PictureMaker`, once something is drawn; its transformer is loaded last."""
-
-    def __init__(self, maker: PictureMaker) -> None:
-        self._maker = maker
-        self._device = use_device(pick_device(maker.section.device))
-        self._dtype = DTYPES[maker.section.dtype]
-        logger.info(f"device {self._device}, {maker.section.dtype}")
-        self._model = load_base_model(maker.config, self._device, self._dtype)
-        self._encoder = ItemEncoder(self._model, self._dtype)
-        self._stores = CachePair(TensorCache(None), TensorCache(None))
-        self._adapters: AppliedAdapters | None = None
-        self._in_use: list[tuple[str, float]] = []
-        self.keeps_encoders = False
-
-    def sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler:
-        """With the texts and references of these prompts encoded."""
-        status = self._maker._status
-
-        def watch(index: int, step: int, steps: int) -> bool:
-            status.update(f"picture {index + 1}/{len(prompts)} step {step}/{steps}")
-            return False
-
-        sampler = Sampler(self._model, prompts, self._encoder, self._stores, watch=watch)
-        sampler.encode(lambda what, done, total: status.update(f"{what} {done}/{total}"))
-        status.finish()
-        if not self.keeps_encoders:
-            self._model.unload_encoders(keep=self._model.family.encoder_parts["vae"])
-        return sampler
-
-    def use(self, chosen: Sequence[tuple[str, float]]) -> None:
-        """Loads the transformer if it is not there, and puts these files on it, each with a strength; no others."""
-        changes = self._maker.changes
-        if self._adapters is None:
-            self._adapters = AppliedAdapters(self._model.network_module, map(changes, self._maker.files), self._device)
-            if reason := self._model.enable_modulation_cache(BlockSwap):
-                logger.info(f"model.modulation_table: not possible here, {reason}")
-            BlockRunner(self._model, self._device, self._dtype, "none", self._maker.config.blocks_to_swap)
-        if list(chosen) != self._in_use:
-            self._adapters.use([(changes(path), strength) for path, strength in chosen])
-            self._in_use = list(chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +32,40 @@ class RunToolConfig(ToolConfig):
         """A folder that holds no run, of one or several."""
         if not job.will_write(self.folder()) and not runs_in(self.folder()):
             yield Diagnostic(("run",), f"{self.run!r} holds no run (no run.json). Give the folder of a run.")
+
+
+class FileToolConfig(ToolConfig):
+    """Keys of the tools that write weights."""
+
+    output: PathStr
+    """File to write (.safetensors)."""
+
+    overwrite: bool = False
+    """Replace what this program wrote there."""
+
+    def output_path(self) -> Path:
+        """`output` as a path."""
+        return Path(self.output).expanduser()
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The file."""
+        return frozenset({self.output_path().resolve()})
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """An output that is there or cannot be written."""
+        yield from super().check(job)
+        yield from check_output(self.output_path(), self.overwrite, job, self.writes_folder())
+
+    def writes_folder(self) -> bool:
+        """Whether `output` is a folder."""
+        return False
+
+
+def check_folder(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
+    """A folder to read that is missing, unless an earlier process of the job writes it."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and not job.will_write(folder):
+        yield Diagnostic(key, f"{path!r} is no folder (working directory: {Path.cwd()}).")
 
 
 def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iterator[Diagnostic]:

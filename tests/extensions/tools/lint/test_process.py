@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.extensions.tools.lint.conftest import picture
 from tests.html_browser import Browser
-from tests.running import run_job, section_of
+from tests.running import run_job, run_tool, section_of
 from toolkit.errors import ConfigErrors, RunError, UserError
 
 README = Path(__file__).parents[4] / "extensions" / "tools" / "lint" / "README.md"
@@ -22,11 +22,11 @@ README = Path(__file__).parents[4] / "extensions" / "tools" / "lint" / "README.m
 def run(capsys: pytest.CaptureFixture[str]):
     """Runs the command in this process and returns its output; RunError where it finds something."""
 
-    def run_tool(*flags: object) -> str:
+    def lint(*flags: object) -> str:
         run_tool("lint", flags)
         return capsys.readouterr().out
 
-    return run_tool
+    return lint
 
 
 def train(folder: str, **keys: object) -> dict:
