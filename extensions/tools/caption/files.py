@@ -210,7 +210,7 @@ class Table(Captions):
             self._keep_old(path, path.name)
             with os_error_as_run_error(path):
                 os.truncate(path, len(raw) - len(torn))
-            logger.info(f"{path}: its last line was torn off and is made anew; the file as it was: {self._taken}")
+            logger.info(f"{path}: its last line was incomplete and is written again; the file as it was: {self._taken}")
         self._captions = dict(self._read(number, line) for number, line in enumerate(self._lines, 1) if line.strip())
 
     def _is_caption(self, line: bytes) -> bool:

@@ -67,7 +67,7 @@ class CaptionProcess(BaseExtensionProcess):
             answers = captioner.captions(list(batch.values()), [image.name for image in batch])
             for image, said in zip(batch, answers, strict=True):
                 if not said.text:
-                    refused.append(ImageError(image.path, "the model says nothing of it. Try another prompt"))
+                    refused.append(ImageError(image.path, "the model returned an empty caption. Try another prompt"))
                     continue
                 captions.write(image, inject_trigger(add_prefix(said.text, section.prefix), section.trigger_word))
                 made, cut = made + 1, cut + said.cut

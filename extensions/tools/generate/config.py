@@ -56,7 +56,7 @@ class GenerateConfig(PicturesConfig):
         """`check` of a section without `like`."""
         yield from super().check(job)
         if not (self.prompt or self.prompts or self.interactive):
-            yield Diagnostic(("prompt",), "is required: what the picture shows. Or 'prompts', a file of several.")
+            yield Diagnostic(("prompt",), "is required: what the image shows. Or 'prompts', a file of several.")
         if self.lightning and not self.lora:
             yield warning("lightning", "needs a Lightning LoRA of as many steps. Give it by 'lora' (--lora).")
 

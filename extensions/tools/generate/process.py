@@ -70,7 +70,9 @@ class GenerateProcess(BaseExtensionProcess):
         ]
         changed += [f"the model's {part}" for part, digest in then["base"].items() if maker.base.get(part) != digest]
         if changed:
-            logger.warning(f"{', '.join(changed)}: not as when {self.section.like} was made, so it will look different")
+            logger.warning(
+                f"{', '.join(changed)} changed since {self.section.like} was generated, so the result will differ"
+            )
 
 
 def pictures(

@@ -58,7 +58,7 @@ class GridConfig(PicturesConfig):
         if not self.lora:
             yield Diagnostic(("lora",), "is required: the files that are compared.")
         if not (self.prompt or self.prompts):
-            yield Diagnostic(("prompt",), "is required: what the pictures show. Or 'prompts', a file of several.")
+            yield Diagnostic(("prompt",), "is required: what the images show. Or 'prompts', a file of several.")
         index = Path(self.output).expanduser() / INDEX
         if reason := refusal(index, is_page):
             yield Diagnostic(("output",), reason)

@@ -42,7 +42,7 @@ class GridProcess(BaseExtensionProcess):
 
         write()
         maker.make([picture for row in rows for picture in row.pictures], write)
-        logger.info(f"{len(rows)} x {len(columns)} pictures: open {index} in a browser")
+        logger.info(f"{len(rows)} x {len(columns)} images: open {index} in a browser")
 
     def _loras(self) -> Iterator[LoraFile]:
         """A file with a strength for each column."""

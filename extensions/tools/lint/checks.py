@@ -155,7 +155,8 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for reference in item.references:
             if reference.difference <= config.reference_difference:
-                yield item.sample.image, f"is the same as its reference {reference.path}: it teaches to change nothing"
+                told = "this pair teaches the model to leave images unchanged"
+                yield item.sample.image, f"is identical to its reference {reference.path}: {told}"
 
 
 # ------------------------------------------------------------ the same picture twice

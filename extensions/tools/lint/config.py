@@ -25,7 +25,7 @@ CHECK_NAMES = (
 def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in CHECK_NAMES:
-            raise value_error(f"{name!r} is no check. {did_you_mean(name, CHECK_NAMES)}")
+            raise value_error(f"{name!r} is not a check. {did_you_mean(name, CHECK_NAMES)}")
     return names
 
 

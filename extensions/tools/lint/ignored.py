@@ -73,5 +73,5 @@ def _checks(text: str, place: str) -> frozenset[str]:
     names = re.split(r"[,\s]+", text.strip()) if text.strip() else []
     for name in names:
         if name not in CHECKS:
-            raise UserError(f"{place}: {name!r} is no check. {did_you_mean(name, CHECKS)}")
+            raise UserError(f"{place}: {name!r} is not a check. {did_you_mean(name, CHECKS)}")
     return frozenset(names)

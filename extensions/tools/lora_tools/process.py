@@ -95,7 +95,7 @@ class PostHocEmaProcess(BaseExtensionProcess):
         for name, value in made.tensors.items():
             key = FILE_PREFIX + name
             if key not in saved or saved[key].shape != value.shape:
-                raise UserError(f"{file.path}: is no file of the weights in the states ({name}).")
+                raise UserError(f"{file.path}: does not hold the weights of the states ({name}).")
             tensors[key] = value.to(saved[key].dtype)
         recipe = {"width": section.width, "steps": made.steps, "profile_error": round(made.error, 6)}
         self._write(tensors, metadata, recipe)

@@ -155,7 +155,7 @@ class PictureMaker:
         if not self.section.overwrite:
             wanted = {name: picture for name, picture in wanted.items() if not (self.folder / name).exists()}
         if there := len({picture.name for picture in pictures}) - len(wanted):
-            logger.info(f"{there} of these pictures are in {self.folder} already (--overwrite makes them again)")
+            logger.info(f"{there} of these images are in {self.folder} already (--overwrite generates them again)")
         todo = sorted(wanted.values(), key=lambda picture: picture.cost)
         if not todo:
             return 0

@@ -63,9 +63,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         with Image.open(path) as picture:
             text = str(picture.text.get(CHUNK, "")) if isinstance(picture, PngImagePlugin.PngImageFile) else ""
     except FileNotFoundError:
-        raise UserError(f"'{path}' is no file (working directory: {Path.cwd()}).") from None
+        raise UserError(f"'{path}' is not a file (working directory: {Path.cwd()}).") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read as a picture ({error}).") from None
+        raise UserError(f"'{path}' cannot be read as an image ({error}).") from None
     remedy = "Give a PNG of this program that was written with its metadata."
     if not text:
         raise UserError(f"'{path}' holds no settings of {NAME}. {remedy}")

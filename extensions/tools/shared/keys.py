@@ -65,7 +65,7 @@ def check_folder(key: tuple[str | int, ...], path: str, job: JobContext) -> Iter
     """A folder to read that is missing, unless an earlier process of the job writes it."""
     folder = Path(path).expanduser()
     if not folder.is_dir() and not job.will_write(folder):
-        yield Diagnostic(key, f"{path!r} is no folder (working directory: {Path.cwd()}).")
+        yield Diagnostic(key, f"{path!r} is not a folder (working directory: {Path.cwd()}).")
 
 
 def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iterator[Diagnostic]:
@@ -89,7 +89,7 @@ def split_strength(text: str) -> tuple[str, float]:
         number = math.nan
     if not math.isfinite(number):
         remedy = "Write FILE, or FILE:STRENGTH such as a.safetensors:0.8."
-        raise UserError(f"{text!r}: {strength!r} is no number. {remedy}")
+        raise UserError(f"{text!r}: {strength!r} is not a number. {remedy}")
     return path, number
 
 
@@ -99,12 +99,12 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
     if job.will_write(file):
         return
     if not file.is_file():
-        yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}).")
+        yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}).")
         return
     try:
         read_metadata(file)
     except (OSError, ValueError, RecursionError):
-        yield Diagnostic(key, f"{path!r} is no safetensors file. Other files are not read: they could run programs.")
+        yield Diagnostic(key, f"{path!r} is not a safetensors file. Other files are not read: they could run programs.")
 
 
 def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:

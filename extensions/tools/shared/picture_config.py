@@ -186,7 +186,7 @@ class PicturesConfig(ToolConfig):
         drawn = family.drawable(size)
         if min(drawn) < 1 or (family.longest_side and max(drawn) > family.longest_side):
             limits = f"{family.token_side} to {family.longest_side or MAX_SIDE}"
-            raise UserError(f"size {size}: this model makes pictures with sides of {limits} pixels.")
+            raise UserError(f"size {size}: this model generates images with sides of {limits} pixels.")
         return drawn
 
 
@@ -202,7 +202,7 @@ def check_references(
         if job.will_write(file):
             continue
         if not file.is_file():
-            yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}). Give an image file.")
+            yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}). Give an image file.")
             continue
         try:
             image_size(file)

@@ -33,7 +33,7 @@ def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection
         section = entry.section
         if isinstance(section, DiffusionSection) and section.display_name(JobContext(job.name)) == run.name:
             return section
-    raise UserError(f"{run.folder}: is no run that saves LoRAs.")
+    raise UserError(f"{run.folder}: this run does not save LoRAs.")
 
 
 def model_of(file: Path) -> ModelConfig:

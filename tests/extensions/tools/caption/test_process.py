@@ -132,7 +132,7 @@ def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: s
     torn = whole[: whole.index(b"c.png") + 5]
     table.write_bytes(torn)
     caption(images, "--format", form)
-    assert table.read_bytes() == whole and any("torn off" in line for line in said)
+    assert table.read_bytes() == whole and any("incomplete" in line for line in said)
     (kept,) = (images / ".trash").rglob(table.name)
     assert kept.read_bytes() == torn
     # A line of another image, and one that cannot be captioned, stay as they are.

@@ -85,7 +85,7 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
     assert values.startswith("Steps: 3, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 96x64, Model hash: ")
 
     before = path.read_bytes()
-    assert generate(asked) == [path] and "1 of these pictures are in out already" in said[-1]
+    assert generate(asked) == [path] and "1 of these images are in out already" in said[-1]
     # Elsewhere, from the picture alone; then with another seed.
     generate(f"--like {path} --output again")
     (again,) = (tmp_path / "again").iterdir()
@@ -163,7 +163,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     ]
     assert found[0]["negative"] == "dark" and not kept
     assert any("'wide' is not a whole number" in line for line in said)
-    assert any("'no.png' is no file" in line for line in said)
+    assert any("'no.png' is not a file" in line for line in said)
     generate(f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}")
     (of_yaml,) = [s for s in map(read_settings, (tmp_path / "out").iterdir()) if s["prompt"] == "of yaml"]
     assert (of_yaml["seed"], of_yaml["steps"], of_yaml["width"], of_yaml["height"]) == (5, 1, 80, 64)
@@ -237,7 +237,7 @@ def test_a_flow_model_draws_from_text_and_takes_no_references(
         generate(f"{line} --seed 7")
     with pytest.raises(UserError, match="1 references: a latent flow model takes none"):
         generate(f"{line} --reference {REFERENCES[0]}")
-    with pytest.raises(UserError, match="size 256x64: this model makes pictures with sides of 4 to 128 pixels"):
+    with pytest.raises(UserError, match="size 256x64: this model generates images with sides of 4 to 128 pixels"):
         generate(f"{line} --width 256 --height 64")
 
 
@@ -272,18 +272,21 @@ def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path
     ("line", "message"),
     [
         ("--prompt x", "run.py generate: --model: is required: a model folder or hub id."),
-        ("--model {m}", "run.py generate: --prompt: is required: what the picture shows"),
-        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is no file"),
-        ("--model {m} --prompt x --lora a.safetensors:strong", "'strong' is no number. Write FILE, or FILE:STRENGTH"),
-        ("--model {m} --prompt x --lora a.safetensors:nan", "'nan' is no number"),
-        ("--model {m} --prompt x --lora notes.txt", "'notes.txt' is no safetensors file"),
+        ("--model {m}", "run.py generate: --prompt: is required: what the image shows"),
+        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
+        (
+            "--model {m} --prompt x --lora a.safetensors:strong",
+            "'strong' is not a number. Write FILE, or FILE:STRENGTH",
+        ),
+        ("--model {m} --prompt x --lora a.safetensors:nan", "'nan' is not a number"),
+        ("--model {m} --prompt x --lora notes.txt", "'notes.txt' is not a safetensors file"),
         ("--model {m} --prompt x --reference notes.txt", "notes.txt"),
         ("--model {m} --prompt x --reference {r} {r} {r} {r}", "--reference:"),
         ("--model {m} --prompt 'x --ci {r} --ci {r} --ci {r} --ci {r}'", "--prompt:"),
         ("--model {m} --prompt 'x --w 3'", "--prompt: --w: 3 is out of range"),
         ("--model {m} --prompts notes.txt --output notes.txt", "notes.txt' is a file. Give a folder."),
         ("--model {m} --prompts nothing.txt", "nothing.txt: does not exist"),
-        ("--like notes.txt", "'notes.txt' cannot be read as a picture"),
+        ("--like notes.txt", "'notes.txt' cannot be read as an image"),
         ("--like {r}", "holds no settings of Atelier"),
         ("--model {m} --prompt x --lightning 5", "--lightning: 5"),
         ("--model {m} --prompt x --qtype int3", "--qtype: 'int3' is unknown"),

@@ -78,10 +78,13 @@ def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
     ("line", "message"),
     [
         ("--model {m} --prompt x", "run.py grid: --lora: is required."),
-        ("--model {m} --lora a.safetensors", "--prompt: is required: what the pictures show"),
-        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is no file"),
+        ("--model {m} --lora a.safetensors", "--prompt: is required: what the images show"),
+        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
         ("--model {m} --prompt x --lora a.safetensors --strength much", "--strength: 'much' is not a number"),
-        ("--model {m} --prompt x --lora a.safetensors --also notes.txt", "--also: 'notes.txt' is no safetensors file"),
+        (
+            "--model {m} --prompt x --lora a.safetensors --also notes.txt",
+            "--also: 'notes.txt' is not a safetensors file",
+        ),
         ("--model {m} --prompt x --lora a.safetensors --output other", "was not made by this program"),
     ],
 )

@@ -95,7 +95,7 @@ def test_what_somebody_has_looked_at_is_ignored(run, folder: Path) -> None:
     with pytest.raises(RunError, match=r"1 finding in 1 file, of 6 images \(5 ignored\): tiny 1"):
         run(*flags)
     (folder / "4.lint").write_text("# lint: ignore tinny")
-    with pytest.raises(UserError, match=r"4\.lint: 'tinny' is no check\. Did you mean 'tiny'\?"):
+    with pytest.raises(UserError, match=r"4\.lint: 'tinny' is not a check\. Did you mean 'tiny'\?"):
         run(*flags)
 
 
@@ -124,10 +124,10 @@ def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: P
     ("flags", "told"),
     [
         (("nothing",), "path: 'nothing' is neither a folder of images nor a job"),
-        (("photos", "--skip", "blur"), "'blur' is no check. Did you mean 'blurred'?"),
+        (("photos", "--skip", "blur"), "'blur' is not a check. Did you mean 'blurred'?"),
         (("photos", "--output", "a.html"), "--output: is the page of 'preview: true', which is not given"),
         (("photos", "--preview", "--output", "photos/0.png"), "--output: 'photos/0.png' was not made by this program"),
-        (("photos", "--control-path", "none"), "'none' is no folder"),
+        (("photos", "--control-path", "none"), "'none' is not a folder"),
         (("job.yaml", "--resolution", "512"), "is for a folder of images; the job 'job.yaml' says it itself"),
     ],
 )

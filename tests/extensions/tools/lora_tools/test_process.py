@@ -174,7 +174,7 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
     refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
     assert "'b.safetensors' is there already" in refused.stderr
-    assert "'pickle.pt' is no safetensors file" in refused.stderr
+    assert "'pickle.pt' is not a safetensors file" in refused.stderr
     refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
     assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
 
@@ -182,11 +182,11 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
 @pytest.mark.parametrize(
     ("uid", "keys", "message"),
     [
-        ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is no number"),
+        ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is not a number"),
         ("merge", {"lora": "a.safetensors", "output": "x", "base": "here"}, "'here' holds no model_index.json"),
         ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "has to end in .safetensors"),
         ("resize", {"input": "a.safetensors", "output": "x.safetensors"}, "give the largest rank of a layer"),
-        ("inspect", {"file": "nothing.safetensors"}, "'nothing.safetensors' is no file"),
+        ("inspect", {"file": "nothing.safetensors"}, "'nothing.safetensors' is not a file"),
         (
             "post_hoc_ema",
             {"files": ["a.safetensors", "a.safetensors"], "sigma_rel": 0.3, "output": "x.safetensors"},
