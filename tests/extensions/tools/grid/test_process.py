@@ -106,7 +106,7 @@ def test_the_commands_of_the_page_run(grid, tiny_model: Path, tmp_path: Path, ma
     for name in ("my_char", "lightning_8", "output/my_char/my_char_000000100", "output/my_char/my_char_000000200"):
         write_lora(tiny_model, tmp_path / f"{name}.safetensors")
     make_pictures(tmp_path, "photo", captions=False)
-    text = (ROOT / "extensions" / "grid" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "extensions" / "tools" / "grid" / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"python run\.py grid ([^`\n]*)", text)
     assert len(commands) >= 6
     for line in commands:
