@@ -491,7 +491,7 @@ def test_benches_use_public_names() -> None:
 
 
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
-    drawers = {"util", "utils", "helper", "helpers", "misc", "common", "tools"}
+    drawers = {"util", "utils", "helper", "helpers", "misc", "common"}
     assert [name for name in tracked() if Path(name).stem.strip("_") in drawers] == []
 
 
