@@ -27,8 +27,8 @@ class NewModelExtension(Extension):
 class TinyModelExtension(Extension):
     uid = "tiny_model"
     name = "Tiny model"
-    config = ".tiny_model_config:TinyModelConfig"
-    process = ".tiny_model_process:TinyModelProcess"
+    config = ".new_model_config:TinyModelConfig"
+    process = ".new_model_process:TinyModelProcess"
 
 
 AI_TOOLKIT_EXTENSIONS = [VaeTrainerExtension, FlowTrainerExtension, NewModelExtension, TinyModelExtension]

@@ -1,4 +1,4 @@
-"""The section of `type: new_model`."""
+"""The sections of `type: new_model` and `type: tiny_model`."""
 
 from __future__ import annotations
 
@@ -9,37 +9,24 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from extensions.from_scratch.arguments import PUBLISHED, SOURCES, faults
-from toolkit.config.field_types import PathStr
+from toolkit.config.field_types import PathOrList, PathStr
 from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.errors import UserError
 from toolkit.files.writing import file_in_the_way, refusal
 
 
-class NewModelConfig(ProcessConfig):
-    """`type: new_model`: writes a model folder whose transformer has random weights."""
-
-    process_types: ClassVar[tuple[str, ...]] = ("new_model",)
+class ModelFolderConfig(ProcessConfig):
+    """A process that writes a model folder with random weights."""
 
     path: PathStr
-    """Folder to write."""
-
-    base: PathStr
-    """Model folder that the text encoder, tokenizer, processor and scheduler are taken from; and the autoencoder,
-    without `vae`. Large files are linked, not copied."""
-
-    vae: PathStr = ""
-    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of `base`."""
-
-    transformer: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of the transformer's class in diffusers, such as num_layers, num_attention_heads and
-    attention_head_dim. Those that fit it to the autoencoder and the text encoder are filled in; what else is left out
-    has the value of the published model."""
+    """Folder to write, relative to the working directory."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the random weights; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what this program wrote there. Off: a complete model of the same settings is kept."""
+    """Replace what this program wrote there. Off: a complete model with the same settings is kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -54,11 +41,33 @@ class NewModelConfig(ProcessConfig):
         return (self.folder() / INDEX).is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Folders that are missing, and a file or somebody else's folder where the folder belongs."""
+        """A file or somebody else's folder where the folder belongs."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
         elif reason := refusal(self.folder()):
             yield Diagnostic(("path",), reason)
+
+
+class NewModelConfig(ModelFolderConfig):
+    """`type: new_model`: writes a model folder whose transformer has random weights."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("new_model",)
+
+    base: PathStr
+    """Model folder that the text encoder, tokenizer, processor and scheduler are taken from; and the autoencoder,
+    without `vae`. Large files are linked, not copied."""
+
+    vae: PathStr = ""
+    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of `base`."""
+
+    transformer: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the transformer's class in diffusers, such as num_layers, num_attention_heads and
+    attention_head_dim. Those that fit it to the autoencoder and the text encoder are filled in; what else is left out
+    has the value of the published model."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Folders that are missing, and a file or somebody else's folder where the folder belongs."""
+        yield from super().check(job)
         for key, message in self.missing():
             if not job.will_write(getattr(self, key)):
                 yield Diagnostic((key,), message)
@@ -78,3 +87,36 @@ class NewModelConfig(ProcessConfig):
             path = getattr(self, key)
             if path and not (Path(path).expanduser() / needed).is_file():
                 yield key, f"{path!r} holds no {needed}. Give the folder of a model."
+
+
+class TinyModelConfig(ModelFolderConfig):
+    """`type: tiny_model`: writes a small random model folder in the published layout."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
+
+    layers: int = Field(default=2, ge=1)
+    """Blocks of the transformer."""
+
+    heads: int = Field(default=2, ge=1)
+    """Attention heads of each block."""
+
+    captions: PathOrList = ()
+    """Folders of `.txt` files that the tokenizer is trained on, for a model that is to be trained from random weights:
+    its text encoder is made to stay frozen. Empty: a built-in text of a few words."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A file or a folder of somebody else in the way of the folder, and captions that are nowhere."""
+        yield from super().check(job)
+        for index, path in enumerate(self.captions):
+            if not Path(path).expanduser().is_dir() and not job.will_write(Path(path)):
+                yield Diagnostic(("captions", index), f"{path!r} is no folder. Give one that holds captions.")
+
+    def texts(self) -> tuple[str, ...]:
+        """The captions, in the order of their files. Raises UserError where a folder holds none."""
+        texts: list[str] = []
+        for path in self.captions:
+            files = sorted(Path(path).expanduser().rglob("*.txt"))
+            if not files:
+                raise UserError(f"captions: {path!r} holds no .txt file. Give a folder that holds captions.")
+            texts += (file.read_text(encoding="utf-8").strip() for file in files)
+        return tuple(texts)

@@ -1,14 +1,16 @@
-"""Writes a model folder of others' parts and a transformer with random weights."""
+"""Writes model folders with random weights: tiny ones, and those of others' parts and a new transformer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from extensions.from_scratch.new_model_config import NewModelConfig
+from extensions.from_scratch.new_model_config import ModelFolderConfig, NewModelConfig, TinyModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import INDEX
@@ -18,25 +20,33 @@ from toolkit.files.safetensors_io import as_os_error
 from toolkit.files.writing import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
+from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
 from toolkit.system.seeding import global_generator
 
 logger = logging.getLogger(__name__)
 
 
-class NewModelProcess(BaseExtensionProcess):
+class ModelFolderProcess(BaseExtensionProcess):
     """A complete folder of the same settings and parts is left as it is, so that a job can be run again."""
 
-    section: NewModelConfig
+    section: ModelFolderConfig
+    what = ""
+    """For messages."""
+
+    @abstractmethod
+    def is_there(self) -> bool:
+        """Whether the folder holds just this model. Raises UserError for parts that are missing."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> str:
+        """Writes the model into an empty folder. Returns what it is, for the log."""
 
     def run(self) -> None:
         super().run()
         section, folder = self.section, self.section.folder()
-        for key, message in section.missing():  # an earlier process may have left nothing
-            raise UserError(f"process[{self.process_id}].{key}: {message}")
         settle(folder)
-        recipe = self._recipe()
-        if not section.overwrite and _recorded(folder) == recipe:
-            logger.info(f"new model: {section.path} is there already")
+        if self.is_there() and not section.overwrite:
+            logger.info(f"{self.what}: {section.path} is there already")
             return
         if folder.is_dir() and any(folder.iterdir()) and not section.overwrite:
             raise UserError(
@@ -44,9 +54,44 @@ class NewModelProcess(BaseExtensionProcess):
                 "Give another folder, or set overwrite: true."
             )
         with atomic_write_dir(folder) as new, as_os_error():
-            count = self._fill(new)
-            write_json(new / NEW_MODEL, recipe)
-        logger.info(f"new model: wrote {section.path}, {count:,} random parameters (seed {section.seed})")
+            written = self.write(new)
+        logger.info(f"{self.what}: wrote {section.path}{written}")
+
+
+class TinyModelProcess(ModelFolderProcess):
+    """Writes a tiny model folder, for tests and examples."""
+
+    section: TinyModelConfig
+    what = "tiny model"
+
+    @cached_property
+    def _spec(self) -> TinySpec:
+        section = self.section
+        return TinySpec(section.seed, section.layers, section.heads, section.texts())
+
+    def is_there(self) -> bool:
+        return is_written(self.section.folder(), self._spec)
+
+    def write(self, folder: Path) -> str:
+        write_tiny_model(folder, self._spec)
+        return f" ({self._spec.layers} blocks, seed {self._spec.seed})"
+
+
+class NewModelProcess(ModelFolderProcess):
+    """Writes a model folder of others' parts and a transformer with random weights."""
+
+    section: NewModelConfig
+    what = "new model"
+
+    def is_there(self) -> bool:
+        for key, message in self.section.missing():  # an earlier process may have left nothing
+            raise UserError(f"process[{self.process_id}].{key}: {message}")
+        return _recorded(self.section.folder()) == self._recipe()
+
+    def write(self, folder: Path) -> str:
+        count = self._fill(folder)
+        write_json(folder / NEW_MODEL, self._recipe())
+        return f", {count:,} random parameters (seed {self.section.seed})"
 
     def move_aside(self) -> None:
         if moved := move_folder_aside(self.section.folder()):

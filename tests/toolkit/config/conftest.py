@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from extensions.from_scratch.tiny_model_config import TinyModelConfig
+from extensions.from_scratch.new_model_config import TinyModelConfig
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.tools.cache.config import CacheConfig
 from tests.model_folders import write_model

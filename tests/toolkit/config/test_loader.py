@@ -269,7 +269,7 @@ def test_loading_imports_no_torch() -> None:
     code = (
         "import sys, toolkit.config, toolkit.config.reference\n"
         "import extensions.sd_trainer.config, extensions.tools.cache.config\n"
-        "import extensions.from_scratch.tiny_model_config\n"
+        "import extensions.from_scratch.new_model_config\n"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
     )
     root = Path(__file__).resolve().parents[3]

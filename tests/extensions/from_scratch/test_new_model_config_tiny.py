@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from extensions.from_scratch.tiny_model_config import TinyModelConfig
+from extensions.from_scratch.new_model_config import TinyModelConfig
 from toolkit.config import JobContext, load_job
 from toolkit.errors import ConfigErrors, UserError
 
