@@ -315,7 +315,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "fps": idle("it concerns videos"),
         "refiner_start_at": idle("there is no refiner"),
         "adapter_conditioning_scale": idle("there is no image adapter"),
-        "network_multiplier": refused(1, says="pictures are drawn with the network as it is saved"),
+        "network_multiplier": refused(1, says="images are drawn with the network as it is saved"),
         "num_frames": refused(1),
         "guidance_rescale": refused(0),
         "do_cfg_norm": refused(False),
@@ -535,7 +535,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "guidance_scale": near("sample.guidance_scale", tool="generate --cfg"),
         "flow_shift": near("sample.flow_shift", tool="generate --flow-shift"),
         "control_image_path": near("sample.samples[].ctrl_img", tool="generate --reference"),
-        "resize_control_to_image_size": near("model.model_kwargs.match_target_res", "for training and pictures alike"),
+        "resize_control_to_image_size": near("model.model_kwargs.match_target_res", "for training and images alike"),
         "resize_control_to_official_size": near("model.model_kwargs.match_target_res", "off is the official size"),
         "text_encoder_cpu": is_("model.text_encoder_cpu", tool="generate --text-encoder-cpu"),
         "lora_weight": near(

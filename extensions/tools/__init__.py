@@ -49,8 +49,8 @@ AI_TOOLKIT_EXTENSIONS = [
     ),
     _tool(
         "generate",
-        "Generate pictures",
-        "generate pictures with a model and LoRAs, from text and references",
+        "Generate images",
+        "generate images with a model and LoRAs, from text and references",
         ".generate.config:GenerateConfig",
         ".generate.process:GenerateProcess",
     ),
@@ -64,7 +64,7 @@ AI_TOOLKIT_EXTENSIONS = [
     _tool(
         "lint",
         "Lint",
-        "check a dataset: pairs, duplicates, blurred and enlarged pictures, captions, leaks; see what is trained",
+        "check a dataset: pairs, duplicates, blurred and enlarged images, captions, leaks; see what is trained",
         ".lint.config:LintConfig",
         ".lint.process:LintProcess",
     ),

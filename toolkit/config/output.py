@@ -244,7 +244,7 @@ class SampleConfig(SampleIntervalConfig):
     """Seed of the noise; 0 is a valid seed."""
 
     walk_seed: bool = False
-    """Picture i of a set has the seed `seed` + i."""
+    """Image i of a set has the seed `seed` + i."""
 
     guidance_scale: float = Field(default=4.0, ge=0, le=1000)
     """Strength of classifier-free guidance; 0 to 1: off."""

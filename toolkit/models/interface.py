@@ -82,7 +82,7 @@ class ModelFacts:
     """Pixels of the longest image that it has positions for; None: any."""
 
     own_sizes: tuple[Size, ...] = ()
-    """Sizes in pixels that the model was published with, a square first; of which a picture gets one where no size is
+    """Sizes in pixels that the model was published with, a square first; of which an image gets one where no size is
     given."""
 
     max_references: int = 0
@@ -124,7 +124,7 @@ class ModelFacts:
         return Size(*(side // self.token_side * self.token_side for side in pixels))
 
     def default_size(self, reference: Size | None = None, learned: Sequence[Size] = ()) -> Size:
-        """The size of a picture that is given none: of `learned`, or else of `own_sizes`, the one whose aspect ratio is
+        """The size of an image that is given none: of `learned`, or else of `own_sizes`, the one whose aspect ratio is
         nearest to that of the reference; without a reference the first."""
         side = min(1024, self.longest_side or 1024)
         sizes = learned or self.own_sizes or (self.drawable(Size(side, side)),)

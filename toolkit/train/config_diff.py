@@ -43,7 +43,7 @@ def corrections(revision: int, section: Mapping[str, Any], has_references: bool 
     found: list[tuple[str, str, str]] = []
     if revision < 2:
         if has_references:
-            what = "picture positions in the text encoder"
+            what = "image positions in the text encoder"
             found.append((what, "one-dimensional, which the model was not made with", "three-dimensional"))
         if train.get("timestep_type") == "weighted":
             what = "loss weights of timestep_type weighted"

@@ -36,7 +36,7 @@ def command(*arguments: object) -> str:
 
 
 def next_commands(folder: Path, name: str, section: object) -> list[str]:
-    """The commands for the run `name` in its folder: a picture of its first sample, a grid of its files, its report.
+    """The commands for the run `name` in its folder: an image of its first sample, a grid of its files, its report.
 
     section: that of its training; without samples only the report is there.
     """

@@ -18,7 +18,7 @@ from toolkit.errors import UserError
 
 
 class GenerateConfig(PicturesConfig):
-    """`type: generate`: generates pictures with a model and LoRAs, from text and up to 3 references."""
+    """`type: generate`: generates images with a model and LoRAs, from text and up to 3 references."""
 
     process_types: ClassVar[tuple[str, ...]] = ("generate",)
 
@@ -26,16 +26,16 @@ class GenerateConfig(PicturesConfig):
     """Strength of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time."""
 
     seed: SeedOrList = (42,)
-    """Seeds of the noise: a picture of each prompt for each. 0 is a valid seed."""
+    """Seeds of the noise: an image of each prompt for each. 0 is a valid seed."""
 
     like: PathStr = ""
-    """A picture that `generate` made: the same again, with all its settings; what is given goes before."""
+    """An image that `generate` made: the same again, with all its settings; what is given goes before."""
 
     interactive: bool = False
     """Read prompts with flags from standard input, a line each, and keep the model loaded. The end of input ends it."""
 
     output: PathStr = "generated"
-    """Folder of the pictures. Each is named after its prompt, its seed and a hash of all that decides it: what is there
+    """Folder of the images. Each is named after its prompt, its seed and a hash of all that decides it: what is there
     with the same settings is not made again, other settings are another file."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -46,7 +46,7 @@ class GenerateConfig(PicturesConfig):
             except UserError as error:
                 yield Diagnostic(("like",), str(error))
                 return
-            assert section.model is not None  # a picture's settings have one
+            assert section.model is not None  # an image's settings have one
             yield from (Diagnostic(("like",), f"its model: {found.message}") for found in section.model.check(job))
             yield from section.check_values(job)
             return
@@ -61,7 +61,7 @@ class GenerateConfig(PicturesConfig):
             yield warning("lightning", "needs a Lightning LoRA of as many steps. Give it by 'lora' (--lora).")
 
     def resolved(self) -> GenerateConfig:
-        """The section with what the picture of `like` says in the place of what is not given. Raises UserError."""
+        """The section with what the image of `like` says in the place of what is not given. Raises UserError."""
         if not self.like:
             return self
         settings = read_settings(Path(self.like).expanduser())
@@ -86,4 +86,4 @@ class GenerateConfig(PicturesConfig):
 
 
 _SAME = ("negative", "width", "height", "cfg", "steps", "flow_shift", "lightning", "dtype")
-"""Keys of a picture's settings that are keys of the section with the same value."""
+"""Keys of an image's settings that are keys of the section with the same value."""

@@ -1,4 +1,4 @@
-"""Generates the pictures of a section."""
+"""Generates the images of a section."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class GenerateProcess(BaseExtensionProcess):
-    """Writes a picture for each prompt and seed; a stop keeps those that are written."""
+    """Writes an image for each prompt and seed; a stop keeps those that are written."""
 
     section: GenerateConfig
 
@@ -57,7 +57,7 @@ class GenerateProcess(BaseExtensionProcess):
                 logger.error(str(error))
 
     def _tell_changes(self, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]) -> None:
-        """Warns where files that the picture was made with are others now."""
+        """Warns where files that the image was made with are others now."""
         given = self.section.model_fields_set
         then = read_settings(Path(self.section.like).expanduser())
         now = next(pictures(self.section.resolved(), maker, items, loras)).settings
@@ -78,7 +78,7 @@ class GenerateProcess(BaseExtensionProcess):
 def pictures(
     section: GenerateConfig, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]
 ) -> Iterator[Picture]:
-    """A picture of each item for each seed, but for items with a seed of their own."""
+    """An image of each item for each seed, but for items with a seed of their own."""
     cfg = 1.0 if section.lightning and "cfg" not in section.model_fields_set else section.cfg
     for item in items:
         scale = cfg if item.guidance_scale is None else item.guidance_scale

@@ -27,7 +27,7 @@ INDEX = "index.html"
 
 
 class GridConfig(PicturesConfig):
-    """`type: grid`: pictures of each LoRA file and strength, for each prompt, cfg and seed, on one page for a
+    """`type: grid`: images of each LoRA file and strength, for each prompt, cfg and seed, on one page for a
     browser."""
 
     process_types: ClassVar[tuple[str, ...]] = ("grid",)
@@ -46,10 +46,10 @@ class GridConfig(PicturesConfig):
     """Seeds of the noise: a row for each. 0 is a valid seed."""
 
     also: PathOrList = ()
-    """LoRA files, as of `lora`, that are on all pictures, those of the first column too: a Lightning LoRA, say."""
+    """LoRA files, as of `lora`, that are on all images, those of the first column too: a Lightning LoRA, say."""
 
     output: PathStr = "grid"
-    """Folder of the pictures and of `index.html`, which shows them. A second start makes what is missing."""
+    """Folder of the images and of `index.html`, which shows them. A second start makes what is missing."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, no prompt, a page of something else."""

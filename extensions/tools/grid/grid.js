@@ -1,4 +1,4 @@
-// The grid: favourites, hidden rows and columns, the large picture, and the keys for all of it.
+// The grid: favourites, hidden rows and columns, the large image, and the keys for all of it.
 (function () {
   const data = pageData();
   const key = 'atelier-grid-' + data.id;
@@ -81,7 +81,7 @@
     }
   }
 
-  // The next picture in a direction that is neither hidden nor missing.
+  // The next image in a direction that is neither hidden nor missing.
   function move(down, right) {
     if (!at) {
       const first = [...grid.querySelectorAll('td')].find((cell) => isThere(cell) && cell.offsetParent !== null);

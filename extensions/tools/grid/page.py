@@ -53,7 +53,7 @@ class Row:
 
 
 def grid_page(columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str) -> str:
-    """The page, which lies in `folder` beside the pictures; those that are not there yet are blank."""
+    """The page, which lies in `folder` beside the images; those that are not there yet are blank."""
     names = [[picture.name for picture in row.pictures] for row in rows]
     first = rows[0].pictures[0].settings if rows else {}
     data = {

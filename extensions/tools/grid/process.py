@@ -1,4 +1,4 @@
-"""Generates the pictures of a grid, and its page."""
+"""Generates the images of a grid, and its page."""
 
 from __future__ import annotations
 

@@ -39,13 +39,13 @@ MODES = {
 """Pillow's name of an unusual mode -> its own."""
 
 UNLIKE_BITS = 24
-"""Of the 128: pictures with so many different bits do not show the same."""
+"""Of the 128: images with so many different bits do not show the same."""
 
 SAME_SHAPE = 0.04
 """Up to this difference two aspect ratios are the same."""
 
 MARGIN_BITS = 16
-"""So much nearer is a reference to another picture than to its own where their order is wrong."""
+"""So much nearer is a reference to another image than to its own where their order is wrong."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
                 yield item.sample.image, f"is identical to its reference {reference.path}: {told}"
 
 
-# ------------------------------------------------------------ the same picture twice
+# ------------------------------------------------------------ the same image twice
 
 
 def duplicate(data: Dataset, config: LintConfig) -> Found:
@@ -387,13 +387,13 @@ CHECKS: dict[str, Check] = {
     "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
     "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
     "same_as_reference": Check(same_as_reference, "images equal to their reference", "Remove the pair."),
-    "duplicate": Check(duplicate, "pictures that are there twice", "Keep the better one, or use its folder's repeats."),
-    "leak": Check(leak, "pictures of the validation that are trained on", "Remove one of the two."),
-    "blurred": Check(blurred, "blurred pictures", "Take a sharper one."),
-    "enlarged": Check(enlarged, "pictures enlarged from smaller ones", "Take the original, at a lower resolution."),
-    "tiny": Check(tiny, "pictures much smaller than the resolution", "Lower the resolution, or remove them."),
+    "duplicate": Check(duplicate, "images that are there twice", "Keep the better one, or use its folder's repeats."),
+    "leak": Check(leak, "images of the validation that are trained on", "Remove one of the two."),
+    "blurred": Check(blurred, "blurred images", "Take a sharper one."),
+    "enlarged": Check(enlarged, "images enlarged from smaller ones", "Take the original, at a lower resolution."),
+    "tiny": Check(tiny, "images much smaller than the resolution", "Lower the resolution, or remove them."),
     "aspect": Check(aspect, "shapes that are cut off, or very long", "Crop them by hand."),
-    "transparent": Check(transparent, "transparent pictures", "Give datasets[].background, or alpha_mask."),
+    "transparent": Check(transparent, "transparent images", "Give datasets[].background, or alpha_mask."),
     "mode": Check(mode, "unusual kinds of pixels", "Save them as 8-bit RGB."),
     "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),
     "trigger": Check(trigger, "captions without the trigger word", "Write the word as the job has it."),

@@ -77,8 +77,8 @@ class LintConfig(ToolConfig):
     """File of that page. A page of this program is replaced, any other file is not."""
 
     least_likeness: float = Field(default=0.97, ge=0, le=1)
-    """duplicate, leak: from this share of one picture on that the other explains once it lies on it, also mirrored.
-    Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other pictures at most 0.94.
+    """duplicate, leak: from this share of one image on that the other explains once it lies on it, also mirrored.
+    Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other images at most 0.94.
     0: what resembles it from afar as well."""
 
     least_sharpness: float = Field(default=25, ge=0)
@@ -86,7 +86,7 @@ class LintConfig(ToolConfig):
     too. 0: off."""
 
     least_detail: float = Field(default=0.35, ge=0)
-    """blurred: below this share of the finest detail in the next coarser one. Pictures as they were taken or drawn
+    """blurred: below this share of the finest detail in the next coarser one. Images as they were taken or drawn
     have 0.7 to 1.4, blurred by 2 pixels 0.25. Where there are traces of an enlargement they are told as `enlarged`. 0:
     off."""
 
@@ -94,7 +94,7 @@ class LintConfig(ToolConfig):
     """tiny: below this share of `resolution`, as a side of a square. 0: off."""
 
     most_cut: float = Field(default=0.15, ge=0, le=1)
-    """aspect: above this share of the picture that its bucket cuts off. 0: anything that is cut."""
+    """aspect: above this share of the image that its bucket cuts off. 0: anything that is cut."""
 
     most_aspect: float = Field(default=3, ge=1)
     """aspect: above this ratio of the sides."""

@@ -42,13 +42,13 @@ COMPARED_SIDE = 64
 """Pixels of a side at which an image is compared with its references."""
 
 AS_SHARP = 1.65
-"""Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one picture may be the other saved again."""
+"""Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one image may be the other saved again."""
 
 SMALL_SIDE = 32
 """Pixels of a side at which images are compared with each other."""
 
 SOFT = 0.5
-"""Below this detail it is asked whether a picture was enlarged."""
+"""Below this detail it is asked whether an image was enlarged."""
 
 AT_ONCE = 4
 """Images of a portion that a thread takes."""
@@ -76,7 +76,7 @@ class Look(NamedTuple):
     octaves; infinity for a flat one."""
 
     resampled: bool
-    """Whether a soft picture has the traces of an enlargement."""
+    """Whether a soft image has the traces of an enlargement."""
 
     small: numpy.ndarray
     """[S, S, 3] uint8, S = `SMALL_SIDE`: to compare it with others."""
@@ -328,7 +328,7 @@ def _spread(small: numpy.ndarray) -> numpy.ndarray:
 
 
 def difference_hash(image: Image.Image) -> tuple[int, int]:
-    """128 bits that stay the same when a picture is resized, compressed or made a little brighter: whether each of 8 x
+    """128 bits that stay the same when an image is resized, compressed or made a little brighter: whether each of 8 x
     8 averages is darker than the next one of its row, and of its column.
 
     Source: the dHash of N. Krawetz, "Kind of Like That" (hackerfactor.com, 2013), along both axes.
@@ -364,7 +364,7 @@ def detail(grey: Image.Image) -> float:
 
 
 def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.Image]:
-    """Root mean square of what is lost, in grey values, and the smaller picture."""
+    """Root mean square of what is lost, in grey values, and the smaller image."""
     size = max(1, round(grey.width / factor)), max(1, round(grey.height / factor))
     small = grey.resize(size, Image.Resampling.LANCZOS)
     back = small.resize(grey.size, Image.Resampling.LANCZOS)
@@ -373,7 +373,7 @@ def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.I
 
 
 def is_resampled(grey: Image.Image) -> bool:
-    """Whether a picture was enlarged; a blurred one was not. Of either there are traces in one of two ways:
+    """Whether an image was enlarged; a blurred one was not. Of either there are traces in one of two ways:
 
     - What is interpolated is smoother between the old pixels than on them, with the period of the old grid. Source:
       Gallagher, "Detection of linear and cubic interpolation in JPEG compressed images", CRV 2005.
@@ -406,7 +406,7 @@ def _period(pixels: numpy.ndarray) -> float:
     columns = numpy.log(curved.mean(0) + 0.05)
     columns -= numpy.convolve(numpy.pad(columns, 3, "edge"), numpy.ones(7) / 7, "valid")
     strength = numpy.abs(numpy.fft.rfft(columns * numpy.hanning(count)))
-    first, eighth = round(0.15 * count), count // 8  # below are shapes of the picture
+    first, eighth = round(0.15 * count), count // 8  # below are shapes of the image
     usual = numpy.median(strength[first:]) + 1e-9
     blocks = max(strength[eighth - 1 : eighth + 2].max(), strength[3 * eighth - 1 : 3 * eighth + 2].max())
     for multiple in (1, 2, 3, 4):  # of 2 and 4 what is stronger than 1 and 3 is of an enlargement

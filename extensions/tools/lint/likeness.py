@@ -1,6 +1,6 @@
-"""Whether two small pictures are of the same one: also cut a little, resized, compressed, brightened or mirrored.
+"""Whether two small images are of the same one: also cut a little, resized, compressed, brightened or mirrored.
 
-Shape suffixes: N pictures, S side of a small picture in pixels; 3 is red, green, blue.
+Shape suffixes: N images, S side of a small image in pixels; 3 is red, green, blue.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Iterator
 import numpy
 
 LEAST_CORRELATION = 0.6
-"""Of two small pictures that are worth aligning. One cut by 5 % has 0.82 to 0.99 to the whole, textures alone less."""
+"""Of two small images that are worth aligning. One cut by 5 % has 0.82 to 0.99 to the whole, textures alone less."""
 
 NEAREST = 3
-"""So many of the most similar pictures are aligned with one."""
+"""So many of the most similar images are aligned with one."""
 
 MOST_DIFFERENT = 50
-"""Grey values: where 1 % of two aligned pictures differ by more, something is changed in one of them."""
+"""Grey values: where 1 % of two aligned images differ by more, something is changed in one of them."""
 
 PROMISING = 0.75
-"""Below this `likeness` two pictures are not looked at further."""
+"""Below this `likeness` two images are not looked at further."""
 
 NOISE = 2
 """Grey values, root mean square, that compressing and resizing change."""
 
 FLAT = 1.5
-"""Standard deviation below which a picture has nothing to be recognised by."""
+"""Standard deviation below which an image has nothing to be recognised by."""
 
 
 def is_flat(small_SS3: numpy.ndarray) -> bool:
@@ -35,9 +35,9 @@ def is_flat(small_SS3: numpy.ndarray) -> bool:
 def most_like(
     pictures_NSS3: numpy.ndarray, others_NSS3: numpy.ndarray, least: float, earlier: bool, at_once: int = 256
 ) -> Iterator[tuple[int, int, bool]]:
-    """Of each picture that is one of the others: the places of both, and whether it is mirrored.
+    """Of each image that is one of the others: the places of both, and whether it is mirrored.
 
-    least: the lowest `likeness`. earlier: only others before the picture count, of the same list.
+    least: the lowest `likeness`. earlier: only others before the image count, of the same list.
     """
     known, mirrored = _normalised(others_NSS3), _normalised(others_NSS3[:, :, ::-1])
     for start in range(0, len(pictures_NSS3), at_once):
@@ -67,10 +67,10 @@ def _normalised(pictures_NSS3: numpy.ndarray) -> numpy.ndarray:
 
 
 def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
-    """Share of the variance of one picture that the other explains once it lies on it, 0 to 1; 0 where a spot differs.
+    """Share of the variance of one image that the other explains once it lies on it, 0 to 1; 0 where a spot differs.
 
     The other is shifted, its sides scaled, its brightness and contrast fitted: Gauss-Newton steps, first on halved
-    pictures. Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
+    images. Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
     """
     explained = _aligned(a_SS3, b_SS3)
     return max(explained, _aligned(b_SS3, a_SS3)) if explained > PROMISING else explained
@@ -113,7 +113,7 @@ def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:
 
 
 def _moved(picture: numpy.ndarray, move: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The picture sampled where the move leads, linearly between pixels; and which places lie in it, [S, S]."""
+    """The image sampled where the move leads, linearly between pixels; and which places lie in it, [S, S]."""
     side, inside = len(picture), []
     for axis, (scale, shift) in enumerate(move.reshape(2, 2)):
         at = ((1 + scale) * ((numpy.arange(side) + 0.5) / side - 0.5) + shift + 0.5) * side - 0.5

@@ -16,11 +16,11 @@ MOST_IMAGES = 300
 """Images on a page; those with findings come first."""
 
 CROP_SIDE, REFERENCE_SIDE = 384, 160
-"""Pixels of the longer side of a picture on the page."""
+"""Pixels of the longer side of an image on the page."""
 
 
 class Shown(NamedTuple):
-    """A picture on the page, or why there is none."""
+    """An image on the page, or why there is none."""
 
     address: str = ""
     problem: str = ""

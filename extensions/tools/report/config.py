@@ -29,7 +29,7 @@ class ReportConfig(RunToolConfig):
     each run."""
 
     embed: bool = True
-    """Put the pictures into the page, as small JPEG: one file to pass on. false: the page links to the samples and the
+    """Put the images into the page, as small JPEG: one file to pass on. false: the page links to the samples and the
     images of the dataset where they lie."""
 
     share: bool = False

@@ -34,7 +34,7 @@ MOST_IMAGES = 300
 """Images of the dataset, events, files: rows of each table."""
 
 SAMPLE_SIDE, THUMBNAIL_SIDE = 512, 112
-"""Pixels of the longer side of a picture that is put into the page."""
+"""Pixels of the longer side of an image that is put into the page."""
 
 _LONGEST_TEXT = 100_000
 
@@ -43,7 +43,7 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     """The page of a run. folder: where the page will lie, for its links. The rest: as of `ReportConfig`."""
 
     def address(path: Path, side: int) -> str | None:
-        """Of a picture; None where it cannot be read. side: as of `embedded`."""
+        """Of an image; None where it cannot be read. side: as of `embedded`."""
         if not embed:
             return link_to(path, folder) if path.is_file() else None
         try:

@@ -41,7 +41,7 @@ function samples() {
     if (image) picture.src = image.src;
     picture.alt = image ? image.alt : '';
     const prompt = figures[opened].querySelector('figcaption').textContent;
-    large.querySelector('p').textContent = told.textContent + (image ? '' : ' (no picture)') + ': ' + prompt;
+    large.querySelector('p').textContent = told.textContent + (image ? '' : ' (no image)') + ': ' + prompt;
     if (!large.open) large.showModal();
   }
   function stop() {

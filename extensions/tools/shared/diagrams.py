@@ -226,7 +226,7 @@ def summarize(title: str, history: History) -> str:
 
 
 def _require_own(path: Path) -> None:
-    """Raises RunError for a file that is neither a picture of matplotlib nor a summary."""
+    """Raises RunError for a file that is neither an image of matplotlib nor a summary."""
     if reason := refusal(path, lambda file: b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data):
         raise RunError(reason)
 

@@ -1,6 +1,6 @@
-"""Pictures of a model with LoRA files on it, whose strengths may differ from picture to picture: what the tools share.
+"""Images of a model with LoRA files on it, whose strengths may differ from image to picture: what the tools share.
 
-All texts are encoded before the transformer is loaded, and their encoder is freed; small pictures come first.
+All texts are encoded before the transformer is loaded, and their encoder is freed; small images come first.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to generate."""
+    """An image to generate."""
 
     prompt: SamplePrompt
     loras: tuple[LoraFile, ...]
@@ -79,10 +79,10 @@ class Picture:
 
 
 class PictureMaker:
-    """Generates pictures by the keys of a section."""
+    """Generates images by the keys of a section."""
 
     def __init__(self, section: PicturesConfig, loras: Sequence[str]) -> None:
-        """loras: all files that pictures may use. Reads them; the model is loaded when it is needed.
+        """loras: all files that images may use. Reads them; the model is loaded when it is needed.
 
         Raises UserError for a LoRA of another model, one whose model is not known, and for a device that is not there.
         """
@@ -110,7 +110,7 @@ class PictureMaker:
         self._in_use: list[tuple[str, float]] = []
 
     def picture(self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()) -> Picture:
-        """A picture of one item: what it does not give itself comes from the section. Raises UserError for a size that
+        """An image of one item: what it does not give itself comes from the section. Raises UserError for a size that
         the model cannot make."""
         section, given = self.section, self.section.model_fields_set
         fast = section.lightning
@@ -176,7 +176,7 @@ class PictureMaker:
         model = self._model
 
         def watch(index: int, step: int, steps: int) -> bool:
-            self._status.update(f"picture {index + 1}/{len(todo)} step {step}/{steps}")
+            self._status.update(f"image {index + 1}/{len(todo)} step {step}/{steps}")
             return False
 
         prompts = [picture.prompt for picture in todo]
@@ -207,7 +207,7 @@ class PictureMaker:
         """Raises UserError where the disk has no room for them: at most 3 bytes per pixel."""
         needed = sum(3 * picture.prompt.size.width * picture.prompt.size.height for picture in todo)
         if (free := free_space(self.folder)) < needed:
-            need = f"{len(todo)} pictures take up to {readable_size(needed)}"
+            need = f"{len(todo)} images take up to {readable_size(needed)}"
             raise UserError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")
 
 

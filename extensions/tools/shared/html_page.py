@@ -2,7 +2,7 @@
 torch.
 
 `page` fills a template (Jinja2), in which every text is escaped, and puts the page's own style and script into it. A
-policy in the document (https://www.w3.org/TR/CSP3/) forbids the browser to load anything but pictures beside the page,
+policy in the document (https://www.w3.org/TR/CSP3/) forbids the browser to load anything but images beside the page,
 and to run any script but the page's own, whatever a caption, a prompt or the name of a file holds.
 """
 
@@ -96,7 +96,7 @@ def link_to(path: Path, folder: Path) -> str:
 
 
 def embedded(image: Image, side: int, quality: int = 80) -> str:
-    """A picture as a `data:` address: JPEG, its longer side at most `side` pixels; what is transparent becomes grey."""
+    """An image as a `data:` address: JPEG, its longer side at most `side` pixels; what is transparent becomes grey."""
     from PIL import Image as Images
 
     small = image.copy()

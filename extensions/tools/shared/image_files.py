@@ -1,6 +1,6 @@
 """PNG files of generated pictures: their names, what is written into them, and how it is read back. Imports no torch.
 
-The settings of a picture are a JSON object of our own in the chunk `atelier`; the chunk `parameters` says the same in
+The settings of an image are a JSON object of our own in the chunk `atelier`; the chunk `parameters` says the same in
 the form that AUTOMATIC1111's web UI (modules/infotext_utils.py, `parse_generation_parameters`) and ComfyUI read.
 """
 
@@ -22,7 +22,7 @@ from toolkit.version import NAME, VERSION
 
 CHUNK = "atelier"
 Settings = Mapping[str, Any]
-"""All that decides a picture, as JSON values: prompt, negative, width, height, seed, cfg, steps, flow_shift, lightning,
+"""All that decides an image, as JSON values: prompt, negative, width, height, seed, cfg, steps, flow_shift, lightning,
 reference and lora (lists of path, sha256 and strength), model (the keys of the section), base (a hash of each part),
 dtype."""
 

@@ -1,5 +1,5 @@
-"""What the tools that generate pictures have in common: the model, prompts and their settings, the folder of the
-pictures. Prompts are read as those of `sample` are. Imports no torch."""
+"""What the tools that generate images have in common: the model, prompts and their settings, the folder of the
+images. Prompts are read as those of `sample` are. Imports no torch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MODEL_KEYS = (
 
 
 class PicturesConfig(ToolConfig):
-    """Keys of the tools that generate pictures."""
+    """Keys of the tools that generate images."""
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {"model": MODEL_KEYS}
     may_be_empty: ClassVar = frozenset({"prompt", "negative"})
@@ -82,7 +82,7 @@ class PicturesConfig(ToolConfig):
     """Negative prompt; empty: one space."""
 
     reference: Slots = ()
-    """Up to 3 reference images in slot order; none: the picture is made from text alone."""
+    """Up to 3 reference images in slot order; none: the image is made from text alone."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384. Without width and height: of the model's own sizes the one that is most like the first
@@ -95,20 +95,20 @@ class PicturesConfig(ToolConfig):
     """Denoising steps."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, 1 is none. Not given: by the picture's size, as the model's own sampling."""
+    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""
 
     lightning: Literal[0, 4, 8] = 0
     """Sample as Lightning LoRAs of so many steps need it: these steps, cfg 1, flow_shift 3; what is given goes before.
     The file is given with the other LoRAs. 0: as usual."""
 
     output: PathStr
-    """Folder of the pictures."""
+    """Folder of the images."""
 
     overwrite: bool = False
-    """Make pictures that are there already again."""
+    """Make images that are there already again."""
 
     metadata: bool = True
-    """Write prompt, settings and the names of the files used into the pictures."""
+    """Write prompt, settings and the names of the files used into the images."""
 
     device: Device = "auto"
     """Where to compute: auto, cuda, cuda:N, mps or cpu."""
@@ -117,7 +117,7 @@ class PicturesConfig(ToolConfig):
     """Number type of the computation."""
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The folder of the pictures."""
+        """The folder of the images."""
         return frozenset({Path(self.output).expanduser().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -167,7 +167,7 @@ class PicturesConfig(ToolConfig):
         return read_file(Path(self.prompts)) if self.prompts else ()
 
     def size_of(self, item: SampleItem, family: ModelFacts) -> Size:
-        """The size of a picture in pixels, one that the model can generate. Raises UserError where it has none."""
+        """The size of an image in pixels, one that the model can generate. Raises UserError where it has none."""
         references = item.ctrl_img or self.reference
         width, height = item.width or self.width, item.height or self.height
         like = image_size(Path(references[0]).expanduser()) if references else None

@@ -153,11 +153,11 @@ def test_a_run_with_references_that_had_other_picture_positions_is_refused(
 ) -> None:
     if before:
         as_saved_before(state)
-        with pytest.raises(UserError, match=r"picture positions in the text encoder.*one-dimensional") as refused:
+        with pytest.raises(UserError, match=r"image positions in the text encoder.*one-dimensional") as refused:
             judge(state, section(), with_references(same))
         assert "--allow-change" in str(refused.value)
         _, said = judge(state, section(), with_references(same), allow_change=True)
-        assert len(said) == 1 and "picture positions" in said[0]
+        assert len(said) == 1 and "image positions" in said[0]
     else:
         assert judge(state, section(), with_references(same))[1] == []
 

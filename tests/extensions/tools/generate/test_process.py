@@ -315,7 +315,7 @@ def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
     with pytest.raises(UserError, match=r"other\.safetensors: .* It is of another model\."):
         generate(f"--model {tiny_model} --prompt x --lora other.safetensors {SMALL}")
     monkeypatch.setattr(generation, "free_space", lambda _: 100)
-    with pytest.raises(UserError, match=r"out: 1 pictures take up to 12\.3 kB, the disk has 100 B free"):
+    with pytest.raises(UserError, match=r"out: 1 images take up to 12\.3 kB, the disk has 100 B free"):
         generate(f"--model {tiny_model} --prompt x {SMALL}")
 
 

@@ -66,7 +66,7 @@ def test_a_page_has_all_that_the_run_recorded_and_no_secret(run: Path) -> None:
     assert [part for part in told if part not in seen] == []
     assert SECRET not in text and "<redacted>" in seen and "<script>document" not in text
     assert text.count("data:image/jpeg") == 7  # of six samples one is torn, of three images one is gone
-    assert "no picture at step 60" in seen
+    assert "no image at step 60" in seen
     for title in ("Loss", "Validation", "Learning rate", "Gradient norm", "Seconds per step"):
         assert f'"title":"{title}"' in text
     assert is_page(path) and not is_page(run / "config.yaml") and not is_page(run / "nothing")
@@ -120,7 +120,7 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(browser: Browser, 
     assert browser.run("return document.querySelectorAll('.chart svg path').length") >= 6
     browser.run("document.getElementById('step').focus()")
     browser.press("ArrowLeft")
-    assert browser.run(shown) == ["60", "60"] and "no picture at step 60" in browser.text("#samples-shown")
+    assert browser.run(shown) == ["60", "60"] and "no image at step 60" in browser.text("#samples-shown")
     browser.click("#samples-shown .picture:not([hidden])")
     assert browser.text("#large p") == f"step 60: {PROMPT}"
     browser.press("ArrowRight", "ArrowDown")
