@@ -56,7 +56,8 @@ def trains(
 
 
 def planned(path: Path, **options: bool) -> dict[str, Any]:
-    return plan_job(load_job(path, discover().find_config), **options).to_json()["processes"][0]
+    """The plan of a dry run with --memory, without which that of models from nothing is not measured."""
+    return plan_job(load_job(path, discover().find_config), **options, memory=True).to_json()["processes"][0]
 
 
 def run(path: Path, **options: bool) -> None:
