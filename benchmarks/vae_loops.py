@@ -23,6 +23,7 @@ from extensions.from_scratch.autoencoders import make_autoencoder
 from extensions.from_scratch.losses_config import VAE
 from extensions.from_scratch.pixels import PixelLoader
 from extensions.from_scratch.vae_config import VaeTrainerConfig
+from toolkit.data.dataloader import loaded_ahead
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.types import BatchSpec
 from toolkit.system.distributed import ProcessGroup
@@ -39,7 +40,7 @@ class OurVaeLoop(Callback):
     def __init__(self, folder: Path, section: dict[str, Any]) -> None:
         """folder: of the run. section: of a `vae_trainer` whose model is an `AutoencoderKL`."""
         self.config = config = VaeTrainerConfig(**section)
-        _, self.items, _ = config.scan()
+        self.items = config.scan().items
         self.seed = 0
         self.autoencoder = make_autoencoder(config.model, self.seed, torch.device("cpu"))
         self.autoencoder.module.train()
@@ -49,7 +50,7 @@ class OurVaeLoop(Callback):
         self.step_fn = AutoencoderStep(self.autoencoder, config.losses, self.seed)
         self.source = EpochSource(
             partial(epoch_batches, self.items, config.train.batch_size, self.seed),
-            partial(PixelLoader(self.items).prefetch, workers=0),
+            partial(loaded_ahead, PixelLoader(self.items).load, workers=0),
         )
         self.losses: list[float] = []
 

@@ -145,7 +145,7 @@ def _phase(name: str, on_gpu: bool, device: Mapping[str, int], host: Mapping[str
 def memory_advice(section: RolesSection) -> str:
     """One sentence of what may be changed to take less memory, what changes the result most at its end."""
     named = list(_less_memory(section))
-    return f"To save memory, in this order: {'; '.join(named)}." if named else ""
+    return f"To save memory, in order of effect: {'; '.join(named)}." if named else ""
 
 
 def _less_memory(section: RolesSection) -> Iterator[str]:

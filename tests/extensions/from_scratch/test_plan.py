@@ -48,7 +48,7 @@ def test_a_job_that_does_not_fit_is_told_what_to_change(vae_job, pictures: Path)
     found = plan(vae_job, pictures, Machine("cuda", 10**8), **gan, train={"ema_config": {"use_ema": True}})
     [advice] = [note for note in found.notes if note.startswith("To save memory")]
     assert advice == (
-        "To save memory, in this order: train.batch_size: 1 with gradient_accumulation: 2; train.dtype: bf16; "
+        "To save memory, in order of effect: train.batch_size: 1 with gradient_accumulation: 2; train.dtype: bf16; "
         "train.ema_config.use_ema: false; without the section discriminator; fewer channels in model.config."
     )
 
