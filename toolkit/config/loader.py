@@ -307,9 +307,9 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
             return
         section, index = process.entry.section, process.entry.index
         job = replace(job, was_finished=process.entry.label in finished)
-        written = {process.entry.raw.get("training_folder")}
+        written = [process.entry.raw.get("training_folder")]  # of an unchecked section: anything
         if isinstance(section, ProcessConfig):
-            written = {section.run_folder(job), *section.outputs(job)}
+            written = [section.run_folder(job), *section.outputs(job)]
         named = contains_secret(f"{process.entry.name} {job.name}")  # which is an error already
         if not named and any(contains_secret(str(folder)) for folder in written):
             diagnostics.error(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
