@@ -33,6 +33,7 @@ from toolkit.data.cache import TensorCache  # noqa: E402
 from toolkit.data.dataloader import BatchLoader  # noqa: E402
 from toolkit.data.epoch_order import EpochSource, epoch_batches  # noqa: E402
 from toolkit.data.latent_cache import CachePair, encode_items  # noqa: E402
+from toolkit.data.threads import loaded_ahead  # noqa: E402
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.files.log import StatusLine  # noqa: E402
 from toolkit.optim.ema import Ema  # noqa: E402
@@ -118,7 +119,7 @@ class Bench(Callback):
                 *((type(callback).__name__, callback, "on_metrics") for callback in self.run.callbacks[:2]),
             ):
                 stack.enter_context(mock.patch.object(owner, method, self._timed(name, getattr(owner, method))))
-            load = partial(self.loader.prefetch, workers=self.asked.workers)
+            load = partial(loaded_ahead, self.loader.load, workers=self.asked.workers)
             train(self.run, EpochSource(self.epoch_batches, load), step_fn)
 
     def _timed(self, part: str, work: Callable) -> Callable:

@@ -61,10 +61,10 @@ def test_the_plan_counts_the_tokens_of_references(flow_job: Callable[..., dict],
     def activations(**changes: object) -> int:
         train = {"gradient_checkpointing": False}
         plan = FlowTrainerSection.model_validate(job(flow_job, {**pairs, **changes}, train=train)).plan(
-            JobContext("job")
+            JobContext("job", measures_memory=True)
         )
         assert plan.memory
-        return next(phase for phase in plan.memory.phases if phase.name == "training").host["activations"]
+        return next(phase for phase in plan.memory.phases if phase.name == "training").host["activations and gradients"]
 
     three, one = activations(), activations(control_path=pairs["control_path"][:1])
     none = activations(control_path=[], control_optional=False)

@@ -30,6 +30,9 @@ class ToyModel:
     def blocks(self):
         return list(self.stack.model)
 
+    def prepare_compiling(self) -> None:
+        pass
+
     def wrap_blocks(self, wrappers, last_block_wrappers=None) -> None:
         self.wrappers, self.last_block_wrappers = list(wrappers), last_block_wrappers
         run = Stack.wrapped(plain, *wrappers)
