@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def velocity(model: DiffusionModel, batch: LatentBatch) -> torch.Tensor:
 
 def most_allocated(work: Callable[[], object]) -> int:
     """Bytes of all real tensors at once, above those that were there."""
+    gc.collect()  # what earlier tests left must not be freed meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
