@@ -1,6 +1,6 @@
 """Whether two checkouts compute, write and say the same: `python benchmarks/compare_commits.py BEFORE AFTER`.
 
-Each runs the same jobs and commands with the same seeds at tiny sizes, in a folder of its own. Then every tensor is
+Each runs the same jobs and commands with the same seeds at tiny sizes, in its own folder. Then every tensor is
 compared bit by bit, every image pixel by pixel, and every logged number, metadata field, document and
 `--dry-run --json` field; of pages what they show; of messages severity and place, and the exit code. Times are left
 out. At last runs that BEFORE has begun and that were killed are resumed by both. Exit code 1: something differs.

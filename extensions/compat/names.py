@@ -315,7 +315,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "fps": idle("it concerns videos"),
         "refiner_start_at": idle("there is no refiner"),
         "adapter_conditioning_scale": idle("there is no image adapter"),
-        "network_multiplier": refused(1, says="images are drawn with the network as it is saved"),
+        "network_multiplier": refused(1, says="images are generated with the network that is saved"),
         "num_frames": refused(1),
         "guidance_rescale": refused(0),
         "do_cfg_norm": refused(False),

@@ -280,7 +280,7 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
     def describe_parts(self) -> Iterator[str]:
         section, model, text = self.section, self.section.model, self.section.model.text_encoder
         if model.name_or_path:
-            yield f"goes on from {model.name_or_path}"
+            yield f"continues from {model.name_or_path}"
         else:
             transformer = model.transformer
             yield f"Auto-created transformer: {transformer.class_name}{_listed(transformer.config)}"

@@ -142,7 +142,7 @@ class ModelSection(ProcessConfig):
 
 
 class TrainingSection(ProcessConfig):
-    """A run in a folder of its own: optimizer steps, what is generated and measured meanwhile, and what ends it."""
+    """A run in its own folder: optimizer steps, what is generated and measured meanwhile, and what ends it."""
 
     training_folder: PathStr = "output"
     """The run's files go to `<training_folder>/<name>/`."""
