@@ -34,7 +34,7 @@ from toolkit.config.model import ModelConfig  # noqa: E402
 from toolkit.config.network import NetworkConfig  # noqa: E402
 from toolkit.config.output import SaveConfig  # noqa: E402
 from toolkit.config.train import TrainConfig  # noqa: E402
-from toolkit.models.qwen_edit.sizes import PUBLISHED, block_linears  # noqa: E402
+from toolkit.models.qwen_image.sizes import PUBLISHED, block_linears  # noqa: E402
 from toolkit.networks.lora import LoraNetwork  # noqa: E402
 from toolkit.optim.optimizers import build_optimizer  # noqa: E402
 from toolkit.train.callbacks.save import SaveCallback  # noqa: E402

@@ -28,7 +28,7 @@ from extensions.sd_trainer.memory_inputs import LETTERS_PER_TOKEN, group_items  
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB, MemoryEstimate  # noqa: E402
-from toolkit.models.qwen_edit.sizes import footprint  # noqa: E402
+from toolkit.models.qwen_image.sizes import footprint  # noqa: E402
 
 PHASES = ("loading", "first step", "training")
 ON_HOST = ("weights of the table", "swapped blocks", "activations, offloaded")

@@ -24,8 +24,8 @@ from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, encode_items
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.model import QwenEditModel
-from toolkit.models.qwen_edit.tiny import write_tiny_model
+from toolkit.models.qwen_image.model import QwenImageModel
+from toolkit.models.qwen_image.tiny import write_tiny_model
 from toolkit.system.seeding import global_generator, key
 
 CAPTION = "a photo of a person, portrait, smiling, studio light, a cup of coffee"
@@ -72,7 +72,7 @@ def measure(
     }
 
 
-def _build(items: list[BucketedSample], model: QwenEditModel, folder: Path, dtype: torch.dtype) -> dict[str, float]:
+def _build(items: list[BucketedSample], model: QwenImageModel, folder: Path, dtype: torch.dtype) -> dict[str, float]:
     """Seconds of each of the two passes over the items."""
     stores = CachePair(TensorCache(folder / "latents"), TensorCache(folder / "text"))
     done: dict[str, float] = {}
@@ -94,7 +94,7 @@ def _item(folder: Path, index: int, side: int) -> BucketedSample:
     return BucketedSample(sample, ResizeCrop(size, 0, 0, size))
 
 
-class DrawnEncoders(QwenEditModel):
+class DrawnEncoders(QwenImageModel):
     """The program's adapter over a tiny model, with encoders of that size or of the published one."""
 
     def __init__(self, options: ModelLoadOptions, published: bool) -> None:

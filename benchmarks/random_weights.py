@@ -23,8 +23,8 @@ from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_
 from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.family import QwenEditFamily
-from toolkit.models.qwen_edit.sizes import PUBLISHED
+from toolkit.models.qwen_image.family import QwenImageFamily
+from toolkit.models.qwen_image.sizes import PUBLISHED
 from toolkit.system.seeding import key
 
 DEVIATION = 0.02
@@ -56,12 +56,12 @@ def write_folder(folder: Path, size: ModelSize) -> None:
         make_transformer(size).save_config(folder / "transformer")
     write_scheduler(folder)
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
-    for part, file in QwenEditFamily.parts.items():  # nothing is read of the parts that are not trained
+    for part, file in QwenImageFamily.parts.items():  # nothing is read of the parts that are not trained
         path = folder / part / file.replace("*", part)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             path.write_text("{}", encoding="utf-8")
-    for part in QwenEditFamily.weight_parts:
+    for part in QwenImageFamily.weight_parts:
         (folder / part / "model.safetensors").write_bytes(framed("{}"))
     (folder / _SIZE).write_text(json.dumps(asdict(size)), encoding="utf-8")
 
@@ -82,7 +82,7 @@ class RandomWeightsModel(EncoderlessModel):
 @contextmanager
 def drawn_models() -> Iterator[None]:
     """Inside the block every model the program opens is a RandomWeightsModel."""
-    with mock.patch.object(QwenEditFamily, "open", lambda family, options: RandomWeightsModel(options)):
+    with mock.patch.object(QwenImageFamily, "open", lambda family, options: RandomWeightsModel(options)):
         yield
 
 

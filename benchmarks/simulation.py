@@ -38,7 +38,7 @@ from toolkit.memory.offload import ActivationOffload, HostBlock
 from toolkit.memory.quantization import quantizer
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
+from toolkit.models.qwen_image.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train import loop, metrics_buffer

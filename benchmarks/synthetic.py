@@ -20,7 +20,7 @@ from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.system.seeding import generator, global_generator
 
 diffusers_logging.set_verbosity_error()  # it remarks on every cast
@@ -94,7 +94,7 @@ def write_scheduler(folder: Path) -> None:
     scheduler.save_pretrained(folder / "scheduler")
 
 
-class EncoderlessModel(QwenEditModel):
+class EncoderlessModel(QwenImageModel):
     """The adapter of the program; latents and embeddings are drawn, so that a folder needs no encoders."""
 
     def __init__(self, options: ModelLoadOptions, size: ModelSize) -> None:

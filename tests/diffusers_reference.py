@@ -29,7 +29,7 @@ from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
 from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.train.sampling import SamplePrompt
 
 PHOTOS = Path(__file__).resolve().parent.parent / "config" / "examples" / "photos"
@@ -128,8 +128,8 @@ def write_unit_gain(folder: Path, source: Path, seed: int = 0) -> None:
             save_file(weights, shard, metadata={"format": "pt"})
 
 
-def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenEditModel:
-    return QwenEditModel(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
+def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenImageModel:
+    return QwenImageModel(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
 
 
 def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
@@ -193,7 +193,7 @@ def photo_item(
     )
 
 
-def encode_photos(model: QwenEditModel, *items: BucketedSample, dtype: torch.dtype = torch.float32) -> EncodedDataset:
+def encode_photos(model: QwenImageModel, *items: BucketedSample, dtype: torch.dtype = torch.float32) -> EncodedDataset:
     stores = memory_stores()
     return encode_items(items, model, lambda _: stores, dtype)
 

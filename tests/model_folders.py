@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from toolkit.files.safetensors_io import framed
-from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_image.family import FAMILY
 
 OURS = "QwenImageEditPlusPipeline"
 COMMIT = "a" * 40

@@ -91,7 +91,7 @@ WITHOUT_MIRROR = {
     "tests/faults/test_stops.py": "whole jobs that are stopped and killed",
     "tests/toolkit/train/test_roles.py": "several roles on the real loop, against plain PyTorch",
     "tests/toolkit/config/test_zero_empty_null.py": "what 0 and nothing mean, in every section",
-    "tests/toolkit/models/qwen_edit/test_parity.py": "the whole adapter against diffusers' own pipeline",
+    "tests/toolkit/models/qwen_image/test_parity.py": "the whole adapter against diffusers' own pipeline",
 }
 """Test files that test no one module, and what they test."""
 
@@ -226,7 +226,7 @@ def test_imports_point_one_way() -> None:
     [
         ("toolkit/data/x.py", "from toolkit.models import hub"),
         ("toolkit/networks/x.py", "import toolkit.optim.ema"),
-        ("toolkit/models/qwen_edit/x.py", "from toolkit.train.run import Run"),
+        ("toolkit/models/qwen_image/x.py", "from toolkit.train.run import Run"),
         ("toolkit/config/x.py", "from toolkit.data.run_plan import RunPlan"),
         ("toolkit/config/x.py", "from toolkit.optim.optimizers import build_optimizer"),
         ("toolkit/x.py", "from toolkit import data"),
@@ -251,7 +251,7 @@ def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
     ("name", "line"),
     [
         ("toolkit/train/x.py", "from toolkit.data.latent_cache import CacheEntry\nfrom toolkit.system import seeding"),
-        ("toolkit/models/x.py", "from toolkit.models.qwen_edit import tiny\nfrom toolkit.registry import Registry"),
+        ("toolkit/models/x.py", "from toolkit.models.qwen_image import tiny\nfrom toolkit.registry import Registry"),
         (
             "toolkit/flow/x.py",
             "import math\nimport numpy as np\nfrom torch import Tensor\nfrom .path import linear_path",
@@ -402,8 +402,8 @@ def test_no_room_but_models_knows_a_model_family() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "import qwen_edit",
-        "from toolkit.models.qwen_edit import adapter",
+        "import qwen_image",
+        "from toolkit.models.qwen_image import adapter",
         "is_qwen = True",
         "x.qwen",
         "if arch == 'qwen_image': pass",

@@ -31,7 +31,7 @@ def load_object(path: str) -> Any:
 FAMILIES = Registry(
     "model family",
     {
-        "qwen_image_edit_plus": "toolkit.models.qwen_edit.family:FAMILY",
+        "qwen_image_edit_plus": "toolkit.models.qwen_image.family:FAMILY",
         "latent_flow": "extensions.from_scratch.latent_flow.family:FAMILY",
     },
 )

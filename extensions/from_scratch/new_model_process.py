@@ -20,7 +20,7 @@ from toolkit.files.safetensors_io import as_os_error
 from toolkit.files.writing import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
-from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
+from toolkit.models.qwen_image.tiny import TinySpec, is_written, write_tiny_model
 from toolkit.system.seeding import global_generator
 
 logger = logging.getLogger(__name__)

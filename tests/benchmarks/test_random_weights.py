@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.random_weights import DRAWN_SIZES, RandomWeightsModel, drawn_models, write_folder
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.family import FAMILY
-from toolkit.models.qwen_edit.sizes import modules
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image.sizes import modules
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.light_start import FORBID
 from tests.model_folders import NO_WEIGHTS, write_cached, write_model
 from tests.small_hub import Hub, small_hub
-from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_image.family import FAMILY
 
 NAME = "someone/model"
 LOOK = ("--dry-run",)
@@ -178,7 +178,7 @@ def test_a_damaged_file_is_named_before_anything_is_loaded(
 def test_a_text_encoder_without_a_weight_ends_the_run(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """It would be trained on at random; `tests/toolkit/models/qwen_edit/test_loading.py` has the other parts."""
+    """It would be trained on at random; `tests/toolkit/models/qwen_image/test_loading.py` has the other parts."""
     part = shutil.copytree(tiny_model, tmp_path / "mine") / "text_encoder"
     weights = load_file(part / "model.safetensors")
     name = max(weights)

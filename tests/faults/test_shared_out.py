@@ -25,7 +25,7 @@ from tests.faults.conftest import (
 )
 from tests.faults.nursery import Nursery
 
-FORWARD = "toolkit.models.qwen_edit.model:forward"
+FORWARD = "toolkit.models.qwen_image.model:forward"
 HANG = int(signal.SIGSTOP)
 
 PICTURE, VALIDATION = 4, 2

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.conftest import INT, KILL, STEP, TERM, Job
 
-DRAW = "toolkit.models.qwen_edit.model:QwenEditModel.predict_velocity"
+DRAW = "toolkit.models.qwen_image.model:QwenImageModel.predict_velocity"
 ENCODE = "toolkit.data.latent_cache:_make"
 PROBE = 1
 """Calls of STEP and DRAW before everything else: the largest batch is tried first."""

@@ -28,7 +28,7 @@ from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.interface import BlockWrapper, DynamicShift
 from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
-from toolkit.models.qwen_edit.sizes import size_of_area
+from toolkit.models.qwen_image.sizes import size_of_area
 from toolkit.system.device import to_device
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from toolkit.errors import UserError
 from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
-from toolkit.models.qwen_edit import forward as qwen
-from toolkit.models.qwen_edit.new import rope_axes
-from toolkit.models.qwen_edit.sizes import PATCH
+from toolkit.models.qwen_image import forward as qwen
+from toolkit.models.qwen_image.new import rope_axes
+from toolkit.models.qwen_image.sizes import PATCH
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import QwenImageTransformer2DModel, SD3Transformer2DModel

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from toolkit.config.model_files import ModelFolder
 from toolkit.errors import UserError
-from toolkit.models.qwen_edit.new import new_transformer, rope_axes
+from toolkit.models.qwen_image.new import new_transformer, rope_axes
 from toolkit.system.seeding import global_generator
 
 SMALL = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}

@@ -110,7 +110,7 @@ def test_it_can_be_added_to_a_folder_without_it(tmp_path: Path) -> None:
 
 
 def test_the_vae_of_an_image_model_decodes_with_it(tmp_path: Path) -> None:
-    from toolkit.models.qwen_edit.loading import load_vae
+    from toolkit.models.qwen_image.loading import load_vae
 
     model = made("AutoencoderKLQwenImage", learned=True)
     written(tmp_path / "vae", model)

@@ -17,7 +17,7 @@ from jobs.job import ExtensionJob
 from tests.pairwise import Row, pairwise
 from toolkit.config import load_job
 from toolkit.extension import discover
-from toolkit.models.qwen_edit.sizes import linear_layers
+from toolkit.models.qwen_image.sizes import linear_layers
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES

@@ -21,7 +21,7 @@ from tests.processes import several
 from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, StepWork
-from toolkit.models.qwen_edit.sizes import footprint
+from toolkit.models.qwen_image.sizes import footprint
 
 LORA = 147_456_000
 

@@ -18,7 +18,7 @@ from torch import nn
 from extensions.sd_trainer.writers import ExtractedLoraWriter
 from tests.diffusers_reference import open_tiny, relative
 from toolkit.memory.quantization import quantizer
-from toolkit.models.qwen_edit.sizes import every_linear_layer, linear_layers
+from toolkit.models.qwen_image.sizes import every_linear_layer, linear_layers
 from toolkit.networks.adapter import dequantized_weight
 from toolkit.networks.lora import DoraNetwork
 from toolkit.networks.lora_formats import load_adapter_file

@@ -72,7 +72,7 @@ def test_a_hub_id_is_none(name: str) -> None:
             "a/b--c",
             "a/..b",
         ),
-        *("a/b.safetensors", "a/b.GGUF", "a/b.ckpt", "output/x", "models/qwen_edit", "checkpoints/last"),
+        *("a/b.safetensors", "a/b.GGUF", "a/b.ckpt", "output/x", "models/qwen_image", "checkpoints/last"),
     ],
 )
 def test_what_cannot_be_a_hub_id_is_a_path(name: str) -> None:
@@ -101,7 +101,7 @@ def test_a_complete_folder_has_no_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "offered"),
     [
-        ("models/qwen_edit", "models/qwen_edti"),
+        ("models/qwen_image", "models/qwen_edti"),
         ("./Modles/Qwen_Edti", "models/qwen_edti"),
         ("models/qwen_edti_", "models/qwen_edti"),
         ("models/something", ""),

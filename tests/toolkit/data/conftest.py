@@ -19,7 +19,7 @@ from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_image.family import FAMILY
 
 
 def make_image(path: Path, width: int = 64, height: int = 48, colour: str = "red") -> Path:

@@ -17,7 +17,7 @@ from toolkit.errors import UserError
 from toolkit.files.safetensors_io import framed
 from toolkit.models import hub
 from toolkit.models.hub import download_encoder
-from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_image.family import FAMILY
 
 NAME = "someone/model"
 FILES = {

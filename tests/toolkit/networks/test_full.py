@@ -16,7 +16,7 @@ from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.fsdp import shard_block_fn
 from toolkit.memory.offload import BlockSwap
-from toolkit.models.qwen_edit.sizes import modules
+from toolkit.models.qwen_image.sizes import modules
 from toolkit.networks.full import FullNetwork, cast_on_use, modules_with_weights
 from toolkit.networks.targets import select_target_modules
 from toolkit.system.distributed import ProcessGroup

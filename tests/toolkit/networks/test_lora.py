@@ -24,14 +24,14 @@ from tests.measured import at_least, at_most
 from tests.network_files import save_network
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import Size
-from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SIZE = Size(96, 64)
 
 
-def lora(model: QwenEditModel, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, **options):
+def lora(model: QwenImageModel, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, **options):
     network = LoraNetwork(options.get("targets", model.lora_targets()), rank, alpha, dropout, seed=1)
     network.attach(model.network_module)
     return network

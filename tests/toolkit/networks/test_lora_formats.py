@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.errors import UserError
-from toolkit.models.qwen_edit.sizes import block_linears
+from toolkit.models.qwen_image.sizes import block_linears
 from toolkit.networks.lora_formats import load_adapter_file
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora_files"

@@ -14,7 +14,7 @@ from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
-from toolkit.models.qwen_edit.sizes import every_linear_layer
+from toolkit.models.qwen_image.sizes import every_linear_layer
 from toolkit.networks.adapter import dequantized_weight
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras

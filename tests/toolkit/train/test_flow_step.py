@@ -20,8 +20,8 @@ from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.flow.loss import linear_path, trigonometric_path
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.interface import DynamicShift
-from toolkit.models.qwen_edit.family import FAMILY
-from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train import flow_step
 from toolkit.train.flow_step import LOOKAHEAD_BATCHES, NETWORK, FlowMatchingStep
@@ -223,7 +223,7 @@ def drawn_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 class GivenDraws(FlowMatchingStep):
     """A step whose noise and t come from elsewhere."""
 
-    def __init__(self, model: QwenEditModel, noise_BCHW: Tensor, t_B: Tensor) -> None:
+    def __init__(self, model: QwenImageModel, noise_BCHW: Tensor, t_B: Tensor) -> None:
         super().__init__(model, seed=0, timestep_type="weighted")
         self.given = noise_BCHW, t_B
 
@@ -319,7 +319,7 @@ def test_micro_batches_add_up_to_one_batch(
 def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
     """Batches, noise and t come from the CPU, the model may be anywhere: the meta device stands in for a GPU."""
     meta = torch.device("meta")
-    model = QwenEditModel(ModelLoadOptions(tiny_model, meta, torch.bfloat16))
+    model = QwenImageModel(ModelLoadOptions(tiny_model, meta, torch.bfloat16))
     network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
     network.attach(model.network_module)
     reference_CHW = torch.randn(16, 8, 12)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.toolkit.train.test_flow_step import LATENTS, make_batch
 from toolkit.data.types import PromptEmbeds
 from toolkit.models.interface import DynamicShift
-from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.prior_preservation import PriorPreservation

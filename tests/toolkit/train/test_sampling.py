@@ -28,8 +28,8 @@ from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.forward import pack
-from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.models.qwen_image.forward import pack
+from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, to_pil
 
 SIZE = Size(128, 96)
@@ -50,7 +50,7 @@ SHARED = memory_stores()
 """Entries are kept by content and model: what one test encoded, another need not encode again."""
 
 
-def sampler(model: QwenEditModel, *prompts: SamplePrompt, **more) -> Sampler:
+def sampler(model: QwenImageModel, *prompts: SamplePrompt, **more) -> Sampler:
     return Sampler(model, prompts, ItemEncoder(model, torch.float32), SHARED, **more)
 
 
@@ -145,7 +145,7 @@ def test_a_shift_is_the_static_one_of_the_pipelines_scheduler(
     at_least("sample, static shift, dB", psnr(as_png(ours), as_png(drawn_by_pipeline(unit_gain_pipeline, prompt))), 60)
 
 
-def test_levels_that_are_not_stretched_are_those_of_lightnings_scheduler(adapter: QwenEditModel) -> None:
+def test_levels_that_are_not_stretched_are_those_of_lightnings_scheduler(adapter: QwenImageModel) -> None:
     """`scheduler_config` of ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py."""
     config = {"base_shift": math.log(3), "max_shift": math.log(3), "max_image_seq_len": 8192, "shift_terminal": None}
     theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential", **config)
@@ -168,7 +168,7 @@ def test_a_seed_gives_the_picture_of_the_pipeline_with_full_references(
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_model: Path) -> QwenEditModel:
+def adapter(tiny_model: Path) -> QwenImageModel:
     return open_tiny(tiny_model, match_target_res=True)
 
 
@@ -203,13 +203,15 @@ def test_the_length_of_guided_velocities_is_seen_in_the_latents(unit_gain_model:
 
 
 @pytest.mark.parametrize(("guidance_scale", "calls_per_step"), [(1.0, 1), (4.0, 2)])
-def test_guidance_costs_a_second_prediction(adapter: QwenEditModel, guidance_scale: float, calls_per_step: int) -> None:
+def test_guidance_costs_a_second_prediction(
+    adapter: QwenImageModel, guidance_scale: float, calls_per_step: int
+) -> None:
     with recording(adapter.blocks()[0]) as seen:
         sampler(adapter, sample_prompt(0, guidance_scale=guidance_scale, steps=3)).latents(0)
     assert len(seen.inputs) == 3 * calls_per_step
 
 
-def test_each_step_of_an_image_is_reported_and_can_stop_it(adapter: QwenEditModel) -> None:
+def test_each_step_of_an_image_is_reported_and_can_stop_it(adapter: QwenImageModel) -> None:
     seen: list[tuple[int, int, int]] = []
 
     def watch(*report: int) -> bool:
@@ -235,7 +237,7 @@ def test_after_encode_drawing_needs_only_the_vae(tiny_model: Path) -> None:
     assert "text_encoder" not in model._parts
 
 
-def test_drawing_leaves_the_random_state_and_the_weights_alone(adapter: QwenEditModel) -> None:
+def test_drawing_leaves_the_random_state_and_the_weights_alone(adapter: QwenImageModel) -> None:
     state = torch.get_rng_state()
     weights = {name: p.clone() for name, p in adapter.network_module.named_parameters()}
     sampler(adapter, sample_prompt(1, steps=1)).generate(0)

@@ -15,7 +15,7 @@ from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, phot
 from tests.measured import at_most
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.types import CaptionRules, PromptEmbeds, Size
-from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.validation import Validator, noise_levels
 
@@ -23,12 +23,12 @@ SIZE = Size(96, 64)
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_model: Path) -> QwenEditModel:
+def adapter(tiny_model: Path) -> QwenImageModel:
     return open_tiny(tiny_model, match_target_res=True)
 
 
 @pytest.fixture(scope="module")
-def photos(adapter: QwenEditModel) -> EncodedDataset:
+def photos(adapter: QwenImageModel) -> EncodedDataset:
     """One item without a reference, one with two."""
     return encode_photos(adapter, photo_item(SIZE), photo_item(Size(64, 64), REFERENCES[:2], "a cup in the garden"))
 
@@ -36,7 +36,7 @@ def photos(adapter: QwenEditModel) -> EncodedDataset:
 class Recording:
     """An adapter that predicts zero and remembers what it was asked."""
 
-    family = QwenEditModel.family
+    family = QwenImageModel.family
 
     def __init__(self) -> None:
         self.asked: list[tuple[Tensor, float, PromptEmbeds, int]] = []

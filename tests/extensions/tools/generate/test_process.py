@@ -34,7 +34,7 @@ from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.families import family_for
-from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
+from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res --output out"
@@ -149,7 +149,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
         "sys.stdin", io.StringIO("typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\nlast --w 80\n")
     )
     kept: list[tuple[str, ...]] = []
-    unload = "toolkit.models.qwen_edit.model.QwenEditModel.unload_encoders"
+    unload = "toolkit.models.qwen_image.model.QwenImageModel.unload_encoders"
     monkeypatch.setattr(unload, lambda model, keep=(): kept.append(tuple(keep)))
     files = generate(f"--model {tiny_model} --prompts lines.txt --seed 1 2 --interactive {SMALL}")
     found = list(map(read_settings, files))

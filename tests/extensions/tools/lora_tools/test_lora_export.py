@@ -14,7 +14,7 @@ from torch import Tensor
 from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, read_adapter, refusals
 from tests.golden_tables import golden
 from toolkit.errors import UserError
-from toolkit.models.qwen_edit.sizes import block_linears, every_linear_layer
+from toolkit.models.qwen_image.sizes import block_linears, every_linear_layer
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 LAYERS = {f"transformer_blocks.{index}.{name}": s for index in range(2) for name, s in block_linears(128).items()}

@@ -10,9 +10,9 @@ from diffusers import QwenImageEditPlusPipeline
 from PIL import Image
 
 from tests.diffusers_reference import REFERENCES
-from toolkit.models.qwen_edit.loading import load_image_processor, load_text_model, load_tokenizer
-from toolkit.models.qwen_edit.processor import EditProcessor, add_image_positions
-from toolkit.models.qwen_edit.prompts import encoder_inputs, prompt_embedding, resize_condition_image
+from toolkit.models.qwen_image.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_image.processor import EditProcessor, add_image_positions
+from toolkit.models.qwen_image.prompts import encoder_inputs, prompt_embedding, resize_condition_image
 
 PROMPT = "the cat of Picture 1 holds the cup"
 

@@ -22,8 +22,8 @@ from torch.nn.functional import silu
 
 from toolkit.models.families import MOST_ROWS
 from toolkit.models.interface import BlockForward, WeightStreaming
-from toolkit.models.qwen_edit.forward import BlockConditioning, ImageTextStreams, RunIndexed
-from toolkit.models.qwen_edit.loading import TABULATED
+from toolkit.models.qwen_image.forward import BlockConditioning, ImageTextStreams, RunIndexed
+from toolkit.models.qwen_image.loading import TABULATED
 from toolkit.system.device import to_device
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from PIL import Image
 
 from tests.diffusers_reference import REFERENCES, relative
 from tests.golden_tables import golden
-from toolkit.models.qwen_edit.loading import load_image_processor, load_text_model, load_tokenizer
-from toolkit.models.qwen_edit.prompts import (
+from toolkit.models.qwen_image.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_image.prompts import (
     DROP_TOKENS,
     encoder_inputs,
     prompt_embedding,

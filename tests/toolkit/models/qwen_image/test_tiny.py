@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from tests.diffusers_reference import open_tiny
-from toolkit.models.qwen_edit.loading import load_image_processor, load_text_model, load_tokenizer
-from toolkit.models.qwen_edit.prompts import DROP_TOKENS, PREFIX, encoder_inputs, prompt_embedding
-from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
+from toolkit.models.qwen_image.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_image.prompts import DROP_TOKENS, PREFIX, encoder_inputs, prompt_embedding
+from toolkit.models.qwen_image.tiny import TinySpec, is_written, write_tiny_model
 
 PARTS = ["processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
 

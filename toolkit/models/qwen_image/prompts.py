@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from toolkit.data.types import Size
-from toolkit.models.qwen_edit.sizes import condition_size
+from toolkit.models.qwen_image.sizes import condition_size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ import torch
 
 from tests.diffusers_reference import open_tiny
 from toolkit.data.types import PromptEmbeds, Size
-from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
-from toolkit.models.qwen_edit.prompts import DROP_TOKENS, encoder_inputs
+from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
+from toolkit.models.qwen_image.prompts import DROP_TOKENS, encoder_inputs
 
 TARGET = Size(128, 96)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.data.types import Size
-from toolkit.models.qwen_edit.sizes import LATENT_SCALE, PATCH, condition_size, reference_size
+from toolkit.models.qwen_image.sizes import LATENT_SCALE, PATCH, condition_size, reference_size
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -45,7 +45,7 @@ def prompt_fault(folder: Path, prompt: str, target: Size, references: Sequence[S
     bound = len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))
     if bound + sum(pictures) + WORDS_AROUND * (1 + len(pictures)) <= most or not (folder / "tokenizer").is_dir():
         return None
-    from toolkit.models.qwen_edit.prompts import DROP_TOKENS, token_ids
+    from toolkit.models.qwen_image.prompts import DROP_TOKENS, token_ids
 
     count = len(token_ids(prompt, pictures, _tokenizer(folder))) - DROP_TOKENS
     if count <= most:
@@ -62,6 +62,6 @@ def _picture_tokens(reference: Size) -> int:
 
 @lru_cache(maxsize=4)
 def _tokenizer(folder: Path) -> Qwen2Tokenizer:
-    from toolkit.models.qwen_edit.loading import load_tokenizer
+    from toolkit.models.qwen_image.loading import load_tokenizer
 
     return load_tokenizer(folder)

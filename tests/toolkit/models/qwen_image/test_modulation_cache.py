@@ -9,7 +9,7 @@ from tests.diffusers_reference import CPU, open_tiny, relative, step_of_photo
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
-from toolkit.models.qwen_edit.modulation_cache import MOST_ROWS, ModulationCache
+from toolkit.models.qwen_image.modulation_cache import MOST_ROWS, ModulationCache
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork
 

@@ -16,13 +16,13 @@ from toolkit.errors import RunError, UserError
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import WEIGHTS
-from toolkit.models.qwen_edit.loading import (
+from toolkit.models.qwen_image.loading import (
     load_text_model,
     load_tokenizer,
     load_transformer,
 )
-from toolkit.models.qwen_edit.sizes import dynamic_shift
-from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
+from toolkit.models.qwen_image.sizes import dynamic_shift
+from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
 
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -203,7 +203,7 @@ import torch
 from toolkit.memory.quantization import quantizer
 from toolkit.models.loading import WEIGHTS
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit.loading import load_transformer
+from toolkit.models.qwen_image.loading import load_transformer
 
 def anonymous():
     status = Path("/proc/self/status").read_text()

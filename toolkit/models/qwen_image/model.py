@@ -19,9 +19,9 @@ from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.interface import BlockWrapper, WeightStreaming
 from toolkit.models.loading import BLOCKS, weights_hash
-from toolkit.models.qwen_edit import loading, prompts, sizes
-from toolkit.models.qwen_edit.family import FAMILY
-from toolkit.models.qwen_edit.forward import (
+from toolkit.models.qwen_image import loading, prompts, sizes
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image.forward import (
     RunIndexed,
     compose_wrappers,
     forward,
@@ -30,9 +30,9 @@ from toolkit.models.qwen_edit.forward import (
     unpack,
     use_real_rotation,
 )
-from toolkit.models.qwen_edit.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
-from toolkit.models.qwen_edit.prompt_length import prompt_fault
-from toolkit.models.qwen_edit.sizes import block_linears
+from toolkit.models.qwen_image.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
+from toolkit.models.qwen_image.prompt_length import prompt_fault
+from toolkit.models.qwen_image.sizes import block_linears
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from toolkit.models.interface import TimeShift
 
 
-class QwenEditModel(FolderModel):
+class QwenImageModel(FolderModel):
     """A Qwen-Image-Edit model folder; see `DiffusionModel` for the methods."""
 
     family = FAMILY

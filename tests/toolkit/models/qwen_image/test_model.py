@@ -21,19 +21,19 @@ from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
 from toolkit.models.interface import BlockForward, BlockWrapper
-from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.models.qwen_image.model import QwenImageModel
 
 SIZE = Size(128, 96)
 CAPTIONS = ("coffee", "a cup of coffee on a table, natural light", "a cat")
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_model: Path) -> QwenEditModel:
+def adapter(tiny_model: Path) -> QwenImageModel:
     return open_tiny(tiny_model, match_target_res=True)
 
 
 @pytest.fixture(scope="module")
-def mixed(adapter: QwenEditModel):
+def mixed(adapter: QwenImageModel):
     """Six items with 0, 1, 2, 1, 0 and 1 references, of several aspect ratios and text lengths."""
     wide, tall, square = REFERENCES
     items = [
@@ -53,7 +53,7 @@ def mixed(adapter: QwenEditModel):
 
 
 @torch.no_grad()
-def test_a_batch_of_unlike_items_equals_item_by_item_calls(adapter: QwenEditModel, mixed) -> None:
+def test_a_batch_of_unlike_items_equals_item_by_item_calls(adapter: QwenImageModel, mixed) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     assert len(set(prompts.lengths)) > 2 and len({ref.shape for refs in references for ref in refs}) >= 3
     together_BCHW = adapter.predict_velocity(x_t_BCHW, t_B, prompts, references)
@@ -62,7 +62,7 @@ def test_a_batch_of_unlike_items_equals_item_by_item_calls(adapter: QwenEditMode
         assert relative(together_BCHW[row], alone[0]) < 2e-6
 
 
-def forwards(model: QwenEditModel, *step) -> list[dict]:
+def forwards(model: QwenImageModel, *step) -> list[dict]:
     """What the first block was given in each forward of one prediction."""
     with recording(model.blocks()[0]) as seen:
         model.predict_velocity(*step)
@@ -70,7 +70,7 @@ def forwards(model: QwenEditModel, *step) -> list[dict]:
 
 
 @torch.no_grad()
-def test_items_of_equal_shapes_and_text_lengths_share_one_forward(adapter: QwenEditModel, mixed) -> None:
+def test_items_of_equal_shapes_and_text_lengths_share_one_forward(adapter: QwenImageModel, mixed) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     same_text = PromptEmbeds(prompts.embeds_BLD[[0] * 6, : prompts.lengths[0]], (prompts.lengths[0],) * 6)
     # chelsea and rocket are both 3:2 at the target's area; the items without references form one group.
@@ -80,7 +80,7 @@ def test_items_of_equal_shapes_and_text_lengths_share_one_forward(adapter: QwenE
 
 
 @torch.no_grad()
-def test_no_attention_mask_is_ever_passed_and_no_text_padded(adapter: QwenEditModel, mixed) -> None:
+def test_no_attention_mask_is_ever_passed_and_no_text_padded(adapter: QwenImageModel, mixed) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     calls = forwards(adapter, x_t_BCHW, t_B, prompts, references)
     assert all(call["encoder_hidden_states_mask"] is None for call in calls)
@@ -88,7 +88,7 @@ def test_no_attention_mask_is_ever_passed_and_no_text_padded(adapter: QwenEditMo
 
 
 @torch.no_grad()
-def test_what_stands_in_the_padding_changes_nothing(adapter: QwenEditModel, mixed) -> None:
+def test_what_stands_in_the_padding_changes_nothing(adapter: QwenImageModel, mixed) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     rows = [0, 4]
     chosen = prompts.select(rows)
@@ -103,7 +103,7 @@ def test_what_stands_in_the_padding_changes_nothing(adapter: QwenEditModel, mixe
 
 
 @torch.no_grad()
-def test_references_and_their_order_matter(adapter: QwenEditModel, mixed) -> None:
+def test_references_and_their_order_matter(adapter: QwenImageModel, mixed) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     first, second = references[2]
     arguments = x_t_BCHW[[2]], t_B[[2]], prompts.select([2])
@@ -112,7 +112,7 @@ def test_references_and_their_order_matter(adapter: QwenEditModel, mixed) -> Non
     assert relative(adapter.predict_velocity(*arguments, [(first,)]), both) > 1e-4
 
 
-def test_latents_are_deterministic_and_about_unit_normal(adapter: QwenEditModel) -> None:
+def test_latents_are_deterministic_and_about_unit_normal(adapter: QwenImageModel) -> None:
     pixels_BCHW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents_BCHW = adapter.encode_images(pixels_BCHW)
     assert latents_BCHW.shape == (2, 16, 8, 8)
@@ -123,7 +123,7 @@ def test_latents_are_deterministic_and_about_unit_normal(adapter: QwenEditModel)
     assert decoded_BCHW.abs().max() <= 1
 
 
-def test_guidance_keeps_the_length_of_each_token(adapter: QwenEditModel) -> None:
+def test_guidance_keeps_the_length_of_each_token(adapter: QwenImageModel) -> None:
     cond, uncond = torch.randn((2, 1, 16, 4, 4), generator=torch.Generator().manual_seed(0))
     guided = adapter.apply_cfg(cond, uncond, 4.0)
     lengths = [v.reshape(1, 16, 2, 2, 2, 2).square().sum(dim=(1, 3, 5)) for v in (cond, guided)]
@@ -132,7 +132,7 @@ def test_guidance_keeps_the_length_of_each_token(adapter: QwenEditModel) -> None
     assert relative(guided, cond) > 0.1
 
 
-def test_guidance_leaves_zeros_as_they_are(adapter: QwenEditModel) -> None:
+def test_guidance_leaves_zeros_as_they_are(adapter: QwenImageModel) -> None:
     zeros = torch.zeros(1, 16, 4, 4)
     assert adapter.apply_cfg(zeros, zeros, 4.0).equal(zeros)
 
@@ -157,7 +157,7 @@ def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
         model.encode_prompt("a cat", [])
 
 
-def test_the_size_of_the_work_is_that_of_the_forwards(adapter: QwenEditModel, mixed) -> None:
+def test_the_size_of_the_work_is_that_of_the_forwards(adapter: QwenImageModel, mixed) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
     with torch.no_grad():
         seen = forwards(adapter, x_t_BCHW, t_B, prompts, references)
@@ -169,7 +169,7 @@ def test_the_size_of_the_work_is_that_of_the_forwards(adapter: QwenEditModel, mi
     assert adapter.hidden_size == adapter.head_dim * adapter.blocks()[0].attn.heads
 
 
-def test_targets_are_the_fourteen_linears_of_each_block(adapter: QwenEditModel) -> None:
+def test_targets_are_the_fourteen_linears_of_each_block(adapter: QwenImageModel) -> None:
     targets = adapter.lora_targets()
     assert len(targets) == 2 * 14
     assert all(isinstance(adapter.network_module.get_submodule(name), torch.nn.Linear) for name in targets)
@@ -232,7 +232,7 @@ def test_a_quantized_text_encoder_still_sees_pictures(tiny_model: Path, qtype: s
     assert 0 < relative(quantized_LD, plain_LD) < {"int8": 0.03, "int4": 0.3, "int2": 1.0}.get(qtype, 0.1)
 
 
-def test_low_vram_changes_no_number(tiny_model: Path, adapter: QwenEditModel) -> None:
+def test_low_vram_changes_no_number(tiny_model: Path, adapter: QwenImageModel) -> None:
     frugal = open_tiny(tiny_model, low_vram=True)
     pixels = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     assert torch.equal(frugal.encode_images(pixels), adapter.encode_images(pixels))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from toolkit.errors import UserError
-from toolkit.models.qwen_edit import loading
-from toolkit.models.qwen_edit.family import FAMILY
-from toolkit.models.qwen_edit.sizes import footprint
+from toolkit.models.qwen_image import loading
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image.sizes import footprint
 
 
 def count(module: torch.nn.Module) -> int:

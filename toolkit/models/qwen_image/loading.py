@@ -12,7 +12,7 @@ from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform, ModelLoadOptions
 from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, load_blockwise, reading
 from toolkit.models.one_frame import expect_one_frame
-from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
+from toolkit.models.qwen_image.prompts import SPECIAL_TOKENS
 from toolkit.registry import SPADE_LOADER, load_object
 
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.golden_tables import golden
-from toolkit.models.qwen_edit.forward import image_shapes, pack, unpack
+from toolkit.models.qwen_image.forward import image_shapes, pack, unpack
 
 CASES = golden("edit_train_packing")
 

@@ -6,7 +6,7 @@ import torch
 
 from tests.diffusers_reference import open_tiny
 from toolkit.memory.quantization import quantizer
-from toolkit.models.qwen_edit.sizes import BYTES_PER_WEIGHT, linear_layers, modules
+from toolkit.models.qwen_image.sizes import BYTES_PER_WEIGHT, linear_layers, modules
 from toolkit.number_types import QTYPES
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from tests.golden_tables import golden
 from toolkit.data.types import Size
-from toolkit.models.qwen_edit.sizes import condition_size, reference_size
+from toolkit.models.qwen_image.sizes import condition_size, reference_size
 
 ANY_TARGET = Size(512, 512)
 

@@ -12,7 +12,7 @@ from toolkit.config.model_files import read_model_json
 from toolkit.errors import UserError
 from toolkit.models.from_config import build
 from toolkit.models.loading import ASKED_BY, block_import
-from toolkit.models.qwen_edit.sizes import LATENT_CHANNELS, LATENT_SCALE, PATCH
+from toolkit.models.qwen_image.sizes import LATENT_CHANNELS, LATENT_SCALE, PATCH
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import QwenImageTransformer2DModel

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.transformers import transformer_qwenimage
 
-from toolkit.models.qwen_edit import forward
+from toolkit.models.qwen_image import forward
 
 SHAPE_BSHK = (2, 24, 3, 16)
 

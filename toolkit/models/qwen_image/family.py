@@ -10,17 +10,17 @@ from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.models.families import ModelFamily, ModelSizeInfo
 from toolkit.models.interface import ModelSection
-from toolkit.models.qwen_edit import sizes
-from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
-from toolkit.models.qwen_edit.sizes import footprint
+from toolkit.models.qwen_image import sizes
+from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
+from toolkit.models.qwen_image.sizes import footprint
 
 
-class QwenEditFamily(ModelFamily):
+class QwenImageFamily(ModelFamily):
     """See `ModelFamily`."""
 
     arch = "qwen_image_edit_plus"
-    model_class = "toolkit.models.qwen_edit.model:QwenEditModel"
-    network_maker = "toolkit.models.qwen_edit.new:new_transformer"
+    model_class = "toolkit.models.qwen_image.model:QwenImageModel"
+    network_maker = "toolkit.models.qwen_image.new:new_transformer"
     title = "Qwen-Image-Edit-2509"
     pipelines = ("QwenImageEditPlusPipeline",)
     published = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
@@ -76,4 +76,4 @@ class QwenEditFamily(ModelFamily):
         return footprint(folder)
 
 
-FAMILY = QwenEditFamily()
+FAMILY = QwenImageFamily()

@@ -24,7 +24,7 @@ from tests.diffusers_reference import (
 from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.types import BatchSpec, Size
-from toolkit.models.qwen_edit.forward import image_shapes, pack
+from toolkit.models.qwen_image.forward import image_shapes, pack
 from toolkit.train.flow_step import FlowMatchingStep
 
 PORTRAIT, LANDSCAPE = Size(96, 160), Size(192, 128)

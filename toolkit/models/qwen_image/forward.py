@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
-from toolkit.models.qwen_edit.sizes import PATCH
+from toolkit.models.qwen_image.sizes import PATCH
 from toolkit.system.device import to_device
 
 with block_import("bitsandbytes", ASKED_BY):
