@@ -34,7 +34,8 @@ from toolkit.config.model import ModelConfig  # noqa: E402
 from toolkit.config.network import NetworkConfig  # noqa: E402
 from toolkit.config.output import SaveConfig  # noqa: E402
 from toolkit.config.train import TrainConfig  # noqa: E402
-from toolkit.models.qwen_image.sizes import PUBLISHED, block_linears  # noqa: E402
+from toolkit.models.folder_family import width_of  # noqa: E402
+from toolkit.models.qwen_image.family import FAMILY  # noqa: E402
 from toolkit.networks.lora import LoraNetwork  # noqa: E402
 from toolkit.optim.optimizers import build_optimizer  # noqa: E402
 from toolkit.train.callbacks.save import SaveCallback  # noqa: E402
@@ -43,7 +44,7 @@ from toolkit.train.optimizer_step import Role  # noqa: E402
 from toolkit.train.run import Interval, Run  # noqa: E402
 
 SHAPES = {name: (size.layers, size.heads * size.head_dim) for name, size in SIZES.items()} | {
-    "published": (PUBLISHED["num_layers"], PUBLISHED["num_attention_heads"] * PUBLISHED["attention_head_dim"])
+    "published": (FAMILY.published_transformer["num_layers"], width_of(FAMILY.published_transformer))
 }
 """Size -> blocks and hidden width."""
 
@@ -138,7 +139,9 @@ class SaveCallbackToWaitFor(SaveCallback):
 def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveCallbackToWaitFor]:
     """A run with the LoRA of the asked size and an optimizer that has done one step."""
     layers, width = SHAPES[asked.size]
-    shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block_linears(width).items()}
+    shapes = {
+        f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in FAMILY.block_linears(width, {}).items()
+    }
     network = LoraNetwork(list(shapes), RANK, RANK, dropout=0.0, seed=SEED)
     network.attach(hollow_model(shapes))
     parameters = network.parameters()

@@ -28,7 +28,7 @@ from extensions.sd_trainer.memory_inputs import LETTERS_PER_TOKEN, group_items  
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB, MemoryEstimate  # noqa: E402
-from toolkit.models.qwen_image.sizes import footprint  # noqa: E402
+from toolkit.models.qwen_image.family import FAMILY  # noqa: E402
 
 PHASES = ("loading", "first step", "training")
 ON_HOST = ("weights of the table", "swapped blocks", "activations, offloaded")
@@ -144,7 +144,7 @@ def section(folder: Path, row: Row, size: ModelSize) -> SdTrainerConfig:
 
 def plan_of(job: SdTrainerConfig, row: Row, size: ModelSize) -> MemoryEstimate:
     """The plan of the job on a GPU, with images and a caption that have as many tokens as the simulated ones."""
-    facts = footprint(job.model.folder())
+    facts = FAMILY.footprint(job.model.folder())
     letters = size.text_tokens - facts.text_tokens - row.references * facts.text_tokens_per_reference
     side = Size(8 * size.latent_side, 8 * size.latent_side)
     references = ("b.png",) * row.references

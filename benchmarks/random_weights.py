@@ -23,8 +23,7 @@ from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_
 from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_image.family import QwenImageFamily
-from toolkit.models.qwen_image.sizes import PUBLISHED
+from toolkit.models.qwen_image.family import FAMILY, QwenImageFamily
 from toolkit.system.seeding import key
 
 DEVIATION = 0.02
@@ -36,11 +35,11 @@ TEXT_TOKENS = (80, 280, 490, 700)
 DRAWN_SIZES = {
     **SIZES,
     "published": ModelSize(
-        heads=PUBLISHED["num_attention_heads"],
-        head_dim=PUBLISHED["attention_head_dim"],
-        layers=PUBLISHED["num_layers"],
+        heads=FAMILY.published_transformer["num_attention_heads"],
+        head_dim=FAMILY.published_transformer["attention_head_dim"],
+        layers=FAMILY.published_transformer["num_layers"],
         rope_axes=(16, 56, 56),
-        text_width=PUBLISHED["joint_attention_dim"],
+        text_width=FAMILY.published_transformer["joint_attention_dim"],
         latent_side=128,
         text_tokens=TEXT_TOKENS[1],
     ),

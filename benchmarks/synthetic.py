@@ -20,6 +20,7 @@ from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.system.seeding import generator, global_generator
 
@@ -98,7 +99,7 @@ class EncoderlessModel(QwenImageModel):
     """The adapter of the program; latents and embeddings are drawn, so that a folder needs no encoders."""
 
     def __init__(self, options: ModelLoadOptions, size: ModelSize) -> None:
-        super().__init__(options)
+        super().__init__(options, FAMILY)
         self.size = size
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:

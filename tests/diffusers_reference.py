@@ -29,6 +29,7 @@ from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
 from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.train.sampling import SamplePrompt
 
@@ -129,7 +130,7 @@ def write_unit_gain(folder: Path, source: Path, seed: int = 0) -> None:
 
 
 def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenImageModel:
-    return QwenImageModel(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
+    return FAMILY.open(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
 
 
 def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:

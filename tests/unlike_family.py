@@ -149,7 +149,7 @@ class UnlikeAdapter(DiffusionModel):
     dynamic_shift = Shift()
     hidden_size = head_dim = WIDTH
 
-    def __init__(self, options: ModelLoadOptions) -> None:
+    def __init__(self, options: ModelLoadOptions, family: ModelFamily) -> None:
         self.options = options
         self._parts: dict[str, nn.Module] = {}
         self.wrap_blocks(())

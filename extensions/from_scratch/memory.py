@@ -216,9 +216,9 @@ class _Model(LatentFlowModel):
     def __init__(
         self, options: ModelLoadOptions, family: Any, class_name: str, parts: Mapping[str, Any], trains_text: bool
     ) -> None:
-        self.family, self._adapter = family, TRANSFORMERS.load(class_name)
+        self._adapter = TRANSFORMERS.load(class_name)
         self._trains_text, self._trained_vae = trains_text, None
-        FolderModel.__init__(self, options)
+        FolderModel.__init__(self, options, family)
         self._parts = dict(parts)
 
     dynamic_shift = ConstantShift(1.0)

@@ -6,7 +6,6 @@ import torch
 from benchmarks.random_weights import DRAWN_SIZES, RandomWeightsModel, drawn_models, write_folder
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
-from toolkit.models.qwen_image.sizes import modules
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def test_weights_are_drawn_with_the_same_numbers_each_time(folder: Path) -> None
 
 def test_the_published_size_is_the_one_of_the_model(tmp_path: Path) -> None:
     write_folder(tmp_path, DRAWN_SIZES["published"])
-    assert sum(modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
+    assert sum(FAMILY.modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
 
 
 def test_the_program_opens_drawn_models_only_when_told_to(folder: Path) -> None:

@@ -173,11 +173,11 @@ class ModelFamily(ModelFacts, ABC):
     """
 
     model_class: str
-    """Its `DiffusionModel`, as "module:Class"; imported when a model is loaded."""
+    """Its `DiffusionModel`, as "module:Class", made of (options, family); imported when a model is loaded."""
 
     def open(self, options: ModelLoadOptions) -> DiffusionModel:
         """The model in a folder; its parts are loaded on first use."""
-        return load_object(self.model_class)(options)
+        return load_object(self.model_class)(options, self.of_folder(options.folder))
 
     def of_folder(self, folder: Path) -> ModelFamily:
         """The family with the facts of one model, where they differ from folder to folder; those of the published model

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from toolkit.models.interface import BlockWrapper, DiffusionModel
 from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim
 
-if TYPE_CHECKING:
-    pass
-
 RunBlock = Callable[..., Any]
 """Runs one block: (index, block, ...) -> its outputs, with what the family passes between blocks."""
 
@@ -34,8 +31,9 @@ class FolderModel(DiffusionModel):
 
     family: ModelFamily
 
-    def __init__(self, options: ModelLoadOptions) -> None:
-        self.options = options
+    def __init__(self, options: ModelLoadOptions, family: ModelFamily) -> None:
+        """family: of the folder in `options`."""
+        self.options, self.family = options, family
         self._parts: dict[str, Any] = {}
         self.wrap_blocks(())
 

@@ -110,6 +110,18 @@ def reading(part: Path) -> Iterator[None]:
             logger.setLevel(level)
 
 
+def load_frozen(part: Path, kind: type[Any], dtype: torch.dtype) -> Any:
+    """A part of a model folder as a module of diffusers, frozen, on the CPU.
+
+    Raises RunError when its weights are not those of its config, or not finite.
+    """
+    with reading(part):
+        module, info = kind.from_pretrained(part, torch_dtype=dtype, **STRICTLY)
+    check_loaded(part, info)
+    check_finite(part, module)
+    return module.requires_grad_(False).eval()
+
+
 def check_loaded(part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()) -> None:
     """Raises RunError unless the weights of a part are all and only those of its config, in shape too.
 

@@ -78,7 +78,7 @@ PATCH = 2
 """Latent pixels along one side of a token, where a transformer's config does not say it."""
 
 ENCODE_TENSORS, DECODE_TENSORS = 14, 22
-"""Tensors of the autoencoder's width and the image's size in memory at most; as measured for `qwen_image/sizes.py`."""
+"""Tensors of the autoencoder's width and the image's size in memory at most; see `toolkit.models.folder_family`."""
 
 
 class LatentFlowFamily(ModelFamily):

@@ -25,10 +25,10 @@ from extensions.from_scratch.spade import attach_spade
 from toolkit.config.model_files import read_model_json
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.folder_family import size_of_area
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.interface import BlockWrapper, DynamicShift
 from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
-from toolkit.models.qwen_image.sizes import size_of_area
 from toolkit.system.device import to_device
 
 if TYPE_CHECKING:
@@ -61,13 +61,12 @@ class LatentFlowModel(FolderModel):
 
     family: LatentFlowFamily
 
-    def __init__(self, options: ModelLoadOptions) -> None:
-        self.family = FAMILY.of_folder(options.folder)
+    def __init__(self, options: ModelLoadOptions, family: LatentFlowFamily | None = None) -> None:
         name = part_config(options.folder, "transformer")["_class_name"]
         self._adapter: TransformerAdapter = TRANSFORMERS.load(name)
         self._trains_text = False
         self._trained_vae: TrainedAutoencoder | None = None
-        super().__init__(replace(options, modulation_table=False))
+        super().__init__(replace(options, modulation_table=False), family or FAMILY.of_folder(options.folder))
 
     # ------------------------------------------------------------ parts
 

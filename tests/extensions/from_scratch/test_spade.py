@@ -114,9 +114,9 @@ def test_the_vae_of_an_image_model_decodes_with_it(tmp_path: Path) -> None:
 
     model = made("AutoencoderKLQwenImage", learned=True)
     written(tmp_path / "vae", model)
-    output = load_vae(tmp_path, torch.float32).decode(latents()[:, :, None]).sample[:, :, 0]
+    output = load_vae(tmp_path / "vae", torch.float32).decode(latents()[:, :, None]).sample[:, :, 0]
     torch.testing.assert_close(output, model.decode(latents()).clamp(-1, 1))
-    assert next(load_vae(tmp_path, torch.bfloat16).spade.parameters()).dtype == torch.bfloat16
+    assert next(load_vae(tmp_path / "vae", torch.bfloat16).spade.parameters()).dtype == torch.bfloat16
 
 
 def test_an_autoencoder_without_norms_is_refused() -> None:

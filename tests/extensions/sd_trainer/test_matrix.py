@@ -17,7 +17,7 @@ from jobs.job import ExtensionJob
 from tests.pairwise import Row, pairwise
 from toolkit.config import load_job
 from toolkit.extension import discover
-from toolkit.models.qwen_image.sizes import linear_layers
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES
@@ -89,7 +89,7 @@ def what_is_saved(run: Path, name: str) -> dict[str, bytes]:
 def loads(run: Path, name: str, kind: str, model: Path) -> bool:
     """Whether the file holds a change of every layer, or the folder a model that draws finite numbers."""
     if kind != "full":
-        changes = load_adapter_file(run / name, linear_layers(model))
+        changes = load_adapter_file(run / name, FAMILY.linear_layers(model))
         return len(changes) == 28 and all(bool(change.delta().isfinite().all()) for change in changes.values())
     loaded = QwenImageTransformer2DModel.from_pretrained(run / name / "transformer", torch_dtype=torch.float32)
     return all(bool(parameter.isfinite().all()) for parameter in loaded.parameters())

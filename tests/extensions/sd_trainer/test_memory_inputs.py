@@ -21,14 +21,14 @@ from tests.processes import several
 from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, StepWork
-from toolkit.models.qwen_image.sizes import footprint
+from toolkit.models.qwen_image.family import FAMILY
 
 LORA = 147_456_000
 
 
 def work(on_card: bool = True, **parts: Any) -> StepShape:
     job = section(**parts)
-    return step_shape(job, footprint(job.model.folder()), count_trainable_params(job), 100, on_card)
+    return step_shape(job, FAMILY.footprint(job.model.folder()), count_trainable_params(job), 100, on_card)
 
 
 def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
@@ -93,7 +93,7 @@ PIXELS = 1024 * 1024
 
 def sizes(*items: BucketedSample, held_out: tuple[BucketedSample, ...] = (), **parts) -> BatchSizes:
     job = section(**parts)
-    return BatchSizes(job, footprint(job.model.folder()), group_items(items, held_out))
+    return BatchSizes(job, FAMILY.footprint(job.model.folder()), group_items(items, held_out))
 
 
 def test_alike_items_are_one_group() -> None:
@@ -143,7 +143,7 @@ def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
 
     def work_of(*items: BucketedSample, **parts: Any) -> StepWork | None:
         job = section(**parts)
-        return step_work(job, footprint(job.model.folder()), group_items(items))
+        return step_work(job, FAMILY.footprint(job.model.folder()), group_items(items))
 
     full = {"gradient_checkpointing": "full"}
     one = work_of(item(), train=full)

@@ -30,7 +30,7 @@ from toolkit.memory import int8_matmul
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.int8_matmul import is_supported
 from toolkit.memory.quantization import RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
-from toolkit.models.qwen_image.sizes import footprint
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
 from toolkit.system.distributed import ProcessGroup
@@ -207,7 +207,7 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
     )
     choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, gather=sorted)
     trained = count_trainable_params(section)
-    assert heard["work"] == step_shape(section, footprint(Path(five_blocks)), trained, 77, on_card=False)
+    assert heard["work"] == step_shape(section, FAMILY.footprint(Path(five_blocks)), trained, 77, on_card=False)
     assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
     assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
     choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, remembered=7 * trained.weights)
@@ -228,7 +228,7 @@ def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(mo
     engine = SimpleNamespace(choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)))
     adapter = SimpleNamespace(num_tokens=lambda latents, prompts, references: 77)
     network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
-    facts = footprint(Path(five_blocks))
+    facts = FAMILY.footprint(Path(five_blocks))
     for processes in (1, 2):
         with several(monkeypatch, processes):
             choose_checkpointing_level(engine, section, adapter, network, largest=BATCH)

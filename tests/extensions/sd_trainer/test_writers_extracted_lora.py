@@ -18,7 +18,7 @@ from torch import nn
 from extensions.sd_trainer.writers import ExtractedLoraWriter
 from tests.diffusers_reference import open_tiny, relative
 from toolkit.memory.quantization import quantizer
-from toolkit.models.qwen_image.sizes import every_linear_layer, linear_layers
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.adapter import dequantized_weight
 from toolkit.networks.lora import DoraNetwork
 from toolkit.networks.lora_formats import load_adapter_file
@@ -52,7 +52,7 @@ def test_a_dora_goes_on_from_a_lora_on_a_merged_and_quantized_model(
     run_py: Callable[..., subprocess.CompletedProcess], write_job, trainer, make_pictures, tiny_model, tmp_path: Path
 ) -> None:
     """At a rate of 0, so that what must be in the files is known: the given LoRA, and nothing of the merged one."""
-    layers, every = linear_layers(tiny_model), every_linear_layer(tiny_model)
+    layers, every = FAMILY.linear_layers(tiny_model), FAMILY.every_linear_layer(tiny_model)
     base = lora(tmp_path / "private" / "style.safetensors", every, seed=1)
     given = lora(tmp_path / "private" / "given.safetensors", every, seed=2)
     section = trainer(make_pictures(tmp_path / "photos", "a"), train={"steps": 1, "lr": 0})

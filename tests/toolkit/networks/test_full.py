@@ -16,7 +16,7 @@ from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.fsdp import shard_block_fn
 from toolkit.memory.offload import BlockSwap
-from toolkit.models.qwen_image.sizes import modules
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.full import FullNetwork, cast_on_use, modules_with_weights
 from toolkit.networks.targets import select_target_modules
 from toolkit.system.distributed import ProcessGroup
@@ -59,7 +59,7 @@ def test_every_weight_of_the_model_is_trained_and_the_plan_knows_their_number(ti
     counted = dict.fromkeys(modules_with_weights(adapter.network_module), 0)
     for name, parameter in named.items():
         counted[name.rpartition(".")[0]] += parameter.numel()
-    assert modules(tiny_model) == counted
+    assert FAMILY.modules(tiny_model) == counted
 
 
 def test_patterns_choose_modules_with_all_that_is_theirs_and_the_rest_is_frozen(attached) -> None:

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.errors import UserError
-from toolkit.models.qwen_image.sizes import block_linears
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.lora_formats import load_adapter_file
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora_files"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))["files"]
-MODULES = [f"transformer_blocks.{index}.{name}" for index in range(2) for name in block_linears(1)]
+MODULES = [f"transformer_blocks.{index}.{name}" for index in range(2) for name in FAMILY.block_linears(1, {})]
 TO_Q = "transformer_blocks.0.attn.to_q"
 
 

@@ -14,7 +14,7 @@ from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
-from toolkit.models.qwen_image.sizes import every_linear_layer
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.adapter import dequantized_weight
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras
@@ -85,7 +85,7 @@ def test_a_file_of_another_program_adds_the_change_that_program_computed(name: s
 def test_the_layers_a_file_may_change_are_those_of_diffusers(tiny_model: Path) -> None:
     model = QwenImageTransformer2DModel.from_pretrained(tiny_model / "transformer")
     theirs = {n: (m.in_features, m.out_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    assert every_linear_layer(tiny_model) == theirs
+    assert FAMILY.every_linear_layer(tiny_model) == theirs
 
 
 @pytest.mark.parametrize("qtype", [None, "int8", "int4", "float8"])
@@ -93,7 +93,7 @@ def test_a_model_is_quantized_after_the_merge(tiny_model: Path, tmp_path: Path, 
     """Block layers as quantizing the merged weight makes them; layers outside of the blocks are merged too."""
     path = lora(tmp_path / "a.safetensors", LAYER)
     plain = open_tiny(tiny_model).network_module
-    layers = every_linear_layer(tiny_model)
+    layers = FAMILY.every_linear_layer(tiny_model)
 
     def merging() -> LoraMerger:
         return LoraMerger(read_base_loras([entry(path, 0.7)], layers))
@@ -115,7 +115,7 @@ def test_a_model_is_quantized_after_the_merge(tiny_model: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("layer", OUTSIDE)
 def test_layers_outside_of_the_blocks_are_merged_too(tiny_model: Path, tmp_path: Path, layer: str) -> None:
-    layers = every_linear_layer(tiny_model)
+    layers = FAMILY.every_linear_layer(tiny_model)
     path = lora(tmp_path / "a.safetensors", layer, size=layers[layer])
     plain = open_tiny(tiny_model).network_module.get_submodule(layer).weight
     model = open_tiny(tiny_model, merge_fn=lambda: LoraMerger(read_base_loras([entry(path)], layers)))
@@ -176,5 +176,5 @@ def test_weights_that_overflow_are_refused() -> None:
 def test_a_file_that_cannot_be_meant_is_refused(tiny_model, tmp_path, layer, size, strength, words: str) -> None:
     path = lora(tmp_path / "a.safetensors", *([layer] if layer else []), size=size, strength=strength)
     with pytest.raises(UserError, match=words) as caught:
-        read_base_loras([entry(path)], every_linear_layer(tiny_model))
+        read_base_loras([entry(path)], FAMILY.every_linear_layer(tiny_model))
     assert str(path) in str(caught.value)

@@ -319,7 +319,7 @@ def test_micro_batches_add_up_to_one_batch(
 def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
     """Batches, noise and t come from the CPU, the model may be anywhere: the meta device stands in for a GPU."""
     meta = torch.device("meta")
-    model = QwenImageModel(ModelLoadOptions(tiny_model, meta, torch.bfloat16))
+    model = FAMILY.open(ModelLoadOptions(tiny_model, meta, torch.bfloat16))
     network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
     network.attach(model.network_module)
     reference_CHW = torch.randn(16, 8, 12)

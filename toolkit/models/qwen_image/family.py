@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from toolkit.config.model_files import local_index
 from toolkit.data.types import Size
-from toolkit.errors import UserError
-from toolkit.models.families import ModelFamily, ModelSizeInfo
+from toolkit.models.families import EncoderSize
+from toolkit.models.folder_family import FolderFamily, Shapes
 from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
 from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
-from toolkit.models.qwen_image.sizes import footprint
 
 
-class QwenImageFamily(ModelFamily):
+class QwenImageFamily(FolderFamily):
     """See `ModelFamily`."""
 
     arch = "qwen_image_edit_plus"
@@ -45,14 +43,24 @@ class QwenImageFamily(ModelFamily):
         "processor": "*.json",
         "scheduler": "scheduler_config.json",
     }
-
-    def config_error(self, folder: Path) -> str:
-        try:
-            sizes.block_count(folder)
-            sizes.dynamic_shift(folder)
-        except UserError as error:
-            return str(error)
-        return ""
+    published_transformer: Mapping[str, int] = {
+        "num_layers": 60,
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "joint_attention_dim": 3584,
+        "in_channels": 64,
+        "out_channels": 16,
+    }
+    # Qwen2.5-VL-7B by its config: 28 layers; embedding, vision tower and norms; the head, which is not used.
+    published_text = EncoderSize(linear_params=6_525_288_448, other_params=1_221_880_832, unused=544_997_376)
+    published_text_sizes = (3584, 18944)
+    published_vae = EncoderSize(linear_params=0, other_params=126_892_531)
+    published_vae_width = 96
+    biases = True
+    modulation_pattern = r"transformer_blocks\.\d+\.(?:img_mod|txt_mod)\.1"
+    reference_area = sizes.REFERENCE_AREA
+    text_tokens = 12
+    text_tokens_per_reference = sizes.CONDITION_AREA // 28**2 + 18
 
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
@@ -60,20 +68,32 @@ class QwenImageFamily(ModelFamily):
             return None
         return prompt_fault(index.parent, prompt, target, references, model.model_kwargs.match_target_res)
 
-    def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return sizes.linear_layers(folder)
+    def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
+        """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""
+        attention = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        shapes = {f"attn.{name}": (width, width) for name in attention}
+        for stream in ("img", "txt"):
+            shapes[f"{stream}_mlp.net.0.proj"] = (width, 4 * width)
+            shapes[f"{stream}_mlp.net.2"] = (4 * width, width)
+        for stream in ("img", "txt"):
+            shapes[f"{stream}_mod.1"] = (width, 6 * width)
+        return shapes
 
-    def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return sizes.every_linear_layer(folder)
+    def outer_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
+        """Source: diffusers, transformer_qwenimage.py, QwenImageTransformer2DModel."""
+        return {
+            "time_text_embed.timestep_embedder.linear_1": (256, width),
+            "time_text_embed.timestep_embedder.linear_2": (width, width),
+            "img_in": (config["in_channels"], width),
+            "txt_in": (config["joint_attention_dim"], width),
+            "norm_out.linear": (width, 2 * width),
+            "proj_out": (width, 4 * config["out_channels"]),
+        }
 
-    def modules(self, folder: Path) -> dict[str, int]:
-        return sizes.modules(folder)
-
-    def block_count(self, folder: Path) -> int:
-        return sizes.block_count(folder)
-
-    def footprint(self, folder: Path) -> ModelSizeInfo:
-        return footprint(folder)
+    def norms(self, config: Mapping[str, int]) -> dict[str, int]:
+        of_head = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+        of_block = {f".attn.{name}": config["attention_head_dim"] for name in of_head}
+        return {**of_block, "txt_norm": config["joint_attention_dim"]}
 
 
 FAMILY = QwenImageFamily()

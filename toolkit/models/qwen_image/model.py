@@ -9,18 +9,16 @@ S tokens, P token width, L text tokens, D text width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from toolkit.data.types import PromptEmbeds, Size
+from toolkit.models import vl_prompts
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.folder_model import FolderModel
+from toolkit.models.folder_family import FolderFamily
 from toolkit.models.interface import BlockWrapper, WeightStreaming
-from toolkit.models.loading import BLOCKS, weights_hash
 from toolkit.models.qwen_image import loading, prompts, sizes
-from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.forward import (
     RunIndexed,
     compose_wrappers,
@@ -32,84 +30,41 @@ from toolkit.models.qwen_image.forward import (
 )
 from toolkit.models.qwen_image.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
 from toolkit.models.qwen_image.prompt_length import prompt_fault
-from toolkit.models.qwen_image.sizes import block_linears
+from toolkit.models.qwen_model import QwenModel
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from toolkit.models.interface import TimeShift
 
-
-class QwenImageModel(FolderModel):
+class QwenImageModel(QwenModel):
     """A Qwen-Image-Edit model folder; see `DiffusionModel` for the methods."""
 
-    family = FAMILY
+    fused_projections = (
+        ("attn.to_q", "attn.to_k", "attn.to_v"),
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    )
 
-    def __init__(self, options: ModelLoadOptions) -> None:
-        super().__init__(options)
+    def __init__(self, options: ModelLoadOptions, family: FolderFamily) -> None:
+        super().__init__(options, family)
         self.modulation_cache: ModulationCache | None = None
 
     # ------------------------------------------------------------ parts
 
     def load_part(self, name: str) -> object:
-        o = self.options
+        o, part = self.options, self.options.folder / name
         if name == "transformer":
             return loading.load_transformer(o)
         if name == "vae":
-            return loading.load_vae(o.folder, o.dtype)
+            return loading.load_vae(part, o.dtype)
         if name == "text_encoder":
-            return loading.load_text_model(o.folder, o.dtype, o.transform_text_block)
-        return loading.load_tokenizer(o.folder) if name == "tokenizer" else loading.load_image_processor(o.folder)
-
-    def _on_device(self, name: str) -> Any:
-        """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
-        self._clear_device(keep=name)
-        stays = name == "text_encoder" and self.options.text_encoder_cpu
-        return self.part(name).to("cpu" if stays else self.options.device)
-
-    def _clear_device(self, keep: str | None = None) -> None:
-        """With `low_vram`, moves the encoders except `keep` to the CPU."""
-        if self.options.low_vram:
-            for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep}:
-                self._parts[name].to("cpu")
-
-    @cached_property
-    def dynamic_shift(self) -> TimeShift:
-        return sizes.dynamic_shift(self.options.folder)
-
-    def cache_key(self, part: str) -> str:
-        variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""
-        return self._identities[part] + variant
-
-    @cached_property
-    def _identities(self) -> dict[str, str]:
-        return {part: weights_hash(self.options.folder, files) for part, files in self.family.encoder_parts.items()}
+            return vl_prompts.load_text_model(part, loading.TEXT_ENCODER, o.dtype, o.transform_text_block)
+        return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
 
     # ------------------------------------------------------------ images
 
     def reference_size(self, image: Size, target: Size) -> Size:
         return sizes.reference_size(image, target, self.options.match_target_res)
-
-    @torch.no_grad()
-    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        pixels_BCFHW = pixels_BCHW.to(self.options.device, self.options.dtype).unsqueeze(2)
-        latents_BCHW = self._on_device("vae").encode(pixels_BCFHW).latent_dist.mode().squeeze(2)
-        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
-        return (latents_BCHW - mean_C11) / std_C11
-
-    @torch.no_grad()
-    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
-        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
-        latents_BCFHW = (latents_BCHW * std_C11 + mean_C11).unsqueeze(2)
-        pixels_BCFHW = self._on_device("vae").decode(latents_BCFHW, return_dict=False)[0]
-        return pixels_BCFHW[:, :, 0].float().clamp(-1, 1)
-
-    def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.part("vae").config
-        mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        return mean_C11, std_C11
 
     # ------------------------------------------------------------ text
 
@@ -125,10 +80,6 @@ class QwenImageModel(FolderModel):
 
     def compose(self, wrappers: Sequence[BlockWrapper]) -> RunIndexed:
         return compose_wrappers(wrappers)
-
-    def predict_velocity(self, x_t_BCHW: Tensor, *inputs: Any, **named: Any) -> Tensor:
-        self._clear_device()
-        return super().predict_velocity(x_t_BCHW, *inputs, **named)
 
     def predict_group(
         self, run: RunIndexed, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
@@ -163,13 +114,6 @@ class QwenImageModel(FolderModel):
         if self.modulation_cache:
             self.modulation_cache.prefetch_timesteps(levels)
 
-    def sampling_level(self, t_B: Tensor) -> Tensor:
-        """1000 t rounded to the compute dtype, and divided there.
-
-        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`timestep / 1000`).
-        """
-        return ((t_B * 1000).to(self.options.dtype) / 1000).to(t_B.dtype)
-
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Guidance with each token's length restored to the conditional one's; a token of length 0 stays 0.
 
@@ -185,12 +129,3 @@ class QwenImageModel(FolderModel):
 
     def prepare_compiling(self) -> None:
         use_real_rotation()
-
-    def fused_projection_groups(self) -> Sequence[Sequence[str]]:
-        groups = [["to_q", "to_k", "to_v"], ["add_q_proj", "add_k_proj", "add_v_proj"]]
-        blocks = range(len(self.blocks()))
-        return [[f"{BLOCKS}.{index}.attn.{name}" for name in group] for index in blocks for group in groups]
-
-    def lora_targets(self) -> Sequence[str]:
-        names = block_linears(dim=1)
-        return [f"{BLOCKS}.{index}.{name}" for index in range(len(self.blocks())) for name in names]

@@ -62,6 +62,6 @@ def _picture_tokens(reference: Size) -> int:
 
 @lru_cache(maxsize=4)
 def _tokenizer(folder: Path) -> Qwen2Tokenizer:
-    from toolkit.models.qwen_image.loading import load_tokenizer
+    from toolkit.models.vl_prompts import load_tokenizer
 
-    return load_tokenizer(folder)
+    return load_tokenizer(folder / "tokenizer")

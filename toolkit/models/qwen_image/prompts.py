@@ -1,26 +1,24 @@
 """A prompt and its reference images as the text encoder's input, as diffusers' pipeline builds it.
 
-The tokenizer and the PIL image processor are used on their own: transformers' `Qwen2VLProcessor` needs
-torchvision, and one path for all machines means the same numbers everywhere.
-
 Source: diffusers, pipeline_qwenimage_edit_plus.py, `_get_qwen_prompt_embeds`. One thing differs from diffusers 0.42.1:
 the text encoder is told which tokens are images, so that they get the three-dimensional positions that the published
 model was trained and released with (transformers before 5.3 found them by itself; diffusers issue 14194).
 
-Shape suffixes: B batch (1), L tokens, D embedding width, N vision patches, V patch width.
+Shape suffixes: B batch (1), L tokens, D embedding width.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from toolkit.data.types import Size
+from toolkit.models import vl_prompts
 from toolkit.models.qwen_image.sizes import condition_size
+from toolkit.models.vl_prompts import IMAGE_PAD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +32,7 @@ PREFIX = (
     "appropriate.<|im_end|>\n<|im_start|>user\n"
 )
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
-IMAGE_PAD = "<|image_pad|>"
 PICTURE = "Picture {}: <|vision_start|>" + IMAGE_PAD + "<|vision_end|>"
-SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
-"""Special tokens of the template: one id each."""
-
 DROP_TOKENS = 64
 """Leading hidden states that are discarded: the length of PREFIX in the published tokenizer."""
 
@@ -57,55 +51,21 @@ def encoder_inputs(
     prompt: str,
     references: Sequence[Image.Image],
     tokenizer: Qwen2Tokenizer,
-    image_processor: Qwen2VLImageProcessorPil,
+    image_processor: Qwen2VLImageProcessorPil | None,
 ) -> dict[str, Tensor]:
-    """input_ids_BL and attention_mask_BL; with references also pixel_values_NV, image_grid_thw [references, 3] and
-    mm_token_type_ids_BL (1 for the tokens of an image, 0 for text), by which the encoder places images on a grid.
-
-    Special tokens that the prompt spells out, such as `<|image_pad|>`, are encoded as the text they are.
-    """
-    if not references:
-        ids_BL = torch.tensor([token_ids(prompt, (), tokenizer)])
-        return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
-    pictures = [resize_condition_image(image) for image in references]
-    vision = dict(image_processor(images=pictures, return_tensors="pt"))
-    counts = [int(grid.prod()) // image_processor.merge_size**2 for grid in vision["image_grid_thw"]]
-    ids_BL = torch.tensor([token_ids(prompt, counts, tokenizer)])
-    is_picture_BL = ids_BL == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
-    return {
-        "input_ids": ids_BL,
-        "attention_mask": torch.ones_like(ids_BL),
-        "mm_token_type_ids": is_picture_BL.int(),
-        **vision,
-    }
+    """See `vl_prompts.encoder_inputs`."""
+    images = [resize_condition_image(image) for image in references]
+    vision = vl_prompts.vision_inputs(images, image_processor) if image_processor else {}
+    ids = token_ids(prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer)
+    return vl_prompts.encoder_inputs(ids, vision, tokenizer)
 
 
-def token_ids(prompt: str, picture_tokens: Sequence[int], tokenizer: Qwen2Tokenizer) -> list[int]:
-    """The tokens of `prompt_text`, each image's placeholder repeated as often as `picture_tokens` says.
-
-    Only the placeholders of the template are images: a special token within the prompt is split into plain ones.
-    """
-    template = prompt_text("\0", len(picture_tokens))
-    before, after = template.split("\0")
-    for number, count in enumerate(picture_tokens, start=1):
+def token_ids(prompt: str, image_tokens: Sequence[int], tokenizer: Qwen2Tokenizer) -> list[int]:
+    """The tokens of `prompt_text`, each image's placeholder repeated as often as `image_tokens` says."""
+    before, after = prompt_text("\0", len(image_tokens)).split("\0")
+    for number, count in enumerate(image_tokens, start=1):
         before = before.replace(PICTURE.format(number), PICTURE.format(number).replace(IMAGE_PAD, IMAGE_PAD * count))
-    ids: list[int] = []
-    for text, is_plain in _pieces(before, prompt, after, tokenizer.all_special_tokens):
-        ids += tokenizer(text, split_special_tokens=is_plain, verbose=False)["input_ids"]
-    return ids
-
-
-def _pieces(before: str, prompt: str, after: str, special_tokens: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """The whole text cut around the special tokens of the prompt, and whether a piece is one of those.
-
-    The tokenizer cuts a text at special tokens as well, so the tokens around them are those of the whole text.
-    """
-    parts = re.split(f"({'|'.join(map(re.escape, special_tokens))})", prompt)
-    parts[0] = before + parts[0]
-    parts[-1] += after
-    for index, part in enumerate(parts):
-        if part:
-            yield part, index % 2 == 1
+    return vl_prompts.token_ids(before, prompt, after, tokenizer)
 
 
 @torch.no_grad()

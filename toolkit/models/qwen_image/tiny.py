@@ -22,7 +22,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image import loading  # noqa: F401 - switches the libraries' progress bars off
-from toolkit.models.qwen_image.prompts import IMAGE_PAD, PREFIX, SUFFIX
+from toolkit.models.qwen_image.prompts import PREFIX, SUFFIX
+from toolkit.models.vl_prompts import IMAGE_PAD
 from toolkit.system.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):

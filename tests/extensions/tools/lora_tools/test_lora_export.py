@@ -14,10 +14,12 @@ from torch import Tensor
 from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, read_adapter, refusals
 from tests.golden_tables import golden
 from toolkit.errors import UserError
-from toolkit.models.qwen_image.sizes import block_linears, every_linear_layer
+from toolkit.models.qwen_image.family import FAMILY
 
 GOLDEN = Path(__file__).parents[3] / "golden"
-LAYERS = {f"transformer_blocks.{index}.{name}": s for index in range(2) for name, s in block_linears(128).items()}
+LAYERS = {
+    f"transformer_blocks.{index}.{name}": s for index in range(2) for name, s in FAMILY.block_linears(128, {}).items()
+}
 NAME = "transformer_blocks.0.attn.to_q"
 FILES = sorted(path.name for path in (GOLDEN / "lora_files").glob("*.safetensors"))
 
@@ -95,7 +97,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- musubi-tuner's converter
 
 CASES = golden("lora_key_convert")
-PUBLISHED = every_linear_layer(Path("a model that is not here"))
+PUBLISHED = FAMILY.every_linear_layer(Path("a model that is not here"))
 
 
 def target_of(case: dict) -> str:

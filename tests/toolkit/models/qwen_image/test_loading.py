@@ -14,15 +14,12 @@ from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.folder_family import dynamic_shift
 from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import WEIGHTS
-from toolkit.models.qwen_image.loading import (
-    load_text_model,
-    load_tokenizer,
-    load_transformer,
-)
-from toolkit.models.qwen_image.sizes import dynamic_shift
+from toolkit.models.qwen_image.loading import TEXT_ENCODER, load_transformer
 from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
+from toolkit.models.vl_prompts import load_text_model, load_tokenizer
 
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -149,12 +146,12 @@ def test_each_block_is_transformed_once_when_it_is_filled(tiny_model: Path) -> N
 
 def test_the_tokenizer_reads_either_layout(copy: Path, tmp_path: Path) -> None:
     assert not (copy / "tokenizer" / "tokenizer.json").exists()
-    from_vocabulary = load_tokenizer(copy)
+    from_vocabulary = load_tokenizer(copy / "tokenizer")
     other = tmp_path / "other" / "tokenizer"
     other.mkdir(parents=True)
     from_vocabulary.backend_tokenizer.save(str(other / "tokenizer.json"))
     shutil.copy(copy / "tokenizer" / "tokenizer_config.json", other)
-    from_json = load_tokenizer(other.parent)
+    from_json = load_tokenizer(other.parent / "tokenizer")
     assert sorted(path.name for path in other.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     text = "<|im_start|>user\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>Ünïcode, a cat's cup<|im_end|>\n"
     ids = from_vocabulary(text)["input_ids"]
@@ -165,7 +162,8 @@ def test_the_tokenizer_reads_either_layout(copy: Path, tmp_path: Path) -> None:
 
 def test_the_text_encoder_has_no_language_model_head_and_its_layers_are_transformed(tiny_model: Path) -> None:
     seen = []
-    model = load_text_model(tiny_model, torch.float32, lambda block, name: seen.append((name, block)))
+    part = tiny_model / "text_encoder"
+    model = load_text_model(part, TEXT_ENCODER, torch.float32, lambda block, name: seen.append((name, block)))
     assert seen == [(f"language_model.layers.{i}", layer) for i, layer in enumerate(model.language_model.layers)]
     assert not hasattr(model, "lm_head") and not any(p.requires_grad for p in model.parameters())
 

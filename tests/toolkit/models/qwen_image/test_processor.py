@@ -10,9 +10,10 @@ from diffusers import QwenImageEditPlusPipeline
 from PIL import Image
 
 from tests.diffusers_reference import REFERENCES
-from toolkit.models.qwen_image.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_image.loading import TEXT_ENCODER
 from toolkit.models.qwen_image.processor import EditProcessor, add_image_positions
 from toolkit.models.qwen_image.prompts import encoder_inputs, prompt_embedding, resize_condition_image
+from toolkit.models.vl_prompts import load_image_processor, load_text_model, load_tokenizer
 
 PROMPT = "the cat of Picture 1 holds the cup"
 
@@ -29,8 +30,13 @@ def test_the_pipeline_embeds_a_prompt_as_the_trainer_does(
     pipeline: QwenImageEditPlusPipeline, unit_gain_model: Path, references: int
 ) -> None:
     pictures = [Image.open(path).convert("RGB") for path in REFERENCES[:references]]
-    inputs = encoder_inputs(PROMPT, pictures, load_tokenizer(unit_gain_model), load_image_processor(unit_gain_model))
-    ours_LD = prompt_embedding(inputs, load_text_model(unit_gain_model, torch.float32))
+    inputs = encoder_inputs(
+        PROMPT,
+        pictures,
+        load_tokenizer(unit_gain_model / "tokenizer"),
+        load_image_processor(unit_gain_model / "processor"),
+    )
+    ours_LD = prompt_embedding(inputs, load_text_model(unit_gain_model / "text_encoder", TEXT_ENCODER, torch.float32))
     sized = [resize_condition_image(picture) for picture in pictures]
 
     flat_LD = pipeline.encode_prompt(PROMPT, image=sized)[0][0].detach()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.diffusers_reference import REFERENCES, relative
 from tests.golden_tables import golden
-from toolkit.models.qwen_image.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_image.loading import TEXT_ENCODER
 from toolkit.models.qwen_image.prompts import (
     DROP_TOKENS,
     encoder_inputs,
@@ -17,6 +17,7 @@ from toolkit.models.qwen_image.prompts import (
     resize_condition_image,
     token_ids,
 )
+from toolkit.models.vl_prompts import load_image_processor, load_text_model, load_tokenizer
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 """CLIP's, which Qwen2.5-VL normalises with."""
@@ -24,12 +25,12 @@ MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954,
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path):
-    return load_tokenizer(tiny_model)
+    return load_tokenizer(tiny_model / "tokenizer")
 
 
 @pytest.fixture(scope="module")
 def processor(tiny_model: Path):
-    return load_image_processor(tiny_model)
+    return load_image_processor(tiny_model / "processor")
 
 
 CASES = golden("prompt_templates")
@@ -78,7 +79,8 @@ def test_a_special_token_typed_by_the_user_is_text(tokenizer, processor, typed: 
 def test_the_text_encoder_takes_a_picture_beside_a_typed_placeholder(unit_gain_model, tokenizer, processor) -> None:
     """It counts placeholders and images, and raises when they differ."""
     inputs = encoder_inputs("<|image_pad|>", [Image.open(REFERENCES[0])], tokenizer, processor)
-    assert torch.isfinite(prompt_embedding(inputs, load_text_model(unit_gain_model, torch.float32))).all()
+    text_model = load_text_model(unit_gain_model / "text_encoder", TEXT_ENCODER, torch.float32)
+    assert torch.isfinite(prompt_embedding(inputs, text_model)).all()
 
 
 @pytest.mark.parametrize("prompt", ["", "a cat", "\n\nin two  lines\n", " 42, 'quoted' — ünï 日本語"])
@@ -125,7 +127,7 @@ def test_picture_tokens_have_the_positions_the_model_was_released_with(
     runs = [[start, count] for start, count in _runs(inputs["mm_token_type_ids"][0].tolist())]
     assert (runs, inputs["input_ids"].shape[1]) == (case["picture_runs"], case["tokens"])
 
-    text_model = load_text_model(unit_gain_model, torch.float32)
+    text_model = load_text_model(unit_gain_model / "text_encoder", TEXT_ENCODER, torch.float32)
     seen: list[torch.Tensor] = []
     text_model.language_model.register_forward_pre_hook(
         lambda _, __, given: seen.append(given["position_ids"]), with_kwargs=True

@@ -11,7 +11,8 @@ import torch
 from toolkit.errors import UserError
 from toolkit.models.qwen_image import loading
 from toolkit.models.qwen_image.family import FAMILY
-from toolkit.models.qwen_image.sizes import footprint
+from toolkit.models.qwen_image.loading import TEXT_ENCODER
+from toolkit.models.vl_prompts import load_text_model
 
 
 def count(module: torch.nn.Module) -> int:
@@ -20,11 +21,11 @@ def count(module: torch.nn.Module) -> int:
 
 def test_the_encoders_have_as_many_weights_as_are_loaded(tiny_model: Path) -> None:
     facts = FAMILY.footprint(tiny_model)
-    text = loading.load_text_model(tiny_model, torch.float32)
+    text = load_text_model(tiny_model / "text_encoder", TEXT_ENCODER, torch.float32)
     linears = [m for m in text.language_model.layers.modules() if isinstance(m, torch.nn.Linear)]
     assert facts.text.linear_params == sum(m.weight.numel() for m in linears)
     assert facts.text.linear_params + facts.text.other_params == count(text)
-    assert facts.vae.other_params == count(loading.load_vae(tiny_model, torch.float32))
+    assert facts.vae.other_params == count(loading.load_vae(tiny_model / "vae", torch.float32))
 
 
 def test_the_blocks_have_as_many_weights_as_are_stored(tiny_model: Path) -> None:
@@ -37,7 +38,7 @@ def test_the_blocks_have_as_many_weights_as_are_stored(tiny_model: Path) -> None
 
 def test_without_files_the_sizes_are_the_published_ones(tmp_path: Path) -> None:
     """20.43 B weights, of which 6.8 B a table can stand for; 8.29 B of the text encoder with its head."""
-    facts = footprint(tmp_path / "none")
+    facts = FAMILY.footprint(tmp_path / "none")
     assert round((facts.linear_params + facts.other_params) / 1e9, 2) == 20.43
     assert round(facts.tabulated_weights / 1e9, 2) == 6.79
     assert facts.text.linear_params + facts.text.other_params + facts.text.unused == 8_292_166_656
@@ -57,4 +58,4 @@ def test_a_damaged_file_is_named_instead_of_the_published_sizes(tmp_path: Path, 
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / file))}: .*Copy or download the model again"):
-        footprint(tmp_path)
+        FAMILY.footprint(tmp_path)

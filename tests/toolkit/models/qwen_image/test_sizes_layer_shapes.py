@@ -6,7 +6,8 @@ import torch
 
 from tests.diffusers_reference import open_tiny
 from toolkit.memory.quantization import quantizer
-from toolkit.models.qwen_image.sizes import BYTES_PER_WEIGHT, linear_layers, modules
+from toolkit.models.folder_family import BYTES_PER_WEIGHT
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.number_types import QTYPES
 
 
@@ -17,8 +18,8 @@ def test_layers_and_shapes_are_those_of_the_loaded_model(tiny_model: Path) -> No
         for name, module in model.network_module.named_modules()
         if isinstance(module, torch.nn.Linear) and name.startswith("transformer_blocks.")
     }
-    assert linear_layers(tiny_model) == loaded
-    assert list(model.lora_targets()) == list(linear_layers(tiny_model))
+    assert FAMILY.linear_layers(tiny_model) == loaded
+    assert list(model.lora_targets()) == list(FAMILY.linear_layers(tiny_model))
 
 
 @pytest.mark.parametrize("qtype", QTYPES)
@@ -31,13 +32,13 @@ def test_bytes_of_every_type_are_those_of_its_layers(qtype: str) -> None:
 
 
 def test_a_model_that_is_not_here_yet_is_the_published_one(tmp_path: Path) -> None:
-    assert len(linear_layers(tmp_path)) == 60 * 14
-    assert sum(modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
+    assert len(FAMILY.linear_layers(tmp_path)) == 60 * 14
+    assert sum(FAMILY.modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
 
 
 def test_the_config_decides(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     config = {"num_layers": 3, "num_attention_heads": 3, "attention_head_dim": 32}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
-    assert len(linear_layers(tmp_path)) == 3 * 14
-    assert linear_layers(tmp_path)["transformer_blocks.2.img_mlp.net.0.proj"] == (96, 384)
+    assert len(FAMILY.linear_layers(tmp_path)) == 3 * 14
+    assert FAMILY.linear_layers(tmp_path)["transformer_blocks.2.img_mlp.net.0.proj"] == (96, 384)

@@ -5,9 +5,10 @@ import torch
 from PIL import Image
 
 from tests.diffusers_reference import open_tiny
-from toolkit.models.qwen_image.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_image.loading import TEXT_ENCODER
 from toolkit.models.qwen_image.prompts import DROP_TOKENS, PREFIX, encoder_inputs, prompt_embedding
 from toolkit.models.qwen_image.tiny import TinySpec, is_written, write_tiny_model
+from toolkit.models.vl_prompts import load_image_processor, load_text_model, load_tokenizer
 
 PARTS = ["processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
 
@@ -52,12 +53,12 @@ def test_words_of_captions_are_tokens_and_their_embeddings_are_far_apart(tmp_pat
     write_tiny_model(tmp_path, spec)
     assert is_written(tmp_path, spec) and not is_written(tmp_path, TinySpec())
     assert not is_written(tmp_path, TinySpec(captions=captions[:1]))
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
     assert len(tokenizer(captions[1])["input_ids"]) == 7  # a, green, zeppelin, the comma, wearing, an, umbrella
     assert len(tokenizer(PREFIX)["input_ids"]) == DROP_TOKENS  # what is cut off before the prompt, as published
     assert tokenizer.decode(tokenizer("quixotic")["input_ids"]) == "quixotic"
-    text_model = load_text_model(tmp_path, torch.float32, None)
-    processor = load_image_processor(tmp_path)
+    text_model = load_text_model(tmp_path / "text_encoder", TEXT_ENCODER, torch.float32, None)
+    processor = load_image_processor(tmp_path / "processor")
 
     def embedding(prompt: str, *references: Image.Image) -> torch.Tensor:
         return prompt_embedding(encoder_inputs(prompt, references, tokenizer, processor), text_model)

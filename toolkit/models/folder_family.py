@@ -1,0 +1,206 @@
+"""`FolderFamily`: a family whose sizes follow from the config files of a model folder and the headers of its weights.
+Imports no torch.
+
+Where the folder is not here yet, the sizes are those of the published model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.model_files import read_model_json
+from toolkit.data.types import Size
+from toolkit.errors import UserError
+from toolkit.files.safetensors_io import tensor_sizes
+from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
+from toolkit.models.interface import DynamicShift
+from toolkit.number_types import QTYPE_BYTES
+
+ENCODE_TENSORS, DECODE_TENSORS = 14, 22
+"""How many tensors of the VAE's width and the image's size it has in memory at most. Measured with
+AutoencoderKLQwenImage on the CPU in bfloat16, base_dim 32, dim_mult 1 2 4 4; convolutions that copy their input take
+more."""
+
+BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
+"""By `model.qtype`; None: not quantized."""
+
+OF_TEXT_LAYERS = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_proj\.weight")
+MOST_LAYERS, WIDEST = 1000, 10**5
+"""Above these the config is damaged rather than large."""
+
+_AGAIN = "Copy or download the model again."
+
+Shapes = dict[str, tuple[int, int]]
+"""Name of a linear layer -> (inputs, outputs)."""
+
+
+class FolderFamily(ModelFamily):
+    """See `ModelFamily`. A family gives the layers of its transformer as functions of its config."""
+
+    published_transformer: Mapping[str, int]
+    """Config of the published transformer: the keys that are sizes; `num_layers` is one."""
+
+    published_text: EncoderSize
+    published_text_sizes: tuple[int, int]
+    """`hidden_size` and `intermediate_size` of the published text encoder."""
+
+    published_vae: EncoderSize
+    published_vae_width: int
+    """Channels of the published VAE at full resolution (`base_dim`)."""
+
+    biases: bool
+    """Whether the linear layers have biases."""
+
+    modulation_pattern: str = "(?!)"
+    """Full names of the linear layers whose outputs the modulation cache can hold; by default none."""
+
+    reference_area: int = 0
+    """Pixels of a control image in the transformer, unless `match_target_res` is on; 0: as many as the target has."""
+
+    text_tokens: int
+    text_tokens_per_reference: int
+    """See `ModelSizeInfo`."""
+
+    @abstractmethod
+    def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
+        """The linear layers of one block of this hidden size, by their names in it."""
+
+    @abstractmethod
+    def outer_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
+        """The linear layers of the transformer outside of its blocks."""
+
+    @abstractmethod
+    def norms(self, config: Mapping[str, int]) -> dict[str, int]:
+        """The modules with weights that are no linear layers: name -> weights. A name that starts with a dot is one of
+        each block."""
+
+    def transformer_config(self, folder: Path) -> dict[str, int]:
+        """The sizes among its keys. Raises UserError naming the one that cannot be."""
+        part, published = folder / "transformer", self.published_transformer
+        config = {**published, **{key: value for key, value in part_config(part).items() if key in published}}
+        for key, value in config.items():
+            most = MOST_LAYERS if key == "num_layers" else WIDEST
+            if type(value) is not int or not 1 <= value <= most:
+                expected = f"a whole number from 1 to {most}"
+                raise UserError(f"{part / 'config.json'}: {key}: {value!r} is not {expected}. {_AGAIN}")
+        return config
+
+    def config_error(self, folder: Path) -> str:
+        try:
+            self.transformer_config(folder)
+            dynamic_shift(folder)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def linear_layers(self, folder: Path) -> Shapes:
+        config = self.transformer_config(folder)
+        shapes, blocks = self.block_linears(width_of(config), config), range(config["num_layers"])
+        return {f"transformer_blocks.{index}.{name}": shape for index in blocks for name, shape in shapes.items()}
+
+    def every_linear_layer(self, folder: Path) -> Shapes:
+        config = self.transformer_config(folder)
+        return self.outer_linears(width_of(config), config) | self.linear_layers(folder)
+
+    def modules(self, folder: Path) -> dict[str, int]:
+        config = self.transformer_config(folder)
+        counts = {
+            name: (inputs + self.biases) * outputs
+            for name, (inputs, outputs) in self.every_linear_layer(folder).items()
+        }
+        for name, count in self.norms(config).items():
+            places = [f"transformer_blocks.{i}" for i in range(config["num_layers"])] if name.startswith(".") else [""]
+            counts |= {place + name: count for place in places}
+        return counts
+
+    def block_count(self, folder: Path) -> int:
+        return self.transformer_config(folder)["num_layers"]
+
+    def footprint(self, folder: Path) -> ModelSizeInfo:
+        layers, all_modules = self.linear_layers(folder), self.modules(folder)
+        weights = {name: inputs * outputs for name, (inputs, outputs) in layers.items()}
+        tabulated = {name: count for name, count in weights.items() if re.fullmatch(self.modulation_pattern, name)}
+        text_config = part_config(folder / "text_encoder")
+        text_config |= text_config.get("text_config") or {}
+        keys = zip(("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True)
+        text_width, text_inner = (text_config.get(key, published) for key, published in keys)
+        text, vae = self.published_text, self.published_vae
+        if stored := stored_counts(folder / "text_encoder"):
+            unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
+            linears = sum(count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name))
+            text = EncoderSize(linears, sum(stored.values()) - linears - unused, unused)
+        if stored := stored_counts(folder / "vae"):
+            vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
+        vae_width = part_config(folder / "vae").get("base_dim", self.published_vae_width)
+        return ModelSizeInfo(
+            width=next(iter(layers.values()))[0],
+            blocks=self.block_count(folder),
+            linear_params=sum(weights.values()),
+            other_params=sum(all_modules.values()) - sum(weights.values()),
+            largest_layer=max(weights.values()),
+            largest_of_tokens=max(count for name, count in weights.items() if name not in tabulated),
+            modulation_layers=frozenset(tabulated),
+            tabulated_weights=sum(tabulated.values()),
+            table_inputs=frozenset(name for name in all_modules if name.startswith("time_text_embed.")),
+            text=text,
+            vae=vae,
+            encode_numbers=ENCODE_TENSORS * vae_width,
+            decode_numbers=DECODE_TENSORS * vae_width,
+            text_token_numbers=3 * text_inner + 8 * text_width,
+            text_width=text_width,
+            latent_numbers=self.latent_channels / self.latent_scale**2,
+            pixels_per_token=self.token_side**2,
+            reference_pixels=self.reference_area,
+            text_tokens=self.text_tokens,
+            text_tokens_per_reference=self.text_tokens_per_reference,
+            bytes_per_weight=BYTES_PER_WEIGHT,
+        )
+
+
+def width_of(config: Mapping[str, int]) -> int:
+    """The hidden size of a transformer with this config."""
+    return config["num_attention_heads"] * config["attention_head_dim"]
+
+
+def part_config(part: Path) -> dict[str, Any]:
+    """The config of a part; empty where it is not here yet. Raises UserError when it cannot be read."""
+    path = part / "config.json"
+    return read_model_json(path) if path.is_file() else {}
+
+
+def stored_counts(part: Path) -> dict[str, int]:
+    """Name and number of weights of each tensor in a part's safetensors files, read from their headers alone."""
+    return {name: count for path in sorted(part.glob("*.safetensors")) for name, count in tensor_sizes(path).items()}
+
+
+def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
+    """The size of about `area` pixels with aspect ratio width / height, sides rounded to this multiple.
+
+    Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_dimensions`."""
+    width = math.sqrt(area * aspect)
+    height = width / aspect
+    return Size(*(max(1, round(side / multiple)) * multiple for side in (width, height)))
+
+
+def dynamic_shift(folder: Path) -> DynamicShift:
+    """The sampler's time shift from scheduler/scheduler_config.json, with diffusers' defaults for absent keys.
+
+    Raises UserError naming a value that cannot be.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    config = read_model_json(path)
+    values = {key: config.get(key, default) for key, default in defaults.items()}
+    values["shift_terminal"] = config.get("shift_terminal")
+    for key, value in values.items():
+        absent = value is None and key == "shift_terminal"
+        if not absent and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise UserError(f"{path}: {key}: {value!r} is not a number. {_AGAIN}")
+    if values["base_image_seq_len"] == values["max_image_seq_len"]:
+        raise UserError(f"{path}: base_image_seq_len and max_image_seq_len are equal. {_AGAIN}")
+    return DynamicShift(**values)

@@ -1,0 +1,93 @@
+"""`QwenModel`: what the models of the Qwen-Image family share beside `FolderModel`: where encoders run, a VAE for video
+with scaled latents, time shift by size.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, F frames (1), P pixel channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.models.folder_family import FolderFamily, dynamic_shift
+from toolkit.models.folder_model import FolderModel
+from toolkit.models.interface import TimeShift
+from toolkit.models.loading import BLOCKS, weights_hash
+
+
+class QwenModel(FolderModel):
+    """See `DiffusionModel` for the methods."""
+
+    family: FolderFamily
+    fused_projections: Sequence[Sequence[str]]
+    """Names in a block of linear layers that are called one after the other with the same input."""
+
+    def _on_device(self, name: str) -> Any:
+        """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
+        self._clear_device(keep=name)
+        stays = name == "text_encoder" and self.options.text_encoder_cpu
+        return self.part(name).to("cpu" if stays else self.options.device)
+
+    def _clear_device(self, keep: str | None = None) -> None:
+        """With `low_vram`, moves the encoders except `keep` to the CPU."""
+        if self.options.low_vram:
+            for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep}:
+                self._parts[name].to("cpu")
+
+    @cached_property
+    def dynamic_shift(self) -> TimeShift:
+        return dynamic_shift(self.options.folder)
+
+    def cache_key(self, part: str) -> str:
+        variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""
+        return self._identities[part] + variant
+
+    @cached_property
+    def _identities(self) -> dict[str, str]:
+        return {part: weights_hash(self.options.folder, files) for part, files in self.family.encoder_parts.items()}
+
+    # ------------------------------------------------------------ images
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
+        pixels_BPFHW = pixels_BPHW.to(self.options.device, self.options.dtype).unsqueeze(2)
+        latents_BCHW = self._on_device("vae").encode(pixels_BPFHW).latent_dist.mode().squeeze(2)
+        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
+        return (latents_BCHW - mean_C11) / std_C11
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
+        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
+        latents_BCFHW = (latents_BCHW * std_C11 + mean_C11).unsqueeze(2)
+        pixels_BPFHW = self._on_device("vae").decode(latents_BCFHW, return_dict=False)[0]
+        return pixels_BPFHW[:, :, 0].float().clamp(-1, 1)
+
+    def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.part("vae").config
+        mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        return mean_C11, std_C11
+
+    # ------------------------------------------------------------ the transformer
+
+    def predict_velocity(self, x_t_BCHW: Tensor, *inputs: Any, **named: Any) -> Tensor:
+        self._clear_device()
+        return super().predict_velocity(x_t_BCHW, *inputs, **named)
+
+    def sampling_level(self, t_B: Tensor) -> Tensor:
+        """1000 t rounded to the compute dtype, and divided there.
+
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`timestep / 1000`).
+        """
+        return ((t_B * 1000).to(self.options.dtype) / 1000).to(t_B.dtype)
+
+    def fused_projection_groups(self) -> Sequence[Sequence[str]]:
+        blocks = range(len(self.blocks()))
+        return [[f"{BLOCKS}.{index}.{name}" for name in group] for index in blocks for group in self.fused_projections]
+
+    def lora_targets(self) -> Sequence[str]:
+        return list(self.family.linear_layers(self.options.folder))

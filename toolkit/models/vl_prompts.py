@@ -1,0 +1,126 @@
+"""Prompts with images for a vision-language encoder of the Qwen family: tokens, vision inputs, tokenizer, processor.
+
+The tokenizer and the PIL image processor are used on their own: transformers' processors of these models need
+torchvision, and one path for all machines means the same numbers everywhere.
+
+Shape suffixes: B batch (1), L tokens, N vision patches, V patch width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from toolkit.errors import RunError
+from toolkit.models.families import BlockTransform
+from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, Qwen2Tokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
+
+IMAGE_PAD = "<|image_pad|>"
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
+"""Special tokens of the templates: one id each."""
+
+
+def vision_inputs(
+    images: Sequence[Image.Image], processor: Qwen2VLImageProcessorPil, **options: bool
+) -> dict[str, Tensor]:
+    """pixel_values_NV and image_grid_thw [images, 3]; nothing without images. options: of the processor."""
+    return dict(processor(images=list(images), return_tensors="pt", **options)) if images else {}
+
+
+def image_tokens(vision: dict[str, Tensor], processor: Qwen2VLImageProcessorPil | None) -> list[int]:
+    """How many tokens the encoder has for each image of `vision_inputs`."""
+    grids = vision.get("image_grid_thw", ())
+    return [int(grid.prod()) // processor.merge_size**2 for grid in grids] if processor else []
+
+
+def encoder_inputs(ids: Sequence[int], vision: dict[str, Tensor], tokenizer: Qwen2Tokenizer) -> dict[str, Tensor]:
+    """input_ids_BL and attention_mask_BL; with images also what `vision_inputs` gives and mm_token_type_ids_BL (1 for
+    the tokens of an image, 0 for text), by which the encoder places images on a grid.
+    """
+    ids_BL = torch.tensor([ids])
+    inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+    if not vision:
+        return inputs
+    is_image_BL = ids_BL == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    return {**inputs, "mm_token_type_ids": is_image_BL.int(), **vision}
+
+
+def token_ids(before: str, prompt: str, after: str, tokenizer: Qwen2Tokenizer) -> list[int]:
+    """The tokens of a prompt within its template. Special tokens that the prompt spells out, such as `<|image_pad|>`,
+    are encoded as the text they are."""
+    ids: list[int] = []
+    for text, is_plain in _pieces(before, prompt, after, tokenizer.all_special_tokens):
+        ids += tokenizer(text, split_special_tokens=is_plain, verbose=False)["input_ids"]
+    return ids
+
+
+def _pieces(before: str, prompt: str, after: str, special_tokens: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """The whole text cut around the special tokens of the prompt, and whether a piece is one of those.
+
+    The tokenizer cuts a text at special tokens as well, so the tokens around them are those of the whole text.
+    """
+    parts = re.split(f"({'|'.join(map(re.escape, special_tokens))})", prompt)
+    parts[0] = before + parts[0]
+    parts[-1] += after
+    for index, part in enumerate(parts):
+        if part:
+            yield part, index % 2 == 1
+
+
+def load_text_model(
+    part: Path, kind: str, dtype: torch.dtype, transform_block: BlockTransform | None = None
+) -> PreTrainedModel:
+    """The text encoder in a folder with its vision tower and without its language-model head, frozen, on the CPU.
+
+    kind: its class in transformers. Raises RunError when its weights are not those of its config, or not finite.
+    """
+    with reading(part):
+        encoder, info = getattr(transformers, kind).from_pretrained(part, dtype=dtype, **STRICTLY)
+    check_loaded(part, info, unused=("lm_head.weight",))
+    model = encoder.model
+    check_finite(part, model)
+    if transform_block:
+        for index, block in enumerate(model.language_model.layers):
+            transform_block(block, f"language_model.layers.{index}")
+    return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(part: Path) -> Qwen2Tokenizer:
+    """The tokenizer in a folder, from tokenizer.json or from vocab.json and merges.txt.
+
+    Raises RunError when it does not know the markers of the prompt template.
+    """
+    with reading(part):
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(part, local_files_only=True)
+    split_up = [marker for marker in SPECIAL_TOKENS if len(tokenizer.encode(marker)) != 1]
+    absent = [marker for marker in split_up if marker not in tokenizer.get_vocab()]
+    if absent:
+        raise RunError(
+            f"{part}: {', '.join(absent)} are not in the vocabulary. Copy added_tokens.json and "
+            "tokenizer_config.json of the model as well."
+        )
+    if split_up:  # in vocab.json, but no other file says that they are special
+        tokenizer.add_special_tokens({"additional_special_tokens": split_up})
+    return tokenizer
+
+
+def load_image_processor(part: Path) -> Qwen2VLImageProcessorPil:
+    """The preprocessing of images for the text encoder's vision tower."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    with reading(part):
+        return Qwen2VLImageProcessorPil.from_pretrained(part, local_files_only=True)
