@@ -24,6 +24,7 @@ from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, encode_items
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.models.qwen_image.tiny import write_tiny_model
 from toolkit.system.seeding import global_generator, key
@@ -98,7 +99,7 @@ class DrawnEncoders(QwenImageModel):
     """The program's adapter over a tiny model, with encoders of that size or of the published one."""
 
     def __init__(self, options: ModelLoadOptions, published: bool) -> None:
-        super().__init__(options)
+        super().__init__(options, FAMILY)
         self._published = published
 
     def reference_size(self, image: Size, target: Size) -> Size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -87,11 +87,15 @@ class FolderModel(DiffusionModel):
         prompts: PromptEmbeds,
         slots: Sequence[Tensor],
     ) -> Tensor:
-        """`predict_velocity` for items of one text length and one size: a single forward pass.
+        """`predict_velocity` for items of one `text_layout` and one size: a single forward pass.
 
         slots: for each control image of an item the latents of all items [B, C, H, W], in the model's dtype and on its
         device.
         """
+
+    def text_layout(self, prompts: PromptEmbeds, row: int) -> Hashable:
+        """What two prompts must have in common for one forward pass; [0] of a batch is that of all in it."""
+        return prompts.lengths[row]
 
     def predict_velocity(
         self,
@@ -108,15 +112,17 @@ class FolderModel(DiffusionModel):
         # Items of different shapes have different positions; texts of different lengths would need an attention mask.
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for row, latents in enumerate(references):
-            groups[prompts.lengths[row], *(latent.shape[-2:] for latent in latents)].append(row)
+            groups[self.text_layout(prompts, row), *(latent.shape[-2:] for latent in latents)].append(row)
         velocity: dict[int, Tensor] = {}
+        levels = len(x_t_BCHW) // len(references)
         for number, rows in enumerate(groups.values(), start=1):
             run = self._run_last_pass if number == len(groups) else self._run_block
             of_group = [references[row] for row in rows]
             slots = [self.to_model(torch.stack(slot_B)) for slot_B in zip(*of_group, strict=True)]
-            predicted_BCHW = self.predict_group(run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), slots)
+            noisy = [row * levels + level for row in rows for level in range(levels)]
+            predicted_BCHW = self.predict_group(run, x_t_BCHW[noisy], t_B[noisy], prompts.select(rows), slots)
             dtype = torch.promote_types(predicted_BCHW.dtype, torch.float32)
-            velocity |= zip(rows, predicted_BCHW.to(dtype), strict=True)
+            velocity |= zip(noisy, predicted_BCHW.to(dtype), strict=True)
         return torch.stack([velocity[row] for row in range(len(x_t_BCHW))])
 
     def wrap_blocks(

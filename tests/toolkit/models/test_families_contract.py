@@ -20,10 +20,17 @@ from tests.unlike_family import write_unlike_model
 from toolkit.data.types import EMBEDS, PromptEmbeds, Size
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.interface import DiffusionModel
+from toolkit.models.qwen_image21 import tiny as tiny21
 from toolkit.networks.kinds import KINDS
 from toolkit.registry import FAMILIES
 
-WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model}
+
+def write_21(folder: Path) -> Path:
+    tiny21.write_tiny_model(folder)
+    return folder
+
+
+WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model, "qwen_image_2": write_21}
 """How a test gets a tiny model of a family; the first family's is the fixture `tiny_model`."""
 
 
@@ -107,7 +114,8 @@ def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily
 
 
 def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, adapter: DiffusionModel) -> None:
-    picture = Image.new("RGB", (64, 48), "red")
+    size = adapter.reference_size(Size(64, 48), Size(64, 64)) if family.max_references else Size(64, 48)
+    picture = Image.new("RGB", size, "red")
     for count in range(1, family.max_references + 1):
         prompt = adapter.encode_prompt("a cat", [picture] * count)
         target = Size(64, 64)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from toolkit.models.qwen_image.sizes import PATCH
 from toolkit.system.device import to_device
 
 with block_import("bitsandbytes", ASKED_BY):
-    from diffusers.models.transformers import transformer_qwenimage
+    pass
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -155,27 +155,3 @@ def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
 def image_shapes(latents: Sequence[Tensor]) -> list[ImageShape]:
     """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first, then the references."""
     return [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]
-
-
-rotate_complex = transformer_qwenimage.apply_rotary_emb_qwen
-"""diffusers' own."""
-
-
-def use_real_rotation() -> None:
-    """From here on compiled blocks rotate in real numbers: inductor generates no code for complex ones."""
-    transformer_qwenimage.apply_rotary_emb_qwen = rotate  # the blocks look it up there
-
-
-def rotate(x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
-    """`rotate_complex`, or `rotate_real` where it is compiled. freqs: with `use_real: false` complex, [S, K / 2], K the
-    channels of a head."""
-    if use_real or not torch.compiler.is_compiling():
-        return rotate_complex(x_BSHK, freqs, use_real, use_real_unbind_dim)
-    return rotate_real(x_BSHK, freqs)
-
-
-def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
-    """Pairs of channels (a, b) times the complex numbers (c + di): (ac - bd, ad + bc). freqs: complex, [S, K / 2]."""
-    c, d = torch.view_as_real(freqs).unsqueeze(1).unbind(-1)
-    a, b = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).type_as(x_BSHK)

@@ -26,11 +26,11 @@ from toolkit.models.qwen_image.forward import (
     image_shapes,
     pack,
     unpack,
-    use_real_rotation,
 )
 from toolkit.models.qwen_image.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
 from toolkit.models.qwen_image.prompt_length import prompt_fault
 from toolkit.models.qwen_model import QwenModel
+from toolkit.models.rotary import use_real_rotation
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.transformers import transformer_qwenimage
 
-from toolkit.models.qwen_image import forward
+from toolkit.models import rotary
 
 SHAPE_BSHK = (2, 24, 3, 16)
 
@@ -22,8 +22,8 @@ def test_it_is_the_complex_product_forward_and_backward(dtype: torch.dtype) -> N
     x, freqs = inputs(dtype)
     found = []
     for function in (
-        lambda x: forward.rotate_complex(x, freqs, use_real=False),
-        lambda x: forward.rotate_real(x, freqs),
+        lambda x: rotary.rotate_complex(x, freqs, use_real=False),
+        lambda x: rotary.rotate_real(x, freqs),
     ):
         leaf = x.clone().requires_grad_()
         output = function(leaf)
@@ -35,8 +35,8 @@ def test_it_is_the_complex_product_forward_and_backward(dtype: torch.dtype) -> N
 
 
 def test_a_compiled_block_has_no_complex_product_and_one_that_is_not_compiled_diffusers_own(monkeypatch) -> None:
-    monkeypatch.setattr(transformer_qwenimage, "apply_rotary_emb_qwen", forward.rotate_complex)
-    forward.use_real_rotation()
+    monkeypatch.setattr(transformer_qwenimage, "apply_rotary_emb_qwen", rotary.rotate_complex)
+    rotary.use_real_rotation()
     x, freqs = inputs(torch.float32)
     seen: list[torch.fx.GraphModule] = []
 
@@ -45,9 +45,9 @@ def test_a_compiled_block_has_no_complex_product_and_one_that_is_not_compiled_di
         return graph.forward
 
     function = torch.compile(lambda x: transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), backend=backend)
-    torch.testing.assert_close(function(x), forward.rotate_complex(x, freqs, False), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(function(x), rotary.rotate_complex(x, freqs, False), rtol=1e-6, atol=1e-6)
     called = {str(node.target) for graph in seen for node in graph.graph.nodes}
     assert any("view_as_real" in name for name in called) and not any("view_as_complex" in name for name in called)
     assert torch.equal(
-        transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), forward.rotate_complex(x, freqs, False)
+        transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), rotary.rotate_complex(x, freqs, False)
     )

@@ -1,0 +1,142 @@
+"""Qwen-Image-2.1: one model for text to image and editing. Imports no torch.
+
+Sizes of the published model: its config files, as diffusers 0.42.1 has them for defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from toolkit.config.model_files import local_index
+from toolkit.data.types import Size
+from toolkit.models.families import EncoderSize
+from toolkit.models.folder_family import FolderFamily, Shapes, part_config, size_of_area
+from toolkit.models.interface import ModelSection
+
+REFERENCE_AREA = 1024 * 1024
+"""Pixels of a reference. Source: diffusers, pipeline_qwenimage21.py, `output_resolution`."""
+
+NOT_CAUSAL = "false cannot be trained: text and references have to be modulated at t = 0. Use the published config."
+
+POSITIONS = 8192
+"""Positions of text and images. Source: diffusers, transformer_qwenimage21.py, QwenImage21Rope."""
+
+
+class QwenImage21Family(FolderFamily):
+    """See `ModelFamily`."""
+
+    arch = "qwen_image_2"
+    model_class = "toolkit.models.qwen_image21.model:QwenImage21Model"
+    title = "Qwen-Image-2.1"
+    pipelines = ("QwenImage21Pipeline",)
+    published = ("Qwen/Qwen-Image-2.1",)
+    modelspec = ("Qwen-Image-2.1", "https://github.com/QwenLM/Qwen-Image")
+    size_multiple = 32
+    latent_scale = 16
+    own_sizes = tuple(
+        Size(*sides)
+        for sides in ((1024, 1024), (1344, 768), (768, 1344), (1184, 896), (896, 1184), (1248, 832), (832, 1248))
+    )
+    max_references = 10
+    sure_prompt = 1000
+    encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "processor")}
+    weight_parts = ("transformer", "vae", "text_encoder")
+    parts: Mapping[str, str] = {
+        "transformer": "config.json",
+        "vae": "config.json",
+        "text_encoder": "config.json",
+        "processor": "*.json",
+        "scheduler": "scheduler_config.json",
+    }
+    published_transformer: Mapping[str, int] = {
+        "num_layers": 32,
+        "num_attention_heads": 32,
+        "attention_head_dim": 128,
+        "context_in_dim": 4096,
+        "in_channels": 64,
+        "out_channels": 64,
+        "mlp_ratio": 3,
+    }
+    # Qwen3-VL-8B by its config: 36 layers; embedding, vision tower and norms; the head, which is not used.
+    published_text = EncoderSize(linear_params=6_945_767_424, other_params=1_199_000_000, unused=622_329_856)
+    published_text_sizes = (4096, 12288)
+    published_vae = EncoderSize(linear_params=0, other_params=700_000_000)
+    published_vae_width = 160
+    biases = False
+    reference_area = REFERENCE_AREA
+    text_tokens = 10
+    text_tokens_per_reference = REFERENCE_AREA // 32**2 + 8
+
+    def __init__(self, latent_channels: int = 64) -> None:
+        self.latent_channels = latent_channels
+
+    def of_folder(self, folder: Path) -> QwenImage21Family:
+        return QwenImage21Family(self.transformer_config(folder)["in_channels"])
+
+    def drawable(self, pixels: Size) -> Size:
+        """The pipeline rounds to 32, though a token has 16 pixels a side."""
+        return Size(*(side // self.size_multiple * self.size_multiple for side in pixels))
+
+    def config_error(self, folder: Path) -> str:
+        if part_config(folder / "transformer").get("causal_condition", True) is not True:
+            path = folder / "transformer" / "config.json"
+            return (
+                f"{path}: causal_condition: false is not supported: text and references have to be modulated at t = 0."
+            )
+        return super().config_error(folder)
+
+    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        index = local_index(model.name_or_path, model.revision)
+        if index is None:
+            return None
+        return self.prompt_fault(index.parent, prompt, target, references, model.model_kwargs.match_target_res)
+
+    def reference_size(self, image: Size, target: Size, match_target: bool) -> Size:
+        """The size in which text encoder, VAE and transformer see a reference; its own aspect ratio is kept."""
+        area = target.width * target.height if match_target else REFERENCE_AREA
+        return size_of_area(area, image.width / image.height)
+
+    def prompt_fault(
+        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], match_target: bool
+    ) -> str | None:
+        """What is wrong with a prompt that is too long with these references; None if nothing, and where the model's
+        tokenizer is not there yet. Each image takes as many positions as it has tokens along its longer side."""
+        seen = [self.reference_size(reference, target, match_target) for reference in references]
+        most = POSITIONS - 1 - sum(max(size) // self.latent_scale for size in seen)
+        bound = len(prompt.encode("utf-8", "replace")) + self.text_tokens + 8 * len(seen)
+        if bound <= most or not (folder / "processor").is_dir():
+            return None
+        from toolkit.models.qwen_image21.prompts import count_text_tokens
+
+        if (count := count_text_tokens(prompt, len(seen), folder / "processor")) <= most:
+            return None
+        beside = f" beside {len(seen)} reference{'s' * (len(seen) > 1)}" if seen else ""
+        return f"{count:,} text tokens; the model has room for {most:,}{beside}. Shorten the text."
+
+    def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
+        """Source: diffusers, transformer_qwenimage21.py, QwenImage21TransformerBlock."""
+        inner = width * config.get("mlp_ratio", 3)
+        attention = {f"attn.{name}": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0")}
+        mlp = {"proj": (width, inner), "out": (inner, width), "gate_layer": (width, inner)}
+        return attention | {f"img_mlp.{name}": shape for name, shape in mlp.items()}
+
+    def outer_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
+        """Source: diffusers, transformer_qwenimage21.py, QwenImage21Transformer2DModel."""
+        return {
+            "time_text_embed.timestep_embedder.linear_1": (256, width),
+            "time_text_embed.timestep_embedder.linear_2": (width, width),
+            "txt_in.in_layer": (config["context_in_dim"], width),
+            "txt_in.out_layer": (width, width),
+            "img_in": (config["in_channels"], width),
+            "modulation.1": (width, 4 * width),
+            "norm_out.linear": (width, width),
+            "proj_out": (width, config["out_channels"]),
+        }
+
+    def norms(self, config: Mapping[str, int]) -> dict[str, int]:
+        of_block = {f".attn.{name}": config["attention_head_dim"] for name in ("norm_q", "norm_k")}
+        return {**of_block, "txt_in.text_norm": config["context_in_dim"]}
+
+
+FAMILY = QwenImage21Family()

@@ -1,0 +1,99 @@
+"""`DiffusionModel` for Qwen-Image-2.1.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 16), P pixel channels (RGBA),
+K noise levels of one prompt, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from toolkit.data.types import EncodedPrompt, PromptEmbeds, Size
+from toolkit.models import vl_prompts
+from toolkit.models.interface import BlockWrapper
+from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
+from toolkit.models.qwen_image21 import prompts as text
+from toolkit.models.qwen_image21.family import QwenImage21Family
+from toolkit.models.qwen_image21.forward import RunIndexed, compose_wrappers, forward
+from toolkit.models.qwen_model import QwenModel
+
+with block_import("bitsandbytes", ASKED_BY):
+    from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+class QwenImage21Model(QwenModel):
+    """A Qwen-Image-2.1 folder; see `DiffusionModel` for the methods."""
+
+    family: QwenImage21Family
+    fused_projections = (("attn.to_q", "attn.to_k", "attn.to_v"), ("img_mlp.gate_layer", "img_mlp.proj"))
+
+    def load_part(self, name: str) -> object:
+        o, part = self.options, self.options.folder / name
+        if name == "transformer":
+            return load_blockwise(o, QwenImage21Transformer2DModel)
+        if name == "vae":
+            return load_frozen(part, AutoencoderKLQwenImage21, o.dtype)
+        if name == "processor":
+            return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(part)
+        encoder = vl_prompts.load_text_model(part, "Qwen3VLForConditionalGeneration", o.dtype, o.transform_text_block)
+        # The transformer was trained on the features in front of the final norm.
+        encoder.language_model.norm = torch.nn.Identity()
+        return encoder
+
+    def reference_size(self, image: Size, target: Size) -> Size:
+        return self.family.reference_size(image, target, self.options.match_target_res)
+
+    def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
+        return super().encode_images(torch.cat([pixels_BPHW, torch.ones_like(pixels_BPHW[:, :1])], dim=1))
+
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        return super().decode_latents(latents_BCHW)[:, :3]
+
+    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        o = self.options
+        return self.family.prompt_fault(o.folder, prompt, target, references, o.match_target_res)
+
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
+        tokenizer, image_processor = self.part("processor")
+        encoder, most = self._on_device("text_encoder"), self.family.max_references
+        return text.encode(prompt, references, most, tokenizer, image_processor, encoder)
+
+    def compose(self, wrappers: Sequence[BlockWrapper]) -> RunIndexed:
+        return compose_wrappers(wrappers)
+
+    def text_layout(self, prompts: PromptEmbeds, row: int) -> tuple[int, ...]:
+        """Length of the text, and how much of it is in front of each reference."""
+        slots = prompts.extra[text.SLOTS][row].tolist()
+        return (prompts.lengths[row], *(slot for slot in slots if slot >= 0))
+
+    def predict_group(
+        self, run: RunIndexed, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
+    ) -> Tensor:
+        per_prompt = (len(prompts.lengths), -1)
+        velocity_BKNC = forward(
+            self.network_module,
+            run,
+            pack(self.to_model(x_t_BCHW)).unflatten(0, per_prompt),
+            t_B.unflatten(0, per_prompt),
+            self.to_model(prompts.embeds_BLD),
+            self.text_layout(prompts, 0)[1:],
+            [pack(latents_BCHW) for latents_BCHW in slots],
+            [(1, *latents_BCHW.shape[-2:]) for latents_BCHW in (*slots, x_t_BCHW)],
+        )
+        return velocity_BKNC.flatten(0, 1).transpose(1, 2).unflatten(2, x_t_BCHW.shape[-2:])
+
+    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+        """Source: diffusers, pipeline_qwenimage21.py, `__call__`."""
+        return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """[B, C, H, W] to tokens [B, H W, C]."""
+    return latents_BCHW.flatten(2).transpose(1, 2)
