@@ -1,4 +1,4 @@
-"""Writes the job of a character: the example for the GPU with the lines that end in `<- yours` filled in."""
+"""Writes the job of a character: that of the model's examples for the GPU, filled in."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 import re
 import subprocess
 import sys
-from typing import NamedTuple
 
+from extensions.tools.new import examples
 from extensions.tools.new.config import NewConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
@@ -25,41 +25,6 @@ EXAMPLES = CONFIG_ROOT / "examples"
 Edit = tuple[str, str]
 """Regular expression (of whole lines) and what replaces its one match."""
 
-SWAP: Edit = (r"^( +)(qtype: int4 .*)$", r"\1\2\n\1blocks_to_swap: {} # blocks of the transformer wait in main memory")
-
-
-class Card(NamedTuple):
-    """What a GPU of this memory needs."""
-
-    least_gb: int
-    example: str
-    """Pattern of its file."""
-
-    edits: tuple[Edit, ...] = ()
-    """Of the example; docs/first_character.md shows them."""
-
-
-CARDS = (
-    Card(80, "train_*_80gb.yaml"),
-    Card(32, "train_*_48gb.yaml"),
-    Card(20, "train_*_24gb.yaml"),
-    Card(16, "train_*_24gb.yaml", ((SWAP[0], SWAP[1].format(8)),)),
-    Card(
-        0,
-        "train_*_24gb.yaml",
-        (
-            (SWAP[0], SWAP[1].format(30)),
-            (r"qtype_te: int8", "qtype_te: int4"),
-            (r"width: 1024", "width: 768"),
-            (r"height: 1024", "height: 768"),
-            (r"^ +width: 832\n +height: 1248\n", ""),
-        ),
-    ),
-)
-
-NO_REFERENCE: Edit = (r"^ +- prompt: .*drinks the coffee.*\n(?: +(?:#|ctrl_img).*\n)+", "")
-"""The sample with a control image of the example photographs."""
-
 SMALL: tuple[Edit, ...] = (
     (r"(?s)    - type: mascots.*(?=    - type: sd_trainer)", ""),
     (r"(?s)        - folder_path: \S+others/pictures.*?\n\n", "\n"),
@@ -69,6 +34,8 @@ SMALL: tuple[Edit, ...] = (
 )
 """From the quickstart to a job on a folder, for a model that is as small."""
 
+
+WRITTEN = "Written by `run.py new`"
 
 WITHOUT_GPU = 24
 """GB of the GPU that a job is written for on a machine without one."""
@@ -99,25 +66,30 @@ class NewProcess(BaseExtensionProcess):
 
 def job_text(section: NewConfig, gpu: int) -> str:
     """The YAML of the job for a GPU of so many GB."""
-    model = section.model
-    is_small = bool(model) and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
-    card = next(card for card in CARDS if gpu >= card.least_gb)
-    pattern, edits = ("quickstart.yaml", SMALL) if is_small else (card.example, (NO_REFERENCE, *card.edits))
-    (example,) = EXAMPLES.glob(pattern)
     trigger = section.trigger_word or section.job_name
+    name, folder, quoted_trigger = map(_quoted, (section.job_name, section.folder, trigger))
+    if section.model and model_bytes(ModelConfig(name_or_path=section.model)) <= ACCIDENTAL_CPU_LIMIT:
+        return _small_job(name, folder, quoted_trigger, _quoted(section.model))
+    model = examples.model_of(section.model) if section.model else examples.MODELS[0]
+    own = {"name": name, "folder": folder, "trigger": quoted_trigger, "id": _quoted(section.model or model.id)}
+    return f"# {WRITTEN}. Guide: docs/first_character.md\n{examples.job_text(model, gpu, **own)}"
+
+
+def _small_job(name: str, folder: str, trigger: str, model: str) -> str:
+    example = EXAMPLES / "quickstart.yaml"
     yours = {
-        r"(?<=config:\n)  name: \S+": f"  name: {_quoted(section.job_name)}",
-        r"trigger_word: \S+": f"trigger_word: {_quoted(trigger)}",
-        r"folder_path: \S+": f"folder_path: {_quoted(section.folder)}",
-        **({r"name_or_path: \S+": f"name_or_path: {_quoted(model)}"} if model else {}),
+        r"(?<=config:\n)  name: \S+": f"  name: {name}",
+        r"trigger_word: \S+": f"trigger_word: {trigger}",
+        r"folder_path: \S+": f"folder_path: {folder}",
+        r"name_or_path: \S+": f"name_or_path: {model}",
     }
     text = example.read_text(encoding="utf-8")
-    for pattern, replacement in (*edits, *yours.items()):
+    for pattern, replacement in (*SMALL, *yours.items()):
         filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
         assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")
-    return f"# Written by `run.py new` from config/examples/{example.name}. Guide: docs/first_character.md\njob: {body}"
+    return f"# {WRITTEN} from config/examples/{example.name}. Guide: docs/first_character.md\njob: {body}"
 
 
 def _quoted(text: str) -> str:

@@ -1,0 +1,181 @@
+"""The jobs of published models by GPU: one template, `train.yaml.j2`, and a table of models and GPUs.
+
+`run.py new` fills it in for a user; `docs/generate.py` writes config/examples/train_*.yaml by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from toolkit.config.model import ModelConfig
+from toolkit.models.families import arch_of
+
+NOTES = 44
+"""Column at which the comments behind keys begin."""
+
+
+class Card(NamedTuple):
+    """What a GPU of this memory needs."""
+
+    least_gb: int
+    """From this memory on."""
+
+    qtype: str = ""
+    """Of the transformer; empty: bf16."""
+
+    qtype_te: str = ""
+    low_vram: bool = False
+    match_target_res: bool = False
+    swap: int = 0
+    """Blocks that wait in main memory."""
+
+    batch_size: int = 1
+    sample_side: int = 1024
+
+
+class Model(NamedTuple):
+    """A published model in the examples."""
+
+    title: str
+    id: str
+    arch: str
+    file: str
+    """Part of the examples' names."""
+
+    run: str
+    """Name of the examples' runs, with the GPU behind it."""
+
+    weights: Mapping[str, tuple[str, str]]
+    """`qtype` -> how the header names it, and the comment behind the key."""
+
+    text: float
+    """GB of the text encoder in bf16."""
+
+    layers: str
+    """Parts of the names of layers that may be left out."""
+
+    references: str
+    """How many control images at most, as a word; empty: none."""
+
+    control_keys: str
+    steps: int
+    guidance: float
+    guidance_note: str
+    cards: Mapping[int, Card]
+    """By the GPU that they are made for, the largest first."""
+
+    examples: tuple[int, ...]
+    """GPUs with an example of their own in config/examples."""
+
+
+def _weights(bf16: float, int8: float, int4: float) -> Mapping[str, tuple[str, str]]:
+    return {
+        "": ("Unquantized bf16", f"bf16 throughout: the transformer takes {bf16} GB"),
+        "int8": ("int8 weights", f"int8 is nearly lossless; the transformer takes {int8} GB instead of {bf16}"),
+        "int4": ("int4 weights", f"the transformer takes {int4} GB instead of {bf16}; less exact than int8"),
+    }
+
+
+EDIT_2509 = Model(
+    title="Qwen-Image-Edit-2509",
+    id="Qwen/Qwen-Image-Edit-2509",
+    arch="qwen_image_edit_plus",
+    file="qwen_image_edit_2509",
+    run="my_character",
+    weights=_weights(40.8, 20.4, 10.9),
+    text=16.6,
+    layers="img_mod, txt_mod",
+    references="three",
+    control_keys="ctrl_img_1, ctrl_img_2, ctrl_img_3",
+    steps=25,
+    guidance=4.0,
+    guidance_note="1: no guidance, twice as fast",
+    cards={
+        80: Card(80),
+        48: Card(32, "int8"),
+        24: Card(20, "int4", "int8", low_vram=True, match_target_res=True),
+        16: Card(16, "int4", "int8", low_vram=True, match_target_res=True, swap=8),
+        12: Card(0, "int4", "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768),
+    },
+    examples=(24, 48, 80),
+)
+EDIT_2511 = EDIT_2509._replace(
+    title="Qwen-Image-Edit-2511",
+    id="Qwen/Qwen-Image-Edit-2511",
+    file="qwen_image_edit_2511",
+    run="my_character_2511",
+    examples=(16, 24, 48, 80),
+)
+QWEN_IMAGE_2512 = EDIT_2509._replace(
+    title="Qwen-Image-2512",
+    id="Qwen/Qwen-Image-2512",
+    arch="qwen_image",
+    file="qwen_image_2512",
+    run="my_character_2512",
+    references="",
+    examples=(24,),
+)
+QWEN_IMAGE_21 = Model(
+    title="Qwen-Image-2.1",
+    id="Qwen/Qwen-Image-2.1",
+    arch="qwen_image_2",
+    file="qwen_image_2.1",
+    run="my_character_2.1",
+    weights=_weights(14.2, 7.2, 4.0),
+    text=17.5,
+    layers="img_mlp",
+    references="ten",
+    control_keys="ctrl_img_1 to ctrl_img_10",
+    steps=40,
+    guidance=1.0,
+    guidance_note="this model is made to be sampled without guidance",
+    cards={
+        80: Card(80, batch_size=4),
+        48: Card(32),
+        24: Card(20, low_vram=True, match_target_res=True),
+        16: Card(16, "int8", "int8", low_vram=True, match_target_res=True),
+        12: Card(0, "int4", "int4", low_vram=True, match_target_res=True, sample_side=768),
+    },
+    examples=(16, 24, 48, 80),
+)
+MODELS = (EDIT_2509, EDIT_2511, QWEN_IMAGE_2512, QWEN_IMAGE_21)
+"""The first is that of `run.py new` without `--model`."""
+
+
+def model_of(name: str) -> Model:
+    """The published model whose examples suit a hub id or folder: that model, or one of its family."""
+    by_id = (model for model in MODELS if model.id == name)
+    arch = arch_of(ModelConfig(name_or_path=name))
+    return next(by_id, None) or next((model for model in MODELS if model.arch == arch), MODELS[0])
+
+
+def example_text(model: Model, gpu: int, peak: str) -> str:
+    """An example for a GPU of the table. peak: planned GB."""
+    own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": "config/examples/photos", "id": model.id}
+    return _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, **own)
+
+
+def job_text(model: Model, gpu: int, **own: str) -> str:
+    """The job of a user for a GPU of so many GB. own: `name`, `trigger`, `folder` and `id`, as YAML."""
+    card = next(card for card in model.cards.values() if gpu >= card.least_gb)
+    return _fill(model, card, written=True, **own)
+
+
+def _fill(m: Model, c: Card, **values: object) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["note"] = _noted
+    return environment.get_template("train.yaml.j2").render(m=m, c=c, **values)
+
+
+def _noted(line: str, note: str) -> str:
+    """A line with its comment."""
+    return f"{line.ljust(NOTES)}# {note}" if len(line) < NOTES else f"{line}   # {note}"
