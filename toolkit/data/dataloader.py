@@ -18,7 +18,7 @@ from toolkit.data.captions import caption_for_use
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.threads import loaded_ahead
-from toolkit.data.types import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
+from toolkit.data.types import Batch, BatchSpec, BucketedSample, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class BatchLoader:
     dataset: EncodedDataset
     seed: int
 
-    encode_prompt: Callable[[str, Sample], EncodedPrompt] | None = None
+    encode_prompt: Callable[[str, BucketedSample], EncodedPrompt] | None = None
     """Encodes a text that is not cached; by default from the dataset's own encoder."""
 
     def load(self, spec: BatchSpec) -> LatentBatch:
@@ -126,7 +126,7 @@ class BatchLoader:
         caption = caption_for_use(sample.caption, sample.rules, self.seed, epoch, position)
         if sample.rules.shuffle_tokens:
             encode_prompt = self.encode_prompt or self.dataset.encoder.encode_prompt
-            return encode_prompt(caption, sample)
+            return encode_prompt(caption, self.dataset.items[index])
         entry = entries.caption if caption else entries.empty
         assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
         return self.dataset.read_prompt(entry)

@@ -163,18 +163,26 @@ class ItemEncoder:
 
         return tuple(map(entry, item.sample.control_images))
 
-    def text(self, sample: Sample, prompt: str, stores: CachePair) -> CacheEntry:
-        """Embeddings [L, D] of the prompt with those of the sample's control images that the text encoder sees."""
+    def text(self, item: BucketedSample, prompt: str, stores: CachePair) -> CacheEntry:
+        """Embeddings [L, D] of the prompt with those of the item's control images that the text encoder sees."""
+        sample = item.sample
         digests = [file_digest(path) for path in self._seen(sample)]
         changed = bool(digests) or "<|" in prompt
-        made = {"format": PROMPT_FORMAT} if changed else {}
+        made: dict[str, Any] = {"format": PROMPT_FORMAT} if changed else {}
+        if digests and self._model.family.text_at_reference_size:
+            made["sizes"] = [self._reference_size(path, item) for path in self._seen(sample)]
         key = self._key("text_encoder", "text", sample, digests, prompt=prompt, **made)
         what = f"text of {sample.image}"
-        return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, sample))
+        return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, item))
 
-    def encode_prompt(self, prompt: str, sample: Sample) -> dict[str, Tensor]:
+    def encode_prompt(self, prompt: str, item: BucketedSample) -> dict[str, Tensor]:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
-        images = [flip_image(open_image(path, sample.background), sample.flip) for path in self._seen(sample)]
+        sample = item.sample
+        images = [open_image(path, sample.background) for path in self._seen(sample)]
+        if images and self._model.family.text_at_reference_size:
+            sizes = [self._reference_size(path, item) for path in self._seen(sample)]
+            images = [resize(image, size) for image, size in zip(images, sizes, strict=True)]
+        images = [flip_image(image, sample.flip) for image in images]
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
         dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
@@ -324,16 +332,16 @@ def _entries(
     sample = item.sample
     caption = empty = None
     if not sample.rules.shuffle_tokens:
-        caption = encoder.text(sample, sample.caption, stores) if sample.caption else None
+        caption = encoder.text(item, sample.caption, stores) if sample.caption else None
         if sample.rules.dropout_rate > 0 or caption is None:
-            empty = encoder.text(sample, "", stores)
+            empty = encoder.text(item, "", stores)
     return ItemEntries(
         encoder.latents(item, stores),
         encoder.references(item, stores),
         encoder.mask(item, stores),
         caption,
         empty,
-        {name: encoder.text(sample, prompt, stores) for name, prompt in extra_prompts.items()},
+        {name: encoder.text(item, prompt, stores) for name, prompt in extra_prompts.items()},
     )
 
 

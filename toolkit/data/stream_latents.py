@@ -19,7 +19,7 @@ from toolkit.data.dataloader import LatentBatch
 from toolkit.data.images import ImageError
 from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
-from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Sample, Size
+from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.data.webdataset import StreamSample
 from toolkit.models.interface import DiffusionModel
 from toolkit.system import seeding
@@ -145,7 +145,8 @@ class StreamLatents:
         return sample.caption
 
     def _embeddings(self, text: str) -> dict[str, Tensor]:
-        sample = Sample("a caption of the stream", text, 1, Size(1, 1), "")
+        sample, size = Sample("a caption of the stream", text, 1, Size(1, 1), ""), Size(1, 1)
+        item = BucketedSample(sample, ResizeCrop(size, 0, 0, size))  # streams have no references, whose size it decides
         if self._keep_text:
-            return self.encoder.text(sample, text, self._stores).tensors()
-        return self.encoder.encode_prompt(text, sample)
+            return self.encoder.text(item, text, self._stores).tensors()
+        return self.encoder.encode_prompt(text, item)

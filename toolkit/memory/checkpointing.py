@@ -103,7 +103,7 @@ def _policy_for_matmuls(tensors: tuple[Tensor | None, ...]) -> Policy:
     policy must not depend on the number of tokens, which would cause recompilation: there a matmul of two matrices
     counts as one of tokens, and matmuls of weights are told by their small inner size alone.
     """
-    streams = [t for t in tensors if t is not None and t.dim() == 3]
+    streams = [t for t in tensors if isinstance(t, Tensor) and t.dim() == 3]
     tokens = None if torch.compiler.is_compiling() else {prod(t.shape[:-1]) for t in streams}
     min_width = max(t.shape[-1] for t in streams) // MIN_WIDTH_FRACTION
     return partial(_keeps_costly, tokens, min_width)

@@ -144,7 +144,7 @@ def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = la
 def _fix_widths(tensors: tuple[Tensor | None, ...]) -> None:
     """Marks the width of streams [B, S, D] as static: it never changes, and checkpointing needs its value."""
     for tensor in tensors:
-        if tensor is not None and tensor.dim() == 3:
+        if isinstance(tensor, Tensor) and tensor.dim() == 3:
             torch._dynamo.mark_static(tensor, 2)
 
 

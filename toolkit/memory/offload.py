@@ -335,7 +335,9 @@ class ActivationOffload:
     def __call__(self, run: BlockForward) -> BlockForward:
         def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             # Only tensors that one block passes to the next; the others are shared by all blocks.
-            passed_on = {_memory(t) for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
+            passed_on = {
+                _memory(t) for t in tensors if isinstance(t, Tensor) and t.requires_grad and self._is_elsewhere(t)
+            }
             if not passed_on or not torch.is_grad_enabled():
                 return run(block, *tensors)
             self._copies.begin_block()

@@ -91,6 +91,10 @@ class ModelFacts:
     text_sees_references: bool = True
     """Whether the text encoder sees the control images beside a prompt."""
 
+    text_at_reference_size: bool = False
+    """Whether the text encoder sees the control images in `DiffusionModel.reference_size`, as the VAE does, instead of
+    choosing a size of its own."""
+
     sure_prompt: int = 0
     """Characters of a prompt that fits into the model with any control images."""
 
@@ -173,7 +177,8 @@ class DynamicShift:
 
 
 BlockForward = Callable[..., "tuple[Tensor, ...]"]
-"""Runs a block (the first argument) on tensors (the others, or None). Its outputs are the inputs of the next block."""
+"""Runs a block (the first argument) on tensors (the others; some may be None, or a hashable value that compiled blocks
+know). Its outputs are the inputs of the next block."""
 
 
 BlockWrapper = Callable[[BlockForward], BlockForward]
@@ -228,8 +233,8 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
-        """Embeddings [L, D] of one prompt with its RGB control images, of any size, at most `max_references`; where the
-        text encoder is trained, token ids [L]."""
+        """Embeddings [L, D] of one prompt with its RGB control images, at most `max_references`; where the text encoder
+        is trained, token ids [L]. The images are of any size, or with `text_at_reference_size` of that."""
 
     @abstractmethod
     def predict_velocity(

@@ -182,8 +182,8 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, fami
     )
     item = BucketedSample(sample, ResizeCrop(scaled=size, left=0, top=0, bucket=size))
     needs_negative = prompt.guided and not family.embeds_guidance
-    negative = encoder.text(sample, prompt.negative or family.empty_negative, stores) if needs_negative else None
-    return _Encoded(encoder.text(sample, prompt.prompt, stores), negative, encoder.references(item, stores))
+    negative = encoder.text(item, prompt.negative or family.empty_negative, stores) if needs_negative else None
+    return _Encoded(encoder.text(item, prompt.prompt, stores), negative, encoder.references(item, stores))
 
 
 def to_pil(pixels_BCHW: Tensor) -> Image.Image:

@@ -135,13 +135,30 @@ def test_only_texts_seen_with_pictures_or_special_tokens_have_a_new_key(items, f
     """Entries of plain captions that an earlier version made are still used; others were made with other positions."""
     encoder, stores = ItemEncoder(fake_adapter(), torch.float32), CachePair(TensorCache(None), TensorCache(None))
     made_before = functools.partial(encoder._key, "text_encoder", "text")
-    with_picture, alone = items[0].sample, items[2].sample
-    digests = [file_digest(path) for path in with_picture.control_images]
-    assert encoder.text(alone, "a cat", stores).key == made_before(alone, [], prompt="a cat")
-    for sample, source, prompt in ((with_picture, digests, "a cat"), (alone, [], "<|image_pad|>")):
-        key = encoder.text(sample, prompt, stores).key
-        assert key != made_before(sample, source, prompt=prompt)
-        assert key == made_before(sample, source, prompt=prompt, format=PROMPT_FORMAT)
+    with_picture, alone = items[0], items[2]
+    digests = [file_digest(path) for path in with_picture.sample.control_images]
+    assert encoder.text(alone, "a cat", stores).key == made_before(alone.sample, [], prompt="a cat")
+    for item, source, prompt in ((with_picture, digests, "a cat"), (alone, [], "<|image_pad|>")):
+        key = encoder.text(item, prompt, stores).key
+        assert key != made_before(item.sample, source, prompt=prompt)
+        assert key == made_before(item.sample, source, prompt=prompt, format=PROMPT_FORMAT)
+
+
+def test_a_family_may_see_references_in_the_size_of_the_vae(items, fake_adapter, monkeypatch) -> None:
+    """The encoder and the VAE then agree on how many tokens an image has, whatever the target's size makes of it."""
+    model, seen = fake_adapter(), []
+    encoder, stores = ItemEncoder(model, torch.float32), CachePair(TensorCache(None), TensorCache(None))
+    monkeypatch.setattr(type(model.family), "text_at_reference_size", True)
+    encode_prompt = model.encode_prompt
+    model.encode_prompt = lambda prompt, images: seen.append([i.size for i in images]) or encode_prompt(prompt, images)
+    keys = []
+    for model.reference_scale in (1, 2):
+        entry = encoder.text(items[0], "a cat", stores)
+        keys.append(entry.key)
+        entry.encode()
+        sizes = [(p.shape[-1], p.shape[-2]) for p in encoder.reference_pixels(items[0])]
+        assert seen[-1] == sizes and sizes
+    assert keys[0] != keys[1]
 
 
 def test_what_decides_the_result_is_in_the_key(items, tmp_path: Path, image, encode, fake_adapter) -> None:

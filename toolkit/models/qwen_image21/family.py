@@ -39,6 +39,7 @@ class QwenImage21Family(FolderFamily):
         for sides in ((1024, 1024), (1344, 768), (768, 1344), (1184, 896), (896, 1184), (1248, 832), (832, 1248))
     )
     max_references = 10
+    text_at_reference_size = True
     sure_prompt = 1000
     encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "processor")}
     weight_parts = ("transformer", "vae", "text_encoder")

@@ -4,8 +4,8 @@ What is computed is diffusers' `QwenImage21Transformer2DModel.forward` (transfor
 do the work. Text and references, the prefix of the sequence, see neither the target nor its noise level; so one prefix
 may serve several noisy targets, which see it and themselves.
 
-Shape suffixes: B batch, K noisy targets of one prefix, N tokens of a target, P tokens of the prefix, S = P + K N,
-C latent channels, D model width, M modulations (4 D), L text tokens, H heads, E channels of a head.
+Shape suffixes: B batch, K noisy targets of one prefix, R = B K, N tokens of a target, P tokens of the prefix,
+S = P + K N, C latent channels, D model width, M modulations (4 D), L text tokens, H heads, E channels of a head.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ImageShape = tuple[int, int, int]
 """Frames (1), height and width of an image in tokens."""
 
 RunIndexed = Callable[..., Tensor]
-"""Runs one block: (index, block, x_BSD, zero_1M, levels_BKM, rotary, layout) -> x_BSD."""
+"""Runs one block: (index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout) -> x_BSD."""
 
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
@@ -55,13 +55,13 @@ def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
 
 
 def run_block(
-    block: Any, x_BSD: Tensor, zero_1M: Tensor, levels_BKM: Tensor, rotary_SE: Tensor, layout: Layout
+    block: Any, x_BSD: Tensor, zero_1M: Tensor, levels_RM: Tensor, rotary_SE: Tensor, layout: Layout
 ) -> tuple[Tensor]:
     """The forward of a QwenImage21TransformerBlock.
 
-    zero_1M: modulations at t = 0, for the prefix; levels_BKM: of each target's noise level.
+    zero_1M: modulations at t = 0, for the prefix; levels_RM: of each target's noise level.
     """
-    zeros, levels = zero_1M.chunk(4, -1), levels_BKM.chunk(4, -1)
+    zeros, levels = zero_1M.chunk(4, -1), levels_RM.unflatten(0, (-1, layout.targets)).chunk(4, -1)
     scale1, gate1, scale2, gate2 = (partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True))
     y_BSD = attend(block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout)
     x_BSD = x_BSD + gate1(y_BSD, torch.tanh)
@@ -140,9 +140,9 @@ def forward(
     t = torch.cat([levels_BK.flatten().to(x_BSD.dtype), levels_BK.new_zeros(1, dtype=x_BSD.dtype)]).to(x_BSD.device)
     temb = model.time_text_embed(t, x_BSD)
     modulation = model.modulation(temb)
-    zero_1M, levels_BKM = modulation[-1:], modulation[:-1].unflatten(0, (batch, targets))
+    zero_1M, levels_RM = modulation[-1:], modulation[:-1]
     for index, block in enumerate(model.transformer_blocks):
-        x_BSD = run(index, block, x_BSD, zero_1M, levels_BKM, rotary_SE, layout)
+        x_BSD = run(index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout)
     out = model.norm_out(x_BSD[:, prefix:].unflatten(1, (targets, tokens)).flatten(0, 1), temb[:-1])
     return model.proj_out(out).unflatten(0, (batch, targets))
 
