@@ -26,7 +26,7 @@ from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
-from toolkit.models.qwen_image.tiny import write_tiny_model
+from toolkit.models.tiny import write_tiny_model
 from toolkit.system.seeding import global_generator, key
 
 CAPTION = "a photo of a person, portrait, smiling, studio light, a cup of coffee"

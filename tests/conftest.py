@@ -217,7 +217,7 @@ def cuda() -> Iterator[torch.device]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete Qwen-Image-Edit folder with tiny random parts, written once per session. Read only."""
-    from toolkit.models.qwen_image.tiny import write_tiny_model
+    from toolkit.models.tiny import write_tiny_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_tiny_model(folder)

@@ -251,7 +251,7 @@ def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
     ("name", "line"),
     [
         ("toolkit/train/x.py", "from toolkit.data.latent_cache import CacheEntry\nfrom toolkit.system import seeding"),
-        ("toolkit/models/x.py", "from toolkit.models.qwen_image import tiny\nfrom toolkit.registry import Registry"),
+        ("toolkit/models/x.py", "from toolkit.models import tiny\nfrom toolkit.registry import Registry"),
         (
             "toolkit/flow/x.py",
             "import math\nimport numpy as np\nfrom torch import Tensor\nfrom .path import linear_path",

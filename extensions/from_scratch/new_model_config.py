@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -100,6 +100,12 @@ class TinyModelConfig(ModelFolderConfig):
     heads: int = Field(default=2, ge=1)
     """Attention heads of each block."""
 
+    arch: Literal["qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_2"] = "qwen_image_edit_plus"
+    """Family of the model."""
+
+    zero_cond_t: bool = False
+    """References are modulated at t = 0, as in Qwen-Image-Edit-2511; for `arch: qwen_image_edit_plus`."""
+
     captions: PathOrList = ()
     """Folders of `.txt` files that the tokenizer is trained on, for a model that is to be trained from random weights:
     its text encoder is made to stay frozen. Empty: a built-in text of a few words."""
@@ -107,6 +113,8 @@ class TinyModelConfig(ModelFolderConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A file or a folder of somebody else in the way of the folder, and captions that are nowhere."""
         yield from super().check(job)
+        if self.zero_cond_t and self.arch != type(self).model_fields["arch"].default:
+            yield Diagnostic(("zero_cond_t",), f"a model of {self.arch} has no such setting. Remove it.")
         for index, path in enumerate(self.captions):
             if not Path(path).expanduser().is_dir() and not job.will_write(Path(path)):
                 yield Diagnostic(("captions", index), f"{path!r} is no folder. Give one that holds captions.")

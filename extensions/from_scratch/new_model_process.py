@@ -20,7 +20,7 @@ from toolkit.files.safetensors_io import as_os_error
 from toolkit.files.writing import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
-from toolkit.models.qwen_image.tiny import TinySpec, is_written, write_tiny_model
+from toolkit.models.tiny import TinySpec, is_written, write_tiny_model
 from toolkit.system.seeding import global_generator
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class TinyModelProcess(ModelFolderProcess):
     @cached_property
     def _spec(self) -> TinySpec:
         section = self.section
-        return TinySpec(section.seed, section.layers, section.heads, section.texts())
+        return TinySpec(section.seed, section.layers, section.heads, section.texts(), section.arch, section.zero_cond_t)
 
     def is_there(self) -> bool:
         return is_written(self.section.folder(), self._spec)

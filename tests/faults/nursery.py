@@ -32,7 +32,7 @@ MODULES = [
     "extensions.sd_trainer.plan",
     "extensions.sd_trainer.process",
     "extensions.from_scratch.vae_process",
-    "toolkit.models.qwen_image.tiny",
+    "toolkit.models.tiny",
     "toolkit.models.qwen_image.model",
     "toolkit.networks.lora",
     "peft.tuners.lora",

@@ -29,7 +29,7 @@ from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import Job, draw_pictures
 from tests.faults.nursery import Fault, Nursery
 from tests.stand_in_cuda import COMPILER, built
-from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 STAND_IN = [
     pytest.mark.slow,

@@ -184,6 +184,10 @@ class ModelFamily(ModelFacts, ABC):
         where the folder is not here yet."""
         return self
 
+    tiny_parts: str = ""
+    """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts of a tiny model and returns its
+    transformer, as "module:function"; empty: there is none."""
+
     network_maker: str = ""
     """A function (folder, arguments) -> module that makes the trained part with random weights, as "module:function";
     empty: it cannot be made."""

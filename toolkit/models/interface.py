@@ -53,11 +53,17 @@ class ModelFacts:
     pipelines: tuple[str, ...]
     """Accepted values of `_class_name` in model_index.json."""
 
-    published: tuple[str, ...] = ()
-    """Hub ids of this family."""
+    published: Mapping[str, str] = {}
+    """Hub id -> the name of the published model."""
+
+    licence: str = ""
+    """Of the published weights, for the plan; empty: that of their owner."""
 
     parts: Mapping[str, str]
     """Subfolder of a model folder -> a file that it has to contain, or a pattern of its name."""
+
+    classes: Mapping[str, str] = {}
+    """Subfolder of a model folder -> the class of the part in model_index.json, and in its config.json."""
 
     weight_parts: Sequence[str]
     """Subfolders whose weights are needed, as safetensors."""

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
+from toolkit.models.template import IMAGE_PAD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
 
-IMAGE_PAD = "<|image_pad|>"
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
 """Special tokens of the templates: one id each."""
 

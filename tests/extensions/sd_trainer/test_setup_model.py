@@ -31,7 +31,7 @@ from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.int8_matmul import is_supported
 from toolkit.memory.quantization import RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
 from toolkit.models.qwen_image.family import FAMILY
-from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.base_model import block_quantizer

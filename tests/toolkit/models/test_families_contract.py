@@ -20,17 +20,11 @@ from tests.unlike_family import write_unlike_model
 from toolkit.data.types import EMBEDS, PromptEmbeds, Size
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.qwen_image21 import tiny as tiny21
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.kinds import KINDS
 from toolkit.registry import FAMILIES
 
-
-def write_21(folder: Path) -> Path:
-    tiny21.write_tiny_model(folder)
-    return folder
-
-
-WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model, "qwen_image_2": write_21}
+WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model}
 """How a test gets a tiny model of a family; the first family's is the fixture `tiny_model`."""
 
 
@@ -42,7 +36,12 @@ def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 @pytest.fixture
 def folder(arch: str, tiny_model: Path, tmp_path: Path) -> Path:
-    return tiny_model if arch == "qwen_image_edit_plus" else WRITERS[arch](tmp_path / "model")
+    if arch == "qwen_image_edit_plus":
+        return tiny_model
+    if arch in WRITERS:
+        return WRITERS[arch](tmp_path / "model")
+    write_tiny_model(tmp_path / "model", TinySpec(arch=arch))
+    return tmp_path / "model"
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_a_job_without_an_8_bit_optimizer_never_imports_bitsandbytes() -> None:
     program = """
 import sys
 import torch
-import toolkit.models.qwen_image.tiny, toolkit.models.qwen_image.model, extensions.sd_trainer.process
+import toolkit.models.tiny, toolkit.models.qwen_image.model, extensions.sd_trainer.process
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 

@@ -1,4 +1,9 @@
-"""Qwen-Image-Edit-2509, and 2511, which differs only in its config files. Imports no torch."""
+"""The members of the family that share the 20 B transformer: Qwen-Image (2512), Qwen-Image-Edit, Edit-2509 and 2511.
+Imports no torch.
+
+They differ in what is around a prompt, in their references and, 2511, in the noise level of references, which its
+config says (`zero_cond_t`).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +16,23 @@ from toolkit.models.folder_family import FolderFamily, Shapes
 from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
 from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
+from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
 
 
 class QwenImageFamily(FolderFamily):
-    """See `ModelFamily`."""
+    """See `ModelFamily`. As it is, Qwen-Image-Edit-2509."""
 
     arch = "qwen_image_edit_plus"
     model_class = "toolkit.models.qwen_image.model:QwenImageModel"
     network_maker = "toolkit.models.qwen_image.new:new_transformer"
     title = "Qwen-Image-Edit-2509"
+    licence = "Apache-2.0"
     pipelines = ("QwenImageEditPlusPipeline",)
-    published = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
+    published: Mapping[str, str] = {
+        "Qwen/Qwen-Image-Edit-2509": "Qwen-Image-Edit-2509",
+        "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
+    }
+    template = EDIT_PLUS
     modelspec = ("Qwen-Image-Edit-Plus", "https://github.com/QwenLM/Qwen-Image")  # as musubi-tuner names it
     size_multiple = 32
     latent_channels = sizes.LATENT_CHANNELS
@@ -35,6 +46,14 @@ class QwenImageFamily(FolderFamily):
         "text_encoder": ("text_encoder", "tokenizer", "processor"),
     }
     weight_parts = ("transformer", "vae", "text_encoder")
+    classes: Mapping[str, str] = {
+        "transformer": "QwenImageTransformer2DModel",
+        "vae": "AutoencoderKLQwenImage",
+        "text_encoder": "Qwen2_5_VLForConditionalGeneration",
+        "tokenizer": "Qwen2Tokenizer",
+        "processor": "Qwen2VLProcessor",
+    }
+    tiny_parts = "toolkit.models.qwen_image.tiny:write_parts"
     parts: Mapping[str, str] = {
         "transformer": "config.json",
         "vae": "config.json",
@@ -60,13 +79,14 @@ class QwenImageFamily(FolderFamily):
     modulation_pattern = r"transformer_blocks\.\d+\.(?:img_mod|txt_mod)\.1"
     reference_area = sizes.REFERENCE_AREA
     text_tokens = 12
-    text_tokens_per_reference = sizes.CONDITION_AREA // 28**2 + 18
+    text_tokens_per_reference = EDIT_PLUS.condition_area // 28**2 + 18
 
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
         if index is None:
             return None
-        return prompt_fault(index.parent, prompt, target, references, model.model_kwargs.match_target_res)
+        match_target = model.model_kwargs.match_target_res
+        return prompt_fault(index.parent, prompt, target, references, match_target, self.template)
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""
@@ -96,4 +116,33 @@ class QwenImageFamily(FolderFamily):
         return {**of_block, "txt_norm": config["joint_attention_dim"]}
 
 
-FAMILY = QwenImageFamily()
+class TextToImageFamily(QwenImageFamily):
+    """Qwen-Image and Qwen-Image-2512: no references."""
+
+    arch = "qwen_image"
+    title = "Qwen-Image"
+    pipelines = ("QwenImagePipeline",)
+    published: Mapping[str, str] = {"Qwen/Qwen-Image": "Qwen-Image", "Qwen/Qwen-Image-2512": "Qwen-Image-2512"}
+    template = TEXT_TO_IMAGE
+    modelspec = ("Qwen-Image", QwenImageFamily.modelspec[1])
+    max_references = 0
+    reference_area = text_tokens_per_reference = 0
+    encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer")}
+    parts: Mapping[str, str] = {part: file for part, file in QwenImageFamily.parts.items() if part != "processor"}
+    classes: Mapping[str, str] = {part: name for part, name in QwenImageFamily.classes.items() if part != "processor"}
+
+
+class EditFamily(QwenImageFamily):
+    """The first Qwen-Image-Edit: one reference, which the text encoder sees as large as the transformer does."""
+
+    arch = "qwen_image_edit"
+    title = "Qwen-Image-Edit"
+    pipelines = ("QwenImageEditPipeline",)
+    published: Mapping[str, str] = {"Qwen/Qwen-Image-Edit": "Qwen-Image-Edit"}
+    template = EDIT
+    modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])
+    max_references = 1
+    text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
+
+
+FAMILY, TEXT_TO_IMAGE_FAMILY, EDIT_FAMILY = QwenImageFamily(), TextToImageFamily(), EditFamily()

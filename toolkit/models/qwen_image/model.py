@@ -1,4 +1,4 @@
-"""`DiffusionModel` for Qwen-Image-Edit-2509 (and 2511, which differs only in its config files).
+"""`DiffusionModel` for the members of `family.py`, which share the 20 B transformer.
 
 Parts are loaded when they are first used and dropped when training no longer needs them.
 
@@ -16,9 +16,9 @@ import torch
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models import vl_prompts
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.folder_family import FolderFamily
 from toolkit.models.interface import BlockWrapper, WeightStreaming
 from toolkit.models.qwen_image import loading, prompts, sizes
+from toolkit.models.qwen_image.family import QwenImageFamily
 from toolkit.models.qwen_image.forward import (
     RunIndexed,
     compose_wrappers,
@@ -38,14 +38,15 @@ if TYPE_CHECKING:
 
 
 class QwenImageModel(QwenModel):
-    """A Qwen-Image-Edit model folder; see `DiffusionModel` for the methods."""
+    """A model folder; see `DiffusionModel` for the methods."""
 
+    family: QwenImageFamily
     fused_projections = (
         ("attn.to_q", "attn.to_k", "attn.to_v"),
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     )
 
-    def __init__(self, options: ModelLoadOptions, family: FolderFamily) -> None:
+    def __init__(self, options: ModelLoadOptions, family: QwenImageFamily) -> None:
         super().__init__(options, family)
         self.modulation_cache: ModulationCache | None = None
 
@@ -69,12 +70,14 @@ class QwenImageModel(QwenModel):
     # ------------------------------------------------------------ text
 
     def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        return prompt_fault(self.options.folder, prompt, target, references, self.options.match_target_res)
+        o, template = self.options, self.family.template
+        return prompt_fault(o.folder, prompt, target, references, o.match_target_res, template)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         processor = self.part("processor") if references else None
-        inputs = prompts.encoder_inputs(prompt, references, self.part("tokenizer"), processor)
-        return prompts.prompt_embedding(inputs, self._on_device("text_encoder"))
+        template = self.family.template
+        inputs = prompts.encoder_inputs(prompt, references, self.part("tokenizer"), processor, template)
+        return prompts.prompt_embedding(inputs, self._on_device("text_encoder"), template.dropped_tokens)
 
     # ------------------------------------------------------------ the transformer
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.data.types import Size
 from toolkit.models.qwen_image.sizes import LATENT_SCALE, PATCH, condition_size, reference_size
+from toolkit.models.template import EDIT_PLUS, Template
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -32,7 +33,14 @@ WORDS_AROUND = 40
 """More tokens than the template puts around a prompt and around each of its images."""
 
 
-def prompt_fault(folder: Path, prompt: str, target: Size, references: Sequence[Size], match_target: bool) -> str | None:
+def prompt_fault(
+    folder: Path,
+    prompt: str,
+    target: Size,
+    references: Sequence[Size],
+    match_target: bool,
+    template: Template = EDIT_PLUS,
+) -> str | None:
     """What is wrong with a prompt that is too long for a target of this size with these references; None if nothing.
 
     folder: the model's; where its tokenizer is not there (yet), only what is too short to be in doubt is judged.
@@ -40,23 +48,23 @@ def prompt_fault(folder: Path, prompt: str, target: Size, references: Sequence[S
     """
     seen = [reference_size(reference, target, match_target) for reference in references]
     most = POSITIONS - max(max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen))
-    pictures = [_picture_tokens(reference) for reference in references]
+    images = [_image_tokens(reference, template.condition_area) for reference in references]
     # A token is at least one byte of the text in its composed form.
     bound = len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))
-    if bound + sum(pictures) + WORDS_AROUND * (1 + len(pictures)) <= most or not (folder / "tokenizer").is_dir():
+    if bound + sum(images) + WORDS_AROUND * (1 + len(images)) <= most or not (folder / "tokenizer").is_dir():
         return None
-    from toolkit.models.qwen_image.prompts import DROP_TOKENS, token_ids
+    from toolkit.models.qwen_image.prompts import token_ids
 
-    count = len(token_ids(prompt, pictures, _tokenizer(folder))) - DROP_TOKENS
+    count = len(token_ids(prompt, images, _tokenizer(folder), template)) - template.dropped_tokens
     if count <= most:
         return None
     beside = f" beside {len(references)} reference{'s' * (len(references) > 1)}" if references else ""
     return f"{count:,} text tokens; a target of {target}{beside} leaves room for {most:,}. Shorten the text."
 
 
-def _picture_tokens(reference: Size) -> int:
+def _image_tokens(reference: Size, area: int) -> int:
     """Tokens of a reference in the text encoder."""
-    width, height = (max(1, round(side / PIXELS_PER_TEXT_TOKEN)) for side in condition_size(reference))
+    width, height = (max(1, round(side / PIXELS_PER_TEXT_TOKEN)) for side in condition_size(reference, area))
     return width * height
 
 

@@ -18,33 +18,24 @@ from PIL import Image
 from toolkit.data.types import Size
 from toolkit.models import vl_prompts
 from toolkit.models.qwen_image.sizes import condition_size
-from toolkit.models.vl_prompts import IMAGE_PAD
+from toolkit.models.template import EDIT_PLUS, IMAGE_PAD, SUFFIX, Template
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, Qwen2Tokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-PREFIX = (
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
-    "background), then explain how the user's text instruction should alter or modify the image. Generate a new "
-    "image that meets the user's requirements while maintaining consistency with the original input where "
-    "appropriate.<|im_end|>\n<|im_start|>user\n"
-)
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
-PICTURE = "Picture {}: <|vision_start|>" + IMAGE_PAD + "<|vision_end|>"
-DROP_TOKENS = 64
-"""Leading hidden states that are discarded: the length of PREFIX in the published tokenizer."""
+PREFIX, DROP_TOKENS = EDIT_PLUS.prefix, EDIT_PLUS.dropped_tokens
 
 
-def prompt_text(prompt: str, references: int) -> str:
+def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) -> str:
     """The text handed to the tokenizer, one image placeholder per reference."""
-    return PREFIX + "".join(PICTURE.format(i + 1) for i in range(references)) + prompt + SUFFIX
+    return template.prefix + "".join(template.image.format(i + 1) for i in range(references)) + prompt + SUFFIX
 
 
-def resize_condition_image(image: Image.Image) -> Image.Image:
-    """A reference as the text encoder sees it: RGB values 0..255, area of about 384x384, aspect ratio kept."""
-    return image.convert("RGB").resize(condition_size(Size(*image.size)), Image.Resampling.LANCZOS)
+def resize_condition_image(image: Image.Image, area: int = EDIT_PLUS.condition_area) -> Image.Image:
+    """A reference as the text encoder sees it: RGB values 0..255, about `area` pixels, aspect ratio kept."""
+    return image.convert("RGB").resize(condition_size(Size(*image.size), area), Image.Resampling.LANCZOS)
 
 
 def encoder_inputs(
@@ -52,28 +43,34 @@ def encoder_inputs(
     references: Sequence[Image.Image],
     tokenizer: Qwen2Tokenizer,
     image_processor: Qwen2VLImageProcessorPil | None,
+    template: Template = EDIT_PLUS,
 ) -> dict[str, Tensor]:
     """See `vl_prompts.encoder_inputs`."""
-    images = [resize_condition_image(image) for image in references]
+    images = [resize_condition_image(image, template.condition_area) for image in references]
     vision = vl_prompts.vision_inputs(images, image_processor) if image_processor else {}
-    ids = token_ids(prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer)
+    ids = token_ids(prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer, template)
     return vl_prompts.encoder_inputs(ids, vision, tokenizer)
 
 
-def token_ids(prompt: str, image_tokens: Sequence[int], tokenizer: Qwen2Tokenizer) -> list[int]:
+def token_ids(
+    prompt: str, image_tokens: Sequence[int], tokenizer: Qwen2Tokenizer, template: Template = EDIT_PLUS
+) -> list[int]:
     """The tokens of `prompt_text`, each image's placeholder repeated as often as `image_tokens` says."""
-    before, after = prompt_text("\0", len(image_tokens)).split("\0")
-    for number, count in enumerate(image_tokens, start=1):
-        before = before.replace(PICTURE.format(number), PICTURE.format(number).replace(IMAGE_PAD, IMAGE_PAD * count))
-    return vl_prompts.token_ids(before, prompt, after, tokenizer)
+    images = (
+        template.image.format(number).replace(IMAGE_PAD, IMAGE_PAD * count)
+        for number, count in enumerate(image_tokens, start=1)
+    )
+    return vl_prompts.token_ids(template.prefix + "".join(images), prompt, SUFFIX, tokenizer)
 
 
 @torch.no_grad()
-def prompt_embedding(inputs: dict[str, Tensor], text_model: PreTrainedModel) -> Tensor:
-    """Hidden states [L, D] of the last layer without the first `DROP_TOKENS`.
+def prompt_embedding(
+    inputs: dict[str, Tensor], text_model: PreTrainedModel, dropped_tokens: int = DROP_TOKENS
+) -> Tensor:
+    """Hidden states [L, D] of the last layer without the first `dropped_tokens`.
 
     `text_model` is the encoder without its language-model head, which this model family never uses.
     """
     inputs = {name: value.to(text_model.device) for name, value in inputs.items()}
     hidden_BLD = text_model(**inputs, use_cache=False).last_hidden_state
-    return hidden_BLD[0, DROP_TOKENS:]
+    return hidden_BLD[0, dropped_tokens:]

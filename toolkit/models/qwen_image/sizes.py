@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from toolkit.data.types import Size
 from toolkit.models.folder_family import size_of_area
-
-CONDITION_AREA = 384 * 384
-"""Pixels of a reference as the text encoder sees it."""
+from toolkit.models.template import EDIT_PLUS
 
 REFERENCE_AREA = 1024 * 1024
 """Pixels of a reference as the transformer sees it, unless it follows the target's size."""
@@ -28,9 +26,9 @@ PATCH = 2
 """Latent pixels along one side of a token. Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`."""
 
 
-def condition_size(image: Size) -> Size:
+def condition_size(image: Size, area: int = EDIT_PLUS.condition_area) -> Size:
     """The size in which the text encoder sees a reference."""
-    return size_of_area(CONDITION_AREA, image.width / image.height)
+    return size_of_area(area, image.width / image.height)
 
 
 def reference_size(image: Size, target: Size, match_target: bool) -> Size:

@@ -30,7 +30,8 @@ class QwenImage21Family(FolderFamily):
     model_class = "toolkit.models.qwen_image21.model:QwenImage21Model"
     title = "Qwen-Image-2.1"
     pipelines = ("QwenImage21Pipeline",)
-    published = ("Qwen/Qwen-Image-2.1",)
+    licence = "Qwen Research License: not for commercial use"
+    published: Mapping[str, str] = {"Qwen/Qwen-Image-2.1": "Qwen-Image-2.1"}
     modelspec = ("Qwen-Image-2.1", "https://github.com/QwenLM/Qwen-Image")
     size_multiple = 32
     latent_scale = 16
@@ -43,6 +44,13 @@ class QwenImage21Family(FolderFamily):
     sure_prompt = 1000
     encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "processor")}
     weight_parts = ("transformer", "vae", "text_encoder")
+    classes: Mapping[str, str] = {
+        "transformer": "QwenImage21Transformer2DModel",
+        "vae": "AutoencoderKLQwenImage21",
+        "text_encoder": "Qwen3VLForConditionalGeneration",
+        "processor": "Qwen3VLProcessor",
+    }
+    tiny_parts = "toolkit.models.qwen_image21.tiny:write_parts"
     parts: Mapping[str, str] = {
         "transformer": "config.json",
         "vae": "config.json",

@@ -1,8 +1,7 @@
-"""A complete Qwen-Image-2.1 folder of a few megabytes, with random weights; see `toolkit.models.qwen_image.tiny`."""
+"""The parts of a tiny Qwen-Image-2.1; see `toolkit.models.tiny`."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,20 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.loading import ASKED_BY, block_import
-from toolkit.models.qwen_image import tiny as shared
-from toolkit.models.qwen_image.tiny import TinySpec
+from toolkit.models.qwen_image21.family import QwenImage21Family
 from toolkit.models.qwen_image21.prompts import REFERENCE, SUFFIX, SYSTEM, USER
-from toolkit.models.vl_prompts import IMAGE_PAD
-from toolkit.system.seeding import global_generator
+from toolkit.models.template import IMAGE_PAD
+from toolkit.models.tiny import (
+    HEAD_DIM,
+    ROPE_AXES,
+    TEXT_WIDTH,
+    TinySpec,
+    make_tokenizer,
+    save_tokenizer,
+    scale_latents,
+    smooth_images,
+)
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
@@ -35,42 +41,25 @@ CHAT_TEMPLATE = (
 )
 """What diffusers' pipeline counts the tokens of the system turn by."""
 
-MODEL_INDEX = {
-    "_class_name": "QwenImage21Pipeline",
-    "_diffusers_version": "0.42.1",
-    "processor": ["transformers", "Qwen3VLProcessor"],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
-    "transformer": ["diffusers", "QwenImage21Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKLQwenImage21"],
-}
 
-
-def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:  # noqa: B008 - frozen
-    """As `toolkit.models.qwen_image.tiny.write_tiny_model`."""
-    with global_generator(spec.seed, "tiny_model"):
-        tokenizer = shared._tokenizer((*spec.captions, TEMPLATE))
-        shared._save_tokenizer(tokenizer, folder / "processor")
-        (folder / "processor" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-        Qwen2VLImageProcessorPil(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(
-            folder / "processor"
-        )
-        shared._scheduler().save_pretrained(folder / "scheduler")
-        _text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
-        _vae().save_pretrained(folder / "vae")
-        transformer = QwenImage21Transformer2DModel(
-            in_channels=CHANNELS,
-            out_channels=CHANNELS,
-            num_layers=spec.layers,
-            attention_head_dim=shared.HEAD_DIM,
-            num_attention_heads=spec.heads,
-            context_in_dim=shared.TEXT_WIDTH,
-            axes_dims_rope=shared.ROPE_AXES,
-        )
-        shutil.rmtree(folder / "transformer", ignore_errors=True)
-        transformer.save_pretrained(folder / "transformer")
-    shared._write_json(folder / "model_index.json", MODEL_INDEX)
-    shared._write_json(folder / TINY_MODEL, spec.recipe())
+def write_parts(folder: Path, family: QwenImage21Family, spec: TinySpec) -> QwenImage21Transformer2DModel:
+    """Writes all parts but the scheduler and the transformer, which it returns."""
+    tokenizer = make_tokenizer(TEMPLATE, spec.captions)
+    save_tokenizer(tokenizer, folder / "processor")
+    (folder / "processor" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    half = [0.5] * 3
+    Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half).save_pretrained(folder / "processor")
+    _text_encoder(tokenizer).save_pretrained(folder / "text_encoder")
+    _vae().save_pretrained(folder / "vae")
+    return QwenImage21Transformer2DModel(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=spec.layers,
+        attention_head_dim=HEAD_DIM,
+        num_attention_heads=spec.heads,
+        context_in_dim=TEXT_WIDTH,
+        axes_dims_rope=ROPE_AXES,
+    )
 
 
 def _vae() -> AutoencoderKLQwenImage21:
@@ -84,17 +73,12 @@ def _vae() -> AutoencoderKLQwenImage21:
         latents_mean=[0.0] * CHANNELS,
         latents_std=[1.0] * CHANNELS,
     ).eval()
-    images_BCHW = shared._pictures()
-    with torch.no_grad():
-        opaque_BPHW = torch.cat([images_BCHW, torch.ones_like(images_BCHW[:, :1])], dim=1)
-        latents_BCFHW = vae.encode(opaque_BPHW.unsqueeze(2)).latent_dist.mode()
-    std, mean = torch.std_mean(latents_BCFHW, dim=(0, 2, 3, 4))
-    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    return vae
+    images_BCHW = smooth_images()
+    return scale_latents(vae, torch.cat([images_BCHW, torch.ones_like(images_BCHW[:, :1])], dim=1))
 
 
 def _text_encoder(tokenizer: Tokenizer) -> Qwen3VLForConditionalGeneration:
-    vocab, width = tokenizer.get_vocab(), shared.TEXT_WIDTH
+    vocab, width = tokenizer.get_vocab(), TEXT_WIDTH
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(vocab),

@@ -34,7 +34,7 @@ from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.families import family_for
-from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res --output out"

@@ -18,7 +18,7 @@ from toolkit.models.folder_family import dynamic_shift
 from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import WEIGHTS
 from toolkit.models.qwen_image.loading import TEXT_ENCODER, load_transformer
-from toolkit.models.qwen_image.tiny import TinySpec, write_tiny_model
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.models.vl_prompts import load_text_model, load_tokenizer
 
 INDEX = f"{WEIGHTS}.index.json"

@@ -10,12 +10,12 @@ import torch
 from toolkit.data.types import PromptEmbeds
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image21.family import FAMILY
-from toolkit.models.qwen_image21.tiny import write_tiny_model
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 
 @pytest.mark.parametrize("references", [0, 2])
 def test_noise_levels_that_share_a_prefix_are_predicted_as_each_alone(tmp_path: Path, references: int) -> None:
-    write_tiny_model(tmp_path)
+    write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2"))
     model = FAMILY.open(ModelLoadOptions(folder=tmp_path, device=torch.device("cpu"), dtype=torch.float32))
     prompts = PromptEmbeds.stack([model.encode_prompt(text, ()) for text in ("a cat", "a very long caption", "a dog")])
     for number in range(references):

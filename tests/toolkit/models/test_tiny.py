@@ -7,7 +7,7 @@ from PIL import Image
 from tests.diffusers_reference import open_tiny
 from toolkit.models.qwen_image.loading import TEXT_ENCODER
 from toolkit.models.qwen_image.prompts import DROP_TOKENS, PREFIX, encoder_inputs, prompt_embedding
-from toolkit.models.qwen_image.tiny import TinySpec, is_written, write_tiny_model
+from toolkit.models.tiny import TinySpec, is_written, write_tiny_model
 from toolkit.models.vl_prompts import load_image_processor, load_text_model, load_tokenizer
 
 PARTS = ["processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"]

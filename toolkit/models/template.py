@@ -1,0 +1,47 @@
+"""What the members of the family say to the text encoder around a prompt. Imports no torch.
+
+Source: diffusers, pipeline_qwenimage.py, pipeline_qwenimage_edit.py and pipeline_qwenimage_edit_plus.py,
+`prompt_template_encode`, `prompt_template_encode_start_idx` and `_get_qwen_prompt_embeds`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+IMAGE_PAD = "<|image_pad|>"
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Template(NamedTuple):
+    """The text around a prompt."""
+
+    system: str
+    dropped_tokens: int
+    """Leading hidden states that are discarded: the length of `prefix` in the published tokenizer."""
+
+    image: str = ""
+    """In front of the prompt for each reference; `{}` is its number."""
+
+    condition_area: int = 0
+    """Pixels of a reference as the text encoder sees it."""
+
+    @property
+    def prefix(self) -> str:
+        """What is in front of references and prompt."""
+        return f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n"
+
+
+TEXT_TO_IMAGE = Template(
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
+    "objects and background:",
+    dropped_tokens=34,
+)
+EDIT_PLUS = Template(
+    "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain how "
+    "the user's text instruction should alter or modify the image. Generate a new image that meets the user's "
+    "requirements while maintaining consistency with the original input where appropriate.",
+    dropped_tokens=64,
+    image="Picture {}: <|vision_start|>" + IMAGE_PAD + "<|vision_end|>",
+    condition_area=384 * 384,
+)
+EDIT = EDIT_PLUS._replace(image="<|vision_start|>" + IMAGE_PAD + "<|vision_end|>", condition_area=1024 * 1024)
