@@ -56,22 +56,16 @@ _PARTED = WithJsonSchema(
 """With a file after the type, as ai-toolkit writes it."""
 
 
-_OTHER_ARCHS = {
-    "qwen_image": "Qwen-Image (text to image)",
-    "qwen_image_edit": "the first Qwen-Image-Edit",
-    "qwen_image_layered": "Qwen-Image-Layered",
-}
-"""Other programs' names of members of the family that cannot be trained yet, which are no typing errors."""
+_NO_FAMILY = {"qwen_image_layered": "Qwen-Image-Layered makes several images at once, and cannot be trained."}
+"""Other programs' names of models that cannot be trained, which are no typing errors -> why not."""
 
 
 def _without_tag(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     name = value.split(":")[0]
-    folded = name.strip().lower()
-    if folded not in FAMILIES and (model := _OTHER_ARCHS.get(folded)):
-        remedy = "'qwen_image_edit_plus' is Qwen-Image-Edit-2509 and 2511; or leave this key out."
-        raise value_error(f"{name!r} is {model}, which cannot be trained yet. {remedy}")
+    if reason := _NO_FAMILY.get(name.strip().lower()):
+        raise value_error(f"{name!r}: {reason} docs/models.md says why.")
     return name
 
 
@@ -127,8 +121,8 @@ class ModelConfig(StrictModel):
 
     name_or_path: PathStr
     """Hub id (`owner/name`) or local folder in diffusers layout; its `model_index.json` must be that of a
-    Qwen-Image-Edit-2509 or a model made from it, or of a flow_trainer. What looks like a path is never a hub id
-    (`docs/models.md`)."""
+    Qwen-Image model (2.1, 2512, Edit, Edit-2509, Edit-2511) or one made from it, or of a flow_trainer. What looks like
+    a path is never a hub id (`docs/models.md`)."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""

@@ -30,18 +30,27 @@ CAPTIONER_TYPE = "qwen2_5_vl"
 _AGAIN = "Copy or download the model again."
 
 OTHERS = {
-    "qwen/qwen-image": "Qwen-Image",
-    "qwen/qwen-image-2512": "Qwen-Image",
-    "qwen/qwen-image-layered": "Qwen-Image-Layered",
-    "qwen/qwen-image-edit": "Qwen-Image-Edit, the first version",
-    "black-forest-labs/flux.*": "FLUX",
+    "qwen/qwen-image-layered*": "Qwen-Image-Layered",
+    "qwen/qwen-image-2.0*": "Qwen-Image-2.0",
+    "qwen/qwen-image-controlnet*": "a ControlNet",
+    "qwen/qwen*-vl*": "a language model",
+    "qwen/qwen[0-9]*": "a language model",
+    "krea/*": "Krea",
+    "black-forest-labs/*": "FLUX",
     "stabilityai/stable-diffusion-*": "Stable Diffusion",
     "stabilityai/sdxl-*": "Stable Diffusion XL",
+    "stabilityai/*": "Stable Diffusion",
     "stable-diffusion-v1-5/*": "Stable Diffusion",
-    "tongyi-mai/z-image*": "Z-Image",
-    "wan-ai/wan*": "Wan",
-    "hidream-ai/hidream-*": "HiDream",
+    "runwayml/*": "Stable Diffusion",
+    "tongyi-mai/*": "Z-Image",
+    "wan-ai/*": "Wan",
+    "hidream-ai/*": "HiDream",
     "alpha-vllm/lumina-*": "Lumina",
+    "tencent/hunyuan*": "Hunyuan",
+    "fal/auraflow*": "AuraFlow",
+    "ideogram-ai/*": "Ideogram",
+    "lodestones/chroma*": "Chroma",
+    "comfy-org/*": "weights as ComfyUI keeps them, in single files",
 }
 """Hub ids, in small letters, as their owners publish them -> their family. Only for what is not in the hub cache."""
 
@@ -62,9 +71,9 @@ def family_of(pipeline: str) -> ModelFacts | None:
     return next((family for family in families() if pipeline in family.pipelines), None)
 
 
-def published() -> list[str]:
-    """Hub ids that are known to be of a family that can be trained."""
-    return [name for family in families() for name in family.published]
+def published() -> dict[str, ModelFacts]:
+    """Hub ids of published models that can be trained -> their family."""
+    return {name: family for family in families() for name in family.published}
 
 
 def needed_files() -> list[str]:
@@ -78,12 +87,13 @@ def is_needed(file: str) -> bool:
 
 
 def _remedy() -> str:
-    return f"Give a folder in diffusers layout, or a hub id such as {published()[0]!r}."
+    return f"Give a folder in diffusers layout, or a hub id such as {next(iter(published()))!r}."
 
 
 def _another(name: str, what: str) -> str:
-    kinds = ((f.title if f.published else f"a {f.title} of its own", ", ".join(f.pipelines)) for f in families())
-    known = " or ".join(f"{title} and what is made from it ({pipelines})" for title, pipelines in kinds)
+    titles = dict.fromkeys(title for family in families() for title in family.published.values())
+    own = "".join(f" and {family.title}s of its own" for family in families() if not family.published)
+    known = f"{', '.join(titles)}, what is made from them,{own}"
     return f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
 
 
@@ -145,14 +155,33 @@ class ModelFolder:
         verb = "is" if len(missing) == 1 else "are"
         return f"{self.name!r}: {', '.join(missing)} {verb} missing in {self.path}. Copy or download the whole model."
 
+    def class_fault(self) -> str:
+        """A part with weights that is of another class than its family has; empty: none."""
+        family = family_of(self.pipeline())
+        assert family is not None  # else the index has a fault
+        for part in family.weight_parts:
+            path, index = self.path / part / "config.json", read_model_json(self.index, default={}).get(part)
+            config = read_model_json(path) if path.is_file() else {}
+            said = {path: [config.get("_class_name"), *(config.get("architectures") or ())]}
+            said[self.index] = index[-1:] if isinstance(index, list) else []
+            for place, names in said.items():
+                if wrong := [
+                    name for name in names if isinstance(name, str) and name != family.classes.get(part, name)
+                ]:
+                    expected = f"a {family.title} has {family.classes[part]!r}"
+                    return f"{place}: {part} is {wrong[0]!r}, of another model; {expected}. {_AGAIN}"
+        return ""
+
     def fault(self) -> str:
-        """What is wrong: another model, missing parts, JSON that cannot be read or holds wrong values, weights that are
-        missing or cut off; empty: nothing that shows without reading weights."""
+        """What is wrong: another model, missing parts, parts of different models, JSON that cannot be read or holds
+        wrong values, weights that are missing or cut off; empty: nothing that shows without reading weights."""
         if fault := self.index_fault() or self.parts_fault():
             return fault
         family = family_of(self.pipeline())
         assert family is not None  # else the index has a fault
         try:
+            if fault := self.class_fault():
+                return fault
             for part in family.parts:
                 for path in sorted((self.path / part).glob("*.json")):
                     read_model_json(path)

@@ -20,6 +20,7 @@ from toolkit.config.model_files import (
     listed_bytes,
     local_index,
     looks_like_a_path,
+    published,
 )
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
@@ -231,25 +232,44 @@ def arch_of(model: ModelSection) -> str | None:
     return family.arch if family else None
 
 
-def family_for(model: ModelSection) -> ModelFamily:
-    """The family of a `model:` section, from the model's own files or from `arch`.
+class UnknownFamilyError(UserError):
+    """Nothing on this disk says of which family a hub model is."""
 
-    Raises UserError when the two contradict each other or the family is not supported.
+
+def family_for(model: ModelSection) -> ModelFamily:
+    """The family of a `model:` section, from the model's own files, from `arch`, or of a published model by its id.
+
+    Raises UserError when they contradict each other or the family is not supported, UnknownFamilyError when nothing
+    says it. A folder that is not there is taken for the first family: an earlier process of the job may write it.
     """
-    found = arch_of(model)
+    name = model.name_or_path
+    known = published().get(name)
+    found = arch_of(model) or (known.arch if known else None)
     wanted = model.arch
     if found and wanted and found != wanted:
-        raise UserError(f"model.arch: {wanted!r}, but the files of {model.name_or_path} are {found!r}. Remove arch.")
-    arch = found or wanted or next(iter(FAMILIES))
+        raise UserError(f"model.arch: {wanted!r}, but {name} is {found!r}. Remove arch.")
+    arch = found or wanted
+    if arch is None and looks_like_a_path(name):
+        arch = next(iter(FAMILIES))
+    if arch is None:
+        raise UnknownFamilyError(
+            f"model.name_or_path: {name} is not on this disk, so its family is not known. Give model.arch, or run "
+            f"'hf download {name} {INDEX}'."
+        )
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
-    family, index = FAMILIES.load(arch), local_index(model.name_or_path, model.revision)
+    family, index = FAMILIES.load(arch), local_index(name, model.revision)
     return family.of_folder(index.parent) if index else family
+
+
+def title_of(model: ModelSection, family: ModelFamily) -> str:
+    """The name of the model that it is, or is made from."""
+    return family.published.get(model.name_or_path, family.title)
 
 
 def published_names() -> set[str]:
     """The hub ids of the models that the families were published with."""
-    return {name for arch in FAMILIES for name in FAMILIES.load(arch).published}
+    return set(published())
 
 
 def model_bytes(model: ModelConfig) -> int:

@@ -94,6 +94,7 @@ class FolderFamily(ModelFamily):
         try:
             self.transformer_config(folder)
             dynamic_shift(folder)
+            _same_patches(folder)
         except UserError as error:
             return str(error)
         return ""
@@ -185,6 +186,18 @@ def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
     width = math.sqrt(area * aspect)
     height = width / aspect
     return Size(*(max(1, round(side / multiple)) * multiple for side in (width, height)))
+
+
+def _same_patches(folder: Path) -> None:
+    """Raises UserError where the processor cuts images into other patches than the text encoder takes."""
+    path = folder / "processor" / "preprocessor_config.json"
+    vision = part_config(folder / "text_encoder").get("vision_config") or {}
+    taken, made = vision.get("patch_size"), read_model_json(path).get("patch_size") if path.is_file() else None
+    if taken and made and taken != made:
+        raise UserError(
+            f"{path}: patch_size: {made!r}, and the text encoder takes {taken!r}, so it is the processor of another "
+            f"model. {_AGAIN}"
+        )
 
 
 def dynamic_shift(folder: Path) -> DynamicShift:

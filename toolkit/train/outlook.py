@@ -19,7 +19,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import duration
 from toolkit.files.writing import free_space, readable_size
 from toolkit.memory.flops import EFFICIENCY
-from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes
+from toolkit.models.families import Download, download_of, family_for, model_bytes, title_of
 from toolkit.system.nvidia import gpu_name, planned_refusal
 from toolkit.train.checkpoint_store import (
     check_writable,
@@ -42,8 +42,8 @@ class ModelOutlook:
     family: str
     """Its `arch`."""
 
-    known: bool
-    """Whether its files or the job say the family; else it is assumed until its files are here."""
+    title: str
+    licence: str
 
     comes_later: bool
     """An earlier process of the job writes it."""
@@ -62,7 +62,8 @@ class ModelOutlook:
         return cls(
             name=model.name_or_path,
             family=family.arch,
-            known=bool(model.arch or arch_of(model) or comes_later) or model.name_or_path in family.published,
+            title=title_of(model, family),
+            licence=family.licence,
             comes_later=comes_later,
             bytes=None if comes_later or download else model_bytes(model),
             download=download,
@@ -72,14 +73,14 @@ class ModelOutlook:
         download = None
         if found := self.download:
             download = {"bytes": found.bytes, "folder": str(found.folder), "free_bytes": found.free}
-        return {"name": self.name, "family": self.family, "bytes": self.bytes, "download": download}
+        said = {"title": self.title, "licence": self.licence}
+        return {"name": self.name, "family": self.family, **said, "bytes": self.bytes, "download": download}
 
     def lines(self) -> Iterator[str]:
         """The lines of a plan."""
-        family = self.family if self.known else f"taken for {self.family} until its files are here"
         here = ", written by an earlier process of the job" if self.comes_later else ""
         here = f", {readable_size(self.bytes)}" if self.bytes is not None else here
-        yield f"model: {self.name} ({family}){here}"
+        yield f"model: {self.name} ({', '.join(filter(None, (self.title, self.licence)))}){here}"
         if found := self.download:
             size = readable_size(found.bytes) if found.bytes is not None else "size unknown"
             yield f"download: {size}, to {found.folder} ({readable_size(found.free)} free)"

@@ -8,11 +8,12 @@ config says (`zero_cond_t`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from toolkit.config.model_files import local_index
 from toolkit.data.types import Size
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import FolderFamily, Shapes
+from toolkit.models.folder_family import FolderFamily, Shapes, part_config
 from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
 from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
@@ -81,6 +82,9 @@ class QwenImageFamily(FolderFamily):
     text_tokens = 12
     text_tokens_per_reference = EDIT_PLUS.condition_area // 28**2 + 18
 
+    def of_folder(self, folder: Path) -> QwenImageFamily:
+        return EDIT_2511 if part_config(folder / "transformer").get("zero_cond_t") is True else self
+
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
         if index is None:
@@ -145,4 +149,12 @@ class EditFamily(QwenImageFamily):
     text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
 
 
+class Edit2511Family(QwenImageFamily):
+    """Qwen-Image-Edit-2511, whose references are modulated at t = 0."""
+
+    title = "Qwen-Image-Edit-2511"
+    modelspec = ("Qwen-Image-Edit-2511", QwenImageFamily.modelspec[1])
+
+
+EDIT_2511 = Edit2511Family()
 FAMILY, TEXT_TO_IMAGE_FAMILY, EDIT_FAMILY = QwenImageFamily(), TextToImageFamily(), EditFamily()
