@@ -505,7 +505,7 @@ class FlowTrainerConfig(RolesSection):
             message = f"{lr:g} is very low for a randomly initialised transformer; below {SLOW:g} it barely learns."
             yield Diagnostic(at, message, "warning")
         if self.sample:
-            guided = any(item.guidance_scale > 1 for item in self.sample_pictures())
+            guided = any(item.guidance_scale is None or item.guidance_scale > 1 for item in self.sample_pictures())
             if guided and not self.model.name_or_path and not any(d.caption_dropout_rate for d in self.datasets):
                 message = "guidance needs an unconditional model: set caption_dropout_rate (for example 0.1) or"
                 yield warning("sample.guidance_scale", f"{message} guidance_scale 1.")

@@ -167,12 +167,12 @@ Dtype = Annotated[Literal["float16", "bfloat16", "float32"], OneOf(spellings=_DT
 """A floating-point type under its usual names."""
 
 
-MAX_SLOTS = 3
+MAX_SLOTS = 10
 
 Slots = Annotated[
     tuple[PathStr, ...], BeforeValidator(as_list), Field(max_length=MAX_SLOTS), schema_of_list({"type": "string"})
 ]
-"""Up to three paths."""
+"""Up to ten paths; a model may take fewer (`ModelFacts.max_references`)."""
 
 
 def slot_names(key: str) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ def slot_names(key: str) -> tuple[str, ...]:
 
 
 def gather_slots(entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics) -> None:
-    """Replaces `<key>_1..3` by one list under `key`."""
+    """Replaces `<key>_1..10` by one list under `key`."""
     numbered = [entries.pop(name) for name in slot_names(key) if name in entries]
     if not numbered:
         return

@@ -136,7 +136,7 @@ class SampleItem(StrictModel):
 
     prompt: str
     """The prompt; `[trigger]` is replaced, nothing is put before it. It may end in flags between spaces: `--w`, `--h`,
-    `--d` (seed), `--s` (steps), `--l` (guidance_scale), `--n` (neg), `--fs` (flow_shift), and up to 3 times `--ci`
+    `--d` (seed), `--s` (steps), `--l` (guidance_scale), `--n` (neg), `--fs` (flow_shift), and up to 10 times `--ci`
     (ctrl_img; a path that holds a flag in quotes)."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
@@ -162,7 +162,8 @@ class SampleItem(StrictModel):
     error: there would be no noise."""
 
     ctrl_img: Slots = ()
-    """Reference image, or list of up to 3 in slot order; none: the image is made from text alone."""
+    """Reference image, or list of up to 10 in slot order, as many as the model takes; none: the image is made from text
+    alone."""
 
     foreign: ClassVar = "sample_item"
     example: ClassVar = "prompt: a photo"
@@ -181,8 +182,11 @@ class SamplePicture(SampleItem):
     height: int
     neg: str
     seed: int
-    guidance_scale: float
-    sample_steps: int
+    guidance_scale: float | None
+    """None: the model's own (`ModelFacts.guidance`)."""
+
+    sample_steps: int | None
+    """None: the model's own (`ModelFacts.sample_steps`)."""
 
 
 class SampleIntervalConfig(StrictModel):
@@ -246,11 +250,12 @@ class SampleConfig(SampleIntervalConfig):
     walk_seed: bool = False
     """Image i of a set has the seed `seed` + i."""
 
-    guidance_scale: float = Field(default=4.0, ge=0, le=1000)
-    """Strength of classifier-free guidance; 0 to 1: off."""
+    guidance_scale: float | None = Field(default=None, ge=0, le=1000)
+    """Strength of classifier-free guidance; 0 to 1: off. Not given: 4, or 1 with a model that is made to be sampled
+    without (Qwen-Image-2.1)."""
 
-    sample_steps: int = Field(default=20, ge=1, le=10_000)
-    """Denoising steps."""
+    sample_steps: int | None = Field(default=None, ge=1, le=10_000)
+    """Denoising steps. Not given: 20, or 40 with Qwen-Image-2.1."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def sigmas(steps: int, mu: float, terminal: float | None) -> Tensor:
+def sigmas(steps: int, mu: float, terminal: float | None, levels: Sequence[float] = ()) -> Tensor:
     """Noise fractions [steps + 1] from 1 down to 0, float32.
 
     mu: shift exponent; a larger one spends more steps at high noise.
     terminal: the last level before 0, in (0, 1); None leaves the shifted value.
+    levels: what is shifted, descending, in (0, 1]; none: linspace(1, 1 / steps, steps), as diffusers' pipelines do.
     Source: diffusers, FlowMatchEulerDiscreteScheduler.set_timesteps with exponential dynamic shifting
-    and `stretch_shift_to_terminal`, fed with linspace(1, 1 / steps, steps) as the pipeline does.
+    and `stretch_shift_to_terminal`.
     """
-    even = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
-    shifted = math.exp(mu) / (math.exp(mu) + (1 / even - 1))
+    even = np.array(levels) if levels else np.linspace(1.0, 1 / steps, steps)
+    shifted = math.exp(mu) / (math.exp(mu) + (1 / even.astype(np.float32) - 1))
     if terminal is not None and shifted[-1] < 1:
         below_one = 1 - shifted
         shifted = 1 - below_one / (below_one[-1] / (1 - terminal))

@@ -110,6 +110,15 @@ class ModelFacts:
     empty_negative: str = " "
     """The negative prompt where none is given; by default as diffusers' documentation of Qwen-Image advises."""
 
+    guidance: float = 4.0
+    """Guidance scale of samples where none is given; up to 1: none."""
+
+    sample_steps: int = 20
+    """Steps of samples where none are given."""
+
+    sample_sigmas: tuple[float, ...] = ()
+    """Noise levels in (0, 1], before the shift, of samples whose steps are not given; none: evenly spaced ones."""
+
     embeds_guidance: bool = False
     """Whether the guidance scale is an input of the model: sampling then needs no negative prediction."""
 

@@ -63,8 +63,12 @@ def _flags(section: HasSamples) -> Iterator[object]:
         yield from ("--prompt", section.trigger_word or "a photo")
         return
     yield from ("--prompt", inject_trigger(picture.prompt, section.trigger_word, add=False))
-    yield from ("--width", picture.width, "--height", picture.height, "--steps", picture.sample_steps)
-    yield from ("--cfg", f"{picture.guidance_scale:g}", "--seed", picture.seed)
+    yield from ("--width", picture.width, "--height", picture.height)
+    if picture.sample_steps is not None:
+        yield from ("--steps", picture.sample_steps)
+    if picture.guidance_scale is not None:
+        yield from ("--cfg", f"{picture.guidance_scale:g}")
+    yield from ("--seed", picture.seed)
     if picture.neg.strip():
         yield from ("--negative", inject_trigger(picture.neg, section.trigger_word, add=False))
     if picture.flow_shift:

@@ -44,6 +44,9 @@ class SamplePrompt:
     """1: without guidance."""
 
     steps: int
+    levels: tuple[float, ...] = ()
+    """Noise levels before the shift, as many as steps; none: evenly spaced ones."""
+
     references: tuple[Path, ...] = ()
     flow_shift: float | None = None
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""
@@ -72,8 +75,9 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
             negative=inject_trigger(item.neg, trigger_word, add=False),
             size=family.drawable(Size(item.width, item.height)),
             seed=item.seed,
-            guidance_scale=item.guidance_scale,
-            steps=item.sample_steps,
+            guidance_scale=family.guidance if item.guidance_scale is None else item.guidance_scale,
+            steps=item.sample_steps or family.sample_steps,
+            levels=() if item.sample_steps else family.sample_sigmas,
             flow_shift=item.flow_shift,
             references=tuple(Path(path).expanduser() for path in item.ctrl_img),
         )
@@ -168,7 +172,7 @@ class Sampler:
         mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:
             mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)
-        return sigmas(item.steps, mu, shift.shift_terminal if item.stretched else None)
+        return sigmas(item.steps, mu, shift.shift_terminal if item.stretched else None, item.levels)
 
 
 def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, family: ModelFacts) -> _Encoded:

@@ -18,12 +18,13 @@ from toolkit.errors import UserError
 
 
 class GenerateConfig(PicturesConfig):
-    """`type: generate`: generates images with a model and LoRAs, from text and up to 3 references."""
+    """`type: generate`: generates images with a model and LoRAs, from text and up to 10 references."""
 
     process_types: ClassVar[tuple[str, ...]] = ("generate",)
 
-    cfg: float = Field(default=4.0, ge=0, le=1000)
-    """Strength of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time."""
+    cfg: float | None = Field(default=None, ge=0, le=1000)
+    """Strength of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time. Not given:
+    what the model is made for, 4 for most."""
 
     seed: SeedOrList = (42,)
     """Seeds of the noise: an image of each prompt for each. 0 is a valid seed."""

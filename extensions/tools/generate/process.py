@@ -79,7 +79,8 @@ def pictures(
     section: GenerateConfig, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]
 ) -> Iterator[Picture]:
     """An image of each item for each seed, but for items with a seed of their own."""
-    cfg = 1.0 if section.lightning and "cfg" not in section.model_fields_set else section.cfg
+    usual = 1.0 if section.lightning else maker.family.guidance
+    cfg = usual if section.cfg is None else section.cfg
     for item in items:
         scale = cfg if item.guidance_scale is None else item.guidance_scale
         for seed in section.seed if item.seed is None else (item.seed,):

@@ -39,8 +39,9 @@ class GridConfig(PicturesConfig):
     strength: NumberOrList = (1.0,)
     """Strengths of the files: a column for each. 0: as without the file; negative: its opposite."""
 
-    cfg: NumberOrList = (4.0,)
-    """Strengths of classifier-free guidance: a row for each; 0 to 1: off."""
+    cfg: NumberOrList = ()
+    """Strengths of classifier-free guidance: a row for each; 0 to 1: off. Not given: what the model is
+    made for, 4 for most."""
 
     seed: SeedOrList = (42,)
     """Seeds of the noise: a row for each. 0 is a valid seed."""

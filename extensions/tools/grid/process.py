@@ -12,6 +12,7 @@ from extensions.tools.shared.generation import LoraFile, PictureMaker
 from extensions.tools.shared.keys import split_strength
 from jobs.process import BaseExtensionProcess
 from toolkit.files.writing import write_text
+from toolkit.models.interface import ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class GridProcess(BaseExtensionProcess):
         rows = [
             Row([maker.picture(item, seed, cfg, (*also, *loras)) for loras in columns])
             for item in section.items()
-            for cfg in self._cfgs(item.guidance_scale)
+            for cfg in self._cfgs(item.guidance_scale, maker.family)
             for seed in (section.seed if item.seed is None else (item.seed,))
         ]
 
@@ -50,9 +51,9 @@ class GridProcess(BaseExtensionProcess):
             fixed = split_strength(text)[0] != text
             yield from (LoraFile.of(text, strength) for strength in ((None,) if fixed else self.section.strength))
 
-    def _cfgs(self, of_item: float | None) -> tuple[float, ...]:
+    def _cfgs(self, of_item: float | None, family: ModelFacts) -> tuple[float, ...]:
         """The guidance scales of an item's rows."""
         section = self.section
         if of_item is not None:
             return (of_item,)
-        return (1.0,) if section.lightning and "cfg" not in section.model_fields_set else section.cfg
+        return section.cfg or (1.0 if section.lightning else family.guidance,)

@@ -115,6 +115,7 @@ class PictureMaker:
         section, given = self.section, self.section.model_fields_set
         fast = section.lightning
         shift = LIGHTNING_SHIFT if fast and "flow_shift" not in given else section.flow_shift
+        steps = item.sample_steps or section.steps or fast
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, section.trigger_word, add=False),
             negative=inject_trigger(
@@ -123,7 +124,8 @@ class PictureMaker:
             size=section.size_of(item, self.family),
             seed=seed,
             guidance_scale=cfg,
-            steps=item.sample_steps or (fast if fast and "steps" not in given else section.steps),
+            steps=steps or self.family.sample_steps,
+            levels=() if steps else self.family.sample_sigmas,
             references=tuple(Path(path).expanduser() for path in item.ctrl_img or section.reference),
             flow_shift=item.flow_shift or shift,
             stretched=not fast,

@@ -82,7 +82,7 @@ class PicturesConfig(ToolConfig):
     """Negative prompt; empty: one space."""
 
     reference: Slots = ()
-    """Up to 3 reference images in slot order; none: the image is made from text alone."""
+    """Up to 10 reference images in slot order, as many as the model takes; none: the image is made from text alone."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384. Without width and height: of the model's own sizes the one that is most like the first
@@ -91,8 +91,8 @@ class PicturesConfig(ToolConfig):
     height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384."""
 
-    steps: int = Field(default=20, ge=1, le=10_000)
-    """Denoising steps."""
+    steps: int | None = Field(default=None, ge=1, le=10_000)
+    """Denoising steps. Not given: what the model is made for, 20 for most."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toolkit.config.model_files import local_index
+from toolkit.config.model_files import INDEX, local_index, read_model_json
 from toolkit.data.types import Size
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import FolderFamily, Shapes, part_config, size_of_area
@@ -41,6 +41,8 @@ class QwenImage21Family(FolderFamily):
     )
     max_references = 10
     text_at_reference_size = True
+    guidance = 1.0
+    sample_steps = 40
     sure_prompt = 1000
     encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "processor")}
     weight_parts = ("transformer", "vae", "text_encoder")
@@ -77,11 +79,16 @@ class QwenImage21Family(FolderFamily):
     text_tokens = 10
     text_tokens_per_reference = REFERENCE_AREA // 32**2 + 8
 
-    def __init__(self, latent_channels: int = 64) -> None:
+    def __init__(self, latent_channels: int = 64, sample_sigmas: Sequence[float] = ()) -> None:
         self.latent_channels = latent_channels
+        self.sample_sigmas = tuple(map(float, sample_sigmas))
+        self.sample_steps = len(sample_sigmas) or self.sample_steps
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
-        return QwenImage21Family(self.transformer_config(folder)["in_channels"])
+        sigmas = (
+            read_model_json(folder / INDEX, default={}).get("sample_sigmas") if (folder / INDEX).is_file() else None
+        )
+        return QwenImage21Family(self.transformer_config(folder)["in_channels"], sigmas or ())
 
     def drawable(self, pixels: Size) -> Size:
         """The pipeline rounds to 32, though a token has 16 pixels a side."""
