@@ -76,6 +76,11 @@ def published() -> dict[str, ModelFacts]:
     return {name: family for family in families() for name in family.published}
 
 
+def published_family(name: str) -> ModelFacts | None:
+    """The family of a published model by its hub id, in which capitals do not count."""
+    return next((family for known, family in published().items() if known.lower() == name.lower()), None)
+
+
 def needed_files() -> list[str]:
     """Patterns of what is needed of a hub repository; previews and other formats are left there."""
     return [INDEX, *(f"{part}/*" for family in families() for part in family.parts)]
@@ -107,7 +112,7 @@ def looks_like_a_path(name: str) -> bool:
     owner = name.split("/")[0]
     if Path(name).suffix.lower() in WEIGHT_FILES or owner.lower() in NO_OWNERS:
         return True
-    return Path(owner).is_dir() and name not in published() and not _other_family(name) and not _is_cached(name)
+    return Path(owner).is_dir() and not published_family(name) and not _other_family(name) and not _is_cached(name)
 
 
 def model_fault(name: str, revision: str | None) -> str:
@@ -413,7 +418,7 @@ def local_index(name: str, revision: str | None) -> Path | None:
 
 def _other_family(name: str) -> str:
     """The family by which a hub id is published that cannot be trained; empty: none is known."""
-    if name in published():
+    if published_family(name):
         return ""
     return next((family for pattern, family in OTHERS.items() if fnmatchcase(name.lower(), pattern)), "")
 

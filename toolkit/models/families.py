@@ -21,6 +21,7 @@ from toolkit.config.model_files import (
     local_index,
     looks_like_a_path,
     published,
+    published_family,
 )
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
@@ -243,7 +244,7 @@ def family_for(model: ModelSection) -> ModelFamily:
     says it. A folder that is not there is taken for the first family: an earlier process of the job may write it.
     """
     name = model.name_or_path
-    known = published().get(name)
+    known = published_family(name)
     found = arch_of(model) or (known.arch if known else None)
     wanted = model.arch
     if found and wanted and found != wanted:
@@ -264,7 +265,8 @@ def family_for(model: ModelSection) -> ModelFamily:
 
 def title_of(model: ModelSection, family: ModelFamily) -> str:
     """The name of the model that it is, or is made from."""
-    return family.published.get(model.name_or_path, family.title)
+    titles = {name.lower(): title for name, title in family.published.items()}
+    return titles.get(model.name_or_path.lower(), family.title)
 
 
 def published_names() -> set[str]:
@@ -321,9 +323,8 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
     if not next(yet_to_come(model, job), None):
         return None
     total = listed_bytes(name, revision)
-    family = family_for(model)
-    if total is None and name in family.published:
-        total = published_bytes(family, model.folder())
+    if total is None and published_family(name):
+        total = published_bytes(family_for(model), model.folder())
     left = None if total is None else max(0, total - downloaded_bytes(name))
     return Download(left, hub_cache(), free_space(hub_cache()))
 

@@ -44,15 +44,15 @@ class SamplePrompt:
     """1: without guidance."""
 
     steps: int
-    levels: tuple[float, ...] = ()
-    """Noise levels before the shift, as many as steps; none: evenly spaced ones."""
-
     references: tuple[Path, ...] = ()
     flow_shift: float | None = None
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""
 
     stretched: bool = True
     """Whether the sigmas are stretched to the model's own last one (`TimeShift.shift_terminal`), where it has one."""
+
+    levels: tuple[float, ...] = ()
+    """Noise levels before the shift, as many as steps; none: evenly spaced ones."""
 
     @property
     def guided(self) -> bool:

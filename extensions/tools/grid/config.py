@@ -39,7 +39,7 @@ class GridConfig(PicturesConfig):
     strength: NumberOrList = (1.0,)
     """Strengths of the files: a column for each. 0: as without the file; negative: its opposite."""
 
-    cfg: NumberOrList = ()
+    cfg: NumberOrList | None = None
     """Strengths of classifier-free guidance: a row for each; 0 to 1: off. Not given: what the model is
     made for, 4 for most."""
 

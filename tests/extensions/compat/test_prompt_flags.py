@@ -87,7 +87,11 @@ def test_flags_that_ask_for_nothing_pass(section) -> None:
         ("a --ci", "", "--ci: needs a value."),
         ("a --w 512 on a mat", "", "--w: takes one number, and 'on a mat' follows it. Put the prompt's text before"),
         ("a --ci no.png", "", "--ci: 'no.png' does not exist"),
-        ("a --ci a --ci b --ci c --ci d", "", "--ci: has 4 entries: must be at most 3."),
+        (
+            "a --ci a --ci b --ci c --ci d --ci e --ci f --ci g --ci h --ci i --ci j --ci k",
+            "",
+            "--ci: has 11 entries: must be at most 10.",
+        ),
         ("a --m 0.5", "", "--m: '0.5' is not supported yet. Leave this flag out."),
         ("a --of x", "", "--of: 'x' is not supported yet. Leave this flag out."),
     ],

@@ -199,8 +199,8 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         ("train_unet: true", "train_unet: false", "train.train_unet: false leaves nothing to train"),
         (
             "is_qwen: true",
-            "arch: qwen_image",
-            "model.arch: 'qwen_image' is Qwen-Image (text to image), which cannot be trained yet. 'qwen_image_e",
+            "arch: qwen_image_layered",
+            "model.arch: 'qwen_image_layered': Qwen-Image-Layered makes several images at once, and cannot be",
         ),
         (
             "steps: 3400",

@@ -49,7 +49,7 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("background: clear", "background: 'clear' is not a valid colour."),
         ("control_transparent_color: [0, 1]", "control_transparent_color: is not a valid colour."),
         ("captions_file: photos", "captions_file: 'photos' is not a file. Give a text file of lines with file name,"),
-        ("control_path: [a, b, c, d]", "control_path: has 4 entries: must be at most 3."),
+        ("control_path: [a, b, c, d, e, f, g, h, i, j, k]", "control_path: has 11 entries: must be at most 10."),
         ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
         ("control_path_1: 5", 'control_path_1: 5 is not text. Put it in quotes: "5"'),
         ("batch_size: 2", "batch_size: 2 is not supported yet. The nearest here is 'train.batch_size'."),

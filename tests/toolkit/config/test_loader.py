@@ -286,10 +286,10 @@ class OtherTrainer(BaseModel):
 
 def test_every_section_with_a_model_has_it_checked(mistakes) -> None:
     text = (
-        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: other, student: {name_or_path: Qwen/Qwen-Image}}"
+        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: other, student: {name_or_path: krea/Krea-2-Raw}}"
     )
     (line,) = mistakes(text, find=lambda name: OtherTrainer)
-    assert line.startswith("5:45: process[0].student.name_or_path: 'Qwen/Qwen-Image' is another model (Qwen-Image), ")
+    assert line.startswith("5:45: process[0].student.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), ")
 
 
 # ---------------------------------------------------------------- names that cannot name all files of a run

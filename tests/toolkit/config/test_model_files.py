@@ -23,8 +23,8 @@ from toolkit.config.model_files import (
 from toolkit.registry import FAMILIES
 
 OURS = (
-    "and this program trains Qwen-Image-Edit-2509 and what is made from it (QwenImageEditPlusPipeline) "
-    "or a latent flow model of its own and what is made from it (LatentFlowPipeline)."
+    "and this program trains Qwen-Image-Edit-2509, Qwen-Image-Edit-2511, Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, "
+    "Qwen-Image-2.1, what is made from them, and latent flow models of its own."
 )
 REMEDY = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
 
@@ -83,8 +83,8 @@ def test_a_name_below_a_folder_that_is_here_is_a_path_unless_it_is_known(tmp_pat
     for folder in ("mine", "Qwen"):
         (tmp_path / folder).mkdir()
     assert looks_like_a_path("mine/model")
-    assert not looks_like_a_path(published()[0])
-    assert not looks_like_a_path("Qwen/Qwen-Image")
+    assert not looks_like_a_path(next(iter(published())))
+    assert not looks_like_a_path("Qwen/Qwen-Image-2.0")
     write_cached(home, "mine/model")
     assert not looks_like_a_path("mine/model")
 
@@ -170,9 +170,9 @@ def test_a_damaged_index_is_named_in_one_line(tmp_path: Path, content: bytes) ->
 
 
 def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
-    write_model(tmp_path / "model", "QwenImageEditPipeline")
+    write_model(tmp_path / "model", "QwenImageLayeredPipeline")
     assert model_fault("./model", None) == (
-        f"'./model' is another model: model/model_index.json says 'QwenImageEditPipeline', {OURS} {REMEDY}"
+        f"'./model' is another model: model/model_index.json says 'QwenImageLayeredPipeline', {OURS} {REMEDY}"
     )
 
 
@@ -192,7 +192,7 @@ def test_parts_without_their_config_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImagePipeline", "QwenImageEditPipeline"])
+@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImageLayeredPipeline"])
 def test_a_hub_model_of_another_family_is_refused(home: Path, pipeline: str, listed: bool) -> None:
     index = write_cached(home, "someone/model", pipeline, listed=listed) / "model_index.json"
     assert model_fault("someone/model", None) == (
@@ -241,8 +241,10 @@ def test_a_repository_without_an_index_is_no_model(home: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("Qwen/Qwen-Image", "Qwen-Image"),
-        ("qwen/qwen-image-edit", "Qwen-Image-Edit, the first version"),
+        ("Qwen/Qwen-Image-Layered", "Qwen-Image-Layered"),
+        ("Qwen/Qwen-Image-2.0", "Qwen-Image-2.0"),
+        ("krea/Krea-2-Raw", "Krea"),
+        ("Qwen/Qwen3-VL-8B-Instruct", "a language model"),
         ("black-forest-labs/FLUX.1-dev", "FLUX"),
         ("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion"),
     ],
@@ -251,19 +253,19 @@ def test_what_is_not_here_is_known_by_its_published_name(name: str, family: str)
     assert model_fault(name, None) == f"{name!r} is another model ({family}), {OURS} {REMEDY}"
 
 
-@pytest.mark.parametrize("name", [*published(), "someone/Qwen-Image", "Qwen/Qwen-Image-Edit-2600"])
+@pytest.mark.parametrize("name", [*published(), "qwen/qwen-image-edit", "someone/Qwen-Image", "Qwen/Qwen-Image-2600"])
 def test_of_other_names_nothing_is_said(name: str) -> None:
     assert model_fault(name, None) == ""
 
 
 def test_the_files_count_more_than_the_published_name(home: Path) -> None:
-    write_cached(home, "Qwen/Qwen-Image")
-    assert model_fault("Qwen/Qwen-Image", None) == ""
+    write_cached(home, "Qwen/Qwen-Image-2.0")
+    assert model_fault("Qwen/Qwen-Image-2.0", None) == ""
 
 
 def test_the_place_is_that_of_the_name(mistakes) -> None:
-    (line,) = mistakes(trainer("model: {name_or_path: Qwen/Qwen-Image}"))
-    assert line.startswith("7:29: process[0].model.name_or_path: 'Qwen/Qwen-Image' is another model (Qwen-Image), ")
+    (line,) = mistakes(trainer("model: {name_or_path: krea/Krea-2-Raw}"))
+    assert line.startswith("7:29: process[0].model.name_or_path: 'krea/Krea-2-Raw' is another model (Krea), ")
 
 
 # ------------------------------------------------------------ contents

@@ -9,7 +9,16 @@ from tests.model_folders import write_cached, write_model
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError
-from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes, yet_to_come
+from toolkit.models.families import (
+    Download,
+    UnknownFamilyError,
+    arch_of,
+    download_of,
+    family_for,
+    model_bytes,
+    title_of,
+    yet_to_come,
+)
 
 
 def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:
@@ -32,16 +41,39 @@ def test_without_a_folder_arch_decides() -> None:
 
 
 def test_an_arch_that_the_files_contradict_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.arch: 'qwen_image', but the files .* 'qwen_image_edit_plus'"):
+    with pytest.raises(UserError, match=r"model\.arch: 'qwen_image', but .* is 'qwen_image_edit_plus'\. Remove arch"):
         family_for(model(folder_of(tmp_path, "QwenImageEditPlusPipeline"), "qwen_image"))
 
 
 def test_an_arch_that_is_not_supported_is_a_mistake_with_a_hint() -> None:
-    with pytest.raises(UserError, match=r"'qwen_image' is not supported yet.*qwen_image_edit_plus"):
-        family_for(model("someone/model", "qwen_image"))
+    with pytest.raises(UserError, match=r"'qwen_imag' is not supported yet.*qwen_image"):
+        family_for(model("someone/model", "qwen_imag"))
 
 
-@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImagePipeline", "QwenImageEditPipeline"])
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        ("Qwen/Qwen-Image", "qwen_image"),
+        ("Qwen/Qwen-Image-2512", "qwen_image"),
+        ("Qwen/Qwen-Image-Edit", "qwen_image_edit"),
+        ("Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_plus"),
+        ("qwen/qwen-image-edit-2511", "qwen_image_edit_plus"),
+        ("Qwen/Qwen-Image-2.1", "qwen_image_2"),
+    ],
+)
+def test_a_published_id_says_its_family_and_name(name: str, arch: str) -> None:
+    section = model(name)
+    family = family_for(section)
+    assert family.arch == arch and title_of(section, family).lower() == name.split("/")[1].lower()
+    assert "not for commercial use" in family.licence if arch == "qwen_image_2" else family.licence == "Apache-2.0"
+
+
+def test_what_nothing_says_is_not_taken_for_some_family() -> None:
+    with pytest.raises(UnknownFamilyError, match="someone/model is not on this disk, so its family is not known"):
+        family_for(model("someone/model"))
+
+
+@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImageLayeredPipeline"])
 def test_files_of_another_family_are_a_mistake(tmp_path: Path, pipeline: str) -> None:
     with pytest.raises(UserError, match=rf"model\.name_or_path: .* is another model: .* says '{pipeline}'"):
         family_for(model(folder_of(tmp_path, pipeline)))
