@@ -92,6 +92,7 @@ WITHOUT_MIRROR = {
     "tests/toolkit/train/test_roles.py": "several roles on the real loop, against plain PyTorch",
     "tests/toolkit/config/test_zero_empty_null.py": "what 0 and nothing mean, in every section",
     "tests/toolkit/models/qwen_image/test_parity.py": "the whole adapter against diffusers' own pipeline",
+    "tests/toolkit/models/qwen_image21/test_parity.py": "the whole adapter against diffusers' own pipeline",
 }
 """Test files that test no one module, and what they test."""
 

@@ -110,4 +110,8 @@ def _text_encoder(tokenizer: Tokenizer) -> Qwen3VLForConditionalGeneration:
         vision_start_token_id=vocab["<|vision_start|>"],
         vision_end_token_id=vocab["<|vision_end|>"],
     )
-    return Qwen3VLForConditionalGeneration(config)
+    encoder = Qwen3VLForConditionalGeneration(config)
+    # As uneven as a trained one: with equal weights the transformer's own norm undoes it, and features behind it would
+    # do as well.
+    torch.nn.init.uniform_(encoder.model.language_model.norm.weight, 0.1, 2)
+    return encoder

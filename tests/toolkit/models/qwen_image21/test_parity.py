@@ -1,0 +1,221 @@
+"""What training and sampling compute equals what diffusers' own pipeline computes, from photographs to images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimensions
+from PIL import Image
+
+from tests.diffusers_21 import drawn_by_pipeline, open_21, pack, side_of
+from tests.diffusers_reference import (
+    REFERENCES,
+    encode_photos,
+    memory_stores,
+    photo_item,
+    pictures_of,
+    psnr,
+    recording,
+    relative,
+)
+from tests.golden_tables import golden
+from tests.measured import at_least, at_most
+from toolkit.data.dataloader import BatchLoader
+from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
+from toolkit.models.qwen_image21.family import FAMILY
+from toolkit.models.qwen_image21.model import QwenImage21Model
+from toolkit.models.qwen_image21.prompts import SLOTS, dropped_tokens, token_ids
+from toolkit.models.vl_prompts import load_tokenizer
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.sampling import SamplePrompt, Sampler
+
+PORTRAIT, LANDSCAPE = Size(96, 160), Size(192, 128)
+PROMPT = "a cup of coffee, natural light"
+
+
+def photo(size: Size, references: int) -> BucketedSample:
+    return photo_item(size, tuple(islice(cycle(REFERENCES), references)), caption=PROMPT)
+
+
+def training_call(model: QwenImage21Model, *items: BucketedSample) -> tuple:
+    """One training step on cached items: (t_B, x_t_BCHW, velocity_BCHW) as the model got and gave them."""
+    dataset = encode_photos(model, *items)
+    rows = tuple(range(len(items)))
+    batch = BatchLoader(dataset, seed=5).load(BatchSpec(epoch=0, items=rows, positions=rows))
+    predict, calls = model.predict_velocity, []
+
+    def spy(x_t_BCHW, t_B, prompts, references):
+        velocity_BCHW = predict(x_t_BCHW, t_B, prompts, references)
+        calls.append((t_B, x_t_BCHW, velocity_BCHW.detach()))
+        return velocity_BCHW
+
+    model.predict_velocity = spy
+    FlowMatchingStep(model, seed=5, timestep_type="sigmoid")(batch)
+    (call,) = calls
+    return call
+
+
+def pipeline_velocity(pipeline, item: BucketedSample, t: torch.Tensor, x_t_CHW: torch.Tensor) -> torch.Tensor:
+    """The transformer's output inside the pipeline's own call, for the target's tokens."""
+    tokens_BNC, bucket = pack(x_t_CHW[None]), item.crop.bucket
+    with recording(pipeline.transformer) as seen:
+        pipeline(
+            image=pictures_of(item) or None,
+            prompt=item.sample.caption,
+            width=bucket.width,
+            height=bucket.height,
+            output_resolution=side_of(bucket),
+            sigmas=[float(t)],
+            latents=tokens_BNC,
+            output_type="latent",
+        )
+    (output_BSC,) = seen.outputs
+    torch.testing.assert_close(seen.inputs[0]["timestep"], t[None], rtol=0, atol=1e-6)
+    return output_BSC[:, -tokens_BNC.shape[1] :]
+
+
+@pytest.fixture
+def at_any_time(pipeline_21, monkeypatch: pytest.MonkeyPatch):
+    """The pipeline with a scheduler that takes a noise level as it is given, so that its one step is at training's."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
+    monkeypatch.setattr(pipeline_21, "scheduler", scheduler)
+    return pipeline_21
+
+
+BATCHES = {
+    **{f"{n} references, {size}": [(size, n)] for n in (0, 1, 3, 10) for size in (PORTRAIT, LANDSCAPE)},
+    "a batch with 2, 0, 2 and 1 references": [(LANDSCAPE, 2), (LANDSCAPE, 0), (LANDSCAPE, 2), (LANDSCAPE, 1)],
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_velocity_equals_the_pipelines(at_any_time, unit_gain_21: Path, batch: str) -> None:
+    items = [photo(*one) for one in BATCHES[batch]]
+    t_B, x_t_BCHW, velocity_BCHW = training_call(open_21(unit_gain_21, match_target_res=True), *items)
+    errors = []
+    for item, t, x_t_CHW, ours_CHW in zip(items, t_B, x_t_BCHW, velocity_BCHW, strict=True):
+        theirs_BNC = pipeline_velocity(at_any_time, item, t, x_t_CHW)
+        errors.append(float((pack(ours_CHW[None]) - theirs_BNC).abs().max() / theirs_BNC.std()))
+    at_most(f"velocity, {batch}", max(errors), 1e-5)
+
+
+SAMPLES = {
+    "0 references": (0, Size(128, 96), 1.0),
+    "0 references, guided": (0, Size(128, 96), 4.0),
+    "1 reference, wide": (1, Size(160, 64), 1.0),
+    "3 references, guided, tall": (3, Size(96, 160), 4.0),
+}
+
+
+@pytest.mark.parametrize("use_kv_cache", [True, False], ids=["keys and values kept", "computed anew"])
+@pytest.mark.parametrize("case", SAMPLES)
+def test_a_seed_gives_the_image_of_the_pipeline(pipeline_21, unit_gain_21: Path, case: str, use_kv_cache: bool) -> None:
+    """The 8-bit images, the noise levels, and the latents beside what another prompt changes of them."""
+    references, size, guidance = SAMPLES[case]
+    prompt = SamplePrompt(PROMPT, "blurry", size, 42, guidance, 4, REFERENCES[:references])
+    model = open_21(unit_gain_21, match_target_res=True)
+
+    def sampler(wanted: SamplePrompt) -> Sampler:
+        return Sampler(model, [wanted], ItemEncoder(model, torch.float32), memory_stores())
+
+    ours, other = sampler(prompt), sampler(replace(prompt, prompt="a rocket before launch"))
+    (theirs,) = drawn_by_pipeline(pipeline_21, prompt, use_kv_cache=use_kv_cache)
+    image = ours.generate(0)
+    at_least(f"sample, {case}, dB", psnr(image, theirs.convert(image.mode)), 60)
+    torch.testing.assert_close(ours._sigmas(prompt), pipeline_21.scheduler.sigmas, rtol=0, atol=1e-6)
+    tokens_BNC = pack(ours.latents(0))
+    error_BNC = tokens_BNC - drawn_by_pipeline(pipeline_21, prompt, use_kv_cache=use_kv_cache, output_type="latent")
+    share = float(error_BNC.norm() / (tokens_BNC - pack(other.latents(0))).norm())
+    at_most(f"sample, {case}, error of what another prompt changes", share, 1e-3)
+
+
+# ------------------------------------------------------------ text
+
+
+def seen_by_pipeline(pipeline, prompt: str, images: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Features [L, D] of the kept tokens, whether each is of an image, and all token ids."""
+    ids: list[list[int]] = []
+    handle = pipeline.text_encoder.register_forward_pre_hook(
+        lambda _, given, named: ids.append(named["input_ids"][0].tolist()), with_kwargs=True
+    )
+    embeds_BLD, mask, is_image_BL = pipeline.encode_prompt(prompt, image=images or None)
+    handle.remove()
+    assert mask is None
+    return embeds_BLD[0], is_image_BL[0], ids[0]
+
+
+def images_of(count: int) -> list[Image.Image]:
+    """References in sizes that no processor changes."""
+    sizes = [(96, 64), (64, 128), (96, 96)]
+    return [Image.open(path).convert("RGB").resize(size) for path, size in zip(REFERENCES[:count], sizes, strict=False)]
+
+
+@pytest.mark.parametrize("references", [0, 1, 3])
+@pytest.mark.parametrize("prompt", [PROMPT, ""])
+@torch.no_grad()
+def test_text_features_and_places_of_references_are_the_pipelines(
+    pipeline_21, unit_gain_21: Path, prompt: str, references: int
+) -> None:
+    model, images = open_21(unit_gain_21), images_of(references)
+    theirs_LD, is_image_L, ids = seen_by_pipeline(pipeline_21, prompt, images)
+    ours = model.encode_prompt(prompt, images)
+    at_most("text features", relative(ours[EMBEDS], theirs_LD[~is_image_L]), 1e-6)
+    text_before_L = (~is_image_L).cumsum(0)
+    begins = [i for i in range(1, len(is_image_L)) if is_image_L[i] and not is_image_L[i - 1]]
+    assert [slot for slot in ours[SLOTS].tolist() if slot >= 0] == [int(text_before_L[i]) for i in begins]
+    counts = [image.width * image.height // 32**2 for image in images]
+    assert token_ids(prompt, counts, model.part("processor")[0]) == ids
+
+
+@torch.no_grad()
+def test_features_behind_the_final_norm_would_be_seen(pipeline_21, unit_gain_21: Path) -> None:
+    """In the velocity too, though the transformer has a norm of its own."""
+    model = open_21(unit_gain_21)
+    x_BCHW, t_B = torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5])
+
+    def seen() -> tuple[torch.Tensor, torch.Tensor]:
+        encoded = model.encode_prompt(PROMPT, ())
+        return encoded[EMBEDS], model.predict_velocity(x_BCHW, t_B, PromptEmbeds.stack([encoded]), [()])
+
+    features_LD, velocity_BCHW = seen()
+    model.part("text_encoder").language_model.norm = pipeline_21.text_encoder.model.language_model.norm
+    normed_LD, of_normed_BCHW = seen()
+    assert relative(normed_LD, features_LD) > 0.3
+    assert relative(of_normed_BCHW, velocity_BCHW) > 0.03
+
+
+CASES = golden("prompt_templates_21")
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_the_text_is_the_one_diffusers_hands_to_its_processor(unit_gain_21: Path, case: dict) -> None:
+    tokenizer = load_tokenizer(unit_gain_21 / "processor")
+    ids = token_ids(case["prompt"], [1] * case["num_images"], tokenizer)
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == case["text"]
+    special = [token for token in tokenizer.convert_ids_to_tokens(ids) if token in tokenizer.all_special_tokens]
+    assert special == case["special_tokens"]
+
+
+def test_the_tokens_of_the_system_turn_are_counted_by_the_tokenizer(pipeline_21, unit_gain_21) -> None:
+    tokenizer = load_tokenizer(unit_gain_21 / "processor")
+    assert dropped_tokens(tokenizer) == pipeline_21._drop_idx
+    tokenizer.add_tokens(["Comprehend and analyze"])
+    assert dropped_tokens(tokenizer) < pipeline_21._drop_idx
+
+
+# ------------------------------------------------------------ sizes
+
+SIZES = [Size(*sides) for sides in ((1024, 1024), (1344, 768), (640, 480), (333, 1000), (3000, 200), (97, 101))]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_references_have_the_pipelines_sizes(size: Size) -> None:
+    for target, match, area in ((PORTRAIT, False, 1024**2), (PORTRAIT, True, 96 * 160), (LANDSCAPE, True, 192 * 128)):
+        theirs = calculate_dimensions(area, size.width / size.height)[:2]
+        assert tuple(FAMILY.reference_size(size, target, match)) == theirs
