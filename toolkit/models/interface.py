@@ -267,6 +267,15 @@ class DiffusionModel(ABC):
         input raises ValueError for any other.
         """
 
+    def sampling_steps(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
+        """`predict_velocity` of these prompts and references for the steps of a sampling run: a function of x_t_BCHW,
+        t_B and, where the model has that input, guidance_B.
+
+        It is called without gradients, and with the same weights each time: a family may keep what depends on neither
+        x_t nor t, as long as the function lives.
+        """
+        return lambda x_t_BCHW, t_B, *guidance: self.predict_velocity(x_t_BCHW, t_B, prompts, references, *guidance)
+
     def sampling_level(self, t_B: Tensor) -> Tensor:
         """The timestep that the family's own pipeline passes to the model for t [B], float32.
 

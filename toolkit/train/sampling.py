@@ -106,7 +106,7 @@ class Sampler:
         1) and their number; True makes `generate` raise SamplingInterrupted."""
         self.model = model
         self._watch = watch
-        self._predict = predict or model.predict_velocity
+        self._predict = predict
         self.prompts = tuple(prompts)
         self._encoded = [_entries(prompt, encoder, stores, model.family) for prompt in self.prompts]
         self._speed = INTERPOLANTS[model.family.prediction].speed
@@ -141,9 +141,10 @@ class Sampler:
         """The latents [1, C, H, W] of prompt `index`, float32."""
         item, encoded = self.prompts[index], self._encoded[index]
         read, read_prompt = EncodedDataset.read, EncodedDataset.read_prompt
-        positive = PromptEmbeds.stack([read_prompt(encoded.prompt)])
-        negative = PromptEmbeds.stack([read_prompt(encoded.negative)]) if encoded.negative else None
         references = [tuple(read(entry) for entry in encoded.references)]
+        conditional = self._steps_of(PromptEmbeds.stack([read_prompt(encoded.prompt)]), references)
+        negative = PromptEmbeds.stack([read_prompt(encoded.negative)]) if encoded.negative else None
+        unconditional = self._steps_of(negative, references) if negative else None
         guidance = [torch.tensor([item.guidance_scale])] if self.model.family.embeds_guidance else []
 
         steps = count(1)
@@ -152,10 +153,10 @@ class Sampler:
             if self._watch(index, next(steps), item.steps):
                 raise SamplingInterrupted
             t_B = self.model.sampling_level(t_B)
-            cond_BCHW = self._predict(x_t_BCHW, t_B, positive, references, *guidance)
-            if negative is None:
+            cond_BCHW = conditional(x_t_BCHW, t_B, *guidance)
+            if unconditional is None:
                 return self._speed * cond_BCHW
-            uncond_BCHW = self._predict(x_t_BCHW, t_B, negative, references)
+            uncond_BCHW = unconditional(x_t_BCHW, t_B)
             return self._speed * self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
         schedule, family = self._sigmas(item), self.model.family
@@ -166,6 +167,11 @@ class Sampler:
         generator = torch.Generator("cpu").manual_seed(item.seed)
         noise_BCHW = torch.randn((1, family.latent_channels, height, width), generator=generator)
         return euler_sample(velocity, noise_BCHW, schedule)
+
+    def _steps_of(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
+        if (predict := self._predict) is None:
+            return self.model.sampling_steps(prompts, references)
+        return lambda x_t_BCHW, t_B, *guidance: predict(x_t_BCHW, t_B, prompts, references, *guidance)
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
         shift, family = self.model.dynamic_shift, self.model.family

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.rotary import rotate
+from toolkit.system.device import to_device
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import QwenImage21Transformer2DModel
@@ -37,13 +39,19 @@ class Layout(NamedTuple):
     prefix: int
     targets: int
     target_tokens: int
+    keeps: bool = False
+    """Whether a block gives the keys and values of the prefix beside its output."""
+
+
+KeysValues = tuple[Tensor, Tensor]
+"""Of a block's prefix, [B, H, P, E] each."""
 
 
 ImageShape = tuple[int, int, int]
 """Frames (1), height and width of an image in tokens."""
 
-RunIndexed = Callable[..., Tensor]
-"""Runs one block: (index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout) -> x_BSD."""
+RunIndexed = Callable[..., "tuple[Tensor, ...]"]
+"""`run_block` in wrappers, with the index of the block in front."""
 
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
@@ -51,22 +59,24 @@ def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
     run: BlockForward = run_block
     for wrapper in wrappers:
         run = wrapper(run)
-    return lambda index, block, *inputs: run(block, *inputs)[0]
+    return lambda index, block, *inputs: run(block, *inputs)
 
 
 def run_block(
-    block: Any, x_BSD: Tensor, zero_1M: Tensor, levels_RM: Tensor, rotary_SE: Tensor, layout: Layout
-) -> tuple[Tensor]:
-    """The forward of a QwenImage21TransformerBlock.
+    block: Any, x_BSD: Tensor, zero_1M: Tensor, levels_RM: Tensor, rotary_SE: Tensor, layout: Layout, *prefix: Tensor
+) -> tuple[Tensor, ...]:
+    """The forward of a QwenImage21TransformerBlock: its output and, where the layout keeps them, the prefix's keys and
+    values.
 
-    zero_1M: modulations at t = 0, for the prefix; levels_RM: of each target's noise level.
+    zero_1M: modulations at t = 0, for the prefix; levels_RM: of each target's noise level. prefix: keys and values that
+    were kept; the sequence is then of targets alone.
     """
     zeros, levels = zero_1M.chunk(4, -1), levels_RM.unflatten(0, (-1, layout.targets)).chunk(4, -1)
     scale1, gate1, scale2, gate2 = (partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True))
-    y_BSD = attend(block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout)
+    y_BSD, *kept = attend(block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout, prefix)
     x_BSD = x_BSD + gate1(y_BSD, torch.tanh)
     x_BSD = x_BSD + gate2(block.img_mlp(scale2(block.img_norm2(x_BSD), _one_plus)), torch.tanh)
-    return (x_BSD.clip(-65504, 65504) if x_BSD.dtype == torch.float16 else x_BSD,)
+    return (x_BSD.clip(-65504, 65504) if x_BSD.dtype == torch.float16 else x_BSD, *kept)
 
 
 def _times(zero_1D: Tensor, levels_BKD: Tensor, layout: Layout, y_BSD: Tensor, act: Callable) -> Tensor:
@@ -81,9 +91,11 @@ def _one_plus(scale: Tensor) -> Tensor:
     return 1 + scale
 
 
-def attend(attn: Any, y_BSD: Tensor, rotary_SE: Tensor, layout: Layout) -> Tensor:
+def attend(
+    attn: Any, y_BSD: Tensor, rotary_SE: Tensor, layout: Layout, prefix: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
     """Text sees what is before it, an image all of that and itself, a target the prefix and itself; exact, segment by
-    segment, so that there is no mask of the whole sequence."""
+    segment, so that there is no mask of the whole sequence. Inputs and outputs beside the sequence as of `run_block`."""
     heads = (-1, attn.inner_dim // attn.heads)
     q, k, v = (layer(y_BSD).unflatten(-1, heads) for layer in (attn.to_q, attn.to_k, attn.to_v))
     q, k = attn.norm_q(q).to(v.dtype), attn.norm_k(k).to(v.dtype)
@@ -95,16 +107,19 @@ def attend(attn: Any, y_BSD: Tensor, rotary_SE: Tensor, layout: Layout) -> Tenso
         if is_text and end - begin > 1:
             mask = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).tril(begin)
         parts.append(scaled_dot_product_attention(q[:, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=mask))
+    before = prefix or tuple(kv[:, :, : layout.prefix] for kv in (k, v))
     for number in range(layout.targets):
         begin = layout.prefix + number * layout.target_tokens
         own = slice(begin, begin + layout.target_tokens)
-        keys, values = (kv if number == layout.targets - 1 == 0 else _with_prefix(kv, own, layout) for kv in (k, v))
+        keys, values = (k, v) if layout.targets == 1 and not prefix else _behind(before, k[:, :, own], v[:, :, own])
         parts.append(scaled_dot_product_attention(q[:, :, own], keys, values))
-    return attn.to_out[1](attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3)))
+    out_BSD = attn.to_out[1](attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3)))
+    # Copies: a part would hold the whole.
+    return (out_BSD, *(kv.clone() for kv in before)) if layout.keeps else (out_BSD,)
 
 
-def _with_prefix(kv_BHSE: Tensor, own: slice, layout: Layout) -> Tensor:
-    return torch.cat([kv_BHSE[:, :, : layout.prefix], kv_BHSE[:, :, own]], dim=2)
+def _behind(before: Sequence[Tensor], *own: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
 
 
 def forward(
@@ -116,43 +131,71 @@ def forward(
     slots: Sequence[int],
     references: Sequence[Tensor],
     shapes: Sequence[ImageShape],
+    kept: list[KeysValues] | None = None,
 ) -> Tensor:
     """Velocity [B, K, N, C] of the targets.
 
     levels_BK: noise fractions in [0, 1]. slots: for each reference the number of text tokens in front of it.
-    references: tokens [B, N', C] of each. shapes: of the references and, at last, the target.
+    references: tokens [B, N', C] of each. shapes: of the references and, at last, the target. kept: of each block the
+    keys and values of this prefix, which is not computed then; an empty list is filled.
     """
     batch, targets, tokens, _ = x_BKNC.shape
-    text_BLD = model.txt_in(embeds_BLD)
-    parts: list[tuple[Tensor, bool]] = []
-    cursor = 0
-    for slot, tokens_BNC in zip(slots, references, strict=True):
-        parts += [(text_BLD[:, cursor:slot], True), (model.img_in(tokens_BNC), False)]
-        cursor = slot
-    parts = [(part, is_text) for part, is_text in [*parts, (text_BLD[:, cursor:], True)] if part.shape[1]]
-    segments, prefix = [], 0
-    for part_BSD, is_text in parts:
-        segments.append((prefix, prefix + part_BSD.shape[1], is_text))
-        prefix += part_BSD.shape[1]
-    layout = Layout(tuple(segments), prefix, targets, tokens)
-    x_BSD = torch.cat([*(part for part, _ in parts), model.img_in(x_BKNC).flatten(1, 2)], dim=1)
-    rotary_SE = _rotary(model, layout, tuple(shapes), x_BSD.device)
+    parts = _parts(slots, [prod(shape) for shape in shapes[:-1]], embeds_BLD.shape[1])
+    prefix = sum(length for length, _ in parts)
+    ends = list(accumulate(length for length, _ in parts))
+    segments = tuple((end - length, end, is_text) for end, (length, is_text) in zip(ends, parts, strict=True))
+    rotary_SE = _rotary(model, parts, shapes, targets, x_BKNC.device)
+    x_BSD, known = model.img_in(x_BKNC).flatten(1, 2), list(kept or ())
+    if known:
+        layout = Layout((), 0, targets, tokens)
+        rotary_SE = rotary_SE[prefix:]
+    else:
+        layout = Layout(segments, prefix, targets, tokens, keeps=kept is not None)
+        text = iter(model.txt_in(embeds_BLD).split([length for length, is_text in parts if is_text], dim=1))
+        images = iter(references)
+        x_BSD = torch.cat([*(next(text) if is_text else model.img_in(next(images)) for _, is_text in parts), x_BSD], 1)
     t = torch.cat([levels_BK.flatten().to(x_BSD.dtype), levels_BK.new_zeros(1, dtype=x_BSD.dtype)]).to(x_BSD.device)
     temb = model.time_text_embed(t, x_BSD)
     modulation = model.modulation(temb)
     zero_1M, levels_RM = modulation[-1:], modulation[:-1]
     for index, block in enumerate(model.transformer_blocks):
-        x_BSD = run(index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout)
-    out = model.norm_out(x_BSD[:, prefix:].unflatten(1, (targets, tokens)).flatten(0, 1), temb[:-1])
+        of_prefix = known[index] if known else ()
+        x_BSD, *found = run(index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix)
+        if kept is not None and found:
+            kept.append((found[0], found[1]))
+    out = model.norm_out(x_BSD[:, layout.prefix :].unflatten(1, (targets, tokens)).flatten(0, 1), temb[:-1])
     return model.proj_out(out).unflatten(0, (batch, targets))
 
 
+def _parts(slots: Sequence[int], images: Sequence[int], text: int) -> list[tuple[int, bool]]:
+    """Length of each part of the prefix, and whether it is text. images: tokens of each reference."""
+    parts: list[tuple[int, bool]] = []
+    for begin, slot, image in zip((0, *slots), slots, images, strict=False):
+        parts += [(slot - begin, True), (image, False)]
+    last = slots[-1] if slots else 0
+    return [part for part in [*parts, (text - last, True)] if part[0]]
+
+
 def _rotary(
-    model: QwenImage21Transformer2DModel, layout: Layout, shapes: tuple[ImageShape, ...], device: torch.device
+    model: QwenImage21Transformer2DModel,
+    parts: Sequence[tuple[int, bool]],
+    shapes: Sequence[ImageShape],
+    targets: int,
+    device: torch.device,
 ) -> Tensor:
-    """Rotations [S, E / 2], complex: diffusers' own for one target, whose part is repeated for the others."""
-    is_image = torch.ones(layout.prefix + prod(shapes[-1]), dtype=torch.bool)
-    for begin, end, is_text in layout.segments:
-        is_image[begin:end] = not is_text
-    rotary = model.pos_embed(list(shapes), is_image, device=device)
-    return torch.cat([rotary[: layout.prefix], *[rotary[layout.prefix :]] * layout.targets])
+    """Rotations [S, E / 2], complex. Those of diffusers' QwenImage21Rope, which makes lists of the positions of all
+    tokens, at each call; here the target's are repeated for each of its copies."""
+    position, grids, columns = 0, iter(shapes), []
+    for length, is_text in [*parts, (0, False)]:
+        if is_text:
+            columns.append(torch.arange(position, position + length).expand(3, -1))
+            position += length
+            continue
+        _, height, width = next(grids)
+        rows, line = (torch.arange(-(side - side // 2), side // 2) for side in (height, width))
+        here = torch.full((height * width,), position)
+        columns.append(torch.stack([here, rows.repeat_interleave(width), line.repeat(height)]))
+        position += max(height, width)
+    index_3S = to_device(torch.cat([*columns, *columns[-1:] * (targets - 1)], dim=1), device)
+    model.pos_embed.freqs = [freqs.to(device) for freqs in model.pos_embed.freqs]
+    return torch.cat([freqs[index] for freqs, index in zip(model.pos_embed.freqs, index_3S, strict=True)], dim=-1)

@@ -6,7 +6,7 @@ K noise levels of one prompt, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +17,9 @@ from toolkit.models.interface import BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
 from toolkit.models.qwen_image21 import prompts as text
 from toolkit.models.qwen_image21.family import QwenImage21Family
-from toolkit.models.qwen_image21.forward import RunIndexed, compose_wrappers, forward
+from toolkit.models.qwen_image21.forward import KeysValues, RunIndexed, compose_wrappers, forward
 from toolkit.models.qwen_model import QwenModel
+from toolkit.system.device import free_memory
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
@@ -33,6 +34,8 @@ class QwenImage21Model(QwenModel):
 
     family: QwenImage21Family
     fused_projections = (("attn.to_q", "attn.to_k", "attn.to_v"), ("img_mlp.gate_layer", "img_mlp.proj"))
+    _kept: dict[Hashable, list[KeysValues]] | None = None
+    """What the sampling run that is predicting keeps, by the layout of a group."""
 
     def load_part(self, name: str) -> object:
         o, part = self.options, self.options.folder / name
@@ -73,6 +76,33 @@ class QwenImage21Model(QwenModel):
         slots = prompts.extra[text.SLOTS][row].tolist()
         return (prompts.lengths[row], *(slot for slot in slots if slot >= 0))
 
+    def sampling_steps(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
+        """Keys and values of text and references are kept where they take no more than half of the free memory: 0.5 MB
+        per token of the published model in bfloat16."""
+        kept: dict[Hashable, list[KeysValues]] = {}
+
+        @torch.no_grad()
+        def predict(*inputs: Tensor) -> Tensor:
+            self._kept = kept
+            try:
+                return self.predict_velocity(*inputs[:2], prompts, references, *inputs[2:])
+            finally:
+                self._kept = None
+
+        return predict
+
+    def _kept_of(self, prompts: PromptEmbeds, slots: Sequence[Tensor]) -> list[KeysValues] | None:
+        """What a sampling run keeps of a group; None outside of one, and where it does not fit."""
+        if self._kept is None:
+            return None
+        group = (self.text_layout(prompts, 0), *(slot_BCHW.shape for slot_BCHW in slots))
+        if group not in self._kept:
+            tokens = prompts.embeds_BLD.shape[:2].numel() + sum(slot_BCHW[:, 0].numel() for slot_BCHW in slots)
+            needed = 2 * len(self.blocks()) * tokens * self.hidden_size * self.options.dtype.itemsize
+            if 2 * needed > free_memory(self.options.device):
+                return None
+        return self._kept.setdefault(group, [])
+
     def predict_group(
         self, run: RunIndexed, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
     ) -> Tensor:
@@ -86,6 +116,7 @@ class QwenImage21Model(QwenModel):
             self.text_layout(prompts, 0)[1:],
             [pack(latents_BCHW) for latents_BCHW in slots],
             [(1, *latents_BCHW.shape[-2:]) for latents_BCHW in (*slots, x_t_BCHW)],
+            self._kept_of(prompts, slots),
         )
         return velocity_BKNC.flatten(0, 1).transpose(1, 2).unflatten(2, x_t_BCHW.shape[-2:])
 
