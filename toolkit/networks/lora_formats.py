@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ MATMUL_PAIRS = (
 )
 """Parts that are multiplied as matrices."""
 
+ROWS_OF = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
+"""End of the name of a layer in ComfyUI's weights -> the layers of the model whose outputs it has, one after the other
+and equally many. Source: ComfyUI, ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
+
 HEADER_METADATA = "lora_adapter_metadata"
 
 
@@ -105,6 +109,16 @@ class LayerDelta:
     def is_zero(self) -> bool:
         """Whether one of its factors is all zero; never of a DoRA, whose norms may change the weight all the same."""
         return self.magnitude is None and (self.scale == 0 or not all(part.any() for part in self.parts.values()))
+
+    def split(self, count: int) -> list[LayerDelta]:
+        """The changes of `count` layers that have its outputs, one after the other and equally many. Raises ValueError
+        where they are of none of these forms: a DoRA with norms of columns, a LoKr whose first factor does not split.
+        """
+        of_rows = ("up", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "dora_scale")
+        rows = {name: part.chunk(count) for name, part in self.parts.items() if name in of_rows}
+        if any(len(self.parts[name]) % count for name in rows):
+            raise ValueError(f"{list(rows)} cannot be split into {count}")
+        return [LayerDelta({**self.parts, **{n: r[i] for n, r in rows.items()}}, self.scale) for i in range(count)]
 
     def to(self, device: torch.device) -> LayerDelta:
         """The same on another device."""
@@ -162,7 +176,8 @@ def parse_adapter_tensors(
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, LayerDelta]:
     """`load_adapter_file` for tensors in memory; `source` names them in messages."""
-    names = {spelling: name for name in layers for spelling in (name, name.replace(".", "_"))}
+    fused = fused_layers(layers)
+    names = {spelling: name for name in (*layers, *fused) for spelling in (name, name.replace(".", "_"))}
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
     key_of: dict[tuple[str, str], str] = {}
     unknown: list[str] = []
@@ -178,10 +193,38 @@ def parse_adapter_tensors(
     if unknown:
         raise UserError(_about_unknown(source, sorted(unknown)))
     scales = _header_settings(source, metadata or {})
-    changes = {name: _module(source, name, parts, scales) for name, parts in grouped.items()}
+    changes: dict[str, LayerDelta] = {}
+    for name, parts in grouped.items():
+        for of_layer, change in _split(source, name, _module(source, name, parts, scales), fused).items():
+            if of_layer in changes or (of_layer != name and of_layer in grouped):
+                raise UserError(f"{source}: {of_layer} is changed twice, by itself and as a part of {name}.")
+            changes[of_layer] = change
     if isinstance(layers, Mapping):
         _check_shapes(source, changes, layers)
     return changes
+
+
+def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Layers of ComfyUI's weights that the model has in parts (`ROWS_OF`) -> the parts; for the layers of a model, or
+    those of them that a file changes."""
+    return {
+        name.removesuffix(part) + whole: tuple(name.removesuffix(part) + other for other in parts)
+        for name in layers
+        for whole, parts in ROWS_OF.items()
+        for part in parts
+        if name.endswith(f".{part}")
+    }
+
+
+def _split(source: str, name: str, change: LayerDelta, fused: Mapping[str, Sequence[str]]) -> dict[str, LayerDelta]:
+    """The change by the model's own layers."""
+    if name not in fused:
+        return {name: change}
+    try:
+        return dict(zip(fused[name], change.split(len(fused[name])), strict=True))
+    except ValueError:
+        whole = " and ".join(part.rpartition(".")[2] for part in fused[name])
+        raise UserError(f"{source}: {name} is {whole} of this model in one, and this kind cannot be split.") from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -70,10 +70,11 @@ class ConvertConfig(WritingToolConfig):
     """LoRA file, of any program."""
 
     to: Annotated[
-        Literal["comfyui", "diffusers", "kohya", "musubi", "aitk"],
+        Literal["comfyui", "comfyui-fused", "diffusers", "kohya", "musubi", "aitk"],
         OneOf(spellings={"ai-toolkit": "aitk"}),
     ]
-    """Program that is to read it: comfyui, diffusers, kohya, musubi or aitk."""
+    """Program that is to read it: comfyui, diffusers, kohya, musubi or aitk; comfyui-fused: ComfyUI, with the layers
+    that its own weights hold as one (Qwen-Image-2.1's `img_mlp.gate_up`)."""
 
 
 class RankConfig(WritingToolConfig):

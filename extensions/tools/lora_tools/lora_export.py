@@ -20,7 +20,9 @@ from torch import Tensor
 from toolkit.errors import UserError
 from toolkit.networks.lora_formats import (
     HEADER_METADATA,
+    MATMUL_PAIRS,
     LayerDelta,
+    fused_layers,
     own_names,
     parse_adapter_tensors,
     rank_of,
@@ -106,6 +108,9 @@ class Format:
     row_magnitude: str = ""
     """Key of a DoRA's norms of output rows [O, 1]."""
 
+    is_fused: bool = False
+    """Whether layers that ComfyUI's weights hold as one (`lora_formats.ROWS_OF`) are one here."""
+
     flat_magnitude: bool = False
     """The norms are written as [O]."""
 
@@ -118,6 +123,9 @@ _DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
 FORMATS: dict[str, Format] = {
     "comfyui": Format("ComfyUI", "diffusion_model.", column_magnitude=".dora_scale"),
+    "comfyui-fused": Format(
+        "ComfyUI's fused layers", "diffusion_model.", column_magnitude=".dora_scale", is_fused=True
+    ),
     "diffusers": Format(
         "diffusers",
         "transformer.",
@@ -149,10 +157,15 @@ def refusals(file: AdapterFile, target: Format) -> list[str]:
         if magnitude is not None and not _magnitude_key(magnitude, target):
             axis = "rows" if len(magnitude) > 1 else "columns"
             found[f"{target.title} does not read a DoRA with norms of {axis} as it is meant"] = None
+    for parts in fused_layers(file.changes).values() if target.is_fused else ():
+        kinds = sorted({kind_of(file.changes[part]) for part in parts if part in file.changes})
+        if kinds not in (["lora"], ["loha"]):
+            named = " and a ".join(_TITLES[kind] for kind in kinds)
+            found[f"{target.title} cannot be written of a {named}"] = None
     return list(found)
 
 
-_TITLES = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
+_TITLES = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "dora": "DoRA"}
 
 
 def _magnitude_key(magnitude: Tensor, target: Format) -> str:
@@ -164,12 +177,36 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
     if reasons := refusals(file, target):
         raise UserError(f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it.")
     tensors: dict[str, Tensor] = {}
-    for module, change in file.changes.items():
+    for module, change in (_fused(file.changes) if target.is_fused else file.changes).items():
         tensors |= {target.stem(module) + suffix: tensor for suffix, tensor in _written(change, target).items()}
     matrices = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
     exact = all(torch.equal(tensor.to(file.dtype).float(), tensor) for tensor in matrices.values())
     dtype = file.dtype if exact else torch.float32
     return {name: (t.to(dtype) if name in matrices else t).contiguous() for name, t in tensors.items()}
+
+
+def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
+    """The changes with layers in parts joined to one, exactly: a part's columns of the first factor meet its rows of the
+    second alone, so that ranks add up. A part that is not changed has no rank."""
+    joined = dict(changes)
+    for whole, parts in fused_layers(changes).items():
+        first = next(changes[part] for part in parts if part in changes)
+        scale = first.scale or 1.0
+        found = [joined.pop(part, LayerDelta({n: _no_rank(first, n) for n in first.parts}, 0.0)) for part in parts]
+        made: dict[str, Tensor] = {}
+        for left, right in MATMUL_PAIRS:
+            if left in first.parts:
+                factors = [one.scale / scale if left in ("up", "hada_w1_a") else 1.0 for one in found]
+                pieces = [factor * one.parts[left] for factor, one in zip(factors, found, strict=True)]
+                made |= {left: torch.block_diag(*pieces), right: torch.cat([one.parts[right] for one in found])}
+        joined[whole] = LayerDelta(made, scale)
+    return joined
+
+
+def _no_rank(change: LayerDelta, part: str) -> Tensor:
+    outputs, inputs = change.shape
+    is_left = any(part == left for left, _ in MATMUL_PAIRS)
+    return torch.zeros((outputs, 0) if is_left else (0, inputs))
 
 
 def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:

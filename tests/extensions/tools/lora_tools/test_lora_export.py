@@ -15,6 +15,7 @@ from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metada
 from tests.golden_tables import golden
 from toolkit.errors import UserError
 from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 LAYERS = {
@@ -76,7 +77,7 @@ def test_metadata_that_would_scale_twice_is_not_kept(tmp_path: Path) -> None:
     assert kept_metadata(read(lora(tmp_path, 1.0, torch.float32))) == {"trigger": "ohwx"}
 
 
-@pytest.mark.parametrize(("shape", "reads"), [((1, 128), {"comfyui", "kohya"}), ((128, 1), {"diffusers", "kohya"})])
+@pytest.mark.parametrize(("shape", "reads"), [((1, 128), {"comfyui", "comfyui-fused", "kohya"}), ((128, 1), {"diffusers", "kohya"})])
 def test_a_dora_goes_where_its_norms_are_read_as_they_are_meant(tmp_path: Path, shape, reads: set[str]) -> None:
     file = read(lora(tmp_path, 3.0, torch.float32, dora_scale=torch.rand(shape) + 1))
     assert file.kinds == ("dora",)
@@ -168,3 +169,84 @@ def test_numbers_of_real_files_keep_their_bits(tmp_path: Path) -> None:
     assert written.keys() == given.keys()
     assert all(torch.equal(tensor, given[key].to(tensor.dtype)) for key, tensor in written.items())
     assert math.isclose(float(next(t for k, t in written.items() if k.endswith("alpha"))), 2.0)
+
+
+# ---------------------------------------------------------------- layers that ComfyUI's weights hold as one
+
+LAYERS_21 = {
+    f"transformer_blocks.{index}.{name}": s for index in range(2) for name, s in FAMILY_21.block_linears(64, {}).items()
+}
+GATE, PROJ, OUT = (f"transformer_blocks.0.img_mlp.{name}" for name in ("gate_layer", "proj", "out"))
+GATE_UP = "diffusion_model.transformer_blocks.0.img_mlp.gate_up"
+
+
+def file_21(tmp_path: Path, kind: str, modules: dict[str, int]) -> Path:
+    """A file of Qwen-Image-2.1 with these modules and their ranks."""
+    generator, tensors = torch.Generator().manual_seed(3), {}
+    for name, rank in modules.items():
+        inputs, outputs = LAYERS_21[name]
+        shapes = {
+            "lora": {"lora_A.weight": (rank, inputs), "lora_B.weight": (outputs, rank)},
+            "loha": {f"hada_w{n}_{m}": (outputs, rank) if m == "a" else (rank, inputs) for n in "12" for m in "ab"},
+            "lokr": {"lokr_w1": (4, 4), "lokr_w2_a": (outputs // 4, rank), "lokr_w2_b": (rank, inputs // 4)},
+        }[kind]
+        stem = f"diffusion_model.{name}"
+        tensors |= {f"{stem}.{part}": torch.randn(shape, generator=generator) for part, shape in shapes.items()}
+        tensors[f"{stem}.alpha"] = torch.tensor(rank / 2 if name != PROJ else rank / 4)
+    save_file(tensors, tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+@pytest.mark.parametrize("modules", [{GATE: 2, PROJ: 3, OUT: 2}, {PROJ: 3}, {GATE: 4}], ids=["both", "proj", "gate"])
+@pytest.mark.parametrize("kind", ["lora", "loha"])
+def test_layers_are_joined_as_comfyui_has_them_and_split_again(tmp_path: Path, kind: str, modules) -> None:
+    """The gate's rows come first; a half that is not changed is zero; nothing is lost either way."""
+    file = read_adapter(file_21(tmp_path, kind, modules), [LAYERS_21])
+    tensors = export(file, FORMATS["comfyui-fused"])
+    assert not [key for key in tensors if "gate_layer" in key or ".proj" in key]
+    save_file(tensors, tmp_path / "fused.safetensors")
+    whole = read_adapter(tmp_path / "fused.safetensors", [{GATE_UP.partition(".")[2]: (64, 384), OUT: (192, 64)}])
+    zero = torch.zeros(192, 64)
+    halves = [file.changes[name].delta() if name in modules else zero for name in (GATE, PROJ)]
+    torch.testing.assert_close(whole.changes[GATE_UP.partition(".")[2]].delta(), torch.cat(halves))
+    again = read_adapter(tmp_path / "fused.safetensors", [LAYERS_21])
+    assert set(again.changes) == {GATE, PROJ} | set(modules)
+    for name, change in file.changes.items():
+        torch.testing.assert_close(again.changes[name].delta(), change.delta())
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("lokr", "cannot be written of a LoKr"), ("dora", "of a DoRA and a LoRA")])
+def test_what_cannot_be_joined_is_refused(tmp_path: Path, kind: str, reason: str) -> None:
+    path = file_21(tmp_path, "lora" if kind == "dora" else kind, {GATE: 2, PROJ: 2})
+    if kind == "dora":
+        save_file({**load_file(path), f"diffusion_model.{GATE}.dora_scale": torch.ones(1, 64)}, path)
+    with pytest.raises(UserError, match=reason):
+        export(read_adapter(path, [LAYERS_21]), FORMATS["comfyui-fused"])
+
+
+@pytest.mark.parametrize(("axis", "splits"), [((384, 1), True), ((1, 64), False)])
+def test_a_joined_dora_is_split_where_its_norms_are_of_rows(tmp_path: Path, axis, splits: bool) -> None:
+    torch.manual_seed(0)
+    tensors = {"lora_A.weight": torch.randn(2, 64), "lora_B.weight": torch.randn(384, 2), "dora_scale": torch.rand(axis)}
+    save_file({f"{GATE_UP}.{part}": tensor for part, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    if not splits:
+        with pytest.raises(UserError, match=r"gate_up is gate_layer and proj of this model in one, and this kind"):
+            read_adapter(tmp_path / "a.safetensors", [LAYERS_21])
+        return
+    weight = torch.randn(384, 64)
+    whole = read_adapter(tmp_path / "a.safetensors", [{GATE_UP.partition(".")[2]: (64, 384)}])
+    made = [read_adapter(tmp_path / "a.safetensors", [LAYERS_21]).changes[name] for name in (GATE, PROJ)]
+    halves = [change.applied_to(half) for change, half in zip(made, weight.chunk(2), strict=True)]
+    torch.testing.assert_close(torch.cat(halves), whole.changes[GATE_UP.partition(".")[2]].applied_to(weight))
+
+
+def test_a_joined_lokr_is_split_and_a_layer_is_not_changed_twice(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tensors = {f"{GATE_UP}.lokr_w1": torch.randn(4, 4), f"{GATE_UP}.lokr_w2": torch.randn(96, 16)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    halves = [read_adapter(tmp_path / "a.safetensors", [LAYERS_21]).changes[name].delta() for name in (GATE, PROJ)]
+    torch.testing.assert_close(torch.cat(halves), torch.kron(*tensors.values()))
+    own = {f"diffusion_model.{PROJ}.lokr_w1": torch.ones(4, 4), f"diffusion_model.{PROJ}.lokr_w2": torch.ones(48, 16)}
+    save_file({**tensors, **own}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"img_mlp.proj is changed twice, by itself and as a part of .*gate_up"):
+        read_adapter(tmp_path / "a.safetensors", [LAYERS_21])
