@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from random import Random
 from textwrap import dedent
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -28,6 +30,9 @@ from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
 from tests.processes import environment, free_port
 from toolkit.files.log import OWN_LOGGERS
+
+if TYPE_CHECKING:
+    from tests.diffusers_reference import Member
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -248,6 +253,14 @@ def unit_gain_pipeline(unit_gain_model: Path):
     from tests.diffusers_reference import load_pipeline
 
     return load_pipeline(unit_gain_model)
+
+
+@pytest.fixture(scope="session")
+def member(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Member]:
+    """By its name in `diffusers_reference.MEMBERS`, written once per session."""
+    from tests.diffusers_reference import MEMBERS, write_member
+
+    return cache(lambda name: write_member(tmp_path_factory.mktemp("members"), MEMBERS[name]))
 
 
 @pytest.fixture(scope="session")

@@ -5,32 +5,33 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
+import pytest
 import torch
-from diffusers import (
-    AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
-    QwenImageEditPlusPipeline,
-    QwenImageTransformer2DModel,
-)
+from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from toolkit.config.model_files import ModelFolder, family_of
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
 from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
+from toolkit.models.qwen_image.sizes import REFERENCE_AREA
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.sampling import SamplePrompt
 
 PHOTOS = Path(__file__).resolve().parent.parent / "config" / "examples" / "photos"
@@ -41,6 +42,14 @@ REFERENCES = (
     PHOTOS / "40_photo" / "astronaut.jpg",
 )
 """Wide, tall, square: real photographs, no two of one aspect ratio."""
+
+MEMBERS = {
+    "Qwen-Image": TinySpec(arch="qwen_image"),
+    "Qwen-Image-Edit": TinySpec(arch="qwen_image_edit"),
+    "Qwen-Image-Edit-2509": TinySpec(),
+    "Qwen-Image-Edit-2511": TinySpec(zero_cond_t=True),
+}
+"""A tiny model of each member that shares the 20 B transformer."""
 
 CPU = torch.device("cpu")
 PIPELINE_MODULE = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus"
@@ -62,14 +71,15 @@ class PartsProcessor:
         return BatchFeature({**self.tokenizer(text, padding=padding, return_tensors=return_tensors), **vision})
 
 
-def load_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
-    """The pipeline in float32 on the CPU, every part read by the libraries themselves."""
-    pipeline = QwenImageEditPlusPipeline(
+def load_pipeline(folder: Path) -> Any:
+    """The pipeline that model_index.json names, in float32 on the CPU, every part read by the libraries themselves."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    pipeline = getattr(diffusers, index["_class_name"])(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae"),
         text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder"),
         tokenizer=Qwen2Tokenizer.from_pretrained(folder / "tokenizer"),
-        processor=PartsProcessor(folder),
+        **({"processor": PartsProcessor(folder)} if "processor" in index else {}),
         transformer=QwenImageTransformer2DModel.from_pretrained(folder / "transformer"),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -77,12 +87,24 @@ def load_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
     return pipeline
 
 
-def drawn_by_pipeline(
-    pipeline: QwenImageEditPlusPipeline, prompt: SamplePrompt, **options: str
-) -> Image.Image | Tensor:
+def image_argument(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+    """References as an argument of a pipeline. One is no list: the first Qwen-Image-Edit's does not resize a list."""
+    return {"image": pictures[0] if len(pictures) == 1 else list(pictures)} if pictures else {}
+
+
+def set_reference_area(monkeypatch: pytest.MonkeyPatch, pipeline: Any, area: int) -> None:
+    """References of a pipeline have this area instead of 1024 x 1024; full ones take seconds."""
+    module = sys.modules[type(pipeline).__module__]
+    if hasattr(module, "calculate_dimensions"):
+        own = module.calculate_dimensions
+        sized = lambda wanted, aspect: own(area if wanted == REFERENCE_AREA else wanted, aspect)  # noqa: E731
+        monkeypatch.setattr(module, "calculate_dimensions", sized)
+
+
+def drawn_by_pipeline(pipeline: Any, prompt: SamplePrompt, **options: str) -> Image.Image | Tensor:
     """The pipeline's picture for a sample; with `options`, such as `output_type`, all that it gives."""
     drawn = pipeline(
-        image=[Image.open(path).convert("RGB") for path in prompt.references],
+        **image_argument([Image.open(path).convert("RGB") for path in prompt.references]),
         prompt=prompt.prompt,
         negative_prompt=prompt.negative or " ",
         true_cfg_scale=prompt.guidance_scale,
@@ -109,6 +131,30 @@ def _tell_of_pictures(text_encoder: Qwen2_5_VLForConditionalGeneration) -> None:
     text_encoder.forward = with_ids
 
 
+@dataclass(frozen=True)
+class Member:
+    """A tiny model of unit gain and diffusers' own pipeline over it. Both are read only."""
+
+    folder: Path
+    pipeline: Any
+
+    def open(self, monkeypatch: pytest.MonkeyPatch, area: int | None = None, **options: Any) -> QwenImageModel:
+        """Our model. area: pixels of references in both programs; None: their own."""
+        model = open_tiny(self.folder, match_target_res=area is not None, **options)
+        if area is not None:
+            set_reference_area(monkeypatch, self.pipeline, area)
+            template = model.family.template
+            if template.condition_area == REFERENCE_AREA:
+                monkeypatch.setattr(model.family, "template", template._replace(condition_area=area))
+        return model
+
+
+def write_member(folder: Path, spec: TinySpec) -> Member:
+    write_tiny_model(folder / "plain", spec)
+    write_unit_gain(folder / "unit_gain", folder / "plain")
+    return Member(folder / "unit_gain", load_pipeline(folder / "unit_gain"))
+
+
 def write_unit_gain(folder: Path, source: Path, seed: int = 0) -> None:
     """Writes a copy of a model folder whose text encoder and transformer have weights of unit gain.
 
@@ -130,7 +176,9 @@ def write_unit_gain(folder: Path, source: Path, seed: int = 0) -> None:
 
 
 def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenImageModel:
-    return FAMILY.open(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
+    """The model in a folder, of the family that its model_index.json names."""
+    family = family_of(ModelFolder(folder).pipeline()) or FAMILY
+    return family.open(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
 
 
 def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:

@@ -18,6 +18,7 @@ from toolkit.models.qwen_image.prompts import (
     token_ids,
 )
 from toolkit.models.vl_prompts import load_image_processor, load_text_model, load_tokenizer
+from toolkit.registry import FAMILIES
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 """CLIP's, which Qwen2.5-VL normalises with."""
@@ -33,13 +34,14 @@ def processor(tiny_model: Path):
     return load_image_processor(tiny_model / "processor")
 
 
-CASES = golden("prompt_templates")
+CASES = [*golden("prompt_templates"), *golden("member_templates")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 def test_the_text_is_the_one_diffusers_hands_to_its_processor(case: dict) -> None:
-    assert prompt_text(case["prompt"], case["num_images"]) == case["text"]
-    assert case["dropped_tokens"] == DROP_TOKENS
+    template = FAMILIES.load(case.get("arch", "qwen_image_edit_plus")).template
+    assert prompt_text(case["prompt"], case["num_images"], template) == case["text"]
+    assert case["dropped_tokens"] == template.dropped_tokens
 
 
 def test_each_picture_takes_as_many_tokens_as_its_merged_patches(tokenizer, processor) -> None:
