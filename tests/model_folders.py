@@ -16,16 +16,22 @@ NO_WEIGHTS = framed("{}")
 """A safetensors file without tensors."""
 
 
+def part_files(part: str) -> list[str]:
+    """The files that a part has to contain."""
+    return [names.split("|")[0] for names in FAMILY.parts[part].split()]
+
+
 def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
     """A folder with model_index.json and every part, each with the files that it needs, but for those in
     `without`."""
     folder.mkdir(parents=True, exist_ok=True)
     if "model_index.json" not in without.split():
         (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
-    for part, file in FAMILY.parts.items():
+    for part in FAMILY.parts:
         if part not in without.split():
             (folder / part).mkdir()
-            (folder / part / file.replace("*", part)).write_text("{}")
+            for name in part_files(part):
+                (folder / part / name).write_text("{}")
         if part in FAMILY.weight_parts and part not in without.split():
             (folder / part / "model.safetensors").write_bytes(NO_WEIGHTS)
     return folder

@@ -29,6 +29,9 @@ CAPTIONER_TYPE = "qwen2_5_vl"
 
 _AGAIN = "Copy or download the model again."
 
+SAME_CLASSES = {"Qwen2_5_VLProcessor": "Qwen2VLProcessor"}
+"""Class of a part -> the one that stands in `ModelFacts.classes` and does the same."""
+
 OTHERS = {
     "qwen/qwen-image-layered*": "Qwen-Image-Layered",
     "qwen/qwen-image-2.0*": "Qwen-Image-2.0",
@@ -153,40 +156,44 @@ class ModelFolder:
         for part, file in (family.parts if family else {}).items():
             if not (self.path / part).is_dir():
                 missing.append(f"{part}/")
-            elif not any(path.is_file() for path in (self.path / part).glob(file)):
-                missing.append(f"{part}/{file}")
+                continue
+            for names in file.split():
+                if not any(path.is_file() for name in names.split("|") for path in (self.path / part).glob(name)):
+                    missing.append(f"{part}/{names.replace('|', ' or ')}")
         if not missing:
             return ""
         verb = "is" if len(missing) == 1 else "are"
         return f"{self.name!r}: {', '.join(missing)} {verb} missing in {self.path}. Copy or download the whole model."
 
     def class_fault(self) -> str:
-        """A part with weights that is of another class than its family has; empty: none."""
+        """A part that is of another class, or has another setting, than its family has; empty: none. The class of a
+        tokenizer has another name in each version of transformers, so says nothing."""
         family = family_of(self.pipeline())
         assert family is not None  # else the index has a fault
-        for part in family.weight_parts:
-            path, index = self.path / part / "config.json", read_model_json(self.index, default={}).get(part)
+        of_index = read_model_json(self.index, default={})
+        for part, expected in family.classes.items():
+            path, entry = self.path / part / "config.json", of_index.get(part)
             config = read_model_json(path) if path.is_file() else {}
-            said = {path: [config.get("_class_name"), *(config.get("architectures") or ())]}
-            said[self.index] = index[-1:] if isinstance(index, list) else []
-            for place, names in said.items():
-                if wrong := [
-                    name for name in names if isinstance(name, str) and name != family.classes.get(part, name)
-                ]:
-                    expected = f"a {family.title} has {family.classes[part]!r}"
-                    return f"{place}: {part} is {wrong[0]!r}, of another model; {expected}. {_AGAIN}"
+            listed = [names[-1:] if isinstance(names, list) else [] for names in (config.get("architectures"), entry)]
+            said = [(path, config.get("_class_name")), *((path, name) for name in listed[0])]
+            for place, name in (*said, *((self.index, name) for name in listed[1])):
+                if isinstance(name, str) and part != "tokenizer" and SAME_CLASSES.get(name, name) != expected:
+                    return f"{place}: {part} is {name!r}, of another model; a {family.title} has {expected!r}. {_AGAIN}"
+            for key, value in family.settings.items():
+                of_part, name = key.split("/")
+                if of_part == part and config.get(name, value) != value:
+                    what = f"{json.dumps(config[name])} is of another model; a {family.title} has {json.dumps(value)}"
+                    return f"{path}: {name}: {what}. {_AGAIN}"
         return ""
 
     def fault(self) -> str:
         """What is wrong: another model, missing parts, parts of different models, JSON that cannot be read or holds
         wrong values, weights that are missing or cut off; empty: nothing that shows without reading weights."""
-        if fault := self.index_fault() or self.parts_fault():
-            return fault
-        family = family_of(self.pipeline())
-        assert family is not None  # else the index has a fault
         try:
-            if fault := self.class_fault():
+            if fault := self.index_fault() or self.class_fault() or self.parts_fault():
                 return fault
+            family = family_of(self.pipeline())
+            assert family is not None  # else the index has a fault
             for part in family.parts:
                 for path in sorted((self.path / part).glob("*.json")):
                     read_model_json(path)

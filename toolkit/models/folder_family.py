@@ -33,6 +33,10 @@ OF_TEXT_LAYERS = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.\d+\..*_p
 MOST_LAYERS, WIDEST = 1000, 10**5
 """Above these the config is damaged rather than large."""
 
+TOKENIZER_FILES = "tokenizer.json|vocab.json tokenizer.json|merges.txt"
+PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
+"""Of `ModelFacts.parts`."""
+
 _AGAIN = "Copy or download the model again."
 
 Shapes = dict[str, tuple[int, int]]
@@ -44,6 +48,9 @@ class FolderFamily(ModelFamily):
 
     published_transformer: Mapping[str, int]
     """Config of the published transformer: the keys that are sizes; `num_layers` is one."""
+
+    text_width_key: str
+    """The key of the transformer's config that is the width of text features."""
 
     published_text: EncoderSize
     published_text_sizes: tuple[int, int]
@@ -94,10 +101,26 @@ class FolderFamily(ModelFamily):
         try:
             self.transformer_config(folder)
             dynamic_shift(folder)
-            _same_patches(folder)
+            self._check_joints(folder)
         except UserError as error:
             return str(error)
         return ""
+
+    def _check_joints(self, folder: Path) -> None:
+        """Raises UserError where one part makes something else than the next one takes, so is of another model."""
+        transformer, text = self.transformer_config(folder), text_config(folder)
+        latents = part_config(folder / "vae").get("z_dim", 0)
+        path = folder / "processor" / "preprocessor_config.json"
+        image = read_model_json(path) if path.is_file() else {}
+        vision = text.get("vision_config") or {}
+        config = folder / "transformer" / "config.json"
+        for place, key, has, other, wants in (
+            (config, self.text_width_key, transformer[self.text_width_key], "text encoder", text.get("hidden_size")),
+            (config, "in_channels", transformer["in_channels"], "VAE", latents * self.patch**2),
+            (path, "patch_size", image.get("patch_size"), "text encoder", vision.get("patch_size")),
+        ):
+            if has and wants and has != wants:
+                raise UserError(f"{place}: {key}: {has!r}, and the {other} of this model has {wants!r}. {_AGAIN}")
 
     def linear_layers(self, folder: Path) -> Shapes:
         config = self.transformer_config(folder)
@@ -126,10 +149,9 @@ class FolderFamily(ModelFamily):
         layers, all_modules = self.linear_layers(folder), self.modules(folder)
         weights = {name: inputs * outputs for name, (inputs, outputs) in layers.items()}
         tabulated = {name: count for name, count in weights.items() if re.fullmatch(self.modulation_pattern, name)}
-        text_config = part_config(folder / "text_encoder")
-        text_config |= text_config.get("text_config") or {}
+        of_text = text_config(folder)
         keys = zip(("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True)
-        text_width, text_inner = (text_config.get(key, published) for key, published in keys)
+        text_width, text_inner = (of_text.get(key, published) for key, published in keys)
         text, vae = self.published_text, self.published_vae
         if stored := stored_counts(folder / "text_encoder"):
             unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
@@ -174,6 +196,12 @@ def part_config(part: Path) -> dict[str, Any]:
     return read_model_json(path) if path.is_file() else {}
 
 
+def text_config(folder: Path) -> dict[str, Any]:
+    """The config of the text encoder, with the keys of its language model among its own."""
+    config = part_config(folder / "text_encoder")
+    return config | (config.get("text_config") or {})
+
+
 def stored_counts(part: Path) -> dict[str, int]:
     """Name and number of weights of each tensor in a part's safetensors files, read from their headers alone."""
     return {name: count for path in sorted(part.glob("*.safetensors")) for name, count in tensor_sizes(path).items()}
@@ -186,18 +214,6 @@ def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
     width = math.sqrt(area * aspect)
     height = width / aspect
     return Size(*(max(1, round(side / multiple)) * multiple for side in (width, height)))
-
-
-def _same_patches(folder: Path) -> None:
-    """Raises UserError where the processor cuts images into other patches than the text encoder takes."""
-    path = folder / "processor" / "preprocessor_config.json"
-    vision = part_config(folder / "text_encoder").get("vision_config") or {}
-    taken, made = vision.get("patch_size"), read_model_json(path).get("patch_size") if path.is_file() else None
-    if taken and made and taken != made:
-        raise UserError(
-            f"{path}: patch_size: {made!r}, and the text encoder takes {taken!r}, so it is the processor of another "
-            f"model. {_AGAIN}"
-        )
 
 
 def dynamic_shift(folder: Path) -> DynamicShift:

@@ -60,10 +60,14 @@ class ModelFacts:
     """Of the published weights, for the plan; empty: that of their owner."""
 
     parts: Mapping[str, str]
-    """Subfolder of a model folder -> a file that it has to contain, or a pattern of its name."""
+    """Subfolder of a model folder -> the files that it has to contain, or patterns of their names, separated by spaces;
+    `a|b` is one of both."""
 
     classes: Mapping[str, str] = {}
     """Subfolder of a model folder -> the class of the part in model_index.json, and in its config.json."""
+
+    settings: Mapping[str, Any] = {}
+    """`part/key` of a part's config.json -> the only value that can be trained, which absence stands for too."""
 
     weight_parts: Sequence[str]
     """Subfolders whose weights are needed, as safetensors."""

@@ -309,6 +309,71 @@ def test_a_file_that_says_nothing_usable_is_named(copy: Path, file: str, content
     assert fault.startswith(f"{copy / file}: ") and words in fault and fault.endswith("the model again.")
 
 
+OF_2509 = "of another model; a Qwen-Image-Edit-2509 has"
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "words"),
+    [
+        ("transformer/config.json", {"_class_name": "QwenImage21Transformer2DModel"}, OF_2509),
+        ("transformer/config.json", {"use_additional_t_cond": True}, f"true is {OF_2509} false"),
+        ("transformer/config.json", {"guidance_embeds": True}, f"true is {OF_2509} false"),
+        ("transformer/config.json", {"in_channels": 128}, "in_channels: 128, and the VAE of this model has 64"),
+        ("transformer/config.json", {"joint_attention_dim": 3584}, "and the text encoder of this model has 64"),
+        ("vae/config.json", {"_class_name": "AutoencoderKLQwenImage21"}, f"{OF_2509} 'AutoencoderKLQwenImage'"),
+        ("vae/config.json", {"input_channels": 4}, f"input_channels: 4 is {OF_2509} 3"),
+        ("text_encoder/config.json", {"architectures": ["Qwen3VLForConditionalGeneration"]}, OF_2509),
+        ("model_index.json", {"processor": ["transformers", "Qwen3VLProcessor"]}, f"{OF_2509} 'Qwen2VLProcessor'"),
+        ("processor/preprocessor_config.json", {"patch_size": 16}, "and the text encoder of this model has 14"),
+    ],
+)
+def test_a_part_of_another_model_is_named(copy: Path, file: str, keys: dict[str, object], words: str) -> None:
+    path = copy / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    fault = model_fault(str(copy), None)
+    place = copy / "transformer/config.json" if "the VAE" in words else path
+    assert fault.startswith(f"{place}: ") and words in fault and "\n" not in fault
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "key", "value", "title"),
+    [
+        ("QwenImage21Pipeline", "causal_condition", False, "Qwen-Image-2.1"),
+        ("QwenImagePipeline", "zero_cond_t", True, "Qwen-Image"),
+        ("QwenImageEditPipeline", "zero_cond_t", True, "Qwen-Image-Edit"),
+    ],
+)
+def test_a_transformer_with_another_setting_is_of_another_model(
+    tmp_path: Path, pipeline: str, key: str, value: bool, title: str
+) -> None:
+    config = write_model(tmp_path / "model", pipeline) / "transformer" / "config.json"
+    config.write_text(json.dumps({key: value}))
+    said, own = json.dumps(value), json.dumps(not value)
+    assert model_fault("./model", None) == (
+        f"model/transformer/config.json: {key}: {said} is of another model; a {title} has {own}. "
+        "Copy or download the model again."
+    )
+
+
+def test_classes_that_do_the_same_are_no_mistake(copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    index |= {"processor": ["transformers", "Qwen2_5_VLProcessor"], "tokenizer": ["transformers", "Qwen2TokenizerFast"]}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    assert model_fault(str(copy), None) == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "missing"),
+    [
+        ("tokenizer/merges.txt", "tokenizer/tokenizer.json or merges.txt"),
+        ("processor/preprocessor_config.json", "processor/preprocessor_config.json or processor_config.json"),
+    ],
+)
+def test_a_missing_file_of_a_part_is_named(copy: Path, file: str, missing: str) -> None:
+    (copy / file).unlink()
+    assert f"{missing} is missing in {copy}" in model_fault(str(copy), None)
+
+
 def test_weights_that_are_cut_off_or_not_there_are_seen_by_their_header(copy: Path) -> None:
     [weights] = (copy / "vae").glob("*.safetensors")
     whole = weights.read_bytes()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import ROOT, child_environment
-from tests.model_folders import COMMIT, NO_WEIGHTS, write_cached
+from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
 from tests.small_hub import Hub, small_hub
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import framed
@@ -22,7 +22,7 @@ from toolkit.models.qwen_image.family import FAMILY
 NAME = "someone/model"
 FILES = {
     "model_index.json": b'{"_class_name": "QwenImageEditPlusPipeline"}',
-    **{f"{part}/{file.replace('*', part)}": b"{}" for part, file in FAMILY.parts.items()},
+    **{f"{part}/{file}": b"{}" for part in FAMILY.parts for file in part_files(part)},
     **{f"{part}/model.safetensors": NO_WEIGHTS for part in FAMILY.weight_parts[1:]},
     "transformer/diffusion_pytorch_model.safetensors": framed(json.dumps({"__metadata__": {"filling": "x" * 7000}})),
     "preview.png": b"never wanted",

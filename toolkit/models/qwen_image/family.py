@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from toolkit.config.model_files import local_index
 from toolkit.data.types import Size
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import FolderFamily, Shapes, part_config
+from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, part_config
 from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
 from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
@@ -54,13 +55,20 @@ class QwenImageFamily(FolderFamily):
         "tokenizer": "Qwen2Tokenizer",
         "processor": "Qwen2VLProcessor",
     }
+    settings: Mapping[str, Any] = {
+        # Those of Qwen-Image-Layered are true, and its VAE has alpha.
+        "transformer/use_additional_t_cond": False,
+        "transformer/use_layer3d_rope": False,
+        "transformer/guidance_embeds": False,
+        "vae/input_channels": 3,
+    }
     tiny_parts = "toolkit.models.qwen_image.tiny:write_parts"
     parts: Mapping[str, str] = {
         "transformer": "config.json",
         "vae": "config.json",
         "text_encoder": "config.json",
-        "tokenizer": "*.json",
-        "processor": "*.json",
+        "tokenizer": TOKENIZER_FILES,
+        "processor": PROCESSOR_FILES,
         "scheduler": "scheduler_config.json",
     }
     published_transformer: Mapping[str, int] = {
@@ -71,6 +79,7 @@ class QwenImageFamily(FolderFamily):
         "in_channels": 64,
         "out_channels": 16,
     }
+    text_width_key = "joint_attention_dim"
     # Qwen2.5-VL-7B by its config: 28 layers; embedding, vision tower and norms; the head, which is not used.
     published_text = EncoderSize(linear_params=6_525_288_448, other_params=1_221_880_832, unused=544_997_376)
     published_text_sizes = (3584, 18944)
@@ -131,6 +140,7 @@ class TextToImageFamily(QwenImageFamily):
     modelspec = ("Qwen-Image", QwenImageFamily.modelspec[1])
     max_references = 0
     reference_area = text_tokens_per_reference = 0
+    settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
     encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer")}
     parts: Mapping[str, str] = {part: file for part, file in QwenImageFamily.parts.items() if part != "processor"}
     classes: Mapping[str, str] = {part: name for part, name in QwenImageFamily.classes.items() if part != "processor"}
@@ -147,6 +157,7 @@ class EditFamily(QwenImageFamily):
     modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])
     max_references = 1
     text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
+    settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
 
 
 class Edit2511Family(QwenImageFamily):

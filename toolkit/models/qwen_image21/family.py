@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from toolkit.config.model_files import INDEX, local_index, read_model_json
 from toolkit.data.types import Size
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import FolderFamily, Shapes, part_config, size_of_area
+from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, size_of_area
 from toolkit.models.interface import ModelSection
 
 REFERENCE_AREA = 1024 * 1024
 """Pixels of a reference. Source: diffusers, pipeline_qwenimage21.py, `output_resolution`."""
-
-NOT_CAUSAL = "false cannot be trained: text and references have to be modulated at t = 0. Use the published config."
 
 POSITIONS = 8192
 """Positions of text and images. Source: diffusers, transformer_qwenimage21.py, QwenImage21Rope."""
@@ -52,12 +51,14 @@ class QwenImage21Family(FolderFamily):
         "text_encoder": "Qwen3VLForConditionalGeneration",
         "processor": "Qwen3VLProcessor",
     }
+    # Text and references are modulated at t = 0: all that this trainer shares between noise levels depends on it.
+    settings: Mapping[str, Any] = {"transformer/causal_condition": True}
     tiny_parts = "toolkit.models.qwen_image21.tiny:write_parts"
     parts: Mapping[str, str] = {
         "transformer": "config.json",
         "vae": "config.json",
         "text_encoder": "config.json",
-        "processor": "*.json",
+        "processor": f"{PROCESSOR_FILES} {TOKENIZER_FILES}",
         "scheduler": "scheduler_config.json",
     }
     published_transformer: Mapping[str, int] = {
@@ -69,6 +70,7 @@ class QwenImage21Family(FolderFamily):
         "out_channels": 64,
         "mlp_ratio": 3,
     }
+    text_width_key = "context_in_dim"
     # Qwen3-VL-8B by its config: 36 layers; embedding, vision tower and norms; the head, which is not used.
     published_text = EncoderSize(linear_params=6_945_767_424, other_params=1_199_000_000, unused=622_329_856)
     published_text_sizes = (4096, 12288)
@@ -93,14 +95,6 @@ class QwenImage21Family(FolderFamily):
     def drawable(self, pixels: Size) -> Size:
         """The pipeline rounds to 32, though a token has 16 pixels a side."""
         return Size(*(side // self.size_multiple * self.size_multiple for side in pixels))
-
-    def config_error(self, folder: Path) -> str:
-        if part_config(folder / "transformer").get("causal_condition", True) is not True:
-            path = folder / "transformer" / "config.json"
-            return (
-                f"{path}: causal_condition: false is not supported: text and references have to be modulated at t = 0."
-            )
-        return super().config_error(folder)
 
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
