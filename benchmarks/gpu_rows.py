@@ -386,7 +386,7 @@ def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, w
 def _batch(model: RandomWeightsModel, size: ModelSize, references: int) -> LatentBatch:
     """What the program would have in its cache."""
     side = 8 * size.latent_side
-    latents_BCHW = model.encode_images(torch.empty(1, 3, side, side)).to(model.options.dtype)
+    latents_BCHW = model.encode_images(torch.empty(1, model.family.pixel_channels, side, side)).to(model.options.dtype)
     text_LD = model.encode_prompt(CAPTION, ()).to(model.options.dtype)
     return LatentBatch(
         latents_BCHW=latents_BCHW,

@@ -73,7 +73,7 @@ def drawn_by_pipeline(pipeline: QwenImage21Pipeline, prompt: SamplePrompt, **opt
     from PIL import Image
 
     return pipeline(
-        image=[Image.open(path).convert("RGB") for path in prompt.references] or None,
+        image=[Image.open(path) for path in prompt.references] or None,
         prompt=prompt.prompt,
         negative_prompt=(prompt.negative or " ") if prompt.guided else None,
         true_cfg_scale=prompt.guidance_scale,

@@ -65,8 +65,8 @@ class Transformer(nn.Module):
 class Vae(nn.Module):
     def __init__(self, scale: int, channels: int) -> None:
         super().__init__()
-        self.encoder = nn.Conv2d(3, channels, scale, stride=scale)
-        self.decoder = nn.ConvTranspose2d(channels, 3, scale, stride=scale)
+        self.encoder = nn.Conv2d(4, channels, scale, stride=scale)
+        self.decoder = nn.ConvTranspose2d(channels, 4, scale, stride=scale)
 
 
 class Words(nn.Module):
@@ -87,6 +87,7 @@ class UnlikeFamily(ModelFamily):
     pipelines = ("UnlikePipeline",)
     modelspec = ("Unlike", "https://example.com/unlike")
     size_multiple = 16
+    pixel_channels = 4
     latent_channels = 6
     latent_scale = 16
     embeds_guidance = True
@@ -127,7 +128,7 @@ class UnlikeFamily(ModelFamily):
             tabulated_weights=0,
             table_inputs=frozenset(),
             text=EncoderSize(linear_params=0, other_params=256 * (TEXT_WIDTH + POOLED)),
-            vae=EncoderSize(linear_params=0, other_params=2 * 3 * self.latent_channels * self.latent_scale**2),
+            vae=EncoderSize(linear_params=0, other_params=2 * 4 * self.latent_channels * self.latent_scale**2),
             encode_numbers=8,
             decode_numbers=8,
             text_token_numbers=TEXT_WIDTH,

@@ -144,7 +144,7 @@ class StreamPixels:
         are too many."""
         sample = item.sample
         try:
-            image = open_image(sample.name, self.stream.settings.background, data=sample.image)
+            image = open_image(sample.name, self.stream.settings.canvas, data=sample.image)
         except ImageError as error:
             self.stream.unreadable.add_sample(sample.name, f"its image {error.reason}")
             return None

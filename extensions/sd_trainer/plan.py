@@ -46,6 +46,10 @@ class SdPlanner(Planner[DiffusionSection]):
     def family(self) -> ModelFamily:
         return family_for(self.section.model)
 
+    @property
+    def pixel_channels(self) -> int:
+        return self.family.pixel_channels
+
     def without_model(self) -> Iterator[str]:
         try:
             _ = self.family

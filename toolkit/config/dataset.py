@@ -246,7 +246,8 @@ class DatasetConfig(StrictModel):
     keeps what is encoded on the way."""
 
     background: Annotated[str, AfterValidator(_colour)] = "white"
-    """Colour under transparent pixels of images and references: a name or "#rrggbb"."""
+    """Colour under transparent pixels of images and references: a name or "#rrggbb". A model with transparency
+    (Qwen-Image-2.1) is trained on it unless this is given."""
 
     num_workers: int = Field(default=0, ge=0, le=1024)
     """Threads that load batches ahead; 0: the main thread loads each when it is needed."""
@@ -274,6 +275,11 @@ class DatasetConfig(StrictModel):
         if not self.folder_path and not self.url:
             raise ValueError("names no images. Give 'folder_path', or for shards of a stream 'url'.")
         return self
+
+    @property
+    def canvas(self) -> str:
+        """`background` where it is given, else empty."""
+        return self.background if "background" in self.model_fields_set else ""
 
     def check(self, job: JobContext) -> Findings:
         """Folders that are missing, keys that exclude each other, images that teach nothing."""
@@ -446,7 +452,8 @@ class ValidationConfig(StrictModel):
         """`folder_path` as a dataset; what it does not say comes from `datasets`, those that are trained on."""
         first = next((dataset for dataset in datasets if not dataset.is_reg), datasets[0])
         sizes = dict.fromkeys(size for dataset in datasets if not dataset.is_reg for size in dataset.resolution)
-        settings: dict[str, Any] = {"background": first.background, "caption_prefix": first.caption_prefix}
+        settings: dict[str, Any] = {"caption_prefix": first.caption_prefix}
+        settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
         settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
         settings["captions_file"] = self.captions_file  # that of the first dataset names other images

@@ -34,7 +34,7 @@ def _digest(sample: Sample) -> str:
         controls=[file_digest(path) for path in sample.control_images],
         caption=sample.caption,
         repeats=sample.repeats,
-        background=sample.background,
+        background=sample.background or "white",
         **more,
     )
 

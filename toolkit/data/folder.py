@@ -80,6 +80,9 @@ class FolderInfo:
     is_reg: bool = False
     """Whether its images are regularisation images."""
 
+    with_alpha: int = 0
+    """Images and control images with an alpha channel that is not used as a mask."""
+
 
 @dataclass(frozen=True)
 class DatasetScan:
@@ -487,7 +490,7 @@ def _warnings(folder: _Folder, trigger_word: str | None, read_captions: bool) ->
     clear = [name for name, info in facts.items() if CLEAR in info.notes]
     if clear and not dataset.alpha_mask:
         what = f"{len(clear):,} of {_count(len(facts), 'image')} {'is' if len(clear) == 1 else 'are'}"
-        outcome = f"fully transparent and trained as {dataset.background} alone: {shorten(clear)}"
+        outcome = f"fully transparent, so that nothing of it is seen: {shorten(clear)}"
         yield f"{begin} {what} {outcome}. Export them once more, or remove them"
     resolution = min(dataset.resolution, key=area_of)
     least = area_of(resolution) / 4
@@ -556,7 +559,7 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
         repeat(rules),
         [masks.get(stem) for stem in listing.images],
         repeat(weight),
-        repeat(dataset.background),
+        repeat(dataset.canvas),
         repeat(NO_FLIP),
         repeat(folder.index),
     )
@@ -564,7 +567,12 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
     if flips != [NO_FLIP]:
         samples = tuple(sample._replace(flip=flip) for sample in samples for flip in flips)
     missing = folder.captions.count("")
-    return FolderInfo(folder.index, listing.folder, repeats, samples, missing, note, dataset.is_reg)
+    seen = [*(folder.controls[stem] for stem in listing.images if stem in folder.controls)]
+    files = {image.path: image.facts for images in seen for image in images}
+    if not dataset.alpha_mask:
+        files |= {listing.path(name): listing.facts[name] for name in names}
+    with_alpha = sum(facts is not None and facts.alpha for facts in files.values())
+    return FolderInfo(folder.index, listing.folder, repeats, samples, missing, note, dataset.is_reg, with_alpha)
 
 
 # ---------------------------------------------------------------- words of messages

@@ -4,7 +4,7 @@ Whatever the file holds (16-bit grey, CMYK, a colour profile, transparency, an E
 result is an upright 8-bit sRGB image. What cannot become one faithfully is refused by name:
 animations, several pages, floating point, truncated or oversized files.
 
-Shape suffixes: H/W height and width in pixels; 3 is red, green, blue.
+Shape suffixes: H/W height and width in pixels; P red, green, blue, and opacity where the image has it.
 """
 
 from __future__ import annotations
@@ -121,18 +121,20 @@ def reference_error(size: Size) -> str:
 
 def open_image(
     path: Path | str,
-    background: str = "white",
+    background: str = "",
     note: Note = lambda _: None,
     data: bytes | None = None,
     at_least: int | None = None,
+    channels: int = 3,
 ) -> Image.Image:
-    """The image as upright 8-bit sRGB (mode RGB); transparency is composited on `background`.
+    """The image as upright 8-bit sRGB: mode RGB, transparency composited on `background` (empty: white); with 4
+    channels mode RGBA, its transparency kept where no background is given.
 
     data: the file's bytes, where it is not on disk; `path` is its name in messages. at_least: a JPEG may come at a
     half, a quarter or an eighth of its size, much faster, if both sides keep so many pixels. Raises ImageError, and
     only that, for a file that cannot be used.
     """
-    canvas_colour = ImageColor.getrgb(background)[:3]
+    canvas_colour = ImageColor.getrgb(background or "white")[:3]
     with _reading(path, data) as image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))
@@ -140,11 +142,26 @@ def open_image(
         eight_bit = _to_eight_bit(_upright(image), path)
         colour, alpha = _split_alpha(eight_bit)
         rgb = _to_srgb(colour, eight_bit.info.get("icc_profile"), note)
-        if alpha is None:
-            return rgb
-        canvas = Image.new("RGB", rgb.size, canvas_colour)
-        canvas.paste(rgb, mask=alpha)
-        return canvas
+        if alpha is not None:
+            rgb.putalpha(alpha)
+            if channels == 3 or background:
+                rgb = _laid_over(rgb, canvas_colour)
+        if channels == 4 and rgb.mode == "RGB":
+            rgb.putalpha(255)
+        return rgb
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """A copy of the image as mode RGB, its transparency composited on white."""
+    if image.has_transparency_data:
+        return _laid_over(image.convert("RGBA"), (255, 255, 255))
+    return image.convert("RGB")
+
+
+def _laid_over(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    canvas = Image.new("RGB", image.size, colour)
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas
 
 
 def load_alpha(path: Path | str) -> Image.Image:
@@ -188,7 +205,8 @@ def inspect_header(path: Path | str) -> ImageInfo:
 
 
 def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
-    """The image as its bucket wants it: bicubic to `crop.scaled`, then the bucket cut out."""
+    """The image as its bucket wants it: bicubic to `crop.scaled`, then the bucket cut out. Pillow weights the colours
+    of RGBA by their opacity, so that transparent pixels do not bleed into others."""
     box = (crop.left, crop.top, crop.left + crop.bucket.width, crop.top + crop.bucket.height)
     return image.resize(crop.scaled, Image.Resampling.BICUBIC).crop(box)
 
@@ -206,12 +224,12 @@ def resize(image: Image.Image, size: Size) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Pixels [3, H, W] float32 in [-1, 1] of an RGB image; as diffusers' `VaeImageProcessor.preprocess`."""
+    """Pixels [P, H, W] float32 in [-1, 1] of an RGB or RGBA image; as diffusers' `VaeImageProcessor.preprocess`."""
     import numpy
     import torch
 
-    unit_HW3 = numpy.array(image, dtype=numpy.float32) / 255.0
-    return 2.0 * torch.from_numpy(unit_HW3.transpose(2, 0, 1).copy()) - 1.0
+    unit_HWP = numpy.array(image, dtype=numpy.float32) / 255.0
+    return 2.0 * torch.from_numpy(unit_HWP.transpose(2, 0, 1).copy()) - 1.0
 
 
 # ---------------------------------------------------------------- reading

@@ -4,7 +4,7 @@ runs, shared by jobs, or in memory.
 Each entry is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. When nothing is missing
 no encoder is called, and so none is loaded.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width."""
+Shape suffixes: B batch, C latent channels, H/W latent height and width, P pixel channels, L text tokens, D width."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from toolkit.data.images import (
     image_size,
     load_alpha,
     open_image,
+    over_white,
     resize,
     resize_cover_crop,
     to_tensor,
@@ -113,6 +114,7 @@ class ItemEncoder:
 
     def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
         self._model = model
+        self._channels = model.family.pixel_channels
         self.dtype = dtype
         """Of what is encoded."""
         self._identity = cache(model.cache_key)
@@ -128,9 +130,9 @@ class ItemEncoder:
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
 
     def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
-        """The image [3, sH, sW] at its bucket, float32 in [-1, 1]. data: as of `latents`. Raises ImageError."""
+        """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of `latents`. Raises ImageError."""
         sample, crop = item
-        image = open_image(sample.image, sample.background, data=data)
+        image = open_image(sample.image, sample.background, data=data, channels=self._channels)
         return to_tensor(flip_image(resize_cover_crop(image, crop), sample.flip))
 
     def mask(self, item: BucketedSample, stores: CachePair) -> CacheEntry | None:
@@ -178,11 +180,11 @@ class ItemEncoder:
     def encode_prompt(self, prompt: str, item: BucketedSample) -> dict[str, Tensor]:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
         sample = item.sample
-        images = [open_image(path, sample.background) for path in self._seen(sample)]
+        images = [open_image(path, sample.background, channels=self._channels) for path in self._seen(sample)]
         if images and self._model.family.text_at_reference_size:
             sizes = [self._reference_size(path, item) for path in self._seen(sample)]
             images = [resize(image, size) for image, size in zip(images, sizes, strict=True)]
-        images = [flip_image(image, sample.flip) for image in images]
+        images = [over_white(flip_image(image, sample.flip)) for image in images]
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
         dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
@@ -192,14 +194,13 @@ class ItemEncoder:
         return sample.control_images if self._model.family.text_sees_references else ()
 
     def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
-        """Each control image [3, h, w] at its size, in slot order, float32 in [-1, 1]. Raises ImageError."""
+        """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1]. Raises ImageError."""
         return tuple(
             self._reference_pixels(path, item, self._reference_size(path, item)) for path in item.sample.control_images
         )
 
-    @staticmethod
-    def _reference_pixels(path: str, item: BucketedSample, size: Size) -> Tensor:
-        image = resize(open_image(path, item.sample.background), size)
+    def _reference_pixels(self, path: str, item: BucketedSample, size: Size) -> Tensor:
+        image = resize(open_image(path, item.sample.background, channels=self._channels), size)
         return to_tensor(flip_image(image, item.sample.flip))
 
     def _reference_size(self, path: str, item: BucketedSample) -> Size:
@@ -210,10 +211,10 @@ class ItemEncoder:
                 raise RunError(f"reference {error}") from error
         return self._model.reference_size(self._sizes[path], item.crop.bucket)
 
-    def encode_image(self, pixels_3HW: Tensor) -> Tensor:
-        """Latents [C, H, W] of pixels [3, sH, sW] in [-1, 1], computed now and not cached."""
+    def encode_image(self, pixels_PHW: Tensor) -> Tensor:
+        """Latents [C, H, W] of pixels [P, sH, sW] in [-1, 1], computed now and not cached."""
         with self._lock, torch.no_grad():
-            return self._model.encode_images(pixels_3HW[None])[0].to("cpu", self.dtype)
+            return self._model.encode_images(pixels_PHW[None])[0].to("cpu", self.dtype)
 
     def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts: Any) -> str:
         # text without images depends neither on the background nor on the flip
@@ -222,7 +223,7 @@ class ItemEncoder:
         return key_of(
             kind=kind,
             source=source,
-            background=sample.background if source else "",
+            background=(sample.background or ("white" if self._channels == 3 else "kept")) if source else "",
             encoder=self._identity(part),
             dtype=str(self.dtype),
             **{"format": FORMAT, **parts},

@@ -183,7 +183,7 @@ class StreamDataset:
             folder=streamed.name.rpartition("/")[0],
             rules=self.rules,
             loss_weight=self.weight,
-            background=self.settings.background,
+            background=self.settings.canvas,
         )
 
     @property

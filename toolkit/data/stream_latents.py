@@ -4,7 +4,7 @@ job keeps them. The caption of a use is chosen here; nothing else is random.
 Images and texts are encoded one at a time, so that a result depends on nothing else in its batch, and is the entry of a
 cache that the same image in a folder would have.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width."""
+Shape suffixes: B batch, C latent channels, P pixel channels, H/W latent height and width."""
 
 from __future__ import annotations
 
@@ -98,8 +98,9 @@ class StreamLatents:
         """A batch of so many images of noise at the largest size, with the longest caption of the first samples, to see
         whether it fits into the memory."""
         width, height = self.stream.largest
-        noise_3HW = torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2 - 1
-        latents_CHW = self.encoder.encode_image(noise_3HW)
+        shape = (self.family.pixel_channels, height, width)
+        noise_PHW = torch.rand(shape, generator=seeding.generator(0, "trial")) * 2 - 1
+        latents_CHW = self.encoder.encode_image(noise_PHW)
         sample, rows = self.stream.sample(self._longest), tuple(range(images))
         return LatentBatch(
             latents_BCHW=latents_CHW.expand(images, -1, -1, -1).clone(),

@@ -106,8 +106,9 @@ class Sample(NamedTuple):
     loss_weight: float = 1.0
     """Factor on the loss; 0: nothing is learned from the image."""
 
-    background: str = "white"
-    """Colour that transparent pixels of the image and its control images are composited on."""
+    background: str = ""
+    """Colour that transparent pixels of the image and its control images are composited on; empty: white, unless the
+    model has transparency of its own."""
 
     flip: Flip = NO_FLIP
     """How the image, its control images and its mask are mirrored."""

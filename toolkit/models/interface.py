@@ -1,6 +1,7 @@
 """What the trainer knows of a model: its facts, which import no torch, and the contract of the model itself.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`).
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`), P pixel
+channels (`ModelFacts.pixel_channels`).
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ class ModelFacts:
 
     size_multiple: int
     """Training widths and heights are multiples of this many pixels."""
+
+    pixel_channels: int = 3
+    """Channels of its images: 3, red, green and blue; or 4, with opacity."""
 
     latent_channels: int
     latent_scale: int
@@ -233,15 +237,15 @@ class DiffusionModel(ABC):
         """Size that a control image of size `image` is resized to before `encode_images`, for a target of this size."""
 
     @abstractmethod
-    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, sH, sW] to normalised latents [B, C, H, W], s `ModelFacts.latent_scale`.
+    def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] [B, P, sH, sW] to normalised latents [B, C, H, W], s `ModelFacts.latent_scale`.
 
         Deterministic (the mean).
         """
 
     @abstractmethod
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """The inverse of `encode_images`: float32 pixels [B, 3, sH, sW], clamped to [-1, 1]."""
+        """The inverse of `encode_images`: float32 pixels [B, P, sH, sW], clamped to [-1, 1]."""
 
     def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         """The error message for a prompt that is too long with these control images, or None.

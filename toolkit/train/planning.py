@@ -67,6 +67,11 @@ class Planner(ABC, Generic[SectionT]):
         """What to change so that the run fits; None where it does."""
         return None
 
+    @property
+    def pixel_channels(self) -> int:
+        """Of the model's images, as of `ModelFacts`."""
+        return 3
+
     def save_size(self) -> SaveSize | None:
         """What one save takes on the disk."""
         return None
@@ -112,6 +117,7 @@ class Planner(ABC, Generic[SectionT]):
             notes=(
                 *self.describe_model(data),
                 *data.scan.notes,
+                *alpha_notes(data, self.pixel_channels),
                 *prompt_warnings([picture.prompt for picture in pictures], section.trigger_words()),
                 *(data.split.notes if data.split else ()),
                 *(self.describe_memory(data, memory) if memory else ()),
@@ -194,6 +200,14 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
 
 
 # ------------------------------------------------------------ notes of a plan
+
+
+def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
+    """How many images have an alpha channel, and what becomes of it. channels: of the model's images."""
+    if count := sum(folder.with_alpha for folder in data.scan.folders):
+        kept = "trained with it, unless datasets[].background is given"
+        outcome = kept if channels == 4 else "laid over white, or datasets[].background"
+        yield f"{count:,} image{'s have' if count > 1 else ' has'} an alpha channel: {outcome}"
 
 
 def schedule_notes(train: OptimizerConfig, steps: int) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Sample images during training, with the same model, cache and flow as the training itself.
 
-Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
+Shape suffixes: B batch (1), C latent channels, H/W latent height and width, P pixel channels.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, fami
     return _Encoded(encoder.text(item, prompt.prompt, stores), negative, encoder.references(item, stores))
 
 
-def to_pil(pixels_BCHW: Tensor) -> Image.Image:
-    """The first of the images [B, 3, H, W] in [-1, 1] as 8-bit RGB, rounded as in diffusers."""
-    values = (pixels_BCHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+def to_pil(pixels_BPHW: Tensor) -> Image.Image:
+    """The first of the images [B, P, H, W] in [-1, 1] as 8-bit RGB, or RGBA, rounded as in diffusers."""
+    values = (pixels_BPHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray((values * 255).round().astype("uint8"))

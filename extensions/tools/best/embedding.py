@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.data.images import to_tensor
+from toolkit.data.images import over_white, to_tensor
 from toolkit.errors import UserError
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import reading
@@ -80,7 +80,7 @@ class Embedder:
     def _pixels(self, picture: Image.Image) -> Tensor:
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.convert("RGB").crop((left, top, left + side, top + side))
+        square = over_white(picture).crop((left, top, left + side, top + side))
         values = to_tensor(square.resize((self._side, self._side), Image.Resampling.BICUBIC)) / 2 + 0.5
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in self._normalisation())
         return ((values - mean) / std)[None].to(self._at)

@@ -255,8 +255,10 @@ def transparent(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         sample, share = item.sample, item.look.transparent
         is_its_mask = sample.mask is not None and sample.mask.alpha
-        if share and not is_its_mask:
-            yield sample.image, f"is transparent at {share:.1%} of its pixels, which are trained as {sample.background}"
+        is_trained = data.keeps_alpha and not sample.background
+        if share and not is_its_mask and not is_trained:
+            colour = sample.background or "white"
+            yield sample.image, f"is transparent at {share:.1%} of its pixels, which are trained as {colour}"
 
 
 def mode(data: Dataset, config: LintConfig) -> Found:

@@ -30,7 +30,7 @@ from toolkit.data.validation_split import split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.writing import find_config
-from toolkit.models.families import family_for
+from toolkit.models.families import ModelFamily, family_for
 
 if TYPE_CHECKING:
     from extensions.tools.lint.config import LintConfig
@@ -131,6 +131,9 @@ class Dataset:
     listing: Callable[[str], Any] | None = None
     """Lists a folder once more."""
 
+    keeps_alpha: bool = False
+    """Whether the model has transparency, and is trained on it."""
+
     prompt_error: PromptError | None = None
     """Why a model has no room for a caption; None where no model is known."""
 
@@ -201,7 +204,9 @@ def _of_section(section: ImageTrainingSection, name: str, progress: Callable[[in
     )
     found.trigger = section.trigger_word
     found.control_folders = tuple(path for dataset in section.datasets for path in dataset.control_path)
-    found.prompt_error = _prompt_error(section)
+    family = _family(section)
+    found.keeps_alpha = family is not None and family.pixel_channels == 4
+    found.prompt_error = _prompt_error(section, family)
     held_out = split.items if split else ()
 
     def settings(sample: Sample) -> DatasetConfig:
@@ -214,22 +219,30 @@ def _of_section(section: ImageTrainingSection, name: str, progress: Callable[[in
 def _size_multiple(section: ImageTrainingSection) -> int | None:
     """Of the sides of a bucket, in pixels. None: not known, of a model that an earlier process writes."""
     model: Any = getattr(section, "model", None)
-    try:
-        if hasattr(model, "latent_scale"):  # an autoencoder
+    if hasattr(model, "latent_scale"):  # an autoencoder
+        try:
             return int(model.latent_scale())
-        return int((model.family() if hasattr(model, "family") else family_for(model)).size_multiple)
-    except (UserError, RunError):
+        except (UserError, RunError):
+            return None
+    family = _family(section)
+    return family.size_multiple if family else None
+
+
+def _family(section: ImageTrainingSection) -> ModelFamily | None:
+    """None for an autoencoder, and where it is not known, of a model that an earlier process writes."""
+    model: Any = getattr(section, "model", None)
+    try:
+        if hasattr(model, "latent_scale"):
+            return None
+        return model.family() if hasattr(model, "family") else family_for(model)
+    except (UserError, RunError, AttributeError):
         return None
 
 
-def _prompt_error(section: ImageTrainingSection) -> PromptError | None:
+def _prompt_error(section: ImageTrainingSection, family: ModelFamily | None) -> PromptError | None:
     """None where the model's folder, and with it its tokenizer, is not here."""
     model: Any = getattr(section, "model", None)
-    try:
-        if hasattr(model, "latent_scale") or not model.files_folder().is_dir():
-            return None
-        family = model.family() if hasattr(model, "family") else family_for(model)
-    except (UserError, RunError, AttributeError):
+    if family is None or not model.files_folder().is_dir():
         return None
 
     def error(sample: Sample, crop: ResizeCrop) -> str | None:

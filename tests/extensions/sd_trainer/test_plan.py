@@ -6,11 +6,13 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import JobContext, load_job
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import DataErrors, UserError
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system import nvidia
 
 
@@ -75,6 +77,21 @@ def test_sizes_that_are_more_than_one_number_are_told_as_they_were_understood(pl
     assert "buckets: 96x64 (5)" in one.render()
     assert one.samples_per_epoch == 15
     assert "resolution of" not in plan().render()
+
+
+def test_one_line_says_how_many_images_have_transparency(plan, make_pictures, tmp_path: Path) -> None:
+    folder, references = (str(make_pictures(tmp_path / name, "a", "b")) for name in ("x", "ref"))
+    assert "alpha channel" not in plan(datasets=[{"folder_path": folder}]).render()
+    for path in (Path(folder, "a.png"), Path(references, "a.png")):
+        with Image.open(path) as image:
+            image.convert("RGBA").save(path)
+    pairs = {"folder_path": folder, "control_path": references}
+    words = plan(datasets=[pairs]).render()
+    assert "2 images have an alpha channel: laid over white, or datasets[].background" in words
+    assert "1 image has an alpha channel" in plan(datasets=[pairs | {"alpha_mask": True}]).render()
+    write_tiny_model(tmp_path / "21", TinySpec(arch="qwen_image_2"))
+    words = plan(datasets=[pairs], model={"name_or_path": str(tmp_path / "21")}).render()
+    assert "2 images have an alpha channel: trained with it, unless datasets[].background is given" in words
 
 
 def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:

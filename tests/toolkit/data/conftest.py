@@ -55,7 +55,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "background": "white",
     }
     assert set(changes) <= set(section)
-    return SimpleNamespace(**(section | changes))
+    return SimpleNamespace(**(section | changes), canvas=changes.get("background", ""))
 
 
 class FakeModel(DiffusionModel):

@@ -169,7 +169,7 @@ def test_clear_pictures_and_those_that_need_a_package_are_warnings(tmp_path: Pat
         "1 file not used, caption of an image whose name has other letters: A.txt. "
         "Give image and caption the same name, in upper and lower case too",
         "1 file not used, .psd is not supported: x.psd. Convert them to PNG or JPEG",
-        f"1 of 2 images is fully transparent and trained as white alone: clear.png. {remedy}",
+        f"1 of 2 images is fully transparent, so that nothing of it is seen: clear.png. {remedy}",
     ]
 
 

@@ -308,6 +308,32 @@ def test_references_are_prepared_as_diffusers_does() -> None:
     torch.testing.assert_close(to_tensor(resize(image, Size(320, 224))), theirs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["clear.png", "opaque.png"])
+def test_transparent_references_are_prepared_as_diffusers_does(tmp_path: Path, name: str) -> None:
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+
+    image = quarters()
+    if name == "clear.png":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(tmp_path / name)
+    theirs = VaeImageProcessor(vae_scale_factor=16).preprocess(image.convert("RGBA"), height=64, width=32)[0]
+    ours = to_tensor(resize(open_image(tmp_path / name, channels=4), Size(32, 64)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert bool(ours[3].eq(1).all()) == (name == "opaque.png")
+
+
+def test_colours_of_clear_pixels_do_not_bleed(tmp_path: Path) -> None:
+    """Red beside clear blue, enlarged: only the opacity falls between them."""
+    image = of_pixels("RGBA", (255, 0, 0, 255), (0, 0, 255, 0))
+    image.save(tmp_path / "a.png")
+    size = Size(*(4 * side for side in image.size))
+    enlarged = resize_cover_crop(open_image(tmp_path / "a.png", channels=4), ResizeCrop(size, 0, 0, size))
+    visible = [pixel for pixel in enlarged.getdata() if pixel[3] > 20]
+    assert visible and all(red > 240 and blue < 15 for red, _, blue, _ in visible)
+    assert {pixel[3] for pixel in enlarged.getdata()} > {0, 255}
+
+
 def test_tensor_range_and_layout() -> None:
     import torch
 

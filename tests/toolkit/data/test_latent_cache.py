@@ -161,6 +161,48 @@ def test_a_family_may_see_references_in_the_size_of_the_vae(items, fake_adapter,
     assert keys[0] != keys[1]
 
 
+@pytest.fixture
+def half_clear(tmp_path: Path, dataset):
+    """An image and its reference, both red on the left and clear on the right, mirrored."""
+    for folder in ("x", "ref"):
+        (tmp_path / folder).mkdir()
+        left_red = Image.new("RGBA", (64, 32), (0, 0, 255, 0))
+        left_red.paste((255, 0, 0, 255), (0, 0, 32, 32))
+        left_red.save(tmp_path / folder / "a.png")
+    found = dataset(tmp_path / "x", control_path=(str(tmp_path / "ref"),), flip_x=True)
+    return [
+        item for item in make_items(scan_datasets([found], None).samples, lambda _: (64,), 32) if item.sample.flip.x
+    ]
+
+
+def test_transparency_is_trained_where_the_model_has_it(half_clear, fake_adapter, monkeypatch) -> None:
+    """The text encoder gets it over white; a background that is given is under it everywhere."""
+    model, seen = fake_adapter(), []
+    stores = CachePair(TensorCache(None), TensorCache(None))
+    plain = ItemEncoder(model, torch.float32)
+    (item,) = half_clear
+    white, black = (item._replace(sample=item.sample._replace(background=name)) for name in ("white", "black"))
+    keys = [plain.latents(one, stores).key for one in (item, white, black)]
+    assert keys[0] == keys[1] != keys[2]
+    monkeypatch.setattr(type(model.family), "pixel_channels", 4)
+    encode_prompt = model.encode_prompt
+    model.encode_prompt = lambda prompt, images: seen.append(images) or encode_prompt(prompt, images)
+    encoder = ItemEncoder(model, torch.float32)
+    keys = [encoder.latents(one, stores).key for one in (item, white)]
+    assert keys[0] != keys[1]
+    for one, clear in ((item, [0, 0, 0, -1]), (white, [1, 1, 1, 1]), (black, [-1, -1, -1, 1])):
+        tensors = (encoder.pixels(one), *encoder.reference_pixels(one))
+        latents = (encoder.latents(one, stores), *encoder.references(one, stores))
+        for pixels_PHW, latents_CHW in zip(tensors, (e.tensors()["tensor"] for e in latents), strict=True):
+            assert pixels_PHW[:, 4, -4].tolist() == latents_CHW[:, 0, -1].tolist() == [1, -1, -1, 1]
+            left = [(value + 1) * 127.5 for value in pixels_PHW[:, 4, 4].tolist()]
+            assert left[3] == (clear[3] + 1) * 127.5 and (left[3] == 0 or left == [(v + 1) * 127.5 for v in clear])
+        encoder.text(one, "a cat", stores).encode()
+        (image,) = seen[-1]
+        assert (image.mode, image.getpixel((60, 4))) == ("RGB", (255, 0, 0))
+        assert image.getpixel((4, 4)) == ((0, 0, 0) if one is black else (255, 255, 255))
+
+
 def test_what_decides_the_result_is_in_the_key(items, tmp_path: Path, image, encode, fake_adapter) -> None:
     """Each change alone, and the encoders it calls for."""
     larger = fake_adapter()

@@ -109,7 +109,9 @@ def test_what_is_kept_is_not_encoded_again_and_serves_a_folder(five, fake_adapte
 def of_three_channels(model: Any) -> Any:
     """The model with a family that says of its latents what they are, and of prompts that 5 characters always fit."""
     latent_size = model.family.latent_size
-    model.family = SimpleNamespace(sure_prompt=5, latent_channels=3, latent_size=latent_size, text_sees_references=True)
+    model.family = SimpleNamespace(
+        sure_prompt=5, latent_channels=3, pixel_channels=3, latent_size=latent_size, text_sees_references=True
+    )
     return model
 
 

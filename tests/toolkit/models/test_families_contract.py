@@ -85,7 +85,7 @@ def test_the_layers_and_modules_are_those_of_the_loaded_model(
 
 def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapter: DiffusionModel) -> None:
     size = Size(2 * family.size_multiple, family.size_multiple)
-    pixels_BCHW = torch.rand(1, 3, size.height, size.width) * 2 - 1
+    pixels_BCHW = torch.rand(1, family.pixel_channels, size.height, size.width) * 2 - 1
     with torch.no_grad():
         latents_BCHW = adapter.encode_images(pixels_BCHW)
         again_BCHW = adapter.encode_images(pixels_BCHW)

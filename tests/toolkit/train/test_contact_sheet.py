@@ -41,6 +41,13 @@ def test_each_prompt_is_a_row_and_each_step_a_column(tmp_path: Path) -> None:
     assert row == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
 
 
+def test_transparency_is_shown_over_white(tmp_path: Path) -> None:
+    write_samples(tmp_path, [0], ["a cat"])
+    for path in (tmp_path / "samples").glob("*.png"):
+        Image.new("RGBA", (64, 48), (255, 0, 0, 0)).save(path)
+    assert (255, 0, 0) not in counted(write_contact_sheet(tmp_path))
+
+
 def test_of_many_steps_the_first_the_last_and_some_between_are_shown(tmp_path: Path) -> None:
     write_samples(tmp_path, list(range(0, 200, 10)), ["a"], size=(400, 300))
     sheet = Image.open(write_contact_sheet(tmp_path))

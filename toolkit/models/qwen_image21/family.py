@@ -33,6 +33,7 @@ class QwenImage21Family(FolderFamily):
     published: Mapping[str, str] = {"Qwen/Qwen-Image-2.1": "Qwen-Image-2.1"}
     modelspec = ("Qwen-Image-2.1", "https://github.com/QwenLM/Qwen-Image")
     size_multiple = 32
+    pixel_channels = 4
     latent_scale = 16
     own_sizes = tuple(
         Size(*sides)

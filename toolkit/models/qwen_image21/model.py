@@ -1,6 +1,6 @@
 """`DiffusionModel` for Qwen-Image-2.1.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 16), P pixel channels (RGBA),
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 16),
 K noise levels of one prompt, N tokens.
 """
 
@@ -52,12 +52,6 @@ class QwenImage21Model(QwenModel):
 
     def reference_size(self, image: Size, target: Size) -> Size:
         return self.family.reference_size(image, target, self.options.match_target_res)
-
-    def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
-        return super().encode_images(torch.cat([pixels_BPHW, torch.ones_like(pixels_BPHW[:, :1])], dim=1))
-
-    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        return super().decode_latents(latents_BCHW)[:, :3]
 
     def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         o = self.options

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from toolkit.data.images import over_white
 from toolkit.files.run_files import SAMPLE_FILE, SAMPLES
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.train.collectives import using_eval_weights
@@ -22,7 +23,7 @@ GenerateImage = Callable[[int], Image.Image]
 """Generates the image of the sampler's prompt with this index."""
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "jpg": {"format": "JPEG", "quality": 95},
+    "jpg": {"format": "JPEG", "quality": 95},  # without transparency
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "quality": 95},
 }
@@ -115,7 +116,7 @@ class SampleCallback(Callback):
                 return None
             path = run.folder / SAMPLES / f"{step:09d}_{index}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
-                image.save(temporary, **SAVE_OPTIONS[images.format])
+                (over_white(image) if images.format == "jpg" else image).save(temporary, **SAVE_OPTIONS[images.format])
             files.append(path.name)
         return files
 

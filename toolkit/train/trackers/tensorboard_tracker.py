@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from toolkit.data.images import over_white
 from toolkit.train.trackers.tracker import RunInfo, Tracker
 
 FLUSH_EVERY_S = 5.0
@@ -50,7 +51,7 @@ class TensorBoardTracker(Tracker):
     def image(self, step: int, name: str, path: Path) -> None:
         encoded = io.BytesIO()
         with Image.open(path) as source:
-            source.convert("RGB").save(encoded, format="JPEG", quality=90)
+            over_white(source).save(encoded, format="JPEG", quality=90)
             width, height = source.size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
         self._write(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))

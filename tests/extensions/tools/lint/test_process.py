@@ -120,6 +120,19 @@ def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: P
         run(twice, "--least-size", 9)
 
 
+def test_transparency_is_told_of_where_it_is_not_trained(run, write_job, folder: Path) -> None:
+    image = picture(9)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(folder / "bad.png")
+    (folder / "bad.txt").write_text("ohwx man somewhere")
+    section = train("photos") | {"model": {"name_or_path": "Qwen/Qwen-Image-2.1"}}
+    run(write_job(section))
+    (dataset,) = section["datasets"]
+    for name, told in (("black", section | {"datasets": [dataset | {"background": "black"}]}), ("2509", train("photos"))):
+        with pytest.raises(RunError, match=r"transparent 1$"):
+            run(write_job(told, name=name))
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -26,6 +26,7 @@ from tests.diffusers_reference import (
 from tests.golden_tables import golden
 from tests.measured import at_least, at_most
 from toolkit.data.dataloader import BatchLoader
+from toolkit.data.images import over_white
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
 from toolkit.models.qwen_image21.family import FAMILY
@@ -103,6 +104,36 @@ def test_velocity_equals_the_pipelines(at_any_time, unit_gain_21: Path, batch: s
         theirs_BNC = pipeline_velocity(at_any_time, item, t, x_t_CHW)
         errors.append(float((pack(ours_CHW[None]) - theirs_BNC).abs().max() / theirs_BNC.std()))
     at_most(f"velocity, {batch}", max(errors), 1e-5)
+
+
+@pytest.fixture
+def cut_out(tmp_path: Path) -> Path:
+    """A reference that is clear on the left, half clear in the middle and opaque on the right."""
+    path = tmp_path / "cut out.png"
+    with Image.open(REFERENCES[0]) as image:
+        cut = image.convert("RGB")
+    cut.putalpha(Image.linear_gradient("L").rotate(90).point(lambda v: max(0, min(255, 2 * v - 128))).resize(cut.size))
+    cut.save(path)
+    return path
+
+
+def test_a_transparent_reference_gives_the_image_of_the_pipeline(
+    pipeline_21, unit_gain_21: Path, cut_out: Path
+) -> None:
+    """To the text encoder it is as if laid over white, to the VAE it is not."""
+    model, opaque = open_21(unit_gain_21, match_target_res=True), cut_out.with_name("opaque.png")
+    over_white(Image.open(cut_out)).save(opaque)
+    images, given = {}, {}
+    for path in (cut_out, opaque):
+        prompt = SamplePrompt(PROMPT, "", Size(128, 96), 42, 1.0, 4, (path,))
+        sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
+        images[path], (theirs,) = sampler.generate(0), drawn_by_pipeline(pipeline_21, prompt)
+        assert images[path].mode == theirs.mode == "RGBA"
+        at_least(f"sample with the reference {path.stem}, dB", psnr(images[path], theirs), 60)
+        given[path] = [entry.tensors()[EMBEDS] for entry in sampler.entries()]
+    (text, latents), (text_of_opaque, latents_of_opaque) = given[cut_out], given[opaque]
+    assert relative(latents, latents_of_opaque) > 0.01 > relative(text, text_of_opaque)
+    assert psnr(*images.values()) < 50
 
 
 SAMPLES = {

@@ -147,6 +147,18 @@ def test_a_picture_has_the_format_that_is_asked_for(run, result, picture_format:
         assert abs(picture.convert("RGB").getpixel((8, 8))[0] - 100) < 4  # the image of index 1
 
 
+def test_transparency_is_kept_where_the_format_has_it_and_laid_over_white_elsewhere(run, result) -> None:
+    found = {}
+    for kind in ("jpg", "png", "webp"):
+        drawing = Drawing(run, picture_format=kind)
+        drawing.callback.draw = lambda index: Image.new("RGBA", (32, 16), (0, 0, 255, 0))
+        drawing.callback.sample_now(run)
+        with Image.open(run.folder / "samples" / drawing.names(0)[0]) as image:
+            found[kind] = (image.mode, image.convert("RGBA").getpixel((5, 5)))
+    assert found["jpg"] == ("RGB", (255, 255, 255, 255))
+    assert found["png"] == ("RGBA", (0, 0, 255, 0)) and found["webp"][1][3] == 0
+
+
 def test_pictures_are_drawn_with_the_average_and_the_weights_come_back_bit_for_bit(toy, result) -> None:
     run = toy.run(5, ema_decay=0.5)
     weight = toy.weight(run)
