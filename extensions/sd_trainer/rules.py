@@ -20,6 +20,7 @@ from toolkit.config.model_files import ModelFolder
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import UserError
+from toolkit.models.adapter_origin import origin_findings
 from toolkit.models.families import family_for, published_names
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
@@ -59,7 +60,7 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _model_or_adapter, _optimizer, _preservation, _schedule, _noise, _memory, _compile,
+        _model_or_adapter, _adapter_files, _optimizer, _preservation, _schedule, _noise, _memory, _compile,
         _processes, _images, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
         yield from group(s)
@@ -95,6 +96,14 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
     if network.loraplus_lr_ratio not in (0, 1) and not KINDS[network.type].up_names:
         message = f"network.type '{network.type}' has no up matrix to train at a higher rate. Remove it."
         yield error("network.loraplus_lr_ratio", message)
+
+
+def _adapter_files(s: DiffusionSection) -> Findings:
+    files = {f"model.base_loras.{index}.path": lora.path for index, lora in enumerate(s.model.base_loras)}
+    files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
+    files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
+    for key, path in files.items():
+        yield from origin_findings(key, path, s.model, s.model.files_folder())
 
 
 def _optimizer(s: DiffusionSection) -> Findings:

@@ -41,6 +41,11 @@ PREDICTIONS = ("flow", "v")
 """What a model may predict: the keys of `toolkit.flow.loss.INTERPOLANTS`."""
 
 
+ROWS_OF = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
+"""End of the name of a layer in ComfyUI's weights -> the layers of the model whose outputs it has, one after the other
+and equally many. Source: ComfyUI, ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
+
+
 class ModelFacts:
     """Constants of a model family, known before any file is read. `toolkit.models.families.ModelFamily` has what
     depends on a model folder."""

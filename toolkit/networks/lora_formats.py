@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from toolkit.errors import UserError
+from toolkit.models.interface import ROWS_OF
 
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "lora_unet_", "lycoris_", "")
 """Put before the module's name by one program or another; the flat ones write `_` for each dot."""
@@ -67,10 +68,6 @@ MATMUL_PAIRS = (
     ("lokr_w2_a", "lokr_w2_b"),
 )
 """Parts that are multiplied as matrices."""
-
-ROWS_OF = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
-"""End of the name of a layer in ComfyUI's weights -> the layers of the model whose outputs it has, one after the other
-and equally many. Source: ComfyUI, ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
 
 HEADER_METADATA = "lora_adapter_metadata"
 
@@ -118,7 +115,9 @@ class LayerDelta:
         rows = {name: part.chunk(count) for name, part in self.parts.items() if name in of_rows}
         if any(len(self.parts[name]) % count for name in rows):
             raise ValueError(f"{list(rows)} cannot be split into {count}")
-        return [LayerDelta({**self.parts, **{n: r[i] for n, r in rows.items()}}, self.scale) for i in range(count)]
+        of_each = [{name: rows[name][i] if name in rows else p for name, p in self.parts.items()} for i in range(count)]
+        # Copies: safetensors writes no tensors that share memory.
+        return [LayerDelta({name: part.clone() for name, part in parts.items()}, self.scale) for parts in of_each]
 
     def to(self, device: torch.device) -> LayerDelta:
         """The same on another device."""

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
-from extensions.tools.shared.keys import check_loras
+from extensions.tools.shared.keys import check_loras, check_origins
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
 from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
@@ -56,6 +56,7 @@ class GridConfig(PicturesConfig):
         """Files that cannot be read, no prompt, a page of something else."""
         yield from super().check(job)
         yield from check_loras("also", self.also, job)
+        yield from check_origins("also", self.also, self.found_model)
         if not self.lora:
             yield Diagnostic(("lora",), "is required: the files that are compared.")
         if not (self.prompt or self.prompts):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from extensions.tools.shared.keys import FileToolConfig, check_loras, check_safetensors
+from extensions.tools.shared.keys import FileToolConfig, check_loras, check_origins, check_safetensors
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import Dtype, OneOf, PathOrList, PathStr
+from toolkit.config.model import ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 
 MODEL_INDEX = "model_index.json"
+
+
+def _model(folder: str) -> ModelConfig:
+    return ModelConfig(name_or_path=folder)
 
 
 class LoraToolConfig(ToolConfig):
@@ -34,6 +40,8 @@ class LoraToolConfig(ToolConfig):
             yield Diagnostic(("model",), f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.")
         if self.reads:
             yield from check_safetensors((self.reads,), getattr(self, self.reads), job)
+            if self.model:
+                yield from check_origins(self.reads, [getattr(self, self.reads)], partial(_model, self.model))
 
     def model_folder(self) -> Path:
         """`model` as a path."""
@@ -175,6 +183,8 @@ class MergeConfig(WritingToolConfig):
                 yield Diagnostic(("model",), "the layers are those of 'base'. Leave it out.")
         yield from super().check(job)
         yield from check_loras("lora", self.lora, job)
+        if model := self.base or self.model:
+            yield from check_origins("lora", self.lora, partial(_model, model))
 
     def writes_folder(self) -> bool:
         """Whether `output` is a model folder."""

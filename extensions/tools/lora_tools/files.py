@@ -36,9 +36,10 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
     path = Path(file).expanduser()
     if model is not None:
         return read_adapter(path, [family_for(ModelConfig(name_or_path=str(model))).every_linear_layer(model)])
-    families = [(family, Path(next(iter(family.published)))) for family in map(FAMILIES.load, FAMILIES) if family.published]
+    families = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
+    layers = [list(family.every_linear_layer(Path(next(iter(family.published))))) for family in families]
     try:
-        return read_adapter(path, [list(family.every_linear_layer(folder)) for family, folder in families], any_model)
+        return read_adapter(path, layers, any_model)
     except UserError as error:
         if "this model" not in str(error):
             raise

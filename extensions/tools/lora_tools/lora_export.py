@@ -186,8 +186,8 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
 
 
 def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
-    """The changes with layers in parts joined to one, exactly: a part's columns of the first factor meet its rows of the
-    second alone, so that ranks add up. A part that is not changed has no rank."""
+    """The changes with layers in parts joined to one, exactly: columns of the left factor meet rows of the right one of
+    the same part alone, so that ranks add up. A part that is not changed has no rank."""
     joined = dict(changes)
     for whole, parts in fused_layers(changes).items():
         first = next(changes[part] for part in parts if part in changes)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
 from toolkit.config.field_types import PathStr
+from toolkit.config.model import ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import is_own_file, read_metadata
 from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, refusal
+from toolkit.models.adapter_origin import origin_findings
 from toolkit.train.run_reader import runs_in
 
 
@@ -116,6 +119,14 @@ def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Dia
             yield Diagnostic((key, index), str(error))
         else:
             yield from check_safetensors((key, index), file, job)
+
+
+def check_origins(key: str, files: Sequence[str], find: Callable[[], ModelConfig]) -> Iterator[Diagnostic]:
+    """LoRA files (FILE[:STRENGTH]) of another model than `find` gives. What cannot be read is said elsewhere."""
+    with suppress(UserError):
+        model = find()
+        for index, text in enumerate(files):
+            yield from origin_findings(f"{key}.{index}", split_strength(text)[0], model, model.files_folder())
 
 
 def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = False) -> Iterator[Diagnostic]:

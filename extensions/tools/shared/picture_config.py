@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from extensions.tools.shared.keys import check_loras, split_strength
+from extensions.tools.shared.keys import check_loras, check_origins, split_strength
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
@@ -135,6 +135,7 @@ class PicturesConfig(ToolConfig):
             if self.model is None:  # else `ModelConfig.check` says it
                 yield Diagnostic(("model",), str(error))
             return
+        yield from check_origins("lora", self.lora, self.found_model)
         yield from check_references(("reference",), self.reference, family, job)
         for key in ("prompt", "prompts"):
             try:

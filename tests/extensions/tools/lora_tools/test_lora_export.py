@@ -77,7 +77,9 @@ def test_metadata_that_would_scale_twice_is_not_kept(tmp_path: Path) -> None:
     assert kept_metadata(read(lora(tmp_path, 1.0, torch.float32))) == {"trigger": "ohwx"}
 
 
-@pytest.mark.parametrize(("shape", "reads"), [((1, 128), {"comfyui", "comfyui-fused", "kohya"}), ((128, 1), {"diffusers", "kohya"})])
+@pytest.mark.parametrize(
+    ("shape", "reads"), [((1, 128), {"comfyui", "comfyui-fused", "kohya"}), ((128, 1), {"diffusers", "kohya"})]
+)
 def test_a_dora_goes_where_its_norms_are_read_as_they_are_meant(tmp_path: Path, shape, reads: set[str]) -> None:
     file = read(lora(tmp_path, 3.0, torch.float32, dora_scale=torch.rand(shape) + 1))
     assert file.kinds == ("dora",)
@@ -211,11 +213,13 @@ def test_layers_are_joined_as_comfyui_has_them_and_split_again(tmp_path: Path, k
     torch.testing.assert_close(whole.changes[GATE_UP.partition(".")[2]].delta(), torch.cat(halves))
     again = read_adapter(tmp_path / "fused.safetensors", [LAYERS_21])
     assert set(again.changes) == {GATE, PROJ} | set(modules)
+    save_file(export(again, FORMATS["musubi"]), tmp_path / "apart.safetensors")
+    again = read_adapter(tmp_path / "apart.safetensors", [LAYERS_21])
     for name, change in file.changes.items():
         torch.testing.assert_close(again.changes[name].delta(), change.delta())
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("lokr", "cannot be written of a LoKr"), ("dora", "of a DoRA and a LoRA")])
+@pytest.mark.parametrize(("kind", "reason"), [("lokr", "written of a LoKr"), ("dora", "of a DoRA and a LoRA")])
 def test_what_cannot_be_joined_is_refused(tmp_path: Path, kind: str, reason: str) -> None:
     path = file_21(tmp_path, "lora" if kind == "dora" else kind, {GATE: 2, PROJ: 2})
     if kind == "dora":
@@ -227,8 +231,8 @@ def test_what_cannot_be_joined_is_refused(tmp_path: Path, kind: str, reason: str
 @pytest.mark.parametrize(("axis", "splits"), [((384, 1), True), ((1, 64), False)])
 def test_a_joined_dora_is_split_where_its_norms_are_of_rows(tmp_path: Path, axis, splits: bool) -> None:
     torch.manual_seed(0)
-    tensors = {"lora_A.weight": torch.randn(2, 64), "lora_B.weight": torch.randn(384, 2), "dora_scale": torch.rand(axis)}
-    save_file({f"{GATE_UP}.{part}": tensor for part, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    shapes = {"lora_A.weight": (2, 64), "lora_B.weight": (384, 2), "dora_scale": axis}
+    save_file({f"{GATE_UP}.{part}": torch.rand(shape) for part, shape in shapes.items()}, tmp_path / "a.safetensors")
     if not splits:
         with pytest.raises(UserError, match=r"gate_up is gate_layer and proj of this model in one, and this kind"):
             read_adapter(tmp_path / "a.safetensors", [LAYERS_21])

@@ -1,0 +1,57 @@
+"""A LoRA of another model is told by its header, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from toolkit.config.model import ModelConfig
+from toolkit.models.adapter_origin import origin_findings
+
+TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight"
+OF_21 = ["diffusion_model.transformer_blocks.1.img_mlp.gate_layer.lora_A.weight", TO_Q]
+FUSED_21 = ["lora_unet_transformer_blocks_1_img_mlp_gate_up.lora_down.weight"]
+OF_20B = ["lora_unet_transformer_blocks_12_img_mlp_net_0_proj.lora_down.weight", TO_Q]
+NOT_QWEN = ["double_blocks.0.img_attn.qkv.lora_A.weight"]
+EDIT, LATEST, TEXT = "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-2.1", "Qwen/Qwen-Image"
+
+
+def says(**metadata: str) -> dict[str, str]:
+    return {key.replace("__", "."): value for key, value in metadata.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "metadata", "model", "severity", "words"),
+    [
+        (OF_21, {}, EDIT, "error", "a LoRA of Qwen-Image-2.1, and this model is Qwen-Image-Edit-2509"),
+        (FUSED_21, {}, EDIT, "error", "a LoRA of Qwen-Image-2.1"),
+        (OF_20B, {}, LATEST, "error", "or Qwen-Image or Qwen-Image-Edit, and this model is Qwen-Image-2.1"),
+        ([TO_Q], says(modelspec__architecture="Qwen-Image-2.1/lora"), EDIT, "error", "a LoRA of Qwen-Image-2.1"),
+        ([TO_Q], says(ss_base_model_version="qwen_image_2"), EDIT, "error", "a LoRA of Qwen-Image-2.1"),
+        ([TO_Q], says(modelspec__architecture="Qwen-Image-Edit/loha"), LATEST, "error", "a LoRA of Qwen-Image-Edit"),
+        (OF_20B, says(modelspec__architecture="Qwen-Image/lora"), EDIT, "warning", "was trained on Qwen-Image, and"),
+        (OF_20B, says(modelspec__architecture="Qwen-Image-Edit-Plus/lora"), EDIT, None, ""),
+        (OF_20B, {}, TEXT, None, ""),
+        (OF_21, says(modelspec__architecture="Qwen-Image-2.1/dora"), LATEST, None, ""),
+        (FUSED_21, {}, LATEST, None, ""),
+        (NOT_QWEN, {}, LATEST, None, ""),  # of a model that is not known: said when the file is read
+    ],
+)
+def test_the_file_is_refused_by_the_name_of_its_model(
+    keys, metadata, model: str, severity: str | None, words: str, tmp_path: Path
+) -> None:
+    save_file({key: torch.ones(1, 2) for key in keys}, tmp_path / "a.safetensors", metadata or None)
+    section = ModelConfig(name_or_path=model)
+    found = list(origin_findings("lora.0", str(tmp_path / "a.safetensors"), section, section.files_folder()))
+    assert [one.severity for one in found] == ([severity] if severity else [])
+    assert all(words in one.message and one.key[0] == "lora" for one in found)
+
+
+def test_nothing_is_said_of_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"\x05\x00")
+    section = ModelConfig(name_or_path=EDIT)
+    for path in ("", "no.safetensors", "broken.safetensors"):
+        assert not list(origin_findings("lora", str(tmp_path / path), section, tmp_path))
