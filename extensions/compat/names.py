@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit.config.field_types import slot_names
 from toolkit.config.foreign import ForeignName
 
 Names = dict[str, ForeignName]
@@ -187,7 +188,7 @@ NAMES: dict[tuple[str, str], Names] = {
     },
     ("ai-toolkit", "dataset"): {
         "caption_type": is_("datasets[].caption_ext"),
-        **each("control_path_1 control_path_2 control_path_3", shaped("datasets[].control_path")),
+        **dict.fromkeys(slot_names("control_path"), shaped("datasets[].control_path")),
         "control_transparent_color": shaped("datasets[].background", "background, as [red, green, blue] of 0 to 255"),
         "buckets": idle("images are always grouped by size"),
         "bucket_tolerance": idle("sides are always multiples of 32"),
@@ -229,7 +230,7 @@ NAMES: dict[tuple[str, str], Names] = {
     },
     ("ai-toolkit", "validation"): {
         "validate_every_n_steps": is_("validation.every"),
-        **each("control_path_1 control_path_2 control_path_3", shaped("validation.control_path")),
+        **dict.fromkeys(slot_names("control_path"), shaped("validation.control_path")),
     },
     ("ai-toolkit", "optimization"): {
         "gradient_accumulation_steps": is_(
@@ -322,7 +323,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "extra_values": refused(),
     },
     ("ai-toolkit", "sample_item"): {
-        **each("ctrl_img_1 ctrl_img_2 ctrl_img_3", shaped("sample.samples[].ctrl_img")),
+        **dict.fromkeys(slot_names("ctrl_img"), shaped("sample.samples[].ctrl_img")),
         "fps": idle("it concerns videos"),
         **each("network_multiplier num_frames", refused(1)),
         **each("guidance_rescale ctrl_idx", refused(0)),

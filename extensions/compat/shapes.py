@@ -91,7 +91,7 @@ def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagn
 
 
 def _dataset(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`control_path_1..3` become one list, a colour of three numbers becomes "#rrggbb"."""
+    """`control_path_1..10` become one list, a colour of three numbers becomes "#rrggbb"."""
     gather_slots(entries, "control_path", diagnostics)
     colour = entries.pop("control_transparent_color", None)
     if colour is not None and "background" not in entries:
@@ -351,7 +351,7 @@ def _compiled(entries: Entries, diagnostics: Diagnostics) -> None:
 
 
 def _sample_item(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """Flags in the prompt become keys, `ctrl_img_1..3` one list."""
+    """Flags in the prompt become keys, `ctrl_img_1..10` one list."""
     read_flags(entries, diagnostics)
     gather_slots(entries, "ctrl_img", diagnostics)
     return entries

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from toolkit.config import JobConfig, load_job
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
+from toolkit.models.qwen_image.family import FAMILY
 
 PAGE = (ROOT / "docs" / "moving_from_ai_toolkit.md").read_text(encoding="utf-8")
 BEFORE, AFTER = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
@@ -60,7 +61,7 @@ def test_the_defaults_here_are_those_of_the_table(load: Any) -> None:
     assert rows["train.gradient_checkpointing"] == train.gradient_checkpointing
     assert int(rows["save.save_every"]) == section.save.save_every
     assert train.ema_config.use_num_updates is True and section.model.quantize_te is False
-    assert f"{sample.sample_every}, {sample.width}, {sample.height}, {sample.guidance_scale:g}, {sample.seed} |" in PAGE
+    assert f"{sample.sample_every}, {sample.width}, {sample.height}, {FAMILY.guidance:g}, {sample.seed} |" in PAGE
     assert section.datasets[0].cache_latents_to_disk is True
 
 

@@ -68,6 +68,11 @@ FORMER_VALUES = {"losses.l1": 0.0}
 """End of a key -> what a job computed before there was such a key, where its default is something else."""
 
 
+MODELS_OWN = {"sample.guidance_scale": 4.0, "sample.sample_steps": 20}
+"""End of a key -> what was recorded before its default became the model's own, None: the same, of the models there
+were."""
+
+
 def diff_configs(
     section: type[BaseModel], old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> list[ConfigChange]:
@@ -80,6 +85,9 @@ def diff_configs(
     before, after = dict(flatten_config(old)), dict(flatten_config(new))
     former = {key: value for key in after for end, value in FORMER_VALUES.items() if f".{key}".endswith(f".{end}")}
     before = former | before
+    for end, own in MODELS_OWN.items():
+        same = (key for key, value in before.items() if key.endswith(end) and value == own)
+        before |= {key: None for key in same if after.get(key, own) is None}
     if given is not None:
         explicit = dict(flatten_config(given))
         after = {key: value for key, value in after.items() if key in before or key in explicit}

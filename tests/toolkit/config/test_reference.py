@@ -120,7 +120,7 @@ KNOWN = {
     "fp8_base fp8_scaled fp8_vl",
     "datasets": "folder_path dataset_path num_repeats resolution caption_ext caption_type default_caption "
     "trigger_word caption_dropout_rate shuffle_tokens keep_tokens token_dropout_rate control_path control_path_1 "
-    "control_path_2 control_path_3 control_optional cache_latents cache_latents_to_disk cache_text_embeddings "
+    "control_path_2 control_path_10 control_optional cache_latents cache_latents_to_disk cache_text_embeddings "
     "background num_workers mask_path mask_min_value alpha_mask invert_mask is_reg prior_reg flip_x flip_y "
     "loss_multiplier network_weight random_crop random_scale square_crop scale random_triggers replacements augments "
     "augmentations controls control_from_same_folder num_controls_from_same_folder full_size_control_images "

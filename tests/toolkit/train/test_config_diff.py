@@ -279,6 +279,17 @@ def test_a_key_the_state_does_not_know_is_a_change_only_where_the_job_says_it() 
     assert (change.key, change.old, change.new) == ("train.brave", None, True)
 
 
+def test_a_default_that_became_the_models_own_is_no_change() -> None:
+    old = {"sample": {"guidance_scale": 4.0, "sample_steps": 20}}
+    new = {"sample": {"guidance_scale": None, "sample_steps": None}}
+    assert diff_configs(old, new) == []
+    assert [change.key for change in diff_configs({"sample": old["sample"] | {"sample_steps": 25}}, new)] == [
+        "sample.sample_steps"
+    ]
+    (change,) = diff_configs(old, {"sample": new["sample"] | {"guidance_scale": 1.0}})
+    assert (change.key, change.old, change.new) == ("sample.guidance_scale", 4.0, 1.0)
+
+
 def test_an_autoencoder_run_from_before_its_present_losses_is_told_of_them_and_goes_on_with_its_own() -> None:
     def settings(**losses: float) -> dict:
         section = {"type": "vae_trainer", "datasets": [{"folder_path": "."}], "losses": losses}

@@ -128,7 +128,8 @@ def test_transparency_is_told_of_where_it_is_not_trained(run, write_job, folder:
     section = train("photos") | {"model": {"name_or_path": "Qwen/Qwen-Image-2.1"}}
     run(write_job(section))
     (dataset,) = section["datasets"]
-    for name, told in (("black", section | {"datasets": [dataset | {"background": "black"}]}), ("2509", train("photos"))):
+    on_black = section | {"datasets": [dataset | {"background": "black"}]}
+    for name, told in (("black", on_black), ("2509", train("photos"))):
         with pytest.raises(RunError, match=r"transparent 1$"):
             run(write_job(told, name=name))
 
