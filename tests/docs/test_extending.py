@@ -81,7 +81,7 @@ model = ModelConfig(name_or_path="./model")
 family = family_for(model)
 adapter = load_model(model, torch.device("cpu"), torch.float32, lambda qtype: None)
 print(family.title, family.max_references, adapter.family is family)
-print(ModelConfig(name_or_path="a/b", arch="qwen_image").arch)
+print(ModelConfig(name_or_path="a/b", arch="terse").arch)
 """
 
 
@@ -120,7 +120,7 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    write_model(tmp_path / "model", "QwenImagePipeline", without="processor")
+    write_model(tmp_path / "model", "TersePipeline", without="processor")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # of which only `tests` is used
     used = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert used.stderr == ""
@@ -128,7 +128,7 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
         *("[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"),
         *("True", "64", "True"),
         *("photos", "[(('linear',), 'warning')]", "0.433781"),
-        *("Qwen-Image 0 True", "qwen_image"),
+        *("Terse 0 True", "terse"),
     ]
     tool = [sys.executable, "run.py", "layers", "x.safetensors"]
     printed = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True)

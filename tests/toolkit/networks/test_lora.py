@@ -4,6 +4,7 @@ other kinds is in test_adapter.py."""
 import logging
 import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.diffusers_reference import (
+    MEMBERS,
     PIPELINE_MODULE,
     REFERENCES,
+    Member,
+    drawn_by_pipeline,
     memory_stores,
     open_tiny,
     psnr,
@@ -165,6 +169,29 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
     ).images[0]
     assert psnr(ours, without) < 45, "the LoRA must be seen in the picture"
     at_least("sample with a LoRA, dB", psnr(ours, theirs), 50)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_each_members_pipeline_draws_with_its_file(
+    member: Callable[[str], Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model, pipeline = member(name).open(monkeypatch, SIZE.width * SIZE.height), member(name).pipeline
+    references = REFERENCES[: model.family.max_references]
+    prompt = SamplePrompt("a cat", "blurry", SIZE, seed=4, guidance_scale=3.0, steps=4, references=references)
+    sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
+    without = sampler.generate(0)
+    network = lora(model, rank=4, alpha=6.0)
+    train_somewhat(network, strength=1.0)
+    save_network(tmp_path / "lora.safetensors", network.export(network.parameters()), "float32", {})
+    pipeline.load_lora_weights(tmp_path / "lora.safetensors")
+    try:
+        theirs = drawn_by_pipeline(pipeline, prompt)
+    finally:
+        pipeline.unload_lora_weights()
+    with network.inference():
+        ours = sampler.generate(0)
+    assert psnr(ours, without) < 45, "the LoRA must be seen in the image"
+    at_least(f"{name}: sample with a LoRA, dB", psnr(ours, theirs), 60)
 
 
 # ---------------------------------------------------------------- layers that read the same input

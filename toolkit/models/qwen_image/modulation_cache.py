@@ -94,8 +94,10 @@ class ModulationCache:
         return base.to("cpu")
 
     def prefetch_timesteps(self, levels: Iterable[float]) -> None:
-        """Computes missing outputs for these timesteps in [0, 1]; drops the least recently used others if necessary."""
-        wanted = dict.fromkeys(torch.tensor(list(levels)).to(self._dtype).tolist())
+        """Computes missing outputs for these timesteps in [0, 1], and for t = 0 where control images have it; drops the
+        least recently used others if necessary."""
+        levels = [*levels, *[0.0] * self._model.zero_cond_t]
+        wanted = dict.fromkeys(torch.tensor(levels).to(self._dtype).tolist())
         for level in wanted:
             if level in self._rows:
                 self._rows[level] = self._rows.pop(level)

@@ -10,6 +10,7 @@ from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_image.modulation_cache import MOST_ROWS, ModulationCache
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork
 
@@ -64,13 +65,13 @@ def test_it_computes_what_the_model_computes(tiny_model: Path, step, kind, qtype
     assert relative(flat_from_table, flat) < 1e-5
 
 
-def test_references_with_a_level_of_their_own_have_their_own_row(tiny_model: Path, step) -> None:
-    adapters = [open_tiny(tiny_model, match_target_res=True, modulation_table=table) for table in (False, True)]
-    for model in adapters:  # as of 2511
-        model.network_module.zero_cond_t = True
-        for block in model.blocks():
-            block.zero_cond_t = True
+def test_references_with_a_level_of_their_own_have_their_own_row(tmp_path: Path, step, monkeypatch) -> None:
+    """That of t = 0, which is prefetched with the others and never the oldest: Qwen-Image-Edit-2511."""
+    write_tiny_model(tmp_path, TinySpec(zero_cond_t=True))
+    adapters = [open_tiny(tmp_path, match_target_res=True, modulation_table=table) for table in (False, True)]
     assert adapters[1].enable_modulation_cache(BlockSwap) is None
+    adapters[1].prefetch_timesteps(LEVELS)
+    monkeypatch.setattr(ModulationCache, "compute", None)
     with torch.no_grad():
         expected, found = (model.predict_velocity(*step) for model in adapters)
     assert relative(found, expected) < 2e-6
