@@ -23,7 +23,7 @@ from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.files.writing import readable_size
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.flops import StepWork
-from toolkit.models.families import ModelFamily, UnknownFamilyError, family_for, yet_to_come
+from toolkit.models.families import ModelFamily, family_for, unknown_family, yet_to_come
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
@@ -51,11 +51,7 @@ class SdPlanner(Planner[DiffusionSection]):
         return self.family.pixel_channels
 
     def without_model(self) -> Iterator[str]:
-        try:
-            _ = self.family
-        except UnknownFamilyError as unknown:
-            yield f"{str(unknown).removeprefix('model.name_or_path: ')}"
-            yield "sizes, buckets and memory are planned at the start, once its model_index.json is here"
+        return unknown_family(self.section.model)
 
     def scan(self) -> ImageData:
         cache = ScanCache.beside(self.section.training_folder)

@@ -93,6 +93,11 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
     def memory_advice(self) -> str:
         return memory_advice(self.section)
 
+    def scan(self) -> ImageData:
+        if any(self.planner.without_model()):  # the sizes of images are those of its family
+            self.process_group.run_on_rank0_then_barrier(lambda: checked_family(self.section.model))
+        return super().scan()
+
     def refuse(self, data: ImageData, plan: RunPlan) -> None:
         check_device(self.section.device, model_bytes(self.section.model))  # first: the memory is that of the device
         checked_family(self.section.model)

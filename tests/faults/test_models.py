@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.light_start import FORBID
-from tests.model_folders import NO_WEIGHTS, write_cached, write_model
+from tests.model_folders import NO_WEIGHTS, part_files, write_cached, write_model
 from tests.small_hub import Hub, small_hub
 from toolkit.models.qwen_image.family import FAMILY
 
@@ -43,9 +43,9 @@ def refused(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> Callab
     ("pipeline", "flags", "kind"),
     [
         ("FluxPipeline", LOOK, "cache"),
-        ("QwenImagePipeline", LOOK, "sd_trainer"),
-        ("QwenImagePipeline", (), "cache"),
-        ("QwenImageEditPipeline", (), "sd_trainer"),
+        ("QwenImageLayeredPipeline", LOOK, "sd_trainer"),
+        ("QwenImageLayeredPipeline", (), "cache"),
+        ("QwenImageLayeredPipeline", (), "sd_trainer"),
     ],
 )
 def test_a_cached_model_of_another_family(refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str) -> None:
@@ -68,7 +68,7 @@ def test_a_dry_run_and_a_run_refuse_a_cached_model_without_a_connection(refused,
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("black-forest-labs/FLUX.1-dev", LOOK), ("Qwen/Qwen-Image", ()), ("Qwen/Qwen-Image-Edit", LOOK)],
+    [("black-forest-labs/FLUX.1-dev", LOOK), ("Qwen/Qwen-Image-2.0", ()), ("krea/Krea-2-Raw", LOOK)],
 )
 def test_a_published_name_of_another_family(refused, name: str, flags: tuple) -> None:
     assert f"{name!r} is another model (" in refused(name, *flags)
@@ -128,7 +128,7 @@ def test_a_cached_model_of_ours_trains_offline_by_its_id(
 @pytest.fixture
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     """A hub whose only model has this `_class_name`."""
-    files = {f"{part}/{file.replace('*', part)}": b"{}" for part, file in FAMILY.parts.items()}
+    files = {f"{part}/{file}": b"{}" for part in FAMILY.parts for file in part_files(part)}
     files["model_index.json"] = json.dumps({"_class_name": request.param}).encode()
     files |= {f"{part}/model.safetensors": NO_WEIGHTS for part in FAMILY.weight_parts}
     with small_hub(files, NAME) as server:
@@ -137,7 +137,7 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
 
 @pytest.mark.parametrize(
     ("hub", "kind"),
-    [pytest.param("FluxPipeline", "cache", marks=pytest.mark.slow), ("QwenImagePipeline", "sd_trainer")],
+    [pytest.param("FluxPipeline", "cache", marks=pytest.mark.slow), ("QwenImageLayeredPipeline", "sd_trainer")],
     indirect=["hub"],
 )
 def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: Path, hub: Hub, kind: str) -> None:
@@ -158,8 +158,22 @@ def test_a_dry_run_asks_no_hub_and_says_what_it_does_not_know(
     for kind in ("sd_trainer", "cache"):
         result = run_py(write_job(section | {"type": kind}), *LOOK, env=settings)
         assert result.returncode == 0, result.stderr
-        assert f"{NAME} is not in the hub cache" in result.stdout
+        assert f"{NAME} is not on this disk, so its family is not known" in result.stdout
     assert hub.asked == [] and not (tmp_path / "home").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_nothing_is_known_of_is_downloaded_and_trained(
+    run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+) -> None:
+    files = {path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*.*")}
+    section = trainer(make_pictures(tmp_path / "data", "a"), model={"name_or_path": NAME}) | {"memory_check": False}
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with small_hub(files, NAME) as server:
+        result = run_py(write_job(section), env=settings | {"HF_ENDPOINT": server.url})
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
 
 
 # ------------------------------------------------------------ a folder that is damaged

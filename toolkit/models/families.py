@@ -263,6 +263,15 @@ def family_for(model: ModelSection) -> ModelFamily:
     return family.of_folder(index.parent) if index else family
 
 
+def unknown_family(model: ModelSection) -> Iterator[str]:
+    """The lines of a plan that cannot be made, since nothing says the model's family; nothing where it can."""
+    try:
+        family_for(model)
+    except UnknownFamilyError as unknown:
+        yield str(unknown).removeprefix("model.name_or_path: ")
+        yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
+
+
 def title_of(model: ModelSection, family: ModelFamily) -> str:
     """The name of the model that it is, or is made from."""
     titles = {name.lower(): title for name, title in family.published.items()}

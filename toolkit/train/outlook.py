@@ -19,7 +19,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import duration
 from toolkit.files.writing import free_space, readable_size
 from toolkit.memory.flops import EFFICIENCY
-from toolkit.models.families import Download, download_of, family_for, model_bytes, title_of
+from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
 from toolkit.system.nvidia import gpu_name, planned_refusal
 from toolkit.train.checkpoint_store import (
     check_writable,
@@ -39,8 +39,8 @@ class ModelOutlook:
     """The model of a run."""
 
     name: str
-    family: str
-    """Its `arch`."""
+    family: str | None
+    """Its `arch`; None: nothing on this disk says it."""
 
     title: str
     licence: str
@@ -56,8 +56,11 @@ class ModelOutlook:
     @classmethod
     def of(cls, model: ModelConfig, job: JobContext) -> ModelOutlook:
         """The model of a section. Raises UserError where its files are of another family, or cannot be read."""
-        family = family_for(model)
         download = download_of(model, job)
+        try:
+            family = family_for(model)
+        except UnknownFamilyError:
+            return cls(model.name_or_path, None, "family not known", "", False, None, download)
         comes_later = job.yet_to_come(model.folder())
         return cls(
             name=model.name_or_path,
@@ -87,7 +90,7 @@ class ModelOutlook:
 
     def refusals(self, device: str, model: ModelConfig) -> Iterator[str]:
         """Why a run with this model does not start on this machine. device: as the job gives it."""
-        if not self.comes_later and (message := planned_refusal(device, model_bytes(model))):
+        if self.family and not self.comes_later and (message := planned_refusal(device, model_bytes(model))):
             yield message
         if self.download and (message := self.download.shortage(self.name)):
             yield message

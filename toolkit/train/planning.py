@@ -27,7 +27,7 @@ from toolkit.memory.oom_hints import shortage_of
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.system.nvidia import compiling_note
 from toolkit.train.config_diff import ConfigChange, corrections
-from toolkit.train.outlook import run_outlook
+from toolkit.train.outlook import ModelOutlook, Outlook, run_outlook
 
 SectionT = TypeVar("SectionT", bound=Any)
 """Both an ImageTrainingSection and a TrainerConfig."""
@@ -136,7 +136,11 @@ class Planner(ABC, Generic[SectionT]):
         """The plan with what a start would do, as far as both are known already."""
         section = self.section
         if lines := tuple(self.without_model()):
-            return RunPlan(section.type, section.display_name(self.job), (), 0, 0, section.train.steps, notes=lines)
+            outlook = (
+                Outlook(ModelOutlook.of(section.model, self.job)) if isinstance(section.model, ModelConfig) else None
+            )
+            name, steps = section.display_name(self.job), section.train.steps
+            return RunPlan(section.type, name, (), 0, 0, steps, notes=lines, outlook=outlook)
         data = self.scan()
         plan, folder = self.plan(data), section.run_folder(self.job)
         # The section of a plan's line says it; `memory: ` is for an error.

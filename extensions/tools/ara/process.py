@@ -51,8 +51,8 @@ class AraProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section, model = self.section, self.section.quantized()
-        check_device(section.device, model_bytes(model))
         self._family = checked_family(model)
+        check_device(section.device, model_bytes(model))
         self._device, self._dtype = use_device(pick_device(section.device)), DTYPES[section.dtype]
         self._stores, self._status = CachePair(TensorCache(None), TensorCache(None)), StatusLine()
         images = []

@@ -95,8 +95,8 @@ class _Bench:
 
     def __init__(self, config: BestConfig, training: DiffusionSection) -> None:
         self._config, self._status = config, StatusLine()
-        check_device(config.device, model_bytes(training.model))
         family = checked_family(training.model)
+        check_device(config.device, model_bytes(training.model))
         device, dtype = use_device(pick_device(config.device)), DTYPES[training.train.dtype]
         items, trained, self.measured_on = _images(training, family, config.images)
         logger.info(f"measured on {self.measured_on}")

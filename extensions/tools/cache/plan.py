@@ -8,15 +8,17 @@ from toolkit.data.epoch_order import count_batches
 from toolkit.data.run_plan import RunPlan, folder_plans
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import scan_and_split
-from toolkit.models.families import family_for, yet_to_come
+from toolkit.models.families import family_for, unknown_family, yet_to_come
 from toolkit.train.outlook import ModelOutlook, Outlook
 
 
 def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
     """The plan of a checked `cache` section."""
+    model = ModelOutlook.of(config.model, job)
+    if lines := tuple(unknown_family(config.model)):
+        return RunPlan(config.type, config.display_name(job), (), 0, 0, 0, notes=lines, outlook=Outlook(model))
     scan_cache = ScanCache.beside(config.training_folder)
     scan, items, validation_split = scan_and_split(config, family_for(config.model), scan_cache)
-    model = ModelOutlook.of(config.model, job)
     return RunPlan(
         type=config.type,
         name=config.display_name(job),

@@ -48,10 +48,10 @@ class CacheProcess(BaseExtensionProcess):
 
     def _encode(self, section: CacheConfig, folder: Path) -> Iterator[tuple[str, str]]:
         """Encodes what is missing; yields kind and key of every entry on the disk that the section uses."""
+        family = checked_family(section.model)
         check_device(section.device, model_bytes(section.model))
         status = StatusLine()
         scan_cache = ScanCache.beside(section.training_folder)
-        family = checked_family(section.model)
         _, trained, validation_split = scan_and_split(section, family, scan_cache)
         scan_cache.save()
         items = (*trained, *(validation_split.items if validation_split else ()))

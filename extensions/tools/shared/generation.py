@@ -88,8 +88,8 @@ class PictureMaker:
         """
         self.config: ModelConfig = section.found_model()
         self.section = section = section.model_copy(update={"model": self.config})
-        check_device(section.device, model_bytes(self.config))
         self.family: ModelFacts = checked_family(self.config)
+        check_device(section.device, model_bytes(self.config))
         self.files = tuple(dict.fromkeys(loras))
         layers = checked_family(self.config).every_linear_layer(self.config.files_folder())
         read = partial(load_adapter_file, layers=layers)
