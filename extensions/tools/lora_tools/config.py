@@ -163,7 +163,8 @@ class MergeConfig(WritingToolConfig):
     """LoRA files, each as FILE or FILE:STRENGTH."""
 
     output: PathStr
-    """Folder to write, or file without `base`."""
+    """Folder to write, or file without `base`. With `base` a name that ends in `.safetensors` is the merged transformer
+    alone as ComfyUI loads it, written from memory."""
 
     rank: int = Field(default=0, ge=0, le=65536)
     """Without `base`: the largest rank of a layer, by SVD. 0: the ranks are added up. The log says what is lost."""
@@ -188,7 +189,7 @@ class MergeConfig(WritingToolConfig):
 
     def writes_folder(self) -> bool:
         """Whether `output` is a model folder."""
-        return bool(self.base)
+        return bool(self.base) and self.output_path().suffix != ".safetensors"
 
 
 class PostHocEmaConfig(WritingToolConfig):

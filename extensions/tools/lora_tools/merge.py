@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,12 +22,24 @@ from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write_dir
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
-from toolkit.networks.lora_formats import LayerDelta, read_tensors
+from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora
 from toolkit.system.device import DTYPES
 
 logger = logging.getLogger(__name__)
+
+
+def in_one(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`)."""
+    found = dict(weights)
+    for whole, parts in fused_layers(name.removesuffix(".weight") for name in weights).items():
+        found[f"{whole}.weight"] = torch.cat([found.pop(f"{part}.weight") for part in parts])
+    return found
+
+
+def _sources(files: Sequence[tuple[AdapterFile, float]]) -> str:
+    return ", ".join(f"{file.path.name}:{strength:g}" for file, strength in files)
 
 
 class MergeProcess(BaseExtensionProcess):
@@ -57,17 +69,25 @@ class MergeProcess(BaseExtensionProcess):
         for file, strength in files:
             for name, change in file.changes.items():
                 changes[f"{name}.weight"].append((change, strength))
+        loss = Loss()
+
+        def merged_of(shard: Path) -> dict[str, Tensor]:
+            weights, _ = read_tensors(shard)
+            return {name: self._merged(name, weight, changes.get(name, ()), loss) for name, weight in weights.items()}
+
+        if not self.section.writes_folder():
+            tensors = {name: weight for shard in shards for name, weight in merged_of(shard).items()}
+            write_lora(output, in_one(tensors), {"merged_from": _sources(files)})
+            logger.info(
+                f"{output}: {len(files)} files merged into {len(changes)} layers for ComfyUI; {loss}, by rounding"
+            )
+            return
         with atomic_write_dir(output) as new:
             place_parts(base, new, without={family.trained_part})
             for other in sorted(path for path in part.iterdir() if path.is_file() and path not in shards):
                 place_file(other, new / family.trained_part / other.name)
-            loss = Loss()
             for shard in shards:
-                tensors, _ = read_tensors(shard)
-                merged = {
-                    name: self._merged(name, weight, changes.get(name, ()), loss) for name, weight in tensors.items()
-                }
-                write_safetensors_verified(new / family.trained_part / shard.name, merged, None)
+                write_safetensors_verified(new / family.trained_part / shard.name, merged_of(shard), None)
         logger.info(f"{output}: {len(files)} files merged into {len(changes)} layers; {loss}, by rounding")
 
     def _merged(self, name: str, weight: Tensor, changes: Sequence[tuple[LayerDelta, float]], loss: Loss) -> Tensor:
@@ -110,7 +130,7 @@ class MergeProcess(BaseExtensionProcess):
             of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
             tensors |= of_file
             loss.add(meant_OI, written_OI)
-        metadata = {"merged_from": ", ".join(f"{f.path.name}:{s:g}" for f, s in files)}
+        metadata = {"merged_from": _sources(files)}
         models = {file.metadata.get(BASE_MODEL) for file, _ in files}
         if len(models) == 1 and (model := models.pop()):
             metadata[BASE_MODEL] = model

@@ -13,10 +13,19 @@ from safetensors.torch import load_file, save_file
 
 from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter, refusals
 from tests import diffusers_21
-from tests.diffusers_reference import CPU, load_pipeline, relative, write_unit_gain
-from tests.measured import at_most
+from tests.diffusers_reference import (
+    CPU,
+    REFERENCES,
+    load_pipeline,
+    memory_stores,
+    psnr,
+    relative,
+    write_unit_gain,
+)
+from tests.measured import at_least, at_most
 from tests.network_files import save_network
 from toolkit.config.network import NetworkConfig
+from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.interface import DiffusionModel
@@ -25,6 +34,7 @@ from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.registry import FAMILIES
+from toolkit.train.sampling import SamplePrompt, Sampler
 
 MEMBERS = {arch: TinySpec(arch=arch) for arch in FAMILIES if FAMILIES.load(arch).published}
 MEMBERS["2511"] = TinySpec(zero_cond_t=True)
@@ -119,3 +129,21 @@ def test_every_kind_of_file_is_read_back_in_every_form_that_holds_it(folder: Pat
             torch.testing.assert_close(
                 again[name].delta_for(weight_OI), change.delta_for(weight_OI), rtol=1e-4, atol=1e-6
             )
+
+
+def test_an_image_with_a_lora_of_2_1_equals_the_pipelines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tiny_model(tmp_path / "tiny", MEMBERS["qwen_image_2"])
+    write_unit_gain(tmp_path / "model", tmp_path / "tiny")
+    model = diffusers_21.open_21(tmp_path / "model", match_target_res=True)
+    prompt = SamplePrompt("a cat", "", Size(96, 64), seed=4, guidance_scale=1.0, steps=4, references=REFERENCES[:1])
+    sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
+    without = sampler.generate(0)
+    network, file = trained(model), tmp_path / "lora.safetensors"
+    save_network(file, network.export(network.parameters()), "float32", {})
+    with network.inference():
+        ours = sampler.generate(0)
+    pipeline = diffusers_21.load_pipeline(tmp_path / "model")
+    pipeline.load_lora_weights(file)
+    theirs = diffusers_21.drawn_by_pipeline(pipeline, prompt)[0]
+    assert psnr(ours, without) < 45, "the LoRA must be seen in the image"
+    at_least("image with a LoRA of 2.1, dB", psnr(ours.convert("RGBA"), theirs.convert("RGBA")), 50)

@@ -24,6 +24,7 @@ from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import is_own_folder
 from toolkit.models.families import family_for
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora_formats import load_adapter_file
 
 TO_Q, TO_V = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_v"
@@ -98,6 +99,22 @@ def test_a_merged_folder_has_the_other_parts_and_the_dtype_of_the_base(
     ]
     for file in tiny_model.glob("*/*"):
         assert (tmp_path / "merged" / file.relative_to(tiny_model)).exists()
+
+
+def test_a_model_is_merged_into_the_file_that_comfyui_loads(run, tmp_path: Path) -> None:
+    """Of a model whose feed-forward ComfyUI has in one; the rest as the merged folder has it."""
+    write_tiny_model(tmp_path / "base", TinySpec(arch="qwen_image_2"))
+    block = "transformer_blocks.1.img_mlp"
+    lora = {"lora_A.weight": torch.randn(2, 64), "lora_B.weight": torch.randn(192, 2)}
+    save_file({f"{block}.proj.{part}": tensor for part, tensor in lora.items()}, tmp_path / "a.safetensors")
+    for output in ("folder", "file.safetensors"):
+        run("merge", base="base", lora="a.safetensors", output=output)
+    expected, made = transformer(tmp_path / "folder"), load_file(tmp_path / "file.safetensors")
+    for index in range(2):
+        stem = f"transformer_blocks.{index}.img_mlp"
+        halves = [expected.pop(f"{stem}.{name}.weight") for name in ("gate_layer", "proj")]
+        assert torch.equal(made.pop(f"{stem}.gate_up.weight"), torch.cat(halves))
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], t) for name, t in expected.items())
 
 
 def test_loras_add_up_to_one_without_loss_or_to_the_nearest_of_a_rank(
