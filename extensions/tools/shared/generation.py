@@ -148,6 +148,7 @@ class PictureMaker:
             "model": self.config.model_dump(mode="json", exclude_unset=True),
             "base": self.base,
             "dtype": section.dtype,
+            **({"levels": list(prompt.levels)} if prompt.levels else {}),
         }
         return Picture(prompt, tuple(loras), settings)
 

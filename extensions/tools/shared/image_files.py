@@ -24,7 +24,7 @@ CHUNK = "atelier"
 Settings = Mapping[str, Any]
 """All that decides an image, as JSON values: prompt, negative, width, height, seed, cfg, steps, flow_shift, lightning,
 reference and lora (lists of path, sha256 and strength), model (the keys of the section), base (a hash of each part),
-dtype."""
+dtype; levels, where the noise levels are those that the model was published with."""
 
 _BY_CONTENT = ("reference", "lora")
 _OF_NO_EFFECT = ("name_or_path", "revision", "low_vram", "text_encoder_cpu", "modulation_table", "blocks_to_swap")

@@ -6,11 +6,13 @@ Sizes of the published model: its config files, as diffusers 0.42.1 has them for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from toolkit.config.model_files import INDEX, local_index, read_model_json
 from toolkit.data.types import Size
+from toolkit.errors import UserError
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, size_of_area
 from toolkit.models.interface import ModelSection
@@ -88,10 +90,7 @@ class QwenImage21Family(FolderFamily):
         self.sample_steps = len(sample_sigmas) or self.sample_steps
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
-        sigmas = (
-            read_model_json(folder / INDEX, default={}).get("sample_sigmas") if (folder / INDEX).is_file() else None
-        )
-        return QwenImage21Family(self.transformer_config(folder)["in_channels"], sigmas or ())
+        return QwenImage21Family(self.transformer_config(folder)["in_channels"], sample_sigmas(folder / INDEX))
 
     def drawable(self, pixels: Size) -> Size:
         """The pipeline rounds to 32, though a token has 16 pixels a side."""
@@ -148,6 +147,16 @@ class QwenImage21Family(FolderFamily):
     def norms(self, config: Mapping[str, int]) -> dict[str, int]:
         of_block = {f".attn.{name}": config["attention_head_dim"] for name in ("norm_q", "norm_k")}
         return {**of_block, "txt_in.text_norm": config["context_in_dim"]}
+
+
+def sample_sigmas(index: Path) -> tuple[float, ...]:
+    """Those of a model_index.json; none where it has none. Raises UserError."""
+    found = (read_model_json(index).get("sample_sigmas") if index.is_file() else None) or []
+    if not isinstance(found, list) or not all(type(level) in (int, float) for level in found):
+        raise UserError(f"{index}: sample_sigmas: has to be a list of numbers. Copy the published file.")
+    if any(below >= level for level, below in pairwise([*found, 0])) or max(found, default=0) > 1:
+        raise UserError(f"{index}: sample_sigmas: have to fall, from at most 1 to above 0. Copy the published file.")
+    return tuple(map(float, found))
 
 
 FAMILY = QwenImage21Family()

@@ -101,6 +101,20 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
         assert bare.text == {} and psnr(bare.convert("RGB"), ours) == math.inf
 
 
+def test_noise_levels_of_the_model_are_in_the_name_and_made_again(generate, tmp_path: Path) -> None:
+    """As many even steps are another one."""
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7]}))
+    asked = "--model model --prompt coffee --width 64 --height 64 --device cpu --output out"
+    first, second = generate(asked)[-1], generate(f"{asked} --steps 2")[-1]
+    assert first.name != second.name
+    assert Image.open(first).mode == "RGBA"
+    generate(f"--like {first} --output again")
+    (again,) = (tmp_path / "again").iterdir()
+    assert (again.name, again.read_bytes()) == (first.name, first.read_bytes())
+
+
 @pytest.mark.parametrize(
     "quantized",
     [

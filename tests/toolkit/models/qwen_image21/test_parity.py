@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -12,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimensions
 from PIL import Image
 
-from tests.diffusers_21 import drawn_by_pipeline, open_21, pack, side_of
+from tests.diffusers_21 import drawn_by_pipeline, load_pipeline, open_21, pack, side_of
 from tests.diffusers_reference import (
     REFERENCES,
     encode_photos,
@@ -25,16 +27,19 @@ from tests.diffusers_reference import (
 )
 from tests.golden_tables import golden
 from tests.measured import at_least, at_most
+from toolkit.config.model_files import INDEX
+from toolkit.config.output import SamplePicture
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.images import over_white
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
+from toolkit.errors import UserError
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.qwen_image21.model import QwenImage21Model
 from toolkit.models.qwen_image21.prompts import SLOTS, dropped_tokens, token_ids
 from toolkit.models.vl_prompts import load_tokenizer
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.sampling import SamplePrompt, Sampler
+from toolkit.train.sampling import SamplePrompt, Sampler, sample_prompts
 
 PORTRAIT, LANDSCAPE = Size(96, 160), Size(192, 128)
 PROMPT = "a cup of coffee, natural light"
@@ -164,6 +169,55 @@ def test_a_seed_gives_the_image_of_the_pipeline(pipeline_21, unit_gain_21: Path,
     error_BNC = tokens_BNC - drawn_by_pipeline(pipeline_21, prompt, use_kv_cache=use_kv_cache, output_type="latent")
     share = float(error_BNC.norm() / (tokens_BNC - pack(other.latents(0))).norm())
     at_most(f"sample, {case}, error of what another prompt changes", share, 1e-3)
+
+
+# ------------------------------------------------------------ noise levels
+
+
+@pytest.fixture
+def with_levels(unit_gain_21: Path, tmp_path: Path) -> Callable[[object], Path]:
+    """The model with these `sample_sigmas`."""
+
+    def make(found: object) -> Path:
+        folder = tmp_path / "with_levels"
+        folder.mkdir()
+        for part in unit_gain_21.iterdir():
+            (folder / part.name).symlink_to(part)
+        index = json.loads((unit_gain_21 / INDEX).read_text())
+        (folder / INDEX).unlink()
+        (folder / INDEX).write_text(json.dumps(index | {"sample_sigmas": found}))
+        return folder
+
+    return make
+
+
+def test_levels_of_the_model_are_those_of_the_pipeline_where_no_steps_are_given(with_levels) -> None:
+    folder = with_levels([1.0, 0.9, 0.5, 0.2])
+    pipeline = load_pipeline(folder)
+    pipeline.register_to_config(sample_sigmas=json.loads((folder / INDEX).read_text())["sample_sigmas"])
+    given = {"prompt": PROMPT, "width": 128, "height": 96, "neg": "", "seed": 42, "guidance_scale": None}
+    model, family = open_21(folder), FAMILY.of_folder(folder)
+    images = []
+    for steps in (None, 4):
+        (prompt,) = sample_prompts([SamplePicture(**given, sample_steps=steps)], "", family)
+        assert (prompt.steps, prompt.guidance_scale) == (4, 1.0)
+        sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
+        images.append(sampler.generate(0))
+        if steps is None:
+            (theirs,) = drawn_by_pipeline(pipeline, prompt)
+            torch.testing.assert_close(sampler._sigmas(prompt), pipeline.scheduler.sigmas, rtol=0, atol=1e-6)
+            at_least("sample with the model's own noise levels, dB", psnr(images[0], theirs), 60)
+    assert psnr(*images) < 50
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [("1, 0.5", "has to be a list of numbers"), ([1.0, None], "list of numbers"), ([True], "list of numbers")]
+    + [(wrong, "have to fall") for wrong in ([0.5, 1.0], [1.5, 0.5], [1.0, 0.0], [1.0, 1.0])],
+)
+def test_levels_that_are_none_are_refused(with_levels, found: object, told: str) -> None:
+    with pytest.raises(UserError, match=rf"model_index.json: sample_sigmas: .*{told}"):
+        FAMILY.of_folder(with_levels(found))
 
 
 # ------------------------------------------------------------ text
