@@ -1,0 +1,67 @@
+"""The whole path on a tiny model of every family: trained, killed, gone on with, sampled, and then the tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.diffusers_reference import MEMBERS
+from tests.faults.conftest import KILL, STEP, Job, draw_pictures
+from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.registry import FAMILIES
+
+FAMILY_SPECS = {**MEMBERS, "Qwen-Image-2.1": TinySpec(arch="qwen_image_2")}
+SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res"
+
+
+@pytest.fixture(params=FAMILY_SPECS)
+def spec(request: pytest.FixtureRequest) -> TinySpec:
+    return FAMILY_SPECS[request.param]
+
+
+@pytest.mark.slow
+def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
+    """Trained on int8 weights, where there is a modulation table from it, with a kill in step 4."""
+    takes = min(2, FAMILIES.load(spec.arch).max_references)
+    write_tiny_model(tmp_path / "model", spec)
+    photos, before = (draw_pictures(tmp_path / name, "a", "b", "c") for name in ("photos", "before"))
+    references = [str(before / f"{stem}.png") for stem in "ab"[:takes]]
+    job.section["datasets"] = [
+        {"folder_path": str(photos), "resolution": 64} | ({"control_path": [str(before)] * takes} if takes else {})
+    ]
+    del job.section["sample"]["prompts"]
+    job.section["sample"]["samples"] = [{"prompt": "a photo", "ctrl_img": references}]
+    job.section["model"] |= {"name_or_path": str(tmp_path / "model"), "quantize": True, "qtype": "int8"}
+    job.section["model"]["modulation_table"] = spec.arch != "qwen_image_2"
+    job.change(train__gradient_accumulation=1)
+
+    job.run("--dry-run")
+    assert job.start(faults=[("kill_self", STEP, 1 + 4, KILL)]).wait() == -KILL
+    assert "resuming from" in job.run()
+    gone_on = job.result()
+    assert job.steps() == [1, 2, 3, 4, 5, 6]
+    shutil.rmtree(job.folder)
+    job.run()
+    expected = job.result()
+    assert [name for name in expected if gone_on[name] != expected[name]] == []
+
+    def tool(line: str) -> None:
+        job.nursery.fork(line.split(), tmp_path, line.split()[0]).ends_with(0)
+
+    lora, model = job.folder / "job.safetensors", f"--model {tmp_path / 'model'}"
+    beside = f"--reference {' '.join(references)}" if takes else ""
+    tool(f"generate {model} --lora {lora} --prompt cat {beside} {SMALL} --output drawn")
+    tool(f"merge --base {tmp_path / 'model'} --lora {lora} --output merged")
+    tool(f"generate --model merged --prompt cat {beside} {SMALL} --output drawn_merged")
+    ours, merged = (Image.open(next((tmp_path / name).glob("*.png"))) for name in ("drawn", "drawn_merged"))
+    assert ours.size == merged.size == (64, 64)
+    tool(f"convert {lora} diffusers.safetensors --to diffusers")
+    tool(f"grid {model} --lora {lora} --prompt cat {beside} {SMALL} --output grid")
+    tool(f"report {job.folder}")
+    assert (tmp_path / "grid" / "index.html").is_file() and (job.folder / "report.html").is_file()
+    index = json.loads((tmp_path / "merged" / "model_index.json").read_text())
+    assert index["_class_name"] == FAMILIES.load(spec.arch).pipelines[0]
