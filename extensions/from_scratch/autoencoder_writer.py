@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from extensions.from_scratch.autoencoder_config import CONFIG, SPADE_FILE
-from extensions.from_scratch.autoencoders import Autoencoder
 from extensions.from_scratch.discriminator import PatchDiscriminator
 from extensions.from_scratch.spade import PREFIX
 from toolkit.errors import UserError
@@ -27,16 +26,21 @@ DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
 def write_autoencoder(
-    folder: Path, autoencoder: Autoencoder, weights: Mapping[str, Tensor], scale: Mapping[str, Any]
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    discriminator: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes what `from_pretrained` of diffusers reads into an existing folder, and SPADE beside it. weights: the state
-    dict, on the CPU. scale: the entries of config.json that `Autoencoder.normalisation` gives."""
+    """Writes what `from_pretrained` of diffusers reads into an existing folder, and SPADE and the discriminator beside
+    it. weights: the state dict, on the CPU. config: the entries of config.json."""
     of_spade = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
     own = {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
     write_safetensors_verified(folder / WEIGHTS, own, None)
     if of_spade:
         write_safetensors_verified(folder / SPADE_FILE, of_spade, None)
-    write_json(folder / CONFIG, {**autoencoder.config(), **scale})
+    write_json(folder / CONFIG, dict(config))
+    if discriminator:
+        write_safetensors_verified(folder / DISCRIMINATOR_FILE, discriminator, None)
 
 
 def continue_discriminator(network: PatchDiscriminator, folder: Path) -> None:

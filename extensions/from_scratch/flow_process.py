@@ -15,7 +15,6 @@ from torch import nn
 
 from extensions.from_scratch.autoencoders import KINDS
 from extensions.from_scratch.flow_config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig
-from extensions.from_scratch.flow_writer import FlowWriter
 from extensions.from_scratch.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
 from extensions.from_scratch.latent_flow.family import (
     FAMILY,
@@ -31,6 +30,7 @@ from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels
 from extensions.from_scratch.plan import FlowPlanner, pixels_at_once
 from extensions.from_scratch.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
 from extensions.from_scratch.trainer import RolesTrainer, TrainedVae
+from extensions.from_scratch.writers import FlowWriter
 from jobs.process.image_trainer import EncodedImages, Loader
 from jobs.process.trainer import Attached, Setup
 from toolkit.data.dataloader import BatchLoader, LatentBatch

@@ -69,7 +69,7 @@ def write_start(
 def _write_new_vae(part: Path, autoencoder: Autoencoder, pictures: Iterable[Picture]) -> None:
     part.mkdir()
     weights = to_cpu_copies(autoencoder.module.state_dict(), "float32")
-    write_autoencoder(part, autoencoder, weights, scale_by(autoencoder, pictures))
+    write_autoencoder(part, weights, autoencoder.config() | scale_by(autoencoder, pictures))
 
 
 def copy_start(source: Path, folder: Path) -> None:

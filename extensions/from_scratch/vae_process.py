@@ -5,7 +5,7 @@ Shape suffixes: B batch, H/W height and width in pixels."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -14,9 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from extensions.from_scratch.autoencoder_step import (
-    evaluating,
-)
+from extensions.from_scratch.autoencoder_step import evaluating
 from extensions.from_scratch.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from extensions.from_scratch.loss_balance import LossBalance
 from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
@@ -24,7 +22,7 @@ from extensions.from_scratch.plan import VaePlanner
 from extensions.from_scratch.quality import psnr, ssim
 from extensions.from_scratch.trainer import RolesTrainer, TrainedVae
 from extensions.from_scratch.vae_config import VaeTrainerConfig
-from extensions.from_scratch.vae_writer import AutoencoderWriter
+from extensions.from_scratch.writers import AutoencoderWriter
 from jobs.process.image_trainer import Loader
 from jobs.process.trainer import Attached, Setup
 from toolkit.config.dataset import LOSS
@@ -92,15 +90,8 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
         return VaeAttached(self.vae_roles(setup, model), model)
 
     def weights_writer(self, setup: Setup[ImageData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
-        autoencoder, data = attached.model.autoencoder, setup.data
-        pictures = Picture.some_of(data.items, data.stream, MEASURED_IMAGES)
-        device = next(autoencoder.module.parameters()).device
-
-        def images() -> Iterator[Tensor]:
-            return (picture.pixels()[None].to(device) for picture in pictures)
-
-        discriminator = attached.model.adversary.network if attached.model.adversary else None
-        return AutoencoderWriter(autoencoder, discriminator, self.section.save, images).snapshot
+        pictures = Picture.some_of(setup.data.items, setup.data.stream, MEASURED_IMAGES)
+        return AutoencoderWriter(attached.model, self.section.save, pictures).snapshot
 
     def validation(self, setup: Setup[ImageData], encoded: TrainedVae, attached: VaeAttached) -> Validation | None:
         items = setup.data.held_out

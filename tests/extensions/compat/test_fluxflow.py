@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,8 @@ import pytest
 
 from extensions.compat import fluxflow
 from extensions.compat.fluxflow import GUIDE, sized
-from extensions.compat.fluxflow_flags import with_flags
-from extensions.compat.fluxflow_keys import split_flags
 from tests import fluxflow_guide as guide
-from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.config.located import Diagnostics
 from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
 
@@ -66,6 +65,9 @@ def faults(text: str) -> list[str]:
     return [line.removeprefix("config.yaml:") for line in str(caught.value).splitlines()]
 
 
+AT = "training.pipeline.steps[0]"
+
+
 # ------------------------------------------------------------ shape
 
 
@@ -99,11 +101,6 @@ def test_a_given_name_replaces_the_last_part_of_the_output_path(read) -> None:
 def test_without_a_pipeline_there_is_one_step_named_train(read) -> None:
     (process,) = read("data: {data_path: images}\ntraining: {train_vae: true, lr: 1e-5}").steps
     assert (process["name"], process["type"], process["save"]["fluxflow_files"]) == ("train", "vae_trainer", "only")
-
-
-@pytest.mark.parametrize("name", guide.FILES)
-def test_every_file_of_the_guide_becomes_a_job(name: str, read) -> None:
-    assert read(guide.FILES[name]).steps
 
 
 # ------------------------------------------------------------ what a step becomes
@@ -204,13 +201,6 @@ def test_both_may_begin_from_nothing_in_one_step(read) -> None:
     assert found["model"]["new_vae"]["config"]["block_out_channels"] == [8, 16, 32, 32]
 
 
-@pytest.mark.parametrize("lines", [(), ("train_vae: true", "freeze: compressor")])
-def test_a_flow_step_without_an_autoencoder_says_what_is_missing(read, lines: tuple[str, ...]) -> None:
-    """Also where it would train along what is frozen with random weights."""
-    (line,) = faults(step("train_diff: true", "lr: 1e-5", *lines))
-    assert line.startswith("7:9: training.pipeline.steps[0]: step 'one' has no autoencoder")
-
-
 @pytest.mark.parametrize(
     "lines", [("train_vae: true", "gan_training: true", "train_reconstruction: false"), ("gan_training: true",)]
 )
@@ -243,32 +233,41 @@ def test_a_pretrained_text_encoder(read) -> None:
 # ------------------------------------------------------------ values
 
 
-def test_lengths_count_batches_as_optimizer_steps(read) -> None:
-    text = step(
-        "train_vae: true", "lr: 1e-5", "training_steps: 4", "n_epochs: 3", "max_steps: 10",
-        "checkpoint_save_interval: 50", "samples_per_checkpoint: 5", "log_interval: 4",
-    )  # fmt: skip
-    (process,) = read(text).steps
-    train = process["train"]
-    assert (train["epochs"], train["step_limit"], train["gradient_accumulation"]) == (3, 2, 4)
-    assert (process["save"]["save_every"], process["sample"]["sample_every"]) == (13, 65)
-    assert process["logging"]["log_every"] == 1
+GIVEN = "{data_path: images, fixed_prompt_prefix: style anime, cfg_dropout_prob: 0.1}"
+SHARDS = "{use_webdataset: true, webdataset_url: 'hf://datasets/a/b/*.tar', webdataset_caption_key: caption}"
+LPIPS = {"lpips": 0.1, "lpips_backbone": os.path.expanduser(fluxflow.LPIPS_BACKBONE)}
+OF_SHARDS = {"image_key": ["png"], "label_key": "json", "caption_key": "caption"}
+LENGTHS = (
+    "training_steps: 4", "n_epochs: 3", "max_steps: 10", "checkpoint_save_interval: 50", "samples_per_checkpoint: 5",
+    "log_interval: 4",
+)  # fmt: skip
 
 
-def test_max_steps_alone_is_the_length(read) -> None:
-    (process,) = read(step("train_vae: true", "lr: 1e-5", "max_steps: 7")).steps
-    assert process["train"]["steps"] == 7
-    assert not {"epochs", "step_limit"} & process["train"].keys()
-
-
-def test_a_step_without_a_length_is_one_epoch(read) -> None:
-    (process,) = read(step("train_vae: true", "lr: 1e-5")).steps
-    assert process["train"]["epochs"] == 1
-
-
-def test_no_samples_with_0_per_checkpoint(read) -> None:
-    (process,) = read(step("train_vae: true", "lr: 1e-5", "samples_per_checkpoint: 0")).steps
-    assert "sample" not in process
+@pytest.mark.parametrize(
+    ("lines", "data", "section", "expected"),
+    [
+        (LENGTHS, "", "train", {"epochs": 3, "step_limit": 2, "gradient_accumulation": 4}),  # in optimizer steps
+        (LENGTHS, "", "save", {"save_every": 13}),
+        (LENGTHS, "", "sample", {"sample_every": 65}),
+        (LENGTHS, "", "logging", {"log_every": 1}),
+        (["max_steps: 7"], "", "train", {"steps": 7, "epochs": None, "step_limit": None}),
+        ([], "", "train", {"epochs": 1}),
+        (['lr: "1e-5"'], "", "train", {"lr": 1e-5}),
+        (["lr: 5e-7"], "", "train", {"lr": 5e-7}),
+        (["samples_per_checkpoint: 0"], "", "sample", None),
+        (["use_lpips: true"], "", "losses", LPIPS),
+        (["freeze: compressor"], "", "model", {"train": "decoder"}),
+        ([], GIVEN, "datasets", {"caption_prefix": "style anime", "caption_dropout_rate": 0.1}),
+        ([], SHARDS, "datasets", {"url": ["hf://datasets/a/b/*.tar"], "webdataset": OF_SHARDS, "folder_path": None}),
+    ],
+)  # fmt: skip
+def test_a_key_of_a_step_becomes_one_of_its_process(
+    lines, data: str, section: str, expected: dict | None, read
+) -> None:
+    (process,) = read(step("train_vae: true", *lines, **({"data": data} if data else {}))).steps
+    found = process.get(section)
+    found = found[0] if isinstance(found, list) else found
+    assert (found and {key: found.get(key) for key in expected or ()}) == expected
 
 
 def test_a_step_inherits_from_training_what_it_does_not_say_but_not_what_is_trained(read) -> None:
@@ -291,36 +290,29 @@ def test_without_any_rate_there_is_a_note(read) -> None:
     assert not read(step("train_vae: true", "optimizers: {vae: {lr: 1e-4}}")).warnings
 
 
-def test_a_number_in_quotes_and_one_with_an_exponent_are_numbers(read) -> None:
-    assert read(step("train_vae: true", 'lr: "1e-5"')).steps[0]["train"]["lr"] == 1e-5
-    assert read(step("train_vae: True", "lr: 5e-7")).steps[0]["train"]["lr"] == 5e-7
-
-
-def test_lpips_wants_its_weights_where_pytorchs_hub_keeps_them(read) -> None:
-    losses = read(step("train_vae: true", "lr: 1e-5", "use_lpips: true")).steps[0]["losses"]
-    assert losses["lpips"] == 0.1
-    assert losses["lpips_backbone"].endswith("/.cache/torch/hub/checkpoints/vgg16-397923af.pth")
-
-
-def test_half_precision_says_which_type_is_used(read, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (step("train_vae: true", "lr: 1e-5", "use_fp16: true"), f"10:9: {AT}.use_fp16: bfloat16 is used: so."),
+        (
+            step("train_vae: true", "lr: 1e-5", "freeze_flow: true"),
+            "freeze_flow: Freezing flow: step 'one' does not load it.",
+        ),
+        (
+            joint("lr: 1e-5", model="{tokenizer_name: distilbert-base-uncased}"),
+            "tokenizer_name: has no effect without 'pretrained_bert_model'",
+        ),
+    ],
+)
+def test_what_is_otherwise_here_is_told(text: str, warning: str, read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fluxflow, "half_precision", lambda: ("bfloat16", "bfloat16 is used: so."))
-    found = read(step("train_vae: true", "lr: 1e-5", "use_fp16: true"))
-    assert found.steps[0]["train"]["dtype"] == "bfloat16"
-    assert found.warnings == ("config.yaml:10:9: training.pipeline.steps[0].use_fp16: bfloat16 is used: so.",)
+    found = read(text)
+    (told,) = (line for line in found.warnings if warning in line)
+    assert "use_fp16" not in told or found.steps[0]["train"]["dtype"] == "bfloat16"
+    assert all("tokenizer" not in process["model"].get("text_encoder", {}) for process in found.steps)
 
 
 # ------------------------------------------------------------ datasets
-
-
-def test_shards_instead_of_a_folder(read) -> None:
-    data = "{use_webdataset: true, webdataset_url: 'hf://datasets/a/b/*.tar', webdataset_caption_key: caption}"
-    (dataset,) = read(step("train_vae: true", "lr: 1e-5", data=data)).steps[0]["datasets"]
-    assert dataset == {
-        "url": ["hf://datasets/a/b/*.tar"],
-        "webdataset": {"image_key": ["png"], "label_key": "json", "caption_key": "caption"},
-        "resolution": 1024,
-        "num_workers": 1,
-    }
 
 
 @pytest.mark.parametrize("switch", ["use_webdataset: true", "use_tt2m: true, tt2m_token: hf_abc"])
@@ -355,12 +347,6 @@ def test_the_rate_stays_where_a_stream_has_no_length(read) -> None:
 def test_the_rate_falls_where_the_length_of_a_stream_is_known(data: str, lines: tuple[str, ...], read) -> None:
     found = read(step("train_vae: true", "lr: 1e-5", *lines, data=data))
     assert found.steps[0]["train"]["lr_scheduler"] == "CosineAnnealingLR" and not found.warnings
-
-
-def test_a_tokenizer_goes_with_a_pretrained_text_encoder(read) -> None:
-    found = read(joint("lr: 1e-5", model="{tokenizer_name: distilbert-base-uncased}"))
-    assert "tokenizer" not in found.steps[1]["model"]["text_encoder"]
-    assert "tokenizer_name: has no effect without 'pretrained_bert_model'" in found.warnings[0]
 
 
 def test_each_step_may_have_a_dataset_of_its_own(read) -> None:
@@ -398,15 +384,7 @@ def test_keys_that_only_the_repositorys_examples_have(read) -> None:
     assert "sample" not in quiet
 
 
-def test_the_prefix_and_dropped_captions(read) -> None:
-    data = "{data_path: images, fixed_prompt_prefix: style anime, cfg_dropout_prob: 0.1}"
-    (dataset,) = read(step("train_vae: true", "lr: 1e-5", data=data)).steps[0]["datasets"]
-    assert (dataset["caption_prefix"], dataset["caption_dropout_rate"]) == ("style anime", 0.1)
-
-
 # ------------------------------------------------------------ mistakes
-
-AT = "training.pipeline.steps[0]"
 
 
 @pytest.mark.parametrize(
@@ -466,22 +444,61 @@ def test_mistakes_in_a_step_have_their_place(lines: tuple[str, ...], expected: s
     assert expected in found
 
 
+NO_STEPS = "No pipeline steps defined. Give 'training.pipeline.steps', a list with at least one entry."
+OF_DATA = "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
+BROKEN = "{model_checkpoint: nope.safetensors}"
+
+
+def pipeline(text: str) -> str:
+    return f"data: {{data_path: images}}\ntraining: {{pipeline: {text}}}"
+
+
 @pytest.mark.parametrize(
-    ("pipeline", "column"),
-    [("{}", "2:22"), ("{steps: []}", "2:30"), ("{steps: {}}", "2:30"), ("{defaults: {}}", "2:22")],
+    ("text", "expected"),
+    [
+        (pipeline("{}"), f"2:22: training.pipeline: {NO_STEPS}"),
+        (pipeline("{steps: []}"), f"2:30: training.pipeline.steps: {NO_STEPS}"),
+        (pipeline("{steps: {}}"), f"2:30: training.pipeline.steps: {NO_STEPS}"),
+        (pipeline("{defaults: {}}"), f"2:22: training.pipeline: {NO_STEPS}"),
+        *(
+            (
+                pipeline(f"{{{key}: [1], steps: [{{name: a, train_vae: true, lr: 1e-5}}]}}"),
+                f"training.pipeline.{key}: a list is not a mapping of keys and values.",
+            )
+            for key in ("defaults", "datasets")
+        ),
+        *(
+            (
+                step("train_vae: true", "lr: 1e-5", more=f"output: {{output_path: {path}}}"),
+                f"'{path}' has no name. Give a folder, such as outputs/run1.",
+            )
+            for path in ("/", ".", "..", "a/..")
+        ),
+        (
+            step("train_vae: true", "lr: 1e-5", data="{}") + "      - {name: two, train_vae: true, lr: 1e-5}\n",
+            f"1:7: data.data_path: {OF_DATA}",
+        ),
+        (step("train_diff: true", "lr: 1e-5"), f"7:9: {AT}: step 'one' has no autoencoder"),
+        (  # which it would train along
+            step("train_diff: true", "lr: 1e-5", "train_vae: true", "freeze: compressor"),
+            f"7:9: {AT}: step 'one' has no autoencoder",
+        ),
+        (
+            after_autoencoder("train_diff: true", "lr: 1e-4", "freeze_text_encoder: true"),
+            "11:30: training.pipeline.steps[1].freeze_text_encoder: a text encoder with random weights is to learn",
+        ),
+        *(  # a flow step says nothing of what the checkpoint would have brought
+            (
+                step(f"{trained}: true", "lr: 1e-4", model=BROKEN),
+                "2:27: model.model_checkpoint: 'nope.safetensors' does not exist (working directory:",
+            )
+            for trained in ("train_vae", "train_diff")
+        ),
+    ],
 )
-def test_no_pipeline_steps_defined(pipeline: str, column: str, read) -> None:
-    (line,) = faults(f"data: {{data_path: images}}\ntraining: {{pipeline: {pipeline}}}")
-    place = "training.pipeline.steps" if "steps" in pipeline else "training.pipeline"
-    remedy = "Give 'training.pipeline.steps', a list with at least one entry."
-    assert line == f"{column}: {place}: No pipeline steps defined. {remedy}"
-
-
-@pytest.mark.parametrize("key", ["defaults", "datasets"])
-def test_what_the_steps_share_is_a_mapping(key: str, read) -> None:
-    steps = "steps: [{name: a, train_vae: true}]"
-    (line,) = faults(f"data: {{data_path: images}}\ntraining: {{lr: 1e-5, pipeline: {{{key}: [1], {steps}}}}}")
-    assert line.endswith(f"training.pipeline.{key}: a list is not a mapping of keys and values.")
+def test_a_mistake_is_one_line(text: str, expected: str, read) -> None:
+    (line,) = faults(text)
+    assert expected in line
 
 
 def test_a_step_without_a_name_or_with_one_of_another_folder(read) -> None:
@@ -508,29 +525,12 @@ def test_two_output_paths_that_differ_name_both(read) -> None:
     assert read(text.replace("a/c", "a/b")).job["config"]["name"] == "b"
 
 
-@pytest.mark.parametrize("path", ["/", ".", "..", "a/.."])
-def test_an_output_path_needs_a_name(path: str, read) -> None:
-    (line,) = faults(step("train_vae: true", "lr: 1e-5", more=f"output: {{output_path: {path}}}"))
-    assert line.endswith(f"'{path}' has no name. Give a folder, such as outputs/run1.")
-
-
-def test_data_is_required_once(read) -> None:
-    text = step("train_vae: true", "lr: 1e-5", data="{}") + "      - {name: two, train_vae: true, lr: 1e-5}\n"
-    message = "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
-    assert faults(text) == [f"1:7: data.data_path: {message}"]
-
-
 def test_keys_at_the_top_are_sent_where_they_belong(read) -> None:
     found = faults(step("train_vae: true", more="vae_dim: 3\ntrainin: {}"))
     assert [line.split(": ", 1)[1] for line in found] == [
         "vae_dim: unknown key. It belongs in 'model'.",
         "trainin: unknown key. Did you mean 'training'? Known names: data, model, output, training.",
     ]
-
-
-def test_freezing_what_a_step_does_not_use_is_told(read) -> None:
-    found = read(step("train_vae: true", "lr: 1e-5", "freeze_flow: true"))
-    assert found.warnings[0].endswith("freeze_flow: Freezing flow: step 'one' does not load it.")
 
 
 def test_only_the_decoder_learns_where_the_compressor_is_frozen(read) -> None:
@@ -605,40 +605,8 @@ def test_a_checkpoint_that_cannot_be_a_start(header, folder: bool, expected: str
     assert line == f"2:27: model.model_checkpoint: '{path}' {expected}"
 
 
-def test_a_random_text_encoder_is_not_to_be_frozen(read) -> None:
-    (line,) = faults(after_autoencoder("train_diff: true", "lr: 1e-4", "freeze_text_encoder: true"))
-    assert line.startswith(
-        f"11:30: {AT.replace('0', '1')}.freeze_text_encoder: a text encoder with random weights is to learn"
-    )
-
-
-def test_a_flow_step_does_not_complain_of_what_a_broken_checkpoint_would_have_brought(read) -> None:
-    (line,) = faults(step("train_diff: true", "lr: 1e-4", model="{model_checkpoint: nope.safetensors}"))
-    assert "model.model_checkpoint: 'nope.safetensors' does not exist" in line
-
-
-def test_a_checkpoint_that_does_not_exist(read) -> None:
-    (line,) = faults(step("train_vae: true", "lr: 1e-5", model="{model_checkpoint: nope.safetensors}"))
-    assert line.startswith("2:27: model.model_checkpoint: 'nope.safetensors' does not exist (working directory:")
-
-
 def test_a_jobs_own_checkpoint_means_that_it_goes_on(checkpoint, read) -> None:
     model = f"{{model_checkpoint: {checkpoint(OURS)}}}"
     found = read(step("train_vae: true", "lr: 1e-5", model=model, more="output: {output_path: outputs/old}"))
     assert "class_name" in found.steps[0]["model"]
     assert found.warnings[0].endswith("is this job's own result: the same job goes on from its last state.")
-
-
-# ------------------------------------------------------------ commands
-
-
-@pytest.mark.parametrize("name", [*guide.COMMANDS, *guide.STREAM_COMMANDS])
-def test_every_command_of_the_guide_becomes_a_job(name: str, read) -> None:
-    command = (guide.COMMANDS | guide.STREAM_COMMANDS)[name]
-    flags, rest = split_flags(guide.arguments(command), [])
-    diagnostics = Diagnostics("command line")
-    root: ConfigNode = with_flags(None, flags, diagnostics)
-    job = GUIDE.as_job(root, Path("."), None, diagnostics).data()
-    diagnostics.raise_errors()
-    (process,) = job["config"]["process"]
-    assert (rest, process["type"], process["name"]) == ([], "vae_trainer", "train")

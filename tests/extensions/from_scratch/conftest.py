@@ -74,7 +74,7 @@ def write_measured_vae(folder: Path, images: Sequence[Path]) -> Path:
     statistics = measure_latents(made.encode, map(load_pixels_of, images))
     folder.mkdir()
     weights = {name: tensor.clone() for name, tensor in made.module.state_dict().items()}
-    write_autoencoder(folder, made, weights, made.normalisation(*statistics))
+    write_autoencoder(folder, weights, made.config() | made.normalisation(*statistics))
     return folder
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
+from extensions.from_scratch.autoencoder_writer import write_autoencoder
 from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder, make_autoencoder, measure_latents
-from extensions.from_scratch.vae_writer import write_autoencoder
 from tests.extensions.from_scratch.conftest import SMALL
 from toolkit.errors import RunError, UserError
 
@@ -108,7 +108,7 @@ def test_random_weights_begin_with_little_noise_and_depend_on_the_seed(kind: str
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_saved_one_is_loaded_by_diffusers_and_again(kind: str, tmp_path: Path) -> None:
     model = made(kind)
-    write_autoencoder(tmp_path, model, model.module.state_dict(), {})
+    write_autoencoder(tmp_path, model.module.state_dict(), model.config())
     loaded = getattr(diffusers, kind).from_pretrained(tmp_path)
     again = make_autoencoder(AutoencoderConfig(name_or_path=str(tmp_path)), 9, CPU).module
     for name, tensor in model.module.state_dict().items():
@@ -140,7 +140,7 @@ def test_a_loaded_one_normalises_by_what_is_written_and_back(kind: str, tmp_path
     latents = model.encode(pixels())[0].detach()
     statistics = measure_latents(model.encode, [pixels()])
     weights = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    write_autoencoder(tmp_path, model, weights, model.normalisation(*statistics))
+    write_autoencoder(tmp_path, weights, model.config() | model.normalisation(*statistics))
     loaded = load_autoencoder(tmp_path)
     normal = loaded.normalised(latents)
     torch.testing.assert_close(loaded.unnormalised(normal), latents)
@@ -161,7 +161,7 @@ def test_arguments_are_those_of_the_class() -> None:
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     model = made("AutoencoderKL")
-    write_autoencoder(tmp_path, model, model.module.state_dict(), {})
+    write_autoencoder(tmp_path, model.module.state_dict(), model.config())
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(RunError, match=str(tmp_path)):

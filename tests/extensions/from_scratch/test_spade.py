@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv2d, interpolate, relu
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
+from extensions.from_scratch.autoencoder_writer import write_autoencoder
 from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder, make_autoencoder
 from extensions.from_scratch.spade import PREFIX, attach_spade
-from extensions.from_scratch.vae_writer import write_autoencoder
 from tests.extensions.from_scratch.conftest import SMALL
 from toolkit.errors import RunError, UserError
 
@@ -37,7 +37,7 @@ def latents(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def written(folder: Path, model: Autoencoder) -> Path:
     folder.mkdir()
-    write_autoencoder(folder, model, model.module.state_dict(), {})
+    write_autoencoder(folder, model.module.state_dict(), model.config())
     return folder
 
 

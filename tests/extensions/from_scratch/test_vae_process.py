@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import diffusers
@@ -91,26 +90,6 @@ def test_a_run_goes_on_to_the_same_bytes(start, vae_job, pictures: Path, tmp_pat
     whole = start(vae_job(pictures, **TO_RESUME)).rename(tmp_path / "whole")
     start(vae_job(pictures, **{**TO_RESUME, "train": {**TO_RESUME["train"], "steps": 2}}))
     assert_same_bytes(whole, start(vae_job(pictures, **TO_RESUME)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    start_py, write_job, vae_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
-) -> None:
-    job = write_job(vae_job(pictures, training_folder="whole", **TO_RESUME))
-    stopped = write_job(vae_job(pictures, training_folder="stopped", **TO_RESUME), name="stopped")
-    stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
-
-    start_py(job).ends_with(0)
-    process = start_py(stopped)
-    metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
-    state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
-    process.wait_until(lambda: state.is_file() and len(metrics.read_text().splitlines()) >= step)
-    process.send(number)
-    process.wait(60)
-    start_py(stopped).ends_with(0)
-    assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
 
 
 def test_a_further_run_starts_from_the_folder_with_its_discriminator(
