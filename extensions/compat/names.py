@@ -77,7 +77,7 @@ _LAYERED = "it concerns Qwen-Image-Layered, which cannot be trained here"
 _ENCODED = "images and captions are encoded one at a time, each once, before training"
 _KERNEL = "PyTorch chooses the attention kernel"
 _FAMILY = (
-    "only Qwen-Image-Edit-2509 and what is made from it can be trained. Give such a model, and leave this key out."
+    "only Qwen-Image models and what is made from them can be trained. Give such a model, and leave this key out."
 )
 
 NAMES: dict[tuple[str, str], Names] = {
@@ -340,6 +340,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "use_ui_logger": idle("metrics.jsonl has every step"),
     },
     ("musubi", "model"): {
+        "model_version": is_("model.arch"),
         "fp8_base": shaped("model.quantize model.qtype", "quantize with qtype float8, with fp8_scaled that"),
         "fp8_scaled": shaped("model.quantize model.qtype", "quantize with qtype fp8_scaled"),
         "fp8_vl": shaped("model.quantize_te model.qtype_te", "quantize_te with qtype_te float8"),
@@ -434,7 +435,7 @@ NAMES: dict[tuple[str, str], Names] = {
         **same("logging", "log_tracker_name log_config wandb_run_name"),
         "dit": near("model.name_or_path", f"required, an empty value is an error; {_ONE_FOLDER}"),
         **each("vae text_encoder", near("model.name_or_path", f"required; {_ONE_FOLDER}")),
-        **each("edit edit_plus model_version", near("model.arch", "read from the model's own files")),
+        **each("edit edit_plus", near("model.arch", "read from the model's own files")),
         "dit_dtype": near("train.dtype", "bf16 unless another is given"),
         "blocks_to_swap": is_("model.blocks_to_swap", "0: none"),
         "sage_attn": idle(_KERNEL),

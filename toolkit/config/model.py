@@ -56,8 +56,18 @@ _PARTED = WithJsonSchema(
 """With a file after the type, as ai-toolkit writes it."""
 
 
-_NO_FAMILY = {"qwen_image_layered": "Qwen-Image-Layered makes several images at once, and cannot be trained."}
+_LAYERED = "Qwen-Image-Layered makes several images at once, and cannot be trained."
+_NO_FAMILY = {"qwen_image_layered": _LAYERED, "layered": _LAYERED}
 """Other programs' names of models that cannot be trained, which are no typing errors -> why not."""
+
+
+ARCH_SPELLINGS = {
+    "original": "qwen_image",
+    "edit": "qwen_image_edit",
+    "edit-2509": "qwen_image_edit_plus",
+    "edit-2511": "qwen_image_edit_plus",
+}
+"""musubi-tuner's names of models (`--model_version`) -> ours."""
 
 
 def _without_tag(value: Any) -> Any:
@@ -129,7 +139,7 @@ class ModelConfig(StrictModel):
 
     arch: Annotated[
         Arch | None,
-        OneOf(*FAMILIES),
+        OneOf(*FAMILIES, spellings=ARCH_SPELLINGS),
         BeforeValidator(_without_tag),
     ] = Field(default=None, validate_default=False)
     """Family and version; a tag after a colon is ignored. Not given: read from the model's files."""

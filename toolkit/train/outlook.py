@@ -64,9 +64,9 @@ class ModelOutlook:
         comes_later = job.yet_to_come(model.folder())
         return cls(
             name=model.name_or_path,
-            family=family.arch,
-            title=title_of(model, family),
-            licence=family.licence,
+            family=model.arch if comes_later else family.arch,
+            title="" if comes_later else title_of(model, family),
+            licence="" if comes_later else family.licence,
             comes_later=comes_later,
             bytes=None if comes_later or download else model_bytes(model),
             download=download,
@@ -83,7 +83,8 @@ class ModelOutlook:
         """The lines of a plan."""
         here = ", written by an earlier process of the job" if self.comes_later else ""
         here = f", {readable_size(self.bytes)}" if self.bytes is not None else here
-        yield f"model: {self.name} ({', '.join(filter(None, (self.title, self.licence)))}){here}"
+        facts = ", ".join(filter(None, (self.title, self.licence)))
+        yield f"model: {self.name}{f' ({facts})' if facts else ''}{here}"
         if found := self.download:
             size = readable_size(found.bytes) if found.bytes is not None else "size unknown"
             yield f"download: {size}, to {found.folder} ({readable_size(found.free)} free)"

@@ -246,7 +246,10 @@ def test_a_repository_without_an_index_is_no_model(home: Path) -> None:
         ("krea/Krea-2-Raw", "Krea"),
         ("Qwen/Qwen3-VL-8B-Instruct", "a language model"),
         ("black-forest-labs/FLUX.1-dev", "FLUX"),
-        ("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL"),
+        ("stabilityai/stable-diffusion-3.5-large", "Stable Diffusion"),
+        ("Tongyi-MAI/Z-Image-Turbo", "Z-Image"),
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan"),
     ],
 )
 def test_what_is_not_here_is_known_by_its_published_name(name: str, family: str) -> None:

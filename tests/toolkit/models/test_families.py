@@ -1,12 +1,15 @@
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
 
+from tests.conftest import ROOT
 from tests.model_folders import write_cached, write_model
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import model_fault
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError
 from toolkit.models.families import (
@@ -19,6 +22,7 @@ from toolkit.models.families import (
     title_of,
     yet_to_come,
 )
+from toolkit.train.outlook import ModelOutlook
 
 
 def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:
@@ -66,6 +70,28 @@ def test_a_published_id_says_its_family_and_name(name: str, arch: str) -> None:
     family = family_for(section)
     assert family.arch == arch and title_of(section, family).lower() == name.split("/")[1].lower()
     assert "not for commercial use" in family.licence if arch == "qwen_image_2" else family.licence == "Apache-2.0"
+
+
+def table_rows() -> list[tuple[str, str]]:
+    """Cells of docs/models.md: a name, and what a dry run says of it."""
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+) \| (model[:.] .+|is another model .+) \|$", page, re.MULTILINE)
+    assert len(rows) > 15
+    return rows
+
+
+@pytest.mark.parametrize(("cell", "words"), table_rows())
+def test_a_dry_run_says_of_an_id_what_the_table_says(
+    cell: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    name, *arch = re.findall("`(?:arch: )?([^`]+)`", cell)
+    section = ModelConfig(name_or_path=name, **({"arch": arch[0]} if arch else {}))
+    try:
+        said = model_fault(name, None) or next(ModelOutlook.of(section, JobContext("job")).lines())
+    except UserError as error:
+        said = str(error)
+    assert said == words if words.startswith("model: ") else words in said
 
 
 def test_what_nothing_says_is_not_taken_for_some_family() -> None:

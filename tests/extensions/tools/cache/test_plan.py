@@ -35,6 +35,9 @@ def test_a_model_that_is_not_here_or_too_large_for_the_cpu_is_told(
     monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", None, 0))
     section = trainer(make_pictures(tmp_path / "data", "a"), device="auto", model={"name_or_path": "some/finetune"})
     words = plan_job(load_job(write_job(section | {"type": "cache"}), discover().find_config)).render()
-    assert "model: some/finetune (taken for qwen_image_edit_plus until its files are here)" in words
+    assert "model: some/finetune (family not known)" in words and "will not start" not in words
+    section["model"]["arch"] = "qwen_image_2"
+    words = plan_job(load_job(write_job(section | {"type": "cache"}), discover().find_config)).render()
+    assert "model: some/finetune (Qwen-Image-2.1, Qwen Research License: not for commercial use)" in words
     assert f"download: size unknown, to {tmp_path / 'hub'} (" in words
     assert "warning: this will not start: device: auto: " in words and "this machine has no NVIDIA GPU" in words
