@@ -126,6 +126,7 @@ def step_shape(
         blocks=facts.blocks,
         number_bytes=number,
         kind=section.network.type,
+        units=facts.activation_units.get(section.network.type),
         dropout=bool(section.network.dropout),
         largest_layer=facts.largest_of_tokens,
         dequantized_bytes=0 if int8 else _dequantized_bytes(model, train.dtype, number),
@@ -288,6 +289,8 @@ class LargestBatch:
     references: int
     reference_pixels: int
     text_tokens: int
+    encoder_tokens: int = 0
+    """Further tokens that the text encoder has for the references of an image."""
 
 
 class BatchSizes:
@@ -325,6 +328,7 @@ class BatchSizes:
         """letters: characters of the caption, which has the template and the references around it."""
         reference = pixels if self._follows_target else self._facts.reference_pixels
         text = self._facts.text_tokens + self._facts.text_tokens_per_reference * references
-        return LargestBatch(
-            images, pixels, references, reference if references else 0, text + ceil(letters / LETTERS_PER_TOKEN)
-        )
+        text += ceil(letters / LETTERS_PER_TOKEN)
+        pixels_of_each = self._facts.encoder_token_pixels
+        encoder = references * reference // pixels_of_each if pixels_of_each else 0
+        return LargestBatch(images, pixels, references, reference if references else 0, text, encoder)

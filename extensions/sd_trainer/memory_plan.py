@@ -171,7 +171,8 @@ class _Estimator:
         seen = [self.largest, *self.samples, *(self.sizes.of_group(group) for group in self.groups if group.held_out)]
         pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
         images = pixels * self.facts.encode_numbers * self.number
-        prompts = max(one.text_tokens for one in seen) * self.facts.text_token_numbers * self.number
+        tokens = max(one.text_tokens + one.encoder_tokens for one in seen)
+        prompts = tokens * self.facts.text_token_numbers * self.number
         text = self.facts.text
         whole = (text.linear_params + text.other_params + text.unused) * self.number
         runs_on_gpu = self.on_gpu and not self.text_on_host
@@ -242,7 +243,8 @@ class _Estimator:
         if not (self.is_streamed and threads) or self.low_vram:
             return {}, {}
         images = self.gaps * self.largest.pixels * self.facts.encode_numbers * self.number
-        prompts = self.gaps * self.largest.text_tokens * self.facts.text_token_numbers * self.number
+        of_prompts = self.largest.text_tokens + self.largest.encoder_tokens
+        prompts = self.gaps * of_prompts * self.facts.text_token_numbers * self.number
         if self.text_on_host:
             return {"encoding ahead": images}, {"encoding ahead": prompts}
         return {"encoding ahead": max(images, prompts)}, {}  # one encoder at a time

@@ -60,8 +60,8 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _model_or_adapter, _adapter_files, _optimizer, _preservation, _schedule, _noise, _memory, _compile,
-        _processes, _images, _first_samples, _samples, _validation, _files,
+        _model_or_adapter, _adapter_files, _optimizer, _preservation, _schedule, _noise, _memory, _modulation_table,
+        _compile, _processes, _images, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
         yield from group(s)
 
@@ -213,6 +213,15 @@ def _memory(s: DiffusionSection) -> Findings:
         if named and model.qtype not in {QTYPE_SPELLINGS.get(name, name) for name in named}:
             message = f"was made for {named[0]}, and cannot correct the errors of qtype {model.qtype}."
             yield warning("model.accuracy_recovery_adapter", f"{message} Remove it, or use one for {model.qtype}.")
+
+
+def _modulation_table(s: DiffusionSection) -> Findings:
+    try:
+        tabulated = family_for(s.model).footprint(s.model.files_folder()).modulation_layers
+    except UserError:  # another rule reports the model
+        return
+    if s.model.modulation_table is True and not tabulated:
+        yield warning("model.modulation_table", "has no effect: the blocks of this model hold no modulation layers.")
 
 
 def _blocks(s: DiffusionSection) -> int | None:

@@ -55,6 +55,9 @@ class StepShape:
     kind: str = "lora"
     """`network.type`."""
 
+    units: ActivationUnits | None = None
+    """Of the model's blocks with this kind; None: those of `KINDS`."""
+
     dropout: bool = False
     largest_layer: int = 0
     """Number of weights of the largest linear layer that processes every token."""
@@ -95,7 +98,7 @@ class StepShape:
 
     @property
     def _units(self) -> ActivationUnits:
-        return KINDS[self.kind].units
+        return self.units or KINDS[self.kind].units
 
     @property
     def _unit(self) -> int:

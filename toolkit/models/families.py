@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
+from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
 
 if TYPE_CHECKING:
@@ -105,12 +106,21 @@ class ModelSizeInfo:
     """Text tokens of the template around a prompt."""
 
     text_tokens_per_reference: int
+    """Text tokens of the transformer that a control image adds."""
+
     bytes_per_weight: Mapping[str | None, float]
     """Bytes per quantized weight with its scales, by `model.qtype`."""
 
     def stored(self, weights: int, qtype: str | None, number_bytes: int) -> int:
         """Bytes of `weights` linear weights of the blocks in memory. qtype: None where they are not quantized."""
         return int(weights * (self.bytes_per_weight[qtype] if qtype else number_bytes))
+
+    encoder_token_pixels: int = 0
+    """Pixels of a control image per token that the text encoder alone has for it; 0: it has no other tokens than the
+    transformer."""
+
+    activation_units: Mapping[str, ActivationUnits] = field(default_factory=dict)
+    """By `network.type`, where they are not those of `toolkit.networks.kinds`."""
 
     @property
     def row_numbers(self) -> int:

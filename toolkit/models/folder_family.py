@@ -11,6 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from toolkit.config.model_files import read_model_json
@@ -19,6 +20,7 @@ from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.models.interface import DynamicShift
+from toolkit.networks.kinds import ActivationUnits
 from toolkit.number_types import QTYPE_BYTES
 
 ENCODE_TENSORS, DECODE_TENSORS = 14, 22
@@ -60,6 +62,9 @@ class FolderFamily(ModelFamily):
     published_vae_width: int
     """Channels of the published VAE at full resolution (`base_dim`)."""
 
+    vae_tensors: tuple[int, int] = (ENCODE_TENSORS, DECODE_TENSORS)
+    """How many tensors of the VAE's width and the image's size it has in memory at most: encoding, decoding."""
+
     biases: bool
     """Whether the linear layers have biases."""
 
@@ -71,6 +76,8 @@ class FolderFamily(ModelFamily):
 
     text_tokens: int
     text_tokens_per_reference: int
+    encoder_token_pixels: int = 0
+    activation_units: Mapping[str, ActivationUnits] = MappingProxyType({})
     """See `ModelSizeInfo`."""
 
     @abstractmethod
@@ -172,8 +179,8 @@ class FolderFamily(ModelFamily):
             table_inputs=frozenset(name for name in all_modules if name.startswith("time_text_embed.")),
             text=text,
             vae=vae,
-            encode_numbers=ENCODE_TENSORS * vae_width,
-            decode_numbers=DECODE_TENSORS * vae_width,
+            encode_numbers=self.vae_tensors[0] * vae_width,
+            decode_numbers=self.vae_tensors[1] * vae_width,
             text_token_numbers=3 * text_inner + 8 * text_width,
             text_width=text_width,
             latent_numbers=self.latent_channels / self.latent_scale**2,
@@ -181,6 +188,8 @@ class FolderFamily(ModelFamily):
             reference_pixels=self.reference_area,
             text_tokens=self.text_tokens,
             text_tokens_per_reference=self.text_tokens_per_reference,
+            encoder_token_pixels=self.encoder_token_pixels,
+            activation_units=self.activation_units,
             bytes_per_weight=BYTES_PER_WEIGHT,
         )
 

@@ -16,6 +16,7 @@ from toolkit.errors import UserError
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, size_of_area
 from toolkit.models.interface import ModelSection
+from toolkit.networks.kinds import ActivationUnits
 
 REFERENCE_AREA = 1024 * 1024
 """Pixels of a reference. Source: diffusers, pipeline_qwenimage21.py, `output_resolution`."""
@@ -75,14 +76,24 @@ class QwenImage21Family(FolderFamily):
     }
     text_width_key = "context_in_dim"
     # Qwen3-VL-8B by its config: 36 layers; embedding, vision tower and norms; the head, which is not used.
-    published_text = EncoderSize(linear_params=6_945_767_424, other_params=1_199_000_000, unused=622_329_856)
+    published_text = EncoderSize(linear_params=6_945_767_424, other_params=1_199_026_416, unused=622_329_856)
     published_text_sizes = (4096, 12288)
-    published_vae = EncoderSize(linear_params=0, other_params=700_000_000)
-    published_vae_width = 160
+    published_vae = EncoderSize(linear_params=0, other_params=337_740_404)
+    published_vae_width = 96
+    vae_tensors = 12, 34  # the decoder is one and a half times as wide; counted on fake tensors, whatever the size
     biases = False
     reference_area = REFERENCE_AREA
     text_tokens = 10
-    text_tokens_per_reference = REFERENCE_AREA // 32**2 + 8
+    text_tokens_per_reference = 8
+    encoder_token_pixels = 32**2
+    # Counted as those of `KINDS`, on blocks of width 256.
+    activation_units: Mapping[str, ActivationUnits] = {
+        "lora": ActivationUnits((30.4, 26.3), (13.1, 13.1), (5.6, 5.5), (13.6, 13.3), casts=True),
+        "dora": ActivationUnits((60.5, 35.3), (24.2, 24.1), (19.4, 10.2), (27.6, 19.3), (9, 5), (9, 5)),
+        "loha": ActivationUnits((30.4, 26.3), (24.1, 24.1), (5.6, 5.5), (16.6, 16.3), (19, 19), (17, 13)),
+        "lokr": ActivationUnits((40.3, 36.2), (13.1, 13.1), (3.4, 3.2), (18.6, 18.3)),
+        "full": ActivationUnits((33.3, 29.2), (13.1, 13.1), (5.6, 5.5), (13.6, 13.6), (6, 4), casts=True),
+    }
 
     def __init__(self, latent_channels: int = 64, sample_sigmas: Sequence[float] = ()) -> None:
         self.latent_channels = latent_channels

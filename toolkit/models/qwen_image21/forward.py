@@ -95,7 +95,7 @@ def attend(
     attn: Any, y_BSD: Tensor, rotary_SE: Tensor, layout: Layout, prefix: Sequence[Tensor] = ()
 ) -> tuple[Tensor, ...]:
     """Text sees what is before it, an image all of that and itself, a target the prefix and itself; exact, segment by
-    segment, so that there is no mask of the whole sequence. Inputs and outputs beside the sequence as of `run_block`."""
+    segment, so that there is no mask of the whole sequence. Other inputs and outputs as of `run_block`."""
     heads = (-1, attn.inner_dim // attn.heads)
     q, k, v = (layer(y_BSD).unflatten(-1, heads) for layer in (attn.to_q, attn.to_k, attn.to_v))
     q, k = attn.norm_q(q).to(v.dtype), attn.norm_k(k).to(v.dtype)

@@ -1,0 +1,138 @@
+"""Sizes of the published model, and what a step of it takes, against its own modules."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLQwenImage21, QwenImage21Transformer2DModel
+from torch._subclasses import FakeTensorMode
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from benchmarks import simulation
+from benchmarks.live_bytes import LiveBytes
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.memory_inputs import (
+    LETTERS_PER_TOKEN,
+    BatchSizes,
+    ItemGroup,
+    count_trainable_params,
+    step_shape,
+)
+from extensions.sd_trainer.rules import findings
+from extensions.sd_trainer.setup import attach_network, build_block_runner
+from tests.diffusers_21 import open_21
+from tests.measured import at_least, at_most
+from toolkit.data.types import EMBEDS, PromptEmbeds, Size
+from toolkit.memory.estimate import step_peak
+from toolkit.models.folder_family import OF_TEXT_LAYERS
+from toolkit.models.qwen_image21.family import FAMILY
+from toolkit.models.qwen_image21.prompts import SLOTS
+from toolkit.models.tiny import TinySpec, write_tiny_model
+
+
+def sizes(module: torch.nn.Module) -> dict[str, int]:
+    return {name: parameter.numel() for name, parameter in module.named_parameters()}
+
+
+def test_sizes_of_the_published_model_are_those_of_its_config() -> None:
+    """The encoder's are Qwen3-VL-8B's, as its config.json has them."""
+    facts = FAMILY.footprint(Path("not here"))
+    text = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32}
+    text |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
+    vision |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]}
+    with torch.device("meta"):
+        transformer, vae = sizes(QwenImage21Transformer2DModel()), sizes(AutoencoderKLQwenImage21())
+        encoder = sizes(Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)))
+    assert facts.linear_params + facts.other_params == sum(transformer.values())
+    assert facts.vae.other_params == sum(vae.values())
+    linear = sum(count for name, count in encoder.items() if OF_TEXT_LAYERS.fullmatch(name))
+    head = sum(count for name, count in encoder.items() if name.startswith("lm_head"))
+    assert facts.text.linear_params == linear
+    assert facts.text.unused == head
+    assert facts.text.other_params == sum(encoder.values()) - linear - head
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_the_vae_takes_what_is_planned(side: int) -> None:
+    facts, live = FAMILY.footprint(Path("not here")), LiveBytes()
+    with FakeTensorMode(), torch.no_grad():
+        vae = AutoencoderKLQwenImage21()
+        with live:
+            for phase, work, shape, planned in (
+                ("encoding", vae.encode, (1, 4, 1, side, side), facts.encode_numbers),
+                ("decoding", vae.decode, (1, 64, 1, side // 16, side // 16), facts.decode_numbers),
+            ):
+                live.phase(phase)
+                before = live.device
+                work(torch.empty(shape))
+                share = (live.phases[phase].device - before) / (4 * side**2 * planned)
+                at_most(f"{phase}, taken / planned", share, 1.0)
+                at_least(f"{phase}, taken / planned", share, 0.8)
+
+
+def section_of(folder: Path, level: str = "full", **model: object) -> SdTrainerConfig:
+    return SdTrainerConfig.model_validate(
+        {
+            "type": "sd_trainer",
+            "network": {"type": "lora", "linear": 1, "linear_alpha": 1},
+            "datasets": [{"folder_path": "images"}],
+            "train": {"optimizer": "adamw", "dtype": "bf16", "gradient_checkpointing": level},
+            "model": {"name_or_path": str(folder), "arch": "qwen_image_2", **model},
+        }
+    )
+
+
+def test_tokens_of_references_are_counted_where_they_are(tmp_path: Path) -> None:
+    """The transformer has the latents of a reference, 4096 tokens, and the text around it; the encoder more."""
+    facts = FAMILY.footprint(tmp_path)
+    group = ItemGroup(Size(1024, 1024), 3, False, False, uses=1, longest=30)
+    sizes = BatchSizes(section_of(tmp_path), facts, [group])
+    largest = sizes.of_group(group)
+    assert sizes.tokens(largest) == 4 * 4096 + 3 * 8 + facts.text_tokens + 30 // LETTERS_PER_TOKEN
+    assert largest.encoder_tokens == 3 * 1024
+
+
+@pytest.mark.parametrize(("table", "said"), [(True, [("model", "modulation_table")]), ("auto", [])])
+def test_a_modulation_table_is_said_to_have_no_effect(tiny_21: Path, table: object, said: list) -> None:
+    found = findings(section_of(tiny_21, modulation_table=table))
+    assert [one.key for one in found if "modulation_table" in one.key] == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["none", "cheap", "full"])
+def test_a_step_takes_what_is_planned(tmp_path: Path, level: str) -> None:
+    """Tensors alive in a step with one reference, counted on fake ones, against the estimate."""
+    write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2", layers=4, heads=8))
+    section = section_of(tmp_path, level)
+    model = open_21(tmp_path, torch.bfloat16)
+    network = attach_network(section, model, 1, None)
+    build_block_runner(section, model, simulation.DEVICE)
+    slots = torch.full((FAMILY.max_references,), -1)
+    slots[0] = 1
+    prompts = PromptEmbeds.stack([{EMBEDS: torch.randn(64, 64), SLOTS: slots}])
+    layout = model.text_layout(prompts, 0)
+    model.text_layout = lambda *_: layout  # what stands in fake tensors cannot be read
+    x_BCHW, level_B = torch.randn(1, 16, 32, 32), torch.tensor([0.5])
+
+    def step() -> None:
+        model.predict_velocity(x_BCHW, level_B, prompts, [[x_BCHW[0]]]).square().mean().backward()
+        for parameter in network.parameters().values():
+            parameter.grad = None
+
+    live = LiveBytes(simulation.FOLLOWED)
+    with FakeTensorMode(allow_non_fake_inputs=True), live:
+        step()  # fills the tables of positions
+        gc.collect()
+        live.phase("step")
+        before = live.device
+        step()
+    facts = FAMILY.footprint(tmp_path)
+    work = step_shape(section, facts, count_trainable_params(section), tokens=64 + 2 * 32 * 32, on_card=True)
+    planned = sum(step_peak(work, level, gaps=1))
+    share = (live.phases["step"].device - before) / planned
+    at_most(f"a step with {level}, taken / planned", share, 1.05)
+    at_least(f"a step with {level}, taken / planned", share, 0.85)
