@@ -36,6 +36,7 @@ CONTRACTS = tuple(f"toolkit.{name.removesuffix('.py').replace('/', '.')}" for na
 """What the rooms agree on: types, protocols and abstract classes, which every room but `flow` may import."""
 
 READ_BY_CONFIG = (
+    "toolkit.flow.noise_levels",
     "toolkit.flow.settings",
     "toolkit.networks.kinds",
     "toolkit.optim.optimizer_args",

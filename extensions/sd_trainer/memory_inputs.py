@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.image_data import ImageData
 from toolkit.data.types import BucketedSample, Size
+from toolkit.flow.noise_levels import cost_of, levels_of
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, StepWork, of_forward
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
@@ -292,6 +293,9 @@ class LargestBatch:
     encoder_tokens: int = 0
     """Further tokens that the text encoder has for the references of an image."""
 
+    levels: int = 1
+    """Noise levels of each image."""
+
 
 class BatchSizes:
     """Pixels and tokens of training batches and samples."""
@@ -302,8 +306,14 @@ class BatchSizes:
 
     def tokens(self, largest: LargestBatch) -> int:
         """Tokens of a batch in the transformer."""
-        pixels = largest.pixels + largest.references * largest.reference_pixels
-        return largest.images * (pixels // self._facts.pixels_per_token + largest.text_tokens)
+        prefix, target = self.prefix_and_target(largest)
+        return largest.images * (prefix + largest.levels * target)
+
+    def prefix_and_target(self, largest: LargestBatch) -> tuple[int, int]:
+        """Tokens of text and references of an image, and of the image itself."""
+        side = self._facts.pixels_per_token
+        references = largest.references * largest.reference_pixels // side
+        return references + largest.text_tokens, largest.pixels // side
 
     def batch(self, most: int) -> LargestBatch:
         """The batch of one rank with the most tokens. most: images in a batch of one rank."""
@@ -322,7 +332,18 @@ class BatchSizes:
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
         """A batch of so many images of a group."""
-        return self._image(images, prod(group.bucket), group.references, group.longest)
+        one = self._image(images, prod(group.bucket), group.references, group.longest)
+        if not self._facts.shares_prefix or group.held_out:
+            return one
+        asked = self._section.train.noise_levels_per_sample
+        return replace(one, levels=levels_of(asked, one.references, *self.prefix_and_target(one)))
+
+    def noise_levels(self) -> Iterator[tuple[int, int, float]]:
+        """References, noise levels and their cost (`cost_of`) of what is trained on."""
+        for group in self._groups:
+            if not group.held_out:
+                one = self.of_group(group)
+                yield one.references, one.levels, cost_of(one.levels, *self.prefix_and_target(one))
 
     def _image(self, images: int, pixels: int, references: int, letters: int) -> LargestBatch:
         """letters: characters of the caption, which has the template and the references around it."""

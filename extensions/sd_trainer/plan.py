@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
-from extensions.sd_trainer.memory_inputs import count_trainable_params, groups_of, step_work, trainable_names
+from extensions.sd_trainer.memory_inputs import (
+    BatchSizes,
+    count_trainable_params,
+    groups_of,
+    step_work,
+    trainable_names,
+)
 from extensions.sd_trainer.memory_plan import advice, plan_memory
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
@@ -21,6 +27,7 @@ from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.files.writing import readable_size
+from toolkit.flow import noise_levels
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.flops import StepWork
 from toolkit.models.families import ModelFamily, family_for, unknown_family, yet_to_come
@@ -124,11 +131,19 @@ class SdPlanner(Planner[DiffusionSection]):
         """What is done with the model and with the images, where a user may not expect it."""
         yield from yet_to_come(self.section.model, self.job)
         yield from data_parallel_notes(self.section.train)
+        yield from self._noise_levels(data)
         yield from self._stream()
         yield from self._sizes()
         yield from self._quantization()
         yield from self._preservations()
         yield from self._excess_rank()
+
+    def _noise_levels(self, data: ImageData) -> Iterator[str]:
+        """What several noise levels in one pass save."""
+        if self.family.shares_prefix and self.section.train.noise_levels_per_sample != 1:
+            facts = self.family.footprint(self.section.model.files_folder())
+            sizes = BatchSizes(self.section, facts, groups_of(self.section, data))
+            yield noise_levels.describe(list(sizes.noise_levels()))
 
     def _stream(self) -> Iterator[str]:
         """That a stream is encoded during training, and what is kept of it."""

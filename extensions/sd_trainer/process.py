@@ -205,7 +205,8 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
     ) -> FlowMatchingStep:
         """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
         train, uses = self.section.train, setup.plan.samples_per_epoch
-        step = FlowMatchingStep(model.model, setup.seed, samples_per_epoch=uses, **FlowSettings.named_in(train))
+        named = {**FlowSettings.named_in(train), "noise_levels": train.noise_levels_per_sample}
+        step = FlowMatchingStep(model.model, setup.seed, samples_per_epoch=uses, **named)
         for name, factor in train.preservations().items():
             step.extra_losses[name] = PriorPreservation(model.model, attached.network, name, factor)
         return step
@@ -244,8 +245,9 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             compiled = block_runner.compiled["blocks"]
             choose_w8a8_layers(section, diffusion_model, network, setup.device, compiled, first, group)
             existing_state_bytes, gather = sum(role.state_bytes for role in run.roles.values()), group.all_gather_object
+            levels = max(step.levels(batch, row) for row in range(len(batch)))
             choose_checkpointing_level(
-                block_runner, section, diffusion_model, network, batch, existing_state_bytes, gather
+                block_runner, section, diffusion_model, network, batch, existing_state_bytes, gather, levels
             )
             # With a sharded model no rank may repeat a pass alone.
             ways_out = [] if self._is_sharded else [block_runner.increase_checkpointing]

@@ -20,6 +20,7 @@ from toolkit.config.model_files import ModelFolder
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import UserError
+from toolkit.flow.noise_levels import most_levels
 from toolkit.models.adapter_origin import origin_findings
 from toolkit.models.families import family_for, published_names
 from toolkit.networks.kinds import KINDS
@@ -60,8 +61,8 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _model_or_adapter, _adapter_files, _optimizer, _preservation, _schedule, _noise, _memory, _modulation_table,
-        _compile, _processes, _images, _first_samples, _samples, _validation, _files,
+        _model_or_adapter, _adapter_files, _optimizer, _preservation, _schedule, _noise, _noise_levels, _memory,
+        _modulation_table, _compile, _processes, _images, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
         yield from group(s)
 
@@ -187,6 +188,18 @@ def _noise(s: DiffusionSection) -> Findings:
             yield error(f"train.{key}", f"does not work with timestep_type '{train.timestep_type}'. Remove it.")
     if train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples:
         yield error("train.num_timestep_buckets", "a stream needs 'datasets[0].webdataset.samples' for this. Set both.")
+
+
+def _noise_levels(s: DiffusionSection) -> Findings:
+    """Several noise levels in one pass, with a model that cannot share it."""
+    asked = s.train.noise_levels_per_sample
+    try:
+        family = family_for(s.model)
+    except UserError:  # the plan reports the model
+        return
+    if asked != "auto" and most_levels(asked) > 1 and not family.shares_prefix:
+        message = f"in a {family.title} text and references see the image's noise level. Use 1, or leave it out."
+        yield error("train.noise_levels_per_sample", message)
 
 
 def _memory(s: DiffusionSection) -> Findings:

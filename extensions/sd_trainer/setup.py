@@ -70,16 +70,18 @@ def choose_checkpointing_level(
     largest: LatentBatch,
     remembered: int = 0,
     gather: Callable[[str], Sequence[str]] = lambda level: [level],
+    noise_levels: int = 1,
 ) -> None:
     """Chooses the checkpointing level by the largest batch; all ranks use the most saving level of any rank.
 
     remembered: bytes of the optimizer state that exists already, as in a resumed run. gather: an all-gather
-    of the level over the ranks.
+    of the level over the ranks. noise_levels: of each image of the batch.
     """
     folder = model_folder(section.model)
     trained, on_card = local_trainable_params(section), next(iter(network.parameters().values())).is_cuda
     facts = family_for(section.model).footprint(folder)
-    tokens = model.num_tokens(largest.latents_BCHW, largest.prompts, largest.control_latents)
+    targets_BCHW = largest.latents_BCHW.repeat_interleave(noise_levels, 0)
+    tokens = model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
     work = step_shape(section, facts, trained, tokens, on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
     within = copies_within_backward(section.train, trained)

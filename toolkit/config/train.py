@@ -13,6 +13,7 @@ from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, OneOf, 
 from toolkit.config.findings import Findings, JobContext, error, warning
 from toolkit.config.network import Pattern
 from toolkit.errors import UserError
+from toolkit.flow.noise_levels import MOST_NOISE_LEVELS, NoiseLevels
 from toolkit.flow.settings import HUBER_SCHEDULES, LOSS_TYPES, TIMESTEP_TYPES, WEIGHTING_SCHEMES
 from toolkit.optim.optimizer_args import (
     OPTIMIZERS,
@@ -180,6 +181,16 @@ OPTIMIZER_SPELLINGS = {
 """Other programs' names -> ours."""
 
 _short_name = reader_of(OPTIMIZERS, OPTIMIZER_SPELLINGS, ", or the path of a class, such as 'torch.optim.RMSprop'")
+
+
+def _level_counts(value: Any) -> Any:
+    """Whole numbers, or `auto`."""
+    if value == "auto":
+        return value
+    counts = value if isinstance(value, list | tuple) else [value]
+    if not counts or not all(type(count) is int and 1 <= count <= MOST_NOISE_LEVELS for count in counts):
+        raise value_error(f"{value!r}: must be a whole number from 1 to {MOST_NOISE_LEVELS}, a list of them, or 'auto'")
+    return tuple(counts) if isinstance(value, list | tuple) else value
 
 
 def _optimizer(value: Any) -> Any:
@@ -469,6 +480,12 @@ class TrainConfig(OptimizationConfig):
 
     num_timestep_buckets: int = Field(default=0, ge=0, le=1_000_000)
     """Equal parts of the distribution of noise levels; in each epoch every part is drawn from equally often. 0: off."""
+
+    noise_levels_per_sample: Annotated[NoiseLevels, BeforeValidator(_level_counts)] = 1
+    """Noise levels of each image that share one pass over its text and references, each from its own equal part of the
+    distribution; their loss is the mean. Cheaper than as many images, less varied. A list: by the number of references,
+    the last for more. `auto`: 4 where text and references are at least as long as the image, else 1. Only models whose
+    references do not see the image can do it (Qwen-Image-2.1)."""
 
     content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = "balanced"
     """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""

@@ -305,18 +305,23 @@ def _shares_between(settings: FlowSettings, picture: TimestepContext, low: float
 
 
 def draw_timestep(
-    settings: FlowSettings, generator: torch.Generator, picture: TimestepContext, stratum: int | None = None
+    settings: FlowSettings,
+    generator: torch.Generator,
+    picture: TimestepContext,
+    stratum: int | None = None,
+    parts: int | None = None,
 ) -> float:
     """One sample's t in [0, 1], from its own generator.
 
-    stratum: which of `num_timestep_buckets` equal parts of the distribution t comes from; None: all of it.
+    stratum: which of the equal parts of the distribution t comes from; None: all of it. parts: their number, by default
+    `num_timestep_buckets`.
     """
     plain = settings.content_or_style == "balanced" and not settings.preserve_distribution_shape
     if stratum is None and plain:
         return float(timesteps(sampling_for(settings).base(1, generator=generator), settings, picture))
     share = torch.rand(1, generator=generator, dtype=torch.float64)
     if stratum is not None:
-        share = (stratum + share) / settings.num_timestep_buckets
+        share = (stratum + share) / (parts or settings.num_timestep_buckets)
     return float(timesteps_from_uniform(share, settings, picture))
 
 

@@ -111,6 +111,9 @@ class ModelSizeInfo:
     bytes_per_weight: Mapping[str | None, float]
     """Bytes per quantized weight with its scales, by `model.qtype`."""
 
+    shares_prefix: bool = False
+    """As `ModelFacts.shares_prefix`."""
+
     def stored(self, weights: int, qtype: str | None, number_bytes: int) -> int:
         """Bytes of `weights` linear weights of the blocks in memory. qtype: None where they are not quantized."""
         return int(weights * (self.bytes_per_weight[qtype] if qtype else number_bytes))

@@ -9,6 +9,7 @@ Shape suffixes: B batch, C channels, H/W latent height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -18,10 +19,11 @@ from torch import Tensor
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec, Size
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
+from toolkit.flow.noise_levels import NoiseLevels, levels_of, most_levels
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
 from toolkit.models.families import LOOKAHEAD_BATCHES
-from toolkit.models.interface import DiffusionModel
+from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.system.device import to_device
 from toolkit.system.seeding import generator
 from toolkit.train.interface import Backward, StepLosses, TrainStep
@@ -34,7 +36,8 @@ class ExtraLoss(Protocol):
     """A further loss of each sample, with its own forward passes."""
 
     def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its device."""
+        """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its device; where items have K
+        noise levels, K rows in a row for each, and as many losses."""
 
 
 class FlowMatchingStep(TrainStep[LatentBatch]):
@@ -53,10 +56,12 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         timestep_type: str = "sigmoid",
         samples_per_epoch: int = 0,
         roles: Sequence[str] = (NETWORK,),
+        noise_levels: NoiseLevels = 1,
         **settings: Any,
     ) -> None:
         """settings: further fields of `FlowSettings`. samples_per_epoch: needed with `num_timestep_buckets`. roles:
-        those that learn from the loss."""
+        those that learn from the loss. noise_levels: `train.noise_levels_per_sample`; 1 with a model that cannot
+        share its prefix."""
         self.model = model
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
@@ -64,62 +69,104 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self.interpolant = INTERPOLANTS[model.family.prediction]
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
         self.extra_losses = {}
+        self.noise_levels = noise_levels if model.family.shares_prefix else 1
+        self.most_levels = most_levels(self.noise_levels)
         self._shift = model.dynamic_shift  # read from the model folder once, before the first step
         self._strata: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         """The loss of the velocity; `backward` adds `extra_losses` to it."""
-        x_t_BCHW, target_BCHW, t_B = self._noised(batch)
-        predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
-        # The model decides the device: the batch may still be on the CPU.
-        device = predicted_BCHW.device
-        mask_B1HW = None if batch.loss_mask_B1HW is None else to_device(batch.loss_mask_B1HW, device)
-        loss_B = loss_per_sample(
-            predicted_BCHW, to_device(target_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
-        )
-        weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), device)
-        return StepLosses(dict.fromkeys(self.roles, loss_B * weight_B), {"t": t_B})
+        loss_BK, t_BK = (torch.full((len(batch), self.most_levels), torch.nan) for _ in range(2))
+        of_rows: dict[int, Tensor] = {}
+        for rows, part, levels in self._parts(batch):
+            x_t_BCHW, target_BCHW, t_B = self._noised(part, levels)
+            predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, part.prompts, part.control_latents)
+            # The model decides the device: the batch may still be on the CPU.
+            device = predicted_BCHW.device
+            mask_B1HW = part.loss_mask_B1HW
+            if mask_B1HW is not None:
+                mask_B1HW = to_device(mask_B1HW, device).repeat_interleave(levels, 0)
+            loss_B = loss_per_sample(
+                predicted_BCHW, to_device(target_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
+            )
+            weight_B = self.weighting(t_B) * part.loss_weight_B.to(t_B.device).repeat_interleave(levels, 0)
+            weighted_BK = (loss_B * to_device(weight_B, device)).unflatten(0, (-1, levels))
+            of_rows |= zip(rows, weighted_BK.mean(1), strict=True)
+            loss_BK, t_BK = to_device(loss_BK, device), to_device(t_BK, t_B.device)
+            loss_BK[rows, :levels], t_BK[rows, :levels] = weighted_BK.detach(), t_B.unflatten(0, (-1, levels))
+        loss_B = torch.stack([of_rows[row] for row in range(len(batch))])
+        per_sample = {"t": t_BK[:, 0]} if self.most_levels == 1 else {"t": t_BK, "loss": loss_BK}
+        return StepLosses(dict.fromkeys(self.roles, loss_B), per_sample)
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
         losses = self(batch, backward.step)
         backward(losses.by_role, final=not self.extra_losses)
         if not self.extra_losses:
             return losses
-        x_t_BCHW, _, t_B = self._noised(batch)
         loss_B, numbers = losses.by_role[self.roles[0]].detach(), dict(losses.numbers)
         for index, (name, extra_loss) in enumerate(self.extra_losses.items(), start=1):
-            extra_B = extra_loss(batch, x_t_BCHW, t_B)
+            extra_B = self._extra(extra_loss, batch)
             backward(dict.fromkeys(self.roles, extra_B), final=index == len(self.extra_losses))
             numbers[f"loss/{name}"] = extra_B.detach().mean()
             loss_B = loss_B + extra_B.detach()
         return StepLosses(dict.fromkeys(self.roles, loss_B), losses.per_sample, numbers)
 
-    def _noised(self, batch: LatentBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t [B, C, H, W], what is predicted [B, C, H, W], t [B]) of a batch, on its device."""
+    def _extra(self, extra_loss: ExtraLoss, batch: LatentBatch) -> Tensor:
+        """A further loss of each item [B], the mean over its noise levels."""
+        of_rows: dict[int, Tensor] = {}
+        for rows, part, levels in self._parts(batch):
+            x_t_BCHW, _, t_B = self._noised(part, levels)
+            of_rows |= zip(rows, extra_loss(part, x_t_BCHW, t_B).unflatten(0, (-1, levels)).mean(1), strict=True)
+        return torch.stack([of_rows[row] for row in range(len(batch))])
+
+    def _parts(self, batch: LatentBatch) -> Iterator[tuple[list[int], LatentBatch, int]]:
+        """The items of a batch that have equally many noise levels: their rows, their batch, the number of levels."""
+        found: dict[int, list[int]] = {}
+        for row in range(len(batch)):
+            found.setdefault(self.levels(batch, row), []).append(row)
+        for levels, rows in found.items():
+            yield rows, batch if len(found) == 1 else batch.select(rows), levels
+
+    def levels(self, batch: LatentBatch, row: int) -> int:
+        """Noise levels of an item of a batch."""
+        if self.most_levels == 1:
+            return 1
+        tokens = partial(_tokens, self.model.family)
+        references = batch.control_latents[row]
+        prefix = batch.prompts.lengths[row] + sum(map(tokens, references))
+        return levels_of(self.noise_levels, len(references), prefix, tokens(batch.latents_BCHW))
+
+    def _noised(self, batch: LatentBatch, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t [B, C, H, W], what is predicted [B, C, H, W], t [B]) of a batch, on its device; `levels` rows in a row
+        for each item."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
-        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
-        noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in (noise_BCHW, t_B))
-        return (*self.interpolant.mix(latents_BCHW, noise_BCHW, t_B), t_B)
+        drawn = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:], levels)
+        noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in drawn)
+        return (*self.interpolant.mix(latents_BCHW.repeat_interleave(levels, 0), noise_BCHW, t_B), t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
         """Loss weight of each sample, by its t [B]."""
         return weights(t_B, self.settings)
 
-    def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size) -> tuple[Tensor, Tensor]:
-        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU."""
-        keys = [(spec.epoch, position) for position in spec.positions]
+    def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1) -> tuple[Tensor, Tensor]:
+        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in a row for each item."""
+        keys = [key for use in _uses(spec) for key in _keys(use, levels)]
         noise = [torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key)) for key in keys]
-        return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2])))
+        return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2]), levels))
 
-    def sample_t(self, spec: BatchSpec, latent: Size) -> list[float]:
-        """The timestep t of each item of a batch whose targets have latents of this size."""
-        keys = [(spec.epoch, position) for position in spec.positions]
+    def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
+        """The timestep t of each item of a batch whose targets have latents of this size; `levels` of each, one from
+        each equal part of the distribution."""
         tokens = self.model.family.tokens(latent)
         context = TimestepContext(tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal)
-        return [
-            draw_timestep(self.settings, generator(self.seed, "timestep", *key), context, self._stratum(*key))
-            for key in keys
-        ]
+        drawn = []
+        for use in _uses(spec):
+            stratum, parts = self._stratum(*use), max(1, self.settings.num_timestep_buckets) * levels
+            for level, key in enumerate(_keys(use, levels)):
+                part = stratum if levels == 1 else (stratum or 0) * levels + level
+                random = generator(self.seed, "timestep", *key)
+                drawn.append(draw_timestep(self.settings, random, context, part, parts))
+        return drawn
 
     def announce_timesteps(
         self, specs: Iterable[BatchSpec], latent_of: Callable[[BatchSpec], Size]
@@ -142,3 +189,16 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", epoch))
             self._strata = (epoch, order)
         return self._strata[1][position % len(self._strata[1])]  # those of a stream continue from epoch to epoch
+
+
+def _uses(spec: BatchSpec) -> list[tuple[int, int]]:
+    return [(spec.epoch, position) for position in spec.positions]
+
+
+def _keys(use: tuple[int, int], levels: int) -> list[tuple[int, ...]]:
+    """Keys of the random numbers of each noise level of one use; the first is that of a use with one level."""
+    return [(*use, level) if level else use for level in range(levels)]
+
+
+def _tokens(family: ModelFacts, latents: Tensor) -> int:
+    return family.tokens(Size(latents.shape[-1], latents.shape[-2]))

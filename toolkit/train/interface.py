@@ -52,7 +52,9 @@ class StepLosses:
     backward pass and counts once."""
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
-    """Metric name -> one value per sample [B], on any device, such as the timestep t."""
+    """Metric name -> one value per sample [B], on any device, such as the timestep t; or [B, K], one for each noise
+    level of a sample, with NaN as the `t` of those that it lacks. `loss` among them takes the place of the losses' sum.
+    """
 
     numbers: dict[str, Tensor] = field(default_factory=dict)
     """Metric name -> one value of the batch (0-dim). Of an accumulation step the mean is logged, weighted by the
@@ -135,7 +137,8 @@ class StepResult:
     """Part of `step_s` spent waiting for batches."""
 
     per_sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Metric name -> one value per sample of the step: its `loss`, and those of the `TrainStep` (`t`)."""
+    """Metric name -> one value per sample of the step, or per noise level of each: its `loss`, and those of the
+    `TrainStep` (`t`), in the same order."""
 
     skipped: bool = False
     """A loss or gradient was not finite: at least one role skipped this step."""

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
@@ -73,6 +73,22 @@ def metrics_sync_interval(device: torch.device) -> int:
     return 1 if device.type == "cpu" else FETCH_EVERY
 
 
+LEVEL = "/"
+"""Between the name of a metric and the number of a further noise level of each sample."""
+
+
+def _with_levels(by_sample: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """The values of all noise levels of all samples under one name; those of levels that a sample lacks have no t."""
+    joined: dict[str, tuple[float, ...]] = {}
+    for name, values in by_sample.items():
+        first = name.split(LEVEL)[0]
+        joined[first] = joined.get(first, ()) + values
+    there = [not math.isnan(t) for t in joined["t"]]
+    if all(there):
+        return joined
+    return {name: tuple(itertools.compress(values, there)) for name, values in joined.items()}
+
+
 class StepLossBuffer:
     """Losses and metrics of the micro-batches of one accumulation step; tensors stay on their device."""
 
@@ -97,8 +113,9 @@ class StepLossBuffer:
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
         learned = list({id(loss_B): loss_B for role, loss_B in losses.by_role.items() if role in roles}.values())
         loss_B = {"loss": cast("Tensor", sum(learned))} if learned else {}
-        for name, values_B in {**loss_B, **losses.per_sample}.items():
-            self.per_sample[name].append(values_B.detach())
+        for name, values in {**loss_B, **losses.per_sample}.items():
+            for level, values_B in enumerate(values.detach().view(len(values), -1).unbind(1)):
+                self.per_sample[f"{name}{LEVEL}{level}" if level else name].append(values_B)
         for name, number in losses.numbers.items():
             self.numbers[name].append((len(batch), number.detach()))
 
@@ -139,6 +156,8 @@ class PendingStepMetrics:
             name: tuple(value for _ in tensors for value in next(values))
             for name, tensors in self.losses.per_sample.items()
         }
+        if "t" in by_sample:
+            by_sample = _with_levels(by_sample)
         numbers = {}
         for name, counted in self.losses.numbers.items():
             total = sum(count * next(values)[0] for count, _ in counted)

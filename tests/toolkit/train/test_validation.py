@@ -15,6 +15,7 @@ from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, phot
 from tests.measured import at_most
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.types import CaptionRules, PromptEmbeds, Size
+from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.validation import Validator, noise_levels
@@ -36,7 +37,7 @@ def photos(adapter: QwenImageModel) -> EncodedDataset:
 class Recording:
     """An adapter that predicts zero and remembers what it was asked."""
 
-    family = QwenImageModel.family
+    family = FAMILY
 
     def __init__(self) -> None:
         self.asked: list[tuple[Tensor, float, PromptEmbeds, int]] = []

@@ -44,6 +44,7 @@ class QwenImage21Family(FolderFamily):
     )
     max_references = 10
     text_at_reference_size = True
+    shares_prefix = True
     guidance = 1.0
     sample_steps = 40
     sure_prompt = 1000
