@@ -76,9 +76,7 @@ _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
 _LAYERED = "it concerns Qwen-Image-Layered, which cannot be trained here"
 _ENCODED = "images and captions are encoded one at a time, each once, before training"
 _KERNEL = "PyTorch chooses the attention kernel"
-_FAMILY = (
-    "only Qwen-Image models and what is made from them can be trained. Give such a model, and leave this key out."
-)
+_FAMILY = "only Qwen-Image models and what is made from them can be trained. Give such a model, and leave this key out."
 
 NAMES: dict[tuple[str, str], Names] = {
     ("other", "cache"): {"dtype": shaped("train.dtype")},

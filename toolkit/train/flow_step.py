@@ -92,7 +92,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             weight_B = self.weighting(t_B) * part.loss_weight_B.to(t_B.device).repeat_interleave(levels, 0)
             weighted_BK = (loss_B * to_device(weight_B, device)).unflatten(0, (-1, levels))
             of_rows |= zip(rows, weighted_BK.mean(1), strict=True)
-            loss_BK, t_BK = to_device(loss_BK, device), to_device(t_BK, t_B.device)
+            loss_BK, t_BK = to_device(loss_BK, device, weighted_BK.dtype), to_device(t_BK, t_B.device)
             loss_BK[rows, :levels], t_BK[rows, :levels] = weighted_BK.detach(), t_B.unflatten(0, (-1, levels))
         loss_B = torch.stack([of_rows[row] for row in range(len(batch))])
         per_sample = {"t": t_BK[:, 0]} if self.most_levels == 1 else {"t": t_BK, "loss": loss_BK}
