@@ -110,7 +110,7 @@ def build_cache(folder: Path, samples: Sequence, crop: object) -> None:
 
     idle = SimpleNamespace(
         cache_key=lambda part: part,
-        family=SimpleNamespace(sure_prompt=10**6, text_sees_references=True),
+        family=SimpleNamespace(sure_prompt=10**6, text_sees_references=True, pixel_channels=3),
         prompt_error=lambda prompt, target, references: None,
         encode_images=lambda pixels_BCHW: torch.zeros(1, 16, pixels_BCHW.shape[-2] // 8, pixels_BCHW.shape[-1] // 8),
         encode_prompt=lambda prompt, references: torch.zeros(280, 3584),

@@ -80,6 +80,7 @@ WITHOUT_MIRROR = {
     "tests/faults/test_cuda.py": "whole jobs on a CUDA device, one that is none or a real one",
     "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
     "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",
+    "tests/faults/test_families.py": "whole jobs on a tiny model of every family",
     "tests/faults/test_fluxflow_guide.py": "whole jobs of FluxFlow's guide",
     "tests/faults/test_going_on.py": "whole jobs that go on from what is there",
     "tests/faults/test_inputs.py": "whole jobs on odd and broken files",

@@ -76,7 +76,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         """The loss of the velocity; `backward` adds `extra_losses` to it."""
-        loss_BK, t_BK = (torch.full((len(batch), self.most_levels), torch.nan) for _ in range(2))
+        kept: list[tuple[list[int], Tensor, Tensor]] = []
         of_rows: dict[int, Tensor] = {}
         for rows, part, levels in self._parts(batch):
             x_t_BCHW, target_BCHW, t_B = self._noised(part, levels)
@@ -92,11 +92,20 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             weight_B = self.weighting(t_B) * part.loss_weight_B.to(t_B.device).repeat_interleave(levels, 0)
             weighted_BK = (loss_B * to_device(weight_B, device)).unflatten(0, (-1, levels))
             of_rows |= zip(rows, weighted_BK.mean(1), strict=True)
-            loss_BK, t_BK = to_device(loss_BK, device, weighted_BK.dtype), to_device(t_BK, t_B.device)
-            loss_BK[rows, :levels], t_BK[rows, :levels] = weighted_BK.detach(), t_B.unflatten(0, (-1, levels))
+            kept.append((rows, weighted_BK.detach(), t_B.unflatten(0, (-1, levels))))
         loss_B = torch.stack([of_rows[row] for row in range(len(batch))])
-        per_sample = {"t": t_BK[:, 0]} if self.most_levels == 1 else {"t": t_BK, "loss": loss_BK}
+        if self.most_levels == 1:
+            return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B})
+        per_sample = {"t": self._by_level(len(batch), [(rows, t_BK) for rows, _, t_BK in kept])}
+        per_sample["loss"] = self._by_level(len(batch), [(rows, loss_BK) for rows, loss_BK, _ in kept])
         return StepLosses(dict.fromkeys(self.roles, loss_B), per_sample)
+
+    def _by_level(self, items: int, found: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+        """The values [rows, levels] of all items [B, K], NaN for the levels that an item lacks."""
+        whole_BK = found[0][1].new_full((items, self.most_levels), torch.nan)
+        for rows, values in found:
+            whole_BK[rows, : values.shape[1]] = values
+        return whole_BK
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
         losses = self(batch, backward.step)
