@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from math import prod
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -56,10 +57,22 @@ RunIndexed = Callable[..., "tuple[Tensor, ...]"]
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
     """Runs a block in these wrappers, the first one innermost."""
-    run: BlockForward = run_block
+    run: BlockForward = _call
     for wrapper in wrappers:
         run = wrapper(run)
     return lambda index, block, *inputs: run(block, *inputs)
+
+
+def _call(block: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    """Through the module's own call, whose hooks gather a sharded block's weights."""
+    return block(*inputs)
+
+
+def run_by_blocks(model: QwenImage21Transformer2DModel) -> QwenImage21Transformer2DModel:
+    """The model, each block of which has `run_block` as its forward."""
+    for block in model.transformer_blocks:
+        block.forward = MethodType(run_block, block)
+    return model
 
 
 def run_block(
