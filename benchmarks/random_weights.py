@@ -55,11 +55,12 @@ def write_folder(folder: Path, size: ModelSize) -> None:
         make_transformer(size).save_config(folder / "transformer")
     write_scheduler(folder)
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
-    for part, file in QwenImageFamily.parts.items():  # nothing is read of the parts that are not trained
-        path = folder / part / file.replace("*", part)
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("{}", encoding="utf-8")
+    for part, files in QwenImageFamily.parts.items():  # nothing is read of the parts that are not trained
+        for file in files.split():
+            path = folder / part / file.split("|")[0]
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                path.write_text("{}", encoding="utf-8")
     for part in QwenImageFamily.weight_parts:
         (folder / part / "model.safetensors").write_bytes(framed("{}"))
     (folder / _SIZE).write_text(json.dumps(asdict(size)), encoding="utf-8")

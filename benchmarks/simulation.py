@@ -72,7 +72,7 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         build_block_runner(section, model, DEVICE)
         step = FlowMatchingStep(model, SEED)
         batch, level = batch_of(size, references, DTYPES[section.train.dtype]), torch.tensor([0.5])
-        step.sample_noise_and_t = lambda spec, shape_CHW: (torch.empty((1, *shape_CHW)), level)
+        step.sample_noise_and_t = lambda spec, shape_CHW, levels: (torch.empty((1, *shape_CHW)), level)
         roles = build_roles(section, network, STEPS, SEED, ProcessGroup())
         run = Run("simulated", Path(), STEPS, 1, SEED, roles, callbacks=[Phases(live)], metrics_sync_interval=STEPS + 1)
         fill_table(model)
