@@ -1,11 +1,12 @@
-"""Writes docs/config.md and docs/job.schema.json from the section models, and the drawing in docs/architecture.md from
-the imports: `python docs/generate.py`."""
+"""Writes docs/config.md and docs/job.schema.json from the section models, the drawing in docs/architecture.md from the
+imports, and config/examples/train_*.yaml from their template: `python docs/generate.py`."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from docs.drawing import drawing  # noqa: E402
+from extensions.tools.new.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reference import render, schema  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
 from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402
@@ -41,7 +43,18 @@ def pages() -> dict[Path, str]:
         architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
         ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
+        **dict(examples()),
     }
+
+
+def examples() -> Iterator[tuple[Path, str]]:
+    """The jobs of published models. The planned memory in their first line stays: tests/config/test_examples.py holds
+    it against the plan."""
+    for model in MODELS:
+        for gpu in model.examples:
+            path = ROOT / "config" / "examples" / f"train_{model.file}_{gpu}gb.yaml"
+            found = re.search(r"planned peak (\S+) GB\.", path.read_text(encoding="utf-8")) if path.is_file() else None
+            yield path, example_text(model, gpu, found[1] if found else "0.0")
 
 
 if __name__ == "__main__":

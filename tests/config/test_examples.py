@@ -85,7 +85,8 @@ def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) 
     lines = (CONFIG.parent / example).read_text(encoding="utf-8").splitlines()
     own = re.compile(r"^ *[^#]*\b(my_character|mychar|config/examples|prompt:)")
     assert [line for line in lines if own.search(line)] == [line for line in lines[5:] if line.endswith("<- yours")]
-    assert sum(line.endswith("<- yours") for line in lines[5:]) == 7
+    with_references = any("ctrl_img:" in line for line in lines)
+    assert sum(line.endswith("<- yours") for line in lines[5:]) == 6 + with_references
 
 
 def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_samples(

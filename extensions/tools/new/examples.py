@@ -134,8 +134,8 @@ QWEN_IMAGE_21 = Model(
     cards={
         80: Card(80, batch_size=4),
         48: Card(32),
-        24: Card(20, low_vram=True, match_target_res=True),
-        16: Card(16, "int8", "int8", low_vram=True, match_target_res=True),
+        24: Card(20, "int8", "int8", low_vram=True, match_target_res=True),
+        16: Card(16, "int4", "int8", low_vram=True, match_target_res=True),
         12: Card(0, "int4", "int4", low_vram=True, match_target_res=True, sample_side=768),
     },
     examples=(16, 24, 48, 80),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from extensions.tools.new.config import NewConfig
+from extensions.tools.new.examples import MODELS
 from extensions.tools.new.process import job_text
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT, child_environment
@@ -31,12 +32,15 @@ def plan_of(text: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("gpu", [12, 16, 24, 32, 48, 80])
-def test_the_job_fits_the_gpu_it_is_written_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: int) -> None:
+@pytest.mark.parametrize("model", ["", *(model.id for model in MODELS[1:])])
+def test_the_job_fits_the_gpu_it_is_written_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, gpu: int
+) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = plan_of(job_text(wanted(), gpu), tmp_path)
+    plan = plan_of(job_text(wanted(model=model), gpu), tmp_path)
     (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
     assert int(smallest) <= gpu
-    assert "zuzu (sd_trainer)" in plan and str(PHOTOS) in plan and "Qwen/Qwen-Image-Edit-2509" in plan
+    assert "zuzu (sd_trainer)" in plan and str(PHOTOS) in plan and (model or "Qwen/Qwen-Image-Edit-2509") in plan
 
 
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:
