@@ -484,8 +484,8 @@ class TrainConfig(OptimizationConfig):
     noise_levels_per_sample: Annotated[NoiseLevels, BeforeValidator(_level_counts)] = 1
     """Noise levels of each image that share one pass over its text and references, each from its own equal part of the
     distribution; their loss is the mean. Cheaper than as many images, less varied. 0 is an error. A list: by the number
-    of references, the last for more. `auto`: 4 where text and references are at least as long as the image, else 1. Only models whose
-    references do not see the image can do it (Qwen-Image-2.1)."""
+    of references, the last for more. `auto`: 4 where text and references are at least as long as the image, else 1.
+    Only models whose references do not see the image can do it (Qwen-Image-2.1)."""
 
     content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = "balanced"
     """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""
