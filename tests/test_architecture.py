@@ -22,7 +22,7 @@ OWN = {"run", "jobs", "extensions", "toolkit", "docs", "tests"}
 
 MAY_IMPORT = {
     "run": {"jobs", "toolkit"},
-    "docs": {"docs", "toolkit"},
+    "docs": {"docs", "extensions", "toolkit"},
     "jobs": {"jobs", "toolkit"},
     "extensions": {"jobs", "toolkit"},
     "toolkit": {"toolkit"},

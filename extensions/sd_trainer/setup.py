@@ -80,7 +80,9 @@ def choose_checkpointing_level(
     folder = model_folder(section.model)
     trained, on_card = local_trainable_params(section), next(iter(network.parameters().values())).is_cuda
     facts = family_for(section.model).footprint(folder)
-    targets_BCHW = largest.latents_BCHW.repeat_interleave(noise_levels, 0)
+    targets_BCHW = largest.latents_BCHW
+    if noise_levels > 1:
+        targets_BCHW = targets_BCHW.repeat_interleave(noise_levels, 0)
     tokens = model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
     work = step_shape(section, facts, trained, tokens, on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)

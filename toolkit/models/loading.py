@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault, weight_files
+from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault, published_family, weight_files
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for
 from toolkit.models.hub import download, fetch_index
@@ -313,11 +313,11 @@ def model_folder(model: ModelConfig) -> Path:
 
 
 def checked_family(model: ModelConfig) -> ModelFamily:
-    """`family_for` once the model's own files have said so: of a hub model, model_index.json is brought if need be.
+    """`family_for` once the id or the model's own files say it; of a hub model, model_index.json is brought if need be.
 
     For a process that is about to begin: it ends here, with a UserError, where the model is of another family.
     """
     name = model.name_or_path
-    if not looks_like_a_path(name) and not Path(name).is_dir():
+    if not (published_family(name) or looks_like_a_path(name) or Path(name).is_dir()):
         fetch_index(name, model.revision)
     return family_for(model)

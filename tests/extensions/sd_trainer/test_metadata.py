@@ -164,7 +164,12 @@ def test_a_variable_is_shown_where_it_was_written_and_nowhere_else(metadata, mon
 
 def test_files_that_came_from_variables_are_shown_as_written(metadata, monkeypatch, plan, tmp_path: Path) -> None:
     file = tmp_path / "photos" / "a.png"
-    for name, value in (("PHOTOS", file.parent), ("FILE", file), ("MODEL", "org/name"), ("RUN", "anna")):
+    for name, value in (
+        ("PHOTOS", file.parent),
+        ("FILE", file),
+        ("MODEL", "Qwen/Qwen-Image-Edit-2509"),
+        ("RUN", "anna"),
+    ):
         monkeypatch.setenv(name, str(value))
     named = replace(plan, datasets=(replace(plan.datasets[0], folder=str(file.parent)),))
     monkeypatch.setattr("toolkit.config.model.model_fault", lambda *_: "")

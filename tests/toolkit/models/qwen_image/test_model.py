@@ -148,7 +148,8 @@ def test_parts_are_loaded_when_used_and_dropped_when_asked(tiny_model: Path) -> 
 
 
 def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "transformer").symlink_to(tiny_model / "transformer")
+    for name in ("model_index.json", "transformer"):
+        (tmp_path / name).symlink_to(tiny_model / name)
     model = open_tiny(tmp_path)
     assert len(model.blocks()) == 2
     with pytest.raises(RunError, match="vae: is missing"):
