@@ -35,7 +35,7 @@ from extensions.from_scratch.latent_flow.family import (
     text_encoder_kind,
     text_width,
 )
-from extensions.from_scratch.latent_flow.model import ConstantShift, LatentFlowModel
+from extensions.from_scratch.latent_flow.model import LatentFlowModel
 from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
 from extensions.from_scratch.perceptual import PerceptualDistance
 from extensions.from_scratch.pixels import PixelBatch
@@ -49,6 +49,7 @@ from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.from_config import build
+from toolkit.models.interface import DynamicShift
 from toolkit.networks.full import FullNetwork, modules_with_weights
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
@@ -221,7 +222,7 @@ class _Model(LatentFlowModel):
         FolderModel.__init__(self, options, family)
         self._parts = dict(parts)
 
-    dynamic_shift = ConstantShift(1.0)
+    dynamic_shift = DynamicShift(base_shift=0.0, max_shift=0.0, shift_terminal=None)
 
     @property
     def autoencoder(self) -> Autoencoder:

@@ -181,6 +181,8 @@ class ModelFolder:
         for part, expected in family.classes.items():
             path, entry = self.path / part / "config.json", of_index.get(part)
             config = read_model_json(path) if path.is_file() else {}
+            if isinstance(entry, list) and entry[:1] not in (["diffusers"], ["transformers"]):
+                entry = None  # a class of somebody's own code; what it is made of is looked at elsewhere
             listed = [names[-1:] if isinstance(names, list) else [] for names in (config.get("architectures"), entry)]
             said = [(path, config.get("_class_name")), *((path, name) for name in listed[0])]
             for place, name in (*said, *((self.index, name) for name in listed[1])):

@@ -6,6 +6,7 @@ Where the folder is not here yet, the sizes are those of the published model.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from abc import abstractmethod
@@ -97,6 +98,8 @@ class FolderFamily(ModelFamily):
         """The sizes among its keys. Raises UserError naming the one that cannot be."""
         part, published = folder / "transformer", self.published_transformer
         config = {**published, **{key: value for key, value in part_config(part).items() if key in published}}
+        if config["out_channels"] is None:  # as diffusers reads it
+            config["out_channels"] = config["in_channels"]
         for key, value in config.items():
             most = MOST_LAYERS if key == "num_layers" else WIDEST
             if type(value) is not int or not 1 <= value <= most:
@@ -117,13 +120,13 @@ class FolderFamily(ModelFamily):
         """Raises UserError where one part makes something else than the next one takes, so is of another model."""
         transformer, text = self.transformer_config(folder), text_config(folder)
         latents = part_config(folder / "vae").get("z_dim", 0)
-        path = folder / "processor" / "preprocessor_config.json"
-        image = read_model_json(path) if path.is_file() else {}
+        path, image = image_processor_config(folder / "processor")
         vision = text.get("vision_config") or {}
         config = folder / "transformer" / "config.json"
         for place, key, has, other, wants in (
             (config, self.text_width_key, transformer[self.text_width_key], "text encoder", text.get("hidden_size")),
             (config, "in_channels", transformer["in_channels"], "VAE", latents * self.patch**2),
+            (config, "out_channels", transformer["out_channels"], "VAE", latents),
             (path, "patch_size", image.get("patch_size"), "text encoder", vision.get("patch_size")),
         ):
             if has and wants and has != wants:
@@ -206,6 +209,15 @@ def part_config(part: Path) -> dict[str, Any]:
     return read_model_json(path) if path.is_file() else {}
 
 
+def image_processor_config(part: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that has the config of a processor's image part, and that config; empty where there is none."""
+    path = part / "preprocessor_config.json"
+    if path.is_file():
+        return path, read_model_json(path)
+    path = part / "processor_config.json"
+    return path, (read_model_json(path) if path.is_file() else {}).get("image_processor") or {}
+
+
 def text_config(folder: Path) -> dict[str, Any]:
     """The config of the text encoder, with the keys of its language model among its own."""
     config = part_config(folder / "text_encoder")
@@ -226,20 +238,42 @@ def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
     return Size(*(max(1, round(side / multiple)) * multiple for side in (width, height)))
 
 
+SCHEDULER: Mapping[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "time_shift_type": "exponential",
+    "num_train_timesteps": 1000,
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+"""Keys of a scheduler_config.json -> the only value that samples are made with, which absence stands for too."""
+
+
 def dynamic_shift(folder: Path) -> DynamicShift:
     """The sampler's time shift from scheduler/scheduler_config.json, with diffusers' defaults for absent keys.
 
-    Raises UserError naming a value that cannot be.
+    Raises UserError naming a value that cannot be, or that no samples are made with here.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
     config = read_model_json(path)
+    for key, value in SCHEDULER.items():
+        if (found := config.get(key, value)) != value:
+            what = f"{json.dumps(found)}: samples are made with {json.dumps(value)} alone"
+            raise UserError(f"{path}: {key}: {what}. Copy the file of the published model.")
     values = {key: config.get(key, default) for key, default in defaults.items()}
-    values["shift_terminal"] = config.get("shift_terminal")
-    for key, value in values.items():
+    values["shift_terminal"] = config.get("shift_terminal") or None
+    shift = config.get("shift", 1.0)
+    for key, value in (*values.items(), ("shift", shift)):
         absent = value is None and key == "shift_terminal"
         if not absent and (type(value) not in (int, float) or not math.isfinite(value)):
             raise UserError(f"{path}: {key}: {value!r} is not a number. {_AGAIN}")
     if values["base_image_seq_len"] == values["max_image_seq_len"]:
         raise UserError(f"{path}: base_image_seq_len and max_image_seq_len are equal. {_AGAIN}")
+    if shift <= 0:
+        raise UserError(f"{path}: shift: {shift!r} is not above 0. {_AGAIN}")
+    if not config.get("use_dynamic_shifting"):  # one shift for every size
+        values["base_shift"] = values["max_shift"] = math.log(shift)
     return DynamicShift(**values)

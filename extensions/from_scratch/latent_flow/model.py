@@ -22,12 +22,11 @@ from extensions.from_scratch.latent_flow import text
 from extensions.from_scratch.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
 from extensions.from_scratch.latent_flow.transformers import TransformerAdapter
 from extensions.from_scratch.spade import attach_spade
-from toolkit.config.model_files import read_model_json
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.folder_family import size_of_area
+from toolkit.models.folder_family import dynamic_shift, size_of_area
 from toolkit.models.folder_model import FolderModel
-from toolkit.models.interface import BlockWrapper, DynamicShift
+from toolkit.models.interface import BlockWrapper
 from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
 from toolkit.system.device import to_device
 
@@ -35,17 +34,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from toolkit.models.interface import TimeShift
-
-
-@dataclass(frozen=True)
-class ConstantShift:
-    """A time shift that is the same for every size: t becomes s t / (1 + (s - 1) t)."""
-
-    shift: float
-    shift_terminal: None = None
-
-    def mu(self, tokens: int, steps: int) -> float:
-        return math.log(self.shift)
 
 
 @dataclass(frozen=True)
@@ -133,12 +121,7 @@ class LatentFlowModel(FolderModel):
 
     @cached_property
     def dynamic_shift(self) -> TimeShift:
-        config = read_model_json(self.options.folder / "scheduler" / "scheduler_config.json")
-        if not config.get("use_dynamic_shifting"):
-            return ConstantShift(float(config.get("shift") or 1))
-        defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-        values = {key: config.get(key, default) for key, default in defaults.items()}
-        return DynamicShift(**values, shift_terminal=config.get("shift_terminal"))
+        return dynamic_shift(self.options.folder)
 
     def cache_key(self, part: str) -> str:
         folder = self.options.folder

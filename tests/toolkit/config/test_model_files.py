@@ -327,7 +327,12 @@ OF_2509 = "of another model; a Qwen-Image-Edit-2509 has"
         ("vae/config.json", {"input_channels": 4}, f"input_channels: 4 is {OF_2509} 3"),
         ("text_encoder/config.json", {"architectures": ["Qwen3VLForConditionalGeneration"]}, OF_2509),
         ("model_index.json", {"processor": ["transformers", "Qwen3VLProcessor"]}, f"{OF_2509} 'Qwen2VLProcessor'"),
+        ("transformer/config.json", {"out_channels": None}, "out_channels: 64, and the VAE of this model has 16"),
         ("processor/preprocessor_config.json", {"patch_size": 16}, "and the text encoder of this model has 14"),
+        ("scheduler/scheduler_config.json", {"time_shift_type": "linear"}, 'samples are made with "exponential" alone'),
+        ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "true: samples are made with false alone"),
+        ("scheduler/scheduler_config.json", {"_class_name": "UniPCMultistepScheduler"}, "samples are made with"),
+        ("scheduler/scheduler_config.json", {"shift": 0}, "shift: 0 is not above 0"),
     ],
 )
 def test_a_part_of_another_model_is_named(copy: Path, file: str, keys: dict[str, object], words: str) -> None:
@@ -356,6 +361,21 @@ def test_a_transformer_with_another_setting_is_of_another_model(
         f"model/transformer/config.json: {key}: {said} is of another model; a {title} has {own}. "
         "Copy or download the model again."
     )
+
+
+def test_a_processor_saved_as_one_file_is_looked_into(copy: Path) -> None:
+    image = json.loads((copy / "processor" / "preprocessor_config.json").read_text())
+    (copy / "processor" / "preprocessor_config.json").unlink()
+    for patch, fault in ((14, ""), (16, "processor_config.json: patch_size: 16, and the text encoder of this model")):
+        nested = {"processor_class": "Qwen2VLProcessor", "image_processor": image | {"patch_size": patch}}
+        (copy / "processor" / "processor_config.json").write_text(json.dumps(nested))
+        assert fault in model_fault(str(copy), None) and bool(fault) == bool(model_fault(str(copy), None))
+
+
+def test_a_class_of_somebodys_own_is_not_judged_by_its_name(copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"processor": ["my_module", "WithoutVideos"]}))
+    assert model_fault(str(copy), None) == ""
 
 
 def test_classes_that_do_the_same_are_no_mistake(copy: Path) -> None:

@@ -5,14 +5,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import QwenImageTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
 from toolkit.errors import RunError, UserError
+from toolkit.flow.sampler import sigmas
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import dynamic_shift
 from toolkit.models.interface import DynamicShift
@@ -174,6 +177,26 @@ def test_the_time_shift_is_that_of_the_scheduler_config(copy: Path) -> None:
     assert dynamic_shift(copy) == DynamicShift(max_shift=1.25, shift_terminal=None)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shift_terminal": 0.0},
+        {"use_dynamic_shifting": False, "shift": 3.0},
+        {"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": None},
+        {"base_shift": 0.9, "max_shift": 0.3, "base_image_seq_len": 64},
+    ],
+    ids=str,
+)
+def test_noise_levels_of_any_scheduler_config_are_diffusers(copy: Path, changes: dict[str, object]) -> None:
+    rewrite_json(copy / "scheduler" / "scheduler_config.json", **changes)
+    theirs, shift = FlowMatchEulerDiscreteScheduler.from_pretrained(copy / "scheduler"), dynamic_shift(copy)
+    config = theirs.config
+    mu = calculate_shift(500, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
+    theirs.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7), mu=mu)
+    ours = sigmas(7, shift.mu(500, 7), shift.shift_terminal)
+    torch.testing.assert_close(ours, theirs.sigmas, rtol=0, atol=1e-6)
+
+
 def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(tiny_model: Path) -> None:
     plain, quantized = open_tiny(tiny_model), open_tiny(tiny_model, text_encoder_cache_tag="int8")
     assert plain.cache_key("vae") == quantized.cache_key("vae")
@@ -200,6 +223,7 @@ from pathlib import Path
 import torch
 from toolkit.memory.quantization import quantizer
 from toolkit.models.loading import WEIGHTS
+from toolkit.flow.sampler import sigmas
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.loading import load_transformer
 
