@@ -30,7 +30,7 @@ from toolkit.files.writing import readable_size
 from toolkit.flow import noise_levels
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.flops import StepWork
-from toolkit.models.families import ModelFamily, family_for, unknown_family, yet_to_come
+from toolkit.models.families import ModelFamily, family_for, title_of, unknown_family, yet_to_come
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
@@ -131,12 +131,23 @@ class SdPlanner(Planner[DiffusionSection]):
         """What is done with the model and with the images, where a user may not expect it."""
         yield from yet_to_come(self.section.model, self.job)
         yield from data_parallel_notes(self.section.train)
+        yield from self._references(data)
         yield from self._noise_levels(data)
         yield from self._stream()
         yield from self._sizes()
         yield from self._quantization()
         yield from self._preservations()
         yield from self._excess_rank()
+
+    def _references(self, data: ImageData) -> Iterator[str]:
+        """Warnings of what the model's own pipeline would refuse."""
+        least, title = self.family.min_references, title_of(self.section.model, self.family)
+        images = sum(len(sample.control_images) < least for sample in data.scan.samples)
+        prompts = sum(len(picture.ctrl_img) < least for picture in self.section.sample_pictures())
+        for count, what, key in ((images, "image", "control_path"), (prompts, "sample prompt", "ctrl_img")):
+            if count:
+                has = f"{what}s have" if count > 1 else f"{what} has"
+                yield f"warning: {count:,} {has} no reference image, and {title} is made to edit one. Give {key}."
 
     def _noise_levels(self, data: ImageData) -> Iterator[str]:
         """What several noise levels in one pass save."""

@@ -18,11 +18,12 @@ from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.model_files import ModelFolder
 from toolkit.config.sections import DiffusionSection
+from toolkit.data.items import too_many_references
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.noise_levels import most_levels
 from toolkit.models.adapter_origin import origin_findings
-from toolkit.models.families import family_for, published_names
+from toolkit.models.families import ModelFamily, family_for, published_names
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
@@ -237,6 +238,13 @@ def _modulation_table(s: DiffusionSection) -> Findings:
         yield warning("model.modulation_table", "has no effect: the blocks of this model hold no modulation layers.")
 
 
+def _family(s: DiffusionSection) -> ModelFamily | None:
+    try:
+        return family_for(s.model)
+    except UserError:  # another rule, or the plan, reports the model
+        return None
+
+
 def _blocks(s: DiffusionSection) -> int | None:
     try:
         return family_for(s.model).block_count(Path(s.model.name_or_path).expanduser())
@@ -295,7 +303,11 @@ def _images(s: DiffusionSection) -> Findings:
         yield warning("train.reg_weight", "has no effect: no dataset has 'is_reg: true'.")
     if weight == 0 and regularises:
         yield warning("train.reg_weight", "0 means that nothing is learned from regularisation images.")
+    family = _family(s)
     for index, dataset in enumerate(s.datasets):
+        folders = len(dataset.control_path)
+        if family and folders > family.max_references and not dataset.control_optional:
+            yield error(f"datasets.{index}.control_path", too_many_references(folders, family))
         sizes = [(r, r) if isinstance(r, int) else (r.width, r.height) for r in dataset.resolution]
         if note := ModelFolder(s.model.files_folder()).size_note(sizes):
             yield warning(f"datasets.{index}.resolution", note)
@@ -342,10 +354,8 @@ def _samples(s: DiffusionSection) -> Findings:
 
 def _generated(s: DiffusionSection, pixels: int) -> int:
     """The side that the model generates."""
-    try:
-        return family_for(s.model).drawable(Size(pixels, pixels)).width
-    except UserError:  # the plan reports the model
-        return pixels
+    family = _family(s)
+    return family.drawable(Size(pixels, pixels)).width if family else pixels
 
 
 def _validation(s: DiffusionSection) -> Findings:

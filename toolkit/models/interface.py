@@ -107,6 +107,9 @@ class ModelFacts:
     max_references: int = 0
     """Largest number of control images per sample."""
 
+    min_references: int = 0
+    """Control images without which the model's own pipeline makes no image."""
+
     text_sees_references: bool = True
     """Whether the text encoder sees the control images beside a prompt."""
 

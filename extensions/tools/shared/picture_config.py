@@ -148,6 +148,9 @@ class PicturesConfig(ToolConfig):
             else:
                 for item in items:
                     yield from check_references((key,), item.ctrl_img, family, job)
+                    if len(item.ctrl_img or self.reference) < family.min_references:
+                        message = f"no reference image, and {family.title} is made to edit one. Give --reference."
+                        yield Diagnostic((key,), message, "warning")
 
     def found_model(self) -> ModelConfig:
         """`model`, or that of the first LoRA where it is not given. Raises UserError where there is none."""
@@ -196,8 +199,8 @@ def check_references(
 ) -> Iterator[Diagnostic]:
     """More references than the model takes, files that are missing or no images."""
     if len(paths) > family.max_references:
-        takes = f"at most {family.max_references}" if family.max_references else "none"
-        yield Diagnostic(key, f"{len(paths)} references: a {family.title} takes {takes}.")
+        takes = f"at most {family.max_references}. Give fewer." if family.max_references else "none. Leave them out."
+        yield Diagnostic(key, f"{len(paths)} references: a {family.title} takes {takes}")
     for path in paths:
         file = Path(path).expanduser()
         if job.will_write(file):

@@ -94,6 +94,19 @@ def test_one_line_says_how_many_images_have_transparency(plan, make_pictures, tm
     assert "2 images have an alpha channel: trained with it, unless datasets[].background is given" in words
 
 
+def test_a_model_that_edits_one_image_says_where_none_is_given(plan, make_pictures, tmp_path: Path) -> None:
+    folder, references = (str(make_pictures(tmp_path / name, "a", "b")) for name in ("x", "ref"))
+    model, picture = {"name_or_path": "Qwen/Qwen-Image-Edit"}, str(tmp_path / "ref" / "a.png")
+    sample = {"samples": [{"prompt": "x"}, {"prompt": "y", "ctrl_img": picture}]}
+    words = plan(model=model, sample=sample, datasets=[{"folder_path": folder}]).render()
+    made = "no reference image, and Qwen-Image-Edit is made to edit one. Give"
+    assert f"warning: 2 images have {made} control_path." in words
+    assert f"warning: 1 sample prompt has {made} ctrl_img." in words
+    paired = [{"folder_path": folder, "control_path": references}]
+    assert made not in plan(model=model, sample={"samples": sample["samples"][1:]}, datasets=paired).render()
+    assert made not in plan(sample=sample, datasets=[{"folder_path": folder}]).render()
+
+
 def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
     words = plan(network={"type": "lora", "linear": 4, "linear_alpha": 4}).render()
     # In each of 2 blocks 8 layers of 64 x 64, 2 of 64 x 384, 4 of 64 x 256: rank * (in + out) weights each, of 4 bytes.

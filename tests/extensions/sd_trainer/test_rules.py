@@ -167,6 +167,10 @@ ROWS: list[tuple[str, ...]] = [
     ("sample: {width: 100, samples: [{prompt: a, height: 70}]}",
      "W sample.width: the model cannot generate 100 pixels; images will be generated at 96.",
      "W sample.samples.0.height: the model cannot generate 70 pixels; images will be generated at 64."),
+    ("datasets: [{folder_path: photos, control_path: [other, other, other]}]",),
+    ("datasets: [{folder_path: photos, control_path: [other, other, other, other]}]",
+     "E datasets.0.control_path: has 4 reference images, and Qwen-Image-Edit-2509 takes at most 3. Shorten control"),
+    ("datasets: [{folder_path: photos, control_path: [other, other, other, other], control_optional: true}]",),
     # ---------------------------------------- validation, what is measured
     *((f"stop_when: {{metric: {metric}, below: 1}}", f"E stop_when.metric: '{metric}' {fault}") for metric, fault in (
         ("validation/loss", "needs the section 'validation'"),

@@ -155,7 +155,7 @@ class EditFamily(QwenImageFamily):
     published: Mapping[str, str] = {"Qwen/Qwen-Image-Edit": "Qwen-Image-Edit"}
     template = EDIT
     modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])
-    max_references = 1
+    min_references = max_references = 1
     text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
     settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
 

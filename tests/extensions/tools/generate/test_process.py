@@ -23,6 +23,7 @@ from extensions.tools.shared import generation
 from extensions.tools.shared.image_files import read_settings
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, drawn_by_pipeline, psnr
+from tests.findings import warnings
 from tests.measured import at_least
 from tests.model_folders import write_flow_model
 from tests.running import run_job, run_tool, section_of
@@ -317,6 +318,15 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
     with pytest.raises(UserError) as refused:
         section_of("generate", shlex.split(line.format(m=tiny_model, r=REFERENCES[0])))
     assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "notes"), [("Edit", "", 1), ("Edit", f"--reference {REFERENCES[0]}", 0), ("2512", "", 0)]
+)
+def test_a_model_that_edits_one_image_says_where_none_is_given(model: str, given: str, notes: int) -> None:
+    section = section_of("generate", shlex.split(f"--model Qwen/Qwen-Image-{model} --prompt x {given}"))
+    found = [one.message for one in warnings(section)]
+    assert found == ["no reference image, and Qwen-Image-Edit is made to edit one. Give --reference."] * notes
 
 
 def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
