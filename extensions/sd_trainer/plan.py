@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from textwrap import shorten
 
 from extensions.sd_trainer.memory_inputs import (
     BatchSizes,
@@ -132,6 +133,7 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from yet_to_come(self.section.model, self.job)
         yield from data_parallel_notes(self.section.train)
         yield from self._references(data)
+        yield from self._cut_texts(data)
         yield from self._noise_levels(data)
         yield from self._stream()
         yield from self._sizes()
@@ -148,6 +150,18 @@ class SdPlanner(Planner[DiffusionSection]):
             if count:
                 has = f"{what}s have" if count > 1 else f"{what} has"
                 yield f"warning: {count:,} {has} no reference image, and {title} is made to edit one. Give {key}."
+
+    def _cut_texts(self, data: ImageData) -> Iterator[str]:
+        """Warnings of captions and sample prompts whose end the model does not get."""
+        captions = [(f"{sample.image}: its caption has", sample.caption) for sample in data.scan.samples]
+        prompts = [(f"sample: {shorten(one.prompt, 40)!r} has", one.prompt) for one in self.section.sample_pictures()]
+        for texts in (captions, prompts):
+            notes = [f"{where} {note}" for where, text in texts if (note := self._cut(text))]
+            if notes:
+                yield f"warning: {notes[0]}" + (f" So have {len(notes) - 1} more." if len(notes) > 1 else "")
+
+    def _cut(self, text: str) -> str | None:
+        return self.family.prompt_note(self.section.model, text)
 
     def _noise_levels(self, data: ImageData) -> Iterator[str]:
         """What several noise levels in one pass save."""

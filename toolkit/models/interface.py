@@ -183,6 +183,11 @@ class ModelFacts:
         """
         return None
 
+    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
+        """What is cut off a prompt that is trained and sampled all the same, or None; None also where it is not known,
+        as in `prompt_error`."""
+        return None
+
 
 class TimeShift(Protocol):
     """The timestep shift of a model's own sampler: t becomes exp(mu) t / (1 + (exp(mu) - 1) t)."""

@@ -25,6 +25,9 @@ class Template(NamedTuple):
     condition_area: int = 0
     """Pixels of a reference as the text encoder sees it."""
 
+    most_tokens: int | None = None
+    """Text tokens that the transformer gets, behind which a prompt is cut off; None: all."""
+
     @property
     def prefix(self) -> str:
         """What is in front of references and prompt."""
@@ -35,6 +38,7 @@ TEXT_TO_IMAGE = Template(
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
     "objects and background:",
     dropped_tokens=34,
+    most_tokens=512,  # `max_sequence_length` of the pipeline's `__call__`; the pipelines of edits do not cut
 )
 EDIT_PLUS = Template(
     "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain how "

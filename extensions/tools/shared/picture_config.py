@@ -151,6 +151,8 @@ class PicturesConfig(ToolConfig):
                     if len(item.ctrl_img or self.reference) < family.min_references:
                         message = f"no reference image, and {family.title} is made to edit one. Give --reference."
                         yield Diagnostic((key,), message, "warning")
+                    if note := family.prompt_note(self.found_model(), item.prompt):
+                        yield Diagnostic((key,), note, "warning")
 
     def found_model(self) -> ModelConfig:
         """`model`, or that of the first LoRA where it is not given. Raises UserError where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_a_model_that_edits_one_image_says_where_none_is_given(plan, make_pictur
     paired = [{"folder_path": folder, "control_path": references}]
     assert made not in plan(model=model, sample={"samples": sample["samples"][1:]}, datasets=paired).render()
     assert made not in plan(sample=sample, datasets=[{"folder_path": folder}]).render()
+
+
+def test_texts_whose_end_the_model_does_not_get_are_named(plan, make_pictures, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image"))
+    folder, long = make_pictures(tmp_path / "x", "a", "b", "c"), "a" + " cat" * 600
+    for name in ("b", "c"):
+        (folder / f"{name}.txt").write_text(long)
+    sample = {"samples": [{"prompt": "short"}, {"prompt": long}]}
+    changes = {"datasets": [{"folder_path": str(folder)}], "sample": sample}
+    words = plan(model={"name_or_path": str(tmp_path / "model")}, **changes).render()
+    cut = "606 text tokens, of which the model gets the first 512, as in its own pipeline. Shorten the text."
+    assert f"warning: {folder / 'b.png'}: its caption has {cut} So have 1 more." in words
+    assert re.search(rf"warning: sample: 'a( cat)+ \[\.\.\.\]' has {re.escape(cut)}$", words, re.MULTILINE)
+    assert "of which the model gets" not in plan(**changes).render()
 
 
 def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:

@@ -17,7 +17,7 @@ from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, part_config
 from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
-from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
+from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_cut, prompt_fault
 from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
 
 
@@ -100,6 +100,10 @@ class QwenImageFamily(FolderFamily):
             return None
         match_target = model.model_kwargs.match_target_res
         return prompt_fault(index.parent, prompt, target, references, match_target, self.template)
+
+    def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
+        index = local_index(model.name_or_path, model.revision)
+        return prompt_cut(index.parent, prompt, self.template) if index else None
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""

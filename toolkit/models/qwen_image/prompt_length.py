@@ -49,17 +49,34 @@ def prompt_fault(
     seen = [reference_size(reference, target, match_target) for reference in references]
     most = POSITIONS - max(max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen))
     images = [_image_tokens(reference, template.condition_area) for reference in references]
-    # A token is at least one byte of the text in its composed form.
-    bound = len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))
-    if bound + sum(images) + WORDS_AROUND * (1 + len(images)) <= most or not (folder / "tokenizer").is_dir():
+    if _bytes(prompt) + sum(images) + WORDS_AROUND * (1 + len(images)) <= most or not (folder / "tokenizer").is_dir():
         return None
     from toolkit.models.qwen_image.prompts import token_ids
 
     count = len(token_ids(prompt, images, _tokenizer(folder), template)) - template.dropped_tokens
-    if count <= most:
+    if min(count, template.most_tokens or count) <= most:
         return None
     beside = f" beside {len(references)} reference{'s' * (len(references) > 1)}" if references else ""
     return f"{count:,} text tokens; a target of {target}{beside} leaves room for {most:,}. Shorten the text."
+
+
+def prompt_cut(folder: Path, prompt: str, template: Template) -> str | None:
+    """What the transformer does not get of a prompt, by `Template.most_tokens`; None if nothing, and where the model's
+    tokenizer is not there (yet)."""
+    most = template.most_tokens
+    if most is None or _bytes(prompt) + WORDS_AROUND <= most or not (folder / "tokenizer").is_dir():
+        return None
+    from toolkit.models.qwen_image.prompts import token_ids
+
+    count = len(token_ids(prompt, (), _tokenizer(folder), template)) - template.dropped_tokens
+    if count <= most:
+        return None
+    return f"{count:,} text tokens, of which the model gets the first {most}, as in its own pipeline. Shorten the text."
+
+
+def _bytes(prompt: str) -> int:
+    """No fewer than its tokens: each is at least one byte of the text in its composed form."""
+    return len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))
 
 
 def _image_tokens(reference: Size, area: int) -> int:

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.diffusers_reference import open_tiny
+from tests.diffusers_reference import open_tiny, relative, write_member
+from toolkit.config.model import ModelConfig
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_fault
 from toolkit.models.qwen_image.prompts import DROP_TOKENS, encoder_inputs
+from toolkit.models.tiny import TinySpec
 
 TARGET = Size(128, 96)
 
@@ -76,6 +78,22 @@ def test_the_fault_says_how_long_it_is_and_how_long_it_may_be(tiny_model: Path) 
     assert fault == (
         "5,199 text tokens; a target of 128x96 beside 1 reference leaves room for 4,092. Shorten the text."
     )
+
+
+@torch.no_grad()
+def test_text_to_image_gets_what_its_pipeline_gives_it_of_a_long_prompt(tmp_path: Path) -> None:
+    member = write_member(tmp_path, TinySpec(arch="qwen_image"))
+    model, prompt = open_tiny(member.folder), words(700)
+    theirs_BLD, mask = member.pipeline.encode_prompt(prompt, max_sequence_length=512)
+    ours_LD = model.encode_prompt(prompt, ())
+    assert mask is None and ours_LD.shape == theirs_BLD.shape[1:] == (512, 64)
+    assert relative(ours_LD, theirs_BLD[0]) < 1e-6
+    section = ModelConfig(name_or_path=str(member.folder))
+    told = "705 text tokens, of which the model gets the first 512, as in its own pipeline. Shorten the text."
+    assert model.family.prompt_note(section, prompt) == told
+    assert model.family.prompt_note(section, words(507)) is None
+    assert len(model.encode_prompt(words(507), ())) == 512
+    assert model.family.prompt_error(section, words(5000), TARGET, []) is None
 
 
 def test_without_a_tokenizer_on_the_disk_nothing_is_said(tmp_path: Path) -> None:
