@@ -255,7 +255,7 @@ def path_fault(name: str) -> str:
             return f"{name!r} holds no {INDEX}. {offer}"
         absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
         return f"{name!r} {absent}is a single file, which cannot be trained. {offer}"
-    near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path))
+    near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path)) or near_id(name)
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
     fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_remedy()}"
@@ -314,7 +314,16 @@ def weight_files(part: Path) -> list[Path]:
 def where_else(name: str) -> str:
     """Words for a hub id that the hub does not give, which may be a folder that is not there."""
     meant = f"If a local folder is meant, it is not there (working directory: {Path.cwd()}). "
-    return meant + _offer(_nearest_folder(Path(name)))
+    return meant + (_offer(_nearest_folder(Path(name))) or near_id(name))
+
+
+def near_id(name: str) -> str:
+    """Words that offer the id of a published model that is spelt like `name`, or ends it; empty: none is."""
+    ids = {known.lower(): known for known in published()}
+    ids |= {known.split("/")[1].lower(): known for known in published()}
+    wanted = name.lower().strip("/")
+    close = [known for known in ids if wanted.endswith(f"/{known}")] or get_close_matches(wanted, ids, n=1, cutoff=0.85)
+    return f"Did you mean {ids[close[0]]!r}? " if close else ""
 
 
 def _offer(folder: Path | None) -> str:

@@ -20,6 +20,7 @@ from toolkit.config.model_files import (
     listed_bytes,
     local_index,
     looks_like_a_path,
+    near_id,
     published,
     published_family,
 )
@@ -267,8 +268,8 @@ def family_for(model: ModelSection) -> ModelFamily:
         arch = next(iter(FAMILIES))
     if arch is None:
         raise UnknownFamilyError(
-            f"model.name_or_path: {name} is not on this disk, so its family is not known. Give model.arch, or run "
-            f"'hf download {name} {INDEX}'."
+            f"model.name_or_path: {name} is not on this disk, so its family is not known. {near_id(name)}Give "
+            f"model.arch, or run 'hf download {name} {INDEX}'."
         )
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")

@@ -128,6 +128,23 @@ def test_a_folder_seen_from_elsewhere_is_offered(tmp_path: Path, monkeypatch: py
     assert "Did you mean '../../models/edit'? " in model_fault("models/edit", None)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Qwen-Image-2.1", "Qwen/Qwen-Image-2.1"),
+        ("Qwen/QwenImage-2.1", "Qwen/Qwen-Image-2.1"),
+        ("Qwen/Qwen-Image-Edit2511", "Qwen/Qwen-Image-Edit-2511"),
+        ("https://huggingface.co/Qwen/Qwen-Image-Edit-2511", "Qwen/Qwen-Image-Edit-2511"),
+        ("/data/qwen/qwen-image-2512/", "Qwen/Qwen-Image-2512"),
+        ("someone/mascots", ""),
+    ],
+)
+def test_a_misspelt_id_is_answered_with_the_published_one(name: str, meant: str) -> None:
+    said = model_fault(name, None) or where_else(name)
+    assert (f"Did you mean {meant!r}? " if meant else "working directory") in said
+    assert ("Did you mean" in said) == bool(meant)
+
+
 def test_a_name_that_a_hub_model_can_have_says_how_it_becomes_one(tmp_path: Path) -> None:
     (tmp_path / "someone").mkdir()
     fault = model_fault("someone/model", None)

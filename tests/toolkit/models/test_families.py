@@ -95,8 +95,12 @@ def test_a_dry_run_says_of_an_id_what_the_table_says(
 
 
 def test_what_nothing_says_is_not_taken_for_some_family() -> None:
-    with pytest.raises(UnknownFamilyError, match="someone/model is not on this disk, so its family is not known"):
+    with pytest.raises(
+        UnknownFamilyError, match=r"someone/model is not on this disk, so its family is not known. Give"
+    ):
         family_for(model("someone/model"))
+    with pytest.raises(UnknownFamilyError, match=r"not known. Did you mean 'Qwen/Qwen-Image-2.1'\? Give"):
+        family_for(model("Qwen/QwenImage-2.1"))
 
 
 @pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImageLayeredPipeline"])
