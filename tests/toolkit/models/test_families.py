@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.conftest import ROOT
+from tests.diffusers_reference import MEMBERS, rewrite_json
 from tests.model_folders import write_cached, write_model
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import model_fault
@@ -22,6 +24,7 @@ from toolkit.models.families import (
     title_of,
     yet_to_come,
 )
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.outlook import ModelOutlook
 
 
@@ -75,22 +78,51 @@ def test_a_published_id_says_its_family_and_name(name: str, arch: str) -> None:
 def table_rows() -> list[tuple[str, str]]:
     """Cells of docs/models.md: a name, and what a dry run says of it."""
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (`[^|]+) \| (model[:.] .+|is another model .+) \|$", page, re.MULTILINE)
-    assert len(rows) > 15
+    table = page.partition("before anything is downloaded |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]+) \| (.+) \|$", table, re.MULTILINE)
+    assert len(rows) == table.count("\n") + 1 > 40
     return rows
 
 
+@pytest.fixture(scope="session")
+def tiny_members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model of each member, by its title. Read only."""
+    specs = MEMBERS | {"Qwen-Image-2.1": TinySpec(arch="qwen_image_2")}
+    folders = {title: tmp_path_factory.mktemp("member") for title in specs}
+    for title, spec in specs.items():
+        write_tiny_model(folders[title], spec)
+    return folders
+
+
+def make_folder(folder: Path, title: str, change: str, members: dict[str, Path]) -> None:
+    """A model folder with the change that a cell of the table names."""
+    shutil.copytree(members[title], folder)
+    part, *other = re.findall(r"`([^`]+)`|of (\S+)$", change) or [("", "")]
+    if change.startswith("without") or " of " in change:
+        shutil.rmtree(folder / part[0])
+    if " of " in change:
+        shutil.copytree(members[other[0][1]] / part[0], folder / part[0])
+    elif other:
+        rewrite_json(folder / part[0], **json.loads(other[0][0]))
+
+
 @pytest.mark.parametrize(("cell", "words"), table_rows())
-def test_a_dry_run_says_of_an_id_what_the_table_says(
-    cell: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dry_run_says_of_an_id_or_a_folder_what_the_table_says(
+    cell: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_members: dict[str, Path]
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    name, *arch = re.findall("`(?:arch: )?([^`]+)`", cell)
+    monkeypatch.chdir(tmp_path)
+    name, title, change = re.fullmatch(r"`([^`]+)`(?: of ([^ ,]+))?(?:, (.+))?", cell).groups(default="")
+    arch = re.findall("`arch: (.+)`", change)
+    if title or "my_mod" in name:
+        make_folder(Path("my_model"), title or "Qwen-Image-2.1", "" if arch else change, tiny_members)
     section = ModelConfig(name_or_path=name, **({"arch": arch[0]} if arch else {}))
     try:
         said = model_fault(name, None) or next(ModelOutlook.of(section, JobContext("job")).lines())
     except UserError as error:
         said = str(error)
+    said = said.replace(str(tmp_path), "...")
+    said = re.sub(r", [\d.]+ MB$", "", said)
     assert said == words if words.startswith("model: ") else words in said
 
 
