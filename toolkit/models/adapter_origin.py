@@ -53,7 +53,7 @@ def _kinds(family: ModelFamily, folder: Path) -> frozenset[str]:
 
 
 def _flat(name: str) -> str:
-    return re.sub(r"(?<=_)\d+(?=_)", "N", name.replace(".", "_"))
+    return re.sub(r"(?<=_)\d+(?=_|$)", "N", name.replace(".", "_"))
 
 
 def _fits(keys: Iterable[str], kinds: Iterable[str]) -> bool:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from toolkit.config.model import ModelConfig
 from toolkit.models.adapter_origin import origin_findings
+from toolkit.models.families import family_for
 
 TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight"
 OF_21 = ["diffusion_model.transformer_blocks.1.img_mlp.gate_layer.lora_A.weight", TO_Q]
@@ -48,6 +49,17 @@ def test_the_file_is_refused_by_the_name_of_its_model(
     found = list(origin_findings("lora.0", str(tmp_path / "a.safetensors"), section, section.files_folder()))
     assert [one.severity for one in found] == ([severity] if severity else [])
     assert all(words in one.message and one.key[0] == "lora" for one in found)
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", "lora_unet_"])
+@pytest.mark.parametrize(("own", "other"), [(LATEST, EDIT), (EDIT, LATEST)])
+def test_every_layer_of_a_file_without_metadata_is_known(own: str, other: str, prefix: str, tmp_path: Path) -> None:
+    layers = family_for(ModelConfig(name_or_path=own)).linear_layers(tmp_path)
+    names = [name.replace(".", "_") if prefix.endswith("_") else name for name in layers]
+    save_file({f"{prefix}{name}.lora_A.weight": torch.ones(1) for name in names}, tmp_path / "a.safetensors")
+    for model, errors in ((own, 0), (other, 1)):
+        section = ModelConfig(name_or_path=model)
+        assert len(list(origin_findings("lora", str(tmp_path / "a.safetensors"), section, tmp_path))) == errors
 
 
 def test_nothing_is_said_of_files_that_cannot_be_read(tmp_path: Path) -> None:
