@@ -21,6 +21,7 @@ from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.models.interface import DynamicShift
+from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.number_types import QTYPE_BYTES
 
@@ -127,10 +128,17 @@ class FolderFamily(ModelFamily):
             (config, self.text_width_key, transformer[self.text_width_key], "text encoder", text.get("hidden_size")),
             (config, "in_channels", transformer["in_channels"], "VAE", latents * self.patch**2),
             (config, "out_channels", transformer["out_channels"], "VAE", latents),
-            (path, "patch_size", image.get("patch_size"), "text encoder", vision.get("patch_size")),
+            (path, "patch_size", image and image.get("patch_size", 14), "text encoder", vision.get("patch_size")),
         ):
             if has and wants and has != wants:
                 raise UserError(f"{place}: {key}: {has!r}, and the {other} of this model has {wants!r}. {_AGAIN}")
+        if "VLImageProcessor" not in (kind := str(image.get("image_processor_type", "VLImageProcessor"))):
+            raise UserError(
+                f"{path}: image_processor_type: {kind!r} is of another model than the text encoder. {_AGAIN}"
+            )
+        part = folder / ("tokenizer" if "tokenizer" in self.parts else "processor")
+        if vision and not any(IMAGE_PAD in file.read_text(encoding="utf-8") for file in part.glob("*.json")):
+            raise UserError(f"{part}: has no token {IMAGE_PAD}, so is of another model than the text encoder. {_AGAIN}")
 
     def linear_layers(self, folder: Path) -> Shapes:
         config = self.transformer_config(folder)

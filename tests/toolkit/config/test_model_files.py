@@ -346,6 +346,11 @@ OF_2509 = "of another model; a Qwen-Image-Edit-2509 has"
         ("model_index.json", {"processor": ["transformers", "Qwen3VLProcessor"]}, f"{OF_2509} 'Qwen2VLProcessor'"),
         ("transformer/config.json", {"out_channels": None}, "out_channels: 64, and the VAE of this model has 16"),
         ("processor/preprocessor_config.json", {"patch_size": 16}, "and the text encoder of this model has 14"),
+        (
+            "processor/preprocessor_config.json",
+            {"image_processor_type": "CLIPImageProcessor"},
+            "image_processor_type: 'CLIPImageProcessor' is of another model than the text encoder",
+        ),
         ("scheduler/scheduler_config.json", {"time_shift_type": "linear"}, 'samples are made with "exponential" alone'),
         ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "true: samples are made with false alone"),
         ("scheduler/scheduler_config.json", {"_class_name": "UniPCMultistepScheduler"}, "samples are made with"),
@@ -378,6 +383,14 @@ def test_a_transformer_with_another_setting_is_of_another_model(
         f"model/transformer/config.json: {key}: {said} is of another model; a {title} has {own}. "
         "Copy or download the model again."
     )
+
+
+def test_a_tokenizer_without_the_token_of_images_is_of_another_model(copy: Path) -> None:
+    assert model_fault(str(copy), None) == ""
+    for file in (copy / "tokenizer").glob("*.json"):
+        file.write_text(file.read_text().replace("<|image_pad|>", "<|picture|>"))
+    fault = model_fault(str(copy), None)
+    assert fault.startswith(f"{copy / 'tokenizer'}: has no token <|image_pad|>, so is of another model than the text")
 
 
 def test_a_processor_saved_as_one_file_is_looked_into(copy: Path) -> None:
