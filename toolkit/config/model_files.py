@@ -250,7 +250,7 @@ def path_fault(name: str) -> str:
     if path.is_dir() or path.is_file() or path.suffix.lower() in WEIGHT_FILES:
         # A model folder that it lies in, or that lies in it.
         beside = (folder for folder in (*path.parents, *_subfolders(path)) if (folder / INDEX).is_file())
-        offer = _offer(next(beside, None)) + _remedy()
+        offer = _offer(next(beside, None)) + _lora_words(path) + _remedy()
         if path.is_dir():
             return f"{name!r} holds no {INDEX}. {offer}"
         absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
@@ -262,6 +262,16 @@ def path_fault(name: str) -> str:
     if _HUB_ID.fullmatch(name) and Path(name.split("/")[0]).is_dir():
         fault += f" If it is one: {name.split('/')[0]!r} is a folder here, so run `hf download {name}` first."
     return fault
+
+
+def _lora_words(path: Path) -> str:
+    """What to do with a LoRA file, or a folder of some, that is taken for a model; empty for others."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    try:
+        is_lora = bool(files) and any("lora" in name for name in tensor_sizes(files[0]))
+    except UserError:
+        return ""
+    return "It is a LoRA: give the model, and the file as model.base_loras or network.pretrained_lora_path. " * is_lora
 
 
 def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from tests.model_folders import write_cached, write_model
 from tests.toolkit.config.conftest import trainer
@@ -165,6 +167,18 @@ def test_a_single_file_that_is_here_offers_the_model_it_lies_in(tmp_path: Path) 
     assert model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{REMEDY}"
     for name in ("models/edit/transformer/weights.safetensors", "models/edit/model_index.json"):
         assert model_fault(name, None) == f"{name!r} {start}Did you mean 'models/edit'? {REMEDY}"
+
+
+@pytest.mark.parametrize("name", ["output/mine", "output/mine/mine.safetensors"])
+def test_a_lora_is_no_model(tmp_path: Path, name: str) -> None:
+    (tmp_path / "output" / "mine").mkdir(parents=True)
+    file, key = (
+        tmp_path / "output" / "mine" / "mine.safetensors",
+        "diffusion_model.transformer_blocks.0.a.lora_A.weight",
+    )
+    for found, told in ((key, True), ("transformer_blocks.0.a.weight", False)):
+        save_file({found: torch.zeros(1)}, file)
+        assert ("It is a LoRA: give the model, and the file as model.base_loras" in model_fault(name, None)) == told
 
 
 @pytest.mark.parametrize("name", ["models", "models/edit/transformer", "./models/"])

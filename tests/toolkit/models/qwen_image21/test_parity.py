@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLQwenImage21,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
+)
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimensions
 from PIL import Image
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from tests.diffusers_21 import drawn_by_pipeline, load_pipeline, open_21, pack, side_of
+from tests.diffusers_21 import ImageProcessor, drawn_by_pipeline, load_pipeline, open_21, pack, side_of
 from tests.diffusers_reference import (
     REFERENCES,
     encode_photos,
@@ -24,10 +30,11 @@ from tests.diffusers_reference import (
     psnr,
     recording,
     relative,
+    write_unit_gain,
 )
 from tests.golden_tables import golden
 from tests.measured import at_least, at_most
-from toolkit.config.model_files import INDEX
+from toolkit.config.model_files import INDEX, model_fault
 from toolkit.config.output import SamplePicture
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.images import over_white
@@ -109,6 +116,90 @@ def test_velocity_equals_the_pipelines(at_any_time, unit_gain_21: Path, batch: s
         theirs_BNC = pipeline_velocity(at_any_time, item, t, x_t_CHW)
         errors.append(float((pack(ours_CHW[None]) - theirs_BNC).abs().max() / theirs_BNC.std()))
     at_most(f"velocity, {batch}", max(errors), 1e-5)
+
+
+OTHER_TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 120,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 1,
+    "head_dim": 12,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [2, 2, 2],
+        "mrope_interleaved": True,
+    },
+}
+OTHER_VISION = {
+    "depth": 3,
+    "hidden_size": 48,
+    "num_heads": 4,
+    "out_hidden_size": 48,
+    "deepstack_visual_indexes": [0, 2],
+}
+
+
+@pytest.fixture(scope="module")
+def other_model(tiny_21: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of other numbers of everything, a VAE of patches, one shift for every size; saved by the pipeline itself."""
+    folder = tmp_path_factory.mktemp("other")
+    ids = json.loads((tiny_21 / "text_encoder" / "config.json").read_text())
+    sizes = {"vocab_size": ids["text_config"]["vocab_size"]}
+    tokens = {key: value for key, value in ids.items() if key.endswith("_token_id")}
+    text = Qwen3VLConfig(text_config=OTHER_TEXT | sizes, vision_config=OTHER_VISION, tie_word_embeddings=True, **tokens)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        QwenImage21Pipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+            vae=AutoencoderKLQwenImage21(
+                base_dim=8,
+                decoder_base_dim=12,
+                z_dim=12,
+                dim_mult=[1, 2, 4, 4],
+                num_res_blocks=1,
+                temperal_downsample=[False, True, True],
+                in_channels=16,
+                out_channels=16,
+                patch_size=2,
+                latents_mean=[0.1] * 12,
+                latents_std=[0.5] * 12,
+            ),
+            text_encoder=Qwen3VLForConditionalGeneration(text),
+            processor=ImageProcessor.of_folder(tiny_21 / "processor"),
+            transformer=QwenImage21Transformer2DModel(
+                in_channels=12,
+                out_channels=None,
+                num_layers=3,
+                attention_head_dim=20,
+                num_attention_heads=3,
+                context_in_dim=48,
+                mlp_ratio=2,
+                axes_dims_rope=(4, 6, 10),
+            ),
+        ).save_pretrained(folder / "plain")
+    write_unit_gain(folder / "unit_gain", folder / "plain")
+    return folder / "unit_gain"
+
+
+def test_a_model_of_other_sizes_that_the_pipeline_saved_computes_the_same(
+    other_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not model_fault(str(other_model), None)
+    pipeline = load_pipeline(other_model)
+    prompt = SamplePrompt(PROMPT, "blurry", PORTRAIT, 42, 3.0, 4, REFERENCES[:2])
+    model = open_21(other_model, match_target_res=True)
+    image = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
+    (theirs,) = drawn_by_pipeline(pipeline, prompt)
+    at_least("sample of a model of other sizes, dB", psnr(image, theirs), 60)
+    monkeypatch.setattr(pipeline, "scheduler", FlowMatchEulerDiscreteScheduler())
+    items = [photo(LANDSCAPE, references) for references in (3, 0, 1)]
+    for item, t, x_t_CHW, ours_CHW in zip(items, *training_call(model, *items), strict=True):
+        theirs_BNC = pipeline_velocity(pipeline, item, t, x_t_CHW)
+        error = float((pack(ours_CHW[None]) - theirs_BNC).abs().max() / theirs_BNC.std())
+        at_most("velocity of a model of other sizes", error, 1e-5)
 
 
 @pytest.fixture
