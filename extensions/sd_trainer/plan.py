@@ -142,7 +142,7 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from self._excess_rank()
 
     def _references(self, data: ImageData) -> Iterator[str]:
-        """Warnings of what the model's own pipeline would refuse."""
+        """Warnings of images and prompts with fewer references than the model was published with."""
         least, title = self.family.min_references, title_of(self.section.model, self.family)
         images = sum(len(sample.control_images) < least for sample in data.scan.samples)
         prompts = sum(len(picture.ctrl_img) < least for picture in self.section.sample_pictures())

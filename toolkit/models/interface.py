@@ -108,7 +108,7 @@ class ModelFacts:
     """Largest number of control images per sample."""
 
     min_references: int = 0
-    """Control images without which the model's own pipeline makes no image."""
+    """Control images that every prompt of the model was published with; fewer are noted."""
 
     text_sees_references: bool = True
     """Whether the text encoder sees the control images beside a prompt."""

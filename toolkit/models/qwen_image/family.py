@@ -159,7 +159,7 @@ class EditFamily(QwenImageFamily):
     published: Mapping[str, str] = {"Qwen/Qwen-Image-Edit": "Qwen-Image-Edit"}
     template = EDIT
     modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])
-    min_references = max_references = 1
+    min_references = max_references = 1  # its template has an image; that of 2509 need not
     text_tokens_per_reference = EDIT.condition_area // 28**2 + 2
     settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
 
