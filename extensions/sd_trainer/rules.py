@@ -18,7 +18,6 @@ from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.model_files import ModelFolder
 from toolkit.config.sections import DiffusionSection
-from toolkit.data.items import too_many_references
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.noise_levels import most_levels
@@ -307,7 +306,7 @@ def _images(s: DiffusionSection) -> Findings:
     for index, dataset in enumerate(s.datasets):
         folders = len(dataset.control_path)
         if family and folders > family.max_references and not dataset.control_optional:
-            yield error(f"datasets.{index}.control_path", too_many_references(folders, family))
+            yield error(f"datasets.{index}.control_path", family.too_many_references(folders))
         sizes = [(r, r) if isinstance(r, int) else (r.width, r.height) for r in dataset.resolution]
         if note := ModelFolder(s.model.files_folder()).size_note(sizes):
             yield warning(f"datasets.{index}.resolution", note)

@@ -129,22 +129,14 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     most = family.max_references
     found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
     if found:
-        raise DataErrors([InputError(image, too_many_references(count, family)) for image, count in found.items()])
-
-
-def too_many_references(count: int, family: ModelFacts, key: str = "control_path") -> str:
-    """The error message for too many control images. key: their key in the config."""
-    given = f"has {count} reference image{'s' * (count > 1)}"
-    if not family.max_references:
-        return f"{given}, and {family.title} takes none. Leave {key} out."
-    return f"{given}, and {family.title} takes at most {family.max_references}. Shorten {key}."
+        raise DataErrors([InputError(image, family.too_many_references(count)) for image, count in found.items()])
 
 
 def readable_references(paths: Sequence[str], family: ModelFacts) -> list[Size]:
     """Pixels of the control images of a sample prompt; one that an earlier process of the job will write passes as
     square. Raises ImageError for an image that cannot be one, UserError for more of them than the family takes."""
     if len(paths) > family.max_references:
-        raise UserError(too_many_references(len(paths), family, "ctrl_img"))
+        raise UserError(family.too_many_references(len(paths), "ctrl_img"))
     sizes = []
     for path in paths:
         file = Path(path).expanduser()

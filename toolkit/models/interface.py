@@ -176,6 +176,13 @@ class ModelFacts:
         """What is wrong with the values in the config files of a model folder; empty: nothing."""
         return ""
 
+    def too_many_references(self, count: int, key: str = "control_path") -> str:
+        """The error message for more control images than `max_references`. key: theirs in the config."""
+        given = f"has {count} reference image{'s' * (count > 1)}, and {self.title} takes"
+        if not self.max_references:
+            return f"{given} none. Leave {key} out."
+        return f"{given} at most {self.max_references}. Shorten {key}."
+
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         """The error message for a prompt that is too long with these control images, or None.
 

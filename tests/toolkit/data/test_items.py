@@ -8,6 +8,7 @@ import pytest
 from toolkit.data.items import refuse_references, scan_items
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors
+from toolkit.models.interface import ModelFacts
 
 
 def section(*datasets) -> SimpleNamespace:
@@ -25,7 +26,8 @@ def test_every_image_is_an_item_at_each_of_its_sizes(tmp_path: Path, image, data
 
 @pytest.mark.parametrize(("most", "faults"), [(0, ["b.png", "c.png"]), (1, ["c.png"]), (2, [])])
 def test_more_references_than_the_family_takes_are_refused_by_image(most: int, faults: list[str]) -> None:
-    family = SimpleNamespace(title="Unlike-1", max_references=most)
+    family = ModelFacts()
+    family.title, family.max_references = "Unlike-1", most
     controls = {"a.png": (), "b.png": ("x.png",), "c.png": ("x.png", "y.png")}
     crop = ResizeCrop(Size(32, 32), 0, 0, Size(32, 32))
     items = [BucketedSample(Sample(name, "", 1, Size(32, 32), "", used), crop) for name, used in controls.items()] * 2
