@@ -120,7 +120,8 @@ class FolderFamily(ModelFamily):
     def _check_joints(self, folder: Path) -> None:
         """Raises UserError where one part makes something else than the next one takes, so is of another model."""
         transformer, text = self.transformer_config(folder), text_config(folder)
-        latents = part_config(folder / "vae").get("z_dim", 0)
+        vae = part_config(folder / "vae")
+        latents, pixels = vae.get("z_dim", 0), self.pixel_channels * (vae.get("patch_size") or 1) ** 2
         path, image = image_processor_config(folder / "processor")
         vision = text.get("vision_config") or {}
         config = folder / "transformer" / "config.json"
@@ -128,6 +129,7 @@ class FolderFamily(ModelFamily):
             (config, self.text_width_key, transformer[self.text_width_key], "text encoder", text.get("hidden_size")),
             (config, "in_channels", transformer["in_channels"], "VAE", latents * self.patch**2),
             (config, "out_channels", transformer["out_channels"], "VAE", latents),
+            (folder / "vae" / "config.json", "in_channels", vae.get("in_channels"), "pipeline", pixels),
             (path, "patch_size", image and image.get("patch_size", 14), "text encoder", vision.get("patch_size")),
         ):
             if has and wants and has != wants:
