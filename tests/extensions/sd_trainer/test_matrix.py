@@ -1,10 +1,12 @@
 """Every network, optimizer, schedule and dtype with every other that claims to work with it.
 
-Each row trains 4 steps with a save after 2, goes on once more from that save, ends in the same bytes, and loads.
+Each row trains 4 steps with a save after 2, goes on once more from that save, ends in the same bytes, and loads. Then
+what saves memory or time, on members of the family: without it the same weights are learned.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
@@ -12,17 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
+from safetensors.torch import load_file
 
 from jobs.job import ExtensionJob
 from tests.pairwise import Row, pairwise
 from toolkit.config import load_job
 from toolkit.extension import discover
 from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES
 from toolkit.optim.optimizer_args import OPTIMIZERS, is_schedule_free
 from toolkit.optim.schedules import SCHEDULES
+from toolkit.registry import FAMILIES
 
 AXES = {
     "network": [*KINDS],
@@ -121,3 +126,120 @@ def test_it_trains_saves_goes_on_and_loads(
     assert whole and loads(run, name, row["network"], tiny_model)
     run_job(write_job({**section, "resume": 2}))
     assert what_is_saved(run, name) == whole
+
+
+# ---------------------------------------------------------------- savings, on members of the family
+
+MEMBER_SPECS = {
+    "2.1": TinySpec(arch="qwen_image_2"),
+    "2511": TinySpec(zero_cond_t=True),
+    "Edit": TinySpec(arch="qwen_image_edit"),
+    "Qwen-Image": TinySpec(arch="qwen_image"),
+}
+
+LORA = {"network": {"type": "lora", "linear": 2, "linear_alpha": 2}}
+TRAINED: dict[str, dict[str, dict]] = {
+    "fp32": LORA,
+    "int8": {**LORA, "model": {"quantize": True, "qtype": "int8", "int8_matmul": False}},
+    "int4": {**LORA, "model": {"quantize": True, "qtype": "int4"}},
+    "uint3": {**LORA, "model": {"quantize": True, "qtype": "uint3"}},
+    "W8A8": {**LORA, "model": {"quantize": True, "qtype": "int8", "int8_matmul": True}},
+    "ARA": {**LORA, "model": {"quantize": True, "qtype": "uint3", "accuracy_recovery_adapter": "auto"}},
+    "the model itself": {"network": {"type": "full"}},
+}
+
+SAVINGS: dict[str, dict[str, dict]] = {
+    "cheap": {"train": {"gradient_checkpointing": "cheap"}},
+    "keep attention": {"train": {"gradient_checkpointing": "keep_attention"}},
+    "table, keep attention": {
+        "model": {"modulation_table": True},
+        "train": {"gradient_checkpointing": "keep_attention"},
+    },
+    "swap, full": {"model": {"blocks_to_swap": 1}, "train": {"gradient_checkpointing": "full"}},
+    "compile": {"train": {"compile": {"enabled": True, "backend": "eager"}}},
+}
+WITHOUT_SAVINGS = {
+    "model": {"blocks_to_swap": 0, "modulation_table": False},
+    "train": {"gradient_checkpointing": "none", "compile": {"enabled": False}},
+}
+
+PARTS: dict[str, dict[str, dict]] = {
+    "EMA, validation": {
+        "train": {"ema_config": {"use_ema": True, "ema_decay": 0.9}},
+        "validation": {"fraction": 0.5, "every": 2, "timesteps": 1},
+    },
+    "two batches": {"train": {"gradient_accumulation": 2}},
+    "prior held": {"train": {"blank_prompt_preservation": True}},
+    "no cache": {"datasets": {"cache_latents": False, "cache_text_embeddings": False}},
+}
+
+MEMBER_AXES = {"member": [*MEMBER_SPECS], "trained": [*TRAINED], "saving": [*SAVINGS], "part": [*PARTS]}
+
+
+def members_go_together(row: Row) -> bool:
+    """What the config refuses or warns of is left out; a minute of compiling, but for two members."""
+    if row["trained"] == "the model itself" and (
+        row["saving"] in ("table, keep attention", "swap, full") or row["part"] == "prior held"
+    ):
+        return False
+    if row["saving"] == "table, keep attention":
+        return row["member"] != "2.1"
+    if row["saving"] == "compile":
+        return row["member"] in ("2.1", "2511") and (row["trained"], row["part"]) == ("int8", "two batches")
+    return True
+
+
+MEMBER_ROWS = pairwise(MEMBER_AXES, members_go_together)
+
+
+def with_keys(section: dict, *changes: dict[str, dict]) -> dict:
+    """The section with the keys of each change in its sections; those of `datasets` in each of them."""
+    section = copy.deepcopy(section)
+    for name, keys in ((name, keys) for change in changes for name, keys in change.items()):
+        for target in section["datasets"] if name == "datasets" else [section.setdefault(name, {})]:
+            target.update(copy.deepcopy(keys))
+    return section
+
+
+def saved_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Of the network file, or of the transformer of the model folder."""
+    files = sorted([*run.glob("job.safetensors"), *run.glob("job/transformer/*.safetensors")])
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture(scope="module")
+def member_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp("members") / name for name in MEMBER_SPECS}
+    for name, folder in folders.items():
+        write_tiny_model(folder, MEMBER_SPECS[name])
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", MEMBER_ROWS, ids=lambda row: "-".join(row.values()).replace(" ", "_").replace(",", ""))
+def test_a_member_trains_with_a_saving_what_it_trains_without(
+    row: Row, member_folders, trainer, write_job, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on from step 1 once more, without the saving, and ends in the same weights."""
+    monkeypatch.chdir(tmp_path)
+    spec = MEMBER_SPECS[row["member"]]
+    photos, before = (make_pictures(tmp_path / name, "a", "b") for name in ("photos", "before"))
+    references = min(1, FAMILIES.load(spec.arch).max_references)
+    base = trainer(
+        photos, network={}, save={"dtype": "float32", "save_every": 1, "max_states_to_keep": 0}, train={"steps": 3}
+    )
+    base["model"]["name_or_path"] = str(member_folders[row["member"]])
+    control = {"datasets": {"control_path": [str(before)] * references}} if references else {}
+    chosen = TRAINED[row["trained"]], PARTS[row["part"]], SAVINGS[row["saving"]]
+    section = with_keys(base, WITHOUT_SAVINGS, control, *chosen)
+    run_job(write_job(section))
+    run = tmp_path / "output" / "job"
+    saving = saved_tensors(run)
+    run_job(write_job({**with_keys(section, WITHOUT_SAVINGS), "resume": 1}))
+    plain = saved_tensors(run)
+    assert plain.keys() == saving.keys()
+    assert (
+        row["trained"] == "the model itself" or max(float(plain[n].abs().max()) for n in plain if "lora_B" in n) > 5e-3
+    )
+    for name, tensor in plain.items():
+        assert (saving[name] - tensor).abs().max() < 1e-5, f"{name}: a step changes it by up to 0.01"
