@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
 from tests.faults.conftest import (
@@ -22,11 +24,13 @@ from tests.faults.conftest import (
     Job,
     assert_same_but_for_rounding,
     assert_same_images,
+    draw_pictures,
     run_together,
     start_together,
 )
 from tests.faults.nursery import Fault
 from tests.processes import free_port
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 
 @pytest.fixture
@@ -63,6 +67,25 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job
     run_together(job)
     as_one()
     assert_same_images(job, whole)
+
+
+@pytest.mark.slow
+def test_a_lora_of_2_1_is_trained_by_two_that_share_out_the_model_as_by_one(job: Job, tmp_path: Path) -> None:
+    """With a reference and several noise levels, whose blocks share keys and values of the prefix."""
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
+    job.section["datasets"][0]["control_path"] = str(draw_pictures(tmp_path / "before", "a", "b", "c"))
+    del job.section["sample"]
+    job.change(model__name_or_path=str(tmp_path / "model"), train__gradient_checkpointing=True)
+    job.change(train__noise_levels_per_sample=2)
+    (tmp_path / "alone").mkdir()
+    one = Job(job.nursery, tmp_path / "alone", copy.deepcopy(job.section), started=job.started)
+    one.run()
+    job.change(train__parallel="fsdp")
+    assert "2 processes share the 2 x 1 images of each step" in run_together(job)
+    assert (job.states(), job.status()) == (one.states(), one.status()) == ([2, 4, 6], "finished")
+    assert_same_but_for_rounding(job, one)
+    learned = load_file(one.folder / "job.safetensors")
+    assert all(tensor.any() for name, tensor in learned.items() if "lora_B" in name and ".0." in name)
 
 
 def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
