@@ -111,6 +111,9 @@ class Format:
     is_fused: bool = False
     """Whether layers that ComfyUI's weights hold as one (`lora_formats.ROWS_OF`) are one here."""
 
+    fused_form: str = ""
+    """The form that the program finds such layers in; under their own names it skips them."""
+
     flat_magnitude: bool = False
     """The norms are written as [O]."""
 
@@ -122,7 +125,7 @@ class Format:
 _DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
 FORMATS: dict[str, Format] = {
-    "comfyui": Format("ComfyUI", "diffusion_model.", column_magnitude=".dora_scale"),
+    "comfyui": Format("ComfyUI", "diffusion_model.", column_magnitude=".dora_scale", fused_form="comfyui-fused"),
     "comfyui-fused": Format(
         "ComfyUI's fused layers", "diffusion_model.", column_magnitude=".dora_scale", is_fused=True
     ),
@@ -163,6 +166,12 @@ def refusals(file: AdapterFile, target: Format) -> list[str]:
             named = " and a ".join(_TITLES[kind] for kind in kinds)
             found[f"{target.title} cannot be written of a {named}"] = None
     return list(found)
+
+
+def skipped(file: AdapterFile, target: Format) -> list[str]:
+    """Layers of the file that the program does not find under the names of this form."""
+    parts = (part for all_parts in fused_layers(file.changes).values() for part in all_parts)
+    return [part for part in parts if part in file.changes] if target.fused_form else []
 
 
 _TITLES = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "dora": "DoRA"}

@@ -28,6 +28,7 @@ from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora_formats import load_adapter_file
 
 TO_Q, TO_V = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_v"
+MLP = "transformer_blocks.0.img_mlp"
 
 
 @pytest.fixture
@@ -85,6 +86,26 @@ def test_what_is_merged_is_extracted_again(run, write_lora, tiny_model: Path, la
     for name, change in changes.items():
         error = (again[name].delta() - 0.5 * change.delta()).norm() / (0.5 * change.delta()).norm()
         assert error < 1e-3
+
+
+def test_what_is_merged_into_2_1_is_extracted_again(run, tmp_path: Path) -> None:
+    """Layers that ComfyUI has in one are extracted each by itself; nothing is found where nothing was changed."""
+    write_tiny_model(tmp_path / "base", TinySpec(arch="qwen_image_2"))
+    layers = family_for(ModelConfig(name_or_path=str(tmp_path / "base"))).every_linear_layer(tmp_path / "base")
+    tensors = {}
+    for name in (f"{MLP}.gate_layer", f"{MLP}.proj", TO_V):
+        inputs, outputs = layers[name]
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = (
+            torch.randn(2, inputs),
+            torch.randn(outputs, 2),
+        )
+    save_file(tensors, tmp_path / "a.safetensors")
+    run("merge", base="base", lora="a.safetensors", output="merged", dtype="float32")
+    run("extract", base="base", tuned="merged", rank=2, dtype="float32", output="again.safetensors")
+    changes, again = (load_adapter_file(tmp_path / f"{name}.safetensors", layers) for name in ("a", "again"))
+    assert again.keys() == changes.keys()
+    for name, change in changes.items():
+        assert (again[name].delta() - change.delta()).norm() < 1e-3 * change.delta().norm()
 
 
 def test_a_merged_folder_has_the_other_parts_and_the_dtype_of_the_base(
@@ -194,6 +215,28 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
     assert "'pickle.pt' is not a safetensors file" in refused.stderr
     refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
     assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("to", "parts", "warned"),
+    [
+        ("comfyui", ("gate_layer", "proj", "out"), 2),
+        ("comfyui", ("out",), 0),
+        ("comfyui-fused", ("gate_layer", "proj", "out"), 0),
+        ("diffusers", ("gate_layer", "proj", "out"), 0),
+    ],
+)
+def test_layers_that_comfyui_skips_are_one_line(
+    run, tmp_path: Path, said, to: str, parts: tuple[str, ...], warned: int
+) -> None:
+    shapes = {"lora_A.weight": (2, 64), "lora_B.weight": (64, 2)}
+    save_file(
+        {f"diffusion_model.{MLP}.{part}.{name}": torch.ones(shape) for part in parts for name, shape in shapes.items()},
+        tmp_path / "a.safetensors",
+    )
+    run("convert", input="a.safetensors", to=to, output="b.safetensors")
+    line = f"ComfyUI skips {warned} of these layers, such as {MLP}.gate_layer: its weights hold them in pairs. "
+    assert [text for text in said if "skips" in text] == [f"{line}Use --to comfyui-fused."] * bool(warned)
 
 
 @pytest.mark.parametrize(
