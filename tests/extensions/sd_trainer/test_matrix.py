@@ -243,3 +243,27 @@ def test_a_member_trains_with_a_saving_what_it_trains_without(
     )
     for name, tensor in plain.items():
         assert (saving[name] - tensor).abs().max() < 1e-5, f"{name}: a step changes it by up to 0.01"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "trained"),
+    [
+        ({"only_if_contains": ["gate_layer"]}, {"0.img_mlp.gate_layer", "1.img_mlp.gate_layer"}),
+        (
+            {"only_if_contains": ["transformer_blocks.1."], "ignore_if_contains": ["attn"]},
+            {"1.img_mlp.gate_layer", "1.img_mlp.proj", "1.img_mlp.out"},
+        ),
+    ],
+)
+def test_layers_of_2_1_are_chosen_by_their_names(
+    kwargs: dict, trained: set[str], member_folders, trainer, write_job, make_pictures, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = trainer(make_pictures(tmp_path / "photos", "a"), train={"steps": 1}, save={"dtype": "float32"})
+    section["network"]["network_kwargs"] = kwargs
+    section["model"]["name_or_path"] = str(member_folders["2.1"])
+    run_job(write_job(section))
+    stems = (
+        name.removeprefix("diffusion_model.transformer_blocks.") for name in saved_tensors(tmp_path / "output" / "job")
+    )
+    assert {stem.rpartition(".lora_")[0] or stem.removesuffix(".alpha") for stem in stems} == trained

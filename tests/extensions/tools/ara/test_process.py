@@ -10,13 +10,15 @@ import torch
 
 from tests.conftest import readme_commands
 from tests.running import run_tool, section_of
-from toolkit.config.model import ModelConfig
+from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.errors import ConfigErrors
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.memory.quantization import WithRecoveryLora
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.base_model import load_base_model
 
 CPU = torch.device("cpu")
+WRAPPED = ("to_q", "to_k", "to_v", "to_out.0", "gate_layer", "img_mlp.proj", "img_mlp.out")
 
 
 def weights(model: ModelConfig, folder: Path) -> dict[str, torch.Tensor]:
@@ -72,3 +74,18 @@ def test_the_commands_of_the_page_make_adapters_that_help(
     for name, weight in made.items():
         torch.testing.assert_close(weight, from_file[name])
         assert torch.equal(weight, kept[name])
+
+
+def test_auto_brings_every_quantized_layer_of_2_1_back(tmp_path: Path) -> None:
+    """As near as its rank can (Eckart and Young); these layers have no biases."""
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
+    model = {"name_or_path": str(tmp_path / "model")}
+    exact = load_base_model(ModelConfig(**model), CPU, torch.float32, training_folder=str(tmp_path)).network_module
+    quantized = {**model, "quantize": True, "qtype": "uint3"}
+    plain = load_base_model(ModelConfig(**quantized), CPU, torch.float32, training_folder=str(tmp_path)).network_module
+    found = weights(ModelConfig(**quantized, accuracy_recovery_adapter="auto"), tmp_path)
+    assert found.keys() == {name for name in dict(exact.named_modules()) if name.endswith(WRAPPED)} and len(found) == 14
+    for name, weight in found.items():
+        whole, lost = (module.get_submodule(name).weight for module in (exact, plain))
+        singular = torch.linalg.svdvals(lost.dequantize() - whole)
+        assert float((weight - whole).norm()) == pytest.approx(float(singular[AUTO_RANK:].norm()), rel=1e-3)
