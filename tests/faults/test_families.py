@@ -24,6 +24,35 @@ def spec(request: pytest.FixtureRequest) -> TinySpec:
 
 
 @pytest.mark.slow
+def test_images_with_alpha_are_gone_on_with(job: Job, tmp_path: Path) -> None:
+    """Qwen-Image-2.1: killed in step 4 it ends in the same bytes and RGBA samples; without alpha in others."""
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
+    photos, before = (draw_pictures(tmp_path / name, "a", "b", "c") for name in ("photos", "before"))
+
+    def give_alpha(level: int) -> None:
+        for path in [*photos.glob("*.png"), *before.glob("*.png")]:
+            image = Image.open(path).convert("RGB")
+            image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda value: max(value, level)))
+            image.save(path)
+
+    give_alpha(0)
+    job.section["datasets"] = [{"folder_path": str(photos), "control_path": [str(before)], "resolution": 64}]
+    job.change(model__name_or_path=str(tmp_path / "model"), train__gradient_accumulation=1)
+    assert job.start(faults=[("kill_self", STEP, 1 + 4, KILL)]).wait() == -KILL
+    assert "resuming from" in job.run()
+    gone_on = job.result()
+    assert {Image.open(path).mode for path in job.folder.glob("samples/*.png")} == {"RGBA"}
+    shutil.rmtree(job.folder)
+    job.run()
+    expected = job.result()
+    assert [name for name in expected if gone_on[name] != expected[name]] == []
+    shutil.rmtree(job.folder)
+    give_alpha(255)
+    job.run()
+    assert job.result()["job.safetensors"] != expected["job.safetensors"]
+
+
+@pytest.mark.slow
 def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
     """Trained on int8 weights, where there is a modulation table from it, with a kill in step 4."""
     takes = min(2, FAMILIES.load(spec.arch).max_references)
