@@ -28,17 +28,17 @@ from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import is_out_of_memory
 
 ASKED_BY = "diffusers.utils.import_utils"
-"""Where diffusers asks which packages are installed."""
+"""Where diffusers asks which packages are installed; its answers are `_NAME_available`."""
 
 
 @contextmanager
 def block_import(name: str, asked_by: str) -> Iterator[None]:
     """Inside the block the module `name` cannot be imported, as if it were not installed; after it, it can.
 
-    A module that is imported already stays. For libraries that ask once, in the module `asked_by`, what is there:
-    where that is imported already it has its answer, and nothing is blocked.
+    A module that is imported already stays. For libraries that ask once, in the module `asked_by`, what is there: where
+    they have found it, outside of such a block, nothing is blocked.
     """
-    if name in sys.modules or asked_by in sys.modules:
+    if name in sys.modules or getattr(sys.modules.get(asked_by), f"_{name}_available", False):
         yield
         return
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None is "there is no such module"

@@ -23,10 +23,12 @@ def test_what_is_imported_already_stays() -> None:
     assert "json" in sys.modules
 
 
-def test_a_library_that_has_asked_already_is_not_told_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("found", [True, False])
+def test_a_library_that_has_found_it_is_not_told_something_else(monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
     monkeypatch.delitem(sys.modules, "wave", raising=False)
+    monkeypatch.setattr("json._wave_available", found, raising=False)
     with block_import("wave", "json"):
-        assert import_module("wave").__name__ == "wave"
+        assert (find_spec("wave") is not None) is found
 
 
 def test_a_failure_inside_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
