@@ -28,6 +28,7 @@ SOURCES = {
     "AutoencoderTiny": "diffusers/models/autoencoders/autoencoder_tiny.py",
     "SD3Transformer2DModel": "diffusers/models/transformers/transformer_sd3.py",
     "QwenImageTransformer2DModel": "diffusers/models/transformers/transformer_qwenimage.py",
+    "QwenImage21Transformer2DModel": "diffusers/models/transformers/transformer_qwenimage21.py",
     "BertConfig": "transformers/models/bert/configuration_bert.py",
 }
 """Class -> its file."""
@@ -45,7 +46,7 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"dual_attention_layers", 0, MOST_LAYERS),
     (r"layers|blocks", 1, MOST_LAYERS),
     (r"dropout", 0, 0.99),
-    (r"_eps|_range", 1e-30, 0.99),
+    (r"eps$|_range", 1e-30, 0.99),
     (r"pos_embed_max_size", 1, 1024),
     (r"patch_size", 1, 16),
     (r"^vocab_size", LEAST_VOCABULARY, 2**20),
@@ -61,12 +62,20 @@ FIXED: dict[str, dict[str, Any]] = {
     "AutoencoderKLQwenImage": {"input_channels": 3, "attn_scales": []},
     "AutoencoderTiny": {"in_channels": 3, "out_channels": 3, "upsampling_scaling_factor": 2},
     "QwenImageTransformer2DModel": {"patch_size": 2, "use_additional_t_cond": False},
+    "QwenImage21Transformer2DModel": {"causal_condition": True},
     "BertConfig": {"add_cross_attention": False},
 }
 """Class -> arguments with one possible value: images have three channels, a level halves or doubles the sides, and what
 else a forward pass would have to be given is not here."""
 
-FITTED = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim", "caption_projection_dim")
+FITTED = (
+    "in_channels",
+    "out_channels",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "caption_projection_dim",
+    "context_in_dim",
+)
 """Arguments of a transformer that follow from the latents and the text embeddings."""
 
 MOST_LEVELS = 10

@@ -28,6 +28,7 @@ TRANSFORMERS = Registry(
     {
         "SD3Transformer2DModel": f"{_ADAPTERS}:Sd3Transformer",
         "QwenImageTransformer2DModel": f"{_ADAPTERS}:QwenImageTransformer",
+        "QwenImage21Transformer2DModel": f"{_ADAPTERS}:QwenImage21Transformer",
     },
 )
 """Class of diffusers -> its adapter (`transformers.TransformerAdapter`)."""
@@ -37,7 +38,7 @@ POSITIONS = {"SD3Transformer2DModel": ("pos_embed_max_size", 96)}
 """Class whose positions are a table -> its argument with the tokens along a side of it, and their number by default."""
 
 
-REFERENCES = {"QwenImageTransformer2DModel": 3}
+REFERENCES = {"QwenImageTransformer2DModel": 3, "QwenImage21Transformer2DModel": 10}
 """Class that takes control images -> how many of them at most."""
 
 

@@ -18,6 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from safetensors.torch import load_file
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 PATCH = 2
 SPEED = {"flow": 1.0, "v": math.pi / 2}
@@ -94,6 +95,8 @@ class LatentFlowPipeline(DiffusionPipeline):
         if "caption_projection_dim" in self.transformer.config:  # SD3Transformer2DModel
             pooled = embeds_BLE.mean(1)
             return self.transformer(x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False)[0].float()
+        if "causal_condition" in self.transformer.config:  # QwenImage21Transformer2DModel
+            return self._predict_single_stream(x_BCHW, t_B, embeds_BLE)
         batch, channels, height, width = x_BCHW.shape
         rows, columns = height // PATCH, width // PATCH
         patches = x_BCHW.reshape(batch, channels, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5)
@@ -106,6 +109,23 @@ class LatentFlowPipeline(DiffusionPipeline):
         )[0]
         patches = found.reshape(batch, rows, columns, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
         return patches.reshape(batch, channels, height, width).float()
+
+    def _predict_single_stream(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, embeds_BLE: torch.Tensor) -> torch.Tensor:
+        patch = self.transformer.config.patch_size
+        tokens = pixel_unshuffle(x_BCHW, patch)
+        rows, columns = tokens.shape[-2:]
+        if rows * columns % 4:
+            raise ValueError("This transformer has tokens of images in fours. Give sides of an even number of tokens.")
+        is_image = torch.arange(embeds_BLE.shape[1] + rows * columns // 4, device=x_BCHW.device) >= embeds_BLE.shape[1]
+        found = self.transformer(
+            hidden_states=tokens.flatten(2).transpose(1, 2),
+            timestep=t_B.to(x_BCHW.dtype),
+            encoder_hidden_states=embeds_BLE,
+            img_shapes=[[(1, rows, columns)]] * len(x_BCHW),
+            img_mask=is_image.expand(len(x_BCHW), -1),
+            return_dict=False,
+        )[0][:, -rows * columns :]
+        return pixel_shuffle(found.transpose(1, 2).unflatten(2, (rows, columns)), patch).float()
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, H, W] of images, not normalised."""

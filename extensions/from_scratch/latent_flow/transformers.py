@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from toolkit.errors import UserError
 from toolkit.models.interface import BlockForward, BlockWrapper
@@ -22,9 +23,10 @@ from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image import forward as qwen
 from toolkit.models.qwen_image.new import rope_axes
 from toolkit.models.qwen_image.sizes import PATCH
+from toolkit.models.qwen_image21 import forward as qwen21
 
 with block_import("bitsandbytes", ASKED_BY):
-    from diffusers import QwenImageTransformer2DModel, SD3Transformer2DModel
+    from diffusers import QwenImage21Transformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
 
 ARGUMENTS = "transformer.config"
 """Key of the arguments, for messages."""
@@ -158,3 +160,38 @@ class QwenImageTransformer(TransformerAdapter):
         shapes, own = qwen.image_shapes(images), packed[0].shape[1]
         tokens_BSP = qwen.forward(module, run, torch.cat(packed, dim=1), t_B.tolist(), embeds_BLE, shapes)
         return qwen.unpack(tokens_BSP[:, :own], *x_BCHW.shape[-2:])
+
+
+class QwenImage21Transformer(TransformerAdapter):
+    """`QwenImage21Transformer2DModel`. References are in front of the text, which sees them, as in Qwen-Image-2.1."""
+
+    model_class = QwenImage21Transformer2DModel
+
+    @staticmethod
+    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
+        return {
+            "in_channels": channels,
+            "out_channels": channels,
+            "context_in_dim": text_width,
+            "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", 128)),
+        }
+
+    @staticmethod
+    def compose(wrappers: Sequence[BlockWrapper]) -> Callable[..., Any]:
+        return qwen21.compose_wrappers(wrappers)
+
+    @staticmethod
+    def forward(
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
+    ) -> Tensor:
+        (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
+        *before, x_BSP = (pixel_unshuffle(image, patch).flatten(2).transpose(1, 2) for image in (*references, x_BCHW))
+        shapes = [(1, image.shape[-2] // patch, image.shape[-1] // patch) for image in (*references, x_BCHW)]
+        slots = [0] * len(references)
+        found = qwen21.forward(module, run, x_BSP[:, None], t_B[:, None], embeds_BLE, slots, before, shapes)
+        return pixel_shuffle(found[:, 0].transpose(1, 2).unflatten(2, (height // patch, width // patch)), patch)

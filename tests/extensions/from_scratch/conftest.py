@@ -54,6 +54,12 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "pos_embed_max_size": 16,
     },
     "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
+    "QwenImage21Transformer2DModel": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "patch_size": 2,
+    },
 }
 """Arguments of each class for a small one."""
 

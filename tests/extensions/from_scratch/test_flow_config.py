@@ -100,7 +100,7 @@ def test_references_need_a_transformer_that_takes_them(load: Load, tmp_path: Pat
     }
     refused = (
         "SD3Transformer2DModel does not support control images. Remove it, or train a QwenImageTransformer2DModel "
-        "(model.transformer.class_name)."
+        "or QwenImage21Transformer2DModel (model.transformer.class_name)."
     )
     given = {"model": {"name_or_path": str(write_flow_model(tmp_path / "sd3")), "transformer": None}}
     for changes in ({}, given):

@@ -48,7 +48,7 @@ def of_diffusers() -> Iterator[BufferingHandler]:
     logging.getLogger("diffusers").removeHandler(handler)
 
 
-@pytest.mark.parametrize("kind", ["SD3Transformer2DModel", "QwenImageTransformer2DModel"])
+@pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_what_a_run_leaves(
     start, flow_job, pictures: Path, capsys: pytest.CaptureFixture[str], of_diffusers: BufferingHandler, kind: str
 ) -> None:
@@ -336,7 +336,7 @@ def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, t
 # ------------------------------------------------------------ what others do with it
 
 
-@pytest.mark.parametrize("kind", ["SD3Transformer2DModel", "QwenImageTransformer2DModel"])
+@pytest.mark.parametrize("kind", TRANSFORMERS)
 @pytest.mark.parametrize("network", [{"type": "lora", "linear": 2}, {"type": "full"}])
 def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
     start, pictures: Path, tmp_path: Path, kind: str, network: dict
@@ -392,7 +392,7 @@ def test_samples_are_the_same_each_time_and_others_with_another_prompt(start, fl
 # ------------------------------------------------------------ ways to compute
 
 
-@pytest.mark.parametrize("kind", ["SD3Transformer2DModel", "QwenImageTransformer2DModel"])
+@pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_checkpointing_changes_no_bit(start, flow_job, pictures: Path, kind: str) -> None:
     def weights(level: str) -> list[bytes]:
         folder = start(flow_job(pictures, kind, train={"steps": 2, "gradient_checkpointing": level}), name=level)

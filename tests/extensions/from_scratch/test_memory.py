@@ -9,12 +9,13 @@ import pytest
 
 from benchmarks.live_bytes import LiveBytes
 from extensions.compat.fluxflow import sized
+from extensions.from_scratch.latent_flow.family import TRANSFORMERS
 from extensions.from_scratch.losses_config import VAE
 from extensions.from_scratch.memory import step_bytes
 from extensions.from_scratch.plan import FlowTrainerSection, StepBytes, VaeTrainerSection, Work
 from tests.extensions.from_scratch.conftest import TEXT
 
-SD3, QWEN = "SD3Transformer2DModel", "QwenImageTransformer2DModel"
+SD3, QWEN, QWEN_21 = TRANSFORMERS
 GAN = {"discriminator": {"channels": 8, "layers": 1}}
 SIDE = 64
 
@@ -121,7 +122,7 @@ def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
     assert found.weights > 4 * (both + 14e6)  # so is VGG16, of LPIPS
 
 
-@pytest.mark.parametrize("kind", [SD3, QWEN])
+@pytest.mark.parametrize("kind", [SD3, QWEN, QWEN_21])
 def test_smaller_settings_lower_the_plan(flow_job, pictures: Path, kind: str) -> None:
     def found(images: int = 4, references: int = 0, **changes: Any) -> StepBytes:
         section = FlowTrainerSection.model_validate(flow_job(pictures, kind, **changes))

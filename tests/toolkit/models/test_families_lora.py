@@ -29,7 +29,6 @@ from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.qwen_image21.forward import run_by_blocks
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.kinds import KINDS
@@ -48,11 +47,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     write_tiny_model(root / "tiny", MEMBERS[request.param])
     write_unit_gain(root / "model", root / "tiny")
     return root / "model"
-
-
-def theirs_blocks(transformer: Any) -> Any:
-    """Their modules and weights, called as ours are."""
-    return run_by_blocks(transformer) if type(transformer).__name__.startswith("QwenImage21") else transformer
 
 
 def opened(folder: Path) -> tuple[ModelFamily, DiffusionModel]:
@@ -108,7 +102,7 @@ def test_a_lora_means_the_same_in_diffusers_own_pipeline(
     if form in FORMATS:
         save_file(export(read_adapter(file, [family.every_linear_layer(folder)]), FORMATS[form]), file)
     _, theirs_model = opened(folder)
-    theirs_model._parts["transformer"] = theirs_blocks(loaded_by_diffusers(family, folder, file, caplog))
+    theirs_model._parts["transformer"] = loaded_by_diffusers(family, folder, file, caplog)
     theirs = velocity(family, theirs_model)
     assert relative(theirs, base) > 1e-2
     at_most(f"LoRA of {family.title} in diffusers, {form}", relative(ours - base, theirs - base), 1e-4)

@@ -68,13 +68,6 @@ def _call(block: Any, *inputs: Any) -> tuple[Tensor, ...]:
     return block(*inputs)
 
 
-def run_by_blocks(model: QwenImage21Transformer2DModel) -> QwenImage21Transformer2DModel:
-    """The model, each block of which has `run_block` as its forward."""
-    for block in model.transformer_blocks:
-        block.forward = MethodType(run_block, block)
-    return model
-
-
 def run_block(
     block: Any, x_BSD: Tensor, zero_1M: Tensor, levels_RM: Tensor, rotary_SE: Tensor, layout: Layout, *prefix: Tensor
 ) -> tuple[Tensor, ...]:
@@ -146,7 +139,7 @@ def forward(
     shapes: Sequence[ImageShape],
     kept: list[KeysValues] | None = None,
 ) -> Tensor:
-    """Velocity [B, K, N, C] of the targets.
+    """Velocity [B, K, N, C] of the targets. From here on the blocks are called as `run_block` is.
 
     levels_BK: noise fractions in [0, 1]. slots: for each reference the number of text tokens in front of it.
     references: tokens [B, N', C] of each. shapes: of the references and, at last, the target. kept: of each block the
@@ -172,6 +165,8 @@ def forward(
     modulation = model.modulation(temb)
     zero_1M, levels_RM = modulation[-1:], modulation[:-1]
     for index, block in enumerate(model.transformer_blocks):
+        if "forward" not in vars(block):
+            block.forward = MethodType(run_block, block)  # a sharded block is called as a module
         of_prefix = known[index] if known else ()
         x_BSD, *found = run(index, block, x_BSD, zero_1M, levels_RM, rotary_SE, layout, *of_prefix)
         if kept is not None and found:

@@ -17,7 +17,7 @@ from toolkit.models.interface import BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
 from toolkit.models.qwen_image21 import prompts as text
 from toolkit.models.qwen_image21.family import QwenImage21Family
-from toolkit.models.qwen_image21.forward import KeysValues, RunIndexed, compose_wrappers, forward, run_by_blocks
+from toolkit.models.qwen_image21.forward import KeysValues, RunIndexed, compose_wrappers, forward
 from toolkit.models.qwen_model import QwenModel
 from toolkit.system.device import free_memory
 
@@ -40,7 +40,7 @@ class QwenImage21Model(QwenModel):
     def load_part(self, name: str) -> object:
         o, part = self.options, self.options.folder / name
         if name == "transformer":
-            return run_by_blocks(load_blockwise(o, QwenImage21Transformer2DModel))
+            return load_blockwise(o, QwenImage21Transformer2DModel)
         if name == "vae":
             return load_frozen(part, AutoencoderKLQwenImage21, o.dtype)
         if name == "processor":

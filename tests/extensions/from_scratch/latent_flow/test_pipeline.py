@@ -22,6 +22,7 @@ PROJECTED = {"config": TEXT, "projection_dim": 24}
     [
         ("SD3Transformer2DModel", "AutoencoderKL", {"prediction": "flow"}),
         ("QwenImageTransformer2DModel", "AutoencoderKLQwenImage", {"prediction": "v", "text_encoder": PROJECTED}),
+        ("QwenImage21Transformer2DModel", "AutoencoderKL", {}),
         ("SD3Transformer2DModel", "AutoencoderTiny", {}),
     ],
 )

@@ -24,9 +24,9 @@ def module_of(adapter: TransformerAdapter, **arguments: object) -> nn.Module:
         return build(adapter.model_class, {**adapter.fitting(arguments, CHANNELS, WIDTH), **arguments}, "model")
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(height: int = 4, width: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(1)
-    x_BCHW = torch.randn(2, CHANNELS, 4, 6, generator=random)
+    x_BCHW = torch.randn(2, CHANNELS, height, width, generator=random)
     return x_BCHW, torch.tensor([0.25, 0.8]), torch.randn(2, 5, WIDTH, generator=random)
 
 
@@ -56,6 +56,28 @@ def test_qwen_image_is_that_of_diffusers(references: tuple[tuple[int, int], ...]
     shapes = [(1, image.shape[2] // 2, image.shape[3] // 2) for image in images]
     theirs = module(torch.cat(packed, 1), embeds_BLE, timestep=t_B, img_shapes=[shapes] * 2).sample[:, :6]
     theirs = theirs.view(2, 2, 3, CHANNELS, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x_BCHW.shape)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("references", [(), ((4, 8),), ((8, 4), (4, 8), (4, 4))])
+def test_qwen_image_21_is_that_of_diffusers(patch: int, references: tuple[tuple[int, int], ...]) -> None:
+    """References are in front of the text, in slots of 2 x 2 tokens."""
+    adapter = TRANSFORMERS.load("QwenImage21Transformer2DModel")
+    module, (x_BCHW, t_B, embeds_BLE) = module_of(adapter, patch_size=patch), inputs(8, 4)
+    random = torch.Generator().manual_seed(2)
+    given = [torch.randn(2, CHANNELS, height, width, generator=random) for height, width in references]
+    tokens = [nn.functional.pixel_unshuffle(image, patch) for image in (*given, x_BCHW)]
+    packed = [image.flatten(2).transpose(1, 2) for image in tokens]
+    shapes = [(1, *image.shape[2:]) for image in tokens]
+    slots = [image.shape[1] // 4 for image in packed]
+    text = torch.cat([torch.zeros(2, sum(slots[:-1]), WIDTH), embeds_BLE], dim=1)
+    is_image = torch.ones(2, sum(slots) + embeds_BLE.shape[1], dtype=torch.bool)
+    is_image[:, sum(slots[:-1]) : text.shape[1]] = False
+    theirs = module(torch.cat(packed, 1), text, t_B, [shapes] * 2, is_image).sample[:, -packed[-1].shape[1] :]
+    theirs = nn.functional.pixel_shuffle(theirs.transpose(1, 2).unflatten(2, shapes[-1][1:]), patch)
+    ours = adapter.forward(module, adapter.compose(()), x_BCHW, t_B, embeds_BLE, given)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
