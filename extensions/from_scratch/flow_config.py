@@ -94,8 +94,8 @@ class TextEncoderConfig(StrictModel):
     """`model.text_encoder`: a text encoder of transformers, from a folder or with random weights."""
 
     name_or_path: PathStr = ""
-    """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder or CLIP text model, or folder of a model with
-    one in `text_encoder/`. Empty: a BertModel with random weights."""
+    """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder, CLIP text model or Qwen3, or folder of a
+    model with one in `text_encoder/`. Empty: a BertModel with random weights."""
 
     tokenizer: PathStr = ""
     """Folder or hub id of its tokenizer. Empty: that of `name_or_path`; of random weights a tokenizer that is made from

@@ -52,6 +52,9 @@ class TextEncoderKind(NamedTuple):
     arguments: Mapping[str, Any] = {}
     """Arguments of `from_pretrained`."""
 
+    norm: str = ""
+    """The final norm, which is left out: the transformer has a norm of its own there, as in Qwen-Image-2.1."""
+
 
 TEXT_ENCODERS = {
     "bert": TextEncoderKind("BertModel", "hidden_size", {"add_pooling_layer": False}),
@@ -59,6 +62,7 @@ TEXT_ENCODERS = {
     "t5": TextEncoderKind("T5EncoderModel", "d_model"),
     "clip_text_model": TextEncoderKind("CLIPTextModel", "hidden_size"),
     "clip": TextEncoderKind("CLIPTextModel", "hidden_size"),
+    "qwen3": TextEncoderKind("Qwen3Model", "hidden_size", norm="norm"),
 }
 """By `model_type` in the config of a text encoder."""
 

@@ -44,6 +44,8 @@ class LatentFlowPipeline(DiffusionPipeline):
         parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
         self.register_modules(**parts, scheduler=scheduler)
         self.register_to_config(prediction=prediction, max_tokens=max_tokens)
+        if text_encoder.config.model_type == "qwen3":  # the transformer takes what its final norm takes
+            text_encoder.norm.register_forward_hook(lambda _, inputs, __: inputs[0])
         if vae.config.get("spade"):
             raise ValueError("This autoencoder was trained with SPADE, which only Atelier decodes with.")
 

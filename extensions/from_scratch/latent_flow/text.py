@@ -56,6 +56,8 @@ def load_text_encoder(part: Path, dtype: torch.dtype) -> TextEncoder:
         model_class = getattr(importlib.import_module("transformers"), kind.class_name)
         encoder, info = model_class.from_pretrained(part, dtype=dtype, **STRICTLY, **kind.arguments)
     check_loaded(part, {**info, "unexpected_keys": ()})
+    if kind.norm:
+        encoder.get_submodule(kind.norm).register_forward_hook(lambda _, inputs, __: inputs[0])
     projection = None
     if (file := part / PROJECTION).is_file():
         with reading(part):

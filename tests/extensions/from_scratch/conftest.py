@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import Qwen3Config, Qwen3Model
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.autoencoder_writer import write_autoencoder
 from extensions.from_scratch.autoencoders import make_autoencoder, measure_latents
+from extensions.from_scratch.latent_flow.text import make_tokenizer
 from jobs import ExtensionJob
 from tests.toolkit.data.conftest import make_stream as make_stream
 from toolkit.config import load_job
 from toolkit.data.images import to_tensor
 from toolkit.extension import discover
 from toolkit.files.log import shown
+from toolkit.system.seeding import global_generator
 
 SMALL: dict[str, dict[str, Any]] = {
     "AutoencoderKLQwenImage": {
@@ -70,6 +73,18 @@ def write_vae(folder: Path, kind: str = "AutoencoderKL") -> Path:
     """An autoencoder of random weights with 2 x 2 pixels per latent pixel."""
     made = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu"))
     made.module.save_pretrained(folder)
+    return folder
+
+
+def write_qwen3(folder: Path) -> Path:
+    """A Qwen3 of random weights with a tokenizer; its final norm is as uneven as a trained one."""
+    tokenizer = make_tokenizer(["a red square", "a blue circle"], 32)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with global_generator(0, "text"):
+        encoder = Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=8, **sizes))
+        torch.nn.init.uniform_(encoder.norm.weight, 0.1, 2)
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

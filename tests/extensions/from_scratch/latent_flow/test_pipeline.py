@@ -11,9 +11,10 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from tests.extensions.from_scratch.conftest import TEXT, flow_job, pictures, start, vae, write_vae  # noqa: F401
+from tests.extensions.from_scratch.conftest import TEXT, flow_job, pictures, start, vae, write_qwen3, write_vae  # noqa: F401
 
 PROJECTED = {"config": TEXT, "projection_dim": 24}
+QWEN3 = {"name_or_path": "text_encoder"}
 
 
 @pytest.mark.slow
@@ -22,7 +23,7 @@ PROJECTED = {"config": TEXT, "projection_dim": 24}
     [
         ("SD3Transformer2DModel", "AutoencoderKL", {"prediction": "flow"}),
         ("QwenImageTransformer2DModel", "AutoencoderKLQwenImage", {"prediction": "v", "text_encoder": PROJECTED}),
-        ("QwenImage21Transformer2DModel", "AutoencoderKL", {}),
+        ("QwenImage21Transformer2DModel", "AutoencoderKL", {"text_encoder": QWEN3}),
         ("SD3Transformer2DModel", "AutoencoderTiny", {}),
     ],
 )
@@ -37,6 +38,9 @@ def test_diffusers_makes_the_same_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    if changes.get("text_encoder") == QWEN3:
+        write_qwen3(tmp_path / "text_encoder")
+        monkeypatch.chdir(tmp_path)
     folder = start(
         flow_job(
             pictures,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertModel, Qwen3Model
 
 from extensions.from_scratch.latent_flow import new, text
 from tests.conftest import ROOT, child_environment
+from tests.extensions.from_scratch.conftest import write_qwen3
 from tests.model_folders import SMALL_TEXT
 from toolkit.errors import RunError
 
@@ -67,6 +68,15 @@ def test_the_projection_keeps_lengths(tmp_path: Path) -> None:
     torch.testing.assert_close(projected(ids_BL).norm(dim=-1), plain(ids_BL).norm(dim=-1))
     assert projected(ids_BL).shape == (1, 4, 24)
     assert BertModel.from_pretrained(tmp_path / "text_encoder", add_pooling_layer=False).config.hidden_size == 16
+
+
+def test_a_qwen3_gives_what_its_final_norm_takes(tmp_path: Path) -> None:
+    write_qwen3(tmp_path)
+    ids_BL = torch.tensor([[1, 7, 9, 2]])
+    whole = Qwen3Model.from_pretrained(tmp_path)
+    found_BLE = text.load_text_encoder(tmp_path, torch.float32)(ids_BL)
+    torch.testing.assert_close(whole.norm(found_BLE), whole(input_ids=ids_BL).last_hidden_state)
+    assert not torch.allclose(whole.norm(found_BLE), found_BLE, atol=0.1)
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
