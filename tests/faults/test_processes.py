@@ -70,7 +70,8 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job
 
 
 @pytest.mark.slow
-def test_a_lora_of_2_1_is_trained_by_two_that_share_out_the_model_as_by_one(job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(job: Job, tmp_path: Path, parallel: str) -> None:
     """With a reference and several noise levels, whose blocks share keys and values of the prefix."""
     write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
     job.section["datasets"][0]["control_path"] = str(draw_pictures(tmp_path / "before", "a", "b", "c"))
@@ -80,7 +81,7 @@ def test_a_lora_of_2_1_is_trained_by_two_that_share_out_the_model_as_by_one(job:
     (tmp_path / "alone").mkdir()
     one = Job(job.nursery, tmp_path / "alone", copy.deepcopy(job.section), started=job.started)
     one.run()
-    job.change(train__parallel="fsdp")
+    job.change(train__parallel=parallel)
     assert "2 processes share the 2 x 1 images of each step" in run_together(job)
     assert (job.states(), job.status()) == (one.states(), one.status()) == ([2, 4, 6], "finished")
     assert_same_but_for_rounding(job, one)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.bench_noise_levels import OneLevel
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.flow.noise_levels import cost_of, levels_of
@@ -15,9 +17,11 @@ from toolkit.models.families import ModelLoadOptions
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.networks.adapter import AdapterDropout
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.interface import StepLosses
+from toolkit.train.prior_preservation import PriorPreservation
 
 SIDES = Size(6, 4)
 
@@ -55,8 +59,8 @@ def batch_of(model: DiffusionModel, *references: int) -> LatentBatch:
     )
 
 
-def attached(model: DiffusionModel) -> LoraNetwork:
-    network = LoraNetwork(list(model.lora_targets()), 2, 2, dropout=0.0, seed=1)
+def attached(model: DiffusionModel, dropout: float = 0.0) -> LoraNetwork:
+    network = LoraNetwork(list(model.lora_targets()), 2, 2, dropout, seed=1)
     network.attach(model.network_module)
     with torch.no_grad():
         for parameter in network.parameters().values():
@@ -72,16 +76,13 @@ def gradients(network: LoraNetwork, losses: list[StepLosses]) -> dict[str, torch
     return {name: parameter.grad.clone() for name, parameter in network.parameters().items()}
 
 
-class OneLevel(FlowMatchingStep):
-    """One noise level of those that the items of `shared` draw."""
+class Collected:
+    """A `Backward` that sums gradients."""
 
-    def __init__(self, shared: FlowMatchingStep, level: int) -> None:
-        super().__init__(shared.model, shared.seed, weighting_scheme=shared.settings.weighting_scheme)
-        self.shared, self.level = shared, level
+    step, roles = 0, frozenset({NETWORK})
 
-    def sample_noise_and_t(self, spec, shape_CHW, levels=1):
-        drawn = self.shared.sample_noise_and_t(spec, shape_CHW, self.shared.most_levels)
-        return tuple(x[self.level :: self.shared.most_levels] for x in drawn)
+    def __call__(self, losses: dict[str, torch.Tensor], final: bool) -> None:
+        losses[NETWORK].mean().backward()
 
 
 @pytest.mark.parametrize("references", [(0,), (1,), (3,), (10,), (2, 0, 2)])
@@ -94,6 +95,53 @@ def test_the_gradient_is_that_of_as_many_passes(model, references: tuple[int, ..
     apart = gradients(network, [OneLevel(shared, number)(batch) for number in range(4)])
     difference = sum(float((together[name] - gradient).square().sum()) for name, gradient in apart.items())
     assert difference <= 1e-12 * sum(float(gradient.square().sum()) for gradient in apart.values())
+
+
+def test_masks_and_accumulated_items_count_as_in_one_batch_of_one_level(model) -> None:
+    network, batch = attached(model), batch_of(model, 2, 0)
+    mask = torch.rand(2, 1, SIDES.height, SIDES.width, generator=torch.Generator().manual_seed(1))
+    masked = replace(batch, loss_mask_B1HW=mask)
+    shared = FlowMatchingStep(model, 7, noise_levels=4)
+    of_batch = gradients(network, [shared(masked)])
+    for other in (
+        [OneLevel(shared, number)(masked) for number in range(4)],
+        [shared(masked.select([row])) for row in range(2)],
+    ):
+        torch.testing.assert_close(gradients(network, other), of_batch, rtol=1e-5, atol=1e-6)
+    without = gradients(network, [shared(batch)])
+    assert any(not torch.allclose(of_batch[name], gradient) for name, gradient in without.items())
+
+
+def test_prior_preservation_is_the_mean_over_the_levels(model) -> None:
+    network, batch = attached(model), batch_of(model, 3)
+    batch = replace(batch, extra_prompts={"class": batch_of(model, 3).prompts})
+    shared = FlowMatchingStep(model, 7, noise_levels=4)
+    apart = [OneLevel(shared, number) for number in range(4)]
+    for step in (shared, *apart):
+        step.extra_losses["class"] = PriorPreservation(model, network, "class", 3.0)
+    found = shared.backward(batch, Collected())
+    together = {name: parameter.grad for name, parameter in network.parameters().items()}
+    for parameter in network.parameters().values():
+        parameter.grad = None
+    losses = [step.backward(batch, Collected()) for step in apart]
+    of_one = {name: parameter.grad / 4 for name, parameter in network.parameters().items()}
+    torch.testing.assert_close(together, of_one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.numbers["loss/class"], sum(each.numbers["loss/class"] for each in losses) / 4)
+
+
+def test_dropout_is_drawn_once_for_the_prefix(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, batch = attached(model, dropout=0.5), batch_of(model, 3)
+    dropped: list[int] = []
+    drop = AdapterDropout.inputs
+
+    def seen(self: AdapterDropout, x: torch.Tensor) -> torch.Tensor:
+        dropped.append(x.shape[1])
+        return drop(self, x)
+
+    monkeypatch.setattr(AdapterDropout, "inputs", seen)
+    gradients(network, [FlowMatchingStep(model, 7, noise_levels=4)(batch)])
+    target = SIDES.height * SIDES.width
+    assert set(dropped) == {batch.prompts.lengths[0] + 3 * 16 + 4 * target}
 
 
 def test_each_level_comes_from_its_own_part_of_the_distribution(model) -> None:

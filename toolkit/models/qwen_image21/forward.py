@@ -107,25 +107,23 @@ def attend(
     q, k = attn.norm_q(q).to(v.dtype), attn.norm_k(k).to(v.dtype)
     q, k = (rotate(x, rotary_SE, use_real=False).transpose(1, 2) for x in (q, k))
     v = v.transpose(1, 2)
+    # Split, not sliced: the gradient of each slice would be as large as the whole.
+    *of_prefix, q = q.split([*(end - begin for begin, end, _ in layout.segments), q.shape[2] - layout.prefix], dim=2)
+    (k_before, k), (v_before, v) = (x.split([layout.prefix, x.shape[2] - layout.prefix], dim=2) for x in (k, v))
     parts = []
-    for begin, end, is_text in layout.segments:
+    for (begin, end, is_text), queries in zip(layout.segments, of_prefix, strict=True):
         mask = None
         if is_text and end - begin > 1:
             mask = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).tril(begin)
-        parts.append(scaled_dot_product_attention(q[:, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=mask))
-    before = prefix or tuple(kv[:, :, : layout.prefix] for kv in (k, v))
-    for number in range(layout.targets):
-        begin = layout.prefix + number * layout.target_tokens
-        own = slice(begin, begin + layout.target_tokens)
-        keys, values = (k, v) if layout.targets == 1 and not prefix else _behind(before, k[:, :, own], v[:, :, own])
-        parts.append(scaled_dot_product_attention(q[:, :, own], keys, values))
+        parts.append(scaled_dot_product_attention(queries, k_before[:, :, :end], v_before[:, :, :end], attn_mask=mask))
+    before = prefix or (k_before, v_before)
+    of_targets = [x.chunk(layout.targets, dim=2) for x in (q, k, v)]
+    for queries, *own in zip(*of_targets, strict=True):
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
+        parts.append(scaled_dot_product_attention(queries, keys, values))
     out_BSD = attn.to_out[1](attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3)))
     # Copies: a part would hold the whole.
     return (out_BSD, *(kv.clone() for kv in before)) if layout.keeps else (out_BSD,)
-
-
-def _behind(before: Sequence[Tensor], *own: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
 
 
 def forward(
