@@ -4,7 +4,8 @@ Each variant is a separate job: it trains on the shipped model, then samples sho
 and hats that were in none of its pictures, and other mascots, which should stay what they are. Variants that are right
 agree within noise. Variants that are broken on purpose show which mistakes these figures would see.
 
-`python benchmarks/bench_learning.py` measures all of them; `--variant ema_off int8` some."""
+`python benchmarks/bench_learning.py` measures all of them; `--variant ema_off int8` some; `--model FOLDER` on another
+model, such as that of config/pretrain_tiny_2.1.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,40 @@ def positions_lost(job: Job) -> None:
     """Broken: all pictures have the positions of the one that is made."""
 
 
-def one_place_for_all_pictures() -> None:
+def features_after_norm(job: Job) -> None:
+    """Broken: the text's features are taken behind the final norm of a text encoder whose transformer knows those in
+    front of it."""
+
+
+def _one_place_for_all_pictures() -> None:
     """Breaks the positions by which the transformer tells its pictures apart."""
     from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
+    from toolkit.models.qwen_image21 import forward
+
+    right_of_21 = forward._rotary
+
+    def wrong_of_21(model: Any, parts: Sequence[tuple[int, bool]], *rest: Any) -> Any:
+        rotary_SE, begin = right_of_21(model, parts, *rest), 0
+        for length, is_text in parts:
+            if not is_text:  # all pictures have the same size
+                rotary_SE[begin : begin + length] = rotary_SE[-length:]
+            begin += length
+        return rotary_SE
+
+    forward._rotary = wrong_of_21
     right = QwenEmbedRope._compute_video_freqs
 
     def wrong(self: Any, frame: int, height: int, width: int, idx: int = 0, *rest: Any) -> Any:
         return right(self, frame, height, width, 0, *rest)
 
     QwenEmbedRope._compute_video_freqs = wrong  # type: ignore[method-assign]
+
+
+def _features_after_norm() -> None:
+    from extensions.from_scratch.latent_flow.family import TEXT_ENCODERS
+
+    TEXT_ENCODERS.update({name: kind._replace(norm="") for name, kind in TEXT_ENCODERS.items()})
 
 
 Variant = Callable[[Job], None]
@@ -145,6 +170,11 @@ OF_QUICKSTART: tuple[Variant, ...] = (
     without_captions,
 )
 OF_PAIRS: tuple[Variant, ...] = (as_it_is, references_left_out, references_swapped, positions_lost)
+OF_OTHER_MODELS: tuple[Variant, ...] = (features_after_norm,)
+"""With `--model`, of either example."""
+
+IN_PROCESS = {positions_lost: _one_place_for_all_pictures, features_after_norm: _features_after_norm}
+"""Variant -> what is broken in the process that trains."""
 
 
 # ------------------------------------------------------------ figures
@@ -200,9 +230,18 @@ class Example:
     file: Path
     variants: tuple[Variant, ...]
     figures: Callable[[TinyModel, Job, int], Figures]
+    model: str = ""
+    """Folder of another model than that of the example."""
+
+    def on(self, model: str) -> Example:
+        """The same of another model; of its own where `model` is empty."""
+        return replace(self, model=model, variants=(*self.variants, *OF_OTHER_MODELS)) if model else self
 
     def job(self) -> Job:
-        return yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        job = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        if self.model:
+            training(job)["model"]["name_or_path"] = self.model
+        return job
 
     def tiny(self, lora: str, classifier: MascotClassifier, qtype: str = "") -> TinyModel:
         """The model of the job with a LoRA file, to be sampled with the steps and the guidance of the job."""
@@ -263,7 +302,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--example", choices=[example.file.stem for example in MEASURED], nargs="*", help="default: all")
-    add("--variant", choices=sorted({v.__name__ for e in MEASURED for v in e.variants}), nargs="*", help="default: all")
+    variants = {variant.__name__ for example in MEASURED for variant in example.on("any").variants}
+    add("--variant", choices=sorted(variants), nargs="*", help="default: all")
+    add("--model", type=lambda folder: str(Path(folder).resolve()), default="", help="folder; default: the example's")
     add("--count", type=int, default=100, help="samples of each kind")
     add("--start", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -272,8 +313,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     if asked.start:
-        if asked.start == positions_lost.__name__:
-            one_place_for_all_pictures()
+        for variant, breaks in IN_PROCESS.items():
+            if asked.start == variant.__name__:
+                breaks()
         sys.exit(run.main(["job.yaml"]))
     timing.one_thread()
     report.card("learning", f"{asked.count} samples of each kind")
@@ -281,10 +323,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = {
             example.file.stem: measure(example, asked.variant, asked.count, Path(folder), classifier)
-            for example in MEASURED
+            for example in (e.on(asked.model) for e in MEASURED)
             if not asked.example or example.file.stem in asked.example
         }
-    report.finish("learning", count=asked.count, figures=figures)
+    report.finish("learning", count=asked.count, model=asked.model, figures=figures)
 
 
 if __name__ == "__main__":
