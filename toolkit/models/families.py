@@ -200,6 +200,10 @@ class ModelFamily(ModelFacts, ABC):
         where the folder is not here yet."""
         return self
 
+    def of_title(self, title: str) -> ModelFamily:
+        """The same of a published model that is not here yet, by its name."""
+        return self
+
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts of a tiny model and returns its
     transformer, as "module:function"; empty: there is none."""
@@ -274,7 +278,7 @@ def family_for(model: ModelSection) -> ModelFamily:
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
     family, index = FAMILIES.load(arch), local_index(name, model.revision)
-    return family.of_folder(index.parent) if index else family
+    return family.of_folder(index.parent) if index else family.of_title(title_of(model, family))
 
 
 def unknown_family(model: ModelSection) -> Iterator[str]:

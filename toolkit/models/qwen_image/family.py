@@ -8,6 +8,7 @@ config says (`zero_cond_t`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
 from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_cut, prompt_fault
 from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
+from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
 
 
 class QwenImageFamily(FolderFamily):
@@ -94,6 +96,9 @@ class QwenImageFamily(FolderFamily):
     def of_folder(self, folder: Path) -> QwenImageFamily:
         return EDIT_2511 if part_config(folder / "transformer").get("zero_cond_t") is True else self
 
+    def of_title(self, title: str) -> QwenImageFamily:
+        return EDIT_2511 if title == EDIT_2511.title else self
+
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
         if index is None:
@@ -164,11 +169,20 @@ class EditFamily(QwenImageFamily):
     settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
 
 
+def _plus(pair: Pair, units: float) -> Pair:
+    return pair[0] + units, pair[1] + units
+
+
 class Edit2511Family(QwenImageFamily):
     """Qwen-Image-Edit-2511, whose references are modulated at t = 0."""
 
     title = "Qwen-Image-Edit-2511"
     modelspec = ("Qwen-Image-Edit-2511", QwenImageFamily.modelspec[1])
+    # Scale and gate of attention and MLP are tensors of every token. Counted on tensors, as those of `KINDS`.
+    activation_units: Mapping[str, ActivationUnits] = {
+        name: replace(kind.units, everything=_plus(kind.units.everything, 4), forward=_plus(kind.units.forward, 2))
+        for name, kind in KINDS.items()
+    }
 
 
 EDIT_2511 = Edit2511Family()
