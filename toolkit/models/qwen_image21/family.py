@@ -30,6 +30,7 @@ class QwenImage21Family(FolderFamily):
 
     arch = "qwen_image_2"
     model_class = "toolkit.models.qwen_image21.model:QwenImage21Model"
+    network_maker = "toolkit.models.qwen_image21.new:new_transformer"
     title = "Qwen-Image-2.1"
     pipelines = ("QwenImage21Pipeline",)
     licence = "Qwen Research License: not for commercial use"

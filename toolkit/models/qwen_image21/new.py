@@ -1,0 +1,44 @@
+"""A transformer of Qwen-Image-2.1 with random weights that fits the encoders of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.config.model_files import read_model_json
+from toolkit.errors import UserError
+from toolkit.models.from_config import build
+from toolkit.models.loading import ASKED_BY, block_import
+from toolkit.models.qwen_image.new import ARGUMENTS, HEAD_DIM, rope_axes
+from toolkit.models.qwen_image21.family import FAMILY
+
+with block_import("bitsandbytes", ASKED_BY):
+    from diffusers import QwenImage21Transformer2DModel
+
+
+def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImage21Transformer2DModel:
+    """A transformer with these arguments of diffusers; what they leave out fits the VAE and text encoder in `folder`.
+
+    Draws from torch's global generator. Modulations and the output start at zero, so that each block adds nothing and
+    the first prediction is 0 (https://arxiv.org/abs/2212.09748, section 3.2). Raises UserError for arguments that are
+    not those of the class, and for an autoencoder of another class.
+    """
+    vae = read_model_json(folder / "vae" / "config.json")
+    if (found := vae.get("_class_name")) != FAMILY.classes["vae"]:
+        raise UserError(f"vae: {found!r} is not of this family. Give an {FAMILY.classes['vae']}.")
+    text = read_model_json(folder / "text_encoder" / "config.json")
+    fitting = {
+        "in_channels": vae.get("z_dim", FAMILY.latent_channels),
+        "out_channels": vae.get("z_dim", FAMILY.latent_channels),
+        "context_in_dim": text.get("text_config", text)["hidden_size"],
+        "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", HEAD_DIM)),
+    }
+    transformer = build(QwenImage21Transformer2DModel, {**fitting, **arguments}, ARGUMENTS)
+    with torch.no_grad():
+        for part in (transformer.modulation, transformer.norm_out.linear, transformer.proj_out):
+            for parameter in part.parameters():
+                parameter.zero_()
+    return transformer
