@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from extensions.compat.fluxflow_flags import with_flags
@@ -75,6 +76,8 @@ SMALL_IMAGE = 64
 class _Guide:
     """A `toolkit.config.foreign.ForeignFile`."""
 
+    keeps_text = True
+
     def reads(self, root: ConfigNode) -> bool:
         return not {"job", "config"} & root.value.keys() and bool(MARKS & root.value.keys())
 
@@ -86,7 +89,14 @@ class _Guide:
             diagnostics.fatal(root.value_at, (), f"{given}: goes with a file of FluxFlow's guide (data:, training:).")
         return with_flags(root, flags, diagnostics)
 
-    def as_job(self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> ConfigNode:
+    def as_job(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str] = MappingProxyType({}),
+    ) -> ConfigNode:
         return _Reader(root, folder, name, diagnostics).job()
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:

@@ -457,6 +457,18 @@ NAMES: dict[tuple[str, str], Names] = {
         "batch_size": near("train.batch_size", "one for all datasets"),
         **each("video_directory video_jsonl_file", absent("videos cannot be trained here")),
         "debug_dataset": idle("`--dry-run` prints what was found, with the sizes"),
+        **each(
+            "target_frames frame_extraction frame_stride frame_sample max_frames source_fps",
+            absent("videos cannot be trained here"),
+        ),
+        **each(
+            "fp_latent_window_size fp_1f_clean_indices fp_1f_target_index fp_1f_no_post",
+            idle("it concerns FramePack"),
+        ),
+        "num_repeats": is_("datasets[].num_repeats", "1 also where the folder's name begins with a number", default=1),
+        "flux_kontext_no_resize_control": near(
+            "model.model_kwargs.match_target_res", "the older name of no_resize_control"
+        ),
         "qwen_image_edit_no_resize_control": near(
             "model.model_kwargs.match_target_res", "the older name of no_resize_control"
         ),

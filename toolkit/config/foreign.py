@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel
@@ -91,6 +92,9 @@ COMMAND_LINE = "command line"
 class ForeignFile(Protocol):
     """A kind of file that was written for another program, and the flags of that program."""
 
+    keeps_text: bool
+    """Whether its own text is kept beside the results, instead of the job that it became."""
+
     def reads(self, root: ConfigNode) -> bool:
         """Whether a file that is no job is of this kind."""
 
@@ -100,10 +104,18 @@ class ForeignFile(Protocol):
         """The root with the flags in their places; None: a root of them alone. Raises ConfigErrors for a file of
         another kind."""
 
-    def as_job(self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> ConfigNode:
+    def as_job(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str] = MappingProxyType({}),
+    ) -> ConfigNode:
         """The root of the job that such a file describes.
 
         folder: of the file, where files that it names are looked for first. name: of the job, instead of the file's.
+        moved: folder -> where it is now, for the paths in files that this one names.
         """
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:

@@ -18,11 +18,13 @@ from toolkit.config.foreign import COMMAND_LINE, foreign_file, foreign_keys
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
-from toolkit.config.redacted_copy import saved_text, secret_scalars
+from toolkit.config.redacted_copy import job_text, saved_text, secret_scalars
+from toolkit.config.toml_reader import is_toml, read_toml
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import (
     expand_variables,
     is_json,
+    map_paths,
     read_text,
     read_yaml,
     replace_name,
@@ -72,13 +74,15 @@ def load_job(
     name: str | None = None,
     env: Mapping[str, str] = os.environ,
     flags: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    moved: Mapping[str, str] = MappingProxyType({}),
     check_files: bool = True,
 ) -> JobConfig:
     """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
     file system, for a job that has run.
 
     path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of FluxFlow's guide,
-    with the texts behind them; they go before what a file of the guide's shape says.
+    with the texts behind them; they go before what a file of the guide's shape says. moved: folder -> where it is now,
+    for every path in the file.
     """
     if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
         raise ConfigErrors([InputError("-n", f"{name!r} {fault}")])
@@ -87,8 +91,9 @@ def load_job(
     remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
     root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
+    root = map_paths(root, moved)
     if reader := foreign_file(root):
-        root = reader.as_job(root, Path(path).parent, name, diagnostics)
+        root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
     config = check_top_level(root, diagnostics)
     job_name = name if name is not None else read_name(config, diagnostics)
     root = replace_name(root, job_name)
@@ -99,6 +104,10 @@ def load_job(
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
     meta = root.value.get("meta")
+    if reader and not reader.keeps_text:
+        text = job_text(root, [process.checked for process in known], str(path), diagnostics.warnings)
+    else:
+        text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags))
     return JobConfig(
         job=root.value["job"].value,
         name=job_name,
@@ -106,7 +115,7 @@ def load_job(
         processes=tuple(process.entry for process in known),
         warnings=diagnostics.warnings,
         path=Path(path),
-        unexpanded_text=saved_text(text, written, name, rewrite=is_json(path) or bool(flags)),
+        unexpanded_text=text,
     )
 
 
@@ -117,7 +126,14 @@ def read_written(
     text, root = "", None
     if str(path) != COMMAND_LINE:
         text = read_text(path, diagnostics)
-        root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
+        if is_toml(path):
+            root = read_toml(text, diagnostics)
+            diagnostics.raise_errors()
+            if root is not None and foreign_file(root) is None:
+                remedy = "It has none of their keys dit, dataset_config, network_module. A job of ours is YAML."
+                diagnostics.fatal(root.value_at, (), f"is no training config of musubi-tuner. {remedy}")
+        else:
+            root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
     if flags:
         root = load_object(FOREIGN_FILES["fluxflow"]).with_flags(root, flags, diagnostics)
     assert root is not None  # there is a file, or there are flags

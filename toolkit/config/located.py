@@ -170,6 +170,10 @@ class Diagnostics:
         self._errors |= other._errors
         self._warnings |= other._warnings
 
+    def mark(self, path: KeyPath) -> None:
+        """Nothing more is said of this key: what is wrong with it is told at another place."""
+        self._paths.add(dotted(path))
+
     def reported(self, path: KeyPath) -> bool:
         """Whether this key already has an error: one line each is enough."""
         return dotted(path) in self._paths

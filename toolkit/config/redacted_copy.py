@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -31,6 +32,54 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
     if new_name is not None:
         edits.append(_rename(text, config, name, new_name))
     return redact(_edit(text, edits))
+
+
+def job_text(root: ConfigNode, processes: Sequence[ConfigNode], source: str, warnings: Sequence[str]) -> str:
+    """The YAML of a job that was made of another program's file, each line with where it came from.
+
+    root: of the job. processes: as they were checked, under our names. source: the file. warnings: what was said of it.
+    """
+    lines = [f"# Made from {source}. Behind each value: the file, the line and the key that it came from."]
+    lines += [f"# {line}" for warning in warnings for line in warning.splitlines()]
+    config = root.value["config"].value
+    tree = {
+        "job": root.value["job"],
+        "config": replace(root, value={"name": config["name"], "process": replace(root, value=[*processes])}),
+        **({"meta": root.value["meta"]} if "meta" in root.value else {}),
+    }
+    return redact("\n".join([*lines, *_lines(replace(root, value=tree), source, 0)]) + "\n")
+
+
+def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
+    """A mapping as the lines of a block."""
+    for key, child in node.value.items():
+        value, start = child.value, f"{'  ' * indent}{key}:"
+        items = value if isinstance(value, list) else []
+        if isinstance(value, dict) and value:
+            yield start
+            yield from _lines(child, source, indent + 1)
+        elif any(isinstance(item.value, dict) for item in items):
+            yield start
+            for item in items:
+                first, *more = _lines(item, source, indent + 2)
+                yield f"{'  ' * (indent + 1)}- {first.lstrip()}"
+                yield from more
+        else:
+            yield f"{start} {_inline(child)}{_origin(child, source)}"
+
+
+def _inline(node: ConfigNode) -> str:
+    data = node.data(lambda each: REDACTED if is_secret(_key_of(each), each.value) else each.written or each.value)
+    text = yaml.dump(data, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
+    return text.removesuffix("...\n").strip()
+
+
+def _origin(node: ConfigNode, source: str) -> str:
+    """A comment: file, line and key; whose default it is; nothing for what the file does not have."""
+    at, key = node.key_at, _key_of(node)
+    if not key:
+        return ""
+    return f"  # {f'{at.file or source}:{at.line}' if at.line else at.file} {key}"
 
 
 def _redactions(root: ConfigNode) -> list[tuple[int, int, str]]:

@@ -220,8 +220,8 @@ _TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w
 def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """The root mapping. Raises ConfigErrors where nothing can be read; other errors go to `report`."""
     if _TOML.match(text):
-        remedy = "Write a YAML job; docs/config.md has the names of musubi-tuner's options in it."
-        diagnostics.fatal(SourceLocation(1, 1), (), f"is TOML, which is not read. {remedy}")
+        remedy = "Rename it, so that it ends in .toml: a training config of musubi-tuner is then read."
+        diagnostics.fatal(SourceLocation(1, 1), (), f"holds TOML, not YAML. {remedy}")
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -400,6 +400,20 @@ def replace_name(root: ConfigNode, name: str) -> ConfigNode:
         return replace(node, value=node.value.replace("[name]", name), written=written)
 
     return map_strings(root, fill)
+
+
+def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
+    """Every text that begins with one of these folders, with the folder where that is now."""
+
+    def move(node: ConfigNode) -> ConfigNode:
+        path = str(node.value).replace("\\", "/")
+        for old, new in moved.items():
+            old = old.replace("\\", "/").rstrip("/")
+            if path == old or path.startswith(f"{old}/"):
+                return replace(node, value=f"{new.rstrip('/')}{path[len(old) :]}", written=None)
+        return node
+
+    return map_strings(root, move) if moved else root
 
 
 def map_strings(

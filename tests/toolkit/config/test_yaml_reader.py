@@ -142,7 +142,7 @@ def test_a_mistake_in_the_syntax_is_told_where_it_was_made_with_its_remedy(text:
     "text", ["# musubi\n[general]\nresolution = 960\n", "[[datasets]]\n", 'dit = "a.safetensors"\n']
 )
 def test_toml_is_called_toml(text: str) -> None:
-    assert fault(text).startswith("f:1:1: is TOML, which is not read. Write a YAML job;")
+    assert fault(text).startswith("f:1:1: holds TOML, not YAML. Rename it")
 
 
 def test_an_alias_bomb_is_refused_quickly() -> None:

@@ -1,0 +1,469 @@
+"""A training config of musubi-tuner, with the dataset file it names -> a job.
+
+Each key goes to where the table of names has it; what a section reads under its own name stays as it is, so that the
+section says what is wrong with it. A key that is left out means what it means there: where ours would be another, their
+default goes in, and one line names those.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from extensions.compat.names import NAMES, PLACES
+from extensions.compat.nodes import at, made, tree
+from extensions.compat.shapes import read_pairs
+from toolkit.config.foreign import NO_DEFAULT, ForeignName
+from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
+from toolkit.config.toml_reader import read_toml
+from toolkit.config.yaml_reader import is_json, map_paths, read_text, read_yaml
+from toolkit.errors import ConfigErrors, did_you_mean
+
+Level = dict[str, ConfigNode]
+"""Key -> value of one place."""
+
+ROWS: dict[str, tuple[str, ForeignName]] = {
+    key: (group, row)
+    for (program, group), rows in NAMES.items() if program == "musubi" and group != "flags"
+    for key, row in rows.items()
+}  # fmt: skip
+"""Option -> the group that reads it as it is written, and its row."""
+
+MARKS = frozenset({"dataset_config", "dit", "network_module"})
+"""A file with one of them is a training config."""
+
+SCRIPT = "<script>"
+"""The key under which a command has the name of its script."""
+
+FULL, LORA = "qwen_image_train.py", "qwen_image_train_network.py"
+"""The scripts that train."""
+
+GENERAL = ("resolution", "caption_extension", "batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale")
+"""What `[general]` may say for all datasets."""
+
+OF_DATASETS = (
+    *GENERAL, "image_directory", "image_jsonl_file", "cache_directory", "control_directory", "multiple_target",
+    "no_resize_control", "control_resolution", "qwen_image_edit_no_resize_control",
+    "qwen_image_edit_control_resolution", "flux_kontext_no_resize_control", "video_directory", "video_jsonl_file",
+    "target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps",
+    "fp_latent_window_size", "fp_1f_clean_indices", "fp_1f_target_index", "fp_1f_no_post",
+)  # fmt: skip
+"""The keys of `[[datasets]]`."""
+
+PARTS = ("dit", "vae", "text_encoder")
+
+PATHS = frozenset({*PARTS, "dataset_config", "network_weights", "base_weights", "sample_prompts"})
+OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory"})
+"""Keys that name what has to be there."""
+
+BY_HAND = frozenset(
+    {
+        SCRIPT, *PARTS, "edit", "edit_plus", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
+        "min_timestep", "max_timestep", "network_args", "resume", "huggingface_repo_visibility", "seed",
+        "max_data_loader_n_workers",
+        *(key for key, (_, row) in ROWS.items() if row.how == "near" and key.endswith("_state")),
+    }
+)  # fmt: skip
+"""Options of which more than the table has to be said."""
+
+ARCHS = {"edit": "qwen_image_edit", "edit_plus": "qwen_image_edit_plus"}
+"""Switch -> `model.arch`; `model_version` is read as it is."""
+
+DTYPES = {"no": "float32"}
+"""Other value of `mixed_precision` -> ours."""
+
+SAMPLES = {"width": 256, "height": 256, "sample_steps": 20, "guidance_scale": 4.0}
+"""Of images that are drawn during training, where a prompt does not say it. Source: musubi-tuner, `sample_prompts`."""
+
+THEIRS = "musubi-tuner's default"
+
+
+class _Jobs:
+    """A `toolkit.config.foreign.ForeignFile`."""
+
+    keeps_text = False
+
+    def reads(self, root: ConfigNode) -> bool:
+        return bool((MARKS | {SCRIPT}) & _flat(root).keys())
+
+    def with_flags(
+        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+    ) -> ConfigNode:
+        raise AssertionError("flags beside a file are FluxFlow's")
+
+    def as_job(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str] = MappingProxyType({}),
+    ) -> ConfigNode:
+        return _Reader(root, folder, name, diagnostics, moved).job()
+
+    def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
+        raise AssertionError("its text is not kept")
+
+
+JOBS = _Jobs()
+
+
+class _Reader:
+    """Reads one file."""
+
+    def __init__(
+        self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
+    ) -> None:
+        self.root, self.folder, self.name, self.diagnostics, self.moved = root, folder, name, diagnostics, moved
+        self.given = {key: node for key, node in _flat(root).items() if not node.is_blank}
+        self.process: dict[str, Any] = {"type": "sd_trainer"}
+        self.config: dict[str, Any] = {}
+        self.meta: dict[str, Any] = {}
+        self.defaults: dict[str, Any] = {}
+        """Option -> its default there, of those that were put in."""
+
+        self.missing: list[ConfigNode] = []
+        """Paths that lead nowhere."""
+
+        self.adapter = self._trains_adapter()
+
+    def job(self) -> ConfigNode:
+        """The whole job."""
+        self._model()
+        self._read(self.given, [key for key in ROWS if key not in OF_DATASETS], "It belongs in the dataset file.")
+        self._network()
+        self._noise()
+        self._files()
+        self._samples()
+        self.process["datasets"] = self._datasets()
+        self._report_missing()
+        if self.defaults:
+            taken = ", ".join(f"{key} {value}" for key, value in self.defaults.items())
+            self.diagnostics.warn(self.root, f"left out, and therefore as in musubi-tuner: {taken}.")
+        name = self.config.get("name") or made(self.root, "job")
+        if self.name is None and "output_name" not in self.given:
+            self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
+        config = {**self.config, "name": at(name, self.name or name.value), "process": [self.process]}
+        return tree({"job": "extension", "config": config, "meta": self.meta or None}, self.root)
+
+    # ------------------------------------------------------------ by the table
+
+    def _read(self, given: Level, known: Sequence[str], elsewhere: str) -> None:
+        for key, node in given.items():
+            if key not in (*known, SCRIPT):
+                hint = odd_characters(key) or (elsewhere if key in ROWS else did_you_mean(key, known, list_all=False))
+                self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
+                continue
+            self._find(key, node, PATHS)
+            if key not in BY_HAND:
+                self._put(key, node, self.process)
+
+    def _put(self, key: str, node: ConfigNode, to: dict[str, Any]) -> None:
+        """A value at the place its row says; a line where there is none."""
+        group, row = ROWS[key]
+        if key == "mixed_precision":
+            node = at(node, DTYPES.get(str(node.value), node.value))
+        is_off = node.value in (False, "NO", "no")
+        if row.how == "is":
+            self._set(row.ours[0], node, to)
+        elif group:  # the section says what becomes of it
+            if not is_off or row.how == "shaped":
+                self._set(f"{PLACES[group]}.{key}", node, to)
+        elif row.how == "idle":
+            if not is_off:
+                self.diagnostics.warn(node, f"has no effect: {row.says}.")
+        elif not is_off:
+            nearest = f" The nearest here is {' and '.join(map(repr, row.ours))}." if row.ours else ""
+            self.diagnostics.error(node, f"{show(node)} is not supported: {row.says}.{nearest}", at_key=True)
+
+    def _set(self, place: str, value: Any, to: dict[str, Any]) -> None:
+        section, _, rest = place.partition(".")
+        if section in ("config", "meta"):
+            to, place = {"config": self.config, "meta": self.meta}[section], rest
+        *above, last = place.removeprefix("datasets[].").split(".")
+        for part in above:
+            to = to.setdefault(part, {})
+        to[last] = value
+
+    def _default(self, key: str, place: str = "", value: Any = NO_DEFAULT) -> None:
+        """Their default of an option that is left out, at the place its row says or at another."""
+        if key not in self.given:
+            row = ROWS[key][1]
+            self.defaults[key] = row.default if value is NO_DEFAULT else value
+            self._set(place or row.ours[0], _their(key, self.defaults[key]), self.process)
+
+    # ------------------------------------------------------------ what more than the table has to be said of
+
+    def _trains_adapter(self) -> bool:
+        """By the script; without one by the keys, as only an adapter has such."""
+        script = self.given.get(SCRIPT)
+        return script.value == LORA if script else any(key.startswith("network_") for key in self.given)
+
+    def _model(self) -> None:
+        """The folder of the model that `dit` lies in; its family by the switches."""
+        dit = self.given.get("dit")
+        if dit is None:
+            self.diagnostics.error(self.root, "is required: the model's transformer.", path=("dit",))
+            self._set("model.name_or_path", made(self.root, "missing"), self.process)
+            return
+        folders = {key: _model_folder(str(self.given[key].value)) for key in PARTS if key in self.given}
+        for key, folder in folders.items():
+            if Path(str(self.given[key].value)).expanduser().exists() and folder != folders["dit"]:
+                message = f"{show(self.given[key])} lies in another folder than 'dit': {show(dit)}."
+                self.diagnostics.error(self.given[key], f"{message} All parts come from one model folder.")
+        if folders["dit"] is None and Path(str(dit.value)).expanduser().exists():
+            message = f"{show(dit)} lies in no model folder (with model_index.json), and single files are not read yet."
+            self.diagnostics.error(dit, f"{message} Give the folder of the model.")
+        self._set("model.name_or_path", at(dit, str(folders["dit"] or dit.value)), self.process)
+        for key in ARCHS.keys() & self.given.keys():
+            if self.given[key].value is True and "model_version" not in self.given:
+                self._set("model.arch", at(self.given[key], ARCHS[key]), self.process)
+
+    def _network(self) -> None:
+        if not self.adapter:
+            self._set("network.type", made(self.root, "full"), self.process)
+            self.process["network"] = {"type": "full"}
+            return
+        self._default("network_dim")
+        self._default("network_alpha")
+        arguments = self.given.get("network_args")
+        if arguments is not None:
+            pairs = dict(read_pairs(arguments, self.diagnostics).value)
+            if "include_patterns" in pairs and "exclude_patterns" not in pairs:
+                reason = "there it only brings back layers that exclude_patterns leave out, and there are none."
+                self.diagnostics.warn(pairs.pop("include_patterns"), f"has no effect: {reason}")
+            self._set("network.network_args", at(arguments, pairs), self.process)
+
+    def _noise(self) -> None:
+        """Steps, learning rate, noise levels."""
+        if "max_train_epochs" not in self.given:
+            self._default("max_train_steps")
+        self._default("learning_rate")
+        self._default("timestep_sampling")
+        kind = self.given.get("timestep_sampling", _their("", "sigma")).value
+        if kind == "shift":
+            self._default("discrete_flow_shift")
+        elif kind == "sigma":  # there the bounds are places on a list that begins with the most noise
+            for key, other in (("min_timestep", "max_timestep"), ("max_timestep", "min_timestep")):
+                node = self.given.get(key)
+                if node is not None and isinstance(node.value, int | float):
+                    self._set(f"train.{other}", at(node, 1000 - node.value), self.process)
+        else:
+            for key in ("min_timestep", "max_timestep"):
+                self._set(f"train.{key}", self.given.get(key), self.process)
+        seed = self.given.get("seed")
+        if seed is not None and seed.value == 0:
+            self.diagnostics.warn(seed, "0 is a seed there, and a random one here. Take another for a fixed one.")
+        if seed is not None:
+            self._set("training_seed", seed, self.process)
+
+    def _files(self) -> None:
+        """When and how weights are saved, where a run begins."""
+        dtype = "bfloat16" if not self.adapter and "full_bf16" in self.given else NO_DEFAULT
+        self._default("save_precision", value=dtype)
+        every, kept = (self.given.get(key) for key in ("save_every_n_steps", "save_last_n_steps"))
+        if "save_every_n_epochs" not in self.given:
+            self._default("save_every_n_steps")
+        if kept is None:
+            self._default("save_last_n_steps")
+        elif every is not None and all(isinstance(node.value, int) for node in (every, kept)) and every.value > 0:
+            files = kept.value // every.value + 1  # those of at most so many steps before the newest
+            self._set("save.max_step_saves_to_keep", at(kept, files), self.process)
+        if "huggingface_repo_id" in self.given:
+            self._set("save.push_to_hub", made(self.given["huggingface_repo_id"], True), self.process)
+        visibility = self.given.get("huggingface_repo_visibility")
+        if visibility is not None:
+            self._set("save.hf_private", at(visibility, visibility.value != "public"), self.process)
+        for key in BY_HAND & {"save_last_n_epochs_state", "save_last_n_steps_state"} & self.given.keys():
+            message = "has no effect: the newest two states are kept. Give 'save.max_states_to_keep'."
+            self.diagnostics.warn(self.given[key], message)
+        resume = self.given.get("resume")
+        if resume is not None:
+            message = f"{show(resume)}: states of musubi-tuner are not read. Give its LoRA file as 'network_weights'."
+            self.diagnostics.error(resume, message)
+        guidance = self.given.get("guidance_scale")
+        if guidance is not None:
+            self.diagnostics.warn(guidance, "has no effect: the model has no embedded guidance.")
+
+    def _samples(self) -> None:
+        if "sample_prompts" not in self.given:
+            self._set("train.disable_sampling", made(self.root, True), self.process)
+            return
+        for key, value in SAMPLES.items():
+            self._set(f"sample.{key}", _their(key, value), self.process)
+        self.defaults["samples of"] = f"{SAMPLES['width']} x {SAMPLES['height']} pixels"
+        if "sample_every_n_epochs" not in self.given:
+            self._default("sample_every_n_steps", value=0)
+        self._default("sample_at_first", value=False)
+
+    # ------------------------------------------------------------ the dataset file
+
+    def _datasets(self) -> list[Any]:
+        node = self.given.get("dataset_config")
+        if node is None:
+            self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
+            return [{"folder_path": made(self.root, ".")}]
+        stand_in = [{"folder_path": node}]
+        """Of a file that cannot be read, which is told: the one line is enough."""
+
+        path = next((p for p in self._places(str(node.value)) if p.is_file()), None)
+        root = self._dataset_file(path, node) if path else None
+        if root is None:
+            return stand_in
+        for key, child in root.value.items():
+            if key not in ("general", "datasets"):
+                hint = "It belongs in [general] or [[datasets]]." if key in OF_DATASETS else did_you_mean(
+                    key, ("general", "datasets")
+                )  # fmt: skip
+                self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
+        general = root.value.get("general", made(root, {}))
+        listed = root.value.get("datasets")
+        if listed is None or not isinstance(listed.value, list) or not listed.value:
+            self.diagnostics.error(listed or root, "is required: at least one [[datasets]].", path=("datasets",))
+            return stand_in
+        shared = general.value if isinstance(general.value, dict) else {}
+        for key, child in shared.items():
+            if key not in GENERAL:
+                hint = "It belongs in [[datasets]]." if key in OF_DATASETS else did_you_mean(key, GENERAL)
+                self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
+        shared = {key: child for key, child in shared.items() if key in GENERAL}
+        return [self._dataset({**shared, **item.value}, item) for item in listed.value if isinstance(item.value, dict)]
+
+    def _dataset_file(self, path: Path, node: ConfigNode) -> ConfigNode | None:
+        """Its root; None where it cannot be read, which is told."""
+        found, root = Diagnostics(str(path)), None
+        with suppress(ConfigErrors):  # which are in `found`
+            text = read_text(path, found)
+            root = read_yaml(text, found) if is_json(path) else read_toml(text, found, str(path))
+        self.diagnostics.include(found)
+        if root is None:
+            self.diagnostics.mark(node.path)
+            return None
+        return map_paths(root, self.moved)
+
+    def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
+        dataset: dict[str, Any] = {}
+        given = {key: node for key, node in given.items() if not node.is_blank}
+        sized = {"resolution", "enable_bucket", "bucket_no_upscale", "batch_size"}
+        of_controls = {key for key in OF_DATASETS if "control" in key and key != "control_directory"}
+        for key, node in given.items():
+            if key not in OF_DATASETS:
+                elsewhere = "It belongs in the training config." if key in ROWS else ""
+                hint = odd_characters(key) or elsewhere or did_you_mean(key, OF_DATASETS, list_all=False)
+                self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
+            elif key == "cache_directory":
+                self.diagnostics.warn(node, f"has no effect: {ROWS[key][1].says}.")
+            elif key not in sized | of_controls:
+                self._find(key, node, OF_IMAGES)
+                self._put(key, node, dataset)
+        if not {"image_directory", "image_jsonl_file", "video_directory", "video_jsonl_file"} & given.keys():
+            message = "is required: the folder of the images."
+            self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
+        dataset.setdefault("folder_path", made(item, "."))
+        dataset["num_workers"] = self.given.get("max_data_loader_n_workers")
+        if "num_repeats" not in given:
+            dataset["num_repeats"] = _their("num_repeats", 1)
+        self._size(given, item, dataset)
+        if "control_directory" in given:
+            self._reference_size([given[key] for key in sorted(of_controls & given.keys())], given["control_directory"])
+        self._one_for_all("train.batch_size", given.get("batch_size", _their("batch_size", 1)), "batch_size")
+        return dataset
+
+    def _size(self, given: Level, item: ConfigNode, dataset: dict[str, Any]) -> None:
+        """One rectangle; with buckets its area."""
+        node = given.get("resolution")
+        if node is None:
+            node = _their("resolution", ROWS["resolution"][1].default)
+            self.defaults["resolution"] = node.data()
+        sides = node.data()
+        sides = sides if isinstance(sides, list) else [sides, sides]
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+            self.diagnostics.error(node, f"{sides} is not a size. Write one number of pixels, or [width, height].")
+            return
+        bucket, keeps = given.get("enable_bucket"), given.get("bucket_no_upscale")
+        if bucket is None or bucket.value is not True:
+            dataset["resolution"] = at(node, {"width": at(node, sides[0]), "height": at(node, sides[1])})
+            return
+        dataset["resolution"] = at(node, math.isqrt(sides[0] * sides[1]))
+        if keeps is None or keeps.value is not True:
+            self.diagnostics.warn(bucket, "images of a smaller area are not enlarged here, as with bucket_no_upscale.")
+
+    def _reference_size(self, given: Sequence[ConfigNode], control: ConfigNode) -> None:
+        """The area of the references: theirs is that of the image unless they say another."""
+        for node in given:
+            if node.value is True:
+                self.diagnostics.warn(node, "references have an area of 1024 x 1024 here, never their own size.")
+            elif node.value is not False and node.data() not in (1024, [1024, 1024]):
+                self.diagnostics.warn(node, f"{node.data()}: references have an area of 1024 x 1024 pixels here.")
+        by_target = not any(node.value is not False for node in given)
+        value = at(given[0] if given else control, by_target)
+        self._one_for_all("model.model_kwargs.match_target_res", value, "the size of references")
+
+    def _one_for_all(self, place: str, node: ConfigNode, what: str) -> None:
+        *above, last = place.split(".")
+        section = self.process
+        for part in above:
+            section = section.setdefault(part, {})
+        first = section.setdefault(last, node)
+        if first.value != node.value:
+            message = f"{show(node)}, and {show(first)} in another dataset: {what} is one for all here."
+            self.diagnostics.error(node, message)
+
+    # ------------------------------------------------------------ paths
+
+    def _places(self, path: str) -> Iterator[Path]:
+        """Where a file is looked for: in the working directory, as there, then beside the config."""
+        yield Path(path).expanduser()
+        yield self.folder / path
+
+    def _find(self, key: str, node: ConfigNode, kinds: frozenset[str]) -> None:
+        """Notes paths that lead nowhere."""
+        if key not in kinds:
+            return
+        for path in node.value if isinstance(node.value, list) else [node]:
+            places = self._places(str(path.value)) if key == "dataset_config" else [Path(str(path.value)).expanduser()]
+            if not any(place.exists() for place in places):
+                self.missing.append(path)
+
+    def _report_missing(self) -> None:
+        absolute = [str(node.value).replace("\\", "/") for node in self.missing if _is_absolute(str(node.value))]
+        try:
+            old = os.path.commonpath([os.path.dirname(path) for path in absolute]) if absolute else "OLD"
+        except ValueError:  # some begin with a drive
+            old = "OLD"
+        for node in self.missing:
+            if _is_absolute(str(node.value)):
+                message = f"is not on this machine. Where it lies elsewhere: --map {old if old != '/' else 'OLD'}=NEW"
+            else:
+                message = f"does not exist (working directory: {Path.cwd()})."
+            self.diagnostics.error(node, f"{show(node)} {message}")
+
+
+def _flat(root: ConfigNode) -> Level:
+    """All keys on one level: the names of sections mean nothing there, and a later key replaces an earlier one."""
+    given: Level = {}
+    for key, node in root.value.items():
+        given |= node.value if isinstance(node.value, dict) else {key: node}
+    return given
+
+
+def _their(key: str, value: Any) -> ConfigNode:
+    """A default of theirs, which is in no file."""
+    nowhere = SourceLocation(0, 0, THEIRS)
+    inside = [_their(key, item) for item in value] if isinstance(value, list) else value
+    return ConfigNode(inside, (key,), nowhere, nowhere, str(value), plain=True)
+
+
+def _model_folder(path: str) -> Path | None:
+    """The folder in diffusers layout that a part lies in: itself, or one or two levels above it."""
+    start = Path(path).expanduser()
+    return next((f for f in (start, *list(start.parents)[:2]) if (f / "model_index.json").is_file()), None)
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith(("/", "~", "\\")) or path[1:3] in (":\\", ":/")

@@ -1,0 +1,191 @@
+"""A training config of musubi-tuner with its dataset file, as a job."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from tests.conftest import ROOT
+from toolkit.config import load_job
+from toolkit.config.process import JobConfig
+from toolkit.errors import ConfigErrors
+from toolkit.extension import discover
+
+JOB = """\
+dit = "model/transformer"
+dataset_config = "data.toml"
+network_module = "networks.lora_qwen_image"
+output_name = "my_lora"
+"""
+DATA = """\
+[general]
+resolution = [128, 96]
+caption_extension = ".txt"
+enable_bucket = true
+bucket_no_upscale = true
+
+[[datasets]]
+image_directory = "pairs/after"
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JobConfig]:
+    """Loads a training config and a dataset file; their text may be replaced."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(tiny_model)
+    shutil.copytree(ROOT / "config" / "examples" / "pairs", "pairs")
+
+    def load_texts(job: str = JOB, data: str = DATA, **options: Any) -> JobConfig:
+        Path("job.toml").write_text(job)
+        Path("data.toml").write_text(data)
+        return load_job("job.toml", discover().find_config, **options)
+
+    return load_texts
+
+
+def faults(load: Callable[..., JobConfig], *texts: str) -> list[str]:
+    with pytest.raises(ConfigErrors) as error:
+        load(*texts)
+    return str(error.value).splitlines()
+
+
+def section(config: JobConfig) -> Any:
+    return config.processes[0].section
+
+
+def test_what_is_left_out_is_as_there_and_one_line_says_it(load: Callable[..., JobConfig]) -> None:
+    config = load(data=DATA.replace("resolution = [128, 96]\n", "").replace("enable_bucket = true\n", ""))
+    job = section(config)
+    train = job.train
+    assert (train.lr, train.steps, train.timestep_type, train.discrete_flow_shift) == (2e-6, 1600, "sigma", None)
+    assert (train.optimizer, train.lr_scheduler, train.lr_warmup_steps, train.max_grad_norm) == (
+        "adamw", "constant", 0, 1.0,
+    )  # fmt: skip
+    assert not train.ema_config.use_ema and train.disable_sampling and train.batch_size == 1
+    assert (job.network.linear, job.network.linear_alpha, job.network.dropout) == (4, 1, 0)
+    assert (job.save.dtype, job.save.save_every, job.save.files_to_keep(), job.training_seed) == ("float32", 0, 0, 0)
+    (dataset,) = job.datasets
+    assert dataset.num_repeats == 1 and [str(size) for size in dataset.resolution] == ["{width: 960, height: 544}"]
+    assert config.warnings[0] == (
+        "job.toml:1:1: left out, and therefore as in musubi-tuner: network_dim 4, network_alpha 1, "
+        "max_train_steps 1600, learning_rate 2e-06, timestep_sampling sigma, save_precision float32, "
+        "save_every_n_steps 0, save_last_n_steps 0, resolution [960, 544]."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "value"),
+    [
+        ("discrete_flow_shift = 2.2\ntimestep_sampling = 'shift'", "train.discrete_flow_shift", 2.2),
+        ("timestep_sampling = 'shift'", "train.discrete_flow_shift", 1.0),
+        ("timestep_sampling = 'qwen_shift'", "train.timestep_type", "model_shift"),
+        ("min_timestep = 200", "train.max_timestep", 800),  # sigma: a place on a list that begins with the most noise
+        ("min_timestep = 200\ntimestep_sampling = 'uniform'", "train.min_timestep", 200),
+        ("max_train_epochs = 3", "train.epochs", 3),
+        ("mixed_precision = 'no'", "train.dtype", "float32"),
+        ("network_args = ['loraplus_lr_ratio=4']", "network.loraplus_lr_ratio", 4),
+        ("network_args = [\"include_patterns=['.*attn.*']\"]", "network.include_patterns", ()),
+        ("fp8_base = true\nfp8_scaled = true", "model.qtype", "fp8_scaled"),
+        ("edit_plus = true", "model.arch", "qwen_image_edit_plus"),
+        ("[optimizer]\nlearning_rate = 1e-4", "train.lr", 1e-4),
+        ("save_every_n_steps = 100\nsave_last_n_steps = 200", "save.max_step_saves_to_keep", 3),
+        ("save_every_n_epochs = 2", "save.save_every_n_epochs", 2),
+        ("max_data_loader_n_workers = 2", "datasets.0.num_workers", 2),
+        ("output_dir = 'out'", "training_folder", "out"),
+    ],
+)
+def test_an_option_lands_where_the_table_says(
+    load: Callable[..., JobConfig], lines: str, place: str, value: object
+) -> None:
+    found = section(load(f"{JOB}{lines}\n"))
+    for part in place.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert found == value
+
+
+def test_the_model_itself_is_trained_without_a_network(load: Callable[..., JobConfig]) -> None:
+    job = section(load(JOB.replace('network_module = "networks.lora_qwen_image"\n', "full_bf16 = true\n")))
+    assert (job.network.type, job.train.full_bf16, job.save.dtype) == ("full", True, "bfloat16")
+
+
+def test_buckets_share_an_area_and_references_have_that_of_their_image(load: Callable[..., JobConfig]) -> None:
+    data = f'{DATA}control_directory = "pairs/before"\n'
+    job = section(load(JOB, data))
+    assert job.datasets[0].resolution == (110,) and job.datasets[0].control_path == ("pairs/before",)
+    assert job.model.model_kwargs.match_target_res
+    job = section(load(JOB, f"{data}control_resolution = [1024, 1024]\n"))
+    assert not job.model.model_kwargs.match_target_res
+
+
+def test_every_mistake_of_both_files_is_told_with_its_place(load: Callable[..., JobConfig]) -> None:
+    lines = 'network_dim = 0\noptimizer_args = [\n  "b",\n]\nlearning_rat = 1\nfull_fp16 = true\nresolution = 512\n'
+    more = 'batch_sise = 2\nvideo_directory = "x"\n[[datasets]]\nimage_directory = "pairs/after"\nbatch_size = 2\n'
+    assert sorted(faults(load, JOB + lines, DATA + more)) == [
+        "data.toml:10:1: datasets[0].video_directory: 'x' is not supported: videos cannot be trained here.",
+        "data.toml:13:14: datasets[1].batch_size: 2, and 1 in another dataset: batch_size is one for all here.",
+        "data.toml:9:1: datasets[0].batch_sise: unknown key. Did you mean 'batch_size'?",
+        "job.toml:10:13: full_fp16: true is not supported yet. Leave this key out.",
+        "job.toml:11:1: resolution: unknown key. It belongs in the dataset file.",
+        "job.toml:5:15: network_dim: 0 is out of range: must be >= 1.",
+        "job.toml:6:18: optimizer_args[0]: 'b' is not of the form name=value.",
+        "job.toml:9:1: learning_rat: unknown key. Did you mean 'learning_rate'?",
+    ]
+
+
+def test_paths_of_another_machine_are_one_list_and_can_be_moved(load: Callable[..., JobConfig]) -> None:
+    here = Path.cwd()
+    job = JOB.replace("model/transformer", "/old/disk/model/transformer")
+    data = DATA.replace("pairs/after", "/old/disk/pairs/after")
+    remedy = "is not on this machine. Where it lies elsewhere: --map {}=NEW"
+    assert sorted(faults(load, job, data)) == [
+        f"data.toml:8:19: datasets[0].image_directory: '/old/disk/pairs/after' {remedy.format('/old/disk')}",
+        f"job.toml:1:7: dit: '/old/disk/model/transformer' {remedy.format('/old/disk')}",
+    ]
+    assert section(load(job, data, moved={"/old/disk": str(here)})).datasets[0].folder_path == f"{here}/pairs/after"
+    windows = job.replace("/old/disk/model/transformer", "C:\\\\old\\\\model\\\\transformer")
+    assert section(load(windows, moved={"C:\\old": str(here)})).model.name_or_path == f"{here}/model"
+
+
+@pytest.mark.parametrize(
+    ("job", "fault"),
+    [
+        ("a = 1\nb = x\n", "job.toml:2:5: not valid TOML: this value is none of TOML."),
+        ("job: extension\nconfig: {}\n", "job.toml:1:1: holds YAML, not TOML. Rename it"),
+        ("[data]\nx = 1\n", "job.toml:1:1: step 'train' trains nothing."),  # FluxFlow's guide, as TOML
+        ("x = 1\n", "job.toml:1:1: is no training config of musubi-tuner."),
+    ],
+)
+def test_a_file_that_is_something_else(load: Callable[..., JobConfig], job: str, fault: str) -> None:
+    assert faults(load, job)[0].startswith(fault)
+
+
+def test_a_config_trains_and_its_copy_is_the_same_job(
+    run_py: Callable[..., Any], load: Callable[..., JobConfig]
+) -> None:
+    lines = (
+        "edit_plus = true\nlearning_rate = 1e-3\nmax_train_steps = 2\nseed = 42\noutput_dir = 'out'\n"
+        "optimizer_args = ['betas=0.9,0.95']\nmetadata_title = 'Mine'\nwandb_api_key = 'abc12345678'\n"
+        "network_args = [\"exclude_patterns=['.*_mod.*']\"]\n"
+    )
+    direct = load(f"{JOB}{lines}", f'{DATA}control_directory = "pairs/before"\n')
+    done = run_py("job.toml")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("left out, and therefore as in musubi-tuner: network_dim 4") == 1
+    with safe_open("out/my_lora/my_lora.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.title"] == "Mine"
+        assert {file.get_tensor(name).shape[0] for name in file.keys() if "lora_A" in name} == {4}  # noqa: SIM118
+        assert not any("img_mod" in name for name in file.keys())  # noqa: SIM118
+    rates = [json.loads(line)["lr"] for line in Path("out/my_lora/metrics.jsonl").read_text().splitlines()]
+    assert rates == [1e-3, 1e-3]
+    copy = Path("out/my_lora/config.yaml")
+    assert "lr: 0.001  # job.toml:6 learning_rate" in copy.read_text() and "abc12345678" not in copy.read_text()
+    again = load_job(copy, discover().find_config)
+    settings = [config.processes[0].section.recorded_settings() for config in (direct, again)]  # type: ignore[union-attr]
+    assert settings[0] == settings[1] and direct.meta == again.meta

@@ -1,0 +1,65 @@
+"""Places of keys and values in TOML, and its faults."""
+
+from __future__ import annotations
+
+import pytest
+
+from toolkit.config.located import Diagnostics
+from toolkit.config.toml_reader import read_toml
+from toolkit.errors import ConfigErrors
+
+TEXT = """\
+# a comment = 1
+a = 1
+  "b c".d = [
+  "x = 1",   # a bracket ] in a comment
+]
+text = '''
+[no.head]
+c = 3
+'''
+[table]
+e = { f = 2 }
+[[rows]]
+g = 'one'
+[[rows]]
+g = 'two'
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "key", "at"),
+    [
+        (("a",), 1, (2, 1), (2, 5)),
+        (("b c", "d"), ["x = 1"], (3, 3), (3, 13)),
+        (("text",), "[no.head]\nc = 3\n", (6, 1), (6, 8)),
+        (("table", "e"), {"f": 2}, (11, 1), (11, 5)),
+        (("rows", 1, "g"), "two", (15, 1), (15, 5)),
+    ],
+)
+def test_each_value_has_its_line_and_column(path: tuple, value: object, key: tuple, at: tuple) -> None:
+    root = read_toml(TEXT, Diagnostics("f"))
+    assert root is not None
+    node, rest = root.find(path)
+    assert rest == () and node.data() == value
+    assert (node.key_at[:2], node.value_at[:2]) == (key, at)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a = 1\nb\n", "f:2:2: not valid TOML: no '=' follows the key."),
+        ("a = 1\na = 2\n", "f:2:6: not valid TOML: this key is given twice."),
+        ('a = "C:\\models"\n', "f:1:10: not valid TOML: '\\' begins an escape within double quotes."),
+        ("a = True\n", "f:1:5: not valid TOML: this value is none of TOML."),
+        ('a = "x\n', "f:1:7: not valid TOML: the quote that opens here is not closed."),
+        ("a = [1, 2\n", "f:2:1: not valid TOML: a bracket is not closed"),
+        ("a: 1\nb: 2\n", "f:1:1: holds YAML, not TOML."),
+    ],
+)
+def test_a_fault_is_told_with_line_and_column(text: str, fault: str) -> None:
+    diagnostics = Diagnostics("f")
+    assert read_toml(text, diagnostics) is None
+    with pytest.raises(ConfigErrors) as error:
+        diagnostics.raise_errors()
+    assert str(error.value).startswith(fault)
