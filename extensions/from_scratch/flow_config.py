@@ -435,7 +435,8 @@ class FlowTrainerConfig(RolesSection):
 
     def _check_references(self, job: JobContext) -> Iterator[Diagnostic]:
         given: dict[KeyPath, tuple[str, ...]] = {
-            ("datasets", index, "control_path"): dataset.control_path for index, dataset in enumerate(self.datasets)
+            ("datasets", index, key): slots
+            for index, (key, slots) in enumerate(dataset.references for dataset in self.datasets)
         }
         for index, item in enumerate(self.sample.samples if self.sample else ()):
             given["sample", "samples", index, "ctrl_img"] = item.ctrl_img

@@ -91,10 +91,9 @@ class VaeTrainerConfig(RolesSection):
             yield Diagnostic(("losses", "latent_noise"), message)
         yield from self.check_optimizers([role for role in self.roles() if self.own_optimizer(role).model_fields_set])
         for index, dataset in enumerate(self.datasets):
-            if dataset.control_path:
-                yield Diagnostic(
-                    ("datasets", index, "control_path"), "an autoencoder has no control images. Remove it."
-                )
+            key, slots = dataset.references
+            if slots:
+                yield Diagnostic(("datasets", index, key), "an autoencoder has no control images. Remove it.")
         if self.validation and "timesteps" in self.validation.model_fields_set:
             yield Diagnostic(("validation", "timesteps"), "not applicable to an autoencoder. Remove it.")
 

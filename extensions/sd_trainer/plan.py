@@ -192,7 +192,7 @@ class SdPlanner(Planner[DiffusionSection]):
                 "rest of each image cut off"
                 for size in dataset.resolution
             )
-            yield f"resolution of {dataset.folder_path or dataset.url[0]}: {'; '.join(sizes)}"
+            yield f"resolution of {dataset.place}: {'; '.join(sizes)}"
 
     def _quantization(self) -> Iterator[str]:
         """The LoRAs that are merged into the model, and what quantization costs."""

@@ -304,9 +304,9 @@ def _images(s: DiffusionSection) -> Findings:
         yield warning("train.reg_weight", "0 means that nothing is learned from regularisation images.")
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
-        folders = len(dataset.control_path)
-        if family and folders > family.max_references and not dataset.control_optional:
-            yield error(f"datasets.{index}.control_path", family.too_many_references(folders))
+        key, slots = dataset.references
+        if family and len(slots) > family.max_references and not dataset.control_optional:
+            yield error(f"datasets.{index}.{key}", family.too_many_references(len(slots), key))
         sizes = [(r, r) if isinstance(r, int) else (r.width, r.height) for r in dataset.resolution]
         if note := ModelFolder(s.model.files_folder()).size_note(sizes):
             yield warning(f"datasets.{index}.resolution", note)

@@ -151,7 +151,7 @@ class DatasetConfig(StrictModel):
     instead of `folder_path` a stream of shards."""
 
     folder_path: PathStr = ""
-    """Folder of the images, relative to the working directory. Either this or `url`."""
+    """Folder of the images, relative to the working directory. Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
     """Tar files in the layout of WebDataset, which are read while training goes on: `hf://datasets/owner/name/*.tar`,
@@ -169,17 +169,20 @@ class DatasetConfig(StrictModel):
     kept. Each distinct size is one more sample per image: `[960, 544]` are two sizes. At least 32. One rectangle for
     all images: `{width: 960, height: 544}`."""
 
-    caption_ext: Extensions = (".txt",)
-    """Extension of the caption files, with or without the dot; of a list the first that exists is read."""
+    caption_ext: Extensions = (".txt", ".caption")
+    """Extension of the caption files, with or without the dot; of a list the first that exists is read. In a `.json`
+    file it is the `caption`."""
 
     default_caption: str = ""
     """Caption of images that have none, or an empty one."""
 
     captions_file: PathStr | None = None
-    """One text file with the captions of all images, instead of files beside them: lines of file name, tab, caption;
-    `.csv` with a header (`file_name`, `caption` or `text`) or `.jsonl` with such keys. In a subfolder an image is named
-    with it: `40_mychar/a.jpg`. Not given: where no image of a folder has a caption file, the only such table in it that
-    names its images is read, and the plan says so."""
+    """One table with the captions of all images, instead of files beside them: lines of file name, tab, caption; `.csv`
+    with a header (`file_name`, `caption` or `text`), `.jsonl` and `.json` with such keys, or `.json` that maps names to
+    captions. Columns `control_path`, `control_path_0` and so on name control images, in place of `control_path`. In a
+    subfolder an image is named with it: `40_mychar/a.jpg`. Without `folder_path` the images are those that it names,
+    from its own folder. Not given: where no image of a folder has a caption file, the only such table in it that names
+    its images is read, and the plan says so."""
 
     caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
     """Text before each caption that is not dropped: `<prefix>. <caption>`, after a trigger word that is put in front.
@@ -201,6 +204,10 @@ class DatasetConfig(StrictModel):
     """Folder, or list of up to 3 folders in slot order, of reference images matched by file stem. None is
     fine."""
 
+    control_suffix: StrOrList = ()
+    """Instead of `control_path`, for control images beside their images: what their names have at their end, in slot
+    order. `_ref`: that of `a.jpg` is `a_ref.png`, which is then no image of its own."""
+
     control_optional: bool = False
     """Images without a partner in a control folder train without that reference instead of being errors."""
 
@@ -208,6 +215,10 @@ class DatasetConfig(StrictModel):
     """Folder of masks, matched by file stem: the loss counts an image where its mask is white, and by the brightness
     in between. Transparent is black. A mask is stretched to its image, then resized, cut and mirrored with it. The
     loss stays a mean over the whole image."""
+
+    mask_suffix: str = ""
+    """Instead of `mask_path`, for masks beside their images, as `control_suffix`: `-masklabel` as OneTrainer has them.
+    Empty: none."""
 
     mask_optional: bool = False
     """Images without a partner in `mask_path` count whole instead of being errors."""
@@ -272,9 +283,19 @@ class DatasetConfig(StrictModel):
 
     @model_validator(mode="after")
     def _has_images(self) -> DatasetConfig:
-        if not self.folder_path and not self.url:
+        if not (self.folder_path or self.url or self.captions_file):
             raise ValueError("names no images. Give 'folder_path', or for shards of a stream 'url'.")
         return self
+
+    @property
+    def place(self) -> str:
+        """What names its images, for a message."""
+        return self.folder_path or self.captions_file or self.url[0]
+
+    @property
+    def references(self) -> tuple[str, tuple[str, ...]]:
+        """The key that says where the control images are, and its values in slot order."""
+        return ("control_suffix", self.control_suffix) if self.control_suffix else ("control_path", self.control_path)
 
     @property
     def canvas(self) -> str:
@@ -292,14 +313,16 @@ class DatasetConfig(StrictModel):
         else:
             if "webdataset" in self.model_fields_set:
                 yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
-            yield from check_path("folder_path", self.folder_path, IMAGES, job)
+            yield from check_path("folder_path", self.folder_path or None, IMAGES, job)
             yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
+            if self.control_path and self.control_suffix:
+                yield error("control_suffix", "does not work with 'control_path'. Remove one of them.")
             for slot, path in enumerate(self.control_path):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
             yield from self._check_masks(job)
         if self.loss_multiplier == 0:
             yield warning("loss_multiplier", "0 means that nothing is learned from these images.")
-        for slot, control in enumerate(self.control_path):
+        for slot, control in enumerate(self.control_path if self.folder_path else ()):
             if Path(control).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
                 message = "is the same folder as folder_path, so each image would be its own control image."
                 yield warning(f"control_path.{slot}", message)
@@ -309,12 +332,14 @@ class DatasetConfig(StrictModel):
             yield warning("resolution", f"{message} '{rectangle}'.")
 
     def _check_masks(self, job: JobContext) -> Findings:
-        if self.mask_path is None:
+        sources = [key for key in ("mask_path", "mask_suffix", "alpha_mask") if getattr(self, key)]
+        for key in sources[:1] if len(sources) > 1 else ():
+            yield error(key, f"{key!r} and {sources[1]!r} cannot be combined. Remove one of them.")
+        if not sources or sources == ["alpha_mask"]:
             keys = "mask_optional" if self.alpha_mask else "mask_optional mask_min_value invert_mask"
             yield from self.unused(keys, " without a mask.")
+        if self.mask_path is None:
             return
-        if self.alpha_mask:
-            yield error("mask_path", "'mask_path' and 'alpha_mask: true' cannot be combined. Remove one of them.")
         if Path(self.mask_path).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
             remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
             yield error(
@@ -332,9 +357,10 @@ NOT_OF_STREAMS = {
     "num_repeats": "a stream is read through once per epoch",
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
-    **dict.fromkeys(("control_path", "control_optional"), "a stream has no control images"),
+    **dict.fromkeys(("control_path", "control_suffix", "control_optional"), "a stream has no control images"),
     **dict.fromkeys(
-        ("mask_path", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"), "a stream has no masks"
+        ("mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"),
+        "a stream has no masks",
     ),
     **dict.fromkeys(("flip_x", "flip_y"), "a stream gives each image once per epoch, as it is"),
     "is_reg": "regularisation images are a folder beside others, and a stream is alone",

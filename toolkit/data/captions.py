@@ -11,10 +11,11 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from posixpath import normpath
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from toolkit.config.dataset import DatasetConfig
@@ -73,32 +74,47 @@ def _caption_or_error(path: str) -> str | CaptionError:
         return error
 
 
-TABLES = (".tsv", ".csv", ".jsonl")
+TABLES = (".tsv", ".csv", ".jsonl", ".json")
 """Endings of files with the captions of many images."""
 
-_NAMES = ("file_name", "filename", "image_path", "image", "file", "path", "name")
-_CAPTIONS = ("caption", "text", "prompt", "description")
+_NAMES = ("file_name", "filename", "image_path", "image", "file", "path", "name", "edited_image")
+_CAPTIONS = ("caption", "text", "prompt", "edit_prompt", "description", "tags")
+_REFERENCES = re.compile(
+    r"(?:control(?:_path|_images?)?|references?|(?:reference|edit|original|source|conditioning)_images?)(?:_([0-9]+))?"
+)
+"""Columns of control images; with a number there are several, in its order."""
 
 
-def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, str]:
-    """The captions of a table, by name.
+class TableRow(NamedTuple):
+    """What a table of captions says of one image."""
 
-    `.csv` has a header and `.jsonl` an object per line, with a column of `_NAMES` and one of `_CAPTIONS`; any other
-    file has lines `<file name><tab><caption>`, where later tabs are of the caption. Names are paths from the folder of
-    the images, as of `image_name`. Blank lines are skipped. A file that cannot be used, and lines without a name or of
-    one that is given already, are added to `mistakes` as file:line.
+    caption: str
+    """'' for none."""
+
+    references: tuple[str, ...] = ()
+    """Paths of its control images as they are written, relative to the folder of the images or of the table."""
+
+
+def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, TableRow]:
+    """The rows of a table, by name.
+
+    `.csv` has a header and `.jsonl` an object per line, with a column of `_NAMES` and one of `_CAPTIONS`, and columns
+    of `_REFERENCES` where images have control images; `.json` is a list of such objects, or maps names to them or to
+    captions. Any other file has lines `<file name><tab><caption>`, where later tabs are of the caption. Names are paths
+    from the folder of the images, as of `image_name`. Blank lines are skipped. A file that cannot be used, and rows
+    without a name or of one that is given already, are added to `mistakes` as file:line, of `.json` as file:entry.
     """
     try:
         text = _read_text(os.path.expanduser(path))
     except CaptionError as error:
         mistakes.append(InputError(path, error.reason))
         return {}
-    rows = {".csv": _csv_rows, ".jsonl": _json_rows}.get(split_suffix(path)[1], _tab_rows)
-    captions: dict[str, str] = {}
+    readers = {".csv": _csv_rows, ".jsonl": _json_lines, ".json": _json_rows}
+    rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
-    for number, written, caption in rows(text):
+    for number, written, row in readers.get(split_suffix(path)[1], _tab_rows)(text):
         if written is None:
-            mistakes.append(InputError(f"{path}:{number}", caption))
+            mistakes.append(InputError(f"{path}:{number}", row.caption))
             continue
         if os.path.isabs(written):
             written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
@@ -107,23 +123,23 @@ def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, str]:
             reason = f"{name!r} has a caption in line {first[name]}. Remove one of them"
             mistakes.append(InputError(f"{path}:{number}", reason))
         else:
-            first[name], captions[name] = number, caption.strip()
-    return captions
+            first[name], rows[name] = number, row
+    return rows
 
 
-_Rows = Iterator[tuple[int, str | None, str]]
-"""Line, name, caption; without a name the error."""
+_Rows = Iterator[tuple[int, str | None, TableRow]]
+"""Line, name, what is said of it; without a name the caption is the error."""
 
 
 def _tab_rows(text: str) -> _Rows:
     for number, line in enumerate(text.split("\n"), 1):
         written, tab, caption = line.partition("\t")
         if tab and written.strip():
-            yield number, written.strip(), caption
+            yield number, written.strip(), TableRow(caption.strip())
         elif line.strip():
             what = "no name before the tab" if tab else "no tab"
             reason = f"{line.strip()[:_SHOWN]!r}: {what}. Write the name of the image, a tab, its caption"
-            yield number, None, reason
+            yield number, None, TableRow(reason)
 
 
 def _csv_rows(text: str) -> _Rows:
@@ -132,15 +148,15 @@ def _csv_rows(text: str) -> _Rows:
         columns = reader.fieldnames or ()
         if not (_first_of(columns, _NAMES) and _first_of(columns, _CAPTIONS)):
             reason = f"{', '.join(columns)[:_SHOWN]!r} is not a header with {_NAMES[0]!r} and {_CAPTIONS[0]!r}"
-            yield 1, None, f"{reason}. Add one with these names"
+            yield 1, None, TableRow(f"{reason}. Add one with these names")
             return
         for row in reader:
             yield _named(reader.line_num, row)
     except csv.Error as error:
-        yield reader.line_num, None, f"cannot be read as CSV: {error}. Mend the line"
+        yield reader.line_num, None, TableRow(f"cannot be read as CSV: {error}. Mend the line")
 
 
-def _json_rows(text: str) -> _Rows:
+def _json_lines(text: str) -> _Rows:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -150,11 +166,35 @@ def _json_rows(text: str) -> _Rows:
             yield _named(number, row if isinstance(row, dict) else {})
 
 
-def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, str]:
+def _json_rows(text: str) -> _Rows:
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"is no JSON: {getattr(error, 'msg', error)}. Mend it, or write a line for each image"
+        yield getattr(error, "lineno", 1), None, TableRow(reason)
+        return
+    rows = whole if isinstance(whole, list) else [whole]
+    if isinstance(whole, dict):
+        said = ((name, row if isinstance(row, dict) else {_CAPTIONS[0]: row}) for name, row in whole.items())
+        rows = [{_NAMES[0]: name, **row} for name, row in said]
+    for number, row in enumerate(rows, 1):
+        yield _named(number, row if isinstance(row, dict) else {})
+
+
+def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, TableRow]:
     name, caption = (row.get(_first_of(row, keys)) for keys in (_NAMES, _CAPTIONS))
     if isinstance(name, str) and name.strip() and isinstance(caption, str | None):
-        return number, name.strip(), caption or ""
-    return number, None, f"has no {_NAMES[0]!r} and {_CAPTIONS[0]!r} of text. Give both, or remove the line"
+        return number, name.strip(), TableRow((caption or "").strip(), _references(row))
+    reason = f"has no {_NAMES[0]!r} and {_CAPTIONS[0]!r} of text. Give both, or remove the line"
+    return number, None, TableRow(reason)
+
+
+def _references(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The control images of a row, in the order of their numbers."""
+    columns = ((key, _REFERENCES.fullmatch(key.strip().lower())) for key in row if isinstance(key, str))
+    numbered = sorted((int(match[1] or -1), key) for key, match in columns if match)
+    values = chain.from_iterable(value if isinstance(value := row[key], list) else [value] for _, key in numbered)
+    return tuple(value.strip() for value in values if isinstance(value, str) and value.strip())
 
 
 def _first_of(keys: Iterable[Any], wanted: Sequence[str]) -> str | None:
@@ -172,11 +212,21 @@ def image_name(path: str) -> str:
 
 
 def read_caption(path: Path | str) -> str:
-    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n.
+    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n; of a `.json` file the
+    caption in it.
 
     Raises CaptionError for any other file.
     """
-    return _read_text(path).strip()
+    text = _read_text(path)
+    if split_suffix(str(path))[1] != ".json":
+        return text.strip()
+    try:
+        row = json.loads(text)
+        caption = row if isinstance(row, str) else row[_first_of(row, _CAPTIONS)]
+        return caption.strip()
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        reason = f"holds no {_CAPTIONS[0]!r} of text. Write one, or take .json out of caption_ext"
+        raise CaptionError(path, reason) from error
 
 
 def _read_text(path: Path | str) -> str:

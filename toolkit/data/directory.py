@@ -6,9 +6,11 @@ system (macOS decomposes accents) still matches its image."""
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFSOCK, S_ISDIR, S_ISREG
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from unicodedata import normalize
 
 from toolkit.data.file_hashes import Version, version_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageInfo
+
+_NUMBERED = re.compile(r"(.+)_([0-9]+)")
 
 _KINDS = {S_IFIFO: "a pipe", S_IFSOCK: "a socket", S_IFCHR: "a device", S_IFBLK: "a device"}
 
@@ -54,6 +58,15 @@ class DirectoryListing:
 
     texts: dict[str, str] = field(default_factory=dict)
     """Known captions, by the name of their file."""
+
+    @cached_property
+    def numbered(self) -> dict[str, list[str]]:
+        """Stem -> the image files `<stem>_0`, `<stem>_1` and so on, in the order of their numbers."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for stem, (name, *_) in self.images.items():
+            if match := _NUMBERED.fullmatch(stem):
+                found.setdefault(match[1], []).append((int(match[2]), name))
+        return {stem: [name for _, name in sorted(files)] for stem, files in found.items()}
 
     def path(self, name: str) -> str:
         """The file of this name."""

@@ -20,6 +20,7 @@ from typing import Any
 from toolkit.config.dataset import DatasetConfig, area_of
 from toolkit.data.captions import (
     TABLES,
+    TableRow,
     add_prefix,
     caption_files,
     caption_rules,
@@ -159,10 +160,13 @@ class _Folder:
     subfolder: str | None
     """Its name within the folder of the dataset; None: it is that folder."""
 
-    table: dict[str, str] | None
-    """The captions of one file by `image_name`; None: they are in files beside the images."""
+    table: dict[str, TableRow] | None
+    """The rows of one file by `image_name`; None: captions are in files beside the images."""
 
     table_path: str | None
+    whole: DirectoryListing
+    """`listing` with the control images and masks that are told by a suffix."""
+
     captions: list[str] = field(default_factory=list)
     """Of each image, in their order; '' for none."""
 
@@ -177,9 +181,10 @@ class _Folder:
         return ((stem, ImageFile(self.listing, files[0])) for stem, files in self.listing.images.items())
 
     def table_names(self) -> list[str]:
-        """What the images are called in a table of captions."""
-        inside = f"{self.subfolder}/" if self.subfolder else ""
-        return [image_name(inside + files[0]) for files in self.listing.images.values()]
+        """What the images are called in a table of captions: with their suffix, or as there without it."""
+        inside, table = f"{self.subfolder}/" if self.subfolder else "", self.table or {}
+        names = [image_name(inside + files[0]) for files in self.listing.images.values()]
+        return [name if name in table or (stem := split_suffix(name)[0]) not in table else stem for name in names]
 
 
 # ---------------------------------------------------------------- find: names of files
@@ -203,6 +208,9 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
     path, table = dataset.folder_path, None
     if dataset.captions_file is not None:
         table = read_captions_file(dataset.captions_file, findings.mistakes)
+        if not path:
+            yield from _folders_of_table(index, dataset, table, findings)
+            return
     if (top := findings.listing(path)) is None:
         return
     if top.images:
@@ -213,13 +221,14 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
             loose = shorten(chain.from_iterable(top.images.values()))
             what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
             findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
-        yield _Folder(index, dataset, top, None, table, dataset.captions_file)
+        yield _Folder(index, dataset, _without_partners(top, dataset), None, table, dataset.captions_file, top)
         return
     listings = [(name, findings.listing(join(path, name))) for name in _subfolders(top, dataset)]
     empty = [name for name, listing in listings if listing and not listing.images]
     for name, listing in listings:
         if listing and listing.images:
-            yield _Folder(index, dataset, listing, name, table, dataset.captions_file)
+            images = _without_partners(listing, dataset)
+            yield _Folder(index, dataset, images, name, table, dataset.captions_file, listing)
     if not any(listing and listing.images for _, listing in listings):
         supported = ", ".join(sorted(IMAGE_SUFFIXES))
         has_heif = not HEIF_SUFFIXES.isdisjoint(split_suffix(name)[1] for name in top.files)
@@ -229,10 +238,40 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
 
 
+def _folders_of_table(
+    index: int, dataset: DatasetConfig, table: dict[str, TableRow], findings: _Findings
+) -> Iterator[_Folder]:
+    """The folders of the images that a table names, with these images alone."""
+    path = str(dataset.captions_file)
+    place = os.path.dirname(path) or "."
+    inside: dict[str, set[str]] = {}
+    for name in table:
+        inside.setdefault(os.path.dirname(name), set()).add(name)
+    for subfolder, names in inside.items():
+        if listing := findings.listing(join(place, subfolder) if subfolder else place):
+            folder = _Folder(index, dataset, listing, subfolder or None, table, path, listing)
+            called = dict(zip(listing.images, folder.table_names(), strict=True))
+            images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
+            folder.listing = replace(listing, images=images)
+            for name in sorted(names.difference(called.values())):
+                findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {path} and is no image")
+            yield folder
+
+
 def _matched_name(folder: str, pattern: re.Pattern[str]) -> str:
     # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
     match = pattern.match(os.path.basename(os.path.abspath(folder)))
     return match[1] if match else ""
+
+
+def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> DirectoryListing:
+    """The folder without the control images and masks that the dataset tells by a suffix of their image's name."""
+    suffixes = tuple(filter(None, (*dataset.control_suffix, dataset.mask_suffix)))
+    if not suffixes:
+        return listing
+    stems = listing.images.keys()
+    partners = {stem + suffix for stem in stems for suffix in suffixes}
+    return replace(listing, images={stem: files for stem, files in listing.images.items() if stem not in partners})
 
 
 def _subfolders(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
@@ -247,6 +286,8 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
     Where no image has a caption file, the captions of the only table in the folder that names images are taken.
     """
     dataset, listing = folder.dataset, folder.listing
+    if not dataset.folder_path:  # what its table does not name is not meant
+        return True
     repeats = _matched_name(listing.folder, _REPEATS)
     if repeats and not int(repeats) and not dataset.num_repeats:
         findings.mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
@@ -258,7 +299,7 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
             ((name, table),) = tables.items()
             inside = f"{folder.subfolder}/" if folder.subfolder else ""
             folder.table_path = listing.path(name)
-            folder.table = {inside + name: caption for name, caption in table.items()}
+            folder.table = {inside + name: row for name, row in table.items()}
             captions = _caption_files(folder)
             findings.notes.append(f"{listing.folder}: no caption files: captions are read from {folder.table_path}")
     caption_ext = dataset.caption_ext if folder.table is None else ()
@@ -310,17 +351,19 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
     return "not an image", ""
 
 
-def _table_of(listing: DirectoryListing, name: str) -> dict[str, str]:
-    """The captions of a table that names images of its folder; else empty."""
-    if split_suffix(name)[1] not in TABLES or name in listing.no_files:
+def _table_of(listing: DirectoryListing, name: str) -> dict[str, TableRow]:
+    """The rows of a table that names images of its folder; else empty."""
+    stem, suffix = split_suffix(name)
+    if suffix not in TABLES or stem in listing.images or name in listing.no_files:
         return {}
     table = read_captions_file(listing.path(name), [])
-    return table if any(image_name(files[0]) in table for files in listing.images.values()) else {}
+    names = (image_name(files[0]) for files in listing.images.values())
+    return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
 
 
 def _compare_table(path: str | None, folders: Sequence[_Folder], findings: _Findings) -> None:
     """Notes images that have no line in a table of captions, and lines that have no image."""
-    table, place = folders[0].table, folders[0].dataset.folder_path
+    table, place = folders[0].table, folders[0].dataset.place
     if not table:  # an empty one is one that could not be read, or leaves each image to be counted
         return
     names = dict.fromkeys(chain.from_iterable(folder.table_names() for folder in folders))
@@ -346,18 +389,38 @@ def _match_files(folder: _Folder, findings: _Findings) -> None:
     if folder.table is None:
         folder.captions = find_captions(listing, _caption_files(folder), findings.mistakes)
     else:
-        folder.captions = [folder.table.get(name, "") for name in folder.table_names()]
-    slots = [_listings(path, folder.subfolder, "control_path", findings) for path in dataset.control_path]
+        rows = [folder.table.get(name, TableRow("")) for name in folder.table_names()]
+        folder.captions = [row.caption for row in rows]
+        for stem, row in zip(listing.images, rows, strict=True):
+            if row.references:
+                folder.controls[stem] = tuple(_named_references(folder, row, findings))
+    slots = [("", _listings(path, folder.subfolder, "control_path", findings)) for path in dataset.control_path]
+    slots += [(suffix, [folder.whole]) for suffix in dataset.control_suffix]
     for stem, image in folder.images():
-        found = [_partner(stem, image, slot, "control", dataset.control_optional, findings) for slot in slots]
-        folder.controls[stem] = tuple(control for control in found if control)
+        if stem not in folder.controls:
+            found = [_partners(stem + end, image, slot, "control", dataset, findings) for end, slot in slots]
+            folder.controls[stem] = tuple(chain.from_iterable(found))
     if dataset.alpha_mask:
         folder.masks = dict(folder.images())
-    elif dataset.mask_path:
-        listings = _listings(dataset.mask_path, folder.subfolder, "mask_path", findings)
+    elif dataset.mask_path or dataset.mask_suffix:
+        path, end = dataset.mask_path, dataset.mask_suffix
+        listings = _listings(path, folder.subfolder, "mask_path", findings) if path else [folder.whole]
         for stem, image in folder.images():
-            if mask := _partner(stem, image, listings, "mask", dataset.mask_optional, findings):
+            for mask in _partners(stem + end, image, listings, "mask", dataset, findings):
                 folder.masks[stem] = mask
+
+
+def _named_references(folder: _Folder, row: TableRow, findings: _Findings) -> Iterator[ImageFile]:
+    """The control images that a row of the table names: in the folder of the images, else from that of the table."""
+    for path in row.references:
+        folders = (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""))
+        places = [path] if os.path.isabs(path) else [join(place or ".", path) for place in folders]
+        found = next((place for place in places if os.path.isfile(os.path.expanduser(place))), places[0])
+        listing = findings.listing(os.path.dirname(found))
+        if listing and os.path.basename(found) in listing.versions:
+            yield ImageFile(listing, os.path.basename(found))
+        elif listing:
+            findings.mistake(found, f"is named in {folder.table_path} as a control image and is not there")
 
 
 def _listings(path: str, subfolder: str | None, key: str, findings: _Findings) -> list[DirectoryListing]:
@@ -368,20 +431,29 @@ def _listings(path: str, subfolder: str | None, key: str, findings: _Findings) -
     return [listing for place in places if (listing := findings.listing(place, key))]
 
 
-def _partner(
-    stem: str, image: ImageFile, listings: Sequence[DirectoryListing], key: str, optional: bool, findings: _Findings
-) -> ImageFile | None:
-    """The control image or mask of an image: the file of the same stem. key: prefix of its keys in the config."""
+def _partners(
+    stem: str,
+    image: ImageFile,
+    listings: Sequence[DirectoryListing],
+    key: str,
+    dataset: DatasetConfig,
+    findings: _Findings,
+) -> list[ImageFile]:
+    """The control images or the mask of an image: the file of this stem, or of control images `<stem>_0`, `<stem>_1`
+    and so on. key: prefix of the keys in the config."""
     what = "reference" if key == "control" else key
     if found := next((listing for listing in listings if stem in listing.images), None):
         first, *more = names = found.images[stem]
         if not more:
-            return ImageFile(found, first)
+            return [ImageFile(found, first)]
         findings.mistake(found.path(first), f"{what}s share the stem {stem!r}: {', '.join(names)}. Rename one")
-    elif listings and not optional:
+        return []
+    if key == "control" and (found := next((listing for listing in listings if stem in listing.numbered), None)):
+        return [ImageFile(found, name) for name in found.numbered[stem]]
+    if listings and not (dataset.control_optional if key == "control" else dataset.mask_optional):
         searched = " or ".join(repr(listing.folder) for listing in listings)
         findings.mistake(image.path, f"has no {what} {stem!r} in {searched}. Add it, or set {key}_optional")
-    return None
+    return []
 
 
 # ---------------------------------------------------------------- check: the images
@@ -520,7 +592,7 @@ def _check_captions(folder: _Folder, trigger: str) -> Iterator[str]:
         remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
         what = f"{_count(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
         yield f"{what}. {remedy}"
-    if not trigger and not dataset.is_reg and not dataset.control_path and not dataset.caption_prefix:
+    if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:
         word, count = usual_word([text for text in captions if text])
         if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
             what = f"{count} of {len(used)} captions begin with {word!r}, and there is no trigger_word"

@@ -165,7 +165,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         accumulation = train.batch_size * train.gradient_accumulation
         words = f"train.batch_size: 1 with gradient_accumulation: {accumulation}"
         yield _set("train", words, batch_size=1, gradient_accumulation=accumulation)
-    if any(dataset.control_path for dataset in section.datasets) and not model.model_kwargs.match_target_res:
+    if any(dataset.references[1] for dataset in section.datasets) and not model.model_kwargs.match_target_res:
         kwargs = model.model_kwargs.model_copy(update={"match_target_res": True})
         yield _set("model", "model.model_kwargs.match_target_res: true", model_kwargs=kwargs)
     if not whole and train.optimizer in EIGHT_BIT:

@@ -42,8 +42,10 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "trigger_word": None,
         "resolution": (512,),
         "control_path": (),
+        "control_suffix": (),
         "control_optional": False,
         "mask_path": None,
+        "mask_suffix": "",
         "mask_optional": False,
         "alpha_mask": False,
         "mask_min_value": 0.0,
@@ -55,7 +57,10 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "background": "white",
     }
     assert set(changes) <= set(section)
-    return SimpleNamespace(**(section | changes), canvas=changes.get("background", ""))
+    section |= changes
+    key = "control_suffix" if section["control_suffix"] else "control_path"
+    derived = {"canvas": changes.get("background", ""), "references": (key, section[key]), "place": str(folder)}
+    return SimpleNamespace(**section, **derived)
 
 
 class FakeModel(DiffusionModel):

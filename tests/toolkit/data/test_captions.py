@@ -4,6 +4,7 @@ import pytest
 
 from toolkit.data.captions import (
     CaptionError,
+    TableRow,
     caption_files,
     find_captions,
     prompt_warnings,
@@ -74,6 +75,19 @@ def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(tmp_path
     assert "cannot be read: No such file" in mistakes[2].message
 
 
+@pytest.mark.parametrize("text", ['{"caption": " a cat ", "tags": "b"}', '"a cat"', '{"Text": "a cat"}'])
+def test_a_caption_in_a_json_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert read_caption(tmp_path / "a.json") == "a cat"
+
+
+@pytest.mark.parametrize("text", ["a cat", "[]", '{"caption": 3}', '{"width": 3}'])
+def test_a_json_file_without_a_caption_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(CaptionError, match="holds no 'caption' of text"):
+        read_caption(tmp_path / "a.json")
+
+
 # ------------------------------------------------------------ one file for all
 
 
@@ -82,17 +96,17 @@ def test_a_table_of_captions(tmp_path: Path) -> None:
     path.write_bytes(
         "\ufeffa.jpg\t a cat\twith a tab \r\n\r\n \n40_x/ä b.png\tgrün\u2028e\nc.png\t\n./d.png\td".encode()
     )
-    captions = read_captions_file(str(path), mistakes)
+    captions = {name: row.caption for name, row in read_captions_file(str(path), mistakes).items()}
     expected = {"a.jpg": "a cat\twith a tab", "40_x/ä b.png": "grün\u2028e", "c.png": "", "d.png": "d"}
     assert (captions, mistakes) == (expected, [])
     path.write_text("a\u0308.png\tfrom macOS", encoding="utf-8")
-    assert read_captions_file(str(path), mistakes) == {"ä.png": "from macOS"}
+    assert read_captions_file(str(path), mistakes) == {"ä.png": TableRow("from macOS")}
 
 
 def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     path, mistakes = tmp_path / "captions.tsv", []
     path.write_text("\na.jpg\ta\nb.jpg a dog\n\tno name\n./a.jpg\tagain\nc.jpg\tc\n" + "x" * 99)
-    assert read_captions_file(str(path), mistakes) == {"a.jpg": "a", "c.jpg": "c"}
+    assert read_captions_file(str(path), mistakes) == {"a.jpg": TableRow("a"), "c.jpg": TableRow("c")}
     remedy = "Write the name of the image, a tab, its caption"
     assert list(map(str, mistakes)) == [
         f"{path}:3: 'b.jpg a dog': no tab. {remedy}",

@@ -1,5 +1,6 @@
 """Captions of a whole dataset from one file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,9 @@ def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(data: 
         ("captions.tsv", "a.png\tone\nc.png\ttwo, three"),
         ("captions.csv", 'File_Name,width,text\na.png,1,one\nc.png,1,"two, three"'),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "one"}\n\n{"image": "./c.png", "caption": "two, three"}'),
+        ("metadata.json", '[{"image": "a.png", "prompt": "one"}, {"image": "c.png", "prompt": "two, three"}]'),
+        ("meta_cap.json", '{"a": {"tags": "x", "caption": "one"}, "c": {"caption": "two, three"}}'),
+        ("dataset.json", '{"a.png": "one", "c.png": "two, three"}'),
     ],
 )
 def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
@@ -107,6 +111,8 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
         ("x.jsonl", '{"file_name": "a.png", "text": "one"}\n[1]', 2),
         ("x.jsonl", "[" * 100_000, 1),
         ("x.jsonl", '{"file_name": "a.png", "text": 3}', 1),
+        ("x.json", '[{"file_name": "a.png", "text": "one"},\n\n 3]', 2),
+        ("x.json", '{"a.png": "one",\n}', 2),
     ],
 )
 def test_a_line_of_a_table_that_cannot_be_used_is_named(data: Path, dataset, name: str, text: str, line: int) -> None:
@@ -114,3 +120,58 @@ def test_a_line_of_a_table_that_cannot_be_used_is_named(data: Path, dataset, nam
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(data / "b", captions_file=str(data / name))], None)
     assert [mistake.place for mistake in caught.value.errors] == [f"{data / name}:{line}"]
+
+
+# ---------------------------------------------------------------- control images, and images by their lines
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "x.jsonl",
+            '{"image_path": "a.png", "caption": "", "control_path_10": "ref/c.png", "control_path_2": "ref/b.png"}',
+        ),
+        ("x.json", '[{"image": "a.png", "prompt": "", "edit_image": ["ref/b.png", "ref/c.png"]}]'),
+        ("x.csv", "file_name,caption,control_path_0,control_path_1\na.png,,ref/b.png,ref/c.png"),
+        (
+            "x.jsonl",
+            '{"image_path": "a.png", "text": "", "control_path": "{folder}/ref/b.png", "control_path_1": "ref/c.png"}',
+        ),
+    ],
+)
+def test_a_line_names_the_control_images_of_its_image(tmp_path: Path, image, dataset, name: str, text: str) -> None:
+    for file in ("a.png", "b.png", "ref/b.png", "ref/c.png", "other/b.png"):
+        image(tmp_path / file)
+    (tmp_path / name).write_text(text.replace("{folder}", str(tmp_path)))
+    section = dataset(tmp_path, captions_file=str(tmp_path / name), control_path=(str(tmp_path / "other"),))
+    found = {sample.name: sample.control_images for sample in scan_datasets([section], None).samples}
+    ref = tmp_path / "ref"
+    assert found == {"a.png": (f"{ref}/b.png", f"{ref}/c.png"), "b.png": (f"{tmp_path}/other/b.png",)}
+
+
+def test_control_images_that_are_named_and_not_there(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "a.png")
+    table = tmp_path / "x.jsonl"
+    table.write_text('{"image": "a.png", "caption": "", "control": "b.png", "references": ["gone/c.png"]}')
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(tmp_path, captions_file=str(table))], None)
+    assert [mistake.place for mistake in caught.value.errors] == [f"{tmp_path}/b.png", f"{tmp_path}/gone"]
+
+
+def test_without_a_folder_the_images_are_those_of_the_lines(tmp_path: Path, image, dataset) -> None:
+    for file in ("t/a.png", "t/b.png", "3_x/a.png", "3_x/c.png"):
+        image(tmp_path / file)
+    (tmp_path / "t" / "b.txt").write_text("nobody asked")
+    table = tmp_path / "t" / "x.jsonl"
+    lines = ["a.png", "../3_x/c.png", str(tmp_path / "3_x" / "a.png")]
+    table.write_text("\n".join(json.dumps({"image_path": line, "caption": line[-5:]}) for line in lines))
+    scan = scan_datasets([dataset("", captions_file=str(table), resolution=(64,))], None)
+    found = [(Path(s.image).resolve(), s.caption, s.repeats) for s in scan.samples]
+    x = tmp_path / "3_x"
+    assert found == [(tmp_path / "t" / "a.png", "a.png", 1), (x / "a.png", "a.png", 3), (x / "c.png", "c.png", 3)]
+    assert scan.notes == ()
+    table.write_text('{"image": "gone.png", "caption": ""}\n{"image": "no/a.png", "caption": ""}')
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset("", captions_file=str(table))], None)
+    assert [mistake.place for mistake in caught.value.errors] == [f"{tmp_path}/t/gone.png", f"{tmp_path}/t/no"]

@@ -53,6 +53,32 @@ def test_references_inside_the_dataset_folder_are_no_targets(tmp_path: Path, ima
     assert controls(scan) == [["control/a.png"]]
 
 
+def test_control_images_with_a_number_are_slots(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b", "b_1"):
+        image(tmp_path / "data" / f"{name}.png")
+    for name in ("a_0010", "a_0002", "b", "b_1"):
+        image(tmp_path / "ref" / f"{name}.png")
+    scan = scan_datasets([dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None)
+    assert controls(scan) == [["ref/a_0002.png", "ref/a_0010.png"], ["ref/b.png"], ["ref/b_1.png"]]
+
+
+def test_control_images_and_masks_told_by_a_suffix_are_no_targets(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "a_ref", "a_ref2", "a-masklabel", "b", "b_ref", "c_ref"):
+        image(tmp_path / "4_x" / f"{name}.png")
+    suffixes = {"control_suffix": ("_ref2", "_ref"), "mask_suffix": "-masklabel", "mask_optional": True}
+    section = dataset(tmp_path, **suffixes, control_optional=True)
+    scan = scan_datasets([section], None)
+    assert controls(scan) == [["4_x/a_ref2.png", "4_x/a_ref.png"], ["4_x/b_ref.png"], []]
+    assert masks(scan) == ["4_x/a-masklabel.png", None, None]  # c_ref is of no image, and is one
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(tmp_path, control_suffix=("_ref",))], None)
+    assert {Path(mistake.place).name for mistake in caught.value.errors} == {
+        "a_ref2.png",
+        "a-masklabel.png",
+        "c_ref.png",
+    }
+
+
 # ---------------------------------------------------------------- masks
 
 
