@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     prepare_allocator()
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["import"]:
+        with log.shown():
+            return exit.run_with_exit_code(import_job, argv[1:])
     if argv and TOOL_NAME.fullmatch(argv[0]) and argv[0] in discover().tools():
         with log.shown():
             return exit.run_with_exit_code(run_tool, argv)
@@ -82,6 +85,48 @@ def run_tool(argv: Sequence[str]) -> int:
     finally:
         job.cleanup()
     return EXIT_DONE
+
+
+def import_job(argv: Sequence[str]) -> int:
+    """`run.py import`: prints, or writes, the job that another program's file or command is here."""
+    from toolkit.config import load_job
+    from toolkit.config.foreign import COMMAND_LINE, is_command
+    from toolkit.files.writing import file_in_the_way, write_text
+
+    parser = argparse.ArgumentParser(
+        prog="run.py import", description="Prints the job that a file or a command of another program is here."
+    )
+    add = parser.add_argument
+    add("source", metavar="FILE_OR_COMMAND", help="a file, or a command in quotes")
+    add("-o", "--output", metavar="FILE", help="write it to this file, which is never replaced")
+    add("-n", "--name", metavar="NAME", help="name of the job")
+    add("--map", action="append", default=[], metavar="OLD=NEW", help="paths that begin with OLD begin with NEW here")
+    arguments = parser.parse_args(argv)
+    signals.install()
+    output = Path(arguments.output).expanduser() if arguments.output else None
+    if output and (output.exists() or file_in_the_way(output.parent)):
+        raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
+    find_model, options = discover().find_config, {"name": arguments.name, "moved": moved_folders(arguments.map)}
+    with redirect_stdout(sys.stderr):
+        if is_command(arguments.source) and not Path(arguments.source).exists():
+            config = load_job(COMMAND_LINE, find_model, command=arguments.source, as_job=True, **options)
+        else:
+            config = load_job(find_config(arguments.source), find_model, as_job=True, **options)
+    if output is None:
+        print(config.unexpanded_text, end="")
+        return EXIT_DONE
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, config.unexpanded_text)
+    print(f"{output}: written. Next: python run.py {output} --dry-run")
+    return EXIT_DONE
+
+
+def moved_folders(pairs: Sequence[str]) -> dict[str, str]:
+    """Folder -> where it is now, of the texts `OLD=NEW`. Raises UserError for any other."""
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise UserError(f"--map {pair}: write OLD=NEW, two folders.")
+    return {old: new for old, _, new in (pair.partition("=") for pair in pairs)}
 
 
 def dispatch_logged(arguments: argparse.Namespace) -> int:
@@ -137,6 +182,7 @@ def run_series(arguments: argparse.Namespace) -> int:
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
+    command += [word for pair in arguments.map for word in ("--map", pair)]
     command += [flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))]
     return multi_run.run_series(arguments.configs, multi_run.ChildRunner(command), recover=arguments.recover)
 
@@ -193,7 +239,8 @@ def load(
     from toolkit.config.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
-    config = load_job(path, extensions.find_config, name=arguments.name, flags=arguments.flags)
+    find_model, moved = extensions.find_config, arguments.moved
+    config = load_job(path, find_model, name=arguments.name, flags=arguments.flags, moved=moved)
     for warning in filter(None, [check_torch_version(), *config.warnings]):
         if warn:
             exit.print_error(f"warning: {warning}")
@@ -225,6 +272,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
+    add("--map", action="append", default=[], metavar="OLD=NEW", help="paths that begin with OLD begin with NEW here")
     add("--config", metavar="CONFIG", help="the same as CONFIG, as FluxFlow's guide writes it")
     parser.add_argument_group(
         "FluxFlow",
@@ -238,6 +286,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     # Intermixed: flags may stand between two configs.
     arguments = parser.parse_intermixed_args(rest)
     arguments.flags = flags
+    try:
+        arguments.moved = moved_folders(arguments.map)
+    except UserError as error:
+        parser.error(str(error))
     if arguments.config:
         arguments.configs.append(arguments.config)
     if flags and not arguments.configs:
@@ -259,7 +311,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def epilog() -> str:
     """The end of --help: what the tools are for, and the exit codes."""
-    tools = discover().tools()
+    tools = {**discover().tools(), "import": "print the job that a file or a command of another program is here"}
     width = max(map(len, tools), default=0)
     lines = [f"  {uid:{width}}  {purpose}" for uid, purpose in tools.items()]
     codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."

@@ -49,6 +49,9 @@ PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
 FOREIGN_FILES = {"musubi": "extensions.compat.musubi:JOBS", "fluxflow": "extensions.compat.fluxflow:GUIDE"}
 """What makes a job of a file that was written for another program: a `toolkit.config.foreign.ForeignFile` each."""
 
+FOREIGN_COMMANDS = "extensions.compat.musubi_command:read_command"
+"""Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
+
 FOREIGN_FLAGS = "extensions.compat.fluxflow_keys:split_flags"
 """Takes another program's flags out of a command line: `(argv, own options) -> (flag -> texts, the rest)`."""
 

@@ -89,7 +89,7 @@ class _Jobs:
     keeps_text = False
 
     def reads(self, root: ConfigNode) -> bool:
-        return bool((MARKS | {SCRIPT}) & _flat(root).keys())
+        return bool((MARKS | {SCRIPT}) & flat(root).keys())
 
     def with_flags(
         self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
@@ -120,7 +120,7 @@ class _Reader:
         self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
     ) -> None:
         self.root, self.folder, self.name, self.diagnostics, self.moved = root, folder, name, diagnostics, moved
-        self.given = {key: node for key, node in _flat(root).items() if not node.is_blank}
+        self.given = {key: node for key, node in flat(root).items() if not node.is_blank}
         self.process: dict[str, Any] = {"type": "sd_trainer"}
         self.config: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
@@ -444,7 +444,7 @@ class _Reader:
             self.diagnostics.error(node, f"{show(node)} {message}")
 
 
-def _flat(root: ConfigNode) -> Level:
+def flat(root: ConfigNode) -> Level:
     """All keys on one level: the names of sections mean nothing there, and a later key replaces an earlier one."""
     given: Level = {}
     for key, node in root.value.items():

@@ -3,6 +3,7 @@ by its name in `toolkit.registry`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -120,6 +121,18 @@ class ForeignFile(Protocol):
 
     def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
         """The root as it would be written for a job of this name."""
+
+
+_COMMAND = re.compile(
+    r"(?:[ \t]*(?:#.*)?\r?\n)*[ \t]*(?:[A-Z_]+=\S+[ \t]+)*"
+    r"(?:accelerate|python[\d.]*|py|uv|torchrun|\S+\.py)(?:\.exe)?[ \t]+[^\s:=]"
+)
+"""The first line of a command that starts a training: comments may stand above it."""
+
+
+def is_command(text: str) -> bool:
+    """Whether a text is a command of another program, pasted from a terminal."""
+    return bool(_COMMAND.match(text))
 
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:

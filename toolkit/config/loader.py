@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from toolkit.config.base import all_findings
 from toolkit.config.field_types import LONGEST_NAME
-from toolkit.config.foreign import COMMAND_LINE, foreign_file, foreign_keys
+from toolkit.config.foreign import COMMAND_LINE, foreign_file, foreign_keys, is_command
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
@@ -37,7 +37,7 @@ from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
-from toolkit.registry import FOREIGN_FILES, load_object
+from toolkit.registry import FOREIGN_COMMANDS, FOREIGN_FILES, load_object
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
@@ -75,6 +75,8 @@ def load_job(
     env: Mapping[str, str] = os.environ,
     flags: Mapping[str, Sequence[str]] = MappingProxyType({}),
     moved: Mapping[str, str] = MappingProxyType({}),
+    command: str = "",
+    as_job: bool = False,
     check_files: bool = True,
 ) -> JobConfig:
     """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
@@ -82,12 +84,13 @@ def load_job(
 
     path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of FluxFlow's guide,
     with the texts behind them; they go before what a file of the guide's shape says. moved: folder -> where it is now,
-    for every path in the file.
+    for every path in the file. command: of another program, instead of a file; path is then COMMAND_LINE. as_job:
+    `unexpanded_text` is the job under our names, whatever the file is.
     """
     if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
         raise ConfigErrors([InputError("-n", f"{name!r} {fault}")])
     diagnostics = Diagnostics(str(path))
-    text, written = read_written(path, flags, diagnostics)
+    text, written = read_written(path, flags, command, diagnostics)
     remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
     root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
@@ -104,8 +107,8 @@ def load_job(
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
     meta = root.value.get("meta")
-    if reader and not reader.keeps_text:
-        text = job_text(root, [process.checked for process in known], str(path), diagnostics.warnings)
+    if as_job or (reader and not reader.keeps_text):
+        text = job_text(root, job_name, [process.checked for process in known], str(path), diagnostics.warnings)
     else:
         text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags))
     return JobConfig(
@@ -120,13 +123,15 @@ def load_job(
 
 
 def read_written(
-    path: str | Path, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+    path: str | Path, flags: Mapping[str, Sequence[str]], command: str, diagnostics: Diagnostics
 ) -> tuple[str, ConfigNode]:
     """The text of the file, and its root with the flags in it. Raises ConfigErrors where nothing can be read."""
-    text, root = "", None
-    if str(path) != COMMAND_LINE:
-        text = read_text(path, diagnostics)
-        if is_toml(path):
+    text, root = command, None
+    if command or str(path) != COMMAND_LINE:
+        text = text or read_text(path, diagnostics)
+        if command or is_command(text):
+            root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
+        elif is_toml(path):
             root = read_toml(text, diagnostics)
             diagnostics.raise_errors()
             if root is not None and foreign_file(root) is None:

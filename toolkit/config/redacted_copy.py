@@ -34,17 +34,19 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
     return redact(_edit(text, edits))
 
 
-def job_text(root: ConfigNode, processes: Sequence[ConfigNode], source: str, warnings: Sequence[str]) -> str:
+def job_text(root: ConfigNode, name: str, processes: Sequence[ConfigNode], source: str, warnings: Sequence[str]) -> str:
     """The YAML of a job that was made of another program's file, each line with where it came from.
 
-    root: of the job. processes: as they were checked, under our names. source: the file. warnings: what was said of it.
+    root, name: of the job. processes: as they were checked, under our names. source: the file. warnings: what was said
+    of it.
     """
     lines = [f"# Made from {source}. Behind each value: the file, the line and the key that it came from."]
     lines += [f"# {line}" for warning in warnings for line in warning.splitlines()]
     config = root.value["config"].value
+    inside = {"name": replace(config["name"], value=name), "process": replace(root, value=[*processes])}
     tree = {
         "job": root.value["job"],
-        "config": replace(root, value={"name": config["name"], "process": replace(root, value=[*processes])}),
+        "config": replace(root, value=inside),
         **({"meta": root.value["meta"]} if "meta" in root.value else {}),
     }
     return redact("\n".join([*lines, *_lines(replace(root, value=tree), source, 0)]) + "\n")

@@ -1,0 +1,122 @@
+"""Commands of musubi-tuner, pasted or in a file, and `run.py import`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.extensions.compat.test_musubi import DATA
+from toolkit.config import load_job
+from toolkit.config.foreign import COMMAND_LINE, is_command
+from toolkit.errors import ConfigErrors
+from toolkit.extension import discover
+
+COMMAND = """\
+# accelerate launch of last week
+accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 src/musubi_tuner/qwen_image_train_network.py \\
+    --dit model/transformer --dataset_config data.toml --edit_plus \\
+    --network_module=networks.lora_qwen_image --network_dim 8 --network_args "loraplus_lr_ratio=4" \\
+    --optimizer_args weight_decay=0.1 'betas=0.9,0.95' --gradient_checkpointing \\
+    --max_train_steps 2 --seed 7 --output_dir out --output_name 0100 --metadata_title "It's mine"  # two steps
+"""
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(tiny_model)
+    shutil.copytree(ROOT / "config" / "examples" / "pairs", "pairs")
+    Path("data.toml").write_text(DATA)
+
+
+def load(command: str = COMMAND) -> Any:
+    return load_job(COMMAND_LINE, discover().find_config, command=command)
+
+
+def fault(command: str) -> str:
+    with pytest.raises(ConfigErrors) as error:
+        load(command)
+    return str(error.value)
+
+
+def test_flags_are_the_keys_of_a_training_config() -> None:
+    config = load()
+    job = config.processes[0].section
+    assert (config.name, config.meta, job.training_folder) == ("0100", {"title": "It's mine"}, "out")
+    assert (job.model.arch, job.network.type, job.network.linear, job.network.loraplus_lr_ratio) == (
+        "qwen_image_edit_plus", "lora", 8, 4,
+    )  # fmt: skip
+    assert (job.train.dtype, job.train.steps, job.training_seed) == ("bfloat16", 2, 7)
+    assert job.train.gradient_checkpointing is True
+    assert job.train.optimizer_params == {"weight_decay": 0.1, "betas": "0.9,0.95"}
+
+
+@pytest.mark.parametrize(("end", "comments"), [("`", True), ("^", False), ("\\", True)])
+def test_lines_go_on_as_in_every_shell(end: str, comments: bool) -> None:
+    text = COMMAND.replace("\\\n", f"{end}\r\n")
+    assert is_command(text) and load(text).processes[0].section.network.linear == 8
+
+
+def test_commands_that_encode_beforehand_are_left_out() -> None:
+    before = "python src/musubi_tuner/qwen_image_cache_latents.py --dataset_config data.toml --vae x && "
+    config = load(f"{before}{COMMAND}")
+    assert config.processes[0].section.network.linear == 8
+    assert any("is left out: images and captions are encoded" in line for line in config.warnings)
+
+
+def test_the_script_says_that_the_model_itself_is_trained() -> None:
+    text = "python qwen_image_train.py --dit model --dataset_config data.toml --output_name full"
+    assert load(text).processes[0].section.network.type == "full"
+
+
+def test_a_command_and_the_file_that_it_names_agree_or_both_values_are_told() -> None:
+    Path("base.toml").write_text("[train]\nlearning_rate = 1e-4\nseed = 7\n")
+    assert load(f"{COMMAND.partition('  #')[0]} --config_file base").processes[0].section.train.lr == 1e-4
+    Path("base.toml").write_text("learning_rate = 1e-4\nseed = 8\n")
+    assert fault(f"{COMMAND.partition('  #')[0]} --config_file base.toml") == (
+        "command line:6:25: seed: --seed is 7, and 8 in base.toml line 2. Remove one of them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("python wan_train_network.py --dit x", "command line:1:8: 'wan_train_network.py' trains no Qwen-Image model."),
+        (f"{COMMAND}{COMMAND}", "command line:8:74: is a second training: give one command."),
+        (COMMAND.replace("--seed 7", "--seed 7 9"), "command line:6:34: '9' belongs to no flag."),
+        (COMMAND.replace("--seed", "--sed"), "command line:6:25: sed: --sed: unknown flag. Did you mean 'seed'?"),
+        (COMMAND.replace("--seed", "\u2013\u2013seed"), "command line:6:25: '\u2013\u2013seed' belongs to no flag."),
+    ],
+)
+def test_a_mistake_has_its_place(command: str, words: str) -> None:
+    assert fault(command).startswith(words)
+
+
+def test_what_is_imported_is_the_same_job(run_py: Callable[..., Any]) -> None:
+    Path("train.sh").write_text(COMMAND)
+    printed, pasted = run_py("import", "train.sh"), run_py("import", COMMAND, "--output", "new/job.yaml")
+    assert (printed.returncode, pasted.returncode) == (0, 0), pasted.stderr
+    assert "linear: 8  # train.sh:4 network_dim" in printed.stdout
+    assert "linear_alpha: 1  # musubi-tuner's default network_alpha" in printed.stdout
+    copies = [load_job(path, discover().find_config) for path in ("train.sh", "new/job.yaml")]
+    settings = [copy.processes[0].section.recorded_settings() for copy in copies]  # type: ignore[union-attr]
+    assert settings[0] == settings[1] and copies[0].meta == copies[1].meta
+    again = run_py("import", COMMAND, "--output", "new/job.yaml")
+    assert again.returncode == 2 and "exists and is never replaced" in again.stderr
+    assert run_py("new/job.yaml").returncode == 0 and Path("out/0100/0100.safetensors").is_file()
+
+
+def test_folders_that_lie_elsewhere_now_are_given_once(run_py: Callable[..., Any]) -> None:
+    Path("train.sh").write_text(COMMAND.replace("model/transformer", "/old/model/transformer"))
+    Path("data.toml").write_text(DATA.replace("pairs/after", "/old/pairs/after"))
+    refused = run_py("train.sh", "--dry-run")
+    assert refused.returncode == 2 and refused.stderr.count("--map /old=NEW") == 2
+    moved = run_py("train.sh", "--dry-run", "--map", f"/old={Path.cwd()}")
+    assert moved.returncode == 0 and f"{Path.cwd()}/pairs/after: 3 x 1 = 3 samples" in moved.stdout
+    assert f"name_or_path: {Path.cwd()}/model" in run_py("import", "train.sh", "--map", f"/old={Path.cwd()}").stdout
+    assert "write OLD=NEW" in run_py("train.sh", "--map", "/old").stderr
