@@ -364,13 +364,18 @@ class _Reader:
         if not {"image_directory", "image_jsonl_file", "video_directory", "video_jsonl_file"} & given.keys():
             message = "is required: the folder of the images."
             self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
-        dataset.setdefault("folder_path", made(item, "."))
+        if not {"image_directory", "image_jsonl_file"} & given.keys():
+            dataset["folder_path"] = made(item, ".")  # what is missing is told
+        elif len({"image_directory", "image_jsonl_file"} & given.keys()) == 2:
+            message = "'image_directory' is given as well. Give one of them."
+            self.diagnostics.error(given["image_jsonl_file"], message, at_key=True)
         dataset["num_workers"] = self.given.get("max_data_loader_n_workers")
         if "num_repeats" not in given:
             dataset["num_repeats"] = _their("num_repeats", 1)
         self._size(given, item, dataset)
-        if "control_directory" in given:
-            self._reference_size([given[key] for key in sorted(of_controls & given.keys())], given["control_directory"])
+        source = given.get("control_directory") or given.get("image_jsonl_file")
+        if source is not None:
+            self._reference_size([given[key] for key in sorted(of_controls & given.keys())], source)
         self._one_for_all("train.batch_size", given.get("batch_size", _their("batch_size", 1)), "batch_size")
         return dataset
 

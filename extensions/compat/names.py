@@ -358,7 +358,9 @@ NAMES: dict[tuple[str, str], Names] = {
         "network_module": shaped("network.type", "type: networks.lora_qwen_image, networks.loha, networks.lokr"),
     },
     ("musubi", "dataset"): {
-        "caption_extension": is_("datasets[].caption_ext"),
+        "caption_extension": is_(
+            "datasets[].caption_ext", "images without such a file are left out there; here a warning names them"
+        ),
         "image_directory": is_("datasets[].folder_path"),
     },
     ("musubi", "optimizer"): {
@@ -449,10 +451,7 @@ NAMES: dict[tuple[str, str], Names] = {
             absent(_LAYERED),
         ),
         "dataset_config": near("datasets", "required; the datasets stand in the job itself"),
-        "image_jsonl_file": near(
-            "datasets[].captions_file",
-            "with the folder of its images in `folder_path`, and that of its control images in `control_path`",
-        ),
+        "image_jsonl_file": is_("datasets[].captions_file", "without `folder_path` it names the images"),
         "general": near("config.defaults", "for all processes; a list of datasets is replaced as a whole"),
         "batch_size": near("train.batch_size", "one for all datasets"),
         **each("video_directory video_jsonl_file", absent("videos cannot be trained here")),
@@ -480,7 +479,9 @@ NAMES: dict[tuple[str, str], Names] = {
             "there `[960, 544]` is one rectangle, which is `{width: 960, height: 544}` here; a list is a list of sizes",
             default=[960, 544],
         ),
-        "control_directory": is_("datasets[].control_path", "one folder for each reference of an image, in slot order"),
+        "control_directory": is_(
+            "datasets[].control_path", "`a.png`, or `a_0.png`, `a_1.png` and so on, for `a.jpg`, as there"
+        ),
         "control_resolution": near("model.model_kwargs.match_target_res", "off: 1024 x 1024 pixels of area"),
         "no_resize_control": near("model.model_kwargs.match_target_res", "references always get one of two areas"),
         "cache_directory": near("datasets[].cache_latents_to_disk", "one cache for all runs, in the training folder"),

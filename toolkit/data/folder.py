@@ -248,7 +248,10 @@ def _folders_of_table(
     for name in table:
         inside.setdefault(os.path.dirname(name), set()).add(name)
     for subfolder, names in inside.items():
-        if listing := findings.listing(join(place, subfolder) if subfolder else place):
+        start = join(place, subfolder) if subfolder else place
+        if subfolder and not os.path.isdir(os.path.expanduser(start)) and os.path.isdir(subfolder):
+            start = subfolder  # from the working directory, as musubi-tuner writes them
+        if listing := findings.listing(start):
             folder = _Folder(index, dataset, listing, subfolder or None, table, path, listing)
             called = dict(zip(listing.images, folder.table_names(), strict=True))
             images = {stem: files for stem, files in listing.images.items() if called[stem] in names}

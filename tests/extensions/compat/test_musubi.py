@@ -189,3 +189,34 @@ def test_a_config_trains_and_its_copy_is_the_same_job(
     again = load_job(copy, discover().find_config)
     settings = [config.processes[0].section.recorded_settings() for config in (direct, again)]  # type: ignore[union-attr]
     assert settings[0] == settings[1] and direct.meta == again.meta
+
+
+def test_a_table_of_images_names_them_from_the_working_directory(
+    load: Callable[..., JobConfig], run_py: Callable[..., Any]
+) -> None:
+    """Two references of an image, from another folder; images that the table does not name are not used."""
+    Path("tables").mkdir()
+    rows = [
+        {"image_path": "pairs/after/coffee.jpg", "caption": "a", "control_path_0": "pairs/before/coffee.jpg"},
+        {"image_path": "pairs/after/rocket.jpg", "caption": "b", "control_path_0": "pairs/before/rocket.jpg"},
+    ]
+    rows[1] |= {"control_path_3": "pairs/before/astronaut.jpg"}
+    Path("tables/images.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = DATA.replace('image_directory = "pairs/after"', 'image_jsonl_file = "tables/images.jsonl"')
+    load(f"{JOB}edit_plus = true\nmax_train_steps = 2\n", f'{data}cache_directory = "cache"\nnum_repeats = 3\n')
+    plan = run_py("job.toml", "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert "pairs/after: 2 x 3 = 6 samples" in plan.stdout and "references: 1 with 1, 1 with 2" in plan.stdout
+
+
+def test_numbered_references_of_one_folder_and_several_datasets(
+    load: Callable[..., JobConfig], run_py: Callable[..., Any]
+) -> None:
+    for name in ("astronaut", "coffee", "rocket"):
+        shutil.copy(f"pairs/before/{name}.jpg", f"pairs/before/{name}_1.jpg")
+        Path(f"pairs/before/{name}.jpg").rename(f"pairs/before/{name}_0.jpg")
+    more = 'control_directory = "pairs/before"\n[[datasets]]\nimage_directory = "pairs/after"\nresolution = 64\n'
+    load(f"{JOB}edit_plus = true\n", f'{DATA}{more}num_repeats = 2\ncontrol_directory = "pairs/before"\n')
+    plan = run_py("job.toml", "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.count("references: 3 with 2") == 2 and "3 x 1 + 3 x 2 = 9 samples" in plan.stdout
