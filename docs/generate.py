@@ -1,5 +1,6 @@
-"""Writes docs/config.md and docs/job.schema.json from the section models, the drawing in docs/architecture.md from the
-imports, and config/examples/train_*.yaml from their template: `python docs/generate.py`."""
+"""Writes docs/config.md and docs/job.schema.json from the section models, docs/coming_from.md from the table of other
+programs' names, the drawing in docs/architecture.md from the imports, and config/examples/train_*.yaml from their
+template: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from docs.drawing import drawing  # noqa: E402
+from extensions.compat.page import page  # noqa: E402
 from extensions.tools.new.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reference import render, schema  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
@@ -42,6 +44,7 @@ def pages() -> dict[Path, str]:
     return {
         architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
+        ROOT / "docs" / "coming_from.md": page(models),
         ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
         **dict(examples()),
     }

@@ -60,6 +60,3 @@ FLUXFLOW_FILES = "extensions.compat.fluxflow_files:FluxflowFiles"
 
 FOREIGN_KEYS = "extensions.compat.keys:KEYS"
 """What is known of the keys of other programs: a `toolkit.config.foreign.ForeignKeys`."""
-
-FOREIGN_TABLES = "extensions.compat.page:tables"
-"""What the reference page says of the options of other programs: the models of the sections -> its text."""

@@ -1,4 +1,4 @@
-"""The end of docs/config.md: what the options of other programs are here."""
+"""docs/coming_from.md: what the options of other programs are here."""
 
 from __future__ import annotations
 
@@ -12,23 +12,58 @@ from extensions.compat.names import NAMES, PLACES
 from toolkit.config.foreign import NO_DEFAULT, ForeignName, foreign_keys
 from toolkit.config.reference import Models, distinct_sections, dotted, keys
 
-_MUSUBI_HEAD = """
-## Options of musubi-tuner
+_HEAD = """\
+<!-- Written by docs/generate.py from extensions/compat/names.py. -->
+# Coming from another program
 
-What the options of musubi-tuner, of the program that writes its files, and of its dataset file are in a job. "As
-written": the section in which the name itself is accepted; elsewhere it is an unknown key, and the message says its
-name and place here.
+What you have runs as it is. `python run.py FILE --dry-run` shows what it becomes, `python run.py import FILE` writes it
+as a job under the names of this program, with a comment behind each value that says where it came from.
 
-| there | here | as written | remark |
+| from | what is read | more |
+|---|---|---|
+| musubi-tuner | training config (TOML) with its dataset file, a command in a file or pasted | below |
+| ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
+| FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
+
+## musubi-tuner
+
+```bash
+python run.py job.toml --dry-run                # a training config; dataset_config names its datasets
+python run.py train.sh                          # a file whose first line is `accelerate launch ... --flags`
+python run.py import train.sh --output job.yaml # our job, each line with its origin; an existing file stays
+python run.py import "python src/musubi_tuner/qwen_image_train_network.py --dit ..."
+python run.py job.toml --map /old/disk=/data    # paths of another machine
+```
+
+- **A key that is left out means what it means there**: rank 4, alpha 1, learning rate 2e-6, 1600 steps, `sigma` noise
+  levels, float32 files, only the final file. One line names the defaults that were taken where ours differ.
+- The commands that encode latents and captions are not needed: the training does it, and knows files by their content.
+- All layers of the blocks are trained, as there: its default pattern that should leave out modulation matches no name.
+- `include_patterns` alone restricts nothing there, and is left out with a line; as a key of our `network` it does.
+- `save_last_n_steps` is a distance in steps there; it becomes the number of files within it.
+- `min_timestep` and `max_timestep` of `timestep_sampling = "sigma"` are places on a list that begins with the most
+  noise: 1000 minus them is the noise.
+- Sample images are 256 x 256 with 20 steps and guidance 4 unless their prompt says more; the shift of their noise
+  levels is the model's own (there a fixed 14.5).
+- `seed = 0` is a seed there and a random one here; a line says so. States of its runs are not read: `network_weights`
+  goes on from a LoRA file.
+- Without `network_module` and other `network_` keys the model itself is trained, as by `qwen_image_train.py`.
+- Bucket sides are multiples of 32 (there 16), small images are not enlarged, references have an area of 1024 x 1024 or
+  that of their image.
+- A flag and a key of `--config_file` with unlike values are an error with both values (there the flag wins).
+
+In a YAML job its names are read too, where the column says; elsewhere they are unknown, and the message says ours.
+
+| there | here | in a YAML job | remark |
 |---|---|---|---|
 """
 
 _AI_TOOLKIT_HEAD = """
-## Keys of ai-toolkit
+## ai-toolkit
 
-Those whose name or meaning differs most.
+The keys whose name or meaning differs most.
 
-| there | here | as written | remark |
+| there | here | in a YAML job | remark |
 |---|---|---|---|
 """
 
@@ -40,10 +75,14 @@ _SAME_NAME = {
 """Keys of ai-toolkit that are called the same here -> what differs."""
 
 
-def tables(models: Models) -> Iterator[str]:
-    """The two tables. models: of the sections, by their process types."""
+def page(models: Models) -> str:
+    """The page. models: of the sections, by their process types."""
+    return "".join(_parts(models))
+
+
+def _parts(models: Models) -> Iterator[str]:
     sections, known = list(distinct_sections(models)), keys(models)
-    yield _MUSUBI_HEAD
+    yield _HEAD
     for key, row in OPTIONS.items():
         yield _row(key, row, [_standing(key, path, section, row) for path, section in sections], known)
     yield _AI_TOOLKIT_HEAD

@@ -16,7 +16,6 @@ from pydantic.json_schema import models_json_schema
 from toolkit.config.base import StrictModel, descriptions
 from toolkit.config.foreign import ForeignName, foreign_keys
 from toolkit.config.normalise import item_annotation, section_model
-from toolkit.registry import FOREIGN_TABLES, load_object
 
 Models = Mapping[str, type[BaseModel]]
 
@@ -41,8 +40,7 @@ to the working directory. null and an empty text mean "not given". Unknown keys 
 are shown at once with line and column.
 
 The names are ai-toolkit's wherever it has the same thing. "Other names" are accepted in the same place; those after
-"musubi-tuner:" are its option alone. [Its options for this model](#options-of-musubi-tuner) and [the keys of
-ai-toolkit](#keys-of-ai-toolkit) that differ are at the end.
+"musubi-tuner:" are its option alone. All of them: [coming_from.md](coming_from.md).
 """
 
 # ---------------------------------------------------------------- page
@@ -63,7 +61,6 @@ def render(models: Models) -> str:
                 shown.add(section)
         if again:
             parts.append(f"\nThe sections {', '.join(again)} are those above.\n")
-    parts += load_object(FOREIGN_TABLES)(models)
     return "".join(parts)
 
 

@@ -7,11 +7,12 @@ import pytest
 from docs.generate import section_models
 from extensions.compat.keys import KEYS, OPTIONS
 from extensions.compat.names import NAMES, PLACES
+from extensions.compat.page import page
 from extensions.compat.shapes import SHAPES
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.foreign import ForeignName
 from toolkit.config.normalise import field_names
-from toolkit.config.reference import distinct_sections, keys, render
+from toolkit.config.reference import distinct_sections, keys
 from toolkit.config.tool import ToolConfig, tool_parser
 from toolkit.extension import discover
 
@@ -69,9 +70,9 @@ KNOWN = keys(section_models())
 
 
 def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason() -> None:
-    page = render(section_models()).splitlines()
+    lines = page(section_models()).splitlines()
     for name in {*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}:
-        (shown,) = [line for line in page if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
+        (shown,) = [line for line in lines if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
         row = OPTIONS[name]
         assert row.ours or row.tool or row.says
         ours = (*row.ours, *([f"run.py {row.tool}"] if row.tool else []))
