@@ -151,7 +151,8 @@ class DatasetConfig(StrictModel):
     instead of `folder_path` a stream of shards."""
 
     folder_path: PathStr = ""
-    """Folder of the images, relative to the working directory. Either this, `url`, or `captions_file` alone."""
+    """Folder of the images, relative to the working directory, or a zip file of one: `pairs.zip`, or of a folder in it
+    `pairs.zip/after`. Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
     """Tar files in the layout of WebDataset, which are read while training goes on: `hf://datasets/owner/name/*.tar`,
@@ -368,7 +369,7 @@ NOT_OF_STREAMS = {
 """Keys of a folder -> why they do not go with `url`."""
 
 
-IMAGES = "Give a folder of images."
+IMAGES = "Give a folder of images, or a zip file of one."
 CAPTIONS = "Give a text file of lines with file name, tab, caption."
 
 OF_THE_FOLDER = (

@@ -15,6 +15,7 @@ from typing import Literal
 
 from toolkit.config.field_types import path_hint
 from toolkit.config.located import KeyPath
+from toolkit.files.archives import archive_in
 
 Severity = Literal["error", "warning"]
 
@@ -87,6 +88,8 @@ def check_path(key: str, path: str | None, remedy: str, job: JobContext, *, file
     if path is None or job.will_write(path):
         return
     resolved = Path(path).expanduser().resolve()
+    if not file and archive_in(path):
+        return
     if not resolved.exists():
         yield error(key, f"{path!r} does not exist (working directory: {Path.cwd()}). {path_hint(path) or remedy}")
     elif file != resolved.is_file():

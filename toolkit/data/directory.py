@@ -96,9 +96,12 @@ class ImageFile(NamedTuple):
         return self.listing.facts.get(self.name)
 
 
-def list_folder(folder: str) -> DirectoryListing:
-    """Reads one folder, not its subfolders; `~` is the home folder. Raises OSError when it cannot."""
-    place = os.path.expanduser(folder)
+def list_folder(folder: str, files_in: str = "") -> DirectoryListing:
+    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its files are, if elsewhere.
+
+    Raises OSError when it cannot.
+    """
+    place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
     with os.scandir(place) as found:
         entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)

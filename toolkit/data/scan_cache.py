@@ -10,12 +10,15 @@ import hashlib
 import json
 import os
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from toolkit.data.directory import DirectoryListing, list_folder, real_path
 from toolkit.data.file_hashes import known_digest, remember_digest
 from toolkit.data.images import ImageInfo
 from toolkit.data.types import Size
+from toolkit.files.archives import archive_in, unpacked
 from toolkit.files.redact import contains_secret
 from toolkit.files.writing import CACHE_FOLDER, atomic_write
 
@@ -48,8 +51,8 @@ class ScanCache:
     def listing(self, folder: str) -> DirectoryListing:
         """The folder with cached facts of images that did not change. Raises OSError when it cannot be read."""
         if folder not in self._named:
-            listing = list_folder(folder)
-            place = real_path(folder)
+            listing = list_folder(folder, self._inside_archive(folder))
+            place = real_path(listing.prefix)
             first = self._listings.setdefault(place, listing)
             if first is not listing:  # the same folder by another name
                 listing.facts, listing.texts = first.facts, first.texts
@@ -71,6 +74,17 @@ class ScanCache:
             if listing.facts and _contents(file) != document:
                 with suppress(OSError), atomic_write(file, durable=False) as temporary:
                     temporary.write_bytes(_digest(document) + b"\n" + document)
+
+    def _inside_archive(self, folder: str) -> str:
+        """Where the files of a folder are: beside the cache files where it is a zip file or in one."""
+        if not (found := archive_in(folder)):
+            return folder
+        home = self._folder.parent / "zips" if self._folder else Path(self._unpacked.name)
+        return os.path.join(unpacked(found[0], home), found[1])
+
+    @cached_property
+    def _unpacked(self) -> TemporaryDirectory[str]:
+        return TemporaryDirectory()
 
     @staticmethod
     def _file(folder: Path, place: str) -> Path:

@@ -29,6 +29,7 @@ from toolkit.data.types import BucketedSample, ResizeCrop, Sample
 from toolkit.data.validation_split import split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.extension import discover
+from toolkit.files.archives import archive_in
 from toolkit.files.writing import find_config
 from toolkit.models.families import ModelFamily, family_for
 
@@ -184,7 +185,7 @@ def _with_trigger(item: Item, trigger: str) -> Item:
 
 def _of_section(section: ImageTrainingSection, name: str, progress: Callable[[int, int], None]) -> Dataset:
     for dataset in section.datasets:
-        if not Path(dataset.folder_path).expanduser().is_dir():
+        if not Path(dataset.folder_path).expanduser().is_dir() and not archive_in(dataset.folder_path):
             raise UserError(
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )

@@ -43,7 +43,7 @@ def test_all_mistakes_come_at_once_with_their_places(mistakes, tmp_path: Path) -
         '6:21: process[0].trigger_word: 123 is not text. Put it in quotes: "123"',
         "9:9: process[0].network.linear_alpa: unknown key. Did you mean 'linear_alpha'?",
         "11:24: process[0].datasets[0].folder_path: 'dataset/40_maya_char' does not exist "
-        f"(working directory: {tmp_path}). Give a folder of images.",
+        f"(working directory: {tmp_path}). Give a folder of images, or a zip file of one.",
         "12:33: process[0].datasets[0].caption_dropout_rate: 1.5 is out of range: must be <= 1.",
         "14:26: process[0].train.noise_scheduler: 'ddpm' is unknown. Use 'flowmatch'.",
         "15:13: process[0].train.lr: 'fast' is not a number.",

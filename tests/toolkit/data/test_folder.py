@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.golden_tables import golden
+from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import scan_datasets
 from toolkit.data.images import HAS_HEIF, open_image
+from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.errors import DataErrors
 
@@ -443,3 +446,23 @@ def test_forgiven_errors_leave_out_the_images_that_have_one(tmp_path: Path, imag
     with pytest.raises(DataErrors) as caught:
         scan_datasets([settings], None)
     assert list(caught.value.errors) == forgiven
+
+
+def test_zip_files_are_folders(tmp_path: Path, image, dataset) -> None:
+    for name in ("3_x/a.png", "3_x/b.png", "before/a.png", "before/b.png"):
+        image(tmp_path / "in" / name)
+    (tmp_path / "in" / "3_x" / "a.txt").write_text("a cat")
+    shutil.make_archive(str(tmp_path / "pairs"), "zip", tmp_path / "in")
+    file = f"{tmp_path}/pairs.zip"
+    section = dataset(file, control_path=(f"{file}/before",))
+    cache = ScanCache(tmp_path / "_cache" / "scans")
+    scan, again = (scan_datasets([section], None, scan_cache=each) for each in (cache, ScanCache()))
+    (folder,) = scan.folders
+    assert (folder.folder, folder.repeats, len(folder.samples)) == (f"{file}/3_x", 3, 2)
+    assert [sample.caption for sample in scan.samples] == ["a cat", ""]
+    assert all(Path(sample.control_images[0]).parts[-2:] == ("before", sample.name) for sample in scan.samples)
+    assert all(Path(sample.image).is_relative_to(tmp_path / "_cache" / "zips") for sample in scan.samples)
+    assert fingerprint(scan.samples) == fingerprint(again.samples)  # wherever it was unpacked
+    (tmp_path / "pairs.zip").write_bytes(b"PK")
+    with pytest.raises(DataErrors, match="is no zip file that can be read"):
+        scan_datasets([section], None)

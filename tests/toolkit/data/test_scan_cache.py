@@ -96,7 +96,7 @@ def test_the_second_start_reads_no_image_and_finds_the_same(scan, reads) -> None
 def test_each_folder_is_listed_once_per_start(scan, data: Path, monkeypatch) -> None:
     listed = []
     listing = scan_cache.list_folder
-    monkeypatch.setattr(scan_cache, "list_folder", lambda path: listed.append(Path(path).name) or listing(path))
+    monkeypatch.setattr(scan_cache, "list_folder", lambda *path: listed.append(Path(path[0]).name) or listing(*path))
     read = []
     text = captions.read_caption
     monkeypatch.setattr(captions, "read_caption", lambda path: read.append(Path(path).name) or text(path))

@@ -1,0 +1,89 @@
+"""Zip files as folders of images: unpacked once into the cache, found again by their version."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+from tempfile import mkdtemp
+
+from toolkit.files.writing import free_space, readable_size
+
+SUFFIX = ".zip"
+MARGIN = 1 << 30
+"""Bytes of the disk that unpacking leaves free."""
+
+
+def archive_in(path: str) -> tuple[str, str] | None:
+    """The zip file that a path leads to or into, and the path inside it; None where there is none.
+
+    `pairs.zip/before` is the folder `before` of `pairs.zip`.
+    """
+    if SUFFIX not in path.lower():
+        return None
+    parts = Path(os.path.expanduser(path)).parts
+    for count in range(1, len(parts) + 1):
+        if parts[count - 1].lower().endswith(SUFFIX) and os.path.isfile(file := os.path.join(*parts[:count])):
+            return file, os.path.join("", *parts[count:])
+    return None
+
+
+def unpacked(file: str, home: Path) -> Path:
+    """The folder in `home` with the files of a zip file, which is unpacked where it is not there yet; folders of its
+    earlier versions are removed.
+
+    Raises OSError for a file that cannot be unpacked, saying why.
+    """
+    place = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()[:16]
+    status = os.stat(file)
+    version = hashlib.sha256(repr((status.st_size, status.st_mtime_ns)).encode()).hexdigest()[:16]
+    folder = home / f"{place}-{version}"
+    if folder.is_dir():
+        return folder
+    home.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(prefix=f".{place}-", dir=home))
+    try:
+        _extract(file, temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another job was faster
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for earlier in home.glob(f"{place}-*"):
+        if earlier != folder:
+            shutil.rmtree(earlier, ignore_errors=True)
+    return folder
+
+
+def _extract(file: str, folder: Path) -> None:
+    """Unpacks the visible files. Raises OSError for an archive that is damaged, encrypted, leads out of the folder or
+    needs more room than there is."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir() and _is_visible(member.filename)]
+            for member in members:
+                if member.flag_bits & 1:
+                    raise OSError(f"{member.filename!r} is encrypted. Unpack it, and give the folder")
+                if stat.S_ISLNK(member.external_attr >> 16) or _leads_out(member.filename):
+                    raise OSError(f"{member.filename!r} leads out of the archive. Unpack it, and give the folder")
+            needed, free = sum(member.file_size for member in members), free_space(folder)
+            if needed + MARGIN > free:
+                sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+                raise OSError(f"{sizes} in {folder.parent}. Make room, or give a folder")
+            for member in members:
+                archive.extract(member, folder)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise OSError(f"is no zip file that can be read: {error}. Make it again, or give a folder") from error
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts if part != "..")
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or ":" in name[:2]
