@@ -7,10 +7,13 @@ default goes in, and one line names those.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,7 +37,12 @@ ROWS: dict[str, tuple[str, ForeignName]] = {
 }  # fmt: skip
 """Option -> the group that reads it as it is written, and its row."""
 
-MARKS = frozenset({"dataset_config", "dit", "network_module"})
+MARKS = frozenset(
+    {
+        "dataset_config", "dit", "network_module", "network_dim", "optimizer_type", "output_name", "max_train_steps",
+        "max_train_epochs",
+    }
+)  # fmt: skip
 """A file with one of them is a training config."""
 
 SCRIPT = "<script>"
@@ -143,7 +151,7 @@ class _Reader:
         self.process["datasets"] = self._datasets()
         self._report_missing()
         if self.defaults:
-            taken = ", ".join(f"{key} {value}" for key, value in self.defaults.items())
+            taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in self.defaults.items())
             self.diagnostics.warn(self.root, f"left out, and therefore as in musubi-tuner: {taken}.")
         name = self.config.get("name") or made(self.root, "job")
         if self.name is None and "output_name" not in self.given:
@@ -168,6 +176,8 @@ class _Reader:
         group, row = ROWS[key]
         if key == "mixed_precision":
             node = at(node, DTYPES.get(str(node.value), node.value))
+        if key.startswith("lr_") and re.fullmatch(r"[0-9.]+%", str(node.value)):
+            node = at(node, float(str(node.value)[:-1]) / 100)  # a share of all steps
         is_off = node.value in (False, "NO", "no")
         if row.how == "is":
             self._set(row.ours[0], node, to)
@@ -209,7 +219,7 @@ class _Reader:
         dit = self.given.get("dit")
         if dit is None:
             self.diagnostics.error(self.root, "is required: the model's transformer.", path=("dit",))
-            self._set("model.name_or_path", made(self.root, "missing"), self.process)
+            self._set("model.name_or_path", replace(made(self.root, "missing"), path=("dit",)), self.process)
             return
         folders = {key: _model_folder(str(self.given[key].value)) for key in PARTS if key in self.given}
         for key, folder in folders.items():
@@ -226,7 +236,6 @@ class _Reader:
 
     def _network(self) -> None:
         if not self.adapter:
-            self._set("network.type", made(self.root, "full"), self.process)
             self.process["network"] = {"type": "full"}
             return
         self._default("network_dim")
@@ -241,7 +250,8 @@ class _Reader:
 
     def _noise(self) -> None:
         """Steps, learning rate, noise levels."""
-        if "max_train_epochs" not in self.given:
+        epochs = self.given.get("max_train_epochs")
+        if epochs is None or epochs.value == 0:
             self._default("max_train_steps")
         self._default("learning_rate")
         self._default("timestep_sampling")
@@ -269,7 +279,8 @@ class _Reader:
         every, kept = (self.given.get(key) for key in ("save_every_n_steps", "save_last_n_steps"))
         if "save_every_n_epochs" not in self.given:
             self._default("save_every_n_steps")
-        if kept is None:
+        if kept is None or kept.value == 0:
+            self.process.setdefault("save", {})["max_step_saves_to_keep"] = kept
             self._default("save_last_n_steps")
         elif every is not None and all(isinstance(node.value, int) for node in (every, kept)) and every.value > 0:
             files = kept.value // every.value + 1  # those of at most so many steps before the newest

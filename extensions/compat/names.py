@@ -464,6 +464,15 @@ NAMES: dict[tuple[str, str], Names] = {
             "fp_latent_window_size fp_1f_clean_indices fp_1f_target_index fp_1f_no_post",
             idle("it concerns FramePack"),
         ),
+        **each(
+            "task t5 fp8_t5 clip dit_high_noise timestep_boundary offload_inactive_dit one_frame "
+            "force_v2_1_time_embedding text_encoder1 text_encoder2 fp8_llm dit_in_channels image_encoder "
+            "latent_window_size bulk_decode f1",
+            absent("it concerns another model, and only Qwen-Image models can be trained here"),
+        ),
+        **each(
+            "vae_chunk_size vae_spatial_tile_sample_min_size vae_cache_cpu", idle("images are encoded one at a time")
+        ),
         "num_repeats": is_("datasets[].num_repeats", "1 also where the folder's name begins with a number", default=1),
         "flux_kontext_no_resize_control": near(
             "model.model_kwargs.match_target_res", "the older name of no_resize_control"

@@ -135,7 +135,9 @@ def read_written(
             root = read_toml(text, diagnostics)
             diagnostics.raise_errors()
             if root is not None and foreign_file(root) is None:
-                remedy = "It has none of their keys dit, dataset_config, network_module. A job of ours is YAML."
+                remedy = "A job of ours is YAML."
+                if "datasets" in root.value:
+                    remedy = "It is a dataset file: run the config that names it as 'dataset_config'."
                 diagnostics.fatal(root.value_at, (), f"is no training config of musubi-tuner. {remedy}")
         else:
             root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)

@@ -89,6 +89,10 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(load: Callable[..., J
         ("min_timestep = 200", "train.max_timestep", 800),  # sigma: a place on a list that begins with the most noise
         ("min_timestep = 200\ntimestep_sampling = 'uniform'", "train.min_timestep", 200),
         ("max_train_epochs = 3", "train.epochs", 3),
+        ("max_train_epochs = 0", "train.steps", 1600),
+        ("save_last_n_steps = 0\nsave_every_n_steps = 0", "save.max_step_saves_to_keep", 0),
+        ("lr_warmup_steps = '10%'", "train.lr_warmup_steps", 0.1),
+        ("vae_chunk_size = 0\nclip = false", "train.lr", 2e-6),
         ("mixed_precision = 'no'", "train.dtype", "float32"),
         ("network_args = ['loraplus_lr_ratio=4']", "network.loraplus_lr_ratio", 4),
         ("network_args = [\"include_patterns=['.*attn.*']\"]", "network.include_patterns", ()),
@@ -159,7 +163,9 @@ def test_paths_of_another_machine_are_one_list_and_can_be_moved(load: Callable[.
         ("a = 1\nb = x\n", "job.toml:2:5: not valid TOML: this value is none of TOML."),
         ("job: extension\nconfig: {}\n", "job.toml:1:1: holds YAML, not TOML. Rename it"),
         ("[data]\nx = 1\n", "job.toml:1:1: step 'train' trains nothing."),  # FluxFlow's guide, as TOML
-        ("x = 1\n", "job.toml:1:1: is no training config of musubi-tuner."),
+        ("x = 1\n", "job.toml:1:1: is no training config of musubi-tuner. A job of ours is YAML."),
+        (DATA, "job.toml:1:1: is no training config of musubi-tuner. It is a dataset file"),
+        ("[training]\nmax_train_epochs = 2\n", "job.toml:1:1: dataset_config: is required"),
     ],
 )
 def test_a_file_that_is_something_else(load: Callable[..., JobConfig], job: str, fault: str) -> None:
