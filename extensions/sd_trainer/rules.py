@@ -22,7 +22,7 @@ from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.noise_levels import most_levels
 from toolkit.models.adapter_origin import origin_findings
-from toolkit.models.families import ModelFamily, family_for, published_names
+from toolkit.models.families import ModelFamily, family_for, published_names, transformer_fault
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
@@ -61,7 +61,7 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _model_or_adapter, _adapter_files, _optimizer, _preservation, _schedule, _noise, _noise_levels, _memory,
+        _model_or_adapter, _weight_files, _optimizer, _preservation, _schedule, _noise, _noise_levels, _memory,
         _modulation_table, _compile, _processes, _images, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
         yield from group(s)
@@ -99,12 +99,14 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
         yield error("network.loraplus_lr_ratio", message)
 
 
-def _adapter_files(s: DiffusionSection) -> Findings:
+def _weight_files(s: DiffusionSection) -> Findings:
     files = {f"model.base_loras.{index}.path": lora.path for index, lora in enumerate(s.model.base_loras)}
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
         yield from origin_findings(key, path, s.model, s.model.files_folder())
+    if fault := transformer_fault(s.model, s.model.files_folder()):
+        yield error("model.transformer_path", fault)
 
 
 def _optimizer(s: DiffusionSection) -> Findings:

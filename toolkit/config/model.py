@@ -134,6 +134,10 @@ class ModelConfig(StrictModel):
     Qwen-Image model (2.1, 2512, Edit, Edit-2509, Edit-2511) or one made from it, or of a flow_trainer. What looks like
     a path is never a hub id (`docs/models.md`)."""
 
+    transformer_path: PathStr | None = None
+    """The transformer's weights in one safetensors file, used in place of those in the model folder, which gives all
+    else: bf16, or fp8 with or without scales, as ComfyUI or diffusers name them (`docs/models.md`)."""
+
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
 
@@ -199,7 +203,7 @@ class ModelConfig(StrictModel):
     on_resume: ClassVar = {
         ALL_OTHERS: "impossible",
         **dict.fromkeys(("low_vram", "text_encoder_cpu", "modulation_table", "blocks_to_swap"), "harmless"),
-        **dict.fromkeys(("name_or_path", "revision"), "place"),
+        **dict.fromkeys(("name_or_path", "transformer_path", "revision"), "place"),
         "int8_matmul": "changes the result",
     }
     foreign: ClassVar = "model"

@@ -28,6 +28,7 @@ from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
+from toolkit.models.single_file import single_file_fault
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
 
@@ -147,6 +148,9 @@ class ModelLoadOptions:
     dtype: torch.dtype
     """Compute dtype of every part."""
 
+    transformer_file: Path | None = None
+    """Its weights in one file, in place of those in `folder`."""
+
     weights_dtype: torch.dtype | None = None
     """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
 
@@ -231,6 +235,10 @@ class ModelFamily(ModelFacts, ABC):
     def modules(self, folder: Path) -> dict[str, int]:
         """Every module of the trained part with its own parameters, full name -> their number."""
 
+    def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each weight of the trained part; empty: it cannot be given as a single file."""
+        return {}
+
     @abstractmethod
     def block_count(self, folder: Path) -> int:
         """Repeated blocks of the trained part."""
@@ -290,6 +298,28 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
 
 
+def transformer_fault(model: ModelConfig, folder: Path) -> str:
+    """What is wrong with `model.transformer_path`, by its header; empty: nothing, none is given, or of which family the
+    model is cannot be known.
+
+    folder: of the model; where it is not here, the published sizes count.
+    """
+    if not model.transformer_path:
+        return ""
+    try:
+        family = family_for(model)
+    except UserError:
+        return ""
+    if not (expected := family.weight_shapes(folder)):
+        return f"a {family.title} takes no single file. Leave it out."
+    others = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
+    names = {one.title: one.weight_shapes(Path(next(iter(one.published)))).keys() for one in others}
+    try:
+        return single_file_fault(Path(model.transformer_path).expanduser(), family.title, expected, names)
+    except UserError as error:
+        return str(error)
+
+
 def title_of(model: ModelSection, family: ModelFamily) -> str:
     """The name of the model that it is, or is made from."""
     titles = {name.lower(): title for name, title in family.published.items()}
@@ -304,7 +334,10 @@ def published_names() -> set[str]:
 def model_bytes(model: ModelConfig) -> int:
     """Bytes of all weights of a model: of its files where they are here, else of the published model in bfloat16."""
     family, folder = family_for(model), model.files_folder()
-    files = (path for part in family.weight_parts for path in (folder / part).glob("*.safetensors"))
+    parts = [part for part in family.weight_parts if part != family.trained_part or not model.transformer_path]
+    files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
+    if model.transformer_path and (file := Path(model.transformer_path).expanduser()).is_file():
+        files.append(file)
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
 
 

@@ -162,6 +162,13 @@ class FolderFamily(ModelFamily):
             counts |= {place + name: count for place in places}
         return counts
 
+    def weight_shapes(self, folder: Path) -> dict[str, tuple[int, ...]]:
+        linears = self.every_linear_layer(folder)
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (o, i) for name, (i, o) in linears.items()}
+        shapes |= {f"{name}.bias": (o,) for name, (_, o) in linears.items() if self.biases}
+        norms = self.modules(folder).items()
+        return shapes | {f"{name}.weight": (count,) for name, count in norms if name not in linears}
+
     def block_count(self, folder: Path) -> int:
         return self.transformer_config(folder)["num_layers"]
 

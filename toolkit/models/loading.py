@@ -22,9 +22,11 @@ from torch import nn
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault, published_family, weight_files
 from toolkit.errors import RunError, UserError
-from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for
+from toolkit.files.safetensors_io import tensor_shapes
+from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, transformer_fault
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
+from toolkit.models.single_file import stored_weights
 from toolkit.system.device import is_out_of_memory
 
 ASKED_BY = "diffusers.utils.import_utils"
@@ -53,18 +55,20 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class ShardReader:
-    """Tensors of a single or sharded safetensors folder by name; each is read once, straight from the map."""
+    """Tensors of a single or sharded safetensors folder by name, straight from the map."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, stack: ExitStack, file: Path | None = None) -> None:
+        """file: one as ComfyUI keeps it, which stands for the folder's; its weights have the names of diffusers."""
+        self.folder = file or folder
         shards = []
-        for path in weight_files(folder):
+        for path in [file] if file else weight_files(folder):
             try:
                 shards.append(stack.enter_context(safe_open(path, framework="pt")))
             except SafetensorError as error:
                 raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
-        self.names = set(self._shard_of)
+        self._stored = stored_weights(tensor_shapes(file)) if file else {}
+        self.names = set(self._stored or self._shard_of)
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The number type of a tensor, which is not read for it."""
@@ -72,7 +76,14 @@ class ShardReader:
 
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
-        return self._shard_of[name].get_tensor(name)
+        if not (stored := self._stored.get(name)):
+            return self._shard_of[name].get_tensor(name)
+        weight = self._shard_of[stored.name].get_tensor(stored.name)
+        if stored.scale:
+            scale = self._shard_of[stored.scale].get_tensor(stored.scale).float()
+            rows = len(weight) if scale.numel() > 1 else 1
+            weight = (weight.float().view(rows, scale.numel() // rows, -1) * scale.view(rows, -1, 1)).view(weight.shape)
+        return weight if stored.half is None else weight.chunk(2)[stored.half]
 
 
 def fill(module: nn.Module, reader: ShardReader, prefix: str, dtype: torch.dtype, skip: str = "\0") -> None:
@@ -165,7 +176,8 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
     with init_empty_weights(include_buffers=False):
         model = kind.from_config(kind.load_config(part))
     with ExitStack() as stack:
-        reader = ShardReader(part, stack)
+        reader = ShardReader(part, stack, options.transformer_file)
+        part = reader.folder
         for index, block in enumerate(model.transformer_blocks):
             fill(block, reader, f"{BLOCKS}.{index}.", dtype)
             if not options.low_vram:  # quantizing is faster there
@@ -226,8 +238,28 @@ def weights_hash(folder: Path, parts: Sequence[str]) -> str:
 
 def base_hashes(model: ModelConfig) -> dict[str, str]:
     """The `weights_hash` of each part of a `model:` section's folder that decides what is computed with it."""
+    return {part: part_hash(model, part) for part in family_for(model).parts}
+
+
+def part_hash(model: ModelConfig, part: str) -> str:
+    """The `weights_hash` of a part of a `model:` section; of a transformer in one file, of that and its config."""
     folder = model_folder(model)
-    return {part: weights_hash(folder, [part]) for part in family_for(model).parts}
+    if part != family_for(model).trained_part or not (file := transformer_file(model)):
+        return weights_hash(folder, [part])
+    digest = hashlib.sha256((folder / part / "config.json").read_bytes())
+    for piece in _pieces(file):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def transformer_file(model: ModelConfig) -> Path | None:
+    """`model.transformer_path`, once its header says that it is of the model; None where it is not given.
+
+    Raises UserError.
+    """
+    if model.transformer_path and (fault := transformer_fault(model, model_folder(model))):
+        raise UserError(f"model.transformer_path: {fault}")
+    return Path(model.transformer_path).expanduser() if model.transformer_path else None
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -277,6 +309,7 @@ def load_model(
     table = device.type == "cuda" if model.modulation_table == "auto" else model.modulation_table
     options = ModelLoadOptions(
         folder=folder,
+        transformer_file=transformer_file(model),
         device=device,
         dtype=dtype,
         weights_dtype=weights_dtype,

@@ -25,7 +25,7 @@ from toolkit.data.cache import key_of
 from toolkit.files.writing import sha256_of
 from toolkit.memory.quantization import LowRank, QuantizedWeight
 from toolkit.models.families import family_for
-from toolkit.models.loading import model_folder, weights_hash
+from toolkit.models.loading import part_hash
 from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora_from_delta
@@ -103,7 +103,7 @@ def auto_file(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Path:
     """Where the adapter that `auto` makes for a model is kept: its name says what it was made from."""
     family = family_for(model)
     key = key_of(
-        weights=weights_hash(model_folder(model), [family.trained_part]),
+        weights=part_hash(model, family.trained_part),
         merged=[[sha256_of(Path(lora.path).expanduser()), lora.multiplier] for lora in model.base_loras],
         qtype=model.qtype,
         rank=AUTO_RANK,

@@ -18,6 +18,7 @@ from toolkit.models.loading import checked_family, load_model, model_folder
 def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
     section = {
         "name_or_path": str(name_or_path),
+        "transformer_path": None,
         "revision": None,
         "arch": None,
         "quantize": False,

@@ -1,0 +1,165 @@
+"""A transformer in one safetensors file as ComfyUI keeps it: its tensors by the names of diffusers, told by its header
+alone. Imports no torch.
+
+Names are matched by table. What is in no table stays as it is, and is then a weight that the model does not have.
+Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py (scales of fp8).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from toolkit.files.safetensors_io import METADATA, read_header, tensor_shapes
+from toolkit.files.writing import open_regular
+from toolkit.models.interface import ROWS_OF
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+MARKERS = {"scaled_fp8": "", "__index_timestep_zero__": "Qwen-Image-Edit-2511"}
+"""Tensors that are no weights -> title of the one model whose files have it; empty: of any."""
+
+WEIGHT = ".weight"
+SCALES = (".scale_weight", ".weight_scale")
+"""Ends of names of what an fp8 weight is multiplied by: one number, one of each row, or of blocks [O, blocks, 1]."""
+
+FORMAT = ".comfy_quant"
+"""End of the name of JSON text that says how ComfyUI has quantized a layer, in its `format`."""
+
+UNUSED = (".scale_input", ".input_scale", FORMAT)
+"""Scales of activations, for products in fp8, and FORMAT."""
+
+MAGIC = {b"GGUF": "a GGUF file", b"PK\3\4": "a pickle of torch"}
+"""First bytes of a file -> what it is."""
+
+NUMBER_TYPES = {"F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+
+OTHER_QUANTIZATIONS = {
+    ".weight_scale_2": "in nvfp4",
+    ".absmax": "in nf4 or another type of bitsandbytes",
+    ".qweight": "in the 4 bits of Nunchaku",
+}
+"""Ends of names that a quantization has which is not read here -> words for it."""
+
+OTHER_MODELS = {
+    "double_blocks.0.img_attn.qkv.weight": "FLUX.1",
+    "joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
+    "blocks.0.self_attn.q.weight": "Wan",
+    "layers.0.attention.qkv.weight": "Z-Image or Lumina",
+    "input_blocks.0.0.weight": "Stable Diffusion",
+}
+"""A weight -> the model that has it."""
+
+REMEDY = "Give the bf16 file, or one in fp8 (e4m3fn)."
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a weight is in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the weight, not of the tensor that it is rows of."""
+
+    scale: str = ""
+    """The tensor that it is to be multiplied by; empty: none."""
+
+    half: int | None = None
+    """0, 1: it is the first or second half of the tensor's rows."""
+
+
+def stored_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+    """The weights of a file with these tensors, by the names of diffusers."""
+    found: dict[str, Stored] = {}
+    for name, shape in shapes.items():
+        bare = without_prefix(name)
+        if bare in MARKERS or bare.endswith((*SCALES, *UNUSED)):
+            continue
+        stem = name.removesuffix(WEIGHT)
+        scale = next((stem + end for end in SCALES if stem + end in shapes), "") if stem != name else ""
+        layer, _, kind = bare.rpartition(".")
+        whole = next((end for end in ROWS_OF if layer.endswith(f".{end}")), "")
+        if not whole:
+            found[bare] = Stored(name, shape, scale)
+            continue
+        for half, part in enumerate(ROWS_OF[whole]):
+            found[f"{layer.removesuffix(whole)}{part}.{kind}"] = Stored(name, (shape[0] // 2, *shape[1:]), scale, half)
+    return found
+
+
+def quantized_format(text: bytes) -> str:
+    """The `format` in a tensor FORMAT; what cannot be read is given as it is."""
+    try:
+        return str(json.loads(text)["format"])
+    except (ValueError, LookupError, TypeError):
+        return text.decode(errors="replace")
+
+
+def scale_fits(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape can scale such a weight [O, I]: whole, by rows, or by blocks of its rows."""
+    count = prod(scale)
+    by_rows = bool(weight) and scale[:1] == weight[:1] and count % weight[0] == 0
+    return count == 1 or (by_rows and prod(weight[1:]) % (count // weight[0]) == 0)
+
+
+def without_prefix(name: str) -> str:
+    """A tensor's name without what ComfyUI puts before it."""
+    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+
+
+def single_file_fault(
+    path: Path, title: str, expected: Mapping[str, tuple[int, ...]], others: Mapping[str, Collection[str]]
+) -> str:
+    """Why a file is not the transformer with these weights; empty: by its header it is.
+
+    title: of the model. expected: name -> shape. others: titles of other models -> names of their weights. Raises
+    UserError for a file that is damaged.
+    """
+    if not path.is_file():
+        return f"{path} does not exist (working directory: {Path.cwd()})."
+    with open_regular(path) as file:
+        if words := MAGIC.get(file.read(4)):
+            return f"{path} is {words}, which is not read. {REMEDY}"
+    shapes, types = tensor_shapes(path), set()
+    with open_regular(path) as file:
+        header = read_header(file)
+        begin = file.tell()
+        for name, entry in header.items():
+            if name.endswith(FORMAT):
+                first, last = entry["data_offsets"]
+                file.seek(begin + first)
+                said = quantized_format(file.read(last - first))
+                if said != "float8_e4m3fn":
+                    return f"{path}: {name.removesuffix(FORMAT)} is in {said!r}, which is not read. {REMEDY}"
+            elif name != METADATA:
+                types.add(entry["dtype"])
+    for end, words in OTHER_QUANTIZATIONS.items():
+        if any(name.endswith(end) for name in shapes):
+            return f"{path} is {words}, which is not read. {REMEDY}"
+    stored = stored_weights(shapes)
+    bare = set(map(without_prefix, shapes))
+    markers = {name: other for name, other in MARKERS.items() if other not in ("", title)}
+    if other := next((other for name, other in (OTHER_MODELS | markers).items() if name in bare), ""):
+        return f"{path}: this is {other}. Give a file of {title}."
+    missing, unexpected = expected.keys() - stored.keys(), stored.keys() - expected.keys()
+    if unexpected:
+        other = next((other for other, names in others.items() if len(stored.keys() - names) < len(unexpected)), "")
+        this = f"this is {other}" if other else f"weights that a {title} does not have: {_some(unexpected)}"
+        return f"{path}: {this}. Give a file of {title}."
+    if missing:
+        return f"{path}: missing weights: {_some(missing)}. Give the whole transformer in one file."
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            return f"{path}: {name} is {stored[name].shape}, this model has {shape}. Give a file of this model."
+        if (scale := stored[name].scale) and not scale_fits(shapes[scale], shapes[stored[name].name]):
+            return f"{path}: {scale} is {shapes[scale]}, which is no scale of its weight. {REMEDY}"
+    if unread := types - NUMBER_TYPES:
+        return f"{path}: has weights in {', '.join(sorted(unread))}, which is not read. {REMEDY}"
+    return ""
+
+
+def _some(names: Collection[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
