@@ -22,7 +22,7 @@ from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.noise_levels import most_levels
 from toolkit.models.adapter_origin import origin_findings
-from toolkit.models.families import ModelFamily, family_for, published_names, transformer_fault
+from toolkit.models.families import AnotherFamilyError, ModelFamily, family_for, published_names, transformer_fault
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
@@ -61,10 +61,19 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _model_or_adapter, _weight_files, _optimizer, _preservation, _schedule, _noise, _noise_levels, _memory,
+        _arch, _model_or_adapter, _weight_files, _optimizer, _preservation, _schedule, _noise, _noise_levels, _memory,
         _modulation_table, _compile, _processes, _images, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
         yield from group(s)
+
+
+def _arch(s: DiffusionSection) -> Findings:
+    try:
+        family_for(s.model)
+    except AnotherFamilyError as fault:
+        yield error("model.arch", str(fault).removeprefix("model.arch: "))
+    except UserError:  # another rule, or the plan, reports the model
+        return
 
 
 def _model_or_adapter(s: DiffusionSection) -> Findings:

@@ -263,6 +263,10 @@ class UnknownFamilyError(UserError):
     """Nothing on this disk says of which family a hub model is."""
 
 
+class AnotherFamilyError(UserError):
+    """`model.arch` is another family than that of the model."""
+
+
 def family_for(model: ModelSection) -> ModelFamily:
     """The family of a `model:` section, from the model's own files, from `arch`, or of a published model by its id.
 
@@ -274,7 +278,7 @@ def family_for(model: ModelSection) -> ModelFamily:
     found = arch_of(model) or (known.arch if known else None)
     wanted = model.arch
     if found and wanted and found != wanted:
-        raise UserError(f"model.arch: {wanted!r}, but {name} is {found!r}. Remove arch.")
+        raise AnotherFamilyError(f"model.arch: {wanted!r}, but {name} is {found!r}. Remove arch.")
     arch = found or wanted
     if arch is None and looks_like_a_path(name):
         arch = next(iter(FAMILIES))

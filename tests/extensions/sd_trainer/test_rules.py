@@ -58,6 +58,7 @@ EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
     ("",),
+    ("model: {arch: qwen_image}", f"E model.arch: 'qwen_image', but {PUBLISHED} is 'qwen_image_edit_plus'. Remove"),
     # ---------------------------------------- the model itself, or an adapter
     (f"{FULL}, model: {{quantize: true}}", "E model.quantize: network.type 'full' trains the weights, and quantized"),
     ("network: {type: full, pretrained_lora_path: photos}", "E network.pretrained_lora_path: network.type 'full' has",
