@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from jobs import ExtensionJob
 from toolkit.config import load_job
@@ -285,6 +287,50 @@ def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_n
     assert without_times(lines(whole / "metrics.jsonl"))[:30] == without_times(metrics)
     assert [line["step"] for line in lines(whole / "metrics.jsonl")][30:] == [31, 32, 33, 34]
     assert json.loads(tensors_of(whole / "long.safetensors")[1]["training_info"])["step"] == 34
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
+    run_py: Run, stop_at, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+) -> None:
+    stored: dict[str, torch.Tensor] = {}
+    shards = [tensors_of(path)[0] for path in (tiny_model / "transformer").glob("*.safetensors")]
+    for name, weight in ChainMap(*shards).items():
+        stored[f"model.diffusion_model.{name}"] = weight
+        if weight.ndim == 2 and "transformer_blocks" in name:
+            scale = weight.abs().max().float() / 448
+            stored[f"model.diffusion_model.{name}"] = (weight.float() / scale).to(torch.float8_e4m3fn)
+            stored[f"model.diffusion_model.{name.removesuffix('.weight')}.weight_scale"] = scale
+    file, moved, other = (tmp_path / f"{name}.safetensors" for name in ("fp8", "moved", "other"))
+    save_file(stored, file)
+    other_bias = {name: weight + 1 for name, weight in stored.items() if name.endswith("img_in.bias")}
+    save_file(stored | other_bias, other)
+    data = make_pictures(tmp_path / "data", "a", "b")
+
+    def job(training_folder: str, path: Path) -> Path:
+        model = trainer()["model"] | {"transformer_path": str(path)}
+        save = {"dtype": "float32", "save_every": 5}
+        section = trainer(data, training_folder=training_folder, model=model, train={"steps": 20}, save=save)
+        return write_job(section, name=f"{training_folder}_{path.stem}")
+
+    whole, broken = (tmp_path / folder / "long" / "long.safetensors" for folder in ("whole", "broken"))
+    assert run_py(job("whole", file), "-n", "long").returncode == 0
+    assert stop_at(job("broken", file), broken.parent, 8, signal.SIGKILL)[0] == -9
+    file.rename(moved)
+    refused = run_py(job("broken", other), "-n", "long")
+    assert refused.returncode == 2 and "base model: transformer differs" in refused.stderr, refused.stderr
+    assert run_py(job("broken", moved), "-n", "long").returncode == 0
+    assert tensors_of(whole)[0].keys() == tensors_of(broken)[0].keys()
+    assert all(torch.equal(tensor, tensors_of(whole)[0][name]) for name, tensor in tensors_of(broken)[0].items())
+
+    words = ["generate", "--model", tiny_model, "--lora", whole, "--prompt", "a", "--steps", "2"]
+    words += ["--width", "64", "--height", "64", "--device", "cpu", "--output"]
+    assert run_py(*words, "plain").returncode == 0
+    drawn = run_py(*words, "single", "--transformer-path", moved)
+    assert drawn.returncode == 0, drawn.stderr
+    images = [next((tmp_path / name).glob("*.png")).read_bytes() for name in ("plain", "single")]
+    assert images[0] != images[1]
 
 
 def saves_of(folder: Path) -> dict[int, int]:
