@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -25,7 +26,7 @@ from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import log, redact
 from toolkit.files.writing import find_config
-from toolkit.registry import FOREIGN_FLAGS, load_object
+from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, load_object
 from toolkit.system import distributed, signals
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.system.torch_version import check_torch_version, prepare_allocator
@@ -106,9 +107,15 @@ def import_job(argv: Sequence[str]) -> int:
     output = Path(arguments.output).expanduser() if arguments.output else None
     if output and (output.exists() or file_in_the_way(output.parent)):
         raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
+    is_text = is_command(arguments.source) and not Path(arguments.source).exists()
+    if command := _tool_command(arguments.source if is_text else find_config(arguments.source).read_text("utf-8")):
+        if output:
+            raise UserError("--output: goes with a job, and this becomes a command. Leave it out.")
+        print(command)
+        return EXIT_DONE
     find_model, options = discover().find_config, {"name": arguments.name, "moved": moved_folders(arguments.map)}
     with redirect_stdout(sys.stderr):
-        if is_command(arguments.source) and not Path(arguments.source).exists():
+        if is_text:
             config = load_job(COMMAND_LINE, find_model, command=arguments.source, as_job=True, **options)
         else:
             config = load_job(find_config(arguments.source), find_model, as_job=True, **options)
@@ -119,6 +126,25 @@ def import_job(argv: Sequence[str]) -> int:
     write_text(output, config.unexpanded_text)
     print(f"{output}: written. Next: python run.py {output} --dry-run")
     return EXIT_DONE
+
+
+def _tool_command(text: str) -> str:
+    """Our command for one of another program's scripts that trains nothing, with a comment for each flag that it has
+    no counterpart of; empty for all other texts."""
+    from toolkit.config.foreign import is_command
+    from toolkit.config.tool import ToolConfig, tool_parser
+
+    extensions, known = discover(), {}
+    if not is_command(text):
+        return ""
+    for uid in extensions.tools():
+        model = extensions.find_command(uid)
+        if model is not None and issubclass(model, ToolConfig):
+            known[uid] = set(tool_parser(uid, model, model.positional)._option_string_actions)
+    if (made := load_object(FOREIGN_TOOLS)(text, known)) is None:
+        return ""
+    words, notes = made
+    return "\n".join([*(f"# {note}" for note in notes), shlex.join(["python", "run.py", *words])])
 
 
 def moved_folders(pairs: Sequence[str]) -> dict[str, str]:

@@ -52,6 +52,9 @@ FOREIGN_FILES = {"musubi": "extensions.compat.musubi:JOBS", "fluxflow": "extensi
 FOREIGN_COMMANDS = "extensions.compat.musubi_command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
 
+FOREIGN_TOOLS = "extensions.compat.musubi_tools:tool_command"
+"""Makes one of our commands of another program's: `(text, tool -> its flags) -> words, notes`, or None."""
+
 FOREIGN_FLAGS = "extensions.compat.fluxflow_keys:split_flags"
 """Takes another program's flags out of a command line: `(argv, own options) -> (flag -> texts, the rest)`."""
 

@@ -79,8 +79,16 @@ BY_HAND = frozenset(
 )  # fmt: skip
 """Options of which more than the table has to be said."""
 
-ARCHS = {"edit": "qwen_image_edit", "edit_plus": "qwen_image_edit_plus"}
-"""Switch -> `model.arch`; `model_version` is read as it is."""
+VERSIONS = {"edit": "edit", "edit_plus": "edit-2509"}
+"""Switch -> the `model_version` that it stands for, which `model.arch` reads as it is."""
+
+PUBLISHED = {
+    "original": "Qwen/Qwen-Image",
+    "edit": "Qwen/Qwen-Image-Edit",
+    "edit-2509": "Qwen/Qwen-Image-Edit-2509",
+    "edit-2511": "Qwen/Qwen-Image-Edit-2511",
+}
+"""`model_version` -> where all but the transformer comes from, if that is a single file that lies alone."""
 
 DTYPES = {"no": "float32"}
 """Other value of `mixed_precision` -> ours."""
@@ -221,18 +229,24 @@ class _Reader:
             self.diagnostics.error(self.root, "is required: the model's transformer.", path=("dit",))
             self._set("model.name_or_path", replace(made(self.root, "missing"), path=("dit",)), self.process)
             return
-        folders = {key: _model_folder(str(self.given[key].value)) for key in PARTS if key in self.given}
-        for key, folder in folders.items():
-            if Path(str(self.given[key].value)).expanduser().exists() and folder != folders["dit"]:
-                message = f"{show(self.given[key])} lies in another folder than 'dit': {show(dit)}."
-                self.diagnostics.error(self.given[key], f"{message} All parts come from one model folder.")
-        if folders["dit"] is None and Path(str(dit.value)).expanduser().exists():
-            message = f"{show(dit)} lies in no model folder (with model_index.json), and single files are not read yet."
-            self.diagnostics.error(dit, f"{message} Give the folder of the model.")
-        self._set("model.name_or_path", at(dit, str(folders["dit"] or dit.value)), self.process)
-        for key in ARCHS.keys() & self.given.keys():
-            if self.given[key].value is True and "model_version" not in self.given:
-                self._set("model.arch", at(self.given[key], ARCHS[key]), self.process)
+        version = self.given.get("model_version")
+        for key in VERSIONS.keys() & self.given.keys():
+            if self.given[key].value is True:
+                version = version or at(self.given[key], VERSIONS[key])
+        if version is not None:
+            self._set("model.arch", version, self.process)
+        folder, base = model_folder(str(dit.value)), at(dit, dit.value)
+        others = {key: model_folder(str(self.given[key].value)) for key in PARTS[1:] if key in self.given}
+        if folder is None and Path(str(dit.value)).expanduser().is_file():
+            self._set("model.transformer_path", dit, self.process)
+            folder = next(filter(None, others.values()), None)
+            version = version or _their("model_version", "original")
+            base = at(version, PUBLISHED.get(str(version.value), "missing"))
+        self._set("model.name_or_path", at(base, str(folder or base.value)), self.process)
+        for key, found in others.items():
+            if Path(str(self.given[key].value)).expanduser().exists() and found != folder:
+                message = f"{show(self.given[key])} is not used, but that of {folder or base.value}."
+                self.diagnostics.warn(self.given[key], message)
 
     def _network(self) -> None:
         if not self.adapter:
@@ -475,7 +489,7 @@ def _their(key: str, value: Any) -> ConfigNode:
     return ConfigNode(inside, (key,), nowhere, nowhere, str(value), plain=True)
 
 
-def _model_folder(path: str) -> Path | None:
+def model_folder(path: str) -> Path | None:
     """The folder in diffusers layout that a part lies in: itself, or one or two levels above it."""
     start = Path(path).expanduser()
     return next((f for f in (start, *list(start.parents)[:2]) if (f / "model_index.json").is_file()), None)

@@ -50,8 +50,8 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """
     training: list[tuple[_Word, list[_Word]]] = []
     strange: list[_Word] = []
-    for words in _commands(text):
-        script, before, flags = _parted(words)
+    for words in commands(text):
+        script, before, flags = parted(words)
         if script is None:
             continue  # cd, source, set
         if script.text in TRAINS:
@@ -70,7 +70,7 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     return ConfigNode({SCRIPT: _node(script.text, script), **entries}, (), script.at, script.at)
 
 
-def _commands(text: str) -> Iterator[list[_Word]]:
+def commands(text: str) -> Iterator[list[_Word]]:
     """The words of each command; a continued line keeps its places."""
     flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), text)
     start = 0
@@ -107,7 +107,7 @@ def _unquoted(word: str) -> str:
     return "".join(parts)
 
 
-def _parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Word]]:
+def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Word]]:
     """The name of the script, what `accelerate` is told that the script would have to know, and its flags."""
     for index, word in enumerate(words):
         name = re.split(r"[/\\]", word.text)[-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from toolkit.config import load_job
@@ -98,6 +99,7 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(load: Callable[..., J
         ("network_args = [\"include_patterns=['.*attn.*']\"]", "network.include_patterns", ()),
         ("fp8_base = true\nfp8_scaled = true", "model.qtype", "fp8_scaled"),
         ("edit_plus = true", "model.arch", "qwen_image_edit_plus"),
+        ("model_version = 'edit-2511'", "model.arch", "qwen_image_edit_plus"),
         ("[optimizer]\nlearning_rate = 1e-4", "train.lr", 1e-4),
         ("save_every_n_steps = 100\nsave_last_n_steps = 200", "save.max_step_saves_to_keep", 3),
         ("save_every_n_epochs = 2", "save.save_every_n_epochs", 2),
@@ -117,6 +119,17 @@ def test_an_option_lands_where_the_table_says(
 def test_the_model_itself_is_trained_without_a_network(load: Callable[..., JobConfig]) -> None:
     job = section(load(JOB.replace('network_module = "networks.lora_qwen_image"\n', "full_bf16 = true\n")))
     assert (job.network.type, job.train.full_bf16, job.save.dtype) == ("full", True, "bfloat16")
+
+
+def test_a_transformer_that_lies_alone_is_used_in_place_of_the_folders(load: Callable[..., JobConfig]) -> None:
+    Path("alone").mkdir()
+    shards = map(load_file, Path("model/transformer").glob("*.safetensors"))
+    save_file({name: tensor for shard in shards for name, tensor in shard.items()}, "alone/dit.safetensors")
+    job = JOB.replace("model/transformer", "alone/dit.safetensors")
+    model = section(load(f'{job}vae = "model/vae"\n')).model
+    assert (model.name_or_path, model.transformer_path) == ("model", "alone/dit.safetensors")
+    told = faults(load, f"{job}edit_plus = true\n")  # the published model has other shapes
+    assert len(told) == 1 and told[0].startswith("job.toml:1:7: dit: ")
 
 
 def test_buckets_share_an_area_and_references_have_that_of_their_image(load: Callable[..., JobConfig]) -> None:

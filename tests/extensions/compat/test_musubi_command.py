@@ -120,3 +120,40 @@ def test_folders_that_lie_elsewhere_now_are_given_once(run_py: Callable[..., Any
     assert moved.returncode == 0 and f"{Path.cwd()}/pairs/after: 3 x 1 = 3 samples" in moved.stdout
     assert f"name_or_path: {Path.cwd()}/model" in run_py("import", "train.sh", "--map", f"/old={Path.cwd()}").stdout
     assert "write OLD=NEW" in run_py("train.sh", "--map", "/old").stderr
+
+
+IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/transformer --vae model/vae \\
+    --text_encoder model/text_encoder --prompt "A cat" --negative_prompt " " --image_size 128 96 --infer_steps 2 \\
+    --attn_mode sdpa --save_path images --output_type images --fp8_scaled --seed 1234 \\
+    --lora_multiplier 0.8 --lora_weight my.safetensors"""
+
+
+@pytest.mark.parametrize(
+    ("command", "ours"),
+    [
+        (
+            IMAGES,
+            "# --attn_mode: PyTorch chooses the attention kernel.\n"
+            "python run.py generate --model model --prompt 'A cat' --negative ' ' --height 128 --width 96 --steps 2 "
+            "--output images --quantize --qtype fp8_scaled --seed 1234 --lora my.safetensors:0.8 --cfg 4.0\n",
+        ),
+        (
+            "python lora_post_hoc_ema.py a.safetensors b.safetensors --output_file c.safetensors --sigma_rel 0.2",
+            "python run.py post_hoc_ema a.safetensors b.safetensors --output c.safetensors --sigma-rel 0.2\n",
+        ),
+        (
+            "python convert_lora.py --input a.safetensors --output b.safetensors --target other",
+            "python run.py convert --input a.safetensors --output b.safetensors --to comfyui\n",
+        ),
+        (
+            "python caption_images_by_qwen_vl.py --image_dir pairs --output_file c.jsonl --max_new_tokens 9 --fp8_vl",
+            "python run.py caption --folder pairs --output c.jsonl --max_tokens 9 --quantize float8 --format jsonl\n",
+        ),
+        (
+            "python qwen_extract_lora.py --model_org a --model_tuned b --save_to c.safetensors",
+            "python run.py extract --base a --tuned b --output c.safetensors --rank 4\n",
+        ),
+    ],
+)
+def test_the_command_of_another_script_becomes_ours(run_py: Callable[..., Any], command: str, ours: str) -> None:
+    assert run_py("import", command).stdout == ours

@@ -1,0 +1,104 @@
+"""A command of one of musubi-tuner's other scripts -> ours: images, captions, averages, forms of LoRA files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from extensions.compat.musubi import ROWS, model_folder
+from extensions.compat.musubi_command import commands, parted
+from extensions.compat.names import NAMES
+
+
+class Script(NamedTuple):
+    """What stands for a script here."""
+
+    tool: str
+    defaults: Mapping[str, str] = {}
+    """Flags with the values that are left out there and are others here."""
+
+
+SCRIPTS = {
+    "qwen_image_generate_image.py": Script(
+        "generate", {"--height": "256", "--width": "256", "--steps": "25", "--cfg": "4.0"}
+    ),
+    "caption_images_by_qwen_vl.py": Script("caption", {"--format": "jsonl"}),
+    "lora_post_hoc_ema.py": Script("post_hoc_ema"),
+    "convert_lora.py": Script("convert"),
+    "qwen_extract_lora.py": Script("extract", {"--rank": "4"}),
+}
+
+VALUES = {
+    ("convert", "target", "default"): "--to musubi",
+    ("convert", "target", "other"): "--to comfyui",
+    ("caption", "output_format", "text"): "--format txt",
+    ("caption", "fp8_vl", ""): "--quantize float8",
+    ("generate", "fp8", ""): "--quantize --qtype float8",
+    ("generate", "fp8_scaled", ""): "--quantize --qtype fp8_scaled",
+    ("generate", "fp8_vl", ""): "--quantize-te --qtype-te float8",
+    ("generate", "output_type", "images"): "",
+}
+"""Tool, flag and its value -> our words."""
+
+IDLE = frozenset({"vae", "text_encoder", "output_type"})
+"""Flags whose value is what is done anyway, or part of another's."""
+
+FLAGS = {"model_org": "--base", "model_tuned": "--tuned", "dim": "--rank", "output_file": "--output"}
+"""Flag of a script that nothing else of that program has -> ours."""
+
+
+def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]] | None:
+    """The words of our command, and a line for each flag that is left out; None for other scripts.
+
+    known: tool -> its flags.
+    """
+    found = next(((script, flags) for script, _, flags in map(parted, commands(text)) if script), None)
+    if found is None or found[0].text not in SCRIPTS:
+        return None
+    tool, defaults = SCRIPTS[found[0].text]
+    given, positional = _grouped([word.text for word in found[1]])
+    words, notes = [tool, *positional], []
+    strengths = given.pop("lora_multiplier", [])
+    for name, values in given.items():
+        if name == "lora_weight":
+            values = [f"{file}:{strengths[i]}" if i < len(strengths) else file for i, file in enumerate(values)]
+        ours = _ours(name, values, tool, known[tool])
+        words += ours
+        if not ours and (name not in IDLE or values == ["latent"]):
+            rows = [ROWS[name][1]] if name in ROWS else []
+            rows += [row for row in [NAMES["musubi", "flags"].get(name)] if row]
+            reason = next((row.says for row in rows if row.says), "there is no such flag")
+            notes.append(f"--{name}: {reason.removesuffix(' Leave it out.').rstrip('.')}.")
+    for flag, value in defaults.items():
+        words += [flag, value] if flag not in words else []
+    return words, notes
+
+
+def _grouped(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Flag -> its values; and what stands before the first."""
+    given: dict[str, list[str]] = {}
+    values = positional = list[str]()
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            values = given.setdefault(name, [])
+            values += [value] if equals else []
+        else:
+            values.append(word)
+    return given, positional
+
+
+def _ours(name: str, values: Sequence[str], tool: str, known: Collection[str]) -> list[str]:
+    """Our words for a flag; none where it has no counterpart."""
+    if name == "dit":
+        return ["--model", str(model_folder(values[0]) or values[0])] if values else []
+    if (at := (tool, name, values[0] if values else "")) in VALUES:
+        return VALUES[at].split()
+    of_tool, *flags = (ROWS[name][1].tool if name in ROWS else "").split() or [""]
+    if of_tool == tool and len(flags) == len(values) > 1:
+        return [word for pair in zip(flags, values, strict=True) for word in pair]
+    row = NAMES["musubi", "flags"].get(name)
+    renamed = f"--{row.field}" if row and row.how == "is" else ""
+    places = (FLAGS.get(name), renamed, flags[0] if of_tool == tool and flags else "", f"--{name.replace('_', '-')}")
+    flag = next((flag for flag in places if flag in known), "")
+    return [flag, *values] if flag else []
