@@ -146,6 +146,10 @@ class WebDatasetConfig(StrictModel):
     on_resume: ClassVar = dict.fromkeys(("token", "samples", "max_unreadable"), "harmless")
 
 
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Of files with the caption of one image."""
+
+
 class DatasetConfig(StrictModel):
     """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or with `url`
     instead of `folder_path` a stream of shards."""
@@ -170,7 +174,7 @@ class DatasetConfig(StrictModel):
     kept. Each distinct size is one more sample per image: `[960, 544]` are two sizes. At least 32. One rectangle for
     all images: `{width: 960, height: 544}`."""
 
-    caption_ext: Extensions = (".txt", ".caption")
+    caption_ext: Extensions = CAPTION_SUFFIXES
     """Extension of the caption files, with or without the dot; of a list the first that exists is read. In a `.json`
     file it is the `caption`."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extensions.tools.caption.config import CaptionConfig
+from toolkit.config.dataset import CAPTION_SUFFIXES
 from toolkit.data.captions import CaptionError, image_name, read_caption
 from toolkit.data.directory import list_folder
 from toolkit.data.images import ImageError
@@ -170,11 +171,9 @@ class TextFiles(Captions):
         super().__init__(config, config.folder_path())
 
     def has(self, image: CaptionedImage) -> bool:
-        """Whether the file is there and not empty; one that cannot be read counts as a caption."""
-        try:
-            return bool(read_caption(image.path.with_suffix(".txt")))
-        except CaptionError:
-            return image.path.with_suffix(".txt").exists()
+        """Whether the image has a file that is not empty; one that cannot be read counts as a caption."""
+        files = (image.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+        return any(_is_caption(file) for file in files if file.exists())
 
     def _replace(self, image: CaptionedImage, caption: str) -> None:
         file = image.path.with_suffix(".txt")
@@ -184,6 +183,13 @@ class TextFiles(Captions):
 
     def _add(self, image: CaptionedImage, caption: str) -> None:
         write_text(image.path.with_suffix(".txt"), caption + "\n")
+
+
+def _is_caption(file: Path) -> bool:
+    try:
+        return bool(read_caption(file))
+    except CaptionError:
+        return True
 
 
 class Table(Captions):

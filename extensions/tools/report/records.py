@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES, Curve, History, is_wide
+from toolkit.config.dataset import CAPTION_SUFFIXES
 from toolkit.files.redact import redact, redact_json, redact_text
 from toolkit.files.run_files import CONFIG, duration, parse_time
 from toolkit.files.safetensors_io import read_metadata
@@ -33,8 +34,6 @@ MOST_POINTS = 300
 
 MOST_CURVES = 8
 """Curves of one diagram."""
-
-CAPTION_SUFFIXES = (".txt", ".caption")
 
 _MOST_CAPTION_BYTES = 1000
 
