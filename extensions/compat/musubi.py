@@ -69,6 +69,9 @@ PATHS = frozenset({*PARTS, "dataset_config", "network_weights", "base_weights", 
 OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory"})
 """Keys that name what has to be there."""
 
+TEXTS = (PATHS | OF_IMAGES | {"output_name", "model_version", "resume"}) - {"base_weights"}
+"""Keys with one text."""
+
 BY_HAND = frozenset(
     {
         SCRIPT, *PARTS, "edit", "edit_plus", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
@@ -136,7 +139,7 @@ class _Reader:
         self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
     ) -> None:
         self.root, self.folder, self.name, self.diagnostics, self.moved = root, folder, name, diagnostics, moved
-        self.given = {key: node for key, node in flat(root).items() if not node.is_blank}
+        self.given = self._given(flat(root))
         self.process: dict[str, Any] = {"type": "sd_trainer"}
         self.config: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
@@ -166,6 +169,15 @@ class _Reader:
             self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
         config = {**self.config, "name": at(name, self.name or name.value), "process": [self.process]}
         return tree({"job": "extension", "config": config, "meta": self.meta or None}, self.root)
+
+    def _given(self, level: Level) -> Level:
+        """What has a value; in the place of one that is no text, which is told, stands any text."""
+        given = {key: node for key, node in level.items() if not node.is_blank}
+        for key in TEXTS & given.keys():
+            if isinstance(given[key].value, dict | list):
+                self.diagnostics.error(given[key], f"{show(given[key])} is not text.")
+                given[key] = at(given[key], "missing")
+        return given
 
     # ------------------------------------------------------------ by the table
 
@@ -237,14 +249,14 @@ class _Reader:
             self._set("model.arch", version, self.process)
         folder, base = model_folder(str(dit.value)), at(dit, dit.value)
         others = {key: model_folder(str(self.given[key].value)) for key in PARTS[1:] if key in self.given}
-        if folder is None and Path(str(dit.value)).expanduser().is_file():
+        if folder is None and os.path.isfile(os.path.expanduser(str(dit.value))):
             self._set("model.transformer_path", dit, self.process)
             folder = next(filter(None, others.values()), None)
             version = version or _their("model_version", "original")
             base = at(version, PUBLISHED.get(str(version.value), "missing"))
         self._set("model.name_or_path", at(base, str(folder or base.value)), self.process)
         for key, found in others.items():
-            if Path(str(self.given[key].value)).expanduser().exists() and found != folder:
+            if os.path.exists(os.path.expanduser(str(self.given[key].value))) and found != folder:
                 message = f"{show(self.given[key])} is not used, but that of {folder or base.value}."
                 self.diagnostics.warn(self.given[key], message)
 
@@ -333,24 +345,28 @@ class _Reader:
         if node is None:
             self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
             return [{"folder_path": made(self.root, ".")}]
-        stand_in = [{"folder_path": node}]
-        """Of a file that cannot be read, which is told: the one line is enough."""
+        path = next((p for p in self._places(str(node.value)) if os.path.isfile(p)), None)
+        root = self._dataset_file(path) if path else None
+        entries = self._entries(root) if root else []
+        if not entries:  # which is told: that line is enough
+            self.diagnostics.mark(node.path)
+        return entries or [{"folder_path": node}]
 
-        path = next((p for p in self._places(str(node.value)) if p.is_file()), None)
-        root = self._dataset_file(path, node) if path else None
-        if root is None:
-            return stand_in
+    def _entries(self, root: ConfigNode) -> list[Any]:
+        """The datasets of the file; none where it has none, which is told."""
         for key, child in root.value.items():
             if key not in ("general", "datasets"):
                 hint = "It belongs in [general] or [[datasets]]." if key in OF_DATASETS else did_you_mean(
                     key, ("general", "datasets")
                 )  # fmt: skip
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
-        general = root.value.get("general", made(root, {}))
-        listed = root.value.get("datasets")
+        general, listed = root.value.get("general", made(root, {})), root.value.get("datasets")
         if listed is None or not isinstance(listed.value, list) or not listed.value:
             self.diagnostics.error(listed or root, "is required: at least one [[datasets]].", path=("datasets",))
-            return stand_in
+            return []
+        for table in (general, *listed.value):
+            if not isinstance(table.value, dict):
+                self.diagnostics.error(table, f"{show(table)} is not a table of keys and values.")
         shared = general.value if isinstance(general.value, dict) else {}
         for key, child in shared.items():
             if key not in GENERAL:
@@ -359,21 +375,18 @@ class _Reader:
         shared = {key: child for key, child in shared.items() if key in GENERAL}
         return [self._dataset({**shared, **item.value}, item) for item in listed.value if isinstance(item.value, dict)]
 
-    def _dataset_file(self, path: Path, node: ConfigNode) -> ConfigNode | None:
+    def _dataset_file(self, path: Path) -> ConfigNode | None:
         """Its root; None where it cannot be read, which is told."""
         found, root = Diagnostics(str(path)), None
         with suppress(ConfigErrors):  # which are in `found`
             text = read_text(path, found)
             root = read_yaml(text, found) if is_json(path) else read_toml(text, found, str(path))
         self.diagnostics.include(found)
-        if root is None:
-            self.diagnostics.mark(node.path)
-            return None
-        return map_paths(root, self.moved)
+        return map_paths(root, self.moved) if root else None
 
     def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
         dataset: dict[str, Any] = {}
-        given = {key: node for key, node in given.items() if not node.is_blank}
+        given = self._given(given)
         sized = {"resolution", "enable_bucket", "bucket_no_upscale", "batch_size"}
         of_controls = {key for key in OF_DATASETS if "control" in key and key != "control_directory"}
         for key, node in given.items():
@@ -448,7 +461,7 @@ class _Reader:
 
     def _places(self, path: str) -> Iterator[Path]:
         """Where a file is looked for: in the working directory, as there, then beside the config."""
-        yield Path(path).expanduser()
+        yield Path(os.path.expanduser(path))
         yield self.folder / path
 
     def _find(self, key: str, node: ConfigNode, kinds: frozenset[str]) -> None:
@@ -456,11 +469,16 @@ class _Reader:
         if key not in kinds:
             return
         for path in node.value if isinstance(node.value, list) else [node]:
-            places = self._places(str(path.value)) if key == "dataset_config" else [Path(str(path.value)).expanduser()]
-            if not any(place.exists() for place in places):
+            places = (
+                self._places(str(path.value))
+                if key == "dataset_config"
+                else [Path(os.path.expanduser(str(path.value)))]
+            )
+            if not any(map(os.path.exists, places)):
                 self.missing.append(path)
 
     def _report_missing(self) -> None:
+        self.missing = [node for node in self.missing if not self.diagnostics.reported(node.path)]
         absolute = [str(node.value).replace("\\", "/") for node in self.missing if _is_absolute(str(node.value))]
         try:
             old = os.path.commonpath([os.path.dirname(path) for path in absolute]) if absolute else "OLD"
@@ -491,8 +509,8 @@ def _their(key: str, value: Any) -> ConfigNode:
 
 def model_folder(path: str) -> Path | None:
     """The folder in diffusers layout that a part lies in: itself, or one or two levels above it."""
-    start = Path(path).expanduser()
-    return next((f for f in (start, *list(start.parents)[:2]) if (f / "model_index.json").is_file()), None)
+    start = Path(os.path.expanduser(path))
+    return next((f for f in (start, *list(start.parents)[:2]) if os.path.isfile(f / "model_index.json")), None)
 
 
 def _is_absolute(path: str) -> bool:

@@ -22,7 +22,7 @@ _AT = re.compile(r"\s*\((?:at line (\d+), column (\d+)|at end of document)\)")
 _REMEDIES = (
     (r"Unescaped|escape", r"'\' begins an escape within double quotes. Write '/', or use single quotes."),
     (r"Expected '='", "no '=' follows the key. Write 'key = value'."),
-    (r"Invalid value", "this value is none of TOML. Texts need quotes, true and false small letters."),
+    (r"Invalid value$", "this value is none of TOML. Texts need quotes, true and false small letters."),
     (r"Cannot overwrite|twice", "this key is given twice. Remove one of them."),
     (r"Unclosed|Expected .*[\]}]", "a bracket is not closed, or ',' is missing in it."),
     (r"Illegal character '\\n'|Expected \"|Unterminated", "the quote that opens here is not closed."),
@@ -48,7 +48,7 @@ def read_toml(text: str, diagnostics: Diagnostics, file: str = "") -> ConfigNode
     except tomllib.TOMLDecodeError as error:
         found = _AT.search(str(error))
         line, column = (int(found[1]), int(found[2])) if found and found[1] else (text.count("\n") + 1, 1)
-        said = _AT.sub("", str(error))
+        said = _AT.sub("", str(error)) + (" Unclosed" if found and not found[1] else "")
         remedy = next((words for pattern, words in _REMEDIES if re.search(pattern, said)), f"{said}.")
         message = f"not valid TOML: {remedy}"
         if _is_yaml(text):

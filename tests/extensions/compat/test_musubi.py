@@ -239,3 +239,21 @@ def test_numbered_references_of_one_folder_and_several_datasets(
     plan = run_py("job.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert plan.stdout.count("references: 3 with 2") == 2 and "3 x 1 + 3 x 2 = 9 samples" in plan.stdout
+
+
+@pytest.mark.parametrize(
+    ("job", "data", "fault"),
+    [
+        (JOB.replace('"model/transformer"', "[1, 2]"), DATA, "job.toml:1:7: dit: a list is not text."),
+        (JOB.replace('"my_lora"', '["a"]'), DATA, "job.toml:4:15: output_name: a list is not text."),
+        (JOB, "general = 1\n[[datasets]]\nimage_directory = 'pairs/after'\n", "data.toml:1:11: general: 1 is not a"),
+        (JOB, "datasets = [1]\n", "data.toml:1:12: datasets[0]: 1 is not a table of keys and values."),
+        (JOB, "", "data.toml:1:1: datasets: is required: at least one [[datasets]]."),
+        (JOB, "a = [\n", "data.toml:2:1: not valid TOML: a bracket is not closed"),
+        (JOB, f"{DATA}control_directory = {{a = 1}}", "data.toml:9:21: datasets[0].control_directory: a mapping is"),
+        (JOB.replace("model/tr", "x" * 300), DATA, "job.toml:1:7: dit: "),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(load: Callable[..., JobConfig], job: str, data: str, fault: str) -> None:
+    (found,) = faults(load, job, data)
+    assert found.startswith(fault)
