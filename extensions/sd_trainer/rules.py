@@ -22,7 +22,7 @@ from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.noise_levels import most_levels
 from toolkit.models.adapter_origin import origin_findings
-from toolkit.models.families import AnotherFamilyError, ModelFamily, family_for, published_names, transformer_fault
+from toolkit.models.families import AnotherFamilyError, ModelFamily, family_for, published_names, single_file_faults
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
@@ -114,8 +114,8 @@ def _weight_files(s: DiffusionSection) -> Findings:
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
         yield from origin_findings(key, path, s.model, s.model.files_folder())
-    if fault := transformer_fault(s.model, s.model.files_folder()):
-        yield error("model.transformer_path", fault)
+    for key, fault in single_file_faults(s.model, s.model.files_folder()):
+        yield error(f"model.{key}", fault)
 
 
 def _optimizer(s: DiffusionSection) -> Findings:

@@ -138,6 +138,12 @@ class ModelConfig(StrictModel):
     """The transformer's weights in one safetensors file, used in place of those in the model folder, which gives all
     else: bf16, or fp8 with or without scales, as ComfyUI or diffusers name them (`docs/models.md`)."""
 
+    vae_path: PathStr | None = None
+    """The VAE's, as `transformer_path`; the names of Wan's VAE, which ComfyUI's file has, are read as well."""
+
+    text_encoder_path: PathStr | None = None
+    """The text encoder's with its vision tower, as `transformer_path`."""
+
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
 
@@ -203,7 +209,7 @@ class ModelConfig(StrictModel):
     on_resume: ClassVar = {
         ALL_OTHERS: "impossible",
         **dict.fromkeys(("low_vram", "text_encoder_cpu", "modulation_table", "blocks_to_swap"), "harmless"),
-        **dict.fromkeys(("name_or_path", "transformer_path", "revision"), "place"),
+        **dict.fromkeys(("name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision"), "place"),
         "int8_matmul": "changes the result",
     }
     foreign: ClassVar = "model"

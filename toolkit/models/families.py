@@ -28,7 +28,7 @@ from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
-from toolkit.models.single_file import single_file_fault
+from toolkit.models.single_file import OF_ENCODERS, encoder_file_fault, single_file_fault
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
 
@@ -148,8 +148,8 @@ class ModelLoadOptions:
     dtype: torch.dtype
     """Compute dtype of every part."""
 
-    transformer_file: Path | None = None
-    """Its weights in one file, in place of those in `folder`."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Part -> the file with its weights, which stand for those in `folder`."""
 
     weights_dtype: torch.dtype | None = None
     """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
@@ -302,26 +302,38 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
 
 
-def transformer_fault(model: ModelConfig, folder: Path) -> str:
-    """What is wrong with `model.transformer_path`, by its header; empty: nothing, none is given, or of which family the
-    model is cannot be known.
+def single_files(model: ModelConfig) -> dict[str, Path]:
+    """Part -> the file of `model.<part>_path`, of those that are given."""
+    given = {part: getattr(model, f"{part}_path") for part in ("transformer", *OF_ENCODERS)}
+    return {part: Path(path).expanduser() for part, path in given.items() if path}
+
+
+def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, str]]:
+    """Keys of `model` whose file is not read, by its header, and why; nothing where the model's family is not known.
 
     folder: of the model; where it is not here, the published sizes count.
     """
-    if not model.transformer_path:
-        return ""
+    if not (files := single_files(model)):
+        return
     try:
         family = family_for(model)
-    except UserError:
-        return ""
-    if not (expected := family.weight_shapes(folder)):
-        return f"a {family.title} takes no single file. Leave it out."
+    except UserError:  # other rules say so
+        return
+    expected = family.weight_shapes(folder)
     others = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
     names = {one.title: one.weight_shapes(Path(next(iter(one.published)))).keys() for one in others}
-    try:
-        return single_file_fault(Path(model.transformer_path).expanduser(), family.title, expected, names)
-    except UserError as error:
-        return str(error)
+    for part, file in files.items():
+        try:
+            if not expected:
+                fault = f"a {family.title} takes no single file. Leave it out."
+            elif part == family.trained_part:
+                fault = single_file_fault(file, family.title, expected, names)
+            else:
+                fault = encoder_file_fault(file, part)
+        except UserError as error:
+            fault = str(error)
+        if fault:
+            yield f"{part}_path", fault
 
 
 def title_of(model: ModelSection, family: ModelFamily) -> str:
@@ -338,10 +350,10 @@ def published_names() -> set[str]:
 def model_bytes(model: ModelConfig) -> int:
     """Bytes of all weights of a model: of its files where they are here, else of the published model in bfloat16."""
     family, folder = family_for(model), model.files_folder()
-    parts = [part for part in family.weight_parts if part != family.trained_part or not model.transformer_path]
+    given = single_files(model)
+    parts = [part for part in family.weight_parts if part not in given]
     files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
-    if model.transformer_path and (file := Path(model.transformer_path).expanduser()).is_file():
-        files.append(file)
+    files += [file for file in given.values() if file.is_file()]
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,14 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault, published_family, weight_files
 from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import tensor_shapes
-from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, transformer_fault
+from toolkit.models.families import (
+    BlockTransform,
+    ModelFamily,
+    ModelLoadOptions,
+    family_for,
+    single_file_faults,
+    single_files,
+)
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.single_file import stored_weights
@@ -54,11 +61,15 @@ def block_import(name: str, asked_by: str) -> Iterator[None]:
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+Renaming = Callable[[str], str]
+
+
 class ShardReader:
     """Tensors of a single or sharded safetensors folder by name, straight from the map."""
 
-    def __init__(self, folder: Path, stack: ExitStack, file: Path | None = None) -> None:
-        """file: one as ComfyUI keeps it, which stands for the folder's; its weights have the names of diffusers."""
+    def __init__(self, folder: Path, stack: ExitStack, file: Path | None = None, names: Renaming = str) -> None:
+        """file: one as ComfyUI keeps it, which stands for the folder's. names: gives its names without their prefix
+        those of the module."""
         self.folder = file or folder
         shards = []
         for path in [file] if file else weight_files(folder):
@@ -67,7 +78,7 @@ class ShardReader:
             except SafetensorError as error:
                 raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
-        self._stored = stored_weights(tensor_shapes(file)) if file else {}
+        self._stored = stored_weights(tensor_shapes(file), names) if file else {}
         self.names = set(self._stored or self._shard_of)
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -121,15 +132,38 @@ def reading(part: Path) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def load_frozen(part: Path, kind: type[Any], dtype: torch.dtype) -> Any:
+def load_frozen(
+    part: Path, kind: type[Any], dtype: torch.dtype, file: Path | None = None, names: Renaming = str
+) -> Any:
     """A part of a model folder as a module of diffusers, frozen, on the CPU.
 
-    Raises RunError when its weights are not those of its config, or not finite.
+    file: its weights, in place of the folder's; names: see `ShardReader`. Raises RunError when its weights are not
+    those of its config, or not finite.
     """
+    if file:
+        with reading(part), init_empty_weights(include_buffers=False):
+            module = kind.from_config(kind.load_config(part))
+        return fill_from_file(module, file, dtype, names)
     with reading(part):
         module, info = kind.from_pretrained(part, torch_dtype=dtype, **STRICTLY)
     check_loaded(part, info)
     check_finite(part, module)
+    return module.requires_grad_(False).eval()
+
+
+def fill_from_file(
+    module: nn.Module, file: Path, dtype: torch.dtype, names: Renaming, unused: Collection[str] = ()
+) -> Any:
+    """The module with the weights of a single file, frozen. unused: names that the file may have besides.
+
+    Raises RunError when they are not those of its config, or not finite.
+    """
+    with ExitStack() as stack:
+        reader = ShardReader(file, stack, file, names)
+        fill(module, reader, "", dtype)
+    if more := reader.names.difference(unused):
+        raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
+    check_finite(file, module)
     return module.requires_grad_(False).eval()
 
 
@@ -176,7 +210,7 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
     with init_empty_weights(include_buffers=False):
         model = kind.from_config(kind.load_config(part))
     with ExitStack() as stack:
-        reader = ShardReader(part, stack, options.transformer_file)
+        reader = ShardReader(part, stack, options.files.get("transformer"))
         part = reader.folder
         for index, block in enumerate(model.transformer_blocks):
             fill(block, reader, f"{BLOCKS}.{index}.", dtype)
@@ -221,14 +255,21 @@ SAMPLE_BYTES = 2**16
 SAMPLES = 256
 
 
-def weights_hash(folder: Path, parts: Sequence[str]) -> str:
+def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] | None = None) -> str:
     """A hash of the named subfolders' files: what decides the numbers that a part computes.
+
+    files: part -> the file with its weights; its folder then counts for its config alone.
 
     Files over 512 MiB are represented by their size, their safetensors header and 256 evenly spaced
     64 KiB samples: reading 16 GB at each start would cost more than it protects from.
     """
     digest = hashlib.sha256()
     for part in parts:
+        if file := (files or {}).get(part):
+            digest.update((folder / part / "config.json").read_bytes())
+            for piece in _pieces(file):
+                digest.update(piece)
+            continue
         for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):
             digest.update(f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode())
             for piece in _pieces(path):
@@ -242,24 +283,15 @@ def base_hashes(model: ModelConfig) -> dict[str, str]:
 
 
 def part_hash(model: ModelConfig, part: str) -> str:
-    """The `weights_hash` of a part of a `model:` section; of a transformer in one file, of that and its config."""
-    folder = model_folder(model)
-    if part != family_for(model).trained_part or not (file := transformer_file(model)):
-        return weights_hash(folder, [part])
-    digest = hashlib.sha256((folder / part / "config.json").read_bytes())
-    for piece in _pieces(file):
-        digest.update(piece)
-    return digest.hexdigest()
+    """The `weights_hash` of a part of a `model:` section."""
+    return weights_hash(model_folder(model), [part], checked_files(model))
 
 
-def transformer_file(model: ModelConfig) -> Path | None:
-    """`model.transformer_path`, once its header says that it is of the model; None where it is not given.
-
-    Raises UserError.
-    """
-    if model.transformer_path and (fault := transformer_fault(model, model_folder(model))):
-        raise UserError(f"model.transformer_path: {fault}")
-    return Path(model.transformer_path).expanduser() if model.transformer_path else None
+def checked_files(model: ModelConfig) -> dict[str, Path]:
+    """`single_files`, once their headers say that they are of the model. Raises UserError."""
+    for key, fault in single_file_faults(model, model_folder(model)):
+        raise UserError(f"model.{key}: {fault}")
+    return single_files(model)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -309,7 +341,7 @@ def load_model(
     table = device.type == "cuda" if model.modulation_table == "auto" else model.modulation_table
     options = ModelLoadOptions(
         folder=folder,
-        transformer_file=transformer_file(model),
+        files=checked_files(model),
         device=device,
         dtype=dtype,
         weights_dtype=weights_dtype,

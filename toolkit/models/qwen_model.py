@@ -48,7 +48,8 @@ class QwenModel(FolderModel):
 
     @cached_property
     def _identities(self) -> dict[str, str]:
-        return {part: weights_hash(self.options.folder, files) for part, files in self.family.encoder_parts.items()}
+        o = self.options
+        return {part: weights_hash(o.folder, parts, o.files) for part, parts in self.family.encoder_parts.items()}
 
     # ------------------------------------------------------------ images
 

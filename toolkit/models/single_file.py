@@ -1,5 +1,5 @@
-"""A transformer in one safetensors file as ComfyUI keeps it: its tensors by the names of diffusers, told by its header
-alone. Imports no torch.
+"""A part of a model in one safetensors file as ComfyUI keeps it: its tensors by the names of diffusers, told by its
+header alone. Imports no torch.
 
 Names are matched by table. What is in no table stays as it is, and is then a weight that the model does not have.
 Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py (scales of fp8).
@@ -8,7 +8,7 @@ Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py (sc
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -52,6 +52,19 @@ OTHER_MODELS = {
 }
 """A weight -> the model that has it."""
 
+TEXT_NAMES = {"model.language_model.": "language_model.", "model.visual.": "visual.", "model.": "language_model."}
+"""Beginnings of a text encoder's names, as it is published or ComfyUI keeps it -> those in transformers' module. The
+first that fits counts."""
+
+OF_ENCODERS: Mapping[str, tuple[str, Sequence[Sequence[str]]]] = {
+    "vae": ("a VAE of this model", (["decoder.conv_in.weight"], ["decoder.conv1.weight"])),
+    "text_encoder": (
+        "a text encoder with its vision tower",
+        (["language_model.embed_tokens.weight", "visual.patch_embed.proj.weight"],),
+    ),
+}
+"""Part -> words for it, and the weights by which it is known, in each way that it is named."""
+
 REMEDY = "Give the bf16 file, or one in fp8 (e4m3fn)."
 
 
@@ -70,11 +83,12 @@ class Stored:
     """0, 1: it is the first or second half of the tensor's rows."""
 
 
-def stored_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
-    """The weights of a file with these tensors, by the names of diffusers."""
+def stored_weights(shapes: Mapping[str, tuple[int, ...]], names: Callable[[str], str] = str) -> dict[str, Stored]:
+    """The weights of a file with these tensors, by the names of diffusers. names: gives them to those without their
+    prefix."""
     found: dict[str, Stored] = {}
     for name, shape in shapes.items():
-        bare = without_prefix(name)
+        bare = names(without_prefix(name))
         if bare in MARKERS or bare.endswith((*SCALES, *UNUSED)):
             continue
         stem = name.removesuffix(WEIGHT)
@@ -109,14 +123,8 @@ def without_prefix(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
-def single_file_fault(
-    path: Path, title: str, expected: Mapping[str, tuple[int, ...]], others: Mapping[str, Collection[str]]
-) -> str:
-    """Why a file is not the transformer with these weights; empty: by its header it is.
-
-    title: of the model. expected: name -> shape. others: titles of other models -> names of their weights. Raises
-    UserError for a file that is damaged.
-    """
+def unread(path: Path) -> str:
+    """Why a file's weights are not read, whatever they are of; empty: they are. Raises UserError if it is damaged."""
     if not path.is_file():
         return f"{path} does not exist (working directory: {Path.cwd()})."
     with open_regular(path) as file:
@@ -138,6 +146,41 @@ def single_file_fault(
     for end, words in OTHER_QUANTIZATIONS.items():
         if any(name.endswith(end) for name in shapes):
             return f"{path} is {words}, which is not read. {REMEDY}"
+    for one in stored_weights(shapes).values():
+        if one.scale and not scale_fits(shapes[one.scale], shapes[one.name]):
+            return f"{path}: {one.scale} is {shapes[one.scale]}, which is no scale of its weight. {REMEDY}"
+    if other := types - NUMBER_TYPES:
+        return f"{path}: has weights in {', '.join(sorted(other))}, which is not read. {REMEDY}"
+    return ""
+
+
+def encoder_file_fault(path: Path, part: str) -> str:
+    """Why a file is not this part, one of OF_ENCODERS; empty: by its header it may be. Raises as `unread`."""
+    if fault := unread(path):
+        return fault
+    words, ways = OF_ENCODERS[part]
+    stored = stored_weights(tensor_shapes(path), text_encoder_name)
+    if any(stored.keys() >= set(names) for names in ways):
+        return ""
+    return f"{path}: has no {' and '.join(ways[0])}, so is not {words}. Give another file."
+
+
+def text_encoder_name(name: str) -> str:
+    """The name that a weight has in the module of transformers without its head."""
+    return next((new + name.removeprefix(old) for old, new in TEXT_NAMES.items() if name.startswith(old)), name)
+
+
+def single_file_fault(
+    path: Path, title: str, expected: Mapping[str, tuple[int, ...]], others: Mapping[str, Collection[str]]
+) -> str:
+    """Why a file is not the transformer with these weights; empty: by its header it is.
+
+    title: of the model. expected: name -> shape. others: titles of other models -> names of their weights. Raises
+    UserError for a file that is damaged.
+    """
+    if fault := unread(path):
+        return fault
+    shapes = tensor_shapes(path)
     stored = stored_weights(shapes)
     bare = set(map(without_prefix, shapes))
     markers = {name: other for name, other in MARKERS.items() if other not in ("", title)}
@@ -153,10 +196,6 @@ def single_file_fault(
     for name, shape in expected.items():
         if stored[name].shape != shape:
             return f"{path}: {name} is {stored[name].shape}, this model has {shape}. Give a file of this model."
-        if (scale := stored[name].scale) and not scale_fits(shapes[scale], shapes[stored[name].name]):
-            return f"{path}: {scale} is {shapes[scale]}, which is no scale of its weight. {REMEDY}"
-    if unread := types - NUMBER_TYPES:
-        return f"{path}: has weights in {', '.join(sorted(unread))}, which is not read. {REMEDY}"
     return ""
 
 

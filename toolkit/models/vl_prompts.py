@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform
-from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
+from toolkit.models.loading import STRICTLY, check_finite, check_loaded, fill_from_file, reading
+from toolkit.models.single_file import text_encoder_name
 from toolkit.models.template import IMAGE_PAD
 
 if TYPE_CHECKING:
@@ -82,17 +84,28 @@ def _pieces(before: str, prompt: str, after: str, special_tokens: Sequence[str])
 
 
 def load_text_model(
-    part: Path, kind: str, dtype: torch.dtype, transform_block: BlockTransform | None = None
+    part: Path,
+    kind: str,
+    dtype: torch.dtype,
+    transform_block: BlockTransform | None = None,
+    file: Path | None = None,
 ) -> PreTrainedModel:
     """The text encoder in a folder with its vision tower and without its language-model head, frozen, on the CPU.
 
-    kind: its class in transformers. Raises RunError when its weights are not those of its config, or not finite.
+    kind: its class in transformers. file: its weights, in place of the folder's. Raises RunError when they are not
+    those of its config, or not finite.
     """
-    with reading(part):
-        encoder, info = getattr(transformers, kind).from_pretrained(part, dtype=dtype, **STRICTLY)
-    check_loaded(part, info, unused=("lm_head.weight",))
-    model = encoder.model
-    check_finite(part, model)
+    of_kind, head = getattr(transformers, kind), ("lm_head.weight",)
+    if file:
+        with reading(part), init_empty_weights(include_buffers=False):
+            model = of_kind(of_kind.config_class.from_pretrained(part, local_files_only=True)).model
+        model = fill_from_file(model, file, dtype, text_encoder_name, head)
+    else:
+        with reading(part):
+            encoder, info = of_kind.from_pretrained(part, dtype=dtype, **STRICTLY)
+        check_loaded(part, info, unused=head)
+        model = encoder.model
+        check_finite(part, model)
     if transform_block:
         for index, block in enumerate(model.language_model.layers):
             transform_block(block, f"language_model.layers.{index}")

@@ -26,7 +26,7 @@ from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.writing import file_in_the_way
-from toolkit.models.families import family_for, transformer_fault
+from toolkit.models.families import family_for, single_file_faults
 from toolkit.models.interface import ModelFacts
 
 SeedOrList = Annotated[
@@ -43,6 +43,8 @@ ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py, `scheduler_config`."""
 MODEL_KEYS = (
     "name_or_path",
     "transformer_path",
+    "vae_path",
+    "text_encoder_path",
     "revision",
     "quantize",
     "qtype",
@@ -137,8 +139,8 @@ class PicturesConfig(ToolConfig):
                 yield Diagnostic(("model",), str(error))
             return
         yield from check_origins("lora", self.lora, self.found_model)
-        if self.model and (fault := transformer_fault(self.model, self.model.files_folder())):
-            yield Diagnostic(("model", "transformer_path"), fault)
+        for key, fault in single_file_faults(self.model, self.model.files_folder()) if self.model else ():
+            yield Diagnostic(("model", key), fault)
         yield from check_references(("reference",), self.reference, family, job)
         for key in ("prompt", "prompts"):
             try:

@@ -19,6 +19,8 @@ def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
     section = {
         "name_or_path": str(name_or_path),
         "transformer_path": None,
+        "vae_path": None,
+        "text_encoder_path": None,
         "revision": None,
         "arch": None,
         "quantize": False,

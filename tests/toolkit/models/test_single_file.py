@@ -1,23 +1,28 @@
-"""`model.transformer_path`: a transformer in one file gives the weights of its folder, or one line says why not."""
+"""`model.transformer_path` and its like: a part in one file has the weights of its folder, or one line says why not."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import AutoencoderKLQwenImage
+from safetensors.torch import load_file, save_file
 
 from toolkit.config.model import ModelConfig
+from toolkit.errors import RunError
 from toolkit.memory.quantization import quantizer
-from toolkit.models.families import transformer_fault
+from toolkit.models.families import single_file_faults
 from toolkit.models.loading import ShardReader, base_hashes, load_model
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 Weights = dict[str, torch.Tensor]
 PREFIX = "model.diffusion_model."
 ARCHS = ("qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_2")
+FULL_DEPTH = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
 LINEAR = "transformer_blocks.1.attn.to_k.weight"
 
 
@@ -51,6 +56,11 @@ def loaded(folder: Path, file: Path | None = None) -> Weights:
     section = ModelConfig(name_or_path=str(folder), transformer_path=file and str(file))
     model = load_model(section, torch.device("cpu"), torch.bfloat16, quantizer)
     return dict(model.network_module.state_dict())
+
+
+def fault_of(folder: Path, **files: Path) -> str:
+    section = ModelConfig(name_or_path=str(folder), **{key: str(file) for key, file in files.items()})
+    return ", ".join(fault for _, fault in single_file_faults(section, folder))
 
 
 def assert_equal(found: Weights, expected: Weights) -> None:
@@ -120,14 +130,14 @@ def test_another_file_is_answered_in_one_line(
     weights = weights_of(folder)
     change(weights)
     save_file(weights, file)
-    fault = transformer_fault(ModelConfig(name_or_path=str(folder), transformer_path=str(file)), folder)
+    fault = fault_of(folder, transformer_path=file)
     assert said in fault and "\n" not in fault
 
 
 def test_what_is_no_safetensors_file_is_told_by_its_first_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
     folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
     file.write_bytes(b"GGUF" + bytes(100))
-    fault = transformer_fault(ModelConfig(name_or_path=str(folder), transformer_path=str(file)), folder)
+    fault = fault_of(folder, transformer_path=file)
     assert fault == f"{file} is a GGUF file, which is not read. Give the bf16 file, or one in fp8 (e4m3fn)."
 
 
@@ -135,14 +145,15 @@ def test_a_file_that_is_cut_off_is_damaged(folders: dict[str, Path], tmp_path: P
     folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
     save_file(weights_of(folder), file)
     file.write_bytes(file.read_bytes()[:-8])
-    fault = transformer_fault(ModelConfig(name_or_path=str(folder), transformer_path=str(file)), folder)
+    fault = fault_of(folder, transformer_path=file)
     assert fault == f"{file}: damaged weights (it is cut off). Copy or download the model again."
 
 
 def test_the_transformer_of_another_family_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     save_file(as_comfyui(weights_of(folders["qwen_image_2"])), tmp_path / "t.safetensors")
-    section = ModelConfig(name_or_path=str(folders["qwen_image"]), transformer_path=str(tmp_path / "t.safetensors"))
-    assert "this is Qwen-Image-2.1. Give a file of Qwen-Image." in transformer_fault(section, folders["qwen_image"])
+    assert "this is Qwen-Image-2.1. Give a file of Qwen-Image." in fault_of(
+        folders["qwen_image"], transformer_path=tmp_path / "t.safetensors"
+    )
 
 
 def test_the_file_counts_for_the_hash_of_the_transformer_alone(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -154,3 +165,103 @@ def test_the_file_counts_for_the_hash_of_the_transformer_alone(folders: dict[str
     save_file(weights | {LINEAR: weights[LINEAR] + 1}, file)
     after = base_hashes(section)
     assert [part for part in before if before[part] != after[part]] == ["transformer"]
+
+
+def encoders_of(folder: Path, **files: Path) -> dict[str, Weights]:
+    section = ModelConfig(name_or_path=str(folder), **{key: str(file) for key, file in files.items()})
+    model = load_model(section, torch.device("cpu"), torch.bfloat16, quantizer)
+    return {part: dict(model.part(part).state_dict()) for part in ("vae", "text_encoder")}
+
+
+def part_weights(folder: Path, part: str) -> Weights:
+    weights: Weights = {}
+    for path in sorted((folder / part).glob("*.safetensors")):
+        weights |= load_file(path)
+    return weights
+
+
+def comfyui_text_name(name: str) -> str:
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("names", [str, comfyui_text_name])
+def test_encoders_in_one_file_have_the_bits_of_their_folders(
+    arch: str, names: Callable[[str], str], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    vae, text = tmp_path / "vae.safetensors", tmp_path / "text.safetensors"
+    save_file(part_weights(folders[arch], "vae"), vae)
+    save_file({names(name): weight for name, weight in part_weights(folders[arch], "text_encoder").items()}, text)
+    found = encoders_of(folders[arch], vae_path=vae, text_encoder_path=text)
+    for part, weights in encoders_of(folders[arch]).items():
+        assert_equal(found[part], weights)
+
+
+def test_a_text_encoder_in_scaled_fp8_is_multiplied(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, stored = folders["qwen_image_edit_plus"], {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, weight in part_weights(folder, "text_encoder").items():
+        stored[name] = weight
+        if ".mlp.up_proj.weight" in name:
+            stored[name] = torch.full_like(weight, 2, dtype=torch.float8_e4m3fn)
+            stored[name.removesuffix("weight") + "scale_weight"] = torch.tensor([1.5])
+    save_file(stored, tmp_path / "t.safetensors")
+    found = encoders_of(folder, text_encoder_path=tmp_path / "t.safetensors")["text_encoder"]
+    assert {float(found[name].mean()) for name in found if ".mlp.up_proj.weight" in name} == {3.0}
+
+
+BLOCK_OF_WAN = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
+
+
+def wan_name(name: str) -> str:
+    """The name of a weight in Wan's own VAE, whose decoder has three blocks and an upsampler at each size."""
+    for new, old in {"quant_conv": "conv1", "post_quant_conv": "conv2"}.items():
+        if name.startswith(f"{new}."):
+            return name.replace(new, old)
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda at: f"middle.{2 * int(at[1])}", name)
+    name = name.replace("mid_block.attentions.0", "middle.1").replace("encoder.down_blocks", "encoder.downsamples")
+    block = r"up_blocks\.(\d)\.(?:resnets\.(\d)|upsamplers\.0)"
+    name = re.sub(block, lambda at: f"upsamples.{4 * int(at[1]) + int(at[2] or 3)}", name)
+    for new, old in (BLOCK_OF_WAN | {"conv_shortcut": "shortcut", "norm_out": "head.0", "conv_out": "head.2"}).items():
+        name = name.replace(f".{new}.", f".{old}.")
+    return name.replace("conv_in", "conv1")
+
+
+def test_the_names_of_the_vae_of_wan_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, file = tmp_path / "model", tmp_path / "vae.safetensors"
+    shutil.copytree(folders["qwen_image"], folder)
+    vae = AutoencoderKLQwenImage(**FULL_DEPTH)
+    vae.save_pretrained(folder / "vae")
+    save_file({wan_name(name): weight for name, weight in vae.state_dict().items()}, file)
+    assert "decoder.upsamples.14.residual.6.weight" in load_file(file)
+    assert_equal(encoders_of(folder, vae_path=file)["vae"], encoders_of(folder)["vae"])
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_the_file_of_another_part_is_answered_in_one_line(part: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    save_file(weights_of(folders["qwen_image"]), file)
+    fault = fault_of(folders["qwen_image"], **{f"{part}_path": file})
+    assert "has no " in fault and fault.endswith("Give another file.") and "\n" not in fault
+
+
+def test_a_weight_that_is_missing_or_in_excess_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    file, weights = tmp_path / "t.safetensors", part_weights(folders["qwen_image"], "vae")
+    bias = weights.pop("decoder.conv_in.bias")
+    save_file(weights, file)
+    with pytest.raises(RunError, match=r"missing weights: decoder\.conv_in\.bias"):
+        encoders_of(folders["qwen_image"], vae_path=file)
+    save_file(weights | {"decoder.conv_in.bias": bias, "more": bias.clone()}, file)
+    with pytest.raises(RunError, match="does not account for: more"):
+        encoders_of(folders["qwen_image"], vae_path=file)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_file_of_an_encoder_counts_for_its_cache(part: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
+    weights, keys = part_weights(folder, part), []
+    section = ModelConfig(name_or_path=str(folder), **{f"{part}_path": str(file)})
+    for factor in (1, 2):
+        save_file({name: weight * factor for name, weight in weights.items()}, file)
+        model = load_model(section, torch.device("cpu"), torch.bfloat16, quantizer)
+        keys.append([model.cache_key("vae"), model.cache_key("text_encoder")])
+    assert [one != two for one, two in zip(*keys, strict=True)] == [part == "vae", part == "text_encoder"]

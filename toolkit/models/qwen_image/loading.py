@@ -13,6 +13,7 @@ from toolkit.registry import SPADE_LOADER, load_object
 
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers as _of_wan
 
 TEXT_ENCODER = "Qwen2_5_VLForConditionalGeneration"
 
@@ -25,12 +26,13 @@ def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
     return load_blockwise(options, QwenImageTransformer2DModel, TABULATED)
 
 
-def load_vae(part: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:
+def load_vae(part: Path, dtype: torch.dtype, file: Path | None = None) -> AutoencoderKLQwenImage:
     """The VAE with its SPADE, frozen, on the CPU.
 
-    Raises RunError when its weights are not those of its config, or not finite.
+    file: see `load_frozen`; its names are those of diffusers or of Wan's VAE, which is the same module. Raises
+    RunError when its weights are not those of its config, or not finite.
     """
-    vae = load_frozen(part, AutoencoderKLQwenImage, dtype)
+    vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, lambda name: next(iter(_of_wan({name: name}))))
     if vae.config.get("_spade"):  # trained by this program's vae_trainer
         load_object(SPADE_LOADER)(vae, part)
     return expect_one_frame(vae).requires_grad_(False)

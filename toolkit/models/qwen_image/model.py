@@ -57,9 +57,10 @@ class QwenImageModel(QwenModel):
         if name == "transformer":
             return loading.load_transformer(o)
         if name == "vae":
-            return loading.load_vae(part, o.dtype)
+            return loading.load_vae(part, o.dtype, o.files.get(name))
         if name == "text_encoder":
-            return vl_prompts.load_text_model(part, loading.TEXT_ENCODER, o.dtype, o.transform_text_block)
+            kind, file = loading.TEXT_ENCODER, o.files.get(name)
+            return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file)
         return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
 
     # ------------------------------------------------------------ images

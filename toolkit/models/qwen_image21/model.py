@@ -42,10 +42,11 @@ class QwenImage21Model(QwenModel):
         if name == "transformer":
             return load_blockwise(o, QwenImage21Transformer2DModel)
         if name == "vae":
-            return load_frozen(part, AutoencoderKLQwenImage21, o.dtype)
+            return load_frozen(part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name))
         if name == "processor":
             return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(part)
-        encoder = vl_prompts.load_text_model(part, "Qwen3VLForConditionalGeneration", o.dtype, o.transform_text_block)
+        kind, file = "Qwen3VLForConditionalGeneration", o.files.get(name)
+        encoder = vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file)
         # The transformer was trained on the features in front of the final norm.
         encoder.language_model.norm = torch.nn.Identity()
         return encoder
