@@ -158,8 +158,9 @@ NAMES: dict[tuple[str, str], Names] = {
             refused(1, needs="layer_offloading"),
         ),
         "lora_path": refused(ours="model.base_loras"),
+        "assistant_lora_path": refused(ours="model.base_loras", says="it stays merged in the samples"),
         **each(
-            "assistant_lora_path inference_lora_path unconditional_lora_path extras_name_or_path "
+            "inference_lora_path unconditional_lora_path extras_name_or_path "
             "te_name_or_path vae_path unet_path only_if_contains ignore_if_contains unet_sample_size "
             "vae_device model_paths",
             refused(),
@@ -250,7 +251,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "next_sample_timesteps": idle("it concerns timestep_type next_sample"),
         "free_u": idle("it concerns Stable Diffusion"),
         **each(
-            "unload_text_encoder force_consistent_noise do_differential_guidance do_guidance_loss "
+            "unload_text_encoder force_consistent_noise "
             "inverted_mask_prior do_prior_divergence do_paramiter_swapping do_cfg merge_network_on_save "
             "single_item_batching max_loss_debug t0_loss_target do_fft_loss match_adapter_assist train_turbo "
             "show_turbo_outputs learnable_snr_gos do_signal_correction_noise do_batch_noise_correction "
@@ -259,6 +260,10 @@ NAMES: dict[tuple[str, str], Names] = {
             "dynamic_noise_offset do_random_cfg correct_pred_norm t0_velocity_equiv_weight "
             "do_fft_velocity_equiv_weight blended_blur_noise do_blank_stabilization",
             refused(False),
+        ),
+        **each(
+            "do_differential_guidance do_guidance_loss",
+            refused(False, says="the loss here has one target, the model's own; more steps do what it speeds up"),
         ),
         "do_guidance_loss_cfg_zero": refused(False, needs="do_guidance_loss"),
         **each(

@@ -32,20 +32,29 @@ def value_error(message: str) -> PydanticCustomError:
 class OneOf:
     """A name out of a list, in upper or lower case: those of the field's Literal, or the given ones."""
 
-    def __init__(self, *names: str, spellings: Mapping[str, str] | None = None) -> None:
-        """spellings: other spelling -> name."""
-        self.names, self.spellings = names, spellings or {}
+    def __init__(
+        self, *names: str, spellings: Mapping[str, str] | None = None, instead: Mapping[str, str] | None = None
+    ) -> None:
+        """spellings: other spelling -> name. instead: as of `reader_of`."""
+        self.names, self.spellings, self.instead = names, spellings or {}, instead or {}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         self.names = self.names or get_args(source)
-        return no_info_before_validator_function(reader_of(self.names, self.spellings), handler(source))
+        return no_info_before_validator_function(
+            reader_of(self.names, self.spellings, instead=self.instead), handler(source)
+        )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"type": "string", "enum": [*self.names, *self.spellings]}
 
 
-def reader_of(names: Collection[str], spellings: Mapping[str, str], also: str = "") -> Callable[[Any], str]:
-    """From a value to the name that is meant; raises what a validator raises. also: what else may be written."""
+def reader_of(
+    names: Collection[str], spellings: Mapping[str, str], also: str = "", instead: Mapping[str, str] | None = None
+) -> Callable[[Any], str]:
+    """From a value to the name that is meant; raises what a validator raises.
+
+    also: what else may be written. instead: beginning of another program's value -> what to do here.
+    """
 
     def read(value: Any) -> str:
         if not isinstance(value, str):
@@ -55,6 +64,9 @@ def reader_of(names: Collection[str], spellings: Mapping[str, str], also: str = 
             return folded
         if folded in spellings:
             return spellings[folded]
+        for beginning, remedy in (instead or {}).items():
+            if folded.startswith(beginning):
+                raise value_error(f"{value!r} is not supported. {remedy}")
         # Nearer than elsewhere: the names of other programs' choices are not to be taken for typing errors.
         near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
         hint = f"Did you mean {near[0]!r}? " if near else ""

@@ -39,9 +39,17 @@ QTYPE_SPELLINGS = {
 }
 """Other programs' names of number types -> ours."""
 
+_OF_8_BITS = "Use 'int8', whose products are in 8 bits too with int8_matmul: true."
+_OF_4_BITS = "Use 'uint4' or 'uint3', with accuracy_recovery_adapter."
+QTYPE_INSTEAD = {
+    **dict.fromkeys(("convrotint8", "convrot8", "uint8"), _OF_8_BITS),
+    **dict.fromkeys(("convrot", "orbit", "nvfp4", "nf4"), _OF_4_BITS),
+}
+"""Beginnings of other programs' number types, the longer first -> what to use here."""
+
 Qtype = Annotated[
     str,
-    OneOf(*QTYPES, spellings=QTYPE_SPELLINGS),
+    OneOf(*QTYPES, spellings=QTYPE_SPELLINGS, instead=QTYPE_INSTEAD),
     BeforeValidator(_without_adapter),
 ]
 

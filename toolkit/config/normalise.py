@@ -167,8 +167,11 @@ class Normaliser:
             if value in row.passes:
                 neutral.append(child)
             elif value not in ([], {}):
-                nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}." if row.ours else ""
-                self.diagnostics.error(child, f"{show(child)} is not supported yet. {nearest or 'Leave this key out.'}")
+                nearest = (
+                    f"The nearest here is {' and '.join(map(repr, row.ours))}" if row.ours else "Leave this key out"
+                )
+                says = f": {row.says}" if row.says else ""
+                self.diagnostics.error(child, f"{show(child)} is not supported yet. {nearest}{says}.")
         else:
             return True
         return False

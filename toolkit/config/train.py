@@ -171,6 +171,8 @@ SCHEDULE_SPELLINGS = {
 }
 OPTIMIZER_SPELLINGS = {
     "adamw_8bit": "adamw8bit",
+    "adamw8": "adamw8bit",
+    "adam8": "adam8bit",
     "adam_8bit": "adam8bit",
     "lion_8bit": "lion8bit",
     "prodigyopt": "prodigy",
@@ -180,7 +182,15 @@ OPTIMIZER_SPELLINGS = {
 }
 """Other programs' names -> ours."""
 
-_short_name = reader_of(OPTIMIZERS, OPTIMIZER_SPELLINGS, ", or the path of a class, such as 'torch.optim.RMSprop'")
+OPTIMIZER_INSTEAD = {
+    **dict.fromkeys(("automagic", "dadapt"), "Use 'prodigy', which finds its rate itself too, with 'lr: 1'."),
+    "prodigy8": "Use 'prodigy', whose state is small with a LoRA.",
+}
+"""Beginnings of other programs' optimizers -> what to use here."""
+
+_short_name = reader_of(
+    OPTIMIZERS, OPTIMIZER_SPELLINGS, ", or the path of a class, such as 'torch.optim.RMSprop'", OPTIMIZER_INSTEAD
+)
 
 
 def _level_counts(value: Any) -> Any:

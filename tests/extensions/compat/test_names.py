@@ -202,6 +202,16 @@ def test_an_option_outside_of_any_process_is_told_its_name_too(mistakes) -> None
     [
         ("train: {prompt_dropout_prob: 0.1}", "0.1 is not supported yet. The nearest here is 'datasets[].caption_dro"),
         ("train: {do_cfg: true}", "true is not supported yet. Leave this key out."),
+        ("train: {do_guidance_loss: true}", "not supported yet. Leave this key out: the loss here has one target"),
+        (
+            "model: {name_or_path: ./model, assistant_lora_path: a}",
+            "'model.base_loras': it stays merged in the samples",
+        ),
+        ("train: {optimizer: automagic2}", "'automagic2' is not supported. Use 'prodigy', which finds its rate"),
+        ("train: {optimizer: prodigy8bit}", "'prodigy8bit' is not supported. Use 'prodigy', whose state"),
+        ("model: {name_or_path: ./model, qtype: convrot8}", "'convrot8' is not supported. Use 'int8', whose products"),
+        ("model: {name_or_path: ./model, qtype: convrot4}", "'convrot4' is not supported. Use 'uint4' or 'uint3'"),
+        ("model: {name_or_path: ./model, qtype: uint9}", "'uint9' is unknown. Did you mean"),
     ],
 )
 def test_a_refused_key_is_told_what_comes_near(faults, line: str, message: str) -> None:

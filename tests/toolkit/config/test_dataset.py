@@ -53,7 +53,7 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("control_path: [a, b, c, d, e, f, g, h, i, j, k]", "control_path: has 11 entries: must be at most 10."),
         ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
         ("control_path_1: 5", 'control_path_1: 5 is not text. Put it in quotes: "5"'),
-        ("batch_size: 2", "batch_size: 2 is not supported yet. The nearest here is 'train.batch_size'."),
+        ("batch_size: 2", "batch_size: 2 is not supported yet. The nearest here is 'train.batch_size': one for all"),
         ("prior_reg: true", "prior_reg: true is not supported yet."),
         ("control_path: photos, control_suffix: _ref", "control_suffix: does not work with 'control_path'. Remove one"),
         ("mask_suffix: -m, alpha_mask: true", "mask_suffix: 'mask_suffix' and 'alpha_mask' cannot be combined. Remove"),

@@ -30,7 +30,7 @@ from tests.toolkit.config.conftest import trainer
         ("model: {name_or_path: ./model, quantize: true, qtype: FP8}", "model.qtype", "float8"),
         ("model: {name_or_path: ./model, arch: 'qwen_image_edit_plus:2511'}", "model.arch", "qwen_image_edit_plus"),
         ("model: {name_or_path: ./model, model_version: edit-2511}", "model.arch", "qwen_image_edit_plus"),
-        ("model: {name_or_path: ./model, arch: original}", "model.arch", "qwen_image"),
+        ("model: {name_or_path: Qwen/Qwen-Image, arch: original}", "model.arch", "qwen_image"),
         ("save: {dtype: bf16}", "save.dtype", "bfloat16"),
         ("train: {dtype: fp32}", "train.dtype", "float32"),
         ("train: {gradient_checkpointing: auto}", "train.gradient_checkpointing", "auto"),
