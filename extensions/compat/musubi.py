@@ -72,12 +72,14 @@ OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory
 TEXTS = (PATHS | OF_IMAGES | {"output_name", "model_version", "resume"}) - {"base_weights"}
 """Keys with one text."""
 
+STATES = frozenset({"save_last_n_epochs_state", "save_last_n_steps_state"})
+
 BY_HAND = frozenset(
     {
         SCRIPT, *PARTS, "edit", "edit_plus", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
         "min_timestep", "max_timestep", "network_args", "resume", "huggingface_repo_visibility", "seed",
         "max_data_loader_n_workers",
-        *(key for key, (_, row) in ROWS.items() if row.how == "near" and key.endswith("_state")),
+        *STATES,
     }
 )  # fmt: skip
 """Options of which more than the table has to be said."""
@@ -183,13 +185,17 @@ class _Reader:
 
     def _read(self, given: Level, known: Sequence[str], elsewhere: str) -> None:
         for key, node in given.items():
-            if key not in (*known, SCRIPT):
+            if key == "dit_dtype" or (key.startswith("caching_") and key not in ROWS):  # of its front end
+                if node.value is not False:
+                    says = ROWS["dit_dtype" if key == "dit_dtype" else "caching_latent_num_workers"][1].says
+                    self.diagnostics.warn(node, f"has no effect: {says}.")
+            elif key not in (*known, SCRIPT):
                 hint = odd_characters(key) or (elsewhere if key in ROWS else did_you_mean(key, known, list_all=False))
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
-                continue
-            self._find(key, node, PATHS)
-            if key not in BY_HAND:
-                self._put(key, node, self.process)
+            else:
+                self._find(key, node, PATHS)
+                if key not in BY_HAND:
+                    self._put(key, node, self.process)
 
     def _put(self, key: str, node: ConfigNode, to: dict[str, Any]) -> None:
         """A value at the place its row says; a line where there is none."""
@@ -316,9 +322,10 @@ class _Reader:
         visibility = self.given.get("huggingface_repo_visibility")
         if visibility is not None:
             self._set("save.hf_private", at(visibility, visibility.value != "public"), self.process)
-        for key in BY_HAND & {"save_last_n_epochs_state", "save_last_n_steps_state"} & self.given.keys():
-            message = "has no effect: the newest two states are kept. Give 'save.max_states_to_keep'."
-            self.diagnostics.warn(self.given[key], message)
+        for key in STATES & self.given.keys():
+            if self.given[key].value:
+                message = "has no effect: the newest two states are kept. Give 'save.max_states_to_keep'."
+                self.diagnostics.warn(self.given[key], message)
         resume = self.given.get("resume")
         if resume is not None:
             message = f"{show(resume)}: states of musubi-tuner are not read. Give its LoRA file as 'network_weights'."

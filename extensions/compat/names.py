@@ -481,6 +481,11 @@ NAMES: dict[tuple[str, str], Names] = {
         **each(
             "vae_chunk_size vae_spatial_tile_sample_min_size vae_cache_cpu", idle("images are encoded one at a time")
         ),
+        **each(
+            "num_processes num_machines num_cpu_threads_per_process multi_gpu gpu_ids main_process_port "
+            "extra_accelerate_launch_args dynamo_use_fullgraph dynamo_use_dynamic",
+            idle("several processes are started by torchrun (docs/multi_gpu.md)"),
+        ),
         "num_repeats": is_("datasets[].num_repeats", "1 also where the folder's name begins with a number", default=1),
         "flux_kontext_no_resize_control": near(
             "model.model_kwargs.match_target_res", "the older name of no_resize_control"

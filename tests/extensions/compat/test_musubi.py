@@ -258,3 +258,31 @@ def test_numbered_references_of_one_folder_and_several_datasets(
 def test_a_value_of_another_kind_is_one_line(load: Callable[..., JobConfig], job: str, data: str, fault: str) -> None:
     (found,) = faults(load, job, data)
     assert found.startswith(fault)
+
+
+OFF = (
+    "blocks_to_swap max_train_epochs ddp_timeout lr_decay_steps lr_warmup_steps min_timestep network_dropout "
+    "num_timestep_buckets sample_every_n_steps sample_every_n_epochs save_every_n_epochs save_every_n_steps "
+    "save_last_n_epochs save_last_n_epochs_state save_last_n_steps scale_weight_norms compile_cache_size_limit "
+    "vae_chunk_size logit_mean lr_scheduler_timescale"
+)
+NOT_GIVEN = (
+    "additional_parameters base_weights base_weights_multiplier huggingface_repo_id log_prefix log_with logging_dir "
+    "lr_scheduler_args lr_scheduler_type metadata_title network_args network_weights optimizer_args resume "
+    "sample_prompts show_timesteps training_comment wandb_api_key"
+)
+
+
+def test_what_its_front_end_writes_for_off_is_off(load: Callable[..., JobConfig]) -> None:
+    """It writes every field: 0 and an empty text where nothing is asked for. Source: its guide of fields."""
+    lines = [f"{key} = 0" for key in OFF.split()] + [f'{key} = ""' for key in NOT_GIVEN.split()]
+    lines += [
+        "caching_latent_skip_existing = true",
+        'dit_dtype = "bfloat16"',
+        'dynamo_backend = "NO"',
+    ]
+    written, plain = (load(text).processes[0].section for text in (JOB + "\n".join(lines), JOB))
+    for part in ("model", "network", "train", "training_seed", "datasets", "resume"):
+        assert written.model_dump()[part] == plain.model_dump()[part]
+    assert (written.save.interval(), written.save.files_to_keep()) == ((0, 0), 0) == (plain.save.interval(), 0)
+    assert written.sample.interval() == (0, 0) and not written.sample.samples
