@@ -63,7 +63,8 @@ OF_DATASETS = (
 )  # fmt: skip
 """The keys of `[[datasets]]`."""
 
-PARTS = ("dit", "vae", "text_encoder")
+PARTS = {"dit": "transformer_path", "vae": "vae_path", "text_encoder": "text_encoder_path"}
+"""Key -> the key of `model` for a file that lies in no model folder."""
 
 PATHS = frozenset({*PARTS, "dataset_config", "network_weights", "base_weights", "sample_prompts"})
 OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory"})
@@ -253,18 +254,20 @@ class _Reader:
                 version = version or at(self.given[key], VERSIONS[key])
         if version is not None:
             self._set("model.arch", version, self.process)
-        folder, base = model_folder(str(dit.value)), at(dit, dit.value)
-        others = {key: model_folder(str(self.given[key].value)) for key in PARTS[1:] if key in self.given}
-        if folder is None and os.path.isfile(os.path.expanduser(str(dit.value))):
-            self._set("model.transformer_path", dit, self.process)
-            folder = next(filter(None, others.values()), None)
+        paths = {key: str(self.given[key].value) for key in PARTS if key in self.given}
+        folders = {key: model_folder(path) for key, path in paths.items()}
+        alone = [key for key in paths if folders[key] is None and os.path.isfile(os.path.expanduser(paths[key]))]
+        for key in alone:
+            self._set(f"model.{PARTS[key]}", self.given[key], self.process)
+        folder, base = folders["dit"], dit
+        if "dit" in alone:
+            folder = next(filter(None, folders.values()), None)
             version = version or _their("model_version", "original")
             base = at(version, PUBLISHED.get(str(version.value), "missing"))
         self._set("model.name_or_path", at(base, str(folder or base.value)), self.process)
-        for key, found in others.items():
-            if os.path.exists(os.path.expanduser(str(self.given[key].value))) and found != folder:
-                message = f"{show(self.given[key])} is not used, but that of {folder or base.value}."
-                self.diagnostics.warn(self.given[key], message)
+        for key, found in folders.items():
+            if found not in (None, folder):
+                self.diagnostics.warn(self.given[key], f"{show(self.given[key])} is not used, but that of {folder}.")
 
     def _network(self) -> None:
         if not self.adapter:

@@ -161,7 +161,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "assistant_lora_path": refused(ours="model.base_loras", says="it stays merged in the samples"),
         **each(
             "inference_lora_path unconditional_lora_path extras_name_or_path "
-            "te_name_or_path vae_path unet_path only_if_contains ignore_if_contains unet_sample_size "
+            "te_name_or_path unet_path only_if_contains ignore_if_contains unet_sample_size "
             "vae_device model_paths",
             refused(),
         ),
@@ -442,7 +442,10 @@ NAMES: dict[tuple[str, str], Names] = {
             "model.name_or_path model.transformer_path",
             "the model folder it lies in; a file that lies alone is `transformer_path`, beside the published model",
         ),
-        **each("vae text_encoder", near("model.name_or_path", _ONE_FOLDER)),
+        **{
+            key: near(f"model.name_or_path model.{key}_path", f"as `dit`; a file that lies alone is `{key}_path`")
+            for key in ("vae", "text_encoder")
+        },
         **each("edit edit_plus", near("model.arch", "read from the model's own files")),
         "dit_dtype": near("train.dtype", "bf16 unless another is given"),
         "blocks_to_swap": is_("model.blocks_to_swap", "0: none"),

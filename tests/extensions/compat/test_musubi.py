@@ -128,6 +128,9 @@ def test_a_transformer_that_lies_alone_is_used_in_place_of_the_folders(load: Cal
     job = JOB.replace("model/transformer", "alone/dit.safetensors")
     model = section(load(f'{job}vae = "model/vae"\n')).model
     assert (model.name_or_path, model.transformer_path) == ("model", "alone/dit.safetensors")
+    shutil.copy(next(Path("model/vae").glob("*.safetensors")), "alone/vae.safetensors")
+    model = section(load(f'{JOB}vae = "alone/vae.safetensors"\n')).model
+    assert (model.name_or_path, model.transformer_path, model.vae_path) == ("model", None, "alone/vae.safetensors")
     told = faults(load, f"{job}edit_plus = true\n")  # the published model has other shapes
     assert len(told) == 1 and told[0].startswith("job.toml:1:7: dit: ")
 
@@ -148,8 +151,8 @@ def test_every_mistake_of_both_files_is_told_with_its_place(load: Callable[..., 
         "data.toml:10:1: datasets[0].video_directory: 'x' is not supported: videos cannot be trained here.",
         "data.toml:13:14: datasets[1].batch_size: 2, and 1 in another dataset: batch_size is one for all here.",
         "data.toml:9:1: datasets[0].batch_sise: unknown key. Did you mean 'batch_size'?",
-        "job.toml:10:13: full_fp16: true is not supported yet. Leave this key out: trained weights are float32, or bf16 "
-        "with train.full_bf16.",
+        "job.toml:10:13: full_fp16: true is not supported yet. Leave this key out: trained weights are float32, or "
+        "bf16 with train.full_bf16.",
         "job.toml:11:1: resolution: unknown key. It belongs in the dataset file.",
         "job.toml:5:15: network_dim: 0 is out of range: must be >= 1.",
         "job.toml:6:18: optimizer_args[0]: 'b' is not of the form name=value.",
