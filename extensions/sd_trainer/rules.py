@@ -16,7 +16,7 @@ from toolkit.config.dataset import LOSS
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
-from toolkit.config.model_files import ModelFolder
+from toolkit.config.model_files import ModelFolder, single_files
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import UserError
@@ -116,6 +116,9 @@ def _weight_files(s: DiffusionSection) -> Findings:
         yield from origin_findings(key, path, s.model, s.model.files_folder())
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
         yield error(f"model.{key}", fault)
+    if s.network.trains_model and (encoders := single_files(s.model).keys() - {"transformer"}):
+        message = "network.type 'full' saves the encoders of the model folder. Put the weights there."
+        yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
 
 
 def _optimizer(s: DiffusionSection) -> Findings:

@@ -12,7 +12,7 @@ from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.model_files import cached_snapshot, looks_like_a_path, model_fault
+from toolkit.config.model_files import cached_snapshot, looks_like_a_path, model_fault, single_files
 from toolkit.config.normalise import listed
 from toolkit.number_types import QTYPES
 from toolkit.registry import FAMILIES
@@ -231,7 +231,9 @@ class ModelConfig(StrictModel):
 
     def check(self, job: JobContext) -> Findings:
         """What the files on this disk say against it: the model is missing, of another family, not complete."""
-        if not job.will_write(self.folder()) and (fault := model_fault(self.name_or_path, self.revision)):
+        if not job.will_write(self.folder()) and (
+            fault := model_fault(self.name_or_path, self.revision, single_files(self))
+        ):
             yield error("name_or_path", fault)
 
     def is_path(self) -> bool:
@@ -264,4 +266,6 @@ class ModelConfig(StrictModel):
 
     def files_folder(self) -> Path:
         """Where the model's files are: `folder()`, or of a hub id its complete snapshot in the hub cache."""
-        return (not self.is_path() and cached_snapshot(self.name_or_path, self.revision)) or self.folder()
+        return (
+            not self.is_path() and cached_snapshot(self.name_or_path, self.revision, single_files(self))
+        ) or self.folder()

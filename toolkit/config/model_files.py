@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +17,7 @@ from toolkit.config.field_types import path_hint
 from toolkit.errors import UserError
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.models.interface import ModelFacts
+from toolkit.models.interface import ModelFacts, ModelSection
 from toolkit.registry import FAMILIES
 
 INDEX = "model_index.json"
@@ -96,9 +96,22 @@ def needed_files() -> list[str]:
     return [INDEX, *(f"{part}/*" for family in families() for part in family.parts)]
 
 
-def is_needed(file: str) -> bool:
-    """Whether a file of a hub repository is among `needed_files`."""
+def unneeded_files(given: Iterable[str]) -> list[str]:
+    """Patterns of the weights of these parts, which single files give."""
+    return [f"{part}/*.safetensors*" for part in given]
+
+
+def is_needed(file: str, given: Iterable[str] = ()) -> bool:
+    """Whether a file of a hub repository is among `needed_files`, and not among `unneeded_files`."""
+    if any(fnmatchcase(file, pattern) for pattern in unneeded_files(given)):
+        return False
     return file == INDEX or f"{file.split('/')[0]}/*" in needed_files()
+
+
+def single_files(model: ModelSection) -> dict[str, Path]:
+    """Part -> the file of `model.<part>_path`, of those that are given."""
+    given = {part: getattr(model, f"{part}_path", None) for part in ("transformer", "vae", "text_encoder")}
+    return {part: Path(path).expanduser() for part, path in given.items() if path}
 
 
 def _remedy() -> str:
@@ -125,11 +138,14 @@ def looks_like_a_path(name: str) -> bool:
     return Path(owner).is_dir() and not published_family(name) and not _other_family(name) and not _is_cached(name)
 
 
-def model_fault(name: str, revision: str | None) -> str:
-    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk tells; empty: nothing."""
+def model_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
+    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk tells; empty: nothing.
+
+    given: parts that need no weights there.
+    """
     if looks_like_a_path(name) or Path(name).is_dir():
-        return path_fault(name)
-    return hub_fault(name, revision)
+        return path_fault(name, given)
+    return hub_fault(name, revision, given)
 
 
 # ---------------------------------------------------------------- folders
@@ -195,9 +211,11 @@ class ModelFolder:
                     return f"{path}: {name}: {what}. {_AGAIN}"
         return ""
 
-    def fault(self) -> str:
+    def fault(self, given: Collection[str] = ()) -> str:
         """What is wrong: another model, missing parts, parts of different models, JSON that cannot be read or holds
-        wrong values, weights that are missing or cut off; empty: nothing that shows without reading weights."""
+        wrong values, weights that are missing or cut off; empty: nothing that shows without reading weights.
+
+        given: parts that need no weights here."""
         try:
             if fault := self.index_fault() or self.class_fault() or self.parts_fault():
                 return fault
@@ -207,7 +225,7 @@ class ModelFolder:
                 for path in sorted((self.path / part).glob("*.json")):
                     read_model_json(path)
             for part in family.weight_parts:
-                for path in weight_files(self.path / part):
+                for path in weight_files(self.path / part) if part not in given else ():
                     tensor_sizes(path)
             return family.config_error(self.path)
         except UserError as error:
@@ -242,11 +260,14 @@ class ModelFolder:
         return None
 
 
-def path_fault(name: str) -> str:
-    """What is wrong with the local model folder `name`, with its remedy; empty: nothing that can be seen by names."""
+def path_fault(name: str, given: Collection[str] = ()) -> str:
+    """What is wrong with the local model folder `name`, with its remedy; empty: nothing that can be seen by names.
+
+    given: see `model_fault`.
+    """
     path = Path(name).expanduser()
     if path.is_dir() and (path / INDEX).is_file():
-        return ModelFolder(path, name).fault()
+        return ModelFolder(path, name).fault(given)
     if path.is_dir() or path.is_file() or path.suffix.lower() in WEIGHT_FILES:
         # A model folder that it lies in, or that lies in it.
         beside = (folder for folder in (*path.parents, *_subfolders(path)) if (folder / INDEX).is_file())
@@ -367,13 +388,16 @@ def _subfolders(folder: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------- hub ids
 
 
-def hub_fault(name: str, revision: str | None) -> str:
-    """What the hub cache says against the hub model `name`, or else its published name; empty: nothing is known."""
-    folder = cached_snapshot(name, revision)
+def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
+    """What the hub cache says against the hub model `name`, or else its published name; empty: nothing is known.
+
+    given: see `model_fault`.
+    """
+    folder = cached_snapshot(name, revision, given)
     if folder and not (folder / INDEX).is_file():
         return no_index(name, folder)
     if folder:
-        return ModelFolder(folder, name).fault()
+        return ModelFolder(folder, name).fault(given)
     if index := cached_index(name, revision):
         # Of a download that broke off the missing parts come when it goes on; without the hub they cannot.
         from huggingface_hub import constants
@@ -410,8 +434,11 @@ def downloaded_bytes(name: str) -> int:
     return sum(path.stat().st_size for path in _repository(name).glob("blobs/*") if not path.is_symlink())
 
 
-def listed_bytes(name: str, revision: str | None) -> int | None:
-    """Bytes of the needed files of a hub model, by the list that an earlier download left; None: there is none."""
+def listed_bytes(name: str, revision: str | None, given: Collection[str] = ()) -> int | None:
+    """Bytes of the needed files of a hub model, by the list that an earlier download left; None: there is none.
+
+    given: parts whose weights are not needed.
+    """
     if not _is_cached(name):
         return None
     from huggingface_hub import get_cached_repo_tree
@@ -421,11 +448,12 @@ def listed_bytes(name: str, revision: str | None) -> int | None:
         files = get_cached_repo_tree(name, revision=revision)
     except CachedRepoTreeNotFoundError:
         return None
-    return sum(file.size for file in files if is_needed(file.path))
+    return sum(file.size for file in files if is_needed(file.path, given))
 
 
-def cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """The folder of a hub model in the hub cache, at this revision; None unless it is complete.
+def cached_snapshot(name: str, revision: str | None, given: Collection[str] = ()) -> Path | None:
+    """The folder of a hub model in the hub cache, at this revision; None unless it is complete but for the weights of
+    the parts `given`.
 
     Complete is what has all files of the repository, or, where the cache has no list of them, all parts.
     """
@@ -435,7 +463,13 @@ def cached_snapshot(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
     try:
-        path = snapshot_download(name, revision=revision, allow_patterns=needed_files(), local_files_only=True)
+        path = snapshot_download(
+            name,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=needed_files(),
+            ignore_patterns=unneeded_files(given),
+        )
         if not (Path(path) / INDEX).is_file() or ModelFolder(Path(path)).parts_fault():
             get_cached_repo_tree(name, revision=revision)
     except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError):

@@ -4,7 +4,7 @@ says of its sizes and takes as options for loading. Imports no torch."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,13 @@ from toolkit.config.model_files import (
     near_id,
     published,
     published_family,
+    single_files,
 )
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
-from toolkit.models.single_file import OF_ENCODERS, encoder_file_fault, single_file_fault
+from toolkit.models.single_file import encoder_file_fault, single_file_fault
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
 
@@ -302,12 +303,6 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
 
 
-def single_files(model: ModelConfig) -> dict[str, Path]:
-    """Part -> the file of `model.<part>_path`, of those that are given."""
-    given = {part: getattr(model, f"{part}_path") for part in ("transformer", *OF_ENCODERS)}
-    return {part: Path(path).expanduser() for part, path in given.items() if path}
-
-
 def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, str]]:
     """Keys of `model` whose file is not read, by its header, and why; nothing where the model's family is not known.
 
@@ -357,11 +352,15 @@ def model_bytes(model: ModelConfig) -> int:
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
 
 
-def published_bytes(family: ModelFamily, folder: Path) -> int:
-    """Bytes of a model whose weights are not here, in bfloat16."""
+def published_bytes(family: ModelFamily, folder: Path, given: Collection[str] = ()) -> int:
+    """Bytes of a model whose weights are not here, in bfloat16, without the parts `given`."""
     sizes = family.footprint(folder)
-    encoders = (sizes.text.linear_params + sizes.text.other_params + sizes.text.unused, sizes.vae.other_params)
-    return 2 * (sizes.linear_params + sizes.other_params + sum(encoders))
+    weights = {
+        "transformer": sizes.linear_params + sizes.other_params,
+        "text_encoder": sizes.text.linear_params + sizes.text.other_params + sizes.text.unused,
+        "vae": sizes.vae.other_params,
+    }
+    return 2 * sum(count for part, count in weights.items() if part not in given)
 
 
 @dataclass(frozen=True)
@@ -395,12 +394,12 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 
     The size is that of the hub's own list, where an earlier download has left one, or of a published model.
     """
-    name, revision = model.name_or_path, model.revision
+    name, revision, given = model.name_or_path, model.revision, single_files(model)
     if not next(yet_to_come(model, job), None):
         return None
-    total = listed_bytes(name, revision)
+    total = listed_bytes(name, revision, given)
     if total is None and published_family(name):
-        total = published_bytes(family_for(model), model.folder())
+        total = published_bytes(family_for(model), model.folder(), given)
     left = None if total is None else max(0, total - downloaded_bytes(name))
     return Download(left, hub_cache(), free_space(hub_cache()))
 
@@ -410,7 +409,7 @@ def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
     name, revision = model.name_or_path, model.revision
     if looks_like_a_path(name) or Path(name).is_dir() or job.will_write(name):
         return
-    if cached_snapshot(name, revision):
+    if cached_snapshot(name, revision, single_files(model)):
         return
     if local_index(name, revision):
         yield f"{name} is not complete in the hub cache: the run downloads the rest"

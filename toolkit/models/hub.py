@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from toolkit.config.model_files import (
     is_needed,
     needed_files,
     no_index,
+    unneeded_files,
     where_else,
 )
 from toolkit.errors import UserError
@@ -40,18 +41,19 @@ logger = logging.getLogger(__name__)
 KEY = "model.name_or_path"
 
 
-def download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None, given: Collection[str] = ()) -> Path:
     """The local snapshot of the hub model `name` at `revision` (a branch, tag or commit; None: main).
 
-    HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub refuses, the model is not there,
-    nothing can be reached, or the disk is too small.
+    given: parts whose weights are not needed. HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub
+    refuses, the model is not there, nothing can be reached, or the disk is too small.
     """
-    if folder := cached_snapshot(name, revision):
+    if folder := cached_snapshot(name, revision, given):
         return folder
     enable_progress_bars()  # a library imported earlier may have switched them off
     with _asking(name, revision):
-        _print_download_size(name, revision)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=needed_files()))
+        _print_download_size(name, revision, given)
+        wanted, unneeded = needed_files(), unneeded_files(given)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unneeded))
 
 
 def fetch_index(name: str, revision: str | None) -> Path:
@@ -159,10 +161,10 @@ def _out_of_reach(place: str, error: Exception) -> UserError:
 _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
 
 
-def _print_download_size(name: str, revision: str | None) -> None:
+def _print_download_size(name: str, revision: str | None, given: Collection[str] = ()) -> None:
     """Logs size, target and free space before a download. Raises UserError when there is not enough space."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    total = sum(file.size or 0 for file in info.siblings or [] if is_needed(file.rfilename))
+    total = sum(file.size or 0 for file in info.siblings or [] if is_needed(file.rfilename, given))
     target = hub_cache()
     free = free_space(target) + downloaded_bytes(name)
     logger.info(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")

@@ -20,17 +20,17 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault, published_family, weight_files
+from toolkit.config.model_files import (
+    ModelFolder,
+    looks_like_a_path,
+    path_fault,
+    published_family,
+    single_files,
+    weight_files,
+)
 from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import tensor_shapes
-from toolkit.models.families import (
-    BlockTransform,
-    ModelFamily,
-    ModelLoadOptions,
-    family_for,
-    single_file_faults,
-    single_files,
-)
+from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.single_file import stored_weights
@@ -364,14 +364,14 @@ def model_folder(model: ModelConfig) -> Path:
     Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
     model_index.json is brought before its family is known.
     """
-    name = model.name_or_path
+    name, given = model.name_or_path, single_files(model)
     folder = Path(name).expanduser()
     if folder.is_dir() or looks_like_a_path(name):
-        fault = path_fault(name)
+        fault = path_fault(name, given)
     else:
         checked_family(model)
-        folder = download(name, model.revision)
-        fault = ModelFolder(folder, name).fault()
+        folder = download(name, model.revision, given)
+        fault = ModelFolder(folder, name).fault(given)
     if fault:
         raise UserError(f"model.name_or_path: {fault}")
     return folder

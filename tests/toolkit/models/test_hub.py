@@ -35,7 +35,7 @@ from toolkit.models.hub import download
 logging.basicConfig(stream=sys.stdout, format="note %(message)s")
 logging.getLogger("toolkit").setLevel("INFO")
 try:
-    print("path", download(sys.argv[1], sys.argv[2] or None))
+    print("path", download(sys.argv[1], sys.argv[2] or None, sys.argv[3].split()))
 except UserError as error:
     print("error", error)
 """
@@ -51,10 +51,10 @@ def server() -> Iterator[Hub]:
 def ask(tmp_path: Path):
     """Calls `download` in a fresh process with this environment; returns what it printed, by the first word."""
 
-    def call(revision: str = "", name: str = NAME, **environment: str) -> dict[str, str]:
+    def call(revision: str = "", name: str = NAME, given: str = "", **environment: str) -> dict[str, str]:
         settings = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
         result = subprocess.run(
-            [sys.executable, "-c", CALL, name, revision],
+            [sys.executable, "-c", CALL, name, revision, given],
             cwd=ROOT,
             env=child_environment({**settings, **environment}),
             capture_output=True,
@@ -133,6 +133,17 @@ def test_a_download_says_size_and_target_and_brings_what_is_needed(ask, server: 
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == FILES[
         "transformer/diffusion_pytorch_model.safetensors"
     ]
+
+
+def test_weights_that_a_file_gives_are_not_brought_until_they_are_needed(ask, server: Hub) -> None:
+    folder = Path(ask(given="transformer vae", HF_ENDPOINT=server.url)["path"])
+    brought = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+    assert brought == {"text_encoder/model.safetensors"} and (folder / "transformer/config.json").is_file()
+    server.asked.clear()
+    assert ask(given="transformer vae", HF_ENDPOINT=server.url) == {"path": str(folder)}
+    assert server.asked == []
+    ask(HF_ENDPOINT=server.url)
+    assert (folder / "transformer/diffusion_pytorch_model.safetensors").is_file()
 
 
 def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub) -> None:

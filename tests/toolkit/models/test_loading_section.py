@@ -81,7 +81,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path]:
     """What the hub gives by the names of models, at revision abc; the files of none are here."""
     models: dict[str, Path] = {}
     monkeypatch.setattr(loading, "fetch_index", lambda name, revision: models[name, revision] / "model_index.json")
-    monkeypatch.setattr(loading, "download", lambda name, revision: models[name, revision])
+    monkeypatch.setattr(loading, "download", lambda name, revision, given: models[name, revision])
     monkeypatch.setattr(families, "local_index", lambda name, revision: models[name, revision] / "model_index.json")
     return models
 

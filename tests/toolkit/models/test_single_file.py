@@ -13,6 +13,8 @@ from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import is_needed
+from toolkit.config.process import JobContext
 from toolkit.errors import RunError
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import single_file_faults
@@ -265,3 +267,24 @@ def test_a_file_of_an_encoder_counts_for_its_cache(part: str, folders: dict[str,
         model = load_model(section, torch.device("cpu"), torch.bfloat16, quantizer)
         keys.append([model.cache_key("vae"), model.cache_key("text_encoder")])
     assert [one != two for one, two in zip(*keys, strict=True)] == [part == "vae", part == "text_encoder"]
+
+
+def test_a_folder_needs_no_weights_of_parts_that_are_given(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, files, bare = folders["qwen_image_2"], {}, tmp_path / "model"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.safetensors*"))
+    for part in ("transformer", "vae", "text_encoder"):
+        files[f"{part}_path"] = tmp_path / f"{part}.safetensors"
+        save_file(part_weights(folder, part), files[f"{part}_path"])
+    section = ModelConfig(name_or_path=str(bare), **{key: str(file) for key, file in files.items()})
+    assert not list(section.check(JobContext("job")))
+    for part, weights in encoders_of(folder).items():
+        assert_equal(encoders_of(bare, **files)[part], weights)
+    without = section.model_copy(update={"vae_path": None})
+    assert f"{bare / 'vae'}: has no weights" in next(iter(without.check(JobContext("job")))).message
+
+
+@pytest.mark.parametrize("given", [(), ("transformer",)])
+def test_weights_that_a_file_gives_are_not_needed_of_the_hub(given: tuple[str, ...]) -> None:
+    names = ["transformer/x-00001-of-00002.safetensors", "transformer/x.safetensors.index.json", "vae/y.safetensors"]
+    names += ["transformer/config.json", "model_index.json"]
+    assert [is_needed(name, given) for name in names] == [not given, not given, True, True, True]
