@@ -107,8 +107,9 @@ def import_job(argv: Sequence[str]) -> int:
     output = Path(arguments.output).expanduser() if arguments.output else None
     if output and (output.exists() or file_in_the_way(output.parent)):
         raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
-    is_text = is_command(arguments.source) and not Path(arguments.source).exists()
-    if command := _tool_command(arguments.source if is_text else find_config(arguments.source).read_text("utf-8")):
+    is_text = is_command(arguments.source) and not os.path.exists(arguments.source)
+    text = arguments.source if is_text else find_config(arguments.source).read_text("utf-8", "replace")
+    if command := _tool_command(text):
         if output:
             raise UserError("--output: goes with a job, and this becomes a command. Leave it out.")
         print(command)
@@ -270,6 +271,8 @@ def load(
     for warning in filter(None, [check_torch_version(), *config.warnings]):
         if warn:
             exit.print_error(f"warning: {warning}")
+    for note in config.notes if warn and not arguments.dry_run else ():  # there the plan tells it
+        exit.print_error(note)
     return config
 
 

@@ -23,15 +23,21 @@ class JobPlan:
     folders: tuple[Path, ...] = ()
     """The folders of run files that the processes own, in their order."""
 
+    notes: tuple[str, ...] = ()
+    """What is told of the file."""
+
     def to_json(self) -> dict[str, Any]:
         return {
             "job": self.job,
             "folders": [str(folder) for folder in self.folders],
             "processes": [plan.to_json() for plan in self.processes],
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     def render(self) -> str:
-        return "\n".join([f"Job {self.job}", *(plan.render() for plan in self.processes)])
+        return "\n".join(
+            [f"Job {self.job}", *(f"  {note}" for note in self.notes), *(plan.render() for plan in self.processes)]
+        )
 
 
 def plan_job(
@@ -62,7 +68,7 @@ def plan_job(
             job = replace(job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job))
     if errors:
         raise _merge_errors(errors)
-    return JobPlan(config.name, tuple(plans), tuple(folders))
+    return JobPlan(config.name, tuple(plans), tuple(folders), config.notes)
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:

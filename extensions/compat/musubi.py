@@ -166,7 +166,7 @@ class _Reader:
         self._report_missing()
         if self.defaults:
             taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in self.defaults.items())
-            self.diagnostics.warn(self.root, f"left out, and therefore as in musubi-tuner: {taken}.")
+            self.diagnostics.notes.append(f"left out, and therefore as in musubi-tuner: {taken}")
         name = self.config.get("name") or made(self.root, "job")
         if self.name is None and "output_name" not in self.given:
             self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))

@@ -453,7 +453,7 @@ def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     pairs = {}
     for item in items:
         key, equals, value = str(item.value).partition("=")
-        if not equals:
+        if not equals or isinstance(item.value, dict | list):
             diagnostics.error(item, f"{show(item)} is not of the form name=value.")
             continue
         name = key.strip()

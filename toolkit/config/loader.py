@@ -108,7 +108,8 @@ def load_job(
     known = [process for process in processes if process is not None]
     meta = root.value.get("meta")
     if as_job or (reader and not reader.keeps_text):
-        text = job_text(root, job_name, [process.checked for process in known], str(path), diagnostics.warnings)
+        checked, said = [process.checked for process in known], (*diagnostics.notes, *diagnostics.warnings)
+        text = job_text(root, job_name, checked, str(path), said)
     else:
         text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags))
     return JobConfig(
@@ -119,6 +120,7 @@ def load_job(
         warnings=diagnostics.warnings,
         path=Path(path),
         unexpanded_text=text,
+        notes=tuple(diagnostics.notes),
     )
 
 

@@ -144,6 +144,8 @@ class Diagnostics:
         self._errors: dict[tuple[SourceLocation, str, str], InputError] = {}
         self._warnings: dict[tuple[SourceLocation, str], None] = {}
         self._paths: set[str] = set()
+        self.notes: list[str] = []
+        """What the plan tells of the file beside its warnings."""
 
     def error(self, node: ConfigNode, message: str, *, at_key: bool = False, path: KeyPath | None = None) -> None:
         """An error at a node's value, or at its key. `path` names a key that the node lacks."""

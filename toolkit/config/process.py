@@ -70,6 +70,9 @@ class JobConfig:
     unexpanded_text: str
     """YAML to keep beside the results: `${VAR}` as written, the job's real name, secrets redacted."""
 
+    notes: tuple[str, ...] = ()
+    """What the plan tells of the file."""
+
 
 class ProcessConfig(StrictModel):
     """One entry of `config.process`."""

@@ -74,10 +74,10 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(load: Callable[..., J
     assert (job.save.dtype, job.save.save_every, job.save.files_to_keep(), job.training_seed) == ("float32", 0, 0, 0)
     (dataset,) = job.datasets
     assert dataset.num_repeats == 1 and [str(size) for size in dataset.resolution] == ["{width: 960, height: 544}"]
-    assert config.warnings[0] == (
-        "job.toml:1:1: left out, and therefore as in musubi-tuner: network_dim 4, network_alpha 1, "
+    assert config.notes == (
+        "left out, and therefore as in musubi-tuner: network_dim 4, network_alpha 1, "
         "max_train_steps 1600, learning_rate 2e-06, timestep_sampling sigma, save_precision float32, "
-        "save_every_n_steps 0, save_last_n_steps 0, resolution [960, 544]."
+        "save_every_n_steps 0, save_last_n_steps 0, resolution [960, 544]",
     )
 
 
@@ -229,6 +229,7 @@ def test_a_table_of_images_names_them_from_the_working_directory(
     load(f"{JOB}edit_plus = true\nmax_train_steps = 2\n", f'{data}cache_directory = "cache"\nnum_repeats = 3\n')
     plan = run_py("job.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.splitlines()[1].startswith("  left out, and therefore as in musubi-tuner: network_dim 4, ")
     assert "pairs/after: 2 x 3 = 6 samples" in plan.stdout and "references: 1 with 1, 1 with 2" in plan.stdout
 
 
@@ -255,6 +256,7 @@ def test_numbered_references_of_one_folder_and_several_datasets(
         (JOB, "", "data.toml:1:1: datasets: is required: at least one [[datasets]]."),
         (JOB, "a = [\n", "data.toml:2:1: not valid TOML: a bracket is not closed"),
         (JOB, f"{DATA}control_directory = {{a = 1}}", "data.toml:9:21: datasets[0].control_directory: a mapping is"),
+        (f"{JOB}network_args = [[1]]\n", DATA, "job.toml:5:16: network_args[0]: a list is not of the form name=value."),
         (JOB.replace("model/tr", "x" * 300), DATA, "job.toml:1:7: dit: "),
     ],
 )

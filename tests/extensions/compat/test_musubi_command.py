@@ -62,6 +62,11 @@ def test_lines_go_on_as_in_every_shell(end: str, comments: bool) -> None:
     assert is_command(text) and load(text).processes[0].section.network.linear == 8
 
 
+def test_a_long_command_is_no_name_of_a_file(run_py: Callable[..., Any]) -> None:
+    command = f"accelerate launch qwen_image_train_network.py --output_name {'x' * 300}"
+    assert "dataset_config: is required" in run_py("import", command).stderr
+
+
 def test_commands_that_encode_beforehand_are_left_out() -> None:
     before = "python src/musubi_tuner/qwen_image_cache_latents.py --dataset_config data.toml --vae x && "
     config = load(f"{before}{COMMAND}")
