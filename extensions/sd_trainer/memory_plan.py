@@ -28,6 +28,7 @@ from extensions.sd_trainer.memory_inputs import (
 )
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.model import AUTO_RANK
+from toolkit.config.model_files import single_files
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import RunError
@@ -45,6 +46,7 @@ from toolkit.memory.estimate import (
 )
 from toolkit.memory.oom_hints import MemorySaving, advice_line, applied, suggestions
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
+from toolkit.models.folder_family import with_single_files
 from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.system.distributed import BUCKET_BYTES, read_distributed_env
@@ -116,7 +118,7 @@ class _Estimator:
         self.model, self.train, self.network = section.model, section.train, section.network
         self.gaps = FRAGMENTATION if on_gpu else HOST_FRAGMENTATION
         self.folder, self.family = self.model.files_folder(), family_for(self.model)
-        self.facts = self.family.footprint(self.folder)
+        self.facts = with_single_files(self.family.footprint(self.folder), single_files(self.model))
         self.number, self.own = DTYPE_BYTES[self.train.dtype], DTYPE_BYTES[section.weights_dtype()]
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes, self.shards = read_distributed_env().world_size, num_shards(self.train)

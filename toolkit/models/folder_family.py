@@ -11,6 +11,8 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,9 +20,10 @@ from typing import Any
 from toolkit.config.model_files import read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import tensor_sizes
+from toolkit.files.safetensors_io import tensor_shapes, tensor_sizes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.models.interface import DynamicShift
+from toolkit.models.single_file import stored_weights, text_encoder_name
 from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.number_types import QTYPE_BYTES
@@ -181,9 +184,7 @@ class FolderFamily(ModelFamily):
         text_width, text_inner = (of_text.get(key, published) for key, published in keys)
         text, vae = self.published_text, self.published_vae
         if stored := stored_counts(folder / "text_encoder"):
-            unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
-            linears = sum(count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name))
-            text = EncoderSize(linears, sum(stored.values()) - linears - unused, unused)
+            text = text_size(stored)
         if stored := stored_counts(folder / "vae"):
             vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
         vae_width = part_config(folder / "vae").get("base_dim", self.published_vae_width)
@@ -239,6 +240,29 @@ def text_config(folder: Path) -> dict[str, Any]:
     """The config of the text encoder, with the keys of its language model among its own."""
     config = part_config(folder / "text_encoder")
     return config | (config.get("text_config") or {})
+
+
+def text_size(stored: Mapping[str, int]) -> EncoderSize:
+    """Of a text encoder's weights: name -> number."""
+    unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
+    linears = sum(count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name))
+    return EncoderSize(linears, sum(stored.values()) - linears - unused, unused)
+
+
+def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelSizeInfo:
+    """The sizes of a model folder with those of the encoders that single files give (part -> file).
+
+    A file that is not there or damaged counts as the folder's: other rules say so.
+    """
+    for part, file in files.items():
+        with suppress(UserError):
+            stored = stored_weights(tensor_shapes(file), text_encoder_name)
+            counts = {name: math.prod(one.shape) for name, one in stored.items()}
+            if part == "text_encoder":
+                facts = replace(facts, text=text_size(counts))
+            elif part == "vae":
+                facts = replace(facts, vae=EncoderSize(linear_params=0, other_params=sum(counts.values())))
+    return facts
 
 
 def stored_counts(part: Path) -> dict[str, int]:

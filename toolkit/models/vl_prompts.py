@@ -98,7 +98,7 @@ def load_text_model(
     of_kind, head = getattr(transformers, kind), ("lm_head.weight",)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
-            model = of_kind(of_kind.config_class.from_pretrained(part, local_files_only=True)).model
+            model = of_kind(of_kind.config_class.from_json_file(part / "config.json")).model
         model = fill_from_file(model, file, dtype, text_encoder_name, head)
     else:
         with reading(part):

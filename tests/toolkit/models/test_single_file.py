@@ -13,11 +13,12 @@ from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 
 from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import is_needed
+from toolkit.config.model_files import is_needed, single_files
 from toolkit.config.process import JobContext
 from toolkit.errors import RunError
 from toolkit.memory.quantization import quantizer
-from toolkit.models.families import single_file_faults
+from toolkit.models.families import family_for, single_file_faults
+from toolkit.models.folder_family import with_single_files
 from toolkit.models.loading import ShardReader, base_hashes, load_model
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
@@ -279,6 +280,9 @@ def test_a_folder_needs_no_weights_of_parts_that_are_given(folders: dict[str, Pa
     assert not list(section.check(JobContext("job")))
     for part, weights in encoders_of(folder).items():
         assert_equal(encoders_of(bare, **files)[part], weights)
+    family = family_for(section)
+    assert family.footprint(bare) != family.footprint(folder)
+    assert with_single_files(family.footprint(bare), single_files(section)) == family.footprint(folder)
     without = section.model_copy(update={"vae_path": None})
     assert f"{bare / 'vae'}: has no weights" in next(iter(without.check(JobContext("job")))).message
 
