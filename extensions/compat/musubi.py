@@ -358,7 +358,7 @@ class _Reader:
         path = next((p for p in self._places(str(node.value)) if os.path.isfile(p)), None)
         root = self._dataset_file(path) if path else None
         entries = self._entries(root) if root else []
-        if not entries:  # which is told: that line is enough
+        if path and not entries:  # which is told: that line is enough
             self.diagnostics.mark(node.path)
         return entries or [{"folder_path": node}]
 
@@ -390,7 +390,7 @@ class _Reader:
         found, root = Diagnostics(str(path)), None
         with suppress(ConfigErrors):  # which are in `found`
             text = read_text(path, found)
-            root = read_yaml(text, found) if is_json(path) else read_toml(text, found, str(path))
+            root = _of_file(read_yaml(text, found), path) if is_json(path) else read_toml(text, found, str(path))
         self.diagnostics.include(found)
         return map_paths(root, self.moved) if root else None
 
@@ -491,15 +491,27 @@ class _Reader:
         self.missing = [node for node in self.missing if not self.diagnostics.reported(node.path)]
         absolute = [str(node.value).replace("\\", "/") for node in self.missing if _is_absolute(str(node.value))]
         try:
-            old = os.path.commonpath([os.path.dirname(path) for path in absolute]) if absolute else "OLD"
-        except ValueError:  # some begin with a drive
-            old = "OLD"
+            old = os.path.commonpath([os.path.dirname(path) for path in absolute])
+        except ValueError:  # none, or some begin with a drive
+            old = ""
+        old = "OLD" if old in ("", "/") else old
         for node in self.missing:
             if _is_absolute(str(node.value)):
-                message = f"is not on this machine. Where it lies elsewhere: --map {old if old != '/' else 'OLD'}=NEW"
+                message = f"is not on this machine. Where it lies elsewhere: --map {old}=NEW"
             else:
                 message = f"does not exist (working directory: {Path.cwd()})."
             self.diagnostics.error(node, f"{show(node)} {message}")
+
+
+def _of_file(node: ConfigNode, path: Path) -> ConfigNode:
+    """The node with the name of its file in its places."""
+    inside = node.value
+    if isinstance(inside, dict):
+        inside = {key: _of_file(child, path) for key, child in inside.items()}
+    elif isinstance(inside, list):
+        inside = [_of_file(child, path) for child in inside]
+    key_at, value_at = (place._replace(file=str(path)) for place in (node.key_at, node.value_at))
+    return replace(node, value=inside, key_at=key_at, value_at=value_at)
 
 
 def flat(root: ConfigNode) -> Level:

@@ -123,11 +123,12 @@ class ForeignFile(Protocol):
         """The root as it would be written for a job of this name."""
 
 
+_BEFORE = r"#.*|(?:cd|source|\.|export|set|call|conda|rem|REM|@echo|\$env:\S+)[ \t].*"
 _COMMAND = re.compile(
-    r"(?:[ \t]*(?:#.*)?\r?\n)*[ \t]*(?:[A-Z_]+=\S+[ \t]+)*"
+    rf"(?:[ \t]*(?:{_BEFORE})?\r?\n)*[ \t]*(?:[A-Z_]+=\S+[ \t]+)*"
     r"(?:accelerate|python[\d.]*|py|uv|torchrun|\S+\.py)(?:\.exe)?[ \t]+[^\s:=]"
 )
-"""The first line of a command that starts a training: comments may stand above it."""
+"""The first command of a script: comments and what prepares the shell may stand above it."""
 
 
 def is_command(text: str) -> bool:

@@ -169,6 +169,11 @@ def test_paths_of_another_machine_are_one_list_and_can_be_moved(load: Callable[.
         f"data.toml:8:19: datasets[0].image_directory: '/old/disk/pairs/after' {remedy.format('/old/disk')}",
         f"job.toml:1:7: dit: '/old/disk/model/transformer' {remedy.format('/old/disk')}",
     ]
+    assert faults(load, JOB.replace('"data', '"/old/a/data')) == [
+        f"job.toml:2:18: dataset_config: '/old/a/data.toml' {remedy.format('/old/a')}"
+    ]
+    drives = JOB.replace('"data', "'D:/data").replace('toml"', "toml'").replace("model/tr", "/tr")
+    assert all(line.endswith("--map OLD=NEW") for line in faults(load, drives))
     assert section(load(job, data, moved={"/old/disk": str(here)})).datasets[0].folder_path == f"{here}/pairs/after"
     windows = job.replace("/old/disk/model/transformer", "C:\\\\old\\\\model\\\\transformer")
     assert section(load(windows, moved={"C:\\old": str(here)})).model.name_or_path == f"{here}/model"
@@ -291,3 +296,11 @@ def test_what_its_front_end_writes_for_off_is_off(load: Callable[..., JobConfig]
         assert written.model_dump()[part] == plain.model_dump()[part]
     assert (written.save.interval(), written.save.files_to_keep()) == ((0, 0), 0) == (plain.save.interval(), 0)
     assert written.sample.interval() == (0, 0) and not written.sample.samples
+
+
+def test_a_dataset_file_may_be_json(load: Callable[..., JobConfig]) -> None:
+    job = JOB.replace("data.toml", "data.json")
+    Path("data.json").write_text('{"datasets": [{"image_directory": "pairs/after", "resolution": 96}]}')
+    assert str(section(load(job)).datasets[0].resolution[0]) == "{width: 96, height: 96}"
+    Path("data.json").write_text('{"datasets": [{"image_directory": "pairs/after", "batch_sise": 1}]}')
+    assert faults(load, job) == ["data.json:1:50: datasets[0].batch_sise: unknown key. Did you mean 'batch_size'?"]

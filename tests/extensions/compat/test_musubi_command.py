@@ -62,6 +62,18 @@ def test_lines_go_on_as_in_every_shell(end: str, comments: bool) -> None:
     assert is_command(text) and load(text).processes[0].section.network.linear == 8
 
 
+@pytest.mark.parametrize(
+    "before", ["#!/bin/bash\ncd musubi-tuner\nsource venv/bin/activate\n\n", "@echo off\r\nset A=b\r\n", ". venv/a\n"]
+)
+def test_what_prepares_the_shell_may_stand_above(before: str) -> None:
+    assert is_command(before + COMMAND) and load(before + COMMAND).name == "0100"
+
+
+@pytest.mark.parametrize("text", ["job: extension\nconfig: {}\n", "set: 1\npython: 3\n", "a photo of a python\n", ""])
+def test_other_texts_are_no_commands(text: str) -> None:
+    assert not is_command(text)
+
+
 def test_a_long_command_is_no_name_of_a_file(run_py: Callable[..., Any]) -> None:
     command = f"accelerate launch qwen_image_train_network.py --output_name {'x' * 300}"
     assert "dataset_config: is required" in run_py("import", command).stderr
