@@ -271,7 +271,7 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
     if path.is_dir() or path.is_file() or path.suffix.lower() in WEIGHT_FILES:
         # A model folder that it lies in, or that lies in it.
         beside = (folder for folder in (*path.parents, *_subfolders(path)) if (folder / INDEX).is_file())
-        offer = _offer(next(beside, None)) + _lora_words(path) + _remedy()
+        offer = (_offer(next(beside, None)) + _lora_words(path) or _single_file_words(path)) + _remedy()
         if path.is_dir():
             return f"{name!r} holds no {INDEX}. {offer}"
         absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
@@ -293,6 +293,13 @@ def _lora_words(path: Path) -> str:
     except UserError:
         return ""
     return "It is a LoRA: give the model, and the file as model.base_loras or network.pretrained_lora_path. " * is_lora
+
+
+def _single_file_words(path: Path) -> str:
+    """What to do with a file of weights that is taken for a model; empty for others."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return ""
+    return "A transformer as ComfyUI keeps it is model.transformer_path, beside its model as model.name_or_path. "
 
 
 def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def test_a_single_file_that_is_here_offers_the_model_it_lies_in(tmp_path: Path) 
     (model / "transformer" / "weights.safetensors").write_bytes(b"")
     (tmp_path / "alone.safetensors").write_bytes(b"")
     start = "is a single file, which cannot be trained. "
-    assert model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{REMEDY}"
+    words = "A transformer as ComfyUI keeps it is model.transformer_path, beside its model as model.name_or_path. "
+    assert model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{words}{REMEDY}"
     for name in ("models/edit/transformer/weights.safetensors", "models/edit/model_index.json"):
         assert model_fault(name, None) == f"{name!r} {start}Did you mean 'models/edit'? {REMEDY}"
 
