@@ -58,6 +58,13 @@ EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
     ("",),
+    ("model: {transformer_path: none.safetensors}", "E model.transformer_path: none.safetensors does not exist"),
+    ("model: {text_encoder_path: none.safetensors}", "E model.text_encoder_path: none.safetensors does not exist"),
+    (
+        FULL + ", model: {vae_path: none.safetensors}",
+        "E model.vae_path: none.safetensors does not exist",
+        "E model.vae_path: network.type 'full' saves the encoders of the model folder",
+    ),
     ("model: {arch: qwen_image}", f"E model.arch: 'qwen_image', but {PUBLISHED} is 'qwen_image_edit_plus'. Remove"),
     # ---------------------------------------- the model itself, or an adapter
     (f"{FULL}, model: {{quantize: true}}", "E model.quantize: network.type 'full' trains the weights, and quantized"),
