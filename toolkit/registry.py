@@ -46,7 +46,11 @@ SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
 PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
 """What a process of ai-toolkit has that ours lack: name -> makes it, for a process."""
 
-FOREIGN_FILES = {"musubi": "extensions.compat.musubi:JOBS", "fluxflow": "extensions.compat.fluxflow:GUIDE"}
+FOREIGN_FILES = {
+    "simpletuner": "extensions.compat.simpletuner:JOBS",
+    "musubi": "extensions.compat.musubi:JOBS",
+    "fluxflow": "extensions.compat.fluxflow:GUIDE",
+}
 """What makes a job of a file that was written for another program: a `toolkit.config.foreign.ForeignFile` each."""
 
 FOREIGN_COMMANDS = "extensions.compat.musubi_command:read_command"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from toolkit.config.located import ConfigNode
+from toolkit.config.located import ConfigNode, SourceLocation
 
 
 def at(node: ConfigNode, value: Any) -> ConfigNode:
@@ -17,6 +17,13 @@ def at(node: ConfigNode, value: Any) -> ConfigNode:
 def made(place: ConfigNode, value: Any) -> ConfigNode:
     """A scalar that the file does not have, at the place of what it belongs to."""
     return ConfigNode(value, place.path, place.key_at, place.value_at, str(value), plain=True)
+
+
+def their(key: str, value: Any, whose: str) -> ConfigNode:
+    """A default of another program, which is in no file. whose: what stands for its name."""
+    nowhere = SourceLocation(0, 0, whose)
+    inside = [their(key, item, whose) for item in value] if isinstance(value, list) else value
+    return ConfigNode(inside, (key,), nowhere, nowhere, str(value), plain=True)
 
 
 def tree(data: Any, place: ConfigNode) -> ConfigNode:

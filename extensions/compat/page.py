@@ -22,6 +22,7 @@ as a job under the names of this program, with a comment behind each value that 
 | from | what is read | more |
 |---|---|---|
 | musubi-tuner | training config (TOML) with its dataset file, a command in a file or pasted | below |
+| SimpleTuner | `config.json` with its dataset file, local images of Qwen-Image models | below |
 | ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
 | FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
 
@@ -67,6 +68,24 @@ The keys whose name or meaning differs most.
 |---|---|---|---|
 """
 
+_SIMPLETUNER_HEAD = """
+## SimpleTuner
+
+`python run.py config/config.json` reads a config with `model_family: qwen_image`, and the file of its
+`data_backend_config`. A key that is left out means what it means there, and one line names those defaults.
+
+- `repeats: 9` are 10 uses of each image: there 0 means once.
+- A LoRA trains `to_k`, `to_q`, `to_v` and `to_out.0` of the images, as there; `lora_type: lycoris` is not read.
+- `flow_schedule_shift` is `timestep_type: shift`; 0 is `sigmoid`.
+- Datasets of `conditioning_data` are the control images in this order. `crop: true` with a square is a rectangle here.
+- `caption_strategy: instanceprompt` is a `default_caption`; `prepend_instance_prompt` a trigger word. Captions by file
+  name and from parquet files are refused. A text file with several lines is one caption here, there several.
+- Keys of caches, trackers and the hub say nothing here, and are left out without a line.
+
+| there | here | in a YAML job | remark |
+|---|---|---|---|
+"""
+
 _SAME_NAME = {
     "network.linear_alpha": "honoured; there always `linear`",
     "datasets[].resolution": "equal sizes count once; two unlike ones: a note",
@@ -85,6 +104,9 @@ def _parts(models: Models) -> Iterator[str]:
     yield _HEAD
     for key, row in OPTIONS.items():
         yield _row(key, row, [_standing(key, path, section, row) for path, section in sections], known)
+    yield _SIMPLETUNER_HEAD
+    for key, row in NAMES["simpletuner", ""].items():
+        yield _row(key, row, [], known)
     yield _AI_TOOLKIT_HEAD
     for place, remark in _SAME_NAME.items():
         yield f"| `{place}` | `{place}` | `{place.rpartition('.')[0]}` | {remark} |\n"
