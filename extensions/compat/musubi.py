@@ -14,15 +14,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from extensions.compat.foreign_jobs import ForeignJobs
 from extensions.compat.names import NAMES, PLACES
-from extensions.compat.nodes import at, made, tree
+from extensions.compat.nodes import at, made, their, tree
 from extensions.compat.shapes import read_pairs
 from toolkit.config.foreign import NO_DEFAULT, ForeignName
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
+from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.toml_reader import read_toml
 from toolkit.config.yaml_reader import is_json, map_paths, read_text, read_yaml
 from toolkit.errors import ConfigErrors, did_you_mean
@@ -102,37 +103,8 @@ DTYPES = {"no": "float32"}
 SAMPLES = {"width": 256, "height": 256, "sample_steps": 20, "guidance_scale": 4.0}
 """Of images that are drawn during training, where a prompt does not say it. Source: musubi-tuner, `sample_prompts`."""
 
-THEIRS = "musubi-tuner's default"
-
-
-class _Jobs:
-    """A `toolkit.config.foreign.ForeignFile`."""
-
-    keeps_text = False
-
-    def reads(self, root: ConfigNode) -> bool:
-        return bool((MARKS | {SCRIPT}) & flat(root).keys())
-
-    def with_flags(
-        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
-    ) -> ConfigNode:
-        raise AssertionError("flags beside a file are FluxFlow's")
-
-    def as_job(
-        self,
-        root: ConfigNode,
-        folder: Path,
-        name: str | None,
-        diagnostics: Diagnostics,
-        moved: Mapping[str, str] = MappingProxyType({}),
-    ) -> ConfigNode:
-        return _Reader(root, folder, name, diagnostics, moved).job()
-
-    def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
-        raise AssertionError("its text is not kept")
-
-
-JOBS = _Jobs()
+_their = partial(their, whose="musubi-tuner's default")
+"""A default of theirs."""
 
 
 class _Reader:
@@ -522,13 +494,6 @@ def flat(root: ConfigNode) -> Level:
     return given
 
 
-def _their(key: str, value: Any) -> ConfigNode:
-    """A default of theirs, which is in no file."""
-    nowhere = SourceLocation(0, 0, THEIRS)
-    inside = [_their(key, item) for item in value] if isinstance(value, list) else value
-    return ConfigNode(inside, (key,), nowhere, nowhere, str(value), plain=True)
-
-
 def model_folder(path: str) -> Path | None:
     """The folder in diffusers layout that a part lies in: itself, or one or two levels above it."""
     start = Path(os.path.expanduser(path))
@@ -537,3 +502,10 @@ def model_folder(path: str) -> Path | None:
 
 def _is_absolute(path: str) -> bool:
     return path.startswith(("/", "~", "\\")) or path[1:3] in (":\\", ":/")
+
+
+def _reads(root: ConfigNode) -> bool:
+    return bool((MARKS | {SCRIPT}) & flat(root).keys())
+
+
+JOBS = ForeignJobs(_reads, _Reader)

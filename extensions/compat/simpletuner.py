@@ -13,10 +13,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from extensions.compat.foreign_jobs import ForeignJobs
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import at, made, their, tree
 from toolkit.config.foreign import NO_DEFAULT
@@ -27,7 +28,8 @@ from toolkit.errors import ConfigErrors, did_you_mean
 Level = dict[str, ConfigNode]
 
 ROWS = NAMES["simpletuner", ""]
-THEIRS = "SimpleTuner's default"
+_their = partial(their, whose="SimpleTuner's default")
+"""A default of theirs."""
 
 FLAVOURS = {
     "v1.0": "Qwen/Qwen-Image",
@@ -110,36 +112,6 @@ OF_DATASETS = (
 )  # fmt: skip
 
 
-class _Jobs:
-    """A `toolkit.config.foreign.ForeignFile`."""
-
-    keeps_text = False
-
-    def reads(self, root: ConfigNode) -> bool:
-        return {"model_family", "data_backend_config"} <= {key.lstrip("-") for key in root.value}
-
-    def with_flags(
-        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
-    ) -> ConfigNode:
-        raise AssertionError("flags beside a file are FluxFlow's")
-
-    def as_job(
-        self,
-        root: ConfigNode,
-        folder: Path,
-        name: str | None,
-        diagnostics: Diagnostics,
-        moved: Mapping[str, str] = MappingProxyType({}),
-    ) -> ConfigNode:
-        return _Reader(root, folder, name, diagnostics, moved).job()
-
-    def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
-        raise AssertionError("its text is not kept")
-
-
-JOBS = _Jobs()
-
-
 class _Reader:
     """Reads one file."""
 
@@ -195,7 +167,7 @@ class _Reader:
 
     def _theirs(self, key: str, value: Any) -> ConfigNode:
         self.defaults[key] = value
-        return their(key, value, THEIRS)
+        return _their(key, value)
 
     def _default(self, key: str, value: Any) -> None:
         self._set(ROWS[key].ours[0], self._theirs(key, value))
@@ -215,8 +187,8 @@ class _Reader:
         family = self.given["model_family"]
         if family.value != "qwen_image":
             self.diagnostics.error(family, f"{show(family)} cannot be trained here: it is of another family.")
-        flavour = self.given.get("model_flavour") or their("model_flavour", FLAVOUR, THEIRS)
         if "pretrained_model_name_or_path" not in self.given:
+            flavour = self.given.get("model_flavour") or self._theirs("model_flavour", FLAVOUR)
             model = FLAVOURS.get(str(flavour.value))
             if model is None:
                 self.diagnostics.error(flavour, f"{show(flavour)} is unknown. {did_you_mean('', list(FLAVOURS))}")
@@ -228,7 +200,7 @@ class _Reader:
             message = "is not read: its layers are in lycoris_config. Write network: {type: lokr, ...} in a job."
             self.diagnostics.error(kwargs, f"{show(kwargs)} {message}")
         else:
-            self._set("network.network_kwargs.only_if_contains", [their("", layer, THEIRS) for layer in LAYERS])
+            self._set("network.network_kwargs.only_if_contains", [_their("", layer) for layer in LAYERS])
             self.defaults["layers"] = "to_k, to_q, to_v, to_out.0 of images"
         if match := self.given.get("model_kwargs"):
             self._set("model.model_kwargs", match)
@@ -316,7 +288,7 @@ class _Reader:
                 self.diagnostics.error(node, f"{show(node)} is not supported. {hint}", at_key=True)
         dataset: dict[str, Any] = {"folder_path": self._folder_of(item)}
         repeats = given.get("repeats")
-        dataset["num_repeats"] = at(repeats, int(repeats.value) + 1) if repeats else their("num_repeats", 1, THEIRS)
+        dataset["num_repeats"] = at(repeats, int(repeats.value) + 1) if repeats else _their("num_repeats", 1)
         dropout = given.get("caption_dropout_probability") or self.given.get("caption_dropout_probability")
         dataset["caption_dropout_rate"] = dropout or self._theirs("caption_dropout_probability", 0.1)
         dataset["resolution"] = self._size(given)
@@ -416,3 +388,10 @@ def _text(item: ConfigNode, key: str, default: str) -> str:
 def _is_on(item: ConfigNode, key: str) -> bool:
     node = item.value.get(key)
     return node is not None and node.value in (True, "true")
+
+
+def _reads(root: ConfigNode) -> bool:
+    return {"model_family", "data_backend_config"} <= {key.lstrip("-") for key in root.value}
+
+
+JOBS = ForeignJobs(_reads, _Reader)

@@ -1,0 +1,49 @@
+"""Files of other programs that become a job at once, as the loader asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from toolkit.config.located import ConfigNode, Diagnostics
+
+
+class Reader(Protocol):
+    """Reads one file."""
+
+    def job(self) -> ConfigNode:
+        """The whole job."""
+
+
+class ForeignJobs:
+    """A `toolkit.config.foreign.ForeignFile`, whose own text is not kept."""
+
+    keeps_text = False
+
+    def __init__(
+        self,
+        reads: Callable[[ConfigNode], bool],
+        reader: Callable[[ConfigNode, Path, str | None, Diagnostics, Mapping[str, str]], Reader],
+    ) -> None:
+        """reads: whether a file that is no job is of this kind. reader: of one, with the arguments of `as_job`."""
+        self.reads, self._reader = reads, reader
+
+    def with_flags(
+        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+    ) -> ConfigNode:
+        raise AssertionError("flags beside a file are FluxFlow's")
+
+    def as_job(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str] = MappingProxyType({}),
+    ) -> ConfigNode:
+        return self._reader(root, folder, name, diagnostics, moved).job()
+
+    def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
+        raise AssertionError("its text is not kept")
