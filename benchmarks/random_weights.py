@@ -89,7 +89,7 @@ def drawn_models() -> Iterator[None]:
 class DrawnWeights:
     """In the place of the reader of weight files: each tensor has a key of its own, so the order is of no matter."""
 
-    def __init__(self, part: Path, _: object, device: torch.device) -> None:
+    def __init__(self, part: Path, *_: object, device: torch.device) -> None:
         self.folder = part
         with init_empty_weights():
             empty = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(part))

@@ -104,10 +104,10 @@ class Phases(Callback):
 class SizesOfWeights(DrawnWeights):
     """In the place of the reader of weight files: tensors of the right size, in bfloat16 as they are published."""
 
-    def __init__(self, live: LiveBytes, part: Path, files: object) -> None:
+    def __init__(self, live: LiveBytes, part: Path, *_: object) -> None:
         self._live = live
         with _disable_current_modes():
-            super().__init__(part, files, DEVICE)
+            super().__init__(part, device=DEVICE)
 
     def take(self, name: str) -> Tensor:
         self.names.discard(name)
