@@ -30,9 +30,11 @@ from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample,
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
-from toolkit.models.qwen_image.sizes import REFERENCE_AREA
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.sampling import SamplePrompt
+
+REFERENCE_AREA = 1024 * 1024
+"""Pixels of a reference in the pipelines that have one area for all."""
 
 PHOTOS = Path(__file__).resolve().parent.parent / "config" / "examples" / "photos"
 TARGET = PHOTOS / "40_photo" / "coffee.jpg"
@@ -140,7 +142,7 @@ class Member:
 
     def open(self, monkeypatch: pytest.MonkeyPatch, area: int | None = None, **options: Any) -> QwenImageModel:
         """Our model. area: pixels of references in both programs; None: their own."""
-        model = open_tiny(self.folder, match_target_res=area is not None, **options)
+        model = open_tiny(self.folder, reference_area=area or REFERENCE_AREA, **options)
         if area is not None:
             set_reference_area(monkeypatch, self.pipeline, area)
             template = model.family.template
@@ -183,7 +185,7 @@ def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) 
 
 def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
     """What `predict_velocity` takes: one photograph with one reference at each of these noise levels."""
-    model = open_tiny(folder, match_target_res=True)
+    model = open_tiny(folder, reference_area=0)
     dataset = encode_photos(model, photo_item(Size(96, 64), REFERENCES[:1]))
     (entries,) = dataset.entries
     x_t_BCHW = torch.randn((len(levels), 16, 8, 12), generator=torch.Generator().manual_seed(0))

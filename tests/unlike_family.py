@@ -135,7 +135,7 @@ class UnlikeFamily(ModelFamily):
             text_width=TEXT_WIDTH,
             latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,
-            reference_pixels=0,
+            scales_references=False,
             text_tokens=0,
             text_tokens_per_reference=0,
             bytes_per_weight={None: 2.0, "int8": 1.0},

@@ -420,14 +420,20 @@ class _Reader:
 
     def _reference_size(self, given: Sequence[ConfigNode], control: ConfigNode) -> None:
         """The area of the references: theirs is that of the image unless they say another."""
-        for node in given:
-            if node.value is True:
-                self.diagnostics.warn(node, "references have an area of 1024 x 1024 here, never their own size.")
-            elif node.value is not False and node.data() not in (1024, [1024, 1024]):
-                self.diagnostics.warn(node, f"{node.data()}: references have an area of 1024 x 1024 pixels here.")
-        by_target = not any(node.value is not False for node in given)
-        value = at(given[0] if given else control, by_target)
+        told = [node for node in given if node.value is not False]
+        value = at(told[0] if told else control, not told)
         self._one_for_all("model.model_kwargs.match_target_res", value, "the size of references")
+        for node in told:
+            if node.value is True:
+                message = "references are scaled to the area of control_resolution, 1024 x 1024 if left out."
+                self.diagnostics.warn(node, message)
+                continue
+            sides = node.data() if isinstance(node.data(), list) else [node.data()] * 2
+            if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+                self.diagnostics.error(node, f"{sides} is not a size. Write one number of pixels, or [width, height].")
+                continue
+            side = at(node, math.isqrt(sides[0] * sides[1]))
+            self._one_for_all("model.model_kwargs.control_resolution", side, "the size of references")
 
     def _one_for_all(self, place: str, node: ConfigNode, what: str) -> None:
         *above, last = place.split(".")

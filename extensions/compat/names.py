@@ -75,6 +75,7 @@ _OWN_PAGES = "pages of this program are always replaced, other files never"
 _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
 _LAYERED = "it concerns Qwen-Image-Layered, which cannot be trained here"
 _ENCODED = "images and captions are encoded one at a time, each once, before training"
+_CONTROL = "model.model_kwargs.control_resolution"
 _KERNEL = "PyTorch chooses the attention kernel"
 _FAMILY = "only Qwen-Image models and what is made from them can be trained. Give such a model, and leave this key out."
 
@@ -490,15 +491,9 @@ NAMES: dict[tuple[str, str], Names] = {
             idle("several processes are started by torchrun (docs/multi_gpu.md)"),
         ),
         "num_repeats": is_("datasets[].num_repeats", "1 also where the folder's name begins with a number", default=1),
-        "flux_kontext_no_resize_control": near(
-            "model.model_kwargs.match_target_res", "the older name of no_resize_control"
-        ),
-        "qwen_image_edit_no_resize_control": near(
-            "model.model_kwargs.match_target_res", "the older name of no_resize_control"
-        ),
-        "qwen_image_edit_control_resolution": near(
-            "model.model_kwargs.match_target_res", "the older name of control_resolution"
-        ),
+        "flux_kontext_no_resize_control": near(_CONTROL, "the older name of no_resize_control"),
+        "qwen_image_edit_no_resize_control": near(_CONTROL, "the older name of no_resize_control"),
+        "qwen_image_edit_control_resolution": near(_CONTROL, "the older name of control_resolution"),
         "resolution": is_(
             "datasets[].resolution",
             "there `[960, 544]` is one rectangle, which is `{width: 960, height: 544}` here; a list is a list of sizes",
@@ -507,8 +502,11 @@ NAMES: dict[tuple[str, str], Names] = {
         "control_directory": is_(
             "datasets[].control_path", "`a.png`, or `a_0.png`, `a_1.png` and so on, for `a.jpg`, as there"
         ),
-        "control_resolution": near("model.model_kwargs.match_target_res", "off: 1024 x 1024 pixels of area"),
-        "no_resize_control": near("model.model_kwargs.match_target_res", "references always get one of two areas"),
+        "control_resolution": near(
+            f"{_CONTROL} model.model_kwargs.match_target_res",
+            "the side of a square of that area; left out, there: references follow their image, `match_target_res`",
+        ),
+        "no_resize_control": near(_CONTROL, "references are always scaled to an area; the side of its square"),
         "cache_directory": near("datasets[].cache_latents_to_disk", "one cache for all runs, in the training folder"),
         "enable_bucket": idle("images are always grouped by size; one size for all is a rectangle as `resolution`"),
         "bucket_no_upscale": idle("images are enlarged only as far as sides of multiples of 32 demand"),

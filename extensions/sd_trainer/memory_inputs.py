@@ -302,7 +302,7 @@ class BatchSizes:
 
     def __init__(self, section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup]) -> None:
         self._section, self._facts, self._groups = section, facts, groups
-        self._follows_target = section.model.model_kwargs.match_target_res or not facts.reference_pixels
+        self._reference_area = section.model.model_kwargs.reference_area() if facts.scales_references else 0
 
     def tokens(self, largest: LargestBatch) -> int:
         """Tokens of a batch in the transformer."""
@@ -347,7 +347,7 @@ class BatchSizes:
 
     def _image(self, images: int, pixels: int, references: int, letters: int) -> LargestBatch:
         """letters: characters of the caption, which has the template and the references around it."""
-        reference = pixels if self._follows_target else self._facts.reference_pixels
+        reference = self._reference_area or pixels
         text = self._facts.text_tokens + self._facts.text_tokens_per_reference * references
         text += ceil(letters / LETTERS_PER_TOKEN)
         pixels_of_each = self._facts.encoder_token_pixels

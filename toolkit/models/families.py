@@ -102,8 +102,8 @@ class ModelSizeInfo:
     """Elements of a cached latent per pixel."""
 
     pixels_per_token: int
-    reference_pixels: int
-    """Pixels of a control image, unless `match_target_res` is on; 0: as many as the target has."""
+    scales_references: bool
+    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise they have the target's size."""
 
     text_tokens: int
     """Text tokens of the template around a prompt."""
@@ -155,8 +155,8 @@ class ModelLoadOptions:
     weights_dtype: torch.dtype | None = None
     """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
 
-    match_target_res: bool = False
-    """Control images get the target's pixel area instead of the family's own."""
+    reference_area: int = 1024 * 1024
+    """Pixels of a control image; 0: as many as the target has."""
 
     merge_fn: Callable[[], BlockTransform] | None = None
     """Called when the trained module is loaded, for what changes its weights in place as they are filled: each block

@@ -76,8 +76,8 @@ class FolderFamily(ModelFamily):
     modulation_pattern: str = "(?!)"
     """Full names of the linear layers whose outputs the modulation cache can hold; by default none."""
 
-    reference_area: int = 0
-    """Pixels of a control image in the transformer, unless `match_target_res` is on; 0: as many as the target has."""
+    scales_references: bool = False
+    """Whether control images are scaled to `model_kwargs.reference_area`; otherwise they have the target's size."""
 
     text_tokens: int
     text_tokens_per_reference: int
@@ -206,7 +206,7 @@ class FolderFamily(ModelFamily):
             text_width=text_width,
             latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,
-            reference_pixels=self.reference_area,
+            scales_references=self.scales_references,
             text_tokens=self.text_tokens,
             text_tokens_per_reference=self.text_tokens_per_reference,
             encoder_token_pixels=self.encoder_token_pixels,

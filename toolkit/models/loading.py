@@ -345,7 +345,7 @@ def load_model(
         device=device,
         dtype=dtype,
         weights_dtype=weights_dtype,
-        match_target_res=model.model_kwargs.match_target_res,
+        reference_area=model.model_kwargs.reference_area(),
         merge_fn=merge_fn,
         modulation_table=bool(table) and block_sharing is None,
         transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,

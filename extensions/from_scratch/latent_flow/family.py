@@ -227,7 +227,7 @@ class LatentFlowFamily(ModelFamily):
             text_width=text_width(folder),
             latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,
-            reference_pixels=0,
+            scales_references=False,
             text_tokens=2,
             text_tokens_per_reference=0,
             bytes_per_weight={None: 2.0} | QTYPE_BYTES,

@@ -56,6 +56,7 @@ MODEL_KEYS = (
     "modulation_table",
     "low_vram",
     "model_kwargs.match_target_res",
+    "model_kwargs.control_resolution",
 )
 
 

@@ -142,6 +142,10 @@ def test_buckets_share_an_area_and_references_have_that_of_their_image(load: Cal
     assert job.model.model_kwargs.match_target_res
     job = section(load(JOB, f"{data}control_resolution = [1024, 1024]\n"))
     assert not job.model.model_kwargs.match_target_res
+    (told,) = faults(load, JOB, f"{data}control_resolution = [512]\n")
+    assert told.startswith("data.toml:10:22: datasets[0].control_resolution: [512] is not a size. ")
+    kwargs = section(load(JOB, f"{data}control_resolution = [768, 512]\n")).model.model_kwargs
+    assert (kwargs.control_resolution, kwargs.match_target_res) == (627, False)  # whose square has that area
 
 
 def test_every_mistake_of_both_files_is_told_with_its_place(load: Callable[..., JobConfig]) -> None:

@@ -33,7 +33,7 @@ BF16 = {"full_bf16": True}
 def loader(tiny_model: Path) -> BatchLoader:
     """Two small images, one with a reference."""
     items = [photo_item(Size(64, 64), refs, text) for refs, text in [((), "a face"), (REFERENCES[:1], "a smile")]]
-    return BatchLoader(encode_photos(open_tiny(tiny_model, match_target_res=True), *items), seed=3)
+    return BatchLoader(encode_photos(open_tiny(tiny_model, reference_area=0), *items), seed=3)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
             train=settings,
         )
         weights_dtype = DTYPES[section.weights_dtype()]
-        model = open_tiny(tiny_model, DTYPES[section.train.dtype], match_target_res=True, weights_dtype=weights_dtype)
+        model = open_tiny(tiny_model, DTYPES[section.train.dtype], reference_area=0, weights_dtype=weights_dtype)
         network = attach_network(section, model, 3, None)
         start = {name: p.detach().float().clone() for name, p in network.parameters().items()}
         roles = build_roles(section, network, steps, 3, ProcessGroup())

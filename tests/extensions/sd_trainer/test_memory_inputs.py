@@ -123,8 +123,9 @@ def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_he
 
 
 def test_references_follow_their_target_where_they_should() -> None:
-    follows = {"model_kwargs": {"match_target_res": True}}
+    follows, small = ({"model_kwargs": given} for given in ({"match_target_res": True}, {"control_resolution": 256}))
     assert sizes(item(512)).batch(1).reference_pixels == PIXELS
+    assert sizes(item(512), model=small).batch(1).reference_pixels == 256 * 256
     assert sizes(item(512), model=follows).batch(1).reference_pixels == 512 * 512
 
 

@@ -279,7 +279,7 @@ def asked_anew():
 def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, said: list[str]):
     """Makes the choice for a job with these keys of `model:`; gives the lines it said and the layers."""
     photos = make_pictures(tmp_path / "photos", "a")
-    dataset = encode_photos(open_tiny(tiny_model, match_target_res=True), photo_item(Size(64, 64), REFERENCES[:1]))
+    dataset = encode_photos(open_tiny(tiny_model, reference_area=0), photo_item(Size(64, 64), REFERENCES[:1]))
 
     def first() -> tuple[LatentBatch, Tensor]:
         noise_BCHW = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(5))
@@ -289,7 +289,7 @@ def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, 
         section = trainer(photos, train=train)
         section["model"] |= {"quantize": True, **keys}
         section = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
-        model = open_tiny(tiny_model, match_target_res=True, transform_block=quantizer(section.model.qtype))
+        model = open_tiny(tiny_model, reference_area=0, transform_block=quantizer(section.model.qtype))
         network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
         network.attach(model.network_module)
         compiled = section.train.compile.enabled is True

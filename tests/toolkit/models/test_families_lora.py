@@ -134,7 +134,7 @@ def test_every_kind_of_file_is_read_back_in_every_form_that_holds_it(folder: Pat
 def test_an_image_with_a_lora_of_2_1_equals_the_pipelines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tiny_model(tmp_path / "tiny", MEMBERS["qwen_image_2"])
     write_unit_gain(tmp_path / "model", tmp_path / "tiny")
-    model = diffusers_21.open_21(tmp_path / "model", match_target_res=True)
+    model = diffusers_21.open_21(tmp_path / "model", reference_area=0)
     prompt = SamplePrompt("a cat", "", Size(96, 64), seed=4, guidance_scale=1.0, steps=4, references=REFERENCES[:1])
     sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
     without = sampler.generate(0)

@@ -1,5 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from huggingface_hub import constants
 
 from tests.diffusers_reference import CPU
 from tests.model_folders import write_cached, write_model
+from toolkit.config.model import ModelKwargs
 from toolkit.config.model_files import looks_like_a_path
 from toolkit.data.types import Size
 from toolkit.errors import UserError
@@ -30,7 +32,7 @@ def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
         "low_vram": False,
         "text_encoder_cpu": False,
         "modulation_table": "auto",
-        "model_kwargs": SimpleNamespace(match_target_res=False),
+        "model_kwargs": ModelKwargs(),
     }
     assert set(changes) <= set(section)
     return SimpleNamespace(**(section | changes))
@@ -122,11 +124,18 @@ def test_the_section_decides_what_is_quantized(tiny_model: Path) -> None:
     assert both.cache_key("text_encoder") == plain.cache_key("text_encoder") + "float8"
 
 
-def test_match_target_res_decides_the_size_of_references(tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("kwargs", "side"),
+    [
+        ({}, 1024),
+        ({"control_resolution": 256}, 256),
+        ({"match_target_res": True, "control_resolution": 256}, 128),
+    ],
+)
+def test_model_kwargs_decide_the_size_of_references(tiny_model: Path, kwargs: dict[str, Any], side: int) -> None:
     image, target = Size(500, 500), Size(128, 128)
-    for wanted, size in ((True, (128, 128)), (False, (1024, 1024))):
-        section = model(tiny_model, model_kwargs=SimpleNamespace(match_target_res=wanted))
-        assert load_model(section, CPU, torch.float32, quantizer).reference_size(image, target) == size
+    opened = load_model(model(tiny_model, model_kwargs=ModelKwargs(**kwargs)), CPU, torch.float32, quantizer)
+    assert opened.reference_size(image, target) == (side, side)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
     loaded, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", SIZE.width * SIZE.height)
-    model = open_tiny(tiny_model, match_target_res=True)
+    model = open_tiny(tiny_model, reference_area=0)
     prompt = SamplePrompt("a cat", "blurry", SIZE, seed=4, guidance_scale=3.0, steps=4, references=REFERENCES[:1])
     sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
     without = sampler.generate(0)

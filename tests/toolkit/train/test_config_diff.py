@@ -72,6 +72,7 @@ IMPOSSIBLE = [
     "model.qtype_te",
     "model.accuracy_recovery_adapter",
     "model.model_kwargs.match_target_res",
+    "model.model_kwargs.control_resolution",
 ]
 
 CHANGES_RESULT_EXCEPTIONS = [

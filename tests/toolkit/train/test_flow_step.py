@@ -278,7 +278,7 @@ def six_items(tiny_model: Path) -> BatchLoader:
     wide, tall, square = REFERENCES
     controls = [(), (wide,), (tall, square), (square,), (), (square, tall, wide)]
     items = [photo_item(SIZE, refs, f"picture {'very ' * n}new") for n, refs in enumerate(controls)]
-    return BatchLoader(encode_photos(open_tiny(tiny_model, match_target_res=True), *items), seed=3)
+    return BatchLoader(encode_photos(open_tiny(tiny_model, reference_area=0), *items), seed=3)
 
 
 def gradients(

@@ -28,7 +28,7 @@ NOISE = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(5))
 
 def opened(folder: Path, learned: float = 0.0, **options):
     """An adapter on int8 weights with a LoRA that has learned something."""
-    model = open_tiny(folder, transform_block=quantizer("int8"), match_target_res=True, **options)
+    model = open_tiny(folder, transform_block=quantizer("int8"), reference_area=0, **options)
     network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
     network.attach(model.network_module)
     network.fuse_projections(model.fused_projection_groups())
@@ -41,7 +41,7 @@ def opened(folder: Path, learned: float = 0.0, **options):
 
 @pytest.fixture(scope="module")
 def batch(tiny_model: Path) -> LatentBatch:
-    dataset = encode_photos(open_tiny(tiny_model, match_target_res=True), photo_item(Size(64, 64), REFERENCES[:1]))
+    dataset = encode_photos(open_tiny(tiny_model, reference_area=0), photo_item(Size(64, 64), REFERENCES[:1]))
     return BatchLoader(dataset, seed=1).load(BatchSpec(0, (0,), (0,)))
 
 
@@ -139,7 +139,7 @@ def make_items():
 @torch.no_grad()
 def test_the_network_is_really_left_out(tiny_model: Path, batch: LatentBatch) -> None:
     adapter, network = opened(tiny_model, 0.3)
-    alone = open_tiny(tiny_model, transform_block=quantizer("int8"), match_target_res=True)
+    alone = open_tiny(tiny_model, transform_block=quantizer("int8"), reference_area=0)
     inputs: tuple[Tensor, ...] = (NOISE, torch.tensor([0.5]), batch.prompts, batch.control_latents)
     expected = alone.predict_velocity(*inputs)
     with network.disabled():

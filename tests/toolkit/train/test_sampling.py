@@ -85,7 +85,7 @@ def test_a_seed_gives_the_picture_of_the_pipeline(
     """
     prompt = CASES[case]
     small_references(prompt.size)
-    model = open_tiny(unit_gain_model, match_target_res=True)
+    model = open_tiny(unit_gain_model, reference_area=0)
     ours = sampler(model, prompt)
     theirs = as_png(drawn_by_pipeline(unit_gain_pipeline, prompt))
     at_least(f"sample, {case}, dB", psnr(as_png(ours.generate(0)), theirs), 60)
@@ -113,7 +113,7 @@ def test_the_transformer_is_told_the_pipelines_noise_levels_in_bf16(
     monkeypatch.setattr(unit_gain_pipeline, "encode_prompt", in_half)
     with recording_levels(half["transformer"]) as theirs:
         drawn_by_pipeline(unit_gain_pipeline, prompt)
-    model = open_tiny(unit_gain_model, torch.bfloat16, match_target_res=True)
+    model = open_tiny(unit_gain_model, torch.bfloat16, reference_area=0)
     with recording_levels(model.network_module) as ours:
         Sampler(model, [prompt], ItemEncoder(model, torch.bfloat16), memory_stores()).latents(0)
     assert len(ours) == prompt.steps
@@ -141,7 +141,7 @@ def test_a_shift_is_the_static_one_of_the_pipelines_scheduler(
     monkeypatch.setattr(unit_gain_pipeline, "scheduler", static)
     prompt = sample_prompt(1, flow_shift=3.0)
     small_references(prompt.size)
-    ours = sampler(open_tiny(unit_gain_model, match_target_res=True), prompt).generate(0)
+    ours = sampler(open_tiny(unit_gain_model, reference_area=0), prompt).generate(0)
     at_least("sample, static shift, dB", psnr(as_png(ours), as_png(drawn_by_pipeline(unit_gain_pipeline, prompt))), 60)
 
 
@@ -169,7 +169,7 @@ def test_a_seed_gives_the_picture_of_the_pipeline_with_full_references(
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path) -> QwenImageModel:
-    return open_tiny(tiny_model, match_target_res=True)
+    return open_tiny(tiny_model, reference_area=0)
 
 
 CHANGES = [
@@ -186,7 +186,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_each_setting_is_seen_in_the_picture(unit_gain_model: Path, change: dict) -> None:
     """Further than the 60 dB above allow: otherwise they would say nothing of this setting."""
-    model = open_tiny(unit_gain_model, match_target_res=True)
+    model = open_tiny(unit_gain_model, reference_area=0)
     usual = sampler(model, sample_prompt(0)).generate(0)
     changed = sampler(model, sample_prompt(change.pop("references", 0), **change)).generate(0)
     assert psnr(sampler(model, sample_prompt(0)).generate(0), usual) == math.inf
@@ -195,7 +195,7 @@ def test_each_setting_is_seen_in_the_picture(unit_gain_model: Path, change: dict
 
 def test_the_length_of_guided_velocities_is_seen_in_the_latents(unit_gain_model: Path) -> None:
     """Further than the errors above allow."""
-    model = open_tiny(unit_gain_model, match_target_res=True)
+    model = open_tiny(unit_gain_model, reference_area=0)
     prompt = sample_prompt(1, guidance_scale=20.0)
     usual = sampler(model, prompt).latents(0)
     model.apply_cfg = lambda cond, uncond, scale: uncond + scale * (cond - uncond)
@@ -226,7 +226,7 @@ def test_each_step_of_an_image_is_reported_and_can_stop_it(adapter: QwenImageMod
 
 
 def test_after_encode_drawing_needs_only_the_vae(tiny_model: Path) -> None:
-    model = open_tiny(tiny_model, match_target_res=True)
+    model = open_tiny(tiny_model, reference_area=0)
     drawing = sampler(model, sample_prompt(1, steps=1), sample_prompt(0, steps=1, guidance_scale=1.0))
     reports: list[tuple[str, int, int]] = []
     drawing.encode(lambda *report: reports.append(report))

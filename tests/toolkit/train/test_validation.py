@@ -25,7 +25,7 @@ SIZE = Size(96, 64)
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path) -> QwenImageModel:
-    return open_tiny(tiny_model, match_target_res=True)
+    return open_tiny(tiny_model, reference_area=0)
 
 
 @pytest.fixture(scope="module")

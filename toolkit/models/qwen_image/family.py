@@ -89,7 +89,7 @@ class QwenImageFamily(FolderFamily):
     published_vae_width = 96
     biases = True
     modulation_pattern = r"transformer_blocks\.\d+\.(?:img_mod|txt_mod)\.1"
-    reference_area = sizes.REFERENCE_AREA
+    scales_references = True
     text_tokens = 12
     text_tokens_per_reference = EDIT_PLUS.condition_area // 28**2 + 18
 
@@ -103,8 +103,8 @@ class QwenImageFamily(FolderFamily):
         index = local_index(model.name_or_path, model.revision)
         if index is None:
             return None
-        match_target = model.model_kwargs.match_target_res
-        return prompt_fault(index.parent, prompt, target, references, match_target, self.template)
+        area = model.model_kwargs.reference_area()
+        return prompt_fault(index.parent, prompt, target, references, area, self.template)
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         index = local_index(model.name_or_path, model.revision)
@@ -148,7 +148,8 @@ class TextToImageFamily(QwenImageFamily):
     template = TEXT_TO_IMAGE
     modelspec = ("Qwen-Image", QwenImageFamily.modelspec[1])
     max_references = 0
-    reference_area = text_tokens_per_reference = 0
+    scales_references = False
+    text_tokens_per_reference = 0
     settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
     encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer")}
     parts: Mapping[str, str] = {part: file for part, file in QwenImageFamily.parts.items() if part != "processor"}

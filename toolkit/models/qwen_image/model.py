@@ -66,13 +66,13 @@ class QwenImageModel(QwenModel):
     # ------------------------------------------------------------ images
 
     def reference_size(self, image: Size, target: Size) -> Size:
-        return sizes.reference_size(image, target, self.options.match_target_res)
+        return sizes.reference_size(image, target, self.options.reference_area)
 
     # ------------------------------------------------------------ text
 
     def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         o, template = self.options, self.family.template
-        return prompt_fault(o.folder, prompt, target, references, o.match_target_res, template)
+        return prompt_fault(o.folder, prompt, target, references, o.reference_area, template)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         processor = self.part("processor") if references else None

@@ -38,15 +38,15 @@ def prompt_fault(
     prompt: str,
     target: Size,
     references: Sequence[Size],
-    match_target: bool,
+    area: int,
     template: Template = EDIT_PLUS,
 ) -> str | None:
     """What is wrong with a prompt that is too long for a target of this size with these references; None if nothing.
 
     folder: the model's; where its tokenizer is not there (yet), only what is too short to be in doubt is judged.
-    references: pixels of the images as they are; they are sized as `match_target` says.
+    references: pixels of the images as they are; they are scaled to `area`, 0: the target's.
     """
-    seen = [reference_size(reference, target, match_target) for reference in references]
+    seen = [reference_size(reference, target, area) for reference in references]
     most = POSITIONS - max(max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen))
     images = [_image_tokens(reference, template.condition_area) for reference in references]
     if _bytes(prompt) + sum(images) + WORDS_AROUND * (1 + len(images)) <= most or not (folder / "tokenizer").is_dir():

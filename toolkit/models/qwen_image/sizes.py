@@ -9,9 +9,6 @@ from toolkit.data.types import Size
 from toolkit.models.folder_family import size_of_area
 from toolkit.models.template import EDIT_PLUS
 
-REFERENCE_AREA = 1024 * 1024
-"""Pixels of a reference as the transformer sees it, unless it follows the target's size."""
-
 OWN_SIZES = tuple(
     Size(*sides)
     for sides in ((1328, 1328), (1664, 928), (928, 1664), (1472, 1104), (1104, 1472), (1584, 1056), (1056, 1584))
@@ -31,7 +28,9 @@ def condition_size(image: Size, area: int = EDIT_PLUS.condition_area) -> Size:
     return size_of_area(area, image.width / image.height)
 
 
-def reference_size(image: Size, target: Size, match_target: bool) -> Size:
-    """The size in which the VAE and the transformer see a reference; its own aspect ratio is kept."""
-    area = target.width * target.height if match_target else REFERENCE_AREA
-    return size_of_area(area, image.width / image.height)
+def reference_size(image: Size, target: Size, area: int) -> Size:
+    """The size in which the VAE and the transformer see a reference; its own aspect ratio is kept.
+
+    area: pixels; 0: as many as the target has.
+    """
+    return size_of_area(area or target.width * target.height, image.width / image.height)

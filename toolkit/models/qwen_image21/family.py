@@ -18,7 +18,6 @@ from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, Folde
 from toolkit.models.interface import ModelSection
 from toolkit.networks.kinds import ActivationUnits
 
-REFERENCE_AREA = 1024 * 1024
 """Pixels of a reference. Source: diffusers, pipeline_qwenimage21.py, `output_resolution`."""
 
 POSITIONS = 8192
@@ -84,7 +83,7 @@ class QwenImage21Family(FolderFamily):
     published_vae_width = 96
     vae_tensors = 12, 34  # the decoder is one and a half times as wide; counted on fake tensors, whatever the size
     biases = False
-    reference_area = REFERENCE_AREA
+    scales_references = True
     text_tokens = 10
     text_tokens_per_reference = 8
     encoder_token_pixels = 32**2
@@ -113,19 +112,18 @@ class QwenImage21Family(FolderFamily):
         index = local_index(model.name_or_path, model.revision)
         if index is None:
             return None
-        return self.prompt_fault(index.parent, prompt, target, references, model.model_kwargs.match_target_res)
+        return self.prompt_fault(index.parent, prompt, target, references, model.model_kwargs.reference_area())
 
-    def reference_size(self, image: Size, target: Size, match_target: bool) -> Size:
+    def reference_size(self, image: Size, target: Size, area: int) -> Size:
         """The size in which text encoder, VAE and transformer see a reference; its own aspect ratio is kept."""
-        area = target.width * target.height if match_target else REFERENCE_AREA
-        return size_of_area(area, image.width / image.height)
+        return size_of_area(area or target.width * target.height, image.width / image.height)
 
     def prompt_fault(
-        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], match_target: bool
+        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
     ) -> str | None:
         """What is wrong with a prompt that is too long with these references; None if nothing, and where the model's
         tokenizer is not there yet. Each image takes as many positions as it has tokens along its longer side."""
-        seen = [self.reference_size(reference, target, match_target) for reference in references]
+        seen = [self.reference_size(reference, target, area) for reference in references]
         most = POSITIONS - 1 - sum(max(size) // self.latent_scale for size in seen)
         bound = len(prompt.encode("utf-8", "replace")) + self.text_tokens + 8 * len(seen)
         if bound <= most or not (folder / "processor").is_dir():

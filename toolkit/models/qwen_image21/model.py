@@ -52,11 +52,11 @@ class QwenImage21Model(QwenModel):
         return encoder
 
     def reference_size(self, image: Size, target: Size) -> Size:
-        return self.family.reference_size(image, target, self.options.match_target_res)
+        return self.family.reference_size(image, target, self.options.reference_area)
 
     def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         o = self.options
-        return self.family.prompt_fault(o.folder, prompt, target, references, o.match_target_res)
+        return self.family.prompt_fault(o.folder, prompt, target, references, o.reference_area)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
         tokenizer, image_processor = self.part("processor")

@@ -29,7 +29,7 @@ CAPTIONS = ("coffee", "a cup of coffee on a table, natural light", "a cat")
 
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path) -> QwenImageModel:
-    return open_tiny(tiny_model, match_target_res=True)
+    return open_tiny(tiny_model, reference_area=0)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_with_checkpointing_each_block_runs_again_in_the_backward_pass(
     tiny_model: Path, mixed, checkpointing: bool, runs: int
 ) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
-    model = open_tiny(tiny_model, match_target_res=True)
+    model = open_tiny(tiny_model, reference_area=0)
     model.network_module.requires_grad_(True)
     model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
     begun: list[bool] = []
@@ -197,7 +197,7 @@ def test_with_checkpointing_each_block_runs_again_in_the_backward_pass(
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
 def test_backward_begins_with_the_last_block_of_the_last_pass(tiny_model: Path, mixed, table: bool) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
-    model = open_tiny(tiny_model, match_target_res=True, modulation_table=table)
+    model = open_tiny(tiny_model, reference_area=0, modulation_table=table)
     model.network_module.requires_grad_(False)
     model.enable_modulation_cache(BlockSwap)
     passes: list[tuple[str, int]] = []

@@ -53,7 +53,7 @@ def velocity_and_gradients(adapter, parameters, step, checkpointing: bool = Fals
     [(None, False), (LoraNetwork, False), (LoraNetwork, True), (LohaNetwork, False), (LohaNetwork, True)],
 )
 def test_it_computes_what_the_model_computes(tiny_model: Path, step, kind, qtype, checkpointing: bool) -> None:
-    options = {"match_target_res": True, "transform_block": quantizer(qtype) if qtype else None}
+    options = {"reference_area": 0, "transform_block": quantizer(qtype) if qtype else None}
     expected, gradients = velocity_and_gradients(*trained(tiny_model, kind, False, **options), step, checkpointing)
     found, from_table = velocity_and_gradients(*trained(tiny_model, kind, True, **options), step, checkpointing)
     assert relative(found, expected) < 2e-6
@@ -68,7 +68,7 @@ def test_it_computes_what_the_model_computes(tiny_model: Path, step, kind, qtype
 def test_references_with_a_level_of_their_own_have_their_own_row(tmp_path: Path, step, monkeypatch) -> None:
     """That of t = 0, which is prefetched with the others and never the oldest: Qwen-Image-Edit-2511."""
     write_tiny_model(tmp_path, TinySpec(zero_cond_t=True))
-    adapters = [open_tiny(tmp_path, match_target_res=True, modulation_table=table) for table in (False, True)]
+    adapters = [open_tiny(tmp_path, reference_area=0, modulation_table=table) for table in (False, True)]
     assert adapters[1].enable_modulation_cache(BlockSwap) is None
     adapters[1].prefetch_timesteps(LEVELS)
     monkeypatch.setattr(ModulationCache, "compute", None)
@@ -120,7 +120,7 @@ def test_streamed_weights_give_the_same_rows_through_two_buffers(tiny_model: Pat
 
 
 def test_announced_levels_are_computed_once_and_old_ones_leave(tiny_model: Path, step, monkeypatch) -> None:
-    model = open_tiny(tiny_model, match_target_res=True, modulation_table=True)
+    model = open_tiny(tiny_model, reference_area=0, modulation_table=True)
     assert model.enable_modulation_cache(BlockSwap) is None
     computed: list[float] = []
     compute = ModulationCache.compute
@@ -140,7 +140,7 @@ def test_announced_levels_are_computed_once_and_old_ones_leave(tiny_model: Path,
 
 @pytest.mark.parametrize("what", ["dora", "whole model", "time embedding"])
 def test_it_says_where_it_cannot_be(tiny_model: Path, step, what: str) -> None:
-    model = open_tiny(tiny_model, match_target_res=True, modulation_table=True)
+    model = open_tiny(tiny_model, reference_area=0, modulation_table=True)
     if what == "dora":
         DoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.0, seed=1).attach(model.network_module)
     else:

@@ -30,20 +30,20 @@ def longest(model: Path, **given) -> int:
 
 
 @pytest.mark.parametrize(
-    ("target", "references", "match_target"),
+    ("target", "references", "area"),
     [
-        (TARGET, [], False),
-        (Size(1024, 64), [], False),
-        (TARGET, [Size(451, 300)], True),
-        (TARGET, [Size(90, 90)] * 3, False),
+        (TARGET, [], 1024 * 1024),
+        (Size(1024, 64), [], 1024 * 1024),
+        (TARGET, [Size(451, 300)], 0),
+        (TARGET, [Size(90, 90)] * 3, 1024 * 1024),
     ],
     ids=str,
 )
 def test_the_longest_prompt_that_fits_is_the_longest_the_transformer_takes(
-    tiny_model: Path, target: Size, references: list[Size], match_target: bool
+    tiny_model: Path, target: Size, references: list[Size], area: int
 ) -> None:
-    most = longest(tiny_model, target=target, references=references, match_target=match_target)
-    model = open_tiny(tiny_model, match_target_res=match_target)
+    most = longest(tiny_model, target=target, references=references, area=area)
+    model = open_tiny(tiny_model, reference_area=area)
     inputs = encoder_inputs(words(most), [picture(size) for size in references], *tokenizers(model))
     length = inputs["input_ids"].shape[1] - DROP_TOKENS
     latents = [
@@ -73,7 +73,7 @@ def picture(size: Size):
 
 
 def test_the_fault_says_how_long_it_is_and_how_long_it_may_be(tiny_model: Path) -> None:
-    fault = prompt_fault(tiny_model, words(5000), TARGET, [Size(451, 300)], match_target=True)
+    fault = prompt_fault(tiny_model, words(5000), TARGET, [Size(451, 300)], area=0)
     # 5 tokens end the template; an image is 187 and the 7 around it; the longer side is 4 tokens from the middle.
     assert fault == (
         "5,199 text tokens; a target of 128x96 beside 1 reference leaves room for 4,092. Shorten the text."
@@ -97,11 +97,11 @@ def test_text_to_image_gets_what_its_pipeline_gives_it_of_a_long_prompt(tmp_path
 
 
 def test_without_a_tokenizer_on_the_disk_nothing_is_said(tmp_path: Path) -> None:
-    assert prompt_fault(tmp_path, words(5000), TARGET, [], match_target=False) is None
+    assert prompt_fault(tmp_path, words(5000), TARGET, [], area=1024 * 1024) is None
 
 
 @pytest.mark.parametrize("references", [[], [Size(50, 10000)] * 3, [Size(10000, 50)] * 3])
 @pytest.mark.parametrize("letter", ["a", "\U0001f600"])
 def test_a_sure_prompt_fits_whatever_the_pictures(tiny_model: Path, references, letter: str) -> None:
-    for match_target in (False, True):
-        assert prompt_fault(tiny_model, letter * SURE_PROMPT, Size(2048, 2048), references, match_target) is None
+    for area in (1024 * 1024, 0):
+        assert prompt_fault(tiny_model, letter * SURE_PROMPT, Size(2048, 2048), references, area) is None

@@ -110,7 +110,7 @@ BATCHES = {
 @pytest.mark.parametrize("batch", BATCHES)
 def test_velocity_equals_the_pipelines(at_any_time, unit_gain_21: Path, batch: str) -> None:
     items = [photo(*one) for one in BATCHES[batch]]
-    t_B, x_t_BCHW, velocity_BCHW = training_call(open_21(unit_gain_21, match_target_res=True), *items)
+    t_B, x_t_BCHW, velocity_BCHW = training_call(open_21(unit_gain_21, reference_area=0), *items)
     errors = []
     for item, t, x_t_CHW, ours_CHW in zip(items, t_B, x_t_BCHW, velocity_BCHW, strict=True):
         theirs_BNC = pipeline_velocity(at_any_time, item, t, x_t_CHW)
@@ -190,7 +190,7 @@ def test_a_model_of_other_sizes_that_the_pipeline_saved_computes_the_same(
     assert not model_fault(str(other_model), None)
     pipeline = load_pipeline(other_model)
     prompt = SamplePrompt(PROMPT, "blurry", PORTRAIT, 42, 3.0, 4, REFERENCES[:2])
-    model = open_21(other_model, match_target_res=True)
+    model = open_21(other_model, reference_area=0)
     image = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
     (theirs,) = drawn_by_pipeline(pipeline, prompt)
     at_least("sample of a model of other sizes, dB", psnr(image, theirs), 60)
@@ -217,7 +217,7 @@ def test_a_transparent_reference_gives_the_image_of_the_pipeline(
     pipeline_21, unit_gain_21: Path, cut_out: Path
 ) -> None:
     """To the text encoder it is as if laid over white, to the VAE it is not."""
-    model, opaque = open_21(unit_gain_21, match_target_res=True), cut_out.with_name("opaque.png")
+    model, opaque = open_21(unit_gain_21, reference_area=0), cut_out.with_name("opaque.png")
     over_white(Image.open(cut_out)).save(opaque)
     images, given = {}, {}
     for path in (cut_out, opaque):
@@ -246,7 +246,7 @@ def test_a_seed_gives_the_image_of_the_pipeline(pipeline_21, unit_gain_21: Path,
     """The 8-bit images, the noise levels, and the latents beside what another prompt changes of them."""
     references, size, guidance = SAMPLES[case]
     prompt = SamplePrompt(PROMPT, "blurry", size, 42, guidance, 4, REFERENCES[:references])
-    model = open_21(unit_gain_21, match_target_res=True)
+    model = open_21(unit_gain_21, reference_area=0)
 
     def sampler(wanted: SamplePrompt) -> Sampler:
         return Sampler(model, [wanted], ItemEncoder(model, torch.float32), memory_stores())
@@ -392,6 +392,6 @@ SIZES = [Size(*sides) for sides in ((1024, 1024), (1344, 768), (640, 480), (333,
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_references_have_the_pipelines_sizes(size: Size) -> None:
-    for target, match, area in ((PORTRAIT, False, 1024**2), (PORTRAIT, True, 96 * 160), (LANDSCAPE, True, 192 * 128)):
+    for target, given, area in ((PORTRAIT, 1024**2, 1024**2), (PORTRAIT, 0, 96 * 160), (LANDSCAPE, 0, 192 * 128)):
         theirs = calculate_dimensions(area, size.width / size.height)[:2]
-        assert tuple(FAMILY.reference_size(size, target, match)) == theirs
+        assert tuple(FAMILY.reference_size(size, target, given)) == theirs
