@@ -145,7 +145,8 @@ def _tool_command(text: str) -> str:
     if (made := load_object(FOREIGN_TOOLS)(text, known)) is None:
         return ""
     words, notes = made
-    return "\n".join([*(f"# {note}" for note in notes), shlex.join(["python", "run.py", *words])])
+    command = [shlex.join(["python", "run.py", *words])] if words else []
+    return "\n".join([*(f"# {note}" for note in notes), *command])
 
 
 def moved_folders(pairs: Sequence[str]) -> dict[str, str]:

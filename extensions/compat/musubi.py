@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from extensions.compat.foreign_jobs import ForeignJobs
 from extensions.compat.names import NAMES, PLACES
@@ -67,6 +67,8 @@ OF_DATASETS = (
 PARTS = {"dit": "transformer_path", "vae": "vae_path", "text_encoder": "text_encoder_path"}
 """Key -> the key of `model` for a file that lies in no model folder."""
 
+FILE = ".safetensors"
+
 PATHS = frozenset({*PARTS, "dataset_config", "network_weights", "base_weights", "sample_prompts"})
 OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory"})
 """Keys that name what has to be there."""
@@ -88,6 +90,9 @@ BY_HAND = frozenset(
 
 VERSIONS = {"edit": "edit", "edit_plus": "edit-2509"}
 """Switch -> the `model_version` that it stands for, which `model.arch` reads as it is."""
+
+VERSION = "original"
+"""`model_version` where none is given."""
 
 PUBLISHED = {
     "original": "Qwen/Qwen-Image",
@@ -226,20 +231,14 @@ class _Reader:
                 version = version or at(self.given[key], VERSIONS[key])
         if version is not None:
             self._set("model.arch", version, self.process)
-        paths = {key: str(self.given[key].value) for key in PARTS if key in self.given}
-        folders = {key: model_folder(path) for key, path in paths.items()}
-        alone = [key for key in paths if folders[key] is None and os.path.isfile(os.path.expanduser(paths[key]))]
-        for key in alone:
+        version = version or _their("model_version", VERSION)
+        named = model_of({key: str(self.given[key].value) for key in PARTS if key in self.given}, str(version.value))
+        for key in named.alone:
             self._set(f"model.{PARTS[key]}", self.given[key], self.process)
-        folder, base = folders["dit"], dit
-        if "dit" in alone:
-            folder = next(filter(None, folders.values()), None)
-            version = version or _their("model_version", "original")
-            base = at(version, PUBLISHED.get(str(version.value), "missing"))
-        self._set("model.name_or_path", at(base, str(folder or base.value)), self.process)
-        for key, found in folders.items():
-            if found not in (None, folder):
-                self.diagnostics.warn(self.given[key], f"{show(self.given[key])} is not used, but that of {folder}.")
+        base = version if named.published else dit
+        self._set("model.name_or_path", at(base, named.model), self.process)
+        for key in named.unused:
+            self.diagnostics.warn(self.given[key], f"{show(self.given[key])} is not used, but that of {named.model}.")
 
     def _network(self) -> None:
         if not self.adapter:
@@ -498,6 +497,35 @@ def flat(root: ConfigNode) -> Level:
     for key, node in root.value.items():
         given |= node.value if isinstance(node.value, dict) else {key: node}
     return given
+
+
+class NamedModel(NamedTuple):
+    """What `dit`, `vae` and `text_encoder` are here."""
+
+    model: str
+    """Folder or hub id."""
+
+    alone: list[str]
+    """The keys whose files lie in no model folder: they are used in place of its parts."""
+
+    unused: list[str]
+    """The keys that name parts of another folder."""
+
+    published: bool
+    """The hub id is that of the version."""
+
+
+def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
+    """paths: of the keys of PARTS that are given, `dit` among them. version: `model_version` or what stands for it."""
+    folders = {key: model_folder(path) for key, path in paths.items()}
+    files = [key for key, path in paths.items() if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path))]
+    alone = [key for key in files if folders[key] is None]
+    folder, model = folders["dit"], paths["dit"]
+    if "dit" in alone:
+        folder = next(filter(None, folders.values()), None)
+        model = PUBLISHED.get(version, "missing")
+    unused = [key for key, found in folders.items() if found not in (None, folder)]
+    return NamedModel(str(folder or model), alone, unused, published=folder is None and "dit" in alone)
 
 
 def model_folder(path: str) -> Path | None:

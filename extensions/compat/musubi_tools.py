@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from extensions.compat.musubi import ROWS, model_folder
-from extensions.compat.musubi_command import commands, parted
+from extensions.compat.musubi import FILE, PARTS, ROWS, VERSION, VERSIONS, model_of
+from extensions.compat.musubi_command import NOT_NEEDED, commands, parted
 from extensions.compat.names import NAMES
 
 
@@ -36,12 +36,13 @@ VALUES = {
     ("generate", "fp8", ""): "--quantize --qtype float8",
     ("generate", "fp8_scaled", ""): "--quantize --qtype fp8_scaled",
     ("generate", "fp8_vl", ""): "--quantize-te --qtype-te float8",
+    ("generate", "resize_control_to_image_size", ""): "--match-target-res",
     ("generate", "output_type", "images"): "",
 }
 """Tool, flag and its value -> our words."""
 
-IDLE = frozenset({"vae", "text_encoder", "output_type"})
-"""Flags whose value is what is done anyway, or part of another's."""
+IDLE = frozenset({"output_type", "resize_control_to_official_size"})
+"""Flags whose value is what is done anyway."""
 
 FLAGS = {"model_org": "--base", "model_tuned": "--tuned", "dim": "--rank", "output_file": "--output"}
 """Flag of a script that nothing else of that program has -> ours."""
@@ -50,24 +51,29 @@ FLAGS = {"model_org": "--base", "model_tuned": "--tuned", "dim": "--rank", "outp
 def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]] | None:
     """The words of our command, and a line for each flag that is left out; None for other scripts.
 
-    known: tool -> its flags.
+    known: tool -> its flags. No words: nothing stands for the script.
     """
-    found = next(((script, flags) for script, _, flags in map(parted, commands(text)) if script), None)
+    scripts = [(script, flags) for script, _, flags in map(parted, commands(text)) if script]
+    found = next(iter(scripts), None)
+    if scripts and all(script.text in NOT_NEEDED for script, _ in scripts):
+        return [], [
+            f"{script.text}: {NOT_NEEDED[script.text]}; `run.py cache JOB` does only that." for script, _ in scripts
+        ]
     if found is None or found[0].text not in SCRIPTS:
         return None
     tool, defaults = SCRIPTS[found[0].text]
     given, positional = _grouped([word.text for word in found[1]])
     words, notes = [tool, *positional], []
     strengths = given.pop("lora_multiplier", [])
+    words += _model(given, tool, known[tool])
     for name, values in given.items():
         if name == "lora_weight":
             values = [f"{file}:{strengths[i]}" if i < len(strengths) else file for i, file in enumerate(values)]
         ours = _ours(name, values, tool, known[tool])
         words += ours
         if not ours and (name not in IDLE or values == ["latent"]):
-            rows = [ROWS[name][1]] if name in ROWS else []
-            rows += [row for row in [NAMES["musubi", "flags"].get(name)] if row]
-            reason = next((row.says for row in rows if row.says), "there is no such flag")
+            rows = [NAMES["musubi", "flags"].get(name), ROWS[name][1] if name in ROWS else None]
+            reason = next((row.says for row in rows if row and row.says and row.how != "shaped"), f"{tool} has none")
             notes.append(f"--{name}: {reason.removesuffix(' Leave it out.').rstrip('.')}.")
     for flag, value in defaults.items():
         words += [flag, value] if flag not in words else []
@@ -88,10 +94,21 @@ def _grouped(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return given, positional
 
 
+def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> list[str]:
+    """The model that a script is told by its parts, which are taken out of `given`."""
+    if tool == "caption" and (path := "".join(given.pop("model_path", []))):
+        return ["--text-encoder-path" if path.endswith(FILE) else "--model", path]
+    paths = {key: given.pop(key)[0] for key in PARTS if given.get(key)}
+    if "dit" not in paths or "--model" not in known:
+        return []
+    switches = [VERSIONS[key] for key in VERSIONS if key in given and not given.pop(key)]
+    named = model_of(paths, *(given.pop("model_version", []) or switches or [VERSION])[:1])
+    files = [(f"--{PARTS[key].replace('_', '-')}", paths[key]) for key in named.alone]
+    return ["--model", named.model, *(word for pair in files for word in pair)]
+
+
 def _ours(name: str, values: Sequence[str], tool: str, known: Collection[str]) -> list[str]:
     """Our words for a flag; none where it has no counterpart."""
-    if name == "dit":
-        return ["--model", str(model_folder(values[0]) or values[0])] if values else []
     if (at := (tool, name, values[0] if values else "")) in VALUES:
         return VALUES[at].split()
     of_tool, *flags = (ROWS[name][1].tool if name in ROWS else "").split() or [""]

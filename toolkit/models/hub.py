@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -72,6 +73,8 @@ def fetch_index(name: str, revision: str | None) -> Path:
     return folder / INDEX
 
 
+ENCODER_WEIGHTS = "model*.safetensors"
+
 ENCODER_FILES = [
     "config.json",
     "preprocessor_config.json",
@@ -85,20 +88,24 @@ ENCODER_FILES = [
 """What is needed of a hub repository of a text encoder with its tokenizer; other formats are left there."""
 
 
-def download_encoder(name: str, key: str) -> Path:
+def download_encoder(name: str, key: str, weights: bool = True) -> Path:
     """The local snapshot of the text encoder `name`, or of a tokenizer alone; `key` names the setting in messages.
 
-    Raises UserError as `download`.
+    weights: False leaves them out. Raises UserError as `download`.
     """
+    files: dict[str, Any] = {"allow_patterns": ENCODER_FILES}
+    if not weights:
+        files["ignore_patterns"] = ENCODER_WEIGHTS
     with _asking(name, None, key):
         try:
-            folder = Path(snapshot_download(name, allow_patterns=ENCODER_FILES, local_files_only=True))
-            if any(folder.glob("model*.safetensors")) or not (folder / "config.json").is_file():
+            folder = Path(snapshot_download(name, **files, local_files_only=True))
+            is_config = (folder / "config.json").is_file()
+            if any(folder.glob(ENCODER_WEIGHTS)) or weights != is_config:
                 return folder
         except LocalEntryNotFoundError:
             pass  # not in the cache: it is downloaded below
         logger.info(f"downloading {name} to {hub_cache()}")
-        return Path(snapshot_download(name, allow_patterns=ENCODER_FILES))
+        return Path(snapshot_download(name, **files))
 
 
 @contextmanager

@@ -56,12 +56,13 @@ TEXT_NAMES = {"model.language_model.": "language_model.", "model.visual.": "visu
 """Beginnings of a text encoder's names, as it is published or ComfyUI keeps it -> those in transformers' module. The
 first that fits counts."""
 
+HEAD = "lm_head.weight"
+VL_WEIGHTS = ("language_model.embed_tokens.weight", "visual.patch_embed.proj.weight")
+
 OF_ENCODERS: Mapping[str, tuple[str, Sequence[Sequence[str]]]] = {
     "vae": ("a VAE of this model", (["decoder.conv_in.weight"], ["decoder.conv1.weight"])),
-    "text_encoder": (
-        "a text encoder with its vision tower",
-        (["language_model.embed_tokens.weight", "visual.patch_embed.proj.weight"],),
-    ),
+    "text_encoder": ("a text encoder with its vision tower", (VL_WEIGHTS,)),
+    "captioner": ("a Qwen2.5-VL with its language-model head", ([*VL_WEIGHTS, HEAD],)),
 }
 """Part -> words for it, and the weights by which it is known, in each way that it is named."""
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, fill_from_file, reading
-from toolkit.models.single_file import text_encoder_name
+from toolkit.models.single_file import HEAD, text_encoder_name
 from toolkit.models.template import IMAGE_PAD
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def load_text_model(
     kind: its class in transformers. file: its weights, in place of the folder's. Raises RunError when they are not
     those of its config, or not finite.
     """
-    of_kind, head = getattr(transformers, kind), ("lm_head.weight",)
+    of_kind, head = getattr(transformers, kind), (HEAD,)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
             model = of_kind(of_kind.config_class.from_json_file(part / "config.json")).model

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
 
 from toolkit.config.model_files import CAPTIONER, INDEX, cached_snapshot
 from toolkit.errors import RunError, UserError
 from toolkit.models.hub import download_encoder
-from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
+from toolkit.models.loading import STRICTLY, check_finite, check_loaded, fill_from_file, reading
+from toolkit.models.single_file import HEAD, text_encoder_name
 from toolkit.system import seeding
 from toolkit.system.device import is_out_of_memory
 
@@ -73,12 +75,14 @@ class Captioner:
         device: torch.device,
         dtype: torch.dtype,
         quantize: Callable[[nn.Module, str], None] | None = None,
+        file: Path | None = None,
     ) -> None:
         """Loads the model of a folder (`captioner_folder`). quantize: called with each block of the language model.
+        file: the weights, in place of those in the folder.
 
         Raises RunError for files that cannot be used.
         """
-        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         self.settings, self.device = settings, device
@@ -91,10 +95,16 @@ class Captioner:
         self.ids = {marker: known[marker] for marker in MARKERS}
         with reading(processor):
             self.processor = Qwen2VLImageProcessorPil.from_pretrained(processor, local_files_only=True)
-        with reading(encoder):
-            model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(encoder, dtype=dtype, **STRICTLY)
-        check_loaded(encoder, info)
-        check_finite(encoder, model)
+        if file:
+            with reading(encoder), init_empty_weights(include_buffers=False):
+                config = Qwen2_5_VLConfig.from_json_file(encoder / "config.json")
+                model = Qwen2_5_VLForConditionalGeneration(config)
+            model = fill_from_file(model, file, dtype, _name_in_model)
+        else:
+            with reading(encoder):
+                model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(encoder, dtype=dtype, **STRICTLY)
+            check_loaded(encoder, info)
+            check_finite(encoder, model)
         if quantize:
             for index, block in enumerate(model.model.language_model.layers):
                 quantize(block, f"language_model.layers.{index}")
@@ -160,10 +170,16 @@ class Captioner:
         return ids
 
 
-def captioner_folder(model: str) -> Path:
+def _name_in_model(name: str) -> str:
+    """The name that a weight of a single file has in the module with its head."""
+    return name if name == HEAD else f"model.{text_encoder_name(name)}"
+
+
+def captioner_folder(model: str, weights: bool) -> Path:
     """The folder of a hub id or local folder: of transformers, or of diffusers with the model as a part.
 
-    Raises UserError as `download_encoder`, and for a repository that holds something else.
+    weights: whether they are needed. Raises UserError as `download_encoder`, and for a repository that
+    holds something else.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -171,7 +187,7 @@ def captioner_folder(model: str) -> Path:
     whole = cached_snapshot(model, None)
     if whole and (whole / INDEX).is_file():
         return whole
-    folder = download_encoder(model, "model")
+    folder = download_encoder(model, "model", weights)
     if not (folder / "config.json").is_file():
         raise UserError(f"model: {model} holds no config.json. Give {CAPTIONER}, or a downloaded model that has it.")
     return folder

@@ -11,12 +11,14 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import check_folder
 from toolkit.config.field_types import Dtype, PathStr
+from toolkit.config.findings import check_path
 from toolkit.config.model import Qtype
 from toolkit.config.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
 from toolkit.config.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
+from toolkit.models.single_file import encoder_file_fault
 
 DESCRIBE = (
     "Write a caption of this image for training an image generator, as one paragraph of plain prose. Say what is seen: "
@@ -49,6 +51,10 @@ class CaptionConfig(ToolConfig):
     model: PathStr = CAPTIONER
     """Qwen2.5-VL: hub id, its local folder, or the folder of a model that has it as text encoder, such as
     Qwen-Image-Edit-2509."""
+
+    text_encoder_path: PathStr | None = None
+    """Its weights in one safetensors file as ComfyUI keeps it, in place of those of `model`, whose config, tokenizer
+    and image processor are then all that is needed of it."""
 
     pairs: PathStr = ""
     """Folder of reference images with the same names: captions tell the change from them to the images of `folder`."""
@@ -118,6 +124,10 @@ class CaptionConfig(ToolConfig):
         """What the model is asked."""
         return self.prompt.replace("\\n", "\n") or (DESCRIBE_CHANGE if self.pairs else DESCRIBE)
 
+    def weights_file(self) -> Path | None:
+        """`text_encoder_path` as a path."""
+        return Path(self.text_encoder_path).expanduser() if self.text_encoder_path else None
+
     def outputs_exist(self, job: JobContext) -> bool:
         """False: whether captions are missing is looked up anew."""
         return False
@@ -134,6 +144,9 @@ class CaptionConfig(ToolConfig):
         if (table := self.table()) and self.output and (table.is_dir() or file_in_the_way(table.parent)):
             yield Diagnostic(("output",), f"'{table}' cannot be a file. Give another place.")
         yield from self._check_model(job)
+        yield from check_path("text_encoder_path", self.text_encoder_path, "Give a safetensors file.", job, file=True)
+        if (file := self.weights_file()) and file.is_file() and (fault := encoder_file_fault(file, "captioner")):
+            yield Diagnostic(("text_encoder_path",), fault)
 
     def _check_model(self, job: JobContext) -> Iterator[Diagnostic]:
         folder = Path(self.model).expanduser()

@@ -46,13 +46,15 @@ class CaptionProcess(BaseExtensionProcess):
 
     def _load(self) -> Captioner:
         section = self.section
-        folder = captioner_folder(section.model)
-        check_device(section.device, weights_bytes(folder))
+        file = section.weights_file()
+        folder = captioner_folder(section.model, weights=file is None)
+        check_device(section.device, file.stat().st_size if file else weights_bytes(folder))
         settings = CaptionSettings(
             section.question(), section.max_tokens, section.max_size, section.temperature, section.seed
         )
         quantize = quantizer(section.quantize) if section.quantize else None
-        return Captioner(folder, settings, use_device(pick_device(section.device)), DTYPES[section.dtype], quantize)
+        device = use_device(pick_device(section.device))
+        return Captioner(folder, settings, device, DTYPES[section.dtype], quantize, file)
 
     def _caption(self, todo: list[CaptionedImage], captions: Captions) -> list[ImageError]:
         """Writes their captions; returns the images that could not be captioned."""

@@ -155,6 +155,19 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
             "--output images --quantize --qtype fp8_scaled --seed 1234 --lora my.safetensors:0.8 --cfg 4.0\n",
         ),
         (
+            "python qwen_image_generate_image.py --dit a/dit.safetensors --vae b.safetensors --edit --prompt x "
+            "--control_image_path c.png --resize_control_to_image_size --compile --image_size 64 64",
+            "# --compile: Images are generated without compilation.\n"
+            "python run.py generate --model Qwen/Qwen-Image-Edit --transformer-path a/dit.safetensors "
+            "--vae-path b.safetensors --prompt x --reference c.png --match-target-res --height 64 --width 64 "
+            "--steps 25 --cfg 4.0\n",
+        ),
+        (
+            "python qwen_image_cache_latents.py --dataset_config data.toml --vae vae",
+            "# qwen_image_cache_latents.py: images and captions are encoded before the training, by the training "
+            "itself; `run.py cache JOB` does only that.\n",
+        ),
+        (
             "python lora_post_hoc_ema.py a.safetensors b.safetensors --output_file c.safetensors --sigma_rel 0.2",
             "python run.py post_hoc_ema a.safetensors b.safetensors --output c.safetensors --sigma-rel 0.2\n",
         ),
@@ -163,8 +176,11 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
             "python run.py convert --input a.safetensors --output b.safetensors --to comfyui\n",
         ),
         (
-            "python caption_images_by_qwen_vl.py --image_dir pairs --output_file c.jsonl --max_new_tokens 9 --fp8_vl",
-            "python run.py caption --folder pairs --output c.jsonl --max_tokens 9 --quantize float8 --format jsonl\n",
+            "python caption_images_by_qwen_vl.py --image_dir pairs --output_file c.jsonl --max_new_tokens 9 --fp8_vl "
+            "--model_path a/qwen.safetensors",
+            "python run.py caption --text-encoder-path a/qwen.safetensors --folder pairs "
+            "--output c.jsonl --max_tokens 9 "
+            "--quantize float8 --format jsonl\n",
         ),
         (
             "python qwen_extract_lora.py --model_org a --model_tuned b --save_to c.safetensors",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from extensions.tools.caption.config import CaptionConfig
 from tests.conftest import readme_commands
@@ -161,6 +162,29 @@ def test_pairs_are_shown_together(images: Path, caption: Caption, make_pictures,
     assert [row["control_path"] for row in rows] == [str(before / "a.png"), str(before / "b.png")]
     alone = caption(images, "--format", "jsonl", "--output", tmp_path / "alone.jsonl", "--prompt", "x")
     assert alone.question() == "x" and len((tmp_path / "alone.jsonl").read_text().splitlines()) == 3
+
+
+def test_weights_in_one_file_caption_as_those_of_the_folder(
+    images: Path, caption: Caption, tiny_model, tmp_path
+) -> None:
+    """The folder then needs none; the file has the names of this or of older versions of transformers."""
+    caption(images)
+    first, folder, file = texts(images), tmp_path / "small", tmp_path / "qwen.safetensors"
+    weights = load_file(next((tiny_model / "text_encoder").glob("*.safetensors")))
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    flags = ("--overwrite", "--model", folder, "--text-encoder-path", file)
+    with pytest.raises(ConfigErrors, match="does not exist"):
+        caption(images, *flags)
+    save_file({name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}, file)
+    with pytest.raises(ConfigErrors, match=re.escape("so is not a Qwen2.5-VL with its language-model head")):
+        caption(images, *flags)
+    new = {"model.": "model.language_model.", "visual.": "model.visual."}
+    for names in ({}, new):
+        save_file(
+            {next((names[o] + n[len(o) :] for o in names if n.startswith(o)), n): weights[n] for n in weights}, file
+        )
+        caption(images, *flags)
+        assert texts(images) == first
 
 
 def test_quantized_recursive_drawn_and_a_folder_of_transformers(
