@@ -49,8 +49,10 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine
 - `seed = 0` is a seed there and a random one here; a line says so. States of its runs are not read: `network_weights`
   goes on from a LoRA file.
 - Without `network_module` and other `network_` keys the model itself is trained, as by `qwen_image_train.py`.
-- Bucket sides are multiples of 32 (there 16), small images are not enlarged, references have an area of 1024 x 1024 or
-  that of their image.
+- Bucket sides are multiples of 32 (there 16), small images are not enlarged, references are scaled to the area of
+  `control_resolution` or of their image.
+- An accumulation of gradients goes on in the next epoch (there the end of an epoch is a step), and images whose
+  references differ in shape share a batch (there not): fewer steps of the same images.
 - A flag and a key of `--config_file` with unlike values are an error with both values (there the flag wins).
 
 In a YAML job its names are read too, where the column says; elsewhere they are unknown, and the message says ours.

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
+from tests.golden_tables import golden, table
 from toolkit.config import load_job
 from toolkit.config.process import JobConfig
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 JOB = """\
 dit = "model/transformer"
@@ -34,6 +38,10 @@ bucket_no_upscale = true
 [[datasets]]
 image_directory = "pairs/after"
 """
+
+
+PARTS = (("dit", "dit", "transformer"), ("vae", "vae", "vae"), ("text_encoder", "text", "text_encoder"))
+"""Flag, its value in tests/golden/musubi_jobs.json, the part of a model's folder."""
 
 
 @pytest.fixture
@@ -221,6 +229,68 @@ def test_a_config_trains_and_its_copy_is_the_same_job(
     again = load_job(copy, discover().find_config)
     settings = [config.processes[0].section.recorded_settings() for config in (direct, again)]  # type: ignore[union-attr]
     assert settings[0] == settings[1] and direct.meta == again.meta
+
+
+@pytest.fixture
+def as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_py: Callable[..., Any]) -> Callable[..., Path]:
+    """Runs the command of a job of tests/golden/musubi_jobs.json on our tiny model; returns the folder of the run."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(case: dict[str, Any], *changes: tuple[str, str]) -> Path:
+        is_edit = "edit" in case["command"]
+        spec = TinySpec(zero_cond_t=True) if is_edit else TinySpec(arch="qwen_image")
+        write_tiny_model(Path("model"), spec)
+        for index, (width, height) in enumerate(table("musubi_jobs")["images"]):
+            for folder, names in (("imgs", [f"{index}"]), ("refs", [f"{index}_{n}" for n in range(1 + index % 2)])):
+                Path(folder).mkdir(exist_ok=True)
+                for name in names:
+                    Image.effect_noise((width + 50 * (folder == "refs"), height), 40).save(f"{folder}/{name}.png")
+            Path(f"imgs/{index}.txt").write_text(f"caption {index}")
+        parts = [(f"--{key} {value}", f"--{key} model/{part}") for key, value, part in PARTS]
+        command = reduce(lambda text, pair: text.replace(*pair), [*parts, *changes], case["command"])
+        Path("train.sh").write_text(f"{command}\n")
+        Path("data.toml").write_text(case["data"])
+        done = run_py("train.sh")
+        assert done.returncode == 0, done.stderr
+        return Path("out/my-lora")
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", golden("musubi_jobs"), ids=lambda case: case["job"])
+def test_a_command_does_what_its_own_trainer_did(as_there: Callable[..., Path], case: dict[str, Any]) -> None:
+    """Steps, the learning rate of each group in each of them, images, saved files and their dtype."""
+    folder = as_there(case)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == case["steps"] and lines[-1]["samples"] == case["images_seen"]
+    groups = ["lr/base", "lr/base up"] if len(case["rates"][0]) == 2 else ["lr"]
+    for line, rates in zip(lines, case["rates"], strict=True):
+        assert [line[group] for group in groups] == pytest.approx(rates, rel=1e-6), line["step"]
+    saved = {name: (step, dtype) for name, (step, dtype) in case["files"].items() if name != "final"}
+    last = {case["steps"]} if "epochs" in case["command"] else set()
+    found = {int(path.stem.rpartition("_")[2]): path for path in folder.glob("my-lora_*.safetensors")}
+    assert found.keys() == {step for step, _ in saved.values()} | last
+    for path in (folder / "my-lora.safetensors", *found.values()):
+        assert {str(tensor.dtype) for tensor in load_file(path).values()} == {case["files"]["final"][1]}
+
+
+@pytest.mark.slow
+def test_an_adapter_begins_as_there(as_there: Callable[..., Path]) -> None:
+    """The file of a step whose learning rate is 0: layers, shapes, alpha, the bound of one factor, the other zero."""
+    changes = ("--max_train_steps 23", "--max_train_steps 5"), ("--save_every_n_steps 5", "--save_every_n_steps 1")
+    (case,) = golden("musubi_jobs", job="steps")
+    ours = load_file(as_there(case, *changes, ("--save_precision bf16", "")) / "my-lora_000000001.safetensors")
+    theirs = table("musubi_jobs")["initial_adapter"]
+    layers = {name.rpartition(".lora_A")[0] for name in ours if "lora_A" in name}
+    assert {f"lora_unet_{name.partition('.')[2].replace('.', '_')}" for name in layers} == theirs.keys()
+    for name in layers:
+        there = theirs[f"lora_unet_{name.partition('.')[2].replace('.', '_')}"]
+        down, up, alpha = (ours[f"{name}.{end}"] for end in ("lora_A.weight", "lora_B.weight", "alpha"))
+        assert alpha == there["alpha"]
+        for tensor, (shape, largest) in ((down, there["lora_down.weight"]), (up, there["lora_up.weight"])):
+            assert list(tensor.shape) == shape
+            assert tensor.abs().max().item() == pytest.approx(largest, rel=0.05)
 
 
 def test_a_table_of_images_names_them_from_the_working_directory(
