@@ -47,6 +47,7 @@ PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
 """What a process of ai-toolkit has that ours lack: name -> makes it, for a process."""
 
 FOREIGN_FILES = {
+    "onetrainer": "extensions.compat.onetrainer:JOBS",
     "simpletuner": "extensions.compat.simpletuner:JOBS",
     "musubi": "extensions.compat.musubi:JOBS",
     "fluxflow": "extensions.compat.fluxflow:GUIDE",

@@ -23,6 +23,7 @@ as a job under the names of this program, with a comment behind each value that 
 |---|---|---|
 | musubi-tuner | training config (TOML) with its dataset file, a command in a file or pasted | below |
 | SimpleTuner | `config.json` with its dataset file, local images of Qwen-Image models | below |
+| OneTrainer | training config (JSON) with its concepts and samples, Qwen-Image | below |
 | ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
 | FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
 
@@ -88,6 +89,26 @@ _SIMPLETUNER_HEAD = """
 |---|---|---|---|
 """
 
+_ONETRAINER_HEAD = """
+## OneTrainer
+
+`python run.py job.json` reads a config with `model_type: QWEN`, its concepts and its samples, inline or in their
+files. A key that is left out means what it means there, and one line names those defaults: 200 steps of warm-up, alpha
+1, 100 epochs.
+
+- `LOGIT_NORMAL` is `timestep_type: sigmoid`, with `timestep_shift` `shift`, with `dynamic_timestep_shifting`
+  `qwen_shift`; `noising_weight: 0.5` is `sigmoid_scale: 1.5`. `UNIFORM` is read without a shift, others are refused.
+- `balancing` is `num_repeats`, as a whole number. Images that do not fill a batch are used all the same (there not).
+- Of several resolutions each image is used at each (there at one, drawn by chance).
+- `offload_fraction` is a share of the blocks: `blocks_to_swap`. With `FINE_TUNE` it has no effect.
+- Masks are `-masklabel.png` beside the images, as there. Augmentations but `enable_random_flip`, tag dropout and
+  concepts for prior prediction are refused.
+- Samples and files that are made by the clock are made every 250 steps, and a line says so.
+
+| there | here | in a YAML job | remark |
+|---|---|---|---|
+"""
+
 _SAME_NAME = {
     "network.linear_alpha": "honoured; there always `linear`",
     "datasets[].resolution": "equal sizes count once; two unlike ones: a note",
@@ -108,6 +129,9 @@ def _parts(models: Models) -> Iterator[str]:
         yield _row(key, row, [_standing(key, path, section, row) for path, section in sections], known)
     yield _SIMPLETUNER_HEAD
     for key, row in NAMES["simpletuner", ""].items():
+        yield _row(key, row, [], known)
+    yield _ONETRAINER_HEAD
+    for key, row in NAMES["onetrainer", ""].items():
         yield _row(key, row, [], known)
     yield _AI_TOOLKIT_HEAD
     for place, remark in _SAME_NAME.items():
