@@ -24,7 +24,7 @@ from extensions.sd_trainer.setup import (
     choose_w8a8_layers,
     load_pretrained_lora,
 )
-from extensions.sd_trainer.writers import ExtractedLoraWriter, LoraWriter, ModelFolderWriter
+from extensions.sd_trainer.writers import ExtractedLoraWriter, LoraWriter, ModelFolderWriter, SingleFileWriter
 from jobs.process.image_trainer import EncodedImages, ImageTrainer
 from jobs.process.trainer import Attached, Setup
 from toolkit.data.dataloader import BatchLoader, LatentBatch
@@ -88,7 +88,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
 
     @property
     def saves_folders(self) -> bool:
-        return bool(self.section.network.trains_model)
+        return bool(self.section.network.trains_model) and self.section.save.layout == "diffusers"
 
     def memory_advice(self) -> str:
         return memory_advice(self.section)
@@ -151,7 +151,8 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         return SdAttached(roles, network, block_runner)
 
     def weights_writer(self, setup: Setup[ImageData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
-        kind = ModelFolderWriter if self.saves_folders else LoraWriter
+        in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
+        kind = ModelFolderWriter if self.saves_folders else in_one
         optimizer, steps = attached.roles[NETWORK].optimizer, setup.plan.optimizer_steps
         metadata = job_metadata(self.section, self.meta, self.name, steps, setup.seed, optimizer, setup.plan)
         writer = kind(attached.network, self.section, metadata)

@@ -397,3 +397,7 @@ def _files(s: DiffusionSection) -> Findings:
         yield error("save.also", message)
     if save.mem_eff_save and not s.network.trains_model:
         yield warning("save.mem_eff_save", "has no effect without 'network: {type: full}'.")
+    if save.layout == "single_file" and not s.network.trains_model:
+        yield warning("save.layout", "has no effect without 'network: {type: full}': an adapter is one file anyway.")
+    elif save.layout == "single_file" and save.mem_eff_save:
+        yield error("save.mem_eff_save", "writes model folders. Remove it, or 'layout: single_file'.")

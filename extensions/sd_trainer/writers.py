@@ -1,5 +1,6 @@
 """Writes what a run trained: network files; complete model folders, where the model itself was trained; and
-(`save.also: [merged_lora]`) a plain LoRA beside each file of a LoHa, LoKr or DoRA.
+(`save.also: [merged_lora]`) a plain LoRA beside each file of a LoHa, LoKr or DoRA. With `save.layout: single_file` a
+model is one file with the transformer alone.
 
     <name>_000000340/
       model_index.json  scheduler/  tokenizer/  processor/     copies of the base model's
@@ -33,6 +34,7 @@ from toolkit.models.parts import INDEX, place_file, place_parts
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.interface import Network
+from toolkit.networks.lora_formats import in_one
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
 from toolkit.system.device import DTYPES
 from toolkit.train.collectives import network_state_dict
@@ -84,6 +86,13 @@ class LoraWriter:
         if run.roles[NETWORK].ema and "raw" in self.section.save.also:
             found[run.folder / f"{stem}_raw{self.suffix}"] = True
         return found
+
+
+class SingleFileWriter(LoraWriter):
+    """Writes the model itself, by the names of ComfyUI."""
+
+    def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
+        return {file: in_one(tensors) for file, tensors in super().copies(run, step).items()}
 
 
 class ModelFolderWriter(LoraWriter):

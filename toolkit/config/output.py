@@ -86,6 +86,10 @@ class SaveConfig(SaveIntervalConfig):
     dtype: Dtype = "float16"
     """Number type of the LoRA file, or of the model folder; with network.type full and no value: bfloat16."""
 
+    layout: Annotated[Literal["diffusers", "single_file"], OneOf()] = "diffusers"
+    """Of network.type full: a model folder, or the transformer alone in one safetensors file as ComfyUI loads it, which
+    `model.transformer_path` reads too."""
+
     mem_eff_save: bool = False
     """Of network.type full: write each tensor straight from the model, without a copy of all in CPU memory; training
     waits meanwhile. The state is copied all the same."""

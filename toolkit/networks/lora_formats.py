@@ -215,6 +215,14 @@ def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     }
 
 
+def in_one(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`)."""
+    found = dict(weights)
+    for whole, parts in fused_layers(name.removesuffix(".weight") for name in weights).items():
+        found[f"{whole}.weight"] = torch.cat([found.pop(f"{part}.weight") for part in parts])
+    return found
+
+
 def _split(source: str, name: str, change: LayerDelta, fused: Mapping[str, Sequence[str]]) -> dict[str, LayerDelta]:
     """The change by the model's own layers."""
     if name not in fused:

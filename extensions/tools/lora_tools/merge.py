@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,20 +22,12 @@ from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write_dir
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
-from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors
+from toolkit.networks.lora_formats import LayerDelta, in_one, read_tensors
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora
 from toolkit.system.device import DTYPES
 
 logger = logging.getLogger(__name__)
-
-
-def in_one(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`)."""
-    found = dict(weights)
-    for whole, parts in fused_layers(name.removesuffix(".weight") for name in weights).items():
-        found[f"{whole}.weight"] = torch.cat([found.pop(f"{part}.weight") for part in parts])
-    return found
 
 
 def _sources(files: Sequence[tuple[AdapterFile, float]]) -> str:

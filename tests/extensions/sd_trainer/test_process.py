@@ -20,8 +20,12 @@ from safetensors.torch import save_file
 
 from jobs import ExtensionJob
 from toolkit.config import load_job
+from toolkit.config.model import ModelConfig
 from toolkit.extension import discover
 from toolkit.files.log import shown
+from toolkit.memory.quantization import quantizer
+from toolkit.models.loading import load_model
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 Run = Callable[..., subprocess.CompletedProcess]
 PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"
@@ -331,6 +335,35 @@ def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
     assert drawn.returncode == 0, drawn.stderr
     images = [next((tmp_path / name).glob("*.png")).read_bytes() for name in ("plain", "single")]
     assert images[0] != images[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
+def test_a_trained_model_in_one_file_is_that_of_the_folder(
+    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path, arch: str
+) -> None:
+    """EMA and raw weights, of a step and of the end; the job goes on from the file, as from the folder."""
+    base, data = tmp_path / "base", make_pictures(tmp_path / "data", "a")
+    write_tiny_model(base, TinySpec(arch=arch))
+    model = trainer()["model"] | {"name_or_path": str(base)}
+    for layout in ("diffusers", "single_file"):
+        save = {"dtype": "float32", "save_every": 1, "layout": layout, "also": ["raw"]}
+        train = {"steps": 2, "lr": 1e-3, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
+        section = trainer(data, training_folder=layout, model=model, train=train, save=save, network={"type": "full"})
+        done = run_py(write_job(section, name=layout), "-n", "m")
+        assert done.returncode == 0, done.stderr
+    folders = sorted(path.parent for path in (tmp_path / "diffusers" / "m").glob("*/model_index.json"))
+    steps = ("m", "m_000000001", "m_000000002")
+    assert [folder.name for folder in folders] == sorted([*steps, *(f"{step}_raw" for step in steps)])
+    for folder in folders:
+        file = tmp_path / "single_file" / "m" / f"{folder.name}.safetensors"
+        assert any("gate_up" in name for name in tensors_of(file)[0]) == (arch == "qwen_image_2")
+        states = [
+            load_model(ModelConfig(**given), torch.device("cpu"), torch.float32, quantizer).network_module.state_dict()
+            for given in ({"name_or_path": str(folder)}, {"name_or_path": str(base), "transformer_path": str(file)})
+        ]
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def saves_of(folder: Path) -> dict[int, int]:
