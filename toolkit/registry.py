@@ -49,6 +49,7 @@ PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
 FOREIGN_FILES = {
     "onetrainer": "extensions.compat.onetrainer:JOBS",
     "simpletuner": "extensions.compat.simpletuner:JOBS",
+    "diffusion_pipe": "extensions.compat.diffusion_pipe:JOBS",
     "musubi": "extensions.compat.musubi:JOBS",
     "fluxflow": "extensions.compat.fluxflow:GUIDE",
 }

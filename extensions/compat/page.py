@@ -24,6 +24,7 @@ as a job under the names of this program, with a comment behind each value that 
 | musubi-tuner | training config (TOML) with its dataset file, a command in a file or pasted | below |
 | SimpleTuner | `config.json` with its dataset file, local images of Qwen-Image models | below |
 | OneTrainer | training config (JSON) with its concepts and samples, Qwen-Image | below |
+| diffusion-pipe | training config (TOML) of `type = 'qwen_image'` with its dataset file | below |
 | ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
 | FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
 
@@ -109,6 +110,25 @@ files. A key that is left out means what it means there, and one line names thos
 |---|---|---|---|
 """
 
+_DIFFUSION_PIPE_HEAD = """
+## diffusion-pipe
+
+`python run.py config.toml` reads a config with `type = 'qwen_image'`, and the file of its `dataset`. A run is named
+after the last part of `output_dir`, and its files lie there instead of in a folder with the time.
+
+- The LoRA is on every matrix of the blocks with alpha = rank, as there; without `[adapter]` the model is trained.
+- Each image is used at every one of `resolutions`, as there. Its shape is the nearest one, not one of
+  `num_ar_buckets`; sides are multiples of 32. Without `enable_ar_bucket` it is a square.
+- A shape with too few images for a batch is dropped there; here all images are used.
+- `num_repeats` is a whole number here. Images without a caption are skipped there, and named as errors here.
+- References of `control_path` are scaled to the area of their image, and need not have its shape.
+- The LoRA is trained in float32 and written in `save_dtype`; there are states with each save.
+- The rate of `cosine` and `linear` ends with the run; with a warm-up it is not at its end there.
+
+| there | here | in a YAML job | remark |
+|---|---|---|---|
+"""
+
 _SAME_NAME = {
     "network.linear_alpha": "honoured; there always `linear`",
     "datasets[].resolution": "equal sizes count once; two unlike ones: a note",
@@ -127,12 +147,11 @@ def _parts(models: Models) -> Iterator[str]:
     yield _HEAD
     for key, row in OPTIONS.items():
         yield _row(key, row, [_standing(key, path, section, row) for path, section in sections], known)
-    yield _SIMPLETUNER_HEAD
-    for key, row in NAMES["simpletuner", ""].items():
-        yield _row(key, row, [], known)
-    yield _ONETRAINER_HEAD
-    for key, row in NAMES["onetrainer", ""].items():
-        yield _row(key, row, [], known)
+    heads = {"simpletuner": _SIMPLETUNER_HEAD, "onetrainer": _ONETRAINER_HEAD, "diffusion-pipe": _DIFFUSION_PIPE_HEAD}
+    for program, head in heads.items():
+        yield head
+        for key, row in NAMES[program, ""].items():
+            yield _row(key, row, [], known)
     yield _AI_TOOLKIT_HEAD
     for place, remark in _SAME_NAME.items():
         yield f"| `{place}` | `{place}` | `{place.rpartition('.')[0]}` | {remark} |\n"
