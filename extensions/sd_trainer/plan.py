@@ -121,7 +121,7 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from unused_choices(network, trainable_names(section))
         yield (
             f"{network.type} {network.size()} on {len(trained.layers)} layers: "
-            f"{trained.weights:,} trainable parameters; each {'folder' if network.trains_model else 'file'} "
+            f"{trained.weights:,} trainable parameters; each {'folder' if section.saves_folders else 'file'} "
             f"{readable_size(size.file)}{_ON_DISK[section.save.states].format(readable_size(size.state))}"
             + (f"; the model's own weights in {section.model.qtype}" if quantized else "")
         )

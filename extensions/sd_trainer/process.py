@@ -88,7 +88,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
 
     @property
     def saves_folders(self) -> bool:
-        return bool(self.section.network.trains_model) and self.section.save.layout == "diffusers"
+        return self.section.saves_folders
 
     def memory_advice(self) -> str:
         return memory_advice(self.section)

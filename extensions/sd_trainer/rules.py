@@ -116,8 +116,9 @@ def _weight_files(s: DiffusionSection) -> Findings:
         yield from origin_findings(key, path, s.model, s.model.files_folder())
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
         yield error(f"model.{key}", fault)
-    if s.network.trains_model and (encoders := single_files(s.model).keys() - {"transformer"}):
-        message = "network.type 'full' saves the encoders of the model folder. Put the weights there."
+    if s.saves_folders and (encoders := single_files(s.model).keys() - {"transformer"}):
+        remedy = "Put the weights there, or set save.layout: single_file."
+        message = f"network.type 'full' saves the encoders of the model folder. {remedy}"
         yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
 
 

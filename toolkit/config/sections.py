@@ -340,6 +340,11 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
         own = super().requested_text_cache(dataset)
         return self.train.cache_text_embeddings if own is None else own
 
+    @property
+    def saves_folders(self) -> bool:
+        """Whether a save is a model folder, not a file."""
+        return self.network.trains_model and self.save.layout == "diffusers"
+
     def weights_dtype(self) -> str:
         """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
         masters = self.network.trains_model and not self.train.full_bf16
