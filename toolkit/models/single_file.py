@@ -44,13 +44,29 @@ OTHER_QUANTIZATIONS = {
 """Ends of names that a quantization has which is not read here -> words for it."""
 
 OTHER_MODELS = {
+    "single_stream_modulation.lin.weight": "FLUX.2",
+    "distilled_guidance_layer.in_proj.weight": "Chroma",
+    "txt_in.individual_token_refiner.blocks.0.norm1.weight": "HunyuanVideo",
     "double_blocks.0.img_attn.qkv.weight": "FLUX.1",
     "joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
     "blocks.0.self_attn.q.weight": "Wan",
-    "layers.0.attention.qkv.weight": "Z-Image or Lumina",
-    "input_blocks.0.0.weight": "Stable Diffusion",
+    "layers.0.adaLN_modulation.0.weight": "Z-Image",
+    "layers.0.attention.qkv.weight": "Lumina 2",
+    "double_stream_blocks.0.block.adaLN_modulation.1.weight": "HiDream",
+    "time_caption_embed.timestep_embedder.linear_1.weight": "OmniGen2",
+    "patchify_proj.weight": "LTX-Video",
+    "double_layers.0.attn.w1q.weight": "AuraFlow",
+    "t5_yproj.weight": "Mochi",
+    "t_block.1.weight": "PixArt",
+    "mlp_t5.0.weight": "Hunyuan-DiT",
+    "blocks.0.cross_attn.q_linear.weight": "Sana",
+    "net.x_embedder.proj.1.weight": "Cosmos",
+    "clip_txt_mapper.weight": "Stable Cascade",
+    "label_emb.0.0.weight": "Stable Diffusion XL",
+    "input_blocks.0.0.weight": "Stable Diffusion 1 or 2",
+    "controlnet_blocks.0.weight": "a ControlNet",
 }
-"""A weight -> the model that has it."""
+"""A weight -> the model that has it. The first that a file has counts."""
 
 TEXT_NAMES = {"model.language_model.": "language_model.", "model.visual.": "visual.", "model.": "language_model."}
 """Beginnings of a text encoder's names, as it is published or ComfyUI keeps it -> those in transformers' module. The

@@ -137,6 +137,31 @@ def test_another_file_is_answered_in_one_line(
     assert said in fault and "\n" not in fault
 
 
+@pytest.mark.parametrize(
+    ("names", "title"),
+    [
+        ("double_blocks.0.img_attn.qkv single_blocks.0.linear1 img_in", "FLUX.1"),
+        ("double_blocks.0.img_attn.qkv single_stream_modulation.lin img_in", "FLUX.2"),
+        ("double_blocks.0.img_attn.qkv distilled_guidance_layer.in_proj img_in", "Chroma"),
+        ("double_blocks.0.img_attn.qkv txt_in.individual_token_refiner.blocks.0.norm1", "HunyuanVideo"),
+        ("layers.0.attention.qkv layers.0.adaLN_modulation.0 cap_embedder.1", "Z-Image"),
+        ("layers.0.attention.qkv layers.0.adaLN_modulation.1 cap_embedder.1", "Lumina 2"),
+        ("input_blocks.0.0 label_emb.0.0 middle_block.1.proj_in", "Stable Diffusion XL"),
+        ("input_blocks.0.0 middle_block.1.proj_in", "Stable Diffusion 1 or 2"),
+        ("blocks.0.self_attn.q blocks.0.cross_attn.k patch_embedding", "Wan"),
+        ("double_stream_blocks.0.block.adaLN_modulation.1 caption_projection.0.linear", "HiDream"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+def test_a_file_of_another_model_is_told_by_name(
+    prefix: str, names: str, title: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "t.safetensors"
+    save_file({f"{prefix}{name}.weight": torch.zeros(2) for name in names.split()}, file)
+    fault = fault_of(folders["qwen_image"], transformer_path=file)
+    assert fault == f"{file}: this is {title}. Give a file of Qwen-Image."
+
+
 def test_what_is_no_safetensors_file_is_told_by_its_first_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
     folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
     file.write_bytes(b"GGUF" + bytes(100))
