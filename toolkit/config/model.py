@@ -152,7 +152,8 @@ class ModelConfig(StrictModel):
 
     transformer_path: PathStr | None = None
     """The transformer's weights in one safetensors file, used in place of those in the model folder, which gives all
-    else: bf16, or fp8 with or without scales, as ComfyUI or diffusers name them (`docs/models.md`)."""
+    else: bf16, or fp8 with or without scales, as ComfyUI or diffusers name them; of several shards the first
+    (`docs/models.md`)."""
 
     vae_path: PathStr | None = None
     """The VAE's, as `transformer_path`; the names of Wan's VAE, which ComfyUI's file has, are read as well."""

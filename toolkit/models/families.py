@@ -29,7 +29,7 @@ from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
-from toolkit.models.single_file import encoder_file_fault, single_file_fault
+from toolkit.models.single_file import encoder_file_fault, shards_of, single_file_fault
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
 
@@ -348,7 +348,7 @@ def model_bytes(model: ModelConfig) -> int:
     given = single_files(model)
     parts = [part for part in family.weight_parts if part not in given]
     files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
-    files += [file for file in given.values() if file.is_file()]
+    files += [shard for file in given.values() for shard in shards_of(file) if shard.is_file()]
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
 
 

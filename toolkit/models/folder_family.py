@@ -20,10 +20,10 @@ from typing import Any
 from toolkit.config.model_files import read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import tensor_shapes, tensor_sizes
+from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.models.interface import DynamicShift
-from toolkit.models.single_file import stored_weights, text_encoder_name
+from toolkit.models.single_file import shapes_of, stored_weights, text_encoder_name
 from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.number_types import QTYPE_BYTES
@@ -256,7 +256,7 @@ def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelS
     """
     for part, file in files.items():
         with suppress(UserError):
-            stored = stored_weights(tensor_shapes(file), text_encoder_name)
+            stored = stored_weights(shapes_of(file), text_encoder_name)
             counts = {name: math.prod(one.shape) for name, one in stored.items()}
             if part == "text_encoder":
                 facts = replace(facts, text=text_size(counts))

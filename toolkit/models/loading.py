@@ -29,11 +29,10 @@ from toolkit.config.model_files import (
     weight_files,
 )
 from toolkit.errors import RunError, UserError
-from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.single_file import stored_weights
+from toolkit.models.single_file import shapes_of, shards_of, stored_weights
 from toolkit.system.device import is_out_of_memory
 
 ASKED_BY = "diffusers.utils.import_utils"
@@ -72,13 +71,13 @@ class ShardReader:
         those of the module."""
         self.folder = file or folder
         shards = []
-        for path in [file] if file else weight_files(folder):
+        for path in shards_of(file) if file else weight_files(folder):
             try:
                 shards.append(stack.enter_context(safe_open(path, framework="pt")))
             except SafetensorError as error:
                 raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
-        self._stored = stored_weights(tensor_shapes(file), names) if file else {}
+        self._stored = stored_weights(shapes_of(file), names) if file else {}
         self.names = set(self._stored or self._shard_of)
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -267,7 +266,7 @@ def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] |
     for part in parts:
         if file := (files or {}).get(part):
             digest.update((folder / part / "config.json").read_bytes())
-            for piece in _pieces(file):
+            for piece in (piece for shard in shards_of(file) for piece in _pieces(shard)):
                 digest.update(piece)
             continue
         for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):

@@ -8,6 +8,7 @@ Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py (sc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +22,7 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 MARKERS = {"scaled_fp8": "", "__index_timestep_zero__": "Qwen-Image-Edit-2511"}
 """Tensors that are no weights -> title of the one model whose files have it; empty: of any."""
 
+SHARD = re.compile(r"(?P<stem>.+)-(\d{5})-of-(?P<count>\d{5})\.safetensors")
 WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")
 """Ends of names of what an fp8 weight is multiplied by: one number, one of each row, or of blocks [O, blocks, 1]."""
@@ -140,8 +142,27 @@ def without_prefix(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
+def shards_of(path: Path) -> list[Path]:
+    """The files that a part is in: this one, or with the name of a shard (`x-00001-of-00003.safetensors`) all of them
+    beside it."""
+    if not (shard := SHARD.fullmatch(path.name)):
+        return [path]
+    stem, count = shard["stem"], int(shard["count"])
+    return [path.with_name(f"{stem}-{at:05d}-of-{count:05d}.safetensors") for at in range(1, count + 1)]
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in `shards_of`. Raises as `tensor_shapes`."""
+    return {name: shape for shard in shards_of(path) for name, shape in tensor_shapes(shard).items()}
+
+
 def unread(path: Path) -> str:
-    """Why a file's weights are not read, whatever they are of; empty: they are. Raises UserError if it is damaged."""
+    """Why a file's weights, or those of its shards, are not read, whatever they are of; empty: they are. Raises
+    UserError if it is damaged."""
+    return next((fault for shard in shards_of(path) if (fault := _unread_file(shard))), "")
+
+
+def _unread_file(path: Path) -> str:
     if not path.is_file():
         return f"{path} does not exist (working directory: {Path.cwd()})."
     with open_regular(path) as file:
@@ -176,7 +197,7 @@ def encoder_file_fault(path: Path, part: str) -> str:
     if fault := unread(path):
         return fault
     words, ways = OF_ENCODERS[part]
-    stored = stored_weights(tensor_shapes(path), text_encoder_name)
+    stored = stored_weights(shapes_of(path), text_encoder_name)
     if any(stored.keys() >= set(names) for names in ways):
         return ""
     return f"{path}: has no {' and '.join(ways[0])}, so is not {words}. Give another file."
@@ -197,7 +218,7 @@ def single_file_fault(
     """
     if fault := unread(path):
         return fault
-    shapes = tensor_shapes(path)
+    shapes = shapes_of(path)
     stored = stored_weights(shapes)
     bare = set(map(without_prefix, shapes))
     markers = {name: other for name, other in MARKERS.items() if other not in ("", title)}

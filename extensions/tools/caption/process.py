@@ -16,6 +16,7 @@ from toolkit.data.images import ImageError, open_image
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
 from toolkit.memory.quantization import quantizer
+from toolkit.models.single_file import shards_of
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class CaptionProcess(BaseExtensionProcess):
         section = self.section
         file = section.weights_file()
         folder = captioner_folder(section.model, weights=file is None)
-        check_device(section.device, file.stat().st_size if file else weights_bytes(folder))
+        in_files = sum(shard.stat().st_size for shard in shards_of(file)) if file else 0
+        check_device(section.device, in_files or weights_bytes(folder))
         settings = CaptionSettings(
             section.question(), section.max_tokens, section.max_size, section.temperature, section.seed
         )

@@ -162,6 +162,29 @@ def test_a_file_of_another_model_is_told_by_name(
     assert fault == f"{file}: this is {title}. Give a file of Qwen-Image."
 
 
+def in_shards(weights: Weights, file: Path) -> list[Path]:
+    names = sorted(weights)
+    paths = [file.with_name(f"{file.stem}-{at:05d}-of-00003.safetensors") for at in (1, 2, 3)]
+    for at, path in enumerate(paths):
+        save_file({name: weights[name] for name in names[at::3]}, path)
+    return paths
+
+
+def test_the_first_of_several_shards_stands_for_all(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders["qwen_image_2"]
+    shards = in_shards(weights_of(folder), tmp_path / "t.safetensors")
+    text = in_shards(part_weights(folder, "text_encoder"), tmp_path / "text.safetensors")
+    assert_equal(loaded(folder, shards[0]), loaded(folder))
+    expected = encoders_of(folder)["text_encoder"]
+    assert_equal(encoders_of(folder, text_encoder_path=text[0])["text_encoder"], expected)
+    section = ModelConfig(name_or_path=str(folder), transformer_path=str(shards[0]))
+    before = base_hashes(section)
+    save_file({name: weight + 1 for name, weight in load_file(shards[2]).items()}, shards[2])
+    assert base_hashes(section)["transformer"] != before["transformer"]
+    shards[1].unlink()
+    assert fault_of(folder, transformer_path=shards[0]).startswith(f"{shards[1]} does not exist")
+
+
 def test_what_is_no_safetensors_file_is_told_by_its_first_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
     folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
     file.write_bytes(b"GGUF" + bytes(100))
