@@ -17,9 +17,7 @@ from extensions.compat.foreign_jobs import ForeignJobs
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import at, made
 from extensions.compat.table_reader import Level, TableReader
-from toolkit.config.located import ConfigNode, Diagnostics, show
-from toolkit.config.yaml_reader import map_paths, read_text, read_yaml
-from toolkit.errors import ConfigErrors
+from toolkit.config.located import ConfigNode, show
 
 DTYPES = {"BFLOAT_16": "bfloat16", "FLOAT_16": "float16", "FLOAT_32": "float32", "TFLOAT_32": "float32"}
 QTYPES = {
@@ -297,27 +295,12 @@ class _Reader(TableReader):
         """The entries of a list in the config, or of its file; none where neither is given."""
         listed, file = self.given.get(key), self.given.get(file_key)
         if listed is None and (file is not None or os.path.isfile(default)):
-            listed = self._json(file or self.theirs(file_key, default), key)
+            root = self.json(file or self.theirs(file_key, default), key)
+            listed = root and root.value.get(key, root)
         if listed is not None and not isinstance(listed.value, list):
             self.diagnostics.error(listed, "is not a list.")
             return []
         return self.tables(listed)
-
-    def _json(self, node: ConfigNode, key: str) -> ConfigNode | None:
-        """The list in a JSON file, called `key`; None where it cannot be read, which is told."""
-        written = os.path.expanduser(self.text(node))
-        path = next((place for place in (Path(written), self.folder / written) if place.is_file()), None)
-        if path is None:
-            self.diagnostics.error(node, f"{show(node)} does not exist (working directory: {Path.cwd()}).")
-            return None
-        found, root = Diagnostics(str(path)), None
-        with suppress(ConfigErrors):  # which are in `found`
-            text = read_text(path, found)
-            with suppress(ValueError):  # a root is always a mapping here
-                text = f'{{"{key}": {text.rstrip()}}}' if isinstance(json.loads(text), list) else text
-            root = read_yaml(text, found)
-        self.diagnostics.include(found)
-        return map_paths(root, self.moved).value.get(key, root) if root is not None else None
 
     def _datasets(self) -> list[Any]:
         concepts = self._list("concepts", "concept_file_name", "training_concepts/concepts.json")

@@ -3,23 +3,27 @@ means what it means there, and one line names the defaults that were taken."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from extensions.compat.names import Names
-from extensions.compat.nodes import at, made, their, tree
+from extensions.compat.nodes import at, their, tree
 from toolkit.config.foreign import NO_DEFAULT, ForeignName
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
+from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.toml_reader import read_toml
-from toolkit.config.yaml_reader import map_paths, read_text
+from toolkit.config.yaml_reader import map_paths, read_text, read_yaml
 from toolkit.errors import ConfigErrors, did_you_mean
 
 Level = dict[str, ConfigNode]
 """Key -> value of one place."""
+
+
+_Reads = Callable[[str, Diagnostics, Path], ConfigNode | None]
 
 
 class TableReader:
@@ -150,8 +154,22 @@ class TableReader:
     # ------------------------------------------------------------ other files
 
     def toml(self, node: ConfigNode) -> ConfigNode | None:
-        """The root of a TOML file, sought in the working directory, then beside the config; None where it cannot be
-        read, which is told."""
+        """The root of a TOML file; None where it cannot be read, which is told."""
+        return self._root(node, lambda text, found, path: read_toml(text, found, str(path)))
+
+    def json(self, node: ConfigNode, key: str) -> ConfigNode | None:
+        """The root of a JSON file, a list as a mapping with it under `key`; None where it cannot be read, which is
+        told."""
+
+        def read(text: str, found: Diagnostics, path: Path) -> ConfigNode | None:
+            with suppress(ValueError):  # a root is always a mapping here
+                text = f'{{"{key}": {text.rstrip()}}}' if isinstance(json.loads(text), list) else text
+            return read_yaml(text, found)
+
+        return self._root(node, read)
+
+    def _root(self, node: ConfigNode, read: _Reads) -> ConfigNode | None:
+        """The root of a file that is sought in the working directory, then beside the config."""
         written = os.path.expanduser(self.text(node))
         path = next((place for place in (Path(written), self.folder / written) if place.is_file()), None)
         if path is None:
@@ -159,10 +177,6 @@ class TableReader:
             return None
         found, root = Diagnostics(str(path)), None
         with suppress(ConfigErrors):  # which are in `found`
-            root = read_toml(read_text(path, found), found, str(path))
+            root = read(read_text(path, found), found, path)
         self.diagnostics.include(found)
         return map_paths(root, self.moved) if root is not None else None
-
-    def nothing(self, value: Any) -> ConfigNode:
-        """A value that stands where an error was told."""
-        return made(ConfigNode(None, (), SourceLocation(0, 0), SourceLocation(0, 0)), value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from extensions.compat import simpletuner
 from tests.conftest import ROOT
 from toolkit.config import load_job
 from toolkit.errors import ConfigErrors
@@ -79,7 +81,7 @@ def test_what_is_left_out_is_as_it_is_there(load) -> None:
     (dataset,) = section.datasets
     assert (dataset.num_repeats, dataset.caption_dropout_rate, dataset.resolution) == (1, 0.1, (1024,))
     assert (dataset.folder_path, dataset.control_path) == ("pairs/after", ("pairs/after", "pairs/before"))
-    (note,) = [line for line in config.warnings if "as in SimpleTuner" in line]
+    (note,) = [line for line in config.notes if "as in SimpleTuner" in line]
     assert "lora_rank 16" in note and "learning_rate 4e-07" in note and "flow_schedule_shift 3.0" in note
 
 
@@ -138,8 +140,8 @@ def test_square_crops_are_one_size(load) -> None:
         ({"model_flavour": "v9"}, {}, "model_flavour: 'v9' is unknown."),
         ({"lora_type": "lycoris"}, {}, "lora_type: 'lycoris' is not read: its layers are in lycoris_config."),
         ({"base_model_precision": "nf4-bnb"}, {}, "base_model_precision: 'nf4-bnb' is not supported here."),
-        ({"twinflow_enabled": True}, {}, "twinflow_enabled: true is not supported."),
-        ({"learning_rte": 1}, {}, "learning_rte: 1 is not supported. Did you mean 'learning_rate'?"),
+        ({"twinflow_enabled": True}, {}, "twinflow_enabled: unknown key of SimpleTuner."),
+        ({"learning_rte": 1}, {}, "learning_rte: unknown key of SimpleTuner. Did you mean 'learning_rate'?"),
         ({"data_backend_config": "none.json"}, {}, "data_backend_config: 'none.json' does not exist"),
         ({"validation_prompt": "a", "validation_resolution": "big"}, {}, "'big' is not a size."),
         ({}, {"type": "huggingface"}, "type: 'huggingface' is not read here."),
@@ -152,3 +154,15 @@ def test_square_crops_are_one_size(load) -> None:
 )
 def test_mistakes(load, job: dict[str, Any], keys: dict[str, Any], message: str) -> None:
     assert any(message in line for line in faults(load, job, [DATA[0] | keys, *DATA[1:]]))
+
+
+def test_odd_values_are_errors_of_the_config(load) -> None:
+    keys = [*simpletuner.ROWS, *sorted(simpletuner.BY_HAND)]
+    for value in (None, "", "x", 0, -1, 1.5, "1e400", 1e30, True, [], [[1], {}], {"a": 1}):
+        for key in keys:
+            with contextlib.suppress(ConfigErrors):
+                load({"validation_prompt": "a", key: value})
+        for key in (*simpletuner.OF_DATASETS, "id", "type", "dataset_type"):
+            for index in (0, 1):
+                with contextlib.suppress(ConfigErrors):
+                    load(None, [entry | {key: value} if at == index else entry for at, entry in enumerate(DATA)])
