@@ -50,6 +50,7 @@ FOREIGN_FILES = {
     "onetrainer": "extensions.compat.onetrainer:JOBS",
     "simpletuner": "extensions.compat.simpletuner:JOBS",
     "diffusion_pipe": "extensions.compat.diffusion_pipe:JOBS",
+    "kohya": "extensions.compat.kohya:JOBS",
     "musubi": "extensions.compat.musubi:JOBS",
     "fluxflow": "extensions.compat.fluxflow:GUIDE",
 }

@@ -25,6 +25,7 @@ as a job under the names of this program, with a comment behind each value that 
 | SimpleTuner | `config.json` with its dataset file, local images of Qwen-Image models | below |
 | OneTrainer | training config (JSON) with its concepts and samples, Qwen-Image | below |
 | diffusion-pipe | training config (TOML) of `type = 'qwen_image'` with its dataset file | below |
+| kohya-ss/sd-scripts | dataset file (TOML), folders and metadata | below |
 | ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
 | FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
 
@@ -129,6 +130,22 @@ after the last part of `output_dir`, and its files lie there instead of in a fol
 |---|---|---|---|
 """
 
+_KOHYA_HEAD = """
+## kohya-ss/sd-scripts
+
+It trains no Qwen-Image. What it reads of a dataset is read here: folders named `40_ohwx person`, `.caption` files,
+metadata in `.json` and `.jsonl`, and its dataset file: `python run.py import dataset.toml --output job.yaml` writes a
+job with its datasets, this program's defaults, and a model that you may change.
+
+- Each `[[datasets.subsets]]` is a dataset; `class_tokens` is the `default_caption`, the extension `.caption` unless
+  another is given. `keep_tokens` counts parts between commas, as there.
+- With `enable_bucket` `resolution` is an area, without it one rectangle, as there. Sides are multiples of 32.
+- `flip_aug` doubles the uses of each image: there it mirrors half of them by chance.
+
+| there | here | in a YAML job | remark |
+|---|---|---|---|
+"""
+
 _SAME_NAME = {
     "network.linear_alpha": "honoured; there always `linear`",
     "datasets[].resolution": "equal sizes count once; two unlike ones: a note",
@@ -148,6 +165,7 @@ def _parts(models: Models) -> Iterator[str]:
     for key, row in OPTIONS.items():
         yield _row(key, row, [_standing(key, path, section, row) for path, section in sections], known)
     heads = {"simpletuner": _SIMPLETUNER_HEAD, "onetrainer": _ONETRAINER_HEAD, "diffusion-pipe": _DIFFUSION_PIPE_HEAD}
+    heads["kohya"] = _KOHYA_HEAD
     for program, head in heads.items():
         yield head
         for key, row in NAMES[program, ""].items():

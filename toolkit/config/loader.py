@@ -138,9 +138,9 @@ def read_written(
             diagnostics.raise_errors()
             if root is not None and foreign_file(root) is None:
                 remedy = "A job of ours is YAML."
-                if "datasets" in root.value:
-                    remedy = "It is a dataset file: run the config that names it as 'dataset_config'."
-                diagnostics.fatal(root.value_at, (), f"is no training config of musubi-tuner. {remedy}")
+                if {"datasets", "directory"} & root.value.keys():
+                    remedy = "It is a dataset file: run the config that names it."
+                diagnostics.fatal(root.value_at, (), f"is no config of a program that is read. {remedy}")
         else:
             root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
     if flags:

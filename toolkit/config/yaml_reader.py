@@ -220,7 +220,7 @@ _TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w
 def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """The root mapping. Raises ConfigErrors where nothing can be read; other errors go to `report`."""
     if _TOML.match(text):
-        remedy = "Rename it, so that it ends in .toml: a training config of musubi-tuner is then read."
+        remedy = "Rename it, so that it ends in .toml: a config of musubi-tuner or diffusion-pipe is then read."
         diagnostics.fatal(SourceLocation(1, 1), (), f"holds TOML, not YAML. {remedy}")
     try:
         root = yaml.compose(text, Loader=_Loader)

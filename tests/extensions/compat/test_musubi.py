@@ -197,8 +197,8 @@ def test_paths_of_another_machine_are_one_list_and_can_be_moved(load: Callable[.
         ("a = 1\nb = x\n", "job.toml:2:5: not valid TOML: this value is none of TOML."),
         ("job: extension\nconfig: {}\n", "job.toml:1:1: holds YAML, not TOML. Rename it"),
         ("[data]\nx = 1\n", "job.toml:1:1: step 'train' trains nothing."),  # FluxFlow's guide, as TOML
-        ("x = 1\n", "job.toml:1:1: is no training config of musubi-tuner. A job of ours is YAML."),
-        (DATA, "job.toml:1:1: is no training config of musubi-tuner. It is a dataset file"),
+        ("x = 1\n", "job.toml:1:1: is no config of a program that is read. A job of ours is YAML."),
+        (DATA, "job.toml:1:1: is no config of a program that is read. It is a dataset file"),
         ("[training]\nmax_train_epochs = 2\n", "job.toml:1:1: dataset_config: is required"),
     ],
 )
