@@ -87,7 +87,12 @@ def _places(text: str, file: str) -> Places:
         line, first = lines[at], at
         at += 1
         if head := _HEAD.match(line):
-            table = _keys(head[2])
+            *above, newest = _keys(head[2])
+            table = ()
+            for part in above:  # of a list of tables the newest is meant
+                table = (*table, part)
+                table = (*table, count[table]) if table in count else table
+            table = (*table, newest)
             if head[1] == "[[":
                 count[table] = count.get(table, -1) + 1
                 table = (*table, count[table])

@@ -24,6 +24,15 @@ e = { f = 2 }
 g = 'one'
 [[rows]]
 g = 'two'
+  [[rows.parts]]
+  h = 1
+[[rows]]
+  [[rows.parts]]
+  h = 2
+  [[rows.parts]]
+  h = 3
+  [rows.parts.more]
+  i = 4
 """
 
 
@@ -35,6 +44,10 @@ g = 'two'
         (("text",), "[no.head]\nc = 3\n", (6, 1), (6, 8)),
         (("table", "e"), {"f": 2}, (11, 1), (11, 5)),
         (("rows", 1, "g"), "two", (15, 1), (15, 5)),
+        (("rows", 1, "parts", 0, "h"), 1, (17, 3), (17, 7)),
+        (("rows", 2, "parts", 0, "h"), 2, (20, 3), (20, 7)),
+        (("rows", 2, "parts", 1, "h"), 3, (22, 3), (22, 7)),
+        (("rows", 2, "parts", 1, "more", "i"), 4, (24, 3), (24, 7)),
     ],
 )
 def test_each_value_has_its_line_and_column(path: tuple, value: object, key: tuple, at: tuple) -> None:
