@@ -123,7 +123,7 @@ class ForeignFile(Protocol):
         """The root as it would be written for a job of this name."""
 
 
-_BEFORE = r"#.*|(?:cd|source|\.|export|set|call|conda|rem|REM|@echo|\$env:\S+)[ \t].*"
+_BEFORE = r"#.*|(?:cd|source|pip|git|mkdir|echo|\.|export|set|call|conda|rem|REM|@echo|\$env:\S+)[ \t].*"
 _COMMAND = re.compile(
     rf"(?:[ \t]*(?:{_BEFORE})?\r?\n)*[ \t]*(?:[A-Z_]+=\S+[ \t]+)*"
     r"(?:accelerate|python[\d.]*|py|uv|torchrun|\S+\.py)(?:\.exe)?[ \t]+[^\s:=]"

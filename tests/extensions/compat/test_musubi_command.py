@@ -63,7 +63,13 @@ def test_lines_go_on_as_in_every_shell(end: str, comments: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "before", ["#!/bin/bash\ncd musubi-tuner\nsource venv/bin/activate\n\n", "@echo off\r\nset A=b\r\n", ". venv/a\n"]
+    "before",
+    [
+        "#!/bin/bash\ncd musubi-tuner\nsource venv/bin/activate\n\n",
+        "@echo off\r\nset A=b\r\n",
+        ". venv/a\n",
+        "pip install x\n\n",
+    ],
 )
 def test_what_prepares_the_shell_may_stand_above(before: str) -> None:
     assert is_command(before + COMMAND) and load(before + COMMAND).name == "0100"
