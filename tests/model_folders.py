@@ -4,6 +4,7 @@ latent flow model."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.files.safetensors_io import framed
@@ -14,6 +15,12 @@ COMMIT = "a" * 40
 
 NO_WEIGHTS = framed("{}")
 """A safetensors file without tensors."""
+
+
+def write_header(shapes: Mapping[str, tuple[int, ...]], file: Path) -> None:
+    """A file of weights with these shapes by its header alone, without any of their bytes."""
+    entries = {name: {"dtype": "BF16", "shape": list(shape), "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    file.write_bytes(framed(json.dumps(entries)))
 
 
 def part_files(part: str) -> list[str]:

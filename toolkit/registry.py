@@ -40,6 +40,9 @@ FAMILIES = Registry(
 )
 """The model families by `model.arch`: `toolkit.models.families.ModelFamily` objects, which import no torch."""
 
+PARTS_AROUND = "toolkit.models.beside:parts_around"
+"""What is around the file of a transformer: `(name, arch, revision, part -> file) -> Around or None`."""
+
 SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
 """Gives an autoencoder the SPADE that lies in its folder: `(autoencoder, folder)`."""
 

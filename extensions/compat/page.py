@@ -28,6 +28,8 @@ as a job under the names of this program, with a comment behind each value that 
 | kohya-ss/sd-scripts | dataset file (TOML), folders and metadata | below |
 | ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
 | FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
+| ComfyUI | its files of weights: the transformer's as `model.name_or_path`, whose VAE and text encoder are found \
+there | [models.md](models.md#single-file) |
 
 ## musubi-tuner
 

@@ -97,7 +97,7 @@ def test_a_missing_part(refused, tmp_path: Path, flags: tuple) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("models/edit_bf16.safetensors", "is a single file, which cannot be trained. "),
+        ("models/edit_bf16.safetensors", "does not exist (working directory: "),
         ("mine/modle", "Did you mean 'mine/model'? "),
         ("output/x", "does not exist (working directory: "),
     ],

@@ -6,16 +6,31 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.model_files import cached_snapshot, looks_like_a_path, model_fault, single_files
+from toolkit.config.model_files import (
+    SINGLE_FILE_PARTS,
+    WEIGHT_FILES,
+    cached_snapshot,
+    looks_like_a_path,
+    model_fault,
+    single_files,
+)
 from toolkit.config.normalise import listed
 from toolkit.number_types import QTYPES
-from toolkit.registry import FAMILIES
+from toolkit.registry import FAMILIES, PARTS_AROUND, load_object
 
 
 def _without_adapter(value: Any) -> Any:
@@ -147,8 +162,9 @@ class ModelConfig(StrictModel):
 
     name_or_path: PathStr
     """Hub id (`owner/name`) or local folder in diffusers layout; its `model_index.json` must be that of a
-    Qwen-Image model (2.1, 2512, Edit, Edit-2509, Edit-2511) or one made from it, or of a flow_trainer. What looks like
-    a path is never a hub id (`docs/models.md`)."""
+    Qwen-Image model (2.1, 2512, Edit, Edit-2509, Edit-2511) or one made from it, or of a flow_trainer. Or the file of a
+    transformer as ComfyUI keeps it, whose VAE and text encoder are then found beside it. What looks like a path is
+    never a hub id (`docs/models.md`)."""
 
     transformer_path: PathStr | None = None
     """The transformer's weights in one safetensors file, used in place of those in the model folder, which gives all
@@ -231,6 +247,38 @@ class ModelConfig(StrictModel):
     }
     foreign: ClassVar = "model"
 
+    _file_fault: str = PrivateAttr(default="")
+    _file_note: str = PrivateAttr(default="")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _around_a_file(cls, data: Any, handler: ModelWrapValidatorHandler[ModelConfig]) -> ModelConfig:
+        """A file as `name_or_path` is a transformer: the other keys become what is found around it."""
+        name = data.get("name_or_path") if isinstance(data, dict) else None
+        if not isinstance(name, str) or Path(name).suffix.lower() not in WEIGHT_FILES:
+            return handler(data)
+        texts = {key: value for key, value in data.items() if isinstance(value, str) and value}
+        given = {part: texts[key] for part in SINGLE_FILE_PARTS if (key := f"{part}_path") in texts}
+        around = load_object(PARTS_AROUND)(name, texts.get("arch"), texts.get("revision"), given)
+        if around is None or around.fault:
+            model = handler(data)
+            model._file_fault = around.fault if around else ""
+            return model
+        found = {f"{part}_path": file for part, file in around.files.items()}
+        model = handler({**data, **found, "name_or_path": around.model})
+        model._file_note = around.note
+        return model
+
+    @property
+    def file_fault(self) -> str:
+        """Why the file that `name_or_path` names cannot be trained, with the remedy; empty: it can, or is none."""
+        return self._file_fault
+
+    @property
+    def file_note(self) -> str:
+        """What the file that `name_or_path` named is, and how that was told; empty: it was none."""
+        return self._file_note
+
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """A single base LoRA becomes a list."""
@@ -241,7 +289,7 @@ class ModelConfig(StrictModel):
     def check(self, job: JobContext) -> Findings:
         """What the files on this disk say against it: the model is missing, of another family, not complete."""
         if not job.will_write(self.folder()) and (
-            fault := model_fault(self.name_or_path, self.revision, single_files(self))
+            fault := self.file_fault or model_fault(self.name_or_path, self.revision, single_files(self))
         ):
             yield error("name_or_path", fault)
 

@@ -65,6 +65,9 @@ OTHERS = {
 """Hub ids, in small letters, as their owners publish them -> their family. Only for what is not in the hub cache."""
 
 WEIGHT_FILES = (".safetensors", ".sft", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
+SINGLE_FILE_PARTS = ("transformer", "vae", "text_encoder")
+"""Parts of a model that a file may be given for, as `model.<part>_path`."""
+
 NO_OWNERS = ("models", "model", "output", "outputs", "checkpoints", "datasets", "spaces")
 """First parts of a name that mean a folder here: pages of the hub itself, or what people call their folders."""
 
@@ -110,7 +113,7 @@ def is_needed(file: str, given: Iterable[str] = ()) -> bool:
 
 def single_files(model: ModelSection) -> dict[str, Path]:
     """Part -> the file of `model.<part>_path`, of those that are given."""
-    given = {part: getattr(model, f"{part}_path", None) for part in ("transformer", "vae", "text_encoder")}
+    given = {part: getattr(model, f"{part}_path", None) for part in SINGLE_FILE_PARTS}
     return {part: Path(path).expanduser() for part, path in given.items() if path}
 
 
@@ -271,11 +274,11 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
     if path.is_dir() or path.is_file() or path.suffix.lower() in WEIGHT_FILES:
         # A model folder that it lies in, or that lies in it.
         beside = (folder for folder in (*path.parents, *_subfolders(path)) if (folder / INDEX).is_file())
-        offer = (_offer(next(beside, None)) + _lora_words(path) or _single_file_words(path)) + _remedy()
+        offer = _offer(next(beside, None)) + lora_words(path) + _remedy()
         if path.is_dir():
             return f"{name!r} holds no {INDEX}. {offer}"
-        absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
-        return f"{name!r} {absent}is a single file, which cannot be trained. {offer}"
+        absent = f"does not exist (working directory: {Path.cwd()})"
+        return f"{name!r} {'is a file and no model folder' if path.is_file() else absent}. {offer}"
     near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path)) or near_id(name)
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
@@ -285,7 +288,7 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
     return fault
 
 
-def _lora_words(path: Path) -> str:
+def lora_words(path: Path) -> str:
     """What to do with a LoRA file, or a folder of some, that is taken for a model; empty for others."""
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     try:
@@ -293,13 +296,6 @@ def _lora_words(path: Path) -> str:
     except UserError:
         return ""
     return "It is a LoRA: give the model, and the file as model.base_loras or network.pretrained_lora_path. " * is_lora
-
-
-def _single_file_words(path: Path) -> str:
-    """What to do with a file of weights that is taken for a model; empty for others."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return ""
-    return "A transformer as ComfyUI keeps it is model.transformer_path, beside its model as model.name_or_path. "
 
 
 def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import (
     INDEX,
+    SINGLE_FILE_PARTS,
     ModelFolder,
     cached_snapshot,
     downloaded_bytes,
@@ -240,6 +241,10 @@ class ModelFamily(ModelFacts, ABC):
         """Name and shape of each weight of the trained part; empty: it cannot be given as a single file."""
         return {}
 
+    def encoder_weights(self, part: str, folder: Path) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each weight of an encoder, as `toolkit.models.encoder_weights`; empty: not known."""
+        return {}
+
     @abstractmethod
     def block_count(self, folder: Path) -> int:
         """Repeated blocks of the trained part."""
@@ -324,7 +329,7 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
             elif part == family.trained_part:
                 fault = single_file_fault(file, family.title, expected, names)
             else:
-                fault = encoder_file_fault(file, part)
+                fault = encoder_file_fault(file, part, family.encoder_weights(part, folder))
         except UserError as error:
             fault = str(error)
         if fault:
@@ -406,12 +411,14 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
     """A line for the plan where the model's files are not here, so that a dry run cannot look at them."""
-    name, revision = model.name_or_path, model.revision
+    name, revision, given = model.name_or_path, model.revision, single_files(model)
     if looks_like_a_path(name) or Path(name).is_dir() or job.will_write(name):
         return
-    if cached_snapshot(name, revision, single_files(model)):
+    if cached_snapshot(name, revision, given):
         return
-    if local_index(name, revision):
+    if given.keys() >= {*SINGLE_FILE_PARTS}:
+        yield f"{name}: the run downloads its configs and tokenizer, some 20 MB, and no weights"
+    elif local_index(name, revision):
         yield f"{name} is not complete in the hub cache: the run downloads the rest"
     else:
         yield f"{name} is not in the hub cache: the run downloads it once its {INDEX} says that it can be trained"

@@ -21,6 +21,7 @@ from toolkit.config.model_files import read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
+from toolkit.models.encoder_weights import text_encoder_weights, vae_weights
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.models.interface import DynamicShift
 from toolkit.models.single_file import shapes_of, stored_weights, text_encoder_name
@@ -63,9 +64,13 @@ class FolderFamily(ModelFamily):
     published_text_sizes: tuple[int, int]
     """`hidden_size` and `intermediate_size` of the published text encoder."""
 
+    published_text_layers: int
     published_vae: EncoderSize
     published_vae_width: int
     """Channels of the published VAE at full resolution (`base_dim`)."""
+
+    published_vae_config: Mapping[str, Any]
+    """Keys of its config that decide its weights; `vae_weights` knows them."""
 
     vae_tensors: tuple[int, int] = (ENCODE_TENSORS, DECODE_TENSORS)
     """How many tensors of the VAE's width and the image's size it has in memory at most: encoding, decoding."""
@@ -171,6 +176,12 @@ class FolderFamily(ModelFamily):
         shapes |= {f"{name}.bias": (o,) for name, (_, o) in linears.items() if self.biases}
         norms = self.modules(folder).items()
         return shapes | {f"{name}.weight": (count,) for name, count in norms if name not in linears}
+
+    def encoder_weights(self, part: str, folder: Path) -> dict[str, tuple[int, ...]]:
+        config = part_config(folder / part)
+        if part == "text_encoder":
+            return text_encoder_weights(config, self.published_text_layers, self.published_text_sizes[0])
+        return vae_weights(config, self.published_vae_config)
 
     def block_count(self, folder: Path) -> int:
         return self.transformer_config(folder)["num_layers"]

@@ -366,7 +366,7 @@ def model_folder(model: ModelConfig) -> Path:
     name, given = model.name_or_path, single_files(model)
     folder = Path(name).expanduser()
     if folder.is_dir() or looks_like_a_path(name):
-        fault = path_fault(name, given)
+        fault = model.file_fault or path_fault(name, given)
     else:
         checked_family(model)
         folder = download(name, model.revision, given)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from toolkit.files.safetensors_io import METADATA, read_header, tensor_shapes
 from toolkit.files.writing import open_regular
+from toolkit.models.encoder_weights import of_wan
 from toolkit.models.interface import ROWS_OF
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -78,11 +79,11 @@ HEAD = "lm_head.weight"
 VL_WEIGHTS = ("language_model.embed_tokens.weight", "visual.patch_embed.proj.weight")
 
 OF_ENCODERS: Mapping[str, tuple[str, Sequence[Sequence[str]]]] = {
-    "vae": ("a VAE of this model", (["decoder.conv_in.weight"], ["decoder.conv1.weight"])),
+    "vae": ("a VAE of this model", (["decoder.conv_in.weight"],)),
     "text_encoder": ("a text encoder with its vision tower", (VL_WEIGHTS,)),
     "captioner": ("a Qwen2.5-VL with its language-model head", ([*VL_WEIGHTS, HEAD],)),
 }
-"""Part -> words for it, and the weights by which it is known, in each way that it is named."""
+"""Part -> words for it, and the weights by which it is known."""
 
 REMEDY = "Give the bf16 file, or one in fp8 (e4m3fn)."
 
@@ -192,15 +193,36 @@ def _unread_file(path: Path) -> str:
     return ""
 
 
-def encoder_file_fault(path: Path, part: str) -> str:
-    """Why a file is not this part, one of OF_ENCODERS; empty: by its header it may be. Raises as `unread`."""
+def encoder_file_fault(path: Path, part: str, expected: Mapping[str, tuple[int, ...]]) -> str:
+    """Why a file is not this part, one of OF_ENCODERS; empty: by its header it is. Raises as `unread`.
+
+    expected: as `toolkit.models.encoder_weights` has it; empty: not known.
+    """
     if fault := unread(path):
         return fault
     words, ways = OF_ENCODERS[part]
-    stored = stored_weights(shapes_of(path), text_encoder_name)
-    if any(stored.keys() >= set(names) for names in ways):
+    stored = encoder_stored(path)
+    if part not in encoders_in(stored):
+        return f"{path}: has no {' and '.join(ways[0])}, so is not {words}. Give another file."
+    missing, unexpected = expected.keys() - stored.keys(), stored.keys() - expected.keys() - {HEAD}
+    if not expected:
         return ""
-    return f"{path}: has no {' and '.join(ways[0])}, so is not {words}. Give another file."
+    for name, shape in expected.items():
+        if name in stored and any(side not in (0, has) for side, has in zip(shape, stored[name].shape, strict=False)):
+            return f"{path}: {name} is {stored[name].shape}, so is not {words}. Give a file of this model."
+    if unexpected:
+        return f"{path}: weights that this model does not have: {_some(unexpected)}. Give a file of this model."
+    return f"{path}: missing weights: {_some(missing)}. Give the whole file." if missing else ""
+
+
+def encoder_stored(path: Path) -> dict[str, Stored]:
+    """The weights of an encoder's file, by the names that they have in diffusers and transformers."""
+    return stored_weights(shapes_of(path), lambda name: of_wan(text_encoder_name(name)))
+
+
+def encoders_in(names: Collection[str]) -> list[str]:
+    """The parts, of OF_ENCODERS, that these weights tell."""
+    return [part for part, (_, ways) in OF_ENCODERS.items() if any(set(way) <= set(names) for way in ways)]
 
 
 def text_encoder_name(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import single_files
 from toolkit.config.process import JobContext
 from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
@@ -52,6 +53,8 @@ class ModelOutlook:
     """Of its weights here; None where they are not here."""
 
     download: Download | None
+    files: tuple[str, ...] = ()
+    """Lines that say which single files give parts of it, and how the model was told by one."""
 
     @classmethod
     def of(cls, model: ModelConfig, job: JobContext) -> ModelOutlook:
@@ -61,6 +64,7 @@ class ModelOutlook:
             family = family_for(model)
         except UnknownFamilyError:
             return cls(model.name_or_path, None, "family not known", "", False, None, download)
+        files = [f"{part.replace('_', ' ')}: {file}" for part, file in single_files(model).items()]
         comes_later = job.yet_to_come(model.folder())
         return cls(
             name=model.name_or_path,
@@ -70,6 +74,7 @@ class ModelOutlook:
             comes_later=comes_later,
             bytes=None if comes_later or download else model_bytes(model),
             download=download,
+            files=tuple(filter(None, (*files, model.file_note))),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +90,7 @@ class ModelOutlook:
         here = f", {readable_size(self.bytes)}" if self.bytes is not None else here
         facts = ", ".join(filter(None, (self.title, self.licence)))
         yield f"model: {self.name}{f' ({facts})' if facts else ''}{here}"
+        yield from self.files
         if found := self.download:
             size = readable_size(found.bytes) if found.bytes is not None else "size unknown"
             yield f"download: {size}, to {found.folder} ({readable_size(found.free)} free)"

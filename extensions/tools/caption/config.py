@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from extensions.tools.shared.keys import check_folder
 from toolkit.config.field_types import Dtype, PathStr
@@ -50,7 +50,7 @@ class CaptionConfig(ToolConfig):
 
     model: PathStr = CAPTIONER
     """Qwen2.5-VL: hub id, its local folder, or the folder of a model that has it as text encoder, such as
-    Qwen-Image-Edit-2509."""
+    Qwen-Image-Edit-2509. A file is `text_encoder_path`."""
 
     text_encoder_path: PathStr | None = None
     """Its weights in one safetensors file as ComfyUI keeps it, in place of those of `model`, whose config, tokenizer
@@ -124,6 +124,15 @@ class CaptionConfig(ToolConfig):
         """What the model is asked."""
         return self.prompt.replace("\\n", "\n") or (DESCRIBE_CHANGE if self.pairs else DESCRIBE)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_file(cls, data: Any) -> Any:
+        """A file as `model` gives the weights alone."""
+        model = data.get("model") if isinstance(data, dict) else None
+        if not isinstance(model, str) or data.get("text_encoder_path") or not Path(model).expanduser().is_file():
+            return data
+        return {**data, "text_encoder_path": model, "model": CAPTIONER}
+
     def weights_file(self) -> Path | None:
         """`text_encoder_path` as a path."""
         return Path(self.text_encoder_path).expanduser() if self.text_encoder_path else None
@@ -145,7 +154,7 @@ class CaptionConfig(ToolConfig):
             yield Diagnostic(("output",), f"'{table}' cannot be a file. Give another place.")
         yield from self._check_model(job)
         yield from check_path("text_encoder_path", self.text_encoder_path, "Give a safetensors file.", job, file=True)
-        if (file := self.weights_file()) and file.is_file() and (fault := encoder_file_fault(file, "captioner")):
+        if (file := self.weights_file()) and file.is_file() and (fault := encoder_file_fault(file, "captioner", {})):
             yield Diagnostic(("text_encoder_path",), fault)
 
     def _check_model(self, job: JobContext) -> Iterator[Diagnostic]:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import check_folder
 from toolkit.config.field_types import PathStr
+from toolkit.config.model import ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
@@ -32,7 +33,8 @@ class NewConfig(ToolConfig):
     """Word that the character or style is called in prompts. Empty: `job_name`."""
 
     model: PathStr = ""
-    """Hub id or local folder of the model. Empty: the one of the example."""
+    """Hub id, local folder, or file of a transformer as ComfyUI keeps it (docs/models.md). Empty: the one of the
+    example."""
 
     gpu: int = Field(default=0, ge=0)
     """Memory of the GPU in GB, such as 24. 0: that of this machine's GPU; 24 where it has none."""
@@ -51,6 +53,8 @@ class NewConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder that is missing, a job that is there already."""
         path = self.path()
+        if self.model and (fault := ModelConfig(name_or_path=self.model).file_fault):
+            yield Diagnostic(("model",), fault)
         yield from check_folder(("folder",), self.folder, job)
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} has to end in .yaml.")

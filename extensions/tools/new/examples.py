@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.config.model import ModelConfig
-from toolkit.models.families import arch_of
+from toolkit.models.families import arch_of, family_for
 
 NOTES = 44
 """Column at which the comments behind keys begin."""
@@ -145,9 +145,10 @@ MODELS = (EDIT_2509, EDIT_2511, QWEN_IMAGE_2512, QWEN_IMAGE_21)
 
 
 def model_of(name: str) -> Model:
-    """The published model whose examples suit a hub id or folder: that model, or one of its family."""
-    by_id = (model for model in MODELS if model.id == name)
-    arch = arch_of(ModelConfig(name_or_path=name))
+    """The published model whose examples suit a hub id, folder or file: that model, or one of its family."""
+    section = ModelConfig(name_or_path=name)
+    by_id = (model for model in MODELS if model.id == section.name_or_path)
+    arch = arch_of(section) or (section.file_note and family_for(section).arch)
     return next(by_id, None) or next((model for model in MODELS if model.arch == arch), MODELS[0])
 
 

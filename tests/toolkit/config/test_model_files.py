@@ -154,18 +154,16 @@ def test_a_name_that_a_hub_model_can_have_says_how_it_becomes_one(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["models/edit.safetensors", "/tmp/none/edit.gguf", "edit.ckpt"])
-def test_a_single_file_is_not_supported(tmp_path: Path, name: str) -> None:
-    absent = f"does not exist (working directory: {tmp_path}), and "
-    assert model_fault(name, None) == f"{name!r} {absent}is a single file, which cannot be trained. {REMEDY}"
+def test_a_single_file_that_is_not_here(tmp_path: Path, name: str) -> None:
+    assert model_fault(name, None) == f"{name!r} does not exist (working directory: {tmp_path}). {REMEDY}"
 
 
 def test_a_single_file_that_is_here_offers_the_model_it_lies_in(tmp_path: Path) -> None:
     model = write_model(tmp_path / "models" / "edit")
     (model / "transformer" / "weights.safetensors").write_bytes(b"")
     (tmp_path / "alone.safetensors").write_bytes(b"")
-    start = "is a single file, which cannot be trained. "
-    words = "A transformer as ComfyUI keeps it is model.transformer_path, beside its model as model.name_or_path. "
-    assert model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{words}{REMEDY}"
+    start = "is a file and no model folder. "
+    assert model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{REMEDY}"
     for name in ("models/edit/transformer/weights.safetensors", "models/edit/model_index.json"):
         assert model_fault(name, None) == f"{name!r} {start}Did you mean 'models/edit'? {REMEDY}"
 

@@ -118,7 +118,8 @@ def test_a_dry_run_says_of_an_id_or_a_folder_what_the_table_says(
         make_folder(Path("my_model"), title or "Qwen-Image-2.1", "" if arch else change, tiny_members)
     section = ModelConfig(name_or_path=name, **({"arch": arch[0]} if arch else {}))
     try:
-        said = model_fault(name, None) or next(ModelOutlook.of(section, JobContext("job")).lines())
+        fault = section.file_fault or model_fault(section.name_or_path, None)
+        said = fault or next(ModelOutlook.of(section, JobContext("job")).lines())
     except UserError as error:
         said = str(error)
     said = said.replace(str(tmp_path), "...")

@@ -85,8 +85,16 @@ class QwenImageFamily(FolderFamily):
     # Qwen2.5-VL-7B by its config: 28 layers; embedding, vision tower and norms; the head, which is not used.
     published_text = EncoderSize(linear_params=6_525_288_448, other_params=1_221_880_832, unused=544_997_376)
     published_text_sizes = (3584, 18944)
+    published_text_layers = 28
     published_vae = EncoderSize(linear_params=0, other_params=126_892_531)
     published_vae_width = 96
+    published_vae_config: Mapping[str, Any] = {
+        "base_dim": 96,
+        "z_dim": 16,
+        "dim_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "temperal_downsample": [False, True, True],
+    }
     biases = True
     modulation_pattern = r"transformer_blocks\.\d+\.(?:img_mod|txt_mod)\.1"
     scales_references = True

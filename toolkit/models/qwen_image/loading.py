@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from toolkit.models.encoder_weights import of_wan
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
 from toolkit.models.one_frame import expect_one_frame
@@ -13,7 +14,6 @@ from toolkit.registry import SPADE_LOADER, load_object
 
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers as _of_wan
 
 TEXT_ENCODER = "Qwen2_5_VLForConditionalGeneration"
 
@@ -32,7 +32,7 @@ def load_vae(part: Path, dtype: torch.dtype, file: Path | None = None) -> Autoen
     file: see `load_frozen`; its names are those of diffusers or of Wan's VAE, which is the same module. Raises
     RunError when its weights are not those of its config, or not finite.
     """
-    vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, lambda name: next(iter(_of_wan({name: name}))))
+    vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, of_wan)
     if vae.config.get("_spade"):  # trained by this program's vae_trainer
         load_object(SPADE_LOADER)(vae, part)
     return expect_one_frame(vae).requires_grad_(False)

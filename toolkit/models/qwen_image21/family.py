@@ -79,8 +79,17 @@ class QwenImage21Family(FolderFamily):
     # Qwen3-VL-8B by its config: 36 layers; embedding, vision tower and norms; the head, which is not used.
     published_text = EncoderSize(linear_params=6_945_767_424, other_params=1_199_026_416, unused=622_329_856)
     published_text_sizes = (4096, 12288)
+    published_text_layers = 36
     published_vae = EncoderSize(linear_params=0, other_params=337_740_404)
     published_vae_width = 96
+    published_vae_config: Mapping[str, Any] = {
+        "base_dim": 96,
+        "decoder_base_dim": 144,
+        "z_dim": 64,
+        "dim_mult": [1, 2, 4, 8, 8],
+        "num_res_blocks": 2,
+        "temperal_downsample": [False, True, True, True],
+    }
     vae_tensors = 12, 34  # the decoder is one and a half times as wide; counted on fake tensors, whatever the size
     biases = False
     scales_references = True

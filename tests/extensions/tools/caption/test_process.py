@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from extensions.tools.caption.config import CaptionConfig
 from tests.conftest import readme_commands
 from tests.running import run_tool, section_of
+from toolkit.config.model_files import CAPTIONER
 from toolkit.data.captions import read_captions_file
 from toolkit.errors import ConfigErrors, RunError, UserError
 
@@ -185,6 +186,8 @@ def test_weights_in_one_file_caption_as_those_of_the_folder(
         )
         caption(images, *flags)
         assert texts(images) == first
+    section = CaptionConfig(type="caption", folder=str(images), model=str(file))
+    assert (section.model, section.text_encoder_path) == (CAPTIONER, str(file))
 
 
 def test_quantized_recursive_drawn_and_a_folder_of_transformers(

@@ -8,14 +8,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from extensions.tools.new.config import NewConfig
 from extensions.tools.new.examples import MODELS
 from extensions.tools.new.process import job_text
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT, child_environment
+from tests.model_folders import write_header
 from toolkit.config import load_job
+from toolkit.config.model import ModelConfig
+from toolkit.config.process import JobContext
 from toolkit.extension import discover
+from toolkit.models.families import family_for
 
 PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
 TINY = ROOT / "config" / "examples" / "tiny_mascots"
@@ -54,6 +59,20 @@ def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: P
     assert section.datasets[0].folder_path == asked.folder
     assert (section.trigger_word, section.model.name_or_path) == (asked.trigger_word, str(TINY))
     assert all("[trigger]" in sample.prompt and not sample.ctrl_img for sample in section.sample.samples)
+
+
+def test_the_file_of_a_transformer_is_the_model_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    family = family_for(ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2511"))
+    file = tmp_path / "qwen_image_edit_2511_bf16.safetensors"
+    write_header(family.weight_shapes(tmp_path), file)
+    assert "Give model.vae_path" in next(iter(wanted(model=str(file)).check(JobContext("new")))).message
+    for part in ("vae", "text_encoder"):
+        write_header(family.encoder_weights(part, tmp_path), tmp_path / f"{part}.safetensors")
+    plan = plan_of(job_text(wanted(model=str(file)), 24), tmp_path)
+    assert "Qwen-Image-Edit-2511 by its weights" in plan
+    assert "Qwen/Qwen-Image-Edit-2511: the run downloads its configs and tokenizer, some 20 MB, and no weights" in plan
 
 
 @pytest.mark.slow
