@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
-from toolkit.number_types import UINT_BITS
+from toolkit.number_types import FP8_QTYPES, STORED_FP8, UINT_BITS
 from toolkit.system.host_memory import malloc_trim
 
 
@@ -141,8 +141,10 @@ class RowwiseQuantized(QuantizedWeight):
     watch: Observer | None = None
     """Observes the rows that int8 matmuls would quantize, during calibration."""
 
-    def __init__(self, codes_OI: Tensor, scale_O1: Tensor) -> None:
-        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), scale_O1.dtype)
+    def __init__(self, codes_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype | None = None) -> None:
+        """dtype: of the weight where it is not that of the scales; products then have the scales unrounded."""
+        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), dtype or scale_O1.dtype)
+        self.rounds_scales = dtype is None
         self.code_type = codes_OI.dtype
         # As bytes: a module that is cast to another floating-point type would convert E4M3 codes with the rest.
         self.register_buffer("codes_OI", codes_OI.view(torch.int8))
@@ -152,7 +154,12 @@ class RowwiseQuantized(QuantizedWeight):
         return self.codes_OI.to(dtype) if self.code_type == torch.int8 else decode_e4m3(self.codes_OI, dtype)
 
     def dequantize(self) -> Tensor:
-        return self.scale_O1 * self._values(self.dtype)
+        return (self.scale_O1 * self._values(self.scale_O1.dtype)).to(self.dtype)
+
+    def _scale_for(self, dtype: torch.dtype) -> Tensor:
+        """[1, O], for products in `dtype`."""
+        scale_1O = self.scale_O1.t()
+        return scale_1O.to(dtype) if self.rounds_scales else scale_1O
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
         if x_MI.dtype == torch.float16:  # sums of unscaled codes may be too large for it
@@ -164,7 +171,7 @@ class RowwiseQuantized(QuantizedWeight):
             y_MO = int8_mm(quantize_rows(x_MI), self.codes_OI.t(), x_MI.dtype)
             return _scaled(y_MO, scale_1O.float(), bias_O).to(x_MI.dtype)
         y_MO = x_MI @ self._values(x_MI.dtype).t()
-        return _scaled(y_MO, scale_1O.to(x_MI.dtype), bias_O)
+        return _scaled(y_MO, self._scale_for(x_MI.dtype), bias_O)
 
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
         if g_MO.dtype == torch.float16:
@@ -175,13 +182,14 @@ class RowwiseQuantized(QuantizedWeight):
             self.watch("backward", g_MO * scale_1O.float())
         if self.in_int8.backward and len(g_MO) >= MIN_ROWS:
             return int8_mm(quantize_rows(g_MO * scale_1O.float()), self.codes_OI, g_MO.dtype).to(g_MO.dtype)
-        return (g_MO * scale_1O.to(g_MO.dtype)) @ self._values(g_MO.dtype)
+        return (g_MO * self._scale_for(g_MO.dtype)).to(g_MO.dtype) @ self._values(g_MO.dtype)
 
 
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
     """y times the scale plus the bias, in place of y: one pass over it."""
     if torch.compiler.is_compiling():  # one pass anyway, and a y that checkpointing kept must stay
-        return y_MO * scale_1O if bias_O is None else torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O)
+        scaled = y_MO * scale_1O if bias_O is None else torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O)
+        return scaled.to(y_MO.dtype)
     if bias_O is None:
         return y_MO.mul_(scale_1O)
     return torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O, out=y_MO)
@@ -377,7 +385,8 @@ def quantizer(
             assert isinstance(linear, nn.Linear)  # as those listed
             own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
             chosen = qtype if recovery is None or own else DEFAULT_RECOVERY_QTYPE
-            weight = quantize_weight(linear.weight.detach(), chosen)
+            stored: tuple[Tensor, Tensor] | None = getattr(linear, STORED_FP8, None) if chosen in FP8_QTYPES else None
+            weight = as_stored(*stored, linear.weight) if stored else quantize_weight(linear.weight.detach(), chosen)
             if make:
                 own = make(f"{name}.{layer}", linear.weight.detach(), weight)
             if own:
@@ -388,6 +397,18 @@ def quantizer(
         block.requires_grad_(False)
 
     return transform
+
+
+def as_stored(codes_OI: Tensor, scale_ON: Tensor, weight_OI: Tensor) -> QuantizedWeight:
+    """The numbers of a file: code times scale, in the dtype of the weight that they are and on its device.
+
+    The arguments are as in `STORED_FP8`; codes are copied, so that the file is not needed any more.
+    """
+    codes_OI = codes_OI.to(weight_OI.device, copy=True)
+    scale_ON = scale_ON.to(weight_OI.device, torch.float32, copy=True)
+    if scale_ON.shape[1] > 1:
+        return BlockwiseQuantized(codes_OI, scale_ON, weight_OI.dtype)
+    return RowwiseQuantized(codes_OI, scale_ON.expand(len(codes_OI), 1).contiguous(), weight_OI.dtype)
 
 
 @torch.no_grad()

@@ -169,6 +169,12 @@ class ModelLoadOptions:
     transform_text_block: BlockTransform | None = None
     """The same for the text encoder's layers."""
 
+    keeps_fp8: bool = False
+    """Weights of blocks that `files` has in fp8 come to `transform_block` as they are stored (`STORED_FP8`)."""
+
+    keeps_text_fp8: bool = False
+    """The same for `transform_text_block`."""
+
     text_encoder_cache_tag: str = ""
     """Names what `transform_text_block` does to the text embeddings, for their cache key."""
 

@@ -32,8 +32,11 @@ from toolkit.errors import RunError, UserError
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.single_file import shapes_of, shards_of, stored_weights
+from toolkit.models.single_file import Stored, shapes_of, shards_of, stored_weights
+from toolkit.number_types import FP8_QTYPES, STORED_FP8
 from toolkit.system.device import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 ASKED_BY = "diffusers.utils.import_utils"
 """Where diffusers asks which packages are installed; its answers are `_NAME_available`."""
@@ -84,20 +87,48 @@ class ShardReader:
         """The number type of a tensor, which is not read for it."""
         return self._shard_of[name].get_slice(name)[:0].dtype
 
+    def in_fp8(self) -> bool:
+        """Whether the single file has weights in fp8 of any kind."""
+        return any(self.dtype_of(one.name).itemsize == 1 for one in self._stored.values())
+
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
         if not (stored := self._stored.get(name)):
             return self._shard_of[name].get_tensor(name)
-        weight = self._shard_of[stored.name].get_tensor(stored.name)
+        weight, scale = self._weight_and_scale(stored)
+        if scale is None:
+            return weight
+        return (weight.float().view(len(scale), scale.shape[1], -1) * scale[..., None]).view(weight.shape)
+
+    def stored_fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Codes and scales of a weight that the single file has in E4M3, as `STORED_FP8`; None: it has it in another
+        type."""
+        stored = self._stored.get(name)
+        if stored is None or self.dtype_of(stored.name) != torch.float8_e4m3fn:
+            return None
+        codes, scale = self._weight_and_scale(stored)
+        return codes, torch.ones(1, 1) if scale is None else scale
+
+    def _weight_and_scale(self, stored: Stored) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As they are in the file; scales float32, [1, 1], or [rows, blocks of a row]."""
+        weight, scale = self._shard_of[stored.name].get_tensor(stored.name), None
         if stored.scale:
             scale = self._shard_of[stored.scale].get_tensor(stored.scale).float()
-            rows = len(weight) if scale.numel() > 1 else 1
-            weight = (weight.float().view(rows, scale.numel() // rows, -1) * scale.view(rows, -1, 1)).view(weight.shape)
-        return weight if stored.half is None else weight.chunk(2)[stored.half]
+            scale = scale.view(len(weight) if scale.numel() > 1 else 1, -1)
+        if stored.half is None:
+            return weight, scale
+        halved = scale.chunk(2)[stored.half] if scale is not None and len(scale) > 1 else scale
+        return weight.chunk(2)[stored.half], halved
 
 
-def fill(module: nn.Module, reader: ShardReader, prefix: str, dtype: torch.dtype, skip: str = "\0") -> None:
-    """Gives `module` its weights, copied out of the map in `dtype`; names under `skip` are left alone."""
+def fill(
+    module: nn.Module, reader: ShardReader, prefix: str, dtype: torch.dtype, skip: str = "\0", fp8_of: str = "\0"
+) -> int:
+    """Gives `module` its weights, copied out of the map in `dtype`; names under `skip` are left alone.
+
+    fp8_of: beginning of the names of linear layers that also get the codes of weights in E4M3, for quantizing
+    (`STORED_FP8`). Returns the number of those layers.
+    """
     wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(skip)}
     absent = [prefix + name for name in wanted if prefix + name not in reader.names]
     if absent:
@@ -108,6 +139,13 @@ def fill(module: nn.Module, reader: ShardReader, prefix: str, dtype: torch.dtype
             shapes = f"is {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}"
             raise RunError(f"{reader.folder}: {prefix}{name} {shapes}.")
     module.load_state_dict(state, strict=False, assign=True)
+    kept = 0
+    for name, layer in module.named_modules() if fp8_of != "\0" else ():
+        full = f"{prefix}{name}.weight"
+        if isinstance(layer, nn.Linear) and full.startswith(fp8_of) and (stored := reader.stored_fp8(full)):
+            setattr(layer, STORED_FP8, stored)
+            kept += 1
+    return kept
 
 
 @contextmanager
@@ -151,15 +189,21 @@ def load_frozen(
 
 
 def fill_from_file(
-    module: nn.Module, file: Path, dtype: torch.dtype, names: Renaming, unused: Collection[str] = ()
+    module: nn.Module,
+    file: Path,
+    dtype: torch.dtype,
+    names: Renaming,
+    unused: Collection[str] = (),
+    fp8_of: str = "\0",
 ) -> Any:
-    """The module with the weights of a single file, frozen. unused: names that the file may have besides.
+    """The module with the weights of a single file, frozen. unused: names that the file may have besides. fp8_of: see
+    `fill`.
 
     Raises RunError when they are not those of its config, or not finite.
     """
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
-        fill(module, reader, "", dtype)
+        fill(module, reader, "", dtype, fp8_of=fp8_of)
     if more := reader.names.difference(unused):
         raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
     check_finite(file, module)
@@ -205,14 +249,15 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
     """
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
-    merge = options.merge_fn() if options.merge_fn else None
+    merge, kept = options.merge_fn() if options.merge_fn else None, 0
+    keeps_fp8 = options.keeps_fp8 and not merge  # merging changes the weights
     with init_empty_weights(include_buffers=False):
         model = kind.from_config(kind.load_config(part))
     with ExitStack() as stack:
         reader = ShardReader(part, stack, options.files.get("transformer"))
         part = reader.folder
         for index, block in enumerate(model.transformer_blocks):
-            fill(block, reader, f"{BLOCKS}.{index}.", dtype)
+            kept += fill(block, reader, f"{BLOCKS}.{index}.", dtype, fp8_of=BLOCKS if keeps_fp8 else "\0")
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
             check_finite(part, block, f"{BLOCKS}.{index}.")
@@ -229,6 +274,11 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
                 check_finite(part, child, f"{name}.")
         if merge:
             merge(model, "")
+        if kept:
+            logger.info(f"{part}: {kept} layers keep its fp8 codes and scales")
+        elif options.keeps_fp8 and reader.in_fp8():
+            why = "LoRAs are merged into them" if merge else "they are not in e4m3fn"
+            logger.info(f"{part}: its fp8 weights are quantized anew, since {why}")
     if reader.names:
         raise RunError(f"{part}: weights that config.json does not account for: {some(reader.names)}.")
     for name, child in model.named_children():
@@ -338,6 +388,7 @@ def load_model(
     folder = model_folder(model)
     family = family_for(model)
     table = device.type == "cuda" if model.modulation_table == "auto" else model.modulation_table
+    keeps_text = model.quantize_te and model.qtype_te in FP8_QTYPES and model.text_encoder_path is not None
     options = ModelLoadOptions(
         folder=folder,
         files=checked_files(model),
@@ -349,8 +400,10 @@ def load_model(
         modulation_table=bool(table) and block_sharing is None,
         transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,
         transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
+        keeps_fp8=model.quantize and model.qtype in FP8_QTYPES and not model.accuracy_recovery_adapter,
+        keeps_text_fp8=keeps_text,
         cpu_blocks=cpu_blocks,
-        text_encoder_cache_tag=model.qtype_te if model.quantize_te else "",
+        text_encoder_cache_tag=model.qtype_te + "-as-stored" * keeps_text if model.quantize_te else "",
         low_vram=model.low_vram,
         text_encoder_cpu=model.text_encoder_cpu,
     )

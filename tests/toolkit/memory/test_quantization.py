@@ -19,6 +19,7 @@ from toolkit.memory.quantization import (
     RowwiseQuantized,
     WithRecoveryLora,
     ZeroPointQuantized,
+    as_stored,
     code_places,
     decode_e4m3,
     quantize_weight,
@@ -31,7 +32,7 @@ NAN, INFINITY = float("nan"), float("inf")
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3, torch.float64: 1e-12}
 """Relative error of a product that is summed in float32 at least and rounded to this type once or twice."""
 
-KINDS = (*QTYPES, "recovered")
+KINDS = (*QTYPES, "recovered", "as_stored")
 
 BOTH = Int8Matmuls(forward=True, backward=True)
 
@@ -45,6 +46,9 @@ def stored(kind: str, dtype: torch.dtype, in_int8: Int8Matmuls | None = None) ->
     if kind == "recovered":
         up_OR, down_RI = 0.1 * normal(OUTPUTS, 4, seed=1), 0.1 * normal(4, INPUTS, seed=2)
         return WithRecoveryLora(quantize_weight(weight_OI, "int4"), up_OR, down_RI)
+    if kind == "as_stored":
+        scale_O1 = weight_OI.float().abs().amax(1, keepdim=True) / 448
+        return as_stored((weight_OI.float() / scale_O1).to(torch.float8_e4m3fn), scale_O1, weight_OI)
     weight = quantize_weight(weight_OI, kind)
     if kind == "int8" and in_int8:
         weight.in_int8 = in_int8

@@ -11,11 +11,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from tests.diffusers_reference import relative
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import is_needed, single_files
 from toolkit.config.process import JobContext
-from toolkit.memory.quantization import quantizer
+from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import family_for, single_file_faults
 from toolkit.models.folder_family import with_single_files
 from toolkit.models.loading import ShardReader, base_hashes, load_model
@@ -80,13 +82,13 @@ def test_a_bf16_file_gives_the_bits_of_its_folder(
     assert_equal(loaded(folders[arch], file), loaded(folders[arch]))
 
 
-@pytest.mark.parametrize("scaled", ["", "tensor", "rows", "blocks"])
-@pytest.mark.parametrize("ends", [(".scale_weight", ".scale_input"), (".weight_scale", ".input_scale")])
-def test_fp8_weights_are_multiplied_by_their_scales(
-    scaled: str, ends: tuple[str, str], folders: dict[str, Path], tmp_path: Path
-) -> None:
+SCALED = ["", "tensor", "rows", "blocks"]
+
+
+def in_fp8(weights: Weights, scaled: str, ends: tuple[str, str] = (".scale_weight", ".scale_input")) -> list[Weights]:
+    """What a file in fp8 holds, with these scales and these ends of their names, and the numbers that it means."""
     stored, expected = {"scaled_fp8": torch.zeros(0)}, {}
-    for name, weight in weights_of(folders["qwen_image_edit_plus"]).items():
+    for name, weight in weights.items():
         expected[name] = stored[PREFIX + name] = weight.bfloat16()
         if weight.ndim != 2 or "transformer_blocks" not in name:
             continue
@@ -102,8 +104,92 @@ def test_fp8_weights_are_multiplied_by_their_scales(
             stored[PREFIX + name.removesuffix(".weight") + ends[1]] = torch.ones(())
             said = json.dumps({"format": "float8_e4m3fn"}).encode()
             stored[PREFIX + name.removesuffix(".weight") + ".comfy_quant"] = torch.tensor(list(said), dtype=torch.uint8)
+    return [stored, expected]
+
+
+@pytest.mark.parametrize("scaled", SCALED)
+@pytest.mark.parametrize("ends", [(".scale_weight", ".scale_input"), (".weight_scale", ".input_scale")])
+def test_fp8_weights_are_multiplied_by_their_scales(
+    scaled: str, ends: tuple[str, str], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    stored, expected = in_fp8(weights_of(folders["qwen_image_edit_plus"]), scaled, ends)
     save_file(stored, tmp_path / "t.safetensors")
     assert_equal(loaded(folders["qwen_image_edit_plus"], tmp_path / "t.safetensors"), expected)
+
+
+def as_base(folder: Path, file: Path, **keys: object) -> dict[str, nn.Module]:
+    section = ModelConfig(name_or_path=str(folder), transformer_path=str(file), quantize=True, **keys)
+    model = load_model(section, torch.device("cpu"), torch.bfloat16, quantizer)
+    layers = dict(model.network_module.named_modules())
+    return {name: layer for name, layer in layers.items() if isinstance(layer, QuantizedLinear)}
+
+
+@pytest.mark.parametrize("qtype", ["float8", "fp8_scaled"])
+@pytest.mark.parametrize("scaled", SCALED)
+@pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
+def test_an_fp8_base_has_the_codes_and_scales_of_the_file(
+    arch: str, scaled: str, qtype: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not their product rounded and quantized anew; fused layers are halves of theirs."""
+    named = {name.removeprefix(PREFIX): weight for name, weight in as_comfyui(weights_of(folders[arch])).items()}
+    stored, expected = in_fp8(named, scaled)
+    for name in [name for name in expected if ".gate_up." in name]:
+        for part, half in zip(("gate_layer", "proj"), expected.pop(name).chunk(2), strict=True):
+            expected[name.replace("gate_up", part)] = half
+    save_file(stored, tmp_path / "t.safetensors")
+    layers = as_base(folders[arch], tmp_path / "t.safetensors", qtype=qtype)
+    assert len(layers) == len(family_for(ModelConfig(name_or_path=str(folders[arch]))).linear_layers(folders[arch]))
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
+    for name, layer in layers.items():
+        assert torch.equal(layer.weight.dequantize(), expected[f"{name}.weight"])
+        if scaled != "blocks" and "img_mlp" not in name and layer.in_features == 64:  # nor are the scales rounded
+            exact = in_file(stored, name)
+            assert relative(layer.weight.matmul(x, None), x @ exact.t()) < 1e-6
+            assert relative(layer.weight.matmul_grad(x @ exact.t()), x @ exact.t() @ exact) < 1e-6
+
+
+def in_file(stored: Weights, layer: str) -> torch.Tensor:
+    """Code times scale in float32."""
+    codes = stored[f"{PREFIX}{layer}.weight"].float()
+    scale = stored.get(f"{PREFIX}{layer}.scale_weight", torch.ones(()))
+    rows = len(codes) if scale.numel() > 1 else 1
+    return (codes.view(rows, scale.numel() // rows, -1) * scale.view(rows, -1, 1)).view(codes.shape)
+
+
+def test_fp8_that_cannot_stay_is_quantized_anew_and_told(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, file = folders["qwen_image_edit_plus"], tmp_path / "t.safetensors"
+    stored, _ = in_fp8(weights_of(folder), "tensor")
+    save_file(stored, file)
+    with caplog.at_level("INFO"):
+        kept = as_base(folder, file, qtype="float8")
+    assert f"{file}: {len(kept)} layers keep its fp8 codes and scales" in caplog.messages
+    is_code = torch.float8_e4m3fn
+    save_file({n: t.float().to(torch.float8_e5m2) if t.dtype == is_code else t for n, t in stored.items()}, file)
+    with caplog.at_level("INFO"):
+        as_base(folder, file, qtype="float8")
+    assert f"{file}: its fp8 weights are quantized anew, since they are not in e4m3fn" in caplog.messages
+
+
+@pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
+def test_an_fp8_text_encoder_stays_as_it_is_stored(arch: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, file, stored, expected = folders[arch], tmp_path / "text.safetensors", {}, {}
+    for name, weight in part_weights(folder, "text_encoder").items():
+        stored[name] = weight
+        if ".layers." in name and weight.ndim == 2:
+            stored[name] = (weight * 1000).to(torch.float8_e4m3fn)
+            stored[name.removesuffix("weight") + "scale_weight"] = torch.tensor(1.37e-3)
+            expected[name.removesuffix(".weight")] = (stored[name].float() * torch.tensor(1.37e-3)).bfloat16()
+    save_file(stored, file)
+    keys = {"text_encoder_path": str(file), "quantize_te": True, "qtype_te": "float8"}
+    model = load_model(ModelConfig(name_or_path=str(folder), **keys), torch.device("cpu"), torch.bfloat16, quantizer)
+    layers = dict(model.part("text_encoder").named_modules())
+    assert expected
+    for name, weight in expected.items():
+        found = layers[name.replace("model.language_model.", "model.").replace("model.", "language_model.", 1)]
+        assert torch.equal(found.weight.dequantize(), weight)
+    assert model.cache_key("text_encoder").endswith("float8-as-stored")
 
 
 def other_format(weights: Weights) -> None:
