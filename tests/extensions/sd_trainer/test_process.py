@@ -295,8 +295,9 @@ def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_n
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("base", [{}, {"quantize": True, "qtype": "float8"}], ids=["converted", "as stored"])
 def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
-    run_py: Run, stop_at, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+    run_py: Run, stop_at, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path, base: dict
 ) -> None:
     stored: dict[str, torch.Tensor] = {}
     shards = [tensors_of(path)[0] for path in (tiny_model / "transformer").glob("*.safetensors")]
@@ -313,7 +314,7 @@ def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
     data = make_pictures(tmp_path / "data", "a", "b")
 
     def job(training_folder: str, path: Path) -> Path:
-        model = trainer()["model"] | {"transformer_path": str(path)}
+        model = trainer()["model"] | {"transformer_path": str(path)} | base
         save = {"dtype": "float32", "save_every": 5}
         section = trainer(data, training_folder=training_folder, model=model, train={"steps": 20}, save=save)
         return write_job(section, name=f"{training_folder}_{path.stem}")
@@ -324,7 +325,9 @@ def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
     file.rename(moved)
     refused = run_py(job("broken", other), "-n", "long")
     assert refused.returncode == 2 and "base model: transformer differs" in refused.stderr, refused.stderr
-    assert run_py(job("broken", moved), "-n", "long").returncode == 0
+    went_on = run_py(job("broken", moved), "-n", "long")
+    assert went_on.returncode == 0
+    assert ("28 layers keep its fp8 codes and scales" in went_on.stdout) == bool(base)
     assert tensors_of(whole)[0].keys() == tensors_of(broken)[0].keys()
     assert all(torch.equal(tensor, tensors_of(whole)[0][name]) for name, tensor in tensors_of(broken)[0].items())
 
