@@ -31,6 +31,7 @@ from toolkit.files.writing import atomic_write_dir, write_json
 from toolkit.models.families import family_for
 from toolkit.models.loading import model_folder
 from toolkit.models.parts import INDEX, place_file, place_parts
+from toolkit.models.single_file import markers_of
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.interface import Network
@@ -92,7 +93,8 @@ class SingleFileWriter(LoraWriter):
     """Writes the model itself, by the names of ComfyUI."""
 
     def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        return {file: in_one(tensors) for file, tensors in super().copies(run, step).items()}
+        markers = markers_of(family_for(self.section.model).title)
+        return {file: in_one(tensors, markers) for file, tensors in super().copies(run, step).items()}
 
 
 class ModelFolderWriter(LoraWriter):

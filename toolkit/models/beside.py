@@ -89,11 +89,11 @@ def parts_around(name: str, arch: str | None, revision: str | None, given: Mappi
     arch: as the user wrote it, or None. given: part -> file, of those that the job names.
     """
     path = Path(name).expanduser()
-    if not path.is_file() or path.suffix.lower() not in (*SUFFIXES, ".gguf", ".ckpt", ".pt", ".pth", ".bin"):
+    if not path.is_file():
         return None
+    if fault := transformer_fault(name):
+        return Around(fault=fault)
     try:
-        if fault := unread(path) or _no_transformer(path, name):
-            return Around(fault=fault if name in fault else f"{name!r}: {fault}")
         if "transformer" in given:
             return Around(fault=f"{name!r} is a transformer, and so is transformer_path. Remove one of them.")
         home = _home_of(path)
@@ -120,6 +120,16 @@ def _is_offline() -> bool:
 
 
 # ---------------------------------------------------------------- which model it is
+
+
+def transformer_fault(name: str) -> str:
+    """Why the file `name` is no transformer that can be trained, with the remedy; empty: it has the keys of one."""
+    path = Path(name).expanduser()
+    try:
+        fault = unread(path) or _no_transformer(path, name)
+    except UserError as error:
+        fault = str(error)
+    return fault if not fault or name in fault else f"{name!r}: {fault}"
 
 
 def _no_transformer(path: Path, name: str) -> str:

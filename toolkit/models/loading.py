@@ -87,6 +87,10 @@ class ShardReader:
         """The number type of a tensor, which is not read for it."""
         return self._shard_of[name].get_slice(name)[:0].dtype
 
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the weights of the single file that are matrices."""
+        return {name: one.shape for name, one in self._stored.items() if len(one.shape) == 2}
+
     def in_fp8(self) -> bool:
         """Whether the single file has weights in fp8 of any kind."""
         return any(self.dtype_of(one.name).itemsize == 1 for one in self._stored.values())

@@ -23,6 +23,12 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 MARKERS = {"scaled_fp8": "", "__index_timestep_zero__": "Qwen-Image-Edit-2511"}
 """Tensors that are no weights -> title of the one model whose files have it; empty: of any."""
 
+
+def markers_of(title: str) -> list[str]:
+    """The tensors that a file of this model has for ComfyUI besides its weights, with no elements."""
+    return [name for name, of_title in MARKERS.items() if of_title == title]
+
+
 SHARD = re.compile(r"(?P<stem>.+)-(\d{5})-of-(?P<count>\d{5})\.safetensors")
 WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")

@@ -215,9 +215,10 @@ def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def in_one(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`)."""
-    found = dict(weights)
+def in_one(weights: Mapping[str, Tensor], markers: Iterable[str]) -> dict[str, Tensor]:
+    """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`). markers: names of empty
+    tensors by which it knows the model."""
+    found = {**weights, **{name: torch.zeros(0) for name in markers}}
     for whole, parts in fused_layers(name.removesuffix(".weight") for name in weights).items():
         found[f"{whole}.weight"] = torch.cat([found.pop(f"{part}.weight") for part in parts])
     return found

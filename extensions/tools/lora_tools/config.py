@@ -16,6 +16,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
+from toolkit.models.beside import transformer_fault
 
 MODEL_INDEX = "model_index.json"
 
@@ -157,14 +158,18 @@ class MergeConfig(WritingToolConfig):
     process_types: ClassVar[tuple[str, ...]] = ("merge",)
 
     base: PathStr = ""
-    """Model folder that the LoRAs are merged into. Empty: they are merged into one file."""
+    """Model folder that the LoRAs are merged into, or the file of a transformer as ComfyUI keeps it. Empty: they are
+    merged into one file."""
 
     lora: PathOrList
     """LoRA files, each as FILE or FILE:STRENGTH."""
 
     output: PathStr
     """Folder to write, or file without `base`. With `base` a name that ends in `.safetensors` is the merged transformer
-    alone as ComfyUI loads it, written from memory."""
+    alone as ComfyUI loads it, written from memory; of a base in fp8 it is bfloat16."""
+
+    layout: Annotated[Literal["diffusers", "single_file"], OneOf()] | None = None
+    """With `base`: `diffusers` writes a model folder, `single_file` the merged transformer. None: as `output` ends."""
 
     rank: int = Field(default=0, ge=0, le=65536)
     """Without `base`: the largest rank of a layer, by SVD. 0: the ranks are added up. The log says what is lost."""
@@ -175,7 +180,16 @@ class MergeConfig(WritingToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files and folders that cannot be read or written."""
         if self.base:
-            yield from _check_model("base", self.base, job)
+            if Path(self.base).expanduser().is_file():
+                if fault := transformer_fault(self.base):
+                    yield Diagnostic(("base",), fault)
+                if self.writes_folder():
+                    yield Diagnostic(("output",), f"{self.output!r} has to end in .safetensors, as 'base' is a file.")
+            else:
+                yield from _check_model("base", self.base, job)
+            if self.layout and self.writes_folder() != (self.layout == "diffusers"):
+                ending = "not end" if self.layout == "diffusers" else "end"
+                yield Diagnostic(("output",), f"{self.output!r} has to {ending} in .safetensors with {self.layout}.")
             if self.output_path().resolve() == Path(self.base).expanduser().resolve():
                 yield Diagnostic(("output",), "is 'base' itself. Give another folder.")
             if self.rank:
@@ -184,7 +198,8 @@ class MergeConfig(WritingToolConfig):
                 yield Diagnostic(("model",), "the layers are those of 'base'. Leave it out.")
         yield from super().check(job)
         yield from check_loras("lora", self.lora, job)
-        if model := self.base or self.model:
+        model = self.base or self.model
+        if model and not Path(model).expanduser().is_file():
             yield from check_origins("lora", self.lora, partial(_model, model))
 
     def writes_folder(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from extensions.tools.lora_tools.config import MergeConfig
 from extensions.tools.lora_tools.files import Loss, lora_tensors, number_type, read_lora, refuse_dora, write_lora
-from extensions.tools.lora_tools.lora_export import AdapterFile
+from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.run_job import BASE_MODEL
 from jobs.process import BaseExtensionProcess
@@ -21,7 +22,9 @@ from toolkit.config.model_files import weight_files
 from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write_dir
 from toolkit.models.families import family_for
+from toolkit.models.loading import ShardReader
 from toolkit.models.parts import place_file, place_parts
+from toolkit.models.single_file import MARKERS, markers_of, shapes_of, without_prefix
 from toolkit.networks.lora_formats import LayerDelta, in_one, read_tensors
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora
@@ -32,6 +35,15 @@ logger = logging.getLogger(__name__)
 
 def _sources(files: Sequence[tuple[AdapterFile, float]]) -> str:
     return ", ".join(f"{file.path.name}:{strength:g}" for file, strength in files)
+
+
+def _changes(files: Sequence[tuple[AdapterFile, float]]) -> dict[str, list[tuple[LayerDelta, float]]]:
+    """Name of a weight -> what each file changes of it, and the file's strength."""
+    changes: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
+    for file, strength in files:
+        for name, change in file.changes.items():
+            changes[f"{name}.weight"].append((change, strength))
+    return changes
 
 
 class MergeProcess(BaseExtensionProcess):
@@ -45,8 +57,11 @@ class MergeProcess(BaseExtensionProcess):
         model = section.base or section.model
         folder = Path(model).expanduser() if model else None
         pairs = [split_strength(text) for text in section.lora]
-        files = [(read_lora(file, folder), strength) for file, strength in pairs]
         output = Path(section.output).expanduser()
+        if folder is not None and section.base and folder.is_file():
+            self._into_single_file(folder, pairs, output)
+            return
+        files = [(read_lora(file, folder), strength) for file, strength in pairs]
         if folder is not None and section.base:
             self._into_model(folder, files, output)
         else:
@@ -56,12 +71,7 @@ class MergeProcess(BaseExtensionProcess):
         """A model folder of the base's layout, whose weights are read, changed and written one after the other."""
         family = family_for(ModelConfig(name_or_path=str(base)))
         part = base / family.trained_part
-        shards = weight_files(part)
-        changes: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
-        for file, strength in files:
-            for name, change in file.changes.items():
-                changes[f"{name}.weight"].append((change, strength))
-        loss = Loss()
+        shards, changes, loss = weight_files(part), _changes(files), Loss()
 
         def merged_of(shard: Path) -> dict[str, Tensor]:
             weights, _ = read_tensors(shard)
@@ -69,10 +79,7 @@ class MergeProcess(BaseExtensionProcess):
 
         if not self.section.writes_folder():
             tensors = {name: weight for shard in shards for name, weight in merged_of(shard).items()}
-            write_lora(output, in_one(tensors), {"merged_from": _sources(files)})
-            logger.info(
-                f"{output}: {len(files)} files merged into {len(changes)} layers for ComfyUI; {loss}, by rounding"
-            )
+            self._write_single_file(output, in_one(tensors, markers_of(family.title)), files, len(changes), loss)
             return
         with atomic_write_dir(output) as new:
             place_parts(base, new, without={family.trained_part})
@@ -81,6 +88,31 @@ class MergeProcess(BaseExtensionProcess):
             for shard in shards:
                 write_safetensors_verified(new / family.trained_part / shard.name, merged_of(shard), None)
         logger.info(f"{output}: {len(files)} files merged into {len(changes)} layers; {loss}, by rounding")
+
+    def _into_single_file(self, base: Path, pairs: Sequence[tuple[str, float]], output: Path) -> None:
+        """A transformer's file of a base that is one; of an fp8 base in bfloat16, unless `dtype` says otherwise."""
+        with ExitStack() as stack:
+            reader, loss = ShardReader(base, stack, base), Loss()
+            layers = {name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in reader.matrices().items()}
+            files = [(read_adapter(Path(file).expanduser(), [layers]), strength) for file, strength in pairs]
+            changes, dtype = _changes(files), torch.bfloat16 if reader.in_fp8() else None
+            markers = [name for name in map(without_prefix, shapes_of(base)) if MARKERS.get(name)]
+            tensors = {}
+            for name in sorted(reader.names):
+                weight = reader.take(name)
+                tensors[name] = self._merged(name, weight.to(dtype or weight.dtype), changes.get(name, ()), loss)
+            self._write_single_file(output, in_one(tensors, markers), files, len(changes), loss)
+
+    def _write_single_file(
+        self,
+        output: Path,
+        tensors: dict[str, Tensor],
+        files: Sequence[tuple[AdapterFile, float]],
+        layers: int,
+        loss: Loss,
+    ) -> None:
+        write_lora(output, tensors, {"merged_from": _sources(files)})
+        logger.info(f"{output}: {len(files)} files merged into {layers} layers for ComfyUI; {loss}, by rounding")
 
     def _merged(self, name: str, weight: Tensor, changes: Sequence[tuple[LayerDelta, float]], loss: Loss) -> Tensor:
         if weight.dtype not in DTYPES.values():

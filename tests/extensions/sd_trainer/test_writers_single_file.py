@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
+from tests.diffusers_reference import MEMBERS
 from toolkit.config.model import ModelConfig
 from toolkit.memory.quantization import quantizer
 from toolkit.models.interface import ROWS_OF
@@ -30,10 +31,12 @@ def weights_of(folder: Path, file: Path | None = None) -> dict[str, torch.Tensor
     return dict(load_model(section, torch.device("cpu"), torch.bfloat16, quantizer).network_module.state_dict())
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arch", "is_2511"), [*((arch, False) for arch in ARCHS), ("qwen_image_edit_plus", True)])
+def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(
+    arch: str, is_2511: bool, tmp_path: Path
+) -> None:
     base = tmp_path / "base"
-    write_tiny_model(base, TinySpec(arch=arch))
+    write_tiny_model(base, MEMBERS["Qwen-Image-Edit-2511"] if is_2511 else TinySpec(arch=arch))
     model = load_model(ModelConfig(name_or_path=str(base)), torch.device("cpu"), torch.float32, quantizer)
     network = FullNetwork(["transformer_blocks.0.attn.to_q"], torch.float32)
     network.attach(model.network_module)
@@ -62,6 +65,7 @@ def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(arch: 
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         parts = {part for each in ROWS_OF.values() for part in each if arch == "qwen_image_2"}
         names = load_file(file)
+        assert ("__index_timestep_zero__" in names) == is_2511  # by it ComfyUI tells the reference method
         assert not any(f".{part}." in name for part in parts for name in names)
         assert any(".gate_up." in name for name in names) == bool(parts)
     first, raw = (load_file(file)["transformer_blocks.0.attn.to_q.weight"] for file in files)

@@ -6,6 +6,7 @@ import glob
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.conftest import ROOT
 from tests.running import run_job
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import weight_files
 from toolkit.config.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
@@ -138,6 +140,36 @@ def test_a_model_is_merged_into_the_file_that_comfyui_loads(run, tmp_path: Path)
     assert made.keys() == expected.keys() and all(torch.equal(made[name], t) for name, t in expected.items())
 
 
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_a_file_is_merged_into_as_its_folder_is(
+    run, write_lora, tiny_model: Path, tmp_path: Path, in_fp8: bool
+) -> None:
+    """Nothing else of the model is needed; what marks it for ComfyUI stays."""
+    lora = str(write_lora("a.safetensors", 1))
+    stored = {f"model.diffusion_model.{name}": weight.bfloat16() for name, weight in transformer(tiny_model).items()}
+    if in_fp8:
+        name = "model.diffusion_model.transformer_blocks.1.attn.to_k"
+        stored[f"{name}.scale_weight"] = torch.tensor(0.5)
+        stored[f"{name}.weight"] = stored[f"{name}.weight"].to(torch.float8_e4m3fn)
+    stored |= {"__index_timestep_zero__": torch.zeros(0), "scaled_fp8": torch.zeros(2)}
+    save_file(stored, tmp_path / "base.safetensors")
+    keys = {"lora": lora, "layout": "single_file"}
+    run("merge", base="base.safetensors", **keys, output="merged.safetensors", dtype=None if in_fp8 else "float32")
+    made = load_file(tmp_path / "merged.safetensors")
+    assert made.pop("__index_timestep_zero__").numel() == 0 and "scaled_fp8" not in made
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_model, folder)
+    rounded = {name: weight.bfloat16() for name, weight in transformer(tiny_model).items()}
+    if in_fp8:
+        name = "transformer_blocks.1.attn.to_k.weight"
+        rounded[name] = (rounded[name].to(torch.float8_e4m3fn).float() * 0.5).bfloat16()
+    for path in weight_files(folder / "transformer"):
+        save_file({name: rounded[name] for name in load_file(path)}, path)
+    run("merge", base="folder", **keys, output="expected.safetensors", dtype=None if in_fp8 else "float32")
+    expected = load_file(tmp_path / "expected.safetensors")
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], t) for name, t in expected.items())
+
+
 def test_loras_add_up_to_one_without_loss_or_to_the_nearest_of_a_rank(
     run, write_lora, tiny_model: Path, layers, tmp_path: Path
 ) -> None:
@@ -245,6 +277,17 @@ def test_layers_that_comfyui_skips_are_one_line(
         ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is not a number"),
         ("merge", {"lora": "a.safetensors", "output": "x", "base": "here"}, "'here' holds no model_index.json"),
         ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "has to end in .safetensors"),
+        ("merge", {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"}, "is no model. It is a LoRA"),
+        (
+            "merge",
+            {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"},
+            "'x' has to end in .safetensors, as",
+        ),
+        (
+            "merge",
+            {"lora": "a.safetensors", "output": "x", "base": "here", "layout": "single_file"},
+            "'x' has to end in .safetensors with single_file",
+        ),
         ("resize", {"input": "a.safetensors", "output": "x.safetensors"}, "give the largest rank of a layer"),
         ("inspect", {"file": "nothing.safetensors"}, "'nothing.safetensors' is not a file"),
         (
