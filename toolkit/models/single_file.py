@@ -20,6 +20,9 @@ from toolkit.models.encoder_weights import of_wan
 from toolkit.models.interface import ROWS_OF
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+OTHER_PARTS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")
+"""Beginnings of the names of other parts, in a checkpoint of ComfyUI that holds them all: they are not read from it."""
+
 MARKERS = {"scaled_fp8": "", "__index_timestep_zero__": "Qwen-Image-Edit-2511"}
 """Tensors that are no weights -> title of the one model whose files have it; empty: of any."""
 
@@ -115,7 +118,7 @@ def stored_weights(shapes: Mapping[str, tuple[int, ...]], names: Callable[[str],
     found: dict[str, Stored] = {}
     for name, shape in shapes.items():
         bare = names(without_prefix(name))
-        if bare in MARKERS or bare.endswith((*SCALES, *UNUSED)):
+        if bare in MARKERS or bare.endswith((*SCALES, *UNUSED)) or name.startswith(OTHER_PARTS):
             continue
         stem = name.removesuffix(WEIGHT)
         scale = next((stem + end for end in SCALES if stem + end in shapes), "") if stem != name else ""

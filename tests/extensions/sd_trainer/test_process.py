@@ -24,6 +24,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.extension import discover
 from toolkit.files.log import shown
 from toolkit.memory.quantization import quantizer
+from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
@@ -328,6 +329,9 @@ def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
     went_on = run_py(job("broken", moved), "-n", "long")
     assert went_on.returncode == 0
     assert ("28 layers keep its fp8 codes and scales" in went_on.stdout) == bool(base)
+    layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(tiny_model)
+    parts = ("alpha", "lora_A.weight", "lora_B.weight")  # after ComfyUI's own name of each layer, as on any base
+    assert tensors_of(whole)[0].keys() == {f"diffusion_model.{layer}.{part}" for layer in layers for part in parts}
     assert tensors_of(whole)[0].keys() == tensors_of(broken)[0].keys()
     assert all(torch.equal(tensor, tensors_of(whole)[0][name]) for name, tensor in tensors_of(broken)[0].items())
 

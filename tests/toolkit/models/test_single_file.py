@@ -56,6 +56,12 @@ def as_comfyui(weights: Weights) -> Weights:
     return named
 
 
+def in_a_checkpoint(weights: Weights) -> Weights:
+    """With a VAE and a text encoder in the same file, which are not read."""
+    others = {"vae.decoder.conv1.weight": torch.zeros(2), "text_encoders.qwen.norm.weight": torch.zeros(2)}
+    return as_comfyui(weights) | others
+
+
 def loaded(folder: Path, file: Path | None = None) -> Weights:
     section = ModelConfig(name_or_path=str(folder), transformer_path=file and str(file))
     model = load_model(section, torch.device("cpu"), torch.bfloat16, quantizer)
@@ -72,7 +78,7 @@ def assert_equal(found: Weights, expected: Weights) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("names", [dict, as_comfyui])
+@pytest.mark.parametrize("names", [dict, as_comfyui, in_a_checkpoint])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_bf16_file_gives_the_bits_of_its_folder(
     arch: str, names: Callable[[Weights], Weights], folders: dict[str, Path], tmp_path: Path
