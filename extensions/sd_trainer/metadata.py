@@ -202,7 +202,7 @@ def _base_model(section: DiffusionSection) -> str:
     """The model's public name; where it came from a variable, the unexpanded text."""
     model = section.model
     written = section.as_written(model.name_or_path, "model", "name_or_path")
-    if written == model.name_or_path:
+    if written == model.name_or_path or model.file_note:  # of a file its model is told
         return model.public_name()
     return _last_part(written) if model.is_path() else written
 

@@ -277,8 +277,10 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
         offer = _offer(next(beside, None)) + lora_words(path) + _remedy()
         if path.is_dir():
             return f"{name!r} holds no {INDEX}. {offer}"
-        absent = f"does not exist (working directory: {Path.cwd()})"
-        return f"{name!r} {'is a file and no model folder' if path.is_file() else absent}. {offer}"
+        if path.is_file():
+            return f"{name!r} is a file and no model folder. {offer}"
+        offer = _offer(_nearest_file(path)) + _remedy() if "Did you mean" not in offer else offer
+        return f"{name!r} does not exist (working directory: {Path.cwd()}). {offer}"
     near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path)) or near_id(name)
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
@@ -379,6 +381,15 @@ def _nearest_folder(path: Path) -> Path | None:
         return found
     above = (Path("../" * up) / path for up in range(1, len(Path.cwd().parts)))
     return None if path.is_absolute() else next((folder for folder in above if (folder / INDEX).is_file()), None)
+
+
+def _nearest_file(path: Path) -> Path | None:
+    """The file of weights whose name is spelt most like that of `path`, in its folder or the one spelt most like it."""
+    if not (folder := path.parent if path.parent.is_dir() else _nearest_folder(path.parent)):
+        return None
+    names = [file.name for file in folder.iterdir() if file.suffix.lower() in WEIGHT_FILES]
+    close = get_close_matches(path.name, names, n=1, cutoff=0.85)
+    return folder / close[0] if close else None
 
 
 def _subfolders(folder: Path) -> Iterator[Path]:

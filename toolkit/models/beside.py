@@ -242,8 +242,10 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
         try:
             weight_files(found.folder / part)
         except UserError:
-            unfit = f" ({'; '.join(others[:3])})" if others else ""
-            where = f"beside it, in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in the hub cache of {found.id}"
+            unfit = f" ({'; '.join(other.rstrip('.') for other in others[:3])})" if others else ""
+            where = (
+                f"is beside it, in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in the hub cache of {found.id}"
+            )
             remedy = f"Give {key}, or name_or_path: {found.id} and this file as transformer_path, to download it."
             faults.append(f"no file of {words} {where}{unfit}. {remedy}")
     if faults:

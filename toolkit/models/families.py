@@ -46,6 +46,10 @@ MOST_ROWS = 192
 """Timesteps that a modulation cache keeps; 4.4 MB each on the published model in bfloat16."""
 
 
+CONFIG_BYTES = 20_000_000
+"""Of configs, tokenizer and processor of a published model at most: the download where files give all weights."""
+
+
 @dataclass(frozen=True)
 class EncoderSize:
     """An encoder, needed before training, and during it for shuffled captions or samples."""
@@ -410,7 +414,7 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
         return None
     total = listed_bytes(name, revision, given)
     if total is None and published_family(name):
-        total = published_bytes(family_for(model), model.folder(), given)
+        total = published_bytes(family_for(model), model.folder(), given) or CONFIG_BYTES
     left = None if total is None else max(0, total - downloaded_bytes(name))
     return Download(left, hub_cache(), free_space(hub_cache()))
 
@@ -423,7 +427,7 @@ def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
     if cached_snapshot(name, revision, given):
         return
     if given.keys() >= {*SINGLE_FILE_PARTS}:
-        yield f"{name}: the run downloads its configs and tokenizer, some 20 MB, and no weights"
+        yield f"{name}: the run downloads its configs and tokenizer, and no weights"
     elif local_index(name, revision):
         yield f"{name} is not complete in the hub cache: the run downloads the rest"
     else:

@@ -77,6 +77,7 @@ OTHER_MODELS = {
     "label_emb.0.0.weight": "Stable Diffusion XL",
     "input_blocks.0.0.weight": "Stable Diffusion 1 or 2",
     "controlnet_blocks.0.weight": "a ControlNet",
+    "time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered",
 }
 """A weight -> the model that has it. The first that a file has counts."""
 
@@ -175,9 +176,12 @@ def unread(path: Path) -> str:
 def _unread_file(path: Path) -> str:
     if not path.is_file():
         return f"{path} does not exist (working directory: {Path.cwd()})."
-    with open_regular(path) as file:
-        if words := MAGIC.get(file.read(4)):
-            return f"{path} is {words}, which is not read. {REMEDY}"
+    try:
+        with open_regular(path) as file:
+            if words := MAGIC.get(file.read(4)):
+                return f"{path} is {words}, which is not read. {REMEDY}"
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror or error}). Give a file that this user may read."
     shapes, types = tensor_shapes(path), set()
     with open_regular(path) as file:
         header = read_header(file)

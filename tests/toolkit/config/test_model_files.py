@@ -158,6 +158,15 @@ def test_a_single_file_that_is_not_here(tmp_path: Path, name: str) -> None:
     assert model_fault(name, None) == f"{name!r} does not exist (working directory: {tmp_path}). {REMEDY}"
 
 
+def test_a_misspelt_file_is_answered_with_the_one_that_is_here(tmp_path: Path) -> None:
+    file = tmp_path / "diffusion_models" / "qwen_image_bf16.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    for name in ("diffusion_models/qwen_image_bf6.safetensors", "diffusion_model/qwen_image_bf16.safetensors"):
+        said = f"Did you mean 'diffusion_models/qwen_image_bf16.safetensors'? {REMEDY}"
+        assert model_fault(name, None).endswith(said)
+
+
 def test_a_single_file_that_is_here_offers_the_model_it_lies_in(tmp_path: Path) -> None:
     model = write_model(tmp_path / "models" / "edit")
     (model / "transformer" / "weights.safetensors").write_bytes(b"")

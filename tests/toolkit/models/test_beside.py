@@ -186,6 +186,10 @@ LORA = "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight"
         (other("double_blocks.0.img_attn.qkv.weight"), "is another model: this is FLUX.1. Give a transformer of"),
         (other("decoder.conv_in.weight"), "is a VAE: that is model.vae_path. Give the transformer as"),
         (other("model.embed_tokens.weight visual.patch_embed.proj.weight"), "that is model.text_encoder_path. Give"),
+        (
+            other("transformer_blocks.0.x time_text_embed.addition_t_embedding.weight"),
+            "this is Qwen-Image-Layered. Give",
+        ),
         (other(LORA), "It is a LoRA: give the model, and the file as model.base_loras"),
         (other("a b c d"), "has no transformer of a model that can be trained; its weights: a, b, c. Give another"),
     ],
@@ -215,7 +219,9 @@ def test_parts_that_are_missing_or_several_are_named_with_their_key(
     weights = load_file(vae)
     weights.pop("decoder.conv_in.bias")
     save_file(weights, vae)
-    fault = f"no file of a VAE beside it, in vae of its ComfyUI, or in the hub cache of Qwen/Qwen-Image-2512 ({vae}: mi"
+    fault = (
+        f"no file of a VAE is beside it, in vae of its ComfyUI, or in the hub cache of Qwen/Qwen-Image-2512 ({vae}: mi"
+    )
     assert fault in fault_of(file) and "Give model.vae_path, or name_or_path: Qwen/Qwen-Image-2512" in fault_of(file)
     assert "so is transformer_path. Remove one" in fault_of(file, transformer_path=str(file))
 
