@@ -243,11 +243,12 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
             weight_files(found.folder / part)
         except UserError:
             unfit = f" ({'; '.join(other.rstrip('.') for other in others[:3])})" if others else ""
-            where = (
-                f"is beside it, in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in the hub cache of {found.id}"
+            is_hub = found.id in found.family.published
+            places = (
+                f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {'the hub cache of ' * is_hub}{found.id}"
             )
-            remedy = f"Give {key}, or name_or_path: {found.id} and this file as transformer_path, to download it."
-            faults.append(f"no file of {words} {where}{unfit}. {remedy}")
+            instead = f", or name_or_path: {found.id} and this file as transformer_path, to download it" * is_hub
+            faults.append(f"no file of {words} is beside it, {places}{unfit}. Give {key}{instead}.")
     if faults:
         raise UserError(f"it is {found.title}, and {' And '.join(faults)}")
 

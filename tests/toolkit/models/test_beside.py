@@ -116,10 +116,12 @@ def test_parts_are_found_beside_the_file_and_through_links(
 def test_the_model_folder_that_a_file_lies_in_is_its_model(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "my_model"
     shutil.copytree(folders["qwen_image_edit"], folder)
-    file = next((folder / "transformer").glob("*.safetensors"))
+    file = sorted((folder / "transformer").glob("*.safetensors"))[0]
     section = ModelConfig(name_or_path=str(file))
     assert (section.name_or_path, section.vae_path) == (str(folder), None)
     assert_equal(all_weights(section), all_weights(ModelConfig(name_or_path=str(folder))))
+    next((folder / "vae").glob("*.safetensors")).unlink()
+    assert f"of its ComfyUI, or in {folder}. Give model.vae_path." in fault_of(file)
 
 
 def test_weights_in_the_hub_cache_stand_for_parts_that_no_file_gives(
