@@ -13,7 +13,6 @@ from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.diffusers_reference import relative
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import is_needed, single_files
 from toolkit.config.process import JobContext
@@ -145,21 +144,11 @@ def test_an_fp8_base_has_the_codes_and_scales_of_the_file(
     save_file(stored, tmp_path / "t.safetensors")
     layers = as_base(folders[arch], tmp_path / "t.safetensors", qtype=qtype)
     assert len(layers) == len(family_for(ModelConfig(name_or_path=str(folders[arch]))).linear_layers(folders[arch]))
-    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
     for name, layer in layers.items():
         assert torch.equal(layer.weight.dequantize(), expected[f"{name}.weight"])
-        if scaled != "blocks" and "img_mlp" not in name and layer.in_features == 64:  # nor are the scales rounded
-            exact = in_file(stored, name)
-            assert relative(layer.weight.matmul(x, None), x @ exact.t()) < 1e-6
-            assert relative(layer.weight.matmul_grad(x @ exact.t()), x @ exact.t() @ exact) < 1e-6
-
-
-def in_file(stored: Weights, layer: str) -> torch.Tensor:
-    """Code times scale in float32."""
-    codes = stored[f"{PREFIX}{layer}.weight"].float()
-    scale = stored.get(f"{PREFIX}{layer}.scale_weight", torch.ones(()))
-    rows = len(codes) if scale.numel() > 1 else 1
-    return (codes.view(rows, scale.numel() // rows, -1) * scale.view(rows, -1, 1)).view(codes.shape)
+        if scaled != "blocks":  # nor are the scales rounded before they multiply
+            ones = torch.eye(layer.in_features, dtype=torch.bfloat16)
+            assert torch.equal(layer.weight.matmul(ones, None).t(), expected[f"{name}.weight"])
 
 
 def test_fp8_that_cannot_stay_is_quantized_anew_and_told(
