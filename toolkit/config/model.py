@@ -288,7 +288,12 @@ class ModelConfig(StrictModel):
 
     def check(self, job: JobContext) -> Findings:
         """What the files on this disk say against it: the model is missing, of another family, not complete."""
-        if not job.will_write(self.folder()) and (
+        if job.yet_to_come(self.folder()) and self.folder().suffix.lower() in WEIGHT_FILES:
+            fault = (
+                "an earlier process writes this file. Give it as transformer_path, and its model's hub id or folder."
+            )
+            yield error("name_or_path", fault)
+        elif not job.will_write(self.folder()) and (
             fault := self.file_fault or model_fault(self.name_or_path, self.revision, single_files(self))
         ):
             yield error("name_or_path", fault)

@@ -81,7 +81,7 @@ class ModelOutlook:
         download = None
         if found := self.download:
             download = {"bytes": found.bytes, "folder": str(found.folder), "free_bytes": found.free}
-        said = {"title": self.title, "licence": self.licence}
+        said = {"title": self.title, "licence": self.licence, "files": list(self.files)}
         return {"name": self.name, "family": self.family, **said, "bytes": self.bytes, "download": download}
 
     def lines(self) -> Iterator[str]:

@@ -245,3 +245,11 @@ def test_configs_that_are_not_here_are_downloaded_or_named(
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert fault_of(file) == ""
+
+
+def test_a_file_that_an_earlier_process_writes_is_no_model_yet(tmp_path: Path) -> None:
+    file = tmp_path / "merged.safetensors"
+    job = JobContext("job", earlier_outputs=frozenset({file}))
+    (found,) = ModelConfig(name_or_path=str(file)).check(job)
+    assert found.key == ("name_or_path",) and "Give it as transformer_path" in found.message
+    assert not list(ModelConfig(name_or_path=str(tmp_path)).check(JobContext("job", frozenset({tmp_path}))))
