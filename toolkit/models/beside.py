@@ -45,7 +45,7 @@ from toolkit.registry import FAMILIES
 if TYPE_CHECKING:
     from toolkit.models.families import ModelFamily
 
-MODEL_FOLDERS = ("diffusion_models", "unet")
+MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints")
 PART_FOLDERS = {"vae": ("vae",), "text_encoder": ("text_encoders", "clip", "text_encoder")}
 """Folders of ComfyUI's `models` for transformers, and for each part beside them. Source: ComfyUI, folder_paths.py."""
 
