@@ -104,8 +104,9 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
             resnet(f"decoder.up_blocks.{level}.resnets.{block}", block == 0 and halved != after)
         if level < last:
             resample(f"decoder.up_blocks.{level}.{'upsampler' if is_21 else 'upsamplers.0'}", temporal[::-1][level])
+    kernel = (3, 3) if is_21 else (3, 3, 3)
     widest = (c.get("decoder_base_dim") or c["base_dim"]) * dims[-1]
-    return dict[str, tuple[int, ...]].fromkeys(names, ()) | {"decoder.conv_in.weight": (widest, c["z_dim"], 3, 3, 3)}
+    return dict[str, tuple[int, ...]].fromkeys(names, ()) | {"decoder.conv_in.weight": (widest, c["z_dim"], *kernel)}
 
 
 _OF_WAN = {"conv1": "quant_conv", "conv2": "post_quant_conv"}

@@ -221,11 +221,15 @@ def encoder_file_fault(path: Path, part: str, expected: Mapping[str, tuple[int, 
     if not expected:
         return ""
     for name, shape in expected.items():
-        if name in stored and any(side not in (0, has) for side, has in zip(shape, stored[name].shape, strict=False)):
+        if name in stored and shape and not _has_shape(stored[name].shape, shape):
             return f"{path}: {name} is {stored[name].shape}, so is not {words}. Give a file of this model."
     if unexpected:
         return f"{path}: weights that this model does not have: {_some(unexpected)}. Give a file of this model."
     return f"{path}: missing weights: {_some(missing)}. Give the whole file." if missing else ""
+
+
+def _has_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(found) == len(expected) and all(side in (0, has) for side, has in zip(expected, found, strict=True))
 
 
 def encoder_stored(path: Path) -> dict[str, Stored]:
