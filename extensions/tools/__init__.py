@@ -131,4 +131,11 @@ AI_TOOLKIT_EXTENSIONS = [
         ".report.config:ReportConfig",
         ".report.process:ReportProcess",
     ),
+    _tool(
+        "ui",
+        "Web page",
+        "show all runs in a browser, live; edit datasets, start jobs",
+        ".ui.config:UiConfig",
+        ".ui.process:UiProcess",
+    ),
 ]

@@ -279,7 +279,7 @@ def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
 def _document(folder: Path) -> Row:
     """run.json; empty when it is missing or damaged."""
     try:
-        return _row(read_regular(folder / run_files.STATUS)) or {}
+        return row_of(read_regular(folder / run_files.STATUS)) or {}
     except OSError:
         return {}
 
@@ -314,17 +314,17 @@ def _read_rows(path: Path, since: str, by_step: bool) -> Rows:
     offset, last, digest = _parse(since)
     try:
         with open_regular(path) as file:
-            if offset and _digest_before(file, offset) != digest:
+            if offset and digest_before(file, offset) != digest:
                 offset, last = 0, -1
             file.seek(offset)
             rows, end = _whole_lines(file.read())
-            if offset and by_step and any(step <= last for step in map(_step_of, rows)):
+            if offset and by_step and any(step <= last for step in map(step_of_row, rows)):
                 offset, last = 0, -1
                 file.seek(0)
                 rows, end = _whole_lines(file.read())
             rows = _latest_of_each_step(rows) if by_step else rows
-            last = max((_step_of(row) for row in rows), default=last) if by_step else last
-            cursor = f"{offset + end}-{max(last, -1) + 1}-{_digest_before(file, offset + end)}"
+            last = max((step_of_row(row) for row in rows), default=last) if by_step else last
+            cursor = f"{offset + end}-{max(last, -1) + 1}-{digest_before(file, offset + end)}"
     except OSError as error:
         _tell(path, error)
         return Rows((), "", anew=True)
@@ -343,7 +343,8 @@ def _parse(cursor: str) -> tuple[int, int, str]:
     return (int(match[1]), int(match[2]) - 1, match[3]) if match else (0, -1, "")
 
 
-def _digest_before(file: BinaryIO, offset: int) -> str:
+def digest_before(file: BinaryIO, offset: int) -> str:
+    """A hash of the bytes before an offset, by which a reader knows that a file was replaced since."""
     begin = max(0, offset - _TAIL_BYTES)
     file.seek(begin)
     return hashlib.sha256(file.read(offset - begin)).hexdigest()[:16]
@@ -352,10 +353,10 @@ def _digest_before(file: BinaryIO, offset: int) -> str:
 def _whole_lines(data: bytes) -> tuple[list[Row], int]:
     """The rows of all complete, valid lines, and where the last complete line ends."""
     end = data.rfind(b"\n") + 1
-    return [row for line in data[:end].splitlines() if (row := _row(line)) is not None], end
+    return [row for line in data[:end].splitlines() if (row := row_of(line)) is not None], end
 
 
-def _row(data: bytes) -> Row | None:
+def row_of(data: bytes) -> Row | None:
     """A JSON object; None for anything else."""
     try:
         value = json.loads(data.decode("utf-8", errors="replace"))
@@ -368,15 +369,15 @@ def _latest_of_each_step(rows: list[Row]) -> list[Row]:
     """Drops rows without a step; a row replaces earlier rows of its step and later steps."""
     kept: list[Row] = []
     for row in rows:
-        if (step := _step_of(row)) >= 0:
-            while kept and _step_of(kept[-1]) >= step:
+        if (step := step_of_row(row)) >= 0:
+            while kept and step_of_row(kept[-1]) >= step:
                 kept.pop()
             kept.append(row)
     return kept
 
 
-def _step_of(row: Row) -> int:
-    """-1 for a row without a step."""
+def step_of_row(row: Row) -> int:
+    """Its optimizer step; -1 for a row without one."""
     step = _whole(row, "step")
     return -1 if step is None else step
 
@@ -392,8 +393,8 @@ class StepRows:
         self._file = file
         self._offsets, steps = array("q"), array("q")
         for offset, line in self._lines():
-            row = _row(line) or {}
-            if not 0 <= (step := _step_of(row)) < 2**63:
+            row = row_of(line) or {}
+            if not 0 <= (step := step_of_row(row)) < 2**63:
                 continue
             while steps and steps[-1] >= step:
                 self.counts.subtract(self._row_at(self._offsets.pop()))
@@ -410,7 +411,7 @@ class StepRows:
         following = next(wanted, None)
         for offset, line in self._lines():
             if offset == following:
-                yield _row(line) or {}
+                yield row_of(line) or {}
                 following = next(wanted, None)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
@@ -424,7 +425,7 @@ class StepRows:
     def _row_at(self, offset: int) -> Row:
         here = self._file.tell()
         self._file.seek(offset)
-        row = _row(self._file.readline())
+        row = row_of(self._file.readline())
         self._file.seek(here)
         return row or {}
 

@@ -1,0 +1,58 @@
+"""Every address of the page, and the application that serves them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from extensions.tools.ui.guard import Guard
+from extensions.tools.ui.state import HERE, Ui, render, texts
+from extensions.tools.ui.views import runs, system
+
+
+def _get(path: str, view: object) -> Route:
+    return Route(path, view, methods=["GET"])  # type: ignore[arg-type]  # views are functions of a request
+
+
+def _post(path: str, view: object) -> Route:
+    return Route(path, view, methods=["POST"])  # type: ignore[arg-type]  # as above
+
+
+ROUTES = [
+    _get("/", runs.index),
+    _post("/theme", system.set_theme),
+    _get("/healthz", system.healthz),
+    _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),
+    Mount("/static", StaticFiles(directory=HERE / "static")),
+]
+"""What can be asked for. GET changes nothing; the guard stands before all but /login, /healthz and /static/."""
+
+
+def make_app(ui: Ui) -> Starlette:
+    """The application."""
+    app = Starlette(
+        routes=ROUTES,
+        middleware=[Middleware(Guard, token=ui.token, login_page=login_page)],
+        exception_handlers={HTTPException: error_page, Exception: error_page},
+    )
+    app.state.ui = ui
+    return app
+
+
+def login_page(request: Request, status: int, fault: str) -> Response:
+    """The page that asks for the token. fault: a key of the texts, empty: none."""
+    return render(request, "login.html.j2", status, fault=fault)
+
+
+def error_page(request: Request, error: Exception) -> Response:
+    """A page for people, a line for scripts. The traceback of a defect goes to the log, and never to the browser."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    detail = error.detail if isinstance(error, HTTPException) else ""
+    if "text/html" not in request.headers.get("accept", ""):
+        return PlainTextResponse(f"{detail or texts()['errors']['defect']}\n", status)
+    return render(request, "error.html.j2", status, status=status, detail=detail)

@@ -1,0 +1,199 @@
+"""Who may ask for what: deny by default, before any view runs.
+
+A token comes as `Authorization: Bearer`, as `?token=` once (the answer is a cookie and the address without it), or from
+the login form. The cookie is derived from the token, so it holds after a restart of the page and ends with the token.
+Without a token only this machine is served, and there too the Host and Origin of a request are checked: a foreign page
+in the same browser can neither read (DNS rebinding) nor change anything (cross-site requests).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "atelier_session"
+COOKIE_S = 30 * 24 * 3600
+OPEN = ("/healthz", "/login")
+"""Addresses without a token, besides the program's own files in /static/."""
+
+HOSTS_VARIABLE = "APP_HOSTS"
+"""Environment variable with further names of this server, separated by commas."""
+
+MOST_BYTES = 40 * 2**20
+"""Of one request: images come in pieces of at most 32 MiB."""
+
+MOST_FAILURES, FAILURES_S = 10, 60.0
+"""Wrong tokens of one client in so many seconds, after which it has to wait."""
+
+LoginPage = Callable[[Request, int, str], Response]
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+"""Of every answer. A page that is shown runs the program's own scripts, and asks nobody else for anything."""
+
+
+def session_of(token: str) -> str:
+    """The value of the cookie of those who know the token."""
+    return hmac.new(token.encode(), b"atelier session 1", hashlib.sha256).hexdigest()
+
+
+class Guard:
+    """Middleware around the whole page."""
+
+    def __init__(self, app: ASGIApp, token: str, login_page: LoginPage) -> None:
+        """login_page: the page that asks for the token, given the status and what went wrong."""
+        self._app, self._login_page = app, login_page
+        self._token, self._session = token.encode(), session_of(token) if token else ""
+        given = os.environ.get(HOSTS_VARIABLE, "").lower().split(",")
+        self._hosts = {"localhost", *(name.strip() for name in given if name.strip())}
+        self._failures: dict[str, deque[float]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        request = Request(scope, _limited(receive))
+        answer = self._refusal(request)
+        if not answer and request.url.path == "/login":
+            answer = await self._login(request)
+        await (answer or self._app)(scope, request.receive, _with_headers(send))
+
+    def _refusal(self, request: Request) -> Response | None:
+        """The answer to a request that goes no further."""
+        if not self._is_own_host(request.headers.get("host", "")):
+            return PlainTextResponse(f"unknown Host; name it in {HOSTS_VARIABLE}\n", 421)
+        if int_of(request.headers.get("content-length")) > MOST_BYTES:
+            return PlainTextResponse("too large\n", 413)
+        is_open = request.url.path in OPEN or request.url.path.startswith("/static/")
+        if request.method not in ("GET", "HEAD", "OPTIONS") and not self._is_from_here(request):
+            return PlainTextResponse("asked for by another site\n", 403)
+        if not self._token or is_open:
+            return None
+        if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self._session.encode()):
+            return self._without_token(request)
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        is_bearer = scheme.lower() == "bearer"
+        if not is_bearer:
+            given = request.query_params.get("token", "") if request.method == "GET" else ""
+        if given and self._accepts(request, given):
+            return None if is_bearer else self._logged_in(request, self._without_token(request))
+        if given and self._waits(request):
+            return PlainTextResponse("too many wrong tokens; wait a minute\n", 429, {"retry-after": "60"})
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            return self._login_page(request, 401, "wrong" if given else "")
+        return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": "Bearer"})
+
+    async def _login(self, request: Request) -> Response:
+        """The form, and what it sends."""
+        if request.method != "POST" or not self._token:
+            return self._login_page(request, 200, "") if self._token else RedirectResponse("/", 303)
+        given = (await request.form(max_files=0, max_fields=5)).get("token", "")
+        if self._accepts(request, str(given)):
+            return self._logged_in(request)
+        waits = self._waits(request)
+        return self._login_page(request, 429 if waits else 401, "wait" if waits else "wrong")
+
+    def _accepts(self, request: HTTPConnection, given: str) -> bool:
+        """Whether a text is the token; wrong ones are counted by client."""
+        failures = self._failures.setdefault(_client(request), deque(maxlen=MOST_FAILURES))
+        if self._waits(request):
+            return False
+        if hmac.compare_digest(given.strip().encode(), self._token):
+            failures.clear()
+            return True
+        failures.append(time.monotonic())
+        if len(self._failures) > 10_000:  # an attacker with many addresses must not fill the memory
+            self._failures = {_client(request): failures}
+        return False
+
+    def _waits(self, request: HTTPConnection) -> bool:
+        """Whether a client has to wait before another token of it is looked at."""
+        failures = self._failures.get(_client(request), deque())
+        return len(failures) == MOST_FAILURES and time.monotonic() - failures[0] < FAILURES_S
+
+    def _logged_in(self, request: Request, answer: Response | None = None) -> Response:
+        """The answer that gives the cookie; by default it leads to the first page."""
+        answer = answer or RedirectResponse("/", 303)
+        is_https = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+        answer.set_cookie(COOKIE, self._session, COOKIE_S, httponly=True, samesite="strict", secure=is_https)
+        return answer
+
+    @staticmethod
+    def _without_token(request: Request) -> Response | None:
+        """Leads to the same address without its token, so that it stays in no history; None: it has none."""
+        if "token" not in request.query_params:
+            return None
+        rest = [(key, value) for key, value in parse_qsl(request.url.query) if key != "token"]
+        path = "/" + request.url.path.lstrip("/\\")  # "//elsewhere" would lead to another site
+        return RedirectResponse(f"{path}?{urlencode(rest)}" if rest else path, 303)
+
+    def _is_own_host(self, host: str) -> bool:
+        """An address is nobody's name: only names can be made to point here by others."""
+        name = host.lower().rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host.lower()
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return name in self._hosts or name.endswith(".proxy.runpod.net")
+        return True
+
+    @staticmethod
+    def _is_from_here(request: Request) -> bool:
+        """Whether a request that changes something comes from a page of this server, or from no browser."""
+        origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+        if origin is not None:
+            return urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+        return site in (None, "same-origin", "none")
+
+
+def int_of(text: str | None) -> int:
+    """A number in a header; 0 for none."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
+def _client(request: HTTPConnection) -> str:
+    return request.client.host if request.client else ""
+
+
+def _limited(receive: Receive) -> Receive:
+    """A request without a length may not be longer than one with."""
+    taken = 0
+
+    async def counted() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > MOST_BYTES:
+            return {"type": "http.disconnect"}
+        return message
+
+    return counted
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("cache-control", "no-store")
+        await send(message)
+
+    return sending

@@ -1,0 +1,227 @@
+"""The numbers of a run as curves, for files of any length: at most so many buckets of steps, each with the least and
+greatest value, so that no spike is lost. What a file gets at its end is added; nothing is read twice."""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from toolkit.files.writing import open_regular
+from toolkit.train.run_reader import digest_before, row_of, step_of_row
+
+MOST_BUCKETS = 2048
+"""Of a whole file: more than a screen has columns. Even; when they are full two become one."""
+
+SPARK_POINTS = 32
+"""Points of a sparkline."""
+
+_LONGEST_LINE = 65_536
+_MOST_COLUMNS = 200
+_NO_NUMBERS = frozenset({"step", "epoch", "samples"})
+
+
+class _Column:
+    """One number: count, sum, least and greatest of each bucket."""
+
+    def __init__(self, buckets: int) -> None:
+        self.count, self.sum = array("l", bytes(8 * buckets)), array("d", bytes(8 * buckets))
+        self.low, self.high = array("d", [math.inf] * buckets), array("d", [-math.inf] * buckets)
+
+    def open(self) -> None:
+        self.count.append(0)
+        for values, empty in ((self.sum, 0.0), (self.low, math.inf), (self.high, -math.inf)):
+            values.append(empty)
+
+    def add(self, value: float) -> None:
+        self.count[-1] += 1
+        self.sum[-1] += value
+        self.low[-1], self.high[-1] = min(self.low[-1], value), max(self.high[-1], value)
+
+    def halve(self) -> None:
+        for name, join in (("count", sum), ("sum", sum), ("low", min), ("high", max)):
+            values = getattr(self, name)
+            joined = [join(values[at : at + 2]) for at in range(0, len(values), 2)]
+            setattr(self, name, array(values.typecode, joined))
+
+    def cut(self, length: int) -> None:
+        for values in (self.count, self.sum, self.low, self.high):
+            del values[length:]
+
+
+class Series:
+    """The rows of metrics.jsonl or validation.jsonl, each step once: a row replaces earlier rows of its step and of
+    later steps, as in `read_metrics`."""
+
+    def __init__(self, path: Path, most: int = MOST_BUCKETS) -> None:
+        self._path, self._most = path, most
+        self._lock = threading.Lock()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._columns: dict[str, _Column] = {}
+        self._first, self._offset = array("q"), array("q")
+        """First step of each bucket, and where its row begins."""
+        self._rows_in_last, self._width = 0, 1
+        self.last_step, self._end, self._digest = -1, 0, ""
+
+    def update(self) -> None:
+        """Reads what was added; all of it anew where the file was replaced. A file that is gone has no rows."""
+        with self._lock:
+            try:
+                with open_regular(self._path) as file:
+                    if self._end and digest_before(file, self._end) != self._digest:
+                        self._clear()
+                    self._read(file)
+                    self._digest = digest_before(file, self._end)
+            except OSError:
+                self._clear()
+
+    def _read(self, file: BinaryIO) -> None:
+        """Adds the rows that follow those read before."""
+        for offset, row in rows_from(file, self._end):
+            if 0 <= (step := step_of_row(row)) < 2**63:
+                if step <= self.last_step:
+                    self._go_back(file, step, offset)
+                self._add(step, offset, row)
+            self._end = file.tell()
+
+    def _go_back(self, file: BinaryIO, step: int, now: int) -> None:
+        """Forgets the rows from a step on. The bucket that it lies in is read again up to there."""
+        here = file.tell()
+        keep = next((at for at in reversed(range(len(self._first))) if self._first[at] < step), -1)
+        begin = self._offset[keep] if keep >= 0 else 0
+        keep = max(keep, 0)
+        self.last_step = self._first[keep] - 1 if self._first and keep < len(self._first) else -1
+        for column in self._columns.values():
+            column.cut(keep)
+        del self._first[keep:], self._offset[keep:]
+        self._rows_in_last = self._width
+        for offset, row in rows_from(file, begin):
+            if offset >= now:
+                break
+            if self.last_step < (earlier := step_of_row(row)) < step:
+                self._add(earlier, offset, row)
+        file.seek(here)
+
+    def _add(self, step: int, offset: int, row: dict[str, Any]) -> None:
+        if self._rows_in_last >= self._width or not self._first:
+            if len(self._first) == self._most:
+                for column in self._columns.values():
+                    column.halve()
+                self._first, self._offset = self._first[::2], self._offset[::2]
+                self._width *= 2
+            self._first.append(step)
+            self._offset.append(offset)
+            for column in self._columns.values():
+                column.open()
+            self._rows_in_last = 0
+        for name, value in row.items():
+            if name in _NO_NUMBERS or not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if name not in self._columns:
+                if len(self._columns) == _MOST_COLUMNS:
+                    continue
+                self._columns[name] = _Column(len(self._first))
+            if abs(value) < 1e300:  # neither infinite, nor NaN, nor an integer that no float can be
+                self._columns[name].add(float(value))
+        self._rows_in_last += 1
+        self.last_step = step
+
+    def names(self) -> list[str]:
+        """The numbers that have a value, in the order of their first row."""
+        with self._lock:
+            return [name for name, column in self._columns.items() if any(column.count)]
+
+    def total(self, name: str) -> float:
+        """The sum of a number over all rows; 0 where there is none."""
+        with self._lock:
+            return sum(self._columns[name].sum) if name in self._columns else 0.0
+
+    def curves(self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS) -> dict[str, Any]:
+        """`{"steps": [first step of each bucket], "last": step, name: {"low": [...], "high": [...], "mean": [...]}}`,
+        None where a bucket has no value, of the steps from `begin` to `end`.
+
+        A part that has few buckets is read from the file again, finer.
+        """
+        with self._lock:
+            last = self.last_step if end is None else end
+            chosen = [at for at, step in enumerate(self._first) if step <= last and self._bucket_end(at) >= begin]
+            if chosen and self._width > 1 and len(chosen) < min(points, self._most) // 2:
+                return self._finer(chosen, begin, last, points)
+            return self._shown(chosen, points)
+
+    def _bucket_end(self, at: int) -> int:
+        return self._first[at + 1] - 1 if at + 1 < len(self._first) else self.last_step
+
+    def _finer(self, chosen: list[int], begin: int, last: int, points: int) -> dict[str, Any]:
+        part = Series(self._path, max(2, points // 2 * 2))
+        try:
+            with open_regular(self._path) as file:
+                for offset, row in rows_from(file, self._offset[chosen[0]]):
+                    if (step := step_of_row(row)) > last or offset >= self._end:
+                        break
+                    if step >= begin and step > part.last_step:
+                        part._add(step, offset, row)
+        except OSError:
+            return self._shown(chosen, points)
+        return part._shown(list(range(len(part._first))), points)
+
+    def _shown(self, chosen: list[int], points: int) -> dict[str, Any]:
+        every = max(1, math.ceil(len(chosen) / max(1, points)))
+        groups = [chosen[at : at + every] for at in range(0, len(chosen), every)]
+        shown: dict[str, Any] = {"steps": [self._first[group[0]] for group in groups], "last": self.last_step}
+        for name, column in self._columns.items():
+            counts = [sum(column.count[at] for at in group) for group in groups]
+            shown[name] = {
+                "low": [_short(min(column.low[at] for at in group)) for group in groups],
+                "high": [_short(max(column.high[at] for at in group)) for group in groups],
+                "mean": [
+                    _short(sum(column.sum[at] for at in group) / count) if count else None
+                    for group, count in zip(groups, counts, strict=True)
+                ],
+            }
+        return shown
+
+
+def rows_from(file: BinaryIO, begin: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each complete line from an offset with where it begins; damaged ones are empty rows. After each the file stands
+    behind its line, so a line that is still being written is left for the next time."""
+    file.seek(begin)
+    while line := file.readline(_LONGEST_LINE):
+        if not line.endswith(b"\n"):
+            if len(line) < _LONGEST_LINE:
+                file.seek(begin)
+                return
+            while line and not line.endswith(b"\n"):  # a line that no run writes: it counts as one damaged row
+                line = file.readline(_LONGEST_LINE)
+            begin = file.tell()
+            yield begin, {}
+            continue
+        yield begin, row_of(line) or {}
+        begin += len(line)
+
+
+def sparkline(path: Path, points: int = SPARK_POINTS) -> list[float]:
+    """The course of the loss from evenly spaced lines of a file, without reading it whole."""
+    values: list[float] = []
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            for index in range(points):
+                file.seek(size * index // points)
+                if index:
+                    file.readline(_LONGEST_LINE)
+                value = (row_of(file.readline(_LONGEST_LINE)) or {}).get("loss")
+                if isinstance(value, int | float) and abs(value) < 1e300:
+                    values.append(float(value))
+    except OSError:
+        return []
+    return values
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,0 +1,137 @@
+"""What all views share: the folders, the finding of a run by its id, and the filling of templates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from toolkit.errors import RunError
+from toolkit.files.redact import redact_text
+from toolkit.files.run_files import duration
+from toolkit.files.writing import readable_size
+from toolkit.train.run_reader import RunInfo, read_run
+
+if TYPE_CHECKING:
+    from extensions.tools.ui.config import UiConfig
+
+HERE = Path(__file__).parent
+THEMES = ("auto", "light", "dark")
+THEME_COOKIE = "atelier_theme"
+
+_BETWEEN = ":"
+"""Between the folders of a job and of its process in a run's id: no file system of Windows allows it in a name, and a
+name with it is found all the same, because each way to split it is tried."""
+
+
+@dataclass
+class Ui:
+    """The page's settings, and what it remembers while it runs. Nothing here has to survive a restart."""
+
+    output: Path
+    datasets: Path
+    jobs: Path
+    token: str
+    price_per_hour: float
+    memory: dict[Any, Any] = field(default_factory=dict)
+    """What views keep from one request to the next, by a key of their own."""
+
+    @classmethod
+    def of(cls, section: UiConfig, token: str) -> Ui:
+        """Of the checked section."""
+        output, datasets, jobs = (Path(text).expanduser() for text in (section.output, section.datasets, section.jobs))
+        return cls(output, datasets, jobs, token, section.price_per_hour)
+
+    @property
+    def own(self) -> Path:
+        """The folder of what the page itself writes: queue, thumbnails, settings."""
+        return self.output / ".ui"
+
+    def run(self, run_id: str) -> RunInfo:
+        """The run of an id (`run_id`). Raises HTTPException 404 where there is none."""
+        for cut in (None, *(place for place, letter in enumerate(run_id) if letter == _BETWEEN)):
+            names = [run_id] if cut is None else [run_id[:cut], run_id[cut + 1 :]]
+            folder = self.output
+            for name in names:
+                folder = inside(folder, name)
+            try:
+                return read_run(folder)
+            except (RunError, OSError, ValueError):
+                continue
+        raise HTTPException(404, f"run {run_id!r}")
+
+
+def run_id(ui: Ui, folder: Path) -> str:
+    """The id of a run in addresses: its folder's name, or `<job>:<process>`."""
+    return _BETWEEN.join(folder.relative_to(ui.output).parts)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The entry of a folder that a name from outside stands for. Raises HTTPException 404 for a name that is none, or
+    a link that leads out of the folder."""
+    if name in ("", ".", "..") or any(bad in name for bad in "/\\\0"):
+        raise HTTPException(404, "no such name")
+    path = folder / name
+    try:
+        is_inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no file can have
+        is_inside = False
+    if not is_inside:
+        raise HTTPException(404, "no such name")
+    return path
+
+
+def ui_of(request: Request) -> Ui:
+    """The page's state."""
+    ui: Ui = request.app.state.ui
+    return ui
+
+
+@cache
+def texts() -> Any:
+    """All words that the page says, for a translation in one place."""
+    return json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: "" if value is None else value,
+    )
+    environment.globals |= {"t": texts()}
+    environment.filters |= {
+        "redacted": lambda text: redact_text(str(text)),
+        "duration": duration,
+        "size": readable_size,
+        "address": lambda text: quote(str(text), safe=""),
+        "time": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "",
+        "json": _json,
+    }
+    return environment
+
+
+def _json(value: object) -> str:
+    """JSON for an element of type application/json, which `<` would end. The result is markup."""
+    from markupsafe import Markup
+
+    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def render(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
+    """A page. template: name of a file in templates/; code: the HTTP status; values: what the template names."""
+    theme = request.cookies.get(THEME_COOKIE)
+    shared = {"request": request, "ui": ui_of(request), "theme": theme if theme in THEMES else THEMES[0]}
+    return HTMLResponse(_environment().get_template(template).render(**shared, **values), code)
