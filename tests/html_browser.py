@@ -45,6 +45,8 @@ KEYS = {
 }
 """Keys without a letter, as WebDriver writes them."""
 
+_OF_THIS_MACHINE = ("file:", "data:", "blob:", "about:", "http://127.0.0.1:", "http://localhost:")
+
 
 class Browser:
     """One tab of one browser."""
@@ -67,15 +69,15 @@ class Browser:
     def end(self) -> None:
         self._send("", method="DELETE")
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Loads a page in a window of this size, in CSS pixels, with an empty log."""
+    def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Loads a file, or an address, in a window of this size, in CSS pixels, with an empty log."""
         phone = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.command("Emulation.setDeviceMetricsOverride", **phone)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[theme])
         self._send("/url", {"url": "about:blank"})
         self._log("performance"), self._log("browser")
-        self._send("/url", {"url": path.absolute().as_uri()})
+        self._send("/url", {"url": page if isinstance(page, str) else page.absolute().as_uri()})
 
     def run(self, script: str, *arguments: object) -> Any:
         """What a script returns: `run("return document.title")`."""
@@ -102,11 +104,11 @@ class Browser:
         return path
 
     def requests_elsewhere(self) -> list[str]:
-        """Addresses that were asked for since `open` and are no files of this machine, refused ones included."""
+        """Addresses that were asked for since `open` and are not of this machine, refused ones included."""
         told = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         asked = [entry["params"]["request"]["url"] for entry in told if entry["method"] == "Network.requestWillBeSent"]
         refused = [line for line in self.errors() if "Content Security Policy" in line]
-        return [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] + refused
+        return [url for url in asked if not url.startswith(_OF_THIS_MACHINE)] + refused
 
     def errors(self) -> list[str]:
         """What the console has told since the last call: errors of scripts, pictures that are not there."""

@@ -6,7 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.report.records import (
+from extensions.tools.shared.diagrams import History, read_history
+from extensions.tools.shared.html_page import embedded, link_to, page
+from extensions.tools.shared.run_job import training_section
+from extensions.tools.shared.run_records import (
     MOST_POINTS,
     dataset_images,
     diagrams,
@@ -16,9 +19,6 @@ from extensions.tools.report.records import (
     settings_text,
     trained_for,
 )
-from extensions.tools.shared.diagrams import History, read_history
-from extensions.tools.shared.html_page import embedded, link_to, page
-from extensions.tools.shared.run_job import training_section
 from toolkit.data.images import ImageError, open_image
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text

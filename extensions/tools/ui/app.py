@@ -12,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from extensions.tools.ui.guard import Guard
 from extensions.tools.ui.state import HERE, Ui, render, texts
-from extensions.tools.ui.views import runs, system
+from extensions.tools.ui.views import run, runs, system
 
 
 def _get(path: str, view: object) -> Route:
@@ -25,6 +25,16 @@ def _post(path: str, view: object) -> Route:
 
 ROUTES = [
     _get("/", runs.index),
+    _get("/runs/{run}", run.page),
+    _get("/runs/{run}/samples/{name}", run.sample),
+    _get("/runs/{run}/references/{index:int}/{slot:int}", run.reference),
+    _get("/runs/{run}/curves", run.curves),
+    _get("/runs/{run}/live", run.live),
+    _get("/runs/{run}/news", run.news),
+    _get("/runs/{run}/log", run.log),
+    _get("/runs/{run}/report", run.report),
+    _get("/runs/{run}/files/{name:path}", run.file),
+    _post("/runs/{run}/favourite", run.favourite),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +17,9 @@ from toolkit.train.run_reader import digest_before, row_of, step_of_row
 
 MOST_BUCKETS = 2048
 """Of a whole file: more than a screen has columns. Even; when they are full two become one."""
+
+MOST_RECENT = 2000
+"""Rows that are kept as they are, for those who watch."""
 
 SPARK_POINTS = 32
 """Points of a sparkline."""
@@ -59,9 +64,13 @@ class Series:
     def __init__(self, path: Path, most: int = MOST_BUCKETS) -> None:
         self._path, self._most = path, most
         self._lock = threading.Lock()
+        self._generation = time.time_ns()
+        self._stamp: tuple[int, ...] = ()
         self._clear()
 
     def _clear(self) -> None:
+        self._generation += 1
+        self._recent: deque[dict[str, Any]] = deque(maxlen=MOST_RECENT)
         self._columns: dict[str, _Column] = {}
         self._first, self._offset = array("q"), array("q")
         """First step of each bucket, and where its row begins."""
@@ -72,13 +81,34 @@ class Series:
         """Reads what was added; all of it anew where the file was replaced. A file that is gone has no rows."""
         with self._lock:
             try:
+                found = self._path.stat()
+                stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+                if stamp == self._stamp:
+                    return
+                self._stamp = stamp
                 with open_regular(self._path) as file:
                     if self._end and digest_before(file, self._end) != self._digest:
                         self._clear()
                     self._read(file)
                     self._digest = digest_before(file, self._end)
             except OSError:
-                self._clear()
+                self._stamp = ()
+                if self._end:
+                    self._clear()
+
+    def cursor(self) -> str:
+        """For `rows_since`: all rows until now have been seen."""
+        return f"{self._generation}-{self.last_step}"
+
+    def rows_since(self, cursor: str) -> list[dict[str, Any]] | None:
+        """The rows of steps after a cursor. None: the curves are no more what they were, or there are too many rows."""
+        generation, _, step = cursor.partition("-")
+        with self._lock:
+            if generation != str(self._generation) or not step.removeprefix("-").isdigit():
+                return None
+            rows = [row for row in self._recent if row["step"] > int(step)]
+            is_whole = len(self._recent) < MOST_RECENT or self._recent[0]["step"] <= int(step) + 1
+            return rows if is_whole else None
 
     def _read(self, file: BinaryIO) -> None:
         """Adds the rows that follow those read before."""
@@ -87,11 +117,14 @@ class Series:
                 if step <= self.last_step:
                     self._go_back(file, step, offset)
                 self._add(step, offset, row)
+                self._recent.append({name: value for name, value in row.items() if _is_number(value)})
             self._end = file.tell()
 
     def _go_back(self, file: BinaryIO, step: int, now: int) -> None:
         """Forgets the rows from a step on. The bucket that it lies in is read again up to there."""
         here = file.tell()
+        self._generation += 1
+        self._recent = deque((row for row in self._recent if row["step"] < step), maxlen=MOST_RECENT)
         keep = next((at for at in reversed(range(len(self._first))) if self._first[at] < step), -1)
         begin = self._offset[keep] if keep >= 0 else 0
         keep = max(keep, 0)
@@ -120,14 +153,13 @@ class Series:
                 column.open()
             self._rows_in_last = 0
         for name, value in row.items():
-            if name in _NO_NUMBERS or not isinstance(value, int | float) or isinstance(value, bool):
+            if name in _NO_NUMBERS or not _is_number(value):
                 continue
             if name not in self._columns:
                 if len(self._columns) == _MOST_COLUMNS:
                     continue
                 self._columns[name] = _Column(len(self._first))
-            if abs(value) < 1e300:  # neither infinite, nor NaN, nor an integer that no float can be
-                self._columns[name].add(float(value))
+            self._columns[name].add(float(value))
         self._rows_in_last += 1
         self.last_step = step
 
@@ -216,11 +248,16 @@ def sparkline(path: Path, points: int = SPARK_POINTS) -> list[float]:
                 if index:
                     file.readline(_LONGEST_LINE)
                 value = (row_of(file.readline(_LONGEST_LINE)) or {}).get("loss")
-                if isinstance(value, int | float) and abs(value) < 1e300:
+                if value is not None and _is_number(value):
                     values.append(float(value))
     except OSError:
         return []
     return values
+
+
+def _is_number(value: object) -> bool:
+    """Neither infinite, nor NaN, nor an integer that no float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _short(value: float) -> float | None:

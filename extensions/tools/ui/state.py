@@ -112,6 +112,7 @@ def _environment() -> Environment:
         finalize=lambda value: "" if value is None else value,
     )
     environment.globals |= {"t": texts()}
+    environment.tests["search_state"] = lambda kind: str(kind).startswith("state")
     environment.filters |= {
         "redacted": lambda text: redact_text(str(text)),
         "duration": duration,

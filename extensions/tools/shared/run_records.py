@@ -1,4 +1,4 @@
-"""What the folder of a run tells, as a report shows it. Any file may be missing, half written, or of another version.
+"""What the folder of a run tells, as a page shows it. Any file may be missing, half written, or of another version.
 
 Every text is redacted here: escaped for a page, a secret would not be found any more.
 """

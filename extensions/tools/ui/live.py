@@ -1,0 +1,104 @@
+"""What is new in a run's folder since a cursor: for the event stream of its page, and for asking again and again where
+a proxy cuts streams. A cursor says all that its page has seen, so nothing is missing and nothing comes twice."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from extensions.tools.ui.series import Series
+from extensions.tools.ui.state import Ui
+from toolkit.files import run_files
+from toolkit.files.redact import redact_json, redact_text
+from toolkit.files.writing import open_regular
+from toolkit.train.run_reader import RunInfo, read_events, read_run
+
+MOST_LOG_BYTES = 65_536
+"""Of the end of a log that is shown."""
+
+STATUS_S = 0.4
+"""Seconds for which a run's status is not read again: fifty watchers ask as often as one."""
+
+
+class Feed:
+    """One run, for all who watch it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = Series(folder / run_files.METRICS)
+        self.validation = Series(folder / run_files.VALIDATION)
+        self._run: RunInfo | None = None
+        self._read_at = 0.0
+
+    def run(self) -> RunInfo:
+        """Its status, at most `STATUS_S` old. Raises RunError where the folder holds no run any more."""
+        if self._run is None or time.monotonic() - self._read_at > STATUS_S:
+            self._run, self._read_at = read_run(self.folder), time.monotonic()
+        return self._run
+
+    def news(self, cursor: str = "") -> tuple[dict[str, Any], str]:
+        """What came after a cursor, and the cursor behind it; for an empty one the events and the end of the log, but
+        no rows: a page begins with the curves.
+
+        `rows`: metrics of new steps. `anew`: the curves have to be fetched again, because the run went back to an
+        earlier step or there are too many new rows. `events`, `log`: what was added. `status`: as it is now.
+        """
+        seen, _, rest = cursor.partition("_")
+        events_seen, _, log_seen = rest.partition("_")
+        self.metrics.update()
+        rows = self.metrics.rows_since(seen)
+        events = read_events(self.folder, events_seen)
+        log, log_end = log_since(self.folder / run_files.LOG, log_seen)
+        news: dict[str, Any] = {"status": status_of(self.run())}
+        if rows is None and seen:
+            news["anew"] = True
+        if rows:
+            news["rows"] = rows
+        if events.rows:
+            news["events"], news["all_events"] = [redact_json(row) for row in events.rows], events.anew
+        if log:
+            news["log"], news["log_anew"] = log, not log_seen.isdigit() or log_end < int(log_seen)
+        return news, f"{self.metrics.cursor()}_{events.cursor}_{log_end}"
+
+
+def feed(ui: Ui, folder: Path) -> Feed:
+    """The feed of a run; a few of those last asked for stay in memory."""
+    feeds: dict[Path, Feed] = ui.memory.setdefault("feeds", {})
+    found = feeds.pop(folder, None) or Feed(folder)
+    feeds[folder] = found  # the last asked for is the last to go
+    while len(feeds) > 24:
+        feeds.pop(next(iter(feeds)), None)
+    return found
+
+
+def status_of(run: RunInfo) -> dict[str, Any]:
+    """The status as the script of the page takes it."""
+    return {
+        "status": run.status.value,
+        "step": run.step,
+        "steps": run.total_steps,
+        "loss": run.loss,
+        "step_s": run.step_s,
+        "eta": run_files.duration(run.eta_s) if run.eta_s else "",
+        "error": redact_text(run.error or ""),
+    }
+
+
+def log_since(path: Path, seen: str = "") -> tuple[str, int]:
+    """The complete lines of a log behind an offset, at most the last MOST_LOG_BYTES, without secrets, and where they
+    end. A log that became shorter is read from its beginning."""
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            begin = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 19 else 0
+            begin = begin if begin <= size else 0
+            start = max(begin, size - MOST_LOG_BYTES)
+            file.seek(start)
+            data = file.read(size - start)
+    except OSError:
+        return "", 0
+    end = data.rfind(b"\n") + 1
+    first = data.find(b"\n") + 1 if start > begin else 0
+    return redact_text(data[first:end].decode("utf-8", errors="replace")), start + end

@@ -1,0 +1,355 @@
+"""The page of a run: samples over steps, curves, files, log, settings; and what its script asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import quote
+
+from anyio import to_thread
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from extensions.tools.shared.run_records import DIAGRAMS, events, saved_files, settings_text
+from extensions.tools.ui.live import Feed, feed, status_of
+from extensions.tools.ui.series import MOST_BUCKETS
+from extensions.tools.ui.state import Ui, inside, render, run_id, ui_of
+from extensions.tools.ui.thumbs import thumbnail
+from extensions.tools.ui.views.runs import cost
+from toolkit.errors import RunError, UserError
+from toolkit.files import run_files
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import TOOLKIT_ROOT, open_regular, sha256_of, write_json
+from toolkit.train.run_reader import RunInfo, SampleImage, list_runs, list_samples
+
+MOST_CURVES = 8
+"""Curves of one diagram."""
+
+POLL_S = 0.5
+"""Seconds between two looks at a run's files."""
+
+HEARTBEAT_S = 15.0
+"""A proxy ends a stream that says nothing."""
+
+MOST_STREAMS = 256
+
+REPORT_S = 120
+"""Seconds that the making of a report may take."""
+
+_PLAN_BYTES = 32_768
+
+
+def page(request: Request) -> Response:
+    """The whole page, complete without its script."""
+    ui, run = _asked(request)
+    here = feed(ui, run.folder)
+    news, cursor = here.news()
+    here.validation.update()
+    samples = sample_table(run.folder)
+    step = _whole(request, "step", samples["steps"][-1] if samples["steps"] else 0)
+    shown = min(samples["steps"], key=lambda each: abs(each - step), default=0)
+    marked = _favourites(ui).get(run_id(ui, run.folder), [])
+    return render(
+        request,
+        "run.html.j2",
+        run=run,
+        id=run_id(ui, run.folder),
+        cost=cost(ui, run),
+        seconds=here.metrics.total("step_s"),
+        memory=next((row for row in reversed(news.get("events", [])) if row.get("event") == "memory"), {}),
+        samples=samples,
+        shown=shown,
+        references=[len(paths) for paths in references(ui, run)],
+        lines=_lines(here),
+        files=list(saved_files(run.folder, hashed=False)),
+        marked=marked,
+        plan=plan_text(run.folder),
+        log=news.get("log", ""),
+        settings=settings_text(run.folder),
+        events=events(run.folder)[-200:],
+        others=[run_id(ui, other.folder) for other in list_runs(ui.output) if other.folder != run.folder],
+        difference=_difference(ui, run, request.query_params.get("diff", "")),
+        other=request.query_params.get("diff", ""),
+        data={"id": run_id(ui, run.folder), "cursor": cursor, "status": status_of(run), "samples": samples},
+    )
+
+
+def _asked(request: Request) -> tuple[Ui, RunInfo]:
+    ui = ui_of(request)
+    return ui, ui.run(request.path_params["run"])
+
+
+def _whole(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else default
+
+
+def plan_text(folder: Path) -> str:
+    """The plan that the latest start wrote at the head of the log."""
+    try:
+        with open_regular(folder / run_files.LOG) as file:
+            head = file.read(_PLAN_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return head.partition("\ndevice ")[0] if "\ndevice " in head else ""
+
+
+# ------------------------------------------------------------ samples
+
+
+def sample_table(folder: Path) -> dict[str, Any]:
+    """`steps`, and for each place in the sets its prompt and its file at each step (None: it has none)."""
+    found = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
+    steps = sorted({sample.step for sample in found})
+    rows: dict[int, list[SampleImage]] = {}
+    for sample in found:
+        rows.setdefault(sample.index, []).append(sample)
+    return {
+        "steps": steps,
+        "rows": [
+            {
+                "index": index,
+                "prompt": next((sample.prompt for sample in reversed(row) if sample.prompt), "") or "",
+                "files": [by_step.get(step) for step in steps],
+            }
+            for index, row in sorted(rows.items())
+            if (by_step := {sample.step: sample.path.name for sample in row})
+        ],
+    }
+
+
+def sample(request: Request) -> Response:
+    """One sample image; with `side` a small one."""
+    ui, run = _asked(request)
+    name = request.path_params["name"]
+    if not run_files.SAMPLE_FILE.fullmatch(name):
+        raise HTTPException(404, "no such sample")
+    return image(ui, inside(run.folder / run_files.SAMPLES, name), _whole(request, "side", 0))
+
+
+def reference(request: Request) -> Response:
+    """A reference image of a sample, which the job names; always made small, so that it is an image whatever it was."""
+    ui, run = _asked(request)
+    paths = references(ui, run)
+    index, slot = request.path_params["index"], request.path_params["slot"]
+    if index >= len(paths) or slot >= len(paths[index]):
+        raise HTTPException(404, "no such reference")
+    return image(ui, paths[index][slot], _whole(request, "side", 480) or 480)
+
+
+def image(ui: Ui, path: Path, side: int) -> Response:
+    """An image file as it is, or small. Raises HTTPException 404 where it is gone or no image."""
+    from toolkit.data.images import ImageError
+
+    try:
+        path = thumbnail(ui.own / "thumbs", path, side) if side else path
+        if not path.is_file():
+            raise FileNotFoundError
+    except (ImageError, OSError) as error:
+        raise HTTPException(404, "no such image") from error
+    return FileResponse(path, headers={"cache-control": "private, max-age=31536000" if side else "private, no-cache"})
+
+
+def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
+    """The reference images of each sample prompt, from the job that is saved with the run; none where it cannot be
+    read."""
+    from extensions.tools.shared.run_job import training_section
+
+    try:
+        stamp = (run.folder, run.config.stat().st_mtime_ns if run.config else 0)
+    except OSError:
+        return []
+    known: dict[Any, list[list[Path]]] = ui.memory.setdefault("references", {})
+    if stamp not in known:
+        try:
+            section = training_section(run, check_files=False)
+            known[stamp] = [[Path(path).expanduser() for path in item.ctrl_img] for item in section.sample_pictures()]
+        except UserError:  # of another trainer, of another version, or damaged
+            known[stamp] = []
+    return known[stamp]
+
+
+# ------------------------------------------------------------ curves
+
+
+def curves(request: Request) -> Response:
+    """The diagrams of a run, of the steps `from` to `to`, each curve in at most `points` buckets."""
+    ui, run = _asked(request)
+    here = feed(ui, run.folder)
+    here.metrics.update()
+    here.validation.update()
+    end = _whole(request, "to", -1)
+    bounds = (_whole(request, "from", 0), None if end < 0 else end)
+    points = max(2, min(_whole(request, "points", 800), MOST_BUCKETS))
+    found = {
+        name: (read["steps"], values)
+        for read in (here.metrics.curves(*bounds, points), here.validation.curves(*bounds, points))
+        for name, values in read.items()
+        if name not in ("steps", "last")
+    }
+    marks = [[step, event] for _, event, step, _ in events(run.folder) if step.isdigit() and event not in _UNMARKED]
+    answer = {"cursor": here.metrics.cursor(), "diagrams": list(_diagrams(found)), "marks": marks[-500:]}
+    return JSONResponse(answer)
+
+
+_UNMARKED = ("memory",)
+"""Events that belong to no place of a curve."""
+
+
+def _diagrams(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """By title; a curve is in the first diagram that takes it."""
+    left = list(found)
+    for title, takes in DIAGRAMS:
+        names = [name for name in left if takes(name)]
+        left = [name for name in left if name not in names]
+        if names:
+            yield {
+                "title": title,
+                "curves": [{"name": name, "steps": found[name][0], **found[name][1]} for name in names[:MOST_CURVES]],
+                "left_out": names[MOST_CURVES:],
+            }
+
+
+def _lines(here: Feed) -> list[dict[str, Any]]:
+    """The main curves as lines for a page without its script."""
+    drawn = []
+    for series in (here.metrics, here.validation):
+        read = series.curves(points=240)
+        for name, values in read.items():
+            if name not in ("steps", "last") and (means := [value for value in values["mean"] if value is not None]):
+                drawn.append({"name": name, "values": means, "last": means[-1]})
+    return drawn
+
+
+# ------------------------------------------------------------ live
+
+
+async def live(request: Request) -> Response:
+    """Events as they come (https://html.spec.whatwg.org/multipage/server-sent-events.html); ids are cursors."""
+    ui, run = await to_thread.run_sync(_asked, request)
+    streams: set[object] = ui.memory.setdefault("streams", set())
+    if len(streams) >= MOST_STREAMS:
+        raise HTTPException(503, "too many watchers")
+    cursor = request.headers.get("last-event-id") or request.query_params.get("since", "")
+    headers = {"x-accel-buffering": "no", "cache-control": "no-store"}
+    return StreamingResponse(_stream(ui, run.folder, cursor), headers=headers, media_type="text/event-stream")
+
+
+async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
+    key, status, silent = object(), None, 0.0
+    streams: set[object] = ui.memory["streams"]
+    streams.add(key)
+    try:
+        yield "retry: 2000\n\n"
+        while True:
+            try:
+                news, now = await to_thread.run_sync(feed(ui, folder).news, cursor)
+            except RunError:  # its folder is gone: the page asks again, and is told so
+                return
+            if now != cursor or news["status"] != status:
+                cursor, status, silent = now, news["status"], 0.0
+                yield f"id: {cursor}\ndata: {json.dumps(news)}\n\n"
+            elif silent >= HEARTBEAT_S:
+                silent = 0.0
+                yield ": still here\n\n"
+            await asyncio.sleep(POLL_S)
+            silent += POLL_S
+    finally:
+        streams.discard(key)
+
+
+def news(request: Request) -> Response:
+    """The same for those whose streams are cut."""
+    ui, run = _asked(request)
+    found, cursor = feed(ui, run.folder).news(request.query_params.get("since", ""))
+    return JSONResponse({**found, "cursor": cursor})
+
+
+def log(request: Request) -> Response:
+    """The whole log as a text file."""
+    _, run = _asked(request)
+    return _download(run.folder / run_files.LOG, f"{run.name}-log.txt")
+
+
+# ------------------------------------------------------------ files
+
+
+def file(request: Request) -> Response:
+    """A saved file, by ranges where that is asked for; with `hash` its SHA-256 as text."""
+    _, run = _asked(request)
+    name = request.path_params["name"]
+    if name not in {saved.name for saved in saved_files(run.folder, hashed=False)}:
+        raise HTTPException(404, "no such file")
+    path = run.folder / name
+    if not path.resolve().is_relative_to(run.folder.resolve()):
+        raise HTTPException(404, "no such file")
+    if "hash" in request.query_params:
+        try:
+            return HTMLResponse(sha256_of(path), media_type="text/plain")
+        except OSError as error:
+            raise HTTPException(404, "no such file") from error
+    return _download(path, path.name)
+
+
+def _download(path: Path, name: str) -> Response:
+    if not path.is_file():
+        raise HTTPException(404, "no such file")
+    return FileResponse(path, filename=name, media_type="application/octet-stream")
+
+
+def report(request: Request) -> Response:
+    """The report of the run as one file to keep or pass on, made by the tool of that name."""
+    _, run = _asked(request)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), "report", str(run.folder), "--output", str(path)]
+        made = subprocess.run([*command, "--hashes", "false"], capture_output=True, text=True, timeout=REPORT_S)
+        if made.returncode or not path.is_file():
+            raise HTTPException(500, redact_text(made.stderr[-500:]))
+        content = path.read_bytes()
+    headers = {"content-disposition": f"attachment; filename*=utf-8''{quote(run.name, safe='')}.html"}
+    return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+def _favourites(ui: Ui) -> dict[str, list[str]]:
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((ui.own / "favourites.json").read_text(encoding="utf-8"))
+        return {str(run): [str(name) for name in names] for run, names in found.items()}
+    return {}
+
+
+async def favourite(request: Request) -> Response:
+    """Marks a file, or takes the mark away."""
+    name = str((await request.form(max_files=0, max_fields=5)).get("file", ""))
+    return await to_thread.run_sync(_mark, request, name)
+
+
+def _mark(request: Request, name: str) -> Response:
+    ui, run = _asked(request)
+    if name not in {saved.name for saved in saved_files(run.folder, hashed=False)}:
+        raise HTTPException(404, "no such file")
+    found, this = _favourites(ui), run_id(ui, run.folder)
+    marked = found.setdefault(this, [])
+    marked.remove(name) if name in marked else marked.append(name)
+    write_json(ui.own / "favourites.json", found)
+    return RedirectResponse(f"/runs/{quote(this, safe='')}#files", 303)
+
+
+# ------------------------------------------------------------ settings
+
+
+def _difference(ui: Ui, run: RunInfo, other: str) -> list[str] | None:
+    """The lines in which another run's settings differ; None: none is chosen."""
+    if not other:
+        return None
+    ours, theirs = (settings_text(folder).splitlines() for folder in (run.folder, ui.run(other).folder))
+    return list(difflib.unified_diff(theirs, ours, other, run_id(ui, run.folder), lineterm="", n=1))
