@@ -12,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from extensions.tools.ui.guard import Guard
 from extensions.tools.ui.state import HERE, Ui, render, texts
-from extensions.tools.ui.views import run, runs, system
+from extensions.tools.ui.views import compare, run, runs, system
 
 
 def _get(path: str, view: object) -> Route:
@@ -35,6 +35,7 @@ ROUTES = [
     _get("/runs/{run}/report", run.report),
     _get("/runs/{run}/files/{name:path}", run.file),
     _post("/runs/{run}/favourite", run.favourite),
+    _get("/compare", compare.page),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),

@@ -71,11 +71,11 @@ export class Diagram {
 
   size() { return {width: Math.max(200, this.box.clientWidth - 24), height: this.box.clientWidth < 500 ? 190 : 250}; }
 
-  show(curves) {
-    this.curves = curves;
+  // exact: values that are not scattered; a mean would only lag behind.
+  show(curves, exact = false) {
     const {share, log, zoomed} = this.shared;
     const names = curves.map(curve => curve.name).join() + log();
-    const data = table(curves, share());
+    const data = table(curves, exact ? 0 : share());
     if (this.plot && this.names === names) return this.plot.setData(data);
     this.plot?.destroy();
     this.names = names;

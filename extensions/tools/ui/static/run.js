@@ -112,9 +112,9 @@ async function fetchCurves() {
 function draw() {
   marked = latest.marks ?? [];
   $('curve-control').hidden = !latest.diagrams?.length;
-  for (const {title, curves} of latest.diagrams ?? []) {
+  for (const {title, exact, curves} of latest.diagrams ?? []) {
     if (!plots.has(title)) plots.set(title, new Diagram($('plots'), title, shared));
-    plots.get(title).show(curves);
+    plots.get(title).show(curves, exact);
   }
 }
 

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from extensions.tools.shared.run_records import DIAGRAMS, events, saved_files, settings_text
+from extensions.tools.shared.run_records import DIAGRAMS, EXACT, events, saved_files, settings_text
 from extensions.tools.ui.live import Feed, feed, status_of
 from extensions.tools.ui.series import MOST_BUCKETS
 from extensions.tools.ui.state import Ui, inside, render, run_id, ui_of
@@ -214,6 +214,7 @@ def _diagrams(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if names:
             yield {
                 "title": title,
+                "exact": title in EXACT,
                 "curves": [{"name": name, "steps": found[name][0], **found[name][1]} for name in names[:MOST_CURVES]],
                 "left_out": names[MOST_CURVES:],
             }
