@@ -133,11 +133,9 @@ class Series:
             column.cut(keep)
         del self._first[keep:], self._offset[keep:]
         self._rows_in_last = self._width
-        for offset, row in rows_from(file, begin):
-            if offset >= now:
-                break
-            if self.last_step < (earlier := step_of_row(row)) < step:
-                self._add(earlier, offset, row)
+        for found in _latest(file, begin, now):
+            if self.last_step < found[0] < step:
+                self._add(*found)
         file.seek(here)
 
     def _add(self, step: int, offset: int, row: dict[str, Any]) -> None:
@@ -191,15 +189,15 @@ class Series:
 
     def _finer(self, chosen: list[int], begin: int, last: int, points: int) -> dict[str, Any]:
         part = Series(self._path, max(2, points // 2 * 2))
+        after = self._offset[chosen[-1] + 1] if chosen[-1] + 1 < len(self._offset) else self._end
         try:
             with open_regular(self._path) as file:
-                for offset, row in rows_from(file, self._offset[chosen[0]]):
-                    if (step := step_of_row(row)) > last or offset >= self._end:
-                        break
-                    if step >= begin and step > part.last_step:
-                        part._add(step, offset, row)
+                rows = _latest(file, self._offset[chosen[0]], after)
         except OSError:
             return self._shown(chosen, points)
+        for found in rows:
+            if begin <= found[0] <= last:
+                part._add(*found)
         return part._shown(list(range(len(part._first))), points)
 
     def _shown(self, chosen: list[int], points: int) -> dict[str, Any]:
@@ -217,6 +215,19 @@ class Series:
                 ],
             }
         return shown
+
+
+def _latest(file: BinaryIO, begin: int, end: int) -> list[tuple[int, int, dict[str, Any]]]:
+    """Step, offset and row of the lines between two offsets, without those that a later one of them replaces."""
+    rows: list[tuple[int, int, dict[str, Any]]] = []
+    for offset, row in rows_from(file, begin):
+        if offset >= end:
+            break
+        if (step := step_of_row(row)) >= 0:
+            while rows and rows[-1][0] >= step:
+                rows.pop()
+            rows.append((step, offset, row))
+    return rows
 
 
 def rows_from(file: BinaryIO, begin: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,0 +1,196 @@
+"""Who may ask for what."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.routing import Mount
+
+from extensions.tools.ui import guard
+from extensions.tools.ui.app import ROUTES
+from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.conftest import TOKEN, client_of
+
+FILLED = {
+    "run": "one",
+    "name": "000000010_0.png",
+    "index": "0",
+    "slot": "0",
+    "id": "1",
+    "dataset": "d",
+    "file": "x.yaml",
+}
+PLACES = {"name:path": "one.safetensors", "index:int": "0", "slot:int": "0", "name": "000000010_0.png"}
+
+
+def addresses() -> list[tuple[str, str]]:
+    """Method and address of every route, with names that exist."""
+    found = []
+    for route in ROUTES:
+        if isinstance(route, Mount):
+            continue
+        path = re.sub(r"\{([^}]+)\}", lambda part: PLACES.get(part[1], "1"), route.path)
+        found += [(method, path) for method in sorted(route.methods - {"HEAD"})]
+    return found
+
+
+def is_open(path: str) -> bool:
+    """What answers everybody: the login, the sign of life, the program's own files."""
+    return path in guard.OPEN or path.startswith("/static/")
+
+
+@pytest.fixture
+def locked(ui: Ui, make_run: Any) -> Ui:
+    make_run()
+    ui.token = TOKEN
+    return ui
+
+
+@pytest.mark.parametrize(("method", "path"), [each for each in addresses() if not is_open(each[1])])
+def test_nothing_is_answered_without_the_token(locked: Ui, method: str, path: str) -> None:
+    for headers in ({}, {"authorization": "Bearer wrong-token"}, {"cookie": f"{guard.COOKIE}=wrong"}):
+        answer = client_of(locked).request(method, path, headers=headers)
+        assert (answer.status_code, answer.text) == (401, "a token is needed\n")
+
+
+def test_a_person_without_the_token_gets_the_form_and_nothing_else(locked: Ui) -> None:
+    answer = client_of(locked).get("/runs/one", headers={"accept": "text/html"})
+    assert answer.status_code == 401
+    assert 'name="token"' in answer.text
+    assert "one.safetensors" not in answer.text
+
+
+def test_the_token_is_given_once_in_the_address_or_the_form_or_with_each_request(locked: Ui) -> None:
+    client = client_of(locked)
+    answer = client.get(f"/compare?run=one&token={TOKEN}", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/compare?run=one")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and TOKEN not in cookie
+    assert client.get("/runs/one").status_code == 200
+    again = client.get(f"/?token={TOKEN}", follow_redirects=False)  # it stays in no history
+    assert (again.status_code, again.headers["location"]) == (303, "/")
+
+    client = client_of(locked)
+    assert client.post("/login", data={"token": "wrong"}).status_code == 401
+    answer = client.post("/login", data={"token": TOKEN}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert client.get("/").status_code == 200
+
+    assert client_of(locked).get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_the_cookie_is_secure_behind_https_and_ends_with_the_token(locked: Ui) -> None:
+    client = client_of(locked)
+    answer = client.get(f"/?token={TOKEN}", headers={"x-forwarded-proto": "https"}, follow_redirects=False)
+    assert "secure" in answer.headers["set-cookie"].lower()
+    value = guard.session_of(TOKEN)
+    assert client_of(locked, cookies={guard.COOKIE: value}).get("/").status_code == 200
+    locked.token = "another-token-of-tests"
+    assert client_of(locked, cookies={guard.COOKIE: value}).get("/").status_code == 401
+
+
+def test_after_ten_wrong_tokens_a_client_waits_and_those_inside_do_not(
+    locked: Ui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(locked)
+    wrong = {"authorization": "Bearer wrong-token"}
+    statuses = [client.get("/", headers=wrong).status_code for _ in range(guard.MOST_FAILURES)]
+    assert statuses == [401] * (guard.MOST_FAILURES - 1) + [429]
+    answer = client.get("/", headers={"authorization": f"Bearer {TOKEN}"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+    assert client.post("/login", data={"token": TOKEN}).status_code == 429
+    inside = client.get("/", headers={"cookie": f"{guard.COOKIE}={guard.session_of(TOKEN)}"})
+    assert inside.status_code == 200
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + guard.FAILURES_S + 1)
+    assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8675", 200),
+        ("127.0.0.1:8675", 200),
+        ("[::1]:8675", 200),
+        ("203.0.113.7:40123", 200),
+        ("abc123-8675.proxy.runpod.net", 200),
+        ("evil.example", 421),
+        ("evil.example:8675", 421),
+        ("proxy.runpod.net.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_a_name_that_others_can_point_here_is_refused(ui: Ui, host: str, status: int) -> None:
+    assert client_of(ui).get("/", headers={"host": host}).status_code == status
+
+
+def test_names_of_the_server_are_added_by_the_environment(ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(guard.HOSTS_VARIABLE, "train.example, Other.example")
+    for host in ("train.example:80", "other.example"):
+        assert client_of(ui).get("/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 303),
+        ({"origin": "http://localhost:8675"}, 303),
+        ({"sec-fetch-site": "same-origin"}, 303),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://localhost:9999"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_another_site_changes_nothing(ui: Ui, headers: dict[str, str], status: int) -> None:
+    answer = client_of(ui).post("/theme", data={"theme": "dark"}, headers=headers, follow_redirects=False)
+    assert answer.status_code == status
+
+
+def test_nothing_is_changed_by_asking(locked: Ui) -> None:
+    """The folders after every GET are the folders before, but for small images."""
+    client = client_of(locked, cookies={guard.COOKIE: guard.session_of(TOKEN)})
+    root = locked.output.parent
+
+    def state() -> dict[Path, tuple[int, int]]:
+        files = [path for path in root.rglob("*") if path.is_file() and "thumbs" not in path.parts]
+        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+    before = state()
+    for method, path in addresses():
+        if method == "GET" and not path.endswith("/live"):
+            client.get(path)
+    assert state() == before
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(locked: Ui) -> None:
+    client = client_of(locked)
+    for path in ("/", "/login", "/healthz", "/static/ui.css", "/nothing"):
+        headers = client.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_request_that_is_too_large_is_cut(ui: Ui) -> None:
+    large = b"x" * (guard.MOST_BYTES + 1)
+    assert client_of(ui).post("/theme", content=large).status_code == 413
+
+    def pieces() -> Any:
+        for _ in range(guard.MOST_BYTES // 2**20 + 2):
+            yield b"x" * 2**20
+
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert client_of(ui).post("/theme", content=pieces(), headers=form).status_code >= 400
+
+
+def test_back_leads_to_no_other_site(ui: Ui) -> None:
+    for back in ("//evil.example", "/\\evil.example", "https://evil.example", "/\r\nx: y"):
+        answer = client_of(ui).post("/theme", data={"theme": "dark", "back": back}, follow_redirects=False)
+        assert re.match(r"/(?![/\\])", answer.headers["location"])

@@ -1,0 +1,222 @@
+"""The pages of runs: what they show of folders that are whole, hostile, damaged and gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from extensions.tools.ui.live import feed, log_since
+from extensions.tools.ui.state import HERE, Ui, texts
+
+HOSTILE = "<script>alert(1)</script>\"'`{{7*7}}"
+SECRET = "hf_abcdefghijklmnopqrstuvwxyzABCDEF12"
+
+
+def test_runs_are_listed_the_running_and_the_latest_first(client: TestClient, make_run: Callable[..., Path]) -> None:
+    make_run("old", updated="2026-11-01T10:00:00Z")
+    make_run("new", updated="2026-11-02T10:00:00Z")
+    make_run("job/process", status="stopped", step=5)
+    found = client.get("/", headers={"accept": "application/json"}).json()
+    assert [(row["id"], row["status"], row["step"]) for row in found] == [
+        ("new", "finished", 10),
+        ("old", "finished", 10),
+        ("job:process", "stopped", 5),
+    ]
+    text = client.get("/?q=OL").text
+    assert "/runs/old" in text and "/runs/new" not in text
+    assert "about 0.00 so far" in text  # 10 steps of 0.5 s at 2 per hour
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/one", "/compare?run=one&run=two@0", "/nothing", "/runs/none"])
+def test_every_page_is_whole_html_without_a_defect(
+    client: TestClient, make_run: Callable[..., Path], path: str
+) -> None:
+    make_run("one"), make_run("two")
+    text = client.get(path, headers={"accept": "text/html"}).text
+    assert text.rstrip().endswith("</html>")
+    assert "style=" not in text and "onclick" not in text
+    assert "http://" not in text.replace("http://localhost:8675", "") and "https://" not in text
+
+
+def test_the_page_of_a_run_shows_what_its_folder_holds(client: TestClient, make_run: Callable[..., Path]) -> None:
+    make_run("one")
+    text = client.get("/runs/one").text
+    for shown in ("000000010_0.png", "a photo", "one.safetensors", "the plan", "step 1", "name: one", "0.25"):
+        assert shown in text
+    assert "samples/000000000_0.png" in client.get("/runs/one?step=0").text.replace("%2F", "/")
+    assert client.get("/runs/one?step=nothing").status_code == 200
+
+
+def test_samples_and_files_come_whole_small_and_by_ranges(client: TestClient, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    whole = client.get("/runs/one/samples/000000010_0.png")
+    assert whole.content == (folder / "samples" / "000000010_0.png").read_bytes()
+    small = client.get("/runs/one/samples/000000010_0.png?side=16")
+    assert Image.open(BytesIO(small.content)).format == "JPEG"
+    weights = (folder / "one.safetensors").read_bytes()
+    part = client.get("/runs/one/files/one.safetensors", headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, weights[10:20])
+    answer = client.get("/runs/one/files/one.safetensors")
+    assert answer.content == weights
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert len(client.get("/runs/one/files/one.safetensors?hash=1").text) == 64
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/runs/%2e%2e", "/runs/..%2f..%2fetc", "/runs/one%00", "/runs/one:..", "/runs/%E2%80%A5",
+        "/runs/one/samples/..%2frun.json", "/runs/one/samples/run.json", "/runs/one/samples/000000010_0.png%00.html",
+        "/runs/one/files/run.json", "/runs/one/files/../run.json", "/runs/one/files/config.yaml",
+        "/runs/one/files/..%2f..%2fsecret.safetensors", "/runs/one/files//etc/passwd", "/runs/link",
+        "/runs/one:samples", "/runs/one/references/0/0", "/runs/one/references/-1/0",
+        "/runs/one/samples/000000010_9.png",
+    ],
+)  # fmt: skip
+def test_a_name_leads_nowhere_else(client: TestClient, ui: Ui, make_run: Callable[..., Path], path: str) -> None:
+    folder = make_run("one")
+    outside = ui.output.parent / "outside"
+    shutil.copytree(folder, outside)
+    (ui.output / "link").symlink_to(outside)
+    (folder / "samples" / "000000010_9.png").symlink_to("/etc/hostname")
+    assert client.get(path).status_code == 404
+
+
+def test_hostile_text_is_shown_as_text_and_secrets_are_not(client: TestClient, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one", status="failed", error=f"{HOSTILE} {SECRET}")
+    event = {"event": "sample", "step": 10, "files": ["000000010_0.png"], "prompts": [HOSTILE], "time": HOSTILE}
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n" + json.dumps({"event": HOSTILE, "step": 4, "token": SECRET}) + "\n")
+    (folder / "log.txt").write_text(f"{HOSTILE} {SECRET}\n")
+    (folder / "config.yaml").write_text(f"{HOSTILE}\ntoken: {SECRET}\n")
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, HOSTILE: 1.0}) + "\n")
+    for path in ("/", "/runs/one", "/compare?run=one", "/runs/one/news", "/runs/one/curves"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert SECRET not in answer.text
+        if answer.headers["content-type"].startswith("text/html"):
+            assert "<script>alert" not in answer.text
+            assert "49" not in answer.text.split("<h1>")[1].split("</h1>")[0]
+
+
+@pytest.mark.parametrize("damage", ["run.json", "metrics.jsonl", "events.jsonl", "log.txt", "config.yaml", "samples"])
+@pytest.mark.parametrize("kind", ["missing", "half", "noise", "folder"])
+def test_damage_of_any_file_leaves_a_page(
+    client: TestClient, make_run: Callable[..., Path], damage: str, kind: str
+) -> None:
+    folder = make_run("one")
+    (folder / "run.lock").write_text("")  # without it and without run.json there is no run
+    path = folder / damage
+    content = path.read_bytes() if path.is_file() else b""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if kind == "half":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "noise":
+        path.write_bytes(bytes(range(256)) * 20)
+    elif kind == "folder":
+        path.mkdir()
+    for address in ("/", "/runs/one", "/runs/one/curves", "/runs/one/news", "/compare?run=one"):
+        assert client.get(address).status_code == 200, address
+
+
+def test_a_run_that_vanishes_is_said_to_be_gone(client: TestClient, ui: Ui, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    cursor = client.get("/runs/one/news").json()["cursor"]
+    shutil.rmtree(folder)
+    assert client.get(f"/runs/one/news?since={cursor}").status_code == 404
+    assert client.get("/runs/one").status_code == 404
+
+
+def test_what_is_new_comes_once_and_in_order(client: TestClient, ui: Ui, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one", status="running")
+    first = client.get("/runs/one/news").json()
+    assert "rows" not in first and len(first["events"]) == 2
+    seen, steps, lines = first["cursor"], [], []
+    for step in range(11, 31):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "loss": 0.1}) + "\n")
+        with (folder / "log.txt").open("a") as file:
+            file.write(f"line {step}\nhalf")
+        if step % 3 == 0:
+            news = client.get(f"/runs/one/news?since={seen}").json()
+            seen, steps = news["cursor"], [*steps, *(row["step"] for row in news.get("rows", []))]
+            lines.append(news["log"])
+        with (folder / "log.txt").open("r+") as file:
+            file.truncate(os.path.getsize(folder / "log.txt") - len("half"))
+    assert steps == list(range(11, 31))
+    assert "".join(lines) == "".join(f"line {step}\n" for step in range(11, 31))
+    assert client.get(f"/runs/one/news?since={seen}").json().keys() == {"status", "cursor"}
+
+
+def test_a_cursor_of_anything_is_survived(client: TestClient, make_run: Callable[..., Path]) -> None:
+    make_run("one")
+    for odd in ("x", "_", "__", "1-2_3_4", "9" * 400, "1-1_1-1-0000000000000000_99999999999", "é_é_é"):
+        assert client.get("/runs/one/news", params={"since": odd}).status_code == 200
+
+
+def test_the_stream_sends_what_news_says_with_its_cursor(ui: Ui, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    news, cursor = feed(ui, folder).news()
+    assert news["status"]["status"] == "finished"
+    again, same = feed(ui, folder).news(cursor)
+    assert (same, again.keys()) == (cursor, {"status"})
+
+
+def test_a_log_is_shown_from_its_end_in_whole_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"line {number}\n" for number in range(20_000)) + "half")
+    text, end = log_since(log)
+    assert text.startswith("line ") and text.endswith("line 19999\n") and len(text) < 66_000
+    assert log_since(log, str(end)) == ("", end)
+    log.write_text("anew\n")
+    assert log_since(log, str(end)) == ("anew\n", 5)
+
+
+def test_a_file_is_marked_and_the_mark_survives(client: TestClient, make_run: Callable[..., Path]) -> None:
+    make_run("one")
+    answer = client.post("/runs/one/favourite", data={"file": "one.safetensors"}, follow_redirects=False)
+    assert answer.status_code == 303
+    assert "★" in client.get("/runs/one").text
+    client.post("/runs/one/favourite", data={"file": "one.safetensors"})
+    assert "★" not in client.get("/runs/one").text
+    assert client.post("/runs/one/favourite", data={"file": "../x"}).status_code == 404
+
+
+def test_settings_that_differ_are_shown(client: TestClient, make_run: Callable[..., Path]) -> None:
+    make_run("one")
+    folder = make_run("two")
+    (folder / "config.yaml").write_text("job: extension\nconfig:\n  name: two\n  process:\n    - {lr: 0.5}\n")
+    assert "+  name: one" in client.get("/runs/one?diff=two").text
+    text = client.get("/compare?run=one&run=two").text
+    assert "process.0.lr" in text and "0.5" in text
+    assert client.get("/compare?" + "&".join(["run=one"] * 7)).status_code == 400
+
+
+def test_the_report_is_a_file_to_keep(client: TestClient, make_run: Callable[..., Path]) -> None:
+    make_run("one")
+    answer = client.get("/runs/one/report")
+    assert answer.status_code == 200
+    assert answer.headers["content-disposition"] == "attachment; filename*=utf-8''one.html"
+    assert b"Content-Security-Policy" in answer.content
+
+
+def test_all_words_are_in_one_file() -> None:
+    """Every text that a template names is there: a page of them all would fail otherwise, but a branch may be rare."""
+    import re
+
+    for template in (HERE / "templates").glob("*.j2"):
+        for path in re.findall(r"\bt\.((?:[a-z_]+\.)*[a-z_]+)", template.read_text()):
+            node = texts()
+            for key in path.split("."):
+                if isinstance(node, str) or key in ("format", "items", "get"):
+                    break
+                assert key in node, f"{template.name}: {path}"
+                node = node[key]
