@@ -527,7 +527,10 @@ DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 OPTIONAL = {"matplotlib", "wandb"}
 """Asked for by a key, which names the package where it is missing."""
 
-FOR_THE_USER = {"peft": "diffusers' load_lora_weights, in docs/use_your_lora.md"}
+FOR_THE_USER = {
+    "peft": "diffusers' load_lora_weights, in docs/use_your_lora.md",
+    "python_multipart": "forms of the web page, which Starlette reads with it",
+}
 """Required though the program does not import it, and for what."""
 
 

@@ -119,16 +119,8 @@ def _environment() -> Environment:
         "size": readable_size,
         "address": lambda text: quote(str(text), safe=""),
         "time": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "",
-        "json": _json,
     }
     return environment
-
-
-def _json(value: object) -> str:
-    """JSON for an element of type application/json, which `<` would end. The result is markup."""
-    from markupsafe import Markup
-
-    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def render(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
@@ -236,7 +236,7 @@ def _lines(here: Feed) -> list[dict[str, Any]]:
 
 async def live(request: Request) -> Response:
     """Events as they come (https://html.spec.whatwg.org/multipage/server-sent-events.html); ids are cursors."""
-    ui, run = await to_thread.run_sync(_asked, request)
+    ui, run = await run_in_threadpool(_asked, request)
     streams: set[object] = ui.memory.setdefault("streams", set())
     if len(streams) >= MOST_STREAMS:
         raise HTTPException(503, "too many watchers")
@@ -253,7 +253,7 @@ async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
         while True:
             try:
-                news, now = await to_thread.run_sync(feed(ui, folder).news, cursor)
+                news, now = await run_in_threadpool(feed(ui, folder).news, cursor)
             except RunError:  # its folder is gone: the page asks again, and is told so
                 return
             if now != cursor or news["status"] != status:
@@ -331,7 +331,7 @@ def _favourites(ui: Ui) -> dict[str, list[str]]:
 async def favourite(request: Request) -> Response:
     """Marks a file, or takes the mark away."""
     name = str((await request.form(max_files=0, max_fields=5)).get("file", ""))
-    return await to_thread.run_sync(_mark, request, name)
+    return await run_in_threadpool(_mark, request, name)
 
 
 def _mark(request: Request, name: str) -> Response:
