@@ -41,7 +41,9 @@ class UiProcess(BaseExtensionProcess):
                 timeout_graceful_shutdown=GRACE_S,
                 ws="none",
             )
-            uvicorn.Server(config).run([listener])
+            server = uvicorn.Server(config)
+            ui.is_stopping = lambda: server.should_exit
+            server.run([listener])
 
 
 def _listening(host: str, port: int) -> socket.socket:

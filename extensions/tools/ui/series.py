@@ -30,29 +30,39 @@ _NO_NUMBERS = frozenset({"step", "epoch", "samples"})
 
 
 class _Column:
-    """One number: count, sum, least and greatest of each bucket."""
+    """One number: count, sum, least and greatest of each bucket; `pending` are the values of the last one."""
 
     def __init__(self, buckets: int) -> None:
         self.count, self.sum = array("l", bytes(8 * buckets)), array("d", bytes(8 * buckets))
         self.low, self.high = array("d", [math.inf] * buckets), array("d", [-math.inf] * buckets)
+        self.pending: list[float] = []
+
+    def settle(self) -> None:
+        """Brings the last bucket up to date."""
+        if self.pending:
+            self.count[-1], self.sum[-1] = len(self.pending), sum(self.pending)
+            self.low[-1], self.high[-1] = min(self.pending), max(self.pending)
 
     def open(self) -> None:
+        """Begins a bucket."""
+        self.settle()
+        self.pending = []
         self.count.append(0)
         for values, empty in ((self.sum, 0.0), (self.low, math.inf), (self.high, -math.inf)):
             values.append(empty)
 
-    def add(self, value: float) -> None:
-        self.count[-1] += 1
-        self.sum[-1] += value
-        self.low[-1], self.high[-1] = min(self.low[-1], value), max(self.high[-1], value)
-
     def halve(self) -> None:
+        """Makes one bucket of each two."""
+        self.settle()
+        self.pending = []
         for name, join in (("count", sum), ("sum", sum), ("low", min), ("high", max)):
             values = getattr(self, name)
             joined = [join(values[at : at + 2]) for at in range(0, len(values), 2)]
             setattr(self, name, array(values.typecode, joined))
 
     def cut(self, length: int) -> None:
+        """Forgets the buckets from one on."""
+        self.pending = []
         for values in (self.count, self.sum, self.low, self.high):
             del values[length:]
 
@@ -91,6 +101,8 @@ class Series:
                         self._clear()
                     self._read(file)
                     self._digest = digest_before(file, self._end)
+                for column in self._columns.values():
+                    column.settle()
             except OSError:
                 self._stamp = ()
                 if self._end:
@@ -106,7 +118,8 @@ class Series:
         with self._lock:
             if generation != str(self._generation) or not step.removeprefix("-").isdigit():
                 return None
-            rows = [row for row in self._recent if row["step"] > int(step)]
+            new = (row for row in self._recent if row["step"] > int(step))
+            rows = [{name: value for name, value in row.items() if _is_number(value)} for row in new]
             is_whole = len(self._recent) < MOST_RECENT or self._recent[0]["step"] <= int(step) + 1
             return rows if is_whole else None
 
@@ -117,7 +130,7 @@ class Series:
                 if step <= self.last_step:
                     self._go_back(file, step, offset)
                 self._add(step, offset, row)
-                self._recent.append({name: value for name, value in row.items() if _is_number(value)})
+                self._recent.append(row)
             self._end = file.tell()
 
     def _go_back(self, file: BinaryIO, step: int, now: int) -> None:
@@ -153,11 +166,12 @@ class Series:
         for name, value in row.items():
             if name in _NO_NUMBERS or not _is_number(value):
                 continue
-            if name not in self._columns:
+            column: _Column | None = self._columns.get(name)
+            if column is None:
                 if len(self._columns) == _MOST_COLUMNS:
                     continue
-                self._columns[name] = _Column(len(self._first))
-            self._columns[name].add(float(value))
+                column = self._columns[name] = _Column(len(self._first))
+            column.pending.append(value)
         self._rows_in_last += 1
         self.last_step = step
 
@@ -198,6 +212,8 @@ class Series:
         for found in rows:
             if begin <= found[0] <= last:
                 part._add(*found)
+        for column in part._columns.values():
+            column.settle()
         return part._shown(list(range(len(part._first))), points)
 
     def _shown(self, chosen: list[int], points: int) -> dict[str, Any]:
@@ -268,7 +284,7 @@ def sparkline(path: Path, points: int = SPARK_POINTS) -> list[float]:
 
 def _is_number(value: object) -> bool:
     """Neither infinite, nor NaN, nor an integer that no float can be."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]  # a number by now
 
 
 def _short(value: float) -> float | None:

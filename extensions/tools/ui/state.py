@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,9 @@ class Ui:
     jobs: Path
     token: str
     price_per_hour: float
+    is_stopping: Callable[[], bool] = lambda: False
+    """Whether the page is about to end: streams end first, or they would be cut."""
+
     memory: dict[Any, Any] = field(default_factory=dict)
     """What views keep from one request to the next, by a key of their own."""
 

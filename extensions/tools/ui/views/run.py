@@ -251,7 +251,7 @@ async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
     streams.add(key)
     try:
         yield "retry: 2000\n\n"
-        while True:
+        while not ui.is_stopping():
             try:
                 news, now = await run_in_threadpool(feed(ui, folder).news, cursor)
             except RunError:  # its folder is gone: the page asks again, and is told so
