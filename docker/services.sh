@@ -79,3 +79,29 @@ start_tensorboard() {
     tensorboard --logdir "${workspace}/output" --bind_all --port "${port}" >logs/tensorboard.log 2>&1 &
   say "TensorBoard is on port ${port}; its log is ${workspace}/logs/tensorboard.log."
 }
+
+# The web page, for whoever has its token: the one in APP_AUTH or AI_TOOLKIT_AUTH, else one that is made once and kept on
+# the volume. A page that dies takes no job with it, and is started again.
+start_ui() {
+  local port=${UI_PORT-${RUNPOD_POD_ID:+8675}} file=${workspace}/.app_token token=${APP_AUTH:-${AI_TOOLKIT_AUTH:-}} address
+  [[ -n ${port} && -z ${problem} ]] || return 0
+  if [[ ! ${port} =~ ^[1-9][0-9]{0,4}$ ]]; then
+    warn "UI_PORT is '${port}', no port: no web page."
+    return 0
+  fi
+  address=http://127.0.0.1:${port}/
+  [[ -z ${RUNPOD_POD_ID:-} ]] || address=https://${RUNPOD_POD_ID}-${port}.proxy.runpod.net/
+  if [[ -z ${token} ]]; then
+    [[ -s ${file} ]] || (umask 077 && "${python}" -c 'import secrets; print(secrets.token_urlsafe(24))' >"${file}")
+    token=$(<"${file}")
+    address+="?token=${token}"
+  fi
+  (
+    export APP_AUTH=${token}
+    while :; do
+      "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/run.py" ui --host 0.0.0.0 --port "${port}" || true
+      sleep 5
+    done >>logs/ui.log 2>&1
+  ) &
+  say "the web page: ${address}"
+}

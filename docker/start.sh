@@ -42,6 +42,7 @@ main() {
   start_sshd
   start_jupyter
   start_tensorboard
+  start_ui
   [[ -z ${problem} ]] || finish 1 "${problem}" "${on_failure}"
   bring_datasets
   find_jobs

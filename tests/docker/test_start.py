@@ -201,6 +201,7 @@ class Bench:
             "RUNPOD_STOP_URL": f"{self.api.url}/v2/pods/{{id}}/action",
             "STOP_PAUSES": "0.1 0.1",
             "RESTART_PAUSES": "0.1 0.2 0.4",
+            "UI_PORT": "",
             "NPROC": "1",
             "OMP_NUM_THREADS": "1",
             **changes,
@@ -237,6 +238,13 @@ class Bench:
     def record(self) -> list[dict]:
         path = self.workspace / "record.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_record(self, entries: int) -> None:
+        """Until the stand-in has written down so many calls: it runs beside start.sh."""
+        deadline = time.monotonic() + 15
+        while len(self.record()) < entries:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def trainings(self) -> list[dict]:
         return [entry for entry in self.record() if entry.get("dry") is False]
@@ -846,6 +854,33 @@ def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
     for port in (None, "http", "6006"):
         bench.start(TENSORBOARD_PORT=port, HF_TOKEN="hf_x").wait_for("waiting.")
     assert bench.calls_of("tensorboard") == [f"--logdir {bench.workspace}/output --bind_all --port 6006"]
+
+
+def test_the_web_page_starts_with_a_token_that_is_made_once_and_told_once(bench: Bench) -> None:
+    told = []
+    for _ in range(2):
+        pod = bench.start(UI_PORT=None, JOB_CONFIG_YAML=None, FAKE_PLAN="run")
+        pod.wait_for("waiting.")
+        told += [line for line in pod.output.splitlines() if "token=" in line]
+        bench.wait_for_record(len(told))
+        pod.terminate()
+    file = bench.workspace / ".app_token"
+    token = file.read_text().strip()
+    address = f"start: the web page: https://pod123-8675.proxy.runpod.net/?token={token}"
+    assert (told, len(token) >= 32, file.stat().st_mode & 0o777) == ([address] * 2, True, 0o600)
+    calls = [entry for entry in bench.record() if entry.get("argv", [""])[0] == "ui"]
+    assert [call["argv"] for call in calls] == [["ui", "--host", "0.0.0.0", "--port", "8675"]] * 2
+    assert {call["environ"]["APP_AUTH"] for call in calls} == {token}
+    assert all("RUNPOD_API_KEY" not in call["environ"] for call in calls)
+
+
+def test_a_token_that_is_given_is_not_told(bench: Bench) -> None:
+    pod = bench.start(UI_PORT="8000", JOB_CONFIG_YAML=None, FAKE_PLAN="run", AI_TOOLKIT_AUTH="my-own-token")
+    pod.wait_for("waiting.")
+    assert "the web page: https://pod123-8000.proxy.runpod.net/\n" in pod.output
+    assert "my-own-token" not in pod.output
+    assert not (bench.workspace / ".app_token").exists()
+    assert bench.start(UI_PORT="http", JOB_CONFIG_YAML=None).wait_for("no web page") is None
 
 
 class Watcher(threading.Thread):

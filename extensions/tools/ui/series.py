@@ -166,12 +166,12 @@ class Series:
         for name, value in row.items():
             if name in _NO_NUMBERS or not _is_number(value):
                 continue
-            column: _Column | None = self._columns.get(name)
-            if column is None:
+            found = self._columns.get(name)
+            if found is None:
                 if len(self._columns) == _MOST_COLUMNS:
                     continue
-                column = self._columns[name] = _Column(len(self._first))
-            column.pending.append(value)
+                found = self._columns[name] = _Column(len(self._first))
+            found.pending.append(value)
         self._rows_in_last += 1
         self.last_step = step
 
