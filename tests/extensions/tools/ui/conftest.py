@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -13,7 +19,9 @@ from starlette.testclient import TestClient
 
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.state import Ui
+from tests.processes import free_port
 
+ROOT = Path(__file__).resolve().parents[4]
 TOKEN = "a-token-of-the-tests"
 
 
@@ -68,3 +76,45 @@ def make_run(ui: Ui) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+class Served:
+    """The page in a process of its own, which can be killed and started again at the same address."""
+
+    def __init__(self, folder: Path, token: str = "") -> None:
+        self.folder, self.port, self.token = folder, free_port(), token
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns when the page answers."""
+        command = [sys.executable, str(ROOT / "run.py"), "ui", "--port", str(self.port), "--jobs", "jobs"]
+        environment = {**os.environ, "APP_AUTH": self.token, "PYTHONPATH": str(ROOT)}
+        log = (self.folder / "page.log").open("ab")
+        self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urlopen(f"{self.address}/healthz", timeout=5).read()
+                return
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < deadline, (
+                    self.folder / "page.log"
+                ).read_text()
+                time.sleep(0.02)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(30)
+
+
+@pytest.fixture
+def served(ui: Ui) -> Iterator[Served]:
+    page = Served(ui.output.parent)
+    yield page
+    page.stop(signal.SIGKILL)

@@ -1,0 +1,159 @@
+"""The page in Chromium, over folders that change while it is looked at."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.conftest import TOKEN, Served
+from tests.html_browser import Browser
+
+pytestmark = pytest.mark.slow
+
+
+def until(happened: Callable[[], object], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, happened.__code__.co_consts
+        time.sleep(0.05)
+
+
+def goes_on(folder: Path, step: int, sample: bool = False) -> None:
+    """What a run writes at a step."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "loss": 0.1, "lr": 1e-3}) + "\n")
+    with (folder / "log.txt").open("a") as file:
+        file.write(f"step {step} of the test\n")
+    if sample:
+        name = f"{step:09d}_0.png"
+        Image.new("RGB", (32, 24), (200, 40, 40)).save(folder / "samples" / name)
+        with (folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"event": "sample", "step": step, "files": [name], "prompts": ["a photo"]}) + "\n")
+
+
+def is_clean(browser: Browser) -> bool:
+    """No error in the console, and nothing asked for elsewhere."""
+    return browser.errors() == [] and browser.requests_elsewhere() == []
+
+
+def points(browser: Browser) -> int:
+    """How many steps the first diagram has."""
+    return browser.run("return document.querySelectorAll('.plot canvas').length")
+
+
+def test_numbers_samples_and_log_appear_while_a_run_trains(
+    browser: Browser, served: Served, ui: Ui, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one", status="running")
+    browser.open(f"{served.address}/runs/one")
+    until(lambda: points(browser) >= 2)
+    goes_on(folder, 11, sample=True)
+    until(lambda: "step 11 of the test" in browser.text("#tail"), 3)
+    until(lambda: browser.run("return document.getElementById('step').max") == "2", 3)
+    assert browser.run("return document.querySelector('.frame.now').href").endswith("000000011_0.png")
+    browser.run("document.getElementById('step').focus()")
+    browser.press("ArrowLeft", "ArrowLeft")
+    assert browser.run("return document.querySelector('.frame.now').href").endswith("000000000_0.png")
+    goes_on(folder, 12, sample=True)  # whoever looks at an early step stays there
+    until(lambda: browser.run("return document.getElementById('step').max") == "3", 3)
+    assert browser.run("return document.querySelector('.frame.now').href").endswith("000000000_0.png")
+    assert is_clean(browser)
+
+
+def test_two_steps_are_compared_side_by_side_and_one_over_the_other(
+    browser: Browser, served: Served, make_run: Callable[..., Path]
+) -> None:
+    make_run("one")
+    browser.open(f"{served.address}/runs/one")
+    browser.click("[name=mode][value=beside]")
+    assert browser.run("return document.querySelectorAll('.frames.beside .then img').length") == 2
+    browser.click("[name=mode][value=over]")
+    browser.run(
+        "const share = document.getElementById('share'); share.value = 30; share.dispatchEvent(new Event('input'))"
+    )
+    clip = "return getComputedStyle(document.querySelector('.frames.over .then')).clipPath"
+    assert "70%" in browser.run(clip)
+    browser.click("#shots .frame.now")
+    assert browser.run("return document.getElementById('large').open")
+    browser.press("ArrowLeft")
+    assert "000000000_0.png" in browser.run("return document.querySelector('#large img').src")
+    browser.press("Escape")
+    assert not browser.run("return document.getElementById('large').open")
+    assert is_clean(browser)
+
+
+def test_nothing_is_missing_and_nothing_twice_after_the_page_was_killed(
+    browser: Browser, served: Served, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one", status="running")
+    browser.open(f"{served.address}/runs/one")
+    until(lambda: points(browser) >= 2)
+    for step in range(11, 31):
+        goes_on(folder, step)
+        if step in (15, 22):
+            served.stop(signal.SIGKILL)
+            goes_on(folder, step + 100)  # what the page does not see, and the run takes back
+            (folder / "metrics.jsonl").write_text("".join(
+                json.dumps({"step": each, "loss": 0.1, "lr": 1e-3}) + "\n" for each in range(1, step + 1)
+            ))  # fmt: skip
+            served.start()
+    until(lambda: "step 30 of the test" in browser.text("#tail"), 20)
+    lines = [line for line in browser.text("#tail").splitlines() if line.startswith("step")]
+    assert len(lines) == len(set(lines)) == 1 + 20 + 2
+
+
+def test_a_person_logs_in_and_the_token_leaves_the_address(
+    browser: Browser, ui: Ui, make_run: Callable[..., Path]
+) -> None:
+    make_run("one")
+    page = Served(ui.output.parent, TOKEN)
+    try:
+        browser.open(f"{page.address}/runs/one")
+        assert "Token" in browser.text() and "one.safetensors" not in browser.text()
+        browser.open(f"{page.address}/runs/one?token={TOKEN}")
+        assert browser.run("return location.href") == f"{page.address}/runs/one"
+        assert "one.safetensors" in browser.text()
+        assert browser.run("return document.cookie") == ""  # HttpOnly
+    finally:
+        page.stop()
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/one", "/compare?run=one&run=two"])
+def test_each_page_fits_a_phone_in_light_and_dark(
+    browser: Browser, served: Served, make_run: Callable[..., Path], path: str
+) -> None:
+    make_run("one"), make_run("two")
+    for dark in (False, True):
+        browser.open(served.address + path, width=360, height=740, dark=dark)
+        assert browser.is_as_wide_as_the_window()
+        back, text = browser.run(
+            "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color].map(c => c.match(/\\d+/g))"
+        )
+        assert (sum(map(int, back[:3])) < sum(map(int, text[:3]))) is dark
+        assert is_clean(browser)
+    scheme = "return getComputedStyle(document.documentElement).colorScheme"
+    for theme, wanted in (("light", "light"), ("auto", "light dark")):  # the switch goes before the system's setting
+        browser.click(f'.theme [value="{theme}"]')
+        until(lambda wanted=wanted: browser.run(scheme) == wanted)
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/one?step=0", "/compare?run=one&run=two"])
+def test_each_page_is_whole_without_its_script(
+    browser: Browser, served: Served, make_run: Callable[..., Path], path: str
+) -> None:
+    make_run("one"), make_run("two")
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(served.address + path)
+        pictures = browser.command("DOM.getDocument", depth=-1)
+        assert "000000000_0.png" in json.dumps(pictures) or "000000010_0.png" in json.dumps(pictures)
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
+    assert is_clean(browser)
