@@ -20,7 +20,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "train.example"])
 def test_an_address_that_others_reach_needs_a_token(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_loopback(host)
-    with pytest.raises(ConfigErrors, match="is reached by others.*APP_AUTH"):
+    with pytest.raises(ConfigErrors, match=r"is reached by others.*APP_AUTH"):
         section_of("ui", ["--host", host])
     monkeypatch.setenv("AI_TOOLKIT_AUTH", "short")
     with pytest.raises(ConfigErrors, match="too short"):
@@ -36,7 +36,7 @@ def test_this_machine_needs_none(host: str) -> None:
 
 def test_a_file_where_a_folder_is_to_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("")
-    with pytest.raises(ConfigErrors, match="is a file. Give a folder"):
+    with pytest.raises(ConfigErrors, match=r"is a file\. Give a folder"):
         section_of("ui", ["--output", tmp_path / "output"])
 
 
