@@ -18,7 +18,7 @@ if str(ROOT) not in sys.path:
 
 from docs.drawing import drawing  # noqa: E402
 from extensions.compat.page import page  # noqa: E402
-from extensions.tools.new.examples import MODELS, example_text  # noqa: E402
+from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reference import render, schema  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
 from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402

@@ -396,7 +396,7 @@ def test_no_room_but_models_knows_a_model_family() -> None:
         "toolkit/registry.py",
         "extensions/from_scratch/",
         "extensions/compat/",
-        "extensions/tools/new/examples.py",
+        "extensions/tools/shared/examples.py",
         CAPTIONER,
     )
     others = [name for name in tracked("run.py", "jobs", "toolkit", "extensions") if not name.startswith(know)]

@@ -43,6 +43,8 @@ EMPTY = {
     "micro_batches_per_epoch": 0,
     "optimizer_steps": 0,
     "epochs": 0,
+    "notes": [],
+    "warnings": [],
 }
 
 

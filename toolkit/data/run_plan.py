@@ -212,6 +212,7 @@ class RunPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The process's entry in the object that `--dry-run --json` prints."""
+        notes, warnings = self._told()
         return {
             "type": self.type,
             "name": self.name,
@@ -223,23 +224,30 @@ class RunPlan:
             "epochs": self.epochs or self.requested_epochs,
             **({"memory": self.memory.to_json()} if self.memory else {}),
             **(self.outlook.to_json() if self.outlook else {}),
+            "notes": notes,
+            "warnings": [line.removeprefix(WARNING) for line in warnings],
         }
 
     def render(self) -> str:
         """The plan as it is printed: a block per folder, then the arithmetic of the run."""
-        head, tail = (self.outlook.head(), self.outlook.tail()) if self.outlook else ((), ())
-        blocks = [f"{self.name} ({self.type})", *(f"  {line}" for line in head), *map(_folder_lines, self.datasets)]
+        blocks = [f"{self.name} ({self.type})"]
+        blocks += [f"  {line}" for line in self.outlook.head()] if self.outlook else []
+        blocks += map(_folder_lines, self.datasets)
         if self.stream:
             blocks.append(self.stream.lines())
         if self.datasets or (self.stream and self.micro_batches_per_epoch):
             blocks.append(f"  {self._arithmetic()}")
-        cut = (line for folder in self.datasets if (line := _cut_off(folder)).startswith(WARNING))
-        lines = [*self.notes, *tail]
-        warnings = dict.fromkeys([*cut, *(line for line in lines if line.startswith(WARNING))])
-        lines = [line for line in lines if line not in warnings]
+        lines, warnings = self._told()
         if warnings:
             lines += [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}:", *warnings]
         return "\n".join([*blocks, *(f"  {line}" for line in lines)])
+
+    def _told(self) -> tuple[list[str], list[str]]:
+        """The lines behind the arithmetic: notes, and warnings."""
+        cut = (line for folder in self.datasets if (line := _cut_off(folder)).startswith(WARNING))
+        lines = [*self.notes, *(self.outlook.tail() if self.outlook else ())]
+        warnings = dict.fromkeys([*cut, *(line for line in lines if line.startswith(WARNING))])
+        return [line for line in lines if line not in warnings], [*warnings]
 
     def _arithmetic(self) -> str:
         terms = " + ".join(_product(folder) for folder in self.datasets)

@@ -68,7 +68,8 @@ def test_epochs_are_rounded_to_four_places_and_whole_ones_are_integers(steps: in
 
 
 def test_json_has_exactly_the_documented_shape() -> None:
-    plan = make_plan([make_folder("data/20_style", 3, 20, (1600, 1200), references=2)], (768, 512, 512), 4)
+    folder = make_folder("data/20_style", 3, 20, (1600, 1200), references=2)
+    plan = make_plan([folder], (768, 512, 512), 4, notes=("warning: it is late", "disk: about 1 GB"))
     assert plan.to_json() == {
         "type": "sd_trainer",
         "name": "my_char",
@@ -89,6 +90,8 @@ def test_json_has_exactly_the_documented_shape() -> None:
         "micro_batches_per_epoch": 30,
         "optimizer_steps": 3400,
         "epochs": 453.3333,
+        "notes": ["disk: about 1 GB"],
+        "warnings": ["it is late"],
     }
 
 

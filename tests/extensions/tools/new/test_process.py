@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from extensions.tools.new.config import NewConfig
-from extensions.tools.new.examples import MODELS
-from extensions.tools.new.process import job_text
+from extensions.tools.shared.examples import MODELS, written_job
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT, child_environment
 from tests.model_folders import write_header
@@ -26,8 +24,9 @@ PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
 TINY = ROOT / "config" / "examples" / "tiny_mascots"
 
 
-def wanted(**changes: object) -> NewConfig:
-    return NewConfig.model_validate({"type": "new", "job_name": "zuzu", "folder": str(PHOTOS), **changes})
+def job_text(gpu: int, **changes: str) -> str:
+    asked = {"name": "zuzu", "folder": str(PHOTOS), "trigger": "zuzu", "model": "", **changes}
+    return written_job(gpu=gpu, **asked)
 
 
 def plan_of(text: str, folder: Path) -> str:
@@ -42,22 +41,22 @@ def test_the_job_fits_the_gpu_it_is_written_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, gpu: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = plan_of(job_text(wanted(model=model), gpu), tmp_path)
+    plan = plan_of(job_text(gpu, model=model), tmp_path)
     (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
     assert int(smallest) <= gpu
     assert "zuzu (sd_trainer)" in plan and str(PHOTOS) in plan and (model or "Qwen/Qwen-Image-Edit-2509") in plan
 
 
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:
-    asked = wanted(folder=r'it\1 "is" mine: #1', trigger_word="ohwx 'a' \\g<0>", model=str(TINY))
+    asked = {"folder": r'it\1 "is" mine: #1', "trigger": "ohwx 'a' \\g<0>", "model": str(TINY)}
     path = tmp_path / "zuzu.yaml"
-    path.write_text(job_text(asked, 24), encoding="utf-8")
-    (tmp_path / asked.folder).mkdir()
+    path.write_text(job_text(24, **asked), encoding="utf-8")
+    (tmp_path / asked["folder"]).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         section = load_job(str(path), discover().find_config).processes[0].section
-    assert section.datasets[0].folder_path == asked.folder
-    assert (section.trigger_word, section.model.name_or_path) == (asked.trigger_word, str(TINY))
+    assert section.datasets[0].folder_path == asked["folder"]
+    assert (section.trigger_word, section.model.name_or_path) == (asked["trigger"], str(TINY))
     assert all("[trigger]" in sample.prompt and not sample.ctrl_img for sample in section.sample.samples)
 
 

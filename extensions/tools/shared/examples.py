@@ -1,16 +1,20 @@
 """The jobs of published models by GPU: one template, `train.yaml.j2`, and a table of models and GPUs.
 
-`run.py new` fills it in for a user; `docs/generate.py` writes config/examples/train_*.yaml by it.
+`run.py new` and the page fill it in for a user; `docs/generate.py` writes config/examples/train_*.yaml by it.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.config.model import ModelConfig
-from toolkit.models.families import arch_of, family_for
+from toolkit.files.writing import CONFIG_ROOT
+from toolkit.models.families import arch_of, family_for, model_bytes
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
 
 NOTES = 44
 """Column at which the comments behind keys begin."""
@@ -144,6 +148,26 @@ MODELS = (EDIT_2509, EDIT_2511, QWEN_IMAGE_2512, QWEN_IMAGE_21)
 """The first is that of `run.py new` without `--model`."""
 
 
+EXAMPLES = CONFIG_ROOT / "examples"
+
+Edit = tuple[str, str]
+"""Regular expression (of whole lines) and what replaces its one match."""
+
+SMALL: tuple[Edit, ...] = (
+    (r"(?s)    - type: mascots.*(?=    - type: sd_trainer)", ""),
+    (r"(?s)        - folder_path: \S+others/pictures.*?\n\n", "\n"),
+    (r"(?s)( +)prompts: .*(?=meta:)", r'\1samples:\n\1  - prompt: "[trigger]"    # <- yours\n'),
+    (r"^ +num_repeats: .*\n", ""),
+    (r"^( +)(training_seed: .*)$", r'\1trigger_word: ""     # <- yours\n\1\2'),
+)
+"""From the quickstart to a job on a folder, for a model that is as small."""
+
+WRITTEN = "Written by `run.py new`"
+
+WITHOUT_GPU = 24
+"""GB of the GPU that a job is written for on a machine without one."""
+
+
 def model_of(name: str) -> Model:
     """The published model whose examples suit a hub id, folder or file: that model, or one of its family."""
     section = ModelConfig(name_or_path=name)
@@ -158,10 +182,38 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
     return _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, **own)
 
 
-def job_text(model: Model, gpu: int, **own: str) -> str:
-    """The job of a user for a GPU of so many GB. own: `name`, `trigger`, `folder` and `id`, as YAML."""
-    card = next(card for card in model.cards.values() if gpu >= card.least_gb)
-    return _fill(model, card, written=True, **own)
+def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> str:
+    """The job of a user for a GPU of so many GB. model: hub id or local folder; empty: the first of MODELS. A model
+    that is small enough for any machine gets the settings of the quickstart. Raises UserError for a model's folder of
+    no known family."""
+    own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
+    if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
+        return _small_job(_quoted(model), **own)
+    like = model_of(model) if model else MODELS[0]
+    card = next(card for card in like.cards.values() if gpu >= card.least_gb)
+    text = _fill(like, card, written=True, id=_quoted(model or like.id), **own)
+    return f"# {WRITTEN}. Guide: docs/first_character.md\n{text}"
+
+
+def _small_job(model: str, name: str, folder: str, trigger: str) -> str:
+    example = EXAMPLES / "quickstart.yaml"
+    yours = {
+        r"(?<=config:\n)  name: \S+": f"  name: {name}",
+        r"trigger_word: \S+": f"trigger_word: {trigger}",
+        r"folder_path: \S+": f"folder_path: {folder}",
+        r"name_or_path: \S+": f"name_or_path: {model}",
+    }
+    text = example.read_text(encoding="utf-8")
+    for pattern, replacement in (*SMALL, *yours.items()):
+        filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement
+        text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
+        assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
+    _, _, body = text.partition("\njob: ")
+    return f"# {WRITTEN} from config/examples/{example.name}. Guide: docs/first_character.md\njob: {body}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # a JSON string is one of YAML
 
 
 def _fill(m: Model, c: Card, **values: object) -> str:
