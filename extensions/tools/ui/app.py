@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 from extensions.tools.ui.guard import Guard
 from extensions.tools.ui.state import HERE, Ui, render, texts
 from extensions.tools.ui.views import compare, run, runs, system
+from extensions.tools.ui.views import new, runs, system
 
 
 def _get(path: str, view: object) -> Route:
@@ -36,6 +37,9 @@ ROUTES = [
     _get("/runs/{run}/files/{name:path}", run.file),
     _post("/runs/{run}/favourite", run.favourite),
     _get("/compare", compare.page),
+    _get("/new", new.show),
+    _post("/new", new.act),
+    _get("/jobs/{file}", new.opened),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),

@@ -196,14 +196,17 @@ class JobText:
             raise ValueError("no job")
         expected = copy.deepcopy(self.root.data())
         place: Any = expected
-        for part, following in pairwise(path):
-            if isinstance(place, dict) and place.get(part) is None:
-                place[part] = [{}] if isinstance(following, int) else {}
-            place = place[part] if isinstance(place, dict) or part < len(place) else {}
-        if removes:
-            del place[path[-1]]
-        else:
-            place[path[-1]] = wanted
+        try:
+            for part, following in pairwise(path):
+                if isinstance(place, dict) and place.get(part) is None:
+                    place[part] = [{}] if isinstance(following, int) else {}
+                place = place[part]
+            if removes:
+                del place[path[-1]]
+            else:
+                place[path[-1]] = wanted
+        except (IndexError, KeyError, TypeError) as error:  # the path leads through a value that is no section
+            raise ValueError(path) from error
         for new in map(JobText, texts):
             if new.root is not None and repr(new.root.data()) == repr(expected):
                 return new

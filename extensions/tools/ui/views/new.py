@@ -1,0 +1,392 @@
+"""New job: ten keys as a form, the YAML beside it, what the command line says of it, and the start.
+
+There is one form, and each of its buttons, like each change while a script runs, sends all of it. It carries the
+values that its fields had when it was shown: one that differs was changed by hand and goes into the YAML, and all
+others are read from the YAML. So neither side overwrites the other, and the page keeps nothing between requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from extensions.tools.shared.examples import EXAMPLES, MODELS, WITHOUT_GPU, written_job
+from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
+from extensions.tools.ui.job_text import PROMPTS, JobText
+from extensions.tools.ui.queue import Queue
+from extensions.tools.ui.state import Ui, inside, render, texts, ui_of
+from toolkit.config.loader import folder_name_error
+from toolkit.config.located import dotted
+from toolkit.config.model_files import INDEX, hub_cache
+from toolkit.config.redacted_copy import saved_text
+from toolkit.errors import UserError
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import CONFIG_SUFFIXES, write_text
+from toolkit.memory.estimate import GB
+from toolkit.system.nvidia import least_memory
+
+NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
+NUMBERS = ("train.steps", "network.linear", "datasets[].resolution", "save.save_every")
+TEXTS = (NAME, FOLDER, TRIGGER, MODEL)
+CARDS = (12, 16, 24, 32, 48, 80)
+"""GB of the GPUs that a plan is drawn against."""
+
+KEPT = ("card", "file", "loaded", "version", "tab", "wanted")
+"""What the form carries besides the fields and the YAML."""
+
+TINY = EXAMPLES / "tiny_mascots"
+"""The model that trains on any machine."""
+
+_YAML = CONFIG_SUFFIXES[:2]
+_saving = Lock()
+
+
+@dataclass
+class Editor:
+    """What the page shows."""
+
+    job: JobText
+    card: str = ""
+    """GB of the GPU that the job was made for; empty: not made here."""
+
+    file: str = ""
+    """Name of the job file; empty: after the job."""
+
+    loaded: str = ""
+    version: str = ""
+    """The file that was loaded, and the hash of what it held then."""
+
+    tab: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
+    """As they are shown; before `read`: as they were sent, where the text does not have that."""
+
+    keys: tuple[Key, ...] | None = None
+    wanted: str = ""
+    """What keys are searched for."""
+
+    told: list[str] = field(default_factory=list)
+    checked: Checked | None = None
+    theirs: str | None = None
+    """What the file holds, where another has changed it."""
+
+    their_version: str = ""
+    shown: dict[str, str] = field(default_factory=dict)
+    """What the fields would be by the text."""
+
+    def read(self) -> None:
+        """The fields from the text, where it can be read; those that could not be put into it stay as they are."""
+        if self.job.root is None:
+            return
+        keys = [*TEXTS, *NUMBERS, *(key.name for key in self.keys or ())]
+        self.shown = {key: self.job.get(self.job.path(key)) for key in keys}
+        self.shown |= {"prompts": "\n".join(self.job.prompts()), "card": self.card}
+        self.fields = self.shown | self.fields
+
+    @property
+    def file_name(self) -> str:
+        """Of the job file. Raises HTTPException 400 where it can have none."""
+        name = self.file or f"{self.job.get(self.job.path(NAME))}{_YAML[0]}"
+        if Path(name).suffix not in _YAML or folder_name_error(name) or name.startswith((".", "-")):
+            raise HTTPException(400, texts()["new"]["bad_file"])
+        return name
+
+
+# ---------------------------------------------------------------- what the page begins with
+
+
+def show(request: Request) -> Response:
+    """A new job; `example`, `from` (a run), `job` (a job file): a copy of another, under a name of its own."""
+    ui, asked = ui_of(request), request.query_params
+    editor = Editor(JobText(""), tab=secrets.token_urlsafe(8))
+    if "from" in asked:
+        path = ui.run(asked["from"]).config
+    elif {"example", "job"} & asked.keys():
+        path = inside(EXAMPLES, asked["example"]) if "example" in asked else inside(ui.jobs, asked["job"])
+    else:
+        gpu, dataset = round(least_memory() / GB), asked.get("dataset", "")
+        editor.card = str(max((card for card in CARDS if card <= gpu), default=CARDS[0]) if gpu else WITHOUT_GPU)
+        begun = {NAME: _unused(ui, dataset or "my_character"), FOLDER: str(ui.datasets / dataset) if dataset else ""}
+        editor.job = _made(begun | {MODEL: MODELS[0].id if gpu else _short(TINY)}, editor.card)
+        return _page(request, editor)
+    if path is None:
+        raise HTTPException(404, texts()["new"]["no_config"])
+    job = _without_secrets(_read(path))
+    try:
+        editor.job = job.set(job.path(NAME), _unused(ui, job.get(job.path(NAME))), True)
+    except ValueError:  # a file that is no job: the check says so
+        editor.job = job
+    return _page(request, editor)
+
+
+def opened(request: Request) -> Response:
+    """A job file of the page's folder."""
+    ui, name = ui_of(request), request.path_params["file"]
+    text = _read(inside(ui.jobs, name))
+    editor = Editor(_without_secrets(text), file=name, loaded=name, version=_hash(text), tab=secrets.token_urlsafe(8))
+    if editor.job.text != text:
+        editor.version = ""  # what is shown must not replace what it was made of
+        editor.told.append(texts()["new"]["has_secrets"])
+    return _page(request, editor)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise HTTPException(404, f"{path.name}: {error.strerror}") from error
+
+
+def _without_secrets(text: str) -> JobText:
+    job = JobText(text)
+    is_job = job.root is not None and isinstance(job.data(("config",)), dict)
+    return JobText(saved_text(text, job.root, None, rewrite=False) if job.root and is_job else redact_text(text))
+
+
+def _unused(ui: Ui, name: str) -> str:
+    """A name like this one that no run and no job file has."""
+    stem = re.sub(r"_\d+$", "", name)
+    taken = lambda each: (ui.output / each).exists() or (ui.jobs / f"{each}{_YAML[0]}").exists()  # noqa: E731
+    names = (name, *(f"{stem}_{number}" for number in range(2, 10_000)))
+    return next((each for each in names if not taken(each)), name)
+
+
+# ---------------------------------------------------------------- what is sent
+
+
+async def act(request: Request) -> Response:
+    """What a button of the form does, or a change in it."""
+    form = await request.form(max_files=1, max_fields=2000, max_part_size=2**22)
+    upload = form.get("import_file")
+    content = (await upload.read()).decode("utf-8", "replace") if isinstance(upload, UploadFile) else ""
+    return await run_in_threadpool(_act, request, form, content)
+
+
+def _act(request: Request, form: FormData, content: str) -> Response:
+    ui = ui_of(request)
+    sent = {key: value.replace("\r\n", "\n") for key, value in form.items() if isinstance(value, str)}
+    action = sent.get("action", "check")
+    if replaced := sent.get("version_of_theirs"):  # the file is to be replaced as it was shown
+        action, sent["loaded"], sent["version"] = "save", sent.get("their_file", ""), replaced
+    kept: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
+    editor = Editor(JobText(sent.get("yaml", "")), **kept)
+    try:
+        if editor.wanted or sent.get("all") or action == "search":
+            editor.keys = keys_of(ui, editor.job.get(editor.job.path("type")) or "sd_trainer")
+        _take(editor, sent)
+    except (RuntimeError, UserError) as error:
+        editor.told.append(str(error))
+    if action == "import":
+        _import(ui, editor, sent, content, str(getattr(form.get("import_file"), "filename", "") or ""))
+    status = 200
+    try:
+        editor.checked = check_job(ui, editor.job.text, _file_for_messages(editor), editor.tab)
+        if action in ("save", "start"):
+            name = editor.file_name
+            if action == "start" and (editor.checked.plan is None or _refusals(editor.checked.plan)):
+                raise HTTPException(400, texts()["new"]["not_started"])
+            path = _save(ui, editor, name)
+            if action == "save":
+                return RedirectResponse(f"/jobs/{path.name}", 303)
+            queue = Queue(ui.own / "queue")
+            queue.add([str(path)], editor.job.get(editor.job.path(NAME)))
+            queue.start_runner()
+            return RedirectResponse("/queue", 303)
+    except HTTPException as error:
+        status = error.status_code
+        editor.told.append(error.detail)
+    return _page(request, editor, status)
+
+
+def _take(editor: Editor, sent: Mapping[str, str]) -> None:
+    """Puts what was changed in the form into the text. What cannot be is told, and stays in its field. Raises UserError
+    for a model that no job can be written for."""
+    given = {key.removeprefix("key:"): value for key, value in sent.items() if key.startswith("key:")}
+    given |= {key: sent[key] for key in ("prompts", "card") if key in sent}
+    given |= {key: other for key in (FOLDER, MODEL) if (other := sent.get(f"other:{key}", "").strip())}
+    try:
+        editor.shown = {str(key): str(value) for key, value in json.loads(sent["shown"]).items()}
+    except (KeyError, ValueError, AttributeError):  # of no page of ours: there is the text alone
+        editor.shown = dict(given)
+    changed = {key: value for key, value in given.items() if _words(value) != _words(editor.shown.get(key, ""))}
+    if editor.job.root is None:
+        editor.fields = given
+        return
+    editor.fields = changed
+    if {MODEL, "card"} & changed.keys():
+        editor.job = _remade(editor.job, editor.shown, changed)
+    kinds = {key.name: key.is_text for key in editor.keys or ()}
+    for key, value in changed.items():
+        with suppress(ValueError):
+            editor.job = _put(editor.job, key, value, key in TEXTS or kinds.get(key, False))
+            editor.fields = {field_: kept for field_, kept in editor.fields.items() if field_ != key}
+    if editor.fields:
+        editor.told.append(texts()["new"]["by_hand"].format(keys=", ".join(editor.fields)))
+
+
+def _words(value: str) -> list[list[str]]:
+    return [line.split() for line in value.splitlines() if line.strip()]
+
+
+def _put(job: JobText, key: str, value: str, is_text: bool) -> JobText:
+    """The job with the value of a field; an empty one takes its key out. Raises ValueError as `JobText.set`."""
+    if key == "card":
+        return job
+    if key == "prompts":
+        return job.set_prompts([" ".join(words) for words in _words(value)])
+    return job.set(job.path(key), value, is_text) if value.strip() else job.remove(job.path(key))
+
+
+def _made(fields: Mapping[str, str], card: str) -> JobText:
+    """The job that `run.py new` writes. Raises UserError as `written_job`."""
+    name, folder, trigger, model = (fields.get(key, "") for key in TEXTS)
+    return JobText(
+        written_job(name, folder, trigger or name, model, int(card) if card in map(str, CARDS) else WITHOUT_GPU)
+    )
+
+
+def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) -> JobText:
+    """The job for another model or card: where it still is as it was written for the old one, what is written for the
+    new; that is all of it, as long as nobody wrote into it. Raises UserError as `written_job`."""
+    new = _made({**was, MODEL: changed.get(MODEL, was.get(MODEL, ""))}, changed.get("card", was.get("card", "")))
+    olds = [_made(was, card) for card in ([was["card"]] if was.get("card") else map(str, CARDS))]
+    for old in olds:
+        own = [key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))]
+        own += ["prompts"] if _words(was.get("prompts", "")) != _words("\n".join(old.prompts())) else []
+        filled = [old, new]
+        with suppress(ValueError):
+            for key in own:
+                filled = [_put(each, key, was.get(key, ""), False) for each in filled]
+            if filled[0].text == job.text:
+                return filled[1]
+    befores, after = [dict(_leaves(old.data(()))) for old in olds], dict(_leaves(new.data(())))
+    for path in dict.fromkeys(path for leaves in (*befores, after) for path in leaves):
+        if job.data(path) == after.get(path) or job.data(path) not in [before.get(path) for before in befores]:
+            continue
+        with suppress(ValueError):
+            value = json.dumps(after[path], ensure_ascii=False) if path in after else ""
+            job = job.set(path, value, False) if value else job.remove(path)
+    return job
+
+
+def _leaves(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Each value with its path; a list is one, but for that of the processes."""
+    if isinstance(data, dict) or path == ("config", "process"):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path, data
+
+
+def _import(ui: Ui, editor: Editor, sent: Mapping[str, str], content: str, file_name: str) -> None:
+    """Puts what another program's file is here into the editor."""
+    made, told = import_text(ui, content or sent.get("import_text", ""), file_name)
+    if JobText(made).root is not None:
+        editor.job, editor.card, editor.file, editor.loaded, editor.version = JobText(made), "", "", "", ""
+    editor.told += filter(None, [told.strip(), "" if JobText(made).root is not None else made.strip()])
+
+
+def _save(ui: Ui, editor: Editor, name: str) -> Path:
+    """Writes the job file. Raises HTTPException 409 where it holds what this page did not load."""
+    ui.jobs.mkdir(parents=True, exist_ok=True)
+    path = inside(ui.jobs, name)
+    with _saving:
+        if path.exists() or path.is_symlink():
+            theirs = _read(path)
+            if editor.job.text != theirs and (name != editor.loaded or _hash(theirs) != editor.version):
+                editor.theirs, editor.their_version = theirs, _hash(theirs)
+                raise HTTPException(409, texts()["new"]["conflict"].format(file=name))
+        write_text(path, editor.job.text)
+    return path
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_for_messages(editor: Editor) -> str:
+    try:
+        return editor.file_name
+    except HTTPException:
+        return f"job{_YAML[0]}"
+
+
+def _refusals(plan: Mapping[str, Any]) -> list[str]:
+    return [reason for process in plan["processes"] for reason in process.get("will_not_start", ())]
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def _page(request: Request, editor: Editor, status: int = 200) -> Response:
+    ui = ui_of(request)
+    editor.read()
+    wanted = editor.wanted.lower()
+    keys = [key for key in editor.keys or () if wanted in f"{key.name} {key.about}".lower()]
+    editor.keys = tuple(keys) if editor.keys is not None else None
+    places = {dotted(editor.job.path(key)): key for key in [*editor.fields]}
+    places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
+    faults: dict[str, str] = {}
+    for message in editor.checked.errors if editor.checked else ():
+        field_ = next((key for place, key in places.items() if re.match(rf"{re.escape(place)}(\W|$)", message.key)), "")
+        faults.setdefault(field_, message.text)
+    plan = editor.checked.plan if editor.checked else None
+    return render(
+        request,
+        "new.html.j2",
+        status,
+        e=editor,
+        faults=faults,
+        plan=plan,
+        refusals=_refusals(plan) if plan else [],
+        cards=CARDS,
+        gb=GB,
+        numbers=NUMBERS,
+        folders=[(str(ui.datasets / name), name) for name in _subfolders(ui.datasets)],
+        models=_models(ui),
+        jobs=sorted(path.name for path in ui.jobs.glob("*") if path.suffix in _YAML and path.is_file()),
+        examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
+    )
+
+
+def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
+    """Models of this machine, and published ones: what a job writes, and what it is called."""
+    near = [TINY / INDEX, *Path("models").glob(f"*/{INDEX}")]
+    near += [index for depth in ("*", "*/*") for index in ui.output.glob(f"{depth}/{INDEX}")]
+    here = [_short(index.parent) for index in near if index.is_file()]
+    here += [
+        folder.removeprefix("models--").replace("--", "/")
+        for folder in _subfolders(hub_cache())
+        if folder.startswith("models--") and any((hub_cache() / folder).glob(f"snapshots/*/{INDEX}"))
+    ]
+    titles = {_short(TINY): texts()["new"]["tiny"], **{model.id: model.title for model in MODELS}}
+    return {
+        "here": [(name, titles.get(name, name)) for name in dict.fromkeys(here)],
+        "published": [(model.id, model.title) for model in MODELS if model.id not in here],
+    }
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
