@@ -80,9 +80,10 @@ form.addEventListener('click', event => {
   goTo(Number(link.dataset.line));
 });
 form.addEventListener('submit', event => {
+  clearTimeout(timer);
+  running?.abort();
   if (!['check', 'search'].includes(event.submitter?.value)) return;
   event.preventDefault();
-  clearTimeout(timer);
   check();
 });
 keys.addEventListener('toggle', () => {

@@ -30,7 +30,7 @@ from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui, inside, render, texts, ui_of
 from toolkit.config.loader import folder_name_error
-from toolkit.config.located import dotted
+from toolkit.config.located import KeyPath, dotted
 from toolkit.config.model_files import INDEX, hub_cache
 from toolkit.config.redacted_copy import saved_text
 from toolkit.errors import UserError
@@ -45,7 +45,7 @@ TEXTS = (NAME, FOLDER, TRIGGER, MODEL)
 CARDS = (12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is drawn against."""
 
-KEPT = ("card", "file", "loaded", "version", "tab", "wanted")
+KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
 """What the form carries besides the fields and the YAML."""
 
 TINY = EXAMPLES / "tiny_mascots"
@@ -80,6 +80,7 @@ class Editor:
 
     told: list[str] = field(default_factory=list)
     checked: Checked | None = None
+    import_text: str = ""
     theirs: str | None = None
     """What the file holds, where another has changed it."""
 
@@ -190,10 +191,11 @@ def _act(request: Request, form: FormData, content: str) -> Response:
     except (RuntimeError, UserError) as error:
         editor.told.append(str(error))
     if action == "import":
-        _import(ui, editor, sent, content, str(getattr(form.get("import_file"), "filename", "") or ""))
+        _import(ui, editor, content, str(getattr(form.get("import_file"), "filename", "") or ""))
     status = 200
     try:
-        editor.checked = check_job(ui, editor.job.text, _file_for_messages(editor), editor.tab)
+        tab = "" if action in ("save", "start") else editor.tab  # no later check may end the one before a start
+        editor.checked = check_job(ui, editor.job.text, _file_for_messages(editor), tab)
         if action in ("save", "start"):
             name = editor.file_name
             if action == "start" and (editor.checked.plan is None or _refusals(editor.checked.plan)):
@@ -270,30 +272,33 @@ def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) ->
         with suppress(ValueError):
             for key in own:
                 filled = [_put(each, key, was.get(key, ""), False) for each in filled]
-            if filled[0].text == job.text:
+            if filled[0].text.split() == job.text.split():
                 return filled[1]
     befores, after = [dict(_leaves(old.data(()))) for old in olds], dict(_leaves(new.data(())))
     for path in dict.fromkeys(path for leaves in (*befores, after) for path in leaves):
-        if job.data(path) == after.get(path) or job.data(path) not in [before.get(path) for before in befores]:
+        value, now = after.get(path), job.data(path)
+        if now == value or now not in [before.get(path) for before in befores]:
             continue
-        with suppress(ValueError):
-            value = json.dumps(after[path], ensure_ascii=False) if path in after else ""
-            job = job.set(path, value, False) if value else job.remove(path)
+        with suppress(ValueError):  # in a list that has become another since
+            is_text = isinstance(value, str)
+            given = str(value) if is_text else json.dumps(value, ensure_ascii=False)
+            job = job.set(path, given, is_text) if path in after else job.remove(path)
     return job
 
 
-def _leaves(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Each value with its path; a list is one, but for that of the processes."""
-    if isinstance(data, dict) or path == ("config", "process"):
+def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Each value that is no section, with its path."""
+    is_list = isinstance(data, list) and all(isinstance(item, dict) for item in data)
+    if isinstance(data, dict) or is_list:
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
             yield from _leaves(value, (*path, key))
     else:
         yield path, data
 
 
-def _import(ui: Ui, editor: Editor, sent: Mapping[str, str], content: str, file_name: str) -> None:
+def _import(ui: Ui, editor: Editor, content: str, file_name: str) -> None:
     """Puts what another program's file is here into the editor."""
-    made, told = import_text(ui, content or sent.get("import_text", ""), file_name)
+    made, told = import_text(ui, content or editor.import_text, file_name)
     if JobText(made).root is not None:
         editor.job, editor.card, editor.file, editor.loaded, editor.version = JobText(made), "", "", "", ""
     editor.told += filter(None, [told.strip(), "" if JobText(made).root is not None else made.strip()])

@@ -1,0 +1,424 @@
+"""New job: the form and the YAML are one job, what the command line says of it is shown, nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from extensions.tools.ui import commands
+from extensions.tools.ui.app import make_app
+from extensions.tools.ui.queue import Queue
+from extensions.tools.ui.state import Ui
+from tests.conftest import ROOT
+from tests.html_browser import Browser
+from tests.processes import free_port
+
+EXAMPLES = ROOT / "config" / "examples"
+PHOTOS = EXAMPLES / "photos" / "40_photo"
+EDIT = "Qwen/Qwen-Image-Edit-2509"
+STEPS, FOLDER, NAME, MODEL = (
+    "key:train.steps",
+    "key:datasets[].folder_path",
+    "key:config.name",
+    "key:model.name_or_path",
+)
+
+
+class Form(HTMLParser):
+    """What a browser without a script would send of the page's form, and the text of the page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self.text = ""
+        self._open = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        if tag == "input" and given.get("name") and given.get("type") != "file":
+            self.fields[given["name"]] = given.get("value", "")
+        if tag in ("select", "textarea") and given.get("name"):
+            self._open, self.fields[given["name"]] = given["name"], ""
+        if tag == "option" and "selected" in given:
+            self.fields[self._open] = given["value"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = "" if tag in ("select", "textarea") else self._open
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self.lasttag == "textarea":
+            self.fields[self._open] += data.removeprefix("\n") if not self.fields[self._open] else data
+        self.text += data
+
+
+class Page:
+    """A tab of a browser without a script."""
+
+    def __init__(self, client: TestClient, address: str) -> None:
+        self.client, self.answer = client, client.get(address)
+        self.form = Form(self.answer.text)
+
+    def press(self, action: str, **changes: str) -> Page:
+        """Presses a button after changing fields; a redirect is not followed."""
+        self.form.fields |= {key.replace("__", ":"): value for key, value in changes.items()}
+        sent = {key: value.replace("\n", "\r\n") for key, value in self.form.fields.items()}  # as browsers send it
+        self.answer = self.client.post("/new", data=sent | {"action": action})
+        if self.answer.status_code != 303:
+            self.form = Form(self.answer.text)
+        return self
+
+    def fill(self, fields: dict[str, str], action: str = "check") -> Page:
+        self.form.fields |= fields
+        return self.press(action)
+
+    @property
+    def yaml(self) -> str:
+        return self.form.fields["yaml"]
+
+    def errors(self) -> list[str]:
+        """As they are listed, each in one line."""
+        listed = re.search(r'(?s)<ul class="errors">(.*?)</ul>', self.answer.text)
+        items = re.findall("(?s)<li>(.*?)</li>", listed[1]) if listed else []
+        return [" ".join(Form(item).text.split()) for item in items]
+
+
+@pytest.fixture
+def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
+    """In an own working directory, with photographs as a dataset and without a GPU; nothing starts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 0)
+    shutil.copytree(PHOTOS, tmp_path / "datasets" / "40_photo")
+    return Ui(Path("output"), Path("datasets"), Path("config"), "", 2.0)
+
+
+@pytest.fixture
+def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
+    """What was put into the queue."""
+    found: list[tuple[list[str], str]] = []
+    monkeypatch.setattr(Queue, "add", lambda queue, argv, name: found.append((list(argv), name)))
+    monkeypatch.setattr(Queue, "start_runner", lambda queue: None)
+    return found
+
+
+@pytest.fixture
+def client(ui: Ui) -> TestClient:
+    app = make_app(ui)
+    return TestClient(app, base_url="http://localhost", headers={"accept": "text/html"}, follow_redirects=False)
+
+
+def test_ten_keys_become_a_job_that_is_checked_saved_and_started(
+    client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
+) -> None:
+    page = Page(client, "/new?dataset=40_photo")
+    assert (page.form.fields[NAME], page.form.fields[FOLDER]) == ("40_photo", "datasets/40_photo")
+    page.fill({STEPS: "90", NAME: "zuzu", "prompts": "[trigger] at sea\n[trigger], a hat"})
+    assert "Ready to start" in page.form.text and "A new run in output/zuzu" in page.form.text
+    assert 'name: "zuzu"' in page.yaml and "steps: 90" in page.yaml and page.errors() == []
+    assert page.form.fields["prompts"] == "[trigger] at sea\n[trigger], a hat"
+    assert page.press("start").answer.headers["location"] == "/queue"
+    assert queued == [(["config/zuzu.yaml"], "zuzu")]
+    assert Path("config/zuzu.yaml").read_text(encoding="utf-8") == page.yaml
+
+
+def test_a_field_changes_its_line_and_a_line_its_field(client: TestClient) -> None:
+    page = Page(client, "/new?example=quickstart.yaml")
+    before = page.yaml
+    page.fill({STEPS: "77"})
+    changed = [pair for pair in zip(before.splitlines(), page.yaml.splitlines(), strict=True) if pair[0] != pair[1]]
+    assert changed == [("        steps: 240", "        steps: 77")]
+    page.fill({"yaml": page.yaml.replace("steps: 77", "steps: 55   # mine")})
+    assert page.form.fields[STEPS] == "55" and "steps: 55   # mine" in page.yaml
+    page.fill({"yaml": page.yaml.replace("linear: 16", "linear: 8"), STEPS: "56"})
+    assert (page.form.fields[STEPS], page.form.fields["key:network.linear"]) == ("56", "8")
+    assert "steps: 56   # mine" in page.yaml and "linear: 8" in page.yaml, "both sides were changed at once"
+
+
+def test_errors_are_those_of_the_command_line_with_their_lines_and_at_their_fields(client: TestClient) -> None:
+    page = Page(client, "/new?dataset=40_photo").fill({STEPS: "many", FOLDER: "datasets/nowhere"})
+    lines = page.yaml.splitlines()
+    for key, value in (("train.steps", "'many' is not a whole number."), ("datasets[0].folder_path", "does not exist")):
+        (error,) = (line for line in page.errors() if key in line)
+        number = int(error.split()[1])
+        assert value in error and key.rpartition(".")[2] in lines[number - 1]
+    assert page.answer.text.count('aria-invalid="true"') == 2
+    assert page.form.fields[STEPS] == "many", "what was typed stays"
+    page.fill({"yaml": page.yaml.replace("steps: many", "steps: 9\n        stepps: 3"), FOLDER: "datasets/40_photo"})
+    (error,) = page.errors()
+    assert "Did you mean 'steps'?" in error and page.form.fields[STEPS] == "9"
+
+
+def test_a_text_that_is_no_yaml_loses_nothing(client: TestClient, ui: Ui) -> None:
+    page = Page(client, "/new?dataset=40_photo")
+    good, broken = page.yaml, page.yaml.replace("network:", "network: [", 1)
+    page.fill({"yaml": broken, STEPS: "33"})
+    assert page.yaml == broken and page.form.fields[STEPS] == "33" and "not valid YAML" in page.errors()[0]
+    assert page.press("start").answer.status_code == 400 and page.yaml == broken and not ui.jobs.exists()
+    page.fill({"yaml": good})
+    assert "steps: 33" in page.yaml, "the field was changed, and that is done once it can be"
+
+
+def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(client: TestClient) -> None:
+    page = Page(client, "/new?dataset=40_photo").fill({"prompts": "[trigger], mine"})
+    page.fill({MODEL: EDIT, "card": "24"})
+    assert (
+        "qtype: int4" in page.yaml
+        and "resolution: [1024]" in page.yaml
+        and "folder_path: datasets/40_photo" not in page.yaml
+    )
+    assert page.form.fields["prompts"] == "[trigger], mine" and "drinks" not in page.yaml
+    page.fill({"card": "80"})
+    assert "quantize: false" in page.yaml and "bf16 throughout" in page.yaml, "the comments are those of the card"
+    page.fill({"yaml": page.yaml.replace("lr: 0.0002", "lr: 0.0001") + "# mine\n"})
+    page.fill({"card": "16"})
+    assert "lr: 0.0001" in page.yaml and page.yaml.endswith("# mine\n")
+    assert "qtype: int4" in page.yaml and "blocks_to_swap: 8" in page.yaml
+
+
+def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
+    page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
+    cards = re.findall(r'<li class="(fits|small)"><span>(\d+) GB', page.answer.text)
+    assert cards == [("small", "12"), ("small", "16"), *(("fits", size) for size in ("24", "32", "48", "80"))]
+    text = " ".join(page.form.text.split())
+    for part in (
+        "This will not start here",
+        "no such device",
+        "for a 16 GB GPU: model.blocks_to_swap",
+        "3 × 40",
+        "224×224 1",
+    ):
+        assert part in text
+    assert "smaller than half of" in text and "57.7 GB" in text
+
+
+def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
+    page = Page(client, "/new?dataset=40_photo").press("search", wanted="dropout")
+    found = [key for key in page.form.fields if key.startswith("key:") and "dropout" in key]
+    assert "key:datasets[].caption_dropout_rate" in found and "key:train.lr" not in page.form.fields
+    before = page.yaml
+    page.fill({"key:datasets[].caption_dropout_rate": "0.25"})
+    assert "          caption_dropout_rate: 0.25\n" in page.yaml
+    assert page.fill({"key:datasets[].caption_dropout_rate": ""}).yaml == before
+    page.fill({"key:datasets[].caption_dropout_rate": "2"})
+    assert "<= 1" in " ".join(page.errors()) or "at most 1" in " ".join(page.errors())
+    assert "No key has this" in page.press("search", wanted="no such thing").form.text
+    page = Page(client, "/new?dataset=40_photo").press("search")
+    assert len([key for key in page.form.fields if key.startswith("key:")]) > 200
+    assert page.form.fields["key:train.optimizer"] == "muon"
+
+
+def test_a_file_that_another_has_changed_is_not_replaced(client: TestClient, ui: Ui) -> None:
+    Page(client, "/new?dataset=40_photo").fill({NAME: "zuzu"}, "save")
+    page = Page(client, "/jobs/zuzu.yaml")
+    path = ui.jobs / "zuzu.yaml"
+    assert page.fill({STEPS: "5"}, "save").answer.headers["location"] == "/jobs/zuzu.yaml"
+    page, mine = Page(client, "/jobs/zuzu.yaml"), Page(client, "/jobs/zuzu.yaml")
+    assert page.fill({STEPS: "6"}, "save").answer.status_code == 303
+    assert mine.fill({STEPS: "7"}, "save").answer.status_code == 409
+    assert "steps: 6" in path.read_text() and "steps: 7" in mine.yaml, "theirs is in the file, mine on the page"
+    assert "steps: 6" in mine.form.text and "steps: 7" in mine.form.text, "both are shown"
+    (theirs,) = re.findall(r'name="version_of_theirs" value="(\w+)"', mine.answer.text)
+    path.write_text(path.read_text() + "# again\n")
+    assert mine.fill({"version_of_theirs": theirs}).answer.status_code == 409, "it has changed since it was shown"
+    (theirs,) = re.findall(r'name="version_of_theirs" value="(\w+)"', mine.answer.text)
+    assert mine.fill({"version_of_theirs": theirs}).answer.status_code == 303 and "steps: 7" in path.read_text()
+    assert Page(client, "/new?dataset=40_photo").fill({"file": "zuzu.yaml"}, "save").answer.status_code == 409
+
+
+@pytest.mark.parametrize(
+    "file", ["../x.yaml", "a/b.yaml", ".hidden.yaml", "x.txt", "x.py", "-n.yaml", "x\0.yaml", ".yaml"]
+)
+def test_a_job_file_lies_in_its_folder_under_a_plain_name(client: TestClient, ui: Ui, file: str) -> None:
+    page = Page(client, "/new?dataset=40_photo").fill({"file": file, NAME: "a"}, "save")
+    assert page.answer.status_code in (400, 404) and not list(ui.jobs.glob("*")) and "name:" in page.yaml
+    assert client.get("/new", params={"job": file}).status_code == 404
+    assert client.get("/new", params={"example": file}).status_code == 404
+
+
+def test_jobs_runs_and_templates_are_cloned_under_names_of_their_own(client: TestClient, ui: Ui) -> None:
+    Page(client, "/new?dataset=40_photo").fill({NAME: "zuzu"}, "save")
+    assert Page(client, "/new?job=zuzu.yaml").form.fields[NAME] == "zuzu_2"
+    run = ui.output / "zuzu"
+    run.mkdir(parents=True)
+    (run / "run.lock").write_text("")
+    saved = (ui.jobs / "zuzu.yaml").read_text()
+    (run / "config.yaml").write_text(saved)
+    page = Page(client, "/new?from=zuzu")
+    assert page.form.fields[NAME] == "zuzu_2" and page.yaml.split() == saved.replace('"zuzu" ', '"zuzu_2" ', 1).split()
+    assert Page(client, "/new?example=quickstart.yaml").form.fields[NAME] == "quickstart"
+    assert 'href="/jobs/zuzu.yaml"' in page.answer.text
+    assert client.get("/new?from=nothing").status_code == 404
+
+
+def test_variables_stay_and_secrets_are_in_no_answer(
+    client: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_HF_TOKEN", "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ012345")
+    page = Page(client, "/new?dataset=40_photo")
+    page.fill(
+        {
+            "yaml": page.yaml.replace("folder_path: datasets/40_photo", "").replace(
+                '"datasets/40_photo"', '"nowhere/${MY_HF_TOKEN}"'
+            )
+        }
+    )
+    assert "nowhere/${MY_HF_TOKEN}" in page.yaml and page.errors() and "hf_aBc" not in page.answer.text
+    page.fill({"file": "secret.yaml"}, "save")
+    assert "${MY_HF_TOKEN}" in (ui.jobs / "secret.yaml").read_text()
+    (ui.jobs / "secret.yaml").write_text(page.yaml + "  hf_token: hf_zYxWvUtSrQpOnMlKjIhGfEdCbA543210\n")
+    page = Page(client, "/jobs/secret.yaml")
+    assert "hf_zYx" not in page.answer.text and "holds a secret" in page.form.text
+    assert page.press("save").answer.status_code == 409 and "hf_zYx" in (ui.jobs / "secret.yaml").read_text()
+    assert "hf_zYx" not in page.answer.text
+
+
+def test_another_programs_file_becomes_a_job(client: TestClient) -> None:
+    page = Page(client, "/new")
+    dit = EXAMPLES / "tiny_mascots" / "transformer"
+    command = f"python qwen_image_train_network.py --dit {dit} --output_name theirs --edit_plus --dataset_config"
+    before = page.yaml
+    page.fill({"import_text": f"{command} no.toml --network_dim 8"}, "import")
+    assert "no.toml" in page.form.text and page.form.fields["import_text"].startswith(command) and page.yaml == before
+    Path("data.toml").write_text('[[datasets]]\nimage_directory = "datasets/40_photo"\nnum_repeats = 3\n')
+    page.fill({"import_text": f"{command} data.toml --network_dim 8 --max_train_steps 50"}, "import")
+    assert (page.form.fields["key:network.linear"], page.form.fields[STEPS]) == ("8", "50"), page.form.text
+    assert page.form.fields[FOLDER] == "datasets/40_photo"
+    fluxflow = (EXAMPLES / "fluxflow.yaml").read_bytes()
+    answer = client.post(
+        "/new", data=page.form.fields | {"action": "import"}, files={"import_file": ("a.yaml", fluxflow)}
+    )
+    assert "# Made from imported.yaml" in Form(answer.text).fields["yaml"]
+    page.fill({"import_text": "[[datasets]]\nimage_directory = 'x'\n"}, "import")
+    assert "It is a dataset file" in page.form.text
+
+
+def test_a_job_names_registered_processes_and_no_other_code(client: TestClient, ui: Ui, tmp_path: Path) -> None:
+    (ui.jobs / "evil").mkdir(parents=True)
+    trap = f"open({str(tmp_path / 'trap')!r}, 'w')\nAI_TOOLKIT_EXTENSIONS = []\n"
+    for place in (ui.jobs / "evil" / "__init__.py", ui.jobs / "__init__.py", tmp_path / "sitecustomize.py"):
+        place.write_text(trap)
+    page = Page(client, "/new")
+    for kind in ("evil", "os.system", "extensions.tools.ui:UiProcess"):
+        page.fill({"yaml": f"job: extension\nconfig:\n  name: a\n  process:\n    - type: '{kind}'\n"})
+        assert "unknown" in page.errors()[0] or "Known" in page.errors()[0]
+    page.fill({"yaml": "job: !!python/object/apply:os.system ['touch trap']\n"})
+    assert page.errors() and not (tmp_path / "trap").exists()
+
+
+def test_what_is_typed_is_shown_as_text(client: TestClient) -> None:
+    nasty = "</textarea><script>alert(1)</script>\"'&"
+    page = Page(client, "/new?dataset=40_photo").fill({STEPS: nasty, "prompts": nasty, "wanted": nasty, "file": nasty})
+    assert "<script>alert" not in page.answer.text
+    assert (page.form.fields[STEPS], page.form.fields["prompts"], page.form.fields["file"]) == (nasty, nasty, nasty)
+    assert json.loads(page.form.fields["shown"])["prompts"] == nasty
+
+
+def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow = tmp_path / "run.py"
+    slow.write_text("import sys, time\ntime.sleep(60 if 'slow' in open(sys.argv[1]).read() else 0)\nprint('{}')")
+    monkeypatch.setattr(commands, "TOOLKIT_ROOT", tmp_path)
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda tab=tab: found.append(tab + commands.check_job(ui, "slow", "a.yaml", tab).fault))
+        for tab in ("one:", "two:")
+    ]
+    for thread in threads:
+        thread.start()
+    while len(ui.memory.get("commands", {})) < 2:
+        time.sleep(0.01)
+    assert commands.check_job(ui, "quick", "a.yaml", "one:").plan == {}
+    threads[0].join(20)
+    assert found == ["one:replaced"] and list(ui.memory["commands"]) == ["two:"], "the other tab's goes on"
+    monkeypatch.setattr(commands, "LIMIT_S", 0.2)
+    assert commands.check_job(ui, "slow", "a.yaml", "two:").fault == "late"
+    threads[1].join(20)
+    assert ui.memory["commands"] == {}
+
+
+@pytest.fixture
+def address(ui: Ui) -> Iterator[str]:
+    """The page, served."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(make_app(ui), port=port, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+def typed(browser: Browser, selector: str, value: str) -> None:
+    """Puts a value into a control, and tells the page."""
+    browser.run(
+        "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
+        "e.dispatchEvent(new Event('input', {bubbles: true}))",
+        selector,
+        value,
+    )
+
+
+def wait_for(browser: Browser, script: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not browser.run(f"return {script}"):
+        assert time.monotonic() < deadline, script
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_job_is_made_corrected_and_started_in_a_browser(
+    browser: Browser, address: str, queued: list[tuple[list[str], str]], ui: Ui
+) -> None:
+    browser.open(f"{address}/new")
+    typed(browser, "#f-folder", "datasets/40_photo")
+    typed(browser, "#f-name", "zuzu")
+    wait_for(
+        browser, "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 6"
+    )
+    assert 'folder_path: "datasets/40_photo"' in browser.run("return document.getElementById('yaml').value")
+    browser.click("details.text > summary")
+    typed(
+        browser,
+        "#yaml",
+        browser.run("return document.getElementById('yaml').value.replace('steps: 240', 'steps: lots  # mine')"),
+    )
+    wait_for(browser, "document.querySelector('.errors [data-line]')")
+    assert "'lots' is not a whole number" in browser.text("#checked")
+    assert browser.run("return document.querySelector('.gutter .bad').textContent") in browser.text(".errors a")
+    assert "lots" in browser.text("#f-1-bad") and browser.run("return document.getElementById('f-1').value") == "lots"
+    browser.click(".errors a")
+    assert browser.run("return getSelection().toString()") == "        steps: lots  # mine"
+    browser.press("Tab")
+    assert browser.run("return document.activeElement.id") != "yaml", "Tab leaves the editor"
+    typed(browser, "#f-1", "3")
+    wait_for(browser, "document.querySelector('.verdict.good')")
+    assert "steps: 3     # mine" in browser.run("return document.getElementById('yaml').value")
+    browser.click("details.keys > summary")
+    wait_for(browser, "document.querySelectorAll('.key').length > 200")
+    typed(browser, "[name=wanted]", "caption_dropout_rate")
+    wait_for(browser, "document.querySelectorAll('.key').length < 5")
+    typed(browser, ".key input", "0.5")
+    wait_for(browser, "document.getElementById('yaml').value.includes('caption_dropout_rate: 0.5')")
+    assert browser.errors() == [] and browser.requests_elsewhere() == []
+    for width, dark in ((360, False), (360, True), (1280, True)):
+        browser.open(f"{address}/new?dataset=40_photo", width, dark=dark)
+        browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+        wait_for(browser, "document.querySelectorAll('.key').length > 200")
+        assert browser.is_as_wide_as_the_window()
+    typed(browser, "#f-1", "2")
+    wait_for(browser, "document.querySelector('.verdict.good')")
+    browser.click("button.main.big")
+    wait_for(browser, "location.pathname === '/queue'")
+    assert queued == [(["config/40_photo.yaml"], "40_photo")]
+    assert "steps: 2" in (ui.jobs / "40_photo.yaml").read_text()
