@@ -22,6 +22,9 @@ from toolkit.files.writing import TOOLKIT_ROOT
 LIMIT_S = 60
 """Seconds that a command may take."""
 
+LATE = 124
+"""As coreutils' `timeout` has it."""
+
 _SUFFIXES = (".toml", ".yaml", ".yml", ".json", ".jsonc")
 _lock = Lock()
 
@@ -34,7 +37,6 @@ class Message:
     line: int = 0
     """In the job, from 1; 0: of no line."""
 
-    column: int = 0
     key: str = ""
     """As messages write it: `process[0].train.steps`."""
 
@@ -51,8 +53,8 @@ class Checked:
 
 
 def run_py(ui: Ui, *arguments: str, tab: str = "") -> tuple[int, str, str]:
-    """Exit code and streams of a command in the page's working directory; of one tab the newest alone goes on, and the
-    one before it ends with a negative code. Raises subprocess.TimeoutExpired."""
+    """Exit code and streams of a command in the page's working directory; LATE for one that took too long. Of one tab
+    the newest alone goes on, and the one before it ends with a negative code."""
     running = ui.memory.setdefault("commands", {})
     command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
     with _lock:
@@ -70,6 +72,8 @@ def run_py(ui: Ui, *arguments: str, tab: str = "") -> tuple[int, str, str]:
             running[tab] = process
     try:
         out, told = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return LATE, "", ""
     finally:
         process.kill()
         process.wait()
@@ -85,12 +89,9 @@ def check_job(ui: Ui, text: str, name: str, tab: str) -> Checked:
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
-        try:
-            code, out, told = run_py(ui, str(path), "--dry-run", "--json", tab=tab)
-        except subprocess.TimeoutExpired:
-            return Checked(fault="late")
-    if code < 0:
-        return Checked(fault="replaced")
+        code, out, told = run_py(ui, str(path), "--dry-run", "--json", tab=tab)
+    if code < 0 or code == LATE:
+        return Checked(fault="late" if code == LATE else "replaced")
     for is_warning, message in _messages(told.replace(f"{folder}/", ""), name):
         (checked.warnings if is_warning else checked.errors).append(message)
     if code == 0:
@@ -103,12 +104,12 @@ def check_job(ui: Ui, text: str, name: str, tab: str) -> Checked:
 def _messages(told: str, name: str) -> Iterator[tuple[bool, Message]]:
     """The lines of standard error, each whether it is a warning; indented ones go on with the one before."""
     place = re.compile(
-        rf"(?s)(warning: )?(?:{re.escape(name)}(?::(\d+):(\d+))?: )?(?:([a-z]\w*(?:[.\[][\w.\[\]-]+)?): (?=\S))?(.*)"
+        rf"(?s)(warning: )?(?:{re.escape(name)}(?::(\d+):\d+)?: )?(?:([a-z]\w*(?:[.\[][\w.\[\]-]+)?): (?=\S))?(.*)"
     )
     for line in re.split(r"\n(?! )", told.rstrip()) if told.strip() else ():
         if match := place.fullmatch(line):
-            warning, row, column, key, text = match.groups()
-            yield bool(warning), Message(text, int(row or 0), int(column or 0), key or "")
+            warning, row, key, text = match.groups()
+            yield bool(warning), Message(text, int(row or 0), key or "")
 
 
 def import_text(ui: Ui, text: str, file_name: str) -> tuple[str, str]:
@@ -118,10 +119,7 @@ def import_text(ui: Ui, text: str, file_name: str) -> tuple[str, str]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"imported{suffix if suffix in _SUFFIXES else _suffix_of(text)}"
         path.write_text(text, encoding="utf-8")
-        try:
-            code, out, told = run_py(ui, "import", str(path))
-        except subprocess.TimeoutExpired:
-            return "", f"{LIMIT_S} s"
+        code, out, told = run_py(ui, "import", str(path))
     out, told = (each.replace(f"{folder}/", "") for each in (out, told))
     return (out if code == 0 else ""), told
 

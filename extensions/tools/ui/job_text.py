@@ -41,9 +41,11 @@ class JobText:
         if key.startswith("config."):
             return tuple(key.split("."))
         parts = [(part.removesuffix("[]"), 0) if part.endswith("[]") else (part,) for part in key.split(".")]
-        return ("config", "process", self._trainer(), *(each for part in parts for each in part))
+        return ("config", "process", self.trainer, *(each for part in parts for each in part))
 
-    def _trainer(self) -> int:
+    @property
+    def trainer(self) -> int:
+        """Index of the process that trains; of the last where none does."""
         found = self._at(("config", "process"))
         listed = found.value if found and isinstance(found.value, list) else []
         trains = [index for index, node in enumerate(listed) if node.child("train") is not None]

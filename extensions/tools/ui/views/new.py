@@ -146,7 +146,9 @@ def opened(request: Request) -> Response:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig", errors="replace")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:  # what cannot be shown is not to be saved over
+        raise HTTPException(400, texts()["new"]["no_text"].format(file=path.name)) from error
     except OSError as error:
         raise HTTPException(404, f"{path.name}: {error.strerror}") from error
 
@@ -188,7 +190,7 @@ def _act(request: Request, form: FormData, content: str) -> Response:
         if editor.wanted or sent.get("all") or action == "search":
             editor.keys = keys_of(ui, editor.job.get(editor.job.path("type")) or "sd_trainer")
         _take(editor, sent)
-    except (RuntimeError, UserError) as error:
+    except RuntimeError as error:
         editor.told.append(str(error))
     if action == "import":
         _import(ui, editor, content, str(getattr(form.get("import_file"), "filename", "") or ""))
@@ -204,7 +206,7 @@ def _act(request: Request, form: FormData, content: str) -> Response:
             if action == "save":
                 return RedirectResponse(f"/jobs/{path.name}", 303)
             queue = Queue(ui.own / "queue")
-            queue.add([str(path)], editor.job.get(editor.job.path(NAME)))
+            queue.add([str(path)], editor.checked.plan["job"] if editor.checked.plan else path.stem)
             queue.start_runner()
             return RedirectResponse("/queue", 303)
     except HTTPException as error:
@@ -214,8 +216,7 @@ def _act(request: Request, form: FormData, content: str) -> Response:
 
 
 def _take(editor: Editor, sent: Mapping[str, str]) -> None:
-    """Puts what was changed in the form into the text. What cannot be is told, and stays in its field. Raises UserError
-    for a model that no job can be written for."""
+    """Puts what was changed in the form into the text. What cannot be is told, and stays in its field."""
     given = {key.removeprefix("key:"): value for key, value in sent.items() if key.startswith("key:")}
     given |= {key: sent[key] for key in ("prompts", "card") if key in sent}
     given |= {key: other for key in (FOLDER, MODEL) if (other := sent.get(f"other:{key}", "").strip())}
@@ -229,7 +230,8 @@ def _take(editor: Editor, sent: Mapping[str, str]) -> None:
         return
     editor.fields = changed
     if {MODEL, "card"} & changed.keys():
-        editor.job = _remade(editor.job, editor.shown, changed)
+        with suppress(UserError, OSError, ValueError):  # a model that is none: the check says so
+            editor.job = _remade(editor.job, editor.shown, changed)
     kinds = {key.name: key.is_text for key in editor.keys or ()}
     for key, value in changed.items():
         with suppress(ValueError):
@@ -276,13 +278,16 @@ def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) ->
                 return filled[1]
     befores, after = [dict(_leaves(old.data(()))) for old in olds], dict(_leaves(new.data(())))
     for path in dict.fromkeys(path for leaves in (*befores, after) for path in leaves):
-        value, now = after.get(path), job.data(path)
+        value, of_job = after.get(path), path
+        if path[:2] == ("config", "process"):  # it may have other processes before the one that trains
+            of_job = (*path[:2], job.trainer, *path[3:])
+        now = job.data(of_job)
         if now == value or now not in [before.get(path) for before in befores]:
             continue
         with suppress(ValueError):  # in a list that has become another since
             is_text = isinstance(value, str)
             given = str(value) if is_text else json.dumps(value, ensure_ascii=False)
-            job = job.set(path, given, is_text) if path in after else job.remove(path)
+            job = job.set(of_job, given, is_text) if path in after else job.remove(of_job)
     return job
 
 
@@ -301,7 +306,9 @@ def _import(ui: Ui, editor: Editor, content: str, file_name: str) -> None:
     made, told = import_text(ui, content or editor.import_text, file_name)
     if JobText(made).root is not None:
         editor.job, editor.card, editor.file, editor.loaded, editor.version = JobText(made), "", "", "", ""
-    editor.told += filter(None, [told.strip(), "" if JobText(made).root is not None else made.strip()])
+    else:
+        told += made or texts()["new"]["not_imported"]
+    editor.told += filter(None, [told.strip()])
 
 
 def _save(ui: Ui, editor: Editor, name: str) -> Path:
@@ -342,13 +349,15 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     wanted = editor.wanted.lower()
     keys = [key for key in editor.keys or () if wanted in f"{key.name} {key.about}".lower()]
     editor.keys = tuple(keys) if editor.keys is not None else None
+    plan = editor.checked.plan if editor.checked else None
+    for process in plan["processes"] if plan else ():
+        process.update({key: process.get(key) for key in ("start", "time", "disk", "model", "memory")})
     places = {dotted(editor.job.path(key)): key for key in [*editor.fields]}
     places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
     faults: dict[str, str] = {}
     for message in editor.checked.errors if editor.checked else ():
         field_ = next((key for place, key in places.items() if re.match(rf"{re.escape(place)}(\W|$)", message.key)), "")
         faults.setdefault(field_, message.text)
-    plan = editor.checked.plan if editor.checked else None
     return render(
         request,
         "new.html.j2",

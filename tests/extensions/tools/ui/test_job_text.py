@@ -114,17 +114,34 @@ def test_any_lists_of_prompts_become_one_another() -> None:
         assert job.prompts() == wanted
 
 
+@pytest.mark.parametrize("key", ["train.steps", "model.model_kwargs.match_target_res"])
 @pytest.mark.parametrize(
-    "given", ["5\nconfig: {}", "}", "{a: 1", "- a", "&a b", "*a", "!!python/name:os.system", "\u2028"]
+    "given",
+    [
+        "5\nconfig: {}",
+        "}",
+        "{a: 1",
+        "- a",
+        "&a b",
+        "*a",
+        "!!python/name:os.system",
+        "\u2028",
+        "1, b: 2",
+        "a # b",
+        "true}",
+    ],
 )
-def test_nothing_that_is_typed_changes_another_key(given: str) -> None:
+def test_nothing_that_is_typed_changes_another_key(given: str, key: str) -> None:
     for is_text in (True, False):
         try:
-            new = edited(QUICKSTART, "train.steps", given, is_text)
+            new = edited(QUICKSTART, key, given, is_text)
         except ValueError:
             continue
+        assert not is_text or new.get(new.path(key)) == " ".join(given.split())
         old, data = JobText(QUICKSTART).data(()), new.data(())
-        del old["config"]["process"][2]["train"]["steps"], data["config"]["process"][2]["train"]["steps"]
+        for whole in (old, data):
+            section = whole["config"]["process"][2][key.partition(".")[0]]
+            del section.get("model_kwargs", section)[key.rpartition(".")[2]]
         assert json.dumps(old) == json.dumps(data)
 
 

@@ -22,6 +22,7 @@ from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
 from tests.html_browser import Browser
 from tests.processes import free_port
+from toolkit.files.run_files import duration
 
 EXAMPLES = ROOT / "config" / "examples"
 PHOTOS = EXAMPLES / "photos" / "40_photo"
@@ -199,6 +200,28 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     ):
         assert part in text
     assert "smaller than half of" in text and "57.7 GB" in text
+
+
+def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page(client, "/new?dataset=40_photo").press("check")
+    checked = commands.check_job(client.app.state.ui, page.yaml, "a.yaml", "")  # type: ignore[attr-defined]
+    assert (
+        checked.plan and checked.plan["processes"][0]["time"] is None and "the first steps will tell" in page.form.text
+    )
+    checked.plan["processes"][0]["time"] = {"steps": 240, "step_s": 30.0, "seconds": 7200.0, "calculated_for": "a GPU"}
+    monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: checked)
+    text = " ".join(page.press("check").form.text.split())
+    assert f"about {duration(7200)}" in text and "about 4.00" in text
+
+
+def test_a_job_of_several_processes_whose_images_are_yet_to_come_has_a_plan(client: TestClient) -> None:
+    page = Page(client, "/new?example=quickstart.yaml")
+    before = page.yaml
+    page.fill({MODEL: "", STEPS: "11"})
+    assert "name_or_path" in page.errors()[0] and "steps: 11" in page.yaml, "a model that is none stops nothing else"
+    assert page.yaml.splitlines()[:30] == before.splitlines()[:30], "nor does it change another process"
+    page.fill({MODEL: str(EXAMPLES / "tiny_mascots")})
+    assert "Ready to start" in page.form.text and "which an earlier process of the job writes" in page.form.text
 
 
 def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
