@@ -35,7 +35,7 @@ from toolkit.config.model_files import INDEX, hub_cache
 from toolkit.config.redacted_copy import saved_text
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import CONFIG_SUFFIXES, write_text
+from toolkit.files.writing import CONFIG_SUFFIXES, read_regular, write_text
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import least_memory
 
@@ -47,6 +47,9 @@ CARDS = (12, 16, 24, 32, 48, 80)
 
 KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
 """What the form carries besides the fields and the YAML."""
+
+MOST_BYTES = 2**19
+"""Of a job's text: reading YAML takes a second for each."""
 
 TINY = EXAMPLES / "tiny_mascots"
 """The model that trains on any machine."""
@@ -99,11 +102,10 @@ class Editor:
 
     @property
     def file_name(self) -> str:
-        """Of the job file. Raises HTTPException 400 where it can have none."""
+        """Of the job file; empty: what is given can be none."""
         name = self.file or f"{self.job.get(self.job.path(NAME))}{_YAML[0]}"
-        if Path(name).suffix not in _YAML or folder_name_error(name) or name.startswith((".", "-")):
-            raise HTTPException(400, texts()["new"]["bad_file"])
-        return name
+        is_bad = Path(name).suffix not in _YAML or folder_name_error(name) or name.startswith((".", "-"))
+        return "" if is_bad else name
 
 
 # ---------------------------------------------------------------- what the page begins with
@@ -114,7 +116,8 @@ def show(request: Request) -> Response:
     ui, asked = ui_of(request), request.query_params
     editor = Editor(JobText(""), tab=secrets.token_urlsafe(8))
     if "from" in asked:
-        path = ui.run(asked["from"]).config
+        run = ui.run(asked["from"])
+        path = run.config and inside(run.folder, run.config.name)
     elif {"example", "job"} & asked.keys():
         path = inside(EXAMPLES, asked["example"]) if "example" in asked else inside(ui.jobs, asked["job"])
     else:
@@ -146,7 +149,7 @@ def opened(request: Request) -> Response:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:  # what cannot be shown is not to be saved over
         raise HTTPException(400, texts()["new"]["no_text"].format(file=path.name)) from error
     except OSError as error:
@@ -172,7 +175,7 @@ def _unused(ui: Ui, name: str) -> str:
 
 async def act(request: Request) -> Response:
     """What a button of the form does, or a change in it."""
-    form = await request.form(max_files=1, max_fields=2000, max_part_size=2**22)
+    form = await request.form(max_files=1, max_fields=2000, max_part_size=MOST_BYTES)
     upload = form.get("import_file")
     content = (await upload.read()).decode("utf-8", "replace") if isinstance(upload, UploadFile) else ""
     return await run_in_threadpool(_act, request, form, content)
@@ -197,12 +200,13 @@ def _act(request: Request, form: FormData, content: str) -> Response:
     status = 200
     try:
         tab = "" if action in ("save", "start") else editor.tab  # no later check may end the one before a start
-        editor.checked = check_job(ui, editor.job.text, _file_for_messages(editor), tab)
+        editor.checked = check_job(ui, editor.job.text, editor.file_name or f"job{_YAML[0]}", tab)
         if action in ("save", "start"):
-            name = editor.file_name
+            if not editor.file_name:
+                raise HTTPException(400, texts()["new"]["bad_file"])
             if action == "start" and (editor.checked.plan is None or _refusals(editor.checked.plan)):
                 raise HTTPException(400, texts()["new"]["not_started"])
-            path = _save(ui, editor, name)
+            path = _save(ui, editor, editor.file_name)
             if action == "save":
                 return RedirectResponse(f"/jobs/{path.name}", 303)
             queue = Queue(ui.own / "queue")
@@ -305,7 +309,8 @@ def _import(ui: Ui, editor: Editor, content: str, file_name: str) -> None:
     """Puts what another program's file is here into the editor."""
     made, told = import_text(ui, content or editor.import_text, file_name)
     if JobText(made).root is not None:
-        editor.job, editor.card, editor.file, editor.loaded, editor.version = JobText(made), "", "", "", ""
+        editor.job, editor.fields = JobText(made), {}
+        editor.card = editor.file = editor.loaded = editor.version = ""
     else:
         told += made or texts()["new"]["not_imported"]
     editor.told += filter(None, [told.strip()])
@@ -327,13 +332,6 @@ def _save(ui: Ui, editor: Editor, name: str) -> Path:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_for_messages(editor: Editor) -> str:
-    try:
-        return editor.file_name
-    except HTTPException:
-        return f"job{_YAML[0]}"
 
 
 def _refusals(plan: Mapping[str, Any]) -> list[str]:

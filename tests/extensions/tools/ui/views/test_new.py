@@ -118,6 +118,13 @@ def client(ui: Ui) -> TestClient:
     return TestClient(app, base_url="http://localhost", headers={"accept": "text/html"}, follow_redirects=False)
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on the check: nothing is run, and each job is fine."""
+    plan = {"job": "any", "processes": []}
+    monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: commands.Checked(plan=plan))
+
+
 def test_ten_keys_become_a_job_that_is_checked_saved_and_started(
     client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
 ) -> None:
@@ -240,6 +247,7 @@ def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
     assert page.form.fields["key:train.optimizer"] == "muon"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_file_that_another_has_changed_is_not_replaced(client: TestClient, ui: Ui) -> None:
     Page(client, "/new?dataset=40_photo").fill({NAME: "zuzu"}, "save")
     page = Page(client, "/jobs/zuzu.yaml")
@@ -258,6 +266,7 @@ def test_a_file_that_another_has_changed_is_not_replaced(client: TestClient, ui:
     assert Page(client, "/new?dataset=40_photo").fill({"file": "zuzu.yaml"}, "save").answer.status_code == 409
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "file", ["../x.yaml", "a/b.yaml", ".hidden.yaml", "x.txt", "x.py", "-n.yaml", "x\0.yaml", ".yaml"]
 )
@@ -268,6 +277,7 @@ def test_a_job_file_lies_in_its_folder_under_a_plain_name(client: TestClient, ui
     assert client.get("/new", params={"example": file}).status_code == 404
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_jobs_runs_and_templates_are_cloned_under_names_of_their_own(client: TestClient, ui: Ui) -> None:
     Page(client, "/new?dataset=40_photo").fill({NAME: "zuzu"}, "save")
     assert Page(client, "/new?job=zuzu.yaml").form.fields[NAME] == "zuzu_2"
@@ -281,6 +291,40 @@ def test_jobs_runs_and_templates_are_cloned_under_names_of_their_own(client: Tes
     assert Page(client, "/new?example=quickstart.yaml").form.fields[NAME] == "quickstart"
     assert 'href="/jobs/zuzu.yaml"' in page.answer.text
     assert client.get("/new?from=nothing").status_code == 404
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_job_that_is_a_link_out_of_its_folder_is_not_shown(client: TestClient, ui: Ui, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.yaml"
+    outside.write_text("job: of another\n")
+    run = ui.output / "one"
+    for folder in (run, ui.jobs):
+        folder.mkdir(parents=True)
+    (run / "run.lock").write_text("")
+    (run / "config.yaml").symlink_to(outside)
+    (ui.jobs / "a.yaml").symlink_to(outside)
+    for address in ("/new?from=one", "/new?job=a.yaml", "/jobs/a.yaml"):
+        answer = client.get(address)
+        assert answer.status_code == 404 and "of another" not in answer.text
+    assert Page(client, "/new?dataset=40_photo").fill({"file": "a.yaml"}, "save").answer.status_code == 404
+    assert outside.read_text() == "job: of another\n"
+    (ui.jobs / "b.yaml").write_bytes(b"name: \xff")
+    assert client.get("/jobs/b.yaml").status_code == 400
+
+
+def test_models_of_this_machine_are_offered(
+    client: TestClient, ui: Ui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extensions.tools.ui.views.new.hub_cache", lambda: tmp_path / "hub")
+    cached = tmp_path / "hub" / "models--Qwen--Qwen-Image-2.1" / "snapshots" / "1"
+    for folder in (Path("models/mine"), ui.output / "run" / "made", cached):
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text("{}")
+    (tmp_path / "hub" / "models--other--interrupted").mkdir()
+    here, published = client.get("/new").text.split('<optgroup label="Published')
+    for name in ("models/mine", "output/run/made", "Qwen/Qwen-Image-2.1"):
+        assert f'value="{name}"' in here and f'value="{name}"' not in published
+    assert EDIT in published and "interrupted" not in here + published
 
 
 def test_variables_stay_and_secrets_are_in_no_answer(
