@@ -191,7 +191,8 @@ def _act(request: Request, form: FormData, content: str) -> Response:
     editor = Editor(JobText(sent.get("yaml", "")), **kept)
     try:
         if editor.wanted or sent.get("all") or action == "search":
-            editor.keys = keys_of(ui, editor.job.get(editor.job.path("type")) or "sd_trainer")
+            keys = keys_of(ui, editor.job.get(editor.job.path("type")) or "sd_trainer")
+            editor.keys = tuple(key for key in keys if key.name not in (*TEXTS, *NUMBERS))
         _take(editor, sent)
     except RuntimeError as error:
         editor.told.append(str(error))

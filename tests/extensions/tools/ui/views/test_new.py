@@ -47,6 +47,8 @@ class Form(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
+        is_field = tag in ("input", "select", "textarea") and given.get("name", "") != ""
+        assert not is_field or given["name"] not in self.fields, f"two fields are named {given['name']}"
         if tag == "input" and given.get("name") and given.get("type") != "file":
             self.fields[given["name"]] = given.get("value", "")
         if tag in ("select", "textarea") and given.get("name"):
@@ -245,6 +247,10 @@ def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").press("search")
     assert len([key for key in page.form.fields if key.startswith("key:")]) > 200
     assert page.form.fields["key:train.optimizer"] == "muon"
+    assert (
+        " steps: 8\n" in page.fill({STEPS: "8", "key:train.optimizer": "adamw"}).yaml
+        and "optimizer: adamw " in page.yaml
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -488,4 +494,4 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     browser.click("button.main.big")
     wait_for(browser, "location.pathname === '/queue'")
     assert queued == [(["config/40_photo.yaml"], "40_photo")]
-    assert "steps: 2" in (ui.jobs / "40_photo.yaml").read_text()
+    assert " steps: 2 " in (ui.jobs / "40_photo.yaml").read_text().replace("\n", " ")
