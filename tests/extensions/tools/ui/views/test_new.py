@@ -131,7 +131,7 @@ def test_ten_keys_become_a_job_that_is_checked_saved_and_started(
     client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
 ) -> None:
     page = Page(client, "/new?dataset=40_photo")
-    assert (page.form.fields[NAME], page.form.fields[FOLDER]) == ("40_photo", "datasets/40_photo")
+    assert (page.form.fields[NAME], page.form.fields[FOLDER]) == ("photo", "datasets/40_photo")
     page.fill({STEPS: "90", NAME: "zuzu", "prompts": "[trigger] at sea\n[trigger], a hat"})
     assert "Ready to start" in page.form.text and "A new run in output/zuzu" in page.form.text
     assert 'name: "zuzu"' in page.yaml and "steps: 90" in page.yaml and page.errors() == []
@@ -493,5 +493,5 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     wait_for(browser, "document.querySelector('.verdict.good')")
     browser.click("button.main.big")
     wait_for(browser, "location.pathname === '/queue'")
-    assert queued == [(["config/40_photo.yaml"], "40_photo")]
-    assert " steps: 2 " in (ui.jobs / "40_photo.yaml").read_text().replace("\n", " ")
+    assert queued == [(["config/photo.yaml"], "photo")]
+    assert " steps: 2 " in (ui.jobs / "photo.yaml").read_text().replace("\n", " ")
