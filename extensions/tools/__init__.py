@@ -125,6 +125,13 @@ AI_TOOLKIT_EXTENSIONS = [
         ".publish.process:PublishProcess",
     ),
     _tool(
+        "queue",
+        "Queue",
+        "run jobs and tools one after another, one per GPU; see, order, stop and retry them",
+        ".ui.queue_config:QueueConfig",
+        ".ui.queue_process:QueueProcess",
+    ),
+    _tool(
         "report",
         "Report",
         "see a run on one page: samples over steps, curves, settings, dataset, files",

@@ -38,6 +38,9 @@ class ToolConfig(ProcessConfig):
     flags: ClassVar[Mapping[str, str]] = {}
     """Field -> its flag where that is not the field's name."""
 
+    verbatim: ClassVar[tuple[str, str]] = ("", "")
+    """A word, and the last positional field: all that stands behind the word is that field's, flags too."""
+
     sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Field that is a section -> those of its keys that have flags, dotted where they are deeper. The first has the
     flag of the section itself: `--model M --qtype int4` is `model: {name_or_path: M, qtype: int4}`."""
@@ -126,7 +129,9 @@ class FlagDiagnostics(Diagnostics):
 def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
     """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
     errors in their values."""
-    argv = [foreign_keys().own_flag(word, model.model_fields) for word in argv]
+    word, taker = model.verbatim
+    end = argv.index(word) + 1 if word in argv else len(argv)
+    argv, behind = [foreign_keys().own_flag(word, model.model_fields) for word in argv[:end]], list(argv[end:])
     flags = {word.partition("=")[0].replace("_", "-") for word in argv}
     parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])
     known, unknown = parser.parse_known_intermixed_args(argv)
@@ -135,6 +140,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
         help_ = foreign_keys().flag_remedy(unknown[0]) or did_you_mean(unknown[0], known_flags)
         raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {help_}")
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
+    given |= {taker: behind} if behind else {}
     diagnostics = FlagDiagnostics(parser.prog, model)
     process = read_process(0, _root(uid, model, given), lambda _: model, Normaliser(diagnostics, UnusedDefaults()))
     job = JobContext(uid)

@@ -1,0 +1,354 @@
+"""The queue, with real runners and children. `FAKE` stands for run.py: a job tells it what to do at each start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from extensions.tools.ui import queue as module
+from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, Runner, refusal
+from tests.conftest import ROOT
+from toolkit.errors import RunError, UserError
+
+FAKE = f"""
+import json, os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+job = json.loads(Path(sys.argv[1]).read_text())
+folder = Path(job["run"])
+if "--dry-run" in sys.argv:
+    print(json.dumps({{"folders": [str(folder)]}}))
+    sys.exit()
+folder.mkdir(exist_ok=True)
+with (folder.parent / "starts").open("a") as file:
+    file.write(json.dumps([sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES"), os.getcwd()]) + "\\n")
+starts = [json.loads(line)[0][0] for line in (folder.parent / "starts").read_text().splitlines()]
+act = (job["acts"] * 9)[starts.count(sys.argv[1]) - 1]
+def record(**status):
+    (folder / "run.json").write_text(json.dumps({{"status": "running", "step": 0, **status}}))
+if "status" in act:
+    record(**act["status"])
+print("it says", act, flush=True)
+if act.get("trains"):
+    from toolkit.train.lock import run_lock
+    with run_lock(folder):
+        while not (folder / "control" / "stop").exists():
+            time.sleep(0.02)
+        record(status="stopped")
+    sys.exit(0)
+while "until" in act and not Path(act["until"]).exists():
+    time.sleep(0.02)
+os._exit(act.get("code", 0)) if act.get("code", 0) >= 0 else os.kill(os.getpid(), -act["code"])
+"""
+
+WORK = """
+import logging, sys
+from pathlib import Path
+from extensions.tools.ui import queue
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+queue.RUN_PY = Path(sys.argv[2])
+queue.slots = lambda: sys.argv[3].split(",")
+queue.Runner(queue.Queue(Path(sys.argv[1])), pauses=(0.0, 0.0, 0.0), poll_s=0.02).run()
+"""
+
+
+class Yard:
+    """A queue, jobs for it, and runners that work on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.queue = folder, Queue(folder / "output" / ".ui" / "queue")
+        self.fake = folder / "fake.py"
+        self.fake.write_text(FAKE)
+        self.runners: list[subprocess.Popen[str]] = []
+
+    def add(self, name: str, *acts: dict, flags: tuple[str, ...] = ()) -> str:
+        """Adds a job that does these things at its starts."""
+        job = {"run": str(self.folder / "output" / name), "acts": acts or ({},)}
+        (self.folder / f"{name}.json").write_text(json.dumps(job))
+        return self.queue.add([f"{name}.json", *flags], name, self.folder).id
+
+    def runner(self, gpus: str = "") -> subprocess.Popen[str]:
+        """Starts a runner."""
+        command = [sys.executable, "-c", WORK, str(self.queue.folder), str(self.fake), gpus]
+        pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.runners.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+        return self.runners[-1]
+
+    def work(self, gpus: str = "") -> str:
+        """A runner until it ends; what it said."""
+        runner = self.runner(gpus)
+        said = runner.communicate(timeout=60)[1]
+        assert runner.returncode == 0, said
+        return said
+
+    def starts(self) -> list[list]:
+        """[arguments, CUDA_VISIBLE_DEVICES, working directory] of each start."""
+        file = self.folder / "output" / "starts"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def begun(self) -> list[str]:
+        return [start[0][0].removesuffix(".json") for start in self.starts()]
+
+    def wait(self, what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 30
+        while not what():
+            assert time.monotonic() < deadline, [*self.queue.entries()]
+            time.sleep(0.02)
+
+    def state(self, id_: str) -> str:
+        return self.queue.entry(id_).state
+
+
+@pytest.fixture
+def yard(tmp_path: Path) -> Iterator[Yard]:
+    yard = Yard(tmp_path)
+    (tmp_path / "output").mkdir()
+    yield yard
+    for runner in yard.runners:
+        runner.kill()
+        runner.communicate()
+    for entry in yard.queue.entries():
+        if module.is_alive(entry):
+            os.killpg(entry.pid, signal.SIGKILL)
+
+
+def test_entries_run_one_after_another_in_the_order_they_were_given(yard):
+    a, b, c, d = (yard.add(name) for name in "abcd")
+    yard.queue.move(d, before=a)
+    yard.queue.shift(c, up=True)
+    yard.queue.shift(b, up=False)
+    yard.queue.shift(d, up=True)
+    assert [entry.name for entry in yard.queue.entries()] == ["d", "a", "c", "b"]
+    yard.queue.remove(c)
+    yard.work()
+    assert yard.begun() == ["d", "a", "b"]
+    assert {directory for _, _, directory in yard.starts()} == {str(yard.folder)}
+    assert [(entry.name, entry.state) for entry in yard.queue.entries()] == [("b", DONE), ("a", DONE), ("d", DONE)]
+    assert "it says {}" in yard.queue.tail(a)
+    assert (yard.queue.folder / "trash" / f"{c}.json").exists()
+    assert yard.add("e") == "000005"  # an id is not used again
+
+
+def test_one_job_per_gpu(yard):
+    door = str(yard.folder / "door")
+    for name in "abc":
+        yard.add(name, {"until": door})
+    runner = yard.runner("4,7")
+    yard.wait(lambda: len(yard.starts()) == 2)
+    assert [entry.state for entry in yard.queue.entries()] == [RUNNING, RUNNING, WAITING]
+    Path(door).touch()
+    assert runner.wait(30) == 0
+    assert sorted(gpu for _, gpu, _ in yard.starts()[:2]) == ["4", "7"]
+
+
+@pytest.mark.parametrize(("code", "state"), [(2, FAILED), (75, STOPPED), (130, STOPPED)])
+def test_what_is_wrong_or_stopped_is_not_tried_again(yard, code, state):
+    id_ = yard.add("a", {"code": code})
+    yard.work()
+    assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (["a"], state, code)
+
+
+def test_a_crash_is_retried_three_times_and_always_resumed(yard):
+    acts = [{"code": code, "status": {"step": step}} for step, code in enumerate([1, -9, 137, 1])]
+    id_ = yard.add("a", *acts, flags=("--restart", "--restart-from", "x", "--name", "n"))
+    assert "failed 4 times" in yard.work()
+    assert [arguments[1:] for arguments, *_ in yard.starts()] == [
+        ["--restart", "--restart-from", "x", "--name", "n"],
+        *[["--name", "n"]] * 3,
+    ]
+    assert (yard.state(id_), yard.queue.entry(id_).failed_at) == (FAILED, 3)
+    yard.queue.retry(id_)
+    assert (yard.state(id_), yard.queue.entry(id_).attempts) == (WAITING, 0)
+
+
+@pytest.mark.parametrize(("code", "status"), [(1, {"status": {"step": 7}}), (-9, {"status": {"step": 7}}), (1, {})])
+def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(yard, code, status):
+    id_ = yard.add("a", {"code": code, **status})
+    yard.work()
+    assert len(yard.starts()) == 2
+    assert yard.queue.entry(id_).why == ("failed again at step 7" if status else "failed again at the beginning")
+
+
+def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
+    door = str(yard.folder / "door")
+    id_ = yard.add("a", {"until": door, "code": 2})
+    runner = yard.runner()
+    yard.wait(lambda: yard.starts())
+    runner.kill()
+    runner.wait()
+    second = yard.runner()
+    time.sleep(0.5)
+    assert (yard.state(id_), second.poll()) == (RUNNING, None)
+    Path(door).touch()
+    assert second.wait(30) == 0
+    assert (yard.begun(), yard.state(id_), yard.queue.entry(id_).exit_code) == (["a"], FAILED, 2)
+
+
+def test_what_ended_without_a_runner_is_judged_by_its_exit_code(yard):
+    door = str(yard.folder / "door")
+    id_ = yard.add("a", {"until": door, "code": 75})
+    runner = yard.runner()
+    yard.wait(lambda: yard.starts())
+    runner.kill()
+    Path(door).touch()
+    yard.wait(lambda: (yard.queue.folder / f"{id_}.exit").exists())
+    yard.work()
+    assert (yard.begun(), yard.state(id_)) == (["a"], STOPPED)
+
+
+@pytest.mark.parametrize(("status", "state", "starts"), [("running", DONE, 2), ("stopped", STOPPED, 1)])
+def test_after_a_kill_of_everything_the_folder_of_the_run_decides(yard, status, state, starts):
+    never = str(yard.folder / "never")
+    id_ = yard.add("a", {"until": never, "status": {"status": status}}, {}, flags=("--restart",))
+    runner = yard.runner()
+    yard.wait(lambda: "it says" in yard.queue.tail(id_))
+    runner.kill()
+    os.killpg(yard.queue.entry(id_).pid, signal.SIGKILL)
+    yard.work()
+    assert (yard.state(id_), len(yard.starts())) == (state, starts)
+    assert yard.starts()[-1][0][1:] == ([] if starts == 2 else ["--restart"])
+
+
+def test_the_state_of_an_earlier_run_in_the_folder_decides_nothing(yard):
+    id_ = yard.add("a", {"code": -9}, {})
+    (yard.folder / "output" / "a").mkdir()
+    (yard.folder / "output" / "a" / "run.json").write_text('{"status": "stopped", "step": 3}')
+    yard.work()
+    assert (yard.state(id_), len(yard.starts())) == (DONE, 2)
+
+
+def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard):
+    id_ = yard.add("a")
+    mine = {"pid": os.getpid(), "boot": module._boot_id(), "runs": (str(yard.folder / "output" / "a"),)}
+    for other in ({"pid_start": "1"}, {"pid_start": module._start_of(os.getpid()), "boot": "another"}):
+        yard.queue._save(yard.queue.entry(id_), state=RUNNING, attempts=1, **{**mine, **other})
+        yard.queue.stop(id_)  # would end the tests
+        yard.queue._save(yard.queue.entry(id_), is_stopping=False)
+    yard.work()
+    assert (yard.state(id_), len(yard.starts())) == (DONE, 1)
+
+
+def test_there_is_one_runner(yard):
+    yard.add("a", {"until": str(yard.folder / "door")})
+    first = yard.runner()
+    yard.wait(lambda: yard.starts())
+    second = yard.runner()
+    assert "another runner works" in second.communicate(timeout=30)[1]
+    assert second.returncode != 0 and yard.queue.has_runner()
+    (yard.folder / "door").touch()
+    assert first.wait(30) == 0 and not yard.queue.has_runner()
+
+
+def test_a_training_run_is_asked_to_stop_and_saves(yard):
+    id_ = yard.add("a", {"trains": True})
+    runner = yard.runner()
+    yard.wait(lambda: yard.queue.entry(id_).runs and (yard.folder / "output" / "a" / "run.lock").exists())
+    yard.wait(lambda: (yard.folder / "output" / "a" / "run.lock").read_text())
+    yard.queue.stop(id_)
+    assert runner.wait(30) == 0
+    assert (yard.state(id_), yard.queue.entry(id_).exit_code) == (STOPPED, 0)
+    yard.queue.retry(id_)
+    yard.queue.clear()
+    assert yard.state(id_) == WAITING
+
+
+def test_what_does_not_train_is_stopped_by_a_signal_and_not_retried(yard):
+    id_ = yard.add("a", {"until": str(yard.folder / "never")})
+    runner = yard.runner()
+    yard.wait(lambda: yard.starts())
+    with pytest.raises(UserError, match="Stop it first"):
+        yard.queue.remove(id_)
+    yard.queue.stop(id_)
+    assert runner.wait(30) == 0
+    assert (yard.state(id_), len(yard.starts())) == (STOPPED, 1)
+
+
+def test_a_damaged_entry_and_one_that_names_another_program_stop_nothing(yard):
+    first, second, shell, last = (yard.add(name) for name in "abcd")
+    (yard.queue.folder / f"{first}.json").write_text('{"id": ')
+    (yard.queue.folder / f"{second}.json").write_text(json.dumps({"id": "000009", "argv": [], "state": "x"}))
+    file = yard.queue.folder / f"{shell}.json"
+    file.write_text(file.read_text().replace('"c.json"', '"/bin/sh", "-c", "touch /tmp/broken"'))
+    yard.work()
+    states = {entry.id: (entry.state, entry.why) for entry in yard.queue.entries()}
+    assert states[first][0] == states[second][0] == DAMAGED and states[first][1]
+    assert states[shell][0] == FAILED and "'/bin/sh' is neither a job file" in states[shell][1]
+    assert (states[last][0], yard.begun()) == (DONE, ["d"])
+    yard.queue.remove(first)
+    assert first not in {entry.id for entry in yard.queue.entries()}
+
+
+def test_a_job_that_cannot_be_recorded_is_not_started(yard, monkeypatch):
+    id_ = yard.add("a")
+    monkeypatch.setattr(module, "RUN_PY", yard.fake)
+    save, fails = Queue._save, [True]
+
+    def full(queue: Queue, entry: Entry, **changes: object) -> Entry:
+        if fails and fails.pop():
+            raise RunError("no space left on device")
+        return save(queue, entry, **changes)
+
+    monkeypatch.setattr(Queue, "_save", full)
+    runner = Runner(yard.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02)
+    monkeypatch.setattr(runner, "_slots", [""])
+    runner.run()
+    assert (yard.state(id_), len(yard.starts()), fails) == (DONE, 1, [])
+
+
+def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+    (yard.folder / "note.txt").touch()
+    (yard.folder / "config").mkdir()
+    (yard.folder / "config" / "mine.yaml").touch()
+    for argv in (
+        ["mine"],
+        ["config/mine"],
+        ["merge", "--output", "x"],
+        [str(ROOT / "config/examples/quickstart.yaml")],
+    ):
+        assert refusal(argv, str(yard.folder)) == ""
+    for argv in (
+        [],
+        ["/bin/sh"],
+        ["note.txt"],
+        ["--config"],
+        ["ui"],
+        ["queue"],
+        ["import"],
+        ["a\0.yaml"],
+        ["\udc80"],
+        [7],
+    ):
+        assert refusal(argv, str(yard.folder))
+    assert "gone" in refusal(["merge"], str(yard.folder / "nowhere"))
+    with pytest.raises(UserError, match="secret"):
+        yard.queue.add(["publish", "--token", "hf_abcdefghijklmnopqrstuvwxyz"], "p")
+    for id_ in ("..", "../lock", "000001\n", "٠٠٠٠٠١", "000009"):
+        with pytest.raises(UserError):
+            yard.queue.entry(id_)
+    assert yard.queue.entries() == ()
+
+
+def test_the_command_lists_adds_and_runs(yard, run_py):
+    (yard.folder / "m.yaml").write_text((ROOT / "config/examples/quickstart.yaml").read_text().replace("240", "x"))
+    assert run_py("queue", "add", "m.yaml").returncode == 2  # a mistake in the job
+    assert "--rank: -1" in run_py("queue", "add", "merge", "--rank=-1", "--lora", "a", "--output", "b").stderr
+    (yard.folder / "empty").mkdir()
+    added = run_py("queue", "add", "lint", "empty", "--json")
+    assert "run.py queue run" in added.stdout + added.stderr
+    listed = run_py("queue")
+    assert "000001  waiting   lint empty --json" in listed.stdout + listed.stderr
+    assert run_py("queue", "run").returncode == 0
+    assert yard.state("000001") == FAILED and yard.queue.entry("000001").exit_code == 2
+    assert run_py("queue", "move", "000001").returncode == 2
+    assert run_py("queue", "retry", "000001").returncode == 0
+    assert run_py("queue", "remove", "000001").returncode == 0
+    assert yard.queue.entries() == ()
