@@ -14,6 +14,7 @@ from extensions.tools.ui.guard import Guard
 from extensions.tools.ui.state import HERE, Ui, render, texts
 from extensions.tools.ui.views import compare, run, runs, system
 from extensions.tools.ui.views import new, runs, system
+from extensions.tools.ui.views import queue, runs, system, tools
 
 
 def _get(path: str, view: object) -> Route:
@@ -40,6 +41,19 @@ ROUTES = [
     _get("/new", new.show),
     _post("/new", new.act),
     _get("/jobs/{file}", new.opened),
+    _post("/runs/{id}/resume", queue.resume),
+    _post("/runs/{id}/control", queue.control),
+    _get("/queue", queue.index),
+    _post("/queue/start", queue.start),
+    _post("/queue/clear", queue.clear),
+    _get("/queue/{id}/log", queue.log),
+    _post("/queue/{id}/{action}", queue.act),
+    _get("/tools", tools.index),
+    _get("/tools/{uid}", tools.show),
+    _post("/tools/{uid}", tools.send),
+    _get("/system", system.index),
+    _post("/system/price", system.set_price),
+    _post("/system/prune", system.prune),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),

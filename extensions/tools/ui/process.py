@@ -10,6 +10,7 @@ import uvicorn
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.config import UiConfig, token
 from extensions.tools.ui.state import Ui
+from extensions.tools.ui.views.queue import queue_of
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import RunError
 
@@ -32,6 +33,7 @@ class UiProcess(BaseExtensionProcess):
             host = f"[{self.section.host}]" if ":" in self.section.host else self.section.host
             login = " (it asks for the token)" if ui.token else ""
             logger.info(f"http://{host}:{self.section.port}/ shows {ui.output}{login}. Ctrl-C ends it, runs go on.")
+            queue_of(ui).start_runner()
             config = uvicorn.Config(
                 make_app(ui),
                 log_config=None,

@@ -149,7 +149,8 @@ def _tools() -> frozenset[str]:
 
 
 def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
-    """The plan of a job: a dry run in a process of its own. Raises UserError with what is wrong with it."""
+    """The plan of a job, its `folders` absolute: a dry run in a process of its own. Raises UserError with what is wrong
+    with it."""
     command = [sys.executable, str(RUN_PY), *_without_restart(argv), "--dry-run", "--json"]
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, stdin=subprocess.DEVNULL, timeout=PLAN_S)
@@ -160,7 +161,9 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
         plan = None
     if done.returncode or plan is None:
         raise UserError(done.stderr.decode("utf-8", "replace").strip() or f"{argv[0]}: the dry run gave no plan.")
-    return plan if isinstance(plan, dict) else {"folders": [folder for each in plan for folder in each["folders"]]}
+    plans = plan if isinstance(plan, list) else [plan]
+    folders = [os.path.join(cwd, os.path.expanduser(folder)) for each in plans for folder in each["folders"]]
+    return {**plans[0], "folders": folders}
 
 
 def _without_restart(argv: Sequence[str]) -> tuple[str, ...]:
@@ -547,8 +550,7 @@ class Runner:
         reason = refusal(entry.argv, entry.cwd)
         if not reason and entry.argv[0] not in _tools():
             with suppress(UserError, OSError):  # what is wrong with it, its start will tell, with its exit code
-                plan = planned(entry.argv, entry.cwd)
-                runs = tuple(os.path.join(entry.cwd, os.path.expanduser(folder)) for folder in plan["folders"])
+                runs = tuple(planned(entry.argv, entry.cwd)["folders"])
         if reason:
             with queue._locked():
                 queue._save(queue._waiting(entry.id), state=FAILED, why=reason, exit_code=EXIT_MISTAKE)

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import duration
-from toolkit.files.writing import readable_size
+from toolkit.files.writing import read_regular, readable_size
 from toolkit.train.run_reader import RunInfo, read_run
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 THEMES = ("auto", "light", "dark")
 THEME_COOKIE = "atelier_theme"
+
+MOST_PRICE = 1e6
 
 _BETWEEN = ":"
 """Between the folders of a job and of its process in a run's id: no file system of Windows allows it in a name, and a
@@ -52,12 +54,19 @@ class Ui:
     def of(cls, section: UiConfig, token: str) -> Ui:
         """Of the checked section."""
         output, datasets, jobs = (Path(text).expanduser() for text in (section.output, section.datasets, section.jobs))
-        return cls(output, datasets, jobs, token, section.price_per_hour)
+        ui = cls(output, datasets, jobs, token, section.price_per_hour)
+        ui.price_per_hour = stored_price(ui.settings, section.price_per_hour)
+        return ui
 
     @property
     def own(self) -> Path:
         """The folder of what the page itself writes: queue, thumbnails, settings."""
         return self.output / ".ui"
+
+    @property
+    def settings(self) -> Path:
+        """The file of what is set on the page."""
+        return self.own / "settings.json"
 
     def run(self, run_id: str) -> RunInfo:
         """The run of an id (`run_id`). Raises HTTPException 404 where there is none."""
@@ -71,6 +80,15 @@ class Ui:
             except (RunError, OSError, ValueError):
                 continue
         raise HTTPException(404, f"run {run_id!r}")
+
+
+def stored_price(settings: Path, otherwise: float) -> float:
+    """The price per hour that was set on the page."""
+    try:
+        price = float(json.loads(read_regular(settings))["price_per_hour"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return otherwise
+    return price if 0 <= price <= MOST_PRICE else otherwise
 
 
 def run_id(ui: Ui, folder: Path) -> str:

@@ -2,15 +2,169 @@
 
 from __future__ import annotations
 
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from extensions.tools.ui.state import THEME_COOKIE, THEMES
+from extensions.tools.ui.config import TOKEN_VARIABLES
+from extensions.tools.ui.guard import HOSTS_VARIABLE
+from extensions.tools.ui.queue import RUN_PY
+from extensions.tools.ui.state import MOST_PRICE, THEME_COOKIE, THEMES, Ui, render, run_id, texts, ui_of
+from extensions.tools.ui.views.queue import queue_of
+from toolkit.errors import RunError, UserError
+from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, write_json
+from toolkit.system.host_memory import free_host_memory
+from toolkit.system.nvidia import ask_nvml
+from toolkit.train.run_reader import list_runs
+from toolkit.version import NAME, VERSION
+
+COUNTED_S = 60.0
+"""For so long the size of the cache counts, whose files may be many."""
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 def healthz(request: Request) -> Response:
     """For a supervisor: the page is up."""
     return PlainTextResponse("ok\n")
+
+
+def index(request: Request) -> Response:
+    """The machine."""
+    return _page(request)
+
+
+def _page(request: Request, fault: str = "", code: int = 200) -> Response:
+    ui = ui_of(request)
+    driver, gpus = ask_nvml()
+    return render(
+        request,
+        "system.html.j2",
+        code,
+        fault=fault,
+        driver=driver,
+        gpus=gpus,
+        memory=(free_host_memory(), _memory()),
+        disks=_disks(ui),
+        cache=_cache_bytes(ui),
+        jobs=[(run_id(ui, run.folder), run.name) for run in list_runs(ui.output) if run.config],
+        versions={NAME: f"{VERSION} {_revision()}", "Python": platform.python_version(), **_packages()},
+        extensions=_extensions(),
+        token_variables=TOKEN_VARIABLES,
+        hosts_variable=HOSTS_VARIABLE,
+        hosts=os.environ.get(HOSTS_VARIABLE, ""),
+    )
+
+
+def _memory() -> int:
+    """Bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
+    """Key of its name, folder, free and all bytes of the disk where each folder is, or will be."""
+    found = []
+    for key, folder in (("output", ui.output), ("datasets", ui.datasets)):
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        usage = shutil.disk_usage(there)
+        found.append((key, folder.absolute(), usage.free, usage.total))
+    return found
+
+
+def _cache_bytes(ui: Ui) -> int:
+    """Bytes of the cached latents and texts."""
+    counted, size = ui.memory.get("cache", (-math.inf, 0))
+    if time.monotonic() - counted > COUNTED_S:
+        size = sum(
+            os.lstat(os.path.join(top, name)).st_size
+            for top, _, names in os.walk(ui.output / CACHE_FOLDER)
+            for name in names
+            if os.path.lexists(os.path.join(top, name))
+        )
+        ui.memory["cache"] = time.monotonic(), size
+    return int(size)
+
+
+def _revision() -> str:
+    """The commit that the program is at; empty outside of a repository."""
+    command = ["git", "-C", str(TOOLKIT_ROOT), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def _extensions() -> list[list[str]]:
+    """Uid, name and folder of each process type; `broken` and why for what could not be imported."""
+    command = [sys.executable, str(RUN_PY), "--list-extensions"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.split("  ", 1) for line in told.splitlines()[1:]]
+    return [[row[0], *row[-1].strip().rsplit("  ", 1)] for row in rows]
+
+
+async def set_price(request: Request) -> Response:
+    """Keeps the price per hour."""
+    text = str((await request.form(max_files=0, max_fields=5)).get("price", ""))
+    return await run_in_threadpool(_keep_price, request, text)
+
+
+def _keep_price(request: Request, text: str) -> Response:
+    ui = ui_of(request)
+    try:
+        price = float(text.replace(",", ".") or 0)
+    except ValueError:
+        price = -1
+    if not 0 <= price <= MOST_PRICE:
+        return _page(request, texts()["system"]["wrong_price"].format(price=text), 400)
+    try:
+        write_json(ui.settings, {"price_per_hour": price})
+    except RunError as error:
+        raise HTTPException(409, str(error)) from error
+    ui.price_per_hour = price
+    return RedirectResponse("/system", 303)
+
+
+async def prune(request: Request) -> Response:
+    """Lets `run.py cache --prune` wait in the queue, for the saved job of a run: what it does not use is deleted."""
+    id_ = str((await request.form(max_files=0, max_fields=5)).get("run", ""))
+    return await run_in_threadpool(_prune, request, id_)
+
+
+def _prune(request: Request, id_: str) -> Response:
+    ui = ui_of(request)
+    run = ui.run(id_)
+    if run.config is None:
+        raise HTTPException(409, f"{run.folder} has no saved job.")
+    try:
+        queue_of(ui).add(["cache", str(run.config.absolute()), "--prune=true"], f"cache {run.name}")
+    except (UserError, RunError) as error:
+        raise HTTPException(409, str(error)) from error
+    queue_of(ui).start_runner()
+    return RedirectResponse("/queue", 303)
 
 
 async def set_theme(request: Request) -> Response:

@@ -1,0 +1,148 @@
+"""The queue as a page, and the resuming and stopping of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+
+from extensions.tools.ui.queue import RUNNING, WAITING, Entry, Queue, ask_run, planned
+from extensions.tools.ui.state import Ui, render, run_id, ui_of
+from toolkit.errors import RunError, UserError
+from toolkit.files.redact import redact_text
+from toolkit.train.run_reader import RunInfo, RunStatus, read_run
+
+MOST_ENDED = 50
+"""Ended entries on the page."""
+
+SHORT_TAIL = 1500
+"""Bytes of the output of an ended entry that stand on the page."""
+
+REQUESTS = ("stop", "save_now", "sample_now")
+
+
+def queue_of(ui: Ui) -> Queue:
+    """The queue of the runs' folder."""
+    found: Queue = ui.memory.setdefault("queue", Queue(ui.own / "queue"))
+    return found
+
+
+def index(request: Request) -> Response:
+    """Running, waiting and ended entries."""
+    ui = ui_of(request)
+    queue, entries = queue_of(ui), queue_of(ui).entries()
+    running = [(entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING]
+    waiting = [entry for entry in entries if entry.state == WAITING]
+    ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
+    shown = [(entry, queue.tail(entry.id, SHORT_TAIL), *_run_of(ui, entry)) for entry in ended[:MOST_ENDED]]
+    is_idle = bool(running or waiting) and not queue.has_runner()
+    return render(
+        request, "queue.html.j2", running=running, waiting=waiting, ended=shown, count=len(ended), is_idle=is_idle
+    )
+
+
+def _run_of(ui: Ui, entry: Entry) -> tuple[RunInfo | None, str]:
+    """The latest run of an entry and its id, where it is one of this page's folder."""
+    for folder in reversed(entry.runs):
+        try:
+            run = read_run(Path(folder))
+            return run, run_id(ui, ui.output / run.folder.resolve().relative_to(ui.output.resolve()))
+        except (RunError, OSError, ValueError):
+            continue
+    return None, ""
+
+
+def act(request: Request) -> Response:
+    """Moves, removes, stops or retries an entry."""
+    queue, id_, action = queue_of(ui_of(request)), request.path_params["id"], request.path_params["action"]
+    if action in ("up", "down"):
+        return _done(request, queue.shift, id_, action == "up")
+    if action not in ("remove", "stop", "retry"):
+        raise HTTPException(404, "no such action")
+    return _done(request, getattr(queue, action), id_)
+
+
+def clear(request: Request) -> Response:
+    """Takes the ended entries out."""
+    return _done(request, queue_of(ui_of(request)).clear)
+
+
+def start(request: Request) -> Response:
+    """Starts the runner, which somebody may have killed."""
+    return _done(request, lambda: None)
+
+
+def _done(request: Request, action: Any, *arguments: object) -> Response:
+    try:
+        action(*arguments)
+    except (UserError, RunError) as error:
+        raise HTTPException(409, str(error)) from error
+    queue_of(ui_of(request)).start_runner()
+    return _answer(request, "/queue")
+
+
+def _answer(request: Request, address: str) -> Response:
+    is_json = "application/json" in request.headers.get("accept", "")
+    return JSONResponse({"ok": True}) if is_json else RedirectResponse(address, 303)
+
+
+def log(request: Request) -> Response:
+    """The end of what an entry has printed."""
+    queue = queue_of(ui_of(request))
+    try:
+        entry = queue.entry(request.path_params["id"])
+    except UserError as error:
+        raise HTTPException(404, str(error)) from error
+    return PlainTextResponse(redact_text(queue.tail(entry.id)))
+
+
+def resume(request: Request) -> Response:
+    """Puts the saved job of a run into the queue, once its plan has the run's folder."""
+    ui = ui_of(request)
+    run, queue, here = ui.run(request.path_params["id"]), queue_of(ui), Path.cwd()
+    if run.status is RunStatus.RUNNING or run.config is None:
+        raise HTTPException(409, "it runs." if run.config else f"{run.folder} has no saved job.")
+    argv, folder = [str(run.config.absolute())], run.folder.resolve()
+    waits = [entry for entry in queue.entries() if entry.state in (RUNNING, WAITING)]
+    if any(list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs) for entry in waits):
+        raise HTTPException(409, "it is in the queue already.")
+    try:
+        owned = planned(argv, str(here))["folders"]
+        if str(folder) not in map(_resolved, owned):
+            raise UserError(
+                f"{run.config}: started in {here} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
+                "Start it where it was started first."
+            )
+        queue.add(argv, run.name, here)
+    except (UserError, RunError) as error:
+        raise HTTPException(409, str(error)) from error
+    queue.start_runner()
+    return _answer(request, "/queue")
+
+
+def _resolved(folder: str) -> str:
+    return str(Path(folder).resolve())
+
+
+async def control(request: Request) -> Response:
+    """Asks a run to stop, save or sample after its next step: form field `request`."""
+    wanted = str((await request.form(max_files=0, max_fields=5)).get("request", ""))
+    if wanted not in REQUESTS:
+        raise HTTPException(400, f"request: give one of {', '.join(REQUESTS)}")
+    id_ = request.path_params["id"]
+    await run_in_threadpool(_ask, ui_of(request).run(id_), wanted)
+    return _answer(request, f"/runs/{quote(id_, safe='')}")
+
+
+def _ask(run: RunInfo, wanted: str) -> None:
+    if run.status is not RunStatus.RUNNING:
+        raise HTTPException(409, "it does not run.")
+    try:
+        ask_run(run, wanted)
+    except OSError as error:
+        raise HTTPException(409, f"{run.folder}: {error.strerror}") from error

@@ -1,0 +1,111 @@
+"""The tools as forms: what is sent is checked, then it waits in the queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from extensions.tools.ui.forms import Field, ask, suggestions
+from extensions.tools.ui.state import Ui, render, texts, ui_of
+from extensions.tools.ui.views.queue import queue_of
+from toolkit.errors import RunError, UserError
+
+MOST_FIELDS = 400
+
+
+def index(request: Request) -> Response:
+    """All tools, each with what it is for."""
+    return render(request, "tools.html.j2", tools=_tools(ui_of(request)))
+
+
+def show(request: Request) -> Response:
+    """The form of one; the address may fill fields: `/tools/grid?lora=a.safetensors&lora=b.safetensors`."""
+    return _form(request, {key: request.query_params.getlist(key) for key in request.query_params})
+
+
+async def send(request: Request) -> Response:
+    """Checks a form and puts its command into the queue; with mistakes it is shown again."""
+    return await run_in_threadpool(_queued, request, await request.form(max_files=0, max_fields=MOST_FIELDS))
+
+
+def _queued(request: Request, form: FormData) -> Response:
+    ui, uid = ui_of(request), request.path_params["uid"]
+    fields = _tool(ui, uid)["fields"]
+    given = {field["key"]: _given(field, [str(text) for text in form.getlist(field["key"])]) for field in fields}
+    wrong = [
+        (field["key"], texts()["tools"]["required"])
+        for field in fields
+        if field["required"] and not any(given[field["key"]])
+    ]
+    argv = [f"{f['flag']}={text}" for f in fields if given[f["key"]] != _default(f) for text in given[f["key"]]]
+    try:
+        wrong = wrong or _asked({"uid": uid, "argv": argv})
+        if not wrong:
+            first = next((Path(text).name for texts_ in given.values() for text in texts_ if text), "")
+            queue_of(ui).add([uid, *argv], f"{uid} {first}")
+    except UserError as error:
+        wrong = [("", str(error))]
+    if wrong:
+        return _form(request, given, wrong, 400)
+    queue_of(ui).start_runner()
+    return RedirectResponse("/queue", 303)
+
+
+def _given(field: Field, sent: list[str]) -> list[str]:
+    """The values of a field, one for each flag."""
+    if field["kind"] == "bool":
+        return [str("true" in sent).lower()]
+    texts_ = [line for text in sent for line in (text.splitlines() if field["many"] else [text])]
+    return [text.strip() for text in texts_ if text.strip()]
+
+
+def _default(field: Field) -> list[str]:
+    return [text for text in field["default"] if text]
+
+
+def _form(request: Request, given: dict[str, list[str]], wrong: Any = (), code: int = 200) -> Response:
+    """given: key -> its texts. wrong: (flag or key, message)."""
+    ui, uid = ui_of(request), request.path_params["uid"]
+    tool = _tool(ui, uid)
+    mistakes: dict[str, list[str]] = {}
+    for place, message in wrong:
+        named = [field["key"] for field in tool["fields"] if place and place in (field["key"], field["flag"])]
+        mistakes.setdefault(named[0] if named else "", []).append(message)
+    shown = ui.memory.get(("suggestions",)) if code != 200 else None
+    ui.memory["suggestions",] = shown = shown or suggestions(ui.output, ui.datasets)
+    first = [f for f in tool["fields"] if f["required"] or f["key"] in given or f["key"] in mistakes]
+    first = first or tool["fields"][:4]
+    rest = [field for field in tool["fields"] if field not in first]
+    values = {field["key"]: given.get(field["key"], _default(field)) for field in tool["fields"]}
+    groups = (first, rest)
+    return render(
+        request, "tool.html.j2", code, uid=uid, tool=tool, groups=groups, values=values, mistakes=mistakes, places=shown
+    )
+
+
+def _tool(ui: Ui, uid: str) -> Any:
+    """Raises HTTPException 404 for an unknown one."""
+    try:
+        return _tools(ui)[uid]
+    except KeyError as error:
+        raise HTTPException(404, f"tool {uid!r}") from error
+
+
+def _tools(ui: Ui) -> dict[str, Any]:
+    if "tools" not in ui.memory:
+        ui.memory["tools"] = _asked(None)
+    found: dict[str, Any] = ui.memory["tools"]
+    return found
+
+
+def _asked(request: dict[str, object] | None) -> Any:
+    try:
+        return ask(request)
+    except RunError as error:
+        raise HTTPException(503, str(error)) from error

@@ -1,0 +1,197 @@
+"""The pages Queue, Tools and System, asked as a browser asks."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from extensions.tools.ui import queue as module
+from extensions.tools.ui.app import make_app
+from extensions.tools.ui.queue import FAILED, RUNNING, STOPPED, WAITING, Queue
+from extensions.tools.ui.state import Ui
+from tests.conftest import ROOT
+from toolkit.train.lock import run_lock
+
+HTML = {"accept": "text/html"}
+MODEL = "config/examples/tiny_mascots"
+NASTY = '<script>alert("1")</script> "\'&'
+
+
+@pytest.fixture
+def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
+    """In an own working directory; nothing starts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Queue, "start_runner", lambda queue: None)
+    return Ui(tmp_path / "output", tmp_path / "datasets", tmp_path / "config", "", 0.0)
+
+
+@pytest.fixture
+def client(ui: Ui) -> TestClient:
+    return TestClient(make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False)
+
+
+@pytest.fixture
+def queue(ui: Ui) -> Queue:
+    return Queue(ui.own / "queue")
+
+
+def made_run(ui: Ui, name: str, **status: object) -> Path:
+    """The folder of a run as its files tell of it."""
+    folder = ui.output / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"name": name, "step": 3, "steps": 10, "status": "stopped", **status}))
+    return folder
+
+
+def test_the_queue_shows_what_runs_waits_and_has_ended(ui, client, queue):
+    assert "Nothing runs" in client.get("/queue").text
+    ids = [queue.add(["inspect", NASTY], f"{name} {NASTY}").id for name in "abc"]
+    run = made_run(ui, "a", status="running")
+    queue._save(queue.entry(ids[0]), state=RUNNING, runs=(str(run),), gpu="1", attempts=2)
+    queue._save(queue.entry(ids[2]), state=FAILED, why=NASTY, exit_code=1, attempts=1)
+    queue.log(ids[2]).write_text(f"line {NASTY} hf_abcdefghijklmnopqrstuvwx\n")
+    (queue.folder / "000009.json").write_text("{")
+    page = client.get("/queue").text
+    assert "<script>alert" not in page and "hf_abcdef" not in page and "a &lt;script&gt;" in page
+    for text in (
+        'href="/runs/a"',
+        "GPU 1",
+        "start 2",
+        "Waiting (1)",
+        "Ended (2)",
+        "damaged",
+        "Nobody works on the queue",
+    ):
+        assert text in page
+    log = client.get(f"/queue/{ids[2]}/log")
+    assert log.headers["content-type"].startswith("text/plain") and "<redacted>" in log.text and NASTY in log.text
+
+
+def test_buttons_move_remove_retry_and_stop(client, queue):
+    first, second = (queue.add(["merge", "--output", name], name).id for name in "ab")
+    assert client.post(f"/queue/{second}/up").headers["location"] == "/queue"
+    assert [entry.id for entry in queue.entries()] == [second, first]
+    assert client.post(f"/queue/{second}/down", headers={"accept": "application/json"}).json() == {"ok": True}
+    assert [entry.id for entry in queue.entries()] == [first, second]
+    assert client.post(f"/queue/{first}/stop").status_code == 409  # it does not run
+    queue._save(queue.entry(first), state=STOPPED)
+    assert client.post(f"/queue/{first}/retry").status_code == 303 and queue.entry(first).state == WAITING
+    assert client.post(f"/queue/{first}/remove").status_code == 303
+    assert client.post(f"/queue/{first}/remove").status_code == 409  # on another page, a moment ago
+    assert client.post(f"/queue/{second}/start_runner").status_code == 404
+    queue._save(queue.entry(second), state=STOPPED)
+    assert client.post("/queue/clear").status_code == 303 and queue.entries() == ()
+
+
+@pytest.mark.parametrize("id_", ["..", "..%2f..%2fetc", "lock", "runner", "000001%00", "%d9%a0" * 6, "000001"])
+def test_an_id_is_that_of_an_entry(client, id_):
+    assert client.get(f"/queue/{id_}/log").status_code == 404
+    assert client.post(f"/queue/{id_}/remove").status_code in (404, 405, 409)
+
+
+def test_every_tool_is_a_form_of_its_declaration(client, ui):
+    page = client.get("/tools").text
+    for uid in ("generate", "grid", "convert", "merge", "extract", "publish", "caption", "lint", "cache"):
+        assert f'href="/tools/{uid}"' in page
+        form = client.get(f"/tools/{uid}").text
+        assert form.count("<label") > 2 and "<details>" in form
+    assert 'href="/tools/ui"' not in page and client.get("/tools/queue").status_code == 404
+    merge = client.get("/tools/merge?lora=a.safetensors&lora=b.safetensors").text
+    assert 'name="lora" value="b.safetensors"' in merge and 'max="65536"' in merge
+    assert merge.index('name="output"') < merge.index("<details>") < merge.index('name="rank"')
+
+
+def test_a_form_with_mistakes_is_shown_again_and_a_right_one_waits(client, ui, queue):
+    (ui.output.parent / "pictures").mkdir()
+    typed = {"lora": ["none.safetensors", ""], "output": NASTY, "rank": "-3"}
+    answer = client.post("/tools/merge", data=typed)
+    assert answer.status_code == 400 and queue.entries() == ()
+    for text in ("must be &gt;= 0", "is not a file", 'value="none.safetensors"', 'value="-3"', "has to end in"):
+        assert text in answer.text
+    assert "<script>alert" not in answer.text
+    assert "is required" in client.post("/tools/merge", data={"rank": "2"}).text
+    answer = client.post("/tools/lint", data={"path": "pictures", "as_json": "true"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/queue")
+    [entry] = queue.entries()
+    assert (entry.argv, entry.name) == (("lint", "--path=pictures", "--json=true"), "lint pictures")
+
+
+def test_a_value_that_looks_like_a_flag_is_a_value(client, queue):
+    client.post("/tools/lint", data={"path": "--output=/etc/x"})
+    assert queue.entries() == ()
+    answer = client.post("/tools/inspect", data={"file": "--help"})
+    assert answer.status_code == 400 and "&#39;--help&#39; is not a file" in answer.text
+
+
+def test_the_machine_is_told_and_no_secret(client, ui, monkeypatch):
+    monkeypatch.setenv("APP_HOSTS", "me.example")
+    ui.token = "a-long-secret-token"
+    page = client.get("/system", headers={"authorization": f"Bearer {ui.token}"}).text
+    for text in ("me.example", "torch", "sd_trainer", "set, by APP_AUTH", "free of", "Main memory"):
+        assert text in page
+    assert ui.token not in page
+
+
+def test_the_price_is_kept(client, ui):
+    assert client.post("/system/price", data={"price": "0,44"}).status_code == 303
+    assert ui.price_per_hour == 0.44 and json.loads(ui.settings.read_text()) == {"price_per_hour": 0.44}
+    for wrong in ("-1", "nan", "inf", NASTY):
+        assert client.post("/system/price", data={"price": wrong}).status_code == 400
+    from extensions.tools.ui.config import UiConfig
+
+    assert Ui.of(UiConfig(type="ui", output=str(ui.output)), "").price_per_hour == 0.44
+    ui.settings.write_text("{")
+    assert Ui.of(UiConfig(type="ui", output=str(ui.output), price_per_hour=2.0), "").price_per_hour == 2.0
+
+
+def test_the_cache_is_pruned_by_the_queue(client, ui, queue):
+    run = made_run(ui, "a")
+    assert client.post("/system/prune", data={"run": "a"}).status_code == 409
+    (run / "config.yaml").write_text("x")
+    assert client.post("/system/prune", data={"run": "../a"}).status_code == 404
+    assert client.post("/system/prune", data={"run": "a"}).status_code == 303
+    assert queue.entries()[0].argv == ("cache", str(run / "config.yaml"), "--prune=true")
+
+
+def test_a_run_is_resumed_where_its_job_owns_its_folder(client, ui, queue):
+    text = (ROOT / "config/examples/quickstart.yaml").read_text("utf-8").replace(MODEL, str(ROOT / MODEL))
+    for name in ("quickstart", "moved"):
+        (made_run(ui, name) / "config.yaml").write_text(text, encoding="utf-8")
+    made_run(ui, "bare")
+    assert client.post("/runs/bare/resume").status_code == 409
+    refused = client.post("/runs/moved/resume", headers={"accept": "text/plain"})
+    assert refused.status_code == 409 and "not to" in refused.text and str(ui.output / "moved") in refused.text
+    assert client.post("/runs/quickstart/resume").status_code == 303
+    assert client.post("/runs/quickstart/resume").status_code == 409  # it waits already
+    assert [entry.argv for entry in queue.entries()] == [(str(ui.output / "quickstart" / "config.yaml"),)]
+    assert client.post("/runs/none/resume").status_code == 404
+
+
+def test_a_request_reaches_a_run_that_runs_and_no_other(client, ui):
+    run = made_run(ui, "a")
+    assert client.post("/runs/a/control", data={"request": "stop"}).status_code == 409
+    with run_lock(run):
+        for wanted in ("stop", "save_now", "sample_now"):
+            answer = client.post("/runs/a/control", data={"request": wanted})
+            assert answer.status_code == 303 and answer.headers["location"] == "/runs/a"
+        assert client.post("/runs/a/control", data={"request": "../x"}).status_code == 400
+    assert sorted(path.name for path in (run / "control").iterdir()) == ["sample_now", "save_now", "stop"]
+
+
+def test_the_page_starts_what_waits(tmp_path, monkeypatch):
+    """The real runner, and a real tool that fails at once."""
+    monkeypatch.chdir(tmp_path)
+    ui = Ui(tmp_path / "output", tmp_path / "datasets", tmp_path / "config", "", 0.0)
+    (tmp_path / "empty").mkdir()
+    client = TestClient(make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False)
+    assert client.post("/tools/lint", data={"path": "empty"}).status_code == 303
+    queue, deadline = Queue(ui.own / "queue"), time.monotonic() + 60
+    while queue.has_runner() or queue.entries()[0].state in (RUNNING, WAITING):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert queue.entries()[0].exit_code == 2 and module.is_alive(queue.entries()[0]) is False
+    assert "empty" in client.get("/queue/000001/log").text
