@@ -17,8 +17,8 @@ from toolkit.errors import InputErrors, RunError, UserError
 from toolkit.files.writing import TOOLKIT_ROOT
 
 Field = dict[str, Any]
-"""Of a form: key, flag, about, kind (bool, integer, number, path, text), many, required, choices, low, high,
-default."""
+"""Of a form: key, is_deep (within a section, and not its first), flag, about, kind (bool, integer, number, path, text),
+many, required, choices, low, high, default."""
 
 TIMEOUT_S = 60
 
@@ -53,8 +53,13 @@ def forms() -> dict[str, Any]:
     for uid, purpose in extensions.tools().items():
         model = extensions.find_command(uid)
         if uid not in NOT_QUEUED and model is not None and issubclass(model, ToolConfig):
-            about = re.sub(r"`type: \w+`: ", "", " ".join((model.__doc__ or "").split()))
-            found[uid] = {"name": extensions[uid].name, "purpose": purpose, "about": about, "fields": _fields(model)}
+            about = re.sub(r"^`[^`]+`: ", "", " ".join((model.__doc__ or "").split()))
+            found[uid] = {
+                "name": extensions[uid].name,
+                "purpose": purpose,
+                "about": about[:1].upper() + about[1:],
+                "fields": _fields(model),
+            }
     return found
 
 
@@ -77,6 +82,7 @@ def _fields(model: Any) -> list[Field]:
         fields.append(
             {
                 "key": dotted,
+                "is_deep": dotted.partition(".")[2] not in ("", *model.sections.get(dotted.partition(".")[0], ())[:1]),
                 "flag": flag_of(model, dotted),
                 "about": about,
                 "kind": kind if kind in ("bool", "integer", "number") else "path" if is_path else "text",

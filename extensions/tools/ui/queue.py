@@ -30,7 +30,14 @@ from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, EXIT_SIGINT, E
 from toolkit.extension import discover
 from toolkit.files.redact import redact_json
 from toolkit.files.run_files import STATUS, utc_now
-from toolkit.files.writing import CONFIG_SUFFIXES, TOOLKIT_ROOT, find_config, read_regular, write_json
+from toolkit.files.writing import (
+    CONFIG_SUFFIXES,
+    TOOLKIT_ROOT,
+    find_config,
+    os_error_as_run_error,
+    read_regular,
+    write_json,
+)
 from toolkit.system.nvidia import ask_nvml
 from toolkit.train.run_reader import RunInfo, RunStatus, read_run
 
@@ -47,6 +54,7 @@ RUNNING, WAITING, DONE, STOPPED, FAILED, DAMAGED = State.__args__  # type: ignor
 NOT_QUEUED = frozenset({"ui", "queue"})
 """Tools that never end, or would wait for themselves."""
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 RUN_PY = TOOLKIT_ROOT / "run.py"
 
 PAUSES = (10.0, 60.0, 300.0)
@@ -122,7 +130,7 @@ class Entry(BaseModel):
 
 def refusal(argv: Sequence[str], cwd: str) -> str:
     """Why a command is none for the queue; empty: it is a job file, or a tool, with flags."""
-    if not argv or not all(isinstance(word, str) and "\0" not in word and _is_text(word) for word in argv):
+    if not argv or not all(map(_is_text, argv)):
         return "give a job file or a tool, and its flags, as text."
     if not os.path.isdir(cwd):
         return f"the working directory {cwd!r} is gone."
@@ -136,11 +144,8 @@ def refusal(argv: Sequence[str], cwd: str) -> str:
     return f"{argv[0]!r} is neither a job file in {cwd} nor one of the tools {', '.join(sorted(_tools()))}."
 
 
-def _is_text(word: str) -> bool:
-    try:
-        return bool(word.encode()) or not word
-    except UnicodeEncodeError:
-        return False
+def _is_text(word: object) -> bool:
+    return isinstance(word, str) and "\0" not in word and word.encode("utf-8", "ignore").decode() == word
 
 
 @cache
@@ -180,8 +185,9 @@ def _without_restart(argv: Sequence[str]) -> tuple[str, ...]:
 def ask_run(run: RunInfo, request: str) -> None:
     """Writes a request into the control folder of a run; see `toolkit.train.callbacks.status`."""
     folder = run.folder / "control"
-    folder.mkdir(exist_ok=True)
-    (folder / request).touch()  # empty, and a temporary name beside it would be taken for a request
+    with os_error_as_run_error(folder / request):
+        folder.mkdir(exist_ok=True)
+        (folder / request).touch()  # empty, and a temporary name beside it would be taken for a request
 
 
 class Queue:
@@ -216,15 +222,10 @@ class Queue:
 
     def entries(self) -> tuple[Entry, ...]:
         """All entries: running, then waiting in their order, then those that have ended, the latest first."""
-        found = [self._read(name[:-5]) for name in _entry_files(self.folder)]
-        ranks = {RUNNING: 0, WAITING: 1}
-        there = [entry for entry in found if entry is not None]
-
-        def rank(entry: Entry) -> tuple[int, int, str]:
-            order = entry.order if entry.state in ranks else -entry.order
-            return ranks.get(entry.state, 2), order, entry.id
-
-        return tuple(sorted(there, key=rank))
+        found = filter(None, (self._read(name[:-5]) for name in _entry_files(self.folder)))
+        ranks = {RUNNING: (0, 1), WAITING: (1, 1)}  # state -> group, and which way the order goes in it
+        keyed = [(*ranks.get(entry.state, (2, -1)), entry) for entry in found]
+        return tuple(entry for *_, entry in sorted(keyed, key=lambda key: (key[0], key[1] * key[2].order, key[2].id)))
 
     def entry(self, id_: str) -> Entry:
         """One entry. Raises UserError where there is none."""
@@ -284,7 +285,8 @@ class Queue:
         if training and not entry.is_stopping:
             ask_run(training[-1], "stop")
         elif is_alive(entry):
-            os.killpg(entry.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(entry.pid, signal.SIGTERM)
 
     def retry(self, id_: str) -> None:
         """Lets an entry that has ended wait again, at the end. It resumes, unless its mistake kept it from starting."""
@@ -301,9 +303,12 @@ class Queue:
         if not any(entry.state in (RUNNING, WAITING) for entry in self.entries()) or self.has_runner():
             return
         command = [sys.executable, str(RUN_PY), "queue", "--output", str(self.folder.parents[1]), "run"]
-        with (self.folder / "runner.log").open("ab") as log:
-            null = subprocess.DEVNULL
-            subprocess.Popen(command, stdin=null, stdout=log, stderr=log, start_new_session=True)
+        try:
+            with (self.folder / "runner.log").open("ab") as log:
+                null = subprocess.DEVNULL
+                subprocess.Popen(command, stdin=null, stdout=log, stderr=log, start_new_session=True)
+        except OSError as error:  # a full disk: what waits goes on waiting
+            logger.error(f"{self.folder}: the queue is not worked on: {error.strerror}")
 
     def has_runner(self) -> bool:
         """Whether a runner works on the queue."""
@@ -435,7 +440,7 @@ def _mark(folder: Path) -> str:
 
 def slots() -> list[str]:
     """CUDA_VISIBLE_DEVICES of each job that may run at the same time: one per GPU, else one on the CPU."""
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+    if (visible := os.environ.get(VISIBLE)) is not None:
         return visible.split(",")
     return [str(index) for index in range(len(ask_nvml()[1]))] or [""]
 
@@ -480,27 +485,24 @@ class Runner:
 
     def _step(self) -> None:
         """Looks at what runs, then starts what can be started."""
+        for entry in self._queue.entries():
+            if entry.state == RUNNING:
+                is_over, code = self._look(entry)
+                if is_over:
+                    self._end(entry.id, code)
         entries = self._queue.entries()
-        running = [entry for entry in entries if entry.state == RUNNING]
-        for entry in running:
-            is_over, code = self._look(entry)
-            if is_over:
-                self._end(entry.id, code)
-        busy = [entry.gpu for entry in self._queue.entries() if entry.state == RUNNING]
+        busy = [entry.gpu for entry in entries if entry.state == RUNNING]
+        waiting = [entry for entry in entries if entry.state == WAITING]
         free = [slot for slot in self._slots if slot not in busy][: max(0, len(self._slots) - len(busy))]
-        now = time.monotonic()
-        ready = (e for e in entries if e.state == WAITING and self._not_before.get(e.id, 0.0) <= now)
-        for slot, entry in zip(free, ready, strict=False):
-            self._start(entry, slot)
+        for slot, entry in zip(free, waiting, strict=False):
+            if self._not_before.get(entry.id, 0.0) <= time.monotonic():  # else the GPU is kept for it
+                self._start(entry, slot)
 
     def _look(self, entry: Entry) -> tuple[bool, int | None]:
         """Whether a running entry has ended, and its exit code where that is known."""
         child = self._children.get(entry.id)
-        if child is None and is_alive(entry):
-            self._begun.setdefault(entry.id, -math.inf)
-            return False, None
         code = child.poll() if child else None
-        if child and code is None:
+        if (code is None) if child else is_alive(entry):
             return False, None
         with suppress(OSError, ValueError):
             code = int((self._queue.folder / f"{entry.id}.exit").read_text("ascii"))
@@ -557,9 +559,9 @@ class Runner:
             return
         exit_file = queue.folder / f"{entry.id}.exit"
         exit_file.unlink(missing_ok=True)
-        environment = dict(os.environ)
-        if gpu:  # the numbers of NVML are those of the bus
-            environment |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        environment = {**os.environ, VISIBLE: gpu} if gpu else dict(os.environ)
+        if VISIBLE not in os.environ:  # the numbers are then NVML's, which are those of the bus
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         command = ["sh", "-c", _SHELL, str(exit_file), sys.executable, str(RUN_PY), *entry.argv]
         with queue.log(entry.id).open("ab") as log:
             child = subprocess.Popen(

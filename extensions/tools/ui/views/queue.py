@@ -144,5 +144,5 @@ def _ask(run: RunInfo, wanted: str) -> None:
         raise HTTPException(409, "it does not run.")
     try:
         ask_run(run, wanted)
-    except OSError as error:
-        raise HTTPException(409, f"{run.folder}: {error.strerror}") from error
+    except RunError as error:
+        raise HTTPException(409, str(error)) from error

@@ -115,15 +115,19 @@ def _packages() -> dict[str, str]:
     return found
 
 
-def _extensions() -> list[list[str]]:
-    """Uid, name and folder of each process type; `broken` and why for what could not be imported."""
+def _extensions() -> dict[str, list[tuple[str, str]]]:
+    """Folder -> uid and name of each of its process types; `broken` and why, where it could not be imported."""
     command = [sys.executable, str(RUN_PY), "--list-extensions"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = [line.split("  ", 1) for line in told.splitlines()[1:]]
-    return [[row[0], *row[-1].strip().rsplit("  ", 1)] for row in rows]
+        return {}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for line in told.splitlines()[1:]:
+        uid, _, rest = line.partition("  ")
+        name, _, folder = rest.rpartition("  ")
+        found.setdefault(folder, []).append((uid, name.strip()))
+    return found
 
 
 async def set_price(request: Request) -> Response:

@@ -17,6 +17,8 @@ from extensions.tools.ui.views.queue import queue_of
 from toolkit.errors import RunError, UserError
 
 MOST_FIELDS = 400
+MOST_FIRST = 7
+"""Fields that are shown at first of a tool that needs none."""
 
 
 def index(request: Request) -> Response:
@@ -80,7 +82,7 @@ def _form(request: Request, given: dict[str, list[str]], wrong: Any = (), code: 
     shown = ui.memory.get(("suggestions",)) if code != 200 else None
     ui.memory["suggestions",] = shown = shown or suggestions(ui.output, ui.datasets)
     first = [f for f in tool["fields"] if f["required"] or f["key"] in given or f["key"] in mistakes]
-    first = first or tool["fields"][:4]
+    first = first or [field for field in tool["fields"] if not field["is_deep"]][:MOST_FIRST]
     rest = [field for field in tool["fields"] if field not in first]
     values = {field["key"]: given.get(field["key"], _default(field)) for field in tool["fields"]}
     groups = (first, rest)

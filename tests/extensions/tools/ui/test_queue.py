@@ -159,8 +159,10 @@ def test_what_is_wrong_or_stopped_is_not_tried_again(yard, code, state):
 def test_a_crash_is_retried_three_times_and_always_resumed(yard):
     acts = [{"code": code, "status": {"step": step}} for step, code in enumerate([1, -9, 137, 1])]
     id_ = yard.add("a", *acts, flags=("--restart", "--restart-from", "x", "--name", "n"))
+    yard.add("later")
     assert "failed 4 times" in yard.work()
-    assert [arguments[1:] for arguments, *_ in yard.starts()] == [
+    assert yard.begun() == [*"aaaa", "later"]
+    assert [arguments[1:] for arguments, *_ in yard.starts()[:4]] == [
         ["--restart", "--restart-from", "x", "--name", "n"],
         *[["--name", "n"]] * 3,
     ]
