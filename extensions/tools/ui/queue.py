@@ -89,7 +89,7 @@ class Entry(BaseModel):
 
     name: str
     state: State
-    order: int = Field(gt=-(2**53), lt=2**53)
+    order: float = Field(gt=-1e12, lt=1e12)
     """Waiting ones run by it; of those that have ended the largest is the latest."""
 
     cwd: str
@@ -237,17 +237,19 @@ class Queue:
     def move(self, id_: str, before: str = "") -> None:
         """Puts a waiting entry before another waiting one, or to the end. Raises UserError where one does not."""
         with self._locked():
-            waiting = [entry.id for entry in self.entries() if entry.state == WAITING and entry.id != id_]
-            self._waiting(id_)
-            if before and before not in waiting:
+            entry = self._waiting(id_)
+            others = [each for each in self.entries() if each.state == WAITING and each.id != id_]
+            place = next((place for place, each in enumerate(others) if each.id == before), len(others))
+            if before and place == len(others):
                 raise UserError(f"entry {before!r} does not wait.")
-            waiting.insert(waiting.index(before) if before else len(waiting), id_)
-            order = -math.inf
-            entries = [self.entry(each) for each in waiting]
-            for entry, place in zip(entries, sorted(each.order for each in entries), strict=True):
-                order = max(place, order + 1)
-                if entry.order != order:
-                    self._save(entry, order=int(order))
+            orders = [each.order for each in others] or [entry.order]
+            low = orders[place - 1] if place else orders[0] - 2
+            high = orders[place] if place < len(others) else orders[-1] + 2
+            if low < (middle := (low + high) / 2) < high:
+                self._save(entry, order=middle)
+                return
+            for number, each in enumerate([*others[:place], entry, *others[place:]]):  # no number is left between
+                self._save(each, order=float(number))
 
     def shift(self, id_: str, up: bool) -> None:
         """One place up or down; at the end of the way nothing changes."""
@@ -338,8 +340,8 @@ class Queue:
             raise UserError(f"entry {id_!r} does not wait.")
         return entry
 
-    def _last_order(self) -> int:
-        return max((entry.order for entry in self.entries()), default=0)
+    def _last_order(self) -> float:
+        return max((entry.order for entry in self.entries()), default=0.0)
 
     def _read(self, id_: str) -> Entry | None:
         """One file; a damaged one as such, None where it has gone."""

@@ -17,8 +17,8 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
 from toolkit.train.run_reader import RunInfo, RunStatus, read_run
 
-MOST_ENDED = 50
-"""Ended entries on the page."""
+MOST = 100
+"""Waiting entries on the page, and ended ones."""
 
 SHORT_TAIL = 1500
 """Bytes of the output of an ended entry that stand on the page."""
@@ -39,10 +39,17 @@ def index(request: Request) -> Response:
     running = [(entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
-    shown = [(entry, queue.tail(entry.id, SHORT_TAIL), *_run_of(ui, entry)) for entry in ended[:MOST_ENDED]]
+    shown = [(entry, queue.tail(entry.id, SHORT_TAIL), *_run_of(ui, entry)) for entry in ended[:MOST]]
     is_idle = bool(running or waiting) and not queue.has_runner()
     return render(
-        request, "queue.html.j2", running=running, waiting=waiting, ended=shown, count=len(ended), is_idle=is_idle
+        request,
+        "queue.html.j2",
+        running=running,
+        waiting=waiting,
+        ended=shown,
+        count=len(ended),
+        most=MOST,
+        is_idle=is_idle,
     )
 
 

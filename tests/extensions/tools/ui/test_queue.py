@@ -354,3 +354,11 @@ def test_the_command_lists_adds_and_runs(yard, run_py):
     assert run_py("queue", "retry", "000001").returncode == 0
     assert run_py("queue", "remove", "000001").returncode == 0
     assert yard.queue.entries() == ()
+
+
+def test_any_number_of_moves_keeps_the_order(yard):
+    ids = [yard.add(name) for name in "abc"]
+    for turn in range(130):  # each halves the space between the numbers of two
+        ids = [ids[0], ids[2], ids[1]]
+        yard.queue.move(ids[1], before=ids[2])
+        assert [entry.id for entry in yard.queue.entries()] == ids, turn
