@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from toolkit.files.writing import (
     CONFIG_SUFFIXES,
     TOOLKIT_ROOT,
     find_config,
+    open_regular,
     os_error_as_run_error,
     read_regular,
     write_json,
@@ -327,7 +327,7 @@ class Queue:
     def tail(self, id_: str, size: int = TAIL_BYTES) -> str:
         """The last whole lines of it, at most so many bytes."""
         try:
-            with self.log(id_).open("rb") as file:
+            with open_regular(self.log(id_)) as file:
                 start = max(0, file.seek(0, os.SEEK_END) - size)
                 file.seek(start)
                 data = file.read()
@@ -357,7 +357,7 @@ class Queue:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            why = " ".join(str(error).split())[:200]
+            why = " ".join(str(error).split()).partition(" For further information")[0][:200]
             return Entry(id=id_, argv=(), name=id_, state=DAMAGED, order=0, cwd="", why=why)
         self._seen[id_] = mark, entry
         return entry
@@ -372,7 +372,7 @@ class Queue:
         trash.mkdir(exist_ok=True)
         for ending in (".log", ".exit", ".json"):  # the last: until then it is still an entry
             with suppress(FileNotFoundError):
-                shutil.move(self.folder / f"{id_}{ending}", trash / f"{id_}{ending}")
+                os.replace(self.folder / f"{id_}{ending}", trash / f"{id_}{ending}")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -537,7 +537,7 @@ class Runner:
                 why = f"failed {entry.attempts} times"
             else:
                 state, why = WAITING, "was killed" if code is None else f"exit code {code}"
-                self._not_before[id_] = time.monotonic() + self._pauses[entry.attempts - 1]
+                self._not_before[id_] = time.monotonic() + self._pauses[max(entry.attempts, 1) - 1]
             changes: dict[str, Any] = {"state": state, "why": why, "exit_code": code, "failed_at": step}
             changes |= {"ended": utc_now(), "pid": 0, "is_stopping": False}
             if state == WAITING:
@@ -557,7 +557,8 @@ class Runner:
                 runs = tuple(planned(entry.argv, entry.cwd)["folders"])
         if reason:
             with queue._locked():
-                queue._save(queue._waiting(entry.id), state=FAILED, why=reason, exit_code=EXIT_MISTAKE)
+                refused = {"state": FAILED, "why": reason, "exit_code": EXIT_MISTAKE, "ended": utc_now()}
+                queue._save(queue._waiting(entry.id), **refused, order=queue._last_order() + 1)
             return
         exit_file = queue.folder / f"{entry.id}.exit"
         exit_file.unlink(missing_ok=True)

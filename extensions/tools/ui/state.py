@@ -149,4 +149,5 @@ def render(request: Request, template: str, code: int = 200, **values: Any) -> H
     """A page. template: name of a file in templates/; code: the HTTP status; values: what the template names."""
     theme = request.cookies.get(THEME_COOKIE)
     shared = {"request": request, "ui": ui_of(request), "theme": theme if theme in THEMES else THEMES[0]}
-    return HTMLResponse(_environment().get_template(template).render(**shared, **values), code)
+    text = _environment().get_template(template).render(**shared, **values)
+    return HTMLResponse(text.encode("utf-8", "backslashreplace"), code)  # names of files may be no text

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -362,3 +363,18 @@ def test_any_number_of_moves_keeps_the_order(yard):
         ids = [ids[0], ids[2], ids[1]]
         yard.queue.move(ids[1], before=ids[2])
         assert [entry.id for entry in yard.queue.entries()] == ids, turn
+
+
+def test_two_pages_change_one_queue_at_the_same_time(yard):
+    queues = [Queue(yard.queue.folder) for _ in range(4)]
+
+    def work(queue: Queue) -> list[str]:
+        ids = [queue.add(["merge"], "m").id for _ in range(10)]
+        queue.move(ids[0])
+        queue.remove(ids[1])
+        return ids
+
+    with ThreadPoolExecutor() as threads:
+        added = [id_ for ids in threads.map(work, queues) for id_ in ids]
+    assert len(set(added)) == 40
+    assert len(yard.queue.entries()) == 36 and {entry.state for entry in yard.queue.entries()} == {WAITING}
