@@ -40,11 +40,8 @@ def _queued(request: Request, form: FormData) -> Response:
     ui, uid = ui_of(request), request.path_params["uid"]
     fields = _tool(ui, uid)["fields"]
     given = {field["key"]: _given(field, [str(text) for text in form.getlist(field["key"])]) for field in fields}
-    wrong = [
-        (field["key"], texts()["tools"]["required"])
-        for field in fields
-        if field["required"] and not any(given[field["key"]])
-    ]
+    missing = texts()["tools"]["required"]
+    wrong = [(field["key"], missing) for field in fields if field["required"] and not given[field["key"]]]
     argv = [f"{f['flag']}={text}" for f in fields if given[f["key"]] != _default(f) for text in given[f["key"]]]
     try:
         wrong = wrong or _asked({"uid": uid, "argv": argv})
@@ -61,8 +58,8 @@ def _queued(request: Request, form: FormData) -> Response:
 
 def _given(field: Field, sent: list[str]) -> list[str]:
     """The values of a field, one for each flag."""
-    if field["kind"] == "bool":
-        return [str("true" in sent).lower()]
+    if field["kind"] == "bool":  # the form sends false, and true besides where its box is checked
+        return [str("true" in sent).lower()] if sent else _default(field)
     texts_ = [line for text in sent for line in (text.splitlines() if field["many"] else [text])]
     return [text.strip() for text in texts_ if text.strip()]
 
@@ -79,16 +76,14 @@ def _form(request: Request, given: dict[str, list[str]], wrong: Any = (), code: 
     for place, message in wrong:
         named = [field["key"] for field in tool["fields"] if place and place in (field["key"], field["flag"])]
         mistakes.setdefault(named[0] if named else "", []).append(message)
-    shown = ui.memory.get(("suggestions",)) if code != 200 else None
-    ui.memory["suggestions",] = shown = shown or suggestions(ui.output, ui.datasets)
-    first = [f for f in tool["fields"] if f["required"] or f["key"] in given or f["key"] in mistakes]
-    first = first or [field for field in tool["fields"] if not field["is_deep"]][:MOST_FIRST]
-    rest = [field for field in tool["fields"] if field not in first]
-    values = {field["key"]: given.get(field["key"], _default(field)) for field in tool["fields"]}
-    groups = (first, rest)
-    return render(
-        request, "tool.html.j2", code, uid=uid, tool=tool, groups=groups, values=values, mistakes=mistakes, places=shown
-    )
+    fields = tool["fields"]
+    values = {field["key"]: given.get(field["key"], _default(field)) for field in fields}
+    first = [field for field in fields if field["required"]]
+    first = first or [field for field in fields if not field["is_deep"]][:MOST_FIRST]
+    first += [f for f in fields if f not in first and (values[f["key"]] != _default(f) or f["key"] in mistakes)]
+    shown = {"uid": uid, "tool": tool, "values": values, "mistakes": mistakes}
+    shown |= {"groups": (first, [field for field in fields if field not in first])}
+    return render(request, "tool.html.j2", code, **shown, places=suggestions(ui.output, ui.datasets))
 
 
 def _tool(ui: Ui, uid: str) -> Any:

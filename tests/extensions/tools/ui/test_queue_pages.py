@@ -113,8 +113,11 @@ def test_a_form_with_mistakes_is_shown_again_and_a_right_one_waits(client, ui, q
     for text in ("must be &gt;= 0", "is not a file", 'value="none.safetensors"', 'value="-3"', "has to end in"):
         assert text in answer.text
     assert "<script>alert" not in answer.text
+    assert answer.text.index('name="rank"') < answer.text.index("<details>") < answer.text.index('name="overwrite"')
     assert "is required" in client.post("/tools/merge", data={"rank": "2"}).text
-    answer = client.post("/tools/lint", data={"path": "pictures", "as_json": "true"})
+    boxes = {"file": "x", "as_json": ["false", "true"]}
+    assert 'value="true" aria-describedby="f-as_json-about" checked' in client.post("/tools/inspect", data=boxes).text
+    answer = client.post("/tools/lint", data={"path": "pictures", "as_json": ["false", "true"], "preview": "false"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/queue")
     [entry] = queue.entries()
     assert (entry.argv, entry.name) == (("lint", "--path=pictures", "--json=true"), "lint pictures")
