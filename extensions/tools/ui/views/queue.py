@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from extensions.tools.ui.queue import RUNNING, WAITING, Entry, Queue, ask_run, planned
+from extensions.tools.ui.queue import DONE, RUNNING, WAITING, Entry, Queue, ask_run, planned
 from extensions.tools.ui.state import Ui, render, run_id, ui_of
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
@@ -21,7 +21,7 @@ MOST = 100
 """Waiting entries on the page, and ended ones."""
 
 SHORT_TAIL = 1500
-"""Bytes of the output of an ended entry that stand on the page."""
+"""Bytes of the output of an entry that did not end well; they stand on the page."""
 
 REQUESTS = ("stop", "save_now", "sample_now")
 
@@ -39,7 +39,8 @@ def index(request: Request) -> Response:
     running = [(entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
-    shown = [(entry, queue.tail(entry.id, SHORT_TAIL), *_run_of(ui, entry)) for entry in ended[:MOST]]
+    tails = ["" if entry.state == DONE else queue.tail(entry.id, SHORT_TAIL) for entry in ended[:MOST]]
+    shown = [(entry, tail, *_run_of(ui, entry)) for entry, tail in zip(ended, tails, strict=False)]
     is_idle = bool(running or waiting) and not queue.has_runner()
     return render(
         request,
