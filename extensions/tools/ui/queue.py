@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 State = Literal["running", "waiting", "done", "stopped", "failed", "damaged"]
 RUNNING, WAITING, DONE, STOPPED, FAILED, DAMAGED = State.__args__  # type: ignore[attr-defined]  # typing has no stub of it
 
+CONTROL = "control"
+"""The folder of a run's requests."""
+
 NOT_QUEUED = frozenset({"ui", "queue"})
 """Tools that never end, or would wait for themselves."""
 
@@ -184,7 +187,7 @@ def _without_restart(argv: Sequence[str]) -> tuple[str, ...]:
 
 def ask_run(run: RunInfo, request: str) -> None:
     """Writes a request into the control folder of a run; see `toolkit.train.callbacks.status`."""
-    folder = run.folder / "control"
+    folder = run.folder / CONTROL
     with os_error_as_run_error(folder / request):
         folder.mkdir(exist_ok=True)
         (folder / request).touch()  # empty, and a temporary name beside it would be taken for a request
@@ -560,6 +563,10 @@ class Runner:
                 refused = {"state": FAILED, "why": reason, "exit_code": EXIT_MISTAKE, "ended": utc_now()}
                 queue._save(queue._waiting(entry.id), **refused, order=queue._last_order() + 1)
             return
+        for folder in runs:  # a stop that came too late for an earlier run would stop this one
+            with suppress(RunError, OSError):
+                if read_run(Path(folder)).status is not RunStatus.RUNNING:
+                    (Path(folder) / CONTROL / "stop").unlink()
         exit_file = queue.folder / f"{entry.id}.exit"
         exit_file.unlink(missing_ok=True)
         environment = {**os.environ, VISIBLE: gpu} if gpu else dict(os.environ)

@@ -252,9 +252,13 @@ def test_there_is_one_runner(yard):
 
 def test_a_training_run_is_asked_to_stop_and_saves(yard):
     id_ = yard.add("a", {"trains": True})
+    run = yard.folder / "output" / "a"
+    (run / "control").mkdir(parents=True)
+    (run / "run.json").write_text('{"status": "killed"}')
+    (run / "control" / "stop").touch()  # came too late for an earlier run, and does not stop this one
     runner = yard.runner()
-    yard.wait(lambda: yard.queue.entry(id_).runs and (yard.folder / "output" / "a" / "run.lock").exists())
-    yard.wait(lambda: (yard.folder / "output" / "a" / "run.lock").read_text())
+    yard.wait(lambda: (run / "run.lock").exists() and (run / "run.lock").read_text())
+    assert (yard.state(id_), (run / "control" / "stop").exists()) == (RUNNING, False)
     yard.queue.stop(id_)
     assert runner.wait(30) == 0
     assert (yard.state(id_), yard.queue.entry(id_).exit_code) == (STOPPED, 0)

@@ -130,11 +130,12 @@ def test_a_value_that_looks_like_a_flag_is_a_value(client, queue):
     assert answer.status_code == 400 and "&#39;--help&#39; is not a file" in answer.text
 
 
-def test_the_machine_is_told_and_no_secret(client, ui, monkeypatch):
+def test_the_machine_is_told_and_no_secret(client, ui, monkeypatch, write_extension):
     monkeypatch.setenv("APP_HOSTS", "me.example")
+    monkeypatch.setenv("EXTENSIONS_PATH", str(write_extension("torn", "import no_such_module").parent))
     ui.token = "a-long-secret-token"
     page = client.get("/system", headers={"authorization": f"Bearer {ui.token}"}).text
-    for text in ("me.example", "torch", "sd_trainer", "set, by APP_AUTH", "free of", "Main memory"):
+    for text in ("me.example", "torch", "sd_trainer", "set, by APP_AUTH", "free of", "Main memory", "no_such_module"):
         assert text in page
     assert ui.token not in page
 
