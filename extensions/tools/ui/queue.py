@@ -421,9 +421,7 @@ def _start_of(pid: int) -> str:
 
 def is_alive(entry: Entry) -> bool:
     """Whether the very process that was recorded lives."""
-    return (
-        entry.pid > 0 and entry.pid_start != "" and entry.boot == _boot_id() and _start_of(entry.pid) == entry.pid_start
-    )
+    return entry.pid > 0 and (entry.boot, entry.pid_start) == (_boot_id(), _start_of(entry.pid) or None)
 
 
 def _runs_of(entry: Entry) -> list[RunInfo]:
