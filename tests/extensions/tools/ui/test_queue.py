@@ -228,13 +228,14 @@ def test_the_state_of_an_earlier_run_in_the_folder_decides_nothing(yard):
     assert (yard.state(id_), len(yard.starts())) == (DONE, 2)
 
 
-def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard):
-    id_ = yard.add("a")
-    mine = {"pid": os.getpid(), "boot": module._boot_id(), "runs": (str(yard.folder / "output" / "a"),)}
-    for other in ({"pid_start": "1"}, {"pid_start": module._start_of(os.getpid()), "boot": "another"}):
-        yard.queue._save(yard.queue.entry(id_), state=RUNNING, attempts=1, **{**mine, **other})
-        yard.queue.stop(id_)  # would end the tests
-        yard.queue._save(yard.queue.entry(id_), is_stopping=False)
+@pytest.mark.parametrize("other", [{"pid_start": "1"}, {"boot": "another"}])
+def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard, other):
+    id_, pid = yard.add("a"), os.getpid()
+    mine = {"pid": pid, "pid_start": module._start_of(pid), "boot": module._boot_id()}
+    yard.queue._save(yard.queue.entry(id_), state=RUNNING, attempts=1, **mine)
+    assert module.is_alive(yard.queue.entry(id_))
+    yard.queue._save(yard.queue.entry(id_), **other)
+    assert not module.is_alive(yard.queue.entry(id_))
     yard.work()
     assert (yard.state(id_), len(yard.starts())) == (DONE, 1)
 
