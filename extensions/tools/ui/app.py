@@ -12,9 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from extensions.tools.ui.guard import Guard
 from extensions.tools.ui.state import HERE, Ui, render, texts
-from extensions.tools.ui.views import compare, run, runs, system
-from extensions.tools.ui.views import new, runs, system
-from extensions.tools.ui.views import queue, runs, system, tools
+from extensions.tools.ui.views import compare, new, queue, run, runs, system, tools
 
 
 def _get(path: str, view: object) -> Route:
@@ -37,12 +35,12 @@ ROUTES = [
     _get("/runs/{run}/report", run.report),
     _get("/runs/{run}/files/{name:path}", run.file),
     _post("/runs/{run}/favourite", run.favourite),
+    _post("/runs/{id}/resume", queue.resume),
+    _post("/runs/{id}/control", queue.control),
     _get("/compare", compare.page),
     _get("/new", new.show),
     _post("/new", new.act),
     _get("/jobs/{file}", new.opened),
-    _post("/runs/{id}/resume", queue.resume),
-    _post("/runs/{id}/control", queue.control),
     _get("/queue", queue.index),
     _post("/queue/start", queue.start),
     _post("/queue/clear", queue.clear),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import MODELS, written_job
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT, child_environment
@@ -66,10 +67,11 @@ def test_the_file_of_a_transformer_is_the_model_of_the_job(tmp_path: Path, monke
     family = family_for(ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2511"))
     file = tmp_path / "qwen_image_edit_2511_bf16.safetensors"
     write_header(family.weight_shapes(tmp_path), file)
-    assert "Give model.vae_path" in next(iter(wanted(model=str(file)).check(JobContext("new")))).message
+    section = NewConfig(type="new", job_name="zuzu", folder=str(PHOTOS), model=str(file))
+    assert "Give model.vae_path" in next(iter(section.check(JobContext("new")))).message
     for part in ("vae", "text_encoder"):
         write_header(family.encoder_weights(part, tmp_path), tmp_path / f"{part}.safetensors")
-    plan = plan_of(job_text(wanted(model=str(file)), 24), tmp_path)
+    plan = plan_of(job_text(24, model=str(file)), tmp_path)
     assert "Qwen-Image-Edit-2511 by its weights" in plan
     assert "Qwen/Qwen-Image-Edit-2511: the run downloads its configs and tokenizer, and no weights" in plan
     assert "download: 20 MB, to " in plan
