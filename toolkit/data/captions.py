@@ -229,6 +229,19 @@ def read_caption(path: Path | str) -> str:
         raise CaptionError(path, reason) from error
 
 
+def with_caption(path: Path | str, caption: str) -> str:
+    """The text of a caption file with another caption in it; what else a `.json` file says stays.
+
+    Raises CaptionError for a `.json` file that holds none.
+    """
+    if split_suffix(str(path))[1] != ".json":
+        return caption + "\n" if caption else ""
+    read_caption(path)
+    row = json.loads(_read_text(path))
+    row = caption if isinstance(row, str) else row | {_first_of(row, _CAPTIONS): caption}
+    return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
+
+
 def _read_text(path: Path | str) -> str:
     try:
         raw = b"".join(read_chunks(path))

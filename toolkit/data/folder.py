@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.config.dataset import DatasetConfig, area_of
 from toolkit.data.captions import (
@@ -126,6 +126,51 @@ def scan_datasets(
     return DatasetScan(infos, notes, tuple(findings.unused), findings.scan_cache)
 
 
+class FoundImage(NamedTuple):
+    """An image file, and what belongs to it by the names of files. It was not opened."""
+
+    path: str
+    repeats: int
+    caption: str
+    """As its file has it; empty for none."""
+
+    captions: tuple[str, ...]
+    """Paths of its caption files: first the one that is read, then others. Empty for none."""
+
+    table: str
+    """Path of the table that its caption is from; empty: a file of its own, or none."""
+
+    references: tuple[str, ...]
+    """Paths of its control images in slot order."""
+
+    mask: str
+    """Path of its mask; empty for none."""
+
+    shares_stem: bool
+    """Whether another image has the same name but for the suffix, which is an error of the dataset."""
+
+
+def find_images(dataset: DatasetConfig) -> tuple[list[FoundImage], list[InputError], list[str]]:
+    """The images of a dataset as a scan finds them, errors, and notes. Only caption files are read."""
+    findings, images = _Findings(ScanCache(), read_captions=True), list[FoundImage]()
+    for folder in _find([dataset], findings):
+        listing, table = folder.listing, folder.table_path or ""
+        columns = [] if table else _caption_files(folder)
+        for index, ((stem, names), caption) in enumerate(zip(listing.images.items(), folder.captions, strict=True)):
+            files = [name for column in columns if (name := column[index])]
+            files.sort(key=lambda name: not listing.texts.get(name))  # the first that is not empty is read
+            references = tuple(image.path for image in folder.controls.get(stem, ()))
+            mask = folder.masks[stem].path if stem in folder.masks else ""
+            captions = tuple(map(listing.path, files))
+            images += [
+                FoundImage(
+                    listing.path(name), folder.repeats, caption, captions, table, references, mask, len(names) > 1
+                )
+                for name in names
+            ]
+    return images, list(dict.fromkeys(findings.mistakes)), findings.notes
+
+
 @dataclass
 class _Findings:
     """What the stages of a scan share: errors, notes and unused files of all datasets, so that they come at once."""
@@ -179,6 +224,11 @@ class _Folder:
     def images(self) -> Iterator[tuple[str, ImageFile]]:
         """Each image with its stem."""
         return ((stem, ImageFile(self.listing, files[0])) for stem, files in self.listing.images.items())
+
+    @property
+    def repeats(self) -> int:
+        """How often each of its images is used per epoch."""
+        return self.dataset.num_repeats or repeats_of(self.listing.folder) or 1
 
     def table_names(self) -> list[str]:
         """What the images are called in a table of captions: with their suffix, or as there without it."""
@@ -259,6 +309,11 @@ def _folders_of_table(
             for name in sorted(names.difference(called.values())):
                 findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {path} and is no image")
             yield folder
+
+
+def repeats_of(folder: str) -> int:
+    """How often the name of a folder says that its images are used per epoch; 0 where it does not say it."""
+    return int(_matched_name(folder, _REPEATS) or 0)
 
 
 def _matched_name(folder: str, pattern: re.Pattern[str]) -> str:
@@ -609,9 +664,8 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
     """The samples of a folder."""
     dataset, listing = folder.dataset, folder.listing
     named = _matched_name(listing.folder, _REPEATS)
-    repeats = dataset.num_repeats or int(named or 1)
     note = ""
-    if named and int(named) != repeats:
+    if named and int(named) != folder.repeats:
         unused = f"the {int(named)} in the folder's name is not used"
         note = f"{listing.folder}: num_repeats: {dataset.num_repeats} is given; {unused}"
     rules = caption_rules(dataset, trigger_word)
@@ -627,7 +681,7 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
     columns = (
         [listing.prefix + name for name in names],
         [trained_caption(caption, dataset, rules, add_trigger) for caption in folder.captions],
-        repeat(repeats),
+        repeat(folder.repeats),
         [listing.facts[name].size for name in names],
         repeat(listing.folder),
         [controls.get(stem, ()) for stem in listing.images],
@@ -647,7 +701,7 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
     if not dataset.alpha_mask:
         files |= {listing.path(name): listing.facts[name] for name in names}
     with_alpha = sum(facts is not None and facts.alpha for facts in files.values())
-    return FolderInfo(folder.index, listing.folder, repeats, samples, missing, note, dataset.is_reg, with_alpha)
+    return FolderInfo(folder.index, listing.folder, folder.repeats, samples, missing, note, dataset.is_reg, with_alpha)
 
 
 # ---------------------------------------------------------------- words of messages

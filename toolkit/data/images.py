@@ -183,6 +183,12 @@ def image_size(path: Path | str, data: bytes | None = None) -> Size:
         return _upright_size(image)
 
 
+def media_type(path: Path | str) -> str:
+    """`image/png` and the like, by what the file holds. Reads the header only. Raises ImageError."""
+    with _reading(path) as image:
+        return Image.MIME["JPEG" if image.format == "MPO" else str(image.format)]
+
+
 def inspect_image(path: Path | str) -> ImageInfo:
     """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:

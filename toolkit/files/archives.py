@@ -7,8 +7,12 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
+from typing import NamedTuple
 
 from toolkit.files.writing import free_space, readable_size
 
@@ -61,9 +65,40 @@ def unpacked(file: str, home: Path) -> Path:
 
 
 def _extract(file: str, folder: Path) -> None:
-    """Unpacks the visible files. Raises OSError for an archive that is damaged, encrypted, leads out of the folder or
-    needs more room than there is."""
+    """Unpacks the visible files. Raises OSError as `opened`, and where it needs more room than there is."""
+    with opened(file) as (archive, members):
+        needed, free = sum(member.file_size for member in members), free_space(folder)
+        if needed + MARGIN > free:
+            sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+            raise OSError(f"{sizes} in {folder.parent}. Make room, or give a folder")
+        for member in members:
+            archive.extract(member, folder)
+
+
+class Limits(NamedTuple):
+    """Of an archive that comes from elsewhere."""
+
+    files: int
+
+    most_bytes: int
+    """Bytes of all of them, unpacked."""
+
+    ratio: int
+    """Of the bytes unpacked to those packed, from `FREE_RATIO` bytes on."""
+
+
+FREE_RATIO = 50 * 10**6
+_ENTRY = 1000
+"""Bytes of a file's entry in the directory of an archive, which is read whole, at the most."""
+
+
+@contextmanager
+def opened(file: str | Path, limits: Limits | None = None) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """A zip file and its visible files. Raises OSError for one that is damaged, encrypted, leads out of its folder or
+    is beyond the limits; also while its files are read."""
     try:
+        if limits:
+            _check_directory(file, limits)
         with zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if not member.is_dir() and _is_visible(member.filename)]
             for member in members:
@@ -71,14 +106,27 @@ def _extract(file: str, folder: Path) -> None:
                     raise OSError(f"{member.filename!r} is encrypted. Unpack it, and give the folder")
                 if stat.S_ISLNK(member.external_attr >> 16) or _leads_out(member.filename):
                     raise OSError(f"{member.filename!r} leads out of the archive. Unpack it, and give the folder")
-            needed, free = sum(member.file_size for member in members), free_space(folder)
-            if needed + MARGIN > free:
-                sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
-                raise OSError(f"{sizes} in {folder.parent}. Make room, or give a folder")
-            for member in members:
-                archive.extract(member, folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+            if limits:
+                size, packed = (sum(getattr(each, key) for each in members) for key in ("file_size", "compress_size"))
+                most = min(limits.most_bytes, max(FREE_RATIO, limits.ratio * packed))
+            if limits and size > most:
+                raise OSError(
+                    f"holds {readable_size(size)} unpacked, at most {readable_size(most)} are taken. Split it"
+                )
+            yield archive, members
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise OSError(f"is no zip file that can be read: {error}. Make it again, or give a folder") from error
+
+
+def _check_directory(file: str | Path, limits: Limits) -> None:
+    """Raises OSError for an archive with too many files, before its directory is read."""
+    with open(file, "rb") as raw:
+        raw.seek(-min(os.path.getsize(file), 22 + 65535), os.SEEK_END)  # APPNOTE.TXT 4.3.16: it ends with a comment
+        tail = raw.read()
+    end = tail[tail.rfind(b"PK\5\6") :]
+    count, size = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if count > limits.files or size > limits.files * _ENTRY:
+        raise OSError(f"holds more than {limits.files:,} files. Split it")
 
 
 def _is_visible(name: str) -> bool:

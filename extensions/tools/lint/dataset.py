@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 from PIL import Image
 
+from extensions.tools.lint.config import SIZE_MULTIPLE
 from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.loader import load_job
 from toolkit.config.sections import ImageTrainingSection
@@ -35,9 +36,6 @@ from toolkit.models.families import ModelFamily, family_for
 
 if TYPE_CHECKING:
     from extensions.tools.lint.config import LintConfig
-
-SIZE_MULTIPLE = 32
-"""Of the buckets where no model says it: those of Qwen-Image-Edit."""
 
 COMPARED_SIDE = 64
 """Pixels of a side at which an image is compared with its references."""

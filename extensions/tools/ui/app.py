@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 from extensions.tools.ui.guard import Guard
 from extensions.tools.ui.state import HERE, Ui, render, texts
 from extensions.tools.ui.views import compare, new, queue, run, runs, system, tools
+from extensions.tools.ui.views import datasets, runs, system
 
 
 def _get(path: str, view: object) -> Route:
@@ -52,6 +53,22 @@ ROUTES = [
     _get("/system", system.index),
     _post("/system/price", system.set_price),
     _post("/system/prune", system.prune),
+    _get("/datasets", datasets.index),
+    _post("/datasets", datasets.create),
+    _post("/datasets/restore", datasets.restore),
+    _get("/datasets/{d}", datasets.show),
+    _post("/datasets/{d}/view", datasets.set_view),
+    _post("/datasets/{d}/captions", datasets.save_caption),
+    _post("/datasets/{d}/change", datasets.change),
+    _post("/datasets/{d}/delete", datasets.delete),
+    _post("/datasets/{d}/lint", datasets.check),
+    _get("/datasets/{d}/lint", datasets.check_state),
+    _post("/datasets/{d}/captioning", datasets.captioning),
+    _get("/datasets/{d}/upload", datasets.upload_state),
+    _post("/datasets/{d}/upload", datasets.upload),
+    _post("/datasets/{d}/files", datasets.upload_form),
+    _get("/datasets/{d}/images/{name:path}", datasets.image),
+    _get("/datasets/{d}/thumbs/{name:path}", datasets.thumb),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),

@@ -1,0 +1,395 @@
+"""The datasets as the page sees them: what is in their folders by the program's own rules, captions that are replaced
+with a version, a trash that gives back what it took, and what lint says.
+
+Nothing is kept but what the folders hold, besides `<output>/.ui/`: how a dataset is looked at, its findings, and a copy
+of each caption that was replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from extensions.tools.ui.state import Ui, inside
+from toolkit.config.dataset import DatasetConfig
+from toolkit.data.captions import CaptionError, read_caption, with_caption
+from toolkit.data.directory import DirectoryListing, list_folder
+from toolkit.data.file_hashes import version_of
+from toolkit.data.folder import FoundImage, find_images
+from toolkit.data.images import ImageError, image_size
+from toolkit.data.types import Size
+from toolkit.errors import RunError
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import TOOLKIT_ROOT, atomic_write, link, read_regular, write_json
+
+LINT_S = 900
+"""Seconds that a check of a dataset may take."""
+
+TRASH = ".trash"
+"""In the folder of the datasets, so that a file is moved in one step; hidden, so that it is no dataset."""
+
+MOST_KNOWN = 50_000
+"""Images whose size is remembered."""
+
+DEFAULT_VIEW = {"references": "", "masks": "", "resolution": 1024}
+
+_writing = Lock()
+
+
+class Conflict(ValueError):
+    """A caption that somebody else has changed since it was read; the text is what it is now."""
+
+
+def below(folder: Path, name: str) -> Path:
+    """The visible file or folder that a path with `/` from outside stands for. Raises HTTPException 404 as `inside`."""
+    for part in name.split("/"):
+        folder = inside(folder, "" if part.startswith(".") else part)
+    return folder
+
+
+def names(ui: Ui) -> list[str]:
+    """The folders that are datasets, by name; a link that leads elsewhere is none."""
+    found = []
+    for name in list_folder(str(ui.datasets)).subfolders if ui.datasets.is_dir() else ():
+        with suppress(HTTPException):
+            found.append(below(ui.datasets, name).name)
+    return found
+
+
+@dataclass
+class Dataset:
+    """One folder, as it is now."""
+
+    ui: Ui
+    name: str
+    view: dict[str, Any] = field(default_factory=dict)
+    """`references` and `masks`: a folder within that of the datasets, or what names have at their end; `resolution`."""
+
+    listings: list[DirectoryListing] = field(default_factory=list)
+    """The folder, and its visible subfolders."""
+
+    images: list[FoundImage] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
+    """Path of a file or folder -> what is wrong with it."""
+
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.ui.datasets / self.name
+
+    @property
+    def view_file(self) -> Path:
+        return self.ui.own / "datasets" / f"{self.name}.json"
+
+    @property
+    def state(self) -> str:
+        """A digest of the files in it: another one, when any of them has changed."""
+        files = [(each.folder, sorted(each.versions.items(), key=str)) for each in self.listings]
+        return hashlib.sha256(repr((files, self.view)).encode()).hexdigest()[:16]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(version[0] for each in self.listings for version in each.versions.values() if version)
+
+    def id_of(self, path: str) -> str:
+        """The name of a file in addresses: its path from the folder, with `/`."""
+        return os.path.relpath(path, self.folder).replace(os.sep, "/")
+
+    def partner(self, value: str) -> tuple[str, str]:
+        """What `references` or `masks` means: a folder, or a suffix of names."""
+        with suppress(HTTPException):
+            if value and (folder := below(self.ui.datasets, value)).is_dir():
+                return str(folder), ""
+        return "", value
+
+    def config(self) -> DatasetConfig:
+        """The section of a job that trains it."""
+        (references, suffix), (masks, mask_suffix) = map(self.partner, (self.view["references"], self.view["masks"]))
+        return DatasetConfig(
+            folder_path=str(self.folder),
+            control_path=(references,) if references else (),
+            control_suffix=(suffix,) if suffix else (),
+            mask_path=masks or None,
+            mask_suffix=mask_suffix,
+            resolution=(self.view["resolution"],),
+        )
+
+
+def open_dataset(ui: Ui, name: str) -> Dataset:
+    """A dataset by its name. Raises HTTPException 404 for one that is not there, or leads elsewhere."""
+    folder, data = below(ui.datasets, name), Dataset(ui, name, dict(DEFAULT_VIEW))
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        given = json.loads(read_regular(data.view_file)).items()
+        data.view |= {key: value for key, value in given if type(value) is type(DEFAULT_VIEW.get(key))}
+    try:
+        top = list_folder(str(folder))
+        data.listings = [top, *(list_folder(str(folder / sub)) for sub in top.subfolders if _is_within(folder, sub))]
+    except OSError as error:
+        raise HTTPException(404, f"{name}: {error.strerror}. It was moved away, or cannot be read.") from error
+    return data
+
+
+def read_dataset(ui: Ui, name: str) -> Dataset:
+    """The same with its images. Raises HTTPException 404."""
+    data = open_dataset(ui, name)
+    known, state = ui.memory.get("dataset"), (name, data.state)
+    if known and known[0] == state:
+        _, data.images, data.faults, data.notes = known
+    elif any(listing.images for listing in data.listings):
+        found, mistakes, data.notes = find_images(data.config())
+        data.faults = {mistake.place: redact_text(mistake.message) for mistake in mistakes}
+        data.images = [_without_links(data, image) for image in found]
+        ui.memory["dataset"] = state, data.images, data.faults, data.notes
+    return data
+
+
+def _is_within(folder: Path, name: str) -> bool:
+    with suppress(HTTPException):
+        return bool(below(folder, name))
+    return False
+
+
+def _without_links(data: Dataset, image: FoundImage) -> FoundImage:
+    """The image without the text of files outside, to which a link leads."""
+    for path in (*image.captions[:1], *filter(None, [image.table])):
+        if os.path.islink(path) and not _is_within(Path(path).parent, os.path.basename(path)):
+            data.faults[image.path] = f"{os.path.basename(path)} is a link that leads out of the folder"
+            return image._replace(caption="", captions=(), table=path)
+    return image
+
+
+def size_of(ui: Ui, path: str) -> Size | str:
+    """Pixels of an image after EXIF rotation, by its header; or why it has none."""
+    known: dict[str, tuple[Any, Size | str]] = ui.memory.setdefault("image sizes", {})
+    found: Size | str
+    try:
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            below(Path(path).parent, os.path.basename(path))
+        version = version_of(os.stat(path))
+        if path in known and known[path][0] == version:
+            return known[path][1]
+        found = image_size(path)
+    except HTTPException:
+        return "is a link that leads out of the folder. Put the file itself there"
+    except OSError as error:
+        return error.strerror or str(error)
+    except ImageError as error:
+        found = redact_text(error.reason)
+    if len(known) >= MOST_KNOWN:
+        known.clear()
+    known[path] = version, found
+    return found
+
+
+def remember_fault(ui: Ui, path: str, reason: str) -> None:
+    """Takes what was wrong with an image when it was decoded."""
+    with suppress(OSError):
+        ui.memory.setdefault("image sizes", {})[path] = version_of(os.stat(path)), redact_text(reason)
+
+
+# ---------------------------------------------------------------- captions
+
+
+def caption_file(image: FoundImage) -> Path:
+    """Where the caption of an image is, or will be."""
+    return Path(image.captions[0]) if image.captions else Path(image.path).with_suffix(".txt")
+
+
+def caption_version(image: FoundImage) -> str:
+    """A hash of the caption's file; `none` where there is no file."""
+    try:
+        return hashlib.sha256(read_regular(caption_file(image))).hexdigest()[:16]
+    except FileNotFoundError:
+        return "none"
+    except OSError:
+        return "unreadable"
+
+
+def set_caption(data: Dataset, image: FoundImage, text: str, version: str, durable: bool = True) -> str:
+    """Replaces a caption whose version is as it was read, after a copy of the old one went to the page's trash. Returns
+    the new version. Raises Conflict for another version, CaptionError for a `.json` without a caption, OSError.
+
+    durable: on the disk before this returns; the copy is in any case.
+    """
+    file = caption_file(image)
+    with _writing:
+        if (there := caption_version(image)) != version:
+            with suppress(CaptionError):
+                raise Conflict(read_caption(file) if file.exists() else "")
+            raise Conflict(image.caption)
+        content = with_caption(file, text).encode()
+        if there != "none":
+            old = read_regular(file)
+            if old == content:
+                return there
+            moment = f"{time.strftime('%Y-%m-%d_%H%M%S')}-{secrets.token_hex(3)}"
+            kept = (
+                data.ui.own / "trash" / "captions" / data.name / f"{data.id_of(str(file)).replace('/', '~')}.{moment}"
+            )
+            with atomic_write(kept) as temporary:
+                temporary.write_bytes(old)
+        with atomic_write(file, durable) as temporary:
+            temporary.write_bytes(content)
+        return caption_version(image._replace(captions=(str(file),)))
+
+
+def tags_of(text: str) -> list[str]:
+    """The parts of a caption between commas."""
+    return [tag for part in text.split(",") if (tag := part.strip())]
+
+
+def changed_caption(text: str, form: dict[str, str]) -> str:
+    """What becomes of a caption. form: `op` (replace, add, remove), and what it needs."""
+    find, tag = form.get("find", ""), form.get("tag", "").strip(" ,")
+    if form.get("op") == "replace" and find:
+        flags = 0 if form.get("case") else re.IGNORECASE
+        return re.sub(re.escape(find), lambda _: form.get("replacement", ""), text, flags=flags).strip()
+    has_tag = tag.casefold() in map(str.casefold, tags_of(text))
+    if form.get("op") == "add" and tag and not has_tag:
+        return ", ".join(filter(None, [text.rstrip(" ,"), tag] if form.get("where") == "end" else [tag, text]))
+    if form.get("op") == "remove" and has_tag:
+        return ",".join(part for part in text.split(",") if part.strip().casefold() != tag.casefold()).strip(" ,")
+    return text
+
+
+# ---------------------------------------------------------------- trash
+
+
+def trash(data: Dataset, images: Iterable[FoundImage]) -> str:
+    """Moves images with all that belongs to them into the trash. Returns the entry's name. Raises OSError."""
+    entry = f"{time.strftime('%Y-%m-%d_%H%M%S')}-{secrets.token_hex(3)}"
+    for image in images:
+        partners = filter(None, (*image.references, image.mask))
+        beside = [path for path in partners if os.path.dirname(path) == os.path.dirname(image.path)]
+        for path in dict.fromkeys((image.path, *(() if image.shares_stem else (*image.captions, *beside)))):
+            target = data.ui.datasets / TRASH / entry / data.name / data.id_of(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                shutil.move(path, target)
+    return entry
+
+
+def trashed(ui: Ui) -> list[tuple[str, str, int, str]]:
+    """What can be brought back, the latest first: entry, dataset, files, the first of their names."""
+    found = []
+    for entry in sorted((ui.datasets / TRASH).glob("*"), reverse=True):
+        files = [path.relative_to(entry) for path in _files(entry)]
+        if files:
+            found.append((entry.name, files[0].parts[0], len(files), Path(*files[0].parts[1:]).as_posix()))
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for top, _, files in os.walk(folder):
+        yield from (Path(top, name) for name in sorted(files))
+
+
+def restore(ui: Ui, entry: str) -> tuple[int, int]:
+    """Moves the files of an entry back to where they were. Returns how many, and how many stay because their place is
+    taken. Raises HTTPException 404 for an entry that is none, RunError for the disk."""
+    place, root, back, stay = inside(ui.datasets / TRASH, entry), ui.datasets.resolve(), 0, 0
+    for path in list(_files(place)):
+        target = ui.datasets / path.relative_to(place)
+        if not target.resolve().is_relative_to(root):
+            raise HTTPException(404, "no such dataset")
+        with _writing:
+            if os.path.lexists(target):
+                stay += 1
+                continue
+            link(path, target)
+        path.unlink()
+        back += 1
+    for top, _, _ in os.walk(place, topdown=False):
+        with suppress(OSError):  # one that still holds a file
+            os.rmdir(top)
+    return back, stay
+
+
+# ---------------------------------------------------------------- lint
+
+
+def lint(data: Dataset) -> None:
+    """Starts the check of a dataset, unless it is under way."""
+    if data.ui.memory.get(("lint", data.name)) == "running":
+        return
+    flags = [str(data.folder), "--json", f"--resolution={data.view['resolution']}"]
+    references, _ = data.partner(data.view["references"])
+    flags += [f"--control-path={references}"] if references else []
+    priority = [nice, "-n", "10"] if (nice := shutil.which("nice")) else []
+    command = [*priority, sys.executable, str(TOOLKIT_ROOT / "run.py"), "lint", *flags]
+    data.ui.memory["lint", data.name] = "running"
+    Thread(target=partial(_lint, data, data.state, command), daemon=True).start()
+
+
+def _lint(data: Dataset, state: str, command: list[str]) -> None:
+    fault = "it has ended"
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=LINT_S, stdin=subprocess.DEVNULL, check=False)
+        found = json.loads(done.stdout or b"null")
+        if found is None:
+            raise ValueError(done.stderr.decode(errors="replace").strip()[-500:] or f"exit code {done.returncode}")
+        write_json(_lint_file(data), {"state": state, **found})
+        fault = ""
+    except subprocess.TimeoutExpired:
+        fault = f"it took longer than {LINT_S} s"
+    except (OSError, ValueError, TypeError, RunError) as error:
+        fault = redact_text(str(error))
+    finally:
+        data.ui.memory["lint", data.name] = fault
+
+
+def _lint_file(data: Dataset) -> Path:
+    return data.ui.own / "lint" / f"{data.name}.json"
+
+
+def findings(data: Dataset) -> dict[str, Any]:
+    """What the last check found: `status` (running, empty, or why it failed), `is_old`, `images`, `by_file` (path ->
+    rows of check and message), `count`."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    try:
+        known = json.loads(read_regular(_lint_file(data)))
+        for row in known["findings"]:
+            rows.setdefault(row["file"], []).append({"check": str(row["check"]), "message": str(row["message"])})
+        told = {"is_old": known["state"] != data.state, "images": int(known["images"])}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        told = {"is_old": False, "images": None}
+    status = data.ui.memory.get(("lint", data.name), "")
+    return {"status": status, "by_file": rows, "count": sum(map(len, rows.values())), **told}
+
+
+def summary(ui: Ui, name: str) -> dict[str, Any]:
+    """A dataset in the list of all: its images are looked at again when a file has changed."""
+    data, known = open_dataset(ui, name), ui.memory.get(("summary", name))
+    if known and known["state"] == data.state:
+        return dict(known)
+    images = read_dataset(ui, name).images
+    found = {
+        "name": name,
+        "state": data.state,
+        "images": len(images),
+        "repeats": sorted({image.repeats for image in images}),
+        "missing": sum(not image.caption for image in images),
+        "first": [data.id_of(image.path) for image in images[:4]],
+        "size": data.size,
+    }
+    ui.memory["summary", name] = found
+    return found

@@ -1,0 +1,109 @@
+"""Decodes images in a process of its own: what a file makes a decoder do, its memory and its time, is not the page's.
+
+Asked by a line of JSON on standard input, it answers by one: `python -m extensions.tools.ui.decoder`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock, Timer
+from typing import Any
+
+from toolkit.data.images import ImageError, open_image
+from toolkit.data.types import Size
+from toolkit.files.writing import TOOLKIT_ROOT, atomic_write
+
+THUMB_SIDE = 400
+"""Pixels of the longer side of a thumbnail."""
+
+MOST_S = 60.0
+"""Seconds that an image may take."""
+
+IDLE_S = 30.0
+"""Seconds without a question after which the process ends."""
+
+
+class Decoder:
+    """One process for all who ask, started when it is needed."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._idle = Timer(0, lambda: None)
+
+    def decode(self, path: Path, thumb: Path | None = None) -> Size:
+        """Decodes a whole image, and writes its thumbnail. Returns its size in pixels, upright. Raises ImageError."""
+        with self._lock:
+            self._idle.cancel()
+            answer = self._ask({"path": str(path.absolute()), "thumb": str(thumb.absolute()) if thumb else ""})
+            self._idle = Timer(IDLE_S, self.end)
+            self._idle.daemon = True
+            self._idle.start()
+        if error := answer.get("error"):
+            raise ImageError(path, error)
+        return Size(*answer["size"])
+
+    def end(self) -> None:
+        """Ends the process; the next question starts another."""
+        with self._lock:
+            if self._process and self._process.stdin:
+                self._process.stdin.close()
+                self._process.wait()
+            self._process = None
+
+    def _ask(self, question: dict[str, str]) -> dict[str, Any]:
+        if self._process is None or self._process.poll() is not None:
+            environment = os.environ | {"PYTHONPATH": str(TOOLKIT_ROOT)}
+            command = [sys.executable, "-m", __spec__.name]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+            )
+        process = self._process
+        assert process.stdin and process.stdout
+        alarm = Timer(MOST_S, process.kill)
+        alarm.start()
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            return answer
+        except (OSError, ValueError):  # it was killed, by the alarm or for its memory, or has crashed
+            process.kill()
+            return {"error": f"cannot be decoded within {MOST_S:.0f} s and the memory there is. Save it anew, smaller"}
+        finally:
+            alarm.cancel()
+
+
+def main() -> None:
+    """Answers until standard input ends, as it does when the page ends."""
+    if hasattr(os, "nice"):
+        os.nice(5)
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer: dict[str, Any] = {"size": _decode(question["path"], question["thumb"])}
+        except ImageError as error:
+            answer = {"error": error.reason}
+        except (OSError, MemoryError) as error:  # of the thumbnail's disk
+            answer = {"error": f"its thumbnail cannot be made: {getattr(error, 'strerror', '') or error}"}
+        with suppress(BrokenPipeError):
+            print(json.dumps(answer), flush=True)
+
+
+def _decode(path: str, thumb: str) -> Size:
+    image = open_image(path)
+    size = Size(*image.size)
+    if thumb:
+        image.thumbnail((THUMB_SIDE, THUMB_SIDE))
+        with atomic_write(Path(thumb), durable=False) as temporary:
+            image.save(temporary, "JPEG", quality=85)
+    return size
+
+
+if __name__ == "__main__":
+    main()

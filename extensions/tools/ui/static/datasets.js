@@ -1,0 +1,260 @@
+// One dataset: captions saved in place with undo, files sent in pieces that go on where they were, keys between images.
+import {tell, texts} from '/static/page.js';
+
+const words = texts.datasets;
+const say = (text, values = {}) => text.replace(/\{(\w+)\}/g, (_, key) => values[key] ?? '');
+const here = location.pathname;
+const main = document.getElementById('main');
+
+async function ask(address, options = {}) {
+  const answer = await fetch(address, {...options, headers: {accept: 'application/json'}});
+  const text = await answer.text();
+  let data = {};
+  try { data = JSON.parse(text); } catch { data = {detail: text.trim()}; }
+  return {ok: answer.ok, status: answer.status, ...data};
+}
+
+// ---- captions
+
+const undone = {
+  key: `undo ${document.querySelector('[data-undo]')?.dataset.undo ?? here}`,
+  all() { return JSON.parse(sessionStorage.getItem(this.key) ?? '[]'); },
+  keep(steps) {
+    while (steps.length) {
+      try { return sessionStorage.setItem(this.key, JSON.stringify(steps.slice(-100))); } catch { steps.shift(); }
+    }
+    sessionStorage.removeItem(this.key);
+  },
+};
+const undoButton = document.querySelector('.undo');
+const showUndo = () => { if (undoButton) undoButton.hidden = !undone.all().length; };
+
+function mark(form) {
+  const area = form.elements.caption, isDirty = area.value !== area.defaultValue;
+  form.classList.toggle('clean', !isDirty);
+  if (isDirty) form.querySelector('[role=status]').textContent = words.unsaved;
+  return isDirty;
+}
+
+async function save(form) {
+  const {caption, name, version} = form.elements, note = form.querySelector('[role=status]');
+  const before = caption.defaultValue, sent = caption.value;
+  if (before === sent || form.classList.contains('busy')) return;
+  form.classList.add('busy');
+  try {
+    const answer = await ask(form.action, {method: 'POST', body: new URLSearchParams(new FormData(form))});
+    if (answer.ok) {
+      version.value = answer.version;
+      caption.defaultValue = sent;
+      note.textContent = words.saved;
+      note.className = 'good';
+      undone.keep([...undone.all(), [{name: name.value, before, after: sent.trim()}]]);
+      showUndo();
+    } else if (answer.status === 409 && 'theirs' in answer) {
+      version.value = answer.version;
+      note.textContent = say(words.conflict, answer);
+      note.className = 'bad';
+    } else {
+      note.textContent = say(words.failed, {reason: answer.detail});
+      note.className = 'bad';
+    }
+  } catch {
+    note.textContent = words.offline;
+    note.className = 'bad';
+  }
+  form.classList.remove('busy');
+  form.classList.toggle('clean', caption.value === caption.defaultValue);
+}
+
+for (const form of document.querySelectorAll('form.caption')) {
+  mark(form);
+  form.addEventListener('input', () => { form.querySelector('[role=status]').className = 'faint'; mark(form); });
+  form.addEventListener('submit', event => { event.preventDefault(); save(form); });
+  form.elements.caption.addEventListener('blur', () => save(form));
+}
+addEventListener('beforeunload', event => {
+  if ([...document.querySelectorAll('form.caption')].some(mark)) event.preventDefault();
+});
+
+undoButton?.addEventListener('click', async () => {
+  const steps = undone.all(), step = steps.pop() ?? [];
+  let failed = 0;
+  for (const {name, before, after} of step) {
+    const answer = await ask(`${here}/captions`, {method: 'POST', body: new URLSearchParams({name, caption: before, was: after})});
+    const form = [...document.querySelectorAll('form.caption')].find(each => each.elements.name.value === name);
+    if (!answer.ok) failed += 1;
+    else if (form) {
+      form.elements.version.value = answer.version;
+      form.elements.caption.value = form.elements.caption.defaultValue = before;
+      form.querySelector('[role=status]').textContent = words.undone;
+      mark(form);
+    }
+  }
+  undone.keep(steps);
+  showUndo();
+  tell(failed ? say(words.not_undone, {count: failed}) : words.undone, failed > 0);
+});
+showUndo();
+document.querySelector('.apply')?.addEventListener('submit', event => {
+  if (event.submitter?.name !== 'apply') return;
+  undone.keep([...undone.all(), JSON.parse(document.getElementById('undo').textContent)]);
+});
+
+// ---- images
+
+main.addEventListener('error', async event => {  // an image that cannot be decoded: the answer says why
+  const view = event.target.closest?.('.view');
+  if (!view) return;
+  const answer = await ask(event.target.src).catch(() => ({detail: ''}));
+  const why = Object.assign(document.createElement('span'), {className: 'bad why', textContent: answer.detail});
+  view.replaceChildren(why);
+}, true);
+
+const all = document.querySelector('.all');
+if (all) {
+  all.hidden = false;
+  all.querySelector('input').addEventListener('change', event => {
+    for (const box of document.querySelectorAll('[name=chosen]')) box.checked = event.target.checked;
+  });
+}
+
+document.addEventListener('keydown', event => {
+  const card = document.activeElement.closest?.('.image'), area = card?.querySelector('textarea');
+  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 's' && card) {
+    event.preventDefault();
+    save(card.querySelector('form.caption'));
+  } else if (event.key === 'Escape' && document.activeElement === area) {
+    card.focus();
+  } else if (document.activeElement === card && card) {
+    const cards = [...document.querySelectorAll('.image')], at = cards.indexOf(card);
+    const row = cards.filter(each => each.offsetTop === cards[0].offsetTop).length;
+    const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: row, ArrowUp: -row}[event.key];
+    if (event.key === 'Enter' && area) { event.preventDefault(); area.focus(); }
+    if (event.key === ' ') { event.preventDefault(); card.querySelector('[name=chosen]')?.click(); }
+    if (step && cards[at + step]) { event.preventDefault(); cards[at + step].focus(); }
+  }
+});
+
+const lint = document.querySelector('[data-status=running]');
+if (lint) {
+  const look = setInterval(async () => {
+    const answer = await ask(lint.dataset.lint).catch(() => ({status: 'running'}));
+    if (answer.status === 'running' || [...document.querySelectorAll('form.caption')].some(mark)) return;
+    clearInterval(look);
+    location.reload();
+  }, 1000);
+}
+
+// ---- files
+
+const table = Array.from({length: 256}, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
+  return byte;
+});
+function crc(bytes, start = 0) {  // CRC-32 as of zlib; crypto.subtle is not there over plain http
+  let value = ~start;
+  for (const byte of bytes) value = table[(value ^ byte) & 255] ^ (value >>> 8);
+  return ~value >>> 0;
+}
+const hex = value => value.toString(16).padStart(8, '0');
+const bytesOf = async (file, from, to) => new Uint8Array(await file.slice(from, to).arrayBuffer());
+const pause = seconds => new Promise(done => setTimeout(done, seconds * 1000));
+
+const drop = document.querySelector('[data-upload]');
+const renamed = new Map();  // the names that images got, for their captions
+const stem = name => name.replace(/\.[^.]*$/, '');
+
+function row(file) {
+  const line = document.createElement('li'), name = document.createElement('span');
+  name.className = 'name';
+  name.textContent = name.title = file.name;
+  const bar = Object.assign(document.createElement('progress'), {max: 1, value: 0}), note = document.createElement('span');
+  const cancel = Object.assign(document.createElement('button'), {type: 'button', textContent: words.cancel});
+  line.append(name, bar, note, cancel);
+  drop.querySelector('.sent').append(line);
+  const stop = new AbortController();
+  cancel.addEventListener('click', () => stop.abort());
+  return {
+    stop: stop.signal,
+    at(share) { bar.value = share; note.textContent = say(words.sending, {percent: Math.floor(share * 100)}); },
+    note(text) { note.textContent = text; },
+    end(text, isBad) { bar.remove(); cancel.remove(); note.textContent = text; note.className = isBad ? 'bad' : 'faint'; },
+    more(each) {
+      const item = document.createElement('li'), strong = document.createElement('strong');
+      strong.textContent = each.name;
+      item.append(strong, say(words.states[each.state], each));
+      item.className = each.state === 'refused' ? 'bad' : 'faint';
+      line.after(item);
+    },
+  };
+}
+
+async function persistent(shown, address, options) {  // until the page answers, or the file is cancelled
+  for (let wait = 1; ; wait = Math.min(wait * 2, 15)) {
+    try {
+      const answer = await ask(address, {...options, signal: shown.stop});
+      if (answer.status < 500 || answer.status === 507) return answer;
+    } catch (error) {
+      if (shown.stop.aborted) throw error;
+    }
+    shown.note(words.waits);
+    await pause(wait);
+    shown.stop.throwIfAborted();
+  }
+}
+
+async function send(file, into) {
+  const shown = file.shown, piece = Number(drop.dataset.piece);
+  const name = (renamed.get(stem(file.name)) ?? stem(file.name)) + file.name.slice(stem(file.name).length);
+  const query = new URLSearchParams({name, size: file.size, into});
+  try {
+    let answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
+    let offset = answer.offset ?? 0, sum = 0;
+    for (let at = 0; at < offset; at += piece) sum = crc(await bytesOf(file, at, Math.min(at + piece, offset)), sum);
+    if (offset && hex(sum) !== answer.hash) offset = 0;  // the part of another file of this name and size
+    while (answer.status < 400 || answer.status === 409) {
+      const bytes = await bytesOf(file, offset, offset + piece);
+      const address = `${drop.dataset.upload}?${query}&offset=${offset}&hash=${hex(crc(bytes))}`;
+      answer = await persistent(shown, address, {method: 'POST', body: bytes});
+      offset = answer.offset ?? offset;
+      shown.at(file.size ? offset / file.size : 1);
+      if (answer.told) break;
+    }
+    while (answer.told?.state === 'checking') {
+      shown.note(say(words.checking, {count: answer.told.files.length}));
+      await pause(1);
+      answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
+    }
+    const files = answer.told?.files ?? [{name: file.name, state: 'refused', text: answer.detail}];
+    if (files.length === 1) shown.end(say(words.states[files[0].state], files[0]), files[0].state === 'refused');
+    else shown.end(say(words.checking, {count: files.length}));
+    if (files.length > 1) for (const each of files.filter(one => one.state === 'refused').slice(0, 50)) shown.more(each);
+    if (files.length === 1 && ['renamed', 'same'].includes(files[0].state) && !/\.(txt|caption|json)$/i.test(name)) {
+      renamed.set(stem(file.name), stem(files[0].text));
+    }
+  } catch (error) {
+    shown.end(shown.stop.aborted ? words.cancelled : say(words.states.refused, {text: error.message}), true);
+  }
+}
+
+async function sendAll(files) {
+  const into = drop.elements.into?.value ?? '', isText = file => /\.(txt|caption|json|csv|tsv|jsonl)$/i.test(file.name);
+  const sorted = [...files].sort((one, other) => isText(one) - isText(other));
+  for (const file of sorted) file.shown = row(file);
+  for (const file of sorted) await send(file, into);
+  const again = Object.assign(document.createElement('a'), {className: 'button main', href: location.href, textContent: words.reload});
+  drop.querySelector('.sent').append(again);
+  if (!drop.querySelector('.sent .bad') && ![...document.querySelectorAll('form.caption')].some(mark)) location.reload();
+}
+
+if (drop) {
+  drop.querySelector('button').hidden = true;
+  drop.elements.file.addEventListener('change', () => { sendAll(drop.elements.file.files); });
+  for (const kind of ['dragover', 'dragleave', 'drop']) {
+    drop.addEventListener(kind, event => {
+      event.preventDefault();
+      drop.classList.toggle('over', kind === 'dragover');
+      if (kind === 'drop') sendAll(event.dataTransfer.files);
+    });
+  }
+}

@@ -1,0 +1,213 @@
+"""Files that come in pieces: kept in a part file until they are whole, then checked by what they hold, then given a
+free name in the folder. Nothing that is there is replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from unicodedata import category, normalize
+
+from extensions.tools.ui.decoder import Decoder
+from toolkit.config.dataset import CAPTION_SUFFIXES
+from toolkit.data.captions import TABLES, CaptionError, read_caption
+from toolkit.data.directory import list_folder, split_suffix
+from toolkit.data.folder import repeats_of
+from toolkit.data.images import IMAGE_SUFFIXES, ImageError
+from toolkit.errors import RunError
+from toolkit.files.archives import MARGIN, SUFFIX, Limits, opened
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import TEMP_NAME_BYTES, free_space, fsync, link, read_chunks, readable_size, sha256_of
+
+PIECE = 8 * 2**20
+"""Bytes of a piece at the most."""
+
+MOST_BYTES = {SUFFIX: 20 * 10**9, **dict.fromkeys((*CAPTION_SUFFIXES, ".json"), 100_000)}
+MOST_BYTES |= dict.fromkeys((suffix for suffix in TABLES if suffix != ".json"), 20 * 10**6)
+MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
+"""Bytes of a file at the most, by its suffix; a file of another one is not taken."""
+
+ARCHIVE = Limits(5000, 20 * 10**9, 100)
+KEPT_S = 7 * 24 * 3600
+"""Seconds after which the part of a file that nobody sends on is removed."""
+
+_placing = Lock()
+Told = dict[str, str]
+"""What became of a file: `name`, `state` (added, renamed, same, refused), `text` (its new name, or why not)."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is read as an image, by its name."""
+    return split_suffix(name)[1] in IMAGE_SUFFIXES
+
+
+class Refused(ValueError):
+    """A file that is not taken; the text says why, and what to do."""
+
+
+def checked_name(name: str) -> str:
+    """The name of a file in Unicode NFC. Raises Refused for one that is none."""
+    name = normalize("NFC", name)
+    if not name or name.startswith(".") or any(letter in "/\\" or category(letter) in ("Cc", "Cs") for letter in name):
+        raise Refused("its name is hidden, or holds '/', '\\' or control characters. Rename it")
+    if (length := len(name.encode())) > (most := 255 - TEMP_NAME_BYTES - len("-99")):
+        raise Refused(f"its name has {length} bytes, and {most} are the most. Shorten it")
+    if split_suffix(name)[1] not in MOST_BYTES:
+        raise Refused(f"is none of {', '.join(sorted(MOST_BYTES))}. Save it as one of these")
+    return name
+
+
+def check_size(name: str, size: int, folder: Path) -> None:
+    """Raises Refused for a file that is too large for its kind, or for the disk."""
+    if size > (most := MOST_BYTES[split_suffix(name)[1]]):
+        raise Refused(f"is {readable_size(size)}, and {readable_size(most)} are the most. Make it smaller")
+    if size + MARGIN > (free := free_space(folder)):
+        raise Refused(f"is {readable_size(size)}, and {readable_size(free)} are free on the disk. Make room")
+
+
+class Part:
+    """The part of a file that is here."""
+
+    def __init__(self, home: Path, dataset: str, name: str, size: int) -> None:
+        """home: where parts are kept; name: as of `checked_name`; size: bytes of the whole file."""
+        self.name, self.size = name, size
+        key = hashlib.sha256(repr((dataset, name, size)).encode()).hexdigest()[:24]
+        self.path = home / (key + split_suffix(name)[1])  # decoders of HEIF go by it
+
+    def state(self) -> dict[str, int | str]:
+        """Bytes that are here, and their CRC-32 in hex, by which the sender knows whether it is the same file."""
+        crc = length = 0
+        with suppress(FileNotFoundError):
+            for portion in read_chunks(self.path):
+                crc, length = zlib.crc32(portion, crc), length + len(portion)
+        return {"offset": length, "hash": f"{crc:08x}"}
+
+    def add(self, offset: int, piece: bytes, crc: str) -> int:
+        """Appends a piece, all of it or nothing; offset 0 begins anew. Returns the bytes that are here then. Raises
+        Refused for a piece that was damaged, too long, or is of another place than the next; OSError for the disk."""
+        if f"{zlib.crc32(piece):08x}" != crc:
+            raise Refused("a piece was damaged on its way. Send it again")
+        here = self.path.stat().st_size if offset and self.path.exists() else 0
+        if offset != here or here + len(piece) > self.size:
+            raise Refused(f"{here} bytes are here. Go on from there")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "r+b" if here else "wb", buffering=0) as file:
+            file.seek(here)
+            try:
+                written = file.write(piece)
+                while written < len(piece):
+                    written += file.write(piece[written:])
+            except OSError:
+                file.truncate(here)
+                raise
+        return here + len(piece)
+
+
+def clean(home: Path) -> None:
+    """Removes the parts that nobody has sent on for `KEPT_S`."""
+    for file in home.iterdir() if home.is_dir() else ():
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > KEPT_S:
+                file.unlink()
+
+
+def take(path: Path, name: str, folder: Path, decoder: Decoder, told: Callable[[Told], None]) -> None:
+    """Puts a whole file, or the files of a zip, into the folder, and removes it. told: hears what became of each."""
+    try:
+        if split_suffix(name)[1] == SUFFIX:
+            for each in _unpack(path, folder, decoder):
+                told(each)
+        else:
+            told(_taken(path, name, folder, decoder))
+    except OSError as error:
+        told({"name": name, "state": "refused", "text": redact_text(str(error.strerror or error))})
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _taken(path: Path, name: str, folder: Path, decoder: Decoder) -> Told:
+    try:
+        kept = _put(path, _checked(path, name, decoder), folder)
+        return {"name": name} | kept
+    except (Refused, RunError) as error:
+        return {"name": name, "state": "refused", "text": redact_text(str(error))}
+
+
+def _checked(path: Path, name: str, decoder: Decoder) -> str:
+    """The name of a file that holds what its suffix says, with the one of its contents where the dataset would not read
+    it otherwise. Raises Refused."""
+    check_size(name, path.stat().st_size, path.parent)
+    try:
+        if is_image(name):
+            decoder.decode(path)
+        elif split_suffix(name)[1] in TABLES:
+            path.read_text(encoding="utf-8-sig")
+        else:
+            read_caption(path)
+    except (ImageError, CaptionError) as error:
+        raise Refused(error.reason) from error
+    except UnicodeDecodeError as error:
+        raise Refused("is not UTF-8 text. Save it as UTF-8") from error
+    return name
+
+
+def _put(path: Path, name: str, folder: Path) -> Told:
+    """Gives a file the name in the folder, or the first free one like it; of the same contents once is enough."""
+    stem, suffix = name[: len(name) - len(split_suffix(name)[1])], name[len(split_suffix(name)[0]) :]
+    with _placing:
+        listing = list_folder(str(folder))
+        for number in count(1):
+            wanted = f"{stem}-{number}" if number > 1 else stem
+            there = listing.images.get(wanted, ()) if suffix.lower() in IMAGE_SUFFIXES else ()
+            taken = [folder / other for other in there] or [
+                folder / listing.files.get(wanted + suffix.lower(), wanted + suffix)
+            ]
+            if any(other.is_file() and _same(path, other) for other in taken):
+                return {"state": "same", "text": taken[0].name}
+            if not any(os.path.lexists(other) for other in taken):
+                link(path, folder / (wanted + suffix))
+                fsync(folder)
+                return {"state": "added" if number == 1 else "renamed", "text": wanted + suffix}
+    raise AssertionError
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
+
+
+def _unpack(path: Path, folder: Path, decoder: Decoder) -> Iterator[Told]:
+    """The files of a zip. One in a folder `<repeats>_<name>` goes into that one; a caption goes with its image."""
+    with opened(path, ARCHIVE) as (archive, members):
+        renamed: dict[tuple[Path, str], str] = {}
+        members.sort(key=lambda member: not is_image(member.filename))
+        for member in members:
+            place = PurePosixPath(normalize("NFC", member.filename))
+            try:
+                name = checked_name(place.name)
+                if split_suffix(name)[1] == SUFFIX:
+                    raise Refused("is a zip file in a zip file. Unpack it, and send what is in it")
+                check_size(name, member.file_size, path.parent)
+                has_repeats = place.parent.name != folder.name and repeats_of(place.parent.name)
+                target = folder / place.parent.name if has_repeats else folder
+                stem, suffix = split_suffix(name)
+                wanted = renamed.get((target, str(place.with_suffix(""))), stem) + name[len(stem) :]
+                part = path.with_name(f"{path.stem}-file{suffix}")
+                try:
+                    with archive.open(member) as packed, open(part, "wb") as file:
+                        shutil.copyfileobj(packed, file)
+                    target.mkdir(exist_ok=True)
+                    kept = _taken(part, wanted, target, decoder)
+                finally:
+                    part.unlink(missing_ok=True)
+                if is_image(name) and kept["state"] in ("renamed", "same"):
+                    renamed[target, str(place.with_suffix(""))] = split_suffix(kept["text"])[0]
+                yield kept | {"name": member.filename}
+            except Refused as error:
+                yield {"name": member.filename, "state": "refused", "text": str(error)}

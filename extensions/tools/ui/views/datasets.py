@@ -1,0 +1,540 @@
+"""Datasets: all of them, and one with its images, captions, crops and findings; what is edited, sent and deleted."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+
+from extensions.tools.lint.config import SIZE_MULTIPLE
+from extensions.tools.ui import datasets, uploads
+from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
+from extensions.tools.ui.decoder import Decoder
+from extensions.tools.ui.queue import Queue
+from extensions.tools.ui.state import Ui, render, texts, ui_of
+from toolkit.config.loader import folder_name_error
+from toolkit.data.captions import CaptionError
+from toolkit.data.directory import split_suffix
+from toolkit.data.file_hashes import version_of
+from toolkit.data.folder import FoundImage, repeats_of
+from toolkit.data.images import ImageError, media_type
+from toolkit.data.items import bucket_for
+from toolkit.data.types import Size
+from toolkit.errors import RunError
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import fsync, write_json
+
+PER_PAGE = 60
+MOST_CAPTION = uploads.MOST_BYTES[".txt"]
+MOST_REPEATS = 10_000
+MOST_SHOWN = 200
+"""Changed captions in a preview; all are applied."""
+
+_QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+Form = dict[str, str]
+_Posted = Callable[[Request], Awaitable[Response]]
+
+
+def posted(view: Callable[[Request, Form, FormData], Response]) -> _Posted:
+    """A view that gets the fields of a form, in a thread, where it may wait for the disk."""
+
+    @wraps(view)
+    async def answer(request: Request) -> Response:
+        async with request.form(max_files=1000, max_fields=6000, max_part_size=4 * MOST_CAPTION) as form:
+            fields = {key: value.replace("\r\n", "\n") for key, value in form.items() if isinstance(value, str)}
+            return await run_in_threadpool(view, request, fields, form)
+
+    return answer
+
+
+@contextmanager
+def _writes(what: str) -> Iterator[None]:
+    """An error of the disk becomes an answer that says what was not done."""
+    try:
+        yield
+    except (OSError, RunError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        number, reason = getattr(cause, "errno", None), getattr(cause, "strerror", None)
+        raise HTTPException(507 if number in _FULL else 403, f"{what}: {redact_text(reason or str(error))}") from error
+
+
+def _wants_json(request: Request) -> bool:
+    return "application/json" in request.headers.get("accept", "")
+
+
+def _back(request: Request, data: Dataset, **query: object) -> Response:
+    """To the page of a dataset."""
+    if _wants_json(request):
+        return JSONResponse(query)
+    given = {key: value for key, value in query.items() if value}
+    return RedirectResponse(f"/datasets/{quote(data.name, safe='')}" + (f"?{urlencode(given)}" if given else ""), 303)
+
+
+def _opened(request: Request) -> Dataset:
+    return open_dataset(ui_of(request), request.path_params["d"])
+
+
+def _read(request: Request) -> Dataset:
+    return read_dataset(ui_of(request), request.path_params["d"])
+
+
+# ---------------------------------------------------------------- all
+
+
+def index(request: Request, status: int = 200, fault: str = "", form: Form | None = None) -> Response:
+    """All datasets, the form for a new one, and what was deleted."""
+    ui, rows, query = ui_of(request), [], request.query_params
+    for name in datasets.names(ui):
+        try:
+            rows.append(datasets.summary(ui, name))
+        except HTTPException as error:
+            rows.append({"name": name, "fault": error.detail})
+    given = {"name": "", "repeats": "1"} | (form or {})
+    values = {"fault": fault, "form": given, "trash": datasets.trashed(ui), "back": query.get("back", "")}
+    values["stay"] = query.get("stay", "0")
+    return render(request, "datasets.html.j2", status, rows=rows, folder=ui.datasets, **values)
+
+
+@posted
+def create(request: Request, form: Form, _: FormData) -> Response:
+    """A new, empty folder; repeats are in its name."""
+    ui, name, repeats = ui_of(request), form.get("name", "").strip(), form.get("repeats", "").strip() or "1"
+    words = texts()["datasets"]
+    fault = folder_name_error(name) or (words["hidden_name"] if name.startswith(".") else "")
+    if not (repeats.isascii() and repeats.isdigit() and 1 <= int(repeats) <= MOST_REPEATS):
+        fault = words["bad_repeats"].format(most=MOST_REPEATS)
+    name = f"{int(repeats)}_{name}" if not fault and int(repeats) > 1 and not repeats_of(name) else name
+    try:
+        if not fault:
+            (ui.datasets / name).mkdir(parents=True)
+            fsync(ui.datasets)
+            return _back(request, open_dataset(ui, name))
+    except FileExistsError:
+        fault = words["exists"].format(name=name)
+    except OSError as error:
+        fault = f"{error.strerror}"
+    return index(request, 400, fault, form)
+
+
+@posted
+def restore(request: Request, form: Form, _: FormData) -> Response:
+    """Brings back an entry of the trash."""
+    with _writes(form.get("entry", "")):
+        back, stay = datasets.restore(ui_of(request), form.get("entry", ""))
+    if _wants_json(request):
+        return JSONResponse({"back": back, "stay": stay})
+    return RedirectResponse(f"/datasets?back={back}&stay={stay}#trash", 303)
+
+
+# ---------------------------------------------------------------- one
+
+
+def show(request: Request) -> Response:
+    """The images of a dataset, those alone that are asked for."""
+    return _page(request, _read(request))
+
+
+def _page(request: Request, data: Dataset, status: int = 200, **told: object) -> Response:
+    query = {key: request.query_params.get(key, "") for key in _QUERY}
+    found = datasets.findings(data)
+    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
+    chosen = _filtered(data, query, sizes, found["by_file"])
+    pages = max(1, -(-len(chosen) // PER_PAGE))
+    page = min(max(1, int(number) if (number := query["page"]).isdigit() and len(number) < 9 else 1), pages)
+    crops = {
+        path: bucket_for(s, data.view["resolution"], SIZE_MULTIPLE) for path, s in sizes.items() if isinstance(s, Size)
+    }
+    uses = {image.path: image.repeats for image in data.images}
+    buckets = Counter(crop.bucket for crop in crops.values())
+    used = Counter({bucket: sum(uses[path] for path, c in crops.items() if c.bucket == bucket) for bucket in buckets})
+    shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
+    return render(
+        request,
+        "dataset.html.j2",
+        status,
+        data=data,
+        cards=[_card(data, image, sizes[image.path], crops.get(image.path), found["by_file"]) for image in shown],
+        count=len(chosen),
+        missing=sum(not image.caption for image in data.images),
+        broken=sum(isinstance(size, str) for size in sizes.values()),
+        repeats=sorted({image.repeats for image in data.images}),
+        page=page,
+        pages=pages,
+        address=lambda page: "?" + urlencode({"q": query["q"], "only": query["only"], "page": page}),
+        query=query,
+        buckets=[(bucket, count, used[bucket]) for bucket, count in sorted(buckets.items())],
+        findings=found,
+        others={path: rows for path, rows in found["by_file"].items() if path not in uses},
+        faults={place: text for place, text in data.faults.items() if place not in uses},
+        folders=_partner_folders(data),
+        subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
+        most=uploads.MOST_BYTES,
+        piece=uploads.PIECE,
+        multiple=SIZE_MULTIPLE,
+        **{"told": [], "fault": "", **told},
+    )
+
+
+def _filtered(
+    data: Dataset, query: Any, sizes: dict[str, Size | str], by_file: dict[str, list[dict[str, str]]]
+) -> list[FoundImage]:
+    """The images that `q` and `only` ask for."""
+    wanted, only = query.get("q", "").casefold(), query.get("only", "")
+    keeps = {
+        "missing": lambda image: not image.caption,
+        "broken": lambda image: isinstance(sizes.get(image.path), str) or _fault(data, image),
+        "found": lambda image: image.path in by_file,
+    }.get(only, lambda image: True)
+    return [
+        image
+        for image in data.images
+        if keeps(image) and (wanted in image.caption.casefold() or wanted in data.id_of(image.path).casefold())
+    ]
+
+
+def _fault(data: Dataset, image: FoundImage) -> str:
+    return next((data.faults[path] for path in (image.path, *image.captions, image.table) if path in data.faults), "")
+
+
+def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file: dict[str, Any]) -> dict[str, Any]:
+    """An image as the template shows it. `frame`: left, top, width and height of what is trained, in its pixels."""
+    frame = None
+    if crop and isinstance(size, Size):
+        scale = crop.scaled.width / size.width, crop.scaled.height / size.height
+        frame = [round(place / scale[axis % 2], 1) for axis, place in enumerate((crop.left, crop.top, *crop.bucket))]
+    return {
+        "id": data.id_of(image.path),
+        "image": image,
+        "size": size if isinstance(size, Size) else None,
+        "fault": size if isinstance(size, str) else "",
+        "note": _fault(data, image),
+        "bucket": crop and crop.bucket,
+        "frame": frame,
+        "version": datasets.caption_version(image),
+        "findings": by_file.get(image.path, []),
+        "partners": [_address(data.ui, path) for path in (*image.references, *filter(None, [image.mask]))],
+        "table": data.id_of(image.table) if image.table else "",
+    }
+
+
+def _address(ui: Ui, path: str) -> str:
+    """Dataset and name of a file below the folder of the datasets, for addresses."""
+    dataset, *rest = Path(os.path.relpath(path, ui.datasets)).parts
+    return f"/datasets/{quote(dataset, safe='')}/%s/{quote('/'.join(rest))}"
+
+
+def _partner_folders(data: Dataset) -> list[str]:
+    """Folders that may hold references or masks."""
+    own = [f"{data.name}/{os.path.basename(each.folder)}" for each in data.listings[1:]]
+    return [*own, *(name for name in datasets.names(data.ui) if name != data.name)]
+
+
+@posted
+def set_view(request: Request, form: Form, _: FormData) -> Response:
+    """How the dataset is looked at: its references, its masks, and the size it is trained at."""
+    data = _opened(request)
+    resolution = form.get("resolution", "")
+    if not (resolution.isascii() and resolution.isdigit() and 32 <= int(resolution[:9]) <= 8192):
+        raise HTTPException(400, texts()["datasets"]["bad_resolution"])
+    view = {"references": form.get("references", "").strip(), "masks": form.get("masks", "").strip()}
+    with _writes(data.name):
+        write_json(data.view_file, view | {"resolution": int(resolution)})
+    return _back(request, data)
+
+
+@posted
+def check(request: Request, form: Form, _: FormData) -> Response:
+    """Starts lint."""
+    data = _opened(request)
+    datasets.lint(data)
+    return _back(request, data)
+
+
+def check_state(request: Request) -> Response:
+    """Whether lint is at work."""
+    found = datasets.findings(_opened(request))
+    return JSONResponse({"status": found["status"], "count": found["count"]})
+
+
+@posted
+def captioning(request: Request, form: Form, _: FormData) -> Response:
+    """Puts the writing of the captions that are missing into the queue."""
+    data = _opened(request)
+    given = {key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")}
+    flags = [f"--{key}={value}" for key, value in given.items() if value]
+    flags += ["--recursive"] if not data.listings[0].images else []
+    queue = Queue(data.ui.own / "queue")
+    queue.add(["caption", str(data.folder), *flags], texts()["datasets"]["captioning_name"].format(name=data.name))
+    queue.start_runner()
+    return JSONResponse({}) if _wants_json(request) else RedirectResponse("/queue", 303)
+
+
+# ---------------------------------------------------------------- captions
+
+
+def _image(data: Dataset, name: str) -> FoundImage:
+    for image in data.images:
+        if data.id_of(image.path) == name:
+            return image
+    raise HTTPException(404, f"{name} is not there any more")
+
+
+def _text(form: Form) -> str:
+    text = form.get("caption", "").strip()
+    if "\0" in text or len(text.encode(errors="replace")) > MOST_CAPTION:
+        raise HTTPException(400, texts()["datasets"]["bad_caption"])
+    return text
+
+
+@posted
+def save_caption(request: Request, form: Form, _: FormData) -> Response:
+    """Replaces a caption. `version`: of the file as it was read; or `was`: the text as it was."""
+    data, text = _read(request), _text(form)
+    image = _image(data, form.get("name", ""))
+    if image.table:
+        raise HTTPException(409, texts()["datasets"]["in_table"].format(table=data.id_of(image.table)))
+    version = form.get("version", "")
+    if not version and image.caption == form.get("was"):
+        version = datasets.caption_version(image)
+    try:
+        with _writes(data.name):
+            version = datasets.set_caption(data, image, text, version)
+    except CaptionError as error:
+        raise HTTPException(409, error.reason) from error
+    except Conflict as error:
+        new = datasets.caption_version(image)
+        both = {"name": form["name"], "yours": text, "theirs": str(error), "version": new}
+        if _wants_json(request):
+            return JSONResponse({"detail": texts()["datasets"]["conflict"], **both}, 409)
+        return render(request, "captions.html.j2", 409, data=data, conflict=both)
+    return JSONResponse({"version": version}) if _wants_json(request) else _back(request, data, **_where(form))
+
+
+def _where(form: Form) -> Form:
+    """The filter and the page where a form was sent."""
+    return {key: form[key] for key in ("q", "only", "page") if form.get(key)}
+
+
+def _chosen(data: Dataset, form: Form, whole: FormData) -> list[FoundImage]:
+    """The images that are ticked, else all that the filter shows."""
+    names = set(map(str, whole.getlist("chosen")))
+    if names:
+        return [image for image in data.images if data.id_of(image.path) in names]
+    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
+    return _filtered(data, form, sizes, datasets.findings(data)["by_file"])
+
+
+@posted
+def change(request: Request, form: Form, whole: FormData) -> Response:
+    """Search and replace, a tag for many: first what would become of the captions, then, if it is still that, done."""
+    data = _read(request)
+    images = [image for image in _chosen(data, form, whole) if not image.table and not _fault(data, image)]
+    changes = [(each, new) for each in images if (new := datasets.changed_caption(each.caption, form)) != each.caption]
+    rows = [(data.id_of(each.path), datasets.caption_version(each), each.caption, new) for each, new in changes]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    given = form.get("apply")
+    if given == digest:
+        failed = 0
+        with _writes(data.name):
+            for (image, new), (_, version, _, _) in zip(changes, rows, strict=True):
+                try:
+                    datasets.set_caption(data, image, new, version, durable=False)
+                except (Conflict, CaptionError):
+                    failed += 1
+        return _back(request, data, **_where(form), changed=len(rows) - failed, failed=failed)
+    shown = [(name, *_difference(before, after)) for name, _, before, after in rows[:MOST_SHOWN]]
+    values = {"rows": shown, "count": len(rows), "of": len(images), "digest": digest, "form": form}
+    undo = [{"name": name, "before": before, "after": after} for name, _, before, after in rows]
+    names = list(map(str, whole.getlist("chosen")))
+    values |= {"undo": undo, "chosen": names, "is_late": given is not None, "conflict": None}
+    return render(request, "captions.html.j2", 409 if given else 200, data=data, **values)
+
+
+def _difference(before: str, after: str) -> tuple[str, str, str, str]:
+    """What both begin with, what of each differs, and what both end with."""
+
+    def alike(one: str, other: str) -> int:
+        return next(
+            (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+
+    start = alike(before, after)
+    end = alike(before[start:][::-1], after[start:][::-1])
+    cut, added = len(before) - end, len(after) - end
+    return before[:start], before[start:cut], after[start:added], before[cut:]
+
+
+@posted
+def delete(request: Request, form: Form, whole: FormData) -> Response:
+    """Moves the ticked images into the trash, with their captions."""
+    data = _read(request)
+    names = set(map(str, whole.getlist("chosen")))
+    images = [image for image in data.images if data.id_of(image.path) in names]
+    if not images:
+        raise HTTPException(400, texts()["datasets"]["none_chosen"])
+    with _writes(data.name):
+        entry = datasets.trash(data, images)
+    return _back(request, data, **_where(form), deleted=len(images), entry=entry)
+
+
+# ---------------------------------------------------------------- files that come
+
+
+def _target(data: Dataset, into: str) -> Path:
+    """The folder that new files go to: the one that is named, else that of the dataset, or the first with repeats
+    where it holds no images itself."""
+    folder = below(data.folder, into) if into else data.folder
+    if not into and not data.listings[0].images:
+        folder = next((Path(each.folder) for each in data.listings[1:] if repeats_of(each.folder)), folder)
+    if not folder.is_dir():
+        raise HTTPException(404, f"{into} is not there")
+    return folder
+
+
+def _part(request: Request, data: Dataset) -> uploads.Part:
+    query = request.query_params
+    try:
+        name, size = uploads.checked_name(query.get("name", "")), int(query.get("size", ""))
+        uploads.check_size(name, size, data.ui.own)
+    except ValueError as error:
+        raise HTTPException(422, f"{query.get('name', '')[:80]} {error}") from error
+    return uploads.Part(data.ui.own / "uploads", f"{data.name}/{query.get('into', '')}", name, size)
+
+
+def upload_state(request: Request) -> Response:
+    """How much of a file is here, and what became of it when it was whole."""
+    data = _opened(request)
+    part = _part(request, data)
+    return JSONResponse(part.state() | {"told": data.ui.memory.get(("upload", part.path.name))})
+
+
+async def upload(request: Request) -> Response:
+    """A piece of a file; after the last one the file is taken, a zip file in the background."""
+    piece = bytearray()
+    async for chunk in request.stream():
+        piece += chunk
+        if len(piece) > uploads.PIECE:
+            raise HTTPException(413, f"a piece has at most {uploads.PIECE} bytes")
+    return await run_in_threadpool(_add, request, bytes(piece))
+
+
+def _add(request: Request, piece: bytes) -> Response:
+    data = _opened(request)
+    part, query = _part(request, data), request.query_params
+    target, key = _target(data, query.get("into", "")), ("upload", part.path.name)
+    running = data.ui.memory.get(key)
+    if running and running["state"] == "checking":
+        return JSONResponse({"offset": part.size, "told": running}, 202)
+    offset = int(text) if (text := query.get("offset", "")).isascii() and text.isdigit() and len(text) < 16 else -1
+    try:
+        with _writes(part.name):
+            uploads.clean(part.path.parent)
+            here = part.add(offset, piece, query.get("hash", ""))
+    except uploads.Refused as error:
+        return JSONResponse({"detail": str(error), **part.state()}, 409)
+    if here < part.size:
+        return JSONResponse({"offset": here})
+    told: dict[str, Any] = {"state": "checking", "files": []}
+    data.ui.memory[key] = told
+
+    def take() -> None:
+        try:
+            uploads.take(part.path, part.name, target, decoder(data.ui), told["files"].append)
+        finally:
+            told["state"] = "done"
+
+    if part.name.lower().endswith(uploads.SUFFIX):
+        Thread(target=take, daemon=True).start()
+        return JSONResponse({"offset": here, "told": told}, 202)
+    take()
+    return JSONResponse({"offset": here, "told": told})
+
+
+@posted
+def upload_form(request: Request, form: Form, whole: FormData) -> Response:
+    """Whole files, without a script."""
+    data, told, renamed = _opened(request), list[uploads.Told](), dict[str, str]()
+    target = _target(data, form.get("into", ""))
+    files = [each for each in whole.getlist("file") if isinstance(each, UploadFile) and each.filename]
+    for file in sorted(files, key=lambda each: not uploads.is_image(str(each.filename))):
+        try:
+            name = uploads.checked_name(str(file.filename))
+            stem, _ = split_suffix(name)
+            name = renamed.get(stem, stem) + name[len(stem) :]
+            uploads.check_size(name, file.size or 0, data.ui.own)
+            part = uploads.Part(data.ui.own / "uploads", f"{data.name}/form", name, file.size or 0)
+            with _writes(name):
+                part.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(part.path, "wb") as opened:
+                    shutil.copyfileobj(file.file, opened)
+            uploads.take(part.path, name, target, decoder(data.ui), told.append)
+            if uploads.is_image(name) and told[-1]["state"] in ("renamed", "same"):
+                renamed[stem] = split_suffix(told[-1]["text"])[0]
+        except uploads.Refused as error:
+            told.append({"name": str(file.filename), "state": "refused", "text": str(error)})
+    return _page(request, _read(request), 422 if any(each["state"] == "refused" for each in told) else 200, told=told)
+
+
+# ---------------------------------------------------------------- images
+
+
+def decoder(ui: Ui) -> Decoder:
+    """The one process that decodes images for the page."""
+    found: Decoder = ui.memory.setdefault("decoder", Decoder())
+    return found
+
+
+def _file(request: Request) -> tuple[Path, str]:
+    """An image, and what tells its version."""
+    path = below(ui_of(request).datasets, f"{request.path_params['d']}/{request.path_params['name']}")
+    try:
+        version = version_of(os.stat(path))
+    except OSError as error:
+        raise HTTPException(404, f"{path.name}: {error.strerror}") from error
+    return path, hashlib.sha256(repr((str(path.resolve()), version)).encode()).hexdigest()[:32]
+
+
+def _sent(request: Request, path: Path, tag: str, kind: str) -> Response:
+    headers = {"etag": f'"{tag}"', "cache-control": "private, no-cache"}
+    if f'"{tag}"' in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return FileResponse(path, media_type=kind, headers=headers)
+
+
+def image(request: Request) -> Response:
+    """An image as its file is, of the type that it holds."""
+    path, tag = _file(request)
+    try:
+        return _sent(request, path, tag, media_type(path))
+    except ImageError as error:
+        raise HTTPException(415, error.reason) from error
+
+
+def thumb(request: Request) -> Response:
+    """A small copy of an image, made once. Where it cannot be decoded the answer says why."""
+    (path, tag), ui = _file(request), ui_of(request)
+    small = ui.own / "thumbs" / tag[:2] / f"{tag}.jpg"
+    if not small.is_file():
+        try:
+            decoder(ui).decode(path, small)
+        except ImageError as error:
+            datasets.remember_fault(ui, str(path), error.reason)
+            raise HTTPException(415, redact_text(error.reason)) from error
+    return _sent(request, small, tag, "image/jpeg")
