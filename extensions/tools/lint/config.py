@@ -37,9 +37,6 @@ Checks = Annotated[
 ]
 Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
 
-SIZE_MULTIPLE = 32
-"""Of the buckets where no model says it: those of Qwen-Image-Edit."""
-
 OF_A_FOLDER = ("control_path", "resolution", "trigger_word", "default_caption")
 """Keys that a job has itself."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 from PIL import Image
 
-from extensions.tools.lint.config import SIZE_MULTIPLE
+from extensions.tools.shared.keys import SIZE_MULTIPLE
 from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.loader import load_job
 from toolkit.config.sections import ImageTrainingSection

@@ -28,7 +28,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from extensions.tools.ui.state import Ui, inside
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.data.captions import CaptionError, read_caption, with_caption
 from toolkit.data.directory import DirectoryListing, list_folder
 from toolkit.data.file_hashes import version_of
@@ -126,6 +126,7 @@ class Dataset:
         (references, suffix), (masks, mask_suffix) = map(self.partner, (self.view["references"], self.view["masks"]))
         return DatasetConfig(
             folder_path=str(self.folder),
+            caption_ext=(*CAPTION_SUFFIXES, ".json"),  # a job has to name the last one; the page says so
             control_path=(references,) if references else (),
             control_suffix=(suffix,) if suffix else (),
             mask_path=masks or None,
@@ -156,7 +157,8 @@ def read_dataset(ui: Ui, name: str) -> Dataset:
         _, data.images, data.faults, data.notes = known
     elif any(listing.images for listing in data.listings):
         found, mistakes, data.notes = find_images(data.config())
-        data.faults = {mistake.place: redact_text(mistake.message) for mistake in mistakes}
+        for each in mistakes:
+            data.faults[each.place] = "; ".join(filter(None, [data.faults.get(each.place), redact_text(each.message)]))
         data.images = [_without_links(data, image) for image in found]
         ui.memory["dataset"] = state, data.images, data.faults, data.notes
     return data

@@ -208,6 +208,8 @@ def _unpack(path: Path, folder: Path, decoder: Decoder) -> Iterator[Told]:
                     part.unlink(missing_ok=True)
                 if is_image(name) and kept["state"] in ("renamed", "same"):
                     renamed[target, str(place.with_suffix(""))] = split_suffix(kept["text"])[0]
+                if kept["state"] == "added" and kept["text"] != place.name:
+                    kept["state"] = "renamed"  # a caption, with its image
                 yield kept | {"name": member.filename}
             except Refused as error:
                 yield {"name": member.filename, "state": "refused", "text": str(error)}

@@ -48,6 +48,7 @@ async function save(form) {
       caption.defaultValue = sent;
       note.textContent = words.saved;
       note.className = 'good';
+      setTimeout(() => { if (note.className === 'good') note.textContent = ''; }, 2500);
       undone.keep([...undone.all(), [{name: name.value, before, after: sent.trim()}]]);
       showUndo();
     } else if (answer.status === 409 && 'theirs' in answer) {

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
-from extensions.tools.lint.config import SIZE_MULTIPLE
+from extensions.tools.shared.keys import SIZE_MULTIPLE
 from extensions.tools.ui import datasets, uploads
 from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
 from extensions.tools.ui.decoder import Decoder

@@ -1,0 +1,381 @@
+"""Datasets on the page: what is shown, captions that two people edit, changes of many, the trash, findings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from extensions.tools.ui.app import make_app
+from extensions.tools.ui.state import Ui
+from extensions.tools.ui.views import datasets as views
+
+HTML = {"accept": "text/html"}
+JSON = {"accept": "application/json"}
+
+
+def picture(path: Path, size: tuple[int, int] = (64, 48), colour: str = "red", **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def ui(tmp_path: Path) -> Ui:
+    ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
+    for name, caption in (("a", "pipo, red"), ("b", "pipo, blue"), ("c", "")):
+        picture(ui.datasets / "pipo" / "4_pipo" / f"{name}.png")
+        if caption:
+            (ui.datasets / "pipo" / "4_pipo" / f"{name}.txt").write_text(caption)
+    return ui
+
+
+@pytest.fixture
+def page(ui: Ui) -> TestClient:
+    return TestClient(make_app(ui), base_url="http://localhost", headers=HTML, raise_server_exceptions=False)
+
+
+def captions(ui: Ui) -> dict[str, str]:
+    return {file.name: file.read_text() for file in sorted(ui.datasets.rglob("*.txt"))}
+
+
+def version(page: TestClient, name: str) -> str:
+    found = re.search(rf'name="name" value="{re.escape(name)}"><input type="hidden" name="version" value="(\w+)"',
+                      page.get("/datasets/pipo").text)  # fmt: skip
+    assert found
+    return found[1]
+
+
+def save(page: TestClient, name: str, caption: str, version: str, **fields: str) -> Any:
+    data = {"name": name, "caption": caption, "version": version} | fields
+    return page.post("/datasets/pipo/captions", data=data, headers=JSON)
+
+
+def test_the_list_says_images_repeats_and_captions_missing(page: TestClient, ui: Ui) -> None:
+    picture(ui.datasets / "40_one" / "x.jpg")
+    text = page.get("/datasets").text
+    assert "3 images, 4 repeats" in text and "1 without a caption" in text
+    assert "1 image, 40 repeats" in text
+    assert "/datasets/pipo/thumbs/4_pipo/a.png" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "repeats", "made"),
+    [("girl", "1", "girl"), ("girl", "20", "20_girl"), ("写真", "3", "3_写真"), ("5_girl", "20", "5_girl")],
+)
+def test_a_new_dataset_has_its_repeats_in_its_name(
+    page: TestClient, ui: Ui, name: str, repeats: str, made: str
+) -> None:
+    answer = page.post("/datasets", data={"name": name, "repeats": repeats}, follow_redirects=False)
+    assert answer.status_code == 303
+    assert (ui.datasets / made).is_dir()
+    assert page.get(answer.headers["location"]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "repeats", "says"),
+    [
+        ("..", "1", "cannot be the name"), ("a/b", "1", "leave out"), (".x", "1", "hidden"),
+        ("x" * 300, "1", "too long"),
+        ("pipo", "1", "there already"), ("ok", "0", "whole number"), ("ok", "1e3", "whole number"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_told_and_stays_in_the_form(
+    page: TestClient, ui: Ui, name: str, repeats: str, says: str
+) -> None:
+    before = sorted(os.listdir(ui.datasets))
+    answer = page.post("/datasets", data={"name": name, "repeats": repeats})
+    assert answer.status_code == 400
+    assert says in answer.text and f'value="{name}"' in answer.text
+    assert sorted(os.listdir(ui.datasets)) == before
+
+
+def test_a_dataset_that_leads_elsewhere_is_none(page: TestClient, ui: Ui, tmp_path: Path) -> None:
+    picture(tmp_path / "private" / "x.png")
+    (ui.datasets / "out").symlink_to(tmp_path / "private")
+    (ui.datasets / "pipo" / "5_out").symlink_to(tmp_path / "private")
+    (ui.datasets / "pipo" / "4_pipo" / "d.png").symlink_to(tmp_path / "private" / "x.png")
+    (ui.datasets / "pipo" / "4_pipo" / "c.txt").symlink_to(tmp_path / "private" / "secret.txt")
+    (tmp_path / "private" / "secret.txt").write_text("the secret words")
+    assert ">out<" not in page.get("/datasets").text
+    for address in ("out", "out/images/x.png", "pipo/images/5_out/x.png", "pipo/thumbs/4_pipo/d.png",
+                    "pipo/images/4_pipo%2F..%2F..%2F..%2Fprivate%2Fx.png", "%2e%2e/images/x.png",
+                    ".trash/images/x.png"):  # fmt: skip
+        assert page.get(f"/datasets/{address}").status_code == 404, address
+    text = page.get("/datasets/pipo").text
+    assert "leads out of the folder" in text
+    assert "secret words" not in text
+
+
+def test_a_dataset_that_vanishes_is_told(page: TestClient, ui: Ui) -> None:
+    assert page.get("/datasets/pipo").status_code == 200
+    (ui.datasets / "pipo").rename(ui.datasets.parent / "elsewhere")
+    assert page.get("/datasets/pipo").status_code == 404
+    assert save(page, "4_pipo/a.png", "x", "none").status_code == 404
+    assert page.get("/datasets").status_code == 200
+
+
+def test_thumbnails_are_upright_made_once_and_known_again(page: TestClient, ui: Ui) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(ui.datasets / "pipo" / "4_pipo" / "turned.jpg", (800, 400), exif=turned)
+    answer = page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg")
+    assert answer.headers["content-type"] == "image/jpeg"
+    (made,) = ui.own.rglob("*.jpg")
+    assert Image.open(made).size == (200, 400)
+    assert "400 × 800" in page.get("/datasets/pipo").text
+    assert "private" in answer.headers["cache-control"] and answer.headers["x-content-type-options"] == "nosniff"
+    again = page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg", headers={"if-none-match": answer.headers["etag"]})
+    assert again.status_code == 304 and not again.content
+    picture(ui.datasets / "pipo" / "4_pipo" / "turned.jpg", (400, 400))
+    assert page.get("/datasets/pipo/thumbs/4_pipo/turned.jpg").headers["etag"] != answer.headers["etag"]
+
+
+def test_an_image_is_of_the_type_that_it_holds(page: TestClient, ui: Ui) -> None:
+    folder = ui.datasets / "pipo" / "4_pipo"
+    picture(folder / "x.jpg").rename(folder / "jpeg.png")
+    (folder / "vector.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    assert page.get("/datasets/pipo/images/4_pipo/jpeg.png").headers["content-type"] == "image/jpeg"
+    assert page.get("/datasets/pipo/images/4_pipo/vector.png").status_code == 415
+    assert page.get("/datasets/pipo/images/4_pipo/a.txt").status_code == 415
+
+
+def test_a_broken_image_is_shown_as_broken_with_the_reason(page: TestClient, ui: Ui) -> None:
+    file = picture(ui.datasets / "pipo" / "4_pipo" / "cut.jpg", (600, 600))
+    file.write_bytes(file.read_bytes()[:-400])
+    answer = page.get("/datasets/pipo/thumbs/4_pipo/cut.jpg")
+    assert answer.status_code == 415 and "truncated" in answer.text
+    text = page.get("/datasets/pipo?only=broken").text
+    assert "truncated" in text and "1 of 4" in text
+    assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 200, "the decoder goes on"
+
+
+def test_the_crop_is_the_one_that_is_trained(page: TestClient, ui: Ui) -> None:
+    picture(ui.datasets / "pipo" / "4_pipo" / "wide.png", (1000, 300))
+    assert page.post("/datasets/pipo/view", data={"resolution": "256"}).status_code == 200
+    text = page.get("/datasets/pipo?q=wide").text
+    # Area at most 256², sides multiples of 32: 480 x 128, for which it becomes 480 x 144, and 8 rows of each end go.
+    assert "1000 × 300 → 480 × 128" in text
+    frame = re.search(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', text)
+    assert frame
+    assert [float(number) for number in frame.groups()] == pytest.approx([0, 16.7, 1000, 266.7], abs=0.1)
+    assert page.post("/datasets/pipo/view", data={"resolution": "7"}).status_code == 400
+
+
+def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) -> None:
+    picture(ui.datasets / "before" / "a.png")
+    picture(ui.datasets / "pipo" / "4_pipo" / "a_mask.png")
+    page.post("/datasets/pipo/view", data={"references": "before", "masks": "_mask", "resolution": "512"})
+    text = page.get("/datasets/pipo").text
+    assert "/datasets/before/thumbs/a.png" in text and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
+    assert "3 images" in text, "the mask is no image of its own"
+    assert text.count("has no reference") == 2
+
+
+def test_a_caption_is_saved_whole_and_the_old_one_kept(page: TestClient, ui: Ui) -> None:
+    (ui.datasets / "pipo" / "4_pipo" / "a.txt").write_bytes(b"\xef\xbb\xbfold\r\nwords")
+    known = version(page, "4_pipo/a.png")
+    assert "old\nwords</textarea>" in page.get("/datasets/pipo").text
+    answer = save(page, "4_pipo/a.png", " new <b>words</b>\r\nhf_" + "a" * 34, known)
+    assert answer.status_code == 200
+    assert captions(ui)["a.txt"] == "new <b>words</b>\nhf_" + "a" * 34 + "\n"
+    assert "&lt;b&gt;words&lt;/b&gt;" in page.get("/datasets/pipo").text
+    (kept,) = (ui.own / "trash" / "captions").rglob("*a.txt*")
+    assert kept.read_bytes() == b"\xef\xbb\xbfold\r\nwords"
+    assert save(page, "4_pipo/a.png", "third", answer.json()["version"]).status_code == 200
+    assert save(page, "4_pipo/c.png", "new file", "none").status_code == 200
+    assert captions(ui)["c.txt"] == "new file\n"
+
+
+def test_the_later_of_two_tabs_is_told_with_both_texts(page: TestClient, ui: Ui) -> None:
+    known = version(page, "4_pipo/a.png")
+    assert save(page, "4_pipo/a.png", "first", known).status_code == 200
+    answer = save(page, "4_pipo/a.png", "second", known)
+    assert answer.status_code == 409
+    assert (answer.json()["theirs"], answer.json()["yours"]) == ("first", "second")
+    assert captions(ui)["a.txt"] == "first\n"
+    plain = page.post("/datasets/pipo/captions", data={"name": "4_pipo/a.png", "caption": "second", "version": known})
+    assert plain.status_code == 409
+    assert "first</textarea>" in plain.text and "second</textarea>" in plain.text
+    assert save(page, "4_pipo/a.png", "second", answer.json()["version"]).status_code == 200
+    assert save(page, "4_pipo/c.png", "x", known).status_code == 409, "the version of a file that is not there"
+
+
+def test_undo_takes_back_what_is_still_there(page: TestClient, ui: Ui) -> None:
+    assert save(page, "4_pipo/a.png", "back", "", was="something else").status_code == 409
+    assert save(page, "4_pipo/a.png", "back", "", was="pipo, red").status_code == 200
+    assert captions(ui)["a.txt"] == "back\n"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "x" * 100_001])
+def test_a_caption_that_no_file_should_hold_is_refused(page: TestClient, ui: Ui, text: str) -> None:
+    assert save(page, "4_pipo/a.png", text, version(page, "4_pipo/a.png")).status_code == 400
+    assert captions(ui)["a.txt"] == "pipo, red"
+
+
+def test_captions_of_json_keep_their_other_keys_and_tables_are_not_edited(page: TestClient, ui: Ui) -> None:
+    file = ui.datasets / "pipo" / "4_pipo" / "c.json"
+    file.write_text('{"width": 64, "text": "in json"}')
+    assert "caption_ext: .json" in page.get("/datasets/pipo").text
+    assert save(page, "4_pipo/c.png", "edited", version(page, "4_pipo/c.png")).status_code == 200
+    assert json.loads(file.read_text()) == {"width": 64, "text": "edited"}
+    folder = ui.datasets / "table"
+    picture(folder / "x.png")
+    (folder / "captions.tsv").write_text("x.png\tfrom the table\n")
+    text = page.get("/datasets/table").text
+    assert "from the table" in text and "captions.tsv" in text and "<textarea" not in text
+    answer = page.post("/datasets/table/captions", data={"name": "x.png", "caption": "y", "version": "none"})
+    assert answer.status_code == 409 and (folder / "captions.tsv").read_text() == "x.png\tfrom the table\n"
+
+
+def test_a_folder_that_cannot_be_written_is_told(page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root, for whom no folder is read-only, the disk says it."""
+    known = version(page, "4_pipo/a.png")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    answer = save(page, "4_pipo/a.png", "new", known)
+    assert answer.status_code == 507 and "No space left" in answer.text
+    monkeypatch.undo()
+    assert captions(ui)["a.txt"] == "pipo, red"
+    assert not list(ui.datasets.rglob("*.tmp"))
+
+
+def preview(page: TestClient, **fields: Any) -> tuple[str, str]:
+    answer = page.post("/datasets/pipo/change", data=fields)
+    assert answer.status_code == 200
+    found = re.search(r'name="apply" value="(\w+)"', answer.text)
+    return answer.text, found[1] if found else ""
+
+
+def test_what_changes_is_shown_before_it_is_done(page: TestClient, ui: Ui) -> None:
+    fields = {"op": "replace", "find": "PIPO", "replacement": "pepe"}
+    text, digest = preview(page, **fields)
+    assert "2 of 3 captions change" in text and "<del>ipo</del>" in text
+    assert captions(ui)["a.txt"] == "pipo, red"
+    assert page.post("/datasets/pipo/change", data=fields | {"apply": digest}).status_code == 200
+    assert captions(ui) == {"a.txt": "pepe, red\n", "b.txt": "pepe, blue\n"}
+    kept = [file.read_text() for file in (ui.own / "trash" / "captions").rglob("*.txt.*")]
+    assert sorted(kept) == ["pipo, blue", "pipo, red"]
+
+
+def test_a_preview_that_no_longer_holds_changes_nothing(page: TestClient, ui: Ui) -> None:
+    fields = {"op": "replace", "find": "pipo", "replacement": "pepe"}
+    _, digest = preview(page, **fields)
+    (ui.datasets / "pipo" / "4_pipo" / "a.txt").write_text("pipo, green")
+    answer = page.post("/datasets/pipo/change", data=fields | {"apply": digest})
+    assert answer.status_code == 409 and "changed meanwhile" in answer.text
+    assert captions(ui)["b.txt"] == "pipo, blue"
+
+
+@pytest.mark.parametrize(
+    ("fields", "became"),
+    [
+        ({"op": "add", "tag": "hat", "where": "start"}, {"a": "hat, pipo, red", "b": "hat, pipo, blue", "c": "hat"}),
+        ({"op": "add", "tag": "RED", "where": "end"}, {"a": "pipo, red", "b": "pipo, blue, RED", "c": "RED"}),
+        ({"op": "remove", "tag": "Pipo"}, {"a": "red", "b": "blue", "c": None}),
+        ({"op": "remove", "tag": "pi"}, {"a": "pipo, red", "b": "pipo, blue", "c": None}),
+        ({"op": "add", "tag": "hat", "where": "end", "chosen": "4_pipo/b.png"}, {"b": "pipo, blue, hat", "c": None}),
+        ({"op": "add", "tag": "hat", "where": "end", "only": "missing"}, {"a": "pipo, red", "c": "hat"}),
+        ({"op": "replace", "find": "(", "replacement": "x"}, {"a": "pipo, red"}),
+        ({"op": "replace", "find": "PIPO", "replacement": r"\1", "case": "1"}, {"a": "pipo, red"}),
+        ({"op": "replace", "find": "pipo", "replacement": r"\1"}, {"a": r"\1, red"}),
+    ],
+)  # fmt: skip
+def test_changes_of_many(page: TestClient, ui: Ui, fields: dict[str, str], became: dict[str, str | None]) -> None:
+    _, digest = preview(page, **fields)
+    if digest:
+        page.post("/datasets/pipo/change", data=fields | {"apply": digest})
+    now = captions(ui)
+    assert {name: now.get(f"{name}.txt", "").strip() or None for name in became} == became
+
+
+def test_what_is_deleted_comes_back_with_its_caption(page: TestClient, ui: Ui) -> None:
+    folder = ui.datasets / "pipo" / "4_pipo"
+    answer = page.post("/datasets/pipo/delete", data={"chosen": ["4_pipo/a.png", "4_pipo/c.png"]}, headers=JSON)
+    assert answer.json()["deleted"] == 2
+    assert sorted(os.listdir(folder)) == ["b.png", "b.txt"]
+    assert "3 files of pipo" in page.get("/datasets").text
+    picture(folder / "c.png", colour="blue")
+    back = page.post("/datasets/restore", data={"entry": answer.json()["entry"]}, headers=JSON).json()
+    assert back == {"back": 2, "stay": 1}, "another c.png is there by now"
+    assert sorted(os.listdir(folder)) == ["a.png", "a.txt", "b.png", "b.txt", "c.png"]
+    (folder / "c.png").unlink()
+    assert page.post("/datasets/restore", data={"entry": answer.json()["entry"]}, headers=JSON).json()["back"] == 1
+    assert not list((ui.datasets / ".trash").iterdir())
+    for entry in ("..", "../pipo", "", "nothing"):
+        page.post("/datasets/restore", data={"entry": entry})
+    assert len(os.listdir(folder)) == 5
+    assert page.post("/datasets/pipo/delete", data={}).status_code == 400
+
+
+def test_an_image_that_shares_its_stem_leaves_the_caption(page: TestClient, ui: Ui) -> None:
+    folder = ui.datasets / "pipo" / "4_pipo"
+    picture(folder / "a.jpg")
+    text = page.get("/datasets/pipo?only=broken").text
+    assert text.count("share the stem") >= 1
+    page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.jpg"})
+    assert (folder / "a.png").is_file() and (folder / "a.txt").is_file() and not (folder / "a.jpg").exists()
+
+
+def test_findings_stand_at_their_images_until_the_next_check(page: TestClient, ui: Ui) -> None:
+    page.post("/datasets/pipo/lint")
+    deadline = time.monotonic() + 60
+    while page.get("/datasets/pipo/lint").json()["status"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    text = page.get("/datasets/pipo?only=found").text
+    assert "is small" in text and "has changed since" not in text
+    save(page, "4_pipo/a.png", "new", version(page, "4_pipo/a.png"))
+    text = page.get("/datasets/pipo").text
+    assert "is small" in text and "has changed since" in text
+
+
+def test_captions_are_written_by_the_queue(page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Queue:
+        def __init__(self, folder: Path) -> None:
+            asked.append(folder)
+
+        def add(self, argv: Any, name: str) -> None:
+            asked.append([*argv])
+
+        def start_runner(self) -> None:
+            asked.append("started")
+
+    monkeypatch.setattr(views, "Queue", Queue)
+    given = {"trigger-word": "pipo", "prompt": "--overwrite", "model": ""}
+    answer = page.post("/datasets/pipo/captioning", data=given, follow_redirects=False)
+    assert answer.headers["location"] == "/queue"
+    argv = ["caption", str(ui.datasets / "pipo"), "--trigger-word=pipo", "--prompt=--overwrite", "--recursive"]
+    assert asked == [ui.own / "queue", argv, "started"]
+
+
+def test_two_thousand_images_are_pages(page: TestClient, ui: Ui) -> None:
+    folder = ui.datasets / "many"
+    first = picture(folder / "0000.png")
+    for number in range(1, 2000):
+        os.link(first, folder / f"{number:04}.png")
+        (folder / f"{number:04}.txt").write_text(f"caption {number}")
+    text = page.get("/datasets/many?page=34").text
+    assert "34 of 34" in text and text.count("<article") == 20
+    assert "caption 1999</textarea>" in text
+    assert "1 of 2000" in page.get("/datasets/many?q=caption 1234").text
+    assert page.get("/datasets/many?page=99999999999").status_code == 200
+
+
+def test_notes_of_views_that_are_damaged_are_left_aside(page: TestClient, ui: Ui) -> None:
+    for text in ("{", "[]", json.dumps({"resolution": "x", "references": 3})):
+        (ui.own / "datasets").mkdir(parents=True, exist_ok=True)
+        (ui.own / "datasets" / "pipo.json").write_text(text)
+        assert page.get("/datasets/pipo").status_code == 200
