@@ -92,6 +92,19 @@ class Browser:
         found = self._send("/element", {"using": "css selector", "value": selector})
         self._send(f"/element/{next(iter(found.values()))}/click", {})
 
+    def type(self, selector: str, text: str) -> None:
+        """Keys into a field; into one of files the paths, one a line."""
+        found = self._send("/element", {"using": "css selector", "value": selector})
+        self._send(f"/element/{next(iter(found.values()))}/value", {"text": text})
+
+    def wait_for(self, script: str, seconds: float = 20) -> Any:
+        """What an expression gives as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (found := self.run(f"return {script}")):
+            assert time.monotonic() < deadline, f"{script} stays {found!r}"
+            time.sleep(0.05)
+        return found
+
     def press(self, *keys: str) -> None:
         """Keys one after another: names of `KEYS`, or letters."""
         strokes = [{"type": kind, "value": KEYS.get(key, key)} for key in keys for kind in ("keyDown", "keyUp")]

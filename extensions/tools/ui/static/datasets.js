@@ -53,6 +53,7 @@ async function save(form) {
       showUndo();
     } else if (answer.status === 409 && 'theirs' in answer) {
       version.value = answer.version;
+      caption.defaultValue = answer.theirs;
       note.textContent = say(words.conflict, answer);
       note.className = 'bad';
     } else {

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -184,6 +185,7 @@ def _page(request: Request, data: Dataset, status: int = 200, **told: object) ->
         others={path: rows for path, rows in found["by_file"].items() if path not in uses},
         faults={place: text for place, text in data.faults.items() if place not in uses},
         folders=_partner_folders(data),
+        target=_target(data).name,
         subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
@@ -397,12 +399,15 @@ def delete(request: Request, form: Form, whole: FormData) -> Response:
 # ---------------------------------------------------------------- files that come
 
 
-def _target(data: Dataset, into: str) -> Path:
-    """The folder that new files go to: the one that is named, else that of the dataset, or the first with repeats
-    where it holds no images itself."""
-    folder = below(data.folder, into) if into else data.folder
-    if not into and not data.listings[0].images:
-        folder = next((Path(each.folder) for each in data.listings[1:] if repeats_of(each.folder)), folder)
+def _target(data: Dataset, into: str = "") -> Path:
+    """The folder that new files go to: the one that is named ("." is that of the dataset), else where its images are,
+    else a subfolder with repeats, else itself."""
+    if into:
+        folder = data.folder if into == "." else below(data.folder, into)
+    else:
+        with_images = (each.folder for each in data.listings if each.images)
+        with_repeats = (each.folder for each in data.listings[1:] if repeats_of(each.folder))
+        folder = Path(next(chain(with_images, with_repeats), data.folder))
     if not folder.is_dir():
         raise HTTPException(404, f"{into} is not there")
     return folder

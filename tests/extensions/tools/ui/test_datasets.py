@@ -61,8 +61,8 @@ def save(page: TestClient, name: str, caption: str, version: str, **fields: str)
 def test_the_list_says_images_repeats_and_captions_missing(page: TestClient, ui: Ui) -> None:
     picture(ui.datasets / "40_one" / "x.jpg")
     text = page.get("/datasets").text
-    assert "3 images, 4 repeats" in text and "1 without a caption" in text
-    assert "1 image, 40 repeats" in text
+    assert "3 images, repeats 4" in text and "1 without a caption" in text
+    assert "1 image, repeats 40" in text
     assert "/datasets/pipo/thumbs/4_pipo/a.png" in text
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from PIL import Image
@@ -54,7 +55,7 @@ def page(ui: Ui) -> Iterator[TestClient]:
 def piece(page: TestClient, name: str, whole: bytes, start: int = 0, end: int | None = None, **query: Any) -> Any:
     part = whole[start:end]
     query = {"name": name, "size": len(whole), "offset": start, "hash": f"{zlib.crc32(part):08x}"} | query
-    return page.post("/datasets/d/upload", params=query, content=part)
+    return page.post(f"/datasets/d/upload?{urlencode(query)}", content=part)
 
 
 def send(page: TestClient, name: str, whole: bytes) -> list[dict[str, str]]:

@@ -1,0 +1,116 @@
+"""A dataset in a real browser: by mouse and keys, in two tabs, without a connection."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from PIL import Image
+
+from extensions.tools.ui.app import make_app
+from extensions.tools.ui.state import Ui
+from tests.html_browser import Browser
+from tests.processes import free_port
+
+
+@pytest.fixture
+def ui(tmp_path: Path) -> Ui:
+    ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
+    (ui.datasets / "pipo").mkdir(parents=True)
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (200, 120), colour).save(ui.datasets / "pipo" / f"{number}.png")
+        (ui.datasets / "pipo" / f"{number}.txt").write_text(f"pipo, {colour}\n")
+    return ui
+
+
+@pytest.fixture
+def address(ui: Ui) -> Iterator[str]:
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(make_app(ui), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://localhost:{port}/datasets/pipo"
+    server.should_exit = True
+    thread.join(10)
+
+
+def text_of(ui: Ui, number: int) -> str:
+    return (ui.datasets / "pipo" / f"{number}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: str) -> None:
+    browser.open(address)
+    browser.run("document.querySelector('.image').focus()")
+    browser.press("ArrowRight", "Enter", "x")
+    browser.press("Escape")
+    browser.wait_for("document.querySelectorAll('.image')[1].innerText.includes('Saved')")
+    assert text_of(ui, 1) == "xpipo, green\n"
+    assert browser.run("return document.activeElement.dataset.name") == "1.png"
+
+    (ui.datasets / "pipo" / "1.txt").write_text("another tab\n")
+    browser.press("Enter", "y", "Escape")
+    said = browser.wait_for("document.querySelector('.caption .bad')?.textContent")
+    assert "another tab" in said and text_of(ui, 1) == "another tab\n"
+    assert browser.run("return document.activeElement.querySelector('textarea').value") == "xypipo, green"
+    browser.run("document.querySelectorAll('.caption')[1].requestSubmit()")
+    browser.wait_for("document.querySelectorAll('.image')[1].innerText.includes('Saved')")
+    assert text_of(ui, 1) == "xypipo, green\n"
+    browser.click(".undo")
+    browser.wait_for("document.getElementById('told').textContent")
+    assert text_of(ui, 1) == "another tab\n"
+
+    browser.run("document.querySelector('.tools details').open = true")
+    browser.type("[name=find]", "pipo")
+    browser.type("[name=replacement]", "pepe")
+    browser.click("[value=replace]")
+    browser.wait_for("document.querySelector('[name=apply]')")
+    browser.click("[name=apply]")
+    browser.wait_for("document.body.innerText.includes('2 captions changed')")
+    assert [text_of(ui, number) for number in range(3)] == ["pepe, red\n", "another tab\n", "pepe, blue\n"]
+    browser.click(".undo")
+    browser.wait_for("document.getElementById('told').textContent")
+    assert text_of(ui, 0) == "pipo, red\n" and text_of(ui, 2) == "pipo, blue\n"
+    assert browser.requests_elsewhere() == []
+
+
+@pytest.mark.slow
+def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, address: str, tmp_path: Path) -> None:
+    sent = tmp_path / "写真.png"
+    Image.effect_noise((2400, 2400), 90).convert("RGB").save(sent, compress_level=0)  # 17 MB: three pieces
+    sent.with_suffix(".txt").write_text("of a 写真")
+    (tmp_path / "0.png").write_bytes(sent.read_bytes()[:5000])
+    Image.new("RGB", (50, 50), "white").save(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("white")
+    browser.open(address)
+    files = (sent, sent.with_suffix(".txt"), tmp_path / "0.png", tmp_path / "1.png", tmp_path / "1.txt")
+    browser.type("[name=file]", "\n".join(map(str, files)))
+    browser.wait_for("document.querySelector('.sent .button')", 60)
+    said = browser.text(".sent")
+    assert "truncated" in said and "added as 1-2.png" in said
+    folder = ui.datasets / "pipo"
+    assert (folder / "写真.png").read_bytes() == sent.read_bytes()
+    assert (folder / "写真.txt").read_text() == "of a 写真" and (folder / "1-2.txt").read_text() == "white"
+    assert text_of(ui, 1) == "pipo, green\n"
+
+    browser.open(address)
+    assert browser.is_as_wide_as_the_window()
+    browser.run("window.confirm = () => true; document.querySelector('[value=\"写真.png\"]').click()")
+    browser.click("[formaction$=delete]")
+    browser.wait_for("document.querySelector('.told')")
+    assert not (folder / "写真.png").exists() and not (folder / "写真.txt").exists()
+    browser.click(".told button")
+    browser.wait_for("location.pathname == '/datasets'")
+    assert (folder / "写真.png").read_bytes() == sent.read_bytes() and (folder / "写真.txt").exists()
+    assert browser.errors() == []
+
+    (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff no image")
+    browser.open(address, width=360, dark=True)
+    browser.wait_for("document.body.innerText.includes('cannot be used')")
+    assert browser.is_as_wide_as_the_window()
