@@ -64,13 +64,18 @@ def below(folder: Path, name: str) -> Path:
     return folder
 
 
+def shown(text: str) -> str:
+    """A text that any page can hold: bytes of a file's name that are no UTF-8 are escaped, secrets redacted."""
+    return redact_text(text.encode(errors="backslashreplace").decode())
+
+
 def names(ui: Ui) -> list[str]:
     """The folders that are datasets, by name; a link that leads elsewhere is none."""
-    found = []
-    for name in list_folder(str(ui.datasets)).subfolders if ui.datasets.is_dir() else ():
-        with suppress(HTTPException):
-            found.append(below(ui.datasets, name).name)
-    return found
+    try:
+        folders = list_folder(str(ui.datasets)).subfolders if ui.datasets.is_dir() else ()
+    except OSError as error:
+        raise HTTPException(403, f"{ui.datasets}: {error.strerror}") from error
+    return [name for name in folders if _is_within(ui.datasets, name)]
 
 
 @dataclass
@@ -83,7 +88,10 @@ class Dataset:
     """`references` and `masks`: a folder within that of the datasets, or what names have at their end; `resolution`."""
 
     listings: list[DirectoryListing] = field(default_factory=list)
-    """The folder, and its visible subfolders."""
+    """The folder, and its visible subfolders that do not lead elsewhere."""
+
+    partners: list[DirectoryListing] = field(default_factory=list)
+    """The folders of references and masks."""
 
     images: list[FoundImage] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
@@ -102,7 +110,7 @@ class Dataset:
     @property
     def state(self) -> str:
         """A digest of the files in it: another one, when any of them has changed."""
-        files = [(each.folder, sorted(each.versions.items(), key=str)) for each in self.listings]
+        files = [(each.folder, sorted(each.versions.items(), key=str)) for each in (*self.listings, *self.partners)]
         return hashlib.sha256(repr((files, self.view)).encode()).hexdigest()[:16]
 
     @property
@@ -144,6 +152,8 @@ def open_dataset(ui: Ui, name: str) -> Dataset:
     try:
         top = list_folder(str(folder))
         data.listings = [top, *(list_folder(str(folder / sub)) for sub in top.subfolders if _is_within(folder, sub))]
+        partners = [place for key in ("references", "masks") if (place := data.partner(data.view[key])[0])]
+        data.partners = [list_folder(place) for place in partners]
     except OSError as error:
         raise HTTPException(404, f"{name}: {error.strerror}. It was moved away, or cannot be read.") from error
     return data
@@ -156,22 +166,30 @@ def read_dataset(ui: Ui, name: str) -> Dataset:
     if known and known[0] == state:
         _, data.images, data.faults, data.notes = known
     elif any(listing.images for listing in data.listings):
-        found, mistakes, data.notes = find_images(data.config())
-        for each in mistakes:
-            data.faults[each.place] = "; ".join(filter(None, [data.faults.get(each.place), redact_text(each.message)]))
-        data.images = [_without_links(data, image) for image in found]
+        found, mistakes, notes = find_images(data.config())
+        data.notes = [*map(shown, notes)]
+        for mistake in mistakes:
+            place = shown(mistake.place)
+            data.faults[place] = "; ".join(filter(None, [data.faults.get(place), shown(mistake.message)]))
+        data.images = [each for image in found if (each := _without_links(data, image))]
         ui.memory["dataset"] = state, data.images, data.faults, data.notes
     return data
 
 
 def _is_within(folder: Path, name: str) -> bool:
-    with suppress(HTTPException):
-        return bool(below(folder, name))
+    """Whether a name is one that a page can hold, and leads to what is in the folder."""
+    with suppress(HTTPException, UnicodeEncodeError):
+        return bool(name.encode() and below(folder, name))
     return False
 
 
-def _without_links(data: Dataset, image: FoundImage) -> FoundImage:
-    """The image without the text of files outside, to which a link leads."""
+def _without_links(data: Dataset, image: FoundImage) -> FoundImage | None:
+    """The image without the text of files outside, to which a link leads; None for one that is there itself, or that no
+    address can name."""
+    folder = os.path.dirname(image.path)
+    if folder not in {each.prefix.rstrip(os.sep) for each in data.listings} or shown(image.path) != image.path:
+        data.faults[shown(image.path)] = "has a name that is not UTF-8, or is in a folder that leads out. Move it"
+        return None
     for path in (*image.captions[:1], *filter(None, [image.table])):
         if os.path.islink(path) and not _is_within(Path(path).parent, os.path.basename(path)):
             data.faults[image.path] = f"{os.path.basename(path)} is a link that leads out of the folder"
@@ -195,7 +213,7 @@ def size_of(ui: Ui, path: str) -> Size | str:
     except OSError as error:
         return error.strerror or str(error)
     except ImageError as error:
-        found = redact_text(error.reason)
+        found = shown(error.reason)
     if len(known) >= MOST_KNOWN:
         known.clear()
     known[path] = version, found
@@ -205,7 +223,7 @@ def size_of(ui: Ui, path: str) -> Size | str:
 def remember_fault(ui: Ui, path: str, reason: str) -> None:
     """Takes what was wrong with an image when it was decoded."""
     with suppress(OSError):
-        ui.memory.setdefault("image sizes", {})[path] = version_of(os.stat(path)), redact_text(reason)
+        ui.memory.setdefault("image sizes", {})[path] = version_of(os.stat(path)), shown(reason)
 
 
 # ---------------------------------------------------------------- captions
@@ -243,20 +261,12 @@ def set_caption(data: Dataset, image: FoundImage, text: str, version: str, durab
             old = read_regular(file)
             if old == content:
                 return there
-            moment = f"{time.strftime('%Y-%m-%d_%H%M%S')}-{secrets.token_hex(3)}"
-            kept = (
-                data.ui.own / "trash" / "captions" / data.name / f"{data.id_of(str(file)).replace('/', '~')}.{moment}"
-            )
+            kept = data.ui.own / "trash" / "captions" / data.name / _moment() / file.name
             with atomic_write(kept) as temporary:
                 temporary.write_bytes(old)
         with atomic_write(file, durable) as temporary:
             temporary.write_bytes(content)
         return caption_version(image._replace(captions=(str(file),)))
-
-
-def tags_of(text: str) -> list[str]:
-    """The parts of a caption between commas."""
-    return [tag for part in text.split(",") if (tag := part.strip())]
 
 
 def changed_caption(text: str, form: dict[str, str]) -> str:
@@ -265,7 +275,7 @@ def changed_caption(text: str, form: dict[str, str]) -> str:
     if form.get("op") == "replace" and find:
         flags = 0 if form.get("case") else re.IGNORECASE
         return re.sub(re.escape(find), lambda _: form.get("replacement", ""), text, flags=flags).strip()
-    has_tag = tag.casefold() in map(str.casefold, tags_of(text))
+    has_tag = tag.casefold() in (part.strip().casefold() for part in text.split(","))
     if form.get("op") == "add" and tag and not has_tag:
         return ", ".join(filter(None, [text.rstrip(" ,"), tag] if form.get("where") == "end" else [tag, text]))
     if form.get("op") == "remove" and has_tag:
@@ -276,9 +286,14 @@ def changed_caption(text: str, form: dict[str, str]) -> str:
 # ---------------------------------------------------------------- trash
 
 
+def _moment() -> str:
+    """A name that sorts by time."""
+    return f"{time.strftime('%Y-%m-%d_%H%M%S')}-{secrets.token_hex(3)}"
+
+
 def trash(data: Dataset, images: Iterable[FoundImage]) -> str:
     """Moves images with all that belongs to them into the trash. Returns the entry's name. Raises OSError."""
-    entry = f"{time.strftime('%Y-%m-%d_%H%M%S')}-{secrets.token_hex(3)}"
+    entry = _moment()
     for image in images:
         partners = filter(None, (*image.references, image.mask))
         beside = [path for path in partners if os.path.dirname(path) == os.path.dirname(image.path)]

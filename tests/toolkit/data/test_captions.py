@@ -10,6 +10,7 @@ from toolkit.data.captions import (
     prompt_warnings,
     read_caption,
     read_captions_file,
+    with_caption,
 )
 from toolkit.data.directory import list_folder
 from toolkit.errors import InputError
@@ -124,6 +125,29 @@ def test_a_table_that_cannot_be_read_is_a_mistake(tmp_path: Path, raw: bytes | N
     assert read_captions_file(str(path), mistakes) == {}
     [mistake] = mistakes
     assert mistake.place == str(path) and reason in mistake.message
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("a.txt", "old", "another\n"),
+        ("a.json", '"old"', '"another"\n'),
+        ("a.json", '{"x": 1, "Prompt": "old"}', '{\n  "x": 1,\n  "Prompt": "another"\n}\n'),
+    ],
+)
+def test_a_caption_is_exchanged_and_read_again(tmp_path: Path, name: str, old: str, new: str) -> None:
+    file = tmp_path / name
+    file.write_text(old)
+    assert read_caption(file) == "old"
+    assert with_caption(file, "another") == new
+    file.write_text(new)
+    assert read_caption(file) == "another"
+
+
+def test_a_json_without_a_caption_gets_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"width": 3}')
+    with pytest.raises(CaptionError, match="holds no 'caption'"):
+        with_caption(tmp_path / "a.json", "x")
 
 
 def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.golden_tables import golden
 from toolkit.data.fingerprint import fingerprint
-from toolkit.data.folder import scan_datasets
+from toolkit.data.folder import find_images, scan_datasets
 from toolkit.data.images import HAS_HEIF, open_image
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
@@ -232,6 +232,31 @@ def test_missing_and_empty_captions_are_counted(tmp_path: Path, image, dataset) 
     scan = scan_datasets([dataset(tmp_path, default_caption="a thing")], None)
     assert scan.folders[0].missing_captions == 2
     assert [sample.caption for sample in scan.samples] == ["a cat", "a thing", "a thing"]
+
+
+def test_images_are_found_as_a_scan_finds_them(tmp_path: Path, image, dataset) -> None:
+    for name in ("4_x/a.png", "4_x/b.png", "4_x/b_ref.png", "4_x/a_ref.png", "7_y/c.png", "7_y/c_ref.png"):
+        image(tmp_path / name)
+    for name, text in (("a.txt", " "), ("a.caption", "second"), ("b.txt", "of b"), ("b.caption", "unread")):
+        (tmp_path / "4_x" / name).write_text(text)
+    section = dataset(tmp_path, control_suffix=("_ref",), caption_ext=(".txt", ".caption"))
+    images, mistakes, _ = find_images(section)
+    samples = scan_datasets([section], None).samples
+    assert [(i.path, i.repeats, i.caption, i.references) for i in images] == [
+        (s.image, s.repeats, s.caption, s.control_images) for s in samples
+    ]
+    names = [[Path(path).name for path in each.captions] for each in images]
+    assert names == [["a.caption", "a.txt"], ["b.txt", "b.caption"], []] and mistakes == []
+    image(tmp_path / "7_y" / "c.jpg")
+    images, mistakes, _ = find_images(section)
+    assert [each.shares_stem for each in images] == [False, False, True, True]
+    assert [str(each) for each in mistakes] == [str(each) for each in _errors_of_scan(section)]
+
+
+def _errors_of_scan(section) -> list:
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([section], None)
+    return list(caught.value.errors)
 
 
 def test_a_datasets_own_trigger_word_goes_first(tmp_path: Path, image, dataset) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from itertools import chain
@@ -36,7 +36,7 @@ from toolkit.data.file_hashes import version_of
 from toolkit.data.folder import FoundImage, repeats_of
 from toolkit.data.images import ImageError, media_type
 from toolkit.data.items import bucket_for
-from toolkit.data.types import Size
+from toolkit.data.types import ResizeCrop, Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, write_json
@@ -80,6 +80,12 @@ def _wants_json(request: Request) -> bool:
     return "application/json" in request.headers.get("accept", "")
 
 
+def _number(text: str, least: int, most: int) -> int | None:
+    """A whole number within limits; None for any other text."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 16 else least - 1
+    return number if least <= number <= most else None
+
+
 def _back(request: Request, data: Dataset, **query: object) -> Response:
     """To the page of a dataset."""
     if _wants_json(request):
@@ -116,12 +122,13 @@ def index(request: Request, status: int = 200, fault: str = "", form: Form | Non
 @posted
 def create(request: Request, form: Form, _: FormData) -> Response:
     """A new, empty folder; repeats are in its name."""
-    ui, name, repeats = ui_of(request), form.get("name", "").strip(), form.get("repeats", "").strip() or "1"
-    words = texts()["datasets"]
+    ui, words, name = ui_of(request), texts()["datasets"], form.get("name", "").strip()
+    repeats = _number(form.get("repeats", "").strip() or "1", 1, MOST_REPEATS)
     fault = folder_name_error(name) or (words["hidden_name"] if name.startswith(".") else "")
-    if not (repeats.isascii() and repeats.isdigit() and 1 <= int(repeats) <= MOST_REPEATS):
+    if repeats is None:
         fault = words["bad_repeats"].format(most=MOST_REPEATS)
-    name = f"{int(repeats)}_{name}" if not fault and int(repeats) > 1 and not repeats_of(name) else name
+    elif repeats > 1 and not repeats_of(name):
+        name = f"{repeats}_{name}"
     try:
         if not fault:
             (ui.datasets / name).mkdir(parents=True)
@@ -152,19 +159,19 @@ def show(request: Request) -> Response:
     return _page(request, _read(request))
 
 
-def _page(request: Request, data: Dataset, status: int = 200, **told: object) -> Response:
+def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[uploads.Told] = ()) -> Response:
     query = {key: request.query_params.get(key, "") for key in _QUERY}
     found = datasets.findings(data)
     sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
     chosen = _filtered(data, query, sizes, found["by_file"])
     pages = max(1, -(-len(chosen) // PER_PAGE))
-    page = min(max(1, int(number) if (number := query["page"]).isdigit() and len(number) < 9 else 1), pages)
-    crops = {
-        path: bucket_for(s, data.view["resolution"], SIZE_MULTIPLE) for path, s in sizes.items() if isinstance(s, Size)
-    }
-    uses = {image.path: image.repeats for image in data.images}
-    buckets = Counter(crop.bucket for crop in crops.values())
-    used = Counter({bucket: sum(uses[path] for path, c in crops.items() if c.bucket == bucket) for bucket in buckets})
+    page = _number(query["page"], 1, pages) or (1 if not query["page"] else pages)
+    crops, buckets, used = dict[str, ResizeCrop](), Counter[Size](), Counter[Size]()
+    for image in data.images:
+        if isinstance(size := sizes[image.path], Size):
+            crop = crops[image.path] = bucket_for(size, data.view["resolution"], SIZE_MULTIPLE)
+            buckets[crop.bucket] += 1
+            used[crop.bucket] += image.repeats
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
     return render(
         request,
@@ -174,7 +181,6 @@ def _page(request: Request, data: Dataset, status: int = 200, **told: object) ->
         cards=[_card(data, image, sizes[image.path], crops.get(image.path), found["by_file"]) for image in shown],
         count=len(chosen),
         missing=sum(not image.caption for image in data.images),
-        broken=sum(isinstance(size, str) for size in sizes.values()),
         repeats=sorted({image.repeats for image in data.images}),
         page=page,
         pages=pages,
@@ -182,15 +188,15 @@ def _page(request: Request, data: Dataset, status: int = 200, **told: object) ->
         query=query,
         buckets=[(bucket, count, used[bucket]) for bucket, count in sorted(buckets.items())],
         findings=found,
-        others={path: rows for path, rows in found["by_file"].items() if path not in uses},
-        faults={place: text for place, text in data.faults.items() if place not in uses},
-        folders=_partner_folders(data),
+        others={path: rows for path, rows in found["by_file"].items() if path not in sizes},
+        faults={place: text for place, text in data.faults.items() if place not in sizes},
+        folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
         subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
         multiple=SIZE_MULTIPLE,
-        **{"told": [], "fault": "", **told},
+        told=told,
     )
 
 
@@ -217,7 +223,7 @@ def _fault(data: Dataset, image: FoundImage) -> str:
 
 def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file: dict[str, Any]) -> dict[str, Any]:
     """An image as the template shows it. `frame`: left, top, width and height of what is trained, in its pixels."""
-    frame = None
+    frame, partners = None, (*image.references, *filter(None, [image.mask]))
     if crop and isinstance(size, Size):
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
         frame = [round(place / scale[axis % 2], 1) for axis, place in enumerate((crop.left, crop.top, *crop.bucket))]
@@ -231,33 +237,20 @@ def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file
         "frame": frame,
         "version": datasets.caption_version(image),
         "findings": by_file.get(image.path, []),
-        "partners": [_address(data.ui, path) for path in (*image.references, *filter(None, [image.mask]))],
+        "partners": [os.path.relpath(path, data.ui.datasets).split(os.sep, 1) for path in partners],
         "table": data.id_of(image.table) if image.table else "",
     }
-
-
-def _address(ui: Ui, path: str) -> str:
-    """Dataset and name of a file below the folder of the datasets, for addresses."""
-    dataset, *rest = Path(os.path.relpath(path, ui.datasets)).parts
-    return f"/datasets/{quote(dataset, safe='')}/%s/{quote('/'.join(rest))}"
-
-
-def _partner_folders(data: Dataset) -> list[str]:
-    """Folders that may hold references or masks."""
-    own = [f"{data.name}/{os.path.basename(each.folder)}" for each in data.listings[1:]]
-    return [*own, *(name for name in datasets.names(data.ui) if name != data.name)]
 
 
 @posted
 def set_view(request: Request, form: Form, _: FormData) -> Response:
     """How the dataset is looked at: its references, its masks, and the size it is trained at."""
-    data = _opened(request)
-    resolution = form.get("resolution", "")
-    if not (resolution.isascii() and resolution.isdigit() and 32 <= int(resolution[:9]) <= 8192):
+    data, resolution = _opened(request), _number(form.get("resolution", ""), 32, 8192)
+    if resolution is None:
         raise HTTPException(400, texts()["datasets"]["bad_resolution"])
     view = {"references": form.get("references", "").strip(), "masks": form.get("masks", "").strip()}
     with _writes(data.name):
-        write_json(data.view_file, view | {"resolution": int(resolution)})
+        write_json(data.view_file, view | {"resolution": resolution})
     return _back(request, data)
 
 
@@ -291,27 +284,23 @@ def captioning(request: Request, form: Form, _: FormData) -> Response:
 # ---------------------------------------------------------------- captions
 
 
-def _image(data: Dataset, name: str) -> FoundImage:
-    for image in data.images:
-        if data.id_of(image.path) == name:
-            return image
-    raise HTTPException(404, f"{name} is not there any more")
-
-
-def _text(form: Form) -> str:
-    text = form.get("caption", "").strip()
-    if "\0" in text or len(text.encode(errors="replace")) > MOST_CAPTION:
-        raise HTTPException(400, texts()["datasets"]["bad_caption"])
-    return text
+def _ticked(data: Dataset, names: Iterable[object]) -> list[FoundImage]:
+    """The images of these names. Raises HTTPException 404 where there are none of them."""
+    wanted = set(names)
+    if found := [image for image in data.images if data.id_of(image.path) in wanted]:
+        return found
+    raise HTTPException(404, texts()["datasets"]["none_chosen"])
 
 
 @posted
 def save_caption(request: Request, form: Form, _: FormData) -> Response:
     """Replaces a caption. `version`: of the file as it was read; or `was`: the text as it was."""
-    data, text = _read(request), _text(form)
-    image = _image(data, form.get("name", ""))
+    data, text, words = _read(request), form.get("caption", "").strip(), texts()["datasets"]
+    image = _ticked(data, [form.get("name")])[0]
+    if "\0" in text or len(text.encode()) > MOST_CAPTION:
+        raise HTTPException(400, words["bad_caption"])
     if image.table:
-        raise HTTPException(409, texts()["datasets"]["in_table"].format(table=data.id_of(image.table)))
+        raise HTTPException(409, words["in_table"].format(table=data.id_of(image.table)))
     version = form.get("version", "")
     if not version and image.caption == form.get("was"):
         version = datasets.caption_version(image)
@@ -324,7 +313,7 @@ def save_caption(request: Request, form: Form, _: FormData) -> Response:
         new = datasets.caption_version(image)
         both = {"name": form["name"], "yours": text, "theirs": str(error), "version": new}
         if _wants_json(request):
-            return JSONResponse({"detail": texts()["datasets"]["conflict"], **both}, 409)
+            return JSONResponse({"detail": words["conflict"], **both}, 409)
         return render(request, "captions.html.j2", 409, data=data, conflict=both)
     return JSONResponse({"version": version}) if _wants_json(request) else _back(request, data, **_where(form))
 
@@ -334,20 +323,13 @@ def _where(form: Form) -> Form:
     return {key: form[key] for key in ("q", "only", "page") if form.get(key)}
 
 
-def _chosen(data: Dataset, form: Form, whole: FormData) -> list[FoundImage]:
-    """The images that are ticked, else all that the filter shows."""
-    names = set(map(str, whole.getlist("chosen")))
-    if names:
-        return [image for image in data.images if data.id_of(image.path) in names]
-    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
-    return _filtered(data, form, sizes, datasets.findings(data)["by_file"])
-
-
 @posted
 def change(request: Request, form: Form, whole: FormData) -> Response:
     """Search and replace, a tag for many: first what would become of the captions, then, if it is still that, done."""
-    data = _read(request)
-    images = [image for image in _chosen(data, form, whole) if not image.table and not _fault(data, image)]
+    data, names = _read(request), whole.getlist("chosen")
+    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
+    shown = _ticked(data, names) if names else _filtered(data, form, sizes, datasets.findings(data)["by_file"])
+    images = [image for image in shown if not image.table and not _fault(data, image)]
     changes = [(each, new) for each in images if (new := datasets.changed_caption(each.caption, form)) != each.caption]
     rows = [(data.id_of(each.path), datasets.caption_version(each), each.caption, new) for each, new in changes]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
@@ -361,10 +343,9 @@ def change(request: Request, form: Form, whole: FormData) -> Response:
                 except (Conflict, CaptionError):
                     failed += 1
         return _back(request, data, **_where(form), changed=len(rows) - failed, failed=failed)
-    shown = [(name, *_difference(before, after)) for name, _, before, after in rows[:MOST_SHOWN]]
-    values = {"rows": shown, "count": len(rows), "of": len(images), "digest": digest, "form": form}
+    compared = [(name, *_difference(before, after)) for name, _, before, after in rows[:MOST_SHOWN]]
+    values = {"rows": compared, "count": len(rows), "of": len(images), "digest": digest, "form": form}
     undo = [{"name": name, "before": before, "after": after} for name, _, before, after in rows]
-    names = list(map(str, whole.getlist("chosen")))
     values |= {"undo": undo, "chosen": names, "is_late": given is not None, "conflict": None}
     return render(request, "captions.html.j2", 409 if given else 200, data=data, **values)
 
@@ -373,9 +354,8 @@ def _difference(before: str, after: str) -> tuple[str, str, str, str]:
     """What both begin with, what of each differs, and what both end with."""
 
     def alike(one: str, other: str) -> int:
-        return next(
-            (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-        )
+        unlike = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        return next(unlike, min(len(one), len(other)))
 
     start = alike(before, after)
     end = alike(before[start:][::-1], after[start:][::-1])
@@ -387,10 +367,7 @@ def _difference(before: str, after: str) -> tuple[str, str, str, str]:
 def delete(request: Request, form: Form, whole: FormData) -> Response:
     """Moves the ticked images into the trash, with their captions."""
     data = _read(request)
-    names = set(map(str, whole.getlist("chosen")))
-    images = [image for image in data.images if data.id_of(image.path) in names]
-    if not images:
-        raise HTTPException(400, texts()["datasets"]["none_chosen"])
+    images = _ticked(data, whole.getlist("chosen"))
     with _writes(data.name):
         entry = datasets.trash(data, images)
     return _back(request, data, **_where(form), deleted=len(images), entry=entry)
@@ -447,11 +424,11 @@ def _add(request: Request, piece: bytes) -> Response:
     running = data.ui.memory.get(key)
     if running and running["state"] == "checking":
         return JSONResponse({"offset": part.size, "told": running}, 202)
-    offset = int(text) if (text := query.get("offset", "")).isascii() and text.isdigit() and len(text) < 16 else -1
+    offset = _number(query.get("offset", ""), 0, part.size)
     try:
         with _writes(part.name):
             uploads.clean(part.path.parent)
-            here = part.add(offset, piece, query.get("hash", ""))
+            here = part.add(-1 if offset is None else offset, piece, query.get("hash", ""))
     except uploads.Refused as error:
         return JSONResponse({"detail": str(error), **part.state()}, 409)
     if here < part.size:

@@ -100,6 +100,7 @@ def test_a_name_that_is_none_is_told_and_stays_in_the_form(
 def test_a_dataset_that_leads_elsewhere_is_none(page: TestClient, ui: Ui, tmp_path: Path) -> None:
     picture(tmp_path / "private" / "x.png")
     (ui.datasets / "out").symlink_to(tmp_path / "private")
+    (tmp_path / "private" / "x.txt").write_text("the secret words")
     (ui.datasets / "pipo" / "5_out").symlink_to(tmp_path / "private")
     (ui.datasets / "pipo" / "4_pipo" / "d.png").symlink_to(tmp_path / "private" / "x.png")
     (ui.datasets / "pipo" / "4_pipo" / "c.txt").symlink_to(tmp_path / "private" / "secret.txt")
@@ -264,7 +265,7 @@ def test_what_changes_is_shown_before_it_is_done(page: TestClient, ui: Ui) -> No
     assert captions(ui)["a.txt"] == "pipo, red"
     assert page.post("/datasets/pipo/change", data=fields | {"apply": digest}).status_code == 200
     assert captions(ui) == {"a.txt": "pepe, red\n", "b.txt": "pepe, blue\n"}
-    kept = [file.read_text() for file in (ui.own / "trash" / "captions").rglob("*.txt.*")]
+    kept = [file.read_text() for file in (ui.own / "trash" / "captions").rglob("*.txt")]
     assert sorted(kept) == ["pipo, blue", "pipo, red"]
 
 
@@ -315,7 +316,7 @@ def test_what_is_deleted_comes_back_with_its_caption(page: TestClient, ui: Ui) -
     for entry in ("..", "../pipo", "", "nothing"):
         page.post("/datasets/restore", data={"entry": entry})
     assert len(os.listdir(folder)) == 5
-    assert page.post("/datasets/pipo/delete", data={}).status_code == 400
+    assert page.post("/datasets/pipo/delete", data={}).status_code == 404
 
 
 def test_an_image_that_shares_its_stem_leaves_the_caption(page: TestClient, ui: Ui) -> None:
@@ -372,6 +373,19 @@ def test_two_thousand_images_are_pages(page: TestClient, ui: Ui) -> None:
     assert "caption 1999</textarea>" in text
     assert "1 of 2000" in page.get("/datasets/many?q=caption 1234").text
     assert page.get("/datasets/many?page=99999999999").status_code == 200
+
+
+def test_a_name_that_is_not_utf8_is_told_and_hides_nothing(page: TestClient, ui: Ui) -> None:
+    picture(ui.datasets / "pipo" / "4_pipo" / os.fsdecode(b"caf\xe9.png"))
+    (ui.datasets / os.fsdecode(b"set\xe9")).mkdir()
+    assert page.get("/datasets").status_code == 200
+    text = page.get("/datasets/pipo").text
+    assert r"caf\udce9.png" in text and "is not UTF-8" in text and text.count("<article") == 3
+
+
+@pytest.mark.parametrize("page_number", ["0", "-1", "²", "٣", "99999999999999999999", "x"])
+def test_a_page_that_is_none_is_one_that_is(page: TestClient, page_number: str) -> None:
+    assert page.get(f"/datasets/pipo?page={page_number}").text.count("<article") == 3
 
 
 def test_notes_of_views_that_are_damaged_are_left_aside(page: TestClient, ui: Ui) -> None:
