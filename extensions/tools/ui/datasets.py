@@ -244,27 +244,32 @@ def caption_version(image: FoundImage) -> str:
         return "unreadable"
 
 
-def set_caption(data: Dataset, image: FoundImage, text: str, version: str, durable: bool = True) -> str:
-    """Replaces a caption whose version is as it was read, after a copy of the old one went to the page's trash. Returns
-    the new version. Raises Conflict for another version, CaptionError for a `.json` without a caption, OSError.
+def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
+    """Writes the captions of images, as they are, into one file of the page's trash, before they are replaced: JSON of
+    file name -> text, bytes that are no UTF-8 as Python's surrogate escapes. Raises OSError."""
+    files = [file for image in images if (file := caption_file(image)).exists()]
+    old = {data.id_of(str(file)): read_regular(file).decode(errors="surrogateescape") for file in files}
+    if old:
+        with atomic_write(data.ui.own / "trash" / "captions" / data.name / f"{_moment()}.json") as temporary:
+            temporary.write_text(json.dumps(old, indent=1), encoding="utf-8")
 
-    durable: on the disk before this returns; the copy is in any case.
+
+def set_caption(data: Dataset, image: FoundImage, text: str, version: str, is_kept: bool = False) -> str:
+    """Replaces a caption whose version is as it was read. Returns the new version. Raises Conflict for another version,
+    CaptionError for a `.json` without a caption, OSError.
+
+    is_kept: it is one of many, for which `keep_captions` was called; the disk may write them together.
     """
     file = caption_file(image)
     with _writing:
-        if (there := caption_version(image)) != version:
+        if caption_version(image) != version:
             with suppress(CaptionError):
                 raise Conflict(read_caption(file) if file.exists() else "")
             raise Conflict(image.caption)
         content = with_caption(file, text).encode()
-        if there != "none":
-            old = read_regular(file)
-            if old == content:
-                return there
-            kept = data.ui.own / "trash" / "captions" / data.name / _moment() / file.name
-            with atomic_write(kept) as temporary:
-                temporary.write_bytes(old)
-        with atomic_write(file, durable) as temporary:
+        if not is_kept:
+            keep_captions(data, [image])
+        with atomic_write(file, durable=not is_kept) as temporary:
             temporary.write_bytes(content)
         return caption_version(image._replace(captions=(str(file),)))
 

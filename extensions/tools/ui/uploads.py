@@ -75,10 +75,11 @@ def check_size(name: str, size: int, folder: Path) -> None:
 class Part:
     """The part of a file that is here."""
 
-    def __init__(self, home: Path, dataset: str, name: str, size: int) -> None:
-        """home: where parts are kept; name: as of `checked_name`; size: bytes of the whole file."""
+    def __init__(self, home: Path, place: str, name: str, size: int) -> None:
+        """home: where parts are kept; place: what tells files of one name and size from each other; name: as of
+        `checked_name`; size: bytes of the whole file."""
         self.name, self.size = name, size
-        key = hashlib.sha256(repr((dataset, name, size)).encode()).hexdigest()[:24]
+        key = hashlib.sha256(repr((place, name, size)).encode()).hexdigest()[:24]
         self.path = home / (key + split_suffix(name)[1])  # decoders of HEIF go by it
 
     def state(self) -> dict[str, int | str]:

@@ -208,8 +208,9 @@ async function persistent(shown, address, options) {  // until the page answers,
 async function send(file, into) {
   const shown = file.shown, piece = Number(drop.dataset.piece);
   const name = (renamed.get(stem(file.name)) ?? stem(file.name)) + file.name.slice(stem(file.name).length);
-  const query = new URLSearchParams({name, size: file.size, into});
   try {
+    const key = `${file.lastModified}-${hex(crc(await bytesOf(file, 0, 65536)))}`;
+    const query = new URLSearchParams({name, size: file.size, into, key});
     let answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
     let offset = answer.offset ?? 0, sum = 0;
     for (let at = 0; at < offset; at += piece) sum = crc(await bytesOf(file, at, Math.min(at + piece, offset)), sum);

@@ -337,9 +337,10 @@ def change(request: Request, form: Form, whole: FormData) -> Response:
     if given == digest:
         failed = 0
         with _writes(data.name):
+            datasets.keep_captions(data, (image for image, _ in changes))
             for (image, new), (_, version, _, _) in zip(changes, rows, strict=True):
                 try:
-                    datasets.set_caption(data, image, new, version, durable=False)
+                    datasets.set_caption(data, image, new, version, is_kept=True)
                 except (Conflict, CaptionError):
                     failed += 1
         return _back(request, data, **_where(form), changed=len(rows) - failed, failed=failed)
@@ -397,11 +398,13 @@ def _part(request: Request, data: Dataset) -> uploads.Part:
         uploads.check_size(name, size, data.ui.own)
     except ValueError as error:
         raise HTTPException(422, f"{query.get('name', '')[:80]} {error}") from error
-    return uploads.Part(data.ui.own / "uploads", f"{data.name}/{query.get('into', '')}", name, size)
+    place = "/".join((data.name, query.get("into", ""), query.get("key", "")))
+    return uploads.Part(data.ui.own / "uploads", place, name, size)
 
 
 def upload_state(request: Request) -> Response:
-    """How much of a file is here, and what became of it when it was whole."""
+    """How much of a file is here, and what became of it when it was whole. `key`: tells files of one name and size
+    from each other."""
     data = _opened(request)
     part = _part(request, data)
     return JSONResponse(part.state() | {"told": data.ui.memory.get(("upload", part.path.name))})
@@ -423,7 +426,7 @@ def _add(request: Request, piece: bytes) -> Response:
     target, key = _target(data, query.get("into", "")), ("upload", part.path.name)
     running = data.ui.memory.get(key)
     if running and running["state"] == "checking":
-        return JSONResponse({"offset": part.size, "told": running}, 202)
+        return JSONResponse({"detail": "is being looked at", "offset": part.size, "told": running}, 409)
     offset = _number(query.get("offset", ""), 0, part.size)
     try:
         with _writes(part.name):

@@ -127,6 +127,16 @@ def test_a_piece_that_was_damaged_on_its_way_is_not_kept(page: TestClient, ui: U
     assert piece(page, "x.png", whole, 0, 10).json() == {"offset": 10}, "another file begins anew"
 
 
+def test_two_files_of_one_name_and_size_are_kept_apart_by_their_keys(page: TestClient, ui: Ui) -> None:
+    red, blue = png("red", kind="BMP"), png("blue", kind="BMP")
+    assert len(red) == len(blue)
+    assert piece(page, "x.bmp", red, 0, 20, key="1").json() == {"offset": 20}
+    assert piece(page, "x.bmp", blue, 0, 10, key="2").json() == {"offset": 10}
+    assert piece(page, "x.bmp", red, 20, key="1").json()["told"]["files"][0]["state"] == "added"
+    assert piece(page, "x.bmp", blue, 10, key="2").json()["told"]["files"][0]["state"] == "renamed"
+    assert files(ui) == {"x.bmp": red, "x-2.bmp": blue}
+
+
 def test_a_piece_that_is_too_large_is_refused(page: TestClient) -> None:
     whole = b"x" * (uploads.PIECE + 1)
     assert piece(page, "x.png", whole).status_code == 413
