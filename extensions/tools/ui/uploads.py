@@ -90,7 +90,7 @@ class Part:
                 crc, length = zlib.crc32(portion, crc), length + len(portion)
         return {"offset": length, "hash": f"{crc:08x}"}
 
-    def add(self, offset: int, piece: bytes, crc: str) -> int:
+    def add(self, offset: int, piece: bytes | bytearray, crc: str) -> int:
         """Appends a piece, all of it or nothing; offset 0 begins anew. Returns the bytes that are here then. Raises
         Refused for a piece that was damaged, too long, or is of another place than the next; OSError for the disk."""
         if f"{zlib.crc32(piece):08x}" != crc:

@@ -393,11 +393,14 @@ def _target(data: Dataset, into: str = "") -> Path:
 
 def _part(request: Request, data: Dataset) -> uploads.Part:
     query = request.query_params
+    size = _number(query.get("size", ""), 0, 10**15)
     try:
-        name, size = uploads.checked_name(query.get("name", "")), int(query.get("size", ""))
+        if size is None:
+            raise uploads.Refused("has no size. Give it in bytes")
+        name = uploads.checked_name(query.get("name", ""))
         uploads.check_size(name, size, data.ui.own)
-    except ValueError as error:
-        raise HTTPException(422, f"{query.get('name', '')[:80]} {error}") from error
+    except uploads.Refused as error:
+        raise HTTPException(422, str(error)) from error
     place = "/".join((data.name, query.get("into", ""), query.get("key", "")))
     return uploads.Part(data.ui.own / "uploads", place, name, size)
 
@@ -417,10 +420,10 @@ async def upload(request: Request) -> Response:
         piece += chunk
         if len(piece) > uploads.PIECE:
             raise HTTPException(413, f"a piece has at most {uploads.PIECE} bytes")
-    return await run_in_threadpool(_add, request, bytes(piece))
+    return await run_in_threadpool(_add, request, piece)
 
 
-def _add(request: Request, piece: bytes) -> Response:
+def _add(request: Request, piece: bytearray) -> Response:
     data = _opened(request)
     part, query = _part(request, data), request.query_params
     target, key = _target(data, query.get("into", "")), ("upload", part.path.name)

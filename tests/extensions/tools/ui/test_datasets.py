@@ -104,6 +104,7 @@ def test_a_name_that_is_none_is_told_and_stays_in_the_form(
 
 def test_a_dataset_that_leads_elsewhere_is_none(page: TestClient, ui: Ui, tmp_path: Path) -> None:
     picture(tmp_path / "private" / "x.png")
+    picture(ui.datasets / ".trash" / "x.png")
     (ui.datasets / "out").symlink_to(tmp_path / "private")
     (tmp_path / "private" / "x.txt").write_text("the secret words")
     (ui.datasets / "pipo" / "5_out").symlink_to(tmp_path / "private")
