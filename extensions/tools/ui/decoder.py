@@ -5,6 +5,7 @@ Asked by a line of JSON on standard input, it answers by one: `python -m extensi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -37,13 +38,16 @@ class Decoder:
         self._idle = Timer(0, lambda: None)
 
     def decode(self, path: Path, thumb: Path | None = None) -> Size:
-        """Decodes a whole image, and writes its thumbnail. Returns its size in pixels, upright. Raises ImageError."""
+        """Decodes a whole image, and writes its thumbnail. Returns its size in pixels, upright. Raises ImageError,
+        and OSError where the thumbnail cannot be written."""
         with self._lock:
             self._idle.cancel()
             answer = self._ask({"path": str(path.absolute()), "thumb": str(thumb.absolute()) if thumb else ""})
             self._idle = Timer(IDLE_S, self.end)
             self._idle.daemon = True
             self._idle.start()
+        if number := answer.get("errno"):
+            raise OSError(number, os.strerror(number), str(thumb))
         if error := answer.get("error"):
             raise ImageError(path, error)
         return Size(*answer["size"])
@@ -89,8 +93,10 @@ def main() -> None:
             answer: dict[str, Any] = {"size": _decode(question["path"], question["thumb"])}
         except ImageError as error:
             answer = {"error": error.reason}
-        except (OSError, MemoryError) as error:  # of the thumbnail's disk
-            answer = {"error": f"its thumbnail cannot be made: {getattr(error, 'strerror', '') or error}"}
+        except MemoryError:
+            answer = {"error": "needs more memory than there is. Make it smaller"}
+        except OSError as error:  # of the thumbnail's disk
+            answer = {"errno": error.errno or errno.EIO}
         with suppress(BrokenPipeError):
             print(json.dumps(answer), flush=True)
 

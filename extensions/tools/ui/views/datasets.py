@@ -521,7 +521,8 @@ def thumb(request: Request) -> Response:
     small = ui.own / "thumbs" / tag[:2] / f"{tag}.jpg"
     if not small.is_file():
         try:
-            decoder(ui).decode(path, small)
+            with _writes(small.name):
+                decoder(ui).decode(path, small)
         except ImageError as error:
             datasets.remember_fault(ui, str(path), error.reason)
             raise HTTPException(415, redact_text(error.reason)) from error

@@ -164,6 +164,20 @@ def test_a_broken_image_is_shown_as_broken_with_the_reason(page: TestClient, ui:
     assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 200, "the decoder goes on"
 
 
+def test_a_disk_without_room_for_thumbnails_makes_no_image_broken(page: TestClient, ui: Ui) -> None:
+    ui.own.mkdir(parents=True)
+    (ui.own / "thumbs").write_text("a file is where the folder is to be")
+    assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 403
+    assert "0 of 3" in page.get("/datasets/pipo?only=broken").text
+
+
+def test_a_decoder_that_dies_is_told_and_another_goes_on(page: TestClient, ui: Ui) -> None:
+    assert page.get("/datasets/pipo/thumbs/4_pipo/a.png").status_code == 200
+    views.decoder(ui)._process.kill()  # type: ignore[union-attr]  # it has just answered
+    answer = [page.get(f"/datasets/pipo/thumbs/4_pipo/{name}.png").status_code for name in "bc"]
+    assert answer in ([415, 200], [200, 200])
+
+
 def test_the_crop_is_the_one_that_is_trained(page: TestClient, ui: Ui) -> None:
     picture(ui.datasets / "pipo" / "4_pipo" / "wide.png", (1000, 300))
     assert page.post("/datasets/pipo/view", data={"resolution": "256"}).status_code == 200
