@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -293,7 +292,7 @@ def changed_caption(text: str, form: dict[str, str]) -> str:
 
 def _moment() -> str:
     """A name that sorts by time."""
-    return f"{time.strftime('%Y-%m-%d_%H%M%S')}-{secrets.token_hex(3)}"
+    return f"{time.strftime('%Y-%m-%d_%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def trash(data: Dataset, images: Iterable[FoundImage]) -> str:
@@ -351,32 +350,32 @@ def restore(ui: Ui, entry: str) -> tuple[int, int]:
 
 def lint(data: Dataset) -> None:
     """Starts the check of a dataset, unless it is under way."""
-    if data.ui.memory.get(("lint", data.name)) == "running":
+    key, state = ("lint", data.name), data.state
+    if data.ui.memory.get(key) == "running":
         return
-    flags = [str(data.folder), "--json", f"--resolution={data.view['resolution']}"]
     references, _ = data.partner(data.view["references"])
+    flags = [str(data.folder), "--json", f"--resolution={data.view['resolution']}"]
     flags += [f"--control-path={references}"] if references else []
     priority = [nice, "-n", "10"] if (nice := shutil.which("nice")) else []
     command = [*priority, sys.executable, str(TOOLKIT_ROOT / "run.py"), "lint", *flags]
-    data.ui.memory["lint", data.name] = "running"
-    Thread(target=partial(_lint, data, data.state, command), daemon=True).start()
 
+    def check() -> None:
+        fault = "it has ended"
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=LINT_S, stdin=subprocess.DEVNULL, check=False)
+            if not done.stdout:
+                raise ValueError(done.stderr.decode(errors="replace").strip()[-500:] or f"exit code {done.returncode}")
+            write_json(_lint_file(data), {"state": state, **json.loads(done.stdout)})
+            fault = ""
+        except subprocess.TimeoutExpired:
+            fault = f"it took longer than {LINT_S} s"
+        except (OSError, ValueError, TypeError, RunError) as error:
+            fault = shown(str(error))
+        finally:
+            data.ui.memory[key] = fault
 
-def _lint(data: Dataset, state: str, command: list[str]) -> None:
-    fault = "it has ended"
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=LINT_S, stdin=subprocess.DEVNULL, check=False)
-        found = json.loads(done.stdout or b"null")
-        if found is None:
-            raise ValueError(done.stderr.decode(errors="replace").strip()[-500:] or f"exit code {done.returncode}")
-        write_json(_lint_file(data), {"state": state, **found})
-        fault = ""
-    except subprocess.TimeoutExpired:
-        fault = f"it took longer than {LINT_S} s"
-    except (OSError, ValueError, TypeError, RunError) as error:
-        fault = redact_text(str(error))
-    finally:
-        data.ui.memory["lint", data.name] = fault
+    data.ui.memory[key] = "running"
+    Thread(target=check, daemon=True).start()
 
 
 def _lint_file(data: Dataset) -> Path:

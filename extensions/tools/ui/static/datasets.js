@@ -46,6 +46,7 @@ async function save(form) {
     if (answer.ok) {
       version.value = answer.version;
       caption.defaultValue = sent;
+      delete form.dataset.conflict;
       note.textContent = words.saved;
       note.className = 'good';
       setTimeout(() => { if (note.className === 'good') note.textContent = ''; }, 2500);
@@ -54,6 +55,7 @@ async function save(form) {
     } else if (answer.status === 409 && 'theirs' in answer) {
       version.value = answer.version;
       caption.defaultValue = answer.theirs;
+      form.dataset.conflict = '';  // only who asks for it replaces what somebody else wrote
       note.textContent = say(words.conflict, answer);
       note.className = 'bad';
     } else {
@@ -65,14 +67,16 @@ async function save(form) {
     note.className = 'bad';
   }
   form.classList.remove('busy');
-  form.classList.toggle('clean', caption.value === caption.defaultValue);
+  const isClean = caption.value === caption.defaultValue;
+  form.classList.toggle('clean', isClean);
+  if (!isClean && note.className === 'good' && document.activeElement !== caption) save(form);  // typed meanwhile
 }
 
 for (const form of document.querySelectorAll('form.caption')) {
   mark(form);
   form.addEventListener('input', () => { form.querySelector('[role=status]').className = 'faint'; mark(form); });
   form.addEventListener('submit', event => { event.preventDefault(); save(form); });
-  form.elements.caption.addEventListener('blur', () => save(form));
+  form.elements.caption.addEventListener('blur', () => { if (!('conflict' in form.dataset)) save(form); });
 }
 addEventListener('beforeunload', event => {
   if ([...document.querySelectorAll('form.caption')].some(mark)) event.preventDefault();

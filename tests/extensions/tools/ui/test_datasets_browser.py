@@ -59,6 +59,9 @@ def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: s
     said = browser.wait_for("document.querySelector('.caption .bad')?.textContent")
     assert "another tab" in said and text_of(ui, 1) == "another tab\n"
     assert browser.run("return document.activeElement.querySelector('textarea').value") == "xypipo, green"
+    browser.press("Enter", "Escape")
+    time.sleep(0.3)
+    assert text_of(ui, 1) == "another tab\n", "leaving the field does not replace what somebody else wrote"
     browser.run("document.querySelectorAll('.caption')[1].requestSubmit()")
     browser.wait_for("document.querySelectorAll('.image')[1].innerText.includes('Saved')")
     assert text_of(ui, 1) == "xypipo, green\n"
