@@ -228,7 +228,7 @@ async function send(file, into) {
       if (answer.told) break;
     }
     while (answer.told?.state === 'checking') {
-      shown.note(say(words.checking, {count: answer.told.files.length}));
+      shown.note(say(words.checking, answer.told));
       await pause(1);
       answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
     }

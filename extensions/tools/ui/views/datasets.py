@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import wraps
 from itertools import chain
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -49,6 +49,7 @@ MOST_SHOWN = 200
 
 _QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_adding = Lock()
 Form = dict[str, str]
 _Posted = Callable[[Request], Awaitable[Response]]
 
@@ -410,7 +411,10 @@ def upload_state(request: Request) -> Response:
     from each other."""
     data = _opened(request)
     part = _part(request, data)
-    return JSONResponse(part.state() | {"told": data.ui.memory.get(("upload", part.path.name))})
+    told = data.ui.memory.get(("upload", part.path.name))
+    if told and told["state"] == "checking":  # it is whole, and reading it all for its hash would take its time
+        return JSONResponse({"offset": part.size, "told": {"state": "checking", "count": len(told["files"])}})
+    return JSONResponse(part.state() | {"told": told})
 
 
 async def upload(request: Request) -> Response:
@@ -424,23 +428,23 @@ async def upload(request: Request) -> Response:
 
 
 def _add(request: Request, piece: bytearray) -> Response:
-    data = _opened(request)
+    data, told = _opened(request), dict[str, Any]()
     part, query = _part(request, data), request.query_params
     target, key = _target(data, query.get("into", "")), ("upload", part.path.name)
-    running = data.ui.memory.get(key)
-    if running and running["state"] == "checking":
-        return JSONResponse({"detail": "is being looked at", "offset": part.size, "told": running}, 409)
     offset = _number(query.get("offset", ""), 0, part.size)
     try:
-        with _writes(part.name):
+        with _adding, _writes(part.name):
+            running = data.ui.memory.get(key)
+            if running and running["state"] == "checking":
+                told = {"state": "checking", "count": len(running["files"])}
+                return JSONResponse({"detail": "is being looked at", "offset": part.size, "told": told}, 409)
             uploads.clean(part.path.parent)
             here = part.add(-1 if offset is None else offset, piece, query.get("hash", ""))
+            if here < part.size:
+                return JSONResponse({"offset": here})
+            told = data.ui.memory[key] = {"state": "checking", "files": []}
     except uploads.Refused as error:
         return JSONResponse({"detail": str(error), **part.state()}, 409)
-    if here < part.size:
-        return JSONResponse({"offset": here})
-    told: dict[str, Any] = {"state": "checking", "files": []}
-    data.ui.memory[key] = told
 
     def take() -> None:
         try:
@@ -450,7 +454,7 @@ def _add(request: Request, piece: bytearray) -> Response:
 
     if part.name.lower().endswith(uploads.SUFFIX):
         Thread(target=take, daemon=True).start()
-        return JSONResponse({"offset": here, "told": told}, 202)
+        return JSONResponse({"offset": here, "told": {"state": "checking", "count": 0}}, 202)
     take()
     return JSONResponse({"offset": here, "told": told})
 
