@@ -14,15 +14,21 @@ from functools import cache
 from itertools import product
 from math import ceil, prod, sqrt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.config.dataset import Rectangle, sides_of
-from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.images import ImageError, image_size, inspect_image, reference_error
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors, InputError, UserError
-from toolkit.models.interface import ModelFacts
+
+if TYPE_CHECKING:
+    from toolkit.config.sections import ImageTrainingSection
+    from toolkit.models.interface import ModelFacts
+
+SIZE_MULTIPLE = 32
+"""Pixels of which the sides of a bucket are multiples where no model says it: that of Qwen-Image-Edit."""
 
 
 def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, square_crop: bool = False) -> ResizeCrop:

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 from PIL import Image
 
-from extensions.tools.shared.keys import SIZE_MULTIPLE
 from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.loader import load_job
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.captions import inject_trigger
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
-from toolkit.data.items import make_items, scan_items
+from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.threads import thread_map
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample

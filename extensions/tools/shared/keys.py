@@ -18,9 +18,6 @@ from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, ref
 from toolkit.models.adapter_origin import origin_findings
 from toolkit.train.run_reader import runs_in
 
-SIZE_MULTIPLE = 32
-"""Pixels of which the sides of a bucket are multiples where no model says it: that of Qwen-Image-Edit."""
-
 
 class RunToolConfig(ToolConfig):
     """Keys of the tools that read runs."""

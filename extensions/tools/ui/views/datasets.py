@@ -23,7 +23,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
-from extensions.tools.shared.keys import SIZE_MULTIPLE
 from extensions.tools.ui import datasets, uploads
 from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
 from extensions.tools.ui.decoder import Decoder
@@ -35,7 +34,7 @@ from toolkit.data.directory import split_suffix
 from toolkit.data.file_hashes import version_of
 from toolkit.data.folder import FoundImage, repeats_of
 from toolkit.data.images import ImageError, media_type
-from toolkit.data.items import bucket_for
+from toolkit.data.items import SIZE_MULTIPLE, bucket_for
 from toolkit.data.types import ResizeCrop, Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
