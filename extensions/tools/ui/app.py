@@ -12,8 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from extensions.tools.ui.guard import Guard
 from extensions.tools.ui.state import HERE, Ui, render, texts
-from extensions.tools.ui.views import compare, new, queue, run, runs, system, tools
-from extensions.tools.ui.views import datasets, runs, system
+from extensions.tools.ui.views import compare, datasets, new, queue, run, runs, system, tools
 
 
 def _get(path: str, view: object) -> Route:
