@@ -1,4 +1,5 @@
-"""Decodes images in a process of its own: what a file makes a decoder do, its memory and its time, is not the page's.
+"""Small images of large ones, made once. They are decoded in a process of its own: what a file makes a decoder do, its
+memory and its time, is not the page's.
 
 Asked by a line of JSON on standard input, it answers by one: `python -m extensions.tools.ui.decoder`.
 """
@@ -6,6 +7,7 @@ Asked by a line of JSON on standard input, it answers by one: `python -m extensi
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -15,18 +17,38 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
+from extensions.tools.ui.state import Ui
+from toolkit.data.file_hashes import version_of
 from toolkit.data.images import ImageError, open_image
 from toolkit.data.types import Size
 from toolkit.files.writing import TOOLKIT_ROOT, atomic_write
 
-THUMB_SIDE = 400
-"""Pixels of the longer side of a thumbnail."""
+SIDES = (160, 400, 960)
+"""Longer sides of small images, in pixels."""
 
 MOST_S = 60.0
 """Seconds that an image may take."""
 
 IDLE_S = 30.0
 """Seconds without a question after which the process ends."""
+
+
+def thumbnail(ui: Ui, path: Path, side: int) -> Path:
+    """The JPEG of an image whose longer side is the least of SIDES that is not below `side`; named by the file and its
+    version. Raises ImageError for what is no image, OSError for what cannot be read or written."""
+    side = next((each for each in SIDES if each >= side), SIDES[-1])
+    origin = repr((str(path.resolve()), version_of(os.stat(path)), side))
+    name = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    small = ui.own / "thumbs" / name[:2] / f"{name}.jpg"
+    if not small.is_file():
+        decoder(ui).decode(path, small, side)
+    return small
+
+
+def decoder(ui: Ui) -> Decoder:
+    """The one process that decodes images for the page."""
+    found: Decoder = ui.memory.setdefault("decoder", Decoder())
+    return found
 
 
 class Decoder:
@@ -37,12 +59,13 @@ class Decoder:
         self._process: subprocess.Popen[str] | None = None
         self._idle = Timer(0, lambda: None)
 
-    def decode(self, path: Path, thumb: Path | None = None) -> Size:
-        """Decodes a whole image, and writes its thumbnail. Returns its size in pixels, upright. Raises ImageError,
-        and OSError where the thumbnail cannot be written."""
+    def decode(self, path: Path, thumb: Path | None = None, side: int = SIDES[-1]) -> Size:
+        """Decodes a whole image, and writes its thumbnail, whose longer side is `side`. Returns its size in pixels,
+        upright. Raises ImageError, and OSError where the thumbnail cannot be written."""
         with self._lock:
             self._idle.cancel()
-            answer = self._ask({"path": str(path.absolute()), "thumb": str(thumb.absolute()) if thumb else ""})
+            question = {"path": str(path.absolute()), "thumb": str(thumb.absolute()) if thumb else "", "side": side}
+            answer = self._ask(question)
             self._idle = Timer(IDLE_S, self.end)
             self._idle.daemon = True
             self._idle.start()
@@ -60,7 +83,7 @@ class Decoder:
                 self._process.wait()
             self._process = None
 
-    def _ask(self, question: dict[str, str]) -> dict[str, Any]:
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
             environment = os.environ | {"PYTHONPATH": str(TOOLKIT_ROOT)}
             command = [sys.executable, "-m", __spec__.name]
@@ -90,7 +113,7 @@ def main() -> None:
     for line in sys.stdin:
         question = json.loads(line)
         try:
-            answer: dict[str, Any] = {"size": _decode(question["path"], question["thumb"])}
+            answer: dict[str, Any] = {"size": _decode(**question)}
         except ImageError as error:
             answer = {"error": error.reason}
         except MemoryError:
@@ -101,11 +124,11 @@ def main() -> None:
             print(json.dumps(answer), flush=True)
 
 
-def _decode(path: str, thumb: str) -> Size:
+def _decode(path: str, thumb: str, side: int) -> Size:
     image = open_image(path)
     size = Size(*image.size)
     if thumb:
-        image.thumbnail((THUMB_SIDE, THUMB_SIDE))
+        image.thumbnail((side, side))
         with atomic_write(Path(thumb), durable=False) as temporary:
             image.save(temporary, "JPEG", quality=85)
     return size

@@ -18,7 +18,7 @@ function frame(row, at, kind) {
   link.dataset.step = words.at.replace('{step}', samples.steps[at]);
   if (file) {
     const image = document.createElement('img');
-    image.src = address(file, 480), image.alt = `${link.dataset.step}: ${row.prompt}`;
+    image.src = address(file, 400), image.alt = `${link.dataset.step}: ${row.prompt}`;
     link.href = address(file), link.append(image);
   } else {
     link.append(Object.assign(document.createElement('span'), {className: 'blank faint', textContent: '–'}));

@@ -25,9 +25,9 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 
 from extensions.tools.ui import datasets, uploads
 from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
-from extensions.tools.ui.decoder import Decoder
+from extensions.tools.ui.decoder import decoder, thumbnail
 from extensions.tools.ui.queue import Queue
-from extensions.tools.ui.state import Ui, render, texts, ui_of
+from extensions.tools.ui.state import render, texts, ui_of
 from toolkit.config.loader import folder_name_error
 from toolkit.data.captions import CaptionError
 from toolkit.data.directory import split_suffix
@@ -41,6 +41,9 @@ from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, write_json
 
 PER_PAGE = 60
+THUMB_SIDE = 400
+"""Pixels of the longer side of a small image."""
+
 MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_REPEATS = 10_000
 MOST_SHOWN = 200
@@ -486,12 +489,6 @@ def upload_form(request: Request, form: Form, whole: FormData) -> Response:
 # ---------------------------------------------------------------- images
 
 
-def decoder(ui: Ui) -> Decoder:
-    """The one process that decodes images for the page."""
-    found: Decoder = ui.memory.setdefault("decoder", Decoder())
-    return found
-
-
 def _file(request: Request) -> tuple[Path, str]:
     """An image, and what tells its version."""
     path = below(ui_of(request).datasets, f"{request.path_params['d']}/{request.path_params['name']}")
@@ -521,12 +518,10 @@ def image(request: Request) -> Response:
 def thumb(request: Request) -> Response:
     """A small copy of an image, made once. Where it cannot be decoded the answer says why."""
     (path, tag), ui = _file(request), ui_of(request)
-    small = ui.own / "thumbs" / tag[:2] / f"{tag}.jpg"
-    if not small.is_file():
-        try:
-            with _writes(small.name):
-                decoder(ui).decode(path, small)
-        except ImageError as error:
-            datasets.remember_fault(ui, str(path), error.reason)
-            raise HTTPException(415, redact_text(error.reason)) from error
+    try:
+        with _writes(path.name):
+            small = thumbnail(ui, path, THUMB_SIDE)
+    except ImageError as error:
+        datasets.remember_fault(ui, str(path), error.reason)
+        raise HTTPException(415, redact_text(error.reason)) from error
     return _sent(request, small, tag, "image/jpeg")

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from extensions.tools.shared.run_records import DIAGRAMS, EXACT, events, saved_files, settings_text
+from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
 from extensions.tools.ui.series import MOST_BUCKETS
 from extensions.tools.ui.state import Ui, inside, render, run_id, ui_of
-from extensions.tools.ui.thumbs import thumbnail
 from extensions.tools.ui.views.runs import cost
 from toolkit.errors import RunError, UserError
 from toolkit.files import run_files
@@ -143,7 +143,7 @@ def reference(request: Request) -> Response:
     index, slot = request.path_params["index"], request.path_params["slot"]
     if index >= len(paths) or slot >= len(paths[index]):
         raise HTTPException(404, "no such reference")
-    return image(ui, paths[index][slot], _whole(request, "side", 480) or 480)
+    return image(ui, paths[index][slot], _whole(request, "side", 400) or 400)
 
 
 def image(ui: Ui, path: Path, side: int) -> Response:
@@ -151,7 +151,7 @@ def image(ui: Ui, path: Path, side: int) -> Response:
     from toolkit.data.images import ImageError
 
     try:
-        path = thumbnail(ui.own / "thumbs", path, side) if side else path
+        path = thumbnail(ui, path, side) if side else path
         if not path.is_file():
             raise FileNotFoundError
     except (ImageError, OSError) as error:
