@@ -50,6 +50,8 @@ PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
 """What a process of ai-toolkit has that ours lack: name -> makes it, for a process."""
 
 FOREIGN_FILES = {
+    "diffusers": "extensions.compat.diffusers:JOBS",
+    "diffsynth": "extensions.compat.diffsynth:JOBS",
     "onetrainer": "extensions.compat.onetrainer:JOBS",
     "simpletuner": "extensions.compat.simpletuner:JOBS",
     "diffusion_pipe": "extensions.compat.diffusion_pipe:JOBS",
@@ -59,7 +61,7 @@ FOREIGN_FILES = {
 }
 """What makes a job of a file that was written for another program: a `toolkit.config.foreign.ForeignFile` each."""
 
-FOREIGN_COMMANDS = "extensions.compat.musubi_command:read_command"
+FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
 
 FOREIGN_TOOLS = "extensions.compat.musubi_tools:tool_command"

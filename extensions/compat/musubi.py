@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extensions.compat.foreign_jobs import ForeignJobs
+from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import NAMES, PLACES
 from extensions.compat.nodes import at, made, their, tree
 from extensions.compat.shapes import read_pairs
@@ -45,9 +45,6 @@ MARKS = frozenset(
     }
 )  # fmt: skip
 """A file with one of them is a training config."""
-
-SCRIPT = "<script>"
-"""The key under which a command has the name of its script."""
 
 FULL, LORA = "qwen_image_train.py", "qwen_image_train_network.py"
 """The scripts that train."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from extensions.compat.command import NOT_NEEDED, commands, parted
 from extensions.compat.musubi import FILE, PARTS, ROWS, VERSION, VERSIONS, model_of
-from extensions.compat.musubi_command import NOT_NEEDED, commands, parted
 from extensions.compat.names import NAMES
 
 

@@ -25,6 +25,8 @@ as a job under the names of this program, with a comment behind each value that 
 | SimpleTuner | `config.json` with its dataset file, local images of Qwen-Image models | below |
 | OneTrainer | training config (JSON) with its concepts and samples, Qwen-Image | below |
 | diffusion-pipe | training config (TOML) of `type = 'qwen_image'` with its dataset file | below |
+| diffusers | a command of `train_dreambooth_lora_qwen_image.py`, in a file or pasted | below |
+| DiffSynth-Studio | a command of `qwen_image/model_training/train.py` or its `training_args.json`, the table | below |
 | kohya-ss/sd-scripts | dataset file (TOML), folders and metadata | below |
 | ai-toolkit | its jobs (YAML, JSON) | [moving_from_ai_toolkit.md](moving_from_ai_toolkit.md), keys below |
 | FluxFlow | files and flags of its training guide | [coming_from_fluxflow.md](coming_from_fluxflow.md) |
@@ -132,6 +134,49 @@ after the last part of `output_dir`, and its files lie there instead of in a fol
 |---|---|---|---|
 """
 
+_DIFFUSERS_HEAD = """
+## diffusers
+
+`python run.py train.sh`, or `run.py import "accelerate launch train_dreambooth_lora_qwen_image.py ..."`: a command of
+its example, with the variables that are assigned above it. A flag that is left out means what it means there, and one
+line names those defaults: rank and alpha 4, batches of 4, 512 pixels, float32 without `--mixed_precision`.
+
+- All images have `instance_prompt`, whatever lies beside them. With `--dataset_name` and `--caption_column` captions
+  are read as in any folder here; the dataset has to be on this machine.
+- Images are cut to a square at their middle (there by chance without `center_crop`); `use_aspect_ratio_buckets` makes
+  `resolution` an area. `random_flip` doubles the uses of each image: there it mirrors half of them by chance.
+- Images that do not fill a batch are used all the same (there not).
+- `lr_scheduler constant` has no warm-up, as there; the others have 500 steps of it.
+- The adapter begins as peft's default does; there one factor is drawn from a normal distribution of width 1 / rank.
+- `bnb_quantization_config_path` is `int8`, or `int4` for nf4 and fp4. `scale_lr` counts one GPU.
+- Class images have to be there. Samples are drawn without guidance, as there.
+
+| there | here | in a YAML job | remark |
+|---|---|---|---|
+"""
+
+_DIFFSYNTH_HEAD = """
+## DiffSynth-Studio
+
+`python run.py train.sh`, or `run.py import "accelerate launch examples/qwen_image/model_training/train.py ..."`: LoRA
+and full training of the models of the family. A flag that is left out means what it means there.
+
+- The table of `dataset_metadata_path` has columns `image`, `prompt` and `edit_image` (one or a list). It names all
+  images that are used, as long as it lies in `dataset_base_path`.
+- Images of one area are put into buckets; there each has its own shape. Smaller ones are not enlarged, as there.
+- The first 5 steps have a third of the learning rate, gradients are not clipped, each epoch saves a file: as there.
+- Noise levels are those of a sampling run, with the loss weighed by a bell. There the shift is e^0.8 for every size,
+  here the model's own, 2.0 at 1024 x 1024.
+- The LoRA is trained in float32 (there in bfloat16) and written in bfloat16. `save_steps` counts optimizer steps.
+- Text encoder and VAE are those of the folder or hub id that the transformer's entry names.
+- One `lora_target_modules` is a pattern of whole names, several are ends of names, none is every layer of the blocks.
+- A command of `--task sft:data_process` above one of `sft:train` gives the dataset; alone both are refused. Direct
+  distillation, ControlNets, EliGen and layers are refused.
+
+| there | here | in a YAML job | remark |
+|---|---|---|---|
+"""
+
 _KOHYA_HEAD = """
 ## kohya-ss/sd-scripts
 
@@ -167,7 +212,7 @@ def _parts(models: Models) -> Iterator[str]:
     for key, row in OPTIONS.items():
         yield _row(key, row, [_standing(key, path, section, row) for path, section in sections], known)
     heads = {"simpletuner": _SIMPLETUNER_HEAD, "onetrainer": _ONETRAINER_HEAD, "diffusion-pipe": _DIFFUSION_PIPE_HEAD}
-    heads["kohya"] = _KOHYA_HEAD
+    heads |= {"diffusers": _DIFFUSERS_HEAD, "diffsynth": _DIFFSYNTH_HEAD, "kohya": _KOHYA_HEAD}
     for program, head in heads.items():
         yield head
         for key, row in NAMES[program, ""].items():

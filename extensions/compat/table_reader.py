@@ -26,6 +26,11 @@ Level = dict[str, ConfigNode]
 _Reads = Callable[[str, Diagnostics, Path], ConfigNode | None]
 
 
+def layer_patterns(names: Iterable[str]) -> list[str]:
+    """Patterns of whole layer names, of peft's `target_modules`: a layer of such a name, or one that ends with it."""
+    return [rf"(?:.*\.)?{re.escape(name)}" for name in names]
+
+
 class TableReader:
     """Reads one file. A subclass has `read`, which fills `process`."""
 

@@ -123,10 +123,13 @@ class ForeignFile(Protocol):
         """The root as it would be written for a job of this name."""
 
 
-_BEFORE = r"#.*|(?:cd|source|pip|git|mkdir|echo|\.|export|set|call|conda|rem|REM|@echo|\$env:\S+)[ \t].*"
+_BEFORE = (
+    r"#.*|(?:cd|source|pip|git|mkdir|echo|\.|export|set|declare|call|conda|rem|REM|@echo|modelscope|hf|huggingface-cli|"
+    r"\$(?:env:)?\w+[ \t]*=)[ \t].*|(?:\$(?:env:)?)?\w+=.*"
+)
 _COMMAND = re.compile(
-    rf"(?:[ \t]*(?:{_BEFORE})?\r?\n)*[ \t]*(?:[A-Z_]+=\S+[ \t]+)*"
-    r"(?:accelerate|python[\d.]*|py|uv|torchrun|\S+\.py)(?:\.exe)?[ \t]+[^\s:=]"
+    rf"(?:[ \t]*(?:(?:{_BEFORE})(?:(?<=[\\`^])\r?\n.*)*)?\r?\n)*[ \t]*(?:[A-Z_]+=\S+[ \t]+)*"
+    r"(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|\S+\.py)(?:\.exe)?[ \t]+[^\s:=]"
 )
 """The first command of a script: comments and what prepares the shell may stand above it."""
 

@@ -466,8 +466,8 @@ class TrainConfig(OptimizationConfig):
     """Of timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
 
     weighting_scheme: Annotated[str, OneOf(*WEIGHTING_SCHEMES)] = "none"
-    """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)). logit_normal and mode weigh nothing but
-    decide what timestep_type sigma draws."""
+    """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)), bell that of `linear_timesteps`.
+    logit_normal and mode weigh nothing but decide what timestep_type sigma draws."""
 
     logit_mean: float = 0.0
     """Centre of logsnr and of weighting_scheme logit_normal; above 0 less noise, 0 the middle, below 0 more noise."""

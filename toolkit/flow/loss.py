@@ -172,6 +172,7 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.ones_like,
     "sigma_sqrt": sigma_sqrt,
     "cosmap": cosmap,
+    "bell": bell,
 }
 """By the values of `WEIGHTING_SCHEMES`."""
 

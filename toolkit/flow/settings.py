@@ -31,6 +31,7 @@ WEIGHTING_SCHEMES = {
     "logit_normal": "none",
     "mode": "none",
     "cosmap": "cosmap",
+    "bell": "bell",
 }
 """`train.weighting_scheme` -> function of `flow/loss.py`. logit_normal and mode change what `timestep_type sigma`
 samples, and weight all alike."""

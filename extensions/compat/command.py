@@ -1,24 +1,23 @@
-"""A command that starts a training of musubi-tuner -> the keys of a training config, which `extensions.compat.musubi`
-reads. Lines may be continued as in a POSIX shell (`\\`), PowerShell (`` ` ``) and cmd (`^`)."""
+"""A command that starts a training of another program -> its flags as the keys of a config, which that program's reader
+takes. Lines may be continued as in a POSIX shell (`\\`), PowerShell (`` ` ``) and cmd (`^`)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from extensions.compat.musubi import FULL, LORA, ROWS, SCRIPT, flat
+from extensions.compat import diffsynth, diffusers
+from extensions.compat.foreign_jobs import SCRIPT, Command
+from extensions.compat.musubi import FULL, LORA, ROWS, flat
 from extensions.compat.names import NAMES
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
 from toolkit.config.toml_reader import TOML_SUFFIX, read_toml
 from toolkit.config.yaml_reader import read_text, scalar_kind, scalar_value
 from toolkit.errors import ConfigErrors, did_you_mean
-
-TRAINS = {FULL: "the model itself", LORA: "an adapter"}
-"""Script -> what it trains."""
 
 NOT_NEEDED = {
     "qwen_image_cache_latents.py": "images and captions are encoded before the training, by the training itself",
@@ -26,16 +25,22 @@ NOT_NEEDED = {
 }
 """Script -> why there is no such command here."""
 
-MANY = frozenset({"optimizer_args", "lr_scheduler_args", "network_args", "base_weights", "base_weights_multiplier"})
-"""Flags that take several values."""
-
-TEXTS = frozenset({"output_name", "training_comment", "wandb_run_name", "log_prefix", "log_tracker_name"})
-"""Options that are text, whatever they look like; the `metadata_` ones too."""
+MUSUBI = Command(
+    (FULL, LORA),
+    ROWS,
+    many=frozenset({"optimizer_args", "lr_scheduler_args", "network_args", "base_weights", "base_weights_multiplier"}),
+    texts=re.compile("output_name|training_comment|wandb_run_name|log_prefix|log_tracker_name|metadata_.*"),
+)
+PROGRAMS = (MUSUBI, diffsynth.COMMAND, diffusers.COMMAND)
+LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
+"""Modules after `python -m` that start the script behind them."""
 
 _GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)[ \t]*\r?\n")
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"'])+""")
 _WINDOWS = re.compile(r"[\"']?[A-Za-z]:\\")
-_VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
+_VARIABLE = re.compile(r"\$(?:env:)?(\w+)|\$\{(\w+)\}|%(\w+)%")
+_OF_FAMILY = re.compile(r"(\w+)[./\\]model_training[./\\]train(?:\.py)?$")
+_ASSIGNED = re.compile(r"(?:\$\{)?([A-Za-z_]\w*)\}?=(.*)", re.DOTALL)
 
 
 class _Word(NamedTuple):
@@ -44,35 +49,46 @@ class _Word(NamedTuple):
 
 
 def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
-    """The root of a training config. Raises ConfigErrors where no command in the text trains.
+    """The root of a config of the program whose script is started. Raises ConfigErrors where no command trains.
 
     text: one or several commands; those that encode beforehand are left out, with a warning.
     """
-    training: list[tuple[_Word, list[_Word]]] = []
+    training: list[tuple[Command, _Word, list[_Word]]] = []
     strange: list[_Word] = []
     for words in commands(text):
         script, before, flags = parted(words)
         if script is None:
             continue  # cd, source, set
-        if script.text in TRAINS:
-            training.append((script, [*before, *flags]))
+        program = next((each for each in PROGRAMS if each.starts(script.text, [flag.text for flag in flags])), None)
+        if program:
+            training.append((program, script, [*(before if "mixed_precision" in program.flags else ()), *flags]))
         elif reason := NOT_NEEDED.get(script.text):
             diagnostics.warn(_node(script.text, script), f"is left out: {reason}.")
         else:
             strange.append(script)
-    if len(training) != 1:
-        found = training[1][0] if training else strange[0] if strange else _Word("", SourceLocation(1, 1))
+    roots = [_root(*each, diagnostics) for each in training]
+    join = training[0][0].joined if len(training) == 2 and training[0][0] is training[1][0] else None
+    if join and (whole := join(roots[0], roots[1], diagnostics)):
+        return whole
+    if len(roots) != 1:
+        found = training[1][1] if training else strange[0] if strange else _Word("", SourceLocation(1, 1))
         what = "is a second training: give one command" if training else f"{found.text!r} trains no Qwen-Image model"
-        diagnostics.fatal(found.at, (), f"{what}. Commands of {' and '.join(TRAINS)} are read.")
-    script, words = training[0]
-    given = _flags(words, diagnostics)
-    entries = _with_file(given, diagnostics)
+        *scripts, last = [script for each in PROGRAMS for script in each.scripts]
+        diagnostics.fatal(found.at, (), f"{what}. Commands of {', '.join(scripts)} and {last} are read.")
+    return roots[0]
+
+
+def _root(program: Command, script: _Word, words: Sequence[_Word], diagnostics: Diagnostics) -> ConfigNode:
+    given = _flags(words, program, diagnostics)
+    entries = _with_file(given, diagnostics) if program is MUSUBI else given
     return ConfigNode({SCRIPT: _node(script.text, script), **entries}, (), script.at, script.at)
 
 
 def commands(text: str) -> Iterator[list[_Word]]:
-    """The words of each command; a continued line keeps its places."""
+    """The words of each command; a continued line keeps its places. Variables that are assigned above have their
+    values."""
     flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), text)
+    variables: dict[str, str] = {}
     start = 0
     for line in flat_text.splitlines(keepends=True):
         words: list[_Word] = []
@@ -80,12 +96,26 @@ def commands(text: str) -> Iterator[list[_Word]]:
             if found.group()[0] == "#":
                 break
             if found.group() in ("&&", ";", "|", "||"):
-                yield words
+                yield _after_assignments(words, variables)
                 words = []
             else:
-                words.append(_Word(_unquoted(found.group()), _place(text, start + found.start())))
-        yield words
+                words.append(_Word(_unquoted(found.group(), variables), _place(text, start + found.start())))
+        yield _after_assignments(words, variables)
         start += len(line)
+
+
+def _after_assignments(words: list[_Word], variables: dict[str, str]) -> list[_Word]:
+    """A command; nothing of what only assigns variables, which are taken."""
+    texts = [word.text for word in words]
+    if texts[:1] in (["export"], ["set"], ["declare"]):
+        texts = texts[1:]
+    if texts[1:2] == ["="]:  # PowerShell
+        texts = ["".join(texts)]
+    assigned = [_ASSIGNED.fullmatch(each) for each in texts]
+    if not all(assigned):
+        return words
+    variables.update({found[1]: found[2] for found in assigned if found})
+    return []
 
 
 def _place(text: str, index: int) -> SourceLocation:
@@ -93,8 +123,13 @@ def _place(text: str, index: int) -> SourceLocation:
     return SourceLocation(before.count("\n") + 1, index - before.rfind("\n"))
 
 
-def _unquoted(word: str) -> str:
-    """A word as the program gets it; `$NAME` as the config writes variables."""
+def _unquoted(word: str, variables: Mapping[str, str]) -> str:
+    """A word as the program gets it; `$NAME` that has no value in the text as the config writes variables."""
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2] or found[3]
+        return variables.get(name, found[0] if found[3] or name[0].isdigit() else f"${{{name}}}")
+
     if _WINDOWS.match(word):
         return word.replace('"', "").replace("'", "")
     parts = []
@@ -103,7 +138,7 @@ def _unquoted(word: str) -> str:
             parts.append(part[1:-1])
         else:
             inside = part[1:-1] if part[0] == '"' else part
-            parts.append(_VARIABLE.sub(r"${\1}", re.sub(r"\\([ \"'$\\])", r"\1", inside)))
+            parts.append(_VARIABLE.sub(value, re.sub(r"\\([ \"'$\\])", r"\1", inside)))
     return "".join(parts)
 
 
@@ -111,8 +146,10 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
     """The name of the script, what `accelerate` is told that the script would have to know, and its flags."""
     for index, word in enumerate(words):
         name = re.split(r"[/\\]", word.text)[-1]
-        if index and words[index - 1].text == "-m" and "." in word.text:
+        if index and words[index - 1].text == "-m" and "." in word.text and word.text not in LAUNCHERS:
             name = f"{word.text.rpartition('.')[2]}.py"
+        if name == diffsynth.ANY and (of_family := _OF_FAMILY.search(word.text)):
+            name = f"{of_family[1]}/model_training/{name}"
         if name.endswith(".py"):
             flags = list(words[index + 1 :])
             keys = [flag.text.partition("=")[0] for flag in flags]
@@ -126,7 +163,7 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
     return None, [], []
 
 
-def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+def _flags(words: Sequence[_Word], program: Command, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
     """Option -> its value: true for a switch."""
     given: dict[str, ConfigNode] = {}
     waiting = list(words)
@@ -138,16 +175,17 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
             continue
         name, equals, value = word.text[2:].partition("=")
         values = [word._replace(text=value)] if equals else []
-        while waiting and not waiting[0].text.startswith("--") and (name in MANY or not values):
+        while waiting and not waiting[0].text.startswith("--") and (name in program.many or not values):
             values.append(waiting.pop(0))
-        if name not in ROWS:
+        if name not in program.flags:
             tools = "It is a flag of another script." if name in NAMES["musubi", "flags"] else ""
-            hint = odd_characters(name) or tools or did_you_mean(name, ROWS, list_all=False)
+            hint = odd_characters(name) or tools or did_you_mean(name, program.flags, list_all=False)
             diagnostics.error(_node(name, word, name), f"--{name}: unknown flag. {hint}", at_key=True)
             continue
-        nodes = [_node(each.text, each, name) for each in values]
+        is_text = program.texts.fullmatch(name) is not None
+        nodes = [_node(each.text, each, name, is_text) for each in values]
         node = replace(_node("true", word, name), value=True)
-        if name in MANY:
+        if name in program.many:
             node = replace(node, value=nodes)
         elif nodes:
             node = replace(nodes[0], key_at=word.at)
@@ -184,6 +222,6 @@ def _shown(node: ConfigNode) -> str:
     return " ".join(str(each.value) for each in node.value) if isinstance(node.value, list) else show(node)
 
 
-def _node(text: str, word: _Word, name: str = SCRIPT) -> ConfigNode:
-    is_text = name in TEXTS or name.startswith("metadata_") or scalar_kind(text) not in ("int", "float")
-    return ConfigNode(text if is_text else scalar_value(text), (name,), word.at, word.at, text, plain=True)
+def _node(text: str, word: _Word, name: str = SCRIPT, is_text: bool = True) -> ConfigNode:
+    is_number = not is_text and scalar_kind(text) in ("int", "float")
+    return ConfigNode(scalar_value(text) if is_number else text, (name,), word.at, word.at, text, plain=True)
