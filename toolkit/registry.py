@@ -64,6 +64,9 @@ FOREIGN_FILES = {
 FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
 
+FOREIGN_VARIABLES = "extensions.compat.simpletuner:read_env"
+"""Makes a root of a `.env` file: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
+
 FOREIGN_TOOLS = "extensions.compat.musubi_tools:tool_command"
 """Makes one of our commands of another program's: `(text, tool -> its flags) -> words, notes`, or None."""
 

@@ -35,3 +35,15 @@ def tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, list | tuple):
         return made(place, [tree(value, place) for value in data])
     return made(place, data)
+
+
+def of_file(node: ConfigNode, file: str) -> ConfigNode:
+    """A node and all below it, with places of a file that another one names."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: of_file(child, file) for key, child in value.items()}
+    elif isinstance(value, list):
+        value = [of_file(child, file) for child in value]
+    return replace(
+        node, value=value, key_at=node.key_at._replace(file=file), value_at=node.value_at._replace(file=file)
+    )

@@ -22,7 +22,7 @@ as a job under the names of this program, with a comment behind each value that 
 | from | what is read | more |
 |---|---|---|
 | musubi-tuner | training config (TOML) with its dataset file, a command in a file or pasted | below |
-| SimpleTuner | `config.json` with its dataset file, local images of Qwen-Image models | below |
+| SimpleTuner | `config.json` or `config.env` with its dataset file, local images of Qwen-Image models | below |
 | OneTrainer | training config (JSON) with its concepts and samples, Qwen-Image | below |
 | diffusion-pipe | training config (TOML) of `type = 'qwen_image'` with its dataset file | below |
 | diffusers | a command of `train_dreambooth_lora_qwen_image.py`, in a file or pasted | below |
@@ -81,10 +81,12 @@ _SIMPLETUNER_HEAD = """
 ## SimpleTuner
 
 `python run.py config/config.json` reads a config with `model_family: qwen_image`, and the file of its
-`data_backend_config`. A key that is left out means what it means there, and one line names those defaults.
+`data_backend_config`; `config.env` of older versions as well, with the flags of `TRAINER_EXTRA_ARGS`. A key that is
+left out means what it means there, and one line names those defaults.
 
 - `repeats: 9` are 10 uses of each image: there 0 means once.
-- A LoRA trains `to_k`, `to_q`, `to_v` and `to_out.0` of the images, as there; `lora_type: lycoris` is not read.
+- A LoRA trains `to_k`, `to_q`, `to_v` and `to_out.0` of the images, as there. `lora_type: lycoris` is read with its
+  file: `lokr`, `loha` and `lora`, on `Attention`, `FeedForward` or both. One `factor` is for all layers here.
 - `flow_schedule_shift` is `timestep_type: shift`; 0 is `sigmoid`.
 - Datasets of `conditioning_data` are the control images in this order. `crop: true` with a square is a rectangle here.
 - `caption_strategy: instanceprompt` is a `default_caption`; `prepend_instance_prompt` a trigger word. Captions by file

@@ -1,8 +1,8 @@
-"""A config of SimpleTuner (`config.json`), with the dataset file it names -> a job.
+"""A config of SimpleTuner (`config.json`, `config.env`), with the dataset file it names -> a job.
 
 Each key goes to where the table of names has it. A key that is left out means what it means there: where ours would be
 another, their default goes in, and one line names those. Source: SimpleTuner, commit bc8e6ab7 (field registry,
-DATALOADER.md, helpers/models/qwen_image/model.py).
+DATALOADER.md, LYCORIS.md, helpers/models/qwen_image/model.py, helpers/configuration/env_file.py).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from extensions.compat.foreign_jobs import ForeignJobs
+from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import at, made
 from extensions.compat.table_reader import Level, TableReader
-from toolkit.config.located import ConfigNode, show
+from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, show
 from toolkit.errors import did_you_mean
 
 ROWS = NAMES["simpletuner", ""]
@@ -73,8 +74,10 @@ HOUSEKEEPING = (
 
 BY_HAND = frozenset(
     [
+        SCRIPT,
         "model_family",
         "model_flavour",
+        "lycoris_config",
         "model_type",
         "lora_type",
         "data_backend_config",
@@ -97,6 +100,59 @@ BY_HAND = frozenset(
 )
 """Keys of which more than the table has to be said."""
 
+OF_LYCORIS = {
+    "linear_dim": "linear",
+    "linear_alpha": "linear_alpha",
+    "factor": "factor",
+    "full_matrix": "lokr_full_rank",
+    "dropout": "dropout",
+    "rank_dropout": "rank_dropout",
+    "module_dropout": "module_dropout",
+}
+"""Key of `lycoris_config` -> of our `network`."""
+
+LYCORIS_BY_HAND = (
+    "algo",
+    "multiplier",
+    "apply_preset",
+    "dora_wd",
+    "bypass_mode",
+    "use_tucker",
+    "conv_dim",
+    "conv_alpha",
+)
+MODULES: dict[str, list[str]] = {
+    "Attention": [".attn."],
+    "FeedForward": ["_mlp."],
+    "QwenImageTransformerBlock": [],
+    "QwenImageTransformer2DModel": [],
+}
+"""Class of a module that `target_module` may name -> what the names of its layers contain; none: all of the blocks."""
+
+OF_VARIABLES = {
+    "DATALOADER_CONFIG": "data_backend_config",
+    "TRAINING_SEED": "seed",
+    "MAX_NUM_STEPS": "max_train_steps",
+    "NUM_EPOCHS": "num_train_epochs",
+    "CHECKPOINTING_STEPS": "checkpoint_step_interval",
+    "CHECKPOINTING_LIMIT": "checkpoints_total_limit",
+    "MODEL_NAME": "pretrained_model_name_or_path",
+    "USE_GRADIENT_CHECKPOINTING": "gradient_checkpointing",
+    "VALIDATION_STEPS": "validation_step_interval",
+    "LR_SCHEDULE": "lr_scheduler",
+    "RESUME_CHECKPOINT": "resume_from_checkpoint",
+    "HUB_MODEL_NAME": "hub_model_id",
+    "MINIMUM_RESOLUTION": "minimum_image_size",
+    "PUSH_CHECKPOINTS": "push_checkpoints_to_hub",
+}
+"""Variable of `config.env` -> key, where it is not the name in capitals."""
+
+OF_LAUNCH = re.compile(
+    r"TRAINING_(NUM_PROCESSES|NUM_MACHINES|DYNAMO_BACKEND)|TRAINER_DYNAMO_BACKEND|ACCELERATE_\w+|SIMPLETUNER_\w+|ENV|"
+    r"CONFIG_(TYPE|BACKEND)|VENV_PATH|HF_\w+|CUDA_\w+|TOKENIZERS_PARALLELISM|DISABLE_UPDATES|USE_XFORMERS|DEBUG_\w+"
+)
+"""Variables of how it is started."""
+
 OF_DATASETS = (
     "instance_data_dir", "repeats", "resolution", "resolution_type", "crop", "crop_aspect", "crop_style",
     "caption_strategy", "instance_prompt", "prepend_instance_prompt", "only_instance_prompt", "is_regularisation_data",
@@ -113,6 +169,7 @@ class _Reader(TableReader):
     def read(self) -> None:
         self._model()
         self.put_all()
+        self._network()
         self._training()
         self._samples()
         self.process["datasets"] = self._datasets()
@@ -123,7 +180,7 @@ class _Reader(TableReader):
     def _given(self, node: ConfigNode) -> Level:
         """Without the dashes of flags, and what asks for something."""
         written = {key.lstrip("-"): _typed(child) for key, child in node.value.items()}
-        return {key: child for key, child in written.items() if self._says_something(child, key)}
+        return {key: child for key, child in written.items() if key == SCRIPT or self._says_something(child, key)}
 
     def _says_something(self, node: ConfigNode, key: str) -> bool:
         """Whether a key asks for anything: their configs write many with no value, with "None" or switched off."""
@@ -141,15 +198,6 @@ class _Reader(TableReader):
             if model is None:
                 self.diagnostics.error(flavour, f"{show(flavour)} is unknown. {did_you_mean('', list(FLAVOURS))}")
             self.set("model.name_or_path", at(flavour, model or str(flavour.value)))
-        kind = self.given.get("model_type") or self.theirs("model_type", "full")
-        if kind.value == "full":
-            self.set("network.type", kind)
-        elif (kwargs := self.given.get("lora_type")) and kwargs.value != "standard":
-            message = "is not read: its layers are in lycoris_config. Write network: {type: lokr, ...} in a job."
-            self.diagnostics.error(kwargs, f"{show(kwargs)} {message}")
-        else:
-            self.set("network.network_kwargs.only_if_contains", [self.default("", layer) for layer in LAYERS])
-            self.defaults["layers"] = "to_k, to_q, to_v, to_out.0 of images"
         if match := self.given.get("model_kwargs"):
             self.set("model.model_kwargs", match)
         for key, switch, qtype in (
@@ -160,6 +208,68 @@ class _Reader(TableReader):
             if precision is not None and (ours := self.choice(precision, PRECISIONS)):
                 self.set(f"model.{switch}", at(precision, True))
                 self.set(f"model.{qtype}", at(precision, ours))
+
+    def _network(self) -> None:
+        kind = self.given.get("model_type") or self.theirs("model_type", "full")
+        if kind.value == "full":
+            self.set("network.type", kind)
+        elif self.choice(self.given.get("lora_type"), {"standard": "", "lycoris": "lycoris"}):
+            self._lycoris()
+        else:
+            self.set("network.network_kwargs.only_if_contains", [self.default("", layer) for layer in LAYERS])
+            self.defaults["layers"] = "to_k, to_q, to_v, to_out.0 of images"
+
+    def _lycoris(self) -> None:
+        """The adapter of `lycoris_config`."""
+        for key in ("lora_rank", "lora_alpha", "lora_dropout"):
+            self.defaults.pop(key, None)
+        self.process["network"] = network = {
+            key: node for key, node in self.process.get("network", {}).items() if key == "pretrained_lora_path"
+        }
+        node = self.given.get("lycoris_config") or self.missing("lycoris_config", "the file of the adapter")
+        root = self.json(node, LIST) if node.value != "missing" else None
+        given = self.level(root)
+        for key, value in given.items():
+            if key not in (*OF_LYCORIS, *LYCORIS_BY_HAND) and value.value is not False:
+                known = [*OF_LYCORIS, *LYCORIS_BY_HAND]
+                hint = did_you_mean(key, known, list_all=False) or "Leave it out, or write 'network' in a job of ours."
+                self.diagnostics.error(value, f"{show(value)} is not supported. {hint}", at_key=True)
+            elif (row := OF_LYCORIS.get(key)) and (row != "linear_alpha" or value.value):  # 0: the rank
+                network[row] = value
+        algo = given.get("algo") or (self.missing("algo", "lokr, loha or lora", root) if root else node)
+        kind = self.choice(algo, {"lokr": "lokr", "loha": "loha", "lora": "lora", "locon": "lora"}) if root else "lora"
+        if (parts := given.get("dora_wd")) and parts.value is True and kind != "lora":
+            self.diagnostics.error(parts, "goes with algo lora here. Leave it out.")
+        network["type"] = at(algo, "dora" if parts and parts.value is True else kind)
+        if (strength := given.get("multiplier")) and strength.value != 1:
+            self.diagnostics.error(strength, f"{show(strength)} is not supported. Write 1.0.")
+        self._lycoris_layers(self.level(given.get("apply_preset")), network, node)
+
+    def _lycoris_layers(self, preset: Level, network: dict[str, Any], place: ConfigNode) -> None:
+        """The layers by the classes of the modules they are in, and the one factor of all of them."""
+        for key in preset.keys() - {"target_module", "module_algo_map"}:
+            if preset[key].value not in ([], {}, False):
+                self.diagnostics.error(
+                    preset[key], "is not supported. Write network.include_patterns in a job of ours."
+                )
+        targets = preset.get("target_module")
+        listed = targets.value if targets and isinstance(targets.value, list) else [targets] if targets else []
+        found = [(item, self.choice(item, MODULES)) for item in listed]
+        if found and all(part for _, part in found):  # an unknown class is told, that of the block restricts nothing
+            network["network_kwargs"] = {"only_if_contains": [at(item, each) for item, part in found for each in part]}
+        elif not found:
+            self.diagnostics.warn(place, "all layers of the blocks are trained; there a few outside of them too.")
+        maps = self.level(preset.get("module_algo_map"))
+        for name, node in maps.items():
+            own = self.level(node)
+            if name in [str(item.value) for item in listed] and own.keys() <= {"factor"}:
+                first = network.get("factor")
+                if "factor" in own and (first is None or name == str(listed[0].value)):
+                    network["factor"] = own["factor"]
+                elif first is not None and (factor := own.get("factor")) and factor.value != first.value:
+                    self.diagnostics.warn(node, f"factor {show(factor)}: it is {show(first)} for all layers here.")
+            elif own:
+                self.diagnostics.error(node, "only a factor of the classes in target_module is read here.")
 
     def _training(self) -> None:
         optimizer = self.given.get("optimizer") or self.theirs("optimizer", "adamw_bf16")
@@ -291,7 +401,7 @@ class _Reader(TableReader):
         return value
 
 
-LIST = "datasets"
+LIST, ENV = "datasets", "config.env"
 
 
 def _typed(node: ConfigNode) -> ConfigNode:
@@ -314,7 +424,49 @@ def _is_on(item: ConfigNode, key: str) -> bool:
     return node is not None and node.value in (True, "true")
 
 
+def read_env(text: str, diagnostics: Diagnostics) -> ConfigNode:
+    """The root of a `config.env`: lines `KEY=value`, with or without `export`, `KEY+=more`, and the flags of
+    TRAINER_EXTRA_ARGS."""
+    known: dict[str, ConfigNode] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _LINE.fullmatch(line)
+        if found is None:
+            diagnostics.error_at(SourceLocation(number, 1), (), f"{line.strip()!r} is not of the form KEY=value.")
+        elif (name := found[1]) is not None:
+            value = found[3][1:-1] if found[3][:1] in ("'", '"') else found[3]
+            if found[3][:1] != "'":
+                value = _VARIABLE.sub(lambda word: str(known[word[1]].value) if word[1] in known else word[0], value)
+            if found[2] and name in known:
+                value = f"{known[name].value} {value}"
+            place = SourceLocation(number, found.start(1) + 1)
+            known[name] = ConfigNode(value, (OF_VARIABLES.get(name, name.lower()),), place, place, value, plain=True)
+    given: dict[str, ConfigNode] = {}
+    extra = known.pop("TRAINER_EXTRA_ARGS", None)
+    for name, node in known.items():
+        (key,) = node.path
+        if key in ROWS or key in BY_HAND or _Reader.silent.fullmatch(str(key)):
+            given[str(key)] = node
+        elif name in ("CONFIG_TYPE", "CONFIG_BACKEND") and node.value != "env":
+            diagnostics.error(node, f"{name}: the config is another file. Run config.{node.value} beside this one.")
+        elif not OF_LAUNCH.fullmatch(name) and not re.search(rf"\$\{{?{name}\b", text):
+            diagnostics.warn(node, f"{name} has no effect: it is none of SimpleTuner's variables.")
+    if extra is not None:
+        for key, equals, value in (word.partition("=") for word in str(extra.value).split()):
+            given[key.lstrip("-")] = replace(at(extra, value if equals else True), path=(key.lstrip("-"),))
+    diagnostics.raise_errors()
+    start = SourceLocation(1, 1)
+    return ConfigNode({SCRIPT: ConfigNode(ENV, (SCRIPT,), start, start), **given}, (), start, start)
+
+
+_LINE = re.compile(
+    r"""\s*(?:#.*|(?:export\s+)?(\w+)(\+?)=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^"'#][^#]*?|)\s*(?:\s#.*)?)?"""
+)
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+
+
 def _reads(root: ConfigNode) -> bool:
+    if (script := root.value.get(SCRIPT)) is not None:
+        return script.value == ENV
     return {"model_family", "data_backend_config"} <= {key.lstrip("-") for key in root.value}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.compat.names import Names
-from extensions.compat.nodes import at, their, tree
+from extensions.compat.nodes import at, of_file, their, tree
 from toolkit.config.foreign import NO_DEFAULT, ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.toml_reader import read_toml
@@ -169,7 +169,7 @@ class TableReader:
         def read(text: str, found: Diagnostics, path: Path) -> ConfigNode | None:
             with suppress(ValueError):  # a root is always a mapping here
                 text = f'{{"{key}": {text.rstrip()}}}' if isinstance(json.loads(text), list) else text
-            return read_yaml(text, found)
+            return of_file(read_yaml(text, found), str(path))
 
         return self._root(node, read)
 

@@ -37,7 +37,7 @@ from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
-from toolkit.registry import FOREIGN_COMMANDS, FOREIGN_FILES, load_object
+from toolkit.registry import FOREIGN_COMMANDS, FOREIGN_FILES, FOREIGN_VARIABLES, load_object
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
@@ -133,6 +133,8 @@ def read_written(
         text = text or read_text(path, diagnostics)
         if command or is_command(text):
             root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
+        elif str(path).endswith(".env"):
+            root = load_object(FOREIGN_VARIABLES)(text, diagnostics)
         elif is_toml(path):
             root = read_toml(text, diagnostics)
             diagnostics.raise_errors()

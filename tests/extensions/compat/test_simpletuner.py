@@ -138,7 +138,8 @@ def test_square_crops_are_one_size(load) -> None:
     [
         ({"model_family": "flux"}, {}, "config.json:3:18: model_family: 'flux' cannot be trained here"),
         ({"model_flavour": "v9"}, {}, "model_flavour: 'v9' is unknown."),
-        ({"lora_type": "lycoris"}, {}, "lora_type: 'lycoris' is not read: its layers are in lycoris_config."),
+        ({"lora_type": "lycoris"}, {}, "lycoris_config: is required: the file of the adapter"),
+        ({"lora_type": "lycori"}, {}, "lora_type: 'lycori' is not supported here. Did you mean 'lycoris'?"),
         ({"base_model_precision": "nf4-bnb"}, {}, "base_model_precision: 'nf4-bnb' is not supported here."),
         ({"twinflow_enabled": True}, {}, "twinflow_enabled: unknown key of SimpleTuner."),
         ({"learning_rte": 1}, {}, "learning_rte: unknown key of SimpleTuner. Did you mean 'learning_rate'?"),
@@ -154,6 +155,133 @@ def test_square_crops_are_one_size(load) -> None:
 )
 def test_mistakes(load, job: dict[str, Any], keys: dict[str, Any], message: str) -> None:
     assert any(message in line for line in faults(load, job, [DATA[0] | keys, *DATA[1:]]))
+
+
+LOKR = {
+    "algo": "lokr",
+    "multiplier": 1.0,
+    "linear_dim": 10000,
+    "linear_alpha": 1,
+    "factor": 10,
+    "apply_preset": {
+        "target_module": ["Attention", "FeedForward"],
+        "module_algo_map": {"Attention": {"factor": 10}, "FeedForward": {"factor": 4}},
+    },
+}
+"""Of documentation/LYCORIS.md."""
+
+
+@pytest.fixture
+def network(load: Callable[..., Any]) -> Callable[..., Any]:
+    """The network of a `lycoris_config`."""
+
+    def load_file(**changed: Any) -> Any:
+        Path("lycoris_config.json").write_text(json.dumps(LOKR | changed))
+        config = load({"lora_type": "lycoris", "lycoris_config": "lycoris_config.json", "lora_rank": 16})
+        return config.processes[0].section.network, config.warnings
+
+    return load_file
+
+
+def test_the_adapters_of_lycoris(network: Callable[..., Any]) -> None:
+    lokr, told = network()
+    assert (lokr.type, lokr.linear, lokr.linear_alpha, lokr.factor) == ("lokr", 10000, 1, 10)
+    assert lokr.network_kwargs.only_if_contains == (".attn.", "_mlp.") and not lokr.lokr_full_rank
+    assert any("factor 4: it is 10 for all layers here." in line for line in told)
+    whole, _ = network(full_matrix=True, bypass_mode=True)
+    assert whole.lokr_full_rank
+    loha, _ = network(algo="loha", linear_dim=8, linear_alpha=0, apply_preset={"target_module": ["Attention"]})
+    assert (loha.type, loha.linear, loha.linear_alpha) == ("loha", 8, 8)
+    assert loha.network_kwargs.only_if_contains == (".attn.",)
+    all_layers = {"target_module": ["Attention", "QwenImageTransformerBlock"]}
+    assert network(apply_preset=all_layers)[0].network_kwargs.only_if_contains == ()
+    dora, told = network(algo="lora", dora_wd=True, dropout=0.1, apply_preset={})
+    assert (dora.type, dora.dropout) == ("dora", 0.1) and any("all layers of the blocks" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"algo": "tlora"}, "lycoris_config.json:1:10: algo: 'tlora' is not supported here."),
+        ({"algo": None}, "algo: is required: lokr, loha or lora"),
+        ({"multiplier": 2}, "multiplier: 2 is not supported. Write 1.0."),
+        ({"use_scalar": True}, "use_scalar: true is not supported. Did you mean"),
+        ({"apply_preset": {"target_module": ["Flux2Attention"]}}, "'Flux2Attention' is not supported here."),
+        ({"apply_preset": {"exclude_name": ["a*"]}}, "exclude_name: is not supported. Write network.include_patterns"),
+        ({"apply_preset": {"target_module": ["Attention"], "module_algo_map": {"Attention": {"algo": "loha"}}}},
+         "only a factor of the classes in target_module is read"),
+        ({"linear_dim": "x"}, "linear_dim: 'x' is not"),
+    ],
+)  # fmt: skip
+def test_adapters_that_are_not_here(network: Callable[..., Any], changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigErrors) as error:
+        network(**changed)
+    assert words in str(error.value)
+
+
+ENV = """\
+# Configure these values.
+export MODEL_TYPE='lora'   # or full
+export MODEL_FAMILY=qwen_image
+export MODEL_NAME="Qwen/Qwen-Image"
+BASE_DIR=output
+export OUTPUT_DIR="${BASE_DIR}/models-qwen_image"
+export DATALOADER_CONFIG="data.json"
+MAX_NUM_STEPS=1000
+export NUM_EPOCHS=0
+export LEARNING_RATE=1e-4
+export LR_SCHEDULE="cosine"
+export USE_GRADIENT_CHECKPOINTING=true
+export USE_EMA=false
+export VALIDATION_PROMPT="it's a photo of a cat, 50%"
+export VALIDATION_RESOLUTION=512x768
+export TRAINING_SEED=42
+export TRAINING_NUM_PROCESSES=1
+export MIXED_PRECISION="bf16"
+export OPTIMIZER="adamw_bf16"
+export TRAINER_EXTRA_ARGS="--lora_rank=8 --flow_schedule_shift=1.73"
+export TRAINER_EXTRA_ARGS+=" --base_model_precision=int8-quanto --user_prompt_library="
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_variables_are_the_keys_of_a_config(load: Callable[..., Any], end: str) -> None:
+    load({"model_flavour": "edit-v2"}, [{key: DATA[0][key] for key in DATA[0] if key != "conditioning_data"}])
+    Path("config.env").write_bytes(ENV.replace("\n", end).encode())
+    config = load_job("config.env", discover().find_config)
+    job = config.processes[0].section
+    assert (config.name, job.training_folder, job.model.name_or_path) == (
+        "models-qwen_image",
+        "output",
+        "Qwen/Qwen-Image",
+    )
+    assert (job.network.linear, job.model.qtype, job.training_seed) == (8, "int8", 42)
+    train = job.train
+    assert (train.lr, train.steps, train.lr_scheduler, train.discrete_flow_shift) == (1e-4, 1000, "cosine", 1.73)
+    assert (train.gradient_checkpointing, train.ema_config.use_ema) == (True, False)
+    assert job.sample.samples[0].prompt == "it's a photo of a cat, 50%"
+    assert (job.sample.width, job.sample.height) == (512, 768) and not config.warnings
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("LEARNING_RTE=1", "config.env:22:1: learning_rte: LEARNING_RTE has no effect: it is none of SimpleTuner's"),
+        ("nonsense", "config.env:22:1: 'nonsense' is not of the form KEY=value."),
+        ("export CONFIG_TYPE=json", "CONFIG_TYPE: the config is another file. Run config.json beside this one."),
+        ("export MODEL_FAMILY=flux", "config.env:22:8: model_family: 'flux' cannot be trained here"),
+        ('TRAINER_EXTRA_ARGS+=" --learning_rte=1"', "unknown key of SimpleTuner. Did you mean 'learning_rate'?"),
+        ('VALIDATION_PROMPT="a', "is not of the form KEY=value."),
+    ],
+)
+def test_mistakes_in_variables(load: Callable[..., Any], line: str, words: str) -> None:
+    load({"model_flavour": "edit-v2"}, [{key: DATA[0][key] for key in DATA[0] if key != "conditioning_data"}])
+    Path("config.env").write_text(f"{ENV}{line}\n")
+    try:
+        told = load_job("config.env", discover().find_config).warnings
+    except ConfigErrors as error:
+        told = [str(error)]
+    assert any(words in each for each in told), told
 
 
 def test_odd_values_are_errors_of_the_config(load) -> None:
