@@ -1,0 +1,85 @@
+"""Example jobs of ai-toolkit do here what its own trainer did (tests/golden/aitk_jobs.json)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.golden_tables import golden, table
+from toolkit.models.tiny import TinySpec, write_tiny_model
+
+
+@pytest.fixture
+def as_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_py: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a job over a tiny model and images of their sizes; returns the folder of the run, and what was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(case: dict[str, Any], *options: str, **train: Any) -> tuple[Path, str]:
+        (process,) = case["config"]["config"]["process"]
+        process["train"] |= train
+        write_tiny_model(Path("model"), TinySpec(arch=process["model"]["arch"]))
+        for index, (width, height) in enumerate(table("aitk_jobs")["images"]):
+            for folder in ("imgs", "refs1", "refs2", "refs3"):
+                Path(folder).mkdir(exist_ok=True)
+                Image.effect_noise((width + 50 * (folder != "imgs"), height), 40).save(f"{folder}/{index}.png")
+            Path(f"imgs/{index}.txt").write_text(f"caption {index}")
+        Path("job.json").write_text(json.dumps(case["config"], indent=1))
+        done = run_py("job.json", *options)
+        assert done.returncode == 0, done.stderr
+        return Path("output") / case["config"]["config"]["name"], done.stdout
+
+    return run
+
+
+def name_of(case: dict[str, Any]) -> str:
+    return case["example"].partition("lora_")[2].removesuffix(".yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", golden("aitk_jobs"), ids=name_of)
+def test_an_example_does_what_its_own_trainer_did(as_there: Callable[..., Any], case: dict[str, Any]) -> None:
+    """Steps, the learning rate in each, names of saved files, their number type and matrices."""
+    folder, _ = as_there(case)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == case["steps"] and lines[-1]["samples"] == case["steps"]
+    assert [line["lr"] for line in lines] == pytest.approx(case["rates"])
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        types = {str(tensor.dtype) for tensor in tensors.values()}
+        found[path.name] = [" ".join(types), sum("lora_" in name for name in tensors)]
+    assert found == case["files"]
+
+
+@pytest.mark.parametrize("case", golden("aitk_jobs"), ids=name_of)
+def test_an_epoch_has_the_images_and_sizes_of_their_epoch(as_there: Callable[..., Any], case: dict[str, Any]) -> None:
+    _, plan = as_there(case, "--dry-run")
+    theirs = Counter[str]()
+    for _, width, height, uses in case["epoch"]:
+        theirs[f"{width}x{height}"] += uses
+    ours = {size: int(count) for size, count in re.findall(r"(\d+x\d+) \((\d+)\)", plan.partition("buckets:")[2])}
+    assert ours == theirs and sum(ours.values()) == 21
+
+
+@pytest.mark.slow
+def test_an_adapter_begins_as_theirs(as_there: Callable[..., Any]) -> None:
+    """The file of a step whose learning rate is 0: layers, shapes, alpha, the bound of one factor, the other zero."""
+    folder, _ = as_there(golden("aitk_jobs")[1], lr=0.0, steps=1)
+    ours, theirs = load_file(folder / f"{folder.name}.safetensors"), table("aitk_jobs")["initial_adapter"]
+    layers = {name.rpartition(".lora_A")[0] for name in ours if "lora_A" in name}
+    assert {f"transformer.{name.partition('.')[2]}" for name in layers} == theirs.keys()
+    for name in layers:
+        there = theirs[f"transformer.{name.partition('.')[2]}"]
+        assert ours[f"{name}.alpha"] == there["alpha"]
+        for end, (shape, largest) in (("lora_A", there["lora_down"]), ("lora_B", there["lora_up"])):
+            tensor = ours[f"{name}.{end}.weight"]
+            assert list(tensor.shape) == shape
+            assert tensor.abs().max().item() == pytest.approx(largest, rel=0.05)
