@@ -116,7 +116,7 @@ class _Reader:
         self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
     ) -> None:
         self.root, self.folder, self.name, self.diagnostics, self.moved = root, folder, name, diagnostics, moved
-        self.given = self._given(flat(root))
+        self.given = self._given(self._with_more(flat(root)))
         self.process: dict[str, Any] = {"type": "sd_trainer"}
         self.config: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
@@ -146,6 +146,18 @@ class _Reader:
             self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
         config = {**self.config, "name": at(name, self.name or name.value), "process": [self.process]}
         return tree({"job": "extension", "config": config, "meta": self.meta or None}, self.root)
+
+    def _with_more(self, level: Level) -> Level:
+        """With the flags of a front end's `additional_parameters`."""
+        more = level.get("additional_parameters")
+        if more is None or more.is_blank:
+            return level
+        from extensions.compat.command import add, more_flags  # which reads what this module makes a job of
+
+        known = {key: node for key, node in level.items() if key != "additional_parameters"}
+        for key, node in more_flags(more, self.diagnostics).items():
+            add(known, key, node, self.diagnostics)
+        return known
 
     def _given(self, level: Level) -> Level:
         """What has a value; in the place of one that is no text, which is told, stands any text."""

@@ -410,7 +410,9 @@ NAMES: dict[tuple[str, str], Names] = {
     },
     ("musubi", "sample"): {
         "sample_every_n_steps": is_("sample.sample_every", "0: none at intervals"),
-        "sample_prompts": shaped("sample.samples", "as prompts: a list, or a text file with one prompt per line"),
+        "sample_prompts": shaped(
+            "sample.samples", "as prompts: a list, a text file with one prompt per line, or its JSON or TOML"
+        ),
     },
     ("musubi", "save"): {
         "save_every_n_steps": is_(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from toolkit.config.foreign import foreign_keys
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.normalise import listed, merge_aliases, place_in
-from toolkit.errors import did_you_mean
+from toolkit.config.toml_reader import read_toml
+from toolkit.config.yaml_reader import read_yaml
+from toolkit.errors import ConfigErrors, did_you_mean
 from toolkit.number_types import QTYPES
 
 # ------------------------------------------------------------ the process
@@ -375,6 +378,8 @@ def _sample(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
 
 def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """A list of prompts, or a file of them, as a list of samples."""
+    if isinstance(prompts.value, str) and prompts.value.lower().endswith((".json", ".toml")):
+        return replace(prompts, value=_samples_of(prompts, diagnostics))
     if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
         lines = _lines(prompts, diagnostics)
     elif isinstance(prompts.value, list):
@@ -386,18 +391,78 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     return replace(prompts, value=[replace(line, value={"prompt": line}) for line in lines])
 
 
-def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
-    """The prompts of a text file; blank lines and those that begin with `#` are left out."""
+_OF_PROMPT = {
+    **{key: key for key in ("prompt", "width", "height", "seed", "sample_steps")},
+    "negative_prompt": "neg",
+    "cfg_scale": "guidance_scale",
+    "discrete_flow_shift": "flow_shift",
+    "control_image_path": "ctrl_img",
+}
+"""Key of a prompt in musubi-tuner's files -> of a sample. Source: musubi-tuner, `line_to_prompt_dict`."""
+
+
+def _samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
+    """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML with `[prompt]`, which all of its
+    `[[prompt.subset]]` share."""
+    text, found, root = _text_of(file, diagnostics), Diagnostics(str(file.value)), None
+    if text is None:
+        return []
+    is_list = text.lstrip().startswith("[") and file.value.lower().endswith(".json")
+    with suppress(ConfigErrors):  # which are in `found`
+        if file.value.lower().endswith(".toml"):
+            root = read_toml(text, found, str(file.value))
+        else:
+            root = read_yaml(f'{{"prompts": {text.rstrip()}}}' if is_list else text, found)
+    diagnostics.include(found)
+    given = root.value if root is not None else {}
+    prompt = given.get("prompt")
+    shared = prompt.value if prompt is not None and isinstance(prompt.value, dict) else {}
+    subsets = shared.get("subset") or given.get("prompts")
+    if root is not None and (subsets is None or not isinstance(subsets.value, list) or not subsets.value):
+        diagnostics.error(file, f"{show(file)} holds no prompts: a JSON list, or TOML with [[prompt.subset]].")
+    items = subsets.value if subsets is not None and isinstance(subsets.value, list) else []
+    return [_sample_of(item, shared, file, number, diagnostics) for number, item in enumerate(items)]
+
+
+def _sample_of(
+    item: ConfigNode, shared: dict[str, ConfigNode], file: ConfigNode, number: int, diagnostics: Diagnostics
+) -> ConfigNode:
+    path = (*file.path, f"{Path(file.value).name}[{number}]")
+    if not isinstance(item.value, dict):
+        return replace(file, value={"prompt": replace(item, path=path, key_at=file.key_at, value_at=file.value_at)})
+    sample: dict[str, ConfigNode] = {}
+    for key, node in {**shared, **item.value}.items():
+        placed = replace(node, path=(*path, key), key_at=file.key_at, value_at=file.value_at)
+        if key == "guidance_scale":
+            diagnostics.warn(placed, "has no effect: the model has no embedded guidance; guidance is cfg_scale.")
+        elif key in _OF_PROMPT:
+            sample[_OF_PROMPT[key]] = placed
+        elif key not in ("subset", "enum") and not (key == "frame_count" and node.value == 1):
+            hint = did_you_mean(key, list(_OF_PROMPT), list_all=False) or "Leave it out."
+            diagnostics.error(placed, f"{show(node)} is not supported. {hint}")
+    return replace(file, value=sample)
+
+
+def _text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
+    """The text of a file with prompts; None where it cannot be read, which is told."""
     path = Path(file.value).expanduser()
     try:
         if path.exists() and not path.is_file():
             diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
-            return []
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+            return None
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
+        return None
+
+
+def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
+    """The prompts of a text file; blank lines and those that begin with `#` are left out."""
+    path, text = Path(file.value).expanduser(), _text_of(file, diagnostics)
+    if text is None:
         return []
+    lines = text.splitlines()
     prompts = [
         replace(file, value=line.strip(), path=(*file.path, f"{path.name}:{number}"), text=line.strip(), plain=False)
         for number, line in enumerate(lines, start=1)

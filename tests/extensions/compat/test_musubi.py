@@ -378,3 +378,48 @@ def test_a_dataset_file_may_be_json(load: Callable[..., JobConfig]) -> None:
     assert str(section(load(job)).datasets[0].resolution[0]) == "{width: 96, height: 96}"
     Path("data.json").write_text('{"datasets": [{"image_directory": "pairs/after", "batch_sise": 1}]}')
     assert faults(load, job) == ["data.json:1:50: datasets[0].batch_sise: unknown key. Did you mean 'batch_size'?"]
+
+
+PROMPTS = {
+    "p.json": '[{"prompt": "a cat", "width": 128, "cfg_scale": 2.5, "frame_count": 1}, "a dog --w 64 --h 96 --d 3"]',
+    "p.toml": '[prompt]\ncfg_scale = 2.5\n[[prompt.subset]]\nprompt = "a cat"\nwidth = 128\n'
+    '[[prompt.subset]]\nprompt = "a dog"\nwidth = 64\nheight = 96\nseed = 3\n',
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_in_its_other_files(load: Callable[..., JobConfig], name: str) -> None:
+    Path(name).write_text(PROMPTS[name])
+    first, second = section(load(f'{JOB}sample_prompts = "{name}"\n')).sample.sample_items()
+    assert (first.prompt, first.width, first.height, first.guidance_scale) == ("a cat", 128, 256, 2.5)
+    assert (second.prompt, second.width, second.height, second.seed) == ("a dog", 64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("p.json", '[{"prompt": "a", "widht": 3}]', "p.json[0].widht: 3 is not supported. Did you mean 'width'?"),
+        ("p.json", "{}", "'p.json' holds no prompts"),
+        ("p.json", "[", "not valid"),
+        ("p.toml", "[prompt]\nx =", "not valid TOML"),
+        ("p.toml", "[[prompt.subset]]\nwidth = 64\n", "prompt"),
+        ("p.json", '[{"prompt": "a", "width": "x"}]', "'x' is not a whole number"),
+    ],
+)
+def test_mistakes_in_prompts(load: Callable[..., JobConfig], name: str, text: str, fault: str) -> None:
+    Path(name).write_text(text)
+    assert any(fault in line for line in faults(load, f'{JOB}sample_prompts = "{name}"\n'))
+
+
+def test_flags_of_a_front_end_are_options(load: Callable[..., JobConfig]) -> None:
+    more = "max_train_steps = 7\nadditional_parameters = '--max_grad_norm 0.5 --network_args \"loraplus_lr_ratio=4\" --seed=3'\n"
+    job = section(load(f"{JOB}{more}"))
+    assert (job.train.max_grad_norm, job.network.loraplus_lr_ratio, job.training_seed, job.train.steps) == (
+        0.5,
+        4,
+        3,
+        7,
+    )
+    told = faults(load, f"{JOB}{more.replace('--seed=3', '--sed=3 --max_train_steps 8')}")
+    assert any("--sed: unknown flag. Did you mean 'seed'?" in line for line in told)
+    assert any("max_train_steps is 7, and 8" in line for line in told)
