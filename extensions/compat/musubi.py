@@ -524,6 +524,23 @@ class NamedModel(NamedTuple):
     """The hub id is that of the version."""
 
 
+def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+    """The keys of a process that the datasets of a file give: `datasets`, and of `train` and `model` what it says."""
+    reader = _Reader(
+        ConfigNode({"dataset_config": node}, (), node.key_at, node.value_at), Path(), None, diagnostics, {}
+    )
+    reader._find("dataset_config", node, PATHS)
+    listed = reader._datasets()
+    reader._report_missing()
+    if reader.defaults:
+        taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in reader.defaults.items())
+        diagnostics.notes.append(f"left out, and therefore as in musubi-tuner: {taken}")
+    return {
+        **tree({key: reader.process[key] for key in ("train", "model") if key in reader.process}, node).value,
+        "datasets": tree(listed, node),
+    }
+
+
 def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
     """paths: of the keys of PARTS that are given, `dit` among them. version: `model_version` or what stands for it."""
     folders = {key: model_folder(path) for key, path in paths.items()}

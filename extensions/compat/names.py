@@ -408,6 +408,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "ddp_static_graph": idle("gradients are added up once per step, not by DistributedDataParallel"),
         "full_fp16": refused(False, says="trained weights are float32, or bf16 with train.full_bf16"),
     },
+    ("musubi", "training"): {"dataset_config": shaped("datasets", "the file is read, with its defaults")},
     ("musubi", "sample"): {
         "sample_every_n_steps": is_("sample.sample_every", "0: none at intervals"),
         "sample_prompts": shaped(
@@ -464,7 +465,6 @@ NAMES: dict[tuple[str, str], Names] = {
             "remove_first_image_from_target multiple_target automatic_prompt_lang_for_layered output_layers",
             absent(_LAYERED),
         ),
-        "dataset_config": near("datasets", "the file is read where a training config names it"),
         "image_jsonl_file": is_("datasets[].captions_file", "without `folder_path` it names the images"),
         "general": near("config.defaults", "for all processes; a list of datasets is replaced as a whole"),
         "batch_size": near("train.batch_size", "one for all datasets"),

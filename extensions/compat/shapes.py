@@ -45,6 +45,8 @@ def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnosti
     """`optimizer` and `training` go to `train`, and keys of `train` that are the process's own to the process."""
     if "optimizer" in entries:
         place_in(entries, "train", "optimizer", entries.pop("optimizer"), diagnostics)
+    if (file := entries.pop("dataset_config", None)) is not None:
+        _dataset_file(file, entries, diagnostics)
     training = entries.pop("training", None)
     if training is not None and isinstance(training.value, dict):
         for key, child in training.value.items():
@@ -63,6 +65,22 @@ def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnosti
             entries[field] = merge_aliases(entries.get(field), node, diagnostics)
     entries["train"] = replace(train, value=rest)
     return entries
+
+
+def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) -> None:
+    """The datasets of a file of musubi-tuner, and what it says of batches and references."""
+    from extensions.compat.musubi import datasets_of  # which takes `read_pairs` from here
+
+    if "datasets" in entries and entries["datasets"].data() != []:
+        diagnostics.error(file, "'datasets' is given as well. Remove one of them.", at_key=True)
+        return
+    for section, node in datasets_of(file, diagnostics).items():
+        if section == "datasets":
+            entries["datasets"] = node
+            continue
+        for key, child in node.value.items():
+            if child.value_at.line or key not in getattr(entries.get(section), "value", {}):
+                place_in(entries, section, key, replace(child, path=(*file.path[:-1], section, key)), diagnostics)
 
 
 def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:

@@ -412,14 +412,44 @@ def test_mistakes_in_prompts(load: Callable[..., JobConfig], name: str, text: st
 
 
 def test_flags_of_a_front_end_are_options(load: Callable[..., JobConfig]) -> None:
-    more = "max_train_steps = 7\nadditional_parameters = '--max_grad_norm 0.5 --network_args \"loraplus_lr_ratio=4\" --seed=3'\n"
+    flags = '--max_grad_norm 0.5 --network_args "loraplus_lr_ratio=4" --seed=3'
+    more = f"max_train_steps = 7\nadditional_parameters = '{flags}'\n"
     job = section(load(f"{JOB}{more}"))
-    assert (job.train.max_grad_norm, job.network.loraplus_lr_ratio, job.training_seed, job.train.steps) == (
-        0.5,
-        4,
-        3,
-        7,
-    )
+    assert (job.train.max_grad_norm, job.network.loraplus_lr_ratio) == (0.5, 4)
+    assert (job.training_seed, job.train.steps) == (3, 7)
     told = faults(load, f"{JOB}{more.replace('--seed=3', '--sed=3 --max_train_steps 8')}")
     assert any("--sed: unknown flag. Did you mean 'seed'?" in line for line in told)
     assert any("max_train_steps is 7, and 8" in line for line in told)
+
+
+YAML = """\
+job: extension
+config:
+  name: x
+  process:
+    - type: sd_trainer
+      model: {name_or_path: model}
+      dataset_config: data.toml
+"""
+
+
+def test_a_yaml_job_may_name_a_dataset_file(load: Callable[..., JobConfig]) -> None:
+    load()
+    data = f'{DATA}control_directory = "pairs/before"\nnum_repeats = 3\nbatch_size = 2\n'
+    Path("data.toml").write_text(data)
+    Path("job.yaml").write_text(YAML)
+    config = load_job("job.yaml", discover().find_config)
+    (dataset,) = section(config).datasets
+    assert (dataset.folder_path, dataset.num_repeats, dataset.control_path) == ("pairs/after", 3, ("pairs/before",))
+    assert section(config).train.batch_size == 2 and section(config).model.model_kwargs.match_target_res
+    assert section(config).train.lr == 1e-4  # ours: the job is ours
+    Path("job.yaml").write_text(
+        f"{YAML}      train: {{batch_size: 4}}\n      datasets: [{{folder_path: pairs/after}}]\n"
+    )
+    with pytest.raises(ConfigErrors) as error:
+        load_job("job.yaml", discover().find_config)
+    assert "dataset_config: 'datasets' is given as well. Remove one of them." in str(error.value)
+    Path("job.yaml").write_text(YAML.replace("data.toml", "none.toml"))
+    with pytest.raises(ConfigErrors) as error:
+        load_job("job.yaml", discover().find_config)
+    assert "job.yaml:7:23: process[0].dataset_config: 'none.toml' does not exist" in str(error.value)
