@@ -39,6 +39,7 @@ _GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)[ \t]*\r?\n")
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"'])+""")
 _WINDOWS = re.compile(r"[\"']?[A-Za-z]:\\")
 _VARIABLE = re.compile(r"\$(?:env:)?(\w+)|\$\{(\w+)\}|%(\w+)%")
+_TO_FILE = re.compile(r"[0-9&]?(?:>>?|<)\S*")
 _OF_FAMILY = re.compile(r"(\w+)[./\\]model_training[./\\]train(?:\.py)?$")
 _ASSIGNED = re.compile(r"(?:\$\{)?([A-Za-z_]\w*)\}?=(.*)", re.DOTALL)
 
@@ -92,14 +93,17 @@ def commands(text: str) -> Iterator[list[_Word]]:
     start = 0
     for line in flat_text.splitlines(keepends=True):
         words: list[_Word] = []
+        waits = False  # for the file that output goes to
         for found in _WORD.finditer(line):
             if found.group()[0] == "#":
                 break
-            if found.group() in ("&&", ";", "|", "||"):
+            to_file, names_file = bool(_TO_FILE.fullmatch(found.group())), found.group()[-1] in "<>"
+            if found.group() in ("&&", ";", "|", "||", "&"):
                 yield _after_assignments(words, variables)
                 words = []
-            else:
+            elif not (to_file or waits):
                 words.append(_Word(_unquoted(found.group(), variables), _place(text, start + found.start())))
+            waits = to_file and names_file
         yield _after_assignments(words, variables)
         start += len(line)
 
@@ -146,8 +150,10 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
     """The name of the script, what `accelerate` is told that the script would have to know, and its flags."""
     for index, word in enumerate(words):
         name = re.split(r"[/\\]", word.text)[-1]
-        if index and words[index - 1].text == "-m" and "." in word.text and word.text not in LAUNCHERS:
-            name = f"{word.text.rpartition('.')[2]}.py"
+        module = f"{word.text.rpartition('.')[2]}.py"
+        is_module = bool(index) and words[index - 1].text == "-m" and word.text not in LAUNCHERS
+        if is_module and ("." in word.text or any(module in each.scripts for each in PROGRAMS)):
+            name = module
         if name == diffsynth.ANY and (of_family := _OF_FAMILY.search(word.text)):
             name = f"{of_family[1]}/model_training/{name}"
         if name.endswith(".py"):

@@ -125,11 +125,12 @@ class ForeignFile(Protocol):
 
 _BEFORE = (
     r"#.*|(?:cd|source|pip|git|mkdir|echo|\.|export|set|declare|call|conda|rem|REM|@echo|modelscope|hf|huggingface-cli|"
-    r"\$(?:env:)?\w+[ \t]*=)[ \t].*|(?:\$(?:env:)?)?\w+=.*"
+    r"\$(?:env:)?\w+[ \t]*=)[ \t].*|(?:\$(?:env:)?)?\w+=.*|```\w*"
 )
 _COMMAND = re.compile(
-    rf"(?:[ \t]*(?:(?:{_BEFORE})(?:(?<=[\\`^])\r?\n.*)*)?\r?\n)*[ \t]*(?:[A-Z_]+=\S+[ \t]+)*"
-    r"(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|\S+\.py)(?:\.exe)?[ \t]+[^\s:=]"
+    rf"(?:[ \t]*(?>(?:{_BEFORE})(?:(?:(?<=[\\`^])|(?<=[\\`^]\r))\r?\n.*)*)?\r?\n)*"
+    r"[ \t]*(?:(?:[A-Z_]+=\S+|nohup|time|sudo|\$|(?:poetry|conda|pipenv)[ \t]+run)[ \t]+|!)*"
+    r"(?:[^\s!]{0,300}[/\\])?(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|[^\s!]{1,300}\.py)(?:\.exe)?[ \t]+[^\s:=]"
 )
 """The first command of a script: comments and what prepares the shell may stand above it."""
 

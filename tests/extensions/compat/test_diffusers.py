@@ -109,6 +109,12 @@ SHELLS: dict[str, list[tuple[str, str]]] = {
     "module": [("$MODEL_NAME", "${MODEL_NAME}"), MODULE],
     "torchrun": [("accelerate launch", "CUDA_VISIBLE_DEVICES=0 torchrun --nproc_per_node 1")],
     "quotes": [("--mixed_precision", "'--mixed_precision'"), ('="a photo of sks dog"', " 'a photo of sks dog'")],
+    "background": [
+        ("accelerate", "nohup /opt/venv/bin/accelerate"),
+        ("--push_to_hub", "--push_to_hub > log.txt 2>&1 &"),
+    ],
+    "notebook": [("accelerate", "!accelerate")],
+    "module of the script": [("accelerate launch", "python -m"), ("image.py", "image")],
     "comments": [("accelerate", "# trains\n\naccelerate"), ("  --push_to_hub", "  --push_to_hub # to mine")],
 }
 

@@ -196,3 +196,9 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
 )
 def test_the_command_of_another_script_becomes_ours(run_py: Callable[..., Any], command: str, ours: str) -> None:
     assert run_py("import", command).stdout == ours
+
+
+@pytest.mark.parametrize("text", ["#\\\n", "a=\\\n", "A=b ", "A=A=", "x=1\n", "!", "/", "$ ", "```\n"])
+def test_a_text_that_never_becomes_a_command_is_told_in_time_that_grows_with_it(text: str) -> None:
+    """A second attempt per line would take years."""
+    assert not is_command(text * 2000)
