@@ -144,7 +144,9 @@ class _Reader(TableReader):
         small = [(entry, entry.value, "float8") for entry in self._entries("fp8_models", ",")]
         for entry in self._entries("quant_options", ";"):
             name, _, how = entry.value.rpartition(":")
-            if name and self.choice(at(entry, how.partition("/")[0]), {"bitsandbytes_nf4": "int4"}):
+            if not name:
+                self.diagnostics.error(entry, f"{show(entry)} is not of the form ID:FILES:METHOD.")
+            elif self.choice(at(entry, how.partition("/")[0]), {"bitsandbytes_nf4": "int4"}):
                 self.diagnostics.warn(entry, "weights in nf4 are int4 here: 4 bits with a scale per 128 inputs.")
                 small.append((entry, name, "int4"))
         for entry, name, qtype in small:
@@ -241,6 +243,8 @@ class _Reader(TableReader):
         dataset["num_repeats"] = self.given.get("dataset_repeat") or self.default("dataset_repeat", 1)
         dataset["num_workers"] = self.given.get("dataset_num_workers")
         sides = [self.given.get(key) for key in ("width", "height")]
+        for node in filter(None, sides if not all(sides) else ()):
+            self.diagnostics.warn(node, "has no effect without the other side, as there: max_pixels counts.")
         if all(sides):
             dataset["resolution"] = dict(zip(("width", "height"), sides, strict=True))
         else:

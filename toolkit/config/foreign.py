@@ -130,7 +130,8 @@ _BEFORE = (
 _COMMAND = re.compile(
     rf"(?:[ \t]*(?>(?:{_BEFORE})(?:(?:(?<=[\\`^])|(?<=[\\`^]\r))\r?\n.*)*)?\r?\n)*"
     r"[ \t]*(?:(?:[A-Z_]+=\S+|nohup|time|sudo|\$|(?:poetry|conda|pipenv)[ \t]+run)[ \t]+|!)*"
-    r"(?:[^\s!]{0,300}[/\\])?(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|[^\s!]{1,300}\.py)(?:\.exe)?[ \t]+[^\s:=]"
+    r"(?:[^\s!]{0,300}[/\\])?(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|[^\s!]{1,300}\.py)"
+    r"(?:\.exe)?[ \t]+[^\s:=]"
 )
 """The first command of a script: comments and what prepares the shell may stand above it."""
 

@@ -217,6 +217,8 @@ def test_the_arguments_that_it_writes_are_the_same_job() -> None:
         ("--num_epochs 5", "--task direct_distill", "task: 'direct_distill' is not supported here."),
         ("--num_epochs 5", "--task sft:data_process", "only encodes. Give the command of the training"),
         ("--num_epochs 5", "--model_paths x", "is no list of paths"),
+        ("--num_epochs 5", "--quant_options x", "'x' is not of the form ID:FILES:METHOD."),
+        ("--num_epochs 5", """--model_paths '["x.safetensors"]'""", "its name does not tell which part it is"),
         ("--max_pixels 1048576", "--max_pixels x", "'x' is not a number of pixels"),
         (
             "qwen_image/model_training",
@@ -244,6 +246,12 @@ def test_noise_levels_and_loss_weights_are_theirs() -> None:
     assert ours[0] == theirs[0] == 0
     factors = ours[1:] / theirs[1:]
     assert float(factors.max() / factors.min()) == pytest.approx(1, rel=2e-3)
+
+
+def test_one_side_alone_says_nothing_as_there() -> None:
+    config = load(f"{COMMAND} --height 512")
+    assert config.processes[0].section.datasets[0].resolution == (1024,)
+    assert any("height: has no effect without the other side" in line for line in config.warnings)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
