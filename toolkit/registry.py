@@ -67,6 +67,12 @@ FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 FOREIGN_VARIABLES = "extensions.compat.simpletuner:read_env"
 """Makes a root of a `.env` file: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
 
+FOREIGN_DATASETS = "extensions.compat.musubi:datasets_of"
+"""The keys of a process that another program's dataset file gives: `(node, diagnostics) -> key -> node`."""
+
+FOREIGN_OPTIONS = "extensions.compat.command:with_flags"
+"""Options with those of a text of flags: `(options, node of the text, diagnostics) -> options`."""
+
 FOREIGN_TOOLS = "extensions.compat.musubi_tools:tool_command"
 """Makes one of our commands of another program's: `(text, tool -> its flags) -> words, notes`, or None."""
 

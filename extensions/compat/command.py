@@ -195,14 +195,17 @@ def _flags(words: Sequence[_Word], program: Command, diagnostics: Diagnostics) -
             node = replace(node, value=nodes)
         elif nodes:
             node = replace(nodes[0], key_at=word.at)
-        add(given, name, node, diagnostics)
+        _add(given, name, node, diagnostics)
     return given
 
 
-def more_flags(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-    """Option -> its value, of the text in which a front end keeps flags for which it has no field."""
-    words = [word._replace(at=node.value_at) for command in commands(str(node.value)) for word in command]
-    return _flags(words, MUSUBI, diagnostics)
+def with_flags(given: Mapping[str, ConfigNode], text: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+    """Options with those of a text in which a front end keeps flags for which it has no field."""
+    words = [word._replace(at=text.value_at) for command in commands(str(text.value)) for word in command]
+    known = dict(given)
+    for name, node in _flags(words, MUSUBI, diagnostics).items():
+        _add(known, name, node, diagnostics)
+    return known
 
 
 def _with_file(given: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
@@ -217,11 +220,11 @@ def _with_file(given: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[s
         root = read_toml(read_text(path, found), found, str(path))
     diagnostics.include(found)
     for name, of_file in flat(root).items() if root else ():
-        add(given, name, of_file, diagnostics)
+        _add(given, name, of_file, diagnostics)
     return given
 
 
-def add(given: dict[str, ConfigNode], name: str, node: ConfigNode, diagnostics: Diagnostics) -> None:
+def _add(given: dict[str, ConfigNode], name: str, node: ConfigNode, diagnostics: Diagnostics) -> None:
     """Adds an option; one that is given already with another value is an error with both."""
     first = given.setdefault(name, node)
     if first.data() != node.data():

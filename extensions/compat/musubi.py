@@ -27,6 +27,7 @@ from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.toml_reader import read_toml
 from toolkit.config.yaml_reader import is_json, map_paths, read_text, read_yaml
 from toolkit.errors import ConfigErrors, did_you_mean
+from toolkit.registry import FOREIGN_OPTIONS, load_object
 
 Level = dict[str, ConfigNode]
 """Key -> value of one place."""
@@ -152,12 +153,9 @@ class _Reader:
         more = level.get("additional_parameters")
         if more is None or more.is_blank:
             return level
-        from extensions.compat.command import add, more_flags  # which reads what this module makes a job of
-
         known = {key: node for key, node in level.items() if key != "additional_parameters"}
-        for key, node in more_flags(more, self.diagnostics).items():
-            add(known, key, node, self.diagnostics)
-        return known
+        found: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
+        return found
 
     def _given(self, level: Level) -> Level:
         """What has a value; in the place of one that is no text, which is told, stands any text."""

@@ -27,6 +27,7 @@ from toolkit.config.toml_reader import read_toml
 from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors, did_you_mean
 from toolkit.number_types import QTYPES
+from toolkit.registry import FOREIGN_DATASETS, load_object
 
 # ------------------------------------------------------------ the process
 
@@ -69,12 +70,10 @@ def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnosti
 
 def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) -> None:
     """The datasets of a file of musubi-tuner, and what it says of batches and references."""
-    from extensions.compat.musubi import datasets_of  # which takes `read_pairs` from here
-
     if "datasets" in entries and entries["datasets"].data() != []:
         diagnostics.error(file, "'datasets' is given as well. Remove one of them.", at_key=True)
         return
-    for section, node in datasets_of(file, diagnostics).items():
+    for section, node in load_object(FOREIGN_DATASETS)(file, diagnostics).items():
         if section == "datasets":
             entries["datasets"] = node
             continue
