@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_gpu, gpu_rows
+from benchmarks import bench_gpu, gpu_rows, kernel_rates
 from benchmarks.gpu_rows import CACHE, KERNELS, ROWS
 
 QUICK = (
@@ -34,8 +34,9 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 
 
 def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
-    in_this_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_this_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernel_rates, "SQUARE", 64)
     given = [*QUICK, "--dtype", "fp32", "--results", str(tmp_path / "gpu.jsonl"), "--rows", KERNELS, "1", "0", CACHE]
     bench_gpu.main(given)
     kernels, ours, plain, cache, last = json_lines(capsys.readouterr().out)

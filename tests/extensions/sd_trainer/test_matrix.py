@@ -1,14 +1,15 @@
-"""Every network, optimizer, schedule and dtype with every other that claims to work with it.
+"""Every network with every optimizer and every type of the base that claims to work with it, under every schedule.
 
-Each row trains 4 steps with a save after 2, goes on once more from that save, ends in the same bytes, and loads. Then
-what saves memory or time, on members of the family: without it the same weights are learned.
+Not every optimizer with every schedule or base: a schedule is a function of the step that any optimizer obeys, and no
+optimizer sees the base. Each row trains 4 steps with a save after 2, goes on once more from that save, ends in the same
+bytes, and loads. Then what saves memory or time, on members of the family: without it the same weights are learned.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from itertools import combinations, product
+from collections.abc import Callable, Iterator
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,8 @@ from toolkit.optim.optimizer_args import OPTIMIZERS, is_schedule_free
 from toolkit.optim.schedules import SCHEDULES
 from toolkit.registry import FAMILIES
 
-AXES = {
-    "network": [*KINDS],
-    "optimizer": [*OPTIMIZERS, "torch.optim.NAdam"],
-    "schedule": list(SCHEDULES),
-    "base": ["16 bit", *QTYPES, "int8 matmul"],
-}
+OPTIMIZER_NAMES = [*OPTIMIZERS, "torch.optim.NAdam"]
+BASES = ["16 bit", *QTYPES, "int8 matmul"]
 
 SCHEDULE_PARAMS = {
     "step": {"step_size": 2},
@@ -45,14 +42,20 @@ SCHEDULE_PARAMS = {
 LEARNING_RATES = {"prodigy": 1.0, "sgd": 1.0}
 
 
-def goes_together(row: Row) -> bool:
+def rows() -> Iterator[dict[str, str]]:
     """What the config refuses is left out, and tested where it is refused."""
-    if row["network"] == "full" and row["base"] != "16 bit":
-        return False
-    return not is_schedule_free(row["optimizer"]) or row["schedule"] == "constant"
+    schedules = cycle(SCHEDULES)
+    for first, network in enumerate(KINDS):
+        for index, optimizer in enumerate(OPTIMIZER_NAMES):
+            yield {
+                "network": network,
+                "optimizer": optimizer,
+                "schedule": "constant" if is_schedule_free(optimizer) else next(schedules),
+                "base": "16 bit" if network == "full" else BASES[(first + index) % len(BASES)],
+            }
 
 
-ROWS = pairwise(AXES, goes_together)
+ROWS = [*rows()]
 
 
 def section_of(row: Row, trainer: Callable[..., dict], photos: Path) -> dict:
@@ -100,15 +103,10 @@ def loads(run: Path, name: str, kind: str, model: Path) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in loaded.parameters())
 
 
-def test_every_two_values_that_go_together_meet() -> None:
-    for one, other in combinations(AXES, 2):
-        met = {(row[one], row[other]) for row in ROWS}
-        possible = {
-            (row[one], row[other])
-            for values in product(*AXES.values())
-            if goes_together(row := dict(zip(AXES, values, strict=True)))
-        }
-        assert met == possible
+def test_the_rows_hold_every_base_with_every_network_and_every_schedule() -> None:
+    met = {(row["network"], row["base"]) for row in ROWS}
+    assert met == {*product(set(KINDS) - {"full"}, BASES), ("full", "16 bit")}
+    assert {row["schedule"] for row in ROWS} == {*SCHEDULES}
 
 
 @pytest.mark.slow

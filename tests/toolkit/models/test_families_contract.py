@@ -115,7 +115,7 @@ def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily
 def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, adapter: DiffusionModel) -> None:
     size = adapter.reference_size(Size(64, 48), Size(64, 64)) if family.max_references else Size(64, 48)
     picture = Image.new("RGB", size, "red")
-    for count in range(1, family.max_references + 1):
+    for count in sorted({min(2, family.max_references), family.max_references} - {0}):
         prompt = adapter.encode_prompt("a cat", [picture] * count)
         target = Size(64, 64)
         reference = latents(family, 1, adapter.reference_size(Size(64, 48), target), seed=2)[0]

@@ -1,22 +1,22 @@
-"""Against a small hub on this machine: the client library runs in a process of its own, as it does for a user."""
+"""Against a small hub on this machine; as processes of their own, faults/test_models.py asks it."""
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 
-from tests.conftest import ROOT, child_environment
+from tests.conftest import heard
 from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
 from tests.small_hub import Hub, small_hub
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import framed
 from toolkit.models import hub
-from toolkit.models.hub import download_encoder
+from toolkit.models.hub import download, download_encoder, download_file, fetch_index
 from toolkit.models.qwen_image.family import FAMILY
 
 NAME = "someone/model"
@@ -28,18 +28,6 @@ FILES = {
     "preview.png": b"never wanted",
 }
 
-CALL = """
-import logging, sys
-from toolkit.errors import UserError
-from toolkit.models.hub import download
-logging.basicConfig(stream=sys.stdout, format="note %(message)s")
-logging.getLogger("toolkit").setLevel("INFO")
-try:
-    print("path", download(sys.argv[1], sys.argv[2] or None, sys.argv[3].split()))
-except UserError as error:
-    print("error", error)
-"""
-
 
 @pytest.fixture
 def server() -> Iterator[Hub]:
@@ -48,59 +36,63 @@ def server() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def ask(tmp_path: Path):
-    """Calls `download` in a fresh process with this environment; returns what it printed, by the first word."""
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """Calls `what` with its arguments under what the client library reads of HF_ENDPOINT and HF_HUB_OFFLINE; returns
+    the path or the error, and what was said last, as `path`, `error` and `note`."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
 
-    def call(revision: str = "", name: str = NAME, given: str = "", **environment: str) -> dict[str, str]:
-        settings = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-        result = subprocess.run(
-            [sys.executable, "-c", CALL, name, revision, given],
-            cwd=ROOT,
-            env=child_environment({**settings, **environment}),
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert result.returncode == 0, result.stderr
-        return dict(line.split(" ", 1) for line in result.stdout.splitlines())
+    def call(
+        revision: str | None = None, name: str = NAME, what: Callable[..., Path] = download,
+        url: str = "http://127.0.0.1:9", offline: bool = False, **more: object,
+    ) -> dict[str, str]:  # fmt: skip
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        arguments = (name, revision) if what in (download, fetch_index) else (name, "model.key")
+        with heard() as said:
+            try:
+                found = {"path": str(what(*arguments, **more))}
+            except UserError as error:
+                found = {"error": str(error)}
+        return found | ({"note": said[-1]} if said else {})
 
     return call
 
 
 def test_offline_without_the_model_names_the_line_that_downloads_by_hand(ask) -> None:
-    said = ask(HF_HUB_OFFLINE="1")
+    said = ask(offline=True)
     assert "path" not in said
     assert f"hf download {NAME}" in said["error"] and "model.name_or_path" in said["error"]
 
 
-@pytest.mark.parametrize("revision", ["", COMMIT])
-def test_a_snapshot_that_is_here_is_used_offline(ask, tmp_path: Path, revision: str) -> None:
+@pytest.mark.parametrize("revision", [None, COMMIT])
+def test_a_snapshot_that_is_here_is_used_offline(ask, tmp_path: Path, revision: str | None) -> None:
     snapshot = write_cached(tmp_path / "hf", NAME)
-    assert ask(revision, HF_HUB_OFFLINE="1") == {"path": str(snapshot)}
+    assert ask(revision, offline=True) == {"path": str(snapshot)}
 
 
 def test_a_snapshot_that_is_here_asks_no_hub(ask, server: Hub, tmp_path: Path) -> None:
     write_cached(tmp_path / "hf", NAME)
-    assert "path" in ask(HF_ENDPOINT=server.url)
+    assert "path" in ask(url=server.url)
     assert server.asked == []
 
 
 def test_a_snapshot_without_a_part_is_completed(ask, server: Hub, tmp_path: Path) -> None:
     write_cached(tmp_path / "hf", NAME, without="vae")
-    folder = Path(ask(HF_ENDPOINT=server.url)["path"])
+    folder = Path(ask(url=server.url)["path"])
     assert (folder / "vae" / "config.json").is_file()
     assert not any("transformer/config" in path for path in server.asked)
 
 
 def test_a_snapshot_that_is_all_that_the_hub_has_asks_no_hub(ask, server: Hub, tmp_path: Path) -> None:
     snapshot = write_cached(tmp_path / "hf", NAME, without="vae", listed=True)
-    assert ask(HF_ENDPOINT=server.url) == {"path": str(snapshot)}
+    assert ask(url=server.url) == {"path": str(snapshot)}
     assert server.asked == []
 
 
 def test_a_revision_that_is_not_here_is_not_replaced_by_another(ask, tmp_path: Path) -> None:
     write_cached(tmp_path / "hf", NAME)
-    assert "error" in ask("b" * 40, HF_HUB_OFFLINE="1")
+    assert "error" in ask("b" * 40, offline=True)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +100,13 @@ def test_a_revision_that_is_not_here_is_not_replaced_by_another(ask, tmp_path: P
 )
 def test_a_refusal_names_the_token(ask, server: Hub, refusal: tuple[int, str]) -> None:
     server.refusal = refusal
-    said = ask(HF_ENDPOINT=server.url)
+    said = ask(url=server.url)
     assert "HF_TOKEN" in said["error"] and NAME in said["error"]
 
 
 def test_an_unknown_revision_is_named(ask, server: Hub) -> None:
     server.refusal = (404, "RevisionNotFound")
-    assert ask("v9", HF_ENDPOINT=server.url)["error"] == f"model.name_or_path: {NAME}: has no revision 'v9'."
+    assert ask("v9", url=server.url)["error"] == f"model.name_or_path: {NAME}: has no revision 'v9'."
 
 
 def test_a_name_that_no_hub_model_can_have_is_a_mistake(ask) -> None:
@@ -122,11 +114,11 @@ def test_a_name_that_no_hub_model_can_have_is_a_mistake(ask) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_names_the_line_that_downloads_by_hand(ask) -> None:
-    assert f"hf download {NAME}" in ask(HF_ENDPOINT="http://127.0.0.1:9")["error"]
+    assert f"hf download {NAME}" in ask()["error"]
 
 
 def test_a_download_says_size_and_target_and_brings_what_is_needed(ask, server: Hub, tmp_path: Path) -> None:
-    said = ask(HF_ENDPOINT=server.url)
+    said = ask(url=server.url)
     assert said["note"].startswith(f"downloading {NAME}: 0.0 GB to {tmp_path / 'hf' / 'hub'} (")
     folder = Path(said["path"])
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(FILES) - {"preview.png"}
@@ -136,22 +128,22 @@ def test_a_download_says_size_and_target_and_brings_what_is_needed(ask, server: 
 
 
 def test_weights_that_a_file_gives_are_not_brought_until_they_are_needed(ask, server: Hub) -> None:
-    folder = Path(ask(given="transformer vae", HF_ENDPOINT=server.url)["path"])
+    folder = Path(ask(given=("transformer", "vae"), url=server.url)["path"])
     brought = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
     assert brought == {"text_encoder/model.safetensors"} and (folder / "transformer/config.json").is_file()
     server.asked.clear()
-    assert ask(given="transformer vae", HF_ENDPOINT=server.url) == {"path": str(folder)}
+    assert ask(given=("transformer", "vae"), url=server.url) == {"path": str(folder)}
     assert server.asked == []
-    ask(HF_ENDPOINT=server.url)
+    ask(url=server.url)
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").is_file()
 
 
 def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub) -> None:
     server.break_after = 3000
-    assert "error" in ask(HF_ENDPOINT=server.url)
+    assert "error" in ask(url=server.url)
     server.break_after = None
     server.asked.clear()
-    folder = Path(ask(HF_ENDPOINT=server.url)["path"])
+    folder = Path(ask(url=server.url)["path"])
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == FILES[
         "transformer/diffusion_pytorch_model.safetensors"
     ]
@@ -176,80 +168,50 @@ def test_too_little_space_is_said_before_the_download(
     hub._print_download_size(NAME, None)
 
 
-CALL_FOR_INDEX = """
-import logging, sys
-from toolkit.errors import UserError
-from toolkit.models.hub import fetch_index
-try:
-    print("path", fetch_index(sys.argv[1], sys.argv[2] or None))
-except UserError as error:
-    print("error", error)
-"""
-
-
-def test_the_index_is_brought_alone_and_then_the_rest(
-    ask, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rest = CALL
-    monkeypatch.setattr(sys.modules[__name__], "CALL", CALL_FOR_INDEX)
-    index = Path(ask(HF_ENDPOINT=server.url)["path"])
+def test_the_index_is_brought_alone_and_then_the_rest(ask, server: Hub) -> None:
+    index = Path(ask(what=fetch_index, url=server.url)["path"])
     assert index.read_bytes() == FILES["model_index.json"]
     assert {path.split(COMMIT)[1] for path in server.asked if "/resolve/" in path} == {"/model_index.json"}
     server.asked.clear()
-    assert ask(HF_ENDPOINT=server.url) == {"path": str(index)}
+    assert ask(what=fetch_index, url=server.url) == {"path": str(index)}
     assert server.asked == []
-    monkeypatch.setattr(sys.modules[__name__], "CALL", rest)
-    folder = Path(ask(HF_ENDPOINT=server.url)["path"])
+    folder = Path(ask(url=server.url)["path"])
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(FILES) - {"preview.png"}
 
 
-def test_an_index_that_cannot_be_had_says_why(ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "CALL", CALL_FOR_INDEX)
+def test_an_index_that_cannot_be_had_says_why(ask) -> None:
+    ask = partial(ask, what=fetch_index)
     with small_hub({"lora.safetensors": b"weights"}, NAME) as server:
-        assert "holds no model_index.json" in ask(HF_ENDPOINT=server.url)["error"]
+        assert "holds no model_index.json" in ask(url=server.url)["error"]
         assert not any("lora.safetensors" in path for path in server.asked)
         server.refusal = 404, "RepoNotFound"
-        said = ask("v1", HF_ENDPOINT=server.url)["error"]
-        assert "the hub has no such model" in said and f"(working directory: {ROOT})" in said
-    assert "the hub cannot be used" in ask("v1", HF_HUB_OFFLINE="1")["error"]
-
-
-CALL_FOR_FILE = """
-import logging, sys
-from toolkit.errors import UserError
-from toolkit.models.hub import download_file
-logging.basicConfig(stream=sys.stdout, format="note %(message)s")
-logging.getLogger("toolkit").setLevel("INFO")
-try:
-    print("path", download_file(sys.argv[1], "model.key"))
-except UserError as error:
-    print("error", error)
-"""
+        said = ask("v1", url=server.url)["error"]
+        assert "the hub has no such model" in said and f"(working directory: {Path.cwd()})" in said
+    assert "the hub cannot be used" in ask("v1", offline=True)["error"]
 
 
 @pytest.fixture
-def ask_for_file(ask, monkeypatch: pytest.MonkeyPatch):
+def ask_for_file(ask: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:
     """Calls `download_file` as `ask` calls `download`."""
-    monkeypatch.setattr(sys.modules[__name__], "CALL", CALL_FOR_FILE)
-    return lambda file, **environment: ask(name=f"{NAME}/{file}", **environment)
+    return lambda file, **options: ask(name=f"{NAME}/{file}", what=download_file, **options)
 
 
 def test_one_file_is_brought_once(server: Hub, ask_for_file) -> None:
-    first = ask_for_file("transformer/config.json", HF_ENDPOINT=server.url)
+    first = ask_for_file("transformer/config.json", url=server.url)
     assert Path(first["path"]).read_bytes() == FILES["transformer/config.json"]
     assert first["note"] == "downloading transformer/config.json of someone/model"
     assert not any("preview" in path for path in server.asked)
     server.asked.clear()
-    assert ask_for_file("transformer/config.json", HF_ENDPOINT=server.url) == {"path": first["path"]}
+    assert ask_for_file("transformer/config.json", url=server.url) == {"path": first["path"]}
     assert server.asked == []
 
 
 def test_a_file_that_cannot_be_brought_says_why(server: Hub, ask_for_file) -> None:
-    absent = ask_for_file("none.safetensors", HF_ENDPOINT=server.url)
+    absent = ask_for_file("none.safetensors", url=server.url)
     assert absent["error"] == "model.key: someone/model/none.safetensors: someone/model has no such file."
     server.refusal = 401, "RepoNotFound"
-    assert "the hub has no such repository, or it is private" in ask_for_file("a.bin", HF_ENDPOINT=server.url)["error"]
-    offline = ask_for_file("a.bin", HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1")
+    assert "the hub has no such repository, or it is private" in ask_for_file("a.bin", url=server.url)["error"]
+    offline = ask_for_file("a.bin", url=server.url, offline=True)
     assert "Download the file by hand and give its path." in offline["error"]
 
 
@@ -264,32 +226,15 @@ ENCODER = {
     "onnx/model.onnx": b"never wanted",
 }
 
-ENCODER_CALL = """
-import sys
-from toolkit.errors import UserError
-from toolkit.models.hub import download_encoder
-try:
-    print(download_encoder(sys.argv[1], "model.text_encoder.name_or_path"))
-except UserError as error:
-    print("error", error)
-"""
 
-
-def test_a_text_encoder_is_brought_once_without_other_formats_or_named(tmp_path: Path) -> None:
-    def call(**environment: str) -> str:
-        settings = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-c", ENCODER_CALL, NAME]
-        surroundings = child_environment({**settings, **environment})
-        return subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True).stdout.strip()
-
-    refused = call(HF_HUB_OFFLINE="1")
-    assert (
-        refused.startswith(f"error model.text_encoder.name_or_path: {NAME}: not complete") and "hf download" in refused
-    )
+def test_a_text_encoder_is_brought_once_without_other_formats_or_named(ask) -> None:
+    ask = partial(ask, what=download_encoder)
+    refused = ask(offline=True)["error"]
+    assert refused.startswith(f"model.key: {NAME}: not complete") and "hf download" in refused
     with small_hub(ENCODER, NAME) as server:
-        folder = Path(call(HF_ENDPOINT=server.url))
+        folder = Path(ask(url=server.url)["path"])
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert Path(call(HF_HUB_OFFLINE="1")) == folder
+    assert ask(offline=True) == {"path": str(folder)}
 
 
 def test_a_file_is_no_text_encoder(tmp_path: Path) -> None:
