@@ -267,8 +267,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return write
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "t5", "clip"])
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "trained"), [("bert", True), ("bert", False), ("distilbert", True), ("t5", True), ("clip", True)]
+)
 def test_a_text_encoder_of_a_folder(
     start, flow_job, encoders, pictures: Path, kind: str, trained: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,8 +337,10 @@ def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, t
 # ------------------------------------------------------------ what others do with it
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS)
-@pytest.mark.parametrize("network", [{"type": "lora", "linear": 2}, {"type": "full"}])
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [*((kind, {"type": "lora", "linear": 2}) for kind in TRANSFORMERS), ("SD3Transformer2DModel", {"type": "full"})],
+)
 def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
     start, pictures: Path, tmp_path: Path, kind: str, network: dict
 ) -> None:

@@ -122,10 +122,9 @@ def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
     assert found.weights > 4 * (both + 14e6)  # so is VGG16, of LPIPS
 
 
-@pytest.mark.parametrize("kind", [SD3, QWEN, QWEN_21])
-def test_smaller_settings_lower_the_plan(flow_job, pictures: Path, kind: str) -> None:
+def test_smaller_settings_lower_the_plan(flow_job, pictures: Path) -> None:
     def found(images: int = 4, references: int = 0, **changes: Any) -> StepBytes:
-        section = FlowTrainerSection.model_validate(flow_job(pictures, kind, **changes))
+        section = FlowTrainerSection.model_validate(flow_job(pictures, QWEN_21, **changes))
         return step_bytes(section, Work(images, 64, 64, references), on_gpu=False)
 
     plain: dict[str, Any] = {"train": {"gradient_checkpointing": False}}
@@ -133,7 +132,7 @@ def test_smaller_settings_lower_the_plan(flow_job, pictures: Path, kind: str) ->
     assert found(images=2, **plain).step < whole.step
     assert found(train={"gradient_checkpointing": True}).step < whole.step
     assert found(**plain, autoencoder={}).step > whole.step
-    assert kind == SD3 or found(references=1, **plain).step > whole.step
+    assert found(references=1, **plain).step > whole.step
     assert whole.encoding and not found(**plain, autoencoder={}).encoding
 
 

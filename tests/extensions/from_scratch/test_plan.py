@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from extensions.from_scratch.plan import FlowTrainerSection, VaePlanner, VaeTrainerSection, Work
+from extensions.from_scratch.plan import VaePlanner, Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
-from tests.extensions.from_scratch.conftest import SMALL, TRANSFORMERS
 from toolkit.config.process import JobContext
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.errors import UserError
 from toolkit.memory.estimate import Machine
 
 JOB, MEASURED = JobContext("job"), JobContext("job", measures_memory=True)
@@ -75,50 +71,6 @@ def test_the_largest_batch_is_that_of_the_bucket_with_most_pixels_at_once(vae_jo
     assert largest(item(64), item(256)) == Work(1, 256, 256)
     assert largest(item(64, 2), item(80, references=3)) == Work(1, 80, 80, 3)
     assert largest() == Work(4, 32, 32)
-
-
-@pytest.mark.parametrize("kind", ["vae", "flow"])
-def test_a_dry_run_says_what_a_start_would_do(
-    start, vae_job, flow_job, pictures: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """With a folder that is complete, with other settings, too large a model and a full disk."""
-
-    def job(**changes: Any) -> dict:
-        return (vae_job if kind == "vae" else flow_job)(pictures, **changes)
-
-    def planned(**changes: Any) -> dict:
-        section: Any = (VaeTrainerSection if kind == "vae" else FlowTrainerSection).model_validate(job(**changes))
-        return section.plan(MEASURED).to_json()
-
-    def said(**changes: Any) -> tuple[dict, str]:
-        with pytest.raises(UserError) as caught:
-            start(job(**changes))
-        return planned(**changes), str(caught.value)
-
-    def model(**arguments: Any) -> dict[str, Any]:
-        if kind == "vae":
-            return {"config": SMALL["AutoencoderKL"] | arguments}
-        return {"transformer": {"config": TRANSFORMERS["SD3Transformer2DModel"] | arguments}}
-
-    folder = start(job())
-    found = planned()
-    assert (found["start"]["what"], found["will_not_start"]) == ("complete", [])
-    written = sum(file.stat().st_size for part in ("job", "state") for file in (folder / part).rglob("*.*"))
-    if kind == "vae":
-        assert found["disk"]["needed_bytes"] == pytest.approx(written, rel=0.1)  # headers of so small tensors count
-    more = planned(train={"steps": 9})
-    assert (more["start"]["what"], more["start"]["step"]) == ("resumes", 4)
-
-    found, refused = said(model=model(**{"vae": {"latent_channels": 8}, "flow": {"num_layers": 3}}[kind]))
-    assert found["will_not_start"] == [refused] and "different settings" in refused
-    widths = {"block_out_channels": [2**14] * 2, "layers_per_block": 20}
-    large = model(**{"vae": widths, "flow": {"num_attention_heads": 4096}}[kind])
-    found, refused = said(name="large", model=large)
-    assert refused.startswith("memory: the run needs ") and f"memory: {found['will_not_start'][0]}" in refused
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _: usage(0, 0, 10**5))
-    found, refused = said(name="another")
-    assert found["will_not_start"] == [refused] and "output/job/another has 100 kB free" in refused
 
 
 def test_each_role_has_its_number_of_parameters(vae_job, pictures: Path) -> None:

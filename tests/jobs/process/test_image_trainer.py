@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from extensions.from_scratch.memory import step_bytes
+from extensions.from_scratch.plan import StepBytes, Work
 from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from tests.extensions.from_scratch.conftest import SMALL, TRANSFORMERS
@@ -38,6 +40,17 @@ TRAINERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """The fixture that makes its section, what is particular to it, and a change that a resume cannot take."""
 
 
+steps_of: dict[str, StepBytes] = {}
+
+
+def step_bytes_once(section: Any, work: Work, on_gpu: bool) -> StepBytes:
+    """As `step_bytes`, which takes a second, once for each model and way to train it."""
+    key = f"{section.model} {section.trained_autoencoder()} {section.train.optimizer} {work}"
+    if key not in steps_of:
+        steps_of[key] = step_bytes(section, work, on_gpu)
+    return steps_of[key]
+
+
 @pytest.fixture(params=TRAINERS)
 def trains(
     request: pytest.FixtureRequest, make_pictures, write_job, tmp_path: Path, monkeypatch
@@ -46,6 +59,7 @@ def trains(
     fixture, own, impossible = TRAINERS[request.param]
     section = request.getfixturevalue(fixture)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.from_scratch.plan.MEASURE", f"{__name__}:step_bytes_once")
     images = make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32))
 
     def job(changed: bool = False, **changes: Any) -> Path:
