@@ -9,11 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from benchmarks.source_figures import figures, sources
+from benchmarks.source_figures import circles, imported, sources
 from docs import drawing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,9 @@ def source(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+parse = cache(ast.parse)
+
+
 def module_of(name: str) -> str:
     """toolkit/data/__init__.py -> toolkit.data"""
     return name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
@@ -119,7 +123,7 @@ def module_of(name: str) -> str:
 def imports(name: str, text: str) -> Iterator[str]:
     """Everything a file imports, wherever in it: absolute dotted names, of `from a import b` a.b."""
     package = name.split("/")[:-1]
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -183,7 +187,7 @@ def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
 
 
 def imports_torch_at_once(text: str) -> bool:
-    statements = [node for node in at_import(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    statements = [node for node in at_import(parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
     module = ast.Module(statements, type_ignores=[])
     return any(name.split(".")[0] == "torch" for name in imports("x.py", ast.unparse(module)))
 
@@ -194,7 +198,7 @@ def imports_torch_at_once(text: str) -> bool:
 def unpickling(text: str) -> list[str]:
     """The calls that would run code of a file: weights without `use_safetensors`, pickles, code of a model folder."""
     found = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parse(text)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
         given = {keyword.arg or ast.unparse(keyword.value): ast.unparse(keyword.value) for keyword in node.keywords}
@@ -271,7 +275,8 @@ def test_an_arrow_that_points_the_right_way_is_let_be(name: str, line: str) -> N
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     """Wherever the imports stand: those for the type checker count as well."""
-    assert figures(sources(ROOT, ["toolkit", "jobs", "extensions", "run.py"]))["circles"] == []
+    files = sources(ROOT, ["toolkit", "jobs", "extensions", "run.py"])
+    assert circles({name: imported(name, parse(text), files) for name, text in files.items()}) == []
 
 
 def test_every_folder_of_the_toolkit_is_a_room_with_a_place() -> None:
@@ -368,7 +373,7 @@ def test_a_key_that_a_section_does_not_have_is_a_type_error(tmp_path: Path) -> N
 
 def family_words(text: str, word: str = "qwen") -> list[str]:
     """Names, imports and strings of a file that hold `word`; docstrings (sources are cited there) are let be."""
-    tree = ast.parse(text)
+    tree = parse(text)
     docstrings = {
         id(statement.value)
         for node in ast.walk(tree)
@@ -510,7 +515,7 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
         reading += [
             f"{name}: {to}" for to in imports(name, text) if to.split(".")[0] in ("pickle", "dill", "joblib", "shelve")
         ]
-        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(parse(text)) if isinstance(node, ast.Call)]
         reading += [
             f"{name}: {call}"
             for node in calls
@@ -537,7 +542,7 @@ FOR_THE_USER = {
 
 def third_party(name: str, text: str) -> set[str]:
     """Packages that a file imports, or names as "package.module:Class"."""
-    constants = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    constants = (node.value for node in ast.walk(parse(text)) if isinstance(node, ast.Constant))
     named = (
         match[1] for value in constants if (match := re.fullmatch(r"(\w+)(?:\.\w+)*:(?!True$)[A-Z]\w+", str(value)))
     )
