@@ -150,9 +150,8 @@ def test_stopped_in_the_middle_of_a_picture_all_have_their_own_weights_again(job
     as_one()
 
 
-@pytest.mark.parametrize(("place", "call"), [(STEP, STEP_3_OF_TWO), (FORWARD, IN_THE_FIRST_PICTURE)])
-def test_one_that_is_killed_ends_the_other_with_one_line(job: Job, place: str, call: int) -> None:
-    first, second = start_together(job, of_second=[("kill_self", place, call, KILL)])
+def test_one_that_is_killed_in_a_picture_ends_the_other_with_one_line(job: Job) -> None:
+    first, second = start_together(job, of_second=[("kill_self", FORWARD, IN_THE_FIRST_PICTURE, KILL)])
     assert second.wait() == -KILL
     assert first.wait(20) == 1, first.output
     assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors
@@ -160,7 +159,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job, place: str, c
 
 
 def test_one_that_hangs_is_given_up_after_the_time_limit(job: Job) -> None:
-    job.change(train__ddp_timeout=0.1)
+    job.change(train__ddp_timeout=0.04)
     first, _ = start_together(job, of_second=[("kill_self", STEP, STEP_3_OF_TWO, HANG)])
     assert first.wait() == 1, first.output
     assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors

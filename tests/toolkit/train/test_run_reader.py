@@ -151,7 +151,7 @@ def test_a_run_that_began_again_and_died_while_loading_is_killed(job: Job, whole
 
 
 def test_readers_never_disturb_a_run_that_starts_or_ends(tmp_path: Path) -> None:
-    """Four readers in threads and one in another process, against 60 owners one after the other."""
+    """Four readers in threads and one in another process, against 15 owners one after the other."""
     (tmp_path / lock.FILE).touch()
     (tmp_path / "run.json").write_text('{"status": "finished"}')
     over, seen = threading.Event(), set()
@@ -168,7 +168,7 @@ def test_readers_never_disturb_a_run_that_starts_or_ends(tmp_path: Path) -> None
         assert other.stdout.readline() == b"\n"
         for reader in readers:
             reader.start()
-        for _ in range(60):
+        for _ in range(15):
             with lock.run_lock(tmp_path):  # raises RunError when it is refused
                 assert read_run(tmp_path).status is RunStatus.RUNNING
                 (tmp_path / "run.json").write_text('{"status": "finished"}')
