@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import ExtensionJob
+from extensions.from_scratch.plan import StepBytes
+from jobs import ExtensionJob, JobOptions
 from toolkit.config import load_job
 from toolkit.config.tool import load_tool
+from toolkit.data.run_plan import SaveSize
 from toolkit.extension import discover
+from toolkit.files.log import shown
 
 
-def run_job(path: Path | str) -> None:
-    """Runs the job of a file."""
+def run_job(path: Path | str, **options: Any) -> None:
+    """Runs the job of a file, as the command line does with these options; what it says goes to standard output."""
     extensions = discover()
-    ExtensionJob(load_job(path, extensions.find_config), extensions).run()
+    job = ExtensionJob(load_job(path, extensions.find_config), extensions, JobOptions(**options))
+    try:
+        with shown():
+            job.run()
+    finally:
+        job.cleanup()
 
 
 def section_of(uid: str, flags: Sequence[object]) -> Any:
@@ -29,3 +37,14 @@ def run_tool(uid: str, flags: Sequence[object]) -> Any:
     config = load_tool(uid, extensions.find_command(uid), [*map(str, flags)])
     ExtensionJob(config, extensions).run()
     return config.processes[0].section
+
+
+MEASURE = "extensions.from_scratch.plan.MEASURE"
+UNMEASURED = "tests.running:step_of_nothing"
+"""In the place of MEASURE: jobs from scratch do without a step on fake tensors, which takes longer than small ones do.
+
+Whole jobs that measure their memory are in jobs/process/test_image_trainer.py."""
+
+
+def step_of_nothing(*_: object) -> StepBytes:
+    return StepBytes(trained={}, weights=0, step=0, optimizer=0, average=0, save=SaveSize(0, 0))

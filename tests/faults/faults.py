@@ -47,6 +47,13 @@ def wall_clock(ahead_s: float, after_calls: int) -> None:
     time.time_ns = lambda: true_ns() + (int(ahead_s * 1e9) if next(calls) >= after_calls else 0)
 
 
+def unmeasured() -> None:
+    """Jobs from scratch measure no memory."""
+    from extensions.from_scratch import plan
+
+    plan.MEASURE = "tests.running:step_of_nothing"
+
+
 def environment(values: dict[str, str]) -> None:
     """The environment has these variables too."""
     os.environ.update(values)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from extensions.compat.fluxflow import sized
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.faults.conftest import KILL, STEPS, TERM, Job, contents, draw_pictures, without_times
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import Child, Fault, Nursery
 from tests.faults.test_cuda import STAND_IN, memory_event
 from tests.stand_in_cuda import built
 
@@ -32,6 +32,9 @@ FINISHED = "jobs.job_state:JobState.finish"
 @dataclass
 class Pipeline(Job):
     """A VAE with SPADE and a discriminator, then its decoder with another discriminator's start."""
+
+    def start(self, *flags: str, faults: Sequence[Fault] = ()) -> Child:
+        return super().start(*flags, faults=[("unmeasured",), *faults])
 
     def sections(self) -> list[dict]:
         first = {**copy.deepcopy(self.section), "name": "one"}

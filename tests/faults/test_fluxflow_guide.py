@@ -27,8 +27,8 @@ from jobs import ExtensionJob
 from jobs.dry_run import plan_job
 from tests import fluxflow_guide as guide
 from tests.conftest import ROOT
-from tests.extensions.from_scratch.conftest import step_of_nothing
 from tests.faults.nursery import Child, Nursery
+from tests.running import MEASURE, UNMEASURED
 from toolkit.config import JobConfig, load_job
 from toolkit.config.foreign import COMMAND_LINE
 from toolkit.config.located import ConfigNode, SourceLocation
@@ -47,7 +47,7 @@ def cases(table: dict[str, str]) -> list:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the data of the guide, in which no job measures its memory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("extensions.from_scratch.plan.MEASURE", f"{step_of_nothing.__module__}:step_of_nothing")
+    monkeypatch.setattr(MEASURE, UNMEASURED)
     guide.write_data(tmp_path)
     return tmp_path
 

@@ -11,19 +11,13 @@ import torch
 from PIL import Image
 from transformers import Qwen3Config, Qwen3Model
 
-from extensions.from_scratch import plan
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.autoencoder_writer import write_autoencoder
 from extensions.from_scratch.autoencoders import make_autoencoder, measure_latents
 from extensions.from_scratch.latent_flow.text import make_tokenizer
-from extensions.from_scratch.plan import StepBytes
-from jobs import ExtensionJob
+from tests.running import MEASURE, UNMEASURED, run_job
 from tests.toolkit.data.conftest import make_stream as make_stream
-from toolkit.config import load_job
 from toolkit.data.images import to_tensor
-from toolkit.data.run_plan import SaveSize
-from toolkit.extension import discover
-from toolkit.files.log import shown
 from toolkit.system.seeding import global_generator
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -167,24 +161,15 @@ def flow_job(vae: Path) -> Callable[..., dict]:
     return section
 
 
-def step_of_nothing(*_: object) -> StepBytes:
-    """Instead of a step on fake tensors, which takes longer than these jobs."""
-    return StepBytes(trained={}, weights=0, step=0, optimizer=0, average=0, save=SaveSize(0, 0))
-
-
 @pytest.fixture
 def start(write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Runs a job of these sections in this process, in the test's folder; returns the folder of its run.
-
-    Its memory is not measured: that whole jobs measure it is in jobs/process/test_image_trainer.py.
-    """
+    """Runs a job of these sections in this process, in the test's folder, its memory unmeasured; returns the folder of
+    its run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "MEASURE", f"{__name__}:step_of_nothing")
-    table = discover()
+    monkeypatch.setattr(MEASURE, UNMEASURED)
 
     def run(*sections: dict, name: str = "job") -> Path:
-        with shown():
-            ExtensionJob(load_job(write_job(*sections, name=name), table.find_config), table).run()
+        run_job(write_job(*sections, name=name))
         return tmp_path / "output" / name
 
     return run

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ExtensionJob
-from toolkit.config import load_job
+from tests.running import run_job
 from toolkit.errors import UserError
-from toolkit.extension import discover
 
 LAYOUT = {
     "model_index.json",
@@ -42,11 +40,7 @@ def write(write_job, tmp_path: Path) -> Callable[..., Path]:
     """Runs the job in this process; the model folder."""
 
     def run(folder: str = "model", **section: object) -> Path:
-        extensions = discover()
-        path = write_job({"type": "tiny_model", "path": str(tmp_path / folder), **section})
-        job = ExtensionJob(load_job(path, extensions.find_config), extensions)
-        job.run()
-        job.cleanup()
+        run_job(write_job({"type": "tiny_model", "path": str(tmp_path / folder), **section}))
         return tmp_path / folder
 
     return run

@@ -17,10 +17,8 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
-from jobs.job import ExtensionJob
 from tests.pairwise import Row, pairwise
-from toolkit.config import load_job
-from toolkit.extension import discover
+from tests.running import run_job
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.kinds import KINDS
@@ -78,13 +76,6 @@ def section_of(row: Row, trainer: Callable[..., dict], photos: Path) -> dict:
         qtype, _, matmul = row["base"].partition(" ")
         section["model"] |= {"quantize": True, "qtype": qtype, "int8_matmul": bool(matmul)}
     return section
-
-
-def run_job(path: Path) -> None:
-    extensions = discover()
-    job = ExtensionJob(load_job(path, extensions.find_config), extensions)
-    job.run()
-    job.cleanup()
 
 
 def what_is_saved(run: Path, name: str) -> dict[str, bytes]:

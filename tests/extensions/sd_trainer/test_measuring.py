@@ -11,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs import ExtensionJob
+from tests.running import run_job
 from toolkit.config import JobContext, load_job
 from toolkit.errors import Interrupted, UserError
 from toolkit.extension import discover
-from toolkit.files.log import shown
 
 LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
 
@@ -24,15 +23,13 @@ LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_eve
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., str]:
     """Runs a job in this process; what it said. With `stop_in` that run folder is asked to stop after one step."""
     monkeypatch.chdir(tmp_path)
-    table = discover()
 
     def start(path: Path, stop_in: Path | None = None) -> str:
         if stop_in:
             (stop_in / "control").mkdir(parents=True, exist_ok=True)
             (stop_in / "control" / "stop").touch()
-        job = ExtensionJob(load_job(path, table.find_config), table)
-        with shown(), suppress(Interrupted):
-            job.run()
+        with suppress(Interrupted):
+            run_job(path)
         return capsys.readouterr().out
 
     return start

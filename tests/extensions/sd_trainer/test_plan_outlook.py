@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from tests.light_start import FORBID
+from tests.running import run_job
 from toolkit.config import load_job
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
-from toolkit.files.log import shown
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S
 from toolkit.train import outlook
 from toolkit.train.lock import run_lock
@@ -45,13 +44,11 @@ def plan() -> Plan:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a job; what it printed, or the error that it ended with."""
-    table = discover()
 
     def run(path: Path, **options: bool) -> str:
         capsys.readouterr()
         try:
-            with shown():
-                ExtensionJob(load_job(path, table.find_config), table, JobOptions(**options)).run()
+            run_job(path, **options)
         except (UserError, RunError) as error:
             return str(error)
         return capsys.readouterr().out

@@ -18,11 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from jobs import ExtensionJob
-from toolkit.config import load_job
+from tests.running import run_job
 from toolkit.config.model import ModelConfig
-from toolkit.extension import discover
-from toolkit.files.log import shown
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
@@ -458,11 +455,7 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     )
 
     def run(**changes: object) -> tuple[dict[str, bytes], str]:
-        extensions = discover()
-        job = ExtensionJob(load_job(write_job({**section, **changes}), extensions.find_config), extensions)
-        with shown():
-            job.run()
-        job.cleanup()
+        run_job(write_job({**section, **changes}))
         names = ("job.safetensors", "metrics.jsonl", "state/step_000000006/optimizer.safetensors")
         files = {name: (tmp_path / "output" / "job" / name).read_bytes() for name in names}
         files["metrics.jsonl"] = json.dumps(

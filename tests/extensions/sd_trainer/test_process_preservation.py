@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from jobs import ExtensionJob
-from toolkit.config import load_job
-from toolkit.extension import discover
+from tests.running import run_job
 
 OF_CLASS = {"diff_output_preservation": True, "diff_output_preservation_class": "dog"}
 BLANK = {"blank_prompt_preservation": True, "blank_prompt_preservation_multiplier": 2}
@@ -31,10 +29,7 @@ def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch) -> Calla
             network={"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
             train={"steps": 4, "lr": 0.01, "batch_size": 2, "max_grad_norm": 0, "gradient_accumulation": 2, **train},
         )
-        extensions = discover()
-        job = ExtensionJob(load_job(write_job({**section, "type": kind}), extensions.find_config), extensions)
-        job.run()
-        job.cleanup()
+        run_job(write_job({**section, "type": kind}))
         made = tmp_path / folder / "job"
         if kind == "cache":
             return b"", []

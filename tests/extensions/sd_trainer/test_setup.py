@@ -13,13 +13,11 @@ import torch.distributed.fsdp  # once, not in each process
 from torch import nn
 
 from extensions.sd_trainer.setup import build_roles
-from jobs.job import ExtensionJob
 from tests.processes import in_processes
-from toolkit.config import load_job
+from tests.running import run_job
 from toolkit.config.network import NetworkConfig
 from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
-from toolkit.extension import discover
 from toolkit.memory.fsdp import shard_block_fn
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.lora import LoraNetwork
@@ -167,10 +165,7 @@ def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
     )
 
     def run(**changes: object) -> tuple[list[dict], list[bytes]]:
-        extensions = discover()
-        job = ExtensionJob(load_job(write_job({**section, **changes}), extensions.find_config), extensions)
-        job.run()
-        job.cleanup()
+        run_job(write_job({**section, **changes}))
         folder = tmp_path / "output" / "job"
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         for line in lines:

@@ -16,7 +16,7 @@ from extensions.sd_trainer import setup as int8_products
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import count_trainable_params, step_shape
 from extensions.sd_trainer.setup import choose_checkpointing_level, choose_w8a8_layers
-from jobs.job import ExtensionJob
+from tests import running
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.processes import several
 from toolkit.config.loader import load_job
@@ -24,8 +24,6 @@ from toolkit.config.model import ModelConfig
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
-from toolkit.extension import discover
-from toolkit.files.log import shown
 from toolkit.memory import int8_matmul
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.int8_matmul import is_supported
@@ -252,11 +250,7 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
             save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
             **changes,
         )
-        extensions = discover()
-        job = ExtensionJob(load_job(write_job(section, name=name), extensions.find_config), extensions)
-        with shown():
-            job.run()
-        job.cleanup()
+        running.run_job(write_job(section, name=name))
         folder = tmp_path / "output" / name
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line)["loss"] for line in lines], weights_of(folder / f"{name}.safetensors")

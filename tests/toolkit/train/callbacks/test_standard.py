@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ExtensionJob
+from tests import running
 from tests.event_files import curves
-from toolkit.config import load_job
-from toolkit.extension import discover
 
 KEY = "c0ffee99" * 5
 
@@ -44,10 +42,7 @@ def run_job(trainer, make_pictures, write_job, tmp_path: Path, monkeypatch) -> C
             logging={"use_wandb": True, "logging_dir": "tb", "log_every": 2, "log_config": True, "wandb_api_key": KEY}
             | {"report": True},
         )
-        extensions = discover()
-        job = ExtensionJob(load_job(write_job(section), extensions.find_config), extensions)
-        job.run()
-        job.cleanup()
+        running.run_job(write_job(section))
 
     return run
 

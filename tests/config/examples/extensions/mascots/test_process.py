@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs import ExtensionJob
+from tests.running import run_job
 from toolkit.config import load_job
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError
@@ -22,11 +22,7 @@ def draw_in(write_job, tmp_path: Path):
     """Runs the job in this process; the folder."""
 
     def run(folder: str = "drawn", **section: object) -> Path:
-        extensions = discover()
-        path = write_job({"type": "mascots", "path": str(tmp_path / folder), **SETTINGS, **section})
-        job = ExtensionJob(load_job(path, extensions.find_config), extensions)
-        job.run()
-        job.cleanup()
+        run_job(write_job({"type": "mascots", "path": str(tmp_path / folder), **SETTINGS, **section}))
         return tmp_path / folder
 
     return run
