@@ -12,16 +12,14 @@ from toolkit.config import load_job
 from toolkit.config.tool import load_tool
 from toolkit.data.run_plan import SaveSize
 from toolkit.extension import discover
-from toolkit.files.log import shown
 
 
 def run_job(path: Path | str, **options: Any) -> None:
-    """Runs the job of a file, as the command line does with these options; what it says goes to standard output."""
+    """Runs the job of a file, as the command line does with these options."""
     extensions = discover()
     job = ExtensionJob(load_job(path, extensions.find_config), extensions, JobOptions(**options))
     try:
-        with shown():
-            job.run()
+        job.run()
     finally:
         job.cleanup()
 

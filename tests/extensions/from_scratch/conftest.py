@@ -18,6 +18,7 @@ from extensions.from_scratch.latent_flow.text import make_tokenizer
 from tests.running import MEASURE, UNMEASURED, run_job
 from tests.toolkit.data.conftest import make_stream as make_stream
 from toolkit.data.images import to_tensor
+from toolkit.files.log import shown
 from toolkit.system.seeding import global_generator
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -169,7 +170,8 @@ def start(write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.setattr(MEASURE, UNMEASURED)
 
     def run(*sections: dict, name: str = "job") -> Path:
-        run_job(write_job(*sections, name=name))
+        with shown():
+            run_job(write_job(*sections, name=name))
         return tmp_path / "output" / name
 
     return run

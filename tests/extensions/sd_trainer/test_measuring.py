@@ -15,6 +15,7 @@ from tests.running import run_job
 from toolkit.config import JobContext, load_job
 from toolkit.errors import Interrupted, UserError
 from toolkit.extension import discover
+from toolkit.files.log import shown
 
 LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
 
@@ -28,7 +29,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[.
         if stop_in:
             (stop_in / "control").mkdir(parents=True, exist_ok=True)
             (stop_in / "control" / "stop").touch()
-        with suppress(Interrupted):
+        with shown(), suppress(Interrupted):
             run_job(path)
         return capsys.readouterr().out
 

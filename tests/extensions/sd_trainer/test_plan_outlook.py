@@ -14,6 +14,7 @@ from tests.running import run_job
 from toolkit.config import load_job
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.files.log import shown
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S
 from toolkit.train import outlook
 from toolkit.train.lock import run_lock
@@ -48,7 +49,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(path: Path, **options: bool) -> str:
         capsys.readouterr()
         try:
-            run_job(path, **options)
+            with shown():
+                run_job(path, **options)
         except (UserError, RunError) as error:
             return str(error)
         return capsys.readouterr().out

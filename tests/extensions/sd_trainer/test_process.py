@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tests.extensions.sd_trainer.test_config import SEED_001
 from tests.running import run_job
 from toolkit.config.model import ModelConfig
+from toolkit.files.log import shown
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
@@ -405,7 +406,8 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     )
 
     def run(**changes: object) -> tuple[dict[str, bytes], str]:
-        run_job(write_job({**section, **changes}))
+        with shown():
+            run_job(write_job({**section, **changes}))
         names = ("job.safetensors", "metrics.jsonl", "state/step_000000006/optimizer.safetensors")
         files = {name: (tmp_path / "output" / "job" / name).read_bytes() for name in names}
         files["metrics.jsonl"] = json.dumps(

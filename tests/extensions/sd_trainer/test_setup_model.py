@@ -24,6 +24,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
+from toolkit.files.log import shown
 from toolkit.memory import int8_matmul
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.int8_matmul import is_supported
@@ -250,7 +251,8 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
             save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
             **changes,
         )
-        running.run_job(write_job(section, name=name))
+        with shown():
+            running.run_job(write_job(section, name=name))
         folder = tmp_path / "output" / name
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line)["loss"] for line in lines], weights_of(folder / f"{name}.safetensors")

@@ -21,6 +21,7 @@ from tests.running import MEASURE, run_job
 from toolkit.config import load_job
 from toolkit.errors import UserError
 from toolkit.extension import discover
+from toolkit.files.log import shown
 from toolkit.memory import estimate
 
 GAN = {"channels": 4, "layers": 1}
@@ -73,11 +74,16 @@ def planned(path: Path, **options: bool) -> dict[str, Any]:
     return plan_job(load_job(path, discover().find_config), **options, memory=True).to_json()["processes"][0]
 
 
+def run(path: Path, **options: bool) -> None:
+    with shown():
+        run_job(path, **options)
+
+
 def refused(path: Path) -> tuple[list[str], str]:
     """What the plan says, and the error of the start."""
     plan = planned(path)["will_not_start"]
     with pytest.raises(UserError) as error:
-        run_job(path)
+        run(path)
     return plan, str(error.value)
 
 
@@ -92,13 +98,13 @@ def test_new_complete_changed_and_resumed(trains, tmp_path: Path, capsys: pytest
     found = planned(trains())
     assert (found["start"]["what"], found["will_not_start"], folder.exists()) == ("new", [], False)
     assert found["memory"]["host_bytes"] > 4e8 and found["disk"]["there_bytes"] == 0
-    run_job(trains())
+    run(trains())
     written = files(folder)
     found = planned(trains())
     assert (found["start"]["what"], found["start"]["step"], found["will_not_start"]) == ("complete", 2, [])
     assert 0 < found["disk"]["there_bytes"] <= found["disk"]["needed_bytes"]
     capsys.readouterr()
-    run_job(trains())
+    run(trains())
     assert "is complete at step 2: nothing to do" in capsys.readouterr().out
     plan, error = refused(trains(changed=True))
     assert plan == [error] and "was written with different settings, and these cannot change:" in error
@@ -107,7 +113,7 @@ def test_new_complete_changed_and_resumed(trains, tmp_path: Path, capsys: pytest
     assert files(folder) == written
     found = planned(trains(train={"steps": 3}))
     assert (found["start"]["what"], found["start"]["step"], found["will_not_start"]) == ("resumes", 2, [])
-    run_job(trains(train={"steps": 3}))
+    run(trains(train={"steps": 3}))
     assert f"resuming from {Path('output/job/state/step_000000002')}" in capsys.readouterr().out
     moved = planned(trains(changed=True), restart=True)["start"]
     assert (moved["what"], moved["moves_aside"]) == ("new", True)
@@ -129,5 +135,5 @@ def test_too_large_for_the_memory_or_the_disk(trains, tmp_path: Path, monkeypatc
 def test_an_optimizer_that_fails_on_the_device_of_the_job(trains, tmp_path: Path) -> None:
     said = r"^(train|optimizers\.vae)\.optimizer: torch\.optim\.SparseAdam with these arguments cannot"
     with pytest.raises(UserError, match=said):
-        run_job(trains(train={"optimizer": "torch.optim.SparseAdam"}))
+        run(trains(train={"optimizer": "torch.optim.SparseAdam"}))
     assert not files(tmp_path / "output" / "job")
