@@ -273,6 +273,8 @@ def test_json_holds_one_object_and_nothing_else(run: Run, job, write_extension: 
                 "micro_batches_per_epoch": 0,
                 "optimizer_steps": 0,
                 "epochs": 0,
+                "notes": [],
+                "warnings": [],
             }
         ],
     }

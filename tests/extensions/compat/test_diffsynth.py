@@ -279,6 +279,7 @@ def test_the_examples_run_on_tiny_models(example: str, tiny_model: Path, run_py:
         assert len(list(folder.glob("*_00*.safetensors"))) == 1
 
 
+@pytest.mark.slow  # every key with every value
 def test_odd_values_are_errors_of_the_config() -> None:
     keys = sorted(set(diffsynth.COMMAND.flags) - {"dataset_base_path"})
 

@@ -243,5 +243,6 @@ def test_the_examples_run_on_tiny_models(case: str, run_py: Callable[..., Any]) 
     assert kept == (["out_000000004.safetensors", "out_000000006.safetensors"] if steps == 6 else [])
 
 
+@pytest.mark.slow  # every key with every value
 def test_odd_values_are_errors_of_the_config() -> None:
     only_config_errors(lambda key, value: load(of_tests(f"--{key} {value}")), diffusers.COMMAND.flags, FLAGS)

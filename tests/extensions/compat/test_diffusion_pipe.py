@@ -206,6 +206,7 @@ def test_mistakes(load, main: str, data: str, message: str) -> None:
     assert message in faults(load, text, dataset)
 
 
+@pytest.mark.slow  # every key with every value
 def test_odd_values(load) -> None:
     lines = [line for line in MAIN.splitlines() if " = " in line]
     extra = ["eval_datasets", "shift", "flux_shift", "init_from_existing", "exclude_modules", "force_constant_lr"]

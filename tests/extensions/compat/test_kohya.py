@@ -102,6 +102,7 @@ def test_mistakes(load: Callable[..., Any], old: str, new: str, fault: str) -> N
     assert fault in str(error.value)
 
 
+@pytest.mark.slow  # every key with every value
 def test_odd_values_are_errors_of_the_config(load: Callable[..., Any]) -> None:
     keys = [*kohya._Reader.rows, *sorted(kohya.BY_HAND), "general", "datasets"]
     for value in ("''", "'x'", "0", "-1", "1e30", "nan", "true", "[]", "[[1, 'a'], {}]", "{a = 1}"):

@@ -182,6 +182,7 @@ def test_what_has_no_counterpart_is_refused_at_its_place(load: Load, changes: di
     assert fault in str(error.value)
 
 
+@pytest.mark.slow  # every key with every value
 def test_odd_values_are_errors_of_the_config(load: Load) -> None:
     keys = [*onetrainer._Reader.rows, *sorted(onetrainer._Reader.by_hand)]
     inside = ["path", "balancing", "balancing_strategy", "type", "loss_weight", "image", "text", "enabled"]

@@ -284,6 +284,7 @@ def test_mistakes_in_variables(load: Callable[..., Any], line: str, words: str) 
     assert any(words in each for each in told), told
 
 
+@pytest.mark.slow  # every key with every value
 def test_odd_values_are_errors_of_the_config(load) -> None:
     keys = [*simpletuner.ROWS, *sorted(simpletuner.BY_HAND)]
     for value in (None, "", "x", 0, -1, 1.5, "1e400", 1e30, True, [], [[1], {}], {"a": 1}):
