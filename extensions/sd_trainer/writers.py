@@ -32,7 +32,8 @@ from toolkit.models.families import family_for
 from toolkit.models.loading import model_folder
 from toolkit.models.parts import INDEX, place_file, place_parts
 from toolkit.models.single_file import markers_of
-from toolkit.networks.adapter import LinearAdapterNetwork
+from toolkit.networks.adapter import AdapterBase, LinearAdapterNetwork
+from toolkit.networks.adapter_health import health
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import in_one
@@ -68,6 +69,9 @@ class LoraWriter:
         def write() -> list[Path]:
             for file, tensors in copies.items():
                 write_safetensors_verified(file, tensors, metadata or None)
+                if step is None and isinstance(self.network, AdapterBase):
+                    for finding in [one for one in health(tensors, metadata) if one.is_wrong][:1]:
+                        logger.warning(f"{file.name}: {finding} See run.py doctor.")
             return list(copies)
 
         return write

@@ -48,6 +48,13 @@ AI_TOOLKIT_EXTENSIONS = [
         ".diagrams.process:DiagramsProcess",
     ),
     _tool(
+        "doctor",
+        "Examine a LoRA file",
+        "say why a LoRA file does nothing or too much: numbers, layers, alpha, programs, rounding",
+        ".doctor.config:DoctorConfig",
+        ".doctor.process:DoctorProcess",
+    ),
+    _tool(
         "generate",
         "Generate images",
         "generate images with a model and LoRAs, from text and references",

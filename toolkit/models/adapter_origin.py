@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from toolkit.config.findings import Findings, error, warning
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata, tensor_shapes
 from toolkit.models.families import ModelFamily, family_for
 from toolkit.models.interface import ROWS_OF, ModelSection
+from toolkit.models.single_file import OTHER_MODELS
 from toolkit.registry import FAMILIES
 
 ARCHITECTURE, VERSION = "modelspec.architecture", "ss_base_model_version"
 """Keys of the metadata that name the model: as `ModelFacts.modelspec` with the kind of network behind a slash, and as
 `ModelFacts.arch`."""
+
+OTHER_LAYERS = {
+    "single_transformer_blocks.0.attn.to_qkv_mlp_proj": "FLUX.2",
+    "single_transformer_blocks.0.proj_mlp": "FLUX.1",
+    "single_blocks.0.linear1": "FLUX.1",
+    "layers.0.attention.to_q": "Z-Image",
+    "layers.0.feed_forward.w1": "Z-Image",
+    "blocks.0.self_attn.q": "Wan",
+    "blocks.0.attn1.to_q": "Wan",
+    "text_model.encoder.layers.0.self_attn.q_proj": "a CLIP text encoder",
+    "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": "a CLIP text encoder",
+    "input_blocks.0.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
+    **{name.removesuffix(".weight"): title for name, title in OTHER_MODELS.items()},
+}
+"""A layer -> the model whose LoRAs have it, by names that the one or the other program gives. The first counts."""
+
+
+def other_model(layers: Iterable[str]) -> str:
+    """The model that a LoRA file with these names of layers (with or without a prefix) is of, where it is none of the
+    families here; empty: not known."""
+    flat = {f"_{_flat(name)}" for name in layers}
+    ends = ((f"_{_flat(layer)}", title) for layer, title in OTHER_LAYERS.items())
+    return next((title for end, title in ends if any(name.endswith(end) for name in flat)), "")
+
+
+def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
+    """The families that a file's metadata name."""
+    said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
+    known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
+    return [one for one in known if one.modelspec[0] == said or one.arch == metadata.get(VERSION)]
 
 
 def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
@@ -32,7 +65,7 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
         return
     said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
     known = [one for one in map(FAMILIES.load, FAMILIES) if one.published]
-    named = [one for one in known if one.modelspec[0] == said or one.arch == metadata.get(VERSION)]
+    named = named_families(metadata)
     others = [one for one in named or known if _kinds(one, Path(next(iter(one.published)))) != own]
     if (named and others) or (not named and not _fits(keys, own)):
         found = others if named else [one for one in others if _fits(keys, _kinds(one, Path()))]

@@ -191,10 +191,10 @@ def parse_adapter_tensors(
             grouped[place[0]][place[1]] = tensor.float()
     if unknown:
         raise UserError(_about_unknown(source, sorted(unknown)))
-    scales = _header_settings(source, metadata or {})
+    scales = header_settings(source, metadata or {})
     changes: dict[str, LayerDelta] = {}
     for name, parts in grouped.items():
-        for of_layer, change in _split(source, name, _module(source, name, parts, scales), fused).items():
+        for of_layer, change in split_change(source, name, _module(source, name, parts, scales), fused).items():
             if of_layer in changes or (of_layer != name and of_layer in grouped):
                 raise UserError(f"{source}: {of_layer} is changed twice, by itself and as a part of {name}.")
             changes[of_layer] = change
@@ -224,7 +224,9 @@ def in_one(weights: Mapping[str, Tensor], markers: Iterable[str]) -> dict[str, T
     return found
 
 
-def _split(source: str, name: str, change: LayerDelta, fused: Mapping[str, Sequence[str]]) -> dict[str, LayerDelta]:
+def split_change(
+    source: str, name: str, change: LayerDelta, fused: Mapping[str, Sequence[str]]
+) -> dict[str, LayerDelta]:
     """The change by the model's own layers."""
     if name not in fused:
         return {name: change}
@@ -286,9 +288,9 @@ def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[
     alpha = parts.pop("alpha", None)
     if "row_norms" in parts:
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
-    if _lacks_a_matrix(parts):
+    if lacks_a_matrix(parts):
         raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
-    _check_parts(source, name, parts)
+    check_parts(source, name, parts)
     if {"lokr_w1", "lokr_w2"} <= parts.keys():
         scale = 1.0  # two full factors: alpha is ignored, and may be infinite
     elif alpha is not None:
@@ -296,13 +298,13 @@ def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[
             raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
         scale = float(alpha) / rank_of(parts)
     else:
-        scale = _header_scale(settings, name)
+        scale = header_scale(settings, name)
     if not math.isfinite(scale):
         raise UserError(f"{source}: alpha of {name} is not finite.")
     return LayerDelta(parts, scale)
 
 
-def _lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
+def lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
     if {"up", "down"} <= parts.keys() or {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
         return False
     factors = ("lokr_w1", "lokr_w2")
@@ -315,7 +317,7 @@ def rank_of(parts: Mapping[str, Tensor]) -> int:
     return 1 if inner is None else inner.shape[0]
 
 
-def _check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
+def check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
     """Matrices of one kind, that can be multiplied, of finite numbers."""
     if len({"lora" if part in ("up", "down") else part[:4] for part in parts if part != "dora_scale"}) > 1:
         raise UserError(f"{source}: {name} mixes several kinds of change: {', '.join(sorted(parts))}.")
@@ -351,7 +353,7 @@ def _check_shapes(source: str, changes: Mapping[str, LayerDelta], layers: Mappin
             )
 
 
-def _header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+def header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """peft's settings in diffusers' header metadata, without the name of the part of the pipeline."""
     try:
         written = json.loads(metadata.get(HEADER_METADATA, "{}"))
@@ -360,7 +362,7 @@ def _header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]
         raise UserError(f"{source}: {HEADER_METADATA} in its header is no JSON mapping ({error}).") from error
 
 
-def _header_scale(settings: Mapping[str, Any], module: str) -> float:
+def header_scale(settings: Mapping[str, Any], module: str) -> float:
     """lora_alpha / r of diffusers' header metadata, which scales a file without alpha keys; 1 without it.
 
     Source: diffusers, loaders/lora_base.py, `_load_lora_into_...` with `lora_adapter_metadata`; peft, LoraConfig.

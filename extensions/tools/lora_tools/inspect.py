@@ -13,6 +13,7 @@ from extensions.tools.lora_tools.config import InspectConfig
 from extensions.tools.lora_tools.files import read_lora
 from extensions.tools.lora_tools.lora_export import FORMATS, AdapterFile, kind_of, refusals
 from jobs.process import BaseExtensionProcess
+from toolkit.networks.adapter_health import health
 from toolkit.networks.lora_formats import rank_of, read_tensors
 
 WRITERS = {"ss_network_module": "kohya's sd-scripts or musubi-tuner", "lora_adapter_metadata": "diffusers"}
@@ -44,7 +45,8 @@ def facts(file: AdapterFile) -> dict[str, Any]:
             "shape": list(change.shape),
             "norm": norm,
         }
-    keys, metadata = sorted(read_tensors(file.path)[0]), file.metadata
+    tensors, metadata = read_tensors(file.path)
+    keys = sorted(tensors)
     return {
         "file": str(file.path),
         "bytes": file.path.stat().st_size,
@@ -55,6 +57,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "layers": len(layers),
         "parameters": sum(tensor.numel() for change in file.changes.values() for tensor in change.parts.values()),
         "zero_layers": sum(change.is_zero for change in file.changes.values()),
+        "wrong": [str(finding) for finding in health(tensors, metadata) if finding.is_wrong],
         "norm": sqrt(sum(x["norm"] ** 2 for x in layers.values())),
         "norm_by_block": _by_block(layers),
         "first_key": keys[0],
@@ -96,10 +99,8 @@ def render(found: Mapping[str, Any]) -> str:
     blocks = [
         f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}" for name, norm in found["norm_by_block"].items()
     ]
-    zero, all_zero = [], found["zero_layers"] == found["layers"]
-    if found["zero_layers"]:
-        effect = "this file has no effect: its network was not trained" if all_zero else "those have no effect"
-        zero = [f"all zero: {found['zero_layers']} of {found['layers']} layers; {effect}"]
+    more = f" ({len(found['wrong']) - 1} more)" if len(found["wrong"]) > 1 else ""
+    wrong = [f"wrong: {line}{more} See run.py doctor." for line in found["wrong"][:1]]
     metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
     return "\n".join(
         [
@@ -109,7 +110,7 @@ def render(found: Mapping[str, Any]) -> str:
             f"keys such as {found['first_key']}",
             f"can be written for: {', '.join(found['readable_by'])} (run.py convert)",
             f"written by: {found['written_by']}",
-            *zero,
+            *wrong,
             f"norm of the change {found['norm']:.4g}; by block:",
             *blocks,
             "metadata:" if metadata else "metadata: none",

@@ -1,0 +1,52 @@
+"""The section of `type: doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from extensions.tools.shared.keys import check_safetensors
+from toolkit.config.field_types import PathStr
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.tool import ToolConfig
+
+MODEL_INDEX = "model_index.json"
+
+
+class DoctorConfig(ToolConfig):
+    """`type: doctor`: says what is wrong with a LoRA file, where, and what to do, and ends with exit code 1 where
+    something is. Nothing is changed."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("doctor",)
+    positional: ClassVar[tuple[str, ...]] = ("file",)
+    flags: ClassVar[dict[str, str]] = {"as_json": "--json", "program": "--for"}
+
+    file: PathStr
+    """LoRA file, of any program."""
+
+    model: PathStr = ""
+    """Model folder that it is to be used with. Empty: that of the run or the metadata where it is here, else the
+    published models, of which only names and sizes of layers are known."""
+
+    program: Literal["", "comfyui", "diffusers", "nunchaku", "musubi"] = ""
+    """Program that is to load it: comfyui, diffusers, nunchaku or musubi. Empty: none in particular."""
+
+    base_dtype: Literal["", "fp8", "fp8_rows", "fp8_unscaled", "int8", "int4", "nvfp4"] = ""
+    """Number type of the weights it is merged into, for the share of the change that is rounded away: fp8 (e4m3, a
+    scale per tensor), fp8_rows (a scale per row), fp8_unscaled (none, as in ComfyUI's older files), int8, int4, nvfp4.
+    Empty: not asked."""
+
+    most_lost: float = 0.25
+    """From this share of the change on that is rounded away the file is told to be wrong for such weights."""
+
+    as_json: bool = False
+    """Print one JSON object."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A file that is missing or no safetensors file, a folder without a model."""
+        yield from super().check(job)
+        yield from check_safetensors(("file",), self.file, job)
+        folder = Path(self.model).expanduser()
+        if self.model and not job.will_write(folder) and not (folder / MODEL_INDEX).is_file():
+            yield Diagnostic(("model",), f"{self.model!r} holds no {MODEL_INDEX}. Give the folder of a model.")

@@ -1,0 +1,276 @@
+"""`type: doctor`: what is wrong with a LoRA file, in words or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from extensions.tools.doctor.config import DoctorConfig
+from extensions.tools.doctor.programs import PROGRAMS, program_findings, split_stem
+from extensions.tools.doctor.rounding import ROWS, Rounding, drawn, rounding
+from extensions.tools.shared.run_job import model_of
+from jobs.process import BaseExtensionProcess
+from toolkit.config.model import ModelConfig
+from toolkit.errors import RunError, UserError
+from toolkit.models.adapter_origin import named_families, origin_findings, other_model
+from toolkit.models.families import ModelFamily, family_for
+from toolkit.models.loading import ShardReader
+from toolkit.networks.adapter_health import Finding, health, layers_of
+from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors, split_change
+from toolkit.registry import FAMILIES
+
+SHOWN = 5
+"""Layers that are named in words; JSON has all."""
+
+
+class Base(NamedTuple):
+    """What a file is held against."""
+
+    family: ModelFamily
+    folder: Path
+    layers: Mapping[str, tuple[int, int]]
+    """Name -> (inputs, outputs), those that ComfyUI has in one too."""
+
+    model: ModelConfig | None
+    """None: a published model that is not here."""
+
+    is_given: bool = False
+
+
+class DoctorProcess(BaseExtensionProcess):
+    """Ends with RunError, exit code 1, where anything is wrong."""
+
+    section: DoctorConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        tensors, metadata = read_tensors(Path(section.file).expanduser())
+        found, rounded, title = self._examine(tensors, metadata)
+        wrong = [finding for finding in found if finding.is_wrong]
+        if section.as_json:
+            rows = [{**vars(finding), "layers": list(finding.layers)} for finding in found]
+            told = {"file": section.file, "model": title, "sound": not wrong, "findings": rows, "rounding": rounded}
+            print(json.dumps(told, indent=2))
+        else:
+            print("\n".join(render(section.file, title, found, rounded)))
+        if wrong:
+            names = ", ".join(dict.fromkeys(finding.check for finding in wrong))
+            raise RunError(f"{section.file}: {len(wrong)} thing{'s' * (len(wrong) > 1)} wrong: {names}")
+
+    def _examine(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> tuple[list[Finding], dict[str, Any] | None, str]:
+        """Findings, what is rounded away, and the title of the model."""
+        section, read = self.section, layers_of(tensors)
+        if not tensors:
+            return [Finding("empty", "It holds no tensors.", "Take the file as its trainer saved it.")], None, ""
+        found = health(tensors, metadata)
+        bases = self._bases()
+        base, names = max(((one, _located(read.parts, one.layers)) for one in bases), key=lambda pair: len(pair[1]))
+        sound, rounded = read.sound(metadata), None
+        found += _of_model(read.parts, names, base, sound)
+        found += self._of_metadata(metadata, base, found)
+        if section.program:
+            found = [finding for finding in found if finding.check != "alpha_in_header"]
+            found += program_findings(PROGRAMS[section.program], tensors, metadata)
+        if section.base_dtype and not any(finding.is_wrong and finding.check in UNMEASURABLE for finding in found):
+            rounded = self._rounded({names[stem]: change for stem, change in sound.items()}, base)
+            found += self._of_rounding(rounded)
+        return found, rounded, self._title(metadata, base) if names else ""
+
+    def _title(self, metadata: Mapping[str, str], base: Base) -> str:
+        if base.model:
+            return base.family.title
+        same = [one for one in named_families(metadata) if _kin(one, base.family)]
+        return same[0].title if same else f"{base.family.title}, or a model with its layers"
+
+    def _bases(self) -> list[Base]:
+        section = self.section
+        try:
+            name = section.model and str(Path(section.model).expanduser())
+            model = ModelConfig(name_or_path=name) if name else model_of(Path(section.file).expanduser())
+            folder = model.files_folder()
+            return [_base(family_for(model), folder, model if folder.is_dir() else None, bool(name))]
+        except UserError:
+            if section.model:
+                raise
+        published = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
+        return [_base(family, Path(next(iter(family.published))), None) for family in published]
+
+    def _of_metadata(self, metadata: Mapping[str, str], base: Base, found: list[Finding]) -> Iterator[Finding]:
+        """Another base, by what the file says of itself; nothing where its layers have told it already."""
+        if any(finding.check in ("other_model", "other_layers") for finding in found):
+            return
+        if base.model:
+            for one in origin_findings("", str(Path(self.section.file).expanduser()), base.model, base.folder):
+                is_wrong = one.severity == "error"
+                yield Finding("other_base", one.message, "Use it with the model it is of.", is_wrong=is_wrong)
+        elif (named := named_families(metadata)) and not any(_kin(family, base.family) for family in named):
+            message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
+            yield Finding("other_base", message, "Take the file as its trainer saved it.")
+
+    # ------------------------------------------------------------ rounding
+
+    def _rounded(self, changes: Mapping[str, LayerDelta], base: Base) -> dict[str, Any]:
+        """The share of the change that is rounded away, of each layer and of all."""
+        dtype = self.section.base_dtype
+        by_layer: dict[str, Rounding] = {}
+        others: list[Rounding] = []
+        with ExitStack() as stack:
+            reader = ShardReader(base.folder / base.family.trained_part, stack) if base.model else None
+            for index, (name, change) in enumerate(_split_all(changes, base).items()):
+                if reader:
+                    weight = reader.take(f"{name}.weight").float()
+                    by_layer[name] = rounding(weight, change.delta_for(weight), dtype)
+                    continue
+                delta = change.delta()[:ROWS]
+                weight = drawn((len(delta), delta.shape[1]), index)
+                by_layer[name] = rounding(weight, delta, dtype)
+                others += [rounding(weight * size, delta, dtype) for size in (0.5, 2.0)]
+        whole = _sum(by_layer.values())
+        told: dict[str, Any] = {
+            "base_dtype": dtype,
+            "measured": bool(base.model),
+            "lost": whole.lost,
+            "noise": whole.noise,
+        }
+        if others:
+            told["between"] = sorted(_sum(others[start::2]).lost for start in (0, 1))
+        each = {name: {"lost": one.lost, "noise": one.noise} for name, one in by_layer.items()}
+        return {**told, "by_layer": each}
+
+    def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Finding]:
+        if rounded["lost"] < self.section.most_lost:
+            return
+        lost = [name for name, one in rounded["by_layer"].items() if one["lost"] >= self.section.most_lost]
+        how = "measured" if rounded["measured"] else "predicted for weights of usual size"
+        message = (
+            f"Merged into {rounded['base_dtype']} weights {rounded['lost']:.0%} of the change is rounded away ({how}), "
+            f"in {len(lost)} of {len(rounded['by_layer'])} layers."
+        )
+        remedy = (
+            "Do not merge it into those: merge into the bf16 model and quantize that (run.py merge), or load it beside "
+            "the weights, as run.py generate does."
+        )
+        yield Finding("rounded_away", message, remedy, tuple(lost))
+
+
+UNMEASURABLE = (
+    "unknown_keys",
+    "not_finite",
+    "rank_zero",
+    "incomplete",
+    "misfit",
+    "other_model",
+    "other_layers",
+    "size",
+)
+"""Checks that leave nothing to add to a model's weights."""
+
+
+def _kin(one: ModelFamily, other: ModelFamily) -> bool:
+    """Whether the published models of both have the same layers."""
+    return one.every_linear_layer(Path()).keys() == other.every_linear_layer(Path()).keys()
+
+
+def _base(family: ModelFamily, folder: Path, model: ModelConfig | None, is_given: bool = False) -> Base:
+    layers = dict(family.every_linear_layer(folder))
+    for whole, parts in fused_layers(layers).items():
+        layers[whole] = (layers[parts[0]][0], sum(layers[part][1] for part in parts))
+    return Base(family, folder, layers, model, is_given)
+
+
+def _located(stems: Mapping[str, Any], layers: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Stem -> the layer of the model that it is."""
+    names = {spelling: name for name in layers for spelling in (name, name.replace(".", "_"))}
+    return {stem: names[rest] for stem in stems if (rest := split_stem(stem)[1]) in names}
+
+
+def _of_model(
+    stems: Mapping[str, Any], names: Mapping[str, str], base: Base, sound: Mapping[str, LayerDelta]
+) -> Iterator[Finding]:
+    """Layers that the model lacks or has in another size, and those that are changed twice."""
+    left, title = [stem for stem in stems if stem not in names], base.family.title
+    if left and len(left) >= len(names):
+        rest = {split_stem(stem)[1]: stem for stem in left}
+        families = (one for one in map(FAMILIES.load, FAMILIES) if one.published)
+        ours = (one.title for one in families if len(_located(stems, _base(one, Path(), None).layers)) == len(stems))
+        known = next(ours, "") or other_model([*rest, *left])
+        told = (
+            f"It is a LoRA of {known}" if known else f"Its layers are of no model that is known here, such as {left[0]}"
+        )
+        yield Finding("other_model", f"{told}; {title} has other layers.", "Use it with the model it is of.")
+        return
+    if left:
+        message = f"{len(left)} of {len(stems)} layers are none of {title}, such as {left[0]}."
+        remedy = "Programs leave them out; use it with the model it was trained on."
+        yield Finding("other_layers", message, remedy, tuple(left))
+    odd = {
+        stem: change for stem, change in sound.items() if stem in names and not _fits(change, base.layers[names[stem]])
+    }
+    if odd:
+        stem, change = next(iter(odd.items()))
+        inputs, outputs = base.layers[names[stem]]
+        message = (
+            f"{len(odd)} of {len(stems)} layers have another width than {title}: {stem} has {change.shape[1]} "
+            f"inputs and {change.shape[0]} outputs, there {inputs} and {outputs}."
+        )
+        remedy = "Use it with the model it is of" + ("." if base.is_given else ", or give that (--model).")
+        yield Finding("size", message, remedy, tuple(odd))
+    by_name: dict[str, list[str]] = {}
+    for stem, name in names.items():
+        by_name.setdefault(name, []).append(stem)
+    if twice := [found[0] for found in by_name.values() if len(found) > 1]:
+        message = (
+            f"{len(twice)} layers are there twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
+        )
+        yield Finding("twice", message, "Keep one of the names: programs use one and drop the other.", tuple(twice))
+
+
+def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
+    return change.shape == (size[1], size[0])
+
+
+def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, LayerDelta]:
+    """By the layers of the model's own files."""
+    fused = fused_layers(base.layers)
+    return {
+        part: one for name, change in changes.items() for part, one in split_change("", name, change, fused).items()
+    }
+
+
+def _sum(found: Any) -> Rounding:
+    total = Rounding(0.0, 0.0, 0.0)
+    for one in found:
+        total += one
+    return total
+
+
+def render(file: str, title: str, found: list[Finding], rounded: Mapping[str, Any] | None) -> list[str]:
+    """The report as lines."""
+    lines = [f"{file}: a LoRA of {title}" if title else file]
+    for finding in found:
+        lines += [
+            f"{'' if finding.is_wrong else 'note: '}{finding.check}: {finding.message}",
+            f"  do: {finding.remedy}",
+        ]
+        if finding.layers:
+            more = f" and {len(finding.layers) - SHOWN} more" if len(finding.layers) > SHOWN else ""
+            lines.append(f"  where: {', '.join(finding.layers[:SHOWN])}{more}")
+    if rounded:
+        how = "measured on the model's weights" if rounded["measured"] else "predicted; weights were not read"
+        lines.append(f"merged into {rounded['base_dtype']}: {rounded['lost']:.1%} of the change is lost ({how})")
+        if "between" in rounded:
+            low, high = rounded["between"]
+            lines.append(f"  {low:.1%} to {high:.1%} if the weights are half or twice as large as 1 / sqrt(inputs)")
+        worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])[:SHOWN]
+        lines += [f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}" for name, one in worst]
+    if not any(finding.is_wrong for finding in found):
+        lines.append("sound: nothing wrong was found")
+    return lines

@@ -1,0 +1,111 @@
+"""How much of a change is left when it is merged into weights that are quantized.
+
+The weights Q that a file or a device holds are given, the change d is added and the sum is rounded to their type again,
+to the nearest: what is there then is R(Q + d), and what has changed e = R(Q + d) - Q. Where d is smaller than half a
+step of the type, e is zero. Lost is the share of d that is not in e, 1 - <e, d> / <d, d>; what else e has is noise.
+
+Shape suffixes: I inputs of a layer, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolkit.memory.quantization import E4M3_MAX, quantize_weight
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""The sizes of a number of nvfp4."""
+
+NVFP4_BLOCK = 16
+ROWS = 128
+"""Most rows of a layer that are measured, evenly spread: a share needs no more."""
+
+
+class Rounding(NamedTuple):
+    """Sums over elements, float64, so that layers add up."""
+
+    inner: float
+    """<e, d>"""
+
+    changed: float
+    """<e, e>"""
+
+    meant: float
+    """<d, d>"""
+
+    @property
+    def lost(self) -> float:
+        """Share of the change that is rounded away; below 0 where rounding makes it larger."""
+        return 1 - self.inner / self.meant if self.meant else 0.0
+
+    @property
+    def noise(self) -> float:
+        """Norm of what is changed besides, through the norm of the change."""
+        return math.sqrt(max(self.changed - self.inner**2 / self.meant, 0.0) / self.meant) if self.meant else 0.0
+
+    def __add__(self, other: Rounding) -> Rounding:  # type: ignore[override]
+        return Rounding(*map(sum, zip(self, other, strict=True)))
+
+
+def rounding(weight_OI: Tensor, change_OI: Tensor, base: str) -> Rounding:
+    """What is left of the change of a layer. weight_OI: float32, not yet quantized; base: a key of ROUNDED."""
+    rows = torch.linspace(0, len(weight_OI) - 1, min(ROWS, len(weight_OI))).round().long()
+    rounded = ROUNDED[base]
+    # A scale of the whole tensor is that of all rows, though some are measured.
+    most_before, most_after = weight_OI.abs().amax(), (weight_OI + change_OI).abs().amax()
+    before = rounded(weight_OI[rows], most_before)
+    change = change_OI[rows]
+    left = (rounded(before + change, most_after) - before).double()
+    change = change.double()
+    return Rounding(float((left * change).sum()), float((left * left).sum()), float((change * change).sum()))
+
+
+def drawn(shape: tuple[int, int], seed: int) -> Tensor:
+    """A weight [O, I] to predict with where none is here: normal, of the size with which a layer's outputs are as
+    large as its inputs, 1 / sqrt(I)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+
+
+def _e4m3(values: Tensor, scale: Tensor | float) -> Tensor:
+    return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
+
+
+def _by_toolkit(qtype: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda weight_OI, most: quantize_weight(weight_OI, qtype).dequantize().float()
+
+
+def nvfp4(weight_OI: Tensor, most: Tensor) -> Tensor:
+    """E2M1 numbers, an E4M3 scale for each 16 along a row, a float32 scale for the tensor. Rows whose length 16 does
+    not divide are one block.
+
+    Source: NVIDIA, "Introducing NVFP4 for Efficient and Accurate Low-Precision Inference" (developer.nvidia.com, 2025):
+    the scale of the tensor is its largest value through 6 * 448.
+    """
+    inputs = weight_OI.shape[1]
+    blocks = weight_OI.reshape(-1, NVFP4_BLOCK if inputs % NVFP4_BLOCK == 0 else inputs)
+    whole = (most / (E2M1[-1] * E4M3_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = _e4m3(blocks.abs().amax(1, keepdim=True) / E2M1[-1] / whole, 1.0) * whole
+    sizes = torch.tensor(E2M1)
+    steps = (blocks / scale).nan_to_num(0.0, 0.0, 0.0)
+    middle = (sizes[1:] + sizes[:-1]) / 2
+    # Halves go to the even code, as hardware rounds: the code below has to be even for `right` to stay there.
+    below, above = torch.bucketize(steps.abs(), middle), torch.bucketize(steps.abs(), middle, right=True)
+    codes = torch.where((below != above) & (below % 2 == 1), above, below)
+    return (sizes[codes] * steps.sign() * scale).view(weight_OI.shape)
+
+
+ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "fp8": lambda weight_OI, most: _e4m3(weight_OI, (most / E4M3_MAX).clamp_min(1e-12)),
+    "fp8_rows": _by_toolkit("float8"),
+    "fp8_unscaled": lambda weight_OI, most: _e4m3(weight_OI, 1.0),
+    "int8": _by_toolkit("int8"),
+    "int4": _by_toolkit("int4"),
+    "nvfp4": nvfp4,
+}
+"""`base_dtype` -> what a weight [O, I] and the largest size of the whole tensor become."""

@@ -1,0 +1,284 @@
+"""What is wrong with a LoRA file by its numbers alone: not finite, never trained, matrices that are missing or do not
+fit, an alpha that was lost or makes no sense. Needs no model, and reads files that `lora_formats` refuses.
+
+Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import UserError
+from toolkit.networks.lora_formats import (
+    HEADER_METADATA,
+    PARTS,
+    UNSUPPORTED_KEYS,
+    LayerDelta,
+    check_parts,
+    header_scale,
+    header_settings,
+    lacks_a_matrix,
+    rank_of,
+)
+
+NEARLY_NOTHING = 1e-4
+"""Below this ratio of the root mean squares of scale B and A a LoRA changes nothing that is seen: one step of Adam at
+a learning rate of 1e-4 and alpha / rank of 1/16 leaves six times as much on 3072 inputs."""
+
+USUAL_SCALES = (1 / 1024, 32.0)
+"""Between these alpha / rank is believed: alpha 1 of rank 1024, and rank-stabilised 32 of rank 1."""
+
+UNLIKE = 4.0
+"""By this factor the strength of a layer may differ from that of most."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a LoRA file is told."""
+
+    check: str
+    message: str
+    """What it is, and where."""
+
+    remedy: str
+    layers: tuple[str, ...] = ()
+    """As the file names them; empty: all, or none in particular."""
+
+    is_wrong: bool = True
+    """False: worth knowing, and the file may be sound all the same."""
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}"
+
+
+@dataclass
+class FileLayers:
+    """The tensors of a file by its own names of layers, without regard to a model."""
+
+    parts: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    """Stem of the keys -> part (`lora_formats.PARTS`, alpha too) -> tensor as it is."""
+
+    unknown: list[str] = field(default_factory=list)
+    """Keys of no known form."""
+
+    def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
+        """The layers whose matrices are there, fit and are finite, with the scale that alpha gives them."""
+        try:
+            settings = header_settings("", metadata)
+        except UserError:
+            settings = {}
+        found = {}
+        for name, parts in self.parts.items():
+            matrices = _matrices(parts)
+            if not _faults(matrices):
+                found[name] = LayerDelta(matrices, self._scale(name, parts, matrices, settings))
+        return found
+
+    def _scale(
+        self, name: str, parts: Mapping[str, Tensor], matrices: Mapping[str, Tensor], settings: Mapping
+    ) -> float:
+        if {"lokr_w1", "lokr_w2"} <= parts.keys():
+            return 1.0
+        if "alpha" in parts and parts["alpha"].numel() == 1:
+            return float(parts["alpha"]) / rank_of(matrices)
+        return header_scale(settings, name)
+
+
+def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
+    """The tensors of a file by layer."""
+    found = FileLayers()
+    for key, tensor in tensors.items():
+        suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
+        if suffix:
+            found.parts[key.removesuffix(suffix)][PARTS[suffix]] = tensor
+        else:
+            found.unknown.append(key)
+    return found
+
+
+def _matrices(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All parts but alpha, float32, as `LayerDelta` has them."""
+    found = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
+    if "row_norms" in found:
+        found["dora_scale"] = found.pop("row_norms").reshape(-1, 1)
+    return found
+
+
+def _faults(matrices: Mapping[str, Tensor]) -> str:
+    """The check that a layer fails, or empty."""
+    if any(not torch.isfinite(tensor).all() for tensor in matrices.values()):
+        return "not_finite"
+    if any(not tensor.numel() for tensor in matrices.values()):
+        return "rank_zero"
+    if lacks_a_matrix(matrices):
+        return "incomplete"
+    try:
+        check_parts("", "", matrices)
+    except UserError:
+        return "misfit"
+    return ""
+
+
+_BROKEN = {
+    "not_finite": (
+        "numbers that are not finite (NaN or infinity): images become black or noise.",
+        "Take an earlier file of the run; train with a lower lr, or in bf16.",
+    ),
+    "rank_zero": (
+        "matrices of rank 0, which change nothing.",
+        "Train with a rank of 1 or more, or convert the original file again.",
+    ),
+    "incomplete": (
+        "only one of their matrices, or an alpha alone: the other was lost.",
+        "Take the file as its trainer saved it; if it was converted, convert it again.",
+    ),
+    "misfit": (
+        "matrices that cannot be multiplied.",
+        "Take the file as its trainer saved it: this one was put together wrongly.",
+    ),
+}
+
+
+def health(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Finding]:
+    """What is wrong with a file, worst first; empty: nothing, by its numbers.
+
+    Costs one pass over the tensors. Whether the layers are those of a model is not asked.
+    """
+    read = layers_of(tensors)
+    sound = read.sound(metadata)
+    return [*_unread(read, len(tensors)), *_broken(read), *_untrained(sound), *_alphas(read, sound, metadata)]
+
+
+def _unread(read: FileLayers, count: int) -> Iterator[Finding]:
+    if not read.unknown:
+        return
+    names = sorted(read.unknown)
+    what = next((what for end, what in UNSUPPORTED_KEYS.items() for key in names if key.endswith(end)), "")
+    kind = f"hold {what}" if what else "are of no known form of a LoRA"
+    of_all = f"All {count}" if len(names) == count else f"{len(names)} of {count}"
+    remedy = "Extract a LoRA of it (run.py extract)." if what else "Give a LoRA file, not a model or a text encoder."
+    yield Finding("unknown_keys", f"{of_all} keys {kind}, such as {names[0]!r}.", remedy, tuple(names))
+
+
+def _broken(read: FileLayers) -> Iterator[Finding]:
+    by_fault: dict[str, list[str]] = defaultdict(list)
+    for name, parts in read.parts.items():
+        alpha = parts.get("alpha")
+        is_used = not {"lokr_w1", "lokr_w2"} <= parts.keys()
+        bad_alpha = alpha is not None and is_used and not torch.isfinite(alpha.float()).all()
+        if fault := "not_finite" if bad_alpha else _faults(_matrices(parts)):
+            by_fault[fault].append(name)
+    for fault, (message, remedy) in _BROKEN.items():
+        if names := by_fault[fault]:
+            yield Finding(fault, f"{_count(names, len(read.parts))} hold {message}", remedy, tuple(names))
+
+
+def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Finding]:
+    # Of a scale of 0 `_alphas` speaks.
+    zero = [name for name, change in sound.items() if LayerDelta(change.parts, 1.0).is_zero]
+    if not sound:
+        return
+    if len(zero) == len(sound):
+        ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
+        side = "lora_B (the up matrix)" if ups and not any(up.any() for up in ups) else "one of the matrices"
+        state = ", and lora_A is as it was initialised: no step was taken" if _is_initial(sound) else ""
+        remedy = "Train again, and see that the loss has a gradient (grad_norm above 0 in metrics.jsonl)."
+        yield Finding("untrained", f"{side} is all zero in all {len(zero)} layers{state}. It does nothing.", remedy)
+        return
+    if zero and not _is_end_of_text(zero, sound):
+        message = f"{_count(zero, len(sound))} are all zero: they were never trained, or lost their numbers."
+        yield Finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
+    ratios = [ratio for change in sound.values() if (ratio := _ratio(change)) is not None and change.scale]
+    if ratios and max(ratios) < NEARLY_NOTHING:
+        message = f"All {len(sound)} layers are nearly zero: lora_B is {max(ratios):.1g} of lora_A's size."
+        yield Finding("nearly_zero", message, "Train longer, or with a higher lr; it changes nothing that is seen.")
+
+
+def _ratio(change: LayerDelta) -> float | None:
+    """Root mean square of scale B through that of A, of a LoRA."""
+    if "up" not in change.parts or change.magnitude is not None:
+        return None
+    up, down = (change.parts[name].square().mean().sqrt() for name in ("up", "down"))
+    return float(abs(change.scale) * up / down) if down else None
+
+
+def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
+    """Whether all down matrices are evenly spread between -1 and 1 through the root of their inputs, as trainers
+    begin with them (`torch.nn.init.kaiming_uniform_(a=5 ** 0.5)`)."""
+    downs = [change.parts["down"] for change in sound.values() if "down" in change.parts]
+    spread = [float(down.std() * math.sqrt(3 * down.shape[1])) for down in downs if down.numel() > 1]
+    most = max((float(down.abs().max()) * math.sqrt(down.shape[1]) for down in downs), default=2.0)
+    return most <= 1.01 and abs(sum(spread) / max(len(spread), 1) - 1) < 0.05
+
+
+def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
+    """Whether only layers of the last block are zero, and not all of it: those after the last attention to the text
+    reach no pixel, so that they stay as they were in a good file."""
+    block = {name: int(m[1]) for name in sound if (m := re.search(r"(?:blocks|layers)[._](\d+)", name))}
+    last = {name for name, number in block.items() if number == max(block.values())}
+    return set(zero) < last
+
+
+def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Finding]:
+    used = {name: c for name, c in sound.items() if not {"lokr_w1", "lokr_w2"} <= c.parts.keys()}
+    have = [name for name in used if "alpha" in read.parts[name]]
+    kohya = [name for name in used if name.startswith("lora_unet_")]
+    if kohya and not have:
+        message = f"No layer has an alpha, and files of this form always have one: {_says(metadata)}"
+        yield Finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
+    elif have and len(have) < len(used):
+        names = tuple(name for name in used if name not in have)
+        message = f"{_count(names, len(used))} lack the alpha that the others have: their strength is 1."
+        yield Finding("alpha_lost", message, "Convert the original file again.", names)
+    scales = {name: change.scale for name, change in used.items() if math.isfinite(change.scale)}
+    if none := [name for name, scale in scales.items() if scale == 0]:
+        yield Finding(
+            "alpha_zero",
+            f"alpha is 0 in {_count(none, len(scales))}: they have no effect.",
+            "Write the alpha of the training into the file (usually the rank).",
+            tuple(none),
+        )
+    least, most = USUAL_SCALES
+    if odd := [name for name, scale in scales.items() if scale and not least <= scale <= most]:
+        shown = f"{scales[odd[0]]:.4g}"
+        yield Finding(
+            "alpha_absurd",
+            f"alpha / rank, the strength, is {shown} in {_count(odd, len(scales))}.",
+            "Look for the alpha of the training; it was changed on the way.",
+            tuple(odd),
+        )
+        return
+    rest = {name: scale for name, scale in scales.items() if scale}
+    counts = Counter(f"{scale:.3g}" for scale in rest.values())
+    if len(counts) > 1:
+        usual = float(counts.most_common(1)[0][0])
+        unlike = [name for name, scale in rest.items() if not 1 / UNLIKE < scale / usual < UNLIKE]
+        if unlike and len(have) == len(used):
+            shown = f"the strength alpha / rank is {rest[unlike[0]]:.3g}, and {usual:g} in most"
+            remedy = "See that all layers have the alpha of the training."
+            yield Finding("alpha_unlike", f"In {_count(unlike, len(rest))} {shown}.", remedy, tuple(unlike))
+    if HEADER_METADATA in metadata and scales and not have and any(abs(s - 1) > 1e-3 for s in scales.values()):
+        scale = next(s for s in scales.values() if abs(s - 1) > 1e-3)
+        message = f"The strength {scale:.3g} is in the header alone, which diffusers reads and ComfyUI does not."
+        remedy = "For ComfyUI: run.py convert --to comfyui."
+        yield Finding("alpha_in_header", message, remedy, is_wrong=False)
+
+
+def _says(metadata: Mapping[str, str]) -> str:
+    rank, alpha = metadata.get("ss_network_dim"), metadata.get("ss_network_alpha")
+    try:
+        times = float(rank or "") / float(alpha or "")
+        return f"its header says alpha {alpha} of rank {rank}, so that it is {times:.3g} times as strong as trained."
+    except (TypeError, ValueError, ZeroDivisionError):
+        return "programs take a strength of 1 then, or stop."
+
+
+def _count(names: Collection[str], of: int) -> str:
+    return f"all {of} layers" if len(names) == of else f"{len(names)} of {of} layers ({next(iter(names))}...)"
