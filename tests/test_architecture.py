@@ -393,6 +393,9 @@ def family_words(text: str, word: str = "qwen") -> list[str]:
 CAPTIONER = "extensions/tools/caption/captioner.py"
 """The model that writes captions is none that is trained."""
 
+LOADERS = "extensions/tools/doctor/programs.py"
+"""What other programs load, of which models."""
+
 
 def test_no_room_but_models_knows_a_model_family() -> None:
     """Keys and messages for users are toolkit/config's to know; from_scratch trains classes of diffusers by name."""
@@ -404,6 +407,7 @@ def test_no_room_but_models_knows_a_model_family() -> None:
         "extensions/compat/",
         "extensions/tools/shared/examples.py",
         CAPTIONER,
+        LOADERS,
     )
     others = [name for name in tracked("run.py", "jobs", "toolkit", "extensions") if not name.startswith(know)]
     assert {name: words for name in others if (words := family_words(source(name)))} == {}

@@ -25,12 +25,12 @@ OTHER_LAYERS = {
     "single_blocks.0.linear1": "FLUX.1",
     "layers.0.attention.to_q": "Z-Image",
     "layers.0.feed_forward.w1": "Z-Image",
+    "input_blocks.0.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
     "blocks.0.self_attn.q": "Wan",
     "blocks.0.attn1.to_q": "Wan",
     "text_model.encoder.layers.0.self_attn.q_proj": "a CLIP text encoder",
     "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": "a CLIP text encoder",
-    "input_blocks.0.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
     **{name.removesuffix(".weight"): title for name, title in OTHER_MODELS.items()},
 }
 """A layer -> the model whose LoRAs have it, by names that the one or the other program gives. The first counts."""

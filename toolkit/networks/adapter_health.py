@@ -195,7 +195,9 @@ def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Finding]:
     if zero and not _is_end_of_text(zero, sound):
         message = f"{_count(zero, len(sound))} are all zero: they were never trained, or lost their numbers."
         yield Finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
-    ratios = [ratio for change in sound.values() if (ratio := _ratio(change)) is not None and change.scale]
+    # Of a scale that is not believed `_alphas` speaks.
+    scaled = (change for change in sound.values() if USUAL_SCALES[0] <= change.scale <= USUAL_SCALES[1])
+    ratios = [ratio for change in scaled if (ratio := _ratio(change)) is not None]
     if ratios and max(ratios) < NEARLY_NOTHING:
         message = f"All {len(sound)} layers are nearly zero: lora_B is {max(ratios):.1g} of lora_A's size."
         yield Finding("nearly_zero", message, "Train longer, or with a higher lr; it changes nothing that is seen.")

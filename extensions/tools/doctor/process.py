@@ -12,7 +12,7 @@ from torch import Tensor
 
 from extensions.tools.doctor.config import DoctorConfig
 from extensions.tools.doctor.programs import PROGRAMS, program_findings, split_stem
-from extensions.tools.doctor.rounding import ROWS, Rounding, drawn, rounding
+from extensions.tools.doctor.rounding import Rounding, predicted, rounding
 from extensions.tools.shared.run_job import model_of
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
@@ -129,10 +129,8 @@ class DoctorProcess(BaseExtensionProcess):
                     weight = reader.take(f"{name}.weight").float()
                     by_layer[name] = rounding(weight, change.delta_for(weight), dtype)
                     continue
-                delta = change.delta()[:ROWS]
-                weight = drawn((len(delta), delta.shape[1]), index)
-                by_layer[name] = rounding(weight, delta, dtype)
-                others += [rounding(weight * size, delta, dtype) for size in (0.5, 2.0)]
+                by_layer[name], *half_and_twice = predicted(change.delta(), dtype, index)
+                others += half_and_twice
         whole = _sum(by_layer.values())
         told: dict[str, Any] = {
             "base_dtype": dtype,
@@ -197,15 +195,15 @@ def _of_model(
 ) -> Iterator[Finding]:
     """Layers that the model lacks or has in another size, and those that are changed twice."""
     left, title = [stem for stem in stems if stem not in names], base.family.title
+    families = [one for one in map(FAMILIES.load, FAMILIES) if one.published and not _kin(one, base.family)]
+    ours = (one.title for one in families if len(_located(stems, _base(one, Path(), None).layers)) == len(stems))
+    if left and (known := next(ours, "") or other_model(left)):
+        message = f"It is a LoRA of {known}; {title} has other layers."
+        yield Finding("other_model", message, "Use it with the model it is of.")
+        return
     if left and len(left) >= len(names):
-        rest = {split_stem(stem)[1]: stem for stem in left}
-        families = (one for one in map(FAMILIES.load, FAMILIES) if one.published)
-        ours = (one.title for one in families if len(_located(stems, _base(one, Path(), None).layers)) == len(stems))
-        known = next(ours, "") or other_model([*rest, *left])
-        told = (
-            f"It is a LoRA of {known}" if known else f"Its layers are of no model that is known here, such as {left[0]}"
-        )
-        yield Finding("other_model", f"{told}; {title} has other layers.", "Use it with the model it is of.")
+        message = f"{len(left)} of {len(stems)} layers are of no model that is known here, such as {left[0]}."
+        yield Finding("other_model", message, "Use it with the model it is of.", tuple(left))
         return
     if left:
         message = f"{len(left)} of {len(stems)} layers are none of {title}, such as {left[0]}."

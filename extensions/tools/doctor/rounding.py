@@ -22,8 +22,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The sizes of a number of nvfp4."""
 
 NVFP4_BLOCK = 16
-ROWS = 128
-"""Most rows of a layer that are measured, evenly spread: a share needs no more."""
+ROWS = 256
+"""Most rows of a layer that a prediction takes."""
 
 
 class Rounding(NamedTuple):
@@ -54,33 +54,28 @@ class Rounding(NamedTuple):
 
 def rounding(weight_OI: Tensor, change_OI: Tensor, base: str) -> Rounding:
     """What is left of the change of a layer. weight_OI: float32, not yet quantized; base: a key of ROUNDED."""
-    rows = torch.linspace(0, len(weight_OI) - 1, min(ROWS, len(weight_OI))).round().long()
-    rounded = ROUNDED[base]
-    # A scale of the whole tensor is that of all rows, though some are measured.
-    most_before, most_after = weight_OI.abs().amax(), (weight_OI + change_OI).abs().amax()
-    before = rounded(weight_OI[rows], most_before)
-    change = change_OI[rows]
-    left = (rounded(before + change, most_after) - before).double()
-    change = change.double()
+    before = ROUNDED[base](weight_OI)
+    left, change = (ROUNDED[base](before + change_OI) - before).double(), change_OI.double()
     return Rounding(float((left * change).sum()), float((left * left).sum()), float((change * change).sum()))
 
 
-def drawn(shape: tuple[int, int], seed: int) -> Tensor:
-    """A weight [O, I] to predict with where none is here: normal, of the size with which a layer's outputs are as
-    large as its inputs, 1 / sqrt(I)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+def predicted(change_OI: Tensor, base: str, seed: int) -> list[Rounding]:
+    """`rounding` where the weight is not here: of some rows, evenly spread, on normal weights of the size with which a
+    layer's outputs are as large as its inputs, 1 / sqrt(I), and on such half and twice as large."""
+    rows = torch.linspace(0, len(change_OI) - 1, min(ROWS, len(change_OI))).round().long()
+    weight = torch.randn((len(rows), change_OI.shape[1]), generator=torch.Generator().manual_seed(seed))
+    return [rounding(weight * size / math.sqrt(weight.shape[1]), change_OI[rows], base) for size in (1.0, 0.5, 2.0)]
 
 
 def _e4m3(values: Tensor, scale: Tensor | float) -> Tensor:
     return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
 
 
-def _by_toolkit(qtype: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda weight_OI, most: quantize_weight(weight_OI, qtype).dequantize().float()
+def _by_toolkit(qtype: str) -> Callable[[Tensor], Tensor]:
+    return lambda weight_OI: quantize_weight(weight_OI, qtype).dequantize().float()
 
 
-def nvfp4(weight_OI: Tensor, most: Tensor) -> Tensor:
+def nvfp4(weight_OI: Tensor) -> Tensor:
     """E2M1 numbers, an E4M3 scale for each 16 along a row, a float32 scale for the tensor. Rows whose length 16 does
     not divide are one block.
 
@@ -89,7 +84,7 @@ def nvfp4(weight_OI: Tensor, most: Tensor) -> Tensor:
     """
     inputs = weight_OI.shape[1]
     blocks = weight_OI.reshape(-1, NVFP4_BLOCK if inputs % NVFP4_BLOCK == 0 else inputs)
-    whole = (most / (E2M1[-1] * E4M3_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
+    whole = (weight_OI.abs().amax() / (E2M1[-1] * E4M3_MAX)).clamp_min(torch.finfo(torch.float32).tiny)
     scale = _e4m3(blocks.abs().amax(1, keepdim=True) / E2M1[-1] / whole, 1.0) * whole
     sizes = torch.tensor(E2M1)
     steps = (blocks / scale).nan_to_num(0.0, 0.0, 0.0)
@@ -100,12 +95,12 @@ def nvfp4(weight_OI: Tensor, most: Tensor) -> Tensor:
     return (sizes[codes] * steps.sign() * scale).view(weight_OI.shape)
 
 
-ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "fp8": lambda weight_OI, most: _e4m3(weight_OI, (most / E4M3_MAX).clamp_min(1e-12)),
+ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "fp8": lambda weight_OI: _e4m3(weight_OI, (weight_OI.abs().amax() / E4M3_MAX).clamp_min(1e-12)),
     "fp8_rows": _by_toolkit("float8"),
-    "fp8_unscaled": lambda weight_OI, most: _e4m3(weight_OI, 1.0),
+    "fp8_unscaled": lambda weight_OI: _e4m3(weight_OI, 1.0),
     "int8": _by_toolkit("int8"),
     "int4": _by_toolkit("int4"),
     "nvfp4": nvfp4,
 }
-"""`base_dtype` -> what a weight [O, I] and the largest size of the whole tensor become."""
+"""`base_dtype` -> what becomes of a weight [O, I]."""

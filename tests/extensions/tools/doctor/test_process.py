@@ -1,0 +1,422 @@
+"""`run.py doctor` on files of real jobs and conversions, sound ones and ones that are damaged in a known way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from extensions.tools.doctor.rounding import rounding
+from tests.conftest import ROOT
+from tests.running import run_job, run_tool
+from toolkit.errors import RunError
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.memory.quantization import quantize_weight
+from toolkit.models.tiny import TinySpec, write_tiny_model
+
+GOLDEN = ROOT / "tests" / "golden" / "lora_files"
+NAN = float("nan")
+
+Tensors = dict[str, Tensor]
+
+
+class Place(NamedTuple):
+    """A folder of files that real jobs and conversions have made."""
+
+    folder: Path
+    models: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
+    """Jobs of five kinds, and what the tools for LoRA files make of theirs."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("doctor")
+    write_tiny_model(folder / "model21", TinySpec(arch="qwen_image_2"))
+    golden = shutil.copytree(tiny_model, folder / "golden")
+    shutil.copy(GOLDEN / "config.json", golden / "transformer" / "config.json")
+    models = {"own": tiny_model, "2.1": folder / "model21", "golden": golden}
+    (folder / "images").mkdir()
+    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(folder / "images" / "a.png")
+    (folder / "images" / "a.txt").write_text("a photo")
+    jobs = {kind: (kind, "own", 0.01) for kind in ("lora", "dora", "loha", "lokr")}
+    for name, (kind, model, lr) in {**jobs, "2.1": ("lora", "2.1", 0.01), "still": ("lora", "own", 1e-12)}.items():
+        section = {
+            "type": "sd_trainer", "training_folder": str(folder), "device": "cpu",
+            "network": {"type": kind, "linear": 4, "linear_alpha": 2}, "save": {"dtype": "float32", "save_every": 0},
+            "datasets": [{"folder_path": str(folder / "images"), "resolution": 64}],
+            "train": {"steps": 3, "lr": lr, "optimizer": "adamw", "dtype": "fp32", "max_grad_norm": 0},
+            "model": {"name_or_path": str(models[model])},
+        }  # fmt: skip
+        config = {"job": "extension", "config": {"name": f"job_{name}", "process": [section]}}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+        run_job(folder / f"{name}.json")
+        shutil.copy(folder / f"job_{name}" / f"job_{name}.safetensors", folder / f"{name}.safetensors")
+    file = partial(lambda name: str(folder / f"{name}.safetensors"))
+    converted = {
+        "comfyui": "lora", "diffusers": "lora", "kohya": "lora", "musubi": "lora", "aitk": "lora",
+        "comfyui_lokr": "lokr", "kohya_loha": "loha", "musubi_lokr": "lokr", "kohya_dora": "dora",
+        "comfyui-fused_2.1": "2.1", "diffusers_2.1": "2.1",
+    }  # fmt: skip
+    for name, source in converted.items():
+        model = models["2.1" if source == "2.1" else "own"]
+        run_tool("convert", [file(source), file(f"to_{name}"), "--to", name.partition("_")[0], "--model", model])
+    run_tool("resize", [file("lokr"), file("resized"), "--rank", 3, "--model", tiny_model])
+    run_tool(
+        "merge", ["--lora", file("lora"), f"{file('resized')}:0.5", "--output", file("both"), "--model", tiny_model]
+    )
+    run_tool("merge", ["--base", tiny_model, "--lora", file("lora"), "--output", folder / "merged"])
+    run_tool("extract", [file("extracted"), "--base", tiny_model, "--tuned", folder / "merged", "--rank", 4])
+    return Place(folder, models)
+
+
+def examine(place: Place, file: Path, capsys: pytest.CaptureFixture[str], *flags: object) -> dict:
+    """The JSON of a file, and whether the exit is that of what it says."""
+    capsys.readouterr()
+    raised = False
+    try:
+        run_tool("doctor", [file, "--json", *flags])
+    except RunError:
+        raised = True
+    told = json.loads(capsys.readouterr().out)
+    assert raised != told["sound"]
+    return told
+
+
+def checks(told: dict) -> set[str]:
+    return {finding["check"] for finding in told["findings"] if finding["is_wrong"]}
+
+
+# ------------------------------------------------------------ sound files
+
+SOUND = {
+    "lora": "own --for comfyui", "dora": "own --for comfyui", "loha": "own --for comfyui", "lokr": "own --for comfyui",
+    "2.1": "2.1", "to_comfyui": "own --for nunchaku", "to_diffusers": "own --for diffusers", "to_kohya": "own",
+    "to_musubi": "own --for musubi", "to_aitk": "own --for comfyui", "to_comfyui_lokr": "own --for comfyui",
+    "to_kohya_loha": "own --for comfyui", "to_musubi_lokr": "own --for musubi", "to_kohya_dora": "own --for comfyui",
+    "to_comfyui-fused_2.1": "2.1 --for comfyui", "to_diffusers_2.1": "2.1 --for diffusers", "resized": "own",
+    "both": "own --for diffusers", "extracted": "own --for diffusers",
+    **{path.stem: "golden" for path in GOLDEN.glob("*.safetensors")},
+}  # fmt: skip
+"""File -> its model, and the program that it is for."""
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_file_is_not_accused(place: Place, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    model, *flags = SOUND[name].split()
+    folder = GOLDEN if model == "golden" else place.folder
+    file = folder / f"{name}.safetensors"
+    if flags == ["--for", "nunchaku"]:  # that leaves out modulation, whatever the file is
+        save_file(
+            {k: t for k, t in load_file(file).items() if "_mod." not in k}, file := place.folder / "no_mod.safetensors"
+        )
+    told = examine(place, file, capsys, "--model", place.models[model], *flags)
+    assert told["sound"] and checks(told) == set(), told["findings"]
+
+
+# ------------------------------------------------------------ broken files
+
+
+def scaled(part: str, factor: float, where: str = "", count: int = 10**6) -> Callable[[Tensors], None]:
+    """Multiplies the first `count` tensors whose keys hold these texts."""
+
+    def damage(tensors: Tensors) -> None:
+        keys = [key for key in sorted(tensors) if part in key and where in key][:count]
+        assert keys
+        for key in keys:
+            tensors[key] = tensors[key] * factor if factor else torch.zeros_like(tensors[key])
+
+    return damage
+
+
+def one_value(part: str, value: float) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        key = next(key for key in sorted(tensors) if part in key)
+        tensors[key] = tensors[key].clone()
+        tensors[key].view(-1)[0] = value
+
+    return damage
+
+
+def without(part: str, where: str = "", count: int = 10**6) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        for key in [key for key in sorted(tensors) if part in key and where in key][:count]:
+            del tensors[key]
+
+    return damage
+
+
+def renamed(*pairs: tuple[str, str], only: str = "") -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        for key in [key for key in tensors if only in key]:
+            name = key
+            for old, new in pairs:
+                name = name.replace(old, new)
+            tensors[name] = tensors.pop(key)
+
+    return damage
+
+
+def flat(prefix: str) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        for key in list(tensors):
+            stem, dot, end = key.removeprefix("diffusion_model.").partition(".lora_" if ".lora_" in key else ".alpha")
+            tensors[prefix + stem.replace(".", "_") + dot + end] = tensors.pop(key)
+
+    return damage
+
+
+def mapped(part: str, change: Callable[[Tensor], Tensor], count: int = 10**6) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        for key in [key for key in sorted(tensors) if part in key][:count]:
+            tensors[key] = change(tensors[key]).contiguous()
+
+    return damage
+
+
+def both(*damages: Callable[[Tensors], None]) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        for one in damages:
+            one(tensors)
+
+    return damage
+
+
+def doubled(tensors: Tensors) -> None:
+    for key in list(tensors)[:6]:
+        tensors[key.replace("diffusion_model.", "transformer.")] = tensors[key].clone()
+
+
+class Broken(NamedTuple):
+    """A damage, and what it is to be called."""
+
+    check: str
+    source: str
+    damage: Callable[[Tensors], None] = lambda tensors: None
+    flags: str = "--model own"
+    metadata: dict[str, str] = {}  # noqa: RUF012 - a tuple's default, never changed
+
+
+A, B = "lora_A", "lora_B"
+FLUX = (("transformer_blocks", "double_blocks"), ("attn.to_q", "img_attn.qkv"))
+HEADER = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})}
+OF_21 = {"modelspec.architecture": "Qwen-Image-2.1/lora"}
+TO_SD = ("transformer_blocks", "down_blocks.1.attentions.0.transformer_blocks"), (".attn.", ".attn1.")
+TO_WAN = ("transformer_blocks", "blocks"), ("attn.to", "self_attn"), ("_q", ".q")
+COMFYUI, DIFFUSERS = "--model own --for comfyui", "--model own --for diffusers"
+BROKEN = {
+    "up zero": Broken("untrained", "lora", scaled(B, 0)),
+    "down zero": Broken("untrained", "lora", scaled(A, 0)),
+    "never stepped": Broken("untrained", "still", scaled(B, 0)),
+    "never stepped, musubi": Broken("untrained", "to_musubi", scaled("lora_up", 0)),
+    "loha zero": Broken("untrained", "loha", scaled("hada_w2_a", 0)),
+    "lokr zero": Broken("untrained", "lokr", scaled("lokr_w2", 0)),
+    "rate of 1e-12": Broken("nearly_zero", "still"),
+    "faded": Broken("nearly_zero", "lora", scaled(B, 1e-7)),
+    "faded, kohya": Broken("nearly_zero", "to_kohya", scaled("lora_up", 1e-7)),
+    "one layer zero": Broken("partly_untrained", "lora", scaled(B, 0, "blocks.0.attn.to_q")),
+    "first block zero": Broken("partly_untrained", "lora", scaled(B, 0, "blocks.0.")),
+    "last block zero": Broken("partly_untrained", "lora", scaled(B, 0, "blocks.1.")),
+    "nan": Broken("not_finite", "lora", one_value(B, NAN)),
+    "infinity": Broken("not_finite", "lora", one_value(A, float("inf"))),
+    "all nan": Broken("not_finite", "lora", scaled("lora_", NAN)),
+    "nan in lokr": Broken("not_finite", "lokr", one_value("lokr_w1", NAN)),
+    "nan alpha": Broken("not_finite", "lora", scaled("alpha", NAN, count=1)),
+    "rank zero": Broken("rank_zero", "lora", both(mapped(A, lambda t: t[:0]), mapped(B, lambda t: t[:, :0]))),
+    "up lost": Broken("incomplete", "lora", without(B, count=1)),
+    "down lost": Broken("incomplete", "lora", without(A, "blocks.0.")),
+    "all up lost": Broken("incomplete", "lora", without(B)),
+    "transposed": Broken("misfit", "lora", mapped(B, torch.t)),
+    "another rank": Broken("misfit", "lora", mapped(A, lambda t: t[:3], 2)),
+    "alpha zero": Broken("alpha_zero", "lora", scaled("alpha", 0)),
+    "one alpha zero": Broken("alpha_zero", "lora", scaled("alpha", 0, count=1)),
+    "alpha huge": Broken("alpha_absurd", "lora", scaled("alpha", 1e5)),
+    "alpha negative": Broken("alpha_absurd", "lora", scaled("alpha", -1)),
+    "alpha tiny": Broken("alpha_absurd", "to_kohya", scaled("alpha", 1e-5)),
+    "alphas unlike": Broken("alpha_unlike", "lora", scaled("alpha", 16, count=3)),
+    "some alphas lost": Broken("alpha_lost", "lora", without("alpha", "blocks.1.")),
+    "all alphas lost": Broken("alpha_lost", "to_kohya", without("alpha")),
+    "musubi's alphas lost": Broken("alpha_lost", "to_musubi", without("alpha")),
+    "flux": Broken("other_model", "lora", renamed(*FLUX)),
+    "flux as diffusers has it": Broken(
+        "other_model", "lora", renamed(("transformer_blocks.1.attn.to_q", "single_transformer_blocks.1.proj_mlp"))
+    ),
+    "sdxl": Broken(
+        "other_model", "lora", renamed(*TO_SD)
+    ),
+    "wan": Broken("other_model", "lora", renamed(*TO_WAN)),
+    "2.1 on 20B": Broken("other_model", "2.1"),
+    "20B on 2.1": Broken("other_model", "lora", flags="--model 2.1"),
+    "a layer that is not there": Broken("other_layers", "lora", renamed(("to_q", "to_z"), only="blocks.1.attn.to_q")),
+    "another width": Broken("size", "golden"),
+    "tiny on the published": Broken("size", "lora", flags=""),
+    "metadata of 2.1": Broken("other_base", "lora", flags="", metadata=OF_21),
+    "twice": Broken("twice", "lora", doubled),
+    "whole changes": Broken("unknown_keys", "lora", renamed(("lora_B.weight", "diff"), only="0.attn.to_q.lora_B")),
+    "empty": Broken("empty", "lora", lambda tensors: tensors.clear()),
+    "peft for comfyui": Broken("not_loaded", "lora", renamed(("diffusion_model", "base_model.model")), COMFYUI),
+    "lora_transformer for comfyui": Broken("not_loaded", "lora", flat("lora_transformer_"), COMFYUI),
+    "header for comfyui": Broken("alpha_in_header", "to_diffusers", flags=COMFYUI, metadata=HEADER),
+    "rows for comfyui": Broken("dora", "dora", mapped("dora_scale", lambda t: t), DIFFUSERS),
+    "2.1 unfused for comfyui": Broken("layers_skipped", "2.1", flags="--model 2.1 --for comfyui"),
+    "loha for diffusers": Broken("not_loaded", "loha", flags=DIFFUSERS),
+    "lokr for diffusers": Broken("not_loaded", "lokr", flags=DIFFUSERS),
+    "alpha and transformer": Broken("not_loaded", "lora", renamed(("diffusion_model", "transformer")), DIFFUSERS),
+    "no prefix, no alpha": Broken("not_loaded", "to_aitk", renamed(("diffusion_model.", "")), DIFFUSERS),
+    "twice alpha": Broken("alpha_twice", "lora", flags=DIFFUSERS, metadata=HEADER),
+    "ours for musubi": Broken("not_loaded", "lora", flags="--model own --for musubi"),
+    "lokr for nunchaku": Broken("not_loaded", "lokr", without("_mod."), "--model own --for nunchaku"),
+    "modulation for nunchaku": Broken("layers_skipped", "lora", flags="--model own --for nunchaku"),
+    "little into fp8": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype fp8"),
+    "little into int4": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype int4"),
+    "little into nvfp4": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype nvfp4"),
+}  # fmt: skip
+ALSO = {
+    "tiny on the published": set(), "metadata of 2.1": {"size"}, "whole changes": {"incomplete"},
+    "twice": set(), "flux": set(),
+}  # fmt: skip
+"""What the same damage is told beside its own name, rightly."""
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_rightly(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    case = BROKEN[name]
+    source = (
+        GOLDEN / "musubi_lora_r4_a2.safetensors"
+        if case.source == "golden"
+        else place.folder / f"{case.source}.safetensors"
+    )
+    tensors = load_file(source)
+    case.damage(tensors)
+    metadata = {} if case.flags == "" else {k: str(v) for k, v in read_metadata(source).items()}
+    save_file(tensors, tmp_path / "a.safetensors", {**metadata, **case.metadata})
+    flags = [place.models.get(flag, flag) for flag in case.flags.split()]
+    told = examine(place, tmp_path / "a.safetensors", capsys, *flags)
+    assert checks(told) == {case.check} | ALSO.get(name, set()), told["findings"]
+
+
+NAMES = {"flux": "FLUX.1", "flux as diffusers has it": "FLUX.1", "sdxl": "Stable Diffusion", "wan": "Wan"}
+"""Of `other_model` -> the model that is named."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_model_is_told_by_its_name(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    tensors = load_file(place.folder / "lora.safetensors")
+    BROKEN[name].damage(tensors)
+    save_file(tensors, tmp_path / "a.safetensors")
+    told = examine(place, tmp_path / "a.safetensors", capsys)
+    assert f"It is a LoRA of {NAMES[name]};" in told["findings"][0]["message"]
+
+
+def test_the_end_of_a_run_and_inspect_say_the_first_line(
+    place: Place, tmp_path: Path, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, told in (("still", True), ("lora", False)):
+        job = json.loads((place.folder / f"{name}.json").read_text())
+        job["config"]["process"][0] |= {"training_folder": str(tmp_path)}
+        (tmp_path / "job.json").write_text(json.dumps(job))
+        said.clear()
+        run_job(tmp_path / "job.json")
+        assert any("nearly zero" in line and f"job_{name}.safetensors: " in line for line in said) == told
+        capsys.readouterr()
+        run_tool("inspect", [place.folder / f"{name}.safetensors"])
+        assert ("wrong: All 28 layers are nearly zero" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize("flags", [["no.safetensors"], ["text.safetensors"], ["lora.safetensors", "--model", "."]])
+def test_bad_input_is_refused_before_anything_is_read(place: Place, run_py: Callable, flags: list[str]) -> None:
+    (place.folder / "text.safetensors").write_text("no tensors")
+    result = run_py("doctor", *flags, cwd=place.folder)
+    assert (result.returncode == 2 and flags[0] in result.stderr) or "holds no model_index.json" in result.stderr
+
+
+# ------------------------------------------------------------ rounding
+
+
+@pytest.mark.parametrize("base", ["fp8", "fp8_rows", "int8", "int4", "nvfp4"])
+@pytest.mark.parametrize("strength", [1.0, 0.03])
+def test_the_loss_that_is_told_is_that_of_merging(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str, strength: float
+) -> None:
+    """The weights of a model are quantized, `run.py merge` merges into them, and the result is quantized."""
+    tensors = load_file(place.folder / "lora.safetensors")
+    scaled("lora_B", strength)(tensors)
+    save_file(tensors, tmp_path / "a.safetensors")
+    told = examine(place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"], "--base-dtype", base)
+    quantized = shutil.copytree(place.models["own"], tmp_path / "quantized")
+    layers = {f"{name}.weight" for name in told["rounding"]["by_layer"]}
+    assert len(layers) == 28
+    for file in (quantized / "transformer").glob("*.safetensors"):
+        weights = {k: t.float() for k, t in load_file(file).items()}
+        save_file({k: as_stored(t, base) if k in layers else t for k, t in weights.items()}, file)
+    run_tool("merge", ["--base", quantized, "--lora", tmp_path / "a.safetensors", "--output", tmp_path / "merged"])
+    before, after = (
+        {k: t for file in (folder / "transformer").glob("*.safetensors") for k, t in load_file(file).items()}
+        for folder in (quantized, tmp_path / "merged")
+    )
+    inner = meant = 0.0
+    for name in layers:
+        change = (after[name] - before[name]).double()
+        left = (as_stored(after[name], base) - before[name]).double()
+        inner, meant = inner + float((left * change).sum()), meant + float(change.square().sum())
+    assert told["rounding"]["measured"] is True
+    assert told["rounding"]["lost"] == pytest.approx(1 - inner / meant, abs=2e-3)
+
+
+def as_stored(weight: Tensor, base: str) -> Tensor:
+    """What a file holds of a weight, written out once more."""
+    if base == "nvfp4":
+        import math
+
+        whole = float(weight.abs().max()) / (6 * 448)
+        blocks = weight.reshape(-1, 16)
+        scale = (blocks.abs().amax(1, keepdim=True) / 6 / whole).to(torch.float8_e4m3fn).float() * whole
+        values = sorted({sign * m * 2.0**e for sign in (-1, 1) for e in (0, 1, 2) for m in (1, 1.5)} | {0.0, 0.5, -0.5})
+        values = torch.tensor([value for value in values if math.fabs(value) <= 6])
+        nearest = ((blocks / scale)[..., None] - values).abs().argmin(-1)
+        return (values[nearest] * scale).view(weight.shape)
+    if base == "fp8":
+        scale = weight.abs().max() / 448
+        return (weight / scale).to(torch.float8_e4m3fn).float() * scale
+    return quantize_weight(weight, {"fp8_rows": "float8"}.get(base, base)).dequantize()
+
+
+@pytest.mark.parametrize("base", ["fp8", "fp8_rows", "int8", "int4", "nvfp4"])
+def test_the_loss_is_predicted_without_the_weights(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str
+) -> None:
+    """On weights as large as they are taken to be; the file is of the published width."""
+    generator = torch.Generator().manual_seed(0)
+    up, down = (torch.randn(*shape, generator=generator) for shape in ((3072, 4), (4, 3072)))
+    stem = "diffusion_model.transformer_blocks.5.attn.to_q"
+    for strength in (3e-5, 3e-4):
+        file = {
+            f"{stem}.lora_A.weight": down,
+            f"{stem}.lora_B.weight": strength * up,
+            f"{stem}.alpha": torch.tensor(4.0),
+        }
+        save_file(file, tmp_path / "a.safetensors")
+        told = examine(place, tmp_path / "a.safetensors", capsys, "--base-dtype", base)["rounding"]
+        weight = torch.randn(3072, 3072, generator=generator) / 3072**0.5
+        measured = rounding(weight, strength * up @ down, base)
+        assert told["measured"] is False
+        assert told["lost"] == pytest.approx(measured.lost, abs=0.03)
+        assert told["noise"] == pytest.approx(measured.noise, rel=0.1, abs=0.02)
+        assert told["between"][0] <= told["lost"] <= told["between"][1]
+
+
+def test_there_are_forty_broken_and_twenty_sound_files() -> None:
+    assert len(BROKEN) >= 40 and len(SOUND) >= 20
