@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
+from extensions.tools.lint.dataset import SAME_SHAPE, SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
+from extensions.tools.shared.alignment import LARGEST
 from toolkit.config.dataset import area_of
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.directory import split_suffix
@@ -40,9 +41,6 @@ MODES = {
 
 UNLIKE_BITS = 24
 """Of the 128: images with so many different bits do not show the same."""
-
-SAME_SHAPE = 0.04
-"""Up to this difference two aspect ratios are the same."""
 
 MARGIN_BITS = 16
 """So much nearer is a reference to another image than to its own where their order is wrong."""
@@ -149,6 +147,15 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
             for item, reference, ratio in unlike:
                 what = f"its reference {reference.path} has another shape, by {ratio - 1:.0%}"
                 yield item.sample.image, f"{what}: edited areas do not line up"
+
+
+def pair_shift(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        for reference in item.references:
+            found = reference.alignment
+            if found and found.is_certain and found.drift > config.most_drift * max(1, max(found.size) / LARGEST):
+                what = f"is off its reference {reference.path} by up to {found.drift:.1f} pixels"
+                yield item.sample.image, f"{what} ({found}): the model learns to move what it edits"
 
 
 def same_as_reference(data: Dataset, config: LintConfig) -> Found:
@@ -388,6 +395,7 @@ CHECKS: dict[str, Check] = {
     "unpaired": Check(unpaired, "references without an image", "Give the image the same name, or remove them."),
     "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
     "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
+    "pair_shift": Check(pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."),
     "same_as_reference": Check(same_as_reference, "images equal to their reference", "Remove the pair."),
     "duplicate": Check(duplicate, "images that are there twice", "Keep the better one, or use its folder's repeats."),
     "leak": Check(leak, "images of the validation that are trained on", "Remove one of the two."),

@@ -15,7 +15,8 @@ from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import find_config
 
 CHECK_NAMES = (
-    *("unusable", "unused", "unpaired", "pair_order", "pair_shape", "same_as_reference", "duplicate", "leak"),
+    *("unusable", "unused", "unpaired", "pair_order", "pair_shape", "pair_shift", "same_as_reference"),
+    *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
     *("no_caption", "trigger", "garbled", "same_caption", "long_caption"),
 )
@@ -102,6 +103,10 @@ class LintConfig(ToolConfig):
     reference_difference: int = Field(default=7, ge=0, le=255)
     """same_as_reference: up to this largest difference of a colour, of 255, of both at 64 x 64 pixels, less what
     compressing and resizing change at edges. 0: equal ones only."""
+
+    most_drift: float = Field(default=0.5, ge=0)
+    """pair_shift: above so many pixels by which a corner of an image is off its reference, of images up to 1024 pixels
+    long; of larger ones at that size."""
 
     most_tokens: int = Field(default=512, ge=1)
     """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 from PIL import Image
 
+from extensions.tools.shared.alignment import LARGEST, Alignment, measure
 from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.loader import load_job
 from toolkit.config.sections import ImageTrainingSection
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 COMPARED_SIDE = 64
 """Pixels of a side at which an image is compared with its references."""
+
+SAME_SHAPE = 0.04
+"""Up to this difference two aspect ratios are the same."""
 
 AS_SHARP = 1.65
 """Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one image may be the other saved again."""
@@ -92,6 +96,9 @@ class Reference(NamedTuple):
     """Largest difference of a colour to the image, both at `COMPARED_SIDE`, beyond what a shift of a pixel explains;
     255 where one is much sharper, as in pairs that restore."""
 
+    alignment: Alignment | None = None
+    """How the image lies on it; None: not asked, or of another shape."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -135,10 +142,14 @@ class Dataset:
     prompt_error: PromptError | None = None
     """Why a model has no room for a caption; None where no model is known."""
 
+    measures_shift: bool = True
+    """Whether `Reference.alignment` is asked for: it takes most of the time of a pair."""
+
 
 def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> Iterator[Dataset]:
     """The datasets of a job, those that several processes share once; or of a folder. progress: is told how many images
     are done, and of how many. Raises UserError where there is none."""
+    measures_shift = "pair_shift" not in config.skip
     if Path(config.path).expanduser().is_dir():
         yield _of_folder(config, progress)
         return
@@ -154,7 +165,7 @@ def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> I
         seen.append((what, multiple))
         if section.streamed:
             raise UserError(f"{config.path}: datasets[0].url: a stream has no files to check. Give folders.")
-        yield _of_section(section, section.name or job.name, progress)
+        yield _of_section(section, Dataset(section.name or job.name, measures_shift=measures_shift), progress)
 
 
 def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Dataset:
@@ -165,6 +176,7 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
         default_caption=config.default_caption,
     )
     found = Dataset(config.path, trigger=config.trigger_word, control_folders=settings.control_path)
+    found.measures_shift = "pair_shift" not in config.skip
     scan = scan_datasets([settings], None, forgiven=found.mistakes)
     items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
     _fill(found, scan, items, (), lambda _: settings, progress)
@@ -180,13 +192,14 @@ def _with_trigger(item: Item, trigger: str) -> Item:
     return replace(item, sample=item.sample._replace(caption=inject_trigger(written, trigger).strip()), written=written)
 
 
-def _of_section(section: ImageTrainingSection, name: str, progress: Callable[[int, int], None]) -> Dataset:
+def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callable[[int, int], None]) -> Dataset:
+    """Fills `found`."""
     for dataset in section.datasets:
         if not Path(dataset.folder_path).expanduser().is_dir() and not archive_in(dataset.folder_path):
             raise UserError(
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )
-    multiple, found = _size_multiple(section) or SIZE_MULTIPLE, Dataset(name)
+    multiple = _size_multiple(section) or SIZE_MULTIPLE
     cache = ScanCache.beside(section.training_folder)
     scan, items, split = split_validation(
         section,
@@ -273,7 +286,7 @@ def _fill(
     # A sample that is only mirrored has no other.
     work = [(sample, tuple(sizes), is_held_out) for (_, is_held_out), (sample, sizes) in crops.items()]
     regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
-    measured = thread_map(lambda each: _measured(each[0], each[1][0]), work, AT_ONCE)
+    measured = thread_map(lambda each: _measured(each[0], each[1][0], found.measures_shift), work, AT_ONCE)
     for done, ((sample, sizes, is_held_out), result) in enumerate(zip(work, measured, strict=True), 1):
         progress(done, len(work))
         if isinstance(result, ImageError):
@@ -288,10 +301,10 @@ def _fill(
 # ------------------------------------------------------------ pixels
 
 
-def _measured(sample: Sample, crop: ResizeCrop) -> tuple[Look, tuple[Reference, ...]] | ImageError:
+def _measured(sample: Sample, crop: ResizeCrop, shift: bool) -> tuple[Look, tuple[Reference, ...]] | ImageError:
     try:
         image = open_image(sample.image, sample.background)
-        references = tuple(_reference(path, sample.background, image) for path in sample.control_images)
+        references = tuple(_reference(path, sample.background, image, shift) for path in sample.control_images)
         return look(image, crop, *_kind(sample.image)), references
     except ImageError as error:
         return error
@@ -315,15 +328,18 @@ def look(image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: f
     return Look(mode, transparent, difference_hash(image), sharpness(grey), fine, resampled, small)
 
 
-def _reference(path: str, background: str, target: Image.Image) -> Reference:
-    image = open_image(path, background, at_least=4 * COMPARED_SIDE)
+def _reference(path: str, background: str, target: Image.Image, shift: bool) -> Reference:
+    image = open_image(path, background, at_least=LARGEST if shift else 4 * COMPARED_SIDE)
     a, b = (_resized(each, COMPARED_SIDE) for each in (image, target))
     beyond = numpy.abs(a.astype(numpy.int16) - b) - numpy.maximum(_spread(a), _spread(b)) // 3
     ours, its = (
         sharpness(Image.fromarray(_resized(each.convert("L"), 4 * COMPARED_SIDE))) + 1 for each in (image, target)
     )
     difference = max(0, int(beyond.max())) if 1 / AS_SHARP < ours / its < AS_SHARP else 255
-    return Reference(path, image.width / image.height, difference_hash(image), difference)
+    ratio = image.width / image.height
+    same_shape = max(ratio * target.height / target.width, target.width / target.height / ratio) <= 1 + SAME_SHAPE
+    alignment = measure(target, image) if shift and same_shape else None
+    return Reference(path, ratio, difference_hash(image), difference, alignment)
 
 
 def _resized(image: Image.Image, side: int) -> numpy.ndarray:

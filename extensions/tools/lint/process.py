@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class LintProcess(BaseExtensionProcess):
         if section.preview:
             self._write_preview(datasets, told)
         if section.as_json:
-            print(json.dumps(as_json(told, images, ignored), indent=2))
+            print(json.dumps(as_json(told, images, ignored) | {"pairs": pairs(datasets)}, indent=2))
         else:
             for line in render(told):
                 print(line)
@@ -81,6 +82,19 @@ def as_json(findings: Sequence[Finding], images: int, ignored: int) -> dict[str,
     """The findings as one JSON object."""
     rows = [{"check": each.check, "file": each.file, "message": each.message} for each in findings]
     return {"images": images, "ignored": ignored, "findings": rows}
+
+
+def pairs(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
+    """How each image lies on its references of its shape, as JSON values."""
+    return [
+        {"image": item.sample.image, "reference": reference.path, "measurable": found.is_measurable}
+        | {"zoom": found.zoom, "rotation": found.rotation, "shift": list(found.shift)}
+        | {"drift": found.drift, "error": found.error if isfinite(found.error) else None, "peak": found.peak}
+        for data in datasets
+        for item in data.items
+        for reference in item.references
+        if (found := reference.alignment)
+    ]
 
 
 def render(findings: Sequence[Finding]) -> list[str]:

@@ -185,5 +185,5 @@ def test_a_copy_is_found_among_two_thousand() -> None:
 
 def test_every_check_is_tested_here() -> None:
     pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
-    others = {"same_caption", "leak", "garbled", "unused"}  # test_process.py, test_recall.py
+    others = {"pair_shift", "same_caption", "leak", "garbled", "unused"}  # test_process.py, test_recall.py
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES

@@ -82,7 +82,7 @@ def test_json_has_every_finding(run, folder: Path, capsys: pytest.CaptureFixture
         run("photos", "--json", "--resolution", 256)
     message = "has no caption: it trains with an empty prompt"
     found = {"check": "no_caption", "file": "photos/2.png", "message": message}
-    assert json.loads(capsys.readouterr().out) == {"images": 6, "ignored": 0, "findings": [found]}
+    assert json.loads(capsys.readouterr().out) == {"images": 6, "ignored": 0, "findings": [found], "pairs": []}
 
 
 def test_what_somebody_has_looked_at_is_ignored(run, folder: Path) -> None:
