@@ -12,6 +12,13 @@ def _tool(uid: str, name: str, purpose: str, config: str, process: str, command:
 
 AI_TOOLKIT_EXTENSIONS = [
     _tool(
+        "align",
+        "Align pairs",
+        "write copies of pairs in which each reference lies on its image",
+        ".align.config:AlignConfig",
+        ".align.process:AlignProcess",
+    ),
+    _tool(
         "ara",
         "Make an accuracy-recovery adapter",
         "make a LoRA that makes up for what quantizing a model loses",

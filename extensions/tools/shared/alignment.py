@@ -97,11 +97,13 @@ class Alignment(NamedTuple):
 
 
 def covering(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A reference at the size of its image, as training brings it there: it covers it, the rest is cut off evenly."""
-    scale = min(reference.width / size[0], reference.height / size[1])
-    x, y = (reference.width - scale * size[0]) / 2, (reference.height - scale * size[1]) / 2
-    box = (x, y, reference.width - x, reference.height - y)
-    return reference.resize(size, Image.Resampling.LANCZOS, box=box)
+    """A reference at the size of its image: it covers it, and the rest is cut off evenly. One whose sides are those of
+    the image but for rounding to whole pixels is whole."""
+    across, down = reference.width / size[0], reference.height / size[1]
+    x = y = 0.0
+    if abs(across * size[1] - reference.height) > 1 and abs(down * size[0] - reference.width) > 1:
+        x, y = ((side - min(across, down) * of) / 2 for side, of in zip(reference.size, size, strict=True))
+    return reference.resize(size, Image.Resampling.LANCZOS, box=(x, y, reference.width - x, reference.height - y))
 
 
 def measure(image: Image.Image, reference: Image.Image) -> Alignment:

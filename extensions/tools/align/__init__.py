@@ -1,0 +1,1 @@
+"""`type: align`, `run.py align`: aligned copies of pairs that do not lie on each other."""

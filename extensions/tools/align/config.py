@@ -1,0 +1,57 @@
+"""The section of `type: align`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from extensions.tools.shared.keys import check_folder
+from toolkit.config.field_types import PathStr, as_list, schema_of_list
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.tool import ToolConfig
+from toolkit.files.writing import file_in_the_way
+
+Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+
+
+class AlignConfig(ToolConfig):
+    """`type: align`: writes copies of pairs in which each reference lies on its image, and a page that shows them. The
+    originals stay as they are."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("align",)
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: PathStr
+    """Folder of the images, as `datasets[].folder_path`."""
+
+    control_path: Paths
+    """The folders of their reference images, as `datasets[].control_path`."""
+
+    output: PathStr
+    """Folder to write, which must not be there: `images/`, `references/` (`references_2/`, ... of further ones) and
+    `align.html`."""
+
+    most_drift: float = Field(default=0.5, ge=0)
+    """Pairs that are off by at most so many pixels at a corner, of images up to 1024 pixels long, are copied as they
+    are. 0: all of which it is certain that they are off are moved."""
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The folder."""
+        return frozenset({Path(self.output).expanduser().resolve()})
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Folders that are missing, an output that is there."""
+        yield from super().check(job)
+        yield from check_folder(("folder",), self.folder, job)
+        if not self.control_path:
+            yield Diagnostic(("control_path",), "is required: the folder of the reference images (--control-path).")
+        for slot, folder in enumerate(self.control_path):
+            yield from check_folder(("control_path", slot), folder, job)
+        output = Path(self.output).expanduser()
+        if output.exists() and not job.was_finished:
+            yield Diagnostic(("output",), f"'{output}' is there already, and nothing is replaced. Give another folder.")
+        elif file := file_in_the_way(output.parent):
+            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")

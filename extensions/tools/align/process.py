@@ -1,0 +1,154 @@
+"""Writes the aligned copies, and the page of what was done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+from extensions.tools.align.config import AlignConfig
+from extensions.tools.shared.alignment import LARGEST, Alignment, measure, onto_image
+from extensions.tools.shared.html_page import embedded, page
+from jobs.process import BaseExtensionProcess
+from toolkit.config.dataset import DatasetConfig
+from toolkit.data.folder import scan_datasets
+from toolkit.data.images import ImageError, open_image
+from toolkit.data.types import Sample
+from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import atomic_write_dir, os_error_as_run_error, write_text
+
+logger = logging.getLogger(__name__)
+
+SHOWN_SIDE = 360
+MOST_SHOWN = 200
+"""Pairs on the page; those that were moved come first."""
+
+BESIDE = (".txt", ".caption", ".json", ".lint")
+"""Captions and the like, which are copied with their image."""
+
+ALIGNED, SAME, UNMEASURED = "aligned", "lies on it already", "not measurable"
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass
+class Pair:
+    """What became of an image and one reference."""
+
+    image: str
+    reference: str
+    found: Alignment
+    state: str
+    pictures: list[str] = field(default_factory=list)
+    """The differences before and after, as addresses for the page."""
+
+
+class AlignProcess(BaseExtensionProcess):
+    """References are moved onto their images, of which only borders are cut off: what is trained keeps its pixels."""
+
+    section: AlignConfig
+
+    def run(self) -> None:
+        super().run()
+        section, output = self.section, Path(self.section.output).expanduser()
+        settings = DatasetConfig(folder_path=section.folder, control_path=section.control_path)
+        mistakes: list[InputError] = []
+        samples = scan_datasets([settings], None, forgiven=mistakes, read_captions=False).samples
+        if mistakes:
+            raise DataErrors(mistakes)
+        if not samples:
+            raise UserError(f"{section.folder}: holds no images with references.")
+        if output.exists():
+            raise RunError(f"'{output}' is there already, and nothing is replaced. Give another folder.")
+        line, pairs = StatusLine(), list[Pair]()
+        with os_error_as_run_error(output), atomic_write_dir(output) as folder:
+            for done, sample in enumerate(samples, 1):
+                try:
+                    pairs += self._write(sample, folder)
+                except ImageError as error:
+                    raise RunError(str(error)) from error
+                line.update(f"{done:,} of {len(samples):,} images")
+            write_text(folder / "align.html", align_page(pairs))
+        line.finish()
+        counts = Counter(pair.state for pair in pairs)
+        told = ", ".join(f"{counts[state]:,} {state}" for state in (ALIGNED, SAME, UNMEASURED) if counts[state])
+        logger.info(f"{output}: {len(pairs):,} pairs: {told}. See {output / 'align.html'}")
+
+    def _write(self, sample: Sample, output: Path) -> list[Pair]:
+        image = open_image(sample.image, sample.background)
+        references = [open_image(path, sample.background) for path in sample.control_images]
+        pairs, box, put = [], (0, 0, *image.size), dict[int, Image.Image]()
+        for slot, (path, reference) in enumerate(zip(sample.control_images, references, strict=True)):
+            found = measure(image, reference)
+            pair = Pair(sample.image, path, found, self._state(found))
+            if pair.state == ALIGNED:
+                put[slot], own = onto_image(reference, found)
+                box = (max(box[0], own[0]), max(box[1], own[1]), min(box[2], own[2]), min(box[3], own[3]))
+                pair.pictures = [_difference(image, reference), _difference(image.crop(own), put[slot].crop(own))]
+            pairs.append(pair)
+        home = Path(self.section.folder).expanduser()
+        for suffix in BESIDE:
+            if (beside := Path(sample.image).with_suffix(suffix)).is_file():
+                _copy(beside, output / "images" / _below(beside, home))
+        target = output / "images" / _below(Path(sample.image), home)
+        if put:
+            _save(_whole(sample.image).crop(box), target)
+        else:
+            _copy(Path(sample.image), target)
+        for slot, control in enumerate(sample.control_images):
+            folder = "references" if not slot else f"references_{slot + 1}"
+            # Under the name of its image, so that it is found whatever it was called.
+            to = output / folder / _below(Path(sample.image), home).with_suffix(Path(control).suffix)
+            if not put or pairs[slot].state == UNMEASURED:
+                _copy(Path(control), to)
+            else:  # one that lies on the image is cut as the image is
+                whole = put[slot] if slot in put else onto_image(references[slot], pairs[slot].found)[0]
+                _save(whole.crop(box), to)
+        return pairs
+
+    def _state(self, found: Alignment) -> str:
+        if not found.is_measurable:
+            return UNMEASURED
+        most = self.section.most_drift * max(1.0, max(found.size) / LARGEST)
+        return ALIGNED if found.is_certain and found.drift > most else SAME
+
+
+def _below(path: Path, home: Path) -> Path:
+    return Path(os.path.relpath(path, home))
+
+
+def _copy(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+
+
+def _save(image: Image.Image, target: Path) -> None:
+    """As PNG, which loses nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image.save(target.with_suffix(".png"))
+
+
+def _whole(path: str) -> Image.Image:
+    """An image with its transparency, where it has any."""
+    image = open_image(path, channels=4)
+    return image if image.getextrema()[-1] != (255, 255) else image.convert("RGB")
+
+
+def _difference(image: Image.Image, reference: Image.Image) -> str:
+    """What differs, three times as bright."""
+    other = reference if reference.size == image.size else reference.resize(image.size)
+    grey = ImageChops.difference(image.convert("L"), other.convert("L")).point(lambda value: min(255, 3 * value))
+    return embedded(grey, SHOWN_SIDE)
+
+
+def align_page(pairs: list[Pair]) -> str:
+    """The page of all pairs: measures, and differences before and after."""
+    ordered = sorted(pairs, key=lambda pair: (pair.state != ALIGNED, pair.state != UNMEASURED, -pair.found.drift))
+    template = Path(__file__).with_name("align.html.j2")
+    return page(template, "Aligned pairs", pairs=ordered[:MOST_SHOWN], count=len(pairs), aligned=ALIGNED)

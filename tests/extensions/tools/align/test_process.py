@@ -1,0 +1,112 @@
+"""`run.py align` on pairs that are off by planted moves, beside ones that lie on each other or show something else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+
+from extensions.tools.shared.alignment import measure
+from extensions.tools.shared.html_page import is_page
+from tests.extensions.tools.shared.test_alignment import moved, photograph, within
+from tests.running import run_tool
+from toolkit.errors import ConfigErrors, RunError, UserError
+
+MOVES = {"shifted": (0.0, 0.0, 6.0, -4.0), "zoomed": (0.02, 0.0, 0.0, 0.0), "turned": (0.0, 1.2, 0.0, 0.0)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`after/` and `before/`: three pairs that are off, one that is not, one of two photographs."""
+    monkeypatch.chdir(tmp_path)
+    pairs = {name: (within(photograph(4)), within(moved(photograph(4), move))) for name, move in MOVES.items()}
+    pairs |= {"good": (photograph(1), photograph(1)), "other": (photograph(2), ImageOps.fit(photograph(4), (512, 512)))}
+    for made in ("after/10_it", "before"):
+        (tmp_path / made).mkdir(parents=True)
+    for name, (image, reference) in pairs.items():
+        ImageOps.posterize(image, 4).save(tmp_path / "after" / "10_it" / f"{name}.png")
+        (tmp_path / "after" / "10_it" / f"{name}.txt").write_text(f"make it {name}")
+        reference.save(tmp_path / "before" / f"{name}.jpg", quality=95)
+    return tmp_path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def lint(folder: str, control: str, capsys: pytest.CaptureFixture[str]) -> dict:
+    capsys.readouterr()
+    with pytest.raises(RunError):  # the photographs are small
+        run_tool("lint", [folder, "--control-path", control, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def shifted(told: dict) -> set[str]:
+    return {Path(each["file"]).stem for each in told["findings"] if each["check"] == "pair_shift"}
+
+
+def test_pairs_lie_on_each_other_afterwards(folder: Path, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = digests(folder)
+    assert shifted(lint("after", "before", capsys)) == set(MOVES)
+    run_tool("align", ["after", "--control-path", "before", "--output", "made"])
+    assert "5 pairs: 3 aligned, 1 lies on it already, 1 not measurable" in said[-1]
+    assert {name: digest for name, digest in digests(folder).items() if "/made/" not in name} == before
+    told = lint("made/images", "made/references", capsys)
+    assert shifted(told) == set() and len(told["pairs"]) == 5
+    for name in MOVES:
+        image, reference = (Image.open(f"made/{part}/10_it/{name}.png") for part in ("images", "references"))
+        assert image.size == reference.size and measure(image, reference).drift < 0.25
+        assert min(image.size) > 0.9 * min(within(photograph(4)).size)
+        # The image is cut, not resampled: its pixels are those of the original.
+        whole = Image.open(f"after/10_it/{name}.png").convert("RGB").tobytes()
+        assert image.convert("RGB").crop((9, 9, 200, 10)).tobytes() in whole
+        assert Path(f"made/images/10_it/{name}.txt").read_text() == f"make it {name}"
+    for name in ("good", "other"):
+        for copy, original in (
+            ("images/10_it/{}.png", "after/10_it/{}.png"),
+            ("references/10_it/{}.jpg", "before/{}.jpg"),
+        ):
+            assert (folder / "made" / copy.format(name)).read_bytes() == Path(original.format(name)).read_bytes()
+
+
+def test_the_page_shows_what_was_moved_first(folder: Path) -> None:
+    run_tool("align", ["after", "--control-path", "before", "--output", "made"])
+    text = Path("made/align.html").read_text(encoding="utf-8")
+    assert is_page(Path("made/align.html")) and text.count("data:image/jpeg") == 2 * len(MOVES)
+    heads = re.findall(r"<h2>\S*/(\w+)\.png</h2>", text)
+    assert set(heads[:3]) == set(MOVES) and heads[3:] == ["other", "good"]
+
+
+def test_of_several_references_each_is_cut_as_its_image_is(folder: Path) -> None:
+    """The first is off, the second is not, the third shows something else."""
+    for name, image in (("second", within(photograph(4))), ("third", photograph(0))):
+        Path(name).mkdir()
+        image.save(f"{name}/shifted.png")
+    for path in [*Path("after/10_it").iterdir()]:
+        if path.stem != "shifted":
+            path.unlink()
+    run_tool("align", ["after", "--control-path", "before", "second", "third", "--output", "made"])
+    image, first, second, third = (
+        Image.open(next(Path("made", part, "10_it").glob("shifted.*g")))
+        for part in ("images", "references", "references_2", "references_3")
+    )
+    assert image.size == first.size == second.size and third.size == photograph(0).size
+    assert max(measure(image, each).drift for each in (first, second)) < 0.25
+
+
+def test_wrong_use_is_refused_before_anything_is_written(folder: Path) -> None:
+    Path("made").mkdir()
+    (folder / "made" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigErrors, match="is there already, and nothing is replaced"):
+        run_tool("align", ["after", "--control-path", "before", "--output", "made"])
+    assert [path.name for path in Path("made").iterdir()] == ["mine.txt"]
+    with pytest.raises(ConfigErrors, match="is not a folder"):
+        run_tool("align", ["after", "--control-path", "nowhere", "--output", "new"])
+    Path("before/good.jpg").unlink()
+    with pytest.raises(UserError, match="good"):
+        run_tool("align", ["after", "--control-path", "before", "--output", "new"])
+    assert not Path("new").exists()
