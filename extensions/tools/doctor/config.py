@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from extensions.tools.shared.keys import check_safetensors
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
@@ -37,7 +39,7 @@ class DoctorConfig(ToolConfig):
     scale per tensor), fp8_rows (a scale per row), fp8_unscaled (none, as in ComfyUI's older files), int8, int4, nvfp4.
     Empty: not asked."""
 
-    most_lost: float = 0.25
+    most_lost: float = Field(default=0.25, ge=0, le=1)
     """From this share of the change on that is rounded away the file is told to be wrong for such weights."""
 
     as_json: bool = False

@@ -45,6 +45,9 @@ MOST_ERROR = 0.25
 changed image do not agree."""
 
 ROUNDS = 12
+HOPELESS = 0.05
+"""Share of the patches that follow one move, below which further rounds find none: chance makes 1 % of them."""
+
 SETTLED = 0.01
 """Pixels by which a corner moves in a round that is the last."""
 
@@ -185,7 +188,7 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
     factor = min(1.0, SMALL / max(size))
     small = max(8, round(size[0] * factor)), max(8, round(size[1] * factor))
     a_HW, b_HW = (_edges(each, small) for each in (image, reference))
-    window = numpy.hanning(small[1])[:, None] * numpy.hanning(small[0])
+    window = _window(small[1], small[0])
     spectrum = numpy.fft.rfft2(window * (a_HW - a_HW.mean()))
     best, found = -1.0, (1.0, 0.0, 0.0, 0.0)
     for zoom in ZOOMS:
@@ -202,6 +205,11 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
                 best, found = peak, (a, b, *_turned(a, b, *v))
     a, b, x, y = found
     return a, b, x * size[0] / small[0], y * size[1] / small[1]
+
+
+def _window(height: int, width: int) -> Array:
+    window: Array = (numpy.hanning(height)[:, None] * numpy.hanning(width)).astype(numpy.float32)
+    return window
 
 
 def _turned(a: float, b: float, x: float, y: float) -> tuple[float, float]:
@@ -227,22 +235,22 @@ def _fitted(a_HW: Array, b_HW: Array, move: Move) -> tuple[Move, float, float]:
     if side < 16:
         return move, 0.0, math.inf
     starts = [numpy.unique(numpy.linspace(0, n - side, max(2, 2 * n // side)).astype(int)) for n in a_HW.shape]
-    window = numpy.hanning(side)[:, None] * numpy.hanning(side)
+    window = _window(side, side)
     places = [(top, left) for top in starts[0] for left in starts[1]]
     xy = numpy.array([(left + side / 2 - width / 2, top + side / 2 - height / 2) for top, left in places])
     a_NPP = _patches(a_HW, places, side, window)
     corner = math.hypot(width, height) / 2
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         moved_HW, inside_HW = _warped(b_HW, move)
         shift_N2, weight_N = _shifts(a_NPP, _patches(moved_HW, places, side, window))
         weight_N = weight_N * numpy.array(
             [inside_HW[t : t + side, left : left + side].mean() > 0.9 for t, left in places]
         )
-        (p, q, x, y), error = _similarity(xy, shift_N2, weight_N, corner)
+        (p, q, x, y), error, share = _similarity(xy, shift_N2, weight_N, corner)
         a, b, dx, dy = move
         (sx, sy), (ca, cb) = _turned(a, b, x, y), _turned(a, b, 1 + p, q)
         move = (ca, cb, dx + sx, dy + sy)
-        if math.hypot(p, q) * corner + math.hypot(x, y) < SETTLED:
+        if math.hypot(p, q) * corner + math.hypot(x, y) < SETTLED or (number > 1 and share < HOPELESS):
             break
     moved_HW, inside_HW = _warped(b_HW, move)
     return move, _correlation(_smooth(a_HW), _smooth(moved_HW), inside_HW), error
@@ -278,9 +286,10 @@ def _shifts(a_NPP: Array, b_NPP: Array) -> tuple[Array, Array]:
     return numpy.stack(shift, 1), numpy.maximum(at, 0) ** 2 * numpy.minimum(energy / (numpy.median(energy) + 1e-6), 2)
 
 
-def _similarity(xy: Array, shift_N2: Array, weight_N: Array, corner: float) -> tuple[Move, float]:
+def _similarity(xy: Array, shift_N2: Array, weight_N: Array, corner: float) -> tuple[Move, float, float]:
     """(p, q, x, y) of shift = (p u - q v + x, q u + p v + y) with the least error, patches that do not follow it left
-    out little by little; and its standard error `corner` pixels from the middle."""
+    out little by little; its standard error `corner` pixels from the middle; and the share of the patches that follow
+    it."""
     u, v = xy.T
     one, zero = numpy.ones_like(u), numpy.zeros_like(u)
     known = numpy.stack([numpy.concatenate(pair) for pair in ((u, v), (-v, u), (one, zero), (zero, one))], 1)
@@ -307,7 +316,8 @@ def _similarity(xy: Array, shift_N2: Array, weight_N: Array, corner: float) -> t
         spread = 4 * (weight * (wanted - known @ fit) ** 2).sum() / weight.sum()
         among = inverse @ (known.T @ ((weight**2)[:, None] * known)) @ inverse
         error = math.sqrt(spread * (among[0, 0] * corner**2 + among[1, 1] * corner**2 + among[2, 2] + among[3, 3]))
-    return tuple(map(float, fit)), error  # type: ignore[return-value]
+    share = float((weight_N * robust).sum() / max(weight_N.sum(), 1e-9))
+    return tuple(map(float, fit)), error, share  # type: ignore[return-value]
 
 
 def _correlation(a_HW: Array, b_HW: Array, inside_HW: Array) -> float:
