@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,10 +71,7 @@ class FileLayers:
 
     def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
         """The layers whose matrices are there, fit and are finite, with the scale that alpha gives them."""
-        try:
-            settings = header_settings("", metadata)
-        except UserError:
-            settings = {}
+        settings, _ = settings_of(metadata)
         found = {}
         for name, parts in self.parts.items():
             matrices = _matrices(parts)
@@ -89,6 +87,14 @@ class FileLayers:
         if "alpha" in parts and parts["alpha"].numel() == 1:
             return float(parts["alpha"]) / rank_of(matrices)
         return header_scale(settings, name)
+
+
+def settings_of(metadata: Mapping[str, str]) -> tuple[Mapping[str, Any], str]:
+    """peft's settings in the header, and why they cannot be read (empty: they can)."""
+    try:
+        return header_settings("", metadata), ""
+    except UserError as error:
+        return {}, str(error).removeprefix(": ")
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
@@ -153,7 +159,9 @@ def health(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[F
     """
     read = layers_of(tensors)
     sound = read.sound(metadata)
-    return [*_unread(read, len(tensors)), *_broken(read), *_untrained(sound), *_alphas(read, sound, metadata)]
+    unread, (_, fault) = _unread(read, len(tensors)), settings_of(metadata)
+    header = [Finding("bad_header", fault, "Convert the original file again; diffusers stops at it.")] if fault else []
+    return [*unread, *_broken(read), *_untrained(sound), *header, *_alphas(read, sound, metadata)]
 
 
 def _unread(read: FileLayers, count: int) -> Iterator[Finding]:

@@ -357,9 +357,14 @@ def header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """peft's settings in diffusers' header metadata, without the name of the part of the pipeline."""
     try:
         written = json.loads(metadata.get(HEADER_METADATA, "{}"))
-        return {key.removeprefix("transformer."): value for key, value in written.items()}
-    except (ValueError, AttributeError) as error:
+        found = {key.removeprefix("transformer."): value for key, value in written.items()}
+        patterns = [found.get(f"{key}_pattern") or {} for key in ("rank", "alpha")]
+        numbers = [found.get("r"), found.get("lora_alpha"), *(value for each in patterns for value in each.values())]
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source}: {HEADER_METADATA} in its header is no JSON mapping ({error}).") from error
+    if odd := [number for number in numbers if not isinstance(number, int | float | None)]:
+        raise UserError(f"{source}: {HEADER_METADATA} in its header holds {odd[0]!r} where a number has to be.")
+    return found
 
 
 def header_scale(settings: Mapping[str, Any], module: str) -> float:

@@ -129,7 +129,7 @@ class DoctorProcess(BaseExtensionProcess):
                     weight = reader.take(f"{name}.weight").float()
                     by_layer[name] = rounding(weight, change.delta_for(weight), dtype)
                     continue
-                by_layer[name], *half_and_twice = predicted(change.delta(), dtype, index)
+                by_layer[name], *half_and_twice = predicted(change, dtype, index)
                 others += half_and_twice
         whole = _sum(by_layer.values())
         told: dict[str, Any] = {

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from toolkit.models.interface import ROWS_OF
-from toolkit.networks.adapter_health import Finding
-from toolkit.networks.lora_formats import header_scale, header_settings
+from toolkit.networks.adapter_health import Finding, settings_of
+from toolkit.networks.lora_formats import header_scale
 
 FORMS = {
     "lora_A": (".lora_A.weight", ".lora_B.weight"),
@@ -139,7 +139,7 @@ def program_findings(program: Program, tensors: Mapping[str, Tensor], metadata: 
     if program.skips and (left := [name for name in layers if re.search(program.skips, name)]):
         message = f"{program.title} skips {len(left)} of {len(layers)} layers, such as {left[0]}:"
         yield Finding("layers_skipped", message, program.why_skipped, tuple(left))
-    scale = header_scale(header_settings("", metadata), "")
+    scale = header_scale(settings_of(metadata)[0], "")
     if scale != 1 and has_alpha and program.reads_header:
         message = f"{program.title} scales it twice: by the alpha keys, and by {scale:.3g} in the header."
         yield Finding("alpha_twice", message, program.remedy)

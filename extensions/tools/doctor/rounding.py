@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from toolkit.memory.quantization import E4M3_MAX, quantize_weight
+from toolkit.networks.lora_formats import LayerDelta
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The sizes of a number of nvfp4."""
@@ -59,12 +60,14 @@ def rounding(weight_OI: Tensor, change_OI: Tensor, base: str) -> Rounding:
     return Rounding(float((left * change).sum()), float((left * left).sum()), float((change * change).sum()))
 
 
-def predicted(change_OI: Tensor, base: str, seed: int) -> list[Rounding]:
+def predicted(change: LayerDelta, base: str, seed: int) -> list[Rounding]:
     """`rounding` where the weight is not here: of some rows, evenly spread, on normal weights of the size with which a
     layer's outputs are as large as its inputs, 1 / sqrt(I), and on such half and twice as large."""
-    rows = torch.linspace(0, len(change_OI) - 1, min(ROWS, len(change_OI))).round().long()
-    weight = torch.randn((len(rows), change_OI.shape[1]), generator=torch.Generator().manual_seed(seed))
-    return [rounding(weight * size / math.sqrt(weight.shape[1]), change_OI[rows], base) for size in (1.0, 0.5, 2.0)]
+    outputs, inputs = change.shape
+    rows = torch.linspace(0, outputs - 1, min(ROWS, outputs)).round().long()
+    change_OI = change.delta()[rows] if change.low_rank is None else change.low_rank[0][rows] @ change.low_rank[1]
+    weight = torch.randn((len(rows), inputs), generator=torch.Generator().manual_seed(seed)) / math.sqrt(inputs)
+    return [rounding(weight * size, change_OI, base) for size in (1.0, 0.5, 2.0)]
 
 
 def _e4m3(values: Tensor, scale: Tensor | float) -> Tensor:

@@ -266,6 +266,10 @@ BROKEN = {
     "peft for comfyui": Broken("not_loaded", "lora", renamed(("diffusion_model", "base_model.model")), COMFYUI),
     "lora_transformer for comfyui": Broken("not_loaded", "lora", flat("lora_transformer_"), COMFYUI),
     "header for comfyui": Broken("alpha_in_header", "to_diffusers", flags=COMFYUI, metadata=HEADER),
+    "header that is no JSON": Broken("bad_header", "to_diffusers", metadata={"lora_adapter_metadata": "{"}),
+    "alpha as a text": Broken(
+        "bad_header", "to_diffusers", metadata={"lora_adapter_metadata": '{"r": 4, "lora_alpha": "8"}'}
+    ),
     "rows for comfyui": Broken("dora", "dora", mapped("dora_scale", lambda t: t), DIFFUSERS),
     "2.1 unfused for comfyui": Broken("layers_skipped", "2.1", flags="--model 2.1 --for comfyui"),
     "loha for diffusers": Broken("not_loaded", "loha", flags=DIFFUSERS),
