@@ -27,7 +27,6 @@ OTHER_LAYERS = {
     "layers.0.feed_forward.w1": "Z-Image",
     "input_blocks.0.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "Stable Diffusion",
-    "blocks.0.self_attn.q": "Wan",
     "blocks.0.attn1.to_q": "Wan",
     "text_model.encoder.layers.0.self_attn.q_proj": "a CLIP text encoder",
     "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": "a CLIP text encoder",
