@@ -106,7 +106,7 @@ class LintConfig(ToolConfig):
 
     most_drift: float = Field(default=0.5, ge=0)
     """pair_shift: above so many pixels by which a corner of an image is off its reference, of images up to 1024 pixels
-    long; of larger ones at that size."""
+    long; of larger ones at that size. 0: all that are certain to be off."""
 
     most_tokens: int = Field(default=512, ge=1)
     """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""

@@ -146,7 +146,11 @@ def test_nothing_is_denied_that_exists() -> None:
 def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
     """A tool that nobody who comes from elsewhere is told of was forgotten in the table, or is one of these."""
     named = {row.tool.split()[0] for row in OPTIONS.values() if row.tool}
-    not_there = {"ara", "best", "diagrams", "grid", "inspect", "lint", "new", "queue", "report", "ui"}
+    not_there = {"align", "ara", "best", "diagrams", "doctor", "grid", "inspect", "lint", "new"} | {
+        "queue",
+        "report",
+        "ui",
+    }
     scripts = {"cache", "caption", "convert", "extract", "post_hoc_ema", "resize"}  # separate programs there
     assert set(FLAGS) - named - not_there - scripts == set(), "give it to the option of musubi-tuner that does the same"
 
