@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from extensions.tools.ui.guard import Guard
+from extensions.tools.ui.guard import Guard, protect
 from extensions.tools.ui.state import HERE, Ui, render, texts
 from extensions.tools.ui.views import compare, datasets, new, queue, run, runs, system, tools
 
@@ -97,5 +97,8 @@ def error_page(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = error.detail if isinstance(error, HTTPException) else ""
     if "text/html" not in request.headers.get("accept", ""):
-        return PlainTextResponse(f"{detail or texts()['errors']['defect']}\n", status)
-    return render(request, "error.html.j2", status, status=status, detail=detail)
+        answer: Response = PlainTextResponse(f"{detail or texts()['errors']['defect']}\n", status)
+    else:
+        answer = render(request, "error.html.j2", status, status=status, detail=detail)
+    protect(answer.headers)  # a defect is answered outside of the guard
+    return answer

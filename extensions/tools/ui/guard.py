@@ -15,9 +15,10 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,7 +73,7 @@ class Guard:
             return
         request = Request(scope, _limited(receive))
         answer = self._refusal(request)
-        if not answer and request.url.path == "/login":
+        if not answer and scope["path"] == "/login":
             answer = await self._login(request)
         await (answer or self._app)(scope, request.receive, _with_headers(send))
 
@@ -82,8 +83,9 @@ class Guard:
             return PlainTextResponse(f"unknown Host; name it in {HOSTS_VARIABLE}\n", 421)
         if int_of(request.headers.get("content-length")) > MOST_BYTES:
             return PlainTextResponse("too large\n", 413)
-        is_open = request.url.path in OPEN or request.url.path.startswith("/static/")
-        if request.method not in ("GET", "HEAD", "OPTIONS") and not self._is_from_here(request):
+        path = request.scope["path"]  # that of the routes: `request.url` is made of the Host besides
+        is_open = path in OPEN or path.startswith("/static/")
+        if not (self._is_opened(request) or self._is_from_here(request)):
             return PlainTextResponse("asked for by another site\n", 403)
         if not self._token or is_open:
             return None
@@ -105,7 +107,10 @@ class Guard:
         """The form, and what it sends."""
         if request.method != "POST" or not self._token:
             return self._login_page(request, 200, "") if self._token else RedirectResponse("/", 303)
-        given = (await request.form(max_files=0, max_fields=5)).get("token", "")
+        try:
+            given = (await request.form(max_files=0, max_fields=5)).get("token", "")
+        except HTTPException as error:  # a broken form; no handler of the application is around this
+            return PlainTextResponse(f"{error.detail}\n", error.status_code)
         if self._accepts(request, str(given)):
             return self._logged_in(request)
         waits = self._waits(request)
@@ -141,8 +146,8 @@ class Guard:
         """Leads to the same address without its token, so that it stays in no history; None: it has none."""
         if "token" not in request.query_params:
             return None
-        rest = [(key, value) for key, value in parse_qsl(request.url.query) if key != "token"]
-        path = "/" + request.url.path.lstrip("/\\")  # "//elsewhere" would lead to another site
+        rest = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
+        path = "/" + quote(request.scope["path"].lstrip("/\\\t\r\n"))  # "//elsewhere" would lead to another site
         return RedirectResponse(f"{path}?{urlencode(rest)}" if rest else path, 303)
 
     def _is_own_host(self, host: str) -> bool:
@@ -155,8 +160,16 @@ class Guard:
         return True
 
     @staticmethod
+    def _is_opened(request: Request) -> bool:
+        """Whether a request only reads, and no page of another site loads it as a part of itself: it could not read the
+        answer, but let the program make reports by the hundred."""
+        mode, part = (request.headers.get(f"sec-fetch-{name}") for name in ("mode", "dest"))
+        is_part = mode not in (None, "navigate") or part not in (None, "document")
+        return request.method in ("GET", "HEAD", "OPTIONS") and not is_part
+
+    @staticmethod
     def _is_from_here(request: Request) -> bool:
-        """Whether a request that changes something comes from a page of this server, or from no browser."""
+        """Whether a request comes from a page of this server, or from no browser."""
         origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
         if origin is not None:
             return urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
@@ -187,13 +200,16 @@ def _limited(receive: Receive) -> Receive:
     return counted
 
 
+def protect(headers: MutableHeaders) -> None:
+    """Adds what every answer has."""
+    for name, value in (*HEADERS.items(), ("cache-control", "no-store")):
+        headers.setdefault(name, value)
+
+
 def _with_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
-            headers.setdefault("cache-control", "no-store")
+            protect(MutableHeaders(scope=message))
         await send(message)
 
     return sending

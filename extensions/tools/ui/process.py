@@ -42,6 +42,7 @@ class UiProcess(BaseExtensionProcess):
                 server_header=False,
                 timeout_graceful_shutdown=GRACE_S,
                 ws="none",
+                proxy_headers=False,  # X-Forwarded-For would let one client guess tokens as many
             )
             server = uvicorn.Server(config)
             ui.is_stopping = lambda: server.should_exit

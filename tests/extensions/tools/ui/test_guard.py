@@ -6,6 +6,8 @@ import re
 import time
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from starlette.routing import Mount
@@ -13,7 +15,7 @@ from starlette.routing import Mount
 from extensions.tools.ui import guard
 from extensions.tools.ui.app import ROUTES
 from extensions.tools.ui.state import Ui
-from tests.extensions.tools.ui.conftest import TOKEN, client_of
+from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of
 
 FILLED = {
     "run": "one",
@@ -194,3 +196,64 @@ def test_back_leads_to_no_other_site(ui: Ui) -> None:
     for back in ("//evil.example", "/\\evil.example", "https://evil.example", "/\r\nx: y"):
         answer = client_of(ui).post("/theme", data={"theme": "dark", "back": back}, follow_redirects=False)
         assert re.match(r"/(?![/\\])", answer.headers["location"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}, 403),
+        ({"sec-fetch-site": "same-site", "sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}, 200),
+        ({"sec-fetch-site": "same-origin", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}, 200),
+        ({"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}, 200),
+    ],
+)
+def test_another_site_makes_the_program_do_no_work(ui: Ui, headers: dict[str, str], status: int) -> None:
+    assert client_of(ui).get("/system", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz%23/../runs/one", "/stat%09ic/ui.css", "/static%2f..%2fruns/one", "//healthz"]
+)
+def test_the_address_that_is_open_is_the_one_that_is_routed(locked: Ui, path: str) -> None:
+    """What another reader of the address takes out of it opens nothing."""
+    answer = client_of(locked).get(path)
+    assert answer.status_code == (404 if path.startswith("/static") else 401)
+    for host in ("x/static/.proxy.runpod.net", "x/healthz?.proxy.runpod.net", "[fe80::1%/healthz?]"):
+        assert client_of(locked).get("/runs/one", headers={"host": host}).status_code in (401, 421)
+
+
+def test_the_address_without_its_token_is_the_same_otherwise(locked: Ui) -> None:
+    client = client_of(locked)
+    for path, rest in (("/runs/a%3Fb%23x", "?x=+%26&y="), ("/runs/one", "?step=0")):
+        query = f"{rest}&token={TOKEN}"
+        assert client.get(path + query, follow_redirects=False).headers["location"] == path + rest
+    for path in ("//evil.example/x", "/%5cevil.example", "/%09/evil.example", "/%0d%0aX:y//evil.example"):
+        location = client.get(f"{path}?token={TOKEN}", follow_redirects=False).headers["location"]
+        assert re.match(r"/(?![/\\\t\r\n])", location), path
+
+
+def test_a_broken_login_is_no_defect_and_a_defect_is_protected_too(locked: Ui, monkeypatch: Any) -> None:
+    forms = ["", "; boundary=x"]
+    file = '--x\r\nContent-Disposition: form-data; name="token"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
+    monkeypatch.setattr("extensions.tools.ui.views.system.ask_nvml", lambda: 1 / 0)
+    client = client_of(locked)
+    answers = [client.post("/login", content=file, headers={"content-type": f"multipart/form-data{f}"}) for f in forms]
+    answers.append(client.get("/system", headers={"authorization": f"Bearer {TOKEN}"}))
+    assert [answer.status_code for answer in answers] == [400, 400, 500]
+    for answer in answers:
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_client_that_says_to_be_many_is_one(ui: Ui) -> None:
+    page = Served(ui.output.parent, TOKEN)
+    try:
+        for number in range(guard.MOST_FAILURES + 1):
+            headers = {"Authorization": "Bearer wrong-token", "X-Forwarded-For": f"203.0.113.{number}"}
+            with pytest.raises(HTTPError) as answer:
+                urlopen(Request(f"{page.address}/", headers=headers))
+        assert answer.value.code == 429
+    finally:
+        page.stop()
