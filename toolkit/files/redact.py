@@ -174,23 +174,33 @@ def _in_any_case(text: str) -> str:
     return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
 
 
+MOST_LEVELS = 100
+"""Lists and objects within each other: no file of the program has so many, and a file made to have thousands would end
+its reader."""
+
+
 def contains_secret(text: str) -> bool:
     """Whether `redact_text` finds anything in `text`."""
     return redact_text(text) != text
 
 
-def redact_json(data: Any, *, by_key: bool = False, key: str = "") -> Any:
+def redact_json(data: Any, *, by_key: bool = False, key: str = "", levels: int = MOST_LEVELS) -> Any:
     """JSON data with every string redacted; numbers and the sha256 of files stay.
 
-    by_key: also replace the values whose key is named like a secret.
+    by_key: also replace the values whose key is named like a secret. levels: lists and objects within each other that
+    are looked into; what lies deeper is replaced.
     """
+    if isinstance(data, dict | list | tuple) and not levels:
+        return REDACTED
     if isinstance(data, dict):
         return {
-            redact_text(name) if isinstance(name, str) else name: redact_json(value, by_key=by_key, key=str(name))
+            redact_text(name) if isinstance(name, str) else name: redact_json(
+                value, by_key=by_key, key=str(name), levels=levels - 1
+            )
             for name, value in data.items()
         }
     if isinstance(data, list | tuple):
-        return [redact_json(value, by_key=by_key, key=key) for value in data]
+        return [redact_json(value, by_key=by_key, key=key, levels=levels - 1) for value in data]
     if by_key and is_secret(key, data):
         return REDACTED
     if not isinstance(data, str) or (_SHA256.fullmatch(data) and data not in _values):

@@ -524,7 +524,9 @@ def _size(path: Path) -> int:
 
 def _whole(row: Row, key: str) -> int | None:
     value = row.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if abs(value) < 2**53 else None  # no run counts so far, and beyond it sums and times fail
 
 
 def _number(row: Row, key: str) -> float | None:

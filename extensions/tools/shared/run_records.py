@@ -36,6 +36,7 @@ MOST_CURVES = 8
 """Curves of one diagram."""
 
 _MOST_CAPTION_BYTES = 1000
+_MOST_CONFIG_BYTES = 2**19
 
 
 # ------------------------------------------------------------ curves
@@ -242,9 +243,13 @@ def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
 
 
 def settings_text(folder: Path) -> str:
-    """config.yaml without secrets; empty where it is missing."""
+    """config.yaml without secrets; empty where it is missing, a comment where no job is as large as it is."""
     try:
-        return redact(read_regular(folder / CONFIG).decode("utf-8", errors="replace"))
+        with open_regular(folder / CONFIG) as file:
+            data = file.read(_MOST_CONFIG_BYTES + 1)
+        if len(data) > _MOST_CONFIG_BYTES:  # cut, it could end in the half of a secret, which is not found
+            return f"# {CONFIG} has more than {_MOST_CONFIG_BYTES} bytes and is not shown"
+        return redact(data.decode("utf-8", errors="replace"))
     except OSError:
         return ""
 

@@ -203,7 +203,10 @@ def size_of(ui: Ui, path: str) -> Size | str:
     try:
         if stat.S_ISLNK(os.lstat(path).st_mode):
             below(Path(path).parent, os.path.basename(path))
-        version = version_of(os.stat(path))
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            return "is not a file"
+        version = version_of(about)
         if path in known and known[path][0] == version:
             return known[path][1]
         found = image_size(path)

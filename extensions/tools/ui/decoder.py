@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from contextlib import suppress
@@ -37,7 +38,9 @@ def thumbnail(ui: Ui, path: Path, side: int) -> Path:
     """The JPEG of an image whose longer side is the least of SIDES that is not below `side`; named by the file and its
     version. Raises ImageError for what is no image, OSError for what cannot be read or written."""
     side = next((each for each in SIDES if each >= side), SIDES[-1])
-    origin = repr((str(path.resolve()), version_of(os.stat(path)), side))
+    if not stat.S_ISREG((about := os.stat(path)).st_mode):
+        raise ImageError(path, "is not a file")  # a pipe would be waited for
+    origin = repr((str(path.resolve()), version_of(about), side))
     name = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     small = ui.own / "thumbs" / name[:2] / f"{name}.jpg"
     if not small.is_file():

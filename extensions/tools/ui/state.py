@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,11 +14,11 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.run_files import duration
+from toolkit.files.run_files import CONFIG, EVENTS, LOG, METRICS, STATUS, VALIDATION, duration
 from toolkit.files.writing import read_regular, readable_size
 from toolkit.train.run_reader import RunInfo, read_run
 
@@ -69,16 +70,21 @@ class Ui:
         return self.own / "settings.json"
 
     def run(self, run_id: str) -> RunInfo:
-        """The run of an id (`run_id`). Raises HTTPException 404 where there is none."""
+        """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or one of its files is a link that
+        leads out of its folder: a run that came from elsewhere must not show this machine's files."""
         for cut in (None, *(place for place, letter in enumerate(run_id) if letter == _BETWEEN)):
             names = [run_id] if cut is None else [run_id[:cut], run_id[cut + 1 :]]
             folder = self.output
             for name in names:
                 folder = inside(folder, name)
             try:
-                return read_run(folder)
+                run = read_run(folder)
             except (RunError, OSError, ValueError):
                 continue
+            for name in (STATUS, METRICS, VALIDATION, EVENTS, LOG, CONFIG):
+                if (folder / name).is_symlink():
+                    inside(folder, name)
+            return run
         raise HTTPException(404, f"run {run_id!r}")
 
 
@@ -117,6 +123,30 @@ def ui_of(request: Request) -> Ui:
     return ui
 
 
+def as_json(data: Any) -> str:
+    """JSON of what files hold: NaN and infinite numbers, which JSON has not, as null; lone surrogates escaped."""
+    try:
+        return json.dumps(data, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(data))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+class Json(JSONResponse):
+    """An answer of `as_json`."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return as_json(content).encode("ascii")
+
+
 @cache
 def texts() -> Any:
     """All words that the page says, for a translation in one place."""
@@ -134,12 +164,13 @@ def _environment() -> Environment:
         finalize=lambda value: "" if value is None else value,
     )
     environment.globals |= {"t": texts()}
+    environment.policies["json.dumps_function"] = lambda data, **_: as_json(data)
     environment.tests["search_state"] = lambda kind: str(kind).startswith("state")
     environment.filters |= {
         "redacted": lambda text: redact_text(str(text)),
         "duration": duration,
         "size": readable_size,
-        "address": lambda text: quote(str(text), safe=""),
+        "address": lambda text: quote(str(text), safe="", errors="backslashreplace"),
         "time": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "",
     }
     return environment

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -493,9 +494,12 @@ def _file(request: Request) -> tuple[Path, str]:
     """An image, and what tells its version."""
     path = below(ui_of(request).datasets, f"{request.path_params['d']}/{request.path_params['name']}")
     try:
-        version = version_of(os.stat(path))
+        about = os.stat(path)
     except OSError as error:
         raise HTTPException(404, f"{path.name}: {error.strerror}") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise HTTPException(404, f"{path.name} is not a file")
+    version = version_of(about)
     return path, hashlib.sha256(repr((str(path.resolve()), version)).encode()).hexdigest()[:32]
 
 

@@ -35,7 +35,7 @@ from toolkit.config.model_files import INDEX, hub_cache
 from toolkit.config.redacted_copy import saved_text
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import CONFIG_SUFFIXES, read_regular, write_text
+from toolkit.files.writing import CONFIG_SUFFIXES, open_regular, write_text
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import least_memory
 
@@ -150,7 +150,11 @@ def opened(request: Request) -> Response:
 
 def _read(path: Path) -> str:
     try:
-        return read_regular(path).decode("utf-8-sig").replace("\r\n", "\n")
+        with open_regular(path) as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise HTTPException(413, texts()["new"]["too_large"].format(file=path.name, most=MOST_BYTES))
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:  # what cannot be shown is not to be saved over
         raise HTTPException(400, texts()["new"]["no_text"].format(file=path.name)) from error
     except OSError as error:

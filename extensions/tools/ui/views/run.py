@@ -11,24 +11,25 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from extensions.tools.shared.run_records import DIAGRAMS, EXACT, events, saved_files, settings_text
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
 from extensions.tools.ui.series import MOST_BUCKETS
-from extensions.tools.ui.state import Ui, inside, render, run_id, ui_of
+from extensions.tools.ui.state import Json, Ui, as_json, inside, render, run_id, ui_of
 from extensions.tools.ui.views.runs import cost
 from toolkit.errors import RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import TOOLKIT_ROOT, open_regular, sha256_of, write_json
+from toolkit.files.writing import TOOLKIT_ROOT, open_regular, read_regular, sha256_of, write_json
 from toolkit.train.run_reader import RunInfo, SampleImage, list_runs, list_samples
 
 MOST_CURVES = 8
@@ -46,6 +47,7 @@ REPORT_S = 120
 """Seconds that the making of a report may take."""
 
 _PLAN_BYTES = 32_768
+_marking = Lock()
 
 
 def page(request: Request) -> Response:
@@ -198,7 +200,7 @@ def curves(request: Request) -> Response:
     }
     marks = [[step, event] for _, event, step, _ in events(run.folder) if step.isdigit() and event not in _UNMARKED]
     answer = {"cursor": here.metrics.cursor(), "diagrams": list(_diagrams(found)), "marks": marks[-500:]}
-    return JSONResponse(answer)
+    return Json(answer)
 
 
 _UNMARKED = ("memory",)
@@ -258,7 +260,7 @@ async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
                 return
             if now != cursor or news["status"] != status:
                 cursor, status, silent = now, news["status"], 0.0
-                yield f"id: {cursor}\ndata: {json.dumps(news)}\n\n"
+                yield f"id: {cursor}\ndata: {as_json(news)}\n\n"
             elif silent >= HEARTBEAT_S:
                 silent = 0.0
                 yield ": still here\n\n"
@@ -272,7 +274,7 @@ def news(request: Request) -> Response:
     """The same for those whose streams are cut."""
     ui, run = _asked(request)
     found, cursor = feed(ui, run.folder).news(request.query_params.get("since", ""))
-    return JSONResponse({**found, "cursor": cursor})
+    return Json({**found, "cursor": cursor})
 
 
 def log(request: Request) -> Response:
@@ -304,6 +306,7 @@ def file(request: Request) -> Response:
 def _download(path: Path, name: str) -> Response:
     if not path.is_file():
         raise HTTPException(404, "no such file")
+    name = name.encode(errors="replace").decode()  # the name of a folder may be no Unicode
     return FileResponse(path, filename=name, media_type="application/octet-stream")
 
 
@@ -317,13 +320,13 @@ def report(request: Request) -> Response:
         if made.returncode or not path.is_file():
             raise HTTPException(500, redact_text(made.stderr[-500:]))
         content = path.read_bytes()
-    headers = {"content-disposition": f"attachment; filename*=utf-8''{quote(run.name, safe='')}.html"}
+    headers = {"content-disposition": f"attachment; filename*=utf-8''{quote(run.name, safe='', errors='replace')}.html"}
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 def _favourites(ui: Ui) -> dict[str, list[str]]:
-    with suppress(OSError, ValueError, AttributeError):
-        found = json.loads((ui.own / "favourites.json").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
+        found = json.loads(read_regular(ui.own / "favourites.json"))
         return {str(run): [str(name) for name in names] for run, names in found.items()}
     return {}
 
@@ -338,10 +341,15 @@ def _mark(request: Request, name: str) -> Response:
     ui, run = _asked(request)
     if name not in {saved.name for saved in saved_files(run.folder, hashed=False)}:
         raise HTTPException(404, "no such file")
-    found, this = _favourites(ui), run_id(ui, run.folder)
-    marked = found.setdefault(this, [])
-    marked.remove(name) if name in marked else marked.append(name)
-    write_json(ui.own / "favourites.json", found)
+    this = run_id(ui, run.folder)
+    with _marking:
+        found = _favourites(ui)
+        marked = found.setdefault(this, [])
+        marked.remove(name) if name in marked else marked.append(name)
+        try:
+            write_json(ui.own / "favourites.json", found)
+        except RunError as error:
+            raise HTTPException(409, str(error)) from error
     return RedirectResponse(f"/runs/{quote(this, safe='')}#files", 303)
 
 

@@ -411,3 +411,16 @@ def test_notes_of_views_that_are_damaged_are_left_aside(page: TestClient, ui: Ui
         (ui.own / "datasets").mkdir(parents=True, exist_ok=True)
         (ui.own / "datasets" / "pipo.json").write_text(text)
         assert page.get("/datasets/pipo").status_code == 200
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(client: TestClient, ui: Ui) -> None:
+    folder = ui.datasets / "d"
+    folder.mkdir()
+    for name in ("a.png", "b.txt"):
+        os.mkfifo(folder / name)
+    Image.new("RGB", (32, 32)).save(folder / "b.png")
+    assert client.get("/datasets/d").status_code == 200
+    for part in ("images", "thumbs"):
+        assert client.get(f"/datasets/d/{part}/a.png").status_code == 404
+    answer = client.post("/datasets/d/captions", data={"name": "b.png", "caption": "x", "version": "0"})
+    assert answer.status_code >= 400

@@ -127,6 +127,64 @@ def test_damage_of_any_file_leaves_a_page(
         assert client.get(address).status_code == 200, address
 
 
+ODD = {
+    "no number": {"loss": float("nan"), "step_s": float("inf")},
+    "too large": {"status": "running", "step": 9, "steps": 10**400, "loss": 1e308},
+    "too far": {"step": 10**400},
+    "surrogates": {"name": "\ud800", "error": "\udfff"},
+    "other types": {"name": [1], "status": 5, "step": "x", "steps": {}, "error": {"a": 1}, "updated": 5},
+}
+
+
+@pytest.mark.parametrize("kind", [*ODD, "deep", "folder"])
+def test_no_run_takes_the_pages_away(client: TestClient, ui: Ui, make_run: Callable[..., Path], kind: str) -> None:
+    """Nor those of all runs, where one of them is odd."""
+    folder = make_run("one")
+    make_run("two")
+    status = json.loads((folder / "run.json").read_text()) | ODD.get(kind, {})
+    (folder / "run.json").write_text(json.dumps(status))
+    odd = {**ODD.get(kind, {}), "a": json.loads("[" * 900 + "]" * 900) if kind == "deep" else [float("nan")]}
+    (folder / "events.jsonl").write_text(json.dumps({"event": "save", "\ud800": "\ud800", **odd, "step": 1}) + "\n")
+    if kind == "folder":
+        (ui.output / "\udcff").mkdir()
+        shutil.copy(folder / "run.json", ui.output / "\udcff")
+    for path in ("/", "/runs/one", "/runs/one/news", "/runs/one/curves", "/runs/one/log", "/compare?run=one&run=two"):
+        for kinds in ("text/html", "application/json"):
+            answer = client.get(path, headers={"accept": kinds})
+            assert answer.status_code == 200, path
+            if answer.headers["content-type"] == "application/json":
+                json.loads(answer.text, parse_constant=pytest.fail)
+    text = client.get("/runs/one").text.split('id="run">')[1].split("</script>")[0]
+    json.loads(text, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.txt", "config.yaml", "metrics.jsonl", "events.jsonl"])
+def test_a_run_whose_file_leads_elsewhere_shows_nothing_of_it(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path], name: str
+) -> None:
+    folder, outside = make_run("one"), ui.output.parent / "outside.txt"
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    for path in ("/runs/one", "/runs/one/news", "/runs/one/log", "/compare?run=one", "/new?from=one"):
+        assert client.get(path).status_code == 404, path
+
+
+def test_a_pipe_is_not_waited_for(client: TestClient, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    for name in ("log.txt", "config.yaml", "events.jsonl", "metrics.jsonl", "samples/000000010_0.png"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    for path, status in (("", 200), ("/samples/000000010_0.png?side=160", 404), ("/samples/000000010_0.png", 404)):
+        assert client.get(f"/runs/one{path}").status_code == status
+
+
+def test_a_config_that_no_job_has_is_not_read(client: TestClient, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    (folder / "config.yaml").write_text("a: " + "x" * 2**19)
+    assert "is not shown" in client.get("/runs/one").text
+    assert client.get("/new?from=one").status_code == 413
+
+
 def test_a_run_that_vanishes_is_said_to_be_gone(client: TestClient, ui: Ui, make_run: Callable[..., Path]) -> None:
     folder = make_run("one")
     cursor = client.get("/runs/one/news").json()["cursor"]
