@@ -8,6 +8,7 @@ judged by the folders of its run. Imports no torch.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -71,6 +72,9 @@ PLAN_S = 600.0
 
 TAIL_BYTES = 256 * 1024
 """Of a log that is shown."""
+
+MOST_ARGV = 100_000
+"""Bytes of a command: Linux starts none with a word of 128 KiB (execve(2)), so the queue would try it for ever."""
 
 _ID = re.compile("[0-9]{6,12}")
 
@@ -135,6 +139,8 @@ def refusal(argv: Sequence[str], cwd: str) -> str:
     """Why a command is none for the queue; empty: it is a job file, or a tool, with flags."""
     if not argv or not all(map(_is_text, argv)):
         return "give a job file or a tool, and its flags, as text."
+    if (length := sum(len(word.encode()) for word in argv)) > MOST_ARGV:
+        return f"the command has {length} bytes, and {MOST_ARGV} are the most. Put long texts into a file."
     if not os.path.isdir(cwd):
         return f"the working directory {cwd!r} is gone."
     if argv[0] in _tools():
@@ -170,8 +176,16 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
     if done.returncode or plan is None:
         raise UserError(done.stderr.decode("utf-8", "replace").strip() or f"{argv[0]}: the dry run gave no plan.")
     plans = plan if isinstance(plan, list) else [plan]
+    if reason := next(filter(None, map(never_ends, plans)), ""):
+        raise UserError(f"{argv[0]}: {reason}")
     folders = [os.path.join(cwd, os.path.expanduser(folder)) for each in plans for folder in each["folders"]]
     return {**plans[0], "folders": folders}
+
+
+def never_ends(plan: Mapping[str, Any]) -> str:
+    """Why a job is none for the queue, by its plan; empty: it is one."""
+    types = [process["type"] for process in plan.get("processes", ()) if process["type"] in NOT_QUEUED]
+    return f"type {types[0]!r} never ends, and would keep a GPU. Start it from a terminal." if types else ""
 
 
 def _without_restart(argv: Sequence[str]) -> tuple[str, ...]:
@@ -549,6 +563,12 @@ class Runner:
         self._children.pop(id_, None)
         logger.info(f"{id_} {entry.name}: {state}{f', {why}' if why else ''}")
 
+    def _refuse(self, entry: Entry, reason: str) -> None:
+        """Records that an entry cannot be started, and why: those behind it go on."""
+        with self._queue._locked():
+            refused = {"state": FAILED, "why": reason, "exit_code": EXIT_MISTAKE, "ended": utc_now()}
+            self._queue._save(self._queue._waiting(entry.id), **refused, order=self._queue._last_order() + 1)
+
     def _start(self, entry: Entry, gpu: str) -> None:
         """Starts an entry, unless it was taken out meanwhile; one that cannot be started has failed."""
         queue, runs = self._queue, tuple[str, ...]()
@@ -557,9 +577,7 @@ class Runner:
             with suppress(UserError, OSError):  # what is wrong with it, its start will tell, with its exit code
                 runs = tuple(planned(entry.argv, entry.cwd)["folders"])
         if reason:
-            with queue._locked():
-                refused = {"state": FAILED, "why": reason, "exit_code": EXIT_MISTAKE, "ended": utc_now()}
-                queue._save(queue._waiting(entry.id), **refused, order=queue._last_order() + 1)
+            self._refuse(entry, reason)
             return
         for folder in runs:  # a stop that came too late for an earlier run would stop this one
             with suppress(RunError, OSError):
@@ -572,15 +590,21 @@ class Runner:
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         command = ["sh", "-c", _SHELL, str(exit_file), sys.executable, str(RUN_PY), *entry.argv]
         with queue.log(entry.id).open("ab") as log:
-            child = subprocess.Popen(
-                command,
-                cwd=entry.cwd,
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            try:
+                child = subprocess.Popen(
+                    command,
+                    cwd=entry.cwd,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.ENOENT, errno.ENOTDIR):
+                    raise  # too little memory, too many processes: it will be possible later
+                self._refuse(entry, f"cannot be started in {entry.cwd}: {error.strerror}")
+                return
         assert child.stdin is not None
         with child.stdin as gate:  # closed without a line it ends at once
             try:

@@ -37,7 +37,7 @@ from toolkit.data.folder import FoundImage, repeats_of
 from toolkit.data.images import ImageError, media_type
 from toolkit.data.items import SIZE_MULTIPLE, bucket_for
 from toolkit.data.types import ResizeCrop, Size
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, write_json
 
@@ -280,7 +280,10 @@ def captioning(request: Request, form: Form, _: FormData) -> Response:
     flags = [f"--{key}={value}" for key, value in given.items() if value]
     flags += ["--recursive"] if not data.listings[0].images else []
     queue = Queue(data.ui.own / "queue")
-    queue.add(["caption", str(data.folder), *flags], texts()["datasets"]["captioning_name"].format(name=data.name))
+    try:
+        queue.add(["caption", str(data.folder), *flags], texts()["datasets"]["captioning_name"].format(name=data.name))
+    except (UserError, RunError) as error:
+        raise HTTPException(409, str(error)) from error
     queue.start_runner()
     return JSONResponse({}) if _wants_json(request) else RedirectResponse("/queue", 303)
 

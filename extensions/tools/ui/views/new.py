@@ -27,7 +27,7 @@ from starlette.responses import RedirectResponse, Response
 from extensions.tools.shared.examples import EXAMPLES, MODELS, WITHOUT_GPU, written_job
 from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
 from extensions.tools.ui.job_text import PROMPTS, JobText
-from extensions.tools.ui.queue import Queue
+from extensions.tools.ui.queue import Queue, never_ends
 from extensions.tools.ui.state import Ui, inside, render, texts, ui_of
 from toolkit.config.loader import folder_name_error
 from toolkit.config.located import KeyPath, dotted
@@ -341,7 +341,8 @@ def _hash(text: str) -> str:
 
 
 def _refusals(plan: Mapping[str, Any]) -> list[str]:
-    return [reason for process in plan["processes"] for reason in process.get("will_not_start", ())]
+    refused = [reason for process in plan["processes"] for reason in process.get("will_not_start", ())]
+    return [*refused, *filter(None, [never_ends(plan)])]
 
 
 # ---------------------------------------------------------------- what is shown

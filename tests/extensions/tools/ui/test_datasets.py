@@ -424,3 +424,11 @@ def test_a_pipe_among_the_images_is_not_waited_for(client: TestClient, ui: Ui) -
         assert client.get(f"/datasets/d/{part}/a.png").status_code == 404
     answer = client.post("/datasets/d/captions", data={"name": "b.png", "caption": "x", "version": "0"})
     assert answer.status_code >= 400
+
+
+@pytest.mark.parametrize("prompt", ["a\0b", "hf_abcdefghijklmnopqrstuvwxyzABCDEF12", "x" * 2**17])
+def test_captioning_that_cannot_be_asked_for_is_told_so(client: TestClient, ui: Ui, prompt: str) -> None:
+    (ui.datasets / "d").mkdir()
+    answer = client.post("/datasets/d/captioning", data={"prompt": prompt})
+    assert answer.status_code == 409 and prompt not in answer.text
+    assert not (ui.own / "queue").exists() or not list((ui.own / "queue").glob("*.json"))

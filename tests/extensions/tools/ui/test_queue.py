@@ -383,3 +383,27 @@ def test_two_pages_change_one_queue_at_the_same_time(yard):
         added = [id_ for ids in threads.map(work, queues) for id_ in ids]
     assert len(set(added)) == 40
     assert len(yard.queue.entries()) == 36 and {entry.state for entry in yard.queue.entries()} == {WAITING}
+
+
+@pytest.mark.parametrize("way", ["long", "directory"])
+def test_what_no_system_starts_does_not_hold_the_others_up(yard, monkeypatch, way):
+    first, second = yard.add("a"), yard.add("b")
+    if way == "long":
+        with pytest.raises(UserError, match="bytes"):
+            yard.queue.add(["caption", "--prompt=" + "x" * 2**17], "c")
+        yard.queue._save(yard.queue.entry(first), argv=("a.json", "x" * 2**17))
+    popen = subprocess.Popen
+
+    def started(command, **options):
+        if way == "directory" and options["cwd"] == str(yard.folder) and "a.json" in command[-1]:
+            raise PermissionError(13, "Permission denied")  # of root nothing is refused
+        return popen(command, **options)
+
+    monkeypatch.setattr(module, "RUN_PY", yard.fake)
+    monkeypatch.setattr(module.subprocess, "Popen", started)
+    monkeypatch.setattr(module, "planned", lambda *_: {"folders": []})
+    runner = Runner(yard.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02)
+    monkeypatch.setattr(runner, "_slots", [""])
+    runner.run()
+    assert (yard.state(first), yard.state(second), yard.begun()) == (FAILED, DONE, ["b"])
+    assert yard.queue.entry(first).why

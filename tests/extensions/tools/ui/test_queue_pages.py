@@ -11,9 +11,10 @@ from starlette.testclient import TestClient
 
 from extensions.tools.ui import queue as module
 from extensions.tools.ui.app import make_app
-from extensions.tools.ui.queue import FAILED, RUNNING, STOPPED, WAITING, Queue
+from extensions.tools.ui.queue import FAILED, RUNNING, STOPPED, WAITING, Queue, planned
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
+from toolkit.errors import UserError
 from toolkit.train.lock import run_lock
 
 HTML = {"accept": "text/html"}
@@ -199,3 +200,16 @@ def test_the_page_starts_what_waits(tmp_path, monkeypatch):
         time.sleep(0.1)
     assert queue.entries()[0].exit_code == 2 and module.is_alive(queue.entries()[0]) is False
     assert "empty" in client.get("/queue/000001/log").text
+
+
+@pytest.mark.parametrize("kind", ["ui", "queue"])
+def test_a_job_that_never_ends_is_not_queued(client: TestClient, ui: Ui, kind: str) -> None:
+    job = f"job: extension\nconfig:\n  name: x\n  process:\n  - type: {kind}\n"
+    answer = client.post("/new", data={"yaml": job, "action": "start"})
+    assert answer.status_code == 400 and "never ends" in answer.text
+    assert not list(ui.own.glob("queue/*.json"))
+    ui.jobs.mkdir(exist_ok=True)
+    file = ui.jobs / "x.yaml"
+    file.write_text(job)
+    with pytest.raises(UserError, match="never ends"):
+        planned([str(file)], str(ui.jobs))
