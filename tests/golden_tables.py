@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 
@@ -20,3 +23,13 @@ def golden(name: str, **wanted: Any) -> list[dict[str, Any]]:
     chosen = [case for case in cases if all(case.get(key) == value for key, value in wanted.items())]
     assert chosen, f"no case of {name} has {wanted}"
     return chosen
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Numbers [-] for tensors of these names and shapes, float64, of unit gain; the rule stands in aitk_step.json."""
+    stream = np.random.RandomState(seed)  # of all generators the one whose numbers never change
+    found = {}
+    for name, shape in sorted(shapes.items()):
+        numbers = stream.standard_normal(shape)
+        found[name] = numbers / shape[1] ** 0.5 if len(shape) == 2 else 0.1 * numbers + name.endswith("weight")
+    return found

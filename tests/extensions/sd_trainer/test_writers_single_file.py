@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
 from tests.diffusers_reference import MEMBERS
+from tests.golden_tables import table
 from toolkit.config.model import ModelConfig
 from toolkit.memory.quantization import quantizer
 from toolkit.models.interface import ROWS_OF
@@ -68,5 +69,6 @@ def test_a_saved_file_has_the_bits_of_the_folder_and_the_names_of_comfyui(
         assert ("__index_timestep_zero__" in names) == is_2511  # by it ComfyUI tells the reference method
         assert not any(f".{part}." in name for part in parts for name in names)
         assert any(".gate_up." in name for name in names) == bool(parts)
+        assert parts or names.keys() - {"__index_timestep_zero__"} == table("comfyui_models")["weights"].keys()
     first, raw = (load_file(file)["transformer_blocks.0.attn.to_q.weight"] for file in files)
     assert bool((raw == 0.5).all()) and not torch.equal(first, raw)

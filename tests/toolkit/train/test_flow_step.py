@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
-from tests.golden_tables import FOLDER, golden
+from tests.golden_tables import FOLDER, drawn, golden
 from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
@@ -203,20 +202,12 @@ def drawn_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     rule = json.loads((FOLDER / "aitk_step.json").read_text(encoding="utf-8"))["transformer"]
     folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("drawn") / "model")
     shards = {file: load_file(file) for file in (folder / "transformer").glob("*.safetensors")}
-    stream = np.random.RandomState(rule["seed"])  # of all generators the one whose numbers never change
-    squares = 0.0
-    for name, shard in sorted((name, shard) for shard, tensors in shards.items() for name in tensors):
-        shape = tuple(shards[shard][name].shape)
-        drawn = stream.standard_normal(shape)
-        if len(shape) == 2:
-            drawn /= math.sqrt(shape[1])
-        else:
-            drawn = 0.1 * drawn + name.endswith("weight")
-        shards[shard][name] = torch.from_numpy(drawn).float()
-        squares += float(shards[shard][name].double().square().sum())
+    shapes = {name: tuple(tensor.shape) for shard in shards.values() for name, tensor in shard.items()}
+    numbers = {name: torch.from_numpy(found).float() for name, found in drawn(shapes, rule["seed"]).items()}
+    squares = sum(float(tensor.double().square().sum()) for tensor in numbers.values())
     assert math.isclose(math.sqrt(squares), rule["norm"], rel_tol=1e-9)
     for file, tensors in shards.items():
-        save_file(tensors, file, metadata={"format": "pt"})
+        save_file({name: numbers[name] for name in tensors}, file, metadata={"format": "pt"})
     return folder
 
 
