@@ -26,7 +26,7 @@ BY_HAND = frozenset(
 )  # fmt: skip
 IDLE = re.compile(
     "min_bucket_reso|max_bucket_reso|bucket_reso_steps|bucket_no_upscale|cache_info|network_multiplier|debug_dataset|"
-    "validation_\\w+|resize_interpolation|token_warmup_min|prior_loss_weight|custom_attributes"
+    "validation_seed|resize_interpolation|token_warmup_min|prior_loss_weight|custom_attributes"
 )
 """Keys of how their program works, or without effect unless another is given."""
 
@@ -85,6 +85,9 @@ class _Reader(TableReader):
         dataset["resolution"] = self._size(given, subset)
         if (shuffles := given.get("shuffle_caption")) is not None and shuffles.value is True:
             dataset |= {"shuffle_tokens": shuffles, "keep_tokens": given.get("keep_tokens")}
+            if (separator := given.get("keep_tokens_separator")) is not None and separator.value != "":
+                message = f"{show(separator)} is not supported with shuffle_caption: parts are separated by commas."
+                self.diagnostics.error(separator, message)
         if (flips := given.get("flip_aug")) is not None and flips.value is True:
             dataset["flip_x"] = flips
             self.diagnostics.warn(flips, "each image is used as it is and mirrored here: twice as many uses.")

@@ -745,11 +745,13 @@ NAMES: dict[tuple[str, str], Names] = {
         "face_crop_aug_range": refused(says="images are cut at their middle here"),
         "enable_wildcard": refused(says="a caption is the whole of its file here"),
         "caption_suffix": refused("", says="write it into the captions"),
+        "validation_split": refused(says="put the images held out into a folder of their own, validation.folder_path"),
         **each(
             "caption_dropout_every_n_epochs caption_tag_dropout_rate token_warmup_step",
             refused(0, says="tags are shuffled and whole captions dropped here, nothing else"),
         ),
-        **each("keep_tokens_separator secondary_separator", refused("", says="parts are separated by commas")),
+        "keep_tokens_separator": idle("without shuffle_caption; with it it is refused: parts are separated by commas"),
+        "secondary_separator": refused("", says="parts are separated by commas"),
         "caption_separator": refused(",", says="parts are separated by commas"),
     },
     ("diffusion-pipe", ""): {

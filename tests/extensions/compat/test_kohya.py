@@ -91,6 +91,8 @@ def test_the_example_of_its_documentation(load: Callable[..., Any]) -> None:
         ("batch_size = 4\nenable", "batch_size = 2\nenable", "datasets[1].batch_size: 2, and 4 in another dataset"),
         ("keep_tokens = 3", "keep_token = 3", "unknown key of sd-scripts's datasets. Did you mean 'keep_tokens'?"),
         ("keep_tokens = 3", "random_crop = true", "true is not supported: images are cut at their middle here"),
+        ("keep_tokens = 2", "validation_split = 0.1", "0.1 is not supported: put the images held out into a folder"),
+        ("keep_tokens = 2", "keep_tokens_separator = '|||'", "'|||' is not supported with shuffle_caption"),
         ("resolution = 512", "resolution = 'big'", "'big' is not a size."),
         ("image_dir = 'hoge'", "num_repeats = 2", "image_dir: is required: the folder of the images."),
         ("image_dir = 'hoge'", "image_dir = 'gone'", "'gone' does not exist"),
