@@ -22,10 +22,12 @@ from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import NAMES, PLACES
 from extensions.compat.nodes import at, made, their, tree
 from extensions.compat.shapes import read_pairs
+from toolkit.config.findings import is_absolute
 from toolkit.config.foreign import NO_DEFAULT, ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.toml_reader import read_toml
 from toolkit.config.yaml_reader import is_json, map_paths, read_text, read_yaml
+from toolkit.data.captions import lost_folders
 from toolkit.errors import ConfigErrors, did_you_mean
 from toolkit.registry import FOREIGN_OPTIONS, load_object
 
@@ -470,17 +472,19 @@ class _Reader:
             )
             if not any(map(os.path.exists, places)):
                 self.missing.append(path)
+            elif key == "image_jsonl_file":
+                self.missing += [at(path, folder) for folder in lost_folders(str(path.value), self.moved)]
 
     def _report_missing(self) -> None:
         self.missing = [node for node in self.missing if not self.diagnostics.reported(node.path)]
-        absolute = [str(node.value).replace("\\", "/") for node in self.missing if _is_absolute(str(node.value))]
+        absolute = [str(node.value).replace("\\", "/") for node in self.missing if is_absolute(str(node.value))]
         try:
             old = os.path.commonpath([os.path.dirname(path) for path in absolute])
         except ValueError:  # none, or some begin with a drive
             old = ""
         old = "OLD" if old in ("", "/") else old
         for node in self.missing:
-            if _is_absolute(str(node.value)):
+            if is_absolute(str(node.value)):
                 message = f"is not on this machine. Where it lies elsewhere: --map {old}=NEW"
             else:
                 message = f"does not exist (working directory: {Path.cwd()})."
@@ -556,10 +560,6 @@ def model_folder(path: str) -> Path | None:
     """The folder in diffusers layout that a part lies in: itself, or one or two levels above it."""
     start = Path(os.path.expanduser(path))
     return next((f for f in (start, *list(start.parents)[:2]) if os.path.isfile(f / "model_index.json")), None)
-
-
-def _is_absolute(path: str) -> bool:
-    return path.startswith(("/", "~", "\\")) or path[1:3] in (":\\", ":/")
 
 
 def _reads(root: ConfigNode) -> bool:

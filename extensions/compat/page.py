@@ -40,7 +40,7 @@ python run.py job.toml --dry-run                # a training config; dataset_con
 python run.py train.sh                          # a file whose first line is `accelerate launch ... --flags`
 python run.py import train.sh --output job.yaml # our job, each line with its origin; an existing file stays
 python run.py import "python src/musubi_tuner/qwen_image_train_network.py --dit ..."
-python run.py job.toml --map /old/disk=/data    # paths of another machine
+python run.py job.toml --map /old/disk=/data    # paths of another machine, in tables too
 ```
 
 - **A key that is left out means what it means there**: rank 4, alpha 1, learning rate 2e-6, 1600 steps, `sigma` noise

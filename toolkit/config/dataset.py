@@ -189,6 +189,10 @@ class DatasetConfig(StrictModel):
     from its own folder. Not given: where no image of a folder has a caption file, the only such table in it that names
     its images is read, and the plan says so."""
 
+    path_map: dict[str, str] = Field(default_factory=dict)
+    """Folders of another machine that begin paths in `captions_file` -> where they are here: `{/old/disk: /data}`. The
+    option `--map OLD=NEW` is put here for all datasets."""
+
     caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
     """Text before each caption that is not dropped: `<prefix>. <caption>`, after a trigger word that is put in front.
     Not before the prompts of samples."""
@@ -271,6 +275,7 @@ class DatasetConfig(StrictModel):
     example: ClassVar = "folder_path: photos"
     on_resume: ClassVar = {
         **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),
+        "path_map": "harmless",  # the dataset is compared by its content
         # A stream is compared by the names of its shards, wherever they lie; its place means nothing in a folder.
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
         "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",
@@ -487,6 +492,7 @@ class ValidationConfig(StrictModel):
         settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
         settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
+        settings["path_map"] = first.path_map
         settings["captions_file"] = self.captions_file  # that of the first dataset names other images
         settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

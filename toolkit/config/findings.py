@@ -83,6 +83,11 @@ def below(name: str | int, found: Findings) -> Iterator[Diagnostic]:
     return (replace(finding, key=(name, *finding.key)) for finding in found)
 
 
+def is_absolute(path: str) -> bool:
+    """Whether it begins at a root, a home folder or a drive, of this machine's kind or another's."""
+    return path.startswith(("/", "~", "\\")) or path[1:3] in (":\\", ":/")
+
+
 def check_path(key: str, path: str | None, remedy: str, job: JobContext, *, file: bool = False) -> Iterator[Diagnostic]:
     """An error for a folder, or file, that is not there and that no earlier process of the job writes."""
     if path is None or job.will_write(path):

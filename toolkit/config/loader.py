@@ -24,6 +24,7 @@ from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import (
     expand_variables,
     is_json,
+    map_in_tables,
     map_paths,
     read_text,
     read_yaml,
@@ -97,6 +98,7 @@ def load_job(
     root = map_paths(root, moved)
     if reader := foreign_file(root):
         root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
+    root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
     job_name = name if name is not None else read_name(config, diagnostics)
     root = replace_name(root, job_name)

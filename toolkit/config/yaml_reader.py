@@ -406,14 +406,40 @@ def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
     """Every text that begins with one of these folders, with the folder where that is now."""
 
     def move(node: ConfigNode) -> ConfigNode:
-        path = str(node.value).replace("\\", "/")
-        for old, new in moved.items():
-            old = old.replace("\\", "/").rstrip("/")
-            if path == old or path.startswith(f"{old}/"):
-                return replace(node, value=f"{new.rstrip('/')}{path[len(old) :]}", written=None)
-        return node
+        path = moved_path(str(node.value), moved)
+        return node if path == node.value else replace(node, value=path, written=None)
 
     return map_strings(root, move) if moved else root
+
+
+def moved_path(path: str, moved: Mapping[str, str]) -> str:
+    """Where a path is now that may begin with one of these folders; separators of both kinds are equal."""
+    written = path.replace("\\", "/")
+    for old, new in moved.items():
+        old = old.replace("\\", "/").rstrip("/")
+        if written == old or written.startswith(f"{old}/"):
+            return f"{new.rstrip('/')}{written[len(old) :]}"
+    return path
+
+
+def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
+    """The same for the paths in tables of captions: `path_map` of each dataset of a job that has none."""
+    if not moved:
+        return root
+
+    def of(node: ConfigNode, value: Any) -> ConfigNode:
+        inside = {key: of(node, text) for key, text in value.items()} if isinstance(value, dict) else value
+        return replace(node, value=inside, path=(*node.path, "path_map"), text=str(value), plain=False, written=None)
+
+    def fill(node: ConfigNode, key: str = "") -> ConfigNode:
+        if isinstance(node.value, list):
+            return replace(node, value=[fill(item, key) for item in node.value])
+        if not isinstance(node.value, dict):
+            return node
+        entries = {name: fill(child, name) for name, child in node.value.items()}
+        return replace(node, value={"path_map": of(node, dict(moved)), **entries} if key == "datasets" else entries)
+
+    return fill(root)
 
 
 def map_strings(

@@ -15,10 +15,13 @@ from itertools import chain
 from pathlib import Path
 from posixpath import normpath
 from textwrap import shorten
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from toolkit.config.dataset import DatasetConfig
+from toolkit.config.findings import is_absolute
+from toolkit.config.yaml_reader import moved_path
 from toolkit.data.directory import DirectoryListing, split_suffix
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules
@@ -95,8 +98,14 @@ class TableRow(NamedTuple):
     """Paths of its control images as they are written, relative to the folder of the images or of the table."""
 
 
-def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, TableRow]:
-    """The rows of a table, by name.
+NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
+"""No folder of a table lies elsewhere."""
+
+
+def read_captions_file(
+    path: str, mistakes: list[InputError], moved: Mapping[str, str] = NOTHING_MOVED
+) -> dict[str, TableRow]:
+    """The rows of a table, by name. moved: `DatasetConfig.path_map`.
 
     `.csv` has a header and `.jsonl` an object per line, with a column of `_NAMES` and one of `_CAPTIONS`, and columns
     of `_REFERENCES` where images have control images; `.json` is a list of such objects, or maps names to them or to
@@ -109,10 +118,9 @@ def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, Table
     except CaptionError as error:
         mistakes.append(InputError(path, error.reason))
         return {}
-    readers = {".csv": _csv_rows, ".jsonl": _json_lines, ".json": _json_rows}
     rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
-    for number, written, row in readers.get(split_suffix(path)[1], _tab_rows)(text):
+    for number, written, row in _rows(path, text, moved):
         if written is None:
             mistakes.append(InputError(f"{path}:{number}", row.caption))
             continue
@@ -129,6 +137,25 @@ def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, Table
 
 _Rows = Iterator[tuple[int, str | None, TableRow]]
 """Line, name, what is said of it; without a name the caption is the error."""
+
+
+def _rows(path: str, text: str, moved: Mapping[str, str]) -> _Rows:
+    readers = {".csv": _csv_rows, ".jsonl": _json_lines, ".json": _json_rows}
+    for number, written, row in readers.get(split_suffix(path)[1], _tab_rows)(text):
+        references = tuple(moved_path(reference, moved) for reference in row.references)
+        yield number, written and moved_path(written, moved), row._replace(references=references)
+
+
+def lost_folders(path: str, moved: Mapping[str, str] = NOTHING_MOVED) -> list[str]:
+    """Folders that a table names by absolute paths and that are not on this machine; none of one that cannot be
+    read."""
+    try:
+        text = _read_text(os.path.expanduser(path))
+    except CaptionError:
+        return []
+    named = chain.from_iterable((name or "", *row.references) for _, name, row in _rows(path, text, moved))
+    folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
+    return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
 
 
 def _tab_rows(text: str) -> _Rows:

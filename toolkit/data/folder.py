@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby, repeat
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from toolkit.config.dataset import DatasetConfig, area_of
 from toolkit.data.captions import (
+    NOTHING_MOVED,
     TABLES,
     TableRow,
     add_prefix,
@@ -26,6 +27,7 @@ from toolkit.data.captions import (
     caption_rules,
     find_captions,
     image_name,
+    lost_folders,
     nearly_placeholders,
     read_captions_file,
     trained_caption,
@@ -257,7 +259,12 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
     """The image folders of one entry: its own, or its subfolders."""
     path, table = dataset.folder_path, None
     if dataset.captions_file is not None:
-        table = read_captions_file(dataset.captions_file, findings.mistakes)
+        if lost := lost_folders(dataset.captions_file, dataset.path_map):
+            for folder in lost:
+                what = f"names files in {folder}, which is not on this machine"
+                findings.mistake(dataset.captions_file, f"{what}. Where it lies elsewhere: --map {folder}=NEW")
+            return
+        table = read_captions_file(dataset.captions_file, findings.mistakes, dataset.path_map)
         if not path:
             yield from _folders_of_table(index, dataset, table, findings)
             return
@@ -352,7 +359,9 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
         return False
     captions = _caption_files(folder)
     if folder.table is None and findings.read_captions and not any(map(any, captions)):
-        tables = {name: table for name in listing.files.values() if (table := _table_of(listing, name))}
+        tables = {
+            name: table for name in listing.files.values() if (table := _table_of(listing, name, dataset.path_map))
+        }
         if len(tables) == 1:
             ((name, table),) = tables.items()
             inside = f"{folder.subfolder}/" if folder.subfolder else ""
@@ -409,12 +418,12 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
     return "not an image", ""
 
 
-def _table_of(listing: DirectoryListing, name: str) -> dict[str, TableRow]:
+def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = NOTHING_MOVED) -> dict[str, TableRow]:
     """The rows of a table that names images of its folder; else empty."""
     stem, suffix = split_suffix(name)
     if suffix not in TABLES or stem in listing.images or name in listing.no_files:
         return {}
-    table = read_captions_file(listing.path(name), [])
+    table = read_captions_file(listing.path(name), [], moved)
     names = (image_name(files[0]) for files in listing.images.values())
     return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
 

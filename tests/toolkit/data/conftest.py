@@ -35,6 +35,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "caption_ext": (".txt",),
         "default_caption": None,
         "captions_file": None,
+        "path_map": {},
         "caption_prefix": "",
         "caption_dropout_rate": 0.0,
         "shuffle_tokens": False,

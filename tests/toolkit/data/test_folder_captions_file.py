@@ -175,3 +175,20 @@ def test_without_a_folder_the_images_are_those_of_the_lines(tmp_path: Path, imag
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset("", captions_file=str(table))], None)
     assert [mistake.place for mistake in caught.value.errors] == [f"{tmp_path}/t/gone.png", f"{tmp_path}/t/no"]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("t.csv", "{0}/a.png,one"), ("t.jsonl", '{{"file_name": "{0}/a.png", "text": "one"}}')]
+)
+def test_folders_of_another_machine_in_a_table_are_moved_or_told(data: Path, dataset, name: str, row: str) -> None:
+    table = data / "b" / name
+    table.write_text("file_name,text\n" * name.endswith("csv") + row.format("/old/disk"))
+    moved = {"path_map": {"/old/disk/": f"{data}/b"}, "captions_file": str(table)}
+    for folder in ("", data / "b"):
+        scan = scan_datasets([dataset(folder, **moved)], None)
+        assert [sample.caption for sample in scan.samples if sample.caption] == ["one"]
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset("", captions_file=str(table))], None)
+    assert str(caught.value) == (
+        f"{table}: names files in /old/disk, which is not on this machine. Where it lies elsewhere: --map /old/disk=NEW"
+    )
