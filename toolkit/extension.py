@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
+from toolkit.registry import MISSING_PARTS, load_object
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -294,7 +295,8 @@ def _traceback(error: BaseException, package: Path) -> str:
     frames = error.__traceback__
     while frames is not None and not Path(frames.tb_frame.f_code.co_filename).is_relative_to(package):
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    told = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    return "\n".join(filter(None, (told, load_object(MISSING_PARTS)(error))))
 
 
 def _indent(text: str) -> str:

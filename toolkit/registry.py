@@ -49,6 +49,9 @@ SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
 PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
 """What a process of ai-toolkit has that ours lack: name -> makes it, for a process."""
 
+MISSING_PARTS = "extensions.compat.ai_toolkit_process:missing_parts"
+"""What an extension imports of ai-toolkit that is not here, with what to use instead: `(error) -> text`, or ''."""
+
 FOREIGN_FILES = {
     "diffusers": "extensions.compat.diffusers:JOBS",
     "diffsynth": "extensions.compat.diffsynth:JOBS",

@@ -1,11 +1,17 @@
-"""What an extension written for ai-toolkit finds in its process: a timer, a progress bar, names of its settings."""
+"""What an extension written for ai-toolkit finds in its process: a timer, a progress bar, names of its settings;
+and of what it does not find, what to use here."""
 
 from __future__ import annotations
 
+import ast
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from toolkit.files.log import StatusLine
@@ -102,3 +108,51 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "performance_log_every": lambda process: process.get_conf("performance_log_every", 0),
 }
 """Attribute of a process -> what it is, made when it is first asked for."""
+
+
+INSTEAD = {
+    "toolkit.config_modules": "a section of its own: config = '.config:MyConfig', as in extensions/example",
+    "toolkit.stable_diffusion_model": "toolkit.models.loading.load_model(section.model, ...)",
+    "toolkit.train_tools": "toolkit.number_types, toolkit.flow, toolkit.optim",
+    "toolkit.data_loader": "toolkit.data, by a process that extends jobs.process.trainer.Trainer",
+    "toolkit.data_transfer_object": "toolkit.data, by a process that extends jobs.process.trainer.Trainer",
+    "toolkit.prompt_utils": "toolkit.data.captions, DiffusionModel.encode_prompt",
+    "toolkit.lora_special": "toolkit.networks",
+    "jobs.process": "BaseProcess, BaseExtensionProcess, BaseTrainProcess of jobs.process; jobs.process.trainer.Trainer",
+}
+"""Module of ai-toolkit -> what to use here."""
+
+
+def missing_parts(error: BaseException) -> str:
+    """What a module of an extension imports of ai-toolkit's own code that is not here, all of it, with what to use
+    instead: a line for each module. Empty where something else went wrong.
+
+    Source: ai-toolkit 27a03a91, the imports of extensions/ and extensions_built_in/.
+    """
+    if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] not in ("toolkit", "jobs"):
+        return ""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    lines: list[str] = []
+    for node in ast.walk(ast.parse(Path(files[-1]).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            module, names = node.module, [alias.name for alias in node.names]
+            if module.partition(".")[0] in ("toolkit", "jobs") and (lost := _lost(module, names)):
+                known = next((text for start, text in INSTEAD.items() if f"{module}.".startswith(f"{start}.")), "")
+                lines.append(f"  {module} ({', '.join(lost)})" + f": here {known}" * bool(known))
+    return "\n".join(["ai-toolkit's own code, which this program is not and has not:", *lines]) if lines else ""
+
+
+def _lost(module: str, names: list[str]) -> list[str]:
+    """Those of the names that the module does not have; all of a module that is not there."""
+    try:
+        found = import_module(module)
+    except ImportError:
+        return names
+    return [name for name in names if not hasattr(found, name) and not _is_module(f"{module}.{name}")]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ImportError:
+        return False
