@@ -369,7 +369,7 @@ class _Reader(TableReader):
 
     def _captions(self, item: ConfigNode, given: Level) -> dict[str, Any]:
         strategy, prompt = _text(item, "caption_strategy", "textfile"), given.get("instance_prompt")
-        if strategy in ("filename", "parquet", "webshart"):
+        if strategy in ("parquet", "webshart"):
             remedy = "Write .txt files ('run.py caption' does), or a table for 'captions_file'."
             self.diagnostics.error(given["caption_strategy"], f"captions by {strategy} are not read here. {remedy}")
         elif strategy == "instanceprompt" or _is_on(item, "only_instance_prompt"):
@@ -378,9 +378,12 @@ class _Reader(TableReader):
                     item, "is required for this caption_strategy.", path=(*item.path, "instance_prompt")
                 )
             return {"default_caption": prompt, "caption_ext": [made(item, ".instanceprompt")]}
-        elif prompt is not None and _is_on(item, "prepend_instance_prompt"):
-            return {"trigger_word": prompt}
-        return {}
+        captions: dict[str, Any] = {}
+        if strategy == "filename":
+            captions = {"caption_from_name": made(item, True), "caption_ext": [made(item, ".filename")]}
+        if prompt is not None and _is_on(item, "prepend_instance_prompt"):
+            captions["trigger_word"] = prompt
+        return captions
 
     def _size(self, given: Level) -> Any:
         """Its area as the side of a square, or with square crops that square."""

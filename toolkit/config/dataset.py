@@ -189,6 +189,10 @@ class DatasetConfig(StrictModel):
     from its own folder. Not given: where no image of a folder has a caption file, the only such table in it that names
     its images is read, and the plan says so."""
 
+    caption_from_name: bool = False
+    """The caption of an image without one is its file's name, `_` as spaces, before `default_caption`: `a_red_cat.jpg`
+    is `a red cat`."""
+
     path_map: dict[str, str] = Field(default_factory=dict)
     """Folders of another machine that begin paths in `captions_file` -> where they are here: `{/old/disk: /data}`. The
     option `--map OLD=NEW` is put here for all datasets."""
@@ -367,6 +371,7 @@ NOT_OF_STREAMS = {
     "num_repeats": "a stream is read through once per epoch",
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
+    "caption_from_name": "its captions are in the shards (webdataset.label_key)",
     **dict.fromkeys(("control_path", "control_suffix", "control_optional"), "a stream has no control images"),
     **dict.fromkeys(
         ("mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"),

@@ -455,6 +455,9 @@ def _match_files(folder: _Folder, findings: _Findings) -> None:
             findings.mistake(join(listing.folder, files[0]), reason)
     if folder.table is None:
         folder.captions = find_captions(listing, _caption_files(folder), findings.mistakes)
+        if dataset.caption_from_name:
+            names = (stem.replace("_", " ") for stem in listing.images)
+            folder.captions = [caption or name for caption, name in zip(folder.captions, names, strict=True)]
     else:
         rows = [folder.table.get(name, TableRow("")) for name in folder.table_names()]
         folder.captions = [row.caption for row in rows]

@@ -80,11 +80,9 @@ SUBJECT = {
 }  # fmt: skip
 CLASS = SUBJECT | {
     "id": "pseudo-camera-10k-qwen", "crop": True, "crop_aspect": "square", "crop_style": "center", "disabled": False,
-    "skip_file_discovery": "", "instance_data_dir": "a", "caption_strategy": "textfile", "repeats": 0,
+    "skip_file_discovery": "", "instance_data_dir": "a", "caption_strategy": "filename", "repeats": 0,
     "is_regularisation_data": True,
 }  # fmt: skip
-"""There by file names, which are not read as captions here."""
-
 DOMOKUN = {
     "id": "dreambooth", "type": "local", "instance_data_dir": "a", "crop": True, "crop_style": "random",
     "crop_aspect": "square", "minimum_image_size": 32, "maximum_image_size": 64, "target_downsample_size": 64,

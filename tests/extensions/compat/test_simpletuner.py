@@ -119,6 +119,7 @@ def test_the_example_of_its_guide(load) -> None:
         ({"caption_strategy": "instanceprompt", "instance_prompt": "a sks"}, "default_caption", "a sks"),
         ({"prepend_instance_prompt": True, "instance_prompt": "sks"}, "trigger_word", "sks"),
         ({"is_regularisation_data": True}, "is_reg", True),
+        ({"caption_strategy": "filename"}, "caption_from_name", True),
     ],
 )
 def test_keys_of_a_dataset(load, keys: dict[str, Any], field: str, value: Any) -> None:
@@ -146,7 +147,7 @@ def test_square_crops_are_one_size(load) -> None:
         ({"data_backend_config": "none.json"}, {}, "data_backend_config: 'none.json' does not exist"),
         ({"validation_prompt": "a", "validation_resolution": "big"}, {}, "'big' is not a size."),
         ({}, {"type": "huggingface"}, "type: 'huggingface' is not read here."),
-        ({}, {"caption_strategy": "filename"}, "caption_strategy: captions by filename are not read here."),
+        ({}, {"caption_strategy": "parquet"}, "caption_strategy: captions by parquet are not read here."),
         ({}, {"caption_strategy": "instanceprompt"}, "instance_prompt: is required for this caption_strategy."),
         ({}, {"conditioning_data": ["refs-c"]}, "'refs-c' is the id of no dataset in this file."),
         ({}, {"repeat": 3}, "repeat: 3 is not supported. Did you mean 'repeats'?"),

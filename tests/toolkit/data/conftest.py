@@ -36,6 +36,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "default_caption": None,
         "captions_file": None,
         "path_map": {},
+        "caption_from_name": False,
         "caption_prefix": "",
         "caption_dropout_rate": 0.0,
         "shuffle_tokens": False,

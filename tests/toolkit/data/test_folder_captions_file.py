@@ -192,3 +192,12 @@ def test_folders_of_another_machine_in_a_table_are_moved_or_told(data: Path, dat
     assert str(caught.value) == (
         f"{table}: names files in /old/disk, which is not on this machine. Where it lies elsewhere: --map /old/disk=NEW"
     )
+
+
+def test_a_file_name_is_the_caption_of_an_image_without_one(image, dataset, tmp_path: Path) -> None:
+    for name in ("a_red_cat.png", "b.png"):
+        image(tmp_path / "named" / name)
+    (tmp_path / "named" / "b.txt").write_text("written")
+    scan = scan_datasets([dataset(tmp_path / "named", caption_from_name=True, default_caption="none")], None)
+    assert [sample.caption for sample in scan.samples] == ["a red cat", "written"]
+    assert scan.folders[0].missing_captions == 0
