@@ -36,6 +36,11 @@ function mark(form) {
   return isDirty;
 }
 
+async function count() {  // how many captions are missing
+  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), 'text/html');
+  document.querySelector('.counts').replaceWith(page.querySelector('.counts'));
+}
+
 async function save(form) {
   const {caption, name, version} = form.elements, note = form.querySelector('[role=status]');
   const before = caption.defaultValue, sent = caption.value;
@@ -52,6 +57,7 @@ async function save(form) {
       setTimeout(() => { if (note.className === 'good') note.textContent = ''; }, 2500);
       undone.keep([...undone.all(), [{name: name.value, before, after: sent.trim()}]]);
       showUndo();
+      if (!before.trim() !== !sent.trim()) count();
     } else if (answer.status === 409 && 'theirs' in answer) {
       version.value = answer.version;
       caption.defaultValue = answer.theirs;
@@ -147,6 +153,7 @@ if (lint) {
     const answer = await ask(lint.dataset.lint).catch(() => ({status: 'running'}));
     if (answer.status === 'running' || [...document.querySelectorAll('form.caption')].some(mark)) return;
     clearInterval(look);
+    location.hash = 'lint';  // opens what is around it
     location.reload();
   }, 1000);
 }

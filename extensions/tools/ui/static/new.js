@@ -82,6 +82,7 @@ form.addEventListener('click', event => {
 form.addEventListener('submit', event => {
   clearTimeout(timer);
   running?.abort();
+  form.setAttribute('aria-busy', 'true');
   if (!['check', 'search'].includes(event.submitter?.value)) return;
   event.preventDefault();
   check();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +24,9 @@ MOST = 100
 SHORT_TAIL = 1500
 """Bytes of the output of an entry that did not end well; they stand on the page."""
 
+RUNNER_S = 8.0
+"""Seconds that a runner may take to start after a change."""
+
 REQUESTS = ("stop", "save_now", "sample_now")
 
 
@@ -41,7 +45,8 @@ def index(request: Request) -> Response:
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
     tails = ["" if entry.state == DONE else queue.tail(entry.id, SHORT_TAIL) for entry in ended[:MOST]]
     shown = [(entry, tail, *_run_of(ui, entry)) for entry, tail in zip(ended, tails, strict=False)]
-    is_idle = bool(running or waiting) and not queue.has_runner()
+    changed = max((path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0)
+    is_idle = bool(running or waiting) and abs(time.time() - changed) > RUNNER_S and not queue.has_runner()
     return render(
         request,
         "queue.html.j2",

@@ -46,7 +46,7 @@ def _queued(request: Request, form: FormData) -> Response:
     try:
         wrong = wrong or _asked({"uid": uid, "argv": argv})
         if not wrong:
-            first = next((Path(text).name for texts_ in given.values() for text in texts_ if text), "")
+            first = next((Path(text.partition("=")[2]).name for text in argv), "")
             queue_of(ui).add([uid, *argv], f"{uid} {first}")
     except UserError as error:
         wrong = [("", str(error))]
