@@ -88,7 +88,8 @@ class Browser:
         return self.run("return document.querySelector(arguments[0]).innerText", selector)
 
     def click(self, selector: str) -> None:
-        """A click on the middle of an element, after scrolling to it."""
+        """A click on the middle of an element, after scrolling it to where no bar lies over it."""
+        self.run("document.querySelector(arguments[0])?.scrollIntoView({block: 'center'})", selector)
         found = self._send("/element", {"using": "css selector", "value": selector})
         self._send(f"/element/{next(iter(found.values()))}/click", {})
 

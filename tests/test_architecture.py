@@ -72,6 +72,7 @@ WITHOUT_MIRROR = {
     "tests/docs/test_links.py": "links within all pages",
     "tests/docs/test_yaml_blocks.py": "the YAML blocks and commands of all pages that advise",
     "tests/extensions/tools/ui/test_browser.py": "the page in Chromium",
+    "tests/extensions/tools/ui/test_from_nothing.py": "the whole way through the page in Chromium",
     "tests/extensions/tools/lint/test_recall.py": "all checks together, on faults planted in photographs",
     "tests/extensions/sd_trainer/test_blocks.py": "rules of the keys that say how blocks are run",
     "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",

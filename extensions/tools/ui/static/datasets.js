@@ -1,5 +1,5 @@
 // One dataset: captions saved in place with undo, files sent in pieces that go on where they were, keys between images.
-import {tell, texts} from '/static/page.js';
+import {renew, tell, texts} from '/static/page.js';
 
 const words = texts.datasets;
 const say = (text, values = {}) => text.replace(/\{(\w+)\}/g, (_, key) => values[key] ?? '');
@@ -36,11 +36,6 @@ function mark(form) {
   return isDirty;
 }
 
-async function count() {  // how many captions are missing
-  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), 'text/html');
-  document.querySelector('.counts').replaceWith(page.querySelector('.counts'));
-}
-
 async function save(form) {
   const {caption, name, version} = form.elements, note = form.querySelector('[role=status]');
   const before = caption.defaultValue, sent = caption.value;
@@ -57,7 +52,7 @@ async function save(form) {
       setTimeout(() => { if (note.className === 'good') note.textContent = ''; }, 2500);
       undone.keep([...undone.all(), [{name: name.value, before, after: sent.trim()}]]);
       showUndo();
-      if (!before.trim() !== !sent.trim()) count();
+      if (!before.trim() !== !sent.trim()) renew('.counts');
     } else if (answer.status === 409 && 'theirs' in answer) {
       version.value = answer.version;
       caption.defaultValue = answer.theirs;

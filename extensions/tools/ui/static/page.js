@@ -7,6 +7,12 @@ export function tell(text, isBad = false) {
   told.className = isBad ? 'bad' : '';
 }
 
+// Puts parts of this page in as the server has them by now.
+export async function renew(...places) {
+  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), 'text/html');
+  for (const place of places) document.querySelector(place)?.replaceWith(page.querySelector(place) ?? '');
+}
+
 document.addEventListener('submit', event => {
   const question = event.submitter?.dataset.ask ?? event.target.dataset.ask;
   if (question && !confirm(question)) event.preventDefault();

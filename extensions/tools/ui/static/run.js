@@ -1,5 +1,5 @@
 // The page of one run: what is new arrives as events, samples are compared, curves are zoomed.
-import {tell, texts} from './page.js';
+import {renew, tell, texts} from './page.js';
 import {Diagram} from './curves.js';
 
 const {id, cursor, status: first, samples} = JSON.parse(document.getElementById('run').textContent);
@@ -122,7 +122,7 @@ function draw() {
 let added = 0;
 function takeRows(rows) {
   if (range || !latest.diagrams) return;
-  if ((added += rows.length) > 400) return added = 0, fetchCurves();
+  if (!latest.diagrams.length || (added += rows.length) > 400) return added = 0, fetchCurves();
   const curves = latest.diagrams.flatMap(diagram => diagram.curves);
   for (const row of rows) {
     for (const curve of curves) {
@@ -144,6 +144,7 @@ const facts = {loss: status => status.loss?.toPrecision(4), speed: status => sta
 
 function showStatus(status) {
   if (status.status !== first.status) return location.reload();  // other buttons, other facts
+  if (status.loss !== null && !document.querySelector('[data-fact=loss]')) return renew('#state', 'dl.facts');
   for (const [name, text] of Object.entries(facts)) {
     const place = document.querySelector(`[data-fact=${name}]`);
     if (place && text(status)) place.textContent = text(status);
@@ -161,7 +162,7 @@ function take(news) {
   for (const event of news.events ?? []) {
     if (event.event === 'sample') takeSamples(event);
     if (Number.isInteger(event.step) && event.event !== 'memory') marked.push([event.step, event.event]);
-    if (event.event === 'save') refreshFiles();
+    if (['sample', 'save'].includes(event.event)) renew('#state', 'dl.facts', '#files');
   }
   const tail = $('tail');
   if (news.log && tail) {
@@ -170,11 +171,6 @@ function take(news) {
     if (isAtEnd) tail.scrollTop = tail.scrollHeight;
   }
   showStatus(news.status);
-}
-
-async function refreshFiles() {
-  const page = new DOMParser().parseFromString(await (await fetch(location.pathname)).text(), 'text/html');
-  $('files').replaceChildren(...page.getElementById('files').children);
 }
 
 let failures = 0;

@@ -25,7 +25,7 @@ SHORT_TAIL = 1500
 """Bytes of the output of an entry that did not end well; they stand on the page."""
 
 RUNNER_S = 8.0
-"""Seconds that a runner may take to start after a change."""
+"""Seconds that a runner may take to start, or to see that a job has ended."""
 
 REQUESTS = ("stop", "save_now", "sample_now")
 
@@ -121,9 +121,16 @@ def resume(request: Request) -> Response:
     if run.status is RunStatus.RUNNING or run.config is None:
         raise HTTPException(409, "it runs." if run.config else f"{run.folder} has no saved job.")
     argv, folder = [str(run.config.absolute())], run.folder.resolve()
-    waits = [entry for entry in queue.entries() if entry.state in (RUNNING, WAITING)]
-    if any(list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs) for entry in waits):
-        raise HTTPException(409, "it is in the queue already.")
+    deadline = time.monotonic() + RUNNER_S
+    while states := {
+        entry.state
+        for entry in queue.entries()
+        if entry.state in (RUNNING, WAITING)
+        and (list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs))
+    }:
+        if WAITING in states or time.monotonic() > deadline:
+            raise HTTPException(409, "it is in the queue already.")
+        time.sleep(0.1)  # a run has ended a moment before its process has
     try:
         owned = planned(argv, str(here))["folders"]
         if str(folder) not in map(_resolved, owned):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def test_the_queue_shows_what_runs_waits_and_has_ended(ui, client, queue):
     queue._save(queue.entry(ids[2]), state=FAILED, why=NASTY, exit_code=1, attempts=1)
     queue.log(ids[2]).write_text(f"line {NASTY} hf_abcdefghijklmnopqrstuvwx\n")
     (queue.folder / "000009.json").write_text("{")
+    assert "Nobody works on the queue" not in client.get("/queue").text, "a runner may be about to start"
+    for path in queue.folder.glob("*.json"):
+        os.utime(path, (0, 0))
     page = client.get("/queue").text
     assert "<script>alert" not in page and "hf_abcdef" not in page and "a &lt;script&gt;" in page
     for text in (
