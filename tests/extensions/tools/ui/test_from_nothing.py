@@ -80,15 +80,16 @@ def test_a_character_is_made_from_nothing(browser: Browser, served: Served, tmp_
     browser.click("[value=start]")
 
     click_when(browser, ".entry .main", 60)
-    browser.run("window.kept = true")
-    browser.wait_for("document.getElementById('step')?.max >= 1", 90)
+    browser.wait_for("document.getElementById('step')", 60)
+    browser.run("window.isSame = true")
+    browser.wait_for("document.getElementById('step').max >= 1", 60)
     browser.wait_for("document.querySelector('.frame.now img').naturalWidth")
     browser.wait_for("document.querySelector('.plot canvas') && document.querySelector('[data-fact=loss]')")
-    assert 0 < float(browser.text("[data-fact=loss]")) < 5
+    assert 0 < float(browser.text("[data-fact=loss]")) < 5 and browser.run("return window.isSame")
     browser.click("[name=request][value=stop]")
     browser.wait_for("document.querySelector('#state .stopped')", 60)
     browser.click(".head .main")
-    assert browser.run("return location.pathname") == "/queue"
+    browser.wait_for("location.pathname == '/queue'")
 
     click_when(browser, ".entry .main", 60)
     browser.click(".head a[href*='from=']")
