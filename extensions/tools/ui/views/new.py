@@ -124,7 +124,7 @@ def show(request: Request) -> Response:
         gpu, dataset = round(least_memory() / GB), asked.get("dataset", "")
         editor.card = str(max((card for card in CARDS if card <= gpu), default=CARDS[0]) if gpu else WITHOUT_GPU)
         name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
-        begun = {NAME: _unused(ui, name), FOLDER: str(ui.datasets / dataset) if dataset else ""}
+        begun = {NAME: _unused(ui, name), TRIGGER: name, FOLDER: str(ui.datasets / dataset) if dataset else ""}
         editor.job = _made(begun | {MODEL: MODELS[0].id if gpu else _short(TINY)}, editor.card)
         return _page(request, editor)
     if path is None:

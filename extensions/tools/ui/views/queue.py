@@ -125,8 +125,7 @@ def resume(request: Request) -> Response:
     while states := {
         entry.state
         for entry in queue.entries()
-        if entry.state in (RUNNING, WAITING)
-        and (list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs))
+        if entry.state in (RUNNING, WAITING) and (list(entry.argv) == argv or str(folder) in map(_resolved, entry.runs))
     }:
         if WAITING in states or time.monotonic() > deadline:
             raise HTTPException(409, "it is in the queue already.")

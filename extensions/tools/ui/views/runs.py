@@ -20,9 +20,12 @@ _BEFORE = datetime.fromtimestamp(0, UTC)
 
 
 def index(request: Request) -> Response:
-    """All runs, or those whose name holds `q`. As JSON where that is asked for."""
+    """All runs, or those whose name or state holds each word of `q`. As JSON where that is asked for."""
     ui, wanted = ui_of(request), request.query_params.get("q", "")
-    found = [run for run in list_runs(ui.output) if wanted.lower() in run.name.lower()]
+    words = wanted.lower().split()
+    found = [
+        run for run in list_runs(ui.output) if all(word in f"{run.name} {run.status.value}".lower() for word in words)
+    ]
     found.sort(key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE), reverse=True)
     rows = [_row(ui, run) for run in found]
     if "application/json" in request.headers.get("accept", ""):

@@ -32,6 +32,8 @@ def test_runs_are_listed_the_running_and_the_latest_first(client: TestClient, ma
     ]
     text = client.get("/?q=OL").text
     assert "/runs/old" in text and "/runs/new" not in text
+    text = client.get("/?q=stop+pro").text
+    assert text.count("<article") == 1 and "process</a>" in text
     assert "about 0.00 so far" in text  # 10 steps of 0.5 s at 2 per hour
 
 
