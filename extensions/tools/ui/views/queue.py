@@ -43,7 +43,7 @@ def index(request: Request) -> Response:
     running = [(entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
-    tails = ["" if entry.state == DONE else queue.tail(entry.id, SHORT_TAIL) for entry in ended[:MOST]]
+    tails = ["" if entry.state == DONE and entry.runs else queue.tail(entry.id, SHORT_TAIL) for entry in ended[:MOST]]
     shown = [(entry, tail, *_run_of(ui, entry)) for entry, tail in zip(ended, tails, strict=False)]
     changed = max((path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0)
     is_idle = bool(running or waiting) and abs(time.time() - changed) > RUNNER_S and not queue.has_runner()

@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from extensions.tools.shared.run_records import DIAGRAMS, EXACT, events, saved_files, settings_text
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
+from extensions.tools.ui.queue import CONTROL
 from extensions.tools.ui.series import MOST_BUCKETS
 from extensions.tools.ui.state import Json, Ui, as_json, inside, render, run_id, ui_of
 from extensions.tools.ui.views.runs import cost
@@ -68,6 +69,7 @@ def page(request: Request) -> Response:
         cost=cost(ui, run),
         seconds=here.metrics.total("step_s"),
         memory=next((row for row in reversed(news.get("events", [])) if row.get("event") == "memory"), {}),
+        is_stopping=(run.folder / CONTROL / "stop").exists(),
         samples=samples,
         shown=shown,
         references=[len(paths) for paths in references(ui, run)],

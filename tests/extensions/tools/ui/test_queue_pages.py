@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from extensions.tools.ui import queue as module
 from extensions.tools.ui.app import make_app
-from extensions.tools.ui.queue import FAILED, RUNNING, STOPPED, WAITING, Queue, planned
+from extensions.tools.ui.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Queue, planned
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
 from toolkit.errors import UserError
@@ -217,3 +217,13 @@ def test_a_job_that_never_ends_is_not_queued(client: TestClient, ui: Ui, kind: s
     file.write_text(job)
     with pytest.raises(UserError, match="never ends"):
         planned([str(file)], str(ui.jobs))
+
+
+def test_what_a_tool_has_said_is_shown_and_a_run_has_a_page_for_it(ui, client, queue):
+    tool, job = queue.add(["inspect", "a"], "tool").id, queue.add(["inspect", "b"], "job").id
+    queue._save(queue.entry(tool), state=DONE)
+    queue._save(queue.entry(job), state=DONE, runs=(str(made_run(ui, "b", status="finished")),))
+    for id_ in (tool, job):
+        queue.log(id_).write_text(f"wrote {id_}.png\n")
+    page = client.get("/queue").text
+    assert f"wrote {tool}.png" in page and f"wrote {job}.png" not in page

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from extensions.tools.ui.live import feed, log_since
 from extensions.tools.ui.state import HERE, Ui, texts
+from toolkit.train.lock import run_lock
 
 HOSTILE = "<script>alert(1)</script>\"'`{{7*7}}"
 SECRET = "hf_abcdefghijklmnopqrstuvwxyzABCDEF12"
@@ -280,3 +281,12 @@ def test_all_words_are_in_one_file() -> None:
                     break
                 assert key in node, f"{template.name}: {path}"
                 node = node[key]
+
+
+def test_a_run_that_was_asked_to_stop_says_so(client: TestClient, make_run: Callable[..., Path]) -> None:
+    folder = make_run(status="running")
+    (folder / "control").mkdir()
+    with run_lock(folder):
+        assert "stops after a save" not in client.get("/runs/one").text
+        (folder / "control" / "stop").touch()
+        assert "disabled>stops after a save" in client.get("/runs/one").text

@@ -495,3 +495,9 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     wait_for(browser, "location.pathname === '/queue'")
     assert queued == [(["config/photo.yaml"], "photo")]
     assert " steps: 2 " in (ui.jobs / "photo.yaml").read_text().replace("\n", " ")
+
+
+def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(client, ui):
+    (ui.output / "photo").mkdir(parents=True)
+    page = client.get("/new?dataset=40_photo").text
+    assert 'name="key:config.name" value="photo_2"' in page and 'name="key:trigger_word" value="photo"' in page
