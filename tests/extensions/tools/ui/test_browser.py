@@ -67,6 +67,22 @@ def test_numbers_samples_and_log_appear_while_a_run_trains(
     assert is_clean(browser)
 
 
+def test_a_run_that_is_watched_before_its_first_step_shows_its_numbers(
+    browser: Browser, served: Served, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one", steps=0, sampled=(0,), status="running", loss=None, step=None)
+    browser.open(f"{served.address}/runs/one")
+    until(lambda: browser.run("return performance.getEntriesByType('resource').some(e => e.name.includes('/curves?'))"))
+    time.sleep(0.5)
+    assert points(browser) == 0 and not browser.run("return document.querySelector('[data-fact=loss]')")
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"loss": 0.125, "step": 2, "steps": 9}))
+    goes_on(folder, 1), goes_on(folder, 2)
+    until(lambda: points(browser) >= 1, 5)
+    until(lambda: browser.run("return document.querySelector('[data-fact=loss]')?.textContent") == "0.125", 5)
+    assert "2 / 9" in browser.text("#state") and is_clean(browser)
+
+
 def test_two_steps_are_compared_side_by_side_and_one_over_the_other(
     browser: Browser, served: Served, make_run: Callable[..., Path]
 ) -> None:
