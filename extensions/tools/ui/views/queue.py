@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 
 from extensions.tools.ui.queue import DONE, RUNNING, WAITING, Entry, Queue, ask_run, planned
 from extensions.tools.ui.state import Ui, render, run_id, ui_of
+from extensions.tools.ui.views.run import image
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
 from toolkit.train.run_reader import RunInfo, RunStatus, read_run
@@ -26,6 +28,12 @@ SHORT_TAIL = 1500
 
 RUNNER_S = 8.0
 """Seconds that a runner may take to start, or to see that a job has ended."""
+
+MOST_IMAGES = 24
+"""Images of an ended entry that are shown, the last ones."""
+
+_IMAGE = re.compile(r"^\d+/\d+ (.+\.(?:png|jpg|webp))$", re.MULTILINE)
+"""How `generate` and `grid` tell each image that they have written."""
 
 REQUESTS = ("stop", "save_now", "sample_now")
 
@@ -44,7 +52,10 @@ def index(request: Request) -> Response:
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
     tails = ["" if entry.state == DONE and entry.runs else queue.tail(entry.id, SHORT_TAIL) for entry in ended[:MOST]]
-    shown = [(entry, tail, *_run_of(ui, entry)) for entry, tail in zip(ended, tails, strict=False)]
+    shown = [
+        (entry, tail, len(_images(queue, entry)), *_run_of(ui, entry))
+        for entry, tail in zip(ended, tails, strict=False)
+    ]
     changed = max((path.stat().st_mtime for path in queue.folder.glob("*.json")), default=0.0)
     is_idle = bool(running or waiting) and abs(time.time() - changed) > RUNNER_S and not queue.has_runner()
     return render(
@@ -68,6 +79,27 @@ def _run_of(ui: Ui, entry: Entry) -> tuple[RunInfo | None, str]:
         except (RunError, OSError, ValueError):
             continue
     return None, ""
+
+
+def _images(queue: Queue, entry: Entry) -> list[Path]:
+    """The images that a tool says it has written, as far as they are there."""
+    if entry.state != DONE or entry.runs:
+        return []
+    told = (Path(entry.cwd) / match[1] for match in _IMAGE.finditer(queue.tail(entry.id)))
+    return [path for path in dict.fromkeys(told) if path.is_file()][-MOST_IMAGES:]
+
+
+def result(request: Request) -> Response:
+    """One of these images; always made small, so that it is an image whatever the file holds."""
+    queue, place = queue_of(ui_of(request)), request.path_params["index"]
+    try:
+        found = _images(queue, queue.entry(request.path_params["id"]))
+    except UserError as error:
+        raise HTTPException(404, str(error)) from error
+    if place >= len(found):
+        raise HTTPException(404, "no such image")
+    side = request.query_params.get("side", "")
+    return image(ui_of(request), found[place], 400 if side == "400" else 960)
 
 
 def act(request: Request) -> Response:

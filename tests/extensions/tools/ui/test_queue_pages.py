@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,20 @@ def test_what_a_tool_has_said_is_shown_and_a_run_has_a_page_for_it(ui, client, q
         queue.log(id_).write_text(f"wrote {id_}.png\n")
     page = client.get("/queue").text
     assert f"wrote {tool}.png" in page and f"wrote {job}.png" not in page
+
+
+def test_the_images_that_a_tool_has_written_are_on_the_page(ui, client, queue, tmp_path):
+    from PIL import Image
+
+    tool, folder = queue.add(["inspect", "a"], "tool").id, tmp_path / "generated"
+    folder.mkdir()
+    Image.new("RGB", (64, 48), "red").save(folder / "a 1.png")
+    (folder / "no image.png").write_text("text")
+    queue._save(queue.entry(tool), state=DONE, cwd=str(tmp_path))
+    queue.log(tool).write_text("1/3 generated/a 1.png\n2/3 generated/no image.png\n3/3 generated/gone.png\n")
+    assert client.get("/queue").text.count("?side=400") == 2
+    answer = client.get(f"/queue/{tool}/images/0")
+    assert Image.open(BytesIO(answer.content)).size == (64, 48)
+    for place, status in (("1", 404), ("2", 404), ("0?side=9999", 200)):  # no image, none there, no other size
+        assert client.get(f"/queue/{tool}/images/{place}").status_code == status
+    assert client.get("/queue/000099/images/0").status_code == 404
