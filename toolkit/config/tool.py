@@ -130,7 +130,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
     errors in their values."""
     word, taker = model.verbatim
-    end = argv.index(word) + 1 if word in argv else len(argv)
+    end = argv.index(word) + 1 if word and word in argv else len(argv)
     argv, behind = [foreign_keys().own_flag(word, model.model_fields) for word in argv[:end]], list(argv[end:])
     flags = {word.partition("=")[0].replace("_", "-") for word in argv}
     parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])

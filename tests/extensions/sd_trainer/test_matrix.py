@@ -230,8 +230,10 @@ def test_a_member_trains_with_a_saving_what_it_trains_without(
     assert (
         row["trained"] == "the model itself" or max(float(plain[n].abs().max()) for n in plain if "lora_B" in n) > 5e-3
     )
+    # With W8A8 the last bit of an activation, which processors compute differently, may round it to another code.
+    limit = 1e-4 if row["trained"] == "W8A8" else 1e-5
     for name, tensor in plain.items():
-        assert (saving[name] - tensor).abs().max() < 1e-5, f"{name}: a step changes it by up to 0.01"
+        assert (saving[name] - tensor).abs().max() < limit, f"{name}: a step changes it by up to 0.01"
 
 
 @pytest.mark.parametrize(

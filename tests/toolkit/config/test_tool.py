@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field
 
 from extensions.tools.lint.config import LintConfig
+from tests.running import section_of
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import StrOrList
 from toolkit.config.process import Diagnostic
@@ -142,3 +143,9 @@ def test_a_flag_that_has_lost_its_meaning_is_a_warning(tmp_path: Path) -> None:
     assert sorted(line.partition(": has no effect")[0] for line in told) == [
         "run.py lint: --duplicate-bits", "run.py lint: --overwrite",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["", "inf"], ["x", "", "--embed"]])
+def test_an_empty_word_is_one_like_others(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"unknown argument|unrecognized|holds no run"):
+        section_of("report", words)
