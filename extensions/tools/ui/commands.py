@@ -1,10 +1,11 @@
-"""What the page asks of the program, each time in a process of its own: the check of a job, its plan, the schema, and
-what another program's file is here. So the page stays light, and no file that it is given runs in it."""
+"""What the page asks of the program, each time in a process of its own: the check of a job, its plan, the schema, what
+another program's file is here. So the page stays light, and no file that it is given runs in it."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from extensions.tools.ui.state import Ui
 from toolkit.files.writing import TOOLKIT_ROOT
 
-LIMIT_S = 60
+if TYPE_CHECKING:
+    from extensions.tools.ui.state import Ui
+
+RUN_PY = TOOLKIT_ROOT / "run.py"
+
+LIMIT_S = 60.0
 """Seconds that a command may take."""
 
 LATE = 124
@@ -52,26 +57,31 @@ class Checked:
     """`late`: it took too long; `replaced`: a newer check of the same tab ended it."""
 
 
-def run_py(ui: Ui, *arguments: str, tab: str = "") -> tuple[int, str, str]:
-    """Exit code and streams of a command in the page's working directory; LATE for one that took too long. Of one tab
-    the newest alone goes on, and the one before it ends with a negative code."""
-    running = ui.memory.setdefault("commands", {})
-    command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
+def run_py(
+    *arguments: str,
+    cwd: str | None = None,
+    limit_s: float | None = None,
+    is_idle: bool = False,
+    checks: dict[str, subprocess.Popen[str]] | None = None,
+    tab: str = "",
+) -> tuple[int, str, str]:
+    """Exit code and streams of `run.py` with these arguments; LATE and no output where it took too long.
+
+    cwd: working directory; None: the page's. limit_s: seconds that it may take; None: LIMIT_S. is_idle: at a low
+    priority. checks, tab: the processes of tabs; of one tab the newest alone goes on, and the one before it ends with
+    a negative code.
+    """
+    nice = shutil.which("nice") if is_idle else None
+    command = [*([nice, "-n", "10"] if nice else []), sys.executable, str(RUN_PY), *arguments]
+    running = checks if checks is not None and tab else {}
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     with _lock:
         if tab in running:
             running[tab].kill()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        if tab:
-            running[tab] = process
+        process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, **pipe)
+        running[tab] = process
     try:
-        out, told = process.communicate(timeout=LIMIT_S)
+        out, told = process.communicate(timeout=LIMIT_S if limit_s is None else limit_s)
     except subprocess.TimeoutExpired:
         return LATE, "", ""
     finally:
@@ -89,7 +99,8 @@ def check_job(ui: Ui, text: str, name: str, tab: str) -> Checked:
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
-        code, out, told = run_py(ui, str(path), "--dry-run", "--json", tab=tab)
+        checks = ui.memory.setdefault("commands", {})
+        code, out, told = run_py(str(path), "--dry-run", "--json", checks=checks, tab=tab)
     if code < 0 or code == LATE:
         return Checked(fault="late" if code == LATE else "replaced")
     for is_warning, message in _messages(told.replace(f"{folder}/", ""), name):
@@ -112,14 +123,14 @@ def _messages(told: str, name: str) -> Iterator[tuple[bool, Message]]:
             yield bool(warning), Message(text, int(row or 0), key or "")
 
 
-def import_text(ui: Ui, text: str, file_name: str) -> tuple[str, str]:
+def import_text(text: str, file_name: str) -> tuple[str, str]:
     """The job, or the command, that a file or a command of another program is here; and what was said of it. An empty
     job: it is none."""
     suffix = Path(file_name).suffix.lower()
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"imported{suffix if suffix in _SUFFIXES else _suffix_of(text)}"
         path.write_text(text, encoding="utf-8")
-        code, out, told = run_py(ui, "import", str(path))
+        code, out, told = run_py("import", str(path))
     out, told = (each.replace(f"{folder}/", "") for each in (out, told))
     return (out if code == 0 else ""), told
 
@@ -157,7 +168,7 @@ class Key:
 def keys_of(ui: Ui, process_type: str) -> tuple[Key, ...]:
     """All keys of a type of process; none of one that is not known. Raises RuntimeError where there is no schema."""
     if "schema" not in ui.memory:
-        code, out, told = run_py(ui, "--print-schema")
+        code, out, told = run_py("--print-schema")
         if code:
             raise RuntimeError(told)
         ui.memory["schema"] = json.loads(out)

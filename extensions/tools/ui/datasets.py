@@ -14,8 +14,6 @@ import re
 import secrets
 import shutil
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -26,6 +24,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
 from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.data.captions import CaptionError, read_caption, with_caption
@@ -36,7 +35,7 @@ from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import TOOLKIT_ROOT, atomic_write, link, read_regular, write_json
+from toolkit.files.writing import atomic_write, link, read_regular, write_json
 
 LINT_S = 900
 """Seconds that a check of a dataset may take."""
@@ -359,19 +358,17 @@ def lint(data: Dataset) -> None:
     references, _ = data.partner(data.view["references"])
     flags = [str(data.folder), "--json", f"--resolution={data.view['resolution']}"]
     flags += [f"--control-path={references}"] if references else []
-    priority = [nice, "-n", "10"] if (nice := shutil.which("nice")) else []
-    command = [*priority, sys.executable, str(TOOLKIT_ROOT / "run.py"), "lint", *flags]
 
     def check() -> None:
         fault = "it has ended"
         try:
-            done = subprocess.run(command, capture_output=True, timeout=LINT_S, stdin=subprocess.DEVNULL, check=False)
-            if not done.stdout:
-                raise ValueError(done.stderr.decode(errors="replace").strip()[-500:] or f"exit code {done.returncode}")
-            write_json(_lint_file(data), {"state": state, **json.loads(done.stdout)})
+            code, out, told = run_py("lint", *flags, limit_s=LINT_S, is_idle=True)
+            if code == LATE:
+                raise ValueError(f"it took longer than {LINT_S} s")
+            if not out:
+                raise ValueError(told.strip()[-500:] or f"exit code {code}")
+            write_json(_lint_file(data), {"state": state, **json.loads(out)})
             fault = ""
-        except subprocess.TimeoutExpired:
-            fault = f"it took longer than {LINT_S} s"
         except (OSError, ValueError, TypeError, RunError) as error:
             fault = shown(str(error))
         finally:

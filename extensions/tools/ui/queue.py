@@ -26,13 +26,13 @@ from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from extensions.tools.ui import commands
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_json
 from toolkit.files.run_files import STATUS, utc_now
 from toolkit.files.writing import (
     CONFIG_SUFFIXES,
-    TOOLKIT_ROOT,
     find_config,
     open_regular,
     os_error_as_run_error,
@@ -59,7 +59,6 @@ NOT_QUEUED = frozenset({"ui", "queue"})
 """Tools that never end, or would wait for themselves."""
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-RUN_PY = TOOLKIT_ROOT / "run.py"
 
 PAUSES = (10.0, 60.0, 300.0)
 """Seconds before each of the retries."""
@@ -165,16 +164,16 @@ def _tools() -> frozenset[str]:
 def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
     """The plan of a job, its `folders` absolute: a dry run in a process of its own. Raises UserError with what is wrong
     with it."""
-    command = [sys.executable, str(RUN_PY), *_without_restart(argv), "--dry-run", "--json"]
+    dry_run = (*_without_restart(argv), "--dry-run", "--json")
+    code, out, told = commands.run_py(*dry_run, cwd=cwd, limit_s=PLAN_S)
+    if code == commands.LATE:
+        raise UserError(f"{argv[0]}: its dry run takes more than {PLAN_S:.0f} s.")
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, stdin=subprocess.DEVNULL, timeout=PLAN_S)
-        plan = json.loads(done.stdout)
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"{argv[0]}: its dry run takes more than {PLAN_S:.0f} s.") from error
+        plan = json.loads(out)
     except ValueError:
         plan = None
-    if done.returncode or plan is None:
-        raise UserError(done.stderr.decode("utf-8", "replace").strip() or f"{argv[0]}: the dry run gave no plan.")
+    if code or plan is None:
+        raise UserError(told.strip() or f"{argv[0]}: the dry run gave no plan.")
     plans = plan if isinstance(plan, list) else [plan]
     if reason := next(filter(None, map(never_ends, plans)), ""):
         raise UserError(f"{argv[0]}: {reason}")
@@ -321,7 +320,7 @@ class Queue:
         """Starts the detached process that works on the queue, where there is work and none does."""
         if not any(entry.state in (RUNNING, WAITING) for entry in self.entries()) or self.has_runner():
             return
-        command = [sys.executable, str(RUN_PY), "queue", "--output", str(self.folder.parents[1]), "run"]
+        command = [sys.executable, str(commands.RUN_PY), "queue", "--output", str(self.folder.parents[1]), "run"]
         try:
             with (self.folder / "runner.log").open("ab") as log:
                 null = subprocess.DEVNULL
@@ -588,7 +587,7 @@ class Runner:
         environment = {**os.environ, VISIBLE: gpu} if gpu else dict(os.environ)
         if VISIBLE not in os.environ:  # the numbers are then NVML's, which are those of the bus
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        command = ["sh", "-c", _SHELL, str(exit_file), sys.executable, str(RUN_PY), *entry.argv]
+        command = ["sh", "-c", _SHELL, str(exit_file), sys.executable, str(commands.RUN_PY), *entry.argv]
         with queue.log(entry.id).open("ab") as log:
             try:
                 child = subprocess.Popen(

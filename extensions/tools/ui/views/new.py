@@ -202,7 +202,7 @@ def _act(request: Request, form: FormData, content: str) -> Response:
     except RuntimeError as error:
         editor.told.append(str(error))
     if action == "import":
-        _import(ui, editor, content, str(getattr(form.get("import_file"), "filename", "") or ""))
+        _import(editor, content, str(getattr(form.get("import_file"), "filename", "") or ""))
     status = 200
     try:
         tab = "" if action in ("save", "start") else editor.tab  # no later check may end the one before a start
@@ -311,9 +311,9 @@ def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield path, data
 
 
-def _import(ui: Ui, editor: Editor, content: str, file_name: str) -> None:
+def _import(editor: Editor, content: str, file_name: str) -> None:
     """Puts what another program's file is here into the editor."""
-    made, told = import_text(ui, content or editor.import_text, file_name)
+    made, told = import_text(content or editor.import_text, file_name)
     if JobText(made).root is not None:
         editor.job, editor.fields = JobText(made), {}
         editor.card = editor.file = editor.loaded = editor.version = ""

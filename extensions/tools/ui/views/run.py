@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from extensions.tools.shared.run_records import DIAGRAMS, EXACT, events, saved_files, settings_text
+from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
 from extensions.tools.ui.queue import CONTROL
@@ -30,7 +29,7 @@ from extensions.tools.ui.views.runs import cost
 from toolkit.errors import RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import TOOLKIT_ROOT, open_regular, read_regular, sha256_of, write_json
+from toolkit.files.writing import open_regular, read_regular, sha256_of, write_json
 from toolkit.train.run_reader import RunInfo, SampleImage, list_runs, list_samples
 
 MOST_CURVES = 8
@@ -317,10 +316,10 @@ def report(request: Request) -> Response:
     _, run = _asked(request)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
-        command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), "report", str(run.folder), "--output", str(path)]
-        made = subprocess.run([*command, "--hashes", "false"], capture_output=True, text=True, timeout=REPORT_S)
-        if made.returncode or not path.is_file():
-            raise HTTPException(500, redact_text(made.stderr[-500:]))
+        arguments = ("report", str(run.folder), "--output", str(path), "--hashes", "false")
+        code, _, told = run_py(*arguments, limit_s=REPORT_S)
+        if code or not path.is_file():
+            raise HTTPException(500, redact_text(told[-500:]))
         content = path.read_bytes()
     headers = {"content-disposition": f"attachment; filename*=utf-8''{quote(run.name, safe='', errors='replace')}.html"}
     return Response(content, headers=headers, media_type="application/octet-stream")

@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
+from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.config import TOKEN_VARIABLES
 from extensions.tools.ui.guard import HOSTS_VARIABLE
-from extensions.tools.ui.queue import RUN_PY
 from extensions.tools.ui.state import MOST_PRICE, THEME_COOKIE, THEMES, Ui, render, run_id, texts, ui_of
 from extensions.tools.ui.views.queue import queue_of
 from toolkit.errors import RunError, UserError
@@ -117,11 +116,7 @@ def _packages() -> dict[str, str]:
 
 def _extensions() -> dict[str, list[tuple[str, str]]]:
     """Folder -> uid and name of each of its process types; `broken` and why, where it could not be imported."""
-    command = [sys.executable, str(RUN_PY), "--list-extensions"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
+    _, told, _ = run_py("--list-extensions")
     found: dict[str, list[tuple[str, str]]] = {}
     for line in told.splitlines()[1:]:
         uid, _, rest = line.partition("  ")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from extensions.tools.ui import commands
 from extensions.tools.ui import queue as module
 from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, Runner, refusal
 from tests.conftest import ROOT
@@ -53,9 +54,9 @@ os._exit(act.get("code", 0)) if act.get("code", 0) >= 0 else os.kill(os.getpid()
 WORK = """
 import logging, sys
 from pathlib import Path
-from extensions.tools.ui import queue
+from extensions.tools.ui import commands, queue
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-queue.RUN_PY = Path(sys.argv[2])
+commands.RUN_PY = Path(sys.argv[2])
 queue.slots = lambda: sys.argv[3].split(",")
 queue.Runner(queue.Queue(Path(sys.argv[1])), pauses=(0.0, 0.0, 0.0), poll_s=0.02).run()
 """
@@ -296,7 +297,7 @@ def test_a_damaged_entry_and_one_that_names_another_program_stop_nothing(yard):
 
 def test_a_job_that_cannot_be_recorded_is_not_started(yard, monkeypatch):
     id_ = yard.add("a")
-    monkeypatch.setattr(module, "RUN_PY", yard.fake)
+    monkeypatch.setattr(commands, "RUN_PY", yard.fake)
     save, fails = Queue._save, [True]
 
     def full(queue: Queue, entry: Entry, **changes: object) -> Entry:
@@ -399,7 +400,7 @@ def test_what_no_system_starts_does_not_hold_the_others_up(yard, monkeypatch, wa
             raise PermissionError(13, "Permission denied")  # of root nothing is refused
         return popen(command, **options)
 
-    monkeypatch.setattr(module, "RUN_PY", yard.fake)
+    monkeypatch.setattr(commands, "RUN_PY", yard.fake)
     monkeypatch.setattr(module.subprocess, "Popen", started)
     monkeypatch.setattr(module, "planned", lambda *_: {"folders": []})
     runner = Runner(yard.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02)

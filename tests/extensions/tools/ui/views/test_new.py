@@ -399,7 +399,7 @@ def test_what_is_typed_is_shown_as_text(client: TestClient) -> None:
 def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     slow = tmp_path / "run.py"
     slow.write_text("import sys, time\ntime.sleep(60 if 'slow' in open(sys.argv[1]).read() else 0)\nprint('{}')")
-    monkeypatch.setattr(commands, "TOOLKIT_ROOT", tmp_path)
+    monkeypatch.setattr(commands, "RUN_PY", slow)
     found: list[str] = []
     threads = [
         threading.Thread(target=lambda tab=tab: found.append(tab + commands.check_job(ui, "slow", "a.yaml", tab).fault))
