@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.files.safetensors_io import read_metadata
-from toolkit.files.writing import append_json_line, is_own_folder, os_error_as_run_error, read_regular
+from toolkit.files.writing import append_json_line, is_own_folder, os_error_as_run_error, read_object, read_regular
 
 STATUS = "run.json"
 METRICS = "metrics.jsonl"
@@ -102,11 +102,7 @@ def parse_time(text: str) -> datetime | None:
 
 def read_status(folder: Path) -> dict[str, Any]:
     """run.json of the run in a folder; empty when it is missing or damaged."""
-    try:
-        document = json.loads(read_regular(folder / STATUS))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
+    return read_object(folder / STATUS)
 
 
 def final_files(folder: Path, name: str) -> list[Path]:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_json, redact_text
@@ -371,10 +371,25 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty when it is missing, damaged, or holds something else."""
+    try:
+        document = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def disk_usage(path: Path) -> tuple[int, int]:
+    """Free and all bytes of the disk where `path` is, or will be."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    usage = shutil.disk_usage(there)
+    return usage.free, usage.total
+
+
 def free_space(path: Path) -> int:
     """Free bytes on the disk where `path` is, or will be."""
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    return disk_usage(path)[0]
 
 
 def readable_size(count: float) -> str:

@@ -243,10 +243,11 @@ def _owner_in(file: IO[str]) -> LockHolder | None:
 
 
 def _myself() -> LockHolder:
-    return LockHolder(os.getpid(), socket.gethostname(), _boot_id(), time.time())
+    return LockHolder(os.getpid(), socket.gethostname(), boot_id(), time.time())
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Of this start of the machine; empty where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

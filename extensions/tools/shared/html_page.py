@@ -74,16 +74,17 @@ def is_page(path: Path) -> bool:
 
 def _json(value: object) -> str:
     """JSON that cannot end the element it stands in; NaN and infinity, which JSON lacks, are null."""
-    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Data with null for NaN and infinity, which JSON lacks."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {str(key): finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def link_to(path: Path, folder: Path) -> str:

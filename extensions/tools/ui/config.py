@@ -15,6 +15,12 @@ from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
 
+OWN = ".ui"
+"""Folder of what the page itself writes, in that of the runs."""
+
+MOST_PRICE = 1e6
+"""Of an hour."""
+
 TOKEN_VARIABLES = ("APP_AUTH", "AI_TOOLKIT_AUTH")
 """Environment variables that may hold the token, the first that does counts."""
 
@@ -56,7 +62,7 @@ class UiConfig(ToolConfig):
     port: int = Field(default=8675, ge=1, le=65535)
     """Port to listen on."""
 
-    price_per_hour: float = Field(default=0.0, ge=0, le=1e6)
+    price_per_hour: float = Field(default=0.0, ge=0, le=MOST_PRICE)
     """Price of the GPU per hour, for what a run has cost. 0: not shown."""
 
     def folder(self) -> Path:

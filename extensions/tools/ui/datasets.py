@@ -35,7 +35,7 @@ from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import atomic_write, link, read_regular, write_json
+from toolkit.files.writing import atomic_write, link, read_object, read_regular, write_json
 
 LINT_S = 900
 """Seconds that a check of a dataset may take."""
@@ -144,9 +144,8 @@ class Dataset:
 def open_dataset(ui: Ui, name: str) -> Dataset:
     """A dataset by its name. Raises HTTPException 404 for one that is not there, or leads elsewhere."""
     folder, data = below(ui.datasets, name), Dataset(ui, name, dict(DEFAULT_VIEW))
-    with suppress(OSError, ValueError, AttributeError, RecursionError):
-        given = json.loads(read_regular(data.view_file)).items()
-        data.view |= {key: value for key, value in given if type(value) is type(DEFAULT_VIEW.get(key))}
+    given = read_object(data.view_file)
+    data.view |= {key: value for key, value in given.items() if type(value) is type(DEFAULT_VIEW.get(key))}
     try:
         top = list_folder(str(folder))
         data.listings = [top, *(list_folder(str(folder / sub)) for sub in top.subfolders if _is_within(folder, sub))]
@@ -387,11 +386,11 @@ def findings(data: Dataset) -> dict[str, Any]:
     rows of check and message), `count`."""
     rows: dict[str, list[dict[str, str]]] = {}
     try:
-        known = json.loads(read_regular(_lint_file(data)))
+        known = read_object(_lint_file(data))
         for row in known["findings"]:
             rows.setdefault(row["file"], []).append({"check": str(row["check"]), "message": str(row["message"])})
         told = {"is_old": known["state"] != data.state, "images": int(known["images"])}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         told = {"is_old": False, "images": None}
     status = data.ui.memory.get(("lint", data.name), "")
     return {"status": status, "by_file": rows, "count": sum(map(len, rows.values())), **told}

@@ -23,6 +23,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from extensions.tools.ui.state import whole
+
 COOKIE = "atelier_session"
 COOKIE_S = 30 * 24 * 3600
 OPEN = ("/healthz", "/login")
@@ -81,7 +83,7 @@ class Guard:
         """The answer to a request that goes no further."""
         if not self._is_own_host(request.headers.get("host", "")):
             return PlainTextResponse(f"unknown Host; name it in {HOSTS_VARIABLE}\n", 421)
-        if int_of(request.headers.get("content-length")) > MOST_BYTES:
+        if (whole(request.headers.get("content-length", "")) or 0) > MOST_BYTES:
             return PlainTextResponse("too large\n", 413)
         path = request.scope["path"]  # that of the routes: `request.url` is made of the Host besides
         is_open = path in OPEN or path.startswith("/static/")
@@ -174,11 +176,6 @@ class Guard:
         if origin is not None:
             return urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
         return site in (None, "same-origin", "none")
-
-
-def int_of(text: str | None) -> int:
-    """A number in a header; 0 for none."""
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def _client(request: HTTPConnection) -> str:

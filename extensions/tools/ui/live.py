@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.tools.ui.series import Series
-from extensions.tools.ui.state import Ui
+from extensions.tools.ui.state import Ui, whole
 from toolkit.files import run_files
 from toolkit.files.redact import redact_json, redact_text
 from toolkit.files.writing import open_regular
@@ -59,7 +59,7 @@ class Feed:
         if events.rows:
             news["events"], news["all_events"] = [redact_json(row) for row in events.rows], events.anew
         if log:
-            news["log"], news["log_anew"] = log, not log_seen.isdigit() or log_end < int(log_seen)
+            news["log"], news["log_anew"] = log, (begin := whole(log_seen)) is None or log_end < begin
         return news, f"{self.metrics.cursor()}_{events.cursor}_{log_end}"
 
 
@@ -92,8 +92,7 @@ def log_since(path: Path, seen: str = "") -> tuple[str, int]:
     try:
         with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
-            begin = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 19 else 0
-            begin = begin if begin <= size else 0
+            begin = whole(seen, most=size) or 0
             start = max(begin, size - MOST_LOG_BYTES)
             file.seek(start)
             data = file.read(size - start)

@@ -40,6 +40,7 @@ from toolkit.files.writing import (
     write_json,
 )
 from toolkit.system.nvidia import ask_nvml
+from toolkit.train.lock import boot_id
 from toolkit.train.run_reader import RunInfo, RunStatus, read_run
 
 try:
@@ -416,13 +417,6 @@ def _try_lock(file: IO[str], kind: int) -> bool:
 # ------------------------------------------------------------ processes
 
 
-@cache
-def _boot_id() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return ""
-
-
 def _start_of(pid: int) -> str:
     """When a process began, in ticks since the machine's start; empty: none of that number lives (proc_pid_stat(5))."""
     try:
@@ -434,7 +428,7 @@ def _start_of(pid: int) -> str:
 
 def is_alive(entry: Entry) -> bool:
     """Whether the very process that was recorded lives."""
-    return entry.pid > 0 and (entry.boot, entry.pid_start) == (_boot_id(), _start_of(entry.pid) or None)
+    return entry.pid > 0 and (entry.boot, entry.pid_start) == (boot_id(), _start_of(entry.pid) or None)
 
 
 def _runs_of(entry: Entry) -> list[RunInfo]:
@@ -610,7 +604,7 @@ class Runner:
                 with queue._locked():
                     entry = queue._waiting(entry.id)
                     changes: dict[str, Any] = {"state": RUNNING, "attempts": entry.attempts + 1, "gpu": gpu, "why": ""}
-                    changes |= {"pid": child.pid, "pid_start": _start_of(child.pid), "boot": _boot_id()}
+                    changes |= {"pid": child.pid, "pid_start": _start_of(child.pid), "boot": boot_id()}
                     changes |= {"runs": runs, "marks": tuple(_mark(Path(folder)) for folder in runs)}
                     self._children[entry.id] = child
                     queue._save(entry, **changes, started=utc_now(), ended="")

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
+from extensions.tools.ui.config import OWN
 from toolkit.config.field_types import PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
@@ -24,6 +25,11 @@ WORDS = {
     "run": (0, "nothing"),
 }
 """Action -> how many words it takes, None: one or more; and which."""
+
+
+def queue_folder(output: Path | str) -> Path:
+    """Where the entries of a folder of runs are."""
+    return Path(output).expanduser() / OWN / "queue"
 
 
 class QueueConfig(ToolConfig):
@@ -44,14 +50,10 @@ class QueueConfig(ToolConfig):
     output: PathStr = "output"
     """Folder of the runs; the queue is in its folder `.ui/queue`, and the page of `run.py ui` has the same."""
 
-    def queue_folder(self) -> Path:
-        """Where the entries are."""
-        return Path(self.output).expanduser() / ".ui" / "queue"
-
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Words that the action does not take, and a file where a folder is to be."""
         count, which = WORDS[self.action]
         if len(self.words) != count if count is not None else not self.words:
             yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
-        if file := file_in_the_way(self.queue_folder()):
+        if file := file_in_the_way(queue_folder(self.output)):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from extensions.tools.ui.queue import Queue, Runner, planned, refusal
-from extensions.tools.ui.queue_config import QueueConfig
+from extensions.tools.ui.queue_config import QueueConfig, queue_folder
 from jobs.process import BaseExtensionProcess
 from toolkit.config.tool import ToolConfig, load_tool
 from toolkit.errors import UserError
@@ -24,7 +24,7 @@ class QueueProcess(BaseExtensionProcess):
     def run(self) -> None:
         """Raises UserError for what cannot be done, RunError where another runner works."""
         super().run()
-        queue, action, words = Queue(self.section.queue_folder()), self.section.action, self.section.words
+        queue, action, words = Queue(queue_folder(self.section.output)), self.section.action, self.section.words
         if action == "run":
             Runner(queue).run()
         elif action == "list":

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from extensions.tools.ui.state import whole
 from toolkit.files.writing import open_regular
 from toolkit.train.run_reader import digest_before, row_of, step_of_row
 
@@ -116,11 +117,12 @@ class Series:
         """The rows of steps after a cursor. None: the curves are no more what they were, or there are too many rows."""
         generation, _, step = cursor.partition("-")
         with self._lock:
-            if generation != str(self._generation) or not step.removeprefix("-").isdigit():
+            seen = -1 if step == "-1" else whole(step)
+            if generation != str(self._generation) or seen is None:
                 return None
-            new = (row for row in self._recent if row["step"] > int(step))
+            new = (row for row in self._recent if row["step"] > seen)
             rows = [{name: value for name, value in row.items() if _is_number(value)} for row in new]
-            is_whole = len(self._recent) < MOST_RECENT or self._recent[0]["step"] <= int(step) + 1
+            is_whole = len(self._recent) < MOST_RECENT or self._recent[0]["step"] <= seen + 1
             return rows if is_whole else None
 
     def _read(self, file: BinaryIO) -> None:

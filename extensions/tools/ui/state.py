@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from toolkit.errors import RunError
+from extensions.tools.shared.html_page import finite
+from extensions.tools.ui.config import MOST_PRICE, OWN
+from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import CONFIG, EVENTS, LOG, METRICS, STATUS, VALIDATION, duration
-from toolkit.files.writing import read_regular, readable_size
+from toolkit.files.writing import read_object, readable_size
 from toolkit.train.run_reader import RunInfo, read_run
 
 if TYPE_CHECKING:
@@ -28,8 +33,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 THEMES = ("auto", "light", "dark")
 THEME_COOKIE = "atelier_theme"
-
-MOST_PRICE = 1e6
 
 _BETWEEN = ":"
 """Between the folders of a job and of its process in a run's id: no file system of Windows allows it in a name, and a
@@ -62,7 +65,7 @@ class Ui:
     @property
     def own(self) -> Path:
         """The folder of what the page itself writes: queue, thumbnails, settings."""
-        return self.output / ".ui"
+        return self.output / OWN
 
     @property
     def settings(self) -> Path:
@@ -90,11 +93,10 @@ class Ui:
 
 def stored_price(settings: Path, otherwise: float) -> float:
     """The price per hour that was set on the page."""
-    try:
-        price = float(json.loads(read_regular(settings))["price_per_hour"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return otherwise
-    return price if 0 <= price <= MOST_PRICE else otherwise
+    with suppress(TypeError, ValueError, OverflowError):
+        if 0 <= (price := float(read_object(settings).get("price_per_hour", math.nan))) <= MOST_PRICE:
+            return price
+    return otherwise
 
 
 def run_id(ui: Ui, folder: Path) -> str:
@@ -123,20 +125,58 @@ def ui_of(request: Request) -> Ui:
     return ui
 
 
+class Form(dict[str, str]):
+    """The texts of a form by the names of their fields, lines ended by LF."""
+
+    def __init__(self, data: FormData) -> None:
+        """data: with files, and with all values of a name."""
+        super().__init__({key: text.replace("\r\n", "\n") for key, text in data.items() if isinstance(text, str)})
+        self.data = data
+
+
+def posted(
+    files: int = 0, fields: int = 5, part_size: int = 2**20
+) -> Callable[[Callable[[Request, Form], Response]], Callable[[Request], Awaitable[Response]]]:
+    """A decorator for a view that gets the form of a request, in a thread, where it may wait for the disk. files,
+    fields: at most so many; part_size: bytes of each field."""
+
+    def wrapped(view: Callable[[Request, Form], Response]) -> Callable[[Request], Awaitable[Response]]:
+        @wraps(view)
+        async def answer(request: Request) -> Response:
+            async with request.form(max_files=files, max_fields=fields, max_part_size=part_size) as data:
+                return await run_in_threadpool(view, request, Form(data))
+
+        return answer
+
+    return wrapped
+
+
+@contextmanager
+def conflicts() -> Iterator[None]:
+    """What the program refuses is answered with 409 and its words."""
+    try:
+        yield
+    except (UserError, RunError) as error:
+        raise HTTPException(409, str(error)) from error
+
+
+def wants_json(request: Request) -> bool:
+    """Whether a script asks."""
+    return "application/json" in request.headers.get("accept", "")
+
+
+def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
+    """A whole number within limits, of a text from outside; None for any other text."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else least - 1
+    return number if least <= number <= most else None
+
+
 def as_json(data: Any) -> str:
-    """JSON of what files hold: NaN and infinite numbers, which JSON has not, as null; lone surrogates escaped."""
+    """JSON of what files hold: lone surrogates escaped, and of what is no JSON as `finite`."""
     try:
         return json.dumps(data, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(data))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+        return json.dumps(finite(data))
 
 
 class Json(JSONResponse):

@@ -97,11 +97,11 @@ def test_a_fresh_owner_on_another_host_is_refused(tmp_path: Path) -> None:
     [
         {"beat": time.time() - lock.STALE_AFTER_S - 5},  # silent for long
         {"host": socket.gethostname()},  # this machine before it was started again
-        {"boot": lock._boot_id()},  # this machine under the name of another container
+        {"boot": lock.boot_id()},  # this machine under the name of another container
     ],
     ids=["silent", "other boot", "other container"],
 )
-@pytest.mark.skipif(not lock._boot_id(), reason="the system does not tell when it was started")
+@pytest.mark.skipif(not lock.boot_id(), reason="the system does not tell when it was started")
 def test_an_owner_that_is_gone_is_taken_over_with_a_note(said: list[str], tmp_path: Path, gone: dict) -> None:
     leave_owner(tmp_path, **gone)
     with run_lock(tmp_path):
@@ -154,7 +154,7 @@ def test_without_locks_of_the_system_the_heartbeat_decides(
 ) -> None:
     """No locks at all, or none of this file system: an owner on this very machine is not seen either."""
     monkeypatch.setattr(owner, name, without)
-    leave_owner(tmp_path, host=socket.gethostname(), boot=lock._boot_id())
+    leave_owner(tmp_path, host=socket.gethostname(), boot=lock.boot_id())
     with pytest.raises(RunError, match="process 4711"), run_lock(tmp_path):
         pytest.fail("two owners")
     leave_owner(tmp_path, beat=time.time() - lock.STALE_AFTER_S - 5)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from extensions.tools.shared.run_records import settings_text
 from extensions.tools.ui.live import feed
-from extensions.tools.ui.state import Ui, render, run_id, texts, ui_of
+from extensions.tools.ui.state import Ui, render, run_id, texts, ui_of, whole
 from extensions.tools.ui.views.run import sample_table
 from extensions.tools.ui.views.runs import cost
 from toolkit.config.located import ConfigNode, Diagnostics
@@ -47,18 +47,19 @@ def page(request: Request) -> Response:
 
 
 def _column(ui: Ui, text: str) -> dict[str, Any]:
-    name, at, step = text.rpartition("@")
-    name, step = (name, step) if at and step.isdigit() else (text, "")
+    name, at, end = text.rpartition("@")
+    step = whole(end) if at else None
+    name = text if step is None else name
     run = ui.run(name)
     samples = sample_table(run.folder)
     steps = samples["steps"]
-    shown = min(steps, key=lambda each: abs(each - int(step or steps[-1])), default=None)
+    shown = min(steps, key=lambda each: abs(each - (steps[-1] if step is None else step)), default=None)
     place = steps.index(shown) if shown is not None else 0
     metrics = feed(ui, run.folder).metrics
     metrics.update()
     return {
         "id": run_id(ui, run.folder),
-        "label": run.name + (f" @{shown}" if step else ""),
+        "label": run.name + (f" @{shown}" if step is not None else ""),
         "run": run,
         "steps": steps,
         "shown": shown,

@@ -9,9 +9,9 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from threading import Lock, Thread
@@ -19,16 +19,16 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
-from extensions.tools.ui import datasets, uploads
+from extensions.tools.ui import datasets, state, uploads
 from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
 from extensions.tools.ui.decoder import decoder, thumbnail
-from extensions.tools.ui.queue import Queue
-from extensions.tools.ui.state import render, texts, ui_of
+from extensions.tools.ui.state import Form, render, texts, ui_of, wants_json, whole
+from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.data.captions import CaptionError
 from toolkit.data.directory import split_suffix
@@ -37,7 +37,7 @@ from toolkit.data.folder import FoundImage, repeats_of
 from toolkit.data.images import ImageError, media_type
 from toolkit.data.items import SIZE_MULTIPLE, bucket_for
 from toolkit.data.types import ResizeCrop, Size
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, write_json
 
@@ -53,20 +53,7 @@ MOST_SHOWN = 200
 _QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _adding = Lock()
-Form = dict[str, str]
-_Posted = Callable[[Request], Awaitable[Response]]
-
-
-def posted(view: Callable[[Request, Form, FormData], Response]) -> _Posted:
-    """A view that gets the fields of a form, in a thread, where it may wait for the disk."""
-
-    @wraps(view)
-    async def answer(request: Request) -> Response:
-        async with request.form(max_files=1000, max_fields=6000, max_part_size=4 * MOST_CAPTION) as form:
-            fields = {key: value.replace("\r\n", "\n") for key, value in form.items() if isinstance(value, str)}
-            return await run_in_threadpool(view, request, fields, form)
-
-    return answer
+posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
 
 
 @contextmanager
@@ -80,19 +67,9 @@ def _writes(what: str) -> Iterator[None]:
         raise HTTPException(507 if number in _FULL else 403, f"{what}: {redact_text(reason or str(error))}") from error
 
 
-def _wants_json(request: Request) -> bool:
-    return "application/json" in request.headers.get("accept", "")
-
-
-def _number(text: str, least: int, most: int) -> int | None:
-    """A whole number within limits; None for any other text."""
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 16 else least - 1
-    return number if least <= number <= most else None
-
-
 def _back(request: Request, data: Dataset, **query: object) -> Response:
     """To the page of a dataset."""
-    if _wants_json(request):
+    if wants_json(request):
         return JSONResponse(query)
     given = {key: value for key, value in query.items() if value}
     return RedirectResponse(f"/datasets/{quote(data.name, safe='')}" + (f"?{urlencode(given)}" if given else ""), 303)
@@ -109,7 +86,7 @@ def _read(request: Request) -> Dataset:
 # ---------------------------------------------------------------- all
 
 
-def index(request: Request, status: int = 200, fault: str = "", form: Form | None = None) -> Response:
+def index(request: Request, status: int = 200, fault: str = "", form: dict[str, str] | None = None) -> Response:
     """All datasets, the form for a new one, and what was deleted."""
     ui, rows, query = ui_of(request), [], request.query_params
     for name in datasets.names(ui):
@@ -123,11 +100,11 @@ def index(request: Request, status: int = 200, fault: str = "", form: Form | Non
     return render(request, "datasets.html.j2", status, rows=rows, folder=ui.datasets, **values)
 
 
-@posted
-def create(request: Request, form: Form, _: FormData) -> Response:
+@posted()
+def create(request: Request, form: Form) -> Response:
     """A new, empty folder; repeats are in its name."""
     ui, words, name = ui_of(request), texts()["datasets"], form.get("name", "").strip()
-    repeats = _number(form.get("repeats", "").strip() or "1", 1, MOST_REPEATS)
+    repeats = whole(form.get("repeats", "").strip() or "1", 1, MOST_REPEATS)
     fault = folder_name_error(name) or (words["hidden_name"] if name.startswith(".") else "")
     if repeats is None:
         fault = words["bad_repeats"].format(most=MOST_REPEATS)
@@ -145,12 +122,12 @@ def create(request: Request, form: Form, _: FormData) -> Response:
     return index(request, 400, fault, form)
 
 
-@posted
-def restore(request: Request, form: Form, _: FormData) -> Response:
+@posted()
+def restore(request: Request, form: Form) -> Response:
     """Brings back an entry of the trash."""
     with _writes(form.get("entry", "")):
         back, stay = datasets.restore(ui_of(request), form.get("entry", ""))
-    if _wants_json(request):
+    if wants_json(request):
         return JSONResponse({"back": back, "stay": stay})
     return RedirectResponse(f"/datasets?back={back}&stay={stay}#trash", 303)
 
@@ -169,7 +146,7 @@ def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[upl
     sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
     chosen = _filtered(data, query, sizes, found["by_file"])
     pages = max(1, -(-len(chosen) // PER_PAGE))
-    page = _number(query["page"], 1, pages) or (1 if not query["page"] else pages)
+    page = whole(query["page"], 1, pages) or (1 if not query["page"] else pages)
     crops, buckets, used = dict[str, ResizeCrop](), Counter[Size](), Counter[Size]()
     for image in data.images:
         if isinstance(size := sizes[image.path], Size):
@@ -246,10 +223,10 @@ def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file
     }
 
 
-@posted
-def set_view(request: Request, form: Form, _: FormData) -> Response:
+@posted()
+def set_view(request: Request, form: Form) -> Response:
     """How the dataset is looked at: its references, its masks, and the size it is trained at."""
-    data, resolution = _opened(request), _number(form.get("resolution", ""), 32, 8192)
+    data, resolution = _opened(request), whole(form.get("resolution", ""), 32, 8192)
     if resolution is None:
         raise HTTPException(400, texts()["datasets"]["bad_resolution"])
     view = {"references": form.get("references", "").strip(), "masks": form.get("masks", "").strip()}
@@ -258,8 +235,8 @@ def set_view(request: Request, form: Form, _: FormData) -> Response:
     return _back(request, data)
 
 
-@posted
-def check(request: Request, form: Form, _: FormData) -> Response:
+@posted()
+def check(request: Request, form: Form) -> Response:
     """Starts lint."""
     data = _opened(request)
     datasets.lint(data)
@@ -272,20 +249,16 @@ def check_state(request: Request) -> Response:
     return JSONResponse({"status": found["status"], "count": found["count"]})
 
 
-@posted
-def captioning(request: Request, form: Form, _: FormData) -> Response:
+@posted()
+def captioning(request: Request, form: Form) -> Response:
     """Puts the writing of the captions that are missing into the queue."""
     data = _opened(request)
     given = {key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")}
     flags = [f"--{key}={value}" for key, value in given.items() if value]
     flags += ["--recursive"] if not data.listings[0].images else []
-    queue = Queue(data.ui.own / "queue")
-    try:
-        queue.add(["caption", str(data.folder), *flags], texts()["datasets"]["captioning_name"].format(name=data.name))
-    except (UserError, RunError) as error:
-        raise HTTPException(409, str(error)) from error
-    queue.start_runner()
-    return JSONResponse({}) if _wants_json(request) else RedirectResponse("/queue", 303)
+    name = texts()["datasets"]["captioning_name"].format(name=data.name)
+    enqueue(data.ui, ["caption", str(data.folder), *flags], name)
+    return JSONResponse({}) if wants_json(request) else RedirectResponse("/queue", 303)
 
 
 # ---------------------------------------------------------------- captions
@@ -299,8 +272,8 @@ def _ticked(data: Dataset, names: Iterable[object]) -> list[FoundImage]:
     raise HTTPException(404, texts()["datasets"]["none_chosen"])
 
 
-@posted
-def save_caption(request: Request, form: Form, _: FormData) -> Response:
+@posted()
+def save_caption(request: Request, form: Form) -> Response:
     """Replaces a caption. `version`: of the file as it was read; or `was`: the text as it was."""
     data, text, words = _read(request), form.get("caption", "").strip(), texts()["datasets"]
     image = _ticked(data, [form.get("name")])[0]
@@ -319,21 +292,21 @@ def save_caption(request: Request, form: Form, _: FormData) -> Response:
     except Conflict as error:
         new = datasets.caption_version(image)
         both = {"name": form["name"], "yours": text, "theirs": str(error), "version": new}
-        if _wants_json(request):
+        if wants_json(request):
             return JSONResponse({"detail": words["conflict"], **both}, 409)
         return render(request, "captions.html.j2", 409, data=data, conflict=both)
-    return JSONResponse({"version": version}) if _wants_json(request) else _back(request, data, **_where(form))
+    return JSONResponse({"version": version}) if wants_json(request) else _back(request, data, **_where(form))
 
 
-def _where(form: Form) -> Form:
+def _where(form: Form) -> dict[str, str]:
     """The filter and the page where a form was sent."""
     return {key: form[key] for key in ("q", "only", "page") if form.get(key)}
 
 
-@posted
-def change(request: Request, form: Form, whole: FormData) -> Response:
+@posted()
+def change(request: Request, form: Form) -> Response:
     """Search and replace, a tag for many: first what would become of the captions, then, if it is still that, done."""
-    data, names = _read(request), whole.getlist("chosen")
+    data, names = _read(request), form.data.getlist("chosen")
     sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
     shown = _ticked(data, names) if names else _filtered(data, form, sizes, datasets.findings(data)["by_file"])
     images = [image for image in shown if not image.table and not _fault(data, image)]
@@ -371,11 +344,11 @@ def _difference(before: str, after: str) -> tuple[str, str, str, str]:
     return before[:start], before[start:cut], after[start:added], before[cut:]
 
 
-@posted
-def delete(request: Request, form: Form, whole: FormData) -> Response:
+@posted()
+def delete(request: Request, form: Form) -> Response:
     """Moves the ticked images into the trash, with their captions."""
     data = _read(request)
-    images = _ticked(data, whole.getlist("chosen"))
+    images = _ticked(data, form.data.getlist("chosen"))
     with _writes(data.name):
         entry = datasets.trash(data, images)
     return _back(request, data, **_where(form), deleted=len(images), entry=entry)
@@ -400,7 +373,7 @@ def _target(data: Dataset, into: str = "") -> Path:
 
 def _part(request: Request, data: Dataset) -> uploads.Part:
     query = request.query_params
-    size = _number(query.get("size", ""), 0, 10**15)
+    size = whole(query.get("size", ""), 0, 10**15)
     try:
         if size is None:
             raise uploads.Refused("has no size. Give it in bytes")
@@ -437,7 +410,7 @@ def _add(request: Request, piece: bytearray) -> Response:
     data, told = _opened(request), dict[str, Any]()
     part, query = _part(request, data), request.query_params
     target, key = _target(data, query.get("into", "")), ("upload", part.path.name)
-    offset = _number(query.get("offset", ""), 0, part.size)
+    offset = whole(query.get("offset", ""), 0, part.size)
     try:
         with _adding, _writes(part.name):
             running = data.ui.memory.get(key)
@@ -465,12 +438,12 @@ def _add(request: Request, piece: bytearray) -> Response:
     return JSONResponse({"offset": here, "told": told})
 
 
-@posted
-def upload_form(request: Request, form: Form, whole: FormData) -> Response:
+@posted()
+def upload_form(request: Request, form: Form) -> Response:
     """Whole files, without a script."""
     data, told, renamed = _opened(request), list[uploads.Told](), dict[str, str]()
     target = _target(data, form.get("into", ""))
-    files = [each for each in whole.getlist("file") if isinstance(each, UploadFile) and each.filename]
+    files = [each for each in form.data.getlist("file") if isinstance(each, UploadFile) and each.filename]
     for file in sorted(files, key=lambda each: not uploads.is_image(str(each.filename))):
         try:
             name = uploads.checked_name(str(file.filename))

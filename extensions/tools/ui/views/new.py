@@ -18,8 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -27,8 +26,9 @@ from starlette.responses import RedirectResponse, Response
 from extensions.tools.shared.examples import EXAMPLES, MODELS, WITHOUT_GPU, written_job
 from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
 from extensions.tools.ui.job_text import PROMPTS, JobText
-from extensions.tools.ui.queue import Queue, never_ends
-from extensions.tools.ui.state import Ui, inside, render, texts, ui_of
+from extensions.tools.ui.queue import never_ends
+from extensions.tools.ui.state import Form, Ui, inside, posted, render, texts, ui_of
+from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.config.located import KeyPath, dotted
 from toolkit.config.model_files import INDEX, hub_cache
@@ -178,17 +178,10 @@ def _unused(ui: Ui, name: str) -> str:
 # ---------------------------------------------------------------- what is sent
 
 
-async def act(request: Request) -> Response:
+@posted(files=1, fields=2000, part_size=MOST_BYTES)
+def act(request: Request, sent: Form) -> Response:
     """What a button of the form does, or a change in it."""
-    form = await request.form(max_files=1, max_fields=2000, max_part_size=MOST_BYTES)
-    upload = form.get("import_file")
-    content = (await upload.read()).decode("utf-8", "replace") if isinstance(upload, UploadFile) else ""
-    return await run_in_threadpool(_act, request, form, content)
-
-
-def _act(request: Request, form: FormData, content: str) -> Response:
     ui = ui_of(request)
-    sent = {key: value.replace("\r\n", "\n") for key, value in form.items() if isinstance(value, str)}
     action = sent.get("action", "check")
     if replaced := sent.get("version_of_theirs"):  # the file is to be replaced as it was shown
         action, sent["loaded"], sent["version"] = "save", sent.get("their_file", ""), replaced
@@ -202,7 +195,9 @@ def _act(request: Request, form: FormData, content: str) -> Response:
     except RuntimeError as error:
         editor.told.append(str(error))
     if action == "import":
-        _import(editor, content, str(getattr(form.get("import_file"), "filename", "") or ""))
+        upload = sent.data.get("import_file")
+        content, name = (upload.file.read(), upload.filename) if isinstance(upload, UploadFile) else (b"", "")
+        _import(editor, content.decode("utf-8", "replace"), name or "")
     status = 200
     try:
         tab = "" if action in ("save", "start") else editor.tab  # no later check may end the one before a start
@@ -215,9 +210,7 @@ def _act(request: Request, form: FormData, content: str) -> Response:
             path = _save(ui, editor, editor.file_name)
             if action == "save":
                 return RedirectResponse(f"/jobs/{path.name}", 303)
-            queue = Queue(ui.own / "queue")
-            queue.add([str(path)], editor.checked.plan["job"] if editor.checked.plan else path.stem)
-            queue.start_runner()
+            enqueue(ui, [str(path)], editor.checked.plan["job"] if editor.checked.plan else path.stem)
             return RedirectResponse("/queue", 303)
     except HTTPException as error:
         status = error.status_code

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from extensions.tools.ui.queue import DONE, RUNNING, WAITING, Entry, Queue, ask_run, planned
-from extensions.tools.ui.state import Ui, render, run_id, ui_of
+from extensions.tools.ui.queue_config import queue_folder
+from extensions.tools.ui.state import Form, Ui, conflicts, posted, render, run_id, ui_of, wants_json
 from extensions.tools.ui.views.run import image
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
@@ -40,8 +40,16 @@ REQUESTS = ("stop", "save_now", "sample_now")
 
 def queue_of(ui: Ui) -> Queue:
     """The queue of the runs' folder."""
-    found: Queue = ui.memory.setdefault("queue", Queue(ui.own / "queue"))
+    found: Queue = ui.memory.setdefault("queue", Queue(queue_folder(ui.output)))
     return found
+
+
+def enqueue(ui: Ui, argv: list[str], name: str, cwd: Path | None = None) -> None:
+    """Adds an entry as `Queue.add`, and starts the runner. Raises HTTPException 409 for one that cannot be added."""
+    queue = queue_of(ui)
+    with conflicts():
+        queue.add(argv, name, cwd)
+    queue.start_runner()
 
 
 def index(request: Request) -> Response:
@@ -123,17 +131,14 @@ def start(request: Request) -> Response:
 
 
 def _done(request: Request, action: Any, *arguments: object) -> Response:
-    try:
+    with conflicts():
         action(*arguments)
-    except (UserError, RunError) as error:
-        raise HTTPException(409, str(error)) from error
     queue_of(ui_of(request)).start_runner()
     return _answer(request, "/queue")
 
 
 def _answer(request: Request, address: str) -> Response:
-    is_json = "application/json" in request.headers.get("accept", "")
-    return JSONResponse({"ok": True}) if is_json else RedirectResponse(address, 303)
+    return JSONResponse({"ok": True}) if wants_json(request) else RedirectResponse(address, 303)
 
 
 def log(request: Request) -> Response:
@@ -162,17 +167,14 @@ def resume(request: Request) -> Response:
         if WAITING in states or time.monotonic() > deadline:
             raise HTTPException(409, "it is in the queue already.")
         time.sleep(0.1)  # a run has ended a moment before its process has
-    try:
+    with conflicts():
         owned = planned(argv, str(here))["folders"]
         if str(folder) not in map(_resolved, owned):
             raise UserError(
                 f"{run.config}: started in {here} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
                 "Start it where it was started first."
             )
-        queue.add(argv, run.name, here)
-    except (UserError, RunError) as error:
-        raise HTTPException(409, str(error)) from error
-    queue.start_runner()
+    enqueue(ui, argv, run.name, here)
     return _answer(request, "/queue")
 
 
@@ -180,20 +182,15 @@ def _resolved(folder: str) -> str:
     return str(Path(folder).resolve())
 
 
-async def control(request: Request) -> Response:
+@posted()
+def control(request: Request, form: Form) -> Response:
     """Asks a run to stop, save or sample after its next step: form field `request`."""
-    wanted = str((await request.form(max_files=0, max_fields=5)).get("request", ""))
+    wanted, id_ = form.get("request", ""), request.path_params["id"]
     if wanted not in REQUESTS:
         raise HTTPException(400, f"request: give one of {', '.join(REQUESTS)}")
-    id_ = request.path_params["id"]
-    await run_in_threadpool(_ask, ui_of(request).run(id_), wanted)
-    return _answer(request, f"/runs/{quote(id_, safe='')}")
-
-
-def _ask(run: RunInfo, wanted: str) -> None:
+    run = ui_of(request).run(id_)
     if run.status is not RunStatus.RUNNING:
         raise HTTPException(409, "it does not run.")
-    try:
+    with conflicts():
         ask_run(run, wanted)
-    except RunError as error:
-        raise HTTPException(409, str(error)) from error
+    return _answer(request, f"/runs/{quote(id_, safe='')}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,12 +23,12 @@ from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
 from extensions.tools.ui.queue import CONTROL
 from extensions.tools.ui.series import MOST_BUCKETS
-from extensions.tools.ui.state import Json, Ui, as_json, inside, render, run_id, ui_of
+from extensions.tools.ui.state import Form, Json, Ui, as_json, conflicts, inside, posted, render, run_id, ui_of, whole
 from extensions.tools.ui.views.runs import cost
 from toolkit.errors import RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import open_regular, read_regular, sha256_of, write_json
+from toolkit.files.writing import open_regular, read_object, sha256_of, write_json
 from toolkit.train.run_reader import RunInfo, SampleImage, list_runs, list_samples
 
 MOST_CURVES = 8
@@ -92,8 +91,8 @@ def _asked(request: Request) -> tuple[Ui, RunInfo]:
 
 
 def _whole(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else default
+    number = whole(request.query_params.get(name, ""))
+    return default if number is None else number
 
 
 def plan_text(folder: Path) -> str:
@@ -326,20 +325,16 @@ def report(request: Request) -> Response:
 
 
 def _favourites(ui: Ui) -> dict[str, list[str]]:
-    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
-        found = json.loads(read_regular(ui.own / "favourites.json"))
-        return {str(run): [str(name) for name in names] for run, names in found.items()}
+    with suppress(TypeError):  # names that are no list: a file that another program has changed
+        found = read_object(ui.own / "favourites.json")
+        return {run: [str(name) for name in names] for run, names in found.items()}
     return {}
 
 
-async def favourite(request: Request) -> Response:
+@posted()
+def favourite(request: Request, form: Form) -> Response:
     """Marks a file, or takes the mark away."""
-    name = str((await request.form(max_files=0, max_fields=5)).get("file", ""))
-    return await run_in_threadpool(_mark, request, name)
-
-
-def _mark(request: Request, name: str) -> Response:
-    ui, run = _asked(request)
+    (ui, run), name = _asked(request), form.get("file", "")
     if name not in {saved.name for saved in saved_files(run.folder, hashed=False)}:
         raise HTTPException(404, "no such file")
     this = run_id(ui, run.folder)
@@ -347,10 +342,8 @@ def _mark(request: Request, name: str) -> Response:
         found = _favourites(ui)
         marked = found.setdefault(this, [])
         marked.remove(name) if name in marked else marked.append(name)
-        try:
+        with conflicts():
             write_json(ui.own / "favourites.json", found)
-        except RunError as error:
-            raise HTTPException(409, str(error)) from error
     return RedirectResponse(f"/runs/{quote(this, safe='')}#files", 303)
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from extensions.tools.ui.series import sparkline
-from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of
+from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json
 from toolkit.files import run_files
 from toolkit.train.run_reader import RunInfo, RunStatus, list_runs
 
@@ -28,7 +28,7 @@ def index(request: Request) -> Response:
     ]
     found.sort(key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE), reverse=True)
     rows = [_row(ui, run) for run in found]
-    if "application/json" in request.headers.get("accept", ""):
+    if wants_json(request):
         return Json([{key: row[key] for key in _OF_JSON} for row in rows])
     return render(request, "runs.html.j2", rows=rows, wanted=wanted)
 

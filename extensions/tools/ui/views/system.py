@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 import os
 import platform
-import shutil
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from extensions.tools.ui.commands import run_py
-from extensions.tools.ui.config import TOKEN_VARIABLES
+from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES
 from extensions.tools.ui.guard import HOSTS_VARIABLE
-from extensions.tools.ui.state import MOST_PRICE, THEME_COOKIE, THEMES, Ui, render, run_id, texts, ui_of
-from extensions.tools.ui.views.queue import queue_of
-from toolkit.errors import RunError, UserError
-from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, write_json
+from extensions.tools.ui.state import THEME_COOKIE, THEMES, Form, Ui, conflicts, posted, render, run_id, texts, ui_of
+from extensions.tools.ui.views.queue import enqueue
+from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, disk_usage, write_json
 from toolkit.system.host_memory import free_host_memory
 from toolkit.system.nvidia import ask_nvml
 from toolkit.train.run_reader import list_runs
@@ -73,12 +70,8 @@ def _memory() -> int:
 
 def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
     """Key of its name, folder, free and all bytes of the disk where each folder is, or will be."""
-    found = []
-    for key, folder in (("output", ui.output), ("datasets", ui.datasets)):
-        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-        usage = shutil.disk_usage(there)
-        found.append((key, folder.absolute(), usage.free, usage.total))
-    return found
+    folders = (("output", ui.output.absolute()), ("datasets", ui.datasets.absolute()))
+    return [(key, folder, *disk_usage(folder)) for key, folder in folders]
 
 
 def _cache_bytes(ui: Ui) -> int:
@@ -125,52 +118,38 @@ def _extensions() -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-async def set_price(request: Request) -> Response:
+@posted()
+def set_price(request: Request, form: Form) -> Response:
     """Keeps the price per hour."""
-    text = str((await request.form(max_files=0, max_fields=5)).get("price", ""))
-    return await run_in_threadpool(_keep_price, request, text)
-
-
-def _keep_price(request: Request, text: str) -> Response:
-    ui = ui_of(request)
+    ui, text = ui_of(request), form.get("price", "")
     try:
         price = float(text.replace(",", ".") or 0)
     except ValueError:
         price = -1
     if not 0 <= price <= MOST_PRICE:
         return _page(request, texts()["system"]["wrong_price"].format(price=text), 400)
-    try:
+    with conflicts():
         write_json(ui.settings, {"price_per_hour": price})
-    except RunError as error:
-        raise HTTPException(409, str(error)) from error
     ui.price_per_hour = price
     return RedirectResponse("/system", 303)
 
 
-async def prune(request: Request) -> Response:
+@posted()
+def prune(request: Request, form: Form) -> Response:
     """Lets `run.py cache --prune` wait in the queue, for the saved job of a run: what it does not use is deleted."""
-    id_ = str((await request.form(max_files=0, max_fields=5)).get("run", ""))
-    return await run_in_threadpool(_prune, request, id_)
-
-
-def _prune(request: Request, id_: str) -> Response:
     ui = ui_of(request)
-    run = ui.run(id_)
+    run = ui.run(form.get("run", ""))
     if run.config is None:
         raise HTTPException(409, f"{run.folder} has no saved job.")
-    try:
-        queue_of(ui).add(["cache", str(run.config.absolute()), "--prune=true"], f"cache {run.name}")
-    except (UserError, RunError) as error:
-        raise HTTPException(409, str(error)) from error
-    queue_of(ui).start_runner()
+    enqueue(ui, ["cache", str(run.config.absolute()), "--prune=true"], f"cache {run.name}")
     return RedirectResponse("/queue", 303)
 
 
-async def set_theme(request: Request) -> Response:
+@posted()
+def set_theme(request: Request, form: Form) -> Response:
     """Light, dark, or as the system has it; then back to the page where it was chosen."""
-    form = await request.form(max_files=0, max_fields=5)
-    theme = str(form.get("theme", ""))
-    answer = RedirectResponse(_local(str(form.get("back", "/"))), 303)
+    theme = form.get("theme", "")
+    answer = RedirectResponse(_local(form.get("back", "/")), 303)
     answer.set_cookie(THEME_COOKIE, theme if theme in THEMES else THEMES[0], 10**8, samesite="strict")
     return answer
 

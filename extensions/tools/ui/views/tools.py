@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.ui.forms import Field, ask, suggestions
-from extensions.tools.ui.state import Ui, render, texts, ui_of
+from extensions.tools.ui.state import Form, Ui, posted, render, texts, ui_of
 from extensions.tools.ui.views.queue import queue_of
 from toolkit.errors import RunError, UserError
 
@@ -31,15 +29,12 @@ def show(request: Request) -> Response:
     return _form(request, {key: request.query_params.getlist(key) for key in request.query_params})
 
 
-async def send(request: Request) -> Response:
+@posted(fields=MOST_FIELDS)
+def send(request: Request, form: Form) -> Response:
     """Checks a form and puts its command into the queue; with mistakes it is shown again."""
-    return await run_in_threadpool(_queued, request, await request.form(max_files=0, max_fields=MOST_FIELDS))
-
-
-def _queued(request: Request, form: FormData) -> Response:
     ui, uid = ui_of(request), request.path_params["uid"]
     fields = _tool(ui, uid)["fields"]
-    given = {field["key"]: _given(field, [str(text) for text in form.getlist(field["key"])]) for field in fields}
+    given = {field["key"]: _given(field, [str(text) for text in form.data.getlist(field["key"])]) for field in fields}
     missing = texts()["tools"]["required"]
     wrong = [(field["key"], missing) for field in fields if field["required"] and not given[field["key"]]]
     argv = [f"{f['flag']}={text}" for f in fields if given[f["key"]] != _default(f) for text in given[f["key"]]]

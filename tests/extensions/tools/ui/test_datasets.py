@@ -366,13 +366,13 @@ def test_captions_are_written_by_the_queue(page: TestClient, ui: Ui, monkeypatch
         def __init__(self, folder: Path) -> None:
             asked.append(folder)
 
-        def add(self, argv: Any, name: str) -> None:
+        def add(self, argv: Any, name: str, cwd: Path | None) -> None:
             asked.append([*argv])
 
         def start_runner(self) -> None:
             asked.append("started")
 
-    monkeypatch.setattr(views, "Queue", Queue)
+    monkeypatch.setattr("extensions.tools.ui.views.queue.Queue", Queue)
     given = {"trigger-word": "pipo", "prompt": "--overwrite", "model": ""}
     answer = page.post("/datasets/pipo/captioning", data=given, follow_redirects=False)
     assert answer.headers["location"] == "/queue"

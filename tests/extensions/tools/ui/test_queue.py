@@ -232,7 +232,7 @@ def test_the_state_of_an_earlier_run_in_the_folder_decides_nothing(yard):
 @pytest.mark.parametrize("other", [{"pid_start": "1"}, {"boot": "another"}])
 def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard, other):
     id_, pid = yard.add("a"), os.getpid()
-    mine = {"pid": pid, "pid_start": module._start_of(pid), "boot": module._boot_id()}
+    mine = {"pid": pid, "pid_start": module._start_of(pid), "boot": module.boot_id()}
     yard.queue._save(yard.queue.entry(id_), state=RUNNING, attempts=1, **mine)
     assert module.is_alive(yard.queue.entry(id_))
     yard.queue._save(yard.queue.entry(id_), **other)

@@ -219,8 +219,11 @@ def test_what_is_new_comes_once_and_in_order(client: TestClient, ui: Ui, make_ru
 
 def test_a_cursor_of_anything_is_survived(client: TestClient, make_run: Callable[..., Path]) -> None:
     make_run("one")
-    for odd in ("x", "_", "__", "1-2_3_4", "9" * 400, "1-1_1-1-0000000000000000_99999999999", "é_é_é"):
+    metrics, *rest = client.get("/runs/one/news").json()["cursor"].split("_")
+    no_digits = ("_".join([metrics.rpartition("-")[0] + "-²", *rest]), f"{metrics}_{rest[0]}_²")
+    for odd in ("x", "_", "__", "1-2_3_4", "9" * 400, *no_digits, "1-1_1-1-0000000000000000_99999999999", "é_é_é"):
         assert client.get("/runs/one/news", params={"since": odd}).status_code == 200
+    assert client.get("/compare", params={"run": "one@²"}).status_code == 404
 
 
 def test_the_stream_sends_what_news_says_with_its_cursor(ui: Ui, make_run: Callable[..., Path]) -> None:
