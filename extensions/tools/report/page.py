@@ -58,8 +58,8 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     samples = [
         {
             "index": row.index,
-            "prompt": next((sample.prompt for sample in reversed(row.samples) if sample.prompt), None),
-            "by_step": dict.fromkeys(steps) | {sample.step: sample for sample in row.samples},
+            "prompt": row.prompt,
+            "by_step": dict.fromkeys(steps) | row.by_step,
         }
         for row in rows
     ]

@@ -17,7 +17,7 @@ from toolkit.config.dataset import CAPTION_SUFFIXES
 from toolkit.files.redact import redact, redact_json, redact_text
 from toolkit.files.run_files import CONFIG, duration, parse_time
 from toolkit.files.safetensors_io import read_metadata
-from toolkit.files.writing import open_regular, read_regular, sha256_of
+from toolkit.files.writing import open_regular, read_object, read_regular, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
 from toolkit.train.contact_sheet import spread
 from toolkit.train.run_reader import (
@@ -92,8 +92,18 @@ class SampleRow:
     index: int
     samples: tuple[SampleImage, ...]
 
+    @property
+    def prompt(self) -> str:
+        """The latest; empty where none is recorded."""
+        return next((sample.prompt for sample in reversed(self.samples) if sample.prompt), "")
 
-def sample_rows(folder: Path, most_pictures: int | None) -> tuple[tuple[SampleRow, ...], int]:
+    @property
+    def by_step(self) -> dict[int, SampleImage]:
+        """Step -> sample."""
+        return {sample.step: sample for sample in self.samples}
+
+
+def sample_rows(folder: Path, most_pictures: int | None = None) -> tuple[tuple[SampleRow, ...], int]:
     """The samples of a run by their index, and how many steps have any.
 
     most_pictures: of more, only some steps are taken: the first, the last, and evenly chosen ones between.
@@ -104,8 +114,11 @@ def sample_rows(folder: Path, most_pictures: int | None) -> tuple[tuple[SampleRo
         indices = indices[:most_pictures]
         kept = set(spread(steps, max(2, most_pictures // len(indices))))
         samples = [sample for sample in samples if sample.step in kept]
-    rows = (SampleRow(index, tuple(s for s in samples if s.index == index)) for index in indices)
-    return tuple(row for row in rows if row.samples), len(steps)
+    rows: dict[int, list[SampleImage]] = {index: [] for index in indices}
+    for sample in samples:
+        if sample.index in rows:
+            rows[sample.index].append(sample)
+    return tuple(SampleRow(index, tuple(row)) for index, row in rows.items() if row), len(steps)
 
 
 # ------------------------------------------------------------ dataset
@@ -128,7 +141,7 @@ class DatasetImage:
 def dataset_images(folder: Path) -> tuple[DatasetImage, ...]:
     """The images of the newest record of the dataset."""
     records = sorted(list_dataset_files(folder), key=_modified)
-    names = _names_in(records[-1]) if records else []
+    names = read_object(records[-1]) if records else {}
     return tuple(_image(name, folder) for name in names)
 
 
@@ -137,14 +150,6 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _names_in(record: Path) -> list[str]:
-    try:
-        document = json.loads(read_regular(record))
-    except (OSError, ValueError, RecursionError):
-        return []
-    return [str(name) for name in document] if isinstance(document, dict) else []
 
 
 def _image(name: str, folder: Path) -> DatasetImage:
@@ -256,10 +261,11 @@ def settings_text(folder: Path) -> str:
 
 def events(folder: Path) -> list[tuple[str, str, str, str]]:
     """Time, event, step and details of each event."""
-    return [_event(redact_json(row)) for row in read_events(folder).rows]
+    return [event_row(redact_json(row)) for row in read_events(folder).rows]
 
 
-def _event(row: dict[str, Any]) -> tuple[str, str, str, str]:
+def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Time, event, step and details of a redacted row of events.jsonl."""
     details = [f"{key}: {_told(value)}" for key, value in row.items() if key not in ("time", "event", "step")]
     step = row.get("step")
     time = str(row.get("time", "")).replace("T", " ").removesuffix("Z")

@@ -57,7 +57,7 @@ class Feed:
         if rows:
             news["rows"] = rows
         if events.rows:
-            news["events"], news["all_events"] = [redact_json(row) for row in events.rows], events.anew
+            news["events"] = [redact_json(row) for row in events.rows]
         if log:
             news["log"], news["log_anew"] = log, (begin := whole(log_seen)) is None or log_end < begin
         return news, f"{self.metrics.cursor()}_{events.cursor}_{log_end}"

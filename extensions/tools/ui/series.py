@@ -177,11 +177,6 @@ class Series:
         self._rows_in_last += 1
         self.last_step = step
 
-    def names(self) -> list[str]:
-        """The numbers that have a value, in the order of their first row."""
-        with self._lock:
-            return [name for name, column in self._columns.items() if any(column.count)]
-
     def total(self, name: str) -> float:
         """The sum of a number over all rows; 0 where there is none."""
         with self._lock:

@@ -63,8 +63,10 @@ export class Diagram {
     this.box.className = 'plot card';
     const caption = document.createElement('figcaption');
     caption.textContent = title;
+    this.note = document.createElement('p');
+    this.note.className = 'faint';
     this.area = document.createElement('div');
-    this.box.append(caption, this.area);
+    this.box.append(caption, this.area, this.note);
     parent.append(this.box);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.box);
   }
@@ -72,7 +74,9 @@ export class Diagram {
   size() { return {width: Math.max(200, this.box.clientWidth - 24), height: this.box.clientWidth < 500 ? 190 : 250}; }
 
   // exact: values that are not scattered; a mean would only lag behind.
-  show(curves, exact = false) {
+  show(curves, exact = false, note = '') {
+    this.note.textContent = note;
+    this.note.hidden = !note;
     const {share, log, zoomed} = this.shared;
     const names = curves.map(curve => curve.name).join() + log();
     const data = table(curves, exact ? 0 : share());

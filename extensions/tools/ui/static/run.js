@@ -112,9 +112,9 @@ async function fetchCurves() {
 function draw() {
   marked = latest.marks ?? [];
   $('curve-control').hidden = !latest.diagrams?.length;
-  for (const {title, exact, curves} of latest.diagrams ?? []) {
+  for (const {title, exact, curves, left_out} of latest.diagrams ?? []) {
     if (!plots.has(title)) plots.set(title, new Diagram($('plots'), title, shared));
-    plots.get(title).show(curves, exact);
+    plots.get(title).show(curves, exact, left_out.length ? words.not_drawn.replace('{names}', left_out.join(', ')) : '');
   }
 }
 

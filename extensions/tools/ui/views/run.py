@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from extensions.tools.shared.run_records import DIAGRAMS, EXACT, events, saved_files, settings_text
+from extensions.tools.shared.run_records import DIAGRAMS, EXACT, event_row, sample_rows, saved_files, settings_text
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
@@ -29,7 +29,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import open_regular, read_object, sha256_of, write_json
-from toolkit.train.run_reader import RunInfo, SampleImage, list_runs, list_samples
+from toolkit.train.run_reader import RunInfo, list_runs, read_events
 
 MOST_CURVES = 8
 """Curves of one diagram."""
@@ -77,7 +77,7 @@ def page(request: Request) -> Response:
         plan=plan_text(run.folder),
         log=news.get("log", ""),
         settings=settings_text(run.folder),
-        events=events(run.folder)[-200:],
+        events=[event_row(row) for row in news.get("events", [])[-200:]],
         others=[run_id(ui, other.folder) for other in list_runs(ui.output) if other.folder != run.folder],
         difference=_difference(ui, run, request.query_params.get("diff", "")),
         other=request.query_params.get("diff", ""),
@@ -110,21 +110,14 @@ def plan_text(folder: Path) -> str:
 
 def sample_table(folder: Path) -> dict[str, Any]:
     """`steps`, and for each place in the sets its prompt and its file at each step (None: it has none)."""
-    found = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
-    steps = sorted({sample.step for sample in found})
-    rows: dict[int, list[SampleImage]] = {}
-    for sample in found:
-        rows.setdefault(sample.index, []).append(sample)
+    rows, _ = sample_rows(folder)
+    steps = sorted({sample.step for row in rows for sample in row.samples})
+    files = [{step: sample.path.name for step, sample in row.by_step.items()} for row in rows]
     return {
         "steps": steps,
         "rows": [
-            {
-                "index": index,
-                "prompt": next((sample.prompt for sample in reversed(row) if sample.prompt), "") or "",
-                "files": [by_step.get(step) for step in steps],
-            }
-            for index, row in sorted(rows.items())
-            if (by_step := {sample.step: sample.path.name for sample in row})
+            {"index": row.index, "prompt": row.prompt, "files": [by_step.get(step) for step in steps]}
+            for row, by_step in zip(rows, files, strict=True)
         ],
     }
 
@@ -198,9 +191,10 @@ def curves(request: Request) -> Response:
         for name, values in read.items()
         if name not in ("steps", "last")
     }
-    marks = [[step, event] for _, event, step, _ in events(run.folder) if step.isdigit() and event not in _UNMARKED]
-    answer = {"cursor": here.metrics.cursor(), "diagrams": list(_diagrams(found)), "marks": marks[-500:]}
-    return Json(answer)
+    rows = [row for row in read_events(run.folder).rows if type(row.get("step")) is int and row["step"] >= 0]
+    marks = [row for row in rows if row.get("event") not in _UNMARKED][-500:]
+    told = [[row["step"], redact_text(str(row.get("event", "")))] for row in marks]
+    return Json({"diagrams": list(_diagrams(found)), "marks": told})
 
 
 _UNMARKED = ("memory",)

@@ -42,7 +42,6 @@ def _row(ui: Ui, run: RunInfo) -> dict[str, Any]:
         "step": run.step,
         "steps": run.total_steps,
         "eta_s": run.eta_s,
-        "share": run.step / run.total_steps if run.step is not None and run.total_steps else None,
         "cost": cost(ui, run),
         "spark": sparkline(run.folder / run_files.METRICS),
         "sample": latest_sample(run.folder),

@@ -83,6 +83,18 @@ def test_a_run_that_is_watched_before_its_first_step_shows_its_numbers(
     assert "2 / 9" in browser.text("#state") and is_clean(browser)
 
 
+def test_curves_that_a_diagram_has_no_room_for_are_named(
+    browser: Browser, served: Served, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one")
+    rows = [{"step": step, **{f"loss/part_{part}": 0.5 for part in range(10)}} for step in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    browser.open(f"{served.address}/runs/one")
+    note = "return document.querySelector('.plot p')?.textContent"
+    until(lambda: browser.run(note) == "not drawn: loss/part_8, loss/part_9")
+    assert is_clean(browser)
+
+
 def test_two_steps_are_compared_side_by_side_and_one_over_the_other(
     browser: Browser, served: Served, make_run: Callable[..., Path]
 ) -> None:
