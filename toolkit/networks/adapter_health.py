@@ -25,6 +25,7 @@ from toolkit.networks.lora_formats import (
     check_parts,
     header_scale,
     header_settings,
+    ignores_alpha,
     lacks_a_matrix,
     rank_of,
 )
@@ -82,7 +83,7 @@ class FileLayers:
     def _scale(
         self, name: str, parts: Mapping[str, Tensor], matrices: Mapping[str, Tensor], settings: Mapping
     ) -> float:
-        if {"lokr_w1", "lokr_w2"} <= parts.keys():
+        if ignores_alpha(parts):
             return 1.0
         if "alpha" in parts and parts["alpha"].numel() == 1:
             return float(parts["alpha"]) / rank_of(matrices)
@@ -179,7 +180,7 @@ def _broken(read: FileLayers) -> Iterator[Finding]:
     by_fault: dict[str, list[str]] = defaultdict(list)
     for name, parts in read.parts.items():
         alpha = parts.get("alpha")
-        is_used = not {"lokr_w1", "lokr_w2"} <= parts.keys()
+        is_used = not ignores_alpha(parts)
         bad_alpha = alpha is not None and is_used and not torch.isfinite(alpha.float()).all()
         if fault := "not_finite" if bad_alpha else _faults(_matrices(parts)):
             by_fault[fault].append(name)
@@ -237,7 +238,7 @@ def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
 
 
 def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Finding]:
-    used = {name: c for name, c in sound.items() if not {"lokr_w1", "lokr_w2"} <= c.parts.keys()}
+    used = {name: c for name, c in sound.items() if not ignores_alpha(c.parts)}
     have = [name for name in used if "alpha" in read.parts[name]]
     kohya = [name for name in used if name.startswith("lora_unet_")]
     if kohya and not have:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,6 +284,11 @@ def _about_unknown(source: str, keys: list[str]) -> str:
     return f"{source}: {len(keys)} keys are of no known form, such as {keys[0]!r}."
 
 
+def ignores_alpha(parts: Collection[str]) -> bool:
+    """Whether a layer has two full factors of a LoKr: its scale is 1, and its alpha may be infinite."""
+    return "lokr_w1" in parts and "lokr_w2" in parts
+
+
 def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[str, object]) -> LayerDelta:
     alpha = parts.pop("alpha", None)
     if "row_norms" in parts:
@@ -291,8 +296,8 @@ def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[
     if lacks_a_matrix(parts):
         raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
     check_parts(source, name, parts)
-    if {"lokr_w1", "lokr_w2"} <= parts.keys():
-        scale = 1.0  # two full factors: alpha is ignored, and may be infinite
+    if ignores_alpha(parts):
+        scale = 1.0
     elif alpha is not None:
         if alpha.numel() != 1:
             raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")

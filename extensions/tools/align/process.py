@@ -12,10 +12,10 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from extensions.tools.align.config import AlignConfig
-from extensions.tools.shared.alignment import LARGEST, Alignment, measure, onto_image
+from extensions.tools.shared.alignment import Alignment, measure, onto_image
 from extensions.tools.shared.html_page import embedded, page
 from jobs.process import BaseExtensionProcess
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.data.folder import scan_datasets
 from toolkit.data.images import ImageError, open_image
 from toolkit.data.types import Sample
@@ -29,7 +29,7 @@ SHOWN_SIDE = 360
 MOST_SHOWN = 200
 """Pairs on the page; those that were moved come first."""
 
-BESIDE = (".txt", ".caption", ".json", ".lint")
+BESIDE = (*CAPTION_SUFFIXES, ".json", ".lint")
 """Captions and the like, which are copied with their image."""
 
 ALIGNED, SAME, UNMEASURED = "aligned", "lies on it already", "not measurable"
@@ -115,8 +115,7 @@ class AlignProcess(BaseExtensionProcess):
     def _state(self, found: Alignment) -> str:
         if not found.is_measurable:
             return UNMEASURED
-        most = self.section.most_drift * max(1.0, max(found.size) / LARGEST)
-        return ALIGNED if found.is_certain and found.drift > most else SAME
+        return ALIGNED if found.is_off(self.section.most_drift) else SAME
 
 
 def _below(path: Path, home: Path) -> Path:

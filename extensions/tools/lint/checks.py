@@ -14,7 +14,6 @@ import numpy
 
 from extensions.tools.lint.dataset import SAME_SHAPE, SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
-from extensions.tools.shared.alignment import LARGEST
 from toolkit.config.dataset import area_of
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.directory import split_suffix
@@ -152,8 +151,7 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
 def pair_shift(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for reference in item.references:
-            found = reference.alignment
-            if found and found.is_certain and found.drift > config.most_drift * max(1, max(found.size) / LARGEST):
+            if (found := reference.alignment) and found.is_off(config.most_drift):
                 what = f"is off its reference {reference.path} by up to {found.drift:.1f} pixels"
                 yield item.sample.image, f"{what} ({found}): the model learns to move what it edits"
 

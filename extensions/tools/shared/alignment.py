@@ -94,6 +94,11 @@ class Alignment(NamedTuple):
         (dx, dy) = self.shift
         return max(math.hypot((a - 1) * u - b * v + dx, b * u + (a - 1) * v + dy) for u, v in corners)
 
+    def is_off(self, most_drift: float) -> bool:
+        """Whether the drift is certainly more than `most_drift` pixels, of images up to LARGEST pixels long; of larger
+        ones more in proportion."""
+        return self.is_certain and self.drift > most_drift * max(1.0, max(self.size) / LARGEST)
+
     def __str__(self) -> str:
         x, y = self.shift
         return f"zoom {self.zoom:+.2%}, rotation {self.rotation:+.2f} degrees, shift {x:+.1f}, {y:+.1f} pixels"
