@@ -12,6 +12,7 @@ from toolkit.models.qwen_image.family import FAMILY
 
 OURS = "QwenImageEditPlusPipeline"
 COMMIT = "a" * 40
+ARCHS = ("qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_2")
 
 NO_WEIGHTS = framed("{}")
 """A safetensors file without tensors."""

@@ -380,16 +380,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def disk_usage(path: Path) -> tuple[int, int]:
-    """Free and all bytes of the disk where `path` is, or will be."""
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    usage = shutil.disk_usage(there)
-    return usage.free, usage.total
+def nearest_folder(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists: on the disk where `path` will be."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def free_space(path: Path) -> int:
     """Free bytes on the disk where `path` is, or will be."""
-    return disk_usage(path)[0]
+    return shutil.disk_usage(nearest_folder(path)).free
 
 
 def readable_size(count: float) -> str:

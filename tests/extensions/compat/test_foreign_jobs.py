@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from extensions.compat import kohya
 from jobs.dry_run import plan_job
-from tests.extensions.compat.test_diffusion_pipe import MAIN
+from tests.extensions.compat.test_diffusion_pipe import DATA, MAIN
 from tests.extensions.compat.test_kohya import EXAMPLE
 from tests.extensions.compat.test_onetrainer import FULL, LORA, LORA_24
 from toolkit.config import load_job
@@ -120,17 +120,7 @@ def onetrainer(preset: Mapping[str, Any]) -> dict[str, str]:
 
 
 PIPE = MAIN.replace("'runs/dogs'", "'out/dp'").replace("swap = 8", "swap = 1").replace("'Qwen/Qwen-Image'", "'model'")
-PIPE_DATA = """\
-resolutions = [64]
-enable_ar_bucket = true
-min_ar = 0.5
-max_ar = 2.0
-num_ar_buckets = 7
-frame_buckets = [1, 33]
-[[directory]]
-path = 'a'
-num_repeats = 1
-"""
+PIPE_DATA = DATA.replace("512", "64").replace("'pairs/after'", "'a'").replace("repeats = 3", "repeats = 1")
 KONTEXT = """\
 resolutions = [64]
 enable_ar_bucket = true

@@ -10,14 +10,13 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from tests.model_folders import COMMIT, write_header
-from tests.toolkit.models.test_single_file import ARCHS, as_comfyui, assert_equal, part_weights, weights_of
+from tests.model_folders import ARCHS, COMMIT, write_header
+from tests.toolkit.models.test_single_file import as_comfyui, assert_equal, part_weights, weights_of
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.loading import base_hashes, load_model
-from toolkit.models.tiny import TinySpec, write_tiny_model
 
 NAMES = {
     "qwen_image": ("Qwen/Qwen-Image-2512", "qwen_image_2512_bf16.safetensors"),
@@ -26,14 +25,6 @@ NAMES = {
     "qwen_image_2": ("Qwen/Qwen-Image-2.1", "anything.safetensors"),
 }
 """Hub id and a file's name of each family."""
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {arch: tmp_path_factory.mktemp("model") for arch in ARCHS}
-    for arch, folder in made.items():
-        write_tiny_model(folder, TinySpec(arch=arch))
-    return made
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.model_folders import ARCHS
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import is_needed, single_files
 from toolkit.config.process import JobContext
@@ -20,21 +21,11 @@ from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import family_for, single_file_faults
 from toolkit.models.folder_family import with_single_files
 from toolkit.models.loading import ShardReader, base_hashes, load_model
-from toolkit.models.tiny import TinySpec, write_tiny_model
 
 Weights = dict[str, torch.Tensor]
 PREFIX = "model.diffusion_model."
-ARCHS = ("qwen_image", "qwen_image_edit", "qwen_image_edit_plus", "qwen_image_2")
 FULL_DEPTH = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
 LINEAR = "transformer_blocks.1.attn.to_k.weight"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {arch: tmp_path_factory.mktemp("model") for arch in ARCHS}
-    for arch, folder in made.items():
-        write_tiny_model(folder, TinySpec(arch=arch))
-    return made
 
 
 def weights_of(folder: Path) -> Weights:

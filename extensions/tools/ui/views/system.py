@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES
 from extensions.tools.ui.guard import HOSTS_VARIABLE
 from extensions.tools.ui.state import THEME_COOKIE, THEMES, Form, Ui, conflicts, posted, render, run_id, texts, ui_of
 from extensions.tools.ui.views.queue import enqueue
-from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, disk_usage, write_json
+from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, nearest_folder, write_json
 from toolkit.system.host_memory import free_host_memory
 from toolkit.system.nvidia import ask_nvml
 from toolkit.train.run_reader import list_runs
@@ -70,8 +71,11 @@ def _memory() -> int:
 
 def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
     """Key of its name, folder, free and all bytes of the disk where each folder is, or will be."""
-    folders = (("output", ui.output.absolute()), ("datasets", ui.datasets.absolute()))
-    return [(key, folder, *disk_usage(folder)) for key, folder in folders]
+    found = []
+    for key, folder in (("output", ui.output.absolute()), ("datasets", ui.datasets.absolute())):
+        usage = shutil.disk_usage(nearest_folder(folder))
+        found.append((key, folder, usage.free, usage.total))
+    return found
 
 
 def _cache_bytes(ui: Ui) -> int:
