@@ -10,6 +10,7 @@ Imports are late on purpose: --dry-run never loads torch, and a missing package 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import log, redact
 from toolkit.files.writing import find_config
-from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, load_object
+from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, collection_paused, load_object
 from toolkit.system import distributed, signals
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.system.torch_version import check_torch_version, prepare_allocator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from jobs.dry_run import JobPlan
     from toolkit.config import JobConfig
     from toolkit.extension import ExtensionTable
+    from toolkit.system.distributed import ProcessGroup
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,15 +73,29 @@ def run_tool(argv: Sequence[str]) -> int:
 
     model = extensions.find_command(uid)
     if model is None or not issubclass(model, ToolConfig):
-        raise UserError(f"{uid} is no command: its section is not a ToolConfig.")
+        raise UserError(f"{uid} cannot be run as a command. Use it as a process in a job.")
     if {"-h", "--help"} & set(flags):
         tool_parser(uid, model).print_help()
         return EXIT_DONE
     config = load_tool(uid, model, flags)
+    print_warnings(config)
+    return run_processes(config, extensions, JobOptions())
+
+
+def print_warnings(config: JobConfig) -> None:
     for warning in filter(None, [check_torch_version(), *config.warnings]):
         exit.print_error(f"warning: {warning}")
-    with signals.defer_signals() as request:
-        job = ExtensionJob(config, extensions)
+
+
+def run_processes(
+    config: JobConfig, extensions: ExtensionTable, options: JobOptions, process_group: ProcessGroup | None = None
+) -> int:
+    """Builds the processes of a job and runs them."""
+    with collection_paused(), signals.defer_signals() as request:
+        for entry in config.processes:
+            extensions.process_class(entry.type)  # imports what it needs
+        gc.freeze()  # modules stay: no later search for cycles goes through them
+        job = ExtensionJob(config, extensions, options, process_group)
     request.check()
     try:
         job.run()
@@ -95,13 +111,13 @@ def import_job(argv: Sequence[str]) -> int:
     from toolkit.files.writing import file_in_the_way, write_text
 
     parser = argparse.ArgumentParser(
-        prog="run.py import", description="Prints the job that a file or a command of another program is here."
+        prog="run.py import", description="Converts a file or a command of another program to a job."
     )
     add = parser.add_argument
     add("source", metavar="FILE_OR_COMMAND", help="a file, or a command in quotes")
     add("-o", "--output", metavar="FILE", help="write it to this file, which is never replaced")
     add("-n", "--name", metavar="NAME", help="name of the job")
-    add("--map", action="append", default=[], metavar="OLD=NEW", help="paths that begin with OLD begin with NEW here")
+    add("--map", action="append", default=[], metavar="OLD=NEW", help="replace OLD by NEW at the beginning of paths")
     arguments = parser.parse_args(argv)
     signals.install()
     output = Path(arguments.output).expanduser() if arguments.output else None
@@ -109,10 +125,10 @@ def import_job(argv: Sequence[str]) -> int:
         raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
     is_text = is_command(arguments.source) and not os.path.exists(arguments.source)
     text = arguments.source if is_text else find_config(arguments.source).read_text("utf-8", "replace")
-    if command := _tool_command(text):
+    if made := foreign_tool(text):
         if output:
             raise UserError("--output: goes with a job, and this becomes a command. Leave it out.")
-        print(command)
+        print_tool(*made)
         return EXIT_DONE
     find_model, options = discover().find_config, {"name": arguments.name, "moved": moved_folders(arguments.map)}
     with redirect_stdout(sys.stderr):
@@ -129,24 +145,26 @@ def import_job(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _tool_command(text: str) -> str:
-    """Our command for one of another program's scripts that trains nothing, with a comment for each flag that it has
-    no counterpart of; empty for all other texts."""
+def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
+    """The words of our command for one of another program's scripts that trains nothing, and a line for each flag that
+    has no counterpart; None for all other texts."""
     from toolkit.config.foreign import is_command
     from toolkit.config.tool import ToolConfig, tool_parser
 
-    extensions, known = discover(), {}
     if not is_command(text):
-        return ""
+        return None
+    extensions, known = discover(), {}
     for uid in extensions.tools():
         model = extensions.find_command(uid)
         if model is not None and issubclass(model, ToolConfig):
             known[uid] = set(tool_parser(uid, model, model.positional)._option_string_actions)
-    if (made := load_object(FOREIGN_TOOLS)(text, known)) is None:
-        return ""
-    words, notes = made
+    made: tuple[list[str], list[str]] | None = load_object(FOREIGN_TOOLS)(text, known)
+    return made
+
+
+def print_tool(words: Sequence[str], notes: Sequence[str]) -> None:
     command = [shlex.join(["python", "run.py", *words])] if words else []
-    return "\n".join([*(f"# {note}" for note in notes), *command])
+    print("\n".join([*(f"# {note}" for note in notes), *command]))
 
 
 def moved_folders(pairs: Sequence[str]) -> dict[str, str]:
@@ -167,13 +185,23 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
+    config = arguments.configs[0] if len(arguments.configs) == 1 else None
+    if (
+        config
+        and (file := find_config(config)).is_file()
+        and (made := foreign_tool(file.read_text("utf-8", "replace")))
+    ):
+        words, notes = made
+        print_tool(words, notes)
+        return run_tool(words) if words and not arguments.dry_run else EXIT_DONE
     if len(arguments.configs) == 1 and not arguments.dry_run:
         return run_job(arguments, env)
     if not env.is_main_process:
         return EXIT_DONE  # rank 0 prints what is only displayed
     signals.install()  # a KeyboardInterrupt from here on is not the user's
     if arguments.list_extensions:
-        return list_extensions()
+        print(discover().render())
+        return EXIT_DONE
     if arguments.print_schema:
         return print_schema()
     if arguments.dry_run:
@@ -188,21 +216,17 @@ def dispatch(arguments: argparse.Namespace) -> int:
 def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
     """Runs one config in this process; as one rank of it where there are several."""
     signals.install(quiet=not env.is_main_process)
+    if not env.is_single_process:
+        signals.stop_with_parent()
     with signals.defer_signals() as request:  # a signal must not interrupt heavy imports
         process_group = distributed.rendezvous_processes(env)
     request.check()
     with process_group.fail_together(exit.report):
-        extensions = discover()
-        config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process)
         options = JobOptions(arguments.restart, arguments.allow_change, arguments.restart_from)
-        with signals.defer_signals() as request:
-            job = ExtensionJob(config, extensions, options, process_group)
-        request.check()
-        try:
-            job.run()
-        finally:
-            job.cleanup()
-    return EXIT_DONE
+        with collection_paused():
+            extensions = discover()
+            config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process)
+        return run_processes(config, extensions, options, process_group)
 
 
 def run_series(arguments: argparse.Namespace) -> int:
@@ -217,13 +241,13 @@ def run_series(arguments: argparse.Namespace) -> int:
 
 def dry_run(arguments: argparse.Namespace) -> int:
     """Checks the configs and prints what they would do: text, or one JSON object (a list for several)."""
-    from jobs.dry_run import plan_job
-
     sys.dont_write_bytecode = True  # importing an extension would otherwise write next to it
     output = sys.stdout
     plans: list[JobPlan] = []
 
     def plan_one(argument: str) -> int:
+        from jobs.dry_run import plan_job
+
         config = load(argument, arguments, extensions)
         options = arguments.restart, arguments.allow_change, arguments.restart_from, arguments.memory
         plans.append(plan_job(config, *options))
@@ -231,7 +255,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
             print(log.wrapped(log.escape_controls(plans[-1].render()), output), file=output)
         return EXIT_DONE
 
-    with redirect_stdout(sys.stderr):  # only the plans go to standard output
+    with redirect_stdout(sys.stderr), collection_paused():  # only the plans go to standard output
         extensions = discover()
         guarded = partial(exit.run_with_exit_code, plan_one)
         code = multi_run.run_series(arguments.configs, guarded, recover=arguments.recover)
@@ -240,11 +264,6 @@ def dry_run(arguments: argparse.Namespace) -> int:
     elif arguments.json and plans:
         print(json.dumps(plans[0].to_json(), indent=2))
     return code
-
-
-def list_extensions() -> int:
-    print(discover().render())
-    return EXIT_DONE
 
 
 def print_schema() -> int:
@@ -269,10 +288,9 @@ def load(
     path = COMMAND_LINE if argument is None else find_config(argument)
     find_model, moved = extensions.find_config, arguments.moved
     config = load_job(path, find_model, name=arguments.name, flags=arguments.flags, moved=moved)
-    for warning in filter(None, [check_torch_version(), *config.warnings]):
-        if warn:
-            exit.print_error(f"warning: {warning}")
-    for note in config.notes if warn and not arguments.dry_run else ():  # there the plan tells it
+    if warn:
+        print_warnings(config)
+    for note in config.notes if warn and not arguments.dry_run else ():  # the plan has them
         exit.print_error(note)
     return config
 
@@ -287,22 +305,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
-    add("-r", "--recover", action="store_true", help="go on with the next config after a failure")
+    add("-r", "--recover", action="store_true", help="continue with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
-    add("--restart", action="store_true", help="run finished processes too; move a run aside that cannot be resumed")
-    add(
-        "--restart-from",
-        metavar="PROCESS",
-        help="begin anew with this process; old results are moved aside",
-    )
-    add("--allow-change", action="store_true", help="resume although the job differs from the one that was saved")
+    add("--restart", action="store_true", help="run finished processes too; move runs aside that cannot be resumed")
+    add("--restart-from", metavar="PROCESS", help="start over from this process; old results are moved aside")
+    add("--allow-change", action="store_true", help="resume even if the job differs from the saved one")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
     add("--memory", action="store_true", help="with --dry-run: measure the memory of vae_trainer and flow_trainer")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
-    add("--map", action="append", default=[], metavar="OLD=NEW", help="paths that begin with OLD begin with NEW here")
+    add("--map", action="append", default=[], metavar="OLD=NEW", help="replace OLD by NEW at the beginning of paths")
     add("--config", metavar="CONFIG", help="the same as CONFIG, as FluxFlow's guide writes it")
     parser.add_argument_group(
         "FluxFlow",
@@ -324,24 +338,20 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         arguments.configs.append(arguments.config)
     if flags and not arguments.configs:
         arguments.configs = [None]
-    if flags and len(arguments.configs) > 1:
-        parser.error(f"--{next(iter(flags))} with several configs: give one config.")
     if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
         parser.error("no config file given, for example config/examples/quickstart.yaml")
-    if arguments.name and len(arguments.configs) > 1:
-        parser.error("--name with several configs: they would all write to one folder. Give one config.")
-    if arguments.restart_from and len(arguments.configs) > 1:
-        parser.error("--restart-from with several configs: give one config.")
-    if arguments.json and not arguments.dry_run:
-        parser.error("--json goes with --dry-run")
-    if arguments.memory and not arguments.dry_run:
-        parser.error("--memory goes with --dry-run: a start always measures it")
+    ours = [flag for flag in ("name", "restart-from") if getattr(arguments, flag.replace("-", "_"))]
+    for flag in (*flags, *ours) if len(arguments.configs) > 1 else ():
+        parser.error(f"--{flag} with several configs: give one config.")
+    for flag in ("json", "memory"):
+        if getattr(arguments, flag) and not arguments.dry_run:
+            parser.error(f"--{flag} goes with --dry-run")
     return arguments
 
 
 def epilog() -> str:
     """The end of --help: what the tools are for, and the exit codes."""
-    tools = {**discover().tools(), "import": "print the job that a file or a command of another program is here"}
+    tools = {**discover().tools(), "import": "convert a file or a command of another program to a job"}
     width = max(map(len, tools), default=0)
     lines = [f"  {uid:{width}}  {purpose}" for uid, purpose in tools.items()]
     codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."

@@ -162,7 +162,7 @@ def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveCallback
     )
     metadata = job_metadata(section, {}, run.name, run.steps, run.seed, optimizer)
     writer = LoraWriter(network, section, metadata)
-    callback = SaveCallbackToWaitFor(writer.snapshot, every=Interval(), keep=1, keep_states=1, event=ignore)
+    callback = SaveCallbackToWaitFor(writer.snapshot, every=Interval(), keep=1, keep_states=1)
     callback.on_start(run)
     return run, callback
 
@@ -182,10 +182,6 @@ def hollow_model(shapes: Mapping[str, tuple[int, int]]) -> nn.Module:
         layer.bias = None
         place.add_module(last, layer)
     return model
-
-
-def ignore(*_: object, **__: object) -> None:
-    """Nobody reads the events of a bench."""
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 def scans_of(folder: Path, count: int) -> dict[str, dict[str, float]]:
     """First and second start on a folder of `count` small images."""
-    from toolkit.data.scan_cache import MIN_FILE_AGE_NS
+    from toolkit.data.directory import MIN_FILE_AGE_NS
 
     time.sleep(MIN_FILE_AGE_NS / 1e9)  # of files that were written just now a start remembers nothing
     command = [sys.executable, str(Path(__file__).resolve()), "--scan-only", str(folder)]
@@ -178,10 +178,10 @@ def scan_once(folder: Path) -> dict[str, float]:
     """What a start does with its datasets before anything is encoded: seconds, and megabytes of this process."""
     from toolkit.config.dataset import DatasetConfig
     from toolkit.config.train import TrainConfig
+    from toolkit.data.directory import ScanCache
     from toolkit.data.epoch_order import count_batches, epoch_batches
     from toolkit.data.items import scan_items
     from toolkit.data.run_plan import folder_plans
-    from toolkit.data.scan_cache import ScanCache
 
     datasets = [DatasetConfig(folder_path=str(folder))]
     section = SimpleNamespace(

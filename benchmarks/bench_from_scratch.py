@@ -34,7 +34,7 @@ from PIL import Image  # noqa: E402
 
 from benchmarks import report, timing  # noqa: E402
 from extensions.from_scratch.autoencoders import KINDS, Autoencoder  # noqa: E402
-from extensions.from_scratch.quality import psnr  # noqa: E402
+from extensions.from_scratch.vae_process import psnr  # noqa: E402
 
 SIDE = 64
 TRAINING, HELD_OUT = 1200, 200

@@ -33,7 +33,6 @@ from PIL import Image  # noqa: E402
 
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of, trained  # noqa: E402
-from extensions.tools.shared.applied import AppliedAdapters  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402
 from toolkit.data.latent_cache import CachePair, ItemEncoder  # noqa: E402
@@ -41,6 +40,7 @@ from toolkit.data.types import Size  # noqa: E402
 from toolkit.models.families import family_for  # noqa: E402
 from toolkit.models.interface import DiffusionModel  # noqa: E402
 from toolkit.models.loading import model_folder  # noqa: E402
+from toolkit.networks.applied import AppliedAdapters  # noqa: E402
 from toolkit.networks.lora_formats import load_adapter_file  # noqa: E402
 from toolkit.train.base_model import load_base_model  # noqa: E402
 from toolkit.train.sampling import SamplePrompt, Sampler  # noqa: E402

@@ -24,7 +24,7 @@ from benchmarks.live_bytes import LiveBytes  # noqa: E402
 from toolkit.config.field_types import CHECKPOINTING_LEVELS  # noqa: E402
 from toolkit.data.dataloader import LatentBatch  # noqa: E402
 from toolkit.data.types import EMBEDS, BatchSpec, PromptEmbeds  # noqa: E402
-from toolkit.flow.noise_levels import cost_of  # noqa: E402
+from toolkit.flow.settings import cost_of  # noqa: E402
 from toolkit.memory.block_runner import BlockRunner  # noqa: E402
 from toolkit.models.families import ModelLoadOptions  # noqa: E402
 from toolkit.models.interface import DiffusionModel  # noqa: E402

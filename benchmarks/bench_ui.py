@@ -2,7 +2,8 @@
 
 Start to the first page, memory, the list of 200 runs, the page and curves of a run with a million metric lines and
 5,000 samples, what fifty watchers cost, how soon a new line is at a watcher, and, with Chromium, the first paint.
-Times are of whole HTTP requests to a page in a process of its own, the median of several; the first of each is cold.
+Times are those of whole HTTP requests to a page in a separate process: the median of several, and the first, which
+has no caches.
 """
 
 from __future__ import annotations

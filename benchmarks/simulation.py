@@ -196,12 +196,12 @@ def empty_model(from_config: Callable[..., nn.Module]) -> Callable[..., nn.Modul
 
 
 def waiting_on_host(live: LiveBytes, init: Callable[..., None]) -> Callable[..., None]:
-    """A swapped block's weights are in the CPU memory, and what of it is trained is not."""
+    """A swapped block's weights are in the CPU memory, and the adapter on it is not."""
 
-    def init_there(waiting: HostBlock, block: nn.Module, device: torch.device) -> None:
-        init(waiting, block, device)
+    def init_there(waiting: HostBlock, block: nn.Module, device: torch.device, trained: bool) -> None:
+        init(waiting, block, device, trained)
         live.move([waiting.memory], to_host=True)
-        live.move([p for p in block.parameters() if p.requires_grad], to_host=False)
+        live.move([p for p in block.parameters() if p.requires_grad and not trained], to_host=False)
 
     return init_there
 

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 SECONDS = 30
-"""For each wait on the network."""
+"""Timeout of each network operation."""
 
 FAILURES = (OSError, HTTPException, ValueError)
 """What opening or reading an address raises."""

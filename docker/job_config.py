@@ -25,7 +25,7 @@ from pathlib import Path
 from download import FAILURES, Mistake, open_url, reason
 
 MOST_BYTES = 1_000_000
-"""Of a job after download and unpacking; real ones have a few thousand."""
+"""Maximum size of a job after download and unpacking; real jobs have a few thousand bytes."""
 
 
 def main(folder: Path) -> int:

@@ -22,7 +22,7 @@ PAUSES = "5 15"
 """Seconds between the tries."""
 
 SECONDS = 20
-"""For an answer."""
+"""Timeout for a response, in seconds."""
 
 
 def main() -> int:

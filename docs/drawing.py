@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jobs", "toolkit", "extensions")
 
 CONTRACTS = ("data/types.py", "models/interface.py", "networks/interface.py", "networks/kinds.py", "train/interface.py")
-"""Files of the toolkit that every room may import: drawn as one room."""
+"""Files of the toolkit that every room may import: one node of the drawing."""
 
 GROUND = ("toolkit/system", "toolkit/files", "toolkit")
-"""Rooms that all others stand on: drawn as one."""
+"""Rooms that all others stand on: one node."""
 
 
 def room_of(path: str) -> str:

@@ -24,7 +24,7 @@ class JobPlan:
     """The folders of run files that the processes own, in their order."""
 
     notes: tuple[str, ...] = ()
-    """What is told of the file."""
+    """Lines about the file."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,8 +66,9 @@ def plan_job(
             if folder := entry.section.run_folder(job):
                 folders.append(folder)
             job = replace(job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job))
-    if errors:
-        raise _merge_errors(errors)
+    if errors:  # every line once: two processes may use the same dataset
+        found = [each for error in errors for each in (error.errors if isinstance(error, InputErrors) else [error])]
+        raise UserError("\n".join(dict.fromkeys(map(str, found))))
     return JobPlan(config.name, tuple(plans), tuple(folders), config.notes)
 
 
@@ -88,12 +89,3 @@ def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
         optimizer_steps=0,
         notes=notes,
     )
-
-
-def _merge_errors(errors: list[UserError]) -> UserError:
-    """One error with every line once: two processes may use the same dataset."""
-    lines: dict[str, None] = {}
-    for error in errors:
-        found = error.errors if isinstance(error, InputErrors) else [error]
-        lines |= dict.fromkeys(map(str, found))
-    return UserError("\n".join(lines))

@@ -10,7 +10,7 @@ import errno
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError
 from toolkit.files.log import escape_controls
@@ -63,24 +63,15 @@ def print_error(text: str) -> None:
 
 
 def _hint_at_missing_module(error: BaseException) -> None:
-    missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
-    name = _missing_name(missing) if missing else None
-    if name and name.split(".")[0] not in OWN_PACKAGES:
-        print_error(
-            f"The Python package {name!r} is not installed. Install what the program needs: "
-            "pip install -r requirements.txt (a package of an extension: see the extension's README)."
-        )
-
-
-def _missing_name(error: ModuleNotFoundError) -> str | None:
-    """The module or distribution: transformers raises a PackageNotFoundError whose name is a sentence about it."""
-    name = error.name or ""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__
+    # transformers raises a PackageNotFoundError whose name is a sentence about the distribution.
+    name = (isinstance(cause, ModuleNotFoundError) and cause.name) or ""
     quoted = re.search(r"'([^']+)'", name)
     found = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)  # 'tokenizers>=0.22': no version
-    return found[0] if found and (quoted or found[0] == name) else None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+    if found and (quoted or found[0] == name) and found[0].split(".")[0] not in OWN_PACKAGES:
+        print_error(
+            f"The Python package {found[0]!r} is not installed. Install what the program needs: "
+            "pip install -r requirements.txt (a package of an extension: see the extension's README)."
+        )

@@ -9,14 +9,17 @@ import traceback
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError, UserError, did_you_mean
+from toolkit.files.writing import TOOLKIT_ROOT
 from toolkit.system.distributed import ProcessGroup
+from toolkit.version import NAME, VERSION
 
 if TYPE_CHECKING:
     from jobs.job_state import JobState
-    from toolkit.config import JobConfig, ProcessEntry
+    from toolkit.config import JobConfig
     from toolkit.extension import ExtensionTable
 
 
@@ -32,7 +35,7 @@ class JobOptions:
     """Resume from a checkpoint although the job differs from the one that wrote it."""
 
     restart_from: str | None = None
-    """Name of the process from which on the job begins anew, `[index]` without one: what it and those after it wrote
+    """Name of the process from which the job starts over, `[index]` without one: what it and those after it wrote
     is moved aside."""
 
 
@@ -50,7 +53,8 @@ class BaseJob:
         """The kind of job: what the file says under `job`."""
         self.name: str = config.name
         self.meta: dict[str, Any] = copy.deepcopy(dict(config.meta))
-        self.config = OrderedDict(name=config.name, process=[_section_of(entry) for entry in config.processes])
+        sections = [OrderedDict(copy.deepcopy(dict(entry.raw))) for entry in config.processes]
+        self.config = OrderedDict(name=config.name, process=sections)
         """The file's `config` section after checking: the name, and each process as plain data."""
         self.raw_config = OrderedDict(job=config.job, config=self.config, meta=self.meta)
         self.process: list[Any] = []
@@ -63,7 +67,7 @@ class BaseJob:
     @property
     def device(self) -> str:
         """PyTorch's name of the best device there is, that of this rank where there are several: "cuda:0", "mps" or
-        "cpu". A process with a `device` key of its own goes by that."""
+        "cpu". A process with a `device` key uses that instead."""
         from toolkit.system.device import pick_device  # here: it imports torch
 
         return str(self.process_group.device(pick_device("auto")))
@@ -75,7 +79,11 @@ class BaseJob:
         """
         from jobs.job_state import JobState  # here: it imports the config models, which --help does not need
 
-        self.process_group.init_process_group(_collective_timeout_min(self.job_config))
+        trains = (getattr(entry.section, "train", None) for entry in self.job_config.processes)
+        timeout_min = max((getattr(train, "ddp_timeout", 0) for train in trains), default=0)
+        self.process_group.init_process_group(timeout_min)  # 0: as long as usual
+        if not self.process_group.is_single_process:
+            self.process_group.assert_equal_across_ranks({**versions(), "the name of the job": self.name})
         options, count = self.options, len(self.process)
         first_anew = index_of(self.job_config, options.restart_from) if options.restart_from else count
         state = JobState(self.job_config, self.process, anew_from=0 if options.restart else first_anew)
@@ -87,8 +95,12 @@ class BaseJob:
                 continue
             if self.process_group.is_main_process:
                 state.begin(index)
+            run = partial(_run_to_its_end, process)
             try:
-                self._run(process)
+                if getattr(process, "runs_everywhere", False):
+                    run()
+                else:
+                    self.process_group.run_on_rank0_then_barrier(run)
             except Exception as error:
                 _call_on_error(process, error)
                 raise
@@ -99,17 +111,10 @@ class BaseJob:
     def _move_aside(self, first: int, state: JobState) -> None:
         """Moves aside what process `first` and those after it wrote: all of it before any of them runs, so that no
         later process meets a run that began with files which are gone."""
-        state.begin(first)  # a job that is killed here goes on with this process
+        state.begin(first)  # a job that is killed here continues with this process
         for process in self.process[first:]:
             if move_aside := getattr(process, "move_aside", None):
                 move_aside()
-
-    def _run(self, process: Any) -> None:
-        run = partial(_run_to_its_end, process)
-        if getattr(process, "runs_everywhere", False):
-            run()
-        else:
-            self.process_group.run_on_rank0_then_barrier(run)
 
     def cleanup(self) -> None:
         """Drops the processes and frees their memory. Always called, however the job ended."""
@@ -141,10 +146,22 @@ def index_of(config: JobConfig, name: str) -> int:
     return names.index(name)
 
 
-def _collective_timeout_min(config: JobConfig) -> float:
-    """The longest `train.ddp_timeout` of the processes, in minutes; 0: none is set."""
-    trains = (getattr(entry.section, "train", None) for entry in config.processes)
-    return max((getattr(train, "ddp_timeout", 0) for train in trains), default=0)
+def versions() -> dict[str, str]:
+    """What has to be the same on all machines of a run, by name: the program's files, Python, PyTorch."""
+    import platform
+
+    import torch
+
+    parts = [TOOLKIT_ROOT / "run.py", *(TOOLKIT_ROOT / folder for folder in ("jobs", "toolkit", "extensions"))]
+    files = sorted(file for part in parts for file in ([part] if part.is_file() else part.rglob("*.py")))
+    digest = sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(TOOLKIT_ROOT)}\0".encode() + file.read_bytes())
+    return {
+        "the program": f"{NAME} {VERSION}, files {digest.hexdigest()[:12]}",
+        "the version of Python": platform.python_version(),
+        "the version of PyTorch": torch.__version__,
+    }
 
 
 def _run_to_its_end(process: Any) -> None:
@@ -153,10 +170,6 @@ def _run_to_its_end(process: Any) -> None:
         process.run()
     except SystemExit as error:
         raise RunError(f"{type(process).__name__} called sys.exit({error.code!r}): it counts as failed.") from error
-
-
-def _section_of(entry: ProcessEntry) -> OrderedDict[str, Any]:
-    return OrderedDict(copy.deepcopy(dict(entry.raw)))
 
 
 def _call_on_error(process: Any, error: Exception) -> None:

@@ -39,7 +39,12 @@ class JobState:
         self._finished_count = 0
         self._begun = ""
         for entry, process in islice(zip(config.processes, processes, strict=False), anew_from):
-            if not self._is_recorded(entry) or not self._still_there(entry, process):
+            recorded, section = self._records.get(entry.label), entry.section
+            if recorded is None or recorded != self._digest(entry):
+                break
+            folder = getattr(process, "save_root", None)
+            is_there = folder is None or folder.exists()
+            if not (section.outputs_exist(self._job) if isinstance(section, ProcessConfig) else is_there):
                 break
             self._finished_count += 1
 
@@ -61,10 +66,6 @@ class JobState:
         """Records that process `index` is finished."""
         self._keep_first(index, **{self._entries[index].label: self._begun})
 
-    def _is_recorded(self, entry: ProcessEntry) -> bool:
-        recorded = self._records.get(entry.label)
-        return recorded is not None and recorded == self._digest(entry)
-
     def _digest(self, entry: ProcessEntry) -> str:
         """Of the settings, and of what the process reads; empty where nothing is recorded, so nobody asks."""
         if self.path is None:
@@ -84,9 +85,3 @@ class JobState:
             write_json(self.path, {"finished": records})
         except RunError as error:  # the process itself has succeeded
             print(redact_text(f"warning: {error}"), file=sys.stderr)
-
-    def _still_there(self, entry: ProcessEntry, process: Any) -> bool:
-        if isinstance(entry.section, ProcessConfig):
-            return entry.section.outputs_exist(self._job)
-        folder = getattr(process, "save_root", None)
-        return folder is None or folder.exists()

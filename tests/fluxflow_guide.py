@@ -328,13 +328,7 @@ LION_FLOW = {
         },
         "vae": {"type": "AdamW", "lr": 5e-7, "betas": [0.9, 0.95], "weight_decay": 0.01},
         "text_encoder": {"type": "AdamW", "lr": 5e-8, "betas": [0.9, 0.99], "weight_decay": 0.01},
-        "discriminator": {
-            "type": "AdamW",
-            "lr": 5e-7,
-            "betas": [0.0, 0.9],
-            "weight_decay": 0.001,
-            "amsgrad": True,
-        },
+        "discriminator": {"type": "AdamW", "lr": 5e-7, "betas": [0.0, 0.9], "weight_decay": 0.001, "amsgrad": True},
     },
     "schedulers": {
         "flow": {"type": "CosineAnnealingLR", "eta_min_factor": 0.1},

@@ -60,11 +60,7 @@ def write_cached(home: Path, name: str, pipeline: str = OURS, without: str = "",
         files = [path for path in snapshot.rglob("*") if path.is_file()]
         entries = {
             path.relative_to(snapshot).as_posix(): TreeCacheEntry(
-                size=path.stat().st_size,
-                blob_id=f"{index:040x}",
-                lfs_sha256=None,
-                lfs_size=None,
-                xet_hash=None,
+                size=path.stat().st_size, blob_id=f"{index:040x}", lfs_sha256=None, lfs_size=None, xet_hash=None
             )
             for index, path in enumerate(files)
         }

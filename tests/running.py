@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from toolkit.config import load_job
 from toolkit.config.tool import load_tool
 from toolkit.data.run_plan import SaveSize
 from toolkit.extension import discover
+
+
+def lines(path: Path) -> list[dict]:
+    """The rows of a `.jsonl` file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def run_job(path: Path | str, **options: Any) -> None:

@@ -93,8 +93,7 @@ def test_processes_run_in_order_in_this_process(run: Run, write_job: Write, step
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["--no-such-flag"], ["a.yaml", "--json"], ["a.yaml", "b.yaml", "-n", "x"], ["a.yaml", "-l"]],
+    "arguments", [[], ["--no-such-flag"], ["a.yaml", "--json"], ["a.yaml", "b.yaml", "-n", "x"], ["a.yaml", "-l"]]
 )
 def test_wrong_arguments_are_exit_2(run_py: Run, arguments: list[str]) -> None:
     result = run_py(*arguments)
@@ -179,12 +178,6 @@ def test_an_ostris_style_drop_in_runs(run: Run, write_extension: Write, write_jo
         "heard KeyError('on purpose')",
     ]
     assert result.returncode == 1
-
-
-def test_an_unknown_type_names_the_nearest(run: Run, job) -> None:
-    result = run(job("goood"))
-    assert result.returncode == 2
-    assert "Did you mean 'good'?" in result.stderr
 
 
 def test_a_broken_neighbour_changes_nothing(run: Run, job, write_extension: Write) -> None:

@@ -70,7 +70,7 @@ class DataErrors(InputErrors):
 
 
 SHORT_LIST = 8
-"""So many names are all told, where none is close to an unknown one."""
+"""At most so many names are all listed, if none is close to an unknown one."""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> str:

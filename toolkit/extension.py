@@ -295,8 +295,8 @@ def _traceback(error: BaseException, package: Path) -> str:
     frames = error.__traceback__
     while frames is not None and not Path(frames.tb_frame.f_code.co_filename).is_relative_to(package):
         frames = frames.tb_next
-    told = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
-    return "\n".join(filter(None, (told, load_object(MISSING_PARTS)(error))))
+    text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    return "\n".join(filter(None, (text, load_object(MISSING_PARTS)(error))))
 
 
 def _indent(text: str) -> str:

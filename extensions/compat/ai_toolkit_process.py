@@ -111,7 +111,7 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
 
 
 INSTEAD = {
-    "toolkit.config_modules": "a section of its own: config = '.config:MyConfig', as in extensions/example",
+    "toolkit.config_modules": "its own section class: config = '.config:MyConfig', as in extensions/example",
     "toolkit.stable_diffusion_model": "toolkit.models.loading.load_model(section.model, ...)",
     "toolkit.train_tools": "toolkit.number_types, toolkit.flow, toolkit.optim",
     "toolkit.data_loader": "toolkit.data, by a process that extends jobs.process.trainer.Trainer",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +13,10 @@ from extensions.compat import diffsynth, diffusers
 from extensions.compat.foreign_jobs import SCRIPT, Command
 from extensions.compat.musubi import FULL, LORA, ROWS, flat
 from extensions.compat.names import NAMES
+from extensions.compat.nodes import file_root
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
-from toolkit.config.toml_reader import TOML_SUFFIX, read_toml
-from toolkit.config.yaml_reader import read_text, scalar_kind, scalar_value
-from toolkit.errors import ConfigErrors, did_you_mean
+from toolkit.config.yaml_reader import scalar_kind, scalar_value
+from toolkit.errors import did_you_mean
 
 NOT_NEEDED = {
     "qwen_image_cache_latents.py": "images and captions are encoded before the training, by the training itself",
@@ -36,12 +35,22 @@ LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "torch.distr
 """Modules after `python -m` that start the script behind them."""
 
 _GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)[ \t]*\r?\n")
-_WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"'])+""")
+_WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"']|["'][^\n]*)+""")
+_JSON = re.compile(r"'\s*[\[{][^']*'")
+"""A value that may go on for several lines."""
+
+_QUOTED = re.compile(r"""\\["']|"(?:\\.|[^"\\])*"|'[^']*'""")
 _WINDOWS = re.compile(r"[\"']?[A-Za-z]:\\")
 _VARIABLE = re.compile(r"\$(?:env:)?(\w+)|\$\{(\w+)\}|%(\w+)%")
 _TO_FILE = re.compile(r"[0-9&]?(?:>>?|<)\S*")
 _OF_FAMILY = re.compile(r"(\w+)[./\\]model_training[./\\]train(?:\.py)?$")
 _ASSIGNED = re.compile(r"(?:\$\{)?([A-Za-z_]\w*)\}?=(.*)", re.DOTALL)
+_ARGUMENTS = re.compile(r"[\"']?\$(?:@|\*|\{@\})[\"']?")
+_ARRAY = re.compile(r"([A-Za-z_]\w*)\+?=\((.*)")
+_OF_ARRAY = re.compile(r"[\"']?\$\{(\w+)\[[@*]\]\}[\"']?")
+_ALONE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_OPENS = frozenset({"if", "for", "while", "until", "case"})
+_CLOSES = frozenset({"fi", "done", "esac"})
 
 
 class _Word(NamedTuple):
@@ -56,7 +65,7 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """
     training: list[tuple[Command, _Word, list[_Word]]] = []
     strange: list[_Word] = []
-    for words in commands(text):
+    for words in commands(text, diagnostics):
         script, before, flags = parted(words)
         if script is None:
             continue  # cd, source, set
@@ -67,6 +76,8 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
             diagnostics.warn(_node(script.text, script), f"is left out: {reason}.")
         else:
             strange.append(script)
+    for script in strange if training else ():
+        diagnostics.warn(_node(script.text, script), "is left out: a file is one job, and this trains none.")
     roots = [_root(*each, diagnostics) for each in training]
     join = training[0][0].joined if len(training) == 2 and training[0][0] is training[1][0] else None
     if join and (whole := join(roots[0], roots[1], diagnostics)):
@@ -85,41 +96,81 @@ def _root(program: Command, script: _Word, words: Sequence[_Word], diagnostics: 
     return ConfigNode({SCRIPT: _node(script.text, script), **entries}, (), script.at, script.at)
 
 
-def commands(text: str) -> Iterator[list[_Word]]:
+def commands(text: str, diagnostics: Diagnostics | None = None) -> Iterator[list[_Word]]:
     """The words of each command; a continued line keeps its places. Variables that are assigned above have their
-    values."""
+    values, unless what runs decides them. diagnostics: is told of quotes that are not closed."""
     flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), text)
-    variables: dict[str, str] = {}
+    flat_text = _JSON.sub(lambda found: re.sub(r"[\r\n]", " ", found.group()), flat_text)
+    known = _Variables()
     start = 0
     for line in flat_text.splitlines(keepends=True):
         words: list[_Word] = []
         waits = False  # for the file that output goes to
         for found in _WORD.finditer(line):
-            if found.group()[0] == "#":
+            raw, place = found.group(), _place(text, start + found.start())
+            if raw[0] == "#":
                 break
-            to_file, names_file = bool(_TO_FILE.fullmatch(found.group())), found.group()[-1] in "<>"
-            if found.group() in ("&&", ";", "|", "||", "&"):
-                yield _after_assignments(words, variables)
+            if diagnostics and re.search("[\"']", _QUOTED.sub("", raw)) and not _WINDOWS.match(raw):
+                diagnostics.error_at(place, (), "a quote that opens here is not closed on its line.")
+            to_file, names_file = bool(_TO_FILE.fullmatch(raw)), raw[-1] in "<>"
+            if raw in ("&&", ";", "|", "||", "&"):
+                yield known.after_assignments(words)
                 words = []
             elif not (to_file or waits):
-                words.append(_Word(_unquoted(found.group(), variables), _place(text, start + found.start())))
+                words += known.words(raw, place)
             waits = to_file and names_file
-        yield _after_assignments(words, variables)
+        yield known.after_assignments(words)
         start += len(line)
 
 
-def _after_assignments(words: list[_Word], variables: dict[str, str]) -> list[_Word]:
-    """A command; nothing of what only assigns variables, which are taken."""
-    texts = [word.text for word in words]
-    if texts[:1] in (["export"], ["set"], ["declare"]):
-        texts = texts[1:]
-    if texts[1:2] == ["="]:  # PowerShell
-        texts = ["".join(texts)]
-    assigned = [_ASSIGNED.fullmatch(each) for each in texts]
-    if not all(assigned):
+class _Variables:
+    """What the lines above have assigned."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.arrays: dict[str, list[_Word]] = {}
+        self.filling = ""
+        """The array whose lines are being read."""
+
+        self.depth = 0
+        """Of `if`, loops and cases around a line."""
+
+    def words(self, raw: str, place: SourceLocation) -> list[_Word]:
+        """A word as the program gets it: none of what is empty, several of a variable that holds several."""
+        if begins := None if self.filling else _ARRAY.fullmatch(raw):
+            self.filling, raw = begins[1], begins[2]
+            self.arrays[self.filling] = []
+        if self.filling:
+            inside = raw.removesuffix(")")
+            words = [_Word(_unquoted(inside, self.values), place)] if inside else []
+            self.arrays[self.filling] += words
+            self.filling = "" if raw.endswith(")") else self.filling
+            return []
+        if _ARGUMENTS.fullmatch(raw):
+            return []  # what the script is given, which is nothing
+        if (array := _OF_ARRAY.fullmatch(raw)) and array[1] in self.arrays:
+            return self.arrays[array[1]]
+        if (alone := _ALONE.fullmatch(raw)) and (name := alone[1] or alone[2]) in self.values:
+            return [_Word(each, place) for each in self.values[name].split()]
+        return [_Word(_unquoted(raw, self.values), place)]
+
+    def after_assignments(self, words: list[_Word]) -> list[_Word]:
+        """A command; nothing of what only assigns variables, which are taken."""
+        texts = [word.text for word in words]
+        if texts[:1] in (["export"], ["set"], ["declare"]):
+            texts = texts[1:]
+        if texts[1:2] == ["="]:  # PowerShell
+            texts = ["".join(texts)]
+        assigned = [found for text in texts if (found := _ASSIGNED.fullmatch(text.rstrip(";")))]
+        decides = self.depth > 0 or not _OPENS.isdisjoint(texts)
+        self.depth += sum(text in _OPENS for text in texts) - sum(text.rstrip(";") in _CLOSES for text in texts)
+        if decides:
+            for found in assigned:
+                self.values.pop(found[1], None)
+        elif len(assigned) == len(texts):
+            self.values |= {found[1]: found[2] for found in assigned}
+            return []
         return words
-    variables.update({found[1]: found[2] for found in assigned if found})
-    return []
 
 
 def _place(text: str, index: int) -> SourceLocation:
@@ -176,8 +227,9 @@ def _flags(words: Sequence[_Word], program: Command, diagnostics: Diagnostics) -
     while waiting:
         word = waiting.pop(0)
         if not word.text.startswith("--"):
-            message = f"{word.text!r} belongs to no flag. {odd_characters(word.text)}".rstrip()
-            diagnostics.error_at(word.at, (), message)
+            is_variable = word.text.startswith("${")
+            hint = "Write what the variable stands for." if is_variable else odd_characters(word.text)
+            diagnostics.error_at(word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip())
             continue
         name, equals, value = word.text[2:].partition("=")
         values = [word._replace(text=value)] if equals else []
@@ -214,11 +266,9 @@ def _with_file(given: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[s
     if node is None:
         return given
     path = Path(str(node.value)).expanduser()
-    path = path if path.suffix else path.with_suffix(TOML_SUFFIX)  # as there
-    found, root = Diagnostics(str(path)), None
-    with suppress(ConfigErrors):  # which are in `found`
-        root = read_toml(read_text(path, found), found, str(path))
-    diagnostics.include(found)
+    path = path if path.suffix else path.with_suffix(".toml")  # as there
+    root = file_root(path, diagnostics)
+    diagnostics.raise_errors()
     for name, of_file in flat(root).items() if root else ():
         _add(given, name, of_file, diagnostics)
     return given

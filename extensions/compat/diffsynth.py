@@ -173,6 +173,7 @@ class _Reader(TableReader):
         self._is_dit("trainable_models")
         if "trainable_models" in self.given and "lora_base_model" not in self.given:
             self.process["network"] = {"type": at(self.given["trainable_models"], "full")}
+            self.set("save.layout", self.default("epoch-0.safetensors", "single_file"))
             self.defaults.pop("lora_rank", None)
             return
         if "lora_base_model" not in self.given:

@@ -80,7 +80,7 @@ class _Reader(TableReader):
         names = [name.strip() for name in self.text(layers).split(",") if name.strip()]
         self.set("network.include_patterns", [at(layers, each) for each in layer_patterns(names)])
         node = self.given.get("bnb_quantization_config_path")
-        root = self.json(node, "config") if node is not None else None
+        root = self.file(node, "config") if node is not None else None
         if node is not None and root is not None:
             bits = [qtype for key, qtype in (("load_in_4bit", "int4"), ("load_in_8bit", "int8")) if _is_true(root, key)]
             if len(bits) != 1:

@@ -16,6 +16,7 @@ from extensions.compat.foreign_jobs import ForeignJobs
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import at, made
 from extensions.compat.table_reader import Level, TableReader
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.errors import did_you_mean
 
@@ -28,6 +29,9 @@ PLAIN, EDIT = "Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit"
 DTYPES = {"float8": "float8", "float8_e4m3fn": "float8"}
 OPTIMIZERS = {"adamw_optimi": "adamw", "adamw8bitkahan": "adamw8bit", "stableadamw": "adamw"}
 """Their names that ours do not have, in lower case -> ours."""
+
+OPTIMI = {"betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.0}
+"""What optimi's AdamW has that ours has not."""
 
 OF_OPTIMIZER = ("betas", "eps", "weight_decay", "momentum")
 METHODS = {"logit_normal": "sigmoid", "uniform": "uniform"}
@@ -123,6 +127,7 @@ class _Reader(TableReader):
     def _adapter(self) -> None:
         if not any(key.startswith("adapter.") for key in self.given):
             self.set("network.type", made(self.root, "full"))
+            self.set("save.layout", self.default("model.safetensors", "single_file"))
             return
         kind = self.given.get("adapter.type") or self.missing("type", "lora or lokr", self.root.value["adapter"])
         self.set("network.type", at(kind, self.choice(kind, {"lora": "lora", "lokr": "lokr"}) or "lora"))
@@ -157,12 +162,16 @@ class _Reader(TableReader):
             message = "is not here. Write type = 'AdamW8bitKahan' with lr = 1e-4, or 'Prodigy' with lr = 1."
             self.diagnostics.error(optimizer, f"{show(optimizer)} {message}")
         elif name != "missing":
-            self.set("train.optimizer", at(optimizer, OPTIMIZERS.get(name, name)))
+            ours = OPTIMIZERS.get(name, name)
+            self.set("train.optimizer", at(optimizer, ours))
+            is_full = self.process["network"]["type"].value == "full"
+            if is_full and self._text("model.dtype") == "bfloat16" and ours in PER_PARAMETER_OPTIMIZERS:
+                self.set("train.full_bf16", at(self.given["model.dtype"], True))
         rate = self.given.get("force_constant_lr") or self.given.get("optimizer.lr")
         self.set("train.lr", rate or (None if name == "automagic" else self.theirs("lr", 1e-3)))
-        for key in OF_OPTIMIZER:
-            if (node := self.given.get(f"optimizer.{key}")) is not None:
-                self.set(f"train.optimizer_params.{key}", node)
+        given = {key: self.given[f"optimizer.{key}"] for key in OF_OPTIMIZER if f"optimizer.{key}" in self.given}
+        if parameters := (OPTIMI if name in ("adamw_optimi", "stableadamw") else {}) | given:
+            self.set("train.optimizer_params", parameters)
         fused = self.given.get("optimizer.gradient_release")
         if fused is not None and fused.value is True:
             self.set("train.fused_backward_pass", fused)
@@ -212,7 +221,7 @@ class _Reader(TableReader):
     # ------------------------------------------------------------ the dataset file
 
     def _datasets(self, node: ConfigNode) -> list[dict[str, Any]]:
-        root = self.toml(node) if self.text(node) != "missing" else None
+        root = self.file(node) if self.text(node) != "missing" else None
         if root is None:
             return [{"folder_path": made(self.root, ".")}]
         general = self._given(root)

@@ -28,7 +28,9 @@ _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
 class FluxflowFiles(Callback):
-    """Comes before the other callbacks; `event` has to hear of saves and samples (`Reporting.event`)."""
+    """Comes before the other callbacks."""
+
+    hears = ("save", "sample")
 
     def __init__(self, place: str) -> None:
         """place: step, last or only, as `save.fluxflow_files`."""
@@ -62,11 +64,11 @@ class FluxflowFiles(Callback):
         }
         append_json_line(self._file, line)
 
-    def event(self, name: str, **details: Any) -> None:
+    def event(self, event: str, **details: Any) -> None:
         """Hears of a save, once its files are there, and of samples."""
-        if name == "sample":
+        if event == "sample":
             self._link_samples(details["step"], details["epoch"], details["files"])
-        elif name == "save":
+        elif event == "save":
             self._write_state(details["step"], details["epoch"])
             if self._run.name in details["files"]:
                 self._write_weights(details["step"])

@@ -7,12 +7,10 @@ default goes in, and one line names those.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,17 +20,13 @@ from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import NAMES, PLACES
 from extensions.compat.nodes import at, made, their, tree
 from extensions.compat.shapes import read_pairs
+from extensions.compat.table_reader import Level, TableReader
 from toolkit.config.findings import is_absolute
 from toolkit.config.foreign import NO_DEFAULT, ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
-from toolkit.config.toml_reader import read_toml
-from toolkit.config.yaml_reader import is_json, map_paths, read_text, read_yaml
 from toolkit.data.captions import lost_folders
-from toolkit.errors import ConfigErrors, did_you_mean
+from toolkit.errors import did_you_mean
 from toolkit.registry import FOREIGN_OPTIONS, load_object
-
-Level = dict[str, ConfigNode]
-"""Key -> value of one place."""
 
 ROWS: dict[str, tuple[str, ForeignName]] = {
     key: (group, row)
@@ -82,7 +76,7 @@ BY_HAND = frozenset(
     {
         SCRIPT, *PARTS, "edit", "edit_plus", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
         "min_timestep", "max_timestep", "network_args", "resume", "huggingface_repo_visibility", "seed",
-        "max_data_loader_n_workers",
+        "max_data_loader_n_workers", "full_bf16", "mem_eff_save",
         *STATES,
     }
 )  # fmt: skip
@@ -108,25 +102,27 @@ DTYPES = {"no": "float32"}
 SAMPLES = {"width": 256, "height": 256, "sample_steps": 20, "guidance_scale": 4.0}
 """Of images that are drawn during training, where a prompt does not say it. Source: musubi-tuner, `sample_prompts`."""
 
+HEEDED_BY = {
+    "lr_decay_steps": ("warmup_stable_decay",),
+    "lr_scheduler_min_lr_ratio": ("cosine_with_min_lr", "warmup_stable_decay", "rex"),
+}
+"""Option -> the schedules that heed it there; here all that fall do."""
+
 _their = partial(their, whose="musubi-tuner's default")
 """A default of theirs."""
 
 
-class _Reader:
-    """Reads one file."""
+class _Reader(TableReader):
+    program = "musubi-tuner"
 
     def __init__(
         self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
     ) -> None:
-        self.root, self.folder, self.name, self.diagnostics, self.moved = root, folder, name, diagnostics, moved
-        self.given = self._given(self._with_more(flat(root)))
-        self.process: dict[str, Any] = {"type": "sd_trainer"}
+        super().__init__(root, folder, name, diagnostics, moved)
+        self.given = self._with_texts(self._with_more(flat(root)))
         self.config: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
-        self.defaults: dict[str, Any] = {}
-        """Option -> its default there, of those that were put in."""
-
-        self.missing: list[ConfigNode] = []
+        self.lost: list[ConfigNode] = []
         """Paths that lead nowhere."""
 
         self.adapter = self._trains_adapter()
@@ -141,9 +137,7 @@ class _Reader:
         self._samples()
         self.process["datasets"] = self._datasets()
         self._report_missing()
-        if self.defaults:
-            taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in self.defaults.items())
-            self.diagnostics.notes.append(f"left out, and therefore as in musubi-tuner: {taken}")
+        self.note_defaults()
         name = self.config.get("name") or made(self.root, "job")
         if self.name is None and "output_name" not in self.given:
             self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
@@ -159,7 +153,7 @@ class _Reader:
         found: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
         return found
 
-    def _given(self, level: Level) -> Level:
+    def _with_texts(self, level: Level) -> Level:
         """What has a value; in the place of one that is no text, which is told, stands any text."""
         given = {key: node for key, node in level.items() if not node.is_blank}
         for key in TEXTS & given.keys():
@@ -252,6 +246,7 @@ class _Reader:
     def _network(self) -> None:
         if not self.adapter:
             self.process["network"] = {"type": "full"}
+            self._set("save.layout", _their("the whole transformer", "single_file"), self.process)
             return
         self._default("network_dim")
         self._default("network_alpha")
@@ -281,6 +276,12 @@ class _Reader:
         else:
             for key in ("min_timestep", "max_timestep"):
                 self._set(f"train.{key}", self.given.get(key), self.process)
+        schedule = str(self.given["lr_scheduler"].value) if "lr_scheduler" in self.given else "constant"
+        for key, schedules in HEEDED_BY.items():
+            node = self.given.get(key)
+            if node is not None and node.value not in (0, "0") and schedule not in schedules:
+                self.diagnostics.warn(node, f"has no effect, as there: only {' and '.join(schedules)} heed it.")
+                self._set(f"train.{key}", None, self.process)
         seed = self.given.get("seed")
         if seed is not None and seed.value == 0:
             self.diagnostics.warn(seed, "0 is a seed there, and a random one here. Take another for a fixed one.")
@@ -300,6 +301,14 @@ class _Reader:
         elif every is not None and all(isinstance(node.value, int) for node in (every, kept)) and every.value > 0:
             files = kept.value // every.value + 1  # those of at most so many steps before the newest
             self._set("save.max_step_saves_to_keep", at(kept, files), self.process)
+        full_bf16, streams = (self.given.get(key) for key in ("full_bf16", "mem_eff_save"))
+        if not self.adapter:
+            self._set("train.full_bf16", full_bf16, self.process)
+        elif full_bf16 is not None and full_bf16.value is True:
+            self.diagnostics.warn(full_bf16, "has no effect: an adapter is trained in float32, as there.")
+        if streams is not None and streams.value is True:
+            message = "has no effect: one file is written while training goes on, from a copy in main memory."
+            self.diagnostics.warn(streams, message if not self.adapter else "has no effect on an adapter.")
         if "huggingface_repo_id" in self.given:
             self._set("save.push_to_hub", made(self.given["huggingface_repo_id"], True), self.process)
         visibility = self.given.get("huggingface_repo_visibility")
@@ -335,10 +344,10 @@ class _Reader:
         if node is None:
             self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
             return [{"folder_path": made(self.root, ".")}]
-        path = next((p for p in self._places(str(node.value)) if os.path.isfile(p)), None)
-        root = self._dataset_file(path) if path else None
+        is_there = self.found(str(node.value)) is not None
+        root = self.file(node) if is_there else None
         entries = self._entries(root) if root else []
-        if path and not entries:  # which is told: that line is enough
+        if is_there and not entries:  # which is told: that line is enough
             self.diagnostics.mark(node.path)
         return entries or [{"folder_path": node}]
 
@@ -365,18 +374,9 @@ class _Reader:
         shared = {key: child for key, child in shared.items() if key in GENERAL}
         return [self._dataset({**shared, **item.value}, item) for item in listed.value if isinstance(item.value, dict)]
 
-    def _dataset_file(self, path: Path) -> ConfigNode | None:
-        """Its root; None where it cannot be read, which is told."""
-        found, root = Diagnostics(str(path)), None
-        with suppress(ConfigErrors):  # which are in `found`
-            text = read_text(path, found)
-            root = _of_file(read_yaml(text, found), path) if is_json(path) else read_toml(text, found, str(path))
-        self.diagnostics.include(found)
-        return map_paths(root, self.moved) if root else None
-
     def _dataset(self, given: Level, item: ConfigNode) -> dict[str, Any]:
         dataset: dict[str, Any] = {}
-        given = self._given(given)
+        given = self._with_texts(given)
         sized = {"resolution", "enable_bucket", "bucket_no_upscale", "batch_size"}
         of_controls = {key for key in OF_DATASETS if "control" in key and key != "control_directory"}
         for key, node in given.items():
@@ -455,51 +455,32 @@ class _Reader:
 
     # ------------------------------------------------------------ paths
 
-    def _places(self, path: str) -> Iterator[Path]:
-        """Where a file is looked for: in the working directory, as there, then beside the config."""
-        yield Path(os.path.expanduser(path))
-        yield self.folder / path
-
     def _find(self, key: str, node: ConfigNode, kinds: frozenset[str]) -> None:
         """Notes paths that lead nowhere."""
         if key not in kinds:
             return
         for path in node.value if isinstance(node.value, list) else [node]:
-            places = (
-                self._places(str(path.value))
-                if key == "dataset_config"
-                else [Path(os.path.expanduser(str(path.value)))]
-            )
-            if not any(map(os.path.exists, places)):
-                self.missing.append(path)
+            written = os.path.expanduser(str(path.value))
+            beside = key == "dataset_config" and os.path.exists(self.folder / written)
+            if not (beside or os.path.exists(written)):
+                self.lost.append(path)
             elif key == "image_jsonl_file":
-                self.missing += [at(path, folder) for folder in lost_folders(str(path.value), self.moved)]
+                self.lost += [at(path, folder) for folder in lost_folders(str(path.value), self.moved)]
 
     def _report_missing(self) -> None:
-        self.missing = [node for node in self.missing if not self.diagnostics.reported(node.path)]
-        absolute = [str(node.value).replace("\\", "/") for node in self.missing if is_absolute(str(node.value))]
+        self.lost = [node for node in self.lost if not self.diagnostics.reported(node.path)]
+        absolute = [str(node.value).replace("\\", "/") for node in self.lost if is_absolute(str(node.value))]
         try:
             old = os.path.commonpath([os.path.dirname(path) for path in absolute])
         except ValueError:  # none, or some begin with a drive
             old = ""
         old = "OLD" if old in ("", "/") else old
-        for node in self.missing:
+        for node in self.lost:
             if is_absolute(str(node.value)):
                 message = f"is not on this machine. Where it lies elsewhere: --map {old}=NEW"
             else:
                 message = f"does not exist (working directory: {Path.cwd()})."
             self.diagnostics.error(node, f"{show(node)} {message}")
-
-
-def _of_file(node: ConfigNode, path: Path) -> ConfigNode:
-    """The node with the name of its file in its places."""
-    inside = node.value
-    if isinstance(inside, dict):
-        inside = {key: _of_file(child, path) for key, child in inside.items()}
-    elif isinstance(inside, list):
-        inside = [_of_file(child, path) for child in inside]
-    key_at, value_at = (place._replace(file=str(path)) for place in (node.key_at, node.value_at))
-    return replace(node, value=inside, key_at=key_at, value_at=value_at)
 
 
 def flat(root: ConfigNode) -> Level:
@@ -534,9 +515,7 @@ def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigN
     reader._find("dataset_config", node, PATHS)
     listed = reader._datasets()
     reader._report_missing()
-    if reader.defaults:
-        taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in reader.defaults.items())
-        diagnostics.notes.append(f"left out, and therefore as in musubi-tuner: {taken}")
+    reader.note_defaults()
     return {
         **tree({key: reader.process[key] for key in ("train", "model") if key in reader.process}, node).value,
         "datasets": tree(listed, node),

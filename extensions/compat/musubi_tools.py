@@ -26,6 +26,7 @@ SCRIPTS = {
     "lora_post_hoc_ema.py": Script("post_hoc_ema"),
     "convert_lora.py": Script("convert"),
     "qwen_extract_lora.py": Script("extract", {"--rank": "4"}),
+    "merge_lora.py": Script("merge"),
 }
 
 VALUES = {
@@ -38,14 +39,22 @@ VALUES = {
     ("generate", "fp8_vl", ""): "--quantize-te --qtype-te float8",
     ("generate", "resize_control_to_image_size", ""): "--match-target-res",
     ("generate", "output_type", "images"): "",
+    ("generate", "no_metadata", ""): "--metadata false",
+    ("generate", "lycoris", ""): "",
 }
 """Tool, flag and its value -> our words."""
 
-IDLE = frozenset({"output_type", "resize_control_to_official_size"})
+IDLE = frozenset({"output_type", "resize_control_to_official_size", "lycoris"})
 """Flags whose value is what is done anyway."""
 
-FLAGS = {"model_org": "--base", "model_tuned": "--tuned", "dim": "--rank", "output_file": "--output"}
+FLAGS = {
+    "model_org": "--base", "model_tuned": "--tuned", "dim": "--rank", "output_file": "--output",
+    "save_merged_model": "--output",
+}  # fmt: skip
 """Flag of a script that nothing else of that program has -> ours."""
+
+OF_MERGING = frozenset({"lora_weight", "lora_multiplier", "save_merged_model", "include_patterns", "exclude_patterns"})
+"""Flags that count where the script for images merges a model and generates none."""
 
 
 def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]] | None:
@@ -63,6 +72,9 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
         return None
     tool, defaults = SCRIPTS[found[0].text]
     given, positional = _grouped([word.text for word in found[1]])
+    if tool == "generate" and "save_merged_model" in given:  # which generates no image then
+        tool, defaults = SCRIPTS["merge_lora.py"]
+        given = {name: values for name, values in given.items() if name in OF_MERGING or name in PARTS}
     words, notes = [tool, *positional], []
     strengths = given.pop("lora_multiplier", [])
     words += _model(given, tool, known[tool])
@@ -71,7 +83,7 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
             values = [f"{file}:{strengths[i]}" if i < len(strengths) else file for i, file in enumerate(values)]
         ours = _ours(name, values, tool, known[tool])
         words += ours
-        if not ours and (name not in IDLE or values == ["latent"]):
+        if not ours and name not in IDLE:
             rows = [NAMES["musubi", "flags"].get(name), ROWS[name][1] if name in ROWS else None]
             reason = next((row.says for row in rows if row and row.says and row.how != "shaped"), f"{tool} has none")
             notes.append(f"--{name}: {reason.removesuffix(' Leave it out.').rstrip('.')}.")
@@ -103,6 +115,8 @@ def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> li
         return []
     switches = [VERSIONS[key] for key in VERSIONS if key in given and not given.pop(key)]
     named = model_of(paths, *(given.pop("model_version", []) or switches or [VERSION])[:1])
+    if tool == "merge":
+        return ["--base", paths["dit"] if "dit" in named.alone else named.model]
     files = [(f"--{PARTS[key].replace('_', '-')}", paths[key]) for key in named.alone]
     return ["--model", named.model, *(word for pair in files for word in pair)]
 

@@ -102,7 +102,10 @@ NAMES: dict[tuple[str, str], Names] = {
         "quantize_te_dtype": is_("model.qtype_te"),
         "flux_cfg": idle("this trains Qwen-Image"),
     },
-    ("other", "model_kwargs"): {"kv_cache": refused(False)},
+    ("other", "model_kwargs"): {
+        "kv_cache": refused(False),
+        "use_comfy_weights": idle("the weights are those of `name_or_path`"),
+    },
     ("other", "network_kwargs"): {"full_if_contains": refused()},
     ("other", "dataset"): {
         "fixed_prompt_prefix": is_("datasets[].caption_prefix"),
@@ -159,12 +162,15 @@ NAMES: dict[tuple[str, str], Names] = {
             refused(1, needs="layer_offloading"),
         ),
         "lora_path": refused(ours="model.base_loras"),
-        "assistant_lora_path": refused(ours="model.base_loras", says="it stays merged in the samples"),
+        "assistant_lora_path": shaped("train.assistant", "train.assistant, a file; off in samples there and here"),
         **each(
-            "inference_lora_path unconditional_lora_path extras_name_or_path "
+            "inference_lora_path unconditional_lora_path "
             "te_name_or_path unet_path only_if_contains ignore_if_contains unet_sample_size "
             "vae_device model_paths",
             refused(),
+        ),
+        "extras_name_or_path": shaped(
+            "model.name_or_path", "`name_or_path`, where that is a file: then it is `transformer_path`"
         ),
         "quantize_kwargs": refused(says="every matrix of the blocks is quantized"),
         "te_device": refused(ours="model.text_encoder_cpu", says="a switch: the CPU or where the model is"),
@@ -598,8 +604,8 @@ NAMES: dict[tuple[str, str], Names] = {
         "interactive": near("", tool="generate --interactive"),
         "save_merged_model": near("", tool="merge --base --output"),
         "lycoris": near("", "LoHa and LoKr files need no switch", tool="generate --lora"),
-        "output_type": near("", "images are written, latents are not kept", tool="generate --output"),
-        "latent_path": absent("images are written, latents are not kept"),
+        "output_type": near("", tool="generate --output-type"),
+        "latent_path": near("", "safetensors files only", tool="generate --latent-path"),
         "append_original_name": idle("a file's name begins with the prompt's number and words"),
         "bell": idle("nothing rings when a prompt is done"),
         "cfg_normalize": idle("always so, as in diffusers"),
@@ -634,12 +640,10 @@ NAMES: dict[tuple[str, str], Names] = {
         "image_size": absent("Write --height H --width W."),
         **each("lora_multiplier ratios", absent("Write the strength behind the file: --lora FILE:0.8.")),
         "models": absent("Write --lora FILE:0.8 FILE:0.5."),
-        "output_type": absent("Images are what is written; latents are not kept. Leave it out."),
         "edit": absent("Whether a model edits is read from its files. Leave it out, and give --reference."),
         "resize_control_to_image_size": absent("Write --match-target-res."),
         "resize_control_to_official_size": absent("That is the default. Leave it out."),
         "attn_mode": absent("PyTorch chooses the attention kernel. Leave it out."),
-        "compile": absent("Images are generated without compilation. Leave it out."),
         "fp8": absent("Write --quantize --qtype float8."),
         "fp8_scaled": absent("Write --quantize --qtype fp8_scaled."),
         "fp8_vl": absent("Write --quantize float8."),
@@ -713,7 +717,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "push_to_hub": is_("save.push_to_hub"),
         "hub_model_id": is_("save.hf_repo_id"),
         "hub_token": refused(says="log in with `hf auth login`"),
-        "resume_from_checkpoint": idle("a run goes on from its newest state anyway"),
+        "resume_from_checkpoint": idle("a run resumes from its newest checkpoint anyway"),
         "aspect_ratio_buckets": refused(says="buckets are made from 'resolution': leave the list out"),
         **each(
             "prodigy_decouple prodigy_use_bias_correction prodigy_safeguard_warmup",
@@ -745,7 +749,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "face_crop_aug_range": refused(says="images are cut at their middle here"),
         "enable_wildcard": refused(says="a caption is the whole of its file here"),
         "caption_suffix": refused("", says="write it into the captions"),
-        "validation_split": refused(says="put the images held out into a folder of their own, validation.folder_path"),
+        "validation_split": refused(says="put the images held out into a folder for validation.folder_path"),
         **each(
             "caption_dropout_every_n_epochs caption_tag_dropout_rate token_warmup_step",
             refused(0, says="tags are shuffled and whole captions dropped here, nothing else"),
@@ -762,7 +766,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "warmup_steps": is_("train.lr_warmup_steps"),
         "blocks_to_swap": is_("model.blocks_to_swap"),
         "compile": is_("train.compile.enabled"),
-        "resume_from_checkpoint": idle("a run goes on from its newest state anyway"),
+        "resume_from_checkpoint": idle("a run resumes from its newest checkpoint anyway"),
         **each("checkpoint_every_n_epochs checkpoint_every_n_minutes", idle("a state is written with each save")),
         **each("pseudo_huber_c huber_delta smooth_l1_beta", refused(says="write loss_type: huber in a job of ours")),
         "model.dtype": is_("train.dtype"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from toolkit.config.located import ConfigNode, SourceLocation
+from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.yaml_reader import read_text, read_yaml
+from toolkit.errors import ConfigErrors
 
 
 def at(node: ConfigNode, value: Any) -> ConfigNode:
@@ -47,3 +51,23 @@ def of_file(node: ConfigNode, file: str) -> ConfigNode:
     return replace(
         node, value=value, key_at=node.key_at._replace(file=file), value_at=node.value_at._replace(file=file)
     )
+
+
+def file_root(path: Path, diagnostics: Diagnostics, list_key: str = "") -> ConfigNode | None:
+    """The root of a TOML or JSON file that another one names; None where it cannot be read, which is told.
+
+    list_key: the key under which a list becomes a mapping, as a root always is one here.
+    """
+    found, root = Diagnostics(str(path)), None
+    with suppress(ConfigErrors):  # which are in `found`
+        text = read_text(path, found)
+        if path.suffix.lower() == ".toml":
+            from toolkit.config.toml_reader import read_toml
+
+            root = read_toml(text, found, str(path))
+        else:
+            is_list = list_key and text.lstrip().startswith("[")
+            text = f'{{"{list_key}": {text.rstrip()}}}' if is_list else text
+            root = of_file(read_yaml(text, found), str(path))
+    diagnostics.include(found)
+    return root

@@ -17,6 +17,7 @@ from extensions.compat.foreign_jobs import ForeignJobs
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import at, made
 from extensions.compat.table_reader import Level, TableReader
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.located import ConfigNode, show
 
 DTYPES = {"BFLOAT_16": "bfloat16", "FLOAT_16": "float16", "FLOAT_32": "float32", "TFLOAT_32": "float32"}
@@ -62,6 +63,15 @@ SCHEDULES = {
 }
 LAYERS = {"attn-mlp": "attn,img_mlp,txt_mlp", "attn-only": "attn", "blocks": "transformer_block", "full": ""}
 """`layer_filter_preset` -> `layer_filter`."""
+
+FOLDERS = ("DIFFUSERS", "INTERNAL")
+"""`output_model_format` of whole models that is a folder; all others are one file with the transformer."""
+
+KINDS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
+"""`peft_type` -> ours."""
+
+SAMPLES = "training_samples/samples.json"
+"""Where its page keeps what is generated, which not every config that it writes comes with."""
 
 PUBLISHED_BLOCKS = 60
 
@@ -126,7 +136,7 @@ class _Reader(TableReader):
 
     def _model(self) -> None:
         kind = self.given.get("model_type") or self.missing("model_type", "QWEN")
-        if kind.value != "QWEN":
+        if kind.value not in ("QWEN", "missing"):
             self.diagnostics.error(kind, f"{show(kind)} cannot be trained here: it is of another family.")
         parts = {name: self.level(self.given.get(name)) for name in ("transformer", "text_encoder", "vae")}
         for name, part in parts.items():
@@ -141,14 +151,6 @@ class _Reader(TableReader):
                 self.set(f"model.qtype{end}", at(kept, qtype))
                 if kept.value == "NFLOAT_4":
                     self.diagnostics.warn(kept, "weights in nf4 are int4 here: 4 bits with a scale per 128 inputs.")
-        moved = parts["transformer"].get("offload_fraction")
-        if moved is not None and isinstance(moved.value, int | float) and moved.value:
-            if self._trains_adapter():
-                blocks = self._blocks()
-                self.set("model.blocks_to_swap", at(moved, min(round(blocks * moved.value), blocks - 1)))
-                self.diagnostics.warn(moved, f"is a share of the {blocks} blocks here: model.blocks_to_swap.")
-            else:
-                self.diagnostics.warn(moved, "has no effect: weights that are trained stay on the device.")
         if (rate := parts["transformer"].get("learning_rate")) is not None:
             self.set("train.lr", rate)
         checks = parts["transformer"].get("gradient_checkpointing")
@@ -172,8 +174,13 @@ class _Reader(TableReader):
         if full:
             self.process["network"] = {"type": at(method, "full")}
             self.defaults = {key: value for key, value in self.defaults.items() if not key.startswith("lora_")}
-        elif (kind := self.given.get("peft_type")) and (name := self.choice(kind, {"LORA": "lora", "LOHA": "loha"})):
+            form = self.given.get("output_model_format")
+            if form is None or form.value not in FOLDERS:
+                self.set("save.layout", at(form or method, "single_file"))
+        elif (kind := self.given.get("peft_type")) and (name := self.choice(kind, KINDS)):
             self.set("network.type", at(kind, name))
+            if name == "lokr":
+                self._lokr()
         if (decompose := self.given.get("lora_decompose")) and decompose.value is True and not full:
             self.set("network.type", at(decompose, "dora"))
         preset, layers = self.given.get("layer_filter_preset"), self.given.get("layer_filter")
@@ -188,6 +195,15 @@ class _Reader(TableReader):
             self.diagnostics.error(pattern, "is not read. Write network.include_patterns in a job of ours.")
         elif layers and words != [LAYERS["blocks"]]:
             self.set("network.network_kwargs.only_if_contains", [at(layers, word) for word in words])
+
+    def _lokr(self) -> None:
+        self.set("network.linear", self.given.get("lokr_dim") or self.theirs("lokr_dim", 16))
+        for key, ours in (("lokr_decompose_factor", "factor"), ("lokr_full_matrix", "lokr_full_rank")):
+            if key in self.given:
+                self.set(f"network.{ours}", self.given[key])
+        for key in ("lokr_decompose_both", "lokr_weight_decompose"):
+            if _on(self.given, key):
+                self.diagnostics.error(self.given[key], f"{key} is not supported. Leave it out.")
 
     def _noise(self) -> None:
         drawn = self.given.get("timestep_distribution") or self.theirs("timestep_distribution", "UNIFORM")
@@ -226,6 +242,7 @@ class _Reader(TableReader):
         elif "beta1" in known and "beta2" in known:
             parameters["betas"] = [known["beta1"], known["beta2"]]
         self.set("train.optimizer_params", parameters)
+        self._memory(ours, known)
         schedule = self.given.get("learning_rate_scheduler") or self.default("learning_rate_scheduler", "CONSTANT")
         self.set("train.lr_scheduler", at(schedule, self.choice(schedule, SCHEDULES) or "constant"))
         least = self.given.get("learning_rate_min_factor")
@@ -253,10 +270,35 @@ class _Reader(TableReader):
         else:
             self.process.get("train", {}).pop("ema_config", None)
 
+    def _memory(self, optimizer: str, parameters: Level) -> None:
+        """Weights that wait in main memory; of a whole model those in bf16, updated within the backward pass."""
+        part = self.level(self.given.get("transformer"))
+        kept, fused = part.get("weight_dtype") or self.given.get("weight_dtype"), parameters.get("fused_back_pass")
+        swaps = self._trains_adapter()
+        if not swaps and optimizer in PER_PARAMETER_OPTIMIZERS:
+            if kept is not None and kept.value == "BFLOAT_16":
+                self.set("train.full_bf16", at(kept, True))
+            if fused is not None and fused.value is True:
+                self.set("train.fused_backward_pass", fused)
+                swaps = self.process["train"].get("gradient_accumulation", fused).value == 1
+        moved = part.get("offload_fraction")
+        if moved is not None and isinstance(moved.value, int | float) and moved.value:
+            blocks = self._blocks()
+            if swaps:
+                self.set("model.blocks_to_swap", at(moved, min(round(blocks * moved.value), blocks - 1)))
+            done = "is a share of the {} blocks here: model.blocks_to_swap."
+            not_done = "has no effect: what is trained leaves the device with ADAFACTOR or ADAMW and fused_back_pass."
+            self.diagnostics.warn(moved, done.format(blocks) if swaps else not_done)
+
     def _outputs(self) -> None:
         self.set("save.save_every", self.default("save_every", 0))
         self._interval("save_every", "save_every_unit", "NEVER", "save.save")
-        listed = self._list("samples", "sample_definition_file_name", "training_samples/samples.json")
+        file = self.given.get("sample_definition_file_name")
+        if file is not None and file.value == SAMPLES and not os.path.isfile(SAMPLES):
+            self.diagnostics.warn(
+                self.given.pop("sample_definition_file_name"), f"{SAMPLES!r} is not here: no samples."
+            )
+        listed = self._list("samples", "sample_definition_file_name", SAMPLES)
         wanted = [self.level(item) for item in listed]
         samples = [item for item in wanted if "enabled" not in item or item["enabled"].value is not False]
         if not samples:
@@ -295,7 +337,7 @@ class _Reader(TableReader):
         """The entries of a list in the config, or of its file; none where neither is given."""
         listed, file = self.given.get(key), self.given.get(file_key)
         if listed is None and (file is not None or os.path.isfile(default)):
-            root = self.json(file or self.theirs(file_key, default), key)
+            root = self.file(file or self.theirs(file_key, default), key)
             listed = root and root.value.get(key, root)
         if listed is not None and not isinstance(listed.value, list):
             self.diagnostics.error(listed, "is not a list.")
@@ -338,6 +380,10 @@ class _Reader(TableReader):
         if _on(image, "enable_resolution_override"):
             size = image.get("resolution_override") or size
         dataset["resolution"] = self._size(size)
+        dropped = self.level(self.given.get("text_encoder")).get("dropout_probability")
+        if dropped is not None and dropped.value:
+            self.diagnostics.warn(dropped, "is a share of captions that are empty; there their embeddings are zeros.")
+            dataset["caption_dropout_rate"] = dropped
         for key, node in image.items():
             if key == "enable_random_flip" and node.value is True:
                 dataset["flip_x"] = node
@@ -365,8 +411,11 @@ class _Reader(TableReader):
             return at(node, 512)
         if len(sizes) > 1:
             self.diagnostics.warn(node, "each image is used at each of the sizes here: as many times more per epoch.")
+        is_square = _is(self.root, "aspect_ratio_bucketing", False)
         made_of: list[Any] = [
-            {"width": at(node, int(size[2])), "height": at(node, int(size[1]))} if size[2] else at(node, int(size[1]))
+            {"width": at(node, int(size[2] or size[1])), "height": at(node, int(size[1]))}
+            if size[2] or is_square
+            else at(node, int(size[1]))
             for size in sizes
             if size
         ]

@@ -47,6 +47,10 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
   levels, float32 files, only the final file. One line names the defaults that were taken where ours differ.
 - The commands that encode latents and captions are not needed: the training does it, and knows files by their content.
 - All layers of the blocks are trained, as there: its default pattern that should leave out modulation matches no name.
+- A script may assign variables and arrays above its command. What a condition or a loop decides is not guessed: such a
+  variable is an error with its name.
+- `lr_decay_steps` counts for `warmup_stable_decay` alone, `lr_scheduler_min_lr_ratio` for that, `cosine_with_min_lr`
+  and `rex`; for others they are left out with a line.
 - `include_patterns` alone restricts nothing there, and is left out with a line; as a key of our `network` it does.
 - `save_last_n_steps` is a distance in steps there; it becomes the number of files within it.
 - `min_timestep` and `max_timestep` of `timestep_sampling = "sigma"` are places on a list that begins with the most
@@ -55,7 +59,11 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
   levels is the model's own (there a fixed 14.5).
 - `seed = 0` is a seed there and a random one here; a line says so. States of its runs are not read: `network_weights`
   goes on from a LoRA file.
-- Without `network_module` and other `network_` keys the model itself is trained, as by `qwen_image_train.py`.
+- Without `network_module` and other `network_` keys the model itself is trained, as by `qwen_image_train.py`, and the
+  transformer alone is written, in one file. `blocks_to_swap` goes with `fused_backward_pass` then.
+- Its other scripts are commands here: generating (`run.py generate`, with `--compile`, `--output_type`, `--latent_path`
+  and `--blocks_to_swap`), captions, merging, averages, conversion, extraction. `run.py import` prints the command, and
+  a file that begins with one runs.
 - Bucket sides are multiples of 32 (there 16), small images are not enlarged, references are scaled to the area of
   `control_resolution` or of their image.
 - An accumulation of gradients goes on in the next epoch (there the end of an epoch is a step), and images whose
@@ -89,9 +97,15 @@ left out means what it means there, and one line names those defaults.
   file: `lokr`, `loha` and `lora`, on `Attention`, `FeedForward` or both. One `factor` is for all layers here.
 - `flow_schedule_shift` is `timestep_type: shift`; 0 is `sigmoid`.
 - Datasets of `conditioning_data` are the control images in this order. `crop: true` with a square is a rectangle here.
-- `caption_strategy: instanceprompt` is a `default_caption`; `prepend_instance_prompt` a trigger word. Captions by file
-  name and from parquet files are refused. A text file with several lines is one caption here, there several.
-- Keys of caches, trackers and the hub say nothing here, and are left out without a line.
+- `caption_strategy: instanceprompt` is a `default_caption`, `filename` is `caption_from_name`;
+  `prepend_instance_prompt` a trigger word. Captions from parquet files are refused. A text file with several lines is
+  one caption here, there several.
+- A dataset without `caption_strategy` has its file names as captions, as there. What has a `conditioning_type` is
+  references.
+- Optimizers have their arguments of there: `optimi-adamw` betas of 0.9 and 0.99 and no weight decay. `max_grad_norm`
+  limits each number of a gradient there unless `grad_clip_method` is `norm`: without that nothing is clipped here.
+- Keys of caches, trackers and the hub say nothing here, nor do the others at the values that its page writes; they are
+  left out without a line.
 
 | there | here | in a YAML job | remark |
 |---|---|---|---|
@@ -108,7 +122,8 @@ files. A key that is left out means what it means there, and one line names thos
   `qwen_shift`; `noising_weight: 0.5` is `sigmoid_scale: 1.5`. `UNIFORM` is read without a shift, others are refused.
 - `balancing` is `num_repeats`, as a whole number. Images that do not fill a batch are used all the same (there not).
 - Of several resolutions each image is used at each (there at one, drawn by chance).
-- `offload_fraction` is a share of the blocks: `blocks_to_swap`. With `FINE_TUNE` it has no effect.
+- `offload_fraction` is a share of the blocks: `blocks_to_swap`. With `FINE_TUNE` it needs `fused_back_pass`, which is
+  `fused_backward_pass`; weights in `BFLOAT_16` are `full_bf16`, and the transformer alone is written, in one file.
 - Masks are `-masklabel.png` beside the images, as there. Augmentations but `enable_random_flip`, tag dropout and
   concepts for prior prediction are refused.
 - Samples and files that are made by the clock are made every 250 steps, and a line says so.
@@ -123,7 +138,8 @@ _DIFFUSION_PIPE_HEAD = """
 `python run.py config.toml` reads a config with `type = 'qwen_image'`, and the file of its `dataset`. A run is named
 after the last part of `output_dir`, and its files lie there instead of in a folder with the time.
 
-- The LoRA is on every matrix of the blocks with alpha = rank, as there; without `[adapter]` the model is trained.
+- The LoRA is on every matrix of the blocks with alpha = rank, as there; without `[adapter]` the model is trained, in
+  bf16 where the optimizer allows it, and the transformer alone is written, in one file.
 - Each image is used at every one of `resolutions`, as there. Its shape is the nearest one, not one of
   `num_ar_buckets`; sides are multiples of 32. Without `enable_ar_bucket` it is a square.
 - A shape with too few images for a batch is dropped there; here all images are used.
@@ -188,6 +204,8 @@ job with its datasets, this program's defaults, and a model that you may change.
 
 - Each `[[datasets.subsets]]` is a dataset; `class_tokens` is the `default_caption`, the extension `.caption` unless
   another is given. `keep_tokens` counts parts between commas, as there.
+- An image without a caption in a folder `40_ohwx person` has an empty one here, and `ohwx person` there: give
+  `default_caption`.
 - With `enable_bucket` `resolution` is an area, without it one rectangle, as there. Sides are multiples of 32.
 - `flip_aug` doubles the uses of each image: there it mirrors half of them by chance.
 

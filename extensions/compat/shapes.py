@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from extensions.compat.nodes import file_root
 from extensions.compat.prompt_flags import read_flags
 from toolkit.config.base import Entries
 from toolkit.config.field_types import gather_slots
@@ -23,9 +23,7 @@ from toolkit.config.foreign import foreign_keys
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.normalise import listed, merge_aliases, place_in
-from toolkit.config.toml_reader import read_toml
-from toolkit.config.yaml_reader import read_yaml
-from toolkit.errors import ConfigErrors, did_you_mean
+from toolkit.errors import did_you_mean
 from toolkit.number_types import QTYPES
 from toolkit.registry import FOREIGN_DATASETS, load_object
 
@@ -83,7 +81,7 @@ def _dataset_file(file: ConfigNode, entries: Entries, diagnostics: Diagnostics) 
 
 
 def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """ai-toolkit's keys of compiling go from `model` to `train`."""
+    """ai-toolkit's keys of compiling and its assistant go from `model` to `train`."""
     model = entries.get("model")
     if model is None or not isinstance(model.value, dict):
         return entries
@@ -143,15 +141,18 @@ TO_TRAIN = {
     "compile_dynamic": "compile_dynamic",
     "compile_fullgraph": "compile_fullgraph",
     "cache_size_limit": "compile_cache_size_limit",
+    "assistant_lora_path": "assistant",
 }
-"""ai-toolkit's keys of `model` -> of `train`, where compiling belongs here."""
+"""ai-toolkit's keys of `model` -> of `train`, where compiling and the assistant belong here."""
 
 
 def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`base_weights` and `base_weights_multiplier` become `base_loras`.
 
-    `qtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types.
+    `qtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types;
+    `extras_name_or_path` is where all but the transformer is.
     """
+    _with_extras(entries, diagnostics)
     _switched(entries, diagnostics)
     _parted(entries, diagnostics)
     weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
@@ -163,6 +164,25 @@ def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diag
     else:
         entries["base_loras"] = _paired(listed(weights), multipliers and listed(multipliers), diagnostics)
     return entries
+
+
+REPACKED = {"comfy-org/qwen-image-2.1": "Qwen/Qwen-Image-2.1"}
+"""Hub id, in small letters, of weights as ComfyUI keeps them, which ai-toolkit's jobs name -> that of the model."""
+
+
+def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
+    name, extras = entries.get("name_or_path"), entries.pop("extras_name_or_path", None)
+    path = str(name.value) if name is not None else ""
+    if name is not None and (model := REPACKED.get(path.lower())):
+        entries["name_or_path"] = extras or replace(name, value=model, text=model)
+        diagnostics.warn(
+            name, f"{path!r} holds the weights for ComfyUI: those of {entries['name_or_path'].value} are used."
+        )
+    elif name is not None and extras is not None and path.lower().endswith(".safetensors"):
+        entries["transformer_path"] = merge_aliases(entries.get("transformer_path"), name, diagnostics)
+        entries["name_or_path"] = extras
+    elif extras is not None and extras.value != path:
+        diagnostics.error(extras, f"{show(extras)}: all parts are those of name_or_path, unless that is a file.")
 
 
 def _paired(paths: ConfigNode, multipliers: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
@@ -268,7 +288,7 @@ def _from_module(entries: Entries, diagnostics: Diagnostics) -> None:
     module = entries.pop("network_module", None)
     if module is None:
         return
-    kind = _MODULES.get(str(module.value).strip())
+    kind = _MODULES.get(str(module.value).strip().removeprefix("musubi_tuner."))
     if kind is None:
         diagnostics.error(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
     else:
@@ -421,16 +441,9 @@ _OF_PROMPT = {
 def _samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML with `[prompt]`, which all of its
     `[[prompt.subset]]` share."""
-    text, found, root = _text_of(file, diagnostics), Diagnostics(str(file.value)), None
-    if text is None:
+    if _text_of(file, diagnostics) is None:
         return []
-    is_list = text.lstrip().startswith("[") and file.value.lower().endswith(".json")
-    with suppress(ConfigErrors):  # which are in `found`
-        if file.value.lower().endswith(".toml"):
-            root = read_toml(text, found, str(file.value))
-        else:
-            root = read_yaml(f'{{"prompts": {text.rstrip()}}}' if is_list else text, found)
-    diagnostics.include(found)
+    root = file_root(Path(file.value).expanduser(), diagnostics, "prompts")
     given = root.value if root is not None else {}
     prompt = given.get("prompt")
     shared = prompt.value if prompt is not None and isinstance(prompt.value, dict) else {}
@@ -463,6 +476,8 @@ def _sample_of(
 def _text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
     """The text of a file with prompts; None where it cannot be read, which is told."""
     path = Path(file.value).expanduser()
+    if diagnostics.reported(file.path):
+        return None  # among what is lost
     try:
         if path.exists() and not path.is_file():
             diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")

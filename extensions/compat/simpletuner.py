@@ -13,12 +13,15 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import at, made
+from extensions.compat.shapes import read_pairs
 from extensions.compat.table_reader import Level, TableReader
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, show
 from toolkit.errors import did_you_mean
 
@@ -51,17 +54,25 @@ PRECISIONS = {
 }
 """`base_model_precision` -> `model.qtype`."""
 
-OPTIMIZERS = {
-    "adamw_bf16": "adamw",
-    "optimi-adamw": "adamw",
-    "optimi-lion": "lion",
-    "bnb-adamw8bit": "adamw8bit",
-    "bnb-adamw8bit-paged": "adamw8bit",
-    "bnb-lion8bit": "lion8bit",
-    "bnb-lion8bit-paged": "lion8bit",
-    "adamw_schedulefree": "schedulefree_adamw",
+_EPS = {"eps": 1e-6}
+_OPTIMI = {"betas": [0.9, 0.99], "weight_decay": 0.0, **_EPS}
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **dict.fromkeys(("adamw_bf16", "bnb-adamw", "bnb-adamw-paged"), ("adamw", _EPS)),
+    **dict.fromkeys(("bnb-adamw8bit", "bnb-adamw8bit-paged", "ao-adamw8bit"), ("adamw8bit", _EPS)),
+    **dict.fromkeys(("bnb-lion8bit", "bnb-lion8bit-paged"), ("lion8bit", {})),
+    **dict.fromkeys(("optimi-lion", "bnb-lion", "bnb-lion-paged"), ("lion", {})),
+    **{f"torch-{name}": (name, {}) for name in ("adam", "adamw", "sgd", "rmsprop")},
+    "optimi-adamw": ("adamw", _OPTIMI),
+    "optimi-adam": ("adam", _OPTIMI),
+    "adamw_schedulefree": ("schedulefree_adamw", {"weight_decay": 0.01}),
 }
-"""Their names that ours do not have -> ours."""
+"""Their optimizers -> ours, and the arguments that are others there."""
+
+PERIODS = ("cosine", "cosine_with_restarts", "sine")
+"""Schedules whose period is `lr_warmup_steps` there."""
+
+NEUTRAL: dict[str, Any] = json.loads(Path(__file__).with_name("simpletuner_defaults.json").read_text("utf-8"))
+"""The other keys that its page writes -> their defaults, which ask for nothing."""
 
 HOUSEKEEPING = (
     "cache_|compress_|delete_|disable_|skip_|preserve_|write_|vae_|hash_|id$|hub_|push_|tracker_|tracking_|report_to|"
@@ -74,30 +85,14 @@ HOUSEKEEPING = (
 
 BY_HAND = frozenset(
     [
-        SCRIPT,
-        "model_family",
-        "model_flavour",
-        "lycoris_config",
-        "model_type",
-        "lora_type",
-        "data_backend_config",
-        "output_dir",
-        "optimizer",
-        "base_model_precision",
-        "text_encoder_1_precision",
-        "flow_schedule_shift",
-        "max_train_steps",
-        "num_train_epochs",
-        "caption_dropout_probability",
-        "validation_prompt",
-        "validation_resolution",
-        "user_prompt_library",
-        "resolution",
-        "resolution_type",
-        "train_batch_size",
-        "model_kwargs",
+        SCRIPT, "model_family", "model_flavour", "lycoris_config", "model_type", "lora_type", "data_backend_config",
+        "output_dir", "optimizer", "base_model_precision", "text_encoder_1_precision", "flow_schedule_shift",
+        "max_train_steps", "num_train_epochs", "caption_dropout_probability", "validation_prompt",
+        "validation_resolution", "user_prompt_library", "resolution", "resolution_type", "train_batch_size",
+        "model_kwargs", "caption_strategy", "grad_clip_method", "optimizer_config", "optimizer_beta1",
+        "optimizer_beta2", "lr_end", "lr_power", "repeats",
     ]
-)
+)  # fmt: skip
 """Keys of which more than the table has to be said."""
 
 OF_LYCORIS = {
@@ -112,15 +107,8 @@ OF_LYCORIS = {
 """Key of `lycoris_config` -> of our `network`."""
 
 LYCORIS_BY_HAND = (
-    "algo",
-    "multiplier",
-    "apply_preset",
-    "dora_wd",
-    "bypass_mode",
-    "use_tucker",
-    "conv_dim",
-    "conv_alpha",
-)
+    "algo", "multiplier", "apply_preset", "dora_wd", "bypass_mode", "use_tucker", "conv_dim", "conv_alpha",
+)  # fmt: skip
 MODULES: dict[str, list[str]] = {
     "Attention": [".attn."],
     "FeedForward": ["_mlp."],
@@ -169,6 +157,10 @@ class _Reader(TableReader):
     def read(self) -> None:
         self._model()
         self.put_all()
+        if (repeats := self.given.get("repeats")) is not None:
+            self.diagnostics.warn(repeats, "has no effect here, as there: it belongs in the dataset file.")
+        if (average := self.given.get("use_ema")) is not None and average.value and "ema_decay" not in self.given:
+            self.set("train.ema_config.ema_decay", self.theirs("ema_decay", 0.995))
         self._network()
         self._training()
         self._samples()
@@ -186,11 +178,18 @@ class _Reader(TableReader):
         """Whether a key asks for anything: their configs write many with no value, with "None" or switched off."""
         row = self.rows.get(key)
         is_off = node.value is False and not (row and row.how == "is")
+        is_off = is_off or (key in NEUTRAL and node.value == NEUTRAL[key])
         return not node.is_blank and not is_off and node.value not in ("", "None", "none")
+
+    def put(self, key: str, node: ConfigNode) -> None:
+        if key in NEUTRAL and key not in self.rows and not self.silent.fullmatch(key):
+            self.diagnostics.error(node, f"{show(node)} is not supported here. Leave this key out.", at_key=True)
+        else:
+            super().put(key, node)
 
     def _model(self) -> None:
         family = self.given.get("model_family") or self.missing("model_family", "qwen_image")
-        if family.value != "qwen_image":
+        if family.value not in ("qwen_image", "missing"):
             self.diagnostics.error(family, f"{show(family)} cannot be trained here: it is of another family.")
         if "pretrained_model_name_or_path" not in self.given:
             flavour = self.given.get("model_flavour") or self.theirs("model_flavour", FLAVOUR)
@@ -227,7 +226,7 @@ class _Reader(TableReader):
             key: node for key, node in self.process.get("network", {}).items() if key == "pretrained_lora_path"
         }
         node = self.given.get("lycoris_config") or self.missing("lycoris_config", "the file of the adapter")
-        root = self.json(node, LIST) if node.value != "missing" else None
+        root = self.file(node, LIST) if node.value != "missing" else None
         given = self.level(root)
         for key, value in given.items():
             if key not in (*OF_LYCORIS, *LYCORIS_BY_HAND) and value.value is not False:
@@ -272,8 +271,13 @@ class _Reader(TableReader):
                 self.diagnostics.error(node, "only a factor of the classes in target_module is read here.")
 
     def _training(self) -> None:
-        optimizer = self.given.get("optimizer") or self.theirs("optimizer", "adamw_bf16")
-        self.set("train.optimizer", at(optimizer, OPTIMIZERS.get(str(optimizer.value), optimizer.value)))
+        ours = self._optimizer()
+        weights = self.given.get("mixed_precision") or self.default("mixed_precision", "bf16")
+        if weights.value == "no":
+            self.set("train.dtype", at(weights, "float32"))
+        kind = self.process["network"].get("type")
+        if kind is not None and kind.value == "full" and weights.value == "bf16" and ours in PER_PARAMETER_OPTIMIZERS:
+            self.set("train.full_bf16", at(weights, True))
         steps, epochs = self.given.get("max_train_steps"), self.given.get("num_train_epochs")
         if steps is not None and steps.value:
             self.set("train.steps", steps)
@@ -285,10 +289,39 @@ class _Reader(TableReader):
             self.set("train.discrete_flow_shift", shift)
         self.set("train.batch_size", self.given.get("train_batch_size") or self.theirs("train_batch_size", 4))
 
+    def _optimizer(self) -> str:
+        """Its name here. There are its arguments, the limit of gradients and what only some schedules heed."""
+        optimizer = self.given.get("optimizer") or self.theirs("optimizer", "adamw_bf16")
+        ours, arguments = OPTIMIZERS.get(str(optimizer.value), (str(optimizer.value), {}))
+        self.set("train.optimizer", at(optimizer, ours))
+        if (pairs := self.given.get("optimizer_config")) is not None:
+            listed = [at(pairs, word) for word in self.text(pairs).split(",")]
+            arguments = arguments | read_pairs(at(pairs, listed), self.diagnostics).value
+        betas = [self.given[key] for key in ("optimizer_beta1", "optimizer_beta2") if key in self.given]
+        self.set("train.optimizer_params", arguments | ({"betas": betas} if len(betas) == 2 else {}))
+        method = self.given.get("grad_clip_method") or self.default("grad_clip_method", "value")
+        if self.choice(method, {"value": 1, "norm": 0}) and (most := self.given.get("max_grad_norm")) is not None:
+            self.diagnostics.warn(
+                most, "limits each number of a gradient there, and has no effect: norms are limited here."
+            )
+        if method.value == "value":
+            self.defaults.pop("max_grad_norm", None)
+            self.set("train.max_grad_norm", at(method, 0))
+        schedule = self.given.get("lr_scheduler")
+        if schedule is not None and schedule.value in PERIODS:
+            self.diagnostics.warn(schedule, "there lr_warmup_steps is its period, after which the rate is high again.")
+        if schedule is not None and schedule.value == "polynomial":
+            rate = self.given.get("learning_rate") or self.default("learning_rate", 4e-7)
+            end = self.given.get("lr_end") or self.theirs("lr_end", 4e-7)
+            self.set("train.lr_scheduler_power", self.given.get("lr_power") or self.theirs("lr_power", 0.8))
+            if isinstance(rate.value, int | float) and isinstance(end.value, int | float) and rate.value > end.value:
+                self.set("train.lr_scheduler_min_lr_ratio", at(end, end.value / rate.value))
+        return ours
+
     def _samples(self) -> None:
         prompts = [self.given[key] for key in ("validation_prompt",) if key in self.given]
         library = self.given.get("user_prompt_library")
-        if library is not None and (root := self.json(library, LIST)) is not None:
+        if library is not None and (root := self.file(library, LIST)) is not None:
             prompts += root.value.values() if isinstance(root.value, dict) else []
         if not prompts:
             self.set("train.disable_sampling", made(self.root, True))
@@ -311,7 +344,7 @@ class _Reader(TableReader):
 
     def _datasets(self) -> list[Any]:
         node = self.given.get("data_backend_config") or self.missing("data_backend_config", "the dataset file")
-        root = self.json(node, LIST) if node.value != "missing" else None
+        root = self.file(node, LIST) if node.value != "missing" else None
         if root is None:
             return [{"folder_path": node}]
         listed = root.value.get(LIST)
@@ -320,7 +353,11 @@ class _Reader(TableReader):
             return [{"folder_path": node}]
         entries = [item for item in listed.value if isinstance(item.value, dict) and not _is_on(item, "disabled")]
         by_id = {str(item.value["id"].value): item for item in entries if "id" in item.value}
-        images = [item for item in entries if _text(item, "dataset_type", "image") == "image"]
+        images = [
+            item
+            for item in entries
+            if _text(item, "dataset_type", "image") == "image" and not _text(item, "conditioning_type", "")
+        ]
         if not images:
             self.diagnostics.error(listed, "has no dataset of images.")
         return [self._dataset(item, by_id) for item in images] or [{"folder_path": node}]
@@ -368,10 +405,14 @@ class _Reader(TableReader):
         return folder
 
     def _captions(self, item: ConfigNode, given: Level) -> dict[str, Any]:
-        strategy, prompt = _text(item, "caption_strategy", "textfile"), given.get("instance_prompt")
+        default = self.given.get("caption_strategy") or self.default("caption_strategy", "filename")
+        node, prompt = given.get("caption_strategy") or default, given.get("instance_prompt")
+        strategy = self.text(node)
+        if node is default and "caption_strategy" not in self.given:
+            self.theirs("caption_strategy", strategy)
         if strategy in ("parquet", "webshart"):
             remedy = "Write .txt files ('run.py caption' does), or a table for 'captions_file'."
-            self.diagnostics.error(given["caption_strategy"], f"captions by {strategy} are not read here. {remedy}")
+            self.diagnostics.error(node, f"captions by {strategy} are not read here. {remedy}")
         elif strategy == "instanceprompt" or _is_on(item, "only_instance_prompt"):
             if prompt is None:
                 self.diagnostics.error(

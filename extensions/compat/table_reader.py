@@ -6,24 +6,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from extensions.compat.names import Names
-from extensions.compat.nodes import at, of_file, their, tree
+from extensions.compat.nodes import at, file_root, their, tree
 from toolkit.config.foreign import NO_DEFAULT, ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
-from toolkit.config.toml_reader import read_toml
-from toolkit.config.yaml_reader import map_paths, read_text, read_yaml
-from toolkit.errors import ConfigErrors, did_you_mean
+from toolkit.config.yaml_reader import map_paths
+from toolkit.errors import did_you_mean
 
 Level = dict[str, ConfigNode]
 """Key -> value of one place."""
-
-
-_Reads = Callable[[str, Diagnostics, Path], ConfigNode | None]
 
 
 def layer_patterns(names: Iterable[str]) -> list[str]:
@@ -59,14 +54,18 @@ class TableReader:
     def job(self) -> ConfigNode:
         """The whole job, with the name and the folder of their `output_dir`."""
         self.read()
-        if self.defaults:
-            taken = ", ".join(f"{key} {value}" for key, value in self.defaults.items())
-            self.diagnostics.notes.append(f"left out, and therefore as in {self.program}: {taken}")
+        self.note_defaults()
         output = self.output()
         path = Path(self.text(output))
         self.process["training_folder"] = at(output, str(path.parent))
         name = at(output, self.name or path.name)
         return tree({"job": "extension", "config": {"name": name, "process": [self.process]}}, self.root)
+
+    def note_defaults(self) -> None:
+        """The line that names the defaults which were taken."""
+        if self.defaults:
+            taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in self.defaults.items())
+            self.diagnostics.notes.append(f"left out, and therefore as in {self.program}: {taken}")
 
     def output(self) -> ConfigNode:
         """The folder of the run's files, whose last part is the run's name."""
@@ -158,30 +157,16 @@ class TableReader:
 
     # ------------------------------------------------------------ other files
 
-    def toml(self, node: ConfigNode) -> ConfigNode | None:
-        """The root of a TOML file; None where it cannot be read, which is told."""
-        return self._root(node, lambda text, found, path: read_toml(text, found, str(path)))
-
-    def json(self, node: ConfigNode, key: str) -> ConfigNode | None:
-        """The root of a JSON file, a list as a mapping with it under `key`; None where it cannot be read, which is
-        told."""
-
-        def read(text: str, found: Diagnostics, path: Path) -> ConfigNode | None:
-            with suppress(ValueError):  # a root is always a mapping here
-                text = f'{{"{key}": {text.rstrip()}}}' if isinstance(json.loads(text), list) else text
-            return of_file(read_yaml(text, found), str(path))
-
-        return self._root(node, read)
-
-    def _root(self, node: ConfigNode, read: _Reads) -> ConfigNode | None:
-        """The root of a file that is sought in the working directory, then beside the config."""
-        written = os.path.expanduser(self.text(node))
-        path = next((place for place in (Path(written), self.folder / written) if place.is_file()), None)
+    def file(self, node: ConfigNode, list_key: str = "") -> ConfigNode | None:
+        """The root of a file, as `file_root`, that is sought in the working directory, then beside the config."""
+        path = self.found(self.text(node))
         if path is None:
             self.diagnostics.error(node, f"{show(node)} does not exist (working directory: {Path.cwd()}).")
             return None
-        found, root = Diagnostics(str(path)), None
-        with suppress(ConfigErrors):  # which are in `found`
-            root = read(read_text(path, found), found, path)
-        self.diagnostics.include(found)
+        root = file_root(path, self.diagnostics, list_key)
         return map_paths(root, self.moved) if root is not None else None
+
+    def found(self, written: str) -> Path | None:
+        """Where a file is: in the working directory, as there, or beside the config."""
+        expanded = os.path.expanduser(written)
+        return next((place for place in (Path(expanded), self.folder / expanded) if place.is_file()), None)

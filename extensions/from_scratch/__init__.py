@@ -6,14 +6,14 @@ from toolkit.extension import Extension
 class VaeTrainerExtension(Extension):
     uid = "vae_trainer"
     name = "Autoencoder trainer"
-    config = ".plan:VaeTrainerSection"
+    config = ".vae_config:VaeTrainerConfig"
     process = ".vae_process:VaeTrainerProcess"
 
 
 class FlowTrainerExtension(Extension):
     uid = "flow_trainer"
     name = "Flow model trainer"
-    config = ".plan:FlowTrainerSection"
+    config = ".flow_config:FlowTrainerConfig"
     process = ".flow_process:FlowTrainerProcess"
 
 

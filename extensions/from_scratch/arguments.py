@@ -188,11 +188,8 @@ def _of_each_other(
             yield (name,), f"{list(values[name])}: {class_name} has the same channels at each level."
     if values.get("sample_size", 16) < values.get("patch_size", 1):
         yield ("sample_size",), f"{values['sample_size']} is smaller than patch_size, which is {values['patch_size']}."
-    if is_transformer:
-        yield from _of_heads(values, given)
-
-
-def _of_heads(values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Fault]:
+    if not is_transformer:
+        return
     heads, head, layers = (values[name] for name in ("num_attention_heads", "attention_head_dim", "num_layers"))
     if "pos_embed_max_size" in values and heads * head % 4:
         yield ("attention_head_dim",), f"{head} by {heads} heads is {heads * head}: must be a multiple of 4."

@@ -39,6 +39,9 @@ SPADE = "_spade"
 SPADE_FILE = "spade.safetensors"
 """Its weights, beside those of the autoencoder."""
 
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+"""Beside the autoencoder's files: a further run that starts from the folder continues it."""
+
 SPADE_HIDDEN = 128
 """Most channels of the layer between latents and modulation (the paper's); a narrower norm has its own number."""
 

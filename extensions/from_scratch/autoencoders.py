@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from extensions.from_scratch.autoencoder_config import SPADE, AutoencoderConfig
-from extensions.from_scratch.spade import attach_spade, load_spade
+from extensions.from_scratch.autoencoder_config import CONFIG, DISCRIMINATOR_FILE, SPADE, SPADE_FILE, AutoencoderConfig
+from extensions.from_scratch.spade import PREFIX, attach_spade, load_spade
 from toolkit.errors import RunError
+from toolkit.files.writing import write_json
 from toolkit.models.from_config import build
-from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, reading
-from toolkit.models.one_frame import expect_one_frame
+from toolkit.models.loading import ASKED_BY, STRICTLY, WEIGHTS, block_import, check_finite, check_loaded, reading
+from toolkit.models.qwen_image.loading import expect_one_frame
+from toolkit.networks.save import write_safetensors_verified
 from toolkit.system.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):
@@ -61,8 +63,11 @@ class Autoencoder:
         return self.module.decoder.conv_out.weight
 
     def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
-        """The entries of config.json by which latents of this mean and standard deviation become (0, 1)."""
-        raise NotImplementedError
+        """The entries of config.json by which latents of this mean and standard deviation become (0, 1): one factor and
+        one shift for all channels, (z - shift_factor) * scaling_factor."""
+        mean = mean_C.mean()
+        variance = (std_C.square() + (mean_C - mean).square()).mean()
+        return {"scaling_factor": float(variance.rsqrt()), "shift_factor": float(mean)}
 
     def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """What `normalisation` wrote: mean and standard deviation, 0-dim or [C, 1, 1], of the type of `like`."""
@@ -103,7 +108,9 @@ class Autoencoder:
     def config(self) -> dict[str, Any]:
         """The entries of config.json."""
         spade = {SPADE: True} if self.has_spade() else {}
-        return {"_class_name": type(self.module).__name__, **spade, **_plain(self.module.config)}
+        own = {key: value for key, value in self.module.config.items() if key[0] != "_"}  # none of the file itself
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
+        return {"_class_name": type(self.module).__name__, **spade, **plain}
 
 
 class KlAutoencoder(Autoencoder):
@@ -121,9 +128,6 @@ class KlAutoencoder(Autoencoder):
     def logvar_bias(self) -> Tensor | None:
         layer = self.module.quant_conv or self.module.encoder.conv_out
         return layer.bias[self.module.config.latent_channels :]
-
-    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
-        return _one_factor(mean_C, std_C)
 
 
 class QwenImageAutoencoder(Autoencoder):
@@ -176,9 +180,6 @@ class TinyAutoencoder(Autoencoder):
 
     def last_layer(self) -> Tensor:
         return self.module.decoder.layers[-1].weight
-
-    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
-        return _one_factor(mean_C, std_C)
 
 
 ARGUMENTS = "model.config"
@@ -259,13 +260,19 @@ def measure_latents(
     return mean_C, std_C
 
 
-def _one_factor(mean_C: Tensor, std_C: Tensor) -> dict[str, float]:
-    """One factor and one shift for all channels: latents are (z - shift_factor) * scaling_factor."""
-    mean = mean_C.mean()
-    variance = (std_C.square() + (mean_C - mean).square()).mean()
-    return {"scaling_factor": float(variance.rsqrt()), "shift_factor": float(mean)}
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of diffusers without what it knows of its own file."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items() if key[0] != "_"}
+def write_autoencoder(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    discriminator: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes what `from_pretrained` of diffusers reads into an existing folder, and SPADE and the discriminator beside
+    it. weights: the state dict, on the CPU. config: the entries of config.json."""
+    of_spade = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
+    own = {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
+    write_safetensors_verified(folder / WEIGHTS, own, None)
+    if of_spade:
+        write_safetensors_verified(folder / SPADE_FILE, of_spade, None)
+    write_json(folder / CONFIG, dict(config))
+    if discriminator:
+        write_safetensors_verified(folder / DISCRIMINATOR_FILE, discriminator, None)

@@ -6,15 +6,23 @@ Shape suffixes: B batch, H/W height and width in pixels, N patches."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from extensions.from_scratch.autoencoder_config import DISCRIMINATOR_FILE
 from extensions.from_scratch.losses_config import patch_widths
+from toolkit.errors import UserError
 from toolkit.system.seeding import global_generator
+
+logger = logging.getLogger(__name__)
 
 SLOPE = 0.2
 """Of the leaky ReLU."""
@@ -72,3 +80,23 @@ class PatchDiscriminator(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, nn.Conv2d)
             yield layer
+
+
+def continue_discriminator(network: PatchDiscriminator, folder: Path) -> None:
+    """Loads the discriminator that a run saved in the folder of its autoencoder, if there is one. Raises UserError for
+    one of another size, and for a damaged file."""
+    file = folder / DISCRIMINATOR_FILE
+    if not file.is_file():
+        return
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        remedy = "Copy it again, or move it away to begin with a new one."
+        raise UserError(f"{file}: damaged discriminator ({error}). {remedy}") from error
+    if {name: t.shape for name, t in weights.items()} != {n: t.shape for n, t in network.state_dict().items()}:
+        raise UserError(
+            f"{file} is a discriminator of another size. Restore discriminator.channels and layers, or move the "
+            "file away to begin with a new one."
+        )
+    network.load_state_dict(weights)
+    logger.info(f"discriminator: continued from {file}")

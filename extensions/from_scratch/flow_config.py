@@ -38,12 +38,10 @@ from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_faul
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
+from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.image_data import ImageData
-from toolkit.data.images import ImageError
-from toolkit.data.items import readable_references, refuse_large, refuse_references, scan_items, too_large
-from toolkit.data.scan_cache import ScanCache
-from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.items import refuse_large, refuse_references, sample_inputs, scan_items, too_large
 from toolkit.data.types import Size
 from toolkit.data.validation_split import forward_passes, split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
@@ -68,6 +66,8 @@ RESERVED_NAMES = ("start", "state", "samples", "control", "superseded")
 """Other folders in the folder of a run, next to the model's own folder `<name>/`."""
 
 if TYPE_CHECKING:  # the checker knows no Literal that is computed
+    from toolkit.data.stream_dataset import StreamDataset
+
     AutoencoderClass = str
     ClassName = str
     Prediction = str
@@ -230,7 +230,8 @@ class FlowModelConfig(StrictModel):
             yield from (Diagnostic(("vae",), message) for message in messages)
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
-            if path and not job.yet_to_come(path) and not _is_here_or_on_the_hub(path):
+            is_there = Path(path).expanduser().is_dir() or not looks_like_a_path(path)
+            if path and not job.yet_to_come(path) and not is_there:
                 where = f"is neither a folder nor a hub id owner/name (working directory: {Path.cwd()})."
                 message = f"{path!r} {where} {path_hint(path)}".rstrip()
                 yield Diagnostic(("text_encoder", key), message)
@@ -278,9 +279,6 @@ class FlowModelConfig(StrictModel):
                 f"{self.prediction!r}, but the model in {self.name_or_path} predicts {own.prediction!r}. Leave it out."
             )
             yield Diagnostic(("prediction",), message)
-        yield from self._check_channels(own)
-
-    def _check_channels(self, own: LatentFlowFamily) -> Iterator[Diagnostic]:
         try:
             given = self.family()
         except (RunError, UserError):
@@ -288,10 +286,6 @@ class FlowModelConfig(StrictModel):
         if given.latent_channels != own.latent_channels:
             channels = f"its latents have {given.latent_channels} channels, those of the model {own.latent_channels}."
             yield Diagnostic(("vae",), channels)
-
-
-def _is_here_or_on_the_hub(path: str) -> bool:
-    return Path(path).expanduser().is_dir() or not looks_like_a_path(path)
 
 
 class AlongConfig(StrictModel):
@@ -341,6 +335,8 @@ class FlowTrainerConfig(RolesSection):
     result."""
 
     process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
+
+    planner: ClassVar = "extensions.from_scratch.plan:FlowPlanner"
 
     model: FlowModelConfig
     """What is trained, and on which latents."""
@@ -438,6 +434,9 @@ class FlowTrainerConfig(RolesSection):
             ("datasets", index, key): slots
             for index, (key, slots) in enumerate(dataset.references for dataset in self.datasets)
         }
+        if self.sample and self.sample.also:
+            message = "needs an adapter beside which the file works, and this trains a model. Remove it."
+            yield Diagnostic(("sample", "also"), message)
         for index, item in enumerate(self.sample.samples if self.sample else ()):
             given["sample", "samples", index, "ctrl_img"] = item.ctrl_img
         if self.validation:
@@ -495,8 +494,6 @@ class FlowTrainerConfig(RolesSection):
             yield Diagnostic(("train", "noise_levels_per_sample"), message)
         if self.train.parallel == "fsdp":
             yield Diagnostic(("train", "parallel"), "'fsdp' is not supported by flow_trainer yet. Remove it.")
-        if self.train.full_bf16 and self.train.dtype != "bfloat16":
-            yield Diagnostic(("train", "full_bf16"), "requires 'dtype: bf16'.")
         if self.train.fused_backward_pass and len(self.roles()) > 1:
             message = f"works with a single role, but {' and '.join(self.roles())} are trained. Remove it."
             yield Diagnostic(("train", "fused_backward_pass"), message)
@@ -546,8 +543,5 @@ class FlowTrainerConfig(RolesSection):
             key = f"sample.samples[{index}]"
             if reason := too_large(family.drawable(Size(item.width, item.height)), family):
                 raise DataErrors([InputError(key, reason)])
-            try:
-                readable_references(item.ctrl_img, family)
-            except (ImageError, UserError) as error:
-                raise DataErrors([InputError(f"{key}.ctrl_img", str(error))]) from error
+            sample_inputs(key, item, family)
         return ImageData(scan, items, split, self.stream())

@@ -25,11 +25,10 @@ from extensions.from_scratch.latent_flow.family import (
 from extensions.from_scratch.latent_flow.model import LatentFlowModel
 from extensions.from_scratch.latent_flow.new import refuse_transformer
 from extensions.from_scratch.latent_flow.text import refuse_encoder
-from extensions.from_scratch.loss_balance import LossBalance
 from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels
 from extensions.from_scratch.plan import FlowPlanner, pixels_at_once
 from extensions.from_scratch.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
-from extensions.from_scratch.trainer import RolesTrainer, TrainedVae
+from extensions.from_scratch.trainer import LossBalance, RolesTrainer, TrainedVae
 from extensions.from_scratch.writers import FlowWriter
 from jobs.process.image_trainer import EncodedImages, Loader
 from jobs.process.trainer import Attached, Setup
@@ -48,8 +47,9 @@ from toolkit.networks.interface import Network
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.system.device import DTYPES, configure_cuda
+from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
-from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.callbacks.validation import Validation
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.interface import StepLosses, TrainStep
 from toolkit.train.loop import try_largest_batch
@@ -224,16 +224,20 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
             role.optimizer_step = step_in_backward(role, accumulates=self.section.micro_batches_per_step > 1)
         return role
 
-    def weights_writer(self, setup: Setup[ImageData], attached: FlowAttached, reporting: Reporting) -> PrepareNetwork:
+    def weights_writer(self, setup: Setup[ImageData], attached: FlowAttached) -> PrepareNetwork:
         return FlowWriter(self._start, attached.networks, self.section.save, attached.along).snapshot
 
     def validation(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Validation | None:
         validator = encoded.validator
-        return Validation(validator.losses, validator.identity) if validator else None
+        if validator is None:
+            return None
+        return Validation(encoded.validate, validator.identity, lambda: validator.by_image)
 
     def samples(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Samples | None:
         sampler = encoded.sampler
-        return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts]) if sampler else None
+        if sampler is None:
+            return None
+        return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts], drift=sampler.drift)
 
     # ------------------------------------------------------------ the loop
 

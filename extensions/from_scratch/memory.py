@@ -173,7 +173,9 @@ class _FlowStep(_VaeStep):
         found = {FLOW: self.transformer, **super().modules()}
         if self.section.trains_text() and self.encoder:
             found[TEXT_ENCODER] = self.encoder
-        return found | ({VAE: self.autoencoder.module} if self.section.sample else {})
+        validation = self.section.validation
+        decodes = self.section.sample or (validation and validation.edits)
+        return found | ({VAE: self.autoencoder.module} if decodes else {})
 
     def encoding(self, on_gpu: bool) -> int:
         """Bytes of a pass that encodes one image, beside the text encoder."""

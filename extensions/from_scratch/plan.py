@@ -16,10 +16,9 @@ from extensions.from_scratch.losses_config import too_short
 from extensions.from_scratch.roles_config import RolesSection
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.dataset import area_of, sides_of
-from toolkit.config.process import JobContext
 from toolkit.config.train import OptimizerConfig, TrainConfig
 from toolkit.data.image_data import ImageData
-from toolkit.data.run_plan import RunPlan, SaveSize
+from toolkit.data.run_plan import SaveSize
 from toolkit.data.types import BucketedSample, Size
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
@@ -41,25 +40,6 @@ FLOAT = 4
 """Bytes of a float32."""
 
 SectionT = TypeVar("SectionT", bound=RolesSection)
-
-
-class VaeTrainerSection(VaeTrainerConfig):
-    """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a folder."""
-
-    # Apart from its keys, which all that is planned here reads.
-    def plan(self, job: JobContext) -> RunPlan:
-        """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
-        return VaePlanner(self, job).dry_run()
-
-
-class FlowTrainerSection(FlowTrainerConfig):
-    """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from nothing or from its own earlier
-    result."""
-
-    # Apart from its keys, which all that is planned here reads.
-    def plan(self, job: JobContext) -> RunPlan:
-        """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
-        return FlowPlanner(self, job).dry_run()
 
 
 # ------------------------------------------------------------ memory
@@ -251,7 +231,7 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
             yield f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
             limit = f", at most {train.step_limit:,} optimizer steps" if train.step_limit else ""
             yield f"{train.epochs:,} epochs{limit}" if train.epochs else f"{train.steps:,} optimizer steps"
-            if stop := section.stop_when:
+            if (stop := section.stop_when) and stop.below is not None:
                 yield f"or until the mean of {stop.metric} is below {stop.below:g}"
             yield from self.describe_roles()
 

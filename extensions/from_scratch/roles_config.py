@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.losses_config import DISCRIMINATOR, DiscriminatorConfig, LossesConfig, discriminator_params
 from toolkit.config.findings import Diagnostic, below
 from toolkit.config.located import KeyPath
+from toolkit.config.process import JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
-from toolkit.data.image_data import ImageData
-from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.image_data import ImageData, open_stream
+from toolkit.data.run_plan import RunPlan
+from toolkit.registry import load_object
+
+if TYPE_CHECKING:
+    from toolkit.data.stream_dataset import StreamDataset
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,13 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
     """A training of several roles. `optimizers` has a field for each that there may be."""
 
     reads_streams = True
+
+    planner: ClassVar[str]
+    """Its `Planner`, as "module:Class"; it reads this section."""
+
+    def plan(self, job: JobContext) -> RunPlan:
+        """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
+        return load_object(self.planner)(self, job).dry_run()
 
     def roles(self) -> tuple[str, ...]:
         """What is trained."""
@@ -79,4 +91,4 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
 
     def stream(self) -> StreamDataset | None:
         """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
-        return StreamDataset.of(self, self.size_multiple())
+        return open_stream(self, self.size_multiple())

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from extensions.from_scratch.autoencoder_config import PART
-from extensions.from_scratch.autoencoder_writer import write_autoencoder
-from extensions.from_scratch.autoencoders import Autoencoder, make_autoencoder
+from extensions.from_scratch.autoencoders import make_autoencoder, write_autoencoder
 from extensions.from_scratch.flow_config import FlowModelConfig
 from extensions.from_scratch.joint import scale_by
 from extensions.from_scratch.latent_flow import new
@@ -51,7 +50,10 @@ def write_start(
             return
         text = model.text_encoder
         if model.new_vae:
-            _write_new_vae(made / PART, make_autoencoder(model.autoencoder(), seed, torch.device(device)), pictures)
+            autoencoder = make_autoencoder(model.autoencoder(), seed, torch.device(device))
+            (made / PART).mkdir()
+            weights = to_cpu_copies(autoencoder.module.state_dict(), "float32")
+            write_autoencoder(made / PART, weights, autoencoder.config() | scale_by(autoencoder, pictures))
         else:
             new.place_autoencoder(made, model.autoencoder().folder())
         if text.name_or_path:
@@ -66,23 +68,13 @@ def write_start(
     logger.info(f"wrote the model as it begins to {folder}")
 
 
-def _write_new_vae(part: Path, autoencoder: Autoencoder, pictures: Iterable[Picture]) -> None:
-    part.mkdir()
-    weights = to_cpu_copies(autoencoder.module.state_dict(), "float32")
-    write_autoencoder(part, weights, autoencoder.config() | scale_by(autoencoder, pictures))
-
-
-def copy_start(source: Path, folder: Path) -> None:
-    """Takes over the folder of the run whose state is resumed from in another place."""
-    with atomic_write_dir(folder, known_by=INDEX) as made:
-        place_parts(source, made, without=())
-
-
 def require_start(folder: Path, checkpoint: Path) -> None:
-    """Makes sure that the folder of a run that is resumed is there. Raises RunError where it is not."""
+    """Makes sure that the folder of a run that is resumed is there; that of a state in another place is taken over.
+    Raises RunError where it is not."""
     own = checkpoint.resolve().parents[1] / START
     if own != folder.resolve() and own.is_dir():
-        copy_start(own, folder)
+        with atomic_write_dir(folder, known_by=INDEX) as made:
+            place_parts(own, made, without=())
     elif fault := FAMILY.config_error(folder):
         remedy = "Restore the folder, or add --restart to move the old run aside and start anew."
         raise RunError(f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}")

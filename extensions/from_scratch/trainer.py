@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,17 @@ from extensions.from_scratch.autoencoder_step import (
     refuse_small_images,
     trained_parameters,
 )
-from extensions.from_scratch.autoencoder_writer import continue_discriminator
 from extensions.from_scratch.autoencoders import Autoencoder
-from extensions.from_scratch.discriminator import PatchDiscriminator
+from extensions.from_scratch.discriminator import PatchDiscriminator, continue_discriminator
 from extensions.from_scratch.joint import LatentScale
-from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE, LossesConfig
+from extensions.from_scratch.losses_config import (
+    ADVERSARIAL_WEIGHT,
+    DISCRIMINATOR,
+    LPIPS_METRIC,
+    PIXEL_METRICS,
+    VAE,
+    LossesConfig,
+)
 from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptual
 from extensions.from_scratch.plan import memory_advice
 from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
@@ -29,9 +36,12 @@ from jobs.process.trainer import Attached, Setup
 from toolkit.data.image_data import ImageData
 from toolkit.errors import RunError, UserError
 from toolkit.networks.save import to_cpu_copies
+from toolkit.train.interface import StepResult
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role
-from toolkit.train.run import Run
+from toolkit.train.run import Callback, Run
+
+logger = logging.getLogger(__name__)
 
 ModelT = TypeVar("ModelT")
 EncodedT = TypeVar("EncodedT")
@@ -133,3 +143,35 @@ class RolesTrainer(ImageTrainer[ModelT, EncodedT, AttachedT]):
             role.every = self.section.role_optimizer(name).every
             group.broadcast(list(role.parameters.values()))
         return roles
+
+
+TIMES = 20
+COMPARE_IMAGES = ("l1", "reconstruction", "mse", "lpips")
+"""Terms that may outweigh all others: they are what an autoencoder is for."""
+
+
+class LossBalance(Callback):
+    """Logs one warning per start, at the first step at which one term of an autoencoder's loss outweighs all others
+    together."""
+
+    def __init__(self, losses: LossesConfig) -> None:
+        self._losses: LossesConfig | None = losses
+
+    def on_metrics(self, run: Run, result: StepResult) -> None:
+        if self._losses is None:
+            return
+        losses, numbers = self._losses, result.extra_metrics
+        metrics = PIXEL_METRICS | {"lpips": LPIPS_METRIC, "adversarial": "loss_gen"}
+        weighted = {key: getattr(losses, key) * numbers[name] for key, name in metrics.items() if name in numbers}
+        if "adversarial" in weighted and ADVERSARIAL_WEIGHT in numbers:
+            weighted["adversarial"] = numbers[ADVERSARIAL_WEIGHT] * numbers["loss_gen"]
+        weighted["kl"] = numbers.get("loss_kl_weighted", 0.0)
+        sizes = {key: abs(value) for key, value in weighted.items()}
+        key = max(sizes, key=lambda key: sizes[key], default="")
+        others = sum(sizes.values()) - sizes.get(key, 0)
+        if key not in COMPARE_IMAGES and 0 < TIMES * others < sizes.get(key, 0):
+            logger.warning(
+                f"step {result.step}: losses.{key} ({getattr(losses, key):g}) counts {sizes[key] / others:.0f} "
+                "times as much as all other losses together, so the images are hardly compared. Lower it."
+            )
+            self._losses = None

@@ -25,9 +25,9 @@ from toolkit.config.field_types import PathOrList
 from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.train import RoleOptimizerConfig
+from toolkit.data.directory import ScanCache
 from toolkit.data.image_data import ImageData
 from toolkit.data.items import scan_items
-from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import split_validation
 
 
@@ -56,6 +56,8 @@ class VaeTrainerConfig(RolesSection):
     """`type: vae_trainer`: trains an autoencoder of images, from nothing or from a folder."""
 
     process_types: ClassVar[tuple[str, ...]] = ("vae_trainer",)
+
+    planner: ClassVar = "extensions.from_scratch.plan:VaePlanner"
 
     reads_captions: ClassVar = False
 
@@ -94,8 +96,9 @@ class VaeTrainerConfig(RolesSection):
             key, slots = dataset.references
             if slots:
                 yield Diagnostic(("datasets", index, key), "an autoencoder has no control images. Remove it.")
-        if self.validation and "timesteps" in self.validation.model_fields_set:
-            yield Diagnostic(("validation", "timesteps"), "not applicable to an autoencoder. Remove it.")
+        for key in ("timesteps", "edits"):
+            if self.validation and key in self.validation.model_fields_set:
+                yield Diagnostic(("validation", key), "not applicable to an autoencoder. Remove it.")
 
     def _check_model(self, job: JobContext) -> Iterable[Diagnostic]:
         model = self.model

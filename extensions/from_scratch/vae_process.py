@@ -13,31 +13,30 @@ from math import prod
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from extensions.from_scratch.autoencoder_step import evaluating
 from extensions.from_scratch.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
-from extensions.from_scratch.loss_balance import LossBalance
 from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
 from extensions.from_scratch.plan import VaePlanner
-from extensions.from_scratch.quality import psnr, ssim
-from extensions.from_scratch.trainer import RolesTrainer, TrainedVae
+from extensions.from_scratch.trainer import LossBalance, RolesTrainer, TrainedVae
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.writers import AutoencoderWriter
 from jobs.process.image_trainer import Loader
 from jobs.process.trainer import Attached, Setup
 from toolkit.config.dataset import LOSS
 from toolkit.data.cache import key_of
-from toolkit.data.file_hashes import file_digest
+from toolkit.data.fingerprint import file_digest
 from toolkit.data.image_data import ImageData
 from toolkit.data.images import ImageError, inspect_image
 from toolkit.data.items import bucket_for
 from toolkit.data.types import BucketedSample, Sample
 from toolkit.errors import UserError
-from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.models.from_config import refuse_arguments
 from toolkit.system.device import DTYPES
+from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
-from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.callbacks.validation import Validation
 from toolkit.train.callbacks.watchdog import memory_check
 from toolkit.train.loop import try_largest_batch
 from toolkit.train.run import Run
@@ -89,7 +88,7 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
     def attach(self, setup: Setup[ImageData], model: TrainedVae, encoded: TrainedVae) -> VaeAttached:
         return VaeAttached(self.vae_roles(setup, model), model)
 
-    def weights_writer(self, setup: Setup[ImageData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
+    def weights_writer(self, setup: Setup[ImageData], attached: VaeAttached) -> PrepareNetwork:
         pictures = Picture.some_of(setup.data.items, setup.data.stream, MEASURED_IMAGES)
         return AutoencoderWriter(attached.model, self.section.save, pictures).snapshot
 
@@ -98,19 +97,22 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
         if not items:
             return None
         autoencoder = attached.model.autoencoder
+        by_image: dict[str, list[float]] = {}
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
             found: list[tuple[float, float, float]] = []
+            by_image.clear()
             for item in items:
                 if should_stop():
                     return None
                 original, output = self._reconstruct(autoencoder, Picture.of(item))
                 found.append((float((output - original).abs().mean()), psnr(output, original), ssim(output, original)))
+                by_image.setdefault(file_digest(item.sample.image), []).append(found[-1][0])
             l1, mean_psnr, mean_ssim = (sum(values) / len(found) for values in zip(*found, strict=True))
             return {LOSS: l1, "validation/psnr": mean_psnr, "validation/ssim": mean_ssim}
 
         identity = key_of(images=[(file_digest(item.sample.image), str(item.crop)) for item in items])
-        return Validation(measure, identity)
+        return Validation(measure, identity, lambda: by_image)
 
     def samples(self, setup: Setup[ImageData], encoded: TrainedVae, attached: VaeAttached) -> Samples | None:
         settings = self.section.sample
@@ -158,8 +160,12 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
         step = model.step(section.losses, run.seed, DTYPES[section.train.dtype])
         run.callbacks = [*run.callbacks, LossBalance(section.losses)]
         if self.process_group.is_single_process and setup.plan.memory:
-            event = EventLog(self.save_root / EVENTS).add
-            run.callbacks = [*run.callbacks, *memory_check(partial(self._allocated, setup), setup.device, event)]
+            # Up to the end of the first step; of a resumed run with optimizer state.
+            allocated = setup.plan.memory.allocated
+            run.callbacks = [
+                *run.callbacks,
+                *memory_check(lambda resumed: allocated("training" if resumed else "first step"), setup.device),
+            ]
         data = setup.data
         loader: Loader[PixelBatch] = StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
         source, largest = self.batches(setup, run, loader, lambda item: prod(item.crop.bucket))
@@ -167,11 +173,43 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
             logger.info(line)
         self.run_loop(setup, run, source, step)
 
-    def _allocated(self, setup: Setup[ImageData], resumed: bool) -> int:
-        """Planned bytes of tensors up to the end of the first step; resumed: with optimizer state."""
-        assert setup.plan.memory
-        return setup.plan.memory.allocated("training" if resumed else "first step")
-
 
 MEASURED_IMAGES = 256
 """Training images whose latents are measured at each save."""
+
+
+# ------------------------------------------------------------ how near a reconstruction is to its image
+
+RANGE = 2.0
+"""From the least value of a pixel to the largest."""
+
+
+def psnr(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]; inf for equal ones."""
+    mse = (output_B3HW - target_B3HW).double().square().mean()
+    return float(10 * torch.log10(RANGE**2 / mse))
+
+
+def ssim(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
+    """Structural similarity, mean over pixels and channels; 1 for equal images.
+
+    Source: Wang et al., IEEE TIP 13 (4), 2004, eq. 13, with its 11 x 11 Gaussian window of standard deviation 1.5, only
+    where the window lies within the image; sides below 11 pixels take a window as large as the side.
+    """
+    side = min(11, *output_B3HW.shape[-2:])
+    distance = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    weights = torch.exp(-distance.square() / (2 * 1.5**2))
+    window = torch.outer(weights, weights) / weights.sum() ** 2
+    kernel = window.expand(3, 1, side, side)
+
+    def local_mean(image_B3HW: Tensor) -> Tensor:
+        return conv2d(image_B3HW, kernel, groups=3)
+
+    x, y = (image.detach().double().cpu() for image in (output_B3HW, target_B3HW))
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return float((luminance * structure).mean())

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from extensions.from_scratch.autoencoder_config import CONFIG
-from extensions.from_scratch.autoencoder_writer import write_autoencoder
+from extensions.from_scratch.autoencoders import write_autoencoder
 from extensions.from_scratch.flow_config import FLOW, TEXT_ENCODER
 from extensions.from_scratch.joint import scale_by
 from extensions.from_scratch.latent_flow.family import PIPELINE_CODE, PROJECTION

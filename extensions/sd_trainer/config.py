@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from extensions.sd_trainer.rules import findings
-from toolkit.config.dataset import LOSS, loss_at, noise_levels
+from toolkit.config.dataset import LOSS, loss_at, loss_in, noise_levels
 from toolkit.config.findings import Findings, error
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
@@ -73,9 +73,11 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         levels = noise_levels(self.validation.timesteps) if self.validation else ()
         limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
-        extra = (f"loss/{name}" for name in self.train.preservations())
+        few = ["few_step"] if self.train.few_step_loss else []
+        extra = (f"loss/{name}" for name in (*self.train.preservations(), *few))
         of_a_step = ("loss", "grad_norm", "lr", "t_mean", *extra, *scaled, *(f"max_norm/{name}" for name in limited))
-        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
+        ways = [loss_in(way.label) for way in self.deployments().values()] if levels else []
+        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels), *ways)
 
     def check(self, job: JobContext) -> Findings:
         """Combinations of keys of several subsections."""

@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
 
-from toolkit.config.model import ModelConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.image_data import ImageData
 from toolkit.data.types import BucketedSample, Size
-from toolkit.flow.noise_levels import cost_of, levels_of
+from toolkit.files.safetensors_io import tensor_sizes
+from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, StepWork, of_forward
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
@@ -56,15 +56,9 @@ class TrainableParams:
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)
 
     def state_bytes(self, train: TrainConfig) -> int:
-        """Bytes of a checkpoint: raw weights, EMA, optimizer state."""
-        per_weight = (2 if train.full_bf16 else 4) + 4 * train.ema_config.copies
+        """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA, optimizer state."""
+        per_weight = (2 if train.full_bf16 else 4) * (2 if train.few_step_loss else 1) + 4 * train.ema_config.copies
         return self.weights * per_weight + self.optimizer_bytes(train)
-
-
-def trainable_names(config: DiffusionSection) -> list[str]:
-    """The layers, or where the model itself is trained the modules, that `network` chooses from."""
-    family, folder = family_for(config.model), config.model.files_folder()
-    return list(family.modules(folder) if config.network.trains_model else family.linear_layers(folder))
 
 
 def count_trainable_params(config: DiffusionSection, processes: int = 1) -> TrainableParams:
@@ -84,7 +78,7 @@ def count_trainable_params(config: DiffusionSection, processes: int = 1) -> Trai
     layers = family.linear_layers(folder)
     chosen = select_target_modules(config.network, list(layers))
     group_of_layers(config.train.lr_groups, chosen)
-    shapes_of = partial(KINDS[config.network.type].layer_shapes, config.network)
+    shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))  # few sizes, many layers
     shapes = tuple(shape for name in chosen for shape in shapes_of(*layers[name]).values())
     return TrainableParams(tuple(chosen), shapes, sum(map(prod, shapes)))
 
@@ -115,12 +109,21 @@ STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 def step_shape(
     section: DiffusionSection, facts: ModelSizeInfo, trained: TrainableParams, tokens: int, on_card: bool
 ) -> StepShape:
-    """The step of one rank with `tokens` tokens in its largest batch. trained: `local_trainable_params(section)`."""
+    """The step of one rank with `tokens` tokens in its largest batch. trained: the parameters of that rank."""
     model, train = section.model, section.train
     number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
-    accumulates = micro_batches(train) > 1 or bool(train.preservations())  # each of these has a pass of its own
+    accumulates = share_of_rank(train)[1] > 1 or bool(train.preservations())  # each of these has a pass of its own
     fused = train.fused_backward_pass and not accumulates
-    int8 = _multiplies_in_int8(model, facts, on_card)
+    int8, copies = False, 0  # bytes per weight of a layer's dequantized copies while it is used: see `quantization.py`
+    if model.quantize and model.qtype == "int8":
+        wide_enough = not on_card and facts.width >= INT8_SIDE
+        int8 = wide_enough if model.int8_matmul == "auto" else model.int8_matmul
+    if model.quantize and not int8:
+        copies = 2 * number if train.dtype == "float16" else number
+        if QTYPE_BYTES[model.qtype] < 1:
+            copies = number + 1  # the codes, unpacked
+        elif model.qtype == "fp8_scaled":
+            copies = number + FLOAT
     return StepShape(
         tokens=tokens,
         width=facts.width,
@@ -130,7 +133,7 @@ def step_shape(
         units=facts.activation_units.get(section.network.type),
         dropout=bool(section.network.dropout),
         largest_layer=facts.largest_of_tokens,
-        dequantized_bytes=0 if int8 else _dequantized_bytes(model, train.dtype, number),
+        dequantized_bytes=copies,
         casts=0 if own == number or num_shards(train) > 1 else trained.weights * number // facts.blocks,
         int8_products=int8,
         gradients=own * (trained.largest if fused else trained.weights),
@@ -139,14 +142,10 @@ def step_shape(
 
 
 def optimizer_temp_bytes(train: TrainConfig, trained: TrainableParams) -> int:
-    """Bytes of float32 temporaries of an optimizer that steps one parameter after the other."""
+    """Bytes of float32 temporaries of an optimizer that steps one parameter after the other: with
+    `fused_backward_pass` during the backward pass."""
     in_place = train.optimizer in STEPS_IN_PLACE and not train.full_bf16
     return 0 if in_place else OPTIMIZER_TEMPS * FLOAT * trained.largest
-
-
-def copies_within_backward(train: TrainConfig, trained: TrainableParams) -> int:
-    """The part of `optimizer_temp_bytes` that is allocated during the backward pass."""
-    return optimizer_temp_bytes(train, trained) if train.fused_backward_pass else 0
 
 
 def num_shards(train: TrainConfig) -> int:
@@ -163,9 +162,11 @@ def unsharded_block_bytes(section: DiffusionSection, facts: ModelSizeInfo) -> tu
     return WHOLE_BLOCKS * block * number, block * (number + 2 * FLOAT) * section.network.trains_model
 
 
-def local_trainable_params(section: DiffusionSection) -> TrainableParams:
-    """The trainable parameters of one rank."""
-    return count_trainable_params(section, num_shards(section.train))
+def bytes_beside(section: DiffusionSection) -> int:
+    """Bytes of the LoRA files that are active beside the network, in the compute dtype; of those that are there."""
+    paths = {Path(file).expanduser() for file, _ in section.files_beside().values()}
+    weights = sum(sum(tensor_sizes(path).values()) for path in paths if path.is_file())
+    return weights * DTYPE_BYTES[section.train.dtype]
 
 
 def trained_bytes(section: DiffusionSection) -> int:
@@ -173,36 +174,11 @@ def trained_bytes(section: DiffusionSection) -> int:
     return DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
 
 
-def images_at_once(train: TrainConfig) -> int:
-    """Images of the largest micro-batch of one rank."""
-    return -(
-        -train.batch_size // splits_per_micro_batch(train.gradient_accumulation, read_distributed_env().world_size)
-    )
-
-
-def micro_batches(train: TrainConfig) -> int:
-    """Micro-batches of one rank per optimizer step."""
-    processes = read_distributed_env().world_size
-    pieces = min(splits_per_micro_batch(train.gradient_accumulation, processes), train.batch_size)
-    return -(-train.gradient_accumulation * pieces // processes)
-
-
-def _multiplies_in_int8(model: ModelConfig, facts: ModelSizeInfo, on_card: bool) -> bool:
-    if not model.quantize or model.qtype != "int8":
-        return False
-    wide_enough = not on_card and facts.width >= INT8_SIDE
-    return wide_enough if model.int8_matmul == "auto" else model.int8_matmul
-
-
-def _dequantized_bytes(model: ModelConfig, dtype: str, number: int) -> int:
-    """Bytes per weight of a quantized layer's dequantized copies while it is used: see `memory/quantization.py`."""
-    if not model.quantize:
-        return 0
-    if QTYPE_BYTES[model.qtype] < 1:
-        return number + 1  # the codes, unpacked
-    if model.qtype == "fp8_scaled":
-        return number + FLOAT
-    return 2 * number if dtype == "float16" else number
+def share_of_rank(train: TrainConfig) -> tuple[int, int]:
+    """Of one rank the images of its largest micro-batch, and its micro-batches per optimizer step."""
+    processes, count = read_distributed_env().world_size, train.gradient_accumulation
+    splits = splits_per_micro_batch(count, processes)
+    return -(-train.batch_size // splits), -(-count * min(splits, train.batch_size) // processes)
 
 
 def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup]) -> StepWork | None:
@@ -217,15 +193,12 @@ def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[
     level = train.checkpointing_level()
     sizes = BatchSizes(section, facts, groups)
     weights = 0 if trains_model else count_trainable_params(section).weights
-    total = sum(
-        group.uses
-        * of_forward(sizes.tokens(sizes.of_group(group)), facts.width, facts.blocks, weights).executed(
-            "full" if level == "auto" else level, trains_model
-        )
-        for group in trained
-    )
+    total = 0.0
+    for group in trained:
+        forward = of_forward(sizes.of_group(group).tokens, facts.width, facts.blocks, weights)
+        total += group.uses * forward.executed("full" if level == "auto" else level, trains_model)
     images = train.batch_size * train.gradient_accumulation / read_distributed_env().world_size
-    kernels = micro_batches(train) * facts.blocks * KERNELS_PER_BLOCK
+    kernels = share_of_rank(train)[1] * facts.blocks * KERNELS_PER_BLOCK
     return StepWork(images * total / sum(group.uses for group in trained), kernels)
 
 
@@ -296,6 +269,20 @@ class LargestBatch:
     levels: int = 1
     """Noise levels of each image."""
 
+    pixels_per_token: int = 1
+
+    @property
+    def prefix_and_target(self) -> tuple[int, int]:
+        """Tokens of text and references of an image, and of the image itself."""
+        references = self.references * self.reference_pixels // self.pixels_per_token
+        return references + self.text_tokens, self.pixels // self.pixels_per_token
+
+    @property
+    def tokens(self) -> int:
+        """In the transformer."""
+        prefix, target = self.prefix_and_target
+        return self.images * (prefix + self.levels * target)
+
 
 class BatchSizes:
     """Pixels and tokens of training batches and samples."""
@@ -304,31 +291,24 @@ class BatchSizes:
         self._section, self._facts, self._groups = section, facts, groups
         self._reference_area = section.model.model_kwargs.reference_area() if facts.scales_references else 0
 
-    def tokens(self, largest: LargestBatch) -> int:
-        """Tokens of a batch in the transformer."""
-        prefix, target = self.prefix_and_target(largest)
-        return largest.images * (prefix + largest.levels * target)
-
-    def prefix_and_target(self, largest: LargestBatch) -> tuple[int, int]:
-        """Tokens of text and references of an image, and of the image itself."""
-        side = self._facts.pixels_per_token
-        references = largest.references * largest.reference_pixels // side
-        return references + largest.text_tokens, largest.pixels // side
-
     def batch(self, most: int) -> LargestBatch:
         """The batch of one rank with the most tokens. most: images in a batch of one rank."""
         groups = [group for group in self._groups if not group.held_out]
         uses = Counter[Size]()
         for group in groups:
             uses[group.bucket] += group.uses
-        return max((self.of_group(group, min(most, uses[group.bucket])) for group in groups), key=self.tokens)
+        batches = [self.of_group(group, min(most, uses[group.bucket])) for group in groups]
+        return max(batches, key=lambda batch: batch.tokens)
 
     def samples(self) -> list[LargestBatch]:
-        """The sample images, generated one at a time; guidance is a second pass, not a larger one."""
-        if self._section.train.disable_sampling:
-            return []
-        pictures = self._section.sample_pictures()
-        return [self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt)) for item in pictures]
+        """The sample images and the edits of the validation, generated one at a time; guidance is a second pass, not a
+        larger one."""
+        section = self._section
+        pictures = [] if section.train.disable_sampling else section.sample_pictures()
+        samples = [self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt)) for item in pictures]
+        if section.validation is None or not section.validation.edits:
+            return samples
+        return samples + [self.of_group(group) for group in self._groups if group.held_out and group.references]
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
         """A batch of so many images of a group."""
@@ -336,20 +316,19 @@ class BatchSizes:
         if not self._facts.shares_prefix or group.held_out:
             return one
         asked = self._section.train.noise_levels_per_sample
-        return replace(one, levels=levels_of(asked, one.references, *self.prefix_and_target(one)))
+        return replace(one, levels=levels_of(asked, one.references, *one.prefix_and_target))
 
     def noise_levels(self) -> Iterator[tuple[int, int, float]]:
         """References, noise levels and their cost (`cost_of`) of what is trained on."""
         for group in self._groups:
             if not group.held_out:
                 one = self.of_group(group)
-                yield one.references, one.levels, cost_of(one.levels, *self.prefix_and_target(one))
+                yield one.references, one.levels, cost_of(one.levels, *one.prefix_and_target)
 
     def _image(self, images: int, pixels: int, references: int, letters: int) -> LargestBatch:
         """letters: characters of the caption, which has the template and the references around it."""
-        reference = self._reference_area or pixels
-        text = self._facts.text_tokens + self._facts.text_tokens_per_reference * references
-        text += ceil(letters / LETTERS_PER_TOKEN)
-        pixels_of_each = self._facts.encoder_token_pixels
-        encoder = references * reference // pixels_of_each if pixels_of_each else 0
-        return LargestBatch(images, pixels, references, reference if references else 0, text, encoder)
+        facts, reference = self._facts, self._reference_area or pixels
+        text = facts.text_tokens + facts.text_tokens_per_reference * references + ceil(letters / LETTERS_PER_TOKEN)
+        encoder = references * reference // facts.encoder_token_pixels if facts.encoder_token_pixels else 0
+        sides = facts.pixels_per_token
+        return LargestBatch(images, pixels, references, references and reference, text, encoder, 1, sides)

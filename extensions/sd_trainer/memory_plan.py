@@ -6,7 +6,7 @@ state), training and saving, sampling. With several ranks it is that of rank 0, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod, sqrt
@@ -16,12 +16,11 @@ from extensions.sd_trainer.memory_inputs import (
     FLOAT,
     BatchSizes,
     ItemGroup,
-    copies_within_backward,
+    bytes_beside,
     count_trainable_params,
-    images_at_once,
-    local_trainable_params,
     num_shards,
     optimizer_temp_bytes,
+    share_of_rank,
     step_shape,
     trained_bytes,
     unsharded_block_bytes,
@@ -122,15 +121,22 @@ class _Estimator:
         self.number, self.own = DTYPE_BYTES[self.train.dtype], DTYPE_BYTES[section.weights_dtype()]
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes, self.shards = read_distributed_env().world_size, num_shards(self.train)
+        self.trained_bytes = trained_bytes(section)
         self.whole_blocks = unsharded_block_bytes(section, self.facts)
-        self.local = local_trainable_params(section)
+        self.local = count_trainable_params(section, self.shards)
+        self.beside = bytes_beside(section)
         self.optimizer = self.local.optimizer_bytes(self.train)
         self.sizes = BatchSizes(section, self.facts, groups)
-        self.largest, self.samples = self.sizes.batch(images_at_once(self.train)), self.sizes.samples()
+        self.largest, self.samples = self.sizes.batch(share_of_rank(self.train)[0]), self.sizes.samples()
         self.is_streamed = any(group.streamed for group in groups)
+        # Whether the modulation cache is used: as `modulation_cache.check_modulation_frozen` decides.
+        kind = KINDS[self.network.type]
+        unfit = self.facts.modulation_layers if kind.needs_base or kind.trains_model else frozenset()
+        unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
+        self.has_table = table and self.shards == 1 and not unfit & set(self.local.layers)
         # Of the model: bytes of its blocks, of the modulation layers that the cache replaces, and of a block at rest.
         self.blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.own)
-        self.modulation = self.facts.stored(self.facts.tabulated_weights, self.qtype, self.own) * self._has_table()
+        self.modulation = self.facts.stored(self.facts.tabulated_weights, self.qtype, self.own) * self.has_table
         self.modulation_layer = int(self.modulation // (TABULATED_LAYERS * self.facts.blocks))
         self.block_at_rest = (self.blocks - self.modulation) // self.facts.blocks
         # Of the encoders, and whether they are off the GPU while they are not used.
@@ -138,6 +144,13 @@ class _Estimator:
         per_linear = self.facts.bytes_per_weight[self.model.qtype_te] if self.model.quantize_te else self.number
         self.text = self.facts.text.stored(per_linear, self.number)
         self.vae = self.facts.vae.stored(self.number, self.number)
+        # Those that stay, on the device and in the main memory: the VAE for samples, the text encoder for shuffled
+        # captions, which are encoded at each use; both for a stream.
+        self.encoders: tuple[Bytes, Bytes] = {}, {}
+        if self.samples or self.is_streamed:
+            self.encoders[self.low_vram]["VAE"] = self.vae
+        if any(group.shuffled for group in groups):
+            self.encoders[self.low_vram or self.text_on_host]["text encoder"] = self.text
 
     def plan(self) -> MemoryEstimate:
         rows = LOOKAHEAD_BATCHES * self.train.batch_size
@@ -149,13 +162,16 @@ class _Estimator:
         ]
         if self.samples:
             phases.append(self._phase("sampling", *self._sampling(max(rows, MOST_ROWS))))
-        return MemoryEstimate(tuple(phases), self.on_gpu, tuple(self._notes()), self.wants_table)
-
-    def _notes(self) -> Iterator[str]:
+        notes = []
         if self.processes > 1:
-            yield f"of each of {self.processes} processes: the main memory of one machine is needed once for each"
+            notes.append(
+                f"of each of {self.processes} processes: the main memory of one machine is needed once for each"
+            )
         if self.train.compile.enabled is True:
-            yield "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
+            notes.append(
+                "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
+            )
+        return MemoryEstimate(tuple(phases), self.on_gpu, tuple(notes), self.wants_table)
 
     def _phase(self, name: str, device: Bytes, host: Bytes) -> Phase:
         if self.on_gpu:
@@ -192,14 +208,18 @@ class _Estimator:
     def _loading(self) -> tuple[Bytes, Bytes]:
         """At the last block, which is in its original precision until it is quantized or sharded."""
         device, host = self._model(buffers=0)
-        encoders, waiting = self._encoders_that_stay()
+        encoders, waiting = self.encoders
         block: Bytes = {}
         if self.qtype:
             weights = self.facts.linear_params // self.facts.blocks + QUANTIZING_COPIES * self.facts.largest_layer
             not_there_yet = self.block_at_rest + self.facts.other_params * self.own
             block = {"one block, quantized": weights * self.own - not_there_yet}
         if not self.on_gpu:  # the pages of the file count as this process's until it is closed
-            host["model file"] = _bytes_of_files(self.folder / self.family.trained_part)
+            folder = self.folder / self.family.trained_part
+            try:
+                host["model file"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            except OSError as error:
+                raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
         if self.low_vram:
             return device | encoders, host | waiting | block
         return device | encoders | block, host | waiting
@@ -210,14 +230,19 @@ class _Estimator:
         optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache. saves: whether
         copies of weights and state are written meanwhile.
         """
-        shape = step_shape(self.section, self.facts, self.local, self.sizes.tokens(self.largest), self.on_gpu)
+        shape = step_shape(self.section, self.facts, self.local, self.largest.tokens, self.on_gpu)
         activations, gradients = step_peak(shape, self.level, self.gaps)
-        after = max(self._all_reduce_bytes(), optimizer_temp_bytes(self.train, self.local))
+        reduced = 0  # bytes of a gradient bucket during all-reduce
+        if self.processes > 1:
+            reduced = min(BUCKET_BYTES + FLOAT * self.local.largest, FLOAT * self.local.weights)
+            reduced *= 1 if self.trained_bytes == FLOAT else 2
+        temporaries = optimizer_temp_bytes(self.train, self.local)
+        after = max(reduced, temporaries)
         work: Bytes = {
             **self._with_gaps(activations),
             "gradients": gradients,
             "gradients of a block": self.whole_blocks[1],
-            "optimizer temporaries": copies_within_backward(self.train, self.local),
+            "optimizer temporaries": temporaries * self.train.fused_backward_pass,
         }
         if sum(work.values()) < shape.gradients + after + self.optimizer - optimizer:
             work = {"gradients": shape.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
@@ -236,8 +261,13 @@ class _Estimator:
             return 0  # at the end alone, when a step's memory is free again
         whole = self.local if self.shards == 1 else count_trainable_params(self.section)
         files = 1 + ("raw" in save.also and bool(train.ema_config.copies))
-        file = 0 if save.mem_eff_save else files * whole.written * DTYPE_BYTES[save.dtype]
-        return file + (0 if save.states == "never" else whole.state_bytes(train))
+        file, state = files * whole.written * DTYPE_BYTES[save.dtype], whole.state_bytes(train)
+        is_sharded = self.shards > 1 and self.section.network.trains_model
+        if save.mem_eff_save or (is_sharded and self.section.saves_folders):
+            file = 0
+        if is_sharded or save.states == "never":
+            state = 0  # a sharded one is written row by row; what is around the blocks is little
+        return file + state
 
     def _encoding_ahead(self) -> tuple[Bytes, Bytes]:
         """What encoding the next samples of a stream takes while a step is computed."""
@@ -253,12 +283,9 @@ class _Estimator:
 
     def _sampling(self, rows: int) -> tuple[Bytes, Bytes]:
         """Forward passes without gradients with the eval weights, then the decoder."""
-        shapes = [
-            step_shape(self.section, self.facts, self.local, self.sizes.tokens(image), self.on_gpu)
-            for image in self.samples
-        ]
+        shapes = [step_shape(self.section, self.facts, self.local, one.tokens, self.on_gpu) for one in self.samples]
         decoding = max(image.pixels for image in self.samples) * self.facts.decode_numbers * self.number
-        raw = self.local.weights * trained_bytes(self.section) * self.train.ema_config.use_ema
+        raw = self.local.weights * self.trained_bytes * self.train.ema_config.use_ema
         device, host = self._at_rest(self.optimizer, rows)
         return {
             **device,
@@ -275,16 +302,23 @@ class _Estimator:
     def _at_rest(self, optimizer: int, rows: int) -> tuple[Bytes, Bytes]:
         """Usage between two steps. optimizer: bytes of its state. rows: of the modulation cache."""
         device, host = self._model()
-        encoders, waiting = self._encoders_that_stay()
+        encoders, waiting = self.encoders
         buffers = SWAP_BUFFERS * self.modulation_layer if self.on_gpu else 0
         table = rows * self.facts.row_numbers * self.number + buffers
         own = {
-            "modulation table": table if self._has_table() else 0,
+            "modulation table": table if self.has_table else 0,
             f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.local.weights,
+            "LoRA files beside it": self.beside,
+            # The teacher, and the weights while it is swapped in.
+            "teacher of the few-step loss": 2 * FLOAT * self.local.weights * bool(self.train.few_step_loss),
             "optimizer": optimizer,
-            "average": FLOAT * self.local.weights * self.train.ema_config.copies,
         }
-        return device | own | encoders, host | waiting
+        average = FLOAT * self.local.weights * self.train.ema_config.copies
+        swapped = 0  # that of swapped blocks is made where their weights are
+        if self.network.trains_model and self.model.blocks_to_swap and self.on_gpu:
+            of_blocks = FLOAT * self.facts.linear_params * self.train.ema_config.copies
+            swapped = min(average, of_blocks * self.model.blocks_to_swap // self.facts.blocks)
+        return device | own | encoders | {"average": average - swapped}, host | waiting | {"average": swapped}
 
     def _model(self, buffers: int = SWAP_BUFFERS) -> tuple[Bytes, Bytes]:
         """The weights of the transformer. buffers: device buffers for swapped blocks."""
@@ -308,40 +342,6 @@ class _Estimator:
             "weights of the table": TABULATED_LAYERS * facts.blocks * pinned(self.modulation_layer),
             "swapped blocks": waiting * pinned(self.block_at_rest),
         }
-
-    def _encoders_that_stay(self) -> tuple[Bytes, Bytes]:
-        """The VAE for samples, the text encoder for shuffled captions, which are encoded at each use; both for a
-        stream."""
-        places: tuple[Bytes, Bytes] = {}, {}
-        if self.samples or self.is_streamed:
-            places[self.low_vram]["VAE"] = self.vae
-        if any(group.shuffled for group in self.groups):
-            places[self.low_vram or self.text_on_host]["text encoder"] = self.text
-        return places
-
-    def _all_reduce_bytes(self) -> int:
-        """Bytes of a gradient bucket during all-reduce."""
-        if self.processes == 1:
-            return 0
-        bucket = min(BUCKET_BYTES + FLOAT * self.local.largest, FLOAT * self.local.weights)
-        return bucket if trained_bytes(self.section) == FLOAT else 2 * bucket
-
-    def _has_table(self) -> bool:
-        """Whether the modulation cache is used: as `modulation_cache.check_modulation_frozen` decides."""
-        if not self.wants_table or self.shards > 1:
-            return False
-        kind = KINDS[self.network.type]
-        unfit = self.facts.modulation_layers if kind.needs_base or kind.trains_model else frozenset()
-        unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
-        return not unfit & set(self.local.layers)
-
-
-def _bytes_of_files(folder: Path) -> int:
-    """The size of a part's weight files. Raises RunError when the folder cannot be read."""
-    try:
-        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
 def _positive(parts: Mapping[str, float]) -> dict[str, int]:

@@ -19,7 +19,6 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.data.run_plan import RunPlan
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
-from toolkit.train.interface import TrainState
 from toolkit.version import NAME, VERSION
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
@@ -45,7 +44,7 @@ def job_metadata(
     plan: RunPlan | None = None,
 ) -> dict[str, str]:
     """What the headers of all files of a run have in common: the user's own keys first, ours after. Empty with
-    `save.no_metadata`. `with_progress` fills in the rest.
+    `save.no_metadata`. `LoraWriter.metadata_at` adds the step.
 
     meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the datasets.
     """
@@ -58,21 +57,30 @@ def job_metadata(
         of_kind = {"full_bf16": section.train.full_bf16}
     elif network.type == "lokr":
         of_kind["lokr_factor"] = network.factor
-    base_loras = [
-        {
-            "file": _last_part(section.as_written(lora.path, "model", "base_loras", index, "path")),
-            "multiplier": lora.multiplier,
-        }
-        for index, lora in enumerate(model.base_loras)
-    ]
-    written_recovery = section.as_written(recovery or "", "model", "accuracy_recovery_adapter")
+
+    def named(file: str, *place: str | int) -> str:
+        return _last_part(section.as_written(file, *place))
+
+    used: dict[str, Any] = {}
+    if recovery:
+        used["accuracy_recovery_adapter"] = named(recovery, "model", "accuracy_recovery_adapter")
+    if model.base_loras:
+        used["base_loras"] = [
+            {"file": named(lora.path, "model", "base_loras", index, "path"), "multiplier": lora.multiplier}
+            for index, lora in enumerate(model.base_loras)
+        ]
+    if beside := section.train.assistant:
+        file = named(beside.path, "train", "assistant", "path")
+        used["assistant"] = {"file": file, "multiplier": beside.multiplier}
+    if few := section.train.few_step_loss:
+        file = named(few.lora, "train", "few_step_loss", "lora")
+        used["few_step_loss"] = {"file": file, **few.model_dump(mode="json", exclude={"lora"})}
     kohya = _training(section, meta, name, steps, seed, optimizer) | (_datasets(plan, section) if plan else {})
     ours = {
         "training_info": {},
         "software": {"name": NAME, "version": VERSION},
         "base_model": _base_model(section),
-        **({"accuracy_recovery_adapter": _last_part(written_recovery)} if recovery else {}),
-        **({"base_loras": base_loras} if base_loras else {}),
+        **used,
         "network_type": network.type,
         **of_kind,
         "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
@@ -80,14 +88,8 @@ def job_metadata(
         **{f"ss_{key}": value if isinstance(value, dict | list) else str(value) for key, value in kohya.items()},
         **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name).items()},
     }
-    return {key: _text(value) for key, value in redact_json({**meta, **ours}, by_key=True).items()}
-
-
-def with_progress(metadata: Mapping[str, str], state: TrainState) -> dict[str, str]:
-    """The `job_metadata` of a run with the step and the completed epochs of its state."""
-    step, epoch = state.step, state.epochs_done
-    progress = {"training_info": _text({"step": step, "epoch": epoch}), "ss_steps": str(step), "ss_epoch": str(epoch)}
-    return {**metadata, **progress} if metadata else {}
+    said = redact_json({**meta, **ours}, by_key=True)  # headers of safetensors hold strings only
+    return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in said.items()}
 
 
 def network_module(kind: str) -> str:
@@ -209,8 +211,3 @@ def _base_model(section: DiffusionSection) -> str:
 
 def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def _text(value: object) -> str:
-    """Safetensors headers hold strings only."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

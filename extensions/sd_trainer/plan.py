@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from textwrap import shorten
 
 from extensions.sd_trainer.memory_inputs import (
@@ -11,24 +12,21 @@ from extensions.sd_trainer.memory_inputs import (
     count_trainable_params,
     groups_of,
     step_work,
-    trainable_names,
 )
 from extensions.sd_trainer.memory_plan import advice, plan_memory
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
+from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
-from toolkit.data.image_data import ImageData
-from toolkit.data.images import ImageError
-from toolkit.data.items import readable_references, too_large
+from toolkit.data.image_data import ImageData, open_stream
+from toolkit.data.items import sample_inputs, too_large
 from toolkit.data.run_plan import SaveSize
-from toolkit.data.scan_cache import ScanCache
-from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.files.writing import readable_size
-from toolkit.flow import noise_levels
+from toolkit.flow.settings import describe_levels
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.flops import StepWork
 from toolkit.models.families import ModelFamily, family_for, title_of, unknown_family, yet_to_come
@@ -63,23 +61,17 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def scan(self) -> ImageData:
         cache = ScanCache.beside(self.section.training_folder)
-        data = ImageData(
-            *scan_and_split(self.section, self.family, cache), StreamDataset.of(self.section, self.family.size_multiple)
-        )
-        self._refuse_prompts()
-        return data
-
-    def _refuse_prompts(self) -> None:
-        """Raises DataErrors naming every sample prompt with too many control images, or one that cannot be used, or
-        that is too long for the model, where that can be checked already."""
-        family, section, mistakes = self.family, self.section, []
+        family, section, mistakes = self.family, self.section, list[InputError]()
+        data = ImageData(*scan_and_split(section, family, cache), open_stream(section, family.size_multiple))
+        # Sample prompts with too many control images, or one that cannot be used, or that are too long for the model,
+        # where that can be checked already.
         for name, sample in (("sample", section.sample), ("first_sample", section.first_sample)):
             for index, item in enumerate(sample.sample_items() if sample else ()):
                 place, size = f"{name}.samples[{index}]", Size(item.width, item.height)
                 try:
-                    references = readable_references(item.ctrl_img, family)
-                except (ImageError, UserError) as error:
-                    mistakes.append(InputError(f"{place}.ctrl_img", str(error)))
+                    references = sample_inputs(place, item, family)
+                except DataErrors as error:
+                    mistakes += error.errors
                     continue
                 if reason := too_large(family.drawable(size), family):
                     mistakes.append(InputError(place, reason))
@@ -89,6 +81,7 @@ class SdPlanner(Planner[DiffusionSection]):
                         mistakes.append(InputError(f"{place}.{key}", f"has {message}"))
         if mistakes:
             raise DataErrors(mistakes)
+        return data
 
     def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
         has_references = any(sample.control_images for sample in data.scan.samples)
@@ -118,7 +111,9 @@ class SdPlanner(Planner[DiffusionSection]):
         section, size = self.section, self.save_size()
         trained, network, quantized = count_trainable_params(section), section.network, section.model.quantize
         yield from super().describe_memory(data, memory)
-        yield from unused_choices(network, trainable_names(section))
+        folder = section.model.files_folder()
+        names = self.family.modules(folder) if network.trains_model else self.family.linear_layers(folder)
+        yield from unused_choices(network, list(names))
         yield (
             f"{network.type} {network.size()} on {len(trained.layers)} layers: "
             f"{trained.weights:,} trainable parameters; each {'folder' if section.saves_folders else 'file'} "
@@ -132,55 +127,40 @@ class SdPlanner(Planner[DiffusionSection]):
         """What is done with the model and with the images, where a user may not expect it."""
         yield from yet_to_come(self.section.model, self.job)
         yield from data_parallel_notes(self.section.train)
-        yield from self._references(data)
-        yield from self._cut_texts(data)
-        yield from self._noise_levels(data)
-        yield from self._stream()
-        yield from self._sizes()
-        yield from self._quantization()
-        yield from self._preservations()
-        yield from self._excess_rank()
+        yield from self._inputs(data)
+        yield from self._passes(data)
+        yield from self._weights()
+        yield from self._adapter()
 
-    def _references(self, data: ImageData) -> Iterator[str]:
-        """Warnings of images and prompts with fewer references than the model was published with."""
+    def _inputs(self, data: ImageData) -> Iterator[str]:
+        """Warnings of images and prompts with fewer references than the model was published with, and of captions and
+        prompts whose end it does not get."""
         least, title = self.family.min_references, title_of(self.section.model, self.family)
         images = sum(len(sample.control_images) < least for sample in data.scan.samples)
-        prompts = sum(len(picture.ctrl_img) < least for picture in self.section.sample_pictures())
-        for count, what, key in ((images, "image", "control_path"), (prompts, "sample prompt", "ctrl_img")):
+        samples = sum(len(picture.ctrl_img) < least for picture in self.section.sample_pictures())
+        for count, what, key in ((images, "image", "control_path"), (samples, "sample prompt", "ctrl_img")):
             if count:
                 has = f"{what}s have" if count > 1 else f"{what} has"
                 yield f"warning: {count:,} {has} no reference image, and {title} is made to edit one. Give {key}."
-
-    def _cut_texts(self, data: ImageData) -> Iterator[str]:
-        """Warnings of captions and sample prompts whose end the model does not get."""
         captions = [(f"{sample.image}: its caption has", sample.caption) for sample in data.scan.samples]
         prompts = [(f"sample: {shorten(one.prompt, 40)!r} has", one.prompt) for one in self.section.sample_pictures()]
         for texts in (captions, prompts):
-            notes = [f"{where} {note}" for where, text in texts if (note := self._cut(text))]
-            if notes:
+            found = ((where, self.family.prompt_note(self.section.model, text)) for where, text in texts)
+            if notes := [f"{where} {note}" for where, note in found if note]:
                 yield f"warning: {notes[0]}" + (f" So have {len(notes) - 1} more." if len(notes) > 1 else "")
 
-    def _cut(self, text: str) -> str | None:
-        return self.family.prompt_note(self.section.model, text)
-
-    def _noise_levels(self, data: ImageData) -> Iterator[str]:
-        """What several noise levels in one pass save."""
+    def _passes(self, data: ImageData) -> Iterator[str]:
+        """What several noise levels in one pass save; when a stream is encoded, and what is kept of it; what was
+        understood of a `resolution` that is more than one number."""
         if self.family.shares_prefix and self.section.train.noise_levels_per_sample != 1:
             facts = self.family.footprint(self.section.model.files_folder())
-            sizes = BatchSizes(self.section, facts, groups_of(self.section, data))
-            yield noise_levels.describe(list(sizes.noise_levels()))
-
-    def _stream(self) -> Iterator[str]:
-        """That a stream is encoded during training, and what is kept of it."""
-        if not (stream := self.section.streamed):
-            return
-        kept = ["latents"] if stream.cache_latents_to_disk else []
-        kept += ["text embeddings"] if self.section.requested_text_cache(stream) else []
-        where = f"; {' and '.join(kept)} are kept on the disk" if kept else ", at each use anew"
-        yield f"images and captions are encoded as they come{where}; VAE and text encoder stay loaded"
-
-    def _sizes(self) -> Iterator[str]:
-        """What was understood of a `resolution` that is more than one number."""
+            batches = BatchSizes(self.section, facts, groups_of(self.section, data))
+            yield describe_levels(list(batches.noise_levels()))
+        if stream := self.section.streamed:
+            kept = ["latents"] if stream.cache_latents_to_disk else []
+            kept += ["text embeddings"] if self.section.requested_text_cache(stream) else []
+            where = f"; {' and '.join(kept)} are kept on the disk" if kept else ", at each use anew"
+            yield f"images and captions are encoded as they come{where}; VAE and text encoder stay loaded"
         multiple = self.family.size_multiple
         for dataset in self.section.datasets:
             if len(dataset.resolution) == 1 and isinstance(dataset.resolution[0], int):
@@ -194,8 +174,22 @@ class SdPlanner(Planner[DiffusionSection]):
             )
             yield f"resolution of {dataset.place}: {'; '.join(sizes)}"
 
-    def _quantization(self) -> Iterator[str]:
-        """The LoRAs that are merged into the model, and what quantization costs."""
+    def _weights(self) -> Iterator[str]:
+        """The LoRA files that are active beside the network at times, those that are merged into the model, and what
+        quantization costs."""
+        if used := self.section.train.assistant:
+            name = Path(used.path).name
+            yield f"train.assistant: {name} times {used.multiplier:g} is on in training, off in samples and validation"
+        if few := self.section.train.few_step_loss:
+            since = f"after {few.start:.0%} of the steps, " if few.start else ""
+            what = f"{few.share:.0%} of the micro-batches with {Path(few.lora).name}, at its {few.steps} noise levels"
+            what += f"; the target is what the LoRA alone changes in {few.teacher_steps} steps for each of them"
+            yield f"train.few_step_loss: {since}{what}"
+        for way in self.section.deployments().values():
+            yield (
+                f"samples also in {way.steps} steps at CFG {way.cfg:g} with {Path(way.lora).name} ({way.label}); "
+                "the survival score needs each image once without the network too"
+            )
         model = self.section.model
         for lora in model.base_loras:
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
@@ -213,8 +207,9 @@ class SdPlanner(Planner[DiffusionSection]):
             lost = f"{model.qtype}: each weight is off by {100 * QTYPE_ERRORS[model.qtype]:.2g} %"
             yield f"{lost}; an accuracy-recovery adapter for {model.qtype} ('{model.qtype}|file') corrects it"
 
-    def _preservations(self) -> Iterator[str]:
-        """What is held of the base model, and what that costs."""
+    def _adapter(self) -> Iterator[str]:
+        """What is held of the base model, and what that costs; a warning where the rank is above that of whole
+        weights."""
         train = self.section.train
         texts = {
             "diff_output_preservation": (
@@ -226,9 +221,6 @@ class SdPlanner(Planner[DiffusionSection]):
             yield f"{name}: keeps the model's prediction for {texts[name]} unchanged (weight {factor:g})"
         if count := len(train.preservations()):
             yield f"that takes {2 * count} more predictions per micro-batch, {count} of them with a backward pass"
-
-    def _excess_rank(self) -> Iterator[str]:
-        """A warning where the rank of a LoRA is above that of whole weights."""
         network = self.section.network
         if not KINDS[network.type].up_names:  # of other kinds the rank is not that of a product of two matrices
             return

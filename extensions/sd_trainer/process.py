@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -22,11 +24,13 @@ from extensions.sd_trainer.setup import (
     build_roles,
     choose_checkpointing_level,
     choose_w8a8_layers,
+    load_files_beside,
     load_pretrained_lora,
 )
-from extensions.sd_trainer.writers import ExtractedLoraWriter, LoraWriter, ModelFolderWriter, SingleFileWriter
+from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
 from jobs.process.image_trainer import EncodedImages, ImageTrainer
 from jobs.process.trainer import Attached, Setup
+from toolkit.config.dataset import LOSS, loss_in
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.image_data import ImageData
@@ -34,49 +38,67 @@ from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
-from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
 from toolkit.memory.estimate import Machine, MemoryEstimate
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.memory.oom_hints import memory_advice
-from toolkit.models.families import model_bytes
+from toolkit.models.families import family_for, model_bytes
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import base_hashes, checked_family
-from toolkit.networks.adapter import LinearAdapterNetwork
+from toolkit.networks.applied import Changes, NamedAdapters
 from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.system.device import DTYPES, check_device, configure_cuda
 from toolkit.train.base_model import load_base_model
+from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
-from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.callbacks.validation import Validation
 from toolkit.train.callbacks.watchdog import memory_check
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
-from toolkit.train.flow_step import NETWORK, FlowMatchingStep
+from toolkit.train.few_step import NEGATIVE, FewStepMixture, Teacher
+from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import try_largest_batch
-from toolkit.train.prior_preservation import PriorPreservation
 from toolkit.train.resumption import ResumePlan
 from toolkit.train.run import Run
+from toolkit.train.survival import SurvivalScores
 
 logger = logging.getLogger(__name__)
+
+ASSISTANT = "train.assistant"
+"""Key of the file that is active in training."""
+
+FEW_STEP_LOSS = "train.few_step_loss"
+"""Key of the file that is active in the micro-batches of `FewStepMixture`, instead of the assistant."""
 
 
 @dataclass(frozen=True)
 class SdModel:
-    """The model, whose parts are loaded on first use, and the pretrained weights of the network, if any."""
+    """The model, whose parts are loaded on first use, the pretrained weights of the network, if any, and the files
+    beside it (`load_files_beside`)."""
 
     model: DiffusionModel
     start: dict[str, LayerDelta] | None
+    files: dict[str, tuple[Changes, float]]
 
 
 @dataclass(frozen=True)
 class SdAttached(Attached):
-    """The network on the model, and the runner of its blocks."""
+    """The network on the model, the LoRA files beside it, and the runner of the blocks."""
 
     network: Network
+    beside: NamedAdapters
     block_runner: BlockRunner
+    teacher: Teacher | None
+    """Of `train.few_step_loss`."""
+
+    @contextmanager
+    def deployed(self, file: str = "") -> Iterator[None]:
+        """Inside the block the model is as it will be used: no dropout, no assistant, with this file beside it."""
+        with self.network.inference(), self.beside.using(file):
+            yield
 
 
 class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
@@ -103,8 +125,14 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         checked_family(self.section.model)
         super().refuse(data, plan)
 
+    def refuse_parts(self, data: ImageData) -> None:
+        load_files_beside(self.section)
+
     def check_base(self, resumption: ResumePlan) -> None:
-        resumption.check_base(self.process_group.run_on_rank0_and_broadcast(partial(base_hashes, self.section.model)))
+        hashes = base_hashes(self.section.model)
+        # Each machine may have a copy of its own.
+        self.process_group.assert_equal_across_ranks({f"the model's {part}": hashes[part][:12] for part in hashes})
+        resumption.check_base(hashes)
 
     # ------------------------------------------------------------ model and data
 
@@ -113,13 +141,14 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         self.check_base(setup.resumption)
         start = None if setup.resumption.state else load_pretrained_lora(section)
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
+        files = load_files_beside(section)
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         dtype, sharing = DTYPES[train.dtype], None
         if self._is_sharded:
             sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
         settings, weights = self._as_planned(setup.plan).model, DTYPES[section.weights_dtype()]
         model = load_base_model(settings, device, dtype, weights, sharing, section.training_folder)
-        return SdModel(model, start)
+        return SdModel(model, start, files)
 
     def _as_planned(self, plan: RunPlan) -> SdTrainerConfig:
         """The section with the modulation table that `auto` became in the plan."""
@@ -135,31 +164,34 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
 
     def encode(self, setup: Setup[ImageData], model: SdModel) -> EncodedImages:
         predict = leading(model.model, self.process_group) if self._is_sharded else None
-        return self.encode_images(setup, model.model, self.extra_prompts, predict)
+        pictures = self.section.all_pictures()
+        return self.encode_images(setup, model.model, self.extra_prompts, predict, pictures=pictures)
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 
     def attach(self, setup: Setup[ImageData], model: SdModel, encoded: EncodedImages) -> SdAttached:
         diffusion_model = model.model
         network = attach_network(self.section, diffusion_model, setup.seed, model.start)
+        dtype = DTYPES[self.section.train.dtype]
+        beside = NamedAdapters(diffusion_model.network_module, model.files, setup.device, dtype)
+        model.files.clear()  # the layers have what they need of them
+        beside.activate(ASSISTANT if self.section.train.assistant else "")
         if self._is_sharded:
             enable_forward_prefetch(diffusion_model.blocks())
         block_runner = build_block_runner(self.section, diffusion_model, setup.device)
         sharded = network.sharded_params()
         self.process_group.broadcast([p for name, p in network.parameters().items() if name not in sharded])
-        roles = build_roles(self.section, network, setup.plan.optimizer_steps, setup.seed, self.process_group)
-        return SdAttached(roles, network, block_runner)
+        steps, few = setup.plan.optimizer_steps, self.section.train.few_step_loss
+        roles = build_roles(self.section, network, steps, setup.seed, self.process_group)
+        teacher = Teacher(roles[NETWORK], math.ceil(few.start * steps)) if few else None
+        return SdAttached(roles, network, beside, block_runner, teacher)
 
-    def weights_writer(self, setup: Setup[ImageData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
+    def weights_writer(self, setup: Setup[ImageData], attached: SdAttached) -> PrepareNetwork:
         in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
         kind = ModelFolderWriter if self.saves_folders else in_one
         optimizer, steps = attached.roles[NETWORK].optimizer, setup.plan.optimizer_steps
         metadata = job_metadata(self.section, self.meta, self.name, steps, setup.seed, optimizer, setup.plan)
-        writer = kind(attached.network, self.section, metadata)
-        if "merged_lora" not in self.section.save.also:
-            return writer.snapshot
-        assert isinstance(attached.network, LinearAdapterNetwork)  # true of all kinds that `merged_lora` is valid for
-        return ExtractedLoraWriter(writer, attached.network, self.section.save, reporting.event).snapshot
+        return kind(attached.network, self.section, metadata).snapshot
 
     def validation(self, setup: Setup[ImageData], encoded: EncodedImages, attached: SdAttached) -> Validation | None:
         validator = encoded.validator
@@ -167,10 +199,19 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             return None
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
-            with attached.network.inference():
-                return validator.losses(should_stop)
+            of_others: dict[str, float] = {}
+            # First: the losses of each image are those of the last pass.
+            for key, way in self.section.deployments().items():
+                with attached.deployed(key):
+                    others = validator.losses(should_stop)
+                if others is None:
+                    return None
+                of_others[loss_in(way.label)] = others[LOSS]
+            with attached.deployed():
+                losses = encoded.validate(should_stop)
+            return None if losses is None else losses | of_others
 
-        return Validation(measure, validator.identity)
+        return Validation(measure, validator.identity, lambda: validator.by_image)
 
     def samples(self, setup: Setup[ImageData], encoded: EncodedImages, attached: SdAttached) -> Samples | None:
         sampler = encoded.sampler
@@ -178,14 +219,26 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             return None
 
         def generate(index: int) -> Image.Image:
-            with attached.network.inference():
+            with attached.deployed(sampler.prompts[index].beside):
                 return sampler.generate(index)
 
-        texts = [prompt.prompt for prompt in sampler.prompts]
-        of_each_set = len(self.section.sample.samples) if self.section.sample else 0
+        def without_network(index: int) -> Image.Image:
+            with attached.network.disabled():
+                return generate(index)
+
+        prompts = sampler.prompts
+        texts = [f"{p.prompt} [{p.deployment}, {p.steps} steps]" if p.deployment else p.prompt for p in prompts]
+        of_each_set = len(self.section.sample.all_items()) if self.section.sample else 0
+        ways = {index: prompt.deployment for index, prompt in enumerate(prompts) if prompt.deployment}
+        in_many = len(self.section.sample.samples) if self.section.sample else 0
+        pairs: dict[str, list[tuple[int, int]]] = {}
+        for index, name in ways.items():
+            pairs.setdefault(name, []).append((index % in_many, index))
+        survival = SurvivalScores(pairs, without_network) if pairs else None
         if (first := self.section.first_sample) is None:
-            return Samples(generate, texts)
-        return Samples(generate, texts[:of_each_set], texts[of_each_set:], first.format)
+            return Samples(generate, texts, drift=sampler.drift, deployments=ways, survival=survival)
+        first_texts = texts[of_each_set:]
+        return Samples(generate, texts[:of_each_set], first_texts, first.format, sampler.drift, ways, survival)
 
     def build_run(self, setup: Setup[ImageData], model: SdModel, encoded: EncodedImages, attached: SdAttached) -> Run:
         run = super().build_run(setup, model, encoded, attached)
@@ -199,7 +252,9 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
     def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
         """Further prompts of a sample by name, the same names for all. Their embeddings, with the control images of the
         sample, are cached as captions are and come with each batch (`LatentBatch.extra_prompts`)."""
-        return self.section.train.preserved_prompts(sample.caption, sample.rules.trigger)
+        train, family = self.section.train, family_for(self.section.model)
+        negative = {NEGATIVE: train.few_step_loss.neg or family.empty_negative} if train.few_step_loss else {}
+        return {**train.preserved_prompts(sample.caption, sample.rules.trigger), **negative}
 
     def make_step(
         self, setup: Setup[ImageData], model: SdModel, encoded: EncodedImages, attached: SdAttached
@@ -207,7 +262,12 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
         train, uses = self.section.train, setup.plan.samples_per_epoch
         named = {**FlowSettings.named_in(train), "noise_levels": train.noise_levels_per_sample}
-        step = FlowMatchingStep(model.model, setup.seed, samples_per_epoch=uses, **named)
+        make: Callable[..., FlowMatchingStep] = FlowMatchingStep
+        if (few := train.few_step_loss) and (teacher := attached.teacher):
+            with_lora, alone = (partial(attached.beside.using, name) for name in (FEW_STEP_LOSS, ""))
+            mixture = partial(FewStepMixture, few=few, network=attached.network, teacher=teacher)
+            make = partial(mixture, with_lora=with_lora, alone=alone)
+        step = make(model.model, setup.seed, samples_per_epoch=uses, **named)
         for name, factor in train.preservations().items():
             step.extra_losses[name] = PriorPreservation(model.model, attached.network, name, factor)
         return step
@@ -277,8 +337,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             plan = plan_memory(planned, groups, machine, block_runner.level)
             return plan.allocated("training" if resumed else "first step", *phases)
 
-        check = memory_check(predict, setup.device, EventLog(self.save_root / EVENTS).add)
-        run.callbacks = [*run.callbacks, *check]
+        run.callbacks = [*run.callbacks, *memory_check(predict, setup.device)]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from toolkit.config.model_files import ModelFolder, single_files
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.flow.noise_levels import most_levels
-from toolkit.models.adapter_origin import origin_findings
+from toolkit.flow.settings import most_levels
+from toolkit.models.adapter_origin import origin_findings, width_findings
 from toolkit.models.families import AnotherFamilyError, ModelFamily, family_for, published_names, single_file_faults
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
@@ -33,9 +33,6 @@ MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
 
 MIN_BLOCKS_TO_SWAP = 3
 """Two swapped blocks have buffers on the device, so fewer than this save nothing."""
-
-LEAST_SHIFT = 0.001
-"""Of `train.discrete_flow_shift`, as of `sample.flow_shift`; 0.001 turns a noise level of 0.91 into 0.01."""
 
 REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
 """Compilers with which a recomputed block samples dropout again, so that its gradients are wrong
@@ -61,8 +58,9 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _arch, _model_or_adapter, _weight_files, _optimizer, _preservation, _schedule, _noise, _noise_levels, _memory,
-        _modulation_table, _compile, _processes, _images, _first_samples, _samples, _validation, _files,
+        _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _schedule,
+        _noise_levels, _memory, _modulation_table, _compile, _processes, _images, _first_samples, _samples,
+        _validation, _files,
     ):  # fmt: skip
         yield from group(s)
 
@@ -86,12 +84,12 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
             yield error("model.quantize", message)
         if network.pretrained_lora_path is not None:
             yield error("network.pretrained_lora_path", "network.type 'full' has no adapter to initialise. Remove it.")
-        if model.blocks_to_swap:
-            yield error("model.blocks_to_swap", "only frozen weights can be swapped; 'full' trains them. Set it to 0.")
+        if model.blocks_to_swap and (not train.fused_backward_pass or train.gradient_accumulation > 1):
+            message = "blocks that are trained can be swapped only where each is updated in the backward pass."
+            remedy = "Set train.fused_backward_pass: true and train.gradient_accumulation: 1, or blocks_to_swap: 0."
+            yield error("model.blocks_to_swap", f"{message} {remedy}")
         if network.scale_weight_norms:
             yield error("network.scale_weight_norms", "network.type 'full' has no adapter to limit. Remove it.")
-        if train.full_bf16 and train.dtype != "bfloat16":
-            yield error("train.full_bf16", f"requires 'dtype: bf16', but dtype is {train.dtype}.")
         for key in ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
                     "scale_weight_norms"):  # fmt: skip
             if key in network.model_fields_set:
@@ -110,16 +108,33 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
 
 def _weight_files(s: DiffusionSection) -> Findings:
     files = {f"model.base_loras.{index}.path": lora.path for index, lora in enumerate(s.model.base_loras)}
+    ends = {"train.assistant": ".path", "train.few_step_loss": ".lora"}
+    beside = {key + ends.get(key, ""): file for key, (file, _) in s.files_beside().items()}
+    files |= beside
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
-        yield from origin_findings(key, path, s.model, s.model.files_folder())
+        found = list(origin_findings(key, path, s.model, s.model.files_folder()))
+        yield from found
+        if key in beside and not any(one.severity == "error" for one in found):
+            yield from width_findings(key, path, s.model, s.model.files_folder())
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
         yield error(f"model.{key}", fault)
     if s.saves_folders and (encoders := single_files(s.model).keys() - {"transformer"}):
         remedy = "Put the weights there, or set save.layout: single_file."
         message = f"network.type 'full' saves the encoders of the model folder. {remedy}"
         yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
+
+
+def _files_beside(s: DiffusionSection) -> Findings:
+    """LoRA files that are active beside the network, where there is none, or where they cannot be switched."""
+    sharded = s.train.parallel == "fsdp" and read_distributed_env().world_size > 1
+    for key in s.files_beside():
+        if s.network.trains_model:
+            message = "network.type 'full' trains the weights that this file changes. Remove it, or train an adapter."
+            yield error(key, message)
+        elif sharded:
+            yield error(key, "is not supported with 'parallel: fsdp'. Remove it, or use 'parallel: ddp'.")
 
 
 def _optimizer(s: DiffusionSection) -> Findings:
@@ -133,7 +148,7 @@ def _optimizer(s: DiffusionSection) -> Findings:
         message = "does not work with 'dtype: float16', which checks all gradients before it applies any. Use bf16."
         yield error("train.fused_backward_pass", message)
     if requires_single_lr(optimizer) and network.loraplus_lr_ratio not in (0, 1):
-        message = f"optimizer '{optimizer}' finds a single rate for all weights. Remove this key, or use 'adamw'."
+        message = f"optimizer '{optimizer}' adapts one learning rate for all weights. Remove this key, or use 'adamw'."
         yield error("network.loraplus_lr_ratio", message)
     if is_schedule_free(optimizer) and network.scale_weight_norms and not network.trains_model:
         message = f"optimizer '{optimizer}' saves averaged weights, which the limit would not cover."
@@ -179,9 +194,6 @@ def _schedule(s: DiffusionSection) -> Findings:
             yield from below("train", train.unused(key, f": lr_scheduler {scheduler} ignores it."))
     for param, message in remarks(scheduler, train.lr_scheduler_params):
         yield warning(f"train.lr_scheduler_params.{param}", message)
-    if train.epochs and train.steps and "steps" in train.model_fields_set:
-        message = f"has no effect: 'epochs: {train.epochs}' takes precedence. Remove one of them."
-        yield warning("train.steps", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
         yield warning("stop_when.min_steps", f"{s.stop_when.min_steps}: training already ends at step {train.steps}.")
 
@@ -191,35 +203,19 @@ def _steps(s: DiffusionSection) -> int:
     return 0 if s.train.epochs else s.train.steps
 
 
-def _noise(s: DiffusionSection) -> Findings:
-    train, levels, shift = s.train, s.train.noise_levels(), s.train.discrete_flow_shift
-    if levels == "shift" and shift is not None and shift < LEAST_SHIFT:
-        message = f"{shift:g} would train without any noise. Use 0.001 or more; 1 means no shift."
-        yield error("train.discrete_flow_shift", message)
-    if train.min_timestep >= train.max_timestep:
-        yield error("train.min_timestep", f"{train.min_timestep:g} is not below max_timestep {train.max_timestep:g}.")
-    for key in ("content_or_style", "preserve_distribution_shape"):
-        if levels.startswith("qinglong") and not train.is_default(key):
-            yield error(f"train.{key}", f"does not work with timestep_type '{train.timestep_type}'. Remove it.")
-    if train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples:
-        yield error("train.num_timestep_buckets", "a stream needs 'datasets[0].webdataset.samples' for this. Set both.")
-
-
 def _noise_levels(s: DiffusionSection) -> Findings:
-    """Several noise levels in one pass, with a model that cannot share it."""
-    asked = s.train.noise_levels_per_sample
-    try:
-        family = family_for(s.model)
-    except UserError:  # the plan reports the model
-        return
-    if asked != "auto" and most_levels(asked) > 1 and not family.shares_prefix:
+    """Parts of an epoch of unknown length; several noise levels in one pass, with a model that cannot share it."""
+    if s.train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples:
+        yield error("train.num_timestep_buckets", "a stream needs 'datasets[0].webdataset.samples' for this. Set both.")
+    asked, family = s.train.noise_levels_per_sample, _family(s)
+    if family and asked != "auto" and most_levels(asked) > 1 and not family.shares_prefix:
         message = f"in a {family.title} text and references see the image's noise level. Use 1, or leave it out."
         yield error("train.noise_levels_per_sample", message)
 
 
 def _memory(s: DiffusionSection) -> Findings:
     model, count = s.model, s.model.blocks_to_swap
-    if count and not s.network.trains_model and (blocks := _blocks(s)) is not None and count >= blocks:
+    if count and (blocks := _blocks(s)) is not None and count >= blocks:
         most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
         message = f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the GPU."
         yield error("model.blocks_to_swap", f"{message} Use {f'{most} or fewer' if most else 0}.")
@@ -296,8 +292,6 @@ def _processes(s: DiffusionSection) -> Findings:
     if s.network.trains_model and train.optimizer not in ELEMENTWISE:
         message = f"'{train.optimizer}' may need whole weights, and {fsdp} shards them."
         yield error("train.optimizer", f"{message} Use one of {', '.join(ELEMENTWISE)}.")
-    if s.network.trains_model and s.save.mem_eff_save:
-        yield error("save.mem_eff_save", f"saves weights from one process, and {fsdp} shards them. Set it to false.")
     if KINDS[s.network.type].needs_base:
         message = f"'dora' needs the norms of whole weights, and {fsdp} shards them. Use lora, loha or lokr."
         yield error("network.type", message)
@@ -346,6 +340,8 @@ def _first_samples(s: DiffusionSection) -> Findings:
     for key in ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first"):
         if first and key in first.model_fields_set and not (key == "sample_every" and first.interval()[1]):
             yield warning(f"first_sample.{key}", "has no effect: these images are generated once, before step 1.")
+    if first and first.also:
+        yield error("first_sample.also", "belongs in 'sample': its images are compared over the steps. Move it.")
     if train.force_first_sample and not sample:
         yield warning("train.force_first_sample", "has no effect without a 'sample' section.")
 
@@ -376,6 +372,10 @@ def _validation(s: DiffusionSection) -> Findings:
     validation, stop, steps = s.validation, s.stop_when, _steps(s)
     if validation is None:
         return
+    folder = validation.folder_path is not None
+    if validation.edits and not (validation.control_path if folder else any(d.references[1] for d in s.datasets)):
+        key = "validation.control_path" if folder else "datasets[].control_path"
+        yield warning("validation.edits", f"has no effect: no image has a reference. Give {key}.")
     if validation.folder_path is not None and not s.streamed:
         folders = (validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
         first, *others = (Path(folder).expanduser().resolve() for folder in folders)
@@ -383,7 +383,7 @@ def _validation(s: DiffusionSection) -> Findings:
             message = f"'{validation.folder_path}' is also trained on: a low loss says nothing about new images."
             yield warning("validation.folder_path", message)
     counted = not validation.every_n_epochs and (steps or not validation.every)
-    if stop and stop.metric.startswith(LOSS) and counted:
+    if stop and stop.below is not None and stop.metric.startswith(LOSS) and counted:
         times = 1 + steps // validation.every if validation.every else 1
         if times < stop.smooth:
             message = f"will never trigger: it needs {stop.smooth} validations, and only {times} run before the end."

@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions.sd_trainer.memory_inputs import (
-    copies_within_backward,
-    local_trainable_params,
+    count_trainable_params,
+    num_shards,
+    optimizer_temp_bytes,
     step_shape,
     unsharded_block_bytes,
 )
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import decide_compiling
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
@@ -28,6 +30,7 @@ from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import model_folder
+from toolkit.networks.applied import Changes
 from toolkit.networks.interface import Network
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
@@ -49,7 +52,9 @@ logger = logging.getLogger(__name__)
 
 
 def build_block_runner(section: DiffusionSection, model: DiffusionModel, device: torch.device) -> BlockRunner:
-    """The block runner of a section, for a model whose network is attached."""
+    """The block runner of a section, for a model whose network is attached; before it the modulation cache."""
+    if reason := model.enable_modulation_cache(BlockSwap):
+        logger.info(f"model.modulation_table: not possible here, {reason}")
     train, qtype = section.train, section.model.qtype if section.model.quantize else ""
     sharded = train.parallel == "fsdp" and read_distributed_env().world_size > 1
     return BlockRunner(
@@ -59,6 +64,7 @@ def build_block_runner(section: DiffusionSection, model: DiffusionModel, device:
         train.checkpointing_level(),
         section.model.blocks_to_swap,
         train.compile if decide_compiling(train.compile, device, qtype, sharded) else None,
+        section.network.trains_model,
     )
 
 
@@ -78,7 +84,8 @@ def choose_checkpointing_level(
     of the level over the ranks. noise_levels: of each image of the batch.
     """
     folder = model_folder(section.model)
-    trained, on_card = local_trainable_params(section), next(iter(network.parameters().values())).is_cuda
+    trained = count_trainable_params(section, num_shards(section.train))
+    on_card = any(p.is_cuda for p in network.parameters().values())
     facts = family_for(section.model).footprint(folder)
     targets_BCHW = largest.latents_BCHW
     if noise_levels > 1:
@@ -86,7 +93,7 @@ def choose_checkpointing_level(
     tokens = model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
     work = step_shape(section, facts, trained, tokens, on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
-    within = copies_within_backward(section.train, trained)
+    within = optimizer_temp_bytes(section.train, trained) * section.train.fused_backward_pass
     block_runner.choose_checkpointing(
         work, needed=to_come + within + sum(unsharded_block_bytes(section, facts)), gather=gather
     )
@@ -115,7 +122,9 @@ def choose_w8a8_layers(
     count = len(int8_layers(model))
     if not all(process_group.all_gather_object(bool(layers))):  # all ranks have to make the same passes
         if wanted is True and count:
-            logger.info(f"{INT8} true has no effect: {_reason(device, bool(layers))}.")
+            reason = "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
+            reason = "another process has no exact product of int8" if layers else reason
+            logger.info(f"{INT8} true has no effect: {reason}.")
         return
     try:
         errors = calibrate_int8(
@@ -126,12 +135,6 @@ def choose_w8a8_layers(
             raise
         raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
     logger.info(_message(wanted, layers, errors, count))
-
-
-def _reason(device: torch.device, able: bool) -> str:
-    if able:
-        return "another process has no exact product of int8"
-    return "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
 
 
 def _message(wanted: bool | str, layers: Sequence[RowwiseQuantized], errors: Errors, count: int) -> str:
@@ -161,6 +164,25 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
     return load_adapter_file(Path(path).expanduser(), layers)
 
 
+def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, float]]:
+    """The LoRA files beside the network (`DiffusionSection.files_beside`): key -> what it changes, and its strength.
+
+    Raises UserError, which names the key, for a file that cannot be read, is of another model or changes nothing.
+    """
+    layers = family_for(section.model).every_linear_layer(model_folder(section.model))
+    read = cache(lambda file: load_adapter_file(Path(file).expanduser(), layers))  # several keys may name one file
+    found: dict[str, tuple[Changes, float]] = {}
+    for key, (file, strength) in section.files_beside().items():
+        try:
+            changes = read(file)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+        if all(change.is_zero for change in changes.values()):
+            raise UserError(f"{key}: {file} changes no layer: all of its changes are zero. Give another file.")
+        found[key] = changes, strength
+    return found
+
+
 def attach_network(
     section: DiffusionSection, model: DiffusionModel, seed: int, start: dict[str, LayerDelta] | None
 ) -> Network:
@@ -174,8 +196,6 @@ def attach_network(
     network.fuse_projections(model.fused_projection_groups())
     if start is not None:
         network.load_pretrained(start)
-    if reason := model.enable_modulation_cache(BlockSwap):
-        logger.info(f"model.modulation_table: not possible here, {reason}")
     sharded = network.sharded_params()
     count = sum(prod(sharded[name].shape if name in sharded else p.shape) for name, p in network.parameters().items())
     logger.info(f"{settings.type}: {len(targets)} layers, {count:,} trainable parameters")

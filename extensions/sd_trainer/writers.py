@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Size, Tensor
 
-from extensions.sd_trainer.metadata import network_module, with_progress
-from toolkit.config.output import SaveConfig
+from extensions.sd_trainer.metadata import network_module
 from toolkit.config.sections import DiffusionSection
-from toolkit.errors import RunError
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
 from toolkit.files.safetensors_io import as_os_error
 from toolkit.files.writing import atomic_write_dir, write_json
@@ -32,23 +30,35 @@ from toolkit.models.families import family_for
 from toolkit.models.loading import model_folder
 from toolkit.models.parts import INDEX, place_file, place_parts
 from toolkit.models.single_file import markers_of
-from toolkit.networks.adapter import AdapterBase, LinearAdapterNetwork
+from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.adapter_health import health
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.interface import Network
-from toolkit.networks.lora_formats import in_one
-from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
+from toolkit.networks.lora_formats import fused_weights, in_one
+from toolkit.networks.save import (
+    naming,
+    to_cpu_copies,
+    write_file_in_turn,
+    write_safetensors_verified,
+    write_shards_in_turn,
+)
 from toolkit.system.device import DTYPES
-from toolkit.train.collectives import network_state_dict
+from toolkit.train.collectives import network_state_dict, network_tensors_in_turn
 from toolkit.train.flow_step import NETWORK
+from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
-if TYPE_CHECKING:
-    from torch import Tensor
+logger = logging.getLogger(__name__)
+
+OF_THE_KIND = ("network_type", "rank", "alpha", "lokr_factor")
+"""Metadata of the main file that describe what the LoRA was extracted from."""
+
+ARCHITECTURE = "modelspec.architecture"
 
 
 class LoraWriter:
-    """Writes the EMA of the weights where there is one, else the raw weights; `save.also: [raw]` adds the raw ones."""
+    """Writes the EMA of the weights where there is one, else the raw weights; `save.also` adds the raw ones, and an
+    extracted LoRA of the same weights."""
 
     suffix = ".safetensors"
 
@@ -64,17 +74,55 @@ class LoraWriter:
 
         The result writes the files and returns their paths, while the training goes on.
         """
-        copies, metadata = self.copies(run, step), with_progress(self.metadata, run.state)
+        copies, metadata, done = self.copies(run, step), self.metadata_at(run.state), run.state.step
+        weights = None
+        if "merged_lora" in self.section.save.also and step != "best":  # that one is written while the training waits
+            weights = to_cpu_copies(run.roles[NETWORK].eval_weights(), "float32")
 
         def write() -> list[Path]:
             for file, tensors in copies.items():
                 write_safetensors_verified(file, tensors, metadata or None)
-                if step is None and isinstance(self.network, AdapterBase):
+                if step is None and isinstance(self.network, LinearAdapterNetwork):
                     for finding in [one for one in health(tensors, metadata) if one.is_wrong][:1]:
                         logger.warning(f"{file.name}: {finding} See run.py doctor.")
-            return list(copies)
+            files = list(copies)
+            return files + self._extract(run, files[0], weights, metadata, step, done) if weights else files
 
         return write
+
+    def _extract(
+        self,
+        run: Run,
+        main: Path,
+        weights: dict[str, Tensor],
+        metadata: dict[str, str],
+        step: int | Literal["best"] | None,
+        done: int,
+    ) -> list[Path]:
+        """Writes the LoRA that is nearest to the weights beside the main file; none where a stop is requested."""
+        assert isinstance(self.network, LinearAdapterNetwork)  # true of all kinds that `merged_lora` is valid for
+        file, save = main.with_name(f"{main.stem}_lora.safetensors"), self.section.save
+        # A stop does not wait for the extraction, as the checkpoint is written after it; the end of a run does.
+        extracted = extract_network_lora(
+            self.network, weights, save.merged_lora_rank, save.dtype, lambda: step is not None and run.interrupted
+        )
+        if extracted is None:
+            logger.info(f"{file.name} is left out: the run is asked to stop")
+            return []
+        write_safetensors_verified(file, extracted.tensors, _metadata(extracted, metadata) if metadata else None)
+        logger.info(
+            f"{file.name}: the nearest LoRA of rank {extracted.rank}; relative error of a layer's change "
+            f"{extracted.mean:.2g} on average, {extracted.worst:.2g} in {extracted.worst_layer}"
+        )
+        run.event("merged_lora", step=done, file=file.name, rank=extracted.rank, **_errors(extracted))
+        return [file]
+
+    def metadata_at(self, state: TrainState) -> dict[str, str]:
+        """The metadata with the step and the completed epochs of a state; empty where there is none."""
+        step, epoch = state.step, state.epochs_done
+        info = json.dumps({"step": step, "epoch": epoch})
+        progress = {"training_info": info, "ss_steps": str(step), "ss_epoch": str(epoch)}
+        return {**self.metadata, **progress} if self.metadata else {}
 
     def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
         """Copies of the tensors of each file of a step (as in `snapshot`)."""
@@ -96,9 +144,42 @@ class LoraWriter:
 class SingleFileWriter(LoraWriter):
     """Writes the model itself, by the names of ComfyUI."""
 
+    def __init__(self, network: Network, section: DiffusionSection, metadata: Mapping[str, str]) -> None:
+        super().__init__(network, section, metadata)
+        self.markers = markers_of(family_for(section.model).title)
+
+    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+        """As `LoraWriter.snapshot`. Where the model is sharded there is no copy: the files are written at once, while
+        training waits."""
+        if not self.network.sharded_params():
+            return super().snapshot(run, step)
+        metadata, written = self.metadata_at(run.state), self.files(run, step)
+        for file, raw in written.items():
+            self._write_sharded(run, file, raw, metadata)
+        return lambda: list(written)
+
     def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        markers = markers_of(family_for(self.section.model).title)
-        return {file: in_one(tensors, markers) for file, tensors in super().copies(run, step).items()}
+        return {file: in_one(tensors, self.markers) for file, tensors in super().copies(run, step).items()}
+
+    def _write_sharded(self, run: Run, file: Path, raw: bool, metadata: Mapping[str, str]) -> None:
+        """Gathers tensor by tensor, in the order of the file's names."""
+        dtype = self.section.save.dtype
+
+        def by_the_file(names: Iterable[str]) -> list[str]:
+            return [part for parts in fused_weights(names).values() for part in parts]
+
+        with network_tensors_in_turn(run, self.network, NETWORK, DTYPES[dtype], raw, by_the_file) as (shapes, gather):
+            parts_of = fused_weights(shapes)
+            in_file = {}
+            for name, parts in parts_of.items():
+                first, *others = (shapes[part] for part in parts)
+                in_file[name] = Size((first[0] + sum(other[0] for other in others), *first[1:])) if others else first
+
+            def fetch(name: str) -> Tensor:
+                parts = [gather(part) for part in parts_of[name]]
+                return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+            write_file_in_turn(file, in_file, fetch, dtype, metadata or None, self.markers)
 
 
 class ModelFolderWriter(LoraWriter):
@@ -114,104 +195,39 @@ class ModelFolderWriter(LoraWriter):
     def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
         """Copies the weights for `<name>_<step>/`, or for `<name>/` (None: the end) or `<name>_best/`.
 
-        With `save.mem_eff_save` there is no copy: the folders are written at once, while training waits.
+        With `save.mem_eff_save`, or where the model is sharded, there is no copy: the folders are written at once,
+        while training waits.
         """
-        metadata, at_once = with_progress(self.metadata, run.state), self.section.save.mem_eff_save
-        chosen = self._live_weights(run, step) if at_once else self.copies(run, step)
+        metadata = self.metadata_at(run.state)
+        if self.section.save.mem_eff_save or self.network.sharded_params():
+            dtype, written = DTYPES[self.section.save.dtype], self.files(run, step)
+            for path, raw in written.items():
+                with network_tensors_in_turn(run, self.network, NETWORK, dtype, raw) as (shapes, gather):
+                    self._write(path, shapes, gather, metadata)
+            return lambda: list(written)
+        copies = self.copies(run, step)
 
         def write() -> list[Path]:
-            for path, tensors in chosen.items():
-                self._write(path, tensors, metadata)
-            return list(chosen)
+            for path, tensors in copies.items():
+                shapes = {name: tensor.shape for name, tensor in tensors.items()}
+                self._write(path, shapes, tensors.__getitem__, metadata)
+            return list(copies)
 
-        if at_once:
-            written = write()
-            return lambda: written
         return write
 
-    def _live_weights(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        role = run.roles[NETWORK]
-        return {path: self.network.export(role.weights(raw)) for path, raw in self.files(run, step).items()}
-
-    def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        with atomic_write_dir(path, known_by=INDEX) as folder, as_os_error(), _naming(path):
+    def _write(
+        self, path: Path, shapes: Mapping[str, Size], fetch: Callable[[str], Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        with atomic_write_dir(path, known_by=INDEX) as folder, as_os_error(), naming(path):
             place_parts(self.base, folder, without={self.trained_part})
             if (self.base / NEW_MODEL).is_file():
                 place_file(self.base / NEW_MODEL, folder / NEW_MODEL)
             trained = folder / self.trained_part
             trained.mkdir()
             place_file(self.base / self.trained_part / "config.json", trained / "config.json")
-            write_shards(trained, tensors, self.section.save.dtype, metadata or None)
+            write_shards_in_turn(trained, shapes, fetch, self.section.save.dtype, metadata or None)
             if metadata:
                 write_json(folder / FOLDER_METADATA, metadata)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A RunError about a file of the folder names the folder too."""
-    try:
-        yield
-    except RunError as error:
-        raise RunError(f"{path}: {error}") from error
-
-
-logger = logging.getLogger(__name__)
-
-OF_THE_KIND = ("network_type", "rank", "alpha", "lokr_factor")
-"""Metadata of the main file that describe what the LoRA was extracted from."""
-
-ARCHITECTURE = "modelspec.architecture"
-
-
-class ExtractedLoraWriter:
-    """Wraps another writer, and adds an extracted LoRA of the same weights."""
-
-    def __init__(
-        self,
-        writer: LoraWriter,
-        network: LinearAdapterNetwork,
-        save: SaveConfig,
-        event: Callable[..., None],
-    ) -> None:
-        """save: the typed `save` section. event: called from the writer thread."""
-        self.writer = writer
-        self.network = network
-        self.save = save
-        self.event = event
-
-    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
-        """As `LoraWriter.snapshot`: copies the weights; the result extracts and writes."""
-        write_others = self.writer.snapshot(run, step)
-        if step == "best":  # written while the training waits
-            return write_others
-        weights = to_cpu_copies(run.roles[NETWORK].eval_weights(), "float32")
-        metadata, done = with_progress(self.writer.metadata, run.state), run.state.step
-
-        def should_stop() -> bool:
-            """A stop does not wait for the extraction, as the checkpoint is written after it; the end of a run does."""
-            return step is not None and run.interrupted
-
-        def write() -> list[Path]:
-            files = write_others()
-            file = files[0].with_name(f"{files[0].stem}_lora.safetensors")
-            extracted = extract_network_lora(
-                self.network, weights, self.save.merged_lora_rank, self.save.dtype, should_stop
-            )
-            if extracted is None:
-                logger.info(f"{file.name} is left out: the run is asked to stop")
-                return files
-            write_safetensors_verified(file, extracted.tensors, _metadata(extracted, metadata) if metadata else None)
-            self._log(file, extracted, done)
-            return [*files, file]
-
-        return write
-
-    def _log(self, file: Path, extracted: ExtractedLora, step: int) -> None:
-        logger.info(
-            f"{file.name}: the nearest LoRA of rank {extracted.rank}; relative error of a layer's change "
-            f"{extracted.mean:.2g} on average, {extracted.worst:.2g} in {extracted.worst_layer}"
-        )
-        self.event("merged_lora", step=step, file=file.name, rank=extracted.rank, **_errors(extracted))
 
 
 def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, str]:

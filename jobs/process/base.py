@@ -33,7 +33,8 @@ class BaseProcess:
         self.job = job
         self.config = config
         """The section as plain data, `type` included."""
-        self.section = self._typed_section()
+        job_config = getattr(job, "job_config", None)
+        self.section: BaseModel | None = job_config.processes[process_id].section if job_config else None
         """The section as the extension's own model, when it has one (`get_config`)."""
         self.name: str = self.get_conf("name") or job.name
         self.meta: dict[str, Any] = copy.deepcopy(dict(job.meta))
@@ -100,10 +101,6 @@ class BaseProcess:
     def _place(self, key: str) -> str:
         return f"process[{self.process_id}].{key}"
 
-    def _typed_section(self) -> BaseModel | None:
-        job_config = getattr(self.job, "job_config", None)
-        return job_config.processes[self.process_id].section if job_config else None
-
 
 class BaseExtensionProcess(BaseProcess):
     """Base class of processes in `extensions/`."""
@@ -121,6 +118,7 @@ class BaseTrainProcess(BaseProcess):
         self.training_folder = Path(folder or "output").expanduser()
         self.training_seed: int | None = seed
         """As in the job; None when it is not set."""
+        self.process_group = job.process_group
         own_name = self.get_conf("name")
         self.save_root = self.training_folder / job.name / own_name if own_name else self.training_folder / job.name
         if isinstance(self.section, ProcessConfig) and (own := self.section.run_folder(JobContext(job.name))):

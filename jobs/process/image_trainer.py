@@ -4,7 +4,7 @@ validation that they share. A trainer says what is planned (`planner_class`) and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 from torch import Tensor
 
 from jobs.process.trainer import AttachedT, EncodedT, ModelT, Setup, Trainer
+from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import JobContext
 from toolkit.config.train import OptimizerConfig
 from toolkit.data.cache import ForgetfulCache
@@ -29,11 +30,12 @@ from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import DTYPES
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.config_diff import ConfigChange
+from toolkit.train.drift import PREFIX, Drift, drift_metrics
 from toolkit.train.interface import TrainStep
 from toolkit.train.loop import train
 from toolkit.train.planning import Planner
 from toolkit.train.run import Run
-from toolkit.train.sampling import Sampler, sample_prompts
+from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, edit_prompts, sample_prompts
 from toolkit.train.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,24 @@ class EncodedImages:
     dataset: EncodedDataset | StreamLatents
     sampler: Sampler | None
     validator: Validator | None
+    edits: Sampler | None = None
+    """Generates what `validation.edits` asks for."""
+
+    def validate(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """The losses of the validator, then the drift of the edits; None after a stop."""
+        assert self.validator is not None
+        losses = self.validator.losses(should_stop)
+        if losses is None or self.edits is None:
+            return losses
+        drifts: dict[int, Drift] = {}
+        for index in range(len(self.edits.prompts)):
+            try:
+                drift = self.edits.drift(index, self.edits.generate(index))
+            except SamplingInterrupted:
+                return None
+            if drift is not None:
+                drifts[index] = drift
+        return losses | drift_metrics(drifts, f"validation/{PREFIX}")
 
 
 class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
@@ -106,12 +126,14 @@ class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
         extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
         predict: Callable[..., Tensor] | None = None,
         latents: bool = True,
+        pictures: Sequence[SamplePicture] | None = None,
     ) -> EncodedImages:
         """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
         training does not need.
 
         extra_prompts: as of `encode_items`. predict: replaces `model.predict_velocity` in work that only rank 0 does.
-        latents: False where the encoder of images is trained: they are encoded at each use.
+        latents: False where the encoder of images is trained: they are encoded at each use. pictures: sample images;
+        None: those of the section.
         """
         section, group = self.section, self.process_group
         stores, dtype = CacheStores(self.training_folder), DTYPES[section.train.dtype]
@@ -128,24 +150,35 @@ class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
             dataset = encode_items(items, model, of_sample, dtype, setup.progress, extra_prompts, latents)
             what = "latents and text embeddings" if latents else "text embeddings"
             setup.status.finish(f"{what} of {len(items)} items are ready")
-        sampler = validator = None
+        sampler = validator = edits = None
         if group.is_main_process:
             kept = stores.on_disk if latents else stores.on_disk._replace(latents=ForgetfulCache())
-            prompts = sample_prompts(section.sample_pictures(), section.trigger_word, model.family)
-            if prompts and not section.train.disable_sampling:
+
+            def encoded(prompts: Sequence[SamplePrompt]) -> Sampler | None:
+                if not prompts:
+                    return None
                 sampler = Sampler(model, prompts, dataset.encoder, kept, predict, setup.watch_sampling)
                 sampler.encode(setup.progress)
                 setup.status.finish()
+                return sampler
+
+            pictures = section.sample_pictures() if pictures is None else pictures
+            if not section.train.disable_sampling:
+                sampler = encoded(sample_prompts(pictures, section.trigger_word, model.family))
             if (split := setup.data.split) and (measured := section.validation):
                 of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
                 held_out = encode_items(split.items, model, of_sample, dtype, setup.progress)
                 setup.status.finish()
                 validator = Validator(model, held_out, measured.timesteps, measured.seed, predict)
+                family, as_sampled = model.family, section.sample or SampleConfig()
+                steps, guidance = as_sampled.sample_steps or family.sample_steps, as_sampled.guidance_scale
+                guidance = family.guidance if guidance is None else guidance
+                edits = encoded(edit_prompts(split.items, measured.edits, family, steps, guidance))
         if isinstance(dataset, EncodedDataset):  # a stream needs all encoders
-            needed = {"text_encoder": dataset.needs_text_encoder, "vae": sampler is not None}
+            needed = {"text_encoder": dataset.needs_text_encoder, "vae": bool(sampler or edits)}
             parts = model.family.encoder_parts.items()
             model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
-        return EncodedImages(dataset, sampler, validator)
+        return EncodedImages(dataset, sampler, validator, edits)
 
     # ------------------------------------------------------------ batches
 

@@ -11,10 +11,10 @@ import logging
 import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import torch
 
@@ -26,25 +26,28 @@ from toolkit.data.run_plan import RunPlan
 from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
-from toolkit.files.writing import refusal
+from toolkit.files.writing import refusal, sha256_of
 from toolkit.memory.estimate import machine_of
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.system import signals
 from toolkit.system.device import is_out_of_memory, pick_device
-from toolkit.system.distributed import ProcessGroup
 from toolkit.system.signals import StopRequest
+from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
-from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_callbacks
+from toolkit.train.callbacks.standard import standard_callbacks
 from toolkit.train.callbacks.status import recorded_end
+from toolkit.train.callbacks.validation import Validation
 from toolkit.train.checkpoint_state import saved_seed
 from toolkit.train.checkpoint_store import (
+    MANIFEST,
     check_writable,
     checkpoint_dir,
     remove_partial_writes,
+    verify,
 )
 from toolkit.train.config_diff import ConfigChange, corrections, flatten_config
 from toolkit.train.lock import run_lock
-from toolkit.train.metrics_buffer import metrics_sync_interval
+from toolkit.train.metrics_buffer import FETCH_EVERY
 from toolkit.train.next_commands import next_commands
 from toolkit.train.optimizer_step import Role
 from toolkit.train.planning import refusals
@@ -114,17 +117,19 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         return False
 
     def run(self) -> None:
+        group = self.process_group
         with signals.defer_signals() as request:
             data = self.scan()
             plan = self.make_plan(data)
             request.check()
             with self.own_folder(request.check):
-                start = self.process_group.run_on_rank0_and_broadcast(lambda: self.choose_start(data, plan))
-                with self.copied_output():
+                start = group.run_on_rank0_and_broadcast(lambda: self.choose_start(data, plan))
+                self._see_state(start)
+                with tee_output(self.save_root / run_files.LOG) if group.is_main_process else nullcontext():
                     logger.info(plan.render())
                     if not self.is_complete(data, start):
                         setup = self.set_up(data, plan, start, request)
-                        with self.recorded_end():
+                        with recorded_end(self.save_root, self.name) if group.is_main_process else nullcontext():
                             model = self.open_model(setup)
                             encoded = self.encode(setup, model)
                             attached = self.attach(setup, model, encoded)
@@ -165,7 +170,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """Creates what is trained, with its optimizers."""
 
     @abstractmethod
-    def weights_writer(self, setup: Setup[DataT], attached: AttachedT, reporting: Reporting) -> PrepareNetwork:
+    def weights_writer(self, setup: Setup[DataT], attached: AttachedT) -> PrepareNetwork:
         """Copies the weights for the files of a step, and returns what writes them (`PrepareNetwork`)."""
 
     def validation(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> Validation | None:
@@ -224,22 +229,26 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     # ------------------------------------------------------------ the steps
 
-    @property
-    def process_group(self) -> ProcessGroup:
-        """The process group of the run."""
-        return self.job.process_group
-
     @contextmanager
     def own_folder(self, check: Callable[[], None]) -> Iterator[None]:
-        """Locks the run's folder (rank 0); inside, an error of the system about a file of the run, and memory that runs
-        out, become RunErrors. check: raises when a stop is requested."""
-        self.process_group.oom_hint = self.memory_advice()
-        with (
-            file_error_as_run_error(self.training_folder),
-            run_lock(self.save_root, check) if self.process_group.is_main_process else nullcontext(),
-            oom_as_run_error(self.process_group.oom_hint),
-        ):
-            yield
+        """Locks the run's folder (rank 0). Where nothing else handles them, an error of the system about a file of the
+        run (unreadable, no inodes left), and memory that runs out, become RunErrors. check: raises when a stop is
+        requested."""
+        self.process_group.oom_hint = self.memory_advice
+        try:
+            with run_lock(self.save_root, check) if self.process_group.is_main_process else nullcontext():
+                yield
+        except OSError as error:
+            place, folder = error.filename, self.training_folder.absolute()
+            if not isinstance(place, str) or not Path(place).absolute().is_relative_to(folder):
+                raise
+            raise RunError(f"{place}: cannot be used: {error.strerror}") from error
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Behind the GPU's name PyTorch's message has details of its allocator; other lines are for developers.
+            reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
+            raise RunError(f"{reason}. {self.memory_advice()}") from error
 
     def choose_start(self, data: DataT, plan: RunPlan) -> Start:
         """How the run begins, after an old one that is in the way was moved aside.
@@ -262,13 +271,18 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             archive_run(self.save_root)
         return start
 
-    def copied_output(self) -> AbstractContextManager[Any]:
-        """Copies the output to log.txt."""
-        return tee_output(self.save_root / run_files.LOG) if self.process_group.is_main_process else nullcontext()
-
-    def recorded_end(self) -> AbstractContextManager[None]:
-        """Writes into run.json how a run ended that fails before its callbacks run."""
-        return recorded_end(self.save_root, self.name) if self.process_group.is_main_process else nullcontext()
+    def _see_state(self, start: Start) -> None:
+        """Raises RunError on a rank that does not see the state which rank 0 has verified, or sees another one."""
+        if start.checkpoint is None or self.process_group.is_single_process:
+            return
+        if fault := verify(start.checkpoint, by_hash=False):
+            raise RunError(
+                f"{start.checkpoint.absolute()}: process {self.process_group.rank} does not see this state ({fault}). "
+                "All machines need the same training_folder: give one that they share."
+            )
+        self.process_group.assert_equal_across_ranks(
+            {str(start.checkpoint): sha256_of(start.checkpoint / MANIFEST)[:12]}
+        )
 
     def is_complete(self, data: DataT, start: Start) -> bool:
         """Whether nothing is left to do: the same job has done all its steps, or `stop_when` would end it again."""
@@ -281,42 +295,32 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def set_up(self, data: DataT, plan: RunPlan, start: Start, request: StopRequest) -> Setup[DataT]:
         """Refuses a run that cannot work, and writes the first files of the folder."""
-        if self.process_group.is_main_process:
-            self._refuse_foreign_folders()
-            self.refuse(data, plan)
-        resumption = ResumePlan.of(start, self.section, self.fingerprint(data))
-        self.process_group.assert_equal_across_ranks(dict(flatten_config(resumption.record["settings"])))
-        if self.process_group.is_main_process:
-            self.write_config()
-            self.written_at_begin(data)
-        seed = self._seed(start.checkpoint)
-        device = self.process_group.device(pick_device(self.section.device))
-        logger.info(f"device {device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
-        return Setup(data, plan, resumption, seed, device, request, StatusLine())
-
-    def _refuse_foreign_folders(self) -> None:
-        for stem in (self.name, run_files.best_stem(self.name)) if self.saves_folders else ():
+        group, writes = self.process_group, self.process_group.is_main_process
+        for stem in (self.name, run_files.best_stem(self.name)) if self.saves_folders and writes else ():
             if reason := refusal(self.save_root / stem, run_files.is_own_result):
                 raise UserError(reason)
-
-    def _seed(self, checkpoint: Path | None) -> int:
-        """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
-        random_seed = self.process_group.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
-        seed = self.training_seed or (saved_seed(checkpoint) if checkpoint else random_seed)
+        if writes:
+            self.refuse(data, plan)
+        resumption = ResumePlan.of(start, self.section, self.fingerprint(data))
+        settings = dict(flatten_config(resumption.record["settings"]))
+        group.assert_equal_across_ranks({"the run's folder": str(self.save_root.absolute()), **settings})
+        if writes:
+            self.write_config()
+            self.written_at_begin(data)
+        # The given seed, the one the run began with, or a random one, which is printed so that it can be repeated.
+        random_seed = group.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
+        seed = self.training_seed or (saved_seed(start.checkpoint) if start.checkpoint else random_seed)
         logger.info(f"training_seed {seed}")
-        return seed
+        device = group.device(pick_device(self.section.device))
+        logger.info(f"device {device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
+        return Setup(data, plan, resumption, seed, device, request, StatusLine())
 
     def build_callbacks(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> list[Callback]:
         """The callbacks of the run, in call order; only rank 0 has any."""
         status = StatusLine(every_s=0) if self.section.logging.log_every else setup.status
-        reporting = Reporting.of(self.section, self.save_root, status)
-        return standard_callbacks(
-            self.section,
-            reporting,
-            self.weights_writer(setup, attached, reporting),
-            self.validation(setup, encoded, attached),
-            self.samples(setup, encoded, attached),
-        )
+        validation, samples = self.validation(setup, encoded, attached), self.samples(setup, encoded, attached)
+        writer = self.weights_writer(setup, attached)
+        return standard_callbacks(self.section, self.save_root, status, writer, validation, samples)
 
     def build_run(self, setup: Setup[DataT], model: ModelT, encoded: EncodedT, attached: AttachedT) -> Run:
         """The run before its first step."""
@@ -331,12 +335,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             batches_per_epoch=setup.plan.micro_batches_per_epoch,
             callbacks=callbacks,
             checkpoint_metadata=setup.resumption.record,
-            oom_hint=self.process_group.oom_hint,
+            oom_hint=self.memory_advice,
             loss_scaler=LossScaler(setup.device) if self.section.train.dtype == "float16" else None,
-            metrics_sync_interval=metrics_sync_interval(setup.device),
+            metrics_sync_interval=1 if setup.device.type == "cpu" else FETCH_EVERY,
             process_group=self.process_group,
             should_stop=lambda: setup.request.requested,
-            log=log_of(callbacks),
         )
         if self.section.save.states == "never":
             run.status_fields[run_files.RECORD] = setup.resumption.record
@@ -345,7 +348,14 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     def load_checkpoint(self, setup: Setup[DataT], run: Run) -> None:
         """Loads the checkpoint into the run; from here on all ranks have the same state."""
         setup.resumption.apply(run)
-        self.process_group.assert_equal_across_ranks(_beginning(run))
+        shared = {  # what decides how the ranks split the same batches
+            "the dataset": run.checkpoint_metadata["dataset"],
+            "the seed": run.seed,
+            "the number of steps": run.steps,
+            "the step to resume from": run.state.step,
+            "its place in the data": run.state.cursor,
+        }
+        self.process_group.assert_equal_across_ranks(shared)
 
     def end(self, run: Run, request: StopRequest) -> None:
         """Synchronises the stop reason; all ranks wait until rank 0 has saved."""
@@ -355,41 +365,3 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         if run.stop_reason:
             logger.info(f"stopped by {run.stop_reason}")
             raise Interrupted(EXIT_DONE)  # requested by the user: the job ends here without an error
-
-
-@contextmanager
-def oom_as_run_error(advice: str) -> Iterator[None]:
-    """Turns an out-of-memory error inside the block into a RunError with advice, where nothing else handles it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        # Behind the GPU's name PyTorch's message has details of its allocator; other lines are for developers.
-        reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
-        raise RunError(f"{reason}. {advice}") from error
-
-
-@contextmanager
-def file_error_as_run_error(folder: Path) -> Iterator[None]:
-    """Turns an error of the system about something in `folder` (unreadable, a file where a folder belongs, no inodes
-    left) into a RunError that names it, where nothing else handles it."""
-    try:
-        yield
-    except OSError as error:
-        place = error.filename
-        if not isinstance(place, str) or not Path(place).absolute().is_relative_to(folder.absolute()):
-            raise
-        raise RunError(f"{place}: cannot be used: {error.strerror}") from error
-
-
-def _beginning(run: Run) -> dict[str, Any]:
-    """What has to be equal on all ranks, so that they split the same batches."""
-    state = run.state
-    begun = {"the step to resume from": state.step, "its place in the data": state.cursor}
-    return {
-        "the dataset": run.checkpoint_metadata["dataset"],
-        "the seed": run.seed,
-        "the number of steps": run.steps,
-        **begun,
-    }

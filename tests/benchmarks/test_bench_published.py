@@ -32,8 +32,7 @@ def test_every_row_stands_in_the_documentation() -> None:
     "level",
     [
         "none",
-        "full_offload",
-        *(pytest.param(level, marks=pytest.mark.slow) for level in ("cheap", "keep_attention", "full")),
+        *(pytest.param(level, marks=pytest.mark.slow) for level in ("cheap", "keep_attention", "full", "full_offload")),
     ],
 )
 def test_the_plan_is_right_about_blocks_of_the_published_width(level: str) -> None:

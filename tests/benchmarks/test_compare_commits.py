@@ -187,13 +187,18 @@ def test_what_the_first_side_found_is_kept(tmp_path: Path) -> None:
     assert before.kept("a part", lambda: None) == facts
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_images(folder / "images")
+    write_model(folder / "model")
+    (folder / "job.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_images(tmp_path / "images")
-    write_model(tmp_path / "model")
-    (tmp_path / "job.json").write_text("{}", encoding="utf-8")
-    return tmp_path
+def workplace(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(inputs)
 
 
 def loaded(section: dict[str, Any]) -> Any:
@@ -206,12 +211,12 @@ OF_A_RUN = {"flow", "flow_joint"}
 
 
 @pytest.mark.parametrize("name", [name for name in JOBS if name not in OF_A_RUN])
-def test_every_job_is_a_valid_config(workplace: Path, name: str) -> None:
+def test_every_job_is_a_valid_config(workplace: None, name: str) -> None:
     assert loaded(JOBS[name]).processes
 
 
 @pytest.mark.parametrize("name", [name for name, (base, _) in BROKEN.items() if base in ("lora", "vae", "guide")])
-def test_every_mistake_is_refused_or_warned_of(workplace: Path, name: str) -> None:
+def test_every_mistake_is_refused_or_warned_of(workplace: None, name: str) -> None:
     try:
         config = loaded(broken(name))
     except UserError:

@@ -99,6 +99,7 @@ def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) 
     assert sum(line.endswith("<- yours") for line in lines[5:]) == 6 + with_references
 
 
+@pytest.mark.slow
 def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_samples(
     run_py: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,12 +254,7 @@ def test_what_can_hold_code_and_what_is_clutter_is_left_out(bring: Callable[...,
     ],
 )
 def test_a_mistake_is_one_line(
-    bring: Callable[..., Result],
-    server: Server,
-    tmp_path: Path,
-    url: str,
-    environment: dict[str, str],
-    words: str,
+    bring: Callable[..., Result], server: Server, tmp_path: Path, url: str, environment: dict[str, str], words: str
 ) -> None:
     (tmp_path / "me.zip").write_bytes(zip_of(GOOD))
     mine = tmp_path / "datasets" / "mine"

@@ -365,12 +365,6 @@ def test_failure_waits_by_default_and_stops_the_pod_when_asked(bench: Bench) -> 
     assert len(bench.api.calls) == 1
 
 
-def test_success_may_wait_instead(bench: Bench) -> None:
-    pod = bench.start(RUN_ON_SUCCESS="idle")
-    pod.wait_for("waiting.")
-    assert bench.api.calls == []
-
-
 @pytest.mark.parametrize("name", ["RUN_ON_SUCCESS", "RUN_ON_FAILURE"])
 def test_an_unknown_action_is_refused_before_the_job(bench: Bench, name: str) -> None:
     pod = bench.start(**{name: "terminate"})
@@ -400,11 +394,19 @@ def test_the_key_follows_no_redirect_and_goes_nowhere_over_http(bench: Bench) ->
     assert len(bench.api.calls) == 3
 
 
-def test_outside_runpod_it_says_so_and_waits(bench: Bench) -> None:
-    pod = bench.start(RUNPOD_POD_ID=None)
-    pod.wait_for("RUNPOD_POD_ID or RUNPOD_API_KEY is not set")
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"RUNPOD_POD_ID": None}, "RUNPOD_POD_ID or RUNPOD_API_KEY is not set"),
+        ({"RUN_ON_SUCCESS": "idle"}, "checking"),
+        ({"JOB_CONFIG_YAML": None}, "no job: set JOB_CONFIG_B64"),
+    ],
+)
+def test_a_pod_without_a_job_or_a_stop_waits(bench: Bench, given: dict, words: str) -> None:
+    pod = bench.start(**given)
+    pod.wait_for(words)
     pod.wait_for("waiting.")
-    assert bench.api.calls == []
+    assert bench.api.calls == [] and bool(bench.record()) == ("JOB_CONFIG_YAML" not in given)
 
 
 def test_arguments_are_a_command_to_become(bench: Bench) -> None:
@@ -436,8 +438,7 @@ def test_a_job_from_the_environment_is_written_to_the_volume(bench: Bench, sourc
     values = {"URL": f"{bench.api.url}/first", "YAML": text}
     variable = f"JOB_CONFIG_{source.split()[0]}"
     pod = bench.start(
-        **{"JOB_CONFIG_YAML": None, variable: values.get(source, encoded)},
-        JOB_CONFIG_SHA256=sha256(data).hexdigest(),
+        **{"JOB_CONFIG_YAML": None, variable: values.get(source, encoded)}, JOB_CONFIG_SHA256=sha256(data).hexdigest()
     )
     pod.wait_for("waiting.")
     assert given_job(bench) == f"{bench.workspace}/config/_env_{sha256(data).hexdigest()[:8]}.yaml"
@@ -460,12 +461,7 @@ def test_options_reach_the_training_and_not_the_check(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("plan", "options", "trained", "code"),
-    [
-        ("0", "", "a b c", 0),
-        ("b:2", "", "a b", 2),
-        ("b:2 c:1", "-r", "a b c", 2),
-        ("b:75", "--recover", "a b", 75),
-    ],
+    [("0", "", "a b c", 0), ("b:2", "", "a b", 2), ("b:2 c:1", "-r", "a b c", 2), ("b:75", "--recover", "a b", 75)],
 )
 def test_several_jobs_are_trained_in_order(bench: Bench, plan: str, options: str, trained: str, code: int) -> None:
     pod = bench.start(
@@ -523,16 +519,17 @@ def test_the_first_source_counts(bench: Bench) -> None:
         ({"JOB_CONFIG": "a.yaml,b.yaml", "JOB_CONFIG_SHA256": "0" * 64}, "JOB_CONFIG_SHA256 has 1 sums for 2 jobs"),
     ],
 )
-def test_a_job_that_cannot_be_read_is_one_clear_line_and_a_failure(
-    bench: Bench, environment: dict[str, str], words: str
-) -> None:
+def test_a_job_that_cannot_be_read_is_one_clear_line(bench: Bench, environment: dict[str, str], words: str) -> None:
     bench.api.pages = {"/large": (200, bytes(2_000_000)), "/plain": (302, b"http://example.org/job")}
     values = {name: value.replace("<api>", bench.api.url) for name, value in environment.items()}
-    pod = bench.start(**{"JOB_CONFIG_YAML": None, "RUN_ON_FAILURE": "exit", **values})
-    assert pod.ends() == 2
-    assert words in pod.output
-    assert "Traceback" not in pod.output and "CANARY" not in pod.output
-    assert bench.record() == []
+    done = subprocess.run(
+        [sys.executable, START.with_name("job_config.py"), bench.folder],
+        env=bench.environment(**{"JOB_CONFIG_YAML": None, **values}),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "") and words in done.stderr
+    assert "Traceback" not in done.stderr and "CANARY" not in done.stderr
 
 
 @pytest.mark.parametrize("code", ["1", "2"])
@@ -551,12 +548,6 @@ def test_a_dataset_is_there_before_the_job_is_checked(bench: Bench) -> None:
     assert pod.output.index("datasets/me: 1 files (40_me: 1)") < pod.output.index("checking")
     assert (bench.workspace / "datasets" / "me" / "40_me" / "a.jpg").is_file()
     assert "DATASET_TOKEN" not in bench.trainings()[0]["environ"]
-
-
-def test_without_its_dataset_a_job_is_not_started(bench: Bench) -> None:
-    pod = bench.start(DATASET_URL="none.tar", RUN_ON_FAILURE="exit")
-    assert pod.ends() == 2
-    assert "the dataset cannot be had" in pod.output and bench.record() == []
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------
@@ -598,11 +589,18 @@ def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_sign
     assert all("RUNPOD_API_KEY" not in entry["environ"] for entry in trainings)
 
 
-@pytest.mark.parametrize("given", ["0", "all", "2x"])
-def test_an_unknown_number_of_processes_is_refused_before_the_job(bench: Bench, given: str) -> None:
-    pod = bench.start(NPROC=given, RUN_ON_FAILURE="exit")
-    assert pod.ends() == 1
-    assert f"NPROC is '{given}': write auto or the number of processes." in pod.output and bench.record() == []
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        *(({"NPROC": count}, 1, f"NPROC is '{count}': write auto or the number") for count in ("0", "all", "2x")),
+        ({"DATASET_URL": "none.tar"}, 2, "the dataset cannot be had"),
+        ({"JOB_CONFIG_YAML": " "}, 2, "the job cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_job(bench: Bench, given: dict, code: int, words: str) -> None:
+    pod = bench.start(RUN_ON_FAILURE="exit", **given)
+    assert pod.ends() == code
+    assert words in pod.output and bench.record() == []
 
 
 # ---- after the training --------------------------------------------------------------------------------------------
@@ -640,13 +638,6 @@ def test_results_that_could_not_leave_are_a_failure_of_the_job(bench: Bench, way
     pod.wait_for("waiting.")
     assert bench.api.calls == [], "the pod is not stopped"
     assert pod.terminate() == 7 and not (bench.workspace / "not_reached").exists()
-
-
-def test_a_pod_without_a_job_waits(bench: Bench) -> None:
-    pod = bench.start(JOB_CONFIG_YAML=None)
-    pod.wait_for("no job: set JOB_CONFIG_B64")
-    pod.wait_for("waiting.")
-    assert bench.record() == [] and bench.api.calls == []
 
 
 # ---- the volume ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.toolkit.data.shard_server import write_shard
+from toolkit.files.safetensors_io import framed
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -23,7 +24,7 @@ PHOTOS = ROOT / "config" / "examples" / "photos"
 ADVICE = ("first_character", "before_and_after_pairs", "ten_keys", "troubleshooting")
 """Pages whose commands are run, too."""
 
-PAGES = (*ADVICE, "datasets")
+PAGES = (*ADVICE, "datasets", "few_step_loras")
 FOLDERS = ("folder_path", "control_path", "mask_path")
 FILES = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
@@ -82,6 +83,9 @@ def put_photos(job: dict[str, Any], place: Path) -> None:
                 shutil.copy(photo, folder)
     for pattern in values(job, ("url",)):
         write_shard(place / pattern.replace("*", "0"), 2)
+    for name in values(job, ("lora", "assistant")):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(framed("{}"))
     for name in values(job, FILES):
         if not (place / name).exists():
             (place / name).parent.mkdir(parents=True, exist_ok=True)

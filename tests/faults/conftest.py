@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.faults.nursery import Child, Fault, Nursery
 from tests.processes import environment, free_port
+from toolkit.system.distributed import ProcessGroup
+from toolkit.train.sharded_state import read_rows, shapes_of_rows
 
 STEPS = 6
 TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
@@ -204,8 +207,16 @@ def assert_same_but_for_rounding(job: Job, other: Job) -> None:
         assert_same_tensors(job.folder / file.name, file)
 
 
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """What a file has, and of a file of a state also what the ranks wrote as rows."""
+    shapes = shapes_of_rows(file.parent)
+    wanted = dict.fromkeys(name for name in shapes if name.startswith(f"{file.stem}/"))
+    rows = read_rows(file.parent, wanted, ProcessGroup())
+    return load_file(file) | {name.partition("/")[2]: tensor for name, tensor in rows.items()}
+
+
 def assert_same_tensors(ours: Path, theirs: Path) -> None:
-    found, expected = load_file(ours), load_file(theirs)
+    found, expected = tensors_of(ours), tensors_of(theirs)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].shape == tensor.shape and found[name].dtype == tensor.dtype

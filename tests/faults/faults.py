@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,27 @@ def unmeasured() -> None:
 def environment(values: dict[str, str]) -> None:
     """The environment has these variables too."""
     os.environ.update(values)
+
+
+def change_folder(path: str) -> None:
+    """The job is started in another folder."""
+    os.chdir(path)
+
+
+def set_value(place: str, value: Any) -> None:
+    """`module:attribute` has another value."""
+    module, _, name = place.partition(":")
+    setattr(import_module(module), name, value)
+
+
+def no_locks() -> None:
+    """The file system has no locks."""
+    import fcntl
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fcntl.flock = fcntl.fcntl = refuse
 
 
 def cuda(library: str, report: str = "", total: int = 80 * 2**30) -> None:
@@ -115,6 +138,29 @@ def slow(place: str, seconds: float) -> None:
     _around(place, lambda: time.sleep(seconds))
 
 
+def slow_from(place: str, call: int, seconds: float) -> None:
+    """From its n-th call on, `module:attribute` takes so much longer."""
+    calls = iter(range(1, 10**9))
+    _around(place, lambda: time.sleep(seconds if next(calls) >= call else 0))
+
+
+def detach_first(attribute: str) -> None:
+    """Nothing that is learned depends on the first trained layer with this attribute that computes anything."""
+    from torch import is_grad_enabled
+    from torch.nn.modules.module import register_module_forward_hook
+
+    first: list[Any] = []
+
+    def detach(module: Any, _: Any, output: Any) -> Any:
+        is_trained = is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+        if is_trained and hasattr(module, attribute):
+            first[:] = first or [module]
+            return output.detach() if module is first[0] else output
+        return output
+
+    register_module_forward_hook(detach)
+
+
 def kill_self(place: str, call: int, number: int) -> None:
     """At the n-th call of `module:attribute`, the process sends itself a signal."""
     _at_call(place, call, lambda: os.kill(os.getpid(), number))
@@ -143,6 +189,16 @@ def run_out_of_memory(place: str, call: int) -> None:
 def touch_at(place: str, call: int, path: str) -> None:
     """At the n-th call of `module:attribute`, a file appears."""
     _at_call(place, call, lambda: Path(path).touch())
+
+
+def hold(place: str, call: int, path: str) -> None:
+    """The n-th call of `module:attribute` waits until there is a file."""
+
+    def wait() -> None:
+        while not Path(path).exists():
+            time.sleep(0.01)
+
+    _at_call(place, call, wait)
 
 
 def leave_at(place: str, call: int) -> None:
@@ -216,8 +272,6 @@ def _at_call(place: str, call: int, action: Callable[[], None]) -> None:
 
 
 def _around(place: str, before: Callable[[], None]) -> None:
-    from importlib import import_module
-
     module, _, path = place.partition(":")
     *parents, name = path.split(".")
     owner = import_module(module)

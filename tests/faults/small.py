@@ -41,9 +41,10 @@ def prepare(run: Run, step: int | None) -> Callable[[], list[Path]]:
 def go_on(folder: Path) -> None:
     """Begins or resumes the run in `folder` and brings it to its end."""
     toy = Toy(folder)
-    saving = SaveCallback(prepare, Interval(EVERY), 1, 1, lambda *_, **__: None)
+    saving = SaveCallback(prepare, Interval(EVERY), 1, 1)
     hooks = [MetricsCallback(), saving, StatusCallback(StatusLine(io.StringIO()))]
     run = toy.run(STEPS, accumulation=2, momentum=0.9, ema_decay=0.9, callbacks=hooks)
+    run.event = lambda *_, **__: None
     with run_lock(folder):
         remove_partial_writes(checkpoint_dir(folder))
         state, _ = find_checkpoint(folder, "auto", False)

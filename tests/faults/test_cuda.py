@@ -40,6 +40,7 @@ STAND_IN = [
 INT8 = {"quantize": True, "qtype": "int8"}
 INT4 = {"quantize": True, "qtype": "int4"}
 PLAIN = {"gradient_checkpointing": "none"}
+IN_BACKWARD = {"lr": 1e-4, "fused_backward_pass": True, "gradient_accumulation": 1, "max_grad_norm": 0}
 EAGER = {"enabled": True, "backend": "aot_eager"}
 
 SETTINGS: dict[str, dict[str, dict]] = {
@@ -67,6 +68,19 @@ SETTINGS: dict[str, dict[str, dict]] = {
     "lokr, prodigy": {"network": {"type": "lokr"}, "train": {"optimizer": "prodigy", "lr": 1.0}},
     "loha, sgd": {"network": {"type": "loha"}, "train": {"optimizer": "sgd"}},
     "the model itself": {"network": {"type": "full"}, "train": {"lr": 1e-4}},
+    "the model itself, three blocks swapped, average": {
+        "model": {"blocks_to_swap": 3},
+        "network": {"type": "full"},
+        "train": {**IN_BACKWARD, "ema_config": {"use_ema": True}},
+    },
+    "the model itself, two blocks swapped, rounded at random": {
+        "model": {"blocks_to_swap": 2},
+        "network": {"type": "full"},
+        "train": {
+            **IN_BACKWARD,
+            **{"dtype": "bf16", "full_bf16": True, "optimizer": "adafactor", "gradient_checkpointing": "full_offload"},
+        },
+    },
     "validation": {"validation": {"fraction": 0.3, "every": 2}},
     "low_vram": {"model": {"low_vram": True}},
     "text encoder on the CPU": {"model": {"text_encoder_cpu": True}},
@@ -178,10 +192,24 @@ RESUMED = 1e-3
 """Relative difference of weights after a resume on a real device, whose kernels may add in any order."""
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train": {"gradient_checkpointing": "full_offload"}},
+        {
+            "network": {"type": "full"},
+            "train": {**IN_BACKWARD, "ema_config": {"use_ema": True}},
+            "save": {"layout": "single_file"},
+        },
+    ],
+    ids=["an adapter", "the model itself"],
+)
 def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
-    here: Job, there: Callable[[Job], Job], device: list[Fault], record_property: Callable
+    here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict, record_property: Callable
 ) -> None:
-    here.change(model__blocks_to_swap=2, train__gradient_checkpointing="full_offload")
+    here.change(model__blocks_to_swap=2)
+    for name, values in settings.items():
+        here.section[name] = {**here.section[name], **values}
     job, report = there(here), here.cwd / "report.json"
     job.run(faults=device)
     path, whole = job.folder / "job.safetensors", job.cwd / "whole.safetensors"
@@ -217,11 +245,12 @@ FUSED: dict[str, dict] = {
 def test_no_step_waits_for_the_device(
     here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict
 ) -> None:
-    """Thirty more steps have the host wait three times more: when their numbers are fetched."""
+    """Thirty more steps have the host wait three times more: when their numbers are fetched, and right after them, when
+    the device has nothing to do, how long each layer has had no gradient."""
     for name, values in settings.items():
         here.section[name] = {**here.section[name], **values}
-    is_adapter = here.section["network"]["type"] != "full"
-    here.section["model"]["modulation_table"] = is_adapter  # it is filled again now and then
+    # Filled again now and then, by a copy.
+    here.section["model"]["modulation_table"] = here.section["network"]["type"] != "full"
     here.section.pop("sample")
     here.change(save__save_every=0)
     waited = []
@@ -233,7 +262,7 @@ def test_no_step_waits_for_the_device(
         job.run(faults=[(*device[0], str(file)), ("fetch_by_steps_only",)])
         waited.append(json.loads(file.read_text())["waited"])
     _, few, many = waited
-    assert {what: many[what] - few.get(what, 0) for what in many} == dict.fromkeys(many, 0) | {"copy to the host": 3}
+    assert {what: many[what] - few.get(what, 0) for what in many} == dict.fromkeys(many, 0) | {"copy to the host": 6}
 
 
 # ------------------------------------------------------------ its memory
@@ -255,6 +284,14 @@ PLANNED: dict[str, dict] = {
     "the model itself, in bf16": {
         "network": {"type": "full"},
         "train": {"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0},
+    },
+    "the model itself, in bf16, four blocks swapped, average": {
+        "model": {"blocks_to_swap": 4},
+        "network": {"type": "full"},
+        "train": {
+            **{"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0},
+            "ema_config": {"use_ema": True},
+        },
     },
 }
 """Sections of jobs as `benchmarks/bench_memory.py` has them; their tensors are large beside what the plan rounds up."""

@@ -109,8 +109,7 @@ def test_when_space_runs_short_during_the_run_older_states_go_and_it_is_said(job
 
 
 @pytest.mark.parametrize(
-    "number",
-    [errno.ENOSPC, errno.EROFS, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EIO, errno.EDQUOT))],
+    "number", [errno.ENOSPC, errno.EROFS, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EIO, errno.EDQUOT))]
 )
 def test_whatever_the_system_answers_a_failed_write_is_one_line(job: Job, same, number: int) -> None:
     """The tenth flush to the disk is in the middle of the first state."""

@@ -43,11 +43,7 @@ def refused(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> Callab
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "flags", "kind"),
-    [
-        ("FluxPipeline", LOOK, "cache"),
-        ("QwenImageLayeredPipeline", (), "sd_trainer"),
-    ],
+    ("pipeline", "flags", "kind"), [("FluxPipeline", LOOK, "cache"), ("QwenImageLayeredPipeline", (), "sd_trainer")]
 )
 def test_a_cached_model_of_another_family(refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str) -> None:
     write_cached(tmp_path / "home", NAME, pipeline)

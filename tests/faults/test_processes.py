@@ -29,7 +29,7 @@ from tests.faults.conftest import (
     start_together,
 )
 from tests.faults.nursery import Fault
-from tests.processes import free_port
+from tests.processes import environment, free_port
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 
@@ -127,6 +127,21 @@ def test_processes_with_unlike_jobs_do_not_begin(job: Job) -> None:
     said = run_together(job, 1, of_second=[("environment", {"RATE": "0.02"})])
     assert "train.lr is not the same in all processes: 0.01 in process 0, 0.02 in process 1" in said
     assert not (job.folder / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(("rank", "host"), [(0, "127.0.0.1"), (1, "127.0.0.1"), (1, "no-such-host.invalid")])
+def test_who_is_not_met_in_time_is_asked_for_in_one_line(job: Job, rank: int, host: str) -> None:
+    """A process that never comes, and another address than the first process has."""
+    alone = environment(rank, 2, free_port()) | {"MASTER_ADDR": host}
+    child = job.start(
+        faults=[("environment", alone), ("set_value", "toolkit.system.distributed:RENDEZVOUS_TIMEOUT_MIN", 0.03)]
+    )
+    assert child.wait(30) == 1
+    place = f"rank {rank} of 2: the processes did not meet at {host}:{alone['MASTER_PORT']}: "
+    [ours] = [line for line in child.errors.splitlines() if line.startswith("rank ")]  # PyTorch has lines of its own
+    assert ours.startswith(place) and "Traceback" not in child.errors, child.errors
+    assert ours.endswith(". Check MASTER_ADDR and MASTER_PORT, and that all of them were started.")
+    assert not job.folder.exists()
 
 
 def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:

@@ -181,7 +181,7 @@ def test_a_secret_is_no_name_of_a_folder(trainer, talker, write_job, run_py: Run
     arguments = ["-n", LITERAL] if place == "-n" else []
     before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
     result = run_py(job, *arguments, env=environment(tmp_path))
-    assert result.returncode == 2 and "names are not secret on a disk" in result.stderr
+    assert result.returncode == 2 and "folder names are visible on the disk" in result.stderr
     assert leaks(result.stdout, result.stderr) == []
     assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == before
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.faults.conftest import (
@@ -22,6 +23,7 @@ from tests.faults.conftest import (
     assert_same_tensors,
     run_together,
     start_together,
+    tensors_of,
 )
 from tests.faults.nursery import Nursery
 
@@ -100,11 +102,16 @@ def alone(job: Job) -> Job:
 
 
 @pytest.mark.slow
-def test_rows_that_three_processes_cannot_share_evenly_are_trained_too(job: Job) -> None:
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (2, 3)])
+def test_rows_that_three_processes_cannot_share_evenly_are_trained_and_read_too(
+    job: Job, before: int, after: int
+) -> None:
     del job.section["sample"], job.section["validation"]
-    job.change(train__gradient_accumulation=3, train__steps=3)
+    job.change(train__gradient_accumulation=6, train__steps=3)
     one = alone(job)
-    run_together(job, processes=3)
+    stop = [("kill_self", STEP, 1 + 6 // before + 1, TERM)]  # the trial, a step, and in the next one
+    run_together(job, 75, processes=before, of_second=stop)
+    assert "resuming from" in (run_together(job, processes=after) if after > 1 else job.run())
     assert_same_but_for_rounding(job, one)
     assert any(len(tensor) % 3 for tensor in load_file(job.folder / FINAL).values())
     assert_same_tensors(job.folder / FINAL, one.folder / FINAL)
@@ -120,8 +127,9 @@ def test_bf16_weights_are_rounded_at_random_as_in_one_process_bit_for_bit(job: J
     run_together(job)
     assert job.states() == one.states() == [2, 4, 6]
     for name in ("weights", "ema", "optimizer"):
-        ours, theirs = (each.folder / "state" / "step_000000006" / f"{name}.safetensors" for each in (job, one))
-        assert ours.read_bytes() == theirs.read_bytes(), name
+        ours, theirs = (tensors_of(each.folder / "state/step_000000006" / f"{name}.safetensors") for each in (job, one))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items()), name
 
 
 def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
@@ -156,6 +164,18 @@ def test_one_that_is_killed_in_a_picture_ends_the_other_with_one_line(job: Job) 
     assert first.wait(20) == 1, first.output
     assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors
     assert job.status() == "failed"
+
+
+def test_one_that_is_killed_within_a_save_costs_that_save(job: Job, as_one) -> None:
+    hashed = "toolkit.train.sharded_state:sha256_of"
+    first, second = start_together(job, of_second=[("kill_self", hashed, 2, KILL)])
+    assert second.wait() == -KILL
+    assert first.wait(20) == 1, first.output
+    assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors
+    assert job.states() == [2] and list(job.folder.glob("state/.tmp-4-*"))
+    assert "resuming from" in run_together(job)
+    assert not list(job.folder.glob("state/.tmp-*"))
+    as_one()
 
 
 def test_one_that_hangs_is_given_up_after_the_time_limit(job: Job) -> None:

@@ -58,8 +58,7 @@ def test_a_missing_package_says_what_to_install(wrapped: bool, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "requirement, name",
-    [("requests", "requests"), ("tokenizers>=9.0,<10", "tokenizers"), ("a.b-c", "a.b-c")],
+    "requirement, name", [("requests", "requests"), ("tokenizers>=9.0,<10", "tokenizers"), ("a.b-c", "a.b-c")]
 )
 def test_a_library_that_misses_a_package_of_its_own_is_told_by_its_name(
     requirement: str, name: str, capsys: pytest.CaptureFixture[str]

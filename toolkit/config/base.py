@@ -59,7 +59,7 @@ class StrictModel(BaseModel):
     """Sections that are accepted and not used: nothing is said of their values."""
 
     on_resume: ClassVar[Mapping[str, ChangeKind | Callable[[Mapping[str, Any]], ChangeKind]]] = {}
-    """Field, or ALL_OTHERS -> what its change means for a run that goes on, with all below it; may depend on the
+    """Field, or ALL_OTHERS -> what its change means for a run that resumes, with all below it; may depend on the
     section's new values, plain data. What a section below says itself goes before; unsaid, a change of the result."""
 
     @classmethod

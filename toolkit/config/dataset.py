@@ -1,5 +1,5 @@
-"""`datasets[]`: one folder of images with captions and references, or a stream of shards; `validation`: images that are
-not trained on."""
+"""`datasets[]`: one folder of images with captions and references, or a stream of shards; `validation`: held-out
+images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Rectangle(StrictModel):
-    """`datasets[].resolution`: one size for all images, whatever their aspect ratio; what is too much is cut off."""
+    """`datasets[].resolution`: one size for all images, whatever their aspect ratio; they are cropped to it."""
 
     width: int = Field(ge=32)
     """Pixels, rounded down to a multiple of 32."""
@@ -106,7 +106,8 @@ def _secret(value: str) -> str:
 
 
 class WebDatasetConfig(StrictModel):
-    """`datasets[].webdataset`: what is in the shards of `url`. Files of one name up to its first dot are a sample."""
+    """`datasets[].webdataset`: the contents of the shards of `url`. Files whose names agree up to the first dot form a
+    sample."""
 
     image_key: Annotated[
         tuple[str, ...],
@@ -115,7 +116,7 @@ class WebDatasetConfig(StrictModel):
         Field(min_length=1),
         schema_of_list({"type": "string"}),
     ] = ("jpg", "jpeg", "png", "webp")
-    """Extension of the image; of a list the first that a sample has."""
+    """Extension of the image; of a list, the first that a sample has."""
 
     label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
     """Extension of the file with the caption: `txt` is the text itself, any other is JSON."""
@@ -124,15 +125,15 @@ class WebDatasetConfig(StrictModel):
     """Key of the caption in the JSON."""
 
     token: Annotated[str, AfterValidator(_secret)] = ""
-    """Token for private shards: sent to the hub, else to the host of the first address, and written nowhere. Better is
-    the environment's HF_TOKEN, or a stored login."""
+    """Token for private shards: sent to the hub, or to the host of the first address, and never written to a file.
+    Prefer the environment variable HF_TOKEN, or a stored login."""
 
     samples: int = Field(default=0, ge=0, le=10**12)
-    """Samples in all shards: the length of an epoch, which `epochs` needs. 0: not known."""
+    """Number of samples in all shards: the length of an epoch, which `epochs` needs. 0: unknown."""
 
     window: int = Field(default=256, ge=1, le=1_000_000)
-    """Samples that are read together, from eight shards in turn, and given out in a random order; two of these windows
-    are in memory. 1: in the order of the shards."""
+    """Size of the shuffle buffer: so many samples, read from eight shards in turn, are shuffled together; two buffers
+    are in memory. 1: no shuffling."""
 
     readers: int = Field(default=1, ge=1, le=1024)
     """Number of readers, at most the number of shards. The shards are divided among them, each has a shuffle
@@ -140,8 +141,8 @@ class WebDatasetConfig(StrictModel):
     among them if their number is a multiple of the processes; else every process reads all shards."""
 
     max_unreadable: float = Field(default=0.05, ge=0, le=1)
-    """Share of samples, and of shards, that may be damaged or lack a key before the run ends; they are left out. 0:
-    none."""
+    """Fraction of the samples, and of the shards, that may be damaged or lack a key before the run ends; they are
+    skipped. 0: none."""
 
     on_resume: ClassVar = dict.fromkeys(("token", "samples", "max_unreadable"), "harmless")
 
@@ -151,130 +152,130 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 
 
 class DatasetConfig(StrictModel):
-    """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or with `url`
-    instead of `folder_path` a stream of shards."""
+    """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or, with `url`
+    instead of `folder_path`, a stream of shards."""
 
     folder_path: PathStr = ""
     """Folder of the images, relative to the working directory, or a zip file of one: `pairs.zip`, or of a folder in it
     `pairs.zip/after`. Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
-    """Tar files in the layout of WebDataset, which are read while training goes on: `hf://datasets/owner/name/*.tar`,
-    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It is then the only entry of `datasets`."""
+    """Tar files in WebDataset format, which are streamed during training: `hf://datasets/owner/name/*.tar`,
+    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be the only entry of `datasets`."""
 
     webdataset: WebDatasetConfig = Field(default_factory=WebDatasetConfig)
-    """What is in the shards of `url`."""
+    """The contents of the shards of `url`."""
 
     num_repeats: int | None = Field(default=None, ge=1)
     """How often each image is used per epoch and size. Not given: the leading `<int>_` of the folder's
     name, else 1."""
 
     resolution: Resolution = (1024,)
-    """Training size in pixels, one or a list: an image has at most this number squared, its aspect ratio
-    kept. Each distinct size is one more sample per image: `[960, 544]` are two sizes. At least 32. One rectangle for
-    all images: `{width: 960, height: 544}`."""
+    """Training size in pixels, one or a list: images are resized to at most this area (the number squared) and keep
+    their aspect ratio. Every size in a list is used: `[960, 544]` gives two samples per image. At least 32. A single
+    rectangle for all images: `{width: 960, height: 544}`."""
 
     caption_ext: Extensions = CAPTION_SUFFIXES
-    """Extension of the caption files, with or without the dot; of a list the first that exists is read. In a `.json`
-    file it is the `caption`."""
+    """Extension of the caption files, with or without the dot; of a list, the first that exists is read. A `.json` file
+    has its caption under the key `caption`."""
 
     default_caption: str = ""
     """Caption of images that have none, or an empty one."""
 
     captions_file: PathStr | None = None
-    """One table with the captions of all images, instead of files beside them: lines of file name, tab, caption; `.csv`
-    with a header (`file_name`, `caption` or `text`), `.jsonl` and `.json` with such keys, or `.json` that maps names to
-    captions. Columns `control_path`, `control_path_0` and so on name control images, in place of `control_path`. In a
-    subfolder an image is named with it: `40_mychar/a.jpg`. Without `folder_path` the images are those that it names,
-    from its own folder. Not given: where no image of a folder has a caption file, the only such table in it that names
-    its images is read, and the plan says so."""
+    """A table with the captions of all images, instead of files beside them: lines of file name, tab, caption; `.csv`
+    with a header (`file_name`, `caption` or `text`); `.jsonl` or `.json` with these keys; or `.json` that maps names to
+    captions. The columns `control_path`, `control_path_0`, ... name control images, instead of `control_path`. Images
+    in a subfolder are named with it: `40_mychar/a.jpg`. Without `folder_path` the images are those that the table
+    names, relative to its folder. Not given: if no image of a folder has a caption file, and exactly one table in the
+    folder names its images, that table is read, and the plan says so."""
 
     caption_from_name: bool = False
-    """The caption of an image without one is its file's name, `_` as spaces, before `default_caption`: `a_red_cat.jpg`
-    is `a red cat`."""
+    """Use the file name, with spaces for `_`, as the caption of images that have none: `a_red_cat.jpg` is `a red cat`.
+    Takes precedence over `default_caption`."""
 
     path_map: dict[str, str] = Field(default_factory=dict)
-    """Folders of another machine that begin paths in `captions_file` -> where they are here: `{/old/disk: /data}`. The
-    option `--map OLD=NEW` is put here for all datasets."""
+    """Maps folders of another machine, at the beginning of paths in `captions_file`, to folders here:
+    `{/old/disk: /data}`. The option `--map OLD=NEW` sets it for all datasets."""
 
     caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
-    """Text before each caption that is not dropped: `<prefix>. <caption>`, after a trigger word that is put in front.
-    Not before the prompts of samples."""
+    """Text before each caption that is not dropped: `<prefix>. <caption>`, after a prepended trigger word. Not applied
+    to the prompts of samples."""
 
     trigger_word: str | None = None
     """Trigger word of this dataset instead of the process's."""
 
     caption_dropout_rate: float = Field(default=0.0, ge=0, le=1)
-    """Probability, drawn per use, that the caption is empty; 0: off."""
+    """Probability that the caption is replaced by an empty one, each time the image is used. 0: off."""
 
     shuffle_tokens: bool = False
-    """Shuffle the comma-separated parts of the caption per use. The text encoder then stays loaded."""
+    """Shuffle the comma-separated parts of the caption each time it is used. The text encoder then stays loaded."""
 
     keep_tokens: int = Field(default=0, ge=0)
-    """Leading parts that `shuffle_tokens` leaves in place. 0: none."""
+    """Number of leading parts that `shuffle_tokens` leaves in place. 0: none."""
 
     control_path: Slots = ()
-    """Folder, or list of up to 3 folders in slot order, of reference images matched by file stem. None is
-    fine."""
+    """Folder of reference images, or a list of folders in slot order, matched by file stem. Empty: no references."""
 
     control_suffix: StrOrList = ()
-    """Instead of `control_path`, for control images beside their images: what their names have at their end, in slot
-    order. `_ref`: that of `a.jpg` is `a_ref.png`, which is then no image of its own."""
+    """Instead of `control_path`, for control images in the same folder: the suffix of their names, in slot order. With
+    `_ref` the control image of `a.jpg` is `a_ref.png`, which is then not a training image itself."""
 
     control_optional: bool = False
-    """Images without a partner in a control folder train without that reference instead of being errors."""
+    """Train images without a match in a control folder without that reference, instead of raising an error."""
 
     mask_path: PathStr | None = None
-    """Folder of masks, matched by file stem: the loss counts an image where its mask is white, and by the brightness
-    in between. Transparent is black. A mask is stretched to its image, then resized, cut and mirrored with it. The
-    loss stays a mean over the whole image."""
+    """Folder of masks, matched by file stem: the loss is weighted by the brightness of the mask, white is 1.
+    Transparent is black. A mask is stretched to its image, then resized, cropped and flipped with it. The loss remains
+    a mean over the whole image."""
 
     mask_suffix: str = ""
-    """Instead of `mask_path`, for masks beside their images, as `control_suffix`: `-masklabel` as OneTrainer has them.
+    """Instead of `mask_path`, for masks in the same folder, as `control_suffix`: `-masklabel` for OneTrainer's masks.
     Empty: none."""
 
     mask_optional: bool = False
-    """Images without a partner in `mask_path` count whole instead of being errors."""
+    """Train images without a match in `mask_path` without a mask, instead of raising an error."""
 
     alpha_mask: bool = False
-    """The opacity of each image is its mask; an image without transparency counts whole (one note names them)."""
+    """Use the alpha channel of each image as its mask; images without one have no mask (one note names them)."""
 
     mask_min_value: float = Field(default=0.0, ge=0, le=1)
-    """Weight of what a mask leaves out. 0: nothing of it is learned; 1: the mask has no effect."""
+    """Weight of the masked-out area. 0: nothing is learned from it; 1: the mask has no effect."""
 
     invert_mask: bool = False
-    """Black, or transparent, is where the image counts."""
+    """Invert the mask: the black or transparent area is trained."""
 
     flip_x: bool = False
-    """Use each image mirrored as well, left to right, with its references and mask: two samples per image. With
-    `flip_y` as well there are four."""
+    """Also use each image flipped horizontally, with its references and mask: two samples per image, or four together
+    with `flip_y`."""
 
     flip_y: bool = False
-    """Use each image upside down as well, with its references and mask."""
+    """Also use each image flipped vertically, with its references and mask."""
 
     loss_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of these images. 0: nothing is learned from them (one warning)."""
 
     is_reg: bool = False
-    """Regularisation images, of what the trigger word is not to change: it is not put before their captions, and
-    `train.reg_weight` scales their loss. They are used in turn with the others, as often as their repeats say."""
+    """Regularisation images, which show what the trigger word should not change: it is not prepended to their captions,
+    and `train.reg_weight` scales their loss. They alternate with the other images, as often as their repeats say."""
 
     cache_latents: bool = True
-    """Compute the latents of images and references once, before training. With `url` they are encoded as they come."""
+    """Compute the latents of images and references once, before training. With `url` they are encoded during
+    training."""
 
     cache_latents_to_disk: bool = True
-    """Keep what was cached for later runs. With `url` the default is false; true keeps what is encoded on the way."""
+    """Keep the cache for later runs. With `url` the default is false; true keeps what is encoded during training."""
 
     cache_text_embeddings: bool | None = None
-    """Compute the text embeddings once, before training. Not given: yes, unless `shuffle_tokens` is on. With `url` true
-    keeps what is encoded on the way."""
+    """Compute the text embeddings once, before training. Not given: yes, unless `shuffle_tokens` is on. With `url`,
+    true keeps what is encoded during training."""
 
     background: Annotated[str, AfterValidator(_colour)] = "white"
-    """Colour under transparent pixels of images and references: a name or "#rrggbb". A model with transparency
-    (Qwen-Image-2.1) is trained on it unless this is given."""
+    """Colour behind transparent pixels of images and references: a name or "#rrggbb". A model with an alpha channel
+    (Qwen-Image-2.1) is trained on the transparency itself unless this is given."""
 
     num_workers: int = Field(default=0, ge=0, le=1024)
-    """Threads that load batches ahead; 0: the main thread loads each when it is needed."""
+    """Number of threads that prefetch batches. 0: batches are loaded in the main thread."""
 
     example: ClassVar = "folder_path: photos"
     on_resume: ClassVar = {
@@ -298,7 +299,7 @@ class DatasetConfig(StrictModel):
     @model_validator(mode="after")
     def _has_images(self) -> DatasetConfig:
         if not (self.folder_path or self.url or self.captions_file):
-            raise ValueError("names no images. Give 'folder_path', or for shards of a stream 'url'.")
+            raise ValueError("names no images. Give 'folder_path', or 'url' for a stream of shards.")
         return self
 
     @property
@@ -320,9 +321,9 @@ class DatasetConfig(StrictModel):
         """Folders that are missing, keys that exclude each other, images that teach nothing."""
         if self.url:
             for key in sorted(self.model_fields_set & NOT_OF_STREAMS.keys()):
-                yield error(key, f"does not work with 'url': {NOT_OF_STREAMS[key]}. Remove it.")
+                yield error(key, f"cannot be combined with 'url': {NOT_OF_STREAMS[key]}. Remove it.")
             if len(self.resolution) > 1:
-                message = "a stream gives each image once per epoch, at one size. Write one resolution."
+                message = "a stream yields each image once per epoch, at one size. Give a single resolution."
                 yield error("resolution", message)
         else:
             if "webdataset" in self.model_fields_set:
@@ -330,20 +331,20 @@ class DatasetConfig(StrictModel):
             yield from check_path("folder_path", self.folder_path or None, IMAGES, job)
             yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
             if self.control_path and self.control_suffix:
-                yield error("control_suffix", "does not work with 'control_path'. Remove one of them.")
+                yield error("control_suffix", "cannot be combined with 'control_path'. Remove one of them.")
             for slot, path in enumerate(self.control_path):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
             yield from self._check_masks(job)
         if self.loss_multiplier == 0:
-            yield warning("loss_multiplier", "0 means that nothing is learned from these images.")
+            yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
             if Path(control).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
-                message = "is the same folder as folder_path, so each image would be its own control image."
+                message = "is the same folder as folder_path: each image would be its own control image."
                 yield warning(f"control_path.{slot}", message)
         if len(sizes := self.resolution) == 2 and all(isinstance(size, int) for size in sizes):
             rectangle = f"{{width: {sizes[0]}, height: {sizes[1]}}}"
-            message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. One rectangle is"
-            yield warning("resolution", f"{message} '{rectangle}'.")
+            message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle,"
+            yield warning("resolution", f"{message} write '{rectangle}'.")
 
     def _check_masks(self, job: JobContext) -> Findings:
         sources = [key for key in ("mask_path", "mask_suffix", "alpha_mask") if getattr(self, key)]
@@ -356,9 +357,7 @@ class DatasetConfig(StrictModel):
             return
         if Path(self.mask_path).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
             remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
-            yield error(
-                "mask_path", f"is the same folder as folder_path, so each image would be its own mask. {remedy}"
-            )
+            yield error("mask_path", f"is the same folder as folder_path: each image would be its own mask. {remedy}")
         yield from check_path("mask_path", self.mask_path, "Give a folder of masks.", job)
 
 
@@ -367,8 +366,8 @@ def _with_listed_resolution(entries: dict[str, ConfigNode]) -> dict[str, ConfigN
 
 
 NOT_OF_STREAMS = {
-    "folder_path": "a dataset is a folder or a stream",
-    "num_repeats": "a stream is read through once per epoch",
+    "folder_path": "a dataset is either a folder or a stream",
+    "num_repeats": "a stream is read once per epoch",
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "caption_from_name": "its captions are in the shards (webdataset.label_key)",
@@ -377,14 +376,14 @@ NOT_OF_STREAMS = {
         ("mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"),
         "a stream has no masks",
     ),
-    **dict.fromkeys(("flip_x", "flip_y"), "a stream gives each image once per epoch, as it is"),
-    "is_reg": "regularisation images are a folder beside others, and a stream is alone",
+    **dict.fromkeys(("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"),
+    "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
 }
 """Keys of a folder -> why they do not go with `url`."""
 
 
 IMAGES = "Give a folder of images, or a zip file of one."
-CAPTIONS = "Give a text file of lines with file name, tab, caption."
+CAPTIONS = "Give a text file whose lines are file name, tab, caption."
 
 OF_THE_FOLDER = (
     "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "captions_file", "trigger_word",
@@ -406,53 +405,65 @@ def loss_at(level: float) -> str:
     return f"{LOSS}_t{level:g}"
 
 
-class ValidationConfig(StrictModel):
-    """`validation`: the loss on images that are not trained on, with the weights that would be saved.
+def loss_in(way: str) -> str:
+    """The name of the loss in a way of sampling (`sample.also`)."""
+    return f"{LOSS}_in_{way}"
 
-    Noise and noise levels are the same each time, nothing is dropped or weighted, so that two numbers compare. The
-    weights of the lowest loss are kept as `<name>_best.safetensors`.
+
+class ValidationConfig(StrictModel):
+    """`validation`: the loss on held-out images, with the weights that would be saved.
+
+    Noise and noise levels are the same each time, and nothing is dropped or weighted, so that losses are comparable.
+    The weights with the lowest loss are kept as `<name>_best.safetensors`.
     """
 
     every: int = Field(default=0, ge=0)
-    """Optimizer steps between two. One before step 1 and one after the last are always made; 0: no others."""
+    """Optimizer steps between two validations. There is always one before step 1 and one after the last step; 0: no
+    others."""
 
     every_n_epochs: int = Field(default=0, ge=0)
-    """The same in epochs; where both are given, both count. 0: no others."""
+    """Epochs between two validations; if both are given, both apply. 0: no others."""
 
     folder_path: PathStr | None = None
-    """Folder of the images, by the rules of a dataset. Either this or `fraction`."""
+    """Folder of the images, as in a dataset. Either this or `fraction`."""
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
-    """Share of the images of all datasets that is held out, at all sizes; at least one image, no regularisation images.
-    Drawn by the names of file and folder, so the same at each start. 0 is an error: leave the section out."""
+    """Fraction of the images of all datasets that is held out, at all sizes; at least one image, no regularisation
+    images. Chosen by a hash of folder and file name, so the same for every start. 0 is an error: omit the section."""
 
     timesteps: int = Field(default=4, ge=1, le=1000)
-    """Noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and 0.875. Each costs a forward pass."""
+    """Number of noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and 0.875. Each costs a forward
+    pass."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the noise and of what `fraction` draws; 0 is a valid seed. It is apart from `training_seed`, so
-    that runs of different seeds compare."""
+    """Seed of the noise and of the images that `fraction` chooses; 0 is a valid seed. Independent of `training_seed`,
+    so that runs with different seeds are comparable."""
+
+    edits: int = Field(default=0, ge=0)
+    """Number of images with references that are also generated from their captions and references, to measure how far
+    the edits drift from the references (docs/edits_that_shift.md). Each costs as much as a sample of its size. 0:
+    none."""
 
     control_path: Slots = ()
-    """References of the images in `folder_path`, as in a dataset."""
+    """Reference images for `folder_path`, as in a dataset."""
 
     control_optional: bool = False
-    """Of `folder_path`: images without a partner are measured without that reference instead of being errors."""
+    """For `folder_path`: measure images without a match without that reference, instead of raising an error."""
 
     resolution: Resolution | None = None
-    """Of `folder_path`: size in pixels, one or a list. Not given: every size the datasets train at."""
+    """For `folder_path`: size in pixels, one or a list. Not given: every size of the datasets."""
 
     caption_ext: Extensions | None = None
-    """Of `folder_path`. Not given: that of the first dataset."""
+    """For `folder_path`. Not given: as in the first dataset."""
 
     default_caption: str | None = None
-    """Of `folder_path`. Not given: that of the first dataset."""
+    """For `folder_path`. Not given: as in the first dataset."""
 
     captions_file: PathStr | None = None
-    """Of `folder_path`, as in a dataset. Not given: the captions are in files beside the images."""
+    """For `folder_path`, as in a dataset. Not given: the captions are in files beside the images."""
 
     trigger_word: str | None = None
-    """Of `folder_path`. Not given: that of the first dataset, else the process's."""
+    """For `folder_path`. Not given: that of the first dataset, or of the process."""
 
     foreign: ClassVar = "validation"
 

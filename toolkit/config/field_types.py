@@ -33,19 +33,29 @@ class OneOf:
     """A name out of a list, in upper or lower case: those of the field's Literal, or the given ones."""
 
     def __init__(
-        self, *names: str, spellings: Mapping[str, str] | None = None, instead: Mapping[str, str] | None = None
+        self,
+        *names: str,
+        spellings: Mapping[str, str] | None = None,
+        instead: Mapping[str, str] | None = None,
+        or_bool: bool = False,
     ) -> None:
-        """spellings: other spelling -> name. instead: as of `reader_of`."""
-        self.names, self.spellings, self.instead = names, spellings or {}, instead or {}
+        """spellings: other spelling -> name. instead: as of `reader_of`. or_bool: true and false are values too."""
+        self.names, self.spellings, self.instead, self.or_bool = names, spellings or {}, instead or {}, or_bool
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         self.names = self.names or get_args(source)
-        return no_info_before_validator_function(
-            reader_of(self.names, self.spellings, instead=self.instead), handler(source)
-        )
+        also = " or true or false" if self.or_bool else ""
+        read_name = reader_of(self.names, self.spellings, also, self.instead)
+
+        def read(value: Any) -> Any:
+            folded = str(value).strip().lower()
+            return folded == "true" if self.or_bool and folded in ("true", "false") else read_name(value)
+
+        return no_info_before_validator_function(read, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "enum": [*self.names, *self.spellings]}
+        names = [*self.names, *self.spellings]
+        return {"enum": [True, False, *names]} if self.or_bool else {"type": "string", "enum": names}
 
 
 def reader_of(
@@ -58,7 +68,7 @@ def reader_of(
 
     def read(value: Any) -> str:
         if not isinstance(value, str):
-            raise value_error(f"{value!r} is not one of {_listed(names)}.")
+            raise value_error(f"{value!r} is not one of {_listed(names)}{also}.")
         folded = value.strip().lower()
         if folded in names:
             return folded
@@ -79,17 +89,8 @@ def _listed(names: Iterable[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
-def _auto_or_bool(value: Any) -> Any:
-    if isinstance(value, bool) or value == "auto":
-        return value
-    if str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    raise value_error(f"{value!r} is not one of true, false or 'auto'.")
-
-
-AutoOrBool = Annotated[
-    bool | Literal["auto"], BeforeValidator(_auto_or_bool), WithJsonSchema({"enum": [True, False, "auto"]})
-]
+AUTO_OR_BOOL = bool | Literal["auto"]
+AutoOrBool = Annotated[AUTO_OR_BOOL, OneOf("auto", or_bool=True)]
 """true, false, or "auto": the program decides."""
 
 
@@ -100,21 +101,7 @@ CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload
 """Of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the device."""
 
 
-def _checkpointing(value: Any) -> Any:
-    folded = str(value).strip().lower()
-    if folded in ("true", "false"):
-        return folded == "true"
-    known = ("auto", *CHECKPOINTING_LEVELS)
-    if folded not in known:
-        raise value_error(f"{value!r} is not one of true, false, {_listed(known)}.")
-    return folded
-
-
-Checkpointing = Annotated[
-    bool | str,
-    BeforeValidator(_checkpointing),
-    WithJsonSchema({"enum": [True, False, "auto", *CHECKPOINTING_LEVELS]}),
-]
+Checkpointing = Annotated[bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=True)]
 """A level, "auto", or true and false for the last but one and the first."""
 
 

@@ -56,7 +56,7 @@ class ForeignKeys(Protocol):
     """The keys of other programs."""
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        """Those that this section reads, or refuses by name. None of them is one of its own."""
+        """Those that this section reads, or refuses by name; none of them is a field of the section."""
 
     def reshape(
         self, section: type[BaseModel], entries: dict[str, ConfigNode], diagnostics: Diagnostics
@@ -125,8 +125,16 @@ class ForeignFile(Protocol):
 
 _BEFORE = (
     r"#.*|(?:cd|source|pip|git|mkdir|echo|\.|export|set|declare|call|conda|rem|REM|@echo|modelscope|hf|huggingface-cli|"
-    r"\$(?:env:)?\w+[ \t]*=)[ \t].*|(?:\$(?:env:)?)?\w+=.*|```\w*"
+    r"\$(?:env:)?\w+[ \t]*=)[ \t].*|(?:\$(?:env:)?)?\w+\+?=.*|```\w*|[\"']?--[a-z].*|[(){}:][^\n]*|"
+    r"(?:if|then|elif|else|fi|for|while|until|do|done|case|esac|function|read|exit|return|trap|test|sleep|ls|cp|mv|rm|ln|"
+    r"chmod|unset|ulimit|wget|curl|apt|apt-get|nvidia-smi|param|pause|title|chcp|setlocal|Write-Host|Write-Output|"
+    r"Set-Location)(?![\w-])(?:[ \t;(].*)?"
 )
+"""A line that prepares the shell, or decides whether what follows runs."""
+
+SCRIPT_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".py", ".ipynb")
+"""Of files that can only be read for the command in them."""
+
 _COMMAND = re.compile(
     rf"(?:[ \t]*(?>(?:{_BEFORE})(?:(?:(?<=[\\`^])|(?<=[\\`^]\r))\r?\n.*)*)?\r?\n)*"
     r"[ \t]*(?:(?:[A-Z_]+=\S+|nohup|time|sudo|\$|(?:poetry|conda|pipenv)[ \t]+run)[ \t]+|!)*"

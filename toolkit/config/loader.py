@@ -8,18 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from pydantic import BaseModel
 
 from toolkit.config.base import all_findings
 from toolkit.config.field_types import LONGEST_NAME
-from toolkit.config.foreign import COMMAND_LINE, foreign_file, foreign_keys, is_command
-from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
+from toolkit.config.foreign import COMMAND_LINE, SCRIPT_SUFFIXES, foreign_file, foreign_keys, is_command
+from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
 from toolkit.config.redacted_copy import job_text, saved_text, secret_scalars
-from toolkit.config.toml_reader import is_toml, read_toml
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import (
     expand_variables,
@@ -47,8 +45,8 @@ _IN_CONFIG = ("name", "process", "defaults")
 """Keys of `config`."""
 
 _LOOKS_RANDOM = re.compile(r"^(?=.*[0-9])(?=.*[A-Za-z])\S{8,}$")
-_SECRET_FOLDER = "names are not secret on a disk. Leave the secret out, or rename the variable it comes from."
-_CACHE_NAME = "is the folder of what all jobs share. Choose another name."
+_SECRET_FOLDER = "folder names are visible on the disk. Remove the secret, or rename the variable it comes from."
+_CACHE_NAME = "is the folder of the shared cache. Choose another name."
 _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 """What stands for bytes of the command line or of a variable that are not UTF-8."""
@@ -137,14 +135,21 @@ def read_written(
             root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
         elif str(path).endswith(".env"):
             root = load_object(FOREIGN_VARIABLES)(text, diagnostics)
-        elif is_toml(path):
+        elif Path(path).suffix.lower() in SCRIPT_SUFFIXES:
+            remedy = "Give the command that starts the training in quotes to 'run.py import', or alone in a file."
+            diagnostics.fatal(SourceLocation(1, 1), (), f"begins with no command that is read. {remedy}")
+        elif Path(path).suffix.lower() == ".toml":
+            from toolkit.config.toml_reader import read_toml
+
             root = read_toml(text, diagnostics)
             diagnostics.raise_errors()
+            if root is not None and not root.value:
+                diagnostics.fatal(root.value_at, (), "is empty.")
             if root is not None and foreign_file(root) is None:
-                remedy = "A job of ours is YAML."
+                remedy = "Jobs of this program are YAML."
                 if {"datasets", "directory"} & root.value.keys():
                     remedy = "It is a dataset file: run the config that names it."
-                diagnostics.fatal(root.value_at, (), f"is no config of a program that is read. {remedy}")
+                diagnostics.fatal(root.value_at, (), f"is not the config of a supported program. {remedy}")
         else:
             root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
     if flags:
@@ -173,16 +178,13 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         diagnostics.error(job or root, "is required. Write 'job: extension'.", path=("job",))
     elif job.value != "extension":
         diagnostics.error(job, f"unknown job type {show(job)}. Write 'extension'.")
-    meta = root.value.get("meta")
-    if meta is not None and meta.value is not None and not isinstance(meta.value, dict):
-        diagnostics.error(meta, f"{show(meta)} is not a mapping of keys and values.")
     config = root.value.get("config")
+    for node in (root.value.get("meta"), config.child("defaults") if config else None):
+        if node is not None and not isinstance(node.value, dict | None):
+            diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
     if config is None or not isinstance(config.value, dict):
         message = "is required: a mapping with 'name' and 'process'."
         diagnostics.fatal((config or root).value_at, ("config",), message)
-    defaults = config.value.get("defaults")
-    if defaults is not None and defaults.value is not None and not isinstance(defaults.value, dict):
-        diagnostics.error(defaults, f"{show(defaults)} is not a mapping of keys and values.")
     return config
 
 
@@ -269,8 +271,8 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
         if name is not None and seen.setdefault(name, process.entry.index) != process.entry.index:
             message = f"{name!r} is already the name of process[{seen[name]}]. Names are unique."
             diagnostics.error(process.node.value["name"], message)
-    inside = {key: places[0] for key, places in normaliser.places.items()}
-    inside = {key: f"{place!r} of a process" if place else "a process" for key, place in inside.items()}
+    places = normaliser.places() if config.value.keys() - set(_IN_CONFIG) else {}
+    inside = {key: f"{found[0]!r} of a process" if found[0] else "a process" for key, found in places.items()}
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     watch.report(diagnostics)
     return processes
@@ -305,21 +307,17 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
         for child in node.walk():
             normaliser.defaults.known(child)
     else:
-        checked = normaliser.process(model, node, frozenset({"type", "name"}))
+        checked = normaliser.process(model, node)
         section, checked = validate(model, checked, diagnostics)
     entry = ProcessEntry(
         index=index,
         type=str(type_node.value),
         name=None if name_node is None else str(name_node.value),
-        raw=node.data(_resolved),
+        # An unchecked section reads an unquoted `${STEPS}` as a number where its value is one.
+        raw=node.data(lambda each: scalar_value(each.value) if each.plain and each.written is not None else each.value),
         section=section,
     )
     return _Process(node, entry, checked, complete=model is None or section is not None)
-
-
-def _resolved(node: ConfigNode) -> Any:
-    """A scalar as an unchecked section reads it: an unquoted `${STEPS}` is a number if its value is one."""
-    return scalar_value(node.value) if node.plain and node.written is not None else node.value
 
 
 # ---------------------------------------------------------------- what needs the file system
@@ -356,7 +354,7 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         if (folder := section.run_folder(job)) is not None:
             folder = Path(os.path.realpath(folder.expanduser()))
             if (first := folders.setdefault(folder, index)) != index:
-                remedy = f"Give process[{index}] a 'name' of its own."
+                remedy = f"Give process[{index}] another 'name'."
                 diagnostics.error(process.node, f"writes to '{folder}' as process[{first}] does. {remedy}")
         outputs = section.outputs(job)
         for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
@@ -364,12 +362,10 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         job = JobContext(job.name, job.earlier_outputs | outputs)
 
 
-def warn_of_odd_quotes(node: ConfigNode, diagnostics: Diagnostics) -> None:
+def warn_of_odd_quotes(root: ConfigNode, diagnostics: Diagnostics) -> None:
     """Warns of texts between curly quotes, which YAML takes for a part of the text, and of trigger words with one."""
-    if isinstance(node.value, dict | list):
-        for child in node.value.values() if isinstance(node.value, dict) else node.value:
-            warn_of_odd_quotes(child, diagnostics)
-    elif isinstance(node.value, str) and node.value:
-        ends = node.value if node.path[-1:] == ("trigger_word",) else ""
-        if all(map(odd_characters, (node.value[0], node.value[-1]))) or odd_characters(ends):
-            diagnostics.warn(node, f"the curly quotes are a part of the value. {odd_characters(node.value)}")
+    for node in root.walk():
+        if isinstance(node.value, str) and node.value:
+            ends = node.value if node.path[-1:] == ("trigger_word",) else ""
+            if all(map(odd_characters, (node.value[0], node.value[-1]))) or odd_characters(ends):
+                diagnostics.warn(node, f"the curly quotes are a part of the value. {odd_characters(node.value)}")

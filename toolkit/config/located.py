@@ -145,7 +145,7 @@ class Diagnostics:
         self._warnings: dict[tuple[SourceLocation, str], None] = {}
         self._paths: set[str] = set()
         self.notes: list[str] = []
-        """What the plan tells of the file beside its warnings."""
+        """Lines of the plan about the file, besides its warnings."""
 
     def error(self, node: ConfigNode, message: str, *, at_key: bool = False, path: KeyPath | None = None) -> None:
         """An error at a node's value, or at its key. `path` names a key that the node lacks."""
@@ -173,7 +173,7 @@ class Diagnostics:
         self._warnings |= other._warnings
 
     def mark(self, path: KeyPath) -> None:
-        """Nothing more is said of this key: what is wrong with it is told at another place."""
+        """Reports nothing more of this key: its error is reported at another place."""
         self._paths.add(dotted(path))
 
     def reported(self, path: KeyPath) -> bool:

@@ -36,7 +36,7 @@ from toolkit.registry import FAMILIES, PARTS_AROUND, load_object
 def _without_adapter(value: Any) -> Any:
     if isinstance(value, str) and "|" in value:
         raise value_error(
-            f"{value!r}: only the transformer can have an accuracy-recovery adapter. Leave out '|' and file."
+            f"{value!r}: only the transformer can have an accuracy-recovery adapter. Remove '|' and the file."
         )
     return value
 
@@ -79,7 +79,7 @@ _PARTED = WithJsonSchema(
 """With a file after the type, as ai-toolkit writes it."""
 
 
-_LAYERED = "Qwen-Image-Layered makes several images at once, and cannot be trained."
+_LAYERED = "Qwen-Image-Layered generates several images at once, and cannot be trained."
 _NO_FAMILY = {"qwen_image_layered": _LAYERED, "layered": _LAYERED}
 """Other programs' names of models that cannot be trained, which are no typing errors -> why not."""
 
@@ -112,11 +112,11 @@ class ModelKwargs(StrictModel):
     """`model.model_kwargs`: settings of the model family."""
 
     match_target_res: bool = False
-    """References have the pixel area of the image they belong to, whatever `control_resolution` says."""
+    """Scale references to the pixel area of the image they belong to, instead of `control_resolution`."""
 
     control_resolution: int = Field(1024, ge=64, le=4096)
-    """References are scaled to the area of a square with sides of so many pixels, as diffusers scales them to 1024.
-    Less saves memory: half of it is a quarter of their tokens."""
+    """References are scaled to the area of a square of this side in pixels; diffusers uses 1024. Smaller references
+    save memory: half the side is a quarter of their tokens."""
 
     foreign: ClassVar = "model_kwargs"
 
@@ -126,13 +126,13 @@ class ModelKwargs(StrictModel):
 
 
 class BaseLora(StrictModel):
-    """`model.base_loras[]`: a LoRA file that becomes part of the model before training."""
+    """`model.base_loras[]`: a LoRA file that is merged into the model before training."""
 
     path: PathStr
     """A LoRA, DoRA, LoHa or LoKr file (.safetensors), of this or another program."""
 
     multiplier: float = 1.0
-    """What its change of each weight is multiplied by; negative takes it away, 0 leaves the file out."""
+    """Strength with which it is merged; negative subtracts it, 0 ignores the file."""
 
     on_resume: ClassVar = {"path": "harmless"}  # the sha256 that a state records says what is in the file
 
@@ -144,7 +144,7 @@ class BaseLora(StrictModel):
         """A file that is missing, or read for nothing."""
         yield from check_path("path", self.path, "Give a LoRA file.", job, file=True)
         if self.multiplier == 0:
-            yield warning("multiplier", "0 means that the file is not used.")
+            yield warning("multiplier", "0: the file is not used.")
 
 
 def _from_path(value: Any) -> Any:
@@ -161,21 +161,21 @@ class ModelConfig(StrictModel):
     """`model`: the model that is trained, and how it is kept in memory."""
 
     name_or_path: PathStr
-    """Hub id (`owner/name`) or local folder in diffusers layout; its `model_index.json` must be that of a
-    Qwen-Image model (2.1, 2512, Edit, Edit-2509, Edit-2511) or one made from it, or of a flow_trainer. Or the file of a
-    transformer as ComfyUI keeps it, whose VAE and text encoder are then found beside it. What looks like a path is
-    never a hub id (`docs/models.md`)."""
+    """Hub id (`owner/name`) or local folder in diffusers format; its `model_index.json` must be that of a Qwen-Image
+    model (2.1, 2512, Edit, Edit-2509, Edit-2511), of a finetune of one, or of a flow_trainer. Or a transformer in one
+    file, as for ComfyUI, whose VAE and text encoder are then found beside it. What looks like a path is never taken for
+    a hub id (`docs/models.md`)."""
 
     transformer_path: PathStr | None = None
-    """The transformer's weights in one safetensors file, used in place of those in the model folder, which gives all
-    else: bf16, or fp8 with or without scales, as ComfyUI or diffusers name them; of several shards the first
+    """Single safetensors file with the transformer's weights, used instead of those in the model folder: bf16, or fp8
+    with or without scales, with the parameter names of ComfyUI or diffusers; for a sharded file, the first shard
     (`docs/models.md`)."""
 
     vae_path: PathStr | None = None
-    """The VAE's, as `transformer_path`; the names of Wan's VAE, which ComfyUI's file has, are read as well."""
+    """The same for the VAE; the parameter names of Wan's VAE, as in ComfyUI's file, are accepted as well."""
 
     text_encoder_path: PathStr | None = None
-    """The text encoder's with its vision tower, as `transformer_path`."""
+    """The same for the text encoder with its vision tower."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
@@ -185,56 +185,57 @@ class ModelConfig(StrictModel):
         OneOf(*FAMILIES, spellings=ARCH_SPELLINGS),
         BeforeValidator(_without_tag),
     ] = Field(default=None, validate_default=False)
-    """Family and version; a tag after a colon is ignored. Not given: read from the model's files."""
+    """Family and version; a tag after a colon is ignored. Not given: detected from the model's files."""
 
     is_qwen: Annotated[bool, AfterValidator(_is_qwen)] = True
-    """Accepted as true; the family is read from the model's files."""
+    """Accepted as true; the family is detected from the model's files."""
 
     quantize: bool = False
-    """Keep the transformer blocks' weights in `qtype`."""
+    """Quantize the weights of the transformer blocks to `qtype`."""
 
     qtype: Annotated[Qtype, _PARTED] = "int8"
-    """Number type of the quantized transformer weights: 8 bit with a scale per output (`int8`, `float8`) or per 64
+    """Data type of the quantized transformer weights: 8 bit with a scale per output (`int8`, `float8`) or per 64
     inputs (`fp8_scaled`, musubi-tuner's), 4 or 2 bit with a scale per 128 inputs (`int4`, `int2`), 2 to 7 bit with a
-    scale and a zero point per 64 (`uint2` to `uint7`, as ai-toolkit's). `uint3|file` also names an
-    `accuracy_recovery_adapter`, which must have been made for this type."""
+    scale and a zero point per 64 (`uint2` to `uint7`, ai-toolkit's). `uint3|file` also sets
+    `accuracy_recovery_adapter`, which must have been trained for this type."""
 
     accuracy_recovery_adapter: PathStr | None = None
-    """A LoRA that makes up for what quantization lost: a local file, or `owner/repo/file.safetensors` on the hub. It is
-    added to the frozen model, never trained and never saved; layers it does not cover become `int8`. `auto`: one is
-    made from the weights when the model is first loaded (`run.py ara` makes better ones), and kept in the cache."""
+    """A LoRA that compensates for the quantization error: a local file, or `owner/repo/file.safetensors` on the hub. It
+    is added to the frozen model, never trained and never saved; layers it does not cover are quantized to `int8`.
+    `auto`: one is computed from the weights when the model is first loaded (`run.py ara` trains better ones), and
+    cached."""
 
     int8_matmul: Literal["auto"] | bool = "auto"
-    """Round inputs and gradients of `int8` layers to 8 bits as well, so that they multiply in int8. It costs about 1 %
-    of accuracy; products that would lose more than 3 % of one image are left alone. `auto`: on CPUs with AVX-512 VNNI
-    for layers at least 512 wide, 1.5 to 2.5 times faster; on CUDA (8.0 or newer) for layers at least 1024 wide of
+    """Also quantize the inputs and gradients of `int8` layers, so that the matrix products run in int8. It costs about
+    1 % of accuracy; products that would lose more than 3 % for one image are excluded. `auto`: on CPUs with AVX-512
+    VNNI for layers at least 512 wide, 1.5 to 2.5 times faster; on CUDA (8.0 or newer) for layers at least 1024 wide in
     blocks that inductor compiles (`train.compile`), which is not measured yet, so not on 9.x (H100, H200)."""
 
     quantize_te: bool = False
-    """Keep the text encoder's weights in `qtype_te`."""
+    """Quantize the weights of the text encoder to `qtype_te`."""
 
     qtype_te: Qtype = "int8"
-    """Number type of the quantized text encoder weights."""
+    """Data type of the quantized text encoder weights."""
 
     low_vram: bool = False
-    """Quantize on the CPU and keep the encoders off the device when they are not at work."""
+    """Quantize on the CPU, and move the encoders off the device while they are not used."""
 
     text_encoder_cpu: bool = False
-    """Run the text encoder on the CPU: none of it comes to the device, and encoding the captions takes far longer. The
-    embeddings are the same to rounding."""
+    """Run the text encoder on the CPU: it takes no memory of the device, but encoding the captions takes far longer.
+    The embeddings are the same up to rounding."""
 
     base_loras: tuple[Annotated[BaseLora, BeforeValidator(_from_path, json_schema_input_type=str | BaseLora)], ...] = ()
     """LoRA files that are merged into the model before it is quantized and trained, in this order; an entry may be
-    the path alone. What is trained comes on top: to use it, load these files with it."""
+    just the path. The new network is trained on top of them: load these files with it."""
 
     modulation_table: AutoOrBool = "auto"
-    """Keep the third of the transformer that depends on the noise level alone in the CPU memory, and its results for
-    the levels of the next steps on the device: the same numbers to rounding, 1 to 2 % slower. auto: with CUDA, where
-    the plan of the training does not fit the GPU without it."""
+    """Keep the modulation layers, a third of the transformer, which depend on the noise level only, in CPU memory, and
+    their outputs for the noise levels of the next steps on the device: the same results up to rounding, 1 to 2 %
+    slower. auto: on CUDA, if the training does not fit the GPU without it."""
 
     blocks_to_swap: int = Field(default=0, ge=0)
-    """Blocks whose frozen weights wait in the CPU memory and are copied to the device each time they are used; at
-    most all but one. Two of them have room on the device, so fewer than 3 save nothing. 0: none."""
+    """Number of transformer blocks whose frozen weights are kept in CPU memory and copied to the device each time they
+    are used; at most all but one. Two buffers stay on the device, so fewer than 3 save nothing. 0: none."""
 
     model_kwargs: ModelKwargs = Field(default_factory=ModelKwargs)
     """Settings of the model family."""
@@ -276,7 +277,7 @@ class ModelConfig(StrictModel):
 
     @property
     def file_note(self) -> str:
-        """What the file that `name_or_path` named is, and how that was told; empty: it was none."""
+        """What the file that `name_or_path` named is, and how it was identified; empty: it was no file."""
         return self._file_note
 
     @classmethod
@@ -289,9 +290,7 @@ class ModelConfig(StrictModel):
     def check(self, job: JobContext) -> Findings:
         """What the files on this disk say against it: the model is missing, of another family, not complete."""
         if job.yet_to_come(self.folder()) and self.folder().suffix.lower() in WEIGHT_FILES:
-            fault = (
-                "an earlier process writes this file. Give it as transformer_path, and its model's hub id or folder."
-            )
+            fault = "an earlier process writes this file. Set transformer_path to it, and name_or_path to its model."
             yield error("name_or_path", fault)
         elif not job.will_write(self.folder()) and (
             fault := self.file_fault or model_fault(self.name_or_path, self.revision, single_files(self))

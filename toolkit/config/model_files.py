@@ -91,7 +91,7 @@ def published() -> dict[str, ModelFacts]:
 
 def published_family(name: str) -> ModelFacts | None:
     """The family of a published model by its hub id, in which capitals do not count."""
-    return next((family for known, family in published().items() if known.lower() == name.lower()), None)
+    return next((family for family in families() for known in family.published if known.lower() == name.lower()), None)
 
 
 def needed_files() -> list[str]:
@@ -142,7 +142,7 @@ def looks_like_a_path(name: str) -> bool:
 
 
 def model_fault(name: str, revision: str | None, given: Collection[str] = ()) -> str:
-    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk tells; empty: nothing.
+    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk shows; empty: nothing.
 
     given: parts that need no weights there.
     """
@@ -155,7 +155,7 @@ def model_fault(name: str, revision: str | None, given: Collection[str] = ()) ->
 
 
 class ModelFolder:
-    """A model in diffusers layout, as far as names, small files and the headers of weights tell."""
+    """A model in diffusers format, as far as file names, small files and the headers of weights show."""
 
     def __init__(self, path: Path, name: str = "") -> None:
         """name: what messages call it, as the user wrote it."""
@@ -413,7 +413,7 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
     if folder:
         return ModelFolder(folder, name).fault(given)
     if index := cached_index(name, revision):
-        # Of a download that broke off the missing parts come when it goes on; without the hub they cannot.
+        # An interrupted download is completed by the run, unless the hub is offline.
         from huggingface_hub import constants
 
         found = ModelFolder(index.parent, name)

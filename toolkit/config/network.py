@@ -58,7 +58,7 @@ def matching(pattern: str, names: Sequence[str]) -> list[str]:
     except _OutOfTime:
         raise UserError(
             f"the pattern {pattern!r} is not done with the names of the layers after {MATCH_SECONDS:g} s. "
-            "Take out repetition within repetition, such as (a+)+."
+            "Remove nested repetition, such as (a+)+."
         ) from None
     finally:
         signal.signal(signal.SIGALRM, earlier)
@@ -66,7 +66,7 @@ def matching(pattern: str, names: Sequence[str]) -> list[str]:
 
 def _factor(value: int) -> int:
     if value == 0:
-        raise value_error("0 is not a valid factor. Give -1 (balanced) or a number above 0.")
+        raise value_error("0 is not a valid factor. Use -1 (balanced) or a positive number.")
     return value
 
 
@@ -85,16 +85,16 @@ else:
 
 
 class NetworkKwargs(StrictModel):
-    """`network.network_kwargs`: which layers carry the adapter."""
+    """`network.network_kwargs`: which layers are adapted."""
 
     algo: Annotated[Algo, OneOf(*IN_LYCORIS, spellings={"locon": "lora"})] = "lora"
-    """With `type: lycoris` the kind of adapter, under LyCORIS' names."""
+    """With `type: lycoris`, the kind of adapter, by LyCORIS's names."""
 
     only_if_contains: StrOrList = ()
-    """Adapt only layers whose dotted name contains one of these texts; empty: all."""
+    """Adapt only layers whose dotted name contains one of these strings; empty: all layers."""
 
     ignore_if_contains: StrOrList = ()
-    """Leave out layers whose dotted name contains one of these texts."""
+    """Skip layers whose dotted name contains one of these strings."""
 
     foreign: ClassVar = "network_kwargs"
 
@@ -104,11 +104,11 @@ class NetworkConfig(StrictModel):
 
     type: Annotated[Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,
-    the others in ComfyUI only. full: no adapter, the model itself is trained and written as a model folder; layers are
-    then all its modules with weights of their own, biases and norms included."""
+    the others in ComfyUI only. full: no adapter; the model itself is trained and saved as a model folder, and a layer
+    is any module with parameters, biases and norms included."""
 
     linear: int = Field(default=16, ge=1, le=100_000)
-    """Rank r of each adapted layer; the file grows in proportion."""
+    """Rank r of each adapted layer; the file size is proportional to it."""
 
     linear_alpha: float = Field(
         default_factory=lambda given: float(given.get("linear", 16)),
@@ -116,47 +116,47 @@ class NetworkConfig(StrictModel):
         le=65504,  # the largest number of float16, in which files are saved
         json_schema_extra={"default": "linear"},
     )
-    """The adapter is scaled by linear_alpha / linear. 0: it has no effect (one warning). LoKr layers with a whole
+    """The adapter is scaled by linear_alpha / linear. 0: it has no effect (one warning). LoKr layers with a full-rank
     second factor are not scaled."""
 
     dropout: float = Field(default=0.0, ge=0, le=1)
-    """Probability that an input of the adapter is zeroed during training; 0: off."""
+    """Probability of an input of the adapter to be zeroed during training; 0: off."""
 
     rank_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a rank of the adapter (LoHa, LoKr: an output) is left out for one image in training; 0: off."""
+    """Probability that a rank of the adapter (LoHa, LoKr: an output) is dropped for one image in training; 0: off."""
 
     module_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that the adapter of a layer is left out of one call in training; 0: off."""
+    """Probability that the adapter of a layer is skipped in one forward call in training; 0: off."""
 
     loraplus_lr_ratio: float = Field(default=0.0, ge=0, le=1e6)
-    """LoRA+: the up matrices (B) of a LoRA or DoRA learn at this many times the rate of the others; usual are 4 to 16.
-    0 or 1: at the same rate."""
+    """LoRA+: ratio of the learning rate of the up matrices (B) of a LoRA or DoRA to that of the others; typically 4 to
+    16. 0 or 1: the same rate."""
 
     scale_weight_norms: float = Field(default=0.0, ge=0)
-    """After each step the change of a layer's weight is scaled down to this Frobenius norm where it is larger; usual
-    is 1. 0: off. metrics.jsonl has `max_norm/keys_scaled`, `max_norm/average_key_norm` and `max_norm/max_key_norm`."""
+    """Maximum Frobenius norm of the change of a layer's weight; larger ones are scaled down after each step. Typically
+    1. 0: off. metrics.jsonl has `max_norm/keys_scaled`, `max_norm/average_key_norm` and `max_norm/max_key_norm`."""
 
     factor: Annotated[int, AfterValidator(_factor)] = Field(default=-1, ge=-1)
-    """LoKr: size of the first factor of inputs and of outputs (the nearest divisor not above it); -1: as near to
-    the second factor as can be. Larger means fewer weights, up to the balance. 0 is an error."""
+    """LoKr: size of the first Kronecker factor, for inputs and for outputs (rounded down to a divisor); -1: as close as
+    possible to the second. A larger factor means fewer parameters, up to the balanced one. 0 is an error."""
 
     lokr_full_rank: bool = False
-    """LoKr: keep the second factor whole whatever `linear` is; without it, it is whole only where `linear` would
-    save nothing."""
+    """LoKr: do not decompose the second factor, whatever `linear` is; otherwise it is left whole only where
+    decomposing it would save nothing."""
 
     include_patterns: Patterns = ()
-    """Regular expressions that match whole layer names: these layers are adapted, even if an exclude pattern
-    matches too. Without exclude patterns no others are; with them only layers that they leave out are brought back,
-    as in musubi-tuner."""
+    """Regular expressions that match full layer names: these layers are adapted, even if an exclude pattern matches
+    them too. Without exclude patterns, only these layers are adapted; with them, these layers are exceptions to the
+    exclusion, as in musubi-tuner."""
 
     exclude_patterns: Patterns = ()
-    """Regular expressions that match whole layer names: these layers are not adapted."""
+    """Regular expressions that match full layer names: these layers are not adapted."""
 
     pretrained_lora_path: PathStr | None = None
-    """A LoRA file (.safetensors) that training starts from when there is nothing to resume."""
+    """A LoRA file (.safetensors) to start from when there is nothing to resume."""
 
     network_kwargs: NetworkKwargs = Field(default_factory=NetworkKwargs)
-    """Which layers carry the adapter."""
+    """Which layers are adapted."""
 
     on_resume: ClassVar = {
         **dict.fromkeys(

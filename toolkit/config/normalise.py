@@ -35,7 +35,7 @@ def merge_defaults(process: ConfigNode, defaults: ConfigNode | None, diagnostics
             entries[key] = merge_defaults(own, default, diagnostics)
         elif isinstance(default.value, list) and any(isinstance(item.value, dict) for item in default.value):
             message = f"replaces the whole list of {dotted(default.path)}, line {default.key_at.line}"
-            diagnostics.warn(own, f"{message}: nothing of it is taken over.")
+            diagnostics.warn(own, f"{message}; lists are not merged.")
     return replace(process, value=entries)
 
 
@@ -51,7 +51,7 @@ class UnusedDefaults:
         self._unknown: dict[str, tuple[ConfigNode, str]] = {}
 
     def known(self, node: ConfigNode) -> None:
-        """A process knows the key of this node, its own or a default's: a mapping of its own may hold defaults."""
+        """A process knows the key of this node, its own or a default's: its mappings may hold defaults."""
         below_process = node.path[2:] if node.from_defaults else node.path[3:]
         self._known.add(str((*DEFAULTS, *below_process)))
 
@@ -77,13 +77,17 @@ class Normaliser:
         self.diagnostics = diagnostics
         self.defaults = defaults
         self.foreign = foreign or foreign_keys()
-        self.places: dict[str, list[str]] = {}
-        """Key -> sections of the process that was read last that have it, as `places_of_keys` names them."""
+        self.model: type[BaseModel] | None = None
+        """Of the process that was read last."""
 
-    def process(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str]) -> ConfigNode:
+    def process(self, model: type[BaseModel], node: ConfigNode) -> ConfigNode:
         """The section of a process, under the names of `model`."""
-        self.places = places_of_keys(model, self.foreign)
-        return self.section(model, node, also_known)
+        self.model = model
+        return self.section(model, node, frozenset({"type", "name"}))
+
+    def places(self) -> dict[str, list[str]]:
+        """Key -> sections of the process that was read last that have it, as `places_of_keys` names them."""
+        return places_of_keys(self.model, self.foreign) if self.model else {}
 
     def section(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset()) -> ConfigNode:
         """`node` under the names of `model`; `also_known` are keys that are kept though it lacks them."""
@@ -122,7 +126,9 @@ class Normaliser:
 
     def belongs(self, key: str, node: ConfigNode) -> str:
         """Where a key belongs that `node` does not have; empty where no section has it."""
-        places = self.places.get(key, [])[:3]
+        found = self.places().get(key, [])
+        nearest = min((place.count(".") for place in found), default=0)
+        places = [place for place in found if place.count(".") == nearest][:3]
         beside = general(node.path).partition(".")[0].removesuffix("[]")
         named = [repr(place) if place else f"the process, beside {beside!r}" for place in places]
         return f"It belongs in {' or '.join(named)}." if named else ""

@@ -1,5 +1,5 @@
-"""`save`: the files of a run; `sample`: images drawn during training; `logging`: what is printed, and which trackers
-draw the curves (`metrics.jsonl` always has every step)."""
+"""`save`: the files of a run; `sample`: images generated during training; `logging`: console output and trackers
+(`metrics.jsonl` always has every step)."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
+from toolkit.config.few_step import DeploymentConfig, check_labels
 from toolkit.config.field_types import Dtype, OneOf, PathStr, Slots
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.config.normalise import listed
 from toolkit.files.redact import REDACTED, contains_secret
 
 
 class SaveIntervalConfig(StrictModel):
-    """`save`: when weights and states are written, and how many stay."""
+    """`save`: when weights and states are saved, and how many are kept."""
 
     dtype: Dtype = "float32"
-    """Number type of the weights in the files."""
+    """Data type of the saved weights."""
 
     save_every: int = Field(default=250, ge=0)
-    """Optimizer steps between two saves; 0: only the final file. Where it is given and above 0 it decides, else
-    `save_every_n_epochs` where that is given."""
+    """Optimizer steps between two saves; 0: only the final file. If given and above 0, it takes precedence over
+    `save_every_n_epochs`."""
 
     save_every_n_epochs: int = Field(default=0, ge=0)
-    """Epochs between two saves: at the first optimizer step that has completed the epoch. 0: only the final file."""
+    """Epochs between two saves: at the first optimizer step that completes the epoch. 0: only the final file."""
 
     max_step_saves_to_keep: int = Field(default=5, ge=0)
-    """How many step files to keep, the newest by step number; the final file is not counted. 0: all."""
+    """Number of step files to keep, the newest by step; the final file is not counted. 0: all."""
 
     save_last_n_epochs: int | None = Field(default=None, ge=0)
-    """With `save_every_n_epochs`, how many of its files to keep. 0: all. Not given: `max_step_saves_to_keep`."""
+    """With `save_every_n_epochs`, the number of its files to keep. 0: all. Not given: `max_step_saves_to_keep`."""
 
     max_states_to_keep: int = Field(default=2, ge=0)
-    """How many states (all that a resume needs) to keep, the newest by step. 0: all."""
+    """Number of states (everything a resume needs) to keep, the newest by step. 0: all."""
 
     states: Annotated[Literal["always", "at_end", "never"], OneOf()] = "always"
-    """When a state is written: with each save; only at the end and where the run is stopped; or not at all, and a run
-    that is stopped leaves its weights but begins anew. Of network.type full a state is larger than the model."""
+    """always: a state with each save. at_end: only at the end and when the run is stopped. never: none; a stopped run
+    keeps its weights, but starts over. With network.type full a state is larger than the model."""
 
     no_metadata: bool = False
-    """Write nothing about the training (and nothing of `meta`) into the files, only what loading them needs."""
+    """Save no metadata about the training (and nothing of `meta`), only what loading the files needs."""
 
     fluxflow_files: Annotated[Literal["none", "step", "last", "only"], OneOf()] = "none"
-    """Also write what FluxFlow's guide names into the job's folder, the one above the run's: weights as one file, the
-    metrics, rates and place of training, samples. A job read from a file of the guide sets it: step, for one of several
-    processes; last, for the last of them; only, for a single one."""
+    """Also write the files that FluxFlow's guide names into the job's folder, the parent of the run's: weights in one
+    file, metrics, learning rates, training position, samples. Set by a job that is read from a file of the guide: step,
+    for one of several processes; last, for the last of them; only, for a single one."""
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two saves, of which at most one is above 0."""
@@ -84,35 +87,36 @@ class SaveConfig(SaveIntervalConfig):
     """`save`: when the LoRA is written, and how."""
 
     dtype: Dtype = "float16"
-    """Number type of the LoRA file, or of the model folder; with network.type full and no value: bfloat16."""
+    """Data type of the LoRA file, or of the model folder; with network.type full the default is bfloat16."""
 
     layout: Annotated[Literal["diffusers", "single_file"], OneOf()] = "diffusers"
-    """Of network.type full: a model folder, or the transformer alone in one safetensors file as ComfyUI loads it, which
+    """With network.type full: a model folder, or only the transformer in one safetensors file for ComfyUI, which
     `model.transformer_path` reads too."""
 
     mem_eff_save: bool = False
-    """Of network.type full: write each tensor straight from the model, without a copy of all in CPU memory; training
-    waits meanwhile. The state is copied all the same."""
+    """With network.type full: save each tensor directly from the model, without a copy of the model in CPU memory;
+    training pauses meanwhile. Always the case if `train.parallel: fsdp` shards the model. States are copied anyway."""
 
     also: tuple[Literal["raw", "merged_lora"], ...] = ()
-    """`raw`: with EMA, also write the trained weights themselves as `<name>_<step>_raw.safetensors`. `merged_lora`:
-    beside a DoRA, LoHa or LoKr also the plain LoRA that comes nearest, `<name>_<step>_lora.safetensors`, which loads
-    in ComfyUI and diffusers; its error is printed and stands in its metadata. It is made beside the training, on the
-    CPU: of the published model in seconds for a LoKr, in minutes for a LoHa or DoRA. A `best` file has none."""
+    """`raw`: with EMA, also save the raw weights as `<name>_<step>_raw.safetensors`. `merged_lora`: with a DoRA, LoHa
+    or LoKr, also save the plain LoRA that is closest to it, `<name>_<step>_lora.safetensors`, which loads in ComfyUI
+    and diffusers; its error is printed and part of its metadata. It is computed on the CPU during training: for the
+    published model in seconds for a LoKr, in minutes for a LoHa or DoRA. There is none for a `best` file."""
 
     merged_lora_rank: int = Field(default=64, ge=1, le=100_000)
-    """Largest rank of a layer of `merged_lora`; its file grows in proportion, its error falls. A LoHa of rank r is
-    held whole by r * r."""
+    """Maximum rank of a layer of `merged_lora`; a higher rank gives a larger file and a smaller error. Rank r * r is
+    exact for a LoHa of rank r."""
 
     push_to_hub: bool = False
-    """Upload the LoRA with a model card to the Hugging Face hub when the run is finished, as `run.py publish` does. A
-    failure does not concern the run; what repeats the upload is printed."""
+    """Upload the LoRA with a model card to the Hugging Face hub when the run is finished, as `run.py publish` does. If
+    the upload fails, the run does not; the command that repeats it is printed."""
 
     hf_repo_id: str = ""
-    """Of `push_to_hub`: the repository, `owner/name`, or `name` among your own. It is made where it is not there."""
+    """For `push_to_hub`: the repository, `owner/name`, or `name` in your own namespace; created if it does not
+    exist."""
 
     hf_private: bool = True
-    """Of `push_to_hub`: nobody else sees it."""
+    """For `push_to_hub`: create a private repository."""
 
     foreign: ClassVar = "save"
 
@@ -139,9 +143,9 @@ class SampleItem(StrictModel):
     """`sample.samples[]`: one image. What it does not give comes from the `sample` section."""
 
     prompt: str
-    """The prompt; `[trigger]` is replaced, nothing is put before it. It may end in flags between spaces: `--w`, `--h`,
+    """The prompt; `[trigger]` is replaced, nothing is prepended. It may end in flags separated by spaces: `--w`, `--h`,
     `--d` (seed), `--s` (steps), `--l` (guidance_scale), `--n` (neg), `--fs` (flow_shift), and up to 10 times `--ci`
-    (ctrl_img; a path that holds a flag in quotes)."""
+    (ctrl_img; put a path that contains a flag in quotes)."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384."""
@@ -156,27 +160,35 @@ class SampleItem(StrictModel):
     """Seed of the noise; 0 is a valid seed."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
-    """Strength of classifier-free guidance; 0 to 1: off."""
+    """Classifier-free guidance scale; 0 to 1: off."""
 
     sample_steps: int | None = Field(default=None, ge=1, le=10_000)
-    """Denoising steps."""
+    """Number of denoising steps."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling. 0 is an
-    error: there would be no noise."""
+    """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as in the model's own pipeline. 0 is
+    an error: there would be no noise."""
 
     ctrl_img: Slots = ()
-    """Reference image, or list of up to 10 in slot order, as many as the model takes; none: the image is made from text
-    alone."""
+    """Reference image, or list of up to 10 in slot order, as many as the model takes; none: the image is generated from
+    text alone."""
+
+    mask_img: PathStr = ""
+    """Mask of the reference image that has the shape of the sample: white may change. The drift of the samples then
+    includes how much the black area changed. Empty: none."""
 
     foreign: ClassVar = "sample_item"
     example: ClassVar = "prompt: a photo"
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
 
     def check(self, job: JobContext) -> Findings:
-        """Control images that are missing."""
+        """Control images and a mask that are missing."""
         for slot, path in enumerate(self.ctrl_img):
             yield from check_path(f"ctrl_img.{slot}", path, "Give an image file.", job, file=True)
+        if self.mask_img:
+            yield from check_path("mask_img", self.mask_img, "Give an image file.", job, file=True)
+            if not self.ctrl_img:
+                yield error("mask_img", "needs a reference image to compare with. Give ctrl_img, or remove it.")
 
 
 class SamplePicture(SampleItem):
@@ -192,28 +204,31 @@ class SamplePicture(SampleItem):
     sample_steps: int | None
     """None: the model's own (`ModelFacts.sample_steps`)."""
 
+    also: tuple[str, DeploymentConfig] | None = None
+    """The entry of `sample.also` with which it is generated, after its key in `DiffusionSection.files_beside`."""
+
 
 class SampleIntervalConfig(StrictModel):
-    """When images are drawn, and as what kind of file."""
+    """When samples are generated, and their file format."""
 
     sample_every: int = Field(default=250, ge=0)
     """Optimizer steps between two sets of samples; 0: none at intervals."""
 
     sample_every_n_epochs: int = Field(default=0, ge=0)
-    """Epochs between two sets; above 0 it decides, and `sample_every` does nothing. 0: none at the end of epochs."""
+    """Epochs between two sets of samples; above 0, it takes precedence over `sample_every`. 0: none by epoch."""
 
     sample_start_step: int = Field(default=0, ge=0)
-    """Optimizer step before which none are drawn at intervals. 0: none is too early."""
+    """First optimizer step at which samples are generated at intervals. 0: no minimum."""
 
     sample_at_first: bool | None = None
-    """Draw a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
+    """Generate a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
 
     format: Annotated[Literal["jpg", "png", "webp"], OneOf(spellings={"jpeg": "jpg"})] = "jpg"
     """File format."""
 
     overview: bool = False
-    """Also put all sets on one sheet, `samples/overview.png`: images of the training, then a row for each sample, with
-    its reference images on the left, and a column for each step. Its path is printed at the end of the run."""
+    """Also combine all sets in one image, `samples/overview.png`: training images, then a row for each sample, with its
+    reference images on the left and a column for each step. Its path is printed at the end of the run."""
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
@@ -231,10 +246,10 @@ class SampleIntervalConfig(StrictModel):
 
 
 class SampleConfig(SampleIntervalConfig):
-    """`sample`: images drawn before, during and after training."""
+    """`sample`: images generated before, during and after training."""
 
     sampler: Annotated[Literal["flowmatch"], OneOf()] = "flowmatch"
-    """Sampler; Qwen-Image knows flow matching only."""
+    """Sampler; Qwen-Image supports flow matching only."""
 
     samples: tuple[SampleItem, ...] = ()
     """The images of one set."""
@@ -255,16 +270,37 @@ class SampleConfig(SampleIntervalConfig):
     """Image i of a set has the seed `seed` + i."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
-    """Strength of classifier-free guidance; 0 to 1: off. Not given: 4, or 1 with a model that is made to be sampled
-    without (Qwen-Image-2.1)."""
+    """Classifier-free guidance scale; 0 to 1: off. Not given: 4, or 1 for a model that is sampled without guidance
+    (Qwen-Image-2.1)."""
 
     sample_steps: int | None = Field(default=None, ge=1, le=10_000)
-    """Denoising steps. Not given: 20, or 40 with Qwen-Image-2.1."""
+    """Number of denoising steps. Not given: 20, or 40 with Qwen-Image-2.1."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""
+    """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as in the model's own pipeline."""
+
+    also: tuple[DeploymentConfig, ...] = ()
+    """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each image of the set is generated
+    with each of them too, and a survival score says how much of the LoRA's effect remains."""
 
     foreign: ClassVar = "sample"
+
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """A single entry of `also` becomes a list."""
+        entries = super().rewrite(entries, diagnostics)
+        return entries | {"also": listed(entries["also"])} if "also" in entries else entries
+
+    def check(self, job: JobContext) -> Findings:
+        """Entries of `also` with the same name."""
+        yield from super().check(job)
+        yield from check_labels(self.also)
+
+    def all_items(self) -> tuple[SamplePicture, ...]:
+        """Those of `sample_items`, then the same in each way of `also`."""
+        items = self.sample_items()
+        keys = [(f"sample.also.{index}.lora", entry) for index, entry in enumerate(self.also)]
+        return (*items, *(item.model_copy(update={"also": key}) for key in keys for item in items))
 
     def sample_items(self) -> tuple[SamplePicture, ...]:
         """The items of one set with everything filled in from the section."""
@@ -294,14 +330,14 @@ def _none_if_zero(value: Any) -> Any:
 
 
 class LoggingConfig(StrictModel):
-    """`logging`: what is printed, and where curves are drawn. `metrics.jsonl` has every optimizer step in any case."""
+    """`logging`: console output and trackers. `metrics.jsonl` always has every optimizer step."""
 
     log_every: int = Field(default=0, ge=0, le=999_999_999)
-    """Optimizer steps between two progress lines where the output is no terminal; 0: a line every 10 s. Also the steps
-    over which a tracker's loss by noise level is averaged; 0: 50. All other curves have every step."""
+    """Optimizer steps between two progress lines if the output is not a terminal; 0: a line every 10 s. Also the number
+    of steps over which trackers average the loss by noise level; 0: 50. All other curves have every step."""
 
     diagrams: bool = False
-    """Draw losses, learning rates and step times into `graph/` at each save. Needs matplotlib."""
+    """Plot losses, learning rates and step times to `graph/` at each save. Needs matplotlib."""
 
     report: bool = False
     """Write `report.html`, a page with samples, curves, settings and dataset, at each save."""
@@ -310,17 +346,17 @@ class LoggingConfig(StrictModel):
     """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 
     log_with: Annotated[Literal["auto", "tensorboard", "wandb", "all"], OneOf()] = "auto"
-    """Who draws curves: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip install wandb`) or `all`.
-    auto or empty: TensorBoard when logging_dir is given."""
+    """Trackers: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip install wandb`) or `all`. auto or
+    empty: TensorBoard if logging_dir is given."""
 
     log_prefix: PathStr = ""
-    """Put before the name of the run's TensorBoard folder, as it is."""
+    """Prefix of the name of the run's TensorBoard folder."""
 
     log_tracker_name: PathStr = ""
-    """Folder inside the run's TensorBoard folder, and the W&B project when wandb_project is not given."""
+    """Subfolder of the run's TensorBoard folder, and the W&B project if wandb_project is not given."""
 
     log_config: bool = False
-    """Also give the trackers the job's settings, without secrets."""
+    """Also log the job's settings, without secrets, to the trackers."""
 
     wandb_project: str = ""
     """W&B project. Empty: log_tracker_name, else `atelier`."""
@@ -332,13 +368,13 @@ class LoggingConfig(StrictModel):
     """W&B user or team. Empty: the account's default."""
 
     wandb_api_key: str = Field(default="", exclude=True, repr=False)
-    """Better left out: the environment variable WANDB_API_KEY, or what `wandb login` stored, is used then. It is kept
-    in no file."""
+    """Prefer the environment variable WANDB_API_KEY, or the login that `wandb login` stored. It is not saved in any
+    file."""
 
     foreign: ClassVar = "logging"
 
     def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers that draw this run's curves."""
+        """Names of the trackers of this run."""
         if self.log_with == "auto":
             return ("tensorboard",) if self.logging_dir else ()
         return tuple(PACKAGES) if self.log_with == "all" else (self.log_with,)
@@ -357,14 +393,14 @@ class LoggingConfig(StrictModel):
                 yield error("logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder.")
             for key in ("logging_dir", "log_prefix", "log_tracker_name"):
                 if contains_secret(getattr(self, key)):
-                    message = "is part of a folder's name, and names are not secret on a disk. Leave the secret out."
+                    message = "is part of a folder name, which is visible on the disk. Remove the secret."
                     yield error(key, message)
         if "wandb" in trackers:
             if self.wandb_api_key == REDACTED:
                 yield error("wandb_api_key", "was redacted when this file was saved. Set WANDB_API_KEY instead.")
             elif not self.wandb_api_key and not _can_do_without_key():
-                remedy = "Set the variable WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
-                yield error("log_with", f"Weights & Biases needs an API key, and there is none. {remedy}")
+                remedy = "Set WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
+                yield error("log_with", f"Weights & Biases needs an API key, and none was found. {remedy}")
         if "tensorboard" not in trackers:
             reason = f": log_with is {self.log_with!r}, so no TensorBoard files are written."
             yield from self.unused("logging_dir log_prefix", reason)

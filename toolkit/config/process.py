@@ -71,7 +71,7 @@ class JobConfig:
     """YAML to keep beside the results: `${VAR}` as written, the job's real name, secrets redacted."""
 
     notes: tuple[str, ...] = ()
-    """What the plan tells of the file."""
+    """Lines of the plan about the file."""
 
 
 class ProcessConfig(StrictModel):

@@ -20,18 +20,17 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
 
     `root` is what `text` holds before anything was filled in. rewrite: it is not YAML, or not all of it.
     """
+    redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
     if reader := foreign_file(root):
         named = reader.renamed(root, new_name) if new_name is not None else root
-        return redact(_dump(named, None) if rewrite or new_name else _edit(text, _redactions(root)))
+        return redact(_dump(named, None) if rewrite or new_name else _edit(text, redactions))
     config = root.value["config"]
     name = config.value.get("name")
     # An aliased name stands elsewhere in the text, where other keys use it too.
     if rewrite or (new_name is not None and name is not None and name.aliased):
         return redact(_dump(root, new_name))
-    edits = _redactions(root)
-    if new_name is not None:
-        edits.append(_rename(text, config, name, new_name))
-    return redact(_edit(text, edits))
+    renamed = [] if new_name is None else [_rename(text, config, name, new_name)]
+    return redact(_edit(text, [*redactions, *renamed]))
 
 
 def job_text(root: ConfigNode, name: str, processes: Sequence[ConfigNode], source: str, warnings: Sequence[str]) -> str:
@@ -84,10 +83,6 @@ def _origin(node: ConfigNode, source: str) -> str:
     return f"  # {f'{at.file or source}:{at.line}' if at.line else at.file} {key}"
 
 
-def _redactions(root: ConfigNode) -> list[tuple[int, int, str]]:
-    return [(*node.span, REDACTED) for node in secret_scalars(root)]
-
-
 def _rename(text: str, config: ConfigNode, name: ConfigNode | None, new_name: str) -> tuple[int, int, str]:
     quoted = json.dumps(new_name, ensure_ascii=False)
     if name is not None:
@@ -107,16 +102,10 @@ def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
     return text
 
 
-def secret_scalars(node: ConfigNode) -> Iterator[ConfigNode]:
+def secret_scalars(root: ConfigNode) -> Iterator[ConfigNode]:
     """The scalars that a secret's key holds, directly or in a list."""
-    if isinstance(node.value, dict):
-        for child in node.value.values():
-            yield from secret_scalars(child)
-    elif isinstance(node.value, list):
-        for child in node.value:
-            yield from secret_scalars(child)
-    elif is_secret(_key_of(node), node.value):
-        yield node
+    scalars = (node for node in root.walk() if not isinstance(node.value, dict | list))
+    return (node for node in scalars if is_secret(_key_of(node), node.value))
 
 
 def _key_of(node: ConfigNode) -> str:

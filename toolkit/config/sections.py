@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.dataset import LOSS, DatasetConfig, ValidationConfig
+from toolkit.config.few_step import DeploymentConfig
 from toolkit.config.field_types import PathStr, value_error
 from toolkit.config.findings import Findings, check_path, error
 from toolkit.config.located import KeyPath
@@ -63,7 +64,7 @@ class DatasetsSection(ProcessConfig):
     """Images with captions."""
 
     trigger_word: str = ""
-    """Replaces `[trigger]` in captions and prompts; put before captions that do not contain it."""
+    """Replaces `[trigger]` in captions and prompts; prepended to captions that do not contain it."""
 
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Folders of images, at least one; or one stream of shards."""
@@ -102,7 +103,7 @@ class DatasetsSection(ProcessConfig):
                 yield error(
                     "train.cache_text_embeddings" if of_all else f"datasets.{index}.cache_text_embeddings",
                     "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
-                    "is a new text at each use. Remove one of them.",
+                    "changes every time it is used. Remove one of them.",
                 )
             if dataset.url and not self.reads_streams:
                 yield error(f"datasets.{index}.url", f"'type: {self.type}' reads folders only. Give 'folder_path'.")
@@ -142,45 +143,47 @@ class ModelSection(ProcessConfig):
 
 
 class TrainingSection(ProcessConfig):
-    """A run in its own folder: optimizer steps, what is generated and measured meanwhile, and what ends it."""
+    """A run in its own folder: optimizer steps, samples, validation, saves, and what ends it."""
 
     training_folder: PathStr = "output"
     """The run's files go to `<training_folder>/<name>/`."""
 
     device: Device = "auto"
-    """Where to compute: auto, cuda, cuda:N, mps or cpu. Where no such device can be used, a model of up to 2 GB is
-    computed on the CPU; a larger one is refused unless `cpu` is written here."""
+    """Device to train on: auto, cuda, cuda:N, mps or cpu. If it is not available, models of up to 2 GB run on the CPU;
+    larger ones are refused unless this is `cpu`."""
 
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
-    """What is printed."""
+    """Console output, curves and trackers."""
 
     training_seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of order, noise, dropout and initial weights. 0: a random one, printed and recorded."""
+    """Seed of data order, noise, dropout and initial weights. 0: a random seed, which is printed and recorded."""
 
     resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
-    """auto: resume from the newest good state of the run's folder, if there is one. never: move an old run aside
-    and start anew. A step number (0 is valid), or the path of a state folder: resume from there; what is later is
-    moved aside."""
+    """auto: resume from the newest valid state in the run's folder, if any. never: move an existing run aside and start
+    over. A step number (0 is valid) or the path of a state folder: resume from there; later files are moved aside."""
 
     train: OptimizationConfig = Field(default_factory=OptimizationConfig)
     """Length, optimizer and precision."""
 
     memory_check: bool = True
-    """Refuse to start a run whose memory plan is more than 5 % above what the device has (on the CPU: what is free).
-    false: warn, and start all the same."""
+    """Refuse to start if the planned peak exceeds the memory of the device (on the CPU: the free memory) by more than
+    5 %. false: only warn."""
 
     sample: SampleIntervalConfig | None = None
-    """Images drawn during training; none without this section."""
+    """Images generated during training; none without this section."""
 
     validation: ValidationConfig | None = None
-    """The loss on images that are not trained on; none without this section."""
+    """Loss on held-out images; none without this section."""
 
     stop_when: StopWhenConfig | None = None
-    """Ends the training before its last step; never without this section."""
+    """Ends the training early; never without this section."""
+
+    save: SaveIntervalConfig = Field(default_factory=SaveIntervalConfig)
+    """When the weights are written, and how."""
 
     foreign: ClassVar = "run training evaluation"
     on_resume: ClassVar = {
-        **dict.fromkeys(("device", "logging", "resume", "memory_check"), "harmless"),
+        **dict.fromkeys(("device", "logging", "resume", "memory_check", "save"), "harmless"),
         # The images that `validation` holds out are missing in the dataset, which is compared by its content.
         **dict.fromkeys(("sample", "validation", "stop_when"), "harmless"),
     }
@@ -199,7 +202,7 @@ class TrainingSection(ProcessConfig):
         return folder / self.name if self.name else folder
 
     def draws_first(self) -> bool:
-        """Whether a set is drawn before step 1."""
+        """Whether samples are generated before step 1."""
         return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
 
     @property
@@ -223,23 +226,21 @@ class TrainingSection(ProcessConfig):
         return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
 
 
-class SavingSection(ProcessConfig):
-    """Files of what is trained."""
-
-    save: SaveIntervalConfig = Field(default_factory=SaveIntervalConfig)
-    """When the weights are written, and how."""
-
-    on_resume: ClassVar = {"save": "harmless"}
-
-
-class TrainerConfig(SavingSection, TrainingSection):
+class TrainerConfig(TrainingSection):
     """What every trainer has, whatever it trains."""
 
     def check(self, job: JobContext) -> Findings:
         """Metrics that are never measured."""
         yield from super().check(job)
-        logged = self.logged_numbers()
-        asked = [("stop_when.metric", self.stop_when.metric, logged)] if self.stop_when else []
+        logged, validation = self.logged_numbers(), self.validation
+        asked: list[tuple[str, str, Sequence[str]]] = []
+        if self.stop_when and self.stop_when.no_better_within is None:
+            asked.append(("stop_when.metric", self.stop_when.metric, logged))
+        elif self.stop_when and validation is None:
+            yield error("stop_when.no_better_within", "needs the section 'validation'. Add it, or use 'below'.")
+        elif self.stop_when and validation and not (validation.every or validation.every_n_epochs):
+            remedy = "Set 'validation.every', such as a twentieth of the steps."
+            yield error("stop_when.no_better_within", f"needs validations during the run. {remedy}")
         if self.train.lr_scheduler == "plateau":
             losses = [name for name in logged if name == "loss" or name.startswith(LOSS)]
             asked.append(
@@ -248,7 +249,7 @@ class TrainerConfig(SavingSection, TrainingSection):
         for key, metric, known in asked:
             if metric in known or not known:
                 continue
-            if metric.startswith(LOSS) and self.validation is None:
+            if metric.startswith(LOSS) and validation is None:
                 yield error(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
             else:
                 yield error(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
@@ -258,7 +259,7 @@ class TrainerConfig(SavingSection, TrainingSection):
         return self.job_folder(job)
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """The final file, or folder of a model; a run that is told where to begin decides for itself."""
+        """The final file, or folder of a model. Only with `resume: auto`: the run looks where it begins otherwise."""
         final = self.job_folder(job) / self.display_name(job)
         return self.resume == "auto" and (final.is_dir() or final.with_name(f"{final.name}.safetensors").is_file())
 
@@ -300,21 +301,21 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
             message = f"{readers}: {images} cannot be split into {self.micro_batches_per_step} equal micro-batches."
             yield error(at, f"{message} Change one of them.")
         if readers > 1 and self.unknown_steps():
-            message = "above 1, and the end of the stream is not known. Set 'webdataset.samples', or 'train.steps'."
+            message = "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'."
             yield error(at, message)
         if self.train.epochs and not stream.webdataset.samples:
             remedy = "Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
             for key, optimizer in self.optimizers_used():
                 if optimizer.needs_length():
-                    message = f"{optimizer.lr_scheduler!r} needs the number of steps, and {self.train.epochs} epochs of"
-                    message += f" a stream of unknown length do not give it. {remedy}"
+                    message = f"{optimizer.lr_scheduler!r} needs the number of steps, which is unknown: "
+                    message += f"{self.train.epochs} epochs of a stream of unknown length. {remedy}"
                     yield error(".".join(map(str, (*key, "lr_scheduler"))), message)
         if self.validation and self.validation.fraction is not None:
-            message = "a stream has no share to hold out. Set 'folder_path' to images that are not in it."
+            message = "no fraction of a stream can be held out. Set 'folder_path' to images that are not part of it."
             yield error("validation.fraction", message)
 
 
-class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
+class DiffusionSection(ModelSection, ImageTrainingSection):
     """The keys of a process that works on the datasets of a training job."""
 
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -324,12 +325,35 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
     """When the LoRA is written, and how."""
 
     sample: SampleConfig | None = None
-    """Images drawn during training; none without this section."""
+    """Images generated during training; none without this section."""
 
     first_sample: SampleConfig | None = None
-    """The images drawn before step 1, where they are others: a section like `sample`; it takes nothing from it."""
+    """Images generated before step 1 instead of those of `sample`: a section with the same keys, which inherits nothing
+    from it."""
 
     on_resume: ClassVar = {"first_sample": "harmless"}
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Of the files beside the network, too, what is in them counts."""
+        settings = super().recorded_settings()
+        for key, (file, _) in self.train.files_beside().items():
+            settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
+        return settings
+
+    def files_beside(self) -> dict[str, tuple[str, float]]:
+        """Key, as messages name it -> LoRA file that is active beside the network at times, and its strength."""
+        also = {key: (entry.lora, entry.weight) for key, entry in self.deployments().items()}
+        return {f"train.{key}": file for key, file in self.train.files_beside().items()} | also
+
+    def deployments(self) -> dict[str, DeploymentConfig]:
+        """Key of the file -> the entry of `sample.also`."""
+        also = self.sample.also if self.sample else ()
+        return {f"sample.also.{index}.lora": entry for index, entry in enumerate(also)}
+
+    def all_pictures(self) -> list[SamplePicture]:
+        """The items of `sample`, the same in each way of `sample.also`, then those of `first_sample`."""
+        first = self.first_sample.sample_items() if self.first_sample else ()
+        return [*(self.sample.all_items() if self.sample else ()), *first]
 
     def sample_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, then of `first_sample`."""

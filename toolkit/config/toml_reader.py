@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
-
-TOML_SUFFIX = ".toml"
 
 _KEY = r"(?:[\w-]+|\"[^\"]*\"|'[^']*')"
 _HEAD = re.compile(rf"\s*(\[\[?)\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
@@ -20,10 +18,11 @@ _STATEMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=\s*")
 _AT = re.compile(r"\s*\((?:at line (\d+), column (\d+)|at end of document)\)")
 
 _REMEDIES = (
-    (r"Unescaped|escape", r"'\' begins an escape within double quotes. Write '/', or use single quotes."),
+    (r"Unescaped|escape|hex", r"'\' begins an escape within double quotes. Write '/', or use single quotes."),
     (r"Expected '='", "no '=' follows the key. Write 'key = value'."),
     (r"Invalid value$", "this value is none of TOML. Texts need quotes, true and false small letters."),
     (r"Cannot overwrite|twice", "this key is given twice. Remove one of them."),
+    (r"Expected newline", "more follows the value on this line. A list needs brackets: [1, 2]."),
     (r"Unclosed|Expected .*[\]}]", "a bracket is not closed, or ',' is missing in it."),
     (r"Illegal character '\\n'|Expected \"|Unterminated", "the quote that opens here is not closed."),
 )
@@ -33,34 +32,51 @@ Places = dict[KeyPath, tuple[SourceLocation, SourceLocation]]
 """Path -> where the key and its value stand."""
 
 
-def is_toml(path: str | Path) -> bool:
-    """Whether the file is TOML by its name."""
-    return Path(path).suffix.lower() == TOML_SUFFIX
-
-
 def read_toml(text: str, diagnostics: Diagnostics, file: str = "") -> ConfigNode | None:
     """The root of a file; None, with an error at line and column, where it is no TOML.
 
     file: its name, where it is not the config itself.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = _AT.search(str(error))
-        line, column = (int(found[1]), int(found[2])) if found and found[1] else (text.count("\n") + 1, 1)
-        said = _AT.sub("", str(error)) + (" Unclosed" if found and not found[1] else "")
-        remedy = next((words for pattern, words in _REMEDIES if re.search(pattern, said)), f"{said}.")
-        message = f"not valid TOML: {remedy}"
-        if _is_yaml(text):
-            line, column, message = 1, 1, "holds YAML, not TOML. Rename it, so that it ends in .yaml."
+    faults = list(_faults(text))
+    if faults and _is_yaml(text):
+        kind = "JSON" if text.lstrip()[:1] in "{[" else "YAML"
+        faults = [(1, 1, f"holds {kind}, not TOML. Rename it, so that it ends in .{kind.lower()}.")]
+    for line, column, message in faults:
         diagnostics.error_at(SourceLocation(line, column, file), (), message)
+    if faults:
         return None
-    return _node(data, (), _places(text, file), (SourceLocation(1, 1, file),) * 2)
+    return _node(tomllib.loads(text), (), _places(text, file), (SourceLocation(1, 1, file),) * 2)
+
+
+def _faults(text: str) -> Iterator[tuple[int, int, str]]:
+    """Line, column and message of each fault: a statement that has one is left out, and what follows is read again."""
+    lines, before = text.replace("\r\n", "\n").removesuffix("\n").split("\n"), 0
+    while True:
+        try:
+            tomllib.loads("\n".join([*lines, ""]))
+            return
+        except tomllib.TOMLDecodeError as error:
+            found = _AT.search(str(error))
+            place = (int(found[1]), int(found[2])) if found and found[1] else None
+            said = _AT.sub("", str(error)) + (" Unclosed" if found and not place else "")
+        line, column = place or (len(lines) + 1, 1)
+        is_open = place is None or (column == 1 and said == "Invalid value" and _STATEMENT.match(lines[line - 1]))
+        above = range(before + 1, line) if is_open else ()
+        starts = [at for at in above if _STATEMENT.match(lines[at - 1]) and _is_whole("\n".join(lines[: at - 1]))]
+        last = line
+        if starts:  # a statement above is not closed before this line
+            line, column, said, last = starts[-1], 1, "Unclosed", line - 1
+        remedy = next((words for pattern, words in _REMEDIES if re.search(pattern, said)), f"{said}.")
+        yield line, column, f"not valid TOML: {remedy}"
+        if line <= before or place is None:
+            return
+        lines[line - 1 : last], before = [""] * (last - line + 1), last
 
 
 def _is_yaml(text: str) -> bool:
+    """Whether a text that is no TOML is YAML, or JSON, which is YAML too."""
     try:
-        return isinstance(yaml.safe_load(text), dict)
+        return isinstance(yaml.safe_load(text), dict if text.lstrip()[:1] != "[" else list)
     except yaml.YAMLError:
         return False
 

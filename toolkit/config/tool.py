@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from toolkit.config.base import descriptions
+from toolkit.config.field_types import AUTO_OR_BOOL
 from toolkit.config.foreign import foreign_keys
 from toolkit.config.loader import check_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
@@ -93,13 +94,14 @@ def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInf
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     shown = "" if field.is_required() or default in (None, "", []) else f" (default: {default})"
     options: dict[str, Any] = {"metavar": last.upper()}
-    if field.annotation is bool:
+    if field.annotation in (bool, AUTO_OR_BOOL):
         options = {"nargs": "?", "const": "true", "metavar": "true|false"}
     elif many:
         options |= {"nargs": "+", "action": "extend"}
     else:
         options["required"] = field.is_required() and "." not in name  # of a section it may come from elsewhere
-    flags = dict.fromkeys((flag_of(model, name), f"--{last}"))
+    flag = flag_of(model, name)
+    flags = dict.fromkeys((flag, f"--{name}" if "." not in name else f"--{flag[2:].replace('-', '_')}"))
     parser.add_argument(*flags, dest=name, default=None, help=about + shown, **options)
 
 

@@ -1,20 +1,28 @@
 """`train`: length, optimizer, loss and precision of the training, with its sections `lr_groups`, `ema_config` and
-`compile`; `stop_when`: ends a process once a number is low enough."""
+`compile`; `stop_when`: ends a process early, at a bound of a metric or when the validation loss stops improving."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
+from toolkit.config.few_step import AssistantConfig, FewStepLossConfig, from_path
 from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, OneOf, reader_of, value_error
 from toolkit.config.findings import Findings, JobContext, error, warning
 from toolkit.config.network import Pattern
 from toolkit.errors import UserError
-from toolkit.flow.noise_levels import MOST_NOISE_LEVELS, NoiseLevels
-from toolkit.flow.settings import HUBER_SCHEDULES, LOSS_TYPES, TIMESTEP_TYPES, WEIGHTING_SCHEMES
+from toolkit.flow.settings import (
+    HUBER_SCHEDULES,
+    LOSS_TYPES,
+    MOST_NOISE_LEVELS,
+    TIMESTEP_TYPES,
+    WEIGHTING_SCHEMES,
+    NoiseLevels,
+)
 from toolkit.optim.optimizer_args import (
     OPTIMIZERS,
     ArgumentError,
@@ -28,23 +36,23 @@ BASE = "base"
 """Name of the group of all other layers."""
 
 LORA_B_SUFFIX = " up"
-"""Follows the name of a group in that of its up matrices, where LoRA+ gives these a rate of their own."""
+"""Follows the name of a group in that of its up matrices, if LoRA+ gives them another learning rate."""
 
 
 class LrGroupConfig(StrictModel):
-    """`train.lr_groups`: layers that learn at a rate of their own; the first entry that matches a layer decides."""
+    """`train.lr_groups`: layers with a different learning rate; a layer belongs to the first entry that matches it."""
 
     match: Pattern
-    """Regular expression that matches whole layer names, such as '.*attn.*'. One that matches nothing is an error."""
+    """Regular expression that matches full layer names, such as '.*attn.*'. It is an error if it matches none."""
 
     lr: float | None = Field(default=None, ge=0)
-    """Highest learning rate of these layers. Not given: `train.lr`. 0: they are not trained."""
+    """Peak learning rate of these layers. Not given: `train.lr`. 0: they are not trained."""
 
     lr_scale: float = Field(default=1.0, ge=0)
-    """Factor of that rate. 0: they are not trained."""
+    """Factor on this learning rate. 0: they are not trained."""
 
     name: str = ""
-    """What metrics.jsonl calls the group: `lr/<name>`. Empty: as `match`."""
+    """Name of the group in metrics.jsonl: `lr/<name>`. Empty: `match`."""
 
     foreign: ClassVar = "lr_group"
 
@@ -62,20 +70,21 @@ POWER_WIDTHS = (0.05, 0.1)
 
 
 class EmaConfig(StrictModel):
-    """`train.ema_config`: running average of the trained weights, once per optimizer step."""
+    """`train.ema_config`: exponential moving average (EMA) of the trained weights, updated at each optimizer step."""
 
     use_ema: bool = False
-    """Keep the average; samples and the saved LoRA are made of it."""
+    """Keep an EMA of the weights; samples and saved LoRAs use it."""
 
     ema_decay: float = Field(default=0.999, ge=0, le=1)
-    """Share of the old average that stays at each step. 0: the average is the weights themselves."""
+    """Decay of the average per optimizer step. 0: the average equals the weights."""
 
     use_num_updates: bool = True
-    """Warm up: the decay after n steps is at most (1 + n) / (10 + n), so that early files are not the start."""
+    """Warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that early files are not the initial
+    weights."""
 
     power_averages: bool = False
-    """Keep two more averages in each state, with which `run.py post_hoc_ema RUN --width W` makes the average of any
-    width after the training. They change neither samples nor saved files."""
+    """Keep two more averages in each state, from which `run.py post_hoc_ema RUN --width W` computes an average of any
+    width after the training. They affect neither samples nor saved files."""
 
     foreign: ClassVar = "ema"
     on_resume: ClassVar = {"power_averages": "harmless"}
@@ -84,7 +93,8 @@ class EmaConfig(StrictModel):
     def check(self, job: JobContext) -> Findings:
         """An average that never moves."""
         if self.use_ema and self.ema_decay == 1 and not self.use_num_updates:
-            message = "1 never moves: samples and saved files would use the initial weights. A typical value is 0.999."
+            message = "with 1 the average never changes: samples and saved files would use the initial weights. "
+            message += "A typical value is 0.999."
             yield warning("ema_decay", message)
 
     @property
@@ -104,26 +114,30 @@ class CompileConfig(StrictModel):
     """`train.compile`: torch.compile of the transformer's blocks."""
 
     enabled: AutoOrBool = "auto"
-    """Compile the blocks at their first use, which takes a minute or more; each step is faster then. The results
-    differ by rounding; with dropouts also by the draws, which inductor makes itself. auto: on CUDA with Triton and a C
-    compiler, but for `parallel: fsdp`; a block that cannot be compiled runs uncompiled."""
+    """Compile the blocks when they are first used, which takes a minute or more; steps are faster from then on. Results
+    differ by rounding and, with dropout, by inductor's own random numbers. auto: on CUDA with Triton and a C compiler,
+    except with `parallel: fsdp`; blocks that fail to compile run in eager mode."""
 
     backend: str = "inductor"
-    """Compiler, by PyTorch's name for it. inductor needs a C++ compiler on the CPU and Triton on CUDA."""
+    """Backend of torch.compile. inductor needs a C++ compiler on the CPU, and Triton on CUDA."""
 
     mode: Annotated[str, OneOf(*MODES)] = "default"
-    """What inductor optimises for; max-autotune tries more and takes longer to start. CUDA graphs are never recorded:
-    one program serves all blocks, whose weights have other addresses. So reduce-overhead is default."""
+    """Mode of inductor; max-autotune tunes more and takes longer to start. CUDA graphs are never used, because all
+    blocks share one compiled graph and their weights have different addresses: reduce-overhead is the same as
+    default."""
 
     dynamic: AutoOrBool = "auto"
-    """Programs for any size instead of one per size. auto: from the second size on, which suits captions of many
-    lengths."""
+    """Compile with dynamic shapes instead of recompiling for each size. auto: from the second size on, which suits
+    captions of many lengths."""
 
     fullgraph: bool = False
-    """Fail where a block cannot be compiled in one piece, instead of compiling the pieces."""
+    """Raise an error on a graph break, instead of compiling the parts."""
 
     cache_size_limit: int = Field(default=0, ge=0, le=100_000)
-    """Programs made of the same code before PyTorch goes on uncompiled. 0: 32."""
+    """Maximum number of compiled versions of the same code, before PyTorch falls back to eager mode. 0: 32."""
+
+    place: ClassVar = "train.compile"
+    """The section's name in messages."""
 
     def check(self, job: JobContext) -> Findings:
         """Keys of a compiler that is off, or of another one."""
@@ -131,33 +145,74 @@ class CompileConfig(StrictModel):
             for key in sorted(self.model_fields_set - {"enabled"}):
                 yield warning(key, "has no effect with 'enabled: false'.")
         elif self.mode != "default" and self.backend != "inductor":
-            yield warning("mode", f"has no effect: backend '{self.backend}' has no modes.")
+            yield warning("mode", f"has no effect: only the backend 'inductor' has modes, not '{self.backend}'.")
+
+
+LEAST_IMAGES = 8
+"""Validation images without which there is no interval: the spread of their differences is not known well enough."""
+
+LEAST_LATER = 5
+"""Validations after the best one that a stop by `no_better_within` needs: two for a line, the others for the spread
+around it."""
+
+
+def _confidence(value: Any) -> Any:
+    """`95%` as 0.95."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
+        value = round(float(match[1]) / 100, 12)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.5 <= value <= 0.999:
+        raise value_error(f"{value!r} is not a confidence level. Write 95%, or another level from 50% to 99.9%.")
+    return float(value)
+
+
+Confidence = Annotated[
+    float,
+    BeforeValidator(_confidence),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "minimum": 0.5, "maximum": 0.999}]}),
+]
+"""A confidence as a share, or in per cent."""
 
 
 class StopWhenConfig(StrictModel):
-    """`stop_when`: ends the process as finished once the mean of a number is below a bound.
+    """`stop_when`: ends the process early, as finished, once the mean of a metric falls below a bound (`below`), or
+    once the validation loss stops improving (`no_better_within`). Give one of the two.
 
-    The final file is saved and the job's next process runs.
+    The final file is saved, and the job continues with its next process.
     """
 
-    metric: str = "loss"
-    """A number that is logged: of a step `loss`, `grad_norm`, `lr` or `t_mean`; `validation/loss`, or that of one
-    noise level, such as `validation/loss_t0.125` (with the section `validation`)."""
+    no_better_within: Confidence | None = None
+    """A confidence level, such as 95%. The process ends when the validation losses, compared image by image, show that
+    no later checkpoint of the run will be better than the best one so far by more than these images can resolve. Of 100
+    runs that still improve, it ends at most 5. Needs the section `validation` with at least 8 images and an `every`,
+    and 5 validations after the best one (docs/when_to_stop.md)."""
 
-    below: float
-    """The process ends when the mean is lower than this. 0: never, for a number that is never negative."""
+    metric: str = "loss"
+    """A logged metric: of each step `loss`, `grad_norm`, `lr` or `t_mean`; with the section `validation` also
+    `validation/loss`, or that of one noise level, such as `validation/loss_t0.125`."""
+
+    below: float | None = None
+    """The process ends when the mean of `metric` is lower than this. 0: never, for a metric that is never negative."""
 
     smooth: int = Field(default=20, ge=1, le=MAX_STEPS)
-    """How many values the mean is over: the last finite ones, one per step (or validation). With fewer the process goes
-    on."""
+    """Number of values that are averaged: the last finite ones, one per step (or validation). The process does not end
+    before there are as many."""
 
     min_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Optimizer steps that are done in any case. 0: none."""
+    """Minimum number of optimizer steps. 0: no minimum."""
 
     check_every: int = Field(default=10, ge=1, le=MAX_STEPS)
     """Optimizer steps between two checks of the mean."""
 
     foreign: ClassVar = "stop_when"
+
+    def check(self, job: JobContext) -> Findings:
+        """Neither or both of the two rules, and keys of the other one."""
+        if (self.below is None) == (self.no_better_within is None):
+            what = "neither is set" if self.below is None else "both are set"
+            yield error("below", f"{what}: give 'below' or 'no_better_within'.")
+        elif self.no_better_within:
+            for key in sorted(self.model_fields_set & {"metric", "smooth", "check_every"}):
+                yield warning(key, "has no effect with 'no_better_within'.")
 
 
 SCHEDULE_SPELLINGS = {
@@ -183,8 +238,8 @@ OPTIMIZER_SPELLINGS = {
 """Other programs' names -> ours."""
 
 OPTIMIZER_INSTEAD = {
-    **dict.fromkeys(("automagic", "dadapt"), "Use 'prodigy', which finds its rate itself too, with 'lr: 1'."),
-    "prodigy8": "Use 'prodigy', whose state is small with a LoRA.",
+    **dict.fromkeys(("automagic", "dadapt"), "Use 'prodigy' with 'lr: 1', which adapts its learning rate too."),
+    "prodigy8": "Use 'prodigy', whose state is small for a LoRA.",
 }
 """Beginnings of other programs' optimizers -> what to use here."""
 
@@ -214,27 +269,30 @@ def _optimizer(value: Any) -> Any:
 
 def _trained(value: bool) -> bool:
     if not value:
-        raise value_error("false leaves nothing to train: the text encoder is never trained. Write true.")
+        raise value_error("false trains nothing: the text encoder is always frozen. Write true.")
     return value
 
 
 def _not_trained(value: bool) -> bool:
     if value:
         raise value_error(
-            "true is not possible: Qwen-Image's text encoder is a frozen vision-language model whose "
-            "embeddings are computed once. Write false. (Of a flow_trainer 'model.text_encoder.train' decides.)"
+            "true is not supported: Qwen-Image's text encoder is a frozen vision-language model, whose "
+            "embeddings are computed once. Write false. (For a flow_trainer use 'model.text_encoder.train'.)"
         )
     return value
 
 
 def _steps_or_share(value: float) -> float:
     if value >= 1 and value != int(value):
-        raise value_error(f"{value} is neither a number of steps nor a share below 1.")
+        raise value_error(f"{value} is neither a number of steps nor a fraction below 1.")
     return value
 
 
 PRESERVATIONS = ("diff_output_preservation", "blank_prompt_preservation")
 """Switches of losses that hold the base model's prediction for another prompt; `<switch>_multiplier` is the factor."""
+
+LEAST_SHIFT = 0.001
+"""Of `discrete_flow_shift`, as of `sample.flow_shift`; 0.001 turns a noise level of 0.91 into 0.01."""
 
 SCHEDULES_WITHOUT_LENGTH = (
     "constant", "constant_with_warmup", "inverse_sqrt", "step", "exponential", "piecewise_constant", "plateau",
@@ -267,60 +325,61 @@ class OptimizerConfig(StrictModel):
             }
         ),
     ] = "adamw"
-    """Optimizer, or the dotted path of a class such as `torch.optim.SGD`. The 8-bit ones keep their state in one byte
-    per weight (bitsandbytes); lion moves every weight by the whole rate, so it wants a third to a tenth of AdamW's rate
-    and three to ten times its weight decay; muon moves matrices and kernels along orthogonalised momentum, at AdamW's
-    rate or some times that; prodigy finds the rate itself (give `lr: 1`); schedulefree_adamw averages the weights and
-    wants no `lr_scheduler`."""
+    """Optimizer, or the dotted path of a class such as `torch.optim.SGD`. The 8-bit optimizers keep their state in one
+    byte per weight (bitsandbytes). lion's updates have the size of the learning rate: use a third to a tenth of AdamW's
+    learning rate and three to ten times its weight decay. muon orthogonalizes the momentum of matrices and kernels: use
+    AdamW's learning rate or a few times that. prodigy adapts the learning rate itself: use `lr: 1`. schedulefree_adamw
+    averages the weights: use no `lr_scheduler`."""
 
     lr: float = Field(default=1e-4, ge=0, le=1000)
-    """Highest learning rate. 0: nothing is learned (one warning)."""
+    """Peak learning rate. 0: nothing is learned (one warning)."""
 
     lr_groups: tuple[LrGroupConfig, ...] = ()
-    """Layers with a learning rate of their own; the schedule is the same for all. Empty: all learn at `lr`."""
+    """Layers with a different learning rate; the schedule is the same for all. Empty: all layers use `lr`."""
 
     optimizer_params: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimizer by name, such as weight_decay or betas; texts such as "0.9,0.999" are read."""
+    """Further arguments of the optimizer, such as weight_decay or betas; strings such as "0.9,0.999" are parsed."""
 
     lr_scheduler: Annotated[str, OneOf(*SCHEDULES, spellings=SCHEDULE_SPELLINGS)] = "constant"
-    """Course of the learning rate after the warm-up. linear, cosine, polynomial and rex fall to their end; with
-    restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; exponential by the factor `gamma` at
-    each optimizer step; plateau whenever the loss, or the validation loss, has not fallen for a while. By the name of a
-    class of PyTorch, such as CosineAnnealingLR, its arguments and defaults are PyTorch's, in optimizer steps."""
+    """Schedule of the learning rate after the warm-up. linear, cosine, polynomial and rex decay over the run; those
+    with restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; exponential multiplies by
+    `gamma` at each optimizer step; plateau reduces the rate when the loss, or the validation loss, stops falling. With
+    the name of a class of PyTorch, such as CosineAnnealingLR, arguments and defaults are PyTorch's, in optimizer
+    steps."""
 
     lr_scheduler_params: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the schedule by name: `num_warmup_steps`; `factor` (constant); `start_factor`,
-    `end_factor` (linear; where one of them is missing it is 1/3 or 1); `step_size`, `gamma` (step); `gamma`
-    (exponential); `total_iters` with `factor` (ConstantLR) or `start_factor`, `end_factor` (LinearLR); `T_max`
-    (CosineAnnealingLR; not given: to the end of the run); `step_rules` (piecewise_constant); `rex_alpha`, `rex_beta`
-    (rex); `metric` (loss or validation/loss), `every` (optimizer steps whose mean loss is one value, 100), `factor`,
-    `patience`, `threshold`, `threshold_mode`, `cooldown`, `eps` (plateau, as in PyTorch's ReduceLROnPlateau);
-    `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those that fall and plateau, or `eta_min_factor` as a
-    share of the rate. `total_iters`, `T_max`, `T_0` and `T_mult` of constant, linear and cosine ones have no effect,
-    as in ai-toolkit: these are as long as the run."""
+    """Further arguments of the schedule: `num_warmup_steps`; `factor` (constant); `start_factor`, `end_factor` (linear;
+    if only one is given, the other is 1/3 or 1); `step_size`, `gamma` (step); `gamma` (exponential); `total_iters` with
+    `factor` (ConstantLR) or `start_factor`, `end_factor` (LinearLR); `T_max` (CosineAnnealingLR; not given: the length
+    of the run); `step_rules` (piecewise_constant); `rex_alpha`, `rex_beta` (rex); `metric` (loss or validation/loss),
+    `every` (optimizer steps over which the loss is averaged, 100), `factor`, `patience`, `threshold`, `threshold_mode`,
+    `cooldown`, `eps` (plateau, as in PyTorch's ReduceLROnPlateau); `eta_min`, `min_lr` or `lr_end`, the final learning
+    rate of decaying schedules and plateau, or `eta_min_factor`, the same as a fraction of `lr`. `total_iters`, `T_max`,
+    `T_0` and `T_mult` have no effect on constant, linear and cosine schedules, as in ai-toolkit: these span the run."""
 
     lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0, le=MAX_STEPS)
-    """Optimizer steps in which the learning rate rises from 0; below 1: that share of all steps. 0: none."""
+    """Optimizer steps of linear warm-up from 0; below 1: as a fraction of all steps. 0: no warm-up."""
 
     lr_decay_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0, le=MAX_STEPS)
-    """The last optimizer steps, in which the rate falls; it is full until then. Below 1: that share of all steps.
-    0: it falls from the end of the warm-up on (warmup_stable_decay: never)."""
+    """Number of optimizer steps at the end in which the learning rate decays; it is constant before. Below 1: as a
+    fraction of all steps. 0: it decays from the end of the warm-up (warmup_stable_decay: never)."""
 
     lr_scheduler_num_cycles: int = Field(default=1, ge=1)
-    """How often cosine_with_restarts falls; half waves of cosine_with_min_lr."""
+    """Number of cycles of cosine_with_restarts; number of half waves of cosine_with_min_lr."""
 
     lr_scheduler_power: float = Field(default=1.0, gt=0)
-    """Exponent of polynomial; 1 is a line."""
+    """Exponent of polynomial; 1 is linear."""
 
     lr_scheduler_min_lr_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Where a falling rate ends, as a share of `lr`; 0: at 0. Not given: 0, for rex 0.01, for polynomial the
-    rate 1e-7."""
+    """Final learning rate of a decaying schedule, as a fraction of `lr`; 0: decay to 0. Not given: 0, for rex 0.01, for
+    polynomial the learning rate 1e-7."""
 
     lr_scheduler_timescale: int = Field(default=0, ge=0)
-    """Steps after which inverse_sqrt has fallen to 0.71 of the full rate. 0: as many as the warm-up, else 10000."""
+    """Steps after which inverse_sqrt has decayed to 0.71 of the peak. 0: the length of the warm-up, if any, else
+    10000."""
 
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients are scaled down to this norm; 0: no clipping."""
+    """Maximum norm of the gradients, which are clipped to it; 0: no clipping."""
 
     foreign: ClassVar = "optimizer"
 
@@ -354,7 +413,7 @@ class OptimizerConfig(StrictModel):
             names.add(group.label())
         if requires_single_lr(self.optimizer) and any(g.rate(self.lr) not in (0, self.lr) for g in self.lr_groups):
             message = (
-                f"optimizer '{self.optimizer}' finds a single rate for all weights. Remove this key, or use 'adamw'."
+                f"optimizer '{self.optimizer}' adapts one learning rate for all weights. Remove it, or use 'adamw'."
             )
             yield error("lr_groups", message)
 
@@ -364,60 +423,60 @@ class OptimizerConfig(StrictModel):
 
 
 class RoleOptimizerConfig(OptimizerConfig):
-    """One entry of `optimizers`: keys of `train` that this role has for itself."""
+    """One entry of `optimizers`: keys of `train` that differ for this role."""
 
     every: int = Field(default=1, ge=1)
-    """Trained in the first optimizer step and then in each `every`-th one."""
+    """Train this role in the first optimizer step and in every `every`-th step after it."""
 
 
 class OptimizationConfig(OptimizerConfig):
     """`train`: length, optimizer and precision of any training."""
 
     batch_size: int = Field(default=1, ge=1, le=100_000)
-    """Images per micro-batch; all of one bucket."""
+    """Number of images per micro-batch, all from the same bucket."""
 
     gradient_accumulation: int = Field(default=1, ge=1, le=100_000)
-    """Micro-batches per optimizer step; the gradient is the mean over all their images. Under its other name, with
-    which ai-toolkit's `steps` counts micro-batches, one line says what `steps` is here."""
+    """Number of micro-batches per optimizer step; the gradient is the mean over all their images. Its ai-toolkit name,
+    with which `steps` counts micro-batches there, gives a warning that explains the difference."""
 
     steps: int = Field(default=1000, ge=0, le=MAX_STEPS)
-    """Optimizer steps. 0 only together with `epochs`."""
+    """Number of optimizer steps. 0 only together with `epochs`."""
 
     epochs: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
-    0: `steps` decides. Of a stream whose `samples` are not given, it is read through so often."""
+    """Number of passes over the images, repeats included; above 0 it takes precedence over `steps`, with a warning if
+    both are given. 0: `steps` applies. A stream without `samples` is read as many times."""
 
     step_limit: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """At most so many optimizer steps, whatever `epochs` says. 0: no limit."""
+    """Maximum number of optimizer steps, also with `epochs`. 0: no limit."""
 
     reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""
 
     ema_config: EmaConfig = Field(default_factory=EmaConfig)
-    """Running average of the trained weights."""
+    """Exponential moving average of the trained weights."""
 
     dtype: Dtype = "bfloat16"
-    """Number type of the computation; the weights that are trained are float32. float16 scales the loss, and skips a
-    step where that was too much."""
+    """Data type of the forward and backward pass; trained weights are float32. With float16 the loss is scaled, and
+    steps with overflowing gradients are skipped."""
 
     cuda_allow_tf32: bool = False
     """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits of mantissa. Without CUDA: no effect."""
 
     cuda_cudnn_benchmark: bool = False
-    """On CUDA, let cuDNN try its algorithms on each new size and keep the fastest; a run may then differ from the next
-    in the last bits. Without CUDA: no effect."""
+    """On CUDA, let cuDNN benchmark its algorithms for each new size and use the fastest; runs may then differ in the
+    last bits. Without CUDA: no effect."""
 
     ddp_timeout: float = Field(default=0, ge=0, le=1e6)
-    """Minutes that the processes wait for one of them; longer than the slowest set of samples takes. 0: 30."""
+    """Timeout of collective operations in minutes; longer than the slowest set of samples takes. 0: 30."""
 
     skip_first_sample: bool = False
-    """Draw no samples before step 1."""
+    """Generate no samples before step 1."""
 
     force_first_sample: bool = False
-    """Draw a set of samples also where the run resumes from a state, whatever the interval."""
+    """Also generate a set of samples when the run resumes from a state, whatever the interval."""
 
     disable_sampling: bool = False
-    """Draw no samples at all."""
+    """Generate no samples at all."""
 
     on_resume: ClassVar = {
         **dict.fromkeys(("skip_first_sample", "force_first_sample", "disable_sampling", "ddp_timeout"), "harmless"),
@@ -433,6 +492,9 @@ class OptimizationConfig(OptimizerConfig):
         if is_schedule_free(self.optimizer) and self.ema_config.use_ema:
             message = f"optimizer '{self.optimizer}' already averages the weights. Remove one of them."
             yield error("ema_config.use_ema", message)
+        if self.epochs and self.steps and "steps" in self.model_fields_set:
+            message = f"has no effect: 'epochs: {self.epochs}' takes precedence. Remove one of them."
+            yield warning("steps", message)
         if self.force_first_sample and self.disable_sampling:
             message = "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Remove one."
             yield error("force_first_sample", message)
@@ -448,127 +510,144 @@ class TrainConfig(OptimizationConfig):
     """Must be false: the text encoder is frozen."""
 
     noise_scheduler: Annotated[Literal["flowmatch"], OneOf()] = "flowmatch"
-    """Noise process; Qwen-Image knows flow matching only."""
+    """Noise process; Qwen-Image supports flow matching only."""
 
     timestep_type: Annotated[
         str, OneOf(*TIMESTEP_TYPES, spellings={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"})
     ] = "sigmoid"
-    """How noise levels are drawn. uniform, linear: all alike; weighted: so, with weighted loss; sigmoid: the middle
-    most; shift: the same, moved by `discrete_flow_shift` (without it: the levels of a sampling run at the image's
-    size); qwen_shift (= model_shift): moved as the model's own sampling is at the image's size; flux_shift: by Flux's
-    rule; logsnr: by signal-to-noise ratio; lognorm_blend: around 0.65; sigma: by `weighting_scheme`;
-    qinglong_flux, qinglong_qwen (= qinglong_model): mostly flux_shift or qwen_shift, some with little noise."""
+    """Distribution from which noise levels are sampled. uniform, linear: uniform; weighted: uniform, with a weighted
+    loss; sigmoid: concentrated in the middle; shift: sigmoid, shifted by `discrete_flow_shift` (without it: the levels
+    of a sampling run at the size of the image); qwen_shift (= model_shift): sigmoid, shifted as the model's own
+    sampling is at the size of the image; flux_shift: by Flux's rule; logsnr: by signal-to-noise ratio; lognorm_blend:
+    around 0.65; sigma: by `weighting_scheme`; qinglong_flux, qinglong_qwen (= qinglong_model): mostly flux_shift or
+    qwen_shift, some with little noise."""
 
     sigmoid_scale: float = Field(default=1.0, gt=0)
-    """Width of sigmoid, shift, qwen_shift and flux_shift: above 1 the ends more often, below 1 the middle."""
+    """Width of sigmoid, shift, qwen_shift and flux_shift: above 1 more weight at the ends, below 1 in the middle."""
 
     discrete_flow_shift: float | None = Field(default=None, ge=0, le=1000)
-    """Of timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
+    """For timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
 
     weighting_scheme: Annotated[str, OneOf(*WEIGHTING_SCHEMES)] = "none"
-    """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)), bell that of `linear_timesteps`.
-    logit_normal and mode weigh nothing but decide what timestep_type sigma draws."""
+    """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)), bell as in `linear_timesteps`.
+    logit_normal and mode do not weight the loss, but set the distribution of timestep_type sigma."""
 
     logit_mean: float = 0.0
-    """Centre of logsnr and of weighting_scheme logit_normal; above 0 less noise, 0 the middle, below 0 more noise."""
+    """Mean of logsnr and of weighting_scheme logit_normal; above 0 less noise, 0 the middle, below 0 more noise."""
 
     logit_std: float = Field(default=1.0, gt=0)
-    """Width of the same. 0 is an error: a single noise level."""
+    """Standard deviation of the same. 0 is an error: a single noise level."""
 
     mode_scale: float = Field(default=1.29, ge=-1, le=1.75)
-    """Of weighting_scheme mode: above 0 the middle levels more often, below 0 the ends. 0: all alike."""
+    """For weighting_scheme mode: above 0 the middle levels are more frequent, below 0 the ends. 0: uniform."""
 
     min_timestep: float = Field(default=0.0, ge=0, lt=1000)
-    """Least noise, in thousandths: noise levels of any `timestep_type` are squeezed between this and max_timestep. 0:
-    no bound."""
+    """Lowest noise level, in thousandths: the levels of any `timestep_type` are rescaled to the range from this to
+    max_timestep. 0: no bound."""
 
     max_timestep: float = Field(default=1000.0, gt=0, le=1000)
-    """Most noise, in thousandths; 1000: no bound. 0 is an error."""
+    """Highest noise level, in thousandths; 1000: no bound. 0 is an error."""
 
     preserve_distribution_shape: bool = False
-    """Cut the distribution of noise levels off at min_timestep and max_timestep instead of squeezing it between."""
+    """Truncate the distribution of noise levels at min_timestep and max_timestep instead of rescaling it."""
 
     num_timestep_buckets: int = Field(default=0, ge=0, le=1_000_000)
-    """Equal parts of the distribution of noise levels; in each epoch every part is drawn from equally often. 0: off."""
+    """Stratified sampling: the distribution of noise levels is divided into so many equal parts, which are sampled
+    equally often in each epoch. 0: off."""
 
     noise_levels_per_sample: Annotated[NoiseLevels, BeforeValidator(_level_counts)] = 1
-    """Noise levels of each image that share one pass over its text and references, each from its own equal part of the
-    distribution; their loss is the mean. Cheaper than as many images, less varied. 0 is an error. A list: by the number
-    of references, the last for more. `auto`: 4 where text and references are at least as long as the image, else 1.
-    Only models whose references do not see the image can do it (Qwen-Image-2.1)."""
+    """Number of noise levels of each image that share one pass over its text and references, each from a different
+    equal part of the distribution; their losses are averaged. Cheaper than as many images, but less varied. 0 is an
+    error. A list: by the number of references, the last for more. `auto`: 4 if text and references are at least as long
+    as the image, else 1. Only for models whose references do not attend to the image (Qwen-Image-2.1)."""
 
     content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = "balanced"
-    """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""
+    """Bias of the noise levels in addition to `timestep_type`: content to high levels, style to low ones (u^3 for a
+    uniform u)."""
 
     linear_timesteps: bool = False
-    """Draw all noise levels alike, whatever `timestep_type`, and weigh the loss by a bell around the middle; 0 at pure
-    noise. With timestep_type weighted: no effect, its weights count."""
+    """Sample noise levels uniformly, whatever `timestep_type` is, and weight the loss by a bell around the middle; 0 at
+    pure noise. No effect with timestep_type weighted, which has its own weights."""
 
     linear_timesteps2: bool = False
-    """The same, but below the middle with the weight of the bell's top. It goes before linear_timesteps."""
+    """The same, but levels below the middle have the weight of the bell's peak. Takes precedence over
+    linear_timesteps."""
 
     loss_type: Annotated[str, OneOf(*LOSS_TYPES, spellings={"l2": "mse", "l1": "mae"})] = "mse"
-    """Loss between predicted and true velocity, in float32: mean of d^2, of |d|, or d^2 that goes over into |d|."""
+    """Loss between predicted and true velocity, in float32, with the difference d: mean of d^2, of |d|, or huber."""
 
     huber_schedule: Annotated[str, OneOf(*HUBER_SCHEDULES)] = "constant"
-    """Where huber goes over, by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each times `huber_scale`."""
+    """Transition point of huber by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each times `huber_scale`."""
 
     huber_c: float = Field(default=0.1, ge=1e-6, le=1)
-    """c of huber: differences far below it count squared, far above it as they are. 0 is an error: no loss at all."""
+    """c of huber: the loss is quadratic far below it and linear far above it. 0 is an error: there would be no loss."""
 
     huber_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
-    """Factor of huber's c. 0 is an error."""
+    """Factor on huber's c. 0 is an error."""
 
     diff_output_preservation: bool = False
-    """Hold what the base model predicts for each caption with `diff_output_preservation_class` in the place of the
-    trigger word: the mean squared difference to the prediction without the adapter is added to the loss. Keeps what was
-    trained from spreading over the whole class. Each step takes about twice as long."""
+    """Preserve the base model's prediction for each caption with `diff_output_preservation_class` in place of the
+    trigger word: adds the mean squared difference from the prediction without the adapter to the loss. Prevents the
+    trained subject from spreading to its whole class. Each step takes about twice as long."""
 
     diff_output_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor of that loss. 0: it is not computed."""
+    """Factor on this loss. 0: it is not computed."""
 
     diff_output_preservation_class: str = ""
-    """What the trigger word is an example of, such as 'woman'. Empty: the trigger word is left out."""
+    """Class of the trigger word, such as 'woman'. Empty: the trigger word is removed."""
 
     blank_prompt_preservation: bool = False
-    """The same with an empty prompt: holds what the model draws unasked. Each step takes about twice as long."""
+    """The same for an empty prompt: preserves the model's unconditional prediction. Each step takes about twice as
+    long."""
 
     blank_prompt_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor of that loss. 0: it is not computed."""
+    """Factor on this loss. 0: it is not computed."""
+
+    assistant: (
+        Annotated[AssistantConfig, BeforeValidator(from_path("path"), json_schema_input_type=str | AssistantConfig)]
+        | None
+    ) = None
+    """A LoRA file that is added to the frozen model during training, such as the training adapter of a distilled model;
+    not in samples, validation or saved files. Its path, or {path, multiplier}. None without this key."""
+
+    few_step_loss: FewStepLossConfig | None = None
+    """Late in the training, train the network for use with a few-step LoRA: to have the same effect there as alone in
+    many steps (docs/few_step_loras.md). None without this section."""
 
     full_bf16: bool = False
-    """Of network.type full, with `dtype: bf16`: the trained weights and their gradients are bf16 too, which halves
-    their memory. Each update is computed in float32 and rounded stochastically, so that small ones are not lost."""
+    """With network.type full and `dtype: bf16`: the trained weights and their gradients are bf16 too, which halves
+    their memory. Updates are computed in float32 and rounded stochastically, so that small ones are not lost."""
 
     fused_backward_pass: bool = False
-    """Step each parameter within the last backward pass of a step and drop its gradient at once: less memory, and
-    exactly the same weights without clipping. `max_grad_norm` then limits the gradient of each parameter by itself."""
+    """Update each parameter during the last backward pass of a step, and free its gradient at once: less memory, and
+    exactly the same weights if nothing is clipped. `max_grad_norm` then clips the gradient of each parameter
+    separately."""
 
     gradient_checkpointing: Checkpointing = "auto"
-    """What is recomputed in the backward pass instead of being kept: less memory, slower, and the same gradients (on a
-    CPU bit for bit; on a GPU attention's backward pass adds up in another order each time). none (= false): nothing.
-    cheap: all but matrix products and attention. keep_attention: all but attention. full (= true): everything.
-    full_offload: everything, and what is left waits in the CPU memory. auto: the fastest that fits into the free
-    memory, tried with the largest batch."""
+    """What is recomputed in the backward pass instead of stored: less memory, slower, and the same gradients (bit for
+    bit on a CPU; on a GPU the backward pass of attention is not deterministic). none (= false): nothing. cheap:
+    everything but matrix products and attention. keep_attention: everything but attention. full (= true): everything.
+    full_offload: everything, with the checkpoints in CPU memory. auto: the fastest level that fits the free memory,
+    tested with the largest batch."""
 
     compile: CompileConfig = Field(default_factory=CompileConfig)
     """torch.compile of the transformer's blocks."""
 
     parallel: Annotated[Literal["ddp", "fsdp"], OneOf()] = "ddp"
-    """With several processes (torchrun): ddp keeps the whole model in each; fsdp keeps a share of it in each and
-    gathers block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the
-    optimizer's state and the averages too. With one process: no effect."""
+    """With several processes (torchrun): ddp keeps a full copy of the model in each; fsdp shards it and gathers it
+    block by block, for models that do not fit one GPU; with 'network.type: full' it also shards gradients, optimizer
+    state and EMA. With one process: no effect."""
 
     group_by_length: bool = False
-    """Put captions of about one length into a micro-batch, as far as the epoch's order allows. The model takes one pass
-    for each length in it: worth it where `batch_size` is large and the images are many."""
+    """Group captions of similar length into micro-batches, as far as the order of the epoch allows. The model needs one
+    pass for each length in a micro-batch: useful with a large `batch_size` and many images."""
 
     cache_text_embeddings: bool | None = None
-    """`cache_text_embeddings` of all datasets that do not give their own."""
+    """Default of `cache_text_embeddings` for all datasets."""
 
     on_resume: ClassVar = {
         **dict.fromkeys(("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"), "harmless"),
-        "full_bf16": "impossible",
+        **dict.fromkeys(("full_bf16", "assistant"), "impossible"),
     }
     foreign: ClassVar = "train"
 
@@ -583,19 +662,30 @@ class TrainConfig(OptimizationConfig):
         prompts = {"diff_output_preservation": of_class, "blank_prompt_preservation": ""}
         return {name: prompts[name] for name in self.preservations()}
 
+    def files_beside(self) -> dict[str, tuple[str, float]]:
+        """Key -> LoRA file that is active beside the network in training, and its strength."""
+        assistant, few = self.assistant, self.few_step_loss
+        return {
+            **({"assistant": (assistant.path, assistant.multiplier)} if assistant else {}),
+            **({"few_step_loss": (few.lora, few.weight)} if few else {}),
+        }
+
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level, or "auto"."""
         given = self.gradient_checkpointing
         return given if isinstance(given, str) else "full" if given else "none"
 
     def noise_levels(self) -> str:
-        """The `timestep_type` by which noise levels are drawn: linear where a bell weighs the loss."""
+        """The `timestep_type` by which noise levels are sampled: linear if a bell weights the loss."""
         bell = self.linear_timesteps or self.linear_timesteps2
         return "linear" if bell and self.timestep_type != "weighted" else self.timestep_type
 
     def check(self, job: JobContext) -> Findings:
-        """Keys that the other values of the section leave unused."""
+        """Values that exclude each other, and keys that the others leave unused."""
         yield from super().check(job)
+        yield from self._check_noise()
+        if self.full_bf16 and self.dtype != "bfloat16":
+            yield error("full_bf16", f"requires 'dtype: bf16', but dtype is {self.dtype}.")
         kind, scheme, uses = self.noise_levels(), self.weighting_scheme, TIMESTEP_TYPES[self.noise_levels()]
         if not ("sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)):
             reason = ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it."
@@ -618,7 +708,7 @@ class TrainConfig(OptimizationConfig):
             if not getattr(self, switch):
                 yield from self.unused(" ".join(keys), f" without '{switch}: true'.")
             elif getattr(self, f"{switch}_multiplier") == 0:
-                yield warning(f"{switch}_multiplier", f"0 switches '{switch}' off.")
+                yield warning(f"{switch}_multiplier", f"0 disables '{switch}'.")
         if self.timestep_type == "weighted":
             yield from self.unused(
                 "linear_timesteps linear_timesteps2", ": timestep_type weighted has its own loss weights."
@@ -629,3 +719,14 @@ class TrainConfig(OptimizationConfig):
                 yield warning("timestep_type", f"has no effect: '{bell}: true' samples all noise levels uniformly.")
             if self.linear_timesteps and self.linear_timesteps2:
                 yield warning("linear_timesteps", "has no effect: 'linear_timesteps2: true' takes precedence.")
+
+    def _check_noise(self) -> Findings:
+        levels, shift = self.noise_levels(), self.discrete_flow_shift
+        if levels == "shift" and shift is not None and shift < LEAST_SHIFT:
+            message = f"{shift:g} would train without any noise. Use 0.001 or more; 1 means no shift."
+            yield error("discrete_flow_shift", message)
+        if self.min_timestep >= self.max_timestep:
+            yield error("min_timestep", f"{self.min_timestep:g} is not below max_timestep {self.max_timestep:g}.")
+        for key in ("content_or_style", "preserve_distribution_shape"):
+            if levels.startswith("qinglong") and not self.is_default(key):
+                yield error(key, f"does not work with timestep_type '{self.timestep_type}'. Remove it.")

@@ -165,7 +165,7 @@ _REMEDIES = (
     _Remedy(r"found character|undefined alias", "here", r"", "{problem}. If it begins a text, put the text in quotes."),
     _Remedy(r"", "here", r"", "{problem}"),
 )
-"""The first row that fits an error is told."""
+"""The first row that fits an error is reported."""
 
 
 def _syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocation, KeyPath, str]:
@@ -231,7 +231,12 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     if root is None:
         diagnostics.fatal(SourceLocation(1, 1), (), "is empty. A job has the keys 'job' and 'config'.")
     if not isinstance(root, yaml.MappingNode):
-        diagnostics.fatal(SourceLocation(1, 1), (), "is not a mapping. A job has the keys 'job' and 'config'.")
+        listed = [item for item in root.value if isinstance(item, yaml.MappingNode)] if root.id == "sequence" else []
+        is_dataset = {"instance_data_dir", "path"} & {key.value for item in listed for key, _ in item.value}
+        remedy = "A job has the keys 'job' and 'config'."
+        if is_dataset:
+            remedy = "It is a list of datasets: run the config that names it."
+        diagnostics.fatal(SourceLocation(1, 1), (), f"is not a mapping. {remedy}")
     return _Builder(diagnostics).build(root, (), _place(root), -1)
 
 

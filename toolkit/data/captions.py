@@ -10,7 +10,7 @@ import os
 import re
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from posixpath import normpath
@@ -366,7 +366,8 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
 
 
 def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, position: int) -> str:
-    """The caption of one use: empty (the trigger too) when dropped, else shuffled as the rules say.
+    """The caption of one use: empty (the trigger too) when dropped, else its comma-separated tags shuffled as the rules
+    say; kept tags, the trigger and the prefix stay in place.
 
     All random numbers are keyed by (seed, epoch, position), so no other setting changes them.
     """
@@ -374,29 +375,20 @@ def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, po
         return ""
     if not rules.shuffle_tokens:
         return caption
-    return _shuffle(caption, rules, lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part))
-
-
-def _shuffle(caption: str, rules: CaptionRules, draw: Callable[[int], int]) -> str:
-    """Sorts the comma-separated tags by their random keys; kept tags, the trigger and the prefix stay in place."""
-    begin = _fixed_begin(caption, rules)
-    caption = caption.removeprefix(begin)
-    parts = [part for part in map(str.strip, caption.split(",")) if part]
+    # Not shuffled: the prefix, which may begin with the trigger word, and the trigger word in front of it or the tags.
+    trigger = f"{rules.trigger} " if rules.trigger else ""
+    begins = [trigger + rules.prefix, rules.prefix] if rules.prefix else [trigger]
+    begin = next((text for text in begins if caption.startswith(text)), "")
+    if rules.prefix and caption.startswith(begin + ". "):
+        begin += ". "
+    parts = [part for part in map(str.strip, caption.removeprefix(begin).split(",")) if part]
     free = [
         index
         for index, part in enumerate(parts)
         if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
     ]
+    drawn = sorted(free, key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part))
     shuffled = list(parts)
-    for place, source in zip(free, sorted(free, key=draw), strict=True):
+    for place, source in zip(free, drawn, strict=True):
         shuffled[place] = parts[source]
     return begin + ", ".join(shuffled)
-
-
-def _fixed_begin(caption: str, rules: CaptionRules) -> str:
-    """What is not shuffled: the prefix and the trigger word in front of it, or in front of the tags."""
-    trigger = f"{rules.trigger} " if rules.trigger else ""
-    # The prefix may begin with the trigger word.
-    begins = [trigger + rules.prefix, rules.prefix] if rules.prefix else [trigger]
-    begin = next((text for text in begins if caption.startswith(text)), "")
-    return begin + ". " if rules.prefix and caption.startswith(begin + ". ") else begin

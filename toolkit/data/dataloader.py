@@ -73,7 +73,9 @@ class LatentBatch:
         )
 
     def describe(self) -> str:
-        return f"latents {tuple(self.latents_BCHW.shape)}"
+        most = max(map(len, self.control_latents), default=0)
+        more = f", {most} control image{'s' * (most > 1)}" if most else ""
+        return f"latents {tuple(self.latents_BCHW.shape)}{more}"
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,16 @@ class BatchLoader:
         """The batch on the CPU, in the dtype it was stored in."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
-        read = self.dataset.read
         return LatentBatch(
-            latents_BCHW=torch.stack([read(entry.latents) for entry in entries]),
+            latents_BCHW=torch.stack([entry.latents.read() for entry in entries]),
             prompts=self.prompts(spec),
-            control_latents=tuple(tuple(map(read, entry.references)) for entry in entries),
+            control_latents=tuple(tuple(each.read() for each in entry.references) for entry in entries),
             spec=spec,
             names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self.masks(spec),
             extra_prompts={
-                name: PromptEmbeds.stack([self.dataset.read_prompt(entry.extra[name]) for entry in entries])
+                name: PromptEmbeds.stack([entry.extra[name].read_all() for entry in entries])
                 for name in entries[0].extra
             },
         )
@@ -113,7 +114,7 @@ class BatchLoader:
     def masks(self, spec: BatchSpec) -> Tensor | None:
         """Loss masks [B, 1, H, W]; ones for an item without a mask. None when no item has one."""
         entries = [self.dataset.entries[index] for index in spec.items]
-        masks = [self.dataset.read(entry.mask) if entry.mask else None for entry in entries]
+        masks = [entry.mask.read() if entry.mask else None for entry in entries]
         given = [mask_1HW for mask_1HW in masks if mask_1HW is not None]
         if not given:
             return None
@@ -129,7 +130,7 @@ class BatchLoader:
             return encode_prompt(caption, self.dataset.items[index])
         entry = entries.caption if caption else entries.empty
         assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
-        return self.dataset.read_prompt(entry)
+        return entry.read_all()
 
 
 @dataclass(frozen=True)

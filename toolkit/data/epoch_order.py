@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from toolkit.data.types import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
+from toolkit.data.types import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Size
 from toolkit.system import seeding
 
 CHUNK = 50
@@ -62,18 +62,20 @@ def epoch_batches(
 def _cut(
     items: Sequence[BucketedSample], queue: Sequence[tuple[int, int]], batch_size: int, epoch: int
 ) -> list[BatchSpec]:
-    """The queue's batches, the short one last. What is more than one batch is sorted by length."""
-    if len(queue) <= batch_size:
-        return [_batch(epoch, queue)] if queue else []
+    """The queue's batches, the short one last. What is more than one batch is sorted by length: by references, then by
+    words and signs of the caption, which the length of the text follows for any tokenizer."""
+
+    def length(use: tuple[int, int]) -> tuple[int, int]:
+        sample = items[use[0]].sample
+        return len(sample.control_images), len(WORDS.findall(sample.caption))
+
     full = len(queue) // batch_size * batch_size
-    alike = sorted(queue[:full], key=lambda use: _length(items[use[0]].sample))
-    batches = [_batch(epoch, alike[first : first + batch_size]) for first in range(0, full, batch_size)]
-    return batches + ([_batch(epoch, queue[full:])] if queue[full:] else [])
-
-
-def _length(sample: Sample) -> tuple[int, int]:
-    """References, and words and signs of the caption: what the length of the text follows for any tokenizer."""
-    return len(sample.control_images), len(WORDS.findall(sample.caption))
+    uses = [*sorted(queue[:full], key=length), *queue[full:]] if len(queue) > batch_size else queue
+    batches = []
+    for first in range(0, len(uses), batch_size):
+        indices, positions = zip(*uses[first : first + batch_size], strict=True)
+        batches.append(BatchSpec(epoch, indices, positions))
+    return batches
 
 
 def count_batches(items: Sequence[BucketedSample], batch_size: int) -> int:
@@ -82,11 +84,6 @@ def count_batches(items: Sequence[BucketedSample], batch_size: int) -> int:
     for item in items:
         uses[item.crop.bucket] += item.sample.repeats
     return sum(-(-count // batch_size) for count in uses.values())
-
-
-def _batch(epoch: int, queue: Sequence[tuple[int, int]]) -> BatchSpec:
-    indices, positions = zip(*queue, strict=True)
-    return BatchSpec(epoch, indices, positions)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from toolkit.data.captions import (
     trained_caption,
     usual_word,
 )
-from toolkit.data.directory import DirectoryListing, ImageFile, join, real_path, split_suffix
+from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.images import (
     CLEAR,
     HAS_HEIF,
@@ -45,7 +45,6 @@ from toolkit.data.images import (
     inspect_image,
     reference_error,
 )
-from toolkit.data.scan_cache import ScanCache
 from toolkit.data.threads import thread_map
 from toolkit.data.types import NO_FLIP, PLACEHOLDERS, Flip, Mask, Sample
 from toolkit.errors import DataErrors, InputError
@@ -247,8 +246,17 @@ def _find(datasets: Sequence[DatasetConfig], findings: _Findings) -> list[_Folde
     folders: list[_Folder] = []
     for index, dataset in enumerate(datasets):
         own = [folder for folder in _image_folders(index, dataset, findings) if _accept(folder, findings)]
-        for path, with_table in groupby(own, key=lambda folder: folder.table_path):
-            _compare_table(path, [*with_table], findings)
+        for path, group in groupby(own, key=lambda folder: folder.table_path):
+            with_table = [*group]
+            # One that is empty could not be read, or leaves each image to be counted.
+            if table := with_table[0].table:
+                names = dict.fromkeys(chain.from_iterable(folder.table_names() for folder in with_table))
+                if unnamed := [name for name in names if name not in table]:
+                    what = f"{len(unnamed)} of {len(names)} images have no line in {path}"
+                    findings.notes.append(f"{dataset.place}: {what}: {shorten(unnamed)}")
+                if unused := [name for name in table if name not in names]:
+                    what = f"{len(unused)} of {len(table)} lines name no image of {dataset.place}"
+                    findings.notes.append(f"{path}: {what}: {shorten(unused)}")
         folders += own
     for folder in folders:
         _match_files(folder, findings)
@@ -426,20 +434,6 @@ def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = N
     table = read_captions_file(listing.path(name), [], moved)
     names = (image_name(files[0]) for files in listing.images.values())
     return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
-
-
-def _compare_table(path: str | None, folders: Sequence[_Folder], findings: _Findings) -> None:
-    """Notes images that have no line in a table of captions, and lines that have no image."""
-    table, place = folders[0].table, folders[0].dataset.place
-    if not table:  # an empty one is one that could not be read, or leaves each image to be counted
-        return
-    names = dict.fromkeys(chain.from_iterable(folder.table_names() for folder in folders))
-    if unnamed := [name for name in names if name not in table]:
-        what = f"{len(unnamed)} of {len(names)} images have no line in {path}"
-        findings.notes.append(f"{place}: {what}: {shorten(unnamed)}")
-    if unused := [name for name in table if name not in names]:
-        what = f"{len(unused)} of {len(table)} lines name no image of {place}"
-        findings.notes.append(f"{path}: {what}: {shorten(unused)}")
 
 
 def _match_files(folder: _Folder, findings: _Findings) -> None:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from toolkit.config.sections import ImageTrainingSection
 from toolkit.config.train import OptimizationConfig
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
 from toolkit.data.folder import DatasetScan
 from toolkit.data.run_plan import optimizer_steps
-from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import ValidationSplit
+
+if TYPE_CHECKING:
+    from toolkit.data.stream_dataset import StreamDataset
+
+
+def open_stream(section: ImageTrainingSection, multiple: int) -> StreamDataset | None:
+    """As `StreamDataset.of`; what reads tar files and HTTP is imported only for a stream."""
+    if not section.streamed:
+        return None
+    from toolkit.data.stream_dataset import StreamDataset
+
+    return StreamDataset.of(section, multiple)
 
 
 @dataclass(frozen=True)

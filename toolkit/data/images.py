@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 from PIL import Image, ImageCms, ImageColor, PngImagePlugin, TiffImagePlugin
 
-from toolkit.data.types import Flip, ResizeCrop, Size
+from toolkit.data.types import Flip, Mask, ResizeCrop, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,6 +176,12 @@ def load_alpha(path: Path | str) -> Image.Image:
         return alpha or Image.new("L", upright.size, 255)
 
 
+def open_mask(mask: Mask) -> Image.Image:
+    """The image of a mask (mode L), not inverted: colours by their brightness, transparency as black. Raises ImageError
+    as `open_image`."""
+    return load_alpha(mask.file) if mask.alpha else open_image(mask.file, background="black").convert("L")
+
+
 def image_size(path: Path | str, data: bytes | None = None) -> Size:
     """Width and height after EXIF rotation. Reads the header only, where the format keeps EXIF there. data: as of
     `open_image`. Raises ImageError for a file that cannot be used."""
@@ -196,7 +202,7 @@ def inspect_image(path: Path | str) -> ImageInfo:
         image.draft(None, (1, 1))  # JPEG: every byte is still read, only an eighth of each side computed
         image.load()
         _refuse_wide_values(image, path)
-        notes = _profile_notes_of(image)
+        notes = _profile_notes(image.info.get("icc_profile"))
         if alpha and image.convert("RGBA").getchannel("A").getextrema() == (0, 0):
             notes += (CLEAR,)
         return ImageInfo(size, alpha, notes, verified=True)
@@ -206,7 +212,8 @@ def inspect_header(path: Path | str) -> ImageInfo:
     """What the header says, some 50 times as fast; where it is not enough, as `inspect_image`. Raises ImageError."""
     with _reading(path) as image:
         if _header_is_enough(image):
-            return ImageInfo(_upright_size(image), image.has_transparency_data, _profile_notes_of(image))
+            notes = _profile_notes(image.info.get("icc_profile"))
+            return ImageInfo(_upright_size(image), image.has_transparency_data, notes)
     return inspect_image(path)
 
 
@@ -312,8 +319,8 @@ def _header_is_enough(image: Image.Image) -> bool:
     return whole
 
 
-def _chunks_of_png(file: IO[bytes]) -> list[bytes]:
-    """The kinds of the chunks of an open PNG, up to the first that is cut off.
+def _says_all_before_pixels(file: IO[bytes]) -> bool:
+    """Whether an open PNG is whole, and has no metadata behind its pixels.
 
     Source of the layout: the PNG specification, chapter 5.
     """
@@ -326,7 +333,8 @@ def _chunks_of_png(file: IO[bytes]) -> list[bytes]:
         if at <= length:
             kinds.append(head[4:])
     raw.seek(place)
-    return kinds
+    pixels = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
+    return kinds[-1:] == [b"IEND"] and _PNG_METADATA.isdisjoint(kinds[pixels:])
 
 
 def _orientation(image: Image.Image) -> int:
@@ -339,13 +347,6 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(_ORIENTATION, 1)
     except (SyntaxError, struct.error, LookupError):
         return 1  # the metadata is damaged, the image need not be
-
-
-def _says_all_before_pixels(file: IO[bytes]) -> bool:
-    """Whether a PNG is whole, and has no metadata behind its pixels."""
-    kinds = _chunks_of_png(file)
-    pixels = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
-    return kinds[-1:] == [b"IEND"] and _PNG_METADATA.isdisjoint(kinds[pixels:])
 
 
 def _upright_size(image: Image.Image) -> Size:
@@ -441,16 +442,12 @@ def _profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
     return _PROFILE_MODES.get(profile.profile.xcolor_space.strip())
 
 
-def _profile_notes_of(image: Image.Image) -> tuple[str, ...]:
-    profile = image.info.get("icc_profile")
-    return _profile_notes(profile) if profile else ()
-
-
 @lru_cache(maxsize=16)
-def _profile_notes(profile_bytes: bytes) -> tuple[str, ...]:
+def _profile_notes(profile_bytes: bytes | None) -> tuple[str, ...]:
     """What is wrong with an embedded profile; most images of a dataset have the same."""
     notes: list[str] = []
-    _read_profile(profile_bytes, notes.append)
+    if profile_bytes:
+        _read_profile(profile_bytes, notes.append)
     return tuple(notes)
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.config.dataset import Rectangle, sides_of
+from toolkit.config.output import SampleItem
+from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.images import ImageError, image_size, inspect_image, reference_error
-from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors, InputError, UserError
 
@@ -34,18 +35,28 @@ SIZE_MULTIPLE = 32
 def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, square_crop: bool = False) -> ResizeCrop:
     """How an image of `size` pixels is resized and cut for training at `resolution`.
 
-    The bucket's area is at most resolution², its sides are multiples of `divisibility`; a small
-    image is enlarged only as far as that grid demands. `square_crop` always gives the full square, a rectangle
+    The bucket's area is at most resolution², its sides are multiples of `divisibility`: of both sides rounded down or
+    up to that grid, the pair whose area is nearest to the image's; a small image is enlarged only as far as the grid
+    demands. `square_crop` always gives the full square, a rectangle
     always itself, its sides rounded down to multiples.
     """
     largest = Size(*sides_of(resolution))
     if min(size) < 1 or divisibility < 1 or min(largest) < divisibility:
         raise ValueError(f"no bucket for {size} at resolution {resolution}, multiples of {divisibility}")
     if square_crop or isinstance(resolution, Rectangle):
-        bucket = Size(*(side // divisibility * divisibility for side in largest))
-    else:
-        bucket = _nearest(size, resolution, divisibility)
-    return cover(size, bucket)
+        return cover(size, Size(*(side // divisibility * divisibility for side in largest)))
+    limit = resolution * resolution
+    area = min(prod(size), limit)
+    scale = sqrt(area / prod(size))
+    sides = []
+    for length in (size.width * scale, size.height * scale):
+        below, above = int(length // divisibility), ceil(length / divisibility)
+        sides.append([max(1, steps) * divisibility for steps in (below, above)])
+    if fitting := [Size(*pair) for pair in product(*sides) if prod(pair) <= limit]:
+        return cover(size, min(fitting, key=lambda pair: abs(prod(pair) - area)))
+    # So long and thin that its short side needs enlarging: as long as the area allows.
+    long_side = limit // divisibility // divisibility * divisibility
+    return cover(size, Size(long_side, divisibility) if size.width >= size.height else Size(divisibility, long_side))
 
 
 def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
@@ -78,23 +89,6 @@ def make_items(
     return tuple(
         BucketedSample(sample, crop) for sample in samples for crop in crops(sample.size, resolutions_of(sample))
     )
-
-
-def _nearest(size: Size, resolution: int, divisibility: int) -> Size:
-    """Of both sides rounded down or up to the grid, the pair whose area is nearest to the wanted one."""
-    limit = resolution * resolution
-    area = min(size.width * size.height, limit)
-    scale = sqrt(area / (size.width * size.height))
-    sides = []
-    for length in (size.width * scale, size.height * scale):
-        below, above = int(length // divisibility), ceil(length / divisibility)
-        sides.append([max(1, steps) * divisibility for steps in (below, above)])
-    if fitting := [Size(*pair) for pair in product(*sides) if prod(pair) <= limit]:
-        return min(fitting, key=lambda pair: abs(prod(pair) - area))
-    # So long and thin that its short side needs enlarging: as long as the area allows.
-    long_side = limit // divisibility // divisibility * divisibility
-    wide = size.width >= size.height
-    return Size(long_side, divisibility) if wide else Size(divisibility, long_side)
 
 
 MAX_USES = 10_000_000
@@ -138,18 +132,23 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
         raise DataErrors([InputError(image, family.too_many_references(count)) for image, count in found.items()])
 
 
-def readable_references(paths: Sequence[str], family: ModelFacts) -> list[Size]:
+def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size]:
     """Pixels of the control images of a sample prompt; one that an earlier process of the job will write passes as
-    square. Raises ImageError for an image that cannot be one, UserError for more of them than the family takes."""
-    if len(paths) > family.max_references:
-        raise UserError(family.too_many_references(len(paths), "ctrl_img"))
+    square. Raises DataErrors naming the first of its images, the mask included, that cannot be used, or more of them
+    than the family takes. place: key of the prompt."""
     sizes = []
-    for path in paths:
-        file = Path(path).expanduser()
-        sizes.append(inspect_image(file).size if file.exists() else Size(1, 1))
-        if reason := reference_error(sizes[-1]):
-            raise ImageError(path, reason)
-    return sizes
+    for key, paths in (("ctrl_img", item.ctrl_img), ("mask_img", (item.mask_img,) if item.mask_img else ())):
+        try:
+            if len(paths) > family.max_references:
+                raise UserError(family.too_many_references(len(paths), "ctrl_img"))
+            for path in paths:
+                file = Path(path).expanduser()
+                sizes.append(inspect_image(file).size if file.exists() else Size(1, 1))
+                if reason := reference_error(sizes[-1]):
+                    raise ImageError(path, reason)
+        except (ImageError, UserError) as error:
+            raise DataErrors([InputError(f"{place}.{key}", str(error))]) from error
+    return sizes[: len(item.ctrl_img)]
 
 
 def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:

@@ -24,14 +24,14 @@ from torch.nn.functional import avg_pool2d
 
 from toolkit.config.sections import DatasetsSection
 from toolkit.data.cache import TensorCache, key_of
-from toolkit.data.file_hashes import file_digest
+from toolkit.data.fingerprint import file_digest
 from toolkit.data.folder import shorten
 from toolkit.data.images import (
     ImageError,
     flip_image,
     image_size,
-    load_alpha,
     open_image,
+    open_mask,
     over_white,
     resize,
     resize_cover_crop,
@@ -57,8 +57,7 @@ def mask_weights(mask: Mask, crop: ResizeCrop, flip: Flip, latent_scale: int) ->
     image of another size is stretched; colours count by their brightness, transparency as black.
     Raises ImageError when the file cannot be used.
     """
-    image = load_alpha(mask.file) if mask.alpha else open_image(mask.file, background="black").convert("L")
-    pixels = flip_image(resize_cover_crop(image, crop), flip)
+    pixels = flip_image(resize_cover_crop(open_mask(mask), crop), flip)
     share_1HW = avg_pool2d(torch.from_numpy(numpy.array(pixels, dtype=numpy.float32) / 255.0)[None], latent_scale)
     if mask.inverted:
         share_1HW = 1.0 - share_1HW
@@ -108,6 +107,20 @@ class CacheEntry:
         self.store.put(self.key, tensors)
         return tensors
 
+    def read(self) -> Tensor:
+        """The cached tensor (of a prompt its embeddings); as `read_all`."""
+        return self.read_all()[EMBEDS]
+
+    def read_all(self) -> dict[str, Tensor]:
+        """All cached tensors by name. An entry that vanished or was damaged is computed again.
+
+        Raises RunError when its encoder is no longer loaded.
+        """
+        try:
+            return self.tensors()
+        except (RunError, ImageError, OSError) as error:
+            raise RunError(f"{self.what}: its cache entry is gone and cannot be made again: {error}") from error
+
 
 class ItemEncoder:
     """Creates the cache entries of an item; computes a tensor only on demand. All keys are content hashes."""
@@ -115,6 +128,7 @@ class ItemEncoder:
     def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
         self._model = model
         self._channels = model.family.pixel_channels
+        self._sees_references = model.family.text_sees_references
         self.dtype = dtype
         """Of what is encoded."""
         self._identity = cache(model.cache_key)
@@ -125,7 +139,7 @@ class ItemEncoder:
         """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
         sample = item.sample
         source = file_digest(sample.image) if data is None else sha256(data).hexdigest()
-        key = self._key("vae", "latents", sample, source, crop=_json(item.crop))
+        key = self._key("vae", "latents", sample, source, crop=item.crop)
         what = f"latents of {sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
 
@@ -143,14 +157,9 @@ class ItemEncoder:
         settings = (mask.alpha, mask.min_value, mask.inverted)
         source, scale = file_digest(mask.file), self._model.family.latent_scale
         parts = {} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}
-        key = key_of(kind="mask", source=source, settings=settings, crop=_json(crop), flip=flip, format=FORMAT, **parts)
-        return CacheEntry(
-            f"mask of {item.sample.image}",
-            stores.latents,
-            key,
-            lambda: mask_weights(mask, crop, flip, scale),
-            weighs=True,
-        )
+        key = key_of(kind="mask", source=source, settings=settings, crop=crop, flip=flip, format=FORMAT, **parts)
+        what = f"mask of {item.sample.image}"
+        return CacheEntry(what, stores.latents, key, lambda: mask_weights(mask, crop, flip, scale), weighs=True)
 
     def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, h, w] of each control image, in slot order, each of its own size."""
@@ -168,11 +177,12 @@ class ItemEncoder:
     def text(self, item: BucketedSample, prompt: str, stores: CachePair) -> CacheEntry:
         """Embeddings [L, D] of the prompt with those of the item's control images that the text encoder sees."""
         sample = item.sample
-        digests = [file_digest(path) for path in self._seen(sample)]
+        seen = sample.control_images if self._sees_references else ()
+        digests = [file_digest(path) for path in seen]
         changed = bool(digests) or "<|" in prompt
         made: dict[str, Any] = {"format": PROMPT_FORMAT} if changed else {}
         if digests and self._model.family.text_at_reference_size:
-            made["sizes"] = [self._reference_size(path, item) for path in self._seen(sample)]
+            made["sizes"] = [self._reference_size(path, item) for path in seen]
         key = self._key("text_encoder", "text", sample, digests, prompt=prompt, **made)
         what = f"text of {sample.image}"
         return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, item))
@@ -180,18 +190,16 @@ class ItemEncoder:
     def encode_prompt(self, prompt: str, item: BucketedSample) -> dict[str, Tensor]:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
         sample = item.sample
-        images = [open_image(path, sample.background, channels=self._channels) for path in self._seen(sample)]
+        seen = sample.control_images if self._sees_references else ()
+        images = [open_image(path, sample.background, channels=self._channels) for path in seen]
         if images and self._model.family.text_at_reference_size:
-            sizes = [self._reference_size(path, item) for path in self._seen(sample)]
+            sizes = [self._reference_size(path, item) for path in seen]
             images = [resize(image, size) for image, size in zip(images, sizes, strict=True)]
         images = [over_white(flip_image(image, sample.flip)) for image in images]
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
         dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
         return {name: tensor.to("cpu", dtypes[name]) for name, tensor in encoded.items()}
-
-    def _seen(self, sample: Sample) -> tuple[str, ...]:
-        return sample.control_images if self._model.family.text_sees_references else ()
 
     def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
         """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1]. Raises ImageError."""
@@ -266,25 +274,6 @@ class EncodedDataset:
     def needs_text_encoder(self) -> bool:
         """Whether some text is encoded during training, so that the text encoder has to stay."""
         return any(entries.caption is None and entries.empty is None for entries in self.entries)
-
-    @staticmethod
-    def read(entry: CacheEntry) -> Tensor:
-        """The cached tensor (of a prompt its embeddings); as `read_prompt`."""
-        return EncodedDataset.read_prompt(entry)[EMBEDS]
-
-    @staticmethod
-    def read_prompt(entry: CacheEntry) -> dict[str, Tensor]:
-        """All tensors of an entry by name. An entry that vanished or was damaged is computed again.
-
-        Raises RunError when its encoder is no longer loaded.
-        """
-        stored = entry.store.get(entry.key)
-        if stored is not None:
-            return stored
-        try:
-            return _make(entry)
-        except RunError as error:
-            raise RunError(f"{entry.what}: its cache entry is gone and cannot be made again: {error}") from error
 
 
 def encode_items(
@@ -368,11 +357,11 @@ def _fill_cache(
                 continue
             try:
                 if (tensors := entry.store.get(entry.key)) is None:
-                    tensors, encoded = _make(entry), True
+                    tensors, encoded = entry.encode(), True
                 if entry.weighs and not tensors[EMBEDS].any():
                     black.append(entry.key)
-            except _UnreadableError as error:
-                errors.append(str(error))
+            except (ImageError, OSError) as error:
+                errors.append(f"{entry.what}: {error}")
         return encoded, errors, black
 
     unreadable: dict[str, None] = {}
@@ -388,24 +377,9 @@ def _fill_cache(
         logger.warning(f"these count nowhere, so nothing is learned from their images: {shorten(nothing)}")
 
 
-class _UnreadableError(RunError):
-    """A file that the scan accepted but that cannot be read."""
-
-
-def _make(entry: CacheEntry) -> dict[str, Tensor]:
-    try:
-        return entry.encode()
-    except (ImageError, OSError) as error:
-        raise _UnreadableError(f"{entry.what}: {error}") from error
-
-
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
     """The tensors of an encoded prompt, or a single tensor, by name."""
     return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
-
-
-def _json(crop: ResizeCrop) -> list:
-    return [list(crop.scaled), crop.left, crop.top, list(crop.bucket)]
 
 
 class CacheStores:

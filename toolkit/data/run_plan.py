@@ -236,7 +236,18 @@ class RunPlan:
         if self.stream:
             blocks.append(self.stream.lines())
         if self.datasets or (self.stream and self.micro_batches_per_epoch):
-            blocks.append(f"  {self._arithmetic()}")
+            terms = " + ".join(_product(folder) for folder in self.datasets)
+            terms = f"{terms} = " if terms else ""
+            per_epoch = self.micro_batches_per_epoch / self.accumulation
+            if self.requested_epochs:
+                duration = f"{_epochs(self.requested_epochs)} = {self.optimizer_steps:,} optimizer steps"
+            else:
+                duration = f"{self.optimizer_steps:,} step{'s' * (self.optimizer_steps != 1)} = {_epochs(self.epochs)}"
+            blocks.append(
+                f"  {terms}{self.samples_per_epoch:,} samples per epoch; "
+                f"{self.micro_batches_per_epoch:,} micro-batches; with accumulation {self.accumulation}, "
+                f"{_number(per_epoch)} optimizer steps per epoch; {duration}"
+            )
         lines, warnings = self._told()
         if warnings:
             lines += [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}:", *warnings]
@@ -248,20 +259,6 @@ class RunPlan:
         lines = [*self.notes, *(self.outlook.tail() if self.outlook else ())]
         warnings = dict.fromkeys([*cut, *(line for line in lines if line.startswith(WARNING))])
         return [line for line in lines if line not in warnings], [*warnings]
-
-    def _arithmetic(self) -> str:
-        terms = " + ".join(_product(folder) for folder in self.datasets)
-        terms = f"{terms} = " if terms else ""
-        per_epoch = self.micro_batches_per_epoch / self.accumulation
-        if self.requested_epochs:
-            duration = f"{_epochs(self.requested_epochs)} = {self.optimizer_steps:,} optimizer steps"
-        else:
-            duration = f"{self.optimizer_steps:,} step{'s' * (self.optimizer_steps != 1)} = {_epochs(self.epochs)}"
-        return (
-            f"{terms}{self.samples_per_epoch:,} samples per epoch; "
-            f"{self.micro_batches_per_epoch:,} micro-batches; with accumulation {self.accumulation}, "
-            f"{_number(per_epoch)} optimizer steps per epoch; {duration}"
-        )
 
 
 def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int, limit: int = 0) -> int:
@@ -276,30 +273,31 @@ def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample])
     crops: dict[tuple[int, str], dict[ResizeCrop, list[str]]] = {(each.dataset, each.folder): {} for each in folders}
     for sample, crop in items:
         crops[sample.dataset, sample.folder].setdefault(crop, []).append(sample.image)
-    return tuple(_folder_plan(folder, crops[folder.dataset, folder.folder]) for folder in folders)
-
-
-def _folder_plan(folder: FolderInfo, crops: dict[ResizeCrop, list[str]]) -> FolderPlan:
-    buckets = Counter[Size]()
-    for crop, names in crops.items():
-        buckets[crop.bucket] += len(names)
-    cut = {crop: 1 - prod(crop.bucket) / prod(crop.scaled) for crop in crops}
-    worst = sorted(crops, key=cut.__getitem__, reverse=True)[:3]
-    most = {os.path.basename(name): cut[crop] for crop in worst[::-1] for name in crops[crop][:12][::-1]}
-    images = [sample for sample in folder.samples if not any(sample.flip)]
-    return FolderPlan(
-        folder=folder.folder,
-        images=len(images),
-        repeats=folder.repeats,
-        missing_captions=folder.missing_captions,
-        references=dict(sorted(Counter(len(sample.control_images) for sample in images).items())),
-        buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
-        flips=len(folder.samples) // max(1, len(images)),
-        masks=sum(sample.mask is not None for sample in images),
-        is_reg=folder.is_reg,
-        cut=sum(cut[crop] * len(names) for crop, names in crops.items()) / max(1, buckets.total()),
-        most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
-    )
+    plans = []
+    for folder in folders:
+        own, buckets = crops[folder.dataset, folder.folder], Counter[Size]()
+        for crop, names in own.items():
+            buckets[crop.bucket] += len(names)
+        cut = {crop: 1 - prod(crop.bucket) / prod(crop.scaled) for crop in own}
+        worst = sorted(own, key=cut.__getitem__, reverse=True)[:3]
+        most = {os.path.basename(name): cut[crop] for crop in worst[::-1] for name in own[crop][:12][::-1]}
+        images = [sample for sample in folder.samples if not any(sample.flip)]
+        plans.append(
+            FolderPlan(
+                folder=folder.folder,
+                images=len(images),
+                repeats=folder.repeats,
+                missing_captions=folder.missing_captions,
+                references=dict(sorted(Counter(len(sample.control_images) for sample in images).items())),
+                buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
+                flips=len(folder.samples) // max(1, len(images)),
+                masks=sum(sample.mask is not None for sample in images),
+                is_reg=folder.is_reg,
+                cut=sum(cut[crop] * len(names) for crop, names in own.items()) / max(1, buckets.total()),
+                most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
+            )
+        )
+    return tuple(plans)
 
 
 def _folder_lines(folder: FolderPlan) -> str:

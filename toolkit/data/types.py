@@ -122,8 +122,7 @@ class Sample(NamedTuple):
         return self.image.rpartition(os.sep)[2]
 
 
-@dataclass(frozen=True, slots=True)
-class ResizeCrop:
+class ResizeCrop(NamedTuple):
     """How an image is fitted to its bucket: resized to `scaled`, then cropped to `bucket` at (left, top)."""
 
     scaled: Size

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from toolkit.config.dataset import ValidationConfig
 from toolkit.config.sections import DiffusionSection, ImageTrainingSection
+from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
-from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import BucketedSample, CaptionRules, Sample
 from toolkit.errors import InputError, UserError
 from toolkit.models.interface import ModelFacts
@@ -122,7 +122,9 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]
 
 
 def forward_passes(items: int, settings: ValidationConfig) -> str:
-    return _count(settings.timesteps * items, "forward pass", "forward passes")
+    passes = _count(settings.timesteps * items, "forward pass", "forward passes")
+    edits = min(settings.edits, items)
+    return f"{passes}, and up to {_count(edits, 'edit')} as sample images" if edits else passes
 
 
 def as_measured(item: BucketedSample) -> BucketedSample:

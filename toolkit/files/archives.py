@@ -50,7 +50,13 @@ def unpacked(file: str, home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     temporary = Path(mkdtemp(prefix=f".{place}-", dir=home))
     try:
-        _extract(file, temporary)
+        with opened(file) as (archive, members):
+            needed, free = sum(member.file_size for member in members), free_space(temporary)
+            if needed + MARGIN > free:
+                sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+                raise OSError(f"{sizes} in {home}. Make room, or give a folder")
+            for member in members:
+                archive.extract(member, temporary)
         try:
             temporary.rename(folder)
         except OSError:  # another job was faster
@@ -62,17 +68,6 @@ def unpacked(file: str, home: Path) -> Path:
         if earlier != folder:
             shutil.rmtree(earlier, ignore_errors=True)
     return folder
-
-
-def _extract(file: str, folder: Path) -> None:
-    """Unpacks the visible files. Raises OSError as `opened`, and where it needs more room than there is."""
-    with opened(file) as (archive, members):
-        needed, free = sum(member.file_size for member in members), free_space(folder)
-        if needed + MARGIN > free:
-            sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
-            raise OSError(f"{sizes} in {folder.parent}. Make room, or give a folder")
-        for member in members:
-            archive.extract(member, folder)
 
 
 class Limits(NamedTuple):

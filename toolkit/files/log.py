@@ -171,7 +171,9 @@ class Tee:
         written = self._stream.write(text)
         with self._lock:
             *lines, unfinished = (self._pending + text).split("\n")
-            self._pending = _trim(unfinished)
+            # Without its overwritten states, so that it stays short however long it lives.
+            body = unfinished.rstrip("\r")
+            self._pending = body.rpartition("\r")[2] + unfinished[len(body) :][:1]
             for line in lines:
                 self._log.write_line(_last_state(line))
         return written
@@ -193,12 +195,6 @@ class Tee:
 def _last_state(line: str) -> str:
     """What a terminal shows of `line` after its carriage returns."""
     return line.rstrip("\r").rpartition("\r")[2].rstrip()
-
-
-def _trim(pending: str) -> str:
-    """An unfinished line without its overwritten states, so that it stays short however long it lives."""
-    body = pending.rstrip("\r")
-    return body.rpartition("\r")[2] + pending[len(body) :][:1]
 
 
 @contextmanager
@@ -306,7 +302,10 @@ class StatusLine:
         # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
         # off could no longer be recognised.
         global _last_drawn
-        text = _fit(escape_controls(redact_text(text)), shutil.get_terminal_size().columns - 1)
+        text, width = escape_controls(redact_text(text)), shutil.get_terminal_size().columns - 1
+        if len(text) > width:  # the parts between ` | ` that have room; the beginning of the first where none has
+            whole = text[: text.rfind(" | ", 0, width + 3)] if " | " in text[: width + 3] else text
+            text = whole[:width]
         self._stream.write("\r" + text.ljust(len(self._shown)))
         self._shown, _last_drawn = text, self
 
@@ -314,14 +313,6 @@ class StatusLine:
         if self._shown:
             self._stream.write("\r" + " " * len(self._shown) + "\r")
             self._shown = ""
-
-
-def _fit(text: str, width: int) -> str:
-    """The parts of a status line, between ` | `, that have room; the beginning of the first where none has."""
-    if len(text) <= width:
-        return text
-    whole = text[: text.rfind(" | ", 0, width + 3)] if " | " in text[: width + 3] else text
-    return whole[:width]
 
 
 # ---------------------------------------------------------------- logging

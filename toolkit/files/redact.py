@@ -147,7 +147,7 @@ def redact_text(text: str) -> str:
         text = _known.sub(REDACTED, text)
         text = _black_out_parts(text)
     if any(mark in text for mark in _SHAPE_MARKS):
-        text = _SHAPES.sub(_redact_shape, text)
+        text = _SHAPES.sub(lambda m: (m["header"] or m["bearer"] or m["scheme"] or "") + REDACTED, text)
     return text
 
 
@@ -206,10 +206,6 @@ def redact_json(data: Any, *, by_key: bool = False, key: str = "", levels: int =
     if not isinstance(data, str) or (_SHA256.fullmatch(data) and data not in _values):
         return data
     return redact_text(data)
-
-
-def _redact_shape(match: re.Match[str]) -> str:
-    return (match["header"] or match["bearer"] or match["scheme"] or "") + REDACTED
 
 
 # ---------------------------------------------------------------- configs

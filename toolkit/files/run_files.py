@@ -17,6 +17,10 @@ from toolkit.files.writing import append_json_line, is_own_folder, os_error_as_r
 STATUS = "run.json"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
+VALIDATION_IMAGES = "validation_images.jsonl"
+"""The losses of each image at each validation, see `ValidationCallback`."""
+
+DRIFT = "drift.jsonl"
 EVENTS = "events.jsonl"
 LOG = "log.txt"
 CONFIG = "config.yaml"
@@ -30,8 +34,9 @@ SUPERSEDED = "superseded"
 DATASET_PREFIX = "dataset-"
 """`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
 
-SAMPLE_FILE = re.compile(r"(?:(?P<ms>\d+)__)?(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
-"""Name of a sample: optimizer step, index within its set; of earlier versions with milliseconds since the epoch."""
+SAMPLE_FILE = re.compile(r"(?:(?P<ms>\d+)__)?(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
+"""Name of a sample: optimizer step, index within its set, name of its way of `sample.also`; of earlier versions with
+milliseconds since the epoch."""
 
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -264,7 +263,7 @@ def remove(path: Path) -> None:
 
 def _leftover_name(path: Path) -> Path:
     """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
 
 
 @contextmanager

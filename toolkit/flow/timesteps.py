@@ -44,7 +44,7 @@ class TimestepContext:
 # ------------------------------------------------------------ from a standard random number to t
 
 
-def sigmoid(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def sigmoid(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """t = sigmoid(scale n), n standard normal: the middle noise levels most often.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal with mean 0);
@@ -53,7 +53,7 @@ def sigmoid(normal: Tensor, settings: FlowSettings, picture: TimestepContext) ->
     return torch.sigmoid(settings.sigmoid_scale * normal)
 
 
-def even(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def even(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """u, uniform on [0, 1), as t or as the place on a ladder of levels (0 at pure noise): every level alike.
 
     Source: musubi-tuner, `timestep_sampling uniform`.
@@ -69,37 +69,37 @@ def shifted(t: Tensor, factor: float) -> Tensor:
     return factor * t / (1 + (factor - 1) * t)
 
 
-def shift(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def shift(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """`sigmoid`, shifted by `discrete_flow_shift`. Source: musubi-tuner, `timestep_sampling shift`."""
     assert settings.discrete_flow_shift is not None  # `shift` is refused without it
-    return shifted(sigmoid(normal, settings, picture), settings.discrete_flow_shift)
+    return shifted(sigmoid(normal, settings, context), settings.discrete_flow_shift)
 
 
-def model_shift(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def model_shift(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """`sigmoid`, shifted as the model's own sampling is at this size. Source: musubi-tuner, `qwen_shift`."""
-    return shifted(sigmoid(normal, settings, picture), math.exp(picture.mu))
+    return shifted(sigmoid(normal, settings, context), math.exp(context.mu))
 
 
-def flux_shift(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def flux_shift(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096. Source: musubi-tuner."""
     slope = (1.15 - 0.5) / (4096 - 256)
-    return shifted(sigmoid(normal, settings, picture), math.exp(0.5 + slope * (picture.tokens - 256)))
+    return shifted(sigmoid(normal, settings, context), math.exp(0.5 + slope * (context.tokens - 256)))
 
 
-def inference_timesteps(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def inference_timesteps(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """The levels of a sampling run of 1000 steps at this size, each alike.
 
     Source: ai-toolkit, `set_train_timesteps` with `timestep_type shift`: diffusers' `set_timesteps`.
     """
-    factor = math.exp(picture.mu)
+    factor = math.exp(context.mu)
     levels = shifted(1 - torch.floor(uniform * LEVELS) / LEVELS, factor)
-    if picture.terminal is None:
+    if context.terminal is None:
         return levels
     last = factor / LEVELS / (1 + (factor - 1) / LEVELS)
-    return 1 - (1 - levels) * (1 - picture.terminal) / (1 - last)
+    return 1 - (1 - levels) * (1 - context.terminal) / (1 - last)
 
 
-def logsnr(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def logsnr(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """t = sigmoid(-l / 2), the log signal-to-noise ratio l normal with `logit_mean` and `logit_std`.
 
     Source: Choi et al. 2024, arXiv:2411.14793, section 3.2; musubi-tuner, `timestep_sampling logsnr`.
@@ -126,18 +126,18 @@ def low_noise(normal: Tensor, settings: FlowSettings) -> Tensor:
     return torch.sigmoid(-0.5 * (5.36 + normal))
 
 
-def qinglong_flux(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def qinglong_flux(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """79 % `flux_shift`, 11 % `logsnr`, 10 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_flux`."""
-    by_size, by_ratio = partial(flux_shift, picture=picture), partial(logsnr, picture=picture)
+    by_size, by_ratio = partial(flux_shift, context=context), partial(logsnr, context=context)
     return mixture(uniform, settings, [(0.79, by_size), (0.11, by_ratio), (0.10, low_noise)])
 
 
-def qinglong_model(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def qinglong_model(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """95 % `model_shift`, 5 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_...` of this model."""
-    return mixture(uniform, settings, [(0.95, partial(model_shift, picture=picture)), (0.05, low_noise)])
+    return mixture(uniform, settings, [(0.95, partial(model_shift, context=context)), (0.05, low_noise)])
 
 
-def lognorm_blend(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def lognorm_blend(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """Three quarters around t = 0.65, one quarter even. Source: ai-toolkit, `timestep_type lognorm_blend`."""
     levels, shares = _lognorm_blend_shares()
     return torch.from_numpy(np.interp(uniform.double().cpu().numpy(), shares, levels)).to(uniform)
@@ -160,7 +160,7 @@ def _lognorm_blend_shares() -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(levels, 1 / LEVELS), 0.25 * levels + 0.75 * lognormal
 
 
-def logit_normal(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def logit_normal(normal: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """Place sigmoid(mean + std n) on the ladder. A positive `logit_mean` means less noise.
 
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 19; musubi-tuner, `weighting_scheme logit_normal`.
@@ -168,7 +168,7 @@ def logit_normal(normal: Tensor, settings: FlowSettings, picture: TimestepContex
     return torch.sigmoid(settings.logit_mean + settings.logit_std * normal)
 
 
-def mode(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def mode(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """Place 1 - u - s (cos^2(pi u / 2) - 1 + u) on the ladder, s = `mode_scale`: the middle more often, or the ends.
 
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 20; musubi-tuner, `weighting_scheme mode`.
@@ -242,7 +242,7 @@ def sampling_for(settings: FlowSettings) -> TimestepSampling:
 # ------------------------------------------------------------ drawing
 
 
-def timesteps(base: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def timesteps(base: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """t for standard random numbers of the sampling's own kind, between `min_timestep` and `max_timestep`.
 
     The whole distribution is squeezed between the two, none of it cut off. Source: musubi-tuner,
@@ -250,46 +250,46 @@ def timesteps(base: Tensor, settings: FlowSettings, picture: TimestepContext) ->
     """
     sampling = sampling_for(settings)
     low, high = settings.min_timestep, settings.max_timestep
-    t = sampling.transform(base, settings, picture)
+    t = sampling.transform(base, settings, context)
     if not sampling.discrete:
         return t * ((high - low) / LEVELS) + low / LEVELS
     # The sum in brackets is exact; adding LEVELS first would cost a float32 t the bits that tell two levels apart.
     return 1 - torch.floor(t * (high - low) + (LEVELS - high)).clamp(0, LEVELS - 1) / LEVELS
 
 
-def timesteps_from_uniform(share: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def timesteps_from_uniform(share: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """t for uniform numbers, whatever the sampling's own kind: the same distribution, by its inverse.
 
     `content_or_style` bends the numbers here: content prefers much noise, style little. Source: ai-toolkit.
     """
     if settings.preserve_distribution_shape:
-        return _cut_off(share, settings, picture)
+        return _cut_off(share, settings, context)
     sampling = sampling_for(settings)
     if settings.content_or_style != "balanced":
         noise = 1 - share**3 if settings.content_or_style == "content" else share**3
         share = noise if sampling.increasing else 1 - noise
     if sampling.base is torch.randn:
         share = torch.special.ndtri(share.clamp(SMALLEST, 1 - SMALLEST))
-    return timesteps(share, settings, picture)
+    return timesteps(share, settings, context)
 
 
-def _cut_off(share: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+def _cut_off(share: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """As without bounds, but only what lies between them: nothing is squeezed.
 
     musubi-tuner's `preserve_distribution_shape` draws until it fits, at most 1000 times; this never gives up.
     """
     low, high = settings.min_timestep / LEVELS, settings.max_timestep / LEVELS
     whole = replace(settings, min_timestep=0.0, max_timestep=float(LEVELS), preserve_distribution_shape=False)
-    first, last = _shares_between(whole, picture, low, high)
-    return timesteps_from_uniform(first + (last - first) * share, whole, picture).clamp(low, high)
+    first, last = _shares_between(whole, context, low, high)
+    return timesteps_from_uniform(first + (last - first) * share, whole, context).clamp(low, high)
 
 
 @lru_cache(maxsize=1024)
-def _shares_between(settings: FlowSettings, picture: TimestepContext, low: float, high: float) -> tuple[float, float]:
+def _shares_between(settings: FlowSettings, context: TimestepContext, low: float, high: float) -> tuple[float, float]:
     """The first and last uniform number whose t lies in [low, high], by bisection: t only rises or only falls."""
 
     def t_of(share: float) -> float:
-        return float(timesteps_from_uniform(torch.tensor([share], dtype=torch.float64), settings, picture))
+        return float(timesteps_from_uniform(torch.tensor([share], dtype=torch.float64), settings, context))
 
     rises = t_of(0.0) < t_of(1.0)
 
@@ -307,7 +307,7 @@ def _shares_between(settings: FlowSettings, picture: TimestepContext, low: float
 def draw_timestep(
     settings: FlowSettings,
     generator: torch.Generator,
-    picture: TimestepContext,
+    context: TimestepContext,
     stratum: int | None = None,
     parts: int | None = None,
 ) -> float:
@@ -318,11 +318,11 @@ def draw_timestep(
     """
     plain = settings.content_or_style == "balanced" and not settings.preserve_distribution_shape
     if stratum is None and plain:
-        return float(timesteps(sampling_for(settings).base(1, generator=generator), settings, picture))
+        return float(timesteps(sampling_for(settings).base(1, generator=generator), settings, context))
     share = torch.rand(1, generator=generator, dtype=torch.float64)
     if stratum is not None:
         share = (stratum + share) / (parts or settings.num_timestep_buckets)
-    return float(timesteps_from_uniform(share, settings, picture))
+    return float(timesteps_from_uniform(share, settings, context))
 
 
 def strata(samples: int, buckets: int, generator: torch.Generator) -> list[int]:

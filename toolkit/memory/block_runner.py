@@ -35,9 +35,11 @@ class BlockRunner:
         level: str = "full",
         swapped: int = 0,
         compile_settings: CompileConfig | None = None,
+        trained: bool = False,
     ) -> None:
         """level: of CHECKPOINTING_LEVELS, or "auto". swapped: number of blocks whose weights stay in CPU memory.
-        compile_settings: None where the blocks are not compiled, see `decide_compiling`."""
+        compile_settings: None where the blocks are not compiled, see `decide_compiling`. trained: whether the blocks
+        themselves are trained, without an adapter."""
         self._model, self._device = model, device
         self._is_auto = level == "auto"
         self._fastest: Callable[[Sequence[str]], str] = lambda levels: levels[0]
@@ -49,7 +51,7 @@ class BlockRunner:
         offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
         if compile_settings:
             model.prepare_compiling()
-        self._swap = BlockSwap(offload, device) if offload else None
+        self._swap = BlockSwap(offload, device, trained) if offload else None
         self._kernel: list[BlockWrapper] = []
         if device.type == "cuda":
             self._kernel = [attention.with_sdpa_priority(device)]

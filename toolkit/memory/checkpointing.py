@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.memory.quantization import frozen_product
 from toolkit.models.interface import BlockForward, BlockWrapper
 
@@ -44,52 +43,25 @@ def checkpoint_wrapper(level: str) -> BlockWrapper:
     none: all. cheap: matmul and attention outputs; elementwise operations are recomputed. keep_attention: attention
     outputs. full: the block's inputs only. full_offload: the same, which `ActivationOffload` around it offloads.
     """
-    return _WRAPPERS[level]
 
+    def wrap(run: BlockForward) -> BlockForward:
+        def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            if not torch.is_grad_enabled():
+                return run(block, *tensors)
+            if level in ("full", "full_offload"):
+                return checkpoint(run, block, *tensors, use_reentrant=False)
+            policy = _policy_for_matmuls(tensors) if level == "cheap" else _keeps_attention
+            contexts = partial(create_selective_checkpoint_contexts, policy)
+            return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
 
-def _keeping_all(run: BlockForward) -> BlockForward:
-    return run
+        return run if level == "none" else run_again
 
-
-def _keeping_matmuls(run: BlockForward) -> BlockForward:
-    return _selective(run, _policy_for_matmuls)
-
-
-def _keeping_attention(run: BlockForward) -> BlockForward:
-    return _selective(run, lambda tensors: _keeps_attention)
-
-
-def _keeping_inputs(run: BlockForward) -> BlockForward:
-    def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
-            return run(block, *tensors)
-        return checkpoint(run, block, *tensors, use_reentrant=False)
-
-    return run_again
-
-
-_WRAPPERS: dict[str, BlockWrapper] = dict(
-    zip(
-        CHECKPOINTING_LEVELS,
-        (_keeping_all, _keeping_matmuls, _keeping_attention, _keeping_inputs, _keeping_inputs),
-        strict=True,
-    )
-)
+    return wrap
 
 
 # ------------------------------------------------------------ which operations' results are kept
 
 Policy = Callable[..., CheckpointPolicy]
-
-
-def _selective(run: BlockForward, policy_for: Callable[[tuple[Tensor | None, ...]], Policy]) -> BlockForward:
-    def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
-            return run(block, *tensors)
-        contexts = partial(create_selective_checkpoint_contexts, policy_for(tensors))
-        return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
-
-    return run_again
 
 
 def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

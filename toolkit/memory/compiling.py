@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,14 @@ from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
 
 logger = logging.getLogger(__name__)
 
-AUTO = "train.compile auto:"
-
 DEFAULT_RECOMPILE_LIMIT = 32
 """Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached by the first block
 (whose inputs need no gradient), the others, and sampling, each with several shapes."""
 
+
+WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes that record CUDA graphs -> the same without. One compiled function serves all blocks: their weights have other
+addresses, so a graph would be recorded again for each block, and with block swap at each call."""
 
 FLOAT8_QTYPES = ("float8", "fp8_scaled")
 
@@ -45,12 +46,14 @@ def check_backend(settings: CompileConfig, device: torch.device, qtype: str = ""
     if settings.enabled is not True:
         return
     if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
-        message = f"train.compile.backend: PyTorch knows no {settings.backend!r} here. Write inductor, or leave it out."
+        message = (
+            f"{settings.place}.backend: PyTorch knows no {settings.backend!r} here. Write inductor, or leave it out."
+        )
         raise UserError(message)
     if settings.backend == "inductor" and (missing := _missing(device)):
-        raise UserError(f"train.compile: inductor needs {missing}. Write enabled: false, or install that.")
+        raise UserError(f"{settings.place}: inductor needs {missing}. Write enabled: false, or install that.")
     if settings.backend == "inductor" and (reason := _unable(device, qtype)):
-        raise UserError(f"train.compile: {reason}. Write model.qtype: int8, or train.compile.enabled: false.")
+        raise UserError(f"{settings.place}: {reason}. Write model.qtype: int8, or {settings.place}.enabled: false.")
 
 
 def decide_compiling(settings: CompileConfig, device: torch.device, qtype: str = "", sharded: bool = False) -> bool:
@@ -63,7 +66,7 @@ def decide_compiling(settings: CompileConfig, device: torch.device, qtype: str =
     if not lack and settings.backend == "inductor":
         lack = f"inductor needs {missing}" if (missing := _missing(device)) else _unable(device, qtype)
     if lack:
-        logger.info(f"{AUTO} the blocks are not compiled: {lack}")
+        logger.info(f"{settings.place} auto: the blocks are not compiled: {lack}")
     return not lack
 
 
@@ -115,12 +118,21 @@ def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = la
         torch._dynamo.config.recompile_limit = limit
         # Compiles the backward pass together with the forward pass, so that errors are raised there.
         torch._functorch.config.force_non_lazy_backward_lowering = True
-        program: BlockForward = torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
+        program: BlockForward = torch.compile(
+            run,
+            fullgraph=settings.fullgraph,
+            backend=settings.backend,
+            mode=WITHOUT_GRAPHS.get(settings.mode, settings.mode) if settings.backend == "inductor" else None,
+            dynamic=None if settings.dynamic == "auto" else settings.dynamic,
+        )
 
         def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             nonlocal program
             if program is not run and settings.dynamic is True:
-                _fix_widths(tensors)
+                # The width of streams [B, S, D] is static: it never changes, and checkpointing needs its value.
+                for tensor in tensors:
+                    if isinstance(tensor, Tensor) and tensor.dim() == 3:
+                        torch._dynamo.mark_static(tensor, 2)
             try:
                 return program(block, *tensors)
             except Exception as error:
@@ -129,23 +141,18 @@ def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = la
                     program = run
                     cause = getattr(error, "inner_exception", error)
                     reason = f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0]
-                    logger.warning(f"{AUTO} compiling failed, the blocks run uncompiled from here on ({reason})")
+                    logger.warning(
+                        f"{settings.place} auto: compiling failed, the blocks run uncompiled from here on ({reason})"
+                    )
                     on_failure()
                     return outputs
-                if message := _user_message(error, limit):
+                if message := _user_message(error, limit, settings.place):
                     raise RunError(message) from error
                 raise
 
         return run_program
 
     return wrap
-
-
-def _fix_widths(tensors: tuple[Tensor | None, ...]) -> None:
-    """Marks the width of streams [B, S, D] as static: it never changes, and checkpointing needs its value."""
-    for tensor in tensors:
-        if isinstance(tensor, Tensor) and tensor.dim() == 3:
-            torch._dynamo.mark_static(tensor, 2)
 
 
 def _keep_quiet() -> None:
@@ -160,29 +167,18 @@ def _is_no_reminder_of_in_place(record: logging.LogRecord) -> bool:
     return "Detected that context_fn is passed to torch.utils.checkpoint" not in record.getMessage()
 
 
-def _user_message(error: Exception, limit: int) -> str | None:
+def _user_message(error: Exception, limit: int, place: str) -> str | None:
     """The message for an error that a change of the job or the machine can fix; None for a defect."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
     from torch._inductor.exc import GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing
 
     if isinstance(error, FailOnRecompileLimitHit):
         return (
-            f"train.compile: more than {limit} programs are wanted of one code, and 'fullgraph: true' lets nothing run "
+            f"{place}: more than {limit} programs are wanted of one code, and 'fullgraph: true' lets nothing run "
             "uncompiled. Raise cache_size_limit, or write fullgraph: false."
         )
     cause = getattr(error, "inner_exception", error)
     if isinstance(cause, InvalidCxxCompiler | GPUTooOldForTriton | TritonMissing):
         reason = str(cause).splitlines()[0]
-        return f"train.compile: inductor cannot compile here ({reason}). Write enabled: false, or mend that."
+        return f"{place}: inductor cannot compile here ({reason}). Write enabled: false, or mend that."
     return None
-
-
-WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
-"""Modes that record CUDA graphs -> the same without. One compiled function serves all blocks: their weights have other
-addresses, so a graph would be recorded again for each block, and with block swap at each call."""
-
-
-def _of_backend(settings: CompileConfig) -> dict[str, Any]:
-    dynamic = None if settings.dynamic == "auto" else settings.dynamic
-    mode = WITHOUT_GRAPHS.get(settings.mode, settings.mode) if settings.backend == "inductor" else None
-    return {"backend": settings.backend, "mode": mode, "dynamic": dynamic}

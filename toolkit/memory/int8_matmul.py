@@ -11,6 +11,7 @@ Shape suffixes: M rows (tokens), K the summed side, N the other side of the weig
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -52,23 +53,15 @@ def is_supported(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int
 
     compiled: whether inductor compiles the blocks; on CUDA quantizing the inputs is cheap only then.
     """
-    if wanted == "auto":
-        return _pays(device, shape, compiled)
-    return wanted and is_exact(device) and (device.type == "cpu" or _divisible(shape))
-
-
-def _pays(device: torch.device, shape: tuple[int, int], compiled: bool) -> bool:
+    divisible = all(side % 8 == 0 for side in shape)  # which CUDA's kernel needs
+    if wanted != "auto":
+        return wanted and is_exact(device) and (device.type == "cpu" or divisible)
     if device.type == "cpu":
         return _fast_cpu() and min(shape) >= INT8_SIDE
-    if device.type != "cuda" or not compiled or min(shape) < SMALLEST_SIDE_ON_CUDA or not _divisible(shape):
+    if device.type != "cuda" or not compiled or min(shape) < SMALLEST_SIDE_ON_CUDA or not divisible:
         return False
     capability = torch.cuda.get_device_capability(device)
     return capability >= MIN_CAPABILITY and capability[0] != HOPPER and is_exact(device)
-
-
-def _divisible(shape: tuple[int, int]) -> bool:
-    """Whether CUDA's kernel supports the sizes."""
-    return all(side % 8 == 0 for side in shape)
 
 
 @cache
@@ -76,20 +69,14 @@ def exact_directions(device: torch.device) -> frozenset[str]:
     """The passes ("forward", "backward") in which the device has int8 matmuls without overflow: not every processor's
     kernels are free of it, and not every layout has a kernel."""
     extreme = torch.full((64, 64), -LEVELS, dtype=torch.int8)
+    exact = set()
     # The codes of a weight are read by columns in the forward pass, by rows in the backward pass.
-    return frozenset(
-        direction
-        for direction, second in {"forward": extreme.t(), "backward": extreme}.items()
-        if _multiplies_exactly(device, extreme[:32], second)
-    )
-
-
-def _multiplies_exactly(device: torch.device, first: Tensor, second: Tensor) -> bool:
-    try:
-        product = torch._int_mm(first.to(device), as_supported(second.to(device)))
-        return bool((product == LEVELS**2 * len(second)).all())
-    except (RuntimeError, AssertionError):  # no such kernel; a build without CUDA asserts
-        return False
+    for direction, second in {"forward": extreme.t(), "backward": extreme}.items():
+        with suppress(RuntimeError, AssertionError):  # no such kernel; a build without CUDA asserts
+            product = torch._int_mm(extreme[:32].to(device), as_supported(second.to(device)))
+            if (product == LEVELS**2 * len(second)).all():
+                exact.add(direction)
+    return frozenset(exact)
 
 
 def is_exact(device: torch.device) -> bool:
@@ -123,18 +110,13 @@ def quantize_rows(x_MK: Tensor) -> Int8Rows:
     return Int8Rows(torch.mul(x_MK, scale_M1.reciprocal(), out=size_MK).round_().to(torch.int8), scale_M1)
 
 
-def by_columns(codes_KN: Tensor) -> Tensor:
-    """The same matrix with strides (1, K); a copy where it lies by rows."""
-    return codes_KN.t().contiguous().t()
-
-
 def as_supported(codes_KN: Tensor) -> Tensor:
     """The second factor in a layout that its device multiplies: by columns on CUDA. CPUs are spared the copy.
 
     Source: cuBLAS documentation, `cublasLtMatmul`: int8 in regular order has kernels for TN only, which is row-major
     times column-major here.
     """
-    return by_columns(codes_KN) if codes_KN.is_cuda else codes_KN
+    return codes_KN.t().contiguous().t() if codes_KN.is_cuda else codes_KN
 
 
 def int8_mm(rows: Int8Rows, codes_KN: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,10 +1,14 @@
 """Block swap and activation offload: weights and saved tensors that wait in CPU memory.
 
-Block swap: frozen weights of some blocks stay in CPU memory and are copied to the device before their block runs. Two
-buffers on the device alternate: while one block computes, the weights of the next one are copied to the other. Frozen
-weights do not change, so nothing is copied back. Trained parameters stay on the device. The blocks are spread evenly,
+Block swap: weights of some blocks stay in CPU memory and are copied to the device before their block runs. Two buffers
+on the device alternate: while one block computes, the weights of the next one are copied to the other. Frozen weights
+do not change, so nothing is copied back; the parameters of an adapter stay on the device. The blocks are spread evenly,
 so that several others compute while one arrives. (musubi-tuner spreads them so too:
 modules/custom_offloading_utils.py, `LoRAStreamOffloader`.)
+
+Where the blocks themselves are trained, each of their parameters is stepped in the backward pass, while it is on the
+device (`OptimizerInBackward`). A block that has changed there is copied back before another takes its buffer. The copy
+in a buffer, or else the one in CPU memory, is the only valid one, and the parameters point to it.
 
 Activation offload, only for CUDA: while a checkpointed block computes, its inputs are copied to the CPU; during the
 backward pass of the next block they are copied back. So the GPU holds the inputs of two blocks instead of all."""
@@ -65,7 +69,7 @@ def swapped_blocks(count: int, blocks: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _BlockTensors:
-    """A frozen tensor of a block and its position among the block's bytes."""
+    """A tensor of a block and its position among the block's bytes."""
 
     tensor: Tensor
     dtype: torch.dtype
@@ -79,15 +83,16 @@ class _BlockTensors:
 
 
 class HostBlock:
-    """A block whose frozen weights are in CPU memory, in one contiguous buffer."""
+    """A block whose weights are in CPU memory, in one contiguous buffer."""
 
-    def __init__(self, block: nn.Module, device: torch.device) -> None:
-        for parameter in block.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(device)
+    def __init__(self, block: nn.Module, device: torch.device, trained: bool = False) -> None:
+        """trained: trained parameters are in CPU memory too, not on the device."""
         self.parts: list[_BlockTensors] = []
         end = 0
-        for tensor in _frozen(block):
+        for tensor in (*block.parameters(), *block.buffers()):
+            if tensor.requires_grad and not trained:
+                tensor.data = tensor.data.to(device)
+                continue
             begin = -(-end // ALIGNMENT) * ALIGNMENT
             end = begin + tensor.numel() * tensor.element_size()
             self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
@@ -101,10 +106,9 @@ class HostBlock:
         for part in self.parts:
             part.point_to(memory)
 
-
-def _frozen(block: nn.Module) -> Iterator[Tensor]:
-    yield from (p for p in block.parameters() if not p.requires_grad)
-    yield from block.buffers()
+    def versions(self) -> list[int]:
+        """Of its tensors: others after any of them was written to in place, wherever it lies."""
+        return [part.tensor._version for part in self.parts]
 
 
 class _Buffer:
@@ -115,22 +119,33 @@ class _Buffer:
         self.place: int | None = None
         """Index of the swapped block that is in it, or being copied to it."""
         self.arrived: torch.cuda.Event | None = None
+        self.versions: list[int] = []
+        """Of the block's tensors when it came; empty once one of them may have been stepped."""
 
 
 class BlockSwap:
-    """Runs blocks whose frozen weights are in CPU memory; the outermost wrapper.
+    """Runs blocks whose weights are in CPU memory; the outermost wrapper.
 
     Prefetching expects the forward pass in order and the backward pass in reverse; other orders work, but are slower.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        """blocks: the swapped blocks, in order, with the network attached. Moves their frozen weights to the CPU."""
-        self._device = device
-        self._waiting = [HostBlock(block, device) for block in blocks]
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, trained: bool = False) -> None:
+        """blocks: the swapped blocks, in order, with the network attached. Moves their frozen weights to the CPU.
+        trained: those that are trained too; each has to be stepped as soon as its gradient is complete."""
+        self._device, self._trained = device, trained
+        self._waiting = [HostBlock(block, device, trained) for block in blocks]
         self._place_of = {block: place for place, block in enumerate(blocks)}
         size = max(len(host_block.memory) for host_block in self._waiting)
         self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        for place, block in enumerate(blocks if trained else ()):
+            for parameter in block.parameters():
+                if parameter.requires_grad:
+                    # Before the hook that steps it: a gradient may be complete when its block has left already.
+                    parameter.register_post_accumulate_grad_hook(partial(self._stay, place))
+
+    def _stay(self, place: int, parameter: Tensor) -> None:
+        self._ensure_loaded(place, None).versions = []  # fused kernels count no version
 
     def __call__(self, run: BlockForward) -> BlockForward:
         def run_fetched(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -138,7 +153,12 @@ class BlockSwap:
             if place is None:
                 return run(block, *tensors)
             has_backward = torch.is_grad_enabled()
-            self._ensure_loaded(place, self._after(place, has_backward))
+            after: int | None = place + 1
+            if after == len(self._waiting):
+                # The backward pass begins with the last two, which are loaded. Trained blocks may be written to between
+                # two passes, when none may be on its way.
+                after = None if has_backward or self._trained else 0
+            self._ensure_loaded(place, after)
             if not has_backward:
                 return run(block, *tensors)
 
@@ -154,12 +174,6 @@ class BlockSwap:
             return outputs
 
         return run_fetched
-
-    def _after(self, place: int, has_backward: bool) -> int | None:
-        """The block that is needed after this one in a forward pass."""
-        if place + 1 < len(self._waiting):
-            return place + 1
-        return None if has_backward else 0  # the backward pass begins with the last two, which are loaded
 
     def _ensure_loaded(self, place: int, ahead: int | None) -> _Buffer:
         """The buffer with the weights of one block, once they have arrived; starts prefetching those of another."""
@@ -182,12 +196,26 @@ class BlockSwap:
         if here:
             return here
         if buffer.place is not None:
-            # The CPU copy is valid too, and a wrong use of it raises an error on CUDA.
-            self._waiting[buffer.place].point_to(self._waiting[buffer.place].memory)
-        buffer.place = place
-        self._copy(self._waiting[place].memory, buffer)
-        self._waiting[place].point_to(buffer.memory)
+            leaving = self._waiting[buffer.place]
+            if leaving.versions() != buffer.versions:
+                self._copy_back(buffer, leaving.memory)
+            leaving.point_to(leaving.memory)  # a wrong use of it raises an error on CUDA
+        buffer.place, arriving = place, self._waiting[place]
+        self._copy(arriving.memory, buffer)
+        arriving.point_to(buffer.memory)
+        buffer.versions = arriving.versions()
         return buffer
+
+    def _copy_back(self, buffer: _Buffer, memory: Tensor) -> None:
+        """Waits for the copy: whoever reads the parameters next may do so on the CPU."""
+        source = buffer.memory[: len(memory)]
+        if self._stream is None:
+            memory.copy_(source)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            memory.copy_(source, non_blocking=True)
+        self._stream.synchronize()
 
     def _copy(self, source: Tensor, buffer: _Buffer) -> None:
         target = buffer.memory[: len(source)]

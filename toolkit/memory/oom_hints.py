@@ -170,7 +170,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         yield _set("model", "model.model_kwargs.match_target_res: true", model_kwargs=kwargs)
     if not whole and train.optimizer in EIGHT_BIT:
         yield _set("train", optimizer=EIGHT_BIT[train.optimizer])
-    if not whole and not model.blocks_to_swap:
+    if not model.blocks_to_swap and (not whole or (train.fused_backward_pass and train.gradient_accumulation == 1)):
         yield _set("model", blocks_to_swap=BLOCKS_TO_SWAP)
     if train.checkpointing_level() != "full_offload":
         yield _set("train", gradient_checkpointing="full_offload")

@@ -22,6 +22,7 @@ ARCHITECTURE, VERSION = "modelspec.architecture", "ss_base_model_version"
 OTHER_LAYERS = {
     "single_transformer_blocks.0.attn.to_qkv_mlp_proj": "FLUX.2",
     "single_transformer_blocks.0.proj_mlp": "FLUX.1",
+    "single_transformer_blocks.0.attn.to_q": "FLUX.1",
     "single_blocks.0.linear1": "FLUX.1",
     "layers.0.attention.to_q": "Z-Image",
     "layers.0.feed_forward.w1": "Z-Image",
@@ -33,6 +34,10 @@ OTHER_LAYERS = {
     **{name.removesuffix(".weight"): title for name, title in OTHER_MODELS.items()},
 }
 """A layer -> the model whose LoRAs have it, by names that the one or the other program gives. The first counts."""
+
+
+DOWN_ENDS = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight")
+"""Ends of the names of the matrix of a LoRA that has the inputs of its layer."""
 
 
 def other_model(layers: Iterable[str]) -> str:
@@ -73,6 +78,36 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
             yield error(key, f"{path} is a LoRA of {titles}, and this model is {family.title}. Give one of this model.")
     elif named and said and said != family.modelspec[0]:
         yield warning(key, f"{path} was trained on {said}, and this model is {family.modelspec[0]}. Its layers fit.")
+
+
+def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
+    """An error for a file that cannot be read, and for a LoRA whose matrices are wider or narrower than the layers of
+    the model, as one of a larger model is. Nothing of a file that is not there and of a model that is not known.
+
+    folder: of the model.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        return
+    try:
+        shapes = tensor_shapes(file)
+    except UserError:
+        yield error(key, f"{path} cannot be read: it is no .safetensors file, or a part of one. Copy it again.")
+        return
+    try:
+        layers = family_for(model).every_linear_layer(folder)
+    except (UserError, OSError, ValueError):
+        return
+    inputs_of = {name.replace(".", "_"): inputs for name, (inputs, _) in layers.items()}
+    for name, shape in shapes.items():
+        stem = next((name.removesuffix(end) for end in DOWN_ENDS if name.endswith(end)), "").replace(".", "_")
+        words = stem.split("_")
+        spellings = ("_".join(words[prefix:]) for prefix in range(3))  # `lora_unet_` has two words
+        inputs = next((inputs_of[one] for one in spellings if one in inputs_of), None)
+        if inputs is not None and shape[-1] != inputs:
+            what = f"{name} has {shape[-1]} inputs, and the layer of this model {inputs}"
+            yield error(key, f"{path} is of another model: {what}. Give one of this model.")
+            return
 
 
 def _kinds(family: ModelFamily, folder: Path) -> frozenset[str]:

@@ -29,11 +29,11 @@ from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.single_file import (
     MARKERS,
-    OF_ENCODERS,
     OTHER_MODELS,
     encoder_file_fault,
     encoder_stored,
     encoders_in,
+    part_words,
     shapes_of,
     shards_of,
     stored_weights,
@@ -137,8 +137,8 @@ def _no_transformer(path: Path, name: str) -> str:
     if words := lora_words(path):
         return f"{name!r} is no model. {words}"
     if parts := encoders_in(encoder_stored(path)):
-        words = OF_ENCODERS[parts[0]][0].replace(" of this model", "")
-        return f"{name!r} is {words}: that is model.{parts[0]}_path. Give the transformer as model.name_or_path."
+        remedy = "Give the transformer as model.name_or_path."
+        return f"{name!r} is {part_words(parts[0])}: that is model.{parts[0]}_path. {remedy}"
     bare = {without_prefix(tensor) for tensor in shapes_of(path)}
     if other := next((other for tensor, other in OTHER_MODELS.items() if tensor in bare), ""):
         return f"{name!r} is another model: this is {other}. Give a transformer of the Qwen-Image family."
@@ -235,7 +235,7 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
         if len(fits) == 1:
             yield part, str(fits[0])
             continue
-        words, key = OF_ENCODERS[part][0].removesuffix(" of this model"), f"model.{part}_path"
+        words, key = part_words(part), f"model.{part}_path"
         if fits:
             faults.append(f"{', '.join(map(str, fits))} fit it. Choose one with {key}.")
             continue

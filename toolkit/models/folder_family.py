@@ -10,20 +10,20 @@ import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from toolkit.config.model_files import read_model_json
+from toolkit.config.model_files import local_index, read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.models.encoder_weights import text_encoder_weights, vae_weights
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
-from toolkit.models.interface import DynamicShift
+from toolkit.models.interface import DynamicShift, ModelSection
 from toolkit.models.single_file import shapes_of, stored_weights, text_encoder_name
 from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
@@ -91,6 +91,19 @@ class FolderFamily(ModelFamily):
     """See `ModelSizeInfo`."""
 
     @abstractmethod
+    def prompt_fault(
+        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
+    ) -> str | None:
+        """What is wrong with a prompt that is too long with these references; None if nothing, and where the model's
+        tokenizer is not there (yet). references: pixels of the images as they are; area: as of `reference_size`."""
+
+    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        index = local_index(model.name_or_path, model.revision)
+        if index is None:
+            return None
+        return self.prompt_fault(index.parent, prompt, target, references, model.model_kwargs.reference_area())
+
+    @abstractmethod
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """The linear layers of one block of this hidden size, by their names in it."""
 
@@ -130,7 +143,11 @@ class FolderFamily(ModelFamily):
         transformer, text = self.transformer_config(folder), text_config(folder)
         vae = part_config(folder / "vae")
         latents, pixels = vae.get("z_dim", 0), self.pixel_channels * (vae.get("patch_size") or 1) ** 2
-        path, image = image_processor_config(folder / "processor")
+        path = folder / "processor" / "preprocessor_config.json"
+        image = read_model_json(path) if path.is_file() else None
+        if image is None:
+            path = folder / "processor" / "processor_config.json"
+            image = (read_model_json(path) if path.is_file() else {}).get("image_processor") or {}
         vision = text.get("vision_config") or {}
         config = folder / "transformer" / "config.json"
         for place, key, has, other, wants in (
@@ -194,10 +211,13 @@ class FolderFamily(ModelFamily):
         keys = zip(("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True)
         text_width, text_inner = (of_text.get(key, published) for key, published in keys)
         text, vae = self.published_text, self.published_vae
-        if stored := stored_counts(folder / "text_encoder"):
-            text = text_size(stored)
-        if stored := stored_counts(folder / "vae"):
-            vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
+        for part in ("text_encoder", "vae"):
+            files = sorted((folder / part).glob("*.safetensors"))
+            if stored := {name: count for path in files for name, count in tensor_sizes(path).items()}:
+                if part == "vae":
+                    vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
+                else:
+                    text = text_size(stored)
         vae_width = part_config(folder / "vae").get("base_dim", self.published_vae_width)
         return ModelSizeInfo(
             width=next(iter(layers.values()))[0],
@@ -238,15 +258,6 @@ def part_config(part: Path) -> dict[str, Any]:
     return read_model_json(path) if path.is_file() else {}
 
 
-def image_processor_config(part: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that has the config of a processor's image part, and that config; empty where there is none."""
-    path = part / "preprocessor_config.json"
-    if path.is_file():
-        return path, read_model_json(path)
-    path = part / "processor_config.json"
-    return path, (read_model_json(path) if path.is_file() else {}).get("image_processor") or {}
-
-
 def text_config(folder: Path) -> dict[str, Any]:
     """The config of the text encoder, with the keys of its language model among its own."""
     config = part_config(folder / "text_encoder")
@@ -276,11 +287,6 @@ def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelS
     return facts
 
 
-def stored_counts(part: Path) -> dict[str, int]:
-    """Name and number of weights of each tensor in a part's safetensors files, read from their headers alone."""
-    return {name: count for path in sorted(part.glob("*.safetensors")) for name, count in tensor_sizes(path).items()}
-
-
 def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
     """The size of about `area` pixels with aspect ratio width / height, sides rounded to this multiple.
 
@@ -288,6 +294,14 @@ def size_of_area(area: int, aspect: float, multiple: int = 32) -> Size:
     width = math.sqrt(area * aspect)
     height = width / aspect
     return Size(*(max(1, round(side / multiple)) * multiple for side in (width, height)))
+
+
+def reference_size(image: Size, target: Size, area: int) -> Size:
+    """The size in which VAE and transformer see a reference; its own aspect ratio is kept.
+
+    area: pixels; 0: as many as the target has.
+    """
+    return size_of_area(area or target.width * target.height, image.width / image.height)
 
 
 SCHEDULER: Mapping[str, Any] = {

@@ -196,29 +196,22 @@ class ModelFacts:
         return None
 
 
-class TimeShift(Protocol):
-    """The timestep shift of a model's own sampler: t becomes exp(mu) t / (1 + (exp(mu) - 1) t)."""
-
-    @property
-    def shift_terminal(self) -> float | None:
-        """The last timestep before 0, to which the schedule is stretched; None: no stretching."""
-
-    def mu(self, tokens: int, steps: int) -> float:
-        """The shift exponent for an image of `tokens` tokens, sampled in `steps` steps."""
-
-
 @dataclass(frozen=True)
 class DynamicShift:
-    """The sampler's resolution-dependent time shift, as diffusers' FlowMatchEulerDiscreteScheduler names it."""
+    """The time shift of a model's own sampler, as diffusers' FlowMatchEulerDiscreteScheduler names it: t becomes
+    exp(mu) t / (1 + (exp(mu) - 1) t)."""
 
     base_image_seq_len: int = 256
     max_image_seq_len: int = 8192
     base_shift: float = 0.5
     max_shift: float = 0.9
     shift_terminal: float | None = 0.02
+    """The last timestep before 0, to which the schedule is stretched; None: no stretching."""
 
     def mu(self, tokens: int, steps: int) -> float:
-        """Linear in the number of tokens. Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`."""
+        """The shift exponent for an image of `tokens` tokens, sampled in `steps` steps: linear in the tokens.
+
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`."""
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         return self.base_shift + slope * (tokens - self.base_image_seq_len)
 
@@ -244,7 +237,7 @@ class DiffusionModel(ABC):
 
     @property
     @abstractmethod
-    def dynamic_shift(self) -> TimeShift:
+    def dynamic_shift(self) -> DynamicShift:
         """By how much the noise level is shifted for a number of tokens."""
 
     @property

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.models.folder_family import FolderFamily, dynamic_shift
+from toolkit.data.types import Size
+from toolkit.models.folder_family import FolderFamily, dynamic_shift, reference_size
 from toolkit.models.folder_model import FolderModel
-from toolkit.models.interface import TimeShift
+from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import BLOCKS, weights_hash
 
 
@@ -39,7 +40,7 @@ class QwenModel(FolderModel):
                 self._parts[name].to("cpu")
 
     @cached_property
-    def dynamic_shift(self) -> TimeShift:
+    def dynamic_shift(self) -> DynamicShift:
         return dynamic_shift(self.options.folder)
 
     def cache_key(self, part: str) -> str:
@@ -51,7 +52,14 @@ class QwenModel(FolderModel):
         o = self.options
         return {part: weights_hash(o.folder, parts, o.files) for part, parts in self.family.encoder_parts.items()}
 
+    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        o = self.options
+        return self.family.prompt_fault(o.folder, prompt, target, references, o.reference_area)
+
     # ------------------------------------------------------------ images
+
+    def reference_size(self, image: Size, target: Size) -> Size:
+        return reference_size(image, target, self.options.reference_area)
 
     @torch.no_grad()
     def encode_images(self, pixels_BPHW: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from toolkit.config.model_files import lora_words
 from toolkit.files.safetensors_io import METADATA, read_header, tensor_shapes
 from toolkit.files.writing import open_regular
 from toolkit.models.encoder_weights import of_wan
@@ -43,7 +44,14 @@ FORMAT = ".comfy_quant"
 UNUSED = (".scale_input", ".input_scale", FORMAT)
 """Scales of activations, for products in fp8, and FORMAT."""
 
-MAGIC = {b"GGUF": "a GGUF file", b"PK\3\4": "a pickle of torch"}
+MAGIC = {
+    b"GGUF": "a GGUF file",
+    b"PK\3\4": "a pickle of torch",
+    b"vers": "what Git LFS has in the place of a file that was not downloaded",
+    b"<!do": "a web page",
+    b"<!DO": "a web page",
+    b"<htm": "a web page",
+}
 """First bytes of a file -> what it is."""
 
 NUMBER_TYPES = {"F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
@@ -94,6 +102,12 @@ OF_ENCODERS: Mapping[str, tuple[str, Sequence[Sequence[str]]]] = {
     "captioner": ("a Qwen2.5-VL with its language-model head", ([*VL_WEIGHTS, HEAD],)),
 }
 """Part -> words for it, and the weights by which it is known."""
+
+
+def part_words(part: str) -> str:
+    """What a part is called, whatever the model."""
+    return OF_ENCODERS[part][0].removesuffix(" of this model")
+
 
 REMEDY = "Give the bf16 file, or one in fp8 (e4m3fn)."
 
@@ -265,6 +279,10 @@ def single_file_fault(
         return f"{path}: this is {other}. Give a file of {title}."
     missing, unexpected = expected.keys() - stored.keys(), stored.keys() - expected.keys()
     if unexpected:
+        if words := lora_words(path):
+            return f"{path} is no transformer. {words}"
+        if parts := encoders_in(encoder_stored(path)):
+            return f"{path}: this is {part_words(parts[0])}: that is model.{parts[0]}_path. Give a file of {title}."
         other = next((other for other, names in others.items() if len(stored.keys() - names) < len(unexpected)), "")
         this = f"this is {other}" if other else f"weights that a {title} does not have: {_some(unexpected)}"
         return f"{path}: {this}. Give a file of {title}."

@@ -9,7 +9,8 @@ Shape suffixes: B batch (1), L tokens, N vision patches, V patch width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,23 +65,15 @@ def encoder_inputs(ids: Sequence[int], vision: dict[str, Tensor], tokenizer: Qwe
 def token_ids(before: str, prompt: str, after: str, tokenizer: Qwen2Tokenizer) -> list[int]:
     """The tokens of a prompt within its template. Special tokens that the prompt spells out, such as `<|image_pad|>`,
     are encoded as the text they are."""
-    ids: list[int] = []
-    for text, is_plain in _pieces(before, prompt, after, tokenizer.all_special_tokens):
-        ids += tokenizer(text, split_special_tokens=is_plain, verbose=False)["input_ids"]
-    return ids
-
-
-def _pieces(before: str, prompt: str, after: str, special_tokens: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """The whole text cut around the special tokens of the prompt, and whether a piece is one of those.
-
-    The tokenizer cuts a text at special tokens as well, so the tokens around them are those of the whole text.
-    """
-    parts = re.split(f"({'|'.join(map(re.escape, special_tokens))})", prompt)
+    # The tokenizer cuts a text at special tokens as well, so the tokens around them are those of the whole text.
+    parts = re.split(f"({'|'.join(map(re.escape, tokenizer.all_special_tokens))})", prompt)
     parts[0] = before + parts[0]
     parts[-1] += after
+    ids: list[int] = []
     for index, part in enumerate(parts):
         if part:
-            yield part, index % 2 == 1
+            ids += tokenizer(part, split_special_tokens=index % 2 == 1, verbose=False)["input_ids"]
+    return ids
 
 
 def load_text_model(
@@ -132,6 +125,12 @@ def load_tokenizer(part: Path) -> Qwen2Tokenizer:
     if split_up:  # in vocab.json, but no other file says that they are special
         tokenizer.add_special_tokens({"additional_special_tokens": split_up})
     return tokenizer
+
+
+@lru_cache(maxsize=4)
+def known_tokenizer(part: Path) -> Qwen2Tokenizer:
+    """`load_tokenizer`, read once."""
+    return load_tokenizer(part)
 
 
 def load_image_processor(part: Path) -> Qwen2VLImageProcessorPil:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,9 @@ def product_norm(up_OR: Tensor, down_RI: Tensor) -> Tensor:
 
 logger = logging.getLogger(__name__)
 
+Addition = Callable[[Tensor, Tensor], Tensor]
+"""Called with the output of a layer and its inputs; returns the output with something added."""
+
 FILE_PREFIX = "diffusion_model."
 """Prefix of all keys in a file: ComfyUI loads it for every kind."""
 
@@ -65,10 +68,11 @@ REPORT_ERROR_ABOVE = 1e-4
 """Relative error of a decomposition above which it is mentioned; below it is rounding."""
 
 
-class AdapterBase(Network):
-    """Trainable parameters beside the given linear layers, which stay frozen."""
+class LinearAdapterNetwork(Network):
+    """Trainable parameters beside the given linear layers, which stay frozen; its layers replace them."""
 
     kind: ClassVar[NetworkKind]
+    layer: ClassVar[type[AdapterLinear]]
 
     max_norm: float = 0.0
     """Largest Frobenius norm of a layer's delta after a step; 0: no limit."""
@@ -94,6 +98,8 @@ class AdapterBase(Network):
         self.seed = seed
         self._parameters: dict[str, nn.Parameter] = {}
         self._dropouts: list[nn.Module] = []
+        self.layers: dict[str, AdapterLinear] = {}
+        """By target, once attached."""
 
     @staticmethod
     def trainable_modules(model: DiffusionModel) -> Sequence[str]:
@@ -190,17 +196,6 @@ class AdapterBase(Network):
         """The alpha of one layer in the file."""
         return self.alpha
 
-
-class LinearAdapterNetwork(AdapterBase):
-    """An adapter whose layers replace the layers they adapt."""
-
-    layer: ClassVar[type[AdapterLinear]]
-
-    def __init__(self, *settings: Any, **named: Any) -> None:
-        super().__init__(*settings, **named)
-        self.layers: dict[str, AdapterLinear] = {}
-        """By target, once attached."""
-
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
         make_shapes, own = self.kind.shapes, {argument: getattr(self, argument) for argument in self.kind.settings}
@@ -294,8 +289,11 @@ class AdapterLinear(nn.Module):
     disabled = False
     """Whether the layer computes without its delta."""
 
-    needs_base: ClassVar[bool] = False
-    """Whether the delta itself is computed with the frozen weight."""
+    needs_base = False
+    """Whether the delta itself, or an addition, is computed with the frozen weight."""
+
+    additions: Sequence[Addition] = ()
+    """What adapter files add to the frozen layer (`toolkit.networks.applied`); `disabled` does not concern it."""
 
     def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves the trained matrices, which are initialised on the CPU, so that every device gets the same values."""
@@ -319,7 +317,9 @@ class AdapterLinear(nn.Module):
         return list(self.layer_weights.values())
 
     def forward_with_base_output(self, out: Tensor, x: Tensor) -> Tensor:
-        """`out`, the output of the frozen layer for inputs `x`, plus the delta unless the adapter is disabled."""
+        """`out`, the output of the frozen layer for inputs `x`, plus all additions, and the delta unless disabled."""
+        for add in self.additions:
+            out = add(out, x)
         return out if self.disabled else self.add_delta(out, x)
 
     def add_delta(self, out: Tensor, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -19,6 +20,7 @@ from torch import Tensor
 from toolkit.errors import UserError
 from toolkit.networks.lora_formats import (
     HEADER_METADATA,
+    MATMUL_PAIRS,
     PARTS,
     UNSUPPORTED_KEYS,
     LayerDelta,
@@ -29,10 +31,21 @@ from toolkit.networks.lora_formats import (
     lacks_a_matrix,
     rank_of,
 )
+from toolkit.version import NAME
 
-NEARLY_NOTHING = 1e-4
-"""Below this ratio of the root mean squares of scale B and A a LoRA changes nothing that is seen: one step of Adam at
-a learning rate of 1e-4 and alpha / rank of 1/16 leaves six times as much on 3072 inputs."""
+NEARLY_NOTHING, EXPLODED = 2e-6, 32.0
+"""Sizes of a change, as parts of a weight's usual one, 1 / sqrt(inputs). Below the first nothing is seen of it: one
+step of Adam at a learning rate of 1e-4 leaves three times as much with alpha 1 of rank 128. A change above the second
+drowns the model."""
+
+FADED = 1e-3
+"""A layer that is nearly zero, and smaller than this part of the largest, was not trained as that was."""
+
+MOST_RANK = 2
+"""A rank that is more than so many times the larger side of its layer is the layer's width: A and B are exchanged."""
+
+TEXT_SIDE = re.compile(r"add(?:ed)?[._]|txt|text|context")
+"""In the names of layers on the side of the text, of models that have one."""
 
 USUAL_SCALES = (1 / 1024, 32.0)
 """Between these alpha / rank is believed: alpha 1 of rank 1024, and rank-stabilised 32 of rank 1."""
@@ -130,7 +143,8 @@ def _faults(matrices: Mapping[str, Tensor]) -> str:
         check_parts("", "", matrices)
     except UserError:
         return "misfit"
-    return ""
+    rank, shape = rank_of(matrices), LayerDelta(matrices, 1.0).shape
+    return "misfit" if "up" in matrices and rank > MOST_RANK * max(shape) else ""
 
 
 _BROKEN = {
@@ -147,7 +161,7 @@ _BROKEN = {
         "Take the file as its trainer saved it; if it was converted, convert it again.",
     ),
     "misfit": (
-        "matrices that cannot be multiplied.",
+        "matrices that do not fit: they cannot be multiplied, or lora_A and lora_B are exchanged.",
         "Take the file as its trainer saved it: this one was put together wrongly.",
     ),
 }
@@ -190,34 +204,42 @@ def _broken(read: FileLayers) -> Iterator[Finding]:
 
 
 def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Finding]:
-    # Of a scale of 0 `_alphas` speaks.
-    zero = [name for name, change in sound.items() if LayerDelta(change.parts, 1.0).is_zero]
     if not sound:
         return
-    if len(zero) == len(sound):
+    # Of a scale that is 0 or not believed `_alphas` speaks.
+    believed = {
+        name: c.scale if USUAL_SCALES[0] <= abs(c.scale) <= USUAL_SCALES[1] else 1.0 for name, c in sound.items()
+    }
+    sizes = {name: _size(change) * abs(believed[name]) for name, change in sound.items()}
+    if not any(sizes.values()):
         ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
         side = "lora_B (the up matrix)" if ups and not any(up.any() for up in ups) else "one of the matrices"
         state = ", and lora_A is as it was initialised: no step was taken" if _is_initial(sound) else ""
         remedy = "Train again, and see that the loss has a gradient (grad_norm above 0 in metrics.jsonl)."
-        yield Finding("untrained", f"{side} is all zero in all {len(zero)} layers{state}. It does nothing.", remedy)
+        yield Finding("untrained", f"{side} is all zero in all {len(sizes)} layers{state}. It does nothing.", remedy)
         return
-    if zero and not _is_end_of_text(zero, sound):
-        message = f"{_count(zero, len(sound))} are all zero: they were never trained, or lost their numbers."
-        yield Finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
-    # Of a scale that is not believed `_alphas` speaks.
-    scaled = (change for change in sound.values() if USUAL_SCALES[0] <= change.scale <= USUAL_SCALES[1])
-    ratios = [ratio for change in scaled if (ratio := _ratio(change)) is not None]
-    if ratios and max(ratios) < NEARLY_NOTHING:
-        message = f"All {len(sound)} layers are nearly zero: lora_B is {max(ratios):.1g} of lora_A's size."
+    if max(sizes.values()) < NEARLY_NOTHING:
+        message = f"All {len(sound)} layers are nearly zero: {max(sizes.values()):.1g} of the usual size of a weight."
         yield Finding("nearly_zero", message, "Train longer, or with a higher lr; it changes nothing that is seen.")
+        return
+    least = min(NEARLY_NOTHING, FADED * max(sizes.values()))
+    zero = [name for name, size in sizes.items() if not size or size < least]
+    if zero and not _is_end_of_text(zero, sound):
+        message = f"{_count(zero, len(sound))} are zero or nearly: they were never trained, or lost their numbers."
+        yield Finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
+    if huge := [name for name, size in sizes.items() if size > EXPLODED]:
+        message = f"{_count(huge, len(sound))} are up to {max(sizes.values()):.2g} times as large as a model's weights."
+        remedy = "The training broke down: take an earlier file of the run; train with a lower lr."
+        yield Finding("exploded", message, remedy, tuple(huge))
 
 
-def _ratio(change: LayerDelta) -> float | None:
-    """Root mean square of scale B through that of A, of a LoRA."""
-    if "up" not in change.parts or change.magnitude is not None:
-        return None
-    up, down = (change.parts[name].square().mean().sqrt() for name in ("up", "down"))
-    return float(abs(change.scale) * up / down) if down else None
+def _size(change: LayerDelta) -> float:
+    """About how large a change is at scale 1, without the norms of a DoRA, as a part of a weight's usual size
+    (`NEARLY_NOTHING`): as if the rows of one matrix and the columns of the next were independent."""
+    size = math.sqrt(change.shape[1])
+    for name, part in change.parts.items():
+        size *= 1.0 if name == "dora_scale" else float(part.square().mean(dtype=torch.float64).sqrt())
+    return size * math.prod(math.sqrt(change.parts[left].shape[1]) for left, _ in MATMUL_PAIRS if left in change.parts)
 
 
 def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
@@ -230,11 +252,11 @@ def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
 
 
 def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
-    """Whether only layers of the last block are zero, and not all of it: those after the last attention to the text
-    reach no pixel, so that they stay as they were in a good file."""
-    block = {name: int(m[1]) for name in sound if (m := re.search(r"(?:blocks|layers)[._](\d+)", name))}
-    last = {name for name, number in block.items() if number == max(block.values())}
-    return set(zero) < last
+    """Whether only layers of the text in the last block are zero: what follows the last attention on that side reaches
+    no pixel, so that it stays as it was in a good file."""
+    block = {name: int(m[1]) for name in sound if (m := re.search(r"blocks[._](\d+)[._]", name))}
+    last = {name for name, number in block.items() if number == max(block.values()) and TEXT_SIDE.search(name)}
+    return set(zero) <= last and set(zero) < set(sound)
 
 
 def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Finding]:
@@ -248,6 +270,13 @@ def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping
         names = tuple(name for name in used if name not in have)
         message = f"{_count(names, len(used))} lack the alpha that the others have: their strength is 1."
         yield Finding("alpha_lost", message, "Convert the original file again.", names)
+    elif not have and used and (times := _lost_by_header(metadata)):
+        message = f"Its keys have no alpha, and {times}"
+        yield Finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
+    if several := [name for name in have if read.parts[name]["alpha"].numel() != 1]:
+        shape = list(read.parts[several[0]]["alpha"].shape)
+        message = f"alpha is no single number, but {shape}, in {_count(several, len(used))}."
+        yield Finding("alpha_absurd", message, "Take the file as its trainer saved it.", tuple(several))
     scales = {name: change.scale for name, change in used.items() if math.isfinite(change.scale)}
     if none := [name for name, scale in scales.items() if scale == 0]:
         yield Finding(
@@ -271,7 +300,8 @@ def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping
     if len(counts) > 1:
         usual = float(counts.most_common(1)[0][0])
         unlike = [name for name, scale in rest.items() if not 1 / UNLIKE < scale / usual < UNLIKE]
-        if unlike and len(have) == len(used):
+        alphas = {float(alpha) for name in have if (alpha := read.parts[name]["alpha"]).numel() == 1}
+        if unlike and len(have) == len(used) and len(alphas) > 1:  # one for layers of several ranks is meant so
             shown = f"the strength alpha / rank is {rest[unlike[0]]:.3g}, and {usual:g} in most"
             remedy = "See that all layers have the alpha of the training."
             yield Finding("alpha_unlike", f"In {_count(unlike, len(rest))} {shown}.", remedy, tuple(unlike))
@@ -282,13 +312,34 @@ def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping
         yield Finding("alpha_in_header", message, remedy, is_wrong=False)
 
 
-def _says(metadata: Mapping[str, str]) -> str:
-    rank, alpha = metadata.get("ss_network_dim"), metadata.get("ss_network_alpha")
+def _lost_by_header(metadata: Mapping[str, str]) -> str:
+    """How much stronger a file of this program is than it was trained, in words; empty: not at all, or it is not told.
+    Other programs leave the alpha of the training in the header when they move it into the matrices."""
+    return _says(metadata) if is_own(metadata) and _times_too_strong(metadata) not in (None, 1.0) else ""
+
+
+def is_own(metadata: Mapping[str, str]) -> bool:
+    """Whether this program has written the file."""
     try:
-        times = float(rank or "") / float(alpha or "")
-        return f"its header says alpha {alpha} of rank {rank}, so that it is {times:.3g} times as strong as trained."
-    except (TypeError, ValueError, ZeroDivisionError):
+        return bool(json.loads(metadata.get("software", "{}"))["name"] == NAME)
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _times_too_strong(metadata: Mapping[str, str]) -> float | None:
+    """Without its alphas; None: the header does not say."""
+    try:
+        return float(metadata["ss_network_dim"]) / float(metadata["ss_network_alpha"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _says(metadata: Mapping[str, str]) -> str:
+    times = _times_too_strong(metadata)
+    if times is None:
         return "programs take a strength of 1 then, or stop."
+    rank, alpha = metadata["ss_network_dim"], metadata["ss_network_alpha"]
+    return f"its header says alpha {alpha} of rank {rank}, so that it is {times:.3g} times as strong as trained."
 
 
 def _count(names: Collection[str], of: int) -> str:

@@ -63,8 +63,14 @@ class FullNetwork(Network):
         self._modules = {name: model.get_submodule(name) for name in modules_with_weights(model)}
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
-        for module in self._modules.values():
-            cast_frozen_(module, self.dtype)
+        for module in self._modules.values():  # what is not trained is rounded
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad or parameter.dtype == self.dtype:
+                    continue
+                if is_sharded(parameter):  # FSDP2 takes over what stands in the module when it first runs
+                    setattr(module, name, nn.Parameter(parameter.detach().to(self.dtype), requires_grad=False))
+                else:
+                    parameter.data = parameter.data.to(self.dtype)
 
     def load_pretrained(self, deltas: Mapping[str, Any]) -> None:
         raise UserError("network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras.")
@@ -92,17 +98,6 @@ class FullNetwork(Network):
 def modules_with_weights(model: nn.Module) -> list[str]:
     """Dotted names of the modules that own parameters, in the model's order."""
     return [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
-
-
-def cast_frozen_(module: nn.Module, dtype: torch.dtype) -> None:
-    """Rounds those of a module's own parameters that are not trained to `dtype`."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.requires_grad or parameter.dtype == dtype:
-            continue
-        if is_sharded(parameter):  # FSDP2 takes over what stands in the module when it first runs
-            setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-        else:
-            parameter.data = parameter.data.to(dtype)
 
 
 def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from toolkit.errors import UserError
 from toolkit.networks.adapter import (
-    AdapterBase,
     AdapterLinear,
     LinearAdapterNetwork,
     dequantized_weight,
@@ -36,18 +35,26 @@ from toolkit.networks.lora_formats import LayerDelta, dora_norm
 from toolkit.networks.svd import extract_lora
 
 
-class LoraLinear(AdapterLinear):
+class LowRankLinear(AdapterLinear):
     """A [R, I] is initialised randomly, B [O, R] with zeros."""
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
-    fused_group: FusedDownProjection | None = None
-    """Set where other layers read the same input."""
-
     def init_weights(self, random: torch.Generator) -> None:
         kaiming_(self.lora_A.data, random)
         self.lora_B.data.zero_()
+
+    def delta_norm(self) -> Tensor:
+        """Of the low-rank part, without a magnitude."""
+        return self.scale * product_norm(self.lora_B, self.lora_A)
+
+
+class LoraLinear(LowRankLinear):
+    """A LoRA."""
+
+    fused_group: FusedDownProjection | None = None
+    """Set where other layers read the same input."""
 
     def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
         # torch.compile fuses the projections itself, and cannot trace state between calls.
@@ -65,9 +72,6 @@ class LoraLinear(AdapterLinear):
 
     def delta(self, x: Tensor) -> Tensor:
         return self.scale * linear(self.down(x), self.lora_B)
-
-    def delta_norm(self) -> Tensor:
-        return self.scale * product_norm(self.lora_B, self.lora_A)
 
 
 class FusedDownProjection:
@@ -124,7 +128,7 @@ class LoraNetwork(LinearAdapterNetwork):
         return take_over_low_rank(self, target, delta)
 
 
-def take_over_low_rank(network: AdapterBase, target: str, change: LayerDelta) -> float:
+def take_over_low_rank(network: LinearAdapterNetwork, target: str, change: LayerDelta) -> float:
     """Loads the nearest delta of the network's rank into the matrices of a layer; returns the relative error."""
     up_OR, down_RI, error = extract_lora(change, network.rank)
     a, b = (network.layer_weight(target, f"{matrix}.weight") for matrix in ("lora_A", "lora_B"))
@@ -133,18 +137,12 @@ def take_over_low_rank(network: AdapterBase, target: str, change: LayerDelta) ->
     return error
 
 
-class DoraLinear(AdapterLinear):
-    """A [R, I] random and B [O, R] zero at the start; the network then sets m [1, I] to the norm of W."""
+class DoraLinear(LowRankLinear):
+    """A DoRA. At the start the network sets m [1, I] to the norm of W."""
 
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
     dora_scale: nn.Parameter
 
     needs_base = KINDS["dora"].needs_base
-
-    def init_weights(self, random: torch.Generator) -> None:
-        kaiming_(self.lora_A.data, random)
-        self.lora_B.data.zero_()
 
     @torch.no_grad()
     def norm(self) -> Tensor:
@@ -165,10 +163,6 @@ class DoraLinear(AdapterLinear):
         low_R = self.adapter_dropout.ranks(linear(self.adapter_dropout.inputs(wide * c_I), self.lora_A))
         from_base = functional.linear((wide * (c_I - 1)).to(x.dtype), self.base_layer.weight)
         return from_base + (self.scale * linear(low_R, self.lora_B)).to(x.dtype)
-
-    def delta_norm(self) -> Tensor:
-        """Norm of d, the low-rank part, without the magnitude."""
-        return self.scale * product_norm(self.lora_B, self.lora_A)
 
     def factors(self) -> list[nn.Parameter]:
         return [self.lora_A, self.lora_B]

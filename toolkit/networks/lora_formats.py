@@ -24,7 +24,10 @@ from torch import Tensor
 from toolkit.errors import UserError
 from toolkit.models.interface import ROWS_OF
 
-PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "lora_unet_", "lycoris_", "")
+PREFIXES = (
+    "base_model.model.transformer.", "base_model.model.", "pipe.dit.", "diffusion_model.", "transformer.",
+    "lora_transformer_", "lora_unet_", "lycoris_", "",
+)  # fmt: skip
 """Put before the module's name by one program or another; the flat ones write `_` for each dot."""
 
 PARTS = {
@@ -215,12 +218,21 @@ def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     }
 
 
+def fused_weights(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Each tensor of a transformer in one file, sorted by name -> the tensors of the model whose rows it has."""
+    given = set(names)
+    fused = fused_layers(name.removesuffix(".weight") for name in given)
+    found = {f"{whole}.weight": tuple(f"{part}.weight" for part in parts) for whole, parts in fused.items()}
+    in_parts = {part for parts in found.values() for part in parts}
+    return dict(sorted((found | {name: (name,) for name in given - in_parts}).items()))
+
+
 def in_one(weights: Mapping[str, Tensor], markers: Iterable[str]) -> dict[str, Tensor]:
     """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`). markers: names of empty
     tensors by which it knows the model."""
-    found = {**weights, **{name: torch.zeros(0) for name in markers}}
-    for whole, parts in fused_layers(name.removesuffix(".weight") for name in weights).items():
-        found[f"{whole}.weight"] = torch.cat([found.pop(f"{part}.weight") for part in parts])
+    found = {name: torch.zeros(0) for name in markers}
+    for name, parts in fused_weights(weights).items():
+        found[name] = torch.cat([weights[part] for part in parts]) if len(parts) > 1 else weights[parts[0]]
     return found
 
 
@@ -246,7 +258,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.name == "adapter_model.safetensors" and HEADER_METADATA not in metadata and settings.is_file():
             metadata = {**metadata, HEADER_METADATA: settings.read_text(encoding="utf-8")}
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a safetensors file ({error}).") from error
+        remedy = "Download or copy it again, or take an earlier file of the run"
+        raise UserError(f"{path}: cannot be read as a safetensors file ({error}). {remedy}.") from error
     return tensors, metadata
 
 

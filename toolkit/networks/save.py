@@ -6,7 +6,8 @@ it, and is written with one tensor in memory at a time."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from toolkit.files.safetensors_io import (
 )
 from toolkit.files.writing import added_to, atomic_write, fsync, os_error_as_run_error, remove, write_json
 from toolkit.system.device import DTYPES
+from toolkit.system.distributed import PeerFailedError
 
 
 def to_cpu_copies(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
@@ -47,25 +49,16 @@ def write_safetensors_verified(path: Path, tensors: Mapping[str, Tensor], metada
     header = {"format": "pt"} if metadata is None else {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
     with os_error_as_run_error(path), atomic_write(path) as temporary, as_os_error():
         save_file(tensors, temporary, metadata=header)
-        _sort_header(temporary)
-        _compare(temporary, tensors)
-
-
-def _sort_header(path: Path) -> None:
-    """Puts the header's metadata in the order of its keys: safetensors writes it in a new order each time."""
-    with path.open("r+b") as file:
-        ordered = compact(read_header(file)).encode()
-        room = file.tell() - LENGTH_BYTES
-        if len(ordered) <= room:
-            file.seek(LENGTH_BYTES)
-            file.write(ordered.ljust(room))
-
-
-def _compare(path: Path, stored: Mapping[str, Tensor]) -> None:
-    with safe_open(path, framework="pt") as file:
-        for name, tensor in stored.items():
-            if not torch.equal(file.get_tensor(name), tensor):
-                raise RunError(f"{path}: {name} reads back differently. Check the disk.")
+        with temporary.open("r+b") as raw:  # safetensors writes the metadata in a new order each time
+            ordered = compact(read_header(raw)).encode()
+            room = raw.tell() - LENGTH_BYTES
+            if len(ordered) <= room:
+                raw.seek(LENGTH_BYTES)
+                raw.write(ordered.ljust(room))
+        with safe_open(temporary, framework="pt") as file:
+            for name, tensor in tensors.items():
+                if not torch.equal(file.get_tensor(name), tensor):
+                    raise RunError(f"{temporary}: {name} reads back differently. Check the disk.")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -122,27 +115,41 @@ def write_shards(
     metadata: for the header of every shard, with a sha256 of its weights; None: neither. Raises RunError when a weight
     is not finite in `dtype`, or a shard does not hold what was written; the folder is then incomplete.
     """
-    shards = _split(tensors, DTYPES[dtype].itemsize, shard_bytes)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    write_shards_in_turn(folder, shapes, tensors.__getitem__, dtype, metadata, shard_bytes)
+
+
+def write_shards_in_turn(
+    folder: Path,
+    shapes: Mapping[str, torch.Size],
+    fetch: Callable[[str], Tensor],
+    dtype: str,
+    metadata: Mapping[str, str] | None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """As `write_shards`. fetch: the tensor of a name, asked for once, sorted by name, when it is its turn."""
+    shards = _split(shapes, DTYPES[dtype].itemsize, shard_bytes)
     names = [f"{STEM}-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [f"{STEM}.safetensors"]
     for file, shard in zip(names, shards, strict=True):
-        _write_shard(folder / file, {name: tensors[name] for name in shard}, dtype, metadata)
+        with naming(file):
+            _write_in_turn(folder / file, {name: shapes[name] for name in shard}, fetch, dtype, metadata)
         fsync(folder / file)
     if len(shards) > 1:
-        total = sum(tensor.numel() for tensor in tensors.values()) * DTYPES[dtype].itemsize
+        total = sum(shape.numel() for shape in shapes.values()) * DTYPES[dtype].itemsize
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         write_json(
             folder / f"{STEM}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
 
 
-def _split(tensors: Mapping[str, Tensor], itemsize: int, most: int) -> list[list[str]]:
+def _split(shapes: Mapping[str, torch.Size], itemsize: int, most: int) -> list[list[str]]:
     """The sorted names in runs of at most `most` bytes; a larger tensor stands alone."""
     shards: list[list[str]] = [[]]
     size = 0
-    for name in sorted(tensors):
-        own = tensors[name].numel() * itemsize
+    for name in sorted(shapes):
+        own = shapes[name].numel() * itemsize
         if shards[-1] and size + own > most:
             shards.append([])
             size = 0
@@ -151,37 +158,73 @@ def _split(tensors: Mapping[str, Tensor], itemsize: int, most: int) -> list[list
     return shards
 
 
-def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str] | None) -> None:
-    """One safetensors file: the header, the tensors by name without gaps."""
-    digest = hashlib.sha256()
+def write_file_in_turn(
+    path: Path,
+    shapes: Mapping[str, torch.Size],
+    fetch: Callable[[str], Tensor],
+    dtype: str,
+    metadata: Mapping[str, str] | None,
+    markers: Sequence[str] = (),
+) -> None:
+    """The file that `write_safetensors_verified` would write, with one tensor in memory at a time (`fetch`, as in
+    `write_shards_in_turn`). markers: names of empty float32 tensors that it has besides. Raises RunError as that does.
+    """
+    with os_error_as_run_error(path), naming(path), atomic_write(path) as temporary, as_os_error():
+        _write_in_turn(temporary, {name: shapes[name] for name in sorted(shapes)}, fetch, dtype, metadata, markers)
+
+
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """A RunError inside the block begins with this name."""
+    try:
+        yield
+    except PeerFailedError:
+        raise  # it concerns no file
+    except RunError as error:
+        raise RunError(f"{file}: {error}") from error
+
+
+def _write_in_turn(
+    path: Path,
+    shapes: Mapping[str, torch.Size],
+    fetch: Callable[[str], Tensor],
+    dtype: str,
+    metadata: Mapping[str, str] | None,
+    markers: Sequence[str] = (),
+) -> None:
+    """One safetensors file: the header, the tensors by name without gaps; read back."""
+    digest, read = hashlib.sha256(), hashlib.sha256()
     with path.open("wb") as file:
-        file.write(_header(tensors, dtype, metadata, "0" * 64))
-        for name, tensor in tensors.items():
-            stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+        file.write(_header(shapes, dtype, metadata, "0" * 64, markers))
+        for name in sorted([*shapes, *markers]):
+            stored = torch.zeros(0) if name in markers else fetch(name).detach().to("cpu", DTYPES[dtype]).contiguous()
             if not is_finite(stored):
-                raise RunError(f"{path.name}: {name} is not finite in {dtype}; the folder was not written.")
+                raise RunError(f"{name} is not finite in {dtype}; nothing was written.")
             add_to_digest(digest, name, stored)
             file.write(bytes_of(stored))
         file.seek(0)  # the digest is known only now; it is as long as its place
-        file.write(_header(tensors, dtype, metadata, digest.hexdigest()))
-    _compare_shard(path, digest.hexdigest())
+        file.write(_header(shapes, dtype, metadata, digest.hexdigest(), markers))
+    with safe_open(path, framework="pt") as stored_file:
+        for name in sorted(stored_file.keys()):
+            add_to_digest(read, name, stored_file.get_tensor(name))
+    if read.digest() != digest.digest():
+        raise RunError("it reads back differently. Check the disk.")
 
 
-def _header(tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str] | None, sha256: str) -> bytes:
+def _header(
+    shapes: Mapping[str, torch.Size],
+    dtype: str,
+    metadata: Mapping[str, str] | None,
+    sha256: str,
+    markers: Sequence[str],
+) -> bytes:
     """The first bytes of the file up to the tensors."""
     more = {} if metadata is None else {**metadata, "sha256": sha256}
     entries: Header = {METADATA: {"format": "pt", **more}}
+    for name in sorted(markers):  # safetensors puts the wider type first
+        entries[name] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * DTYPES[dtype].itemsize
-        entries[name] = {"dtype": _FORMAT_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    for name, shape in shapes.items():
+        begin, end = end, end + shape.numel() * DTYPES[dtype].itemsize
+        entries[name] = {"dtype": _FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     return framed(compact(entries))
-
-
-def _compare_shard(path: Path, expected: str) -> None:
-    digest = hashlib.sha256()
-    with safe_open(path, framework="pt") as file:
-        for name in sorted(file.keys()):
-            add_to_digest(digest, name, file.get_tensor(name))
-    if digest.hexdigest() != expected:
-        raise RunError(f"{path.name}: reads back differently. Check the disk.")

@@ -49,7 +49,11 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
     inner = len(pair[1]) if pair else len(change.parts["hada_w1_b"]) * len(change.parts["hada_w2_b"])
     if inner >= min(change.shape):
         return extract_lora_from_delta(change.delta(), rank)
-    return _truncate(_svd_of_product(*(pair or _as_product(change))), rank)
+    if pair is None:  # of a LoHa rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i * B2_j)
+        p = change.parts
+        up_OR = (p["hada_w1_a"][:, :, None] * p["hada_w2_a"][:, None, :]).flatten(1)
+        pair = change.scale * up_OR, (p["hada_w1_b"][:, None] * p["hada_w2_b"][None]).flatten(0, 1)
+    return _truncate(_svd_of_product(*pair), rank)
 
 
 def extract_lora_from_delta(delta_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -78,14 +82,6 @@ def _truncate(svd: Svd, rank: int) -> tuple[Tensor, Tensor, float]:
     return u_OQ[:, :rank] * root_R, root_R[:, None] * v_IQ[:, :rank].T, error
 
 
-def _as_product(loha: LayerDelta) -> tuple[Tensor, Tensor]:
-    """(up, down) of rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i * B2_j)."""
-    p = loha.parts
-    up = (p["hada_w1_a"][:, :, None] * p["hada_w2_a"][:, None, :]).flatten(1)
-    down = (p["hada_w1_b"][:, None] * p["hada_w2_b"][None]).flatten(0, 1)
-    return loha.scale * up, down
-
-
 def _svd_of_product(up_OR: Tensor, down_RI: Tensor) -> Svd:
     """SVD of up @ down without forming it: both are thin."""
     q_up, r_up = torch.linalg.qr(up_OR)
@@ -110,19 +106,13 @@ def _svd(delta_OI: Tensor, rank: int) -> Svd:
     if min(delta_OI.shape) <= max(FULL_SVD_SIDE, columns):
         u, s, vh = torch.linalg.svd(delta_OI, full_matrices=False)
         return Svd(u, s, vh.T)
-    u, s, v = _randomised_svd(delta_OI, columns)
-    return Svd(u, s, v, rest=max(0.0, float(delta_OI.double().square().sum() - s.double().square().sum())))
-
-
-def _randomised_svd(delta_OI: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Source: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1.
-
-    Not torch.svd_lowrank: it draws from the global generator, which belongs to the training.
-    """
+    # Source: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1. Not
+    # torch.svd_lowrank: it draws from the global generator, which belongs to the training.
     random = torch.Generator().manual_seed(0)
     start_IQ = torch.randn(delta_OI.shape[1], columns, generator=random).to(delta_OI.device)
     basis_OQ = torch.linalg.qr(delta_OI @ start_IQ).Q
     for _ in range(POWER_ITERATIONS):
         basis_OQ = torch.linalg.qr(delta_OI @ torch.linalg.qr(delta_OI.T @ basis_OQ).Q).Q
     u, s, vh = torch.linalg.svd(basis_OQ.T @ delta_OI, full_matrices=False)
-    return basis_OQ @ u, s, vh.T
+    rest = max(0.0, float(delta_OI.double().square().sum() - s.double().square().sum()))
+    return Svd(basis_OQ @ u, s, vh.T, rest)

@@ -9,29 +9,17 @@ from toolkit.errors import UserError
 
 
 def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[str]:
-    """The names that a `network:` section chooses."""
-    kwargs = network.network_kwargs
-    return select_targets(
-        names,
-        kwargs.only_if_contains,
-        kwargs.ignore_if_contains,
-        network.include_patterns,
-        network.exclude_patterns,
-    )
-
-
-def select_targets(
-    names: Sequence[str],
-    only_if_contains: Sequence[str] = (),
-    ignore_if_contains: Sequence[str] = (),
-    include_patterns: Sequence[str] = (),
-    exclude_patterns: Sequence[str] = (),
-) -> list[str]:
-    """The names that contain one of `only_if_contains` (if any is given), none of `ignore_if_contains`, and pass.
+    """The names that a `network:` section chooses: those that contain one of `only_if_contains` (if any is given), none
+    of `ignore_if_contains`, and pass.
 
     A name passes when an include pattern matches all of it, or when exclude patterns are given and none matches;
     without either all pass. Raises UserError when nothing is left: training nothing is never meant.
     """
+    include_patterns, exclude_patterns = network.include_patterns, network.exclude_patterns
+    only_if_contains, ignore_if_contains = (
+        network.network_kwargs.only_if_contains,
+        network.network_kwargs.ignore_if_contains,
+    )
     included = {name for pattern in include_patterns for name in matching(pattern, names)}
     excluded = {name for pattern in exclude_patterns for name in matching(pattern, names)}
     chosen = [

@@ -56,19 +56,13 @@ class Ema(_Averages):
         if self.warm_up:
             weight = torch.maximum(weight, 9 / (10 + self._updates))
         weight = torch.where(step_ok, weight, 0.0)
-        averages = list(self.averages.values())
-        parameters = [p.detach().float() for p in self._parameters.values()]
-        torch._foreach_lerp_(averages, parameters, [weight.to(average.device) for average in averages])
+        _lerp_(list(self.averages.values()), list(self._parameters.values()), weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Swaps the averages into the parameters inside the block, and restores the raw values after it."""
-        own = {name: p.detach().clone() for name, p in self._parameters.items()}
-        try:
-            copy_into(self._parameters, self.averages)
+        with swapped_in(self._parameters, self.averages):
             yield
-        finally:
-            copy_into(self._parameters, own)
 
 
 class PowerAverages(_Averages):
@@ -87,12 +81,22 @@ class PowerAverages(_Averages):
         """One update; nothing where `step_ok` (0-dim bool) is false."""
         step_ok = step_ok.to(self._updates.device)
         self._updates += step_ok
-        parameters = [p.detach().float() for p in self._parameters.values()]
+        parameters = list(self._parameters.values())
         for number, gamma in enumerate(self.gammas):
             weight = -torch.expm1((gamma + 1) * torch.log1p(-1 / self._updates.float()))  # 1 - b, exact in float32
             weight = torch.where(step_ok, weight, 0.0)
-            averages = [self.averages[f"{name}/{number}"] for name in self._parameters]
-            torch._foreach_lerp_(averages, parameters, [weight.to(average.device) for average in averages])
+            _lerp_([self.averages[f"{name}/{number}"] for name in self._parameters], parameters, weight)
+
+
+def _lerp_(averages: Sequence[Tensor], parameters: Sequence[nn.Parameter], weight: Tensor) -> None:
+    """Moves each average towards its parameter. Those of a swapped block may lie in CPU memory while its parameters are
+    on the device; copies are made of one parameter at a time."""
+    weights = [weight.to(average.device) for average in averages]
+    if all(p.dtype == a.dtype and p.device == a.device for p, a in zip(parameters, averages, strict=True)):
+        torch._foreach_lerp_(list(averages), [p.detach() for p in parameters], weights)
+        return
+    for average, parameter, own in zip(averages, parameters, weights, strict=True):
+        average.lerp_(parameter.detach().to(average.device, average.dtype), own)
 
 
 MAX_SIGMA_REL = 12**-0.5
@@ -117,6 +121,17 @@ def gamma_of(sigma_rel: float) -> float:
 
 def _width(gamma: float) -> float:
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
+
+
+@contextmanager
+def swapped_in(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Copies values into the parameters inside the block, and restores their own after it."""
+    own = {name: p.detach().clone() for name, p in parameters.items()}
+    try:
+        copy_into(parameters, values)
+        yield
+    finally:
+        copy_into(parameters, own)
 
 
 @torch.no_grad()

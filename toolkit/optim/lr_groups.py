@@ -36,16 +36,12 @@ def group_of_layers(entries: Sequence[LrGroupConfig], layers: Iterable[str]) -> 
             found.setdefault(layer, index)
     for index, entry in enumerate(entries):
         if index not in found.values():
-            raise UserError(f"train.lr_groups[{index}].match: {_matches_nothing(entry.match, layers)}")
+            what = "matches only layers that entries before it take. Put it before them, or leave it out."
+            if not matching(entry.match, layers):
+                examples = ", ".join(map(repr, layers[:: max(1, len(layers) // SHOWN)][:SHOWN]))
+                what = f"matches none of the {len(layers)} trained layers. It has to match whole names like {examples}."
+            raise UserError(f"train.lr_groups[{index}].match: {entry.match!r} {what}")
     return found
-
-
-def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
-    if matching(pattern, layers):
-        return f"{pattern!r} matches only layers that entries before it take. Put it before them, or leave it out."
-    step = max(1, len(layers) // SHOWN)
-    examples = ", ".join(repr(layer) for layer in layers[::step][:SHOWN])
-    return f"{pattern!r} matches none of the {len(layers)} trained layers. It has to match whole names like {examples}."
 
 
 def build_param_groups(

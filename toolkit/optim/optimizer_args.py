@@ -16,7 +16,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import UserError, did_you_mean
-from toolkit.registry import Registry
+from toolkit.registry import Registry, collection_paused
 
 if TYPE_CHECKING:
     import torch
@@ -291,11 +291,12 @@ def make_optimizer(
         arguments = typed_arguments(name, defaults, arguments)
     try:
         # Some refuse 0 in the constructor only; it means that nothing is learned.
-        return cast("Callable[..., Optimizer]", found)(
-            [{"params": list(group)} for group in groups],
-            lr=1.0 if lr == 0 else lr,
-            **{**DEFAULTS.get(name, {}), **(ours or {}), **arguments},
-        )
+        with collection_paused():  # the first one imports torch._dynamo
+            return cast("Callable[..., Optimizer]", found)(
+                [{"params": list(group)} for group in groups],
+                lr=1.0 if lr == 0 else lr,
+                **{**DEFAULTS.get(name, {}), **(ours or {}), **arguments},
+            )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ArgumentError(
             f"{name} refuses them: {str(error).rstrip('.')}. Correct or remove the argument."

@@ -4,7 +4,7 @@ are skipped by a flag on the device, without the host waiting for it."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeGuard
 
@@ -99,8 +99,12 @@ def build_optimizer(
     Raises UserError for an argument the optimizer does not take or refuses.
     """
     groups = list(parameters.values()) if isinstance(parameters, Mapping) else [list(parameters)]
+    # torch's fused step is faster, and can skip a step on the device (`step_if`).
+    devices = {parameter.device.type for group in groups for parameter in group}
+    chosen = arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}
     try:
-        optimizer = make_optimizer(name, groups, lr, arguments, _fused(optimizer_class(name), groups, arguments))
+        fuses = optimizer_class(name) in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen
+        optimizer = make_optimizer(name, groups, lr, arguments, {"fused": True} if fuses else {})
     except ArgumentError as error:
         raise UserError(f"train.optimizer_params: {error}") from error
     for group in optimizer.param_groups:
@@ -108,13 +112,6 @@ def build_optimizer(
     if has_eval_mode(optimizer):
         optimizer.train()
     return optimizer
-
-
-def _fused(found: type[Optimizer], groups: Sequence[Iterable[nn.Parameter]], given: Mapping[str, Any]) -> dict:
-    """The argument for torch's fused step: faster, and it can skip a step on the device (`step_if`)."""
-    devices = {parameter.device.type for group in groups for parameter in group}
-    chosen = given.keys() & {"fused", "foreach", "capturable", "differentiable"}
-    return {"fused": True} if found in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen else {}
 
 
 # ------------------------------------------------------------ schedule-free
@@ -169,19 +166,14 @@ def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, 
         for index, entries in optimizer.state_dict()["state"].items()
         for path, value in _flatten(entries)
     }
+    defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
-        flat |= {f"{GROUPS}/{index}/{entry}": value for entry, value in _counted(group, optimizer.defaults)}
+        for entry, value in group.items():  # what is no setting has moved away from what the constructor gave
+            counted = isinstance(value, Tensor) or entry not in defaults or value != defaults[entry]
+            if counted and entry not in ("params", "lr", "initial_lr"):
+                flat[f"{GROUPS}/{index}/{entry}"] = value
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
-
-
-def _counted(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Entries of a group that are no setting: they have moved away from what the constructor gave."""
-    for entry, value in group.items():
-        if entry in ("params", "lr", "initial_lr"):
-            continue
-        if isinstance(value, Tensor) or entry not in defaults or value != defaults[entry]:
-            yield entry, value
 
 
 def load_state_tensors(

@@ -36,8 +36,14 @@ class PerParameterStepper:
         step_ok: 0-dim bool on the device. Where it is false, parameter and state tensors stay as they are too; only
         what the optimizer counts on the host counts on. The host does not wait for it.
         """
-        groups = self.optimizer.param_groups
-        self.optimizer.param_groups = [{**groups[self._group_of[parameter]], "params": [parameter]}]
+        groups, state = self.optimizer.param_groups, self.optimizer.state.get(parameter, {})
+        own = groups[self._group_of[parameter]]
+        for name, entry in state.items():
+            # A loaded state lies where the parameter was then: of a swapped block in CPU memory, where counters stay.
+            moves = isinstance(entry, Tensor) and (entry.dim() or own.get("fused"))
+            if moves and entry.device != parameter.device:
+                state[name] = entry.to(parameter.device)
+        self.optimizer.param_groups = [{**own, "params": [parameter]}]
         try:
             if step_ok is None:
                 self.optimizer.step()
@@ -118,14 +124,12 @@ class StochasticRoundingOptimizer:
         stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
         self._single.step(stand_in, step_ok)
         stand_in.grad = None
-        parameter.copy_(stochastic_round_bf16(stand_in.data, self._generator(parameter), self._parts[parameter]))
-        stand_in.data = stand_in.data.new_empty(0)
-
-    def _generator(self, parameter: nn.Parameter) -> torch.Generator:
-        state = self.inner.state[self._stand_ins[parameter]]
+        state = self.inner.state[stand_in]
         state[ROUNDING_COUNT] = state.get(ROUNDING_COUNT, 0) + 1
         number = key(self.seed, "rounding", self._names[parameter], state[ROUNDING_COUNT])
-        return torch.Generator(parameter.device).manual_seed(number)
+        random = torch.Generator(parameter.device).manual_seed(number)
+        parameter.copy_(stochastic_round_bf16(stand_in.data, random, self._parts[parameter]))
+        stand_in.data = stand_in.data.new_empty(0)
 
     def step(self) -> None:
         """The step of every parameter that has a gradient."""

@@ -13,13 +13,16 @@ Imports no torch before several processes rendezvous.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, Interrupted, ReportedExit, RunError, UserError
@@ -73,12 +76,17 @@ class ProcessGroup:
         """store: the `torch.distributed` store of all ranks; None for a single process."""
         self.rank, self.world_size, self.local_rank = env.rank, env.world_size, env.local_rank
         self.is_main_process, self.is_single_process = env.is_main_process, env.is_single_process
+        self._machine = env.first_rank_here
         self._store = store
+        self._store_calls = Queue[Callable[[], None]]()
+        self._store_timeout_s = 60 * RENDEZVOUS_TIMEOUT_MIN
+        if store is not None:
+            threading.Thread(target=self._call_store, daemon=True, name="store").start()
         self._connected = False
         self._rank0_actions = 0
         self.on_command: Callable[[Any], None] | None = None
         """Handles a command that rank 0 broadcasts."""
-        self.oom_hint = ""
+        self.oom_hint: Callable[[], str] = lambda: ""
         """What the user can change when memory runs out in a collective, most effective first."""
 
     def init_process_group(self, minutes: float = 0) -> None:
@@ -91,9 +99,10 @@ class ProcessGroup:
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         timeout = timedelta(minutes=minutes or TIMEOUT_MIN)
+        self._store_timeout_s = timeout.total_seconds()
         # Without this the ranks would wait for one that has failed already until the timeout.
         self._store_call(lambda store: store.add(_READY, 1))
-        self._wait_until(lambda store: store.add(_READY, 0) >= self.world_size)
+        self._wait_until(lambda store: store.add(_READY, 0) >= self.world_size, timeout.total_seconds())
         self.run_collective(
             dist.init_process_group,
             backend,
@@ -251,24 +260,30 @@ class ProcessGroup:
     def _report_once(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
         """Reports the error, or leaves that to another rank, and returns the exit code."""
         if isinstance(error, PeerFailedError):
+            # On each machine: its output may be all that somebody sees.
             reports = (
-                self.is_main_process
+                self.local_rank == 0
                 if self._failure_record()
-                else self._store_call(lambda store: store.add(_LOST_PEERS, 1), 1) == 1
+                else self._store_call(lambda store: store.add(f"{_LOST_PEERS} {self._machine}", 1), 1) == 1
             )
             return report(error) if reports else error.exit_code
         interrupted = isinstance(error, KeyboardInterrupt)
         code = EXIT_SIGINT if interrupted else getattr(error, "exit_code", EXIT_FAILURE)
         text = str(error) or type(error).__name__
-        record = json.dumps({"rank": self.rank, "code": code, "text": text})
+        record = json.dumps({"rank": self.rank, "machine": self._machine, "code": code, "text": text})
         stored = self._store_call(lambda store: store.compare_set(_FAILURE, "", record).decode(), record) or record
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        # An error in the job and a stop concern all ranks: one of them reports it.
-        reports = self.is_main_process if stopped else stored == record or json.loads(stored)["text"] != text
+        # An error in the job and a stop concern all ranks: one of each machine reports it.
+        reported = f"{_REPORTED} {self._machine}"
+        if stopped:
+            reports = self.local_rank == 0
+        else:
+            elsewhere = json.loads(stored)["machine"] != self._machine
+            reports = stored == record or json.loads(stored)["text"] != text or (elsewhere and self.local_rank == 0)
         if reports:
             code = report(error)
-            self._store_call(lambda store: store.set(_REPORTED, "yes"))
-        elif not self._poll_before_exit(lambda store: store.check([_REPORTED])):
+            self._store_call(lambda store: store.set(reported, "yes"))
+        elif not self._poll_before_exit(lambda store: store.check([reported])):
             return report(error)  # a launcher may have killed the rank that was to report
         return code
 
@@ -309,12 +324,13 @@ class ProcessGroup:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            message = f"out of memory in an exchange with the other processes. {self.oom_hint}"
+            message = f"out of memory in an exchange with the other processes. {self.oom_hint()}"
             raise RunError(message.rstrip()) from error
 
     def _peer_failure(self) -> BaseException:
         """The error for a failed collective; this rank is shutting down."""
         signals.ignore()
+        self._store_timeout_s = SHUTDOWN_GRACE_S  # it may be on the machine that is lost
         record = self._failure_record()
         if record is None:
             return PeerFailedError(
@@ -332,19 +348,42 @@ class ProcessGroup:
         stored = self._store_call(lambda store: store.get(_FAILURE).decode() if store.check([_FAILURE]) else "", "")
         return json.loads(stored) if stored else None
 
-    def _wait_until(self, condition: Callable[[Any], bool]) -> None:
+    def _wait_until(self, condition: Callable[[Any], bool], seconds: float = math.inf) -> None:
         """Polls the store, so that signals are handled in between."""
+        until = time.monotonic() + seconds
         while not self._store_call(condition):
-            if self._failure_record() or not self._store_call(lambda store: store.add(_READY, 0)):
+            lost = time.monotonic() > until or not self._store_call(lambda store: store.add(_READY, 0))
+            if lost or self._failure_record():
                 raise self._peer_failure()
             time.sleep(POLL_INTERVAL_S)
 
     def _store_call(self, question: Callable[[Any], T], otherwise: T | None = None) -> T | None:
-        """The result of a call of the store; `otherwise` when the store is lost, with the launcher or rank 0."""
-        with suppress(RuntimeError):
-            if self._store is not None:
-                return question(self._store)
-        return otherwise
+        """The result of a call of the store; `otherwise` when the store is lost, with the launcher or rank 0.
+
+        One that does not answer in time is lost too: a machine that has gone closes no connection, and PyTorch would
+        wait as long as the system takes to notice, a quarter of an hour.
+        """
+        if self._store is None:
+            return otherwise
+        answers: Queue[T | None] = Queue()
+        store = self._store
+
+        def ask() -> None:
+            try:
+                answers.put(question(store))
+            except RuntimeError:
+                answers.put(otherwise)
+
+        self._store_calls.put(ask)
+        try:
+            return answers.get(timeout=self._store_timeout_s)
+        except Empty:
+            self._store = None
+            return otherwise
+
+    def _call_store(self) -> None:
+        while True:
+            self._store_calls.get()()
 
 
 def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
@@ -358,7 +397,10 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN)))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]  # below it may be a stack of C++
-        raise RunError(f"rank {env.rank} of {env.world_size}: rendezvous failed: {reason}") from error
+        raise RunError(
+            f"rank {env.rank} of {env.world_size}: the processes did not meet at {env.address}: {reason.rstrip('. ')}. "
+            "Check MASTER_ADDR and MASTER_PORT, and that all of them were started."
+        ) from error
     return ProcessGroup(env, PrefixStore(f"run {env.attempt}", store))  # ignores records of earlier attempts
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from toolkit.errors import UserError
 
@@ -26,9 +26,17 @@ class DistributedEnv:
     attempt: int = 0
     """Number of restarts by the launcher (`torchrun --max-restarts`), which keeps its store."""
 
+    address: str = field(default="", compare=False)
+    """Host and port where the processes meet."""
+
     @property
     def is_main_process(self) -> bool:
         return self.rank == 0
+
+    @property
+    def first_rank_here(self) -> int:
+        """Rank of the first process of this machine, by which machines are told apart."""
+        return self.rank - self.local_rank
 
     @property
     def is_single_process(self) -> bool:
@@ -60,7 +68,8 @@ def read_distributed_env(environment: Mapping[str, str] = os.environ) -> Distrib
     if not 0 <= rank < count or local < 0:
         given = ", ".join(f"{name}={environment[name]!r}" for name in names[:3])
         raise UserError(f"{given}: these values are inconsistent. Start the run with torchrun.")
-    return DistributedEnv(rank, count, local, _attempt(environment))
+    address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return DistributedEnv(rank, count, local, _attempt(environment), address)
 
 
 def _attempt(environment: Mapping[str, str]) -> int:

@@ -10,6 +10,7 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,12 +188,50 @@ def gpu_name(device: str) -> str:
     """The name of the GPU that `device` of a job means, as its driver gives it; empty: there is none, or not known."""
     if device in ("cpu", "mps"):
         return ""
-    gpus = ask_nvml()[1]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    numbers = [str(number) for number in range(len(gpus))] if visible is None else visible.split(",")
-    index = int(device.partition("cuda:")[2] or 0)
-    number = numbers[index].strip() if index < len(numbers) else ""
-    return gpus[int(number)].name if number.isdecimal() and int(number) < len(gpus) else ""
+    gpus, number = ask_nvml()[1], _number_of(device)
+    return gpus[number].name if number is not None and number < len(gpus) else ""
+
+
+def _number_of(device: str) -> int | None:
+    """The driver's number of the GPU that `device` of a job means; None: CUDA_VISIBLE_DEVICES names it otherwise."""
+    index, visible = int(device.partition("cuda:")[2] or 0), os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = [number.strip() for number in visible.split(",")] if visible is not None else []
+    if visible is None:
+        return index
+    return int(numbers[index]) if index < len(numbers) and numbers[index].isdecimal() else None
+
+
+THROTTLED = {
+    0x04: "power limit",
+    0x08: "hardware slowdown",
+    0x20: "temperature",
+    0x40: "temperature",
+    0x80: "power brake",
+}
+"""Bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean a lower clock than the work asks for. Source: nvml.h."""
+
+
+def gpu_clock(device: str) -> tuple[int, tuple[str, ...]]:
+    """MHz of the multiprocessors of a CUDA device, and why they are held back (`THROTTLED`); (0, ()): not known."""
+    number, nvml = _number_of(device), _open_nvml()
+    if number is None or nvml is None:
+        return 0, ()
+    handle, clock, reasons = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_ulonglong(0)
+    if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(handle)):
+        return 0, ()
+    nvml.nvmlDeviceGetClockInfo(handle, ctypes.c_int(1), ctypes.byref(clock))  # NVML_CLOCK_SM
+    nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle, ctypes.byref(reasons))
+    return clock.value, tuple(dict.fromkeys(name for bit, name in THROTTLED.items() if reasons.value & bit))
+
+
+@cache
+def _open_nvml() -> ctypes.CDLL | None:
+    """The driver's library, which stays open until the program ends; None where it is not here."""
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() == 0:
+            return nvml
+    return None
 
 
 def least_memory() -> int:

@@ -15,6 +15,7 @@ By default a signal raises `Interrupted` in the running code. Work that must not
 from __future__ import annotations
 
 import _thread
+import ctypes
 import os
 import signal
 import sys
@@ -79,11 +80,31 @@ def install(quiet: bool = False) -> None:
         return
     for number in to_handle():
         signal.signal(number, _on_signal)
+    if PARENT_GONE is not None:
+        signal.signal(PARENT_GONE, _on_parent_gone)
     if sys.unraisablehook is not _on_unraisable:
         _hooks.append(sys.unraisablehook)
         sys.unraisablehook = _on_unraisable
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def stop_with_parent() -> None:
+    """The end of the parent, however it ends, requests a stop: a launcher that is killed cannot send a signal.
+
+    Linux only; elsewhere a no-op.
+    """
+    if PARENT_GONE is not None:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, PARENT_GONE)
+
+
+PARENT_GONE: int | None = getattr(signal, "SIGRTMAX", None)
+"""What the system sends then. Not SIGTERM: of a parent with threads it comes once for each that ends before the last
+one, and a second SIGTERM would end the save."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 
 
 def ignore() -> None:
@@ -92,7 +113,7 @@ def ignore() -> None:
     With several processes the launcher sends signals to the others once one of them exits.
     """
     if threading.current_thread() is threading.main_thread():
-        for number in EXIT_CODES:
+        for number in (*EXIT_CODES, *([PARENT_GONE] if PARENT_GONE is not None else [])):
             signal.signal(number, signal.SIG_IGN)
 
 
@@ -124,6 +145,12 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _request.exit_code = code
     if not _quiet:
         _write_message("\nStopping at the next safe point, then saving. Press Ctrl-C again to quit now.\n")
+
+
+def _on_parent_gone(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    if _request is None or not _request.requested:  # who is stopping already saves in peace
+        _on_signal(signal.SIGTERM, frame)
 
 
 _hooks: list[Callable[[sys.UnraisableHookArgs], object]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,27 @@ from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
-from toolkit.train.checkpoint_store import POWER_AVERAGES, CheckpointData, read_checkpoint_json, reading_state
-from toolkit.train.collectives import WorkerContext, gather_full_tensors
+from toolkit.system.sharded_param import RowShard
+from toolkit.train.checkpoint_store import (
+    POWER_AVERAGES,
+    CheckpointData,
+    FileEntry,
+    read_checkpoint_json,
+    reading_state,
+)
+from toolkit.train.collectives import WorkerContext
 from toolkit.train.interface import TrainState
-from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
+from toolkit.train.sharded_state import Rows, read_rows, shapes_of_rows, write_rows
 
 RENAMED_OPTIMIZERS = {"RoundedOptimizer": "StochasticRoundingOptimizer"}
 """Classes by the names that states of earlier versions have for them."""
 
 
 def snapshot_state(run: Run) -> CheckpointData:
-    """A copy of everything a resume needs; training may continue while it is written. Called by rank 0."""
-    run.broadcast_command(_gather_tensors)
+    """A copy of everything a resume needs; training may continue while it is written, once the rows of sharded tensors
+    are. Called by rank 0.
+    """
     plain = {
         role_name: {
             "optimizer_class": type(role.optimizer).__name__,
@@ -38,39 +48,51 @@ def snapshot_state(run: Run) -> CheckpointData:
         for role_name, role in run.roles.items()
     }
     scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
+    tensors, rows = _checkpoint_tensors(run)
+
+    def write(folder: Path) -> Mapping[str, FileEntry]:
+        folder = folder.absolute()
+        run.broadcast_command(partial(_write_rows_on_worker, folder=folder))
+        return write_rows(run.process_group, folder, rows)
+
     return CheckpointData(
         step=run.state.step,
-        tensors=_checkpoint_tensors(run),
+        tensors={
+            file: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
+            for file, found in tensors.items()
+        },
         document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **scaling, **run.checkpoint_metadata},
+        rows_size=sum(own.full_bytes for own in rows.values()),
+        write_rows=write if rows else lambda folder: {},
     )
 
 
-def _gather_tensors(worker: WorkerContext) -> None:
-    _checkpoint_tensors(worker.run)
+def _write_rows_on_worker(worker: WorkerContext, folder: Path) -> None:
+    write_rows(worker.run.process_group, folder, _checkpoint_tensors(worker.run)[1])
 
 
-def _checkpoint_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
-    """Copies of the tensors of a checkpoint, by file.
-
-    Copies, because training continues, and because entries of 8-bit optimizers share memory, which safetensors refuses.
+def _checkpoint_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Rows]]:
+    """The tensors of a checkpoint that every rank has, by file and name, and the rows of the sharded ones by
+    `<file>/<name>`. No copies.
     """
     files: dict[str, dict[str, Tensor]] = {"weights": {}, "ema": {}, "optimizer": {}}
+    rows: dict[str, Rows] = {}
     for role_name, role in run.roles.items():
         tensors, _ = state_tensors(role.optimizer, list(role.parameters))
         averages = role.ema.averages if role.ema else {}
-        of_files = {"weights": role.saved_weights, "ema": averages, "optimizer": tensors}
+        of_files = {"weights": role.saved_weights, "ema": averages, "optimizer": tensors, **role.further}
         if role.power_averages:
             of_files[POWER_AVERAGES] = role.power_averages.averages
         for file, found in of_files.items():
-            shards = {  # parameters, their EMA, or optimizer state of the same shape
-                key: role.sharded[name]
-                for key, tensor in found.items()
-                if (name := key.partition("/")[0]) in role.sharded and tensor.shape == role.parameters[name].shape
-            }
-            copies = gather_full_tensors(run.process_group, found, shards)
             files.setdefault(file, {})
-            files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
-    return files
+            for key, tensor in found.items():
+                shard = role.sharded.get(name := key.partition("/")[0])
+                # Parameters, their EMA, or optimizer state of the same shape.
+                if shard is not None and tensor.shape == role.parameters[name].shape:
+                    rows[f"{file}/{role_name}/{key}"] = Rows(tensor, shard)
+                else:
+                    files[file][f"{role_name}/{key}"] = tensor
+    return files, rows
 
 
 def saved_seed(path: Path) -> int:
@@ -88,9 +110,7 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
     document = read_checkpoint_json(path)
     _refuse_other_weights(path, run)
     for role_name, role in run.roles.items():
-        weights, averages, optimizer = (
-            _read(path / f"{file}.safetensors", role_name, role) for file in ("weights", "ema", "optimizer")
-        )
+        weights, averages, optimizer = (_read(path, file, role_name, run) for file in ("weights", "ema", "optimizer"))
         plain = document["roles"][role_name]
         copy_into(role.saved_weights, weights)
         if not fresh_optimizer:
@@ -105,8 +125,11 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
             start = {name: weights[name] for name in role.parameters}  # without a saved EMA
             role.ema.load(averages or start, int(plain["ema_updates"]))
         if role.power_averages and (path / f"{POWER_AVERAGES}.safetensors").is_file():
-            of_power = _read(path / f"{POWER_AVERAGES}.safetensors", role_name, role)
+            of_power = _read(path, POWER_AVERAGES, role_name, run)
             role.power_averages.load(of_power, int(plain["power_updates"]))
+        for file, tensors in role.further.items():
+            if (path / f"{file}.safetensors").is_file():
+                copy_into(tensors, _read(path, file, role_name, run))
         if isinstance(role.schedule, Plateau) and "schedule" in plain:
             role.schedule.load_state_dict(plain["schedule"])
     if run.loss_scaler and "loss_scaler" in document:
@@ -130,26 +153,35 @@ def _state(saved: dict[str, Any], run: Run) -> TrainState:
     return TrainState(**saved, cursor=epoch_cursor(epoch, batch), epochs_done=ends[0], epochs_before=ends[1])
 
 
-def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:
-    """The tensors of a role in one file of a checkpoint; of sharded ones the rows of this rank."""
-    found, prefix = {}, f"{role_name}/"
-    with safe_open(file, framework="pt") as tensors:
+def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
+    """The tensors of a role in one file of a checkpoint, and those that it has as rows; of sharded ones this rank's."""
+    role, found, prefix = run.roles[role_name], {}, f"{role_name}/"
+
+    def shard_of(key: str, shape: tuple[int, ...]) -> RowShard | None:
+        shard = role.sharded.get(key.partition("/")[0])
+        return shard if shard is not None and shape == shard.shape else None
+
+    with safe_open(path / f"{stem}.safetensors", framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - not a dict
             key = name.removeprefix(prefix)
             if key == name:
                 continue
-            shard, saved = role.sharded.get(key.partition("/")[0]), tensors.get_slice(name)
-            if shard is not None and tuple(saved.get_shape()) == shard.shape:
-                found[key] = saved[shard.start : shard.stop]
-            else:
-                found[key] = tensors.get_tensor(name)
-    return found
+            saved = tensors.get_slice(name)
+            shard = shard_of(key, tuple(saved.get_shape()))
+            found[key] = tensors.get_tensor(name) if shard is None else saved[shard.start : shard.stop]
+    begin = f"{stem}/{prefix}"
+    shapes = {name: shape for name, shape in shapes_of_rows(path).items() if name.startswith(begin)}
+    wanted = {name: shard_of(name.removeprefix(begin), shape) for name, shape in shapes.items()}
+    rows = read_rows(path, wanted, run.process_group)
+    return found | {name.removeprefix(begin): tensor for name, tensor in rows.items()}
 
 
 def _refuse_other_weights(path: Path, run: Run) -> None:
     expected = {f"{role}/{name}": r.shape_of(name) for role, r in run.roles.items() for name in r.saved_weights}
     with safe_open(path / "weights.safetensors", framework="pt") as tensors:
         saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    as_rows = shapes_of_rows(path).items()
+    saved |= {name.removeprefix("weights/"): shape for name, shape in as_rows if name.startswith("weights/")}
     differing = sorted(expected.keys() ^ saved.keys()) or sorted(
         name for name, shape in expected.items() if shape != saved[name]
     )

@@ -4,8 +4,10 @@
       weights.safetensors     raw weights                `<role>/<parameter>`
       ema.safetensors         their EMA                  `<role>/<parameter>`
       power_averages.safetensors  (`ema_config.power_averages`)  `<role>/<parameter>/<number of the width>`
+      few_step_loss.safetensors  (`train.few_step_loss`)  `<role>/<parameter>` of the teacher, `<role>/begun`
       optimizer.safetensors   optimizer state            `<role>/<parameter>/<entry>`
       state.json              step, cursor, settings, and optimizer entries that are not tensors
+      .metadata, __<rank>_<number>.distcp  the rows of sharded tensors (`sharded_state`), instead of in the files above
       MANIFEST.json           format, sizes and sha256 of the others; written last
 
 A checkpoint is written under a temporary name, flushed and renamed; only then are older ones removed. It counts only
@@ -19,8 +21,7 @@ import logging
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+FORMAT_ROWS = 2
+"""With files of `sharded_state`, which earlier versions do not read."""
+
 MANIFEST = "MANIFEST.json"
 STATE_FILE = "state.json"
 _FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", STATE_FILE}
@@ -67,6 +71,10 @@ VERIFY_THREADS = 2
 """Threads that hash the files of a checkpoint while others are written and flushed. They end with the save."""
 
 
+FileEntry = Mapping[str, Any]
+"""Of a file in a manifest: `size` in bytes, `sha256`."""
+
+
 @dataclass(frozen=True)
 class CheckpointData:
     """The contents of one checkpoint, on the CPU and independent of the run."""
@@ -78,10 +86,16 @@ class CheckpointData:
     document: Mapping[str, Any]
     """JSON values."""
 
+    rows_size: int = 0
+    """Bytes of the tensors whose rows the ranks write themselves (`sharded_state`)."""
+
+    write_rows: Callable[[Path], Mapping[str, FileEntry]] = lambda folder: {}
+    """Writes these into a folder, while training waits; what it wrote, for the manifest."""
+
     @property
     def size(self) -> int:
         """Bytes of its tensors."""
-        return sum(map(self.size_of, self.tensors))
+        return self.rows_size + sum(map(self.size_of, self.tensors))
 
     def size_of(self, stem: str) -> int:
         """Bytes of the tensors of one file."""
@@ -106,17 +120,31 @@ def check_writable(root: Path) -> None:
         raise RunError(f"{root}: cannot be written to. Change its rights, or give the job another name.")
 
 
-def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int) -> Path:
-    """Writes a checkpoint and removes all but the newest `keep` good ones (0 keeps all).
+@dataclass(frozen=True)
+class BegunCheckpoint:
+    """A checkpoint under its temporary name, with the files that were written while training waited."""
+
+    folder: Path
+    files: Mapping[str, FileEntry]
+
+
+def begin_checkpoint(root: Path, snapshot: CheckpointData) -> BegunCheckpoint:
+    """Writes the part of a checkpoint for which training waits: the rows of sharded tensors. Raises as it does."""
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{os.urandom(4).hex()}"
+    temporary.mkdir()
+    return BegunCheckpoint(temporary, snapshot.write_rows(temporary))
+
+
+def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int, begun: BegunCheckpoint | None = None) -> Path:
+    """Writes a checkpoint, what was `begun` of it too, and removes all but the newest `keep` good ones (0 keeps all).
 
     Raises OSError when it cannot be written; existing checkpoints are untouched then.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    final = root / f"step_{snapshot.step:09d}"
-    temporary = root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
+    begun = begun or begin_checkpoint(root, snapshot)
+    final, temporary = root / f"step_{snapshot.step:09d}", begun.folder
     try:
-        _write_files(temporary, snapshot)
+        _write_files(temporary, snapshot, begun.files)
         replace_folder(temporary, final)  # the same step again, after a resume
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -135,8 +163,11 @@ def remove_old_states(root: Path, keep: int) -> None:
             good += 1
 
 
-def _write_files(folder: Path, snapshot: CheckpointData) -> None:
-    """Writes and flushes one file after another; written files are meanwhile read back for the manifest's hashes."""
+def _write_files(folder: Path, snapshot: CheckpointData, written: Mapping[str, FileEntry]) -> None:
+    """Writes and flushes one file after another; written files are meanwhile read back for the manifest's hashes.
+
+    written: those that are there.
+    """
     hashes: dict[Path, Future[str]] = {}
     with ThreadPoolExecutor(VERIFY_THREADS, "read back") as readers:
         for stem in sorted(snapshot.tensors, key=snapshot.size_of, reverse=True):  # largest first: longest to read
@@ -148,7 +179,8 @@ def _write_files(folder: Path, snapshot: CheckpointData) -> None:
         write_json(folder / STATE_FILE, snapshot.document)
         hashes[folder / STATE_FILE] = readers.submit(sha256_of, folder / STATE_FILE)
     files = {file.name: {"size": file.stat().st_size, "sha256": hashes[file].result()} for file in sorted(hashes)}
-    write_json(folder / MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
+    form = FORMAT_ROWS if written else FORMAT
+    write_json(folder / MANIFEST, {"format": form, "step": snapshot.step, "files": {**files, **written}})
     fsync(folder)
 
 
@@ -236,8 +268,8 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
     try:
         versions = _file_versions(path)
         manifest = json.loads(read_regular(path / MANIFEST))
-        if manifest["format"] != FORMAT:
-            return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT}"
+        if manifest["format"] not in (FORMAT, FORMAT_ROWS):
+            return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT} and {FORMAT_ROWS}"
         if absent := sorted(_FILES - manifest["files"].keys()):
             return f"{MANIFEST} does not list {absent[0]}"
         step = manifest.get("step", step_of(path))

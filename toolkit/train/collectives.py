@@ -12,7 +12,7 @@ picklable function; it is called with the rank's `WorkerContext`."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,9 +24,9 @@ from torch import Tensor
 from toolkit.data.types import Cursor, PromptEmbeds
 from toolkit.models.interface import DiffusionModel
 from toolkit.networks.interface import Network
-from toolkit.system.distributed import ProcessGroup
-from toolkit.system.sharded_param import RowShard
+from toolkit.system.distributed import PeerFailedError, ProcessGroup
 from toolkit.train.accumulation import AccumulationStep
+from toolkit.train.interface import SampleSource
 from toolkit.train.metrics_buffer import StepLossBuffer
 from toolkit.train.run import Run
 
@@ -98,20 +98,6 @@ def _swap_out_eval_weights(worker: WorkerContext) -> None:
     worker.evaluation.close()
 
 
-def gather_full_tensors(
-    process_group: ProcessGroup,
-    tensors: Mapping[str, Tensor],
-    shards: Mapping[str, RowShard],
-    dtype: torch.dtype | None = None,
-) -> dict[str, Tensor]:
-    """Full copies of `tensors` on the CPU in `dtype` (None: their own); on rank 0 only, empty on other ranks.
-
-    shards: the shards of sharded tensors, by name. With any, it is a collective: all ranks have to call it.
-    """
-    copies = {name: process_group.gather_to_rank0(tensor, shards.get(name), dtype) for name, tensor in tensors.items()}
-    return {name: copy for name, copy in copies.items() if copy is not None}
-
-
 def network_state_dict(
     run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool = False
 ) -> dict[str, Tensor]:
@@ -119,25 +105,59 @@ def network_state_dict(
 
     raw: the raw weights, also where there is an EMA.
     """
-    run.broadcast_command(partial(_gather_export_on_worker, role=role, dtype=dtype, raw=raw))
-    return _gather_export(run, network, role, dtype, raw)
+    with network_tensors_in_turn(run, network, role, dtype, raw) as (shapes, gather):
+        return {name: gather(name) for name in sorted(shapes)}
 
 
-def _gather_export_on_worker(worker: WorkerContext, role: str, dtype: torch.dtype, raw: bool) -> None:
-    _gather_export(worker.run, worker.network, role, dtype, raw)
+@contextmanager
+def network_tensors_in_turn(
+    run: Run,
+    network: Network,
+    role: str,
+    dtype: torch.dtype,
+    raw: bool = False,
+    order: Callable[[Iterable[str]], Sequence[str]] = sorted,
+) -> Iterator[tuple[dict[str, torch.Size], Callable[[str], Tensor]]]:
+    """The same with one tensor in memory at a time: the shape of each, and what copies one.
+
+    Each has to be copied once, in this order of the names, before anything else is communicated: the other ranks are
+    at it. After an error in the block (a full disk, say) the rest is copied for them.
+    """
+    shards = network.sharded_params()
+    tensors = network.export(run.roles[role].weights(raw))
+    shapes = {name: torch.Size(shards[name].shape) if name in shards else t.shape for name, t in tensors.items()}
+    names = [name for name in order(shapes) if name in shards]
+    run.broadcast_command(partial(_gather_on_worker, role=role, dtype=dtype, raw=raw, names=names))
+
+    def gather(name: str) -> Tensor:
+        copy = run.process_group.gather_to_rank0(tensors[name], shards.get(name), dtype)
+        assert copy is not None  # this is rank 0
+        if name in shards:
+            names.remove(name)
+        return copy
+
+    try:
+        yield shapes, gather
+    except PeerFailedError:
+        raise
+    except Exception:
+        for name in [*names]:
+            gather(name)
+        raise
 
 
-def _gather_export(run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool) -> dict[str, Tensor]:
-    return gather_full_tensors(
-        run.process_group, network.export(run.roles[role].weights(raw)), network.sharded_params(), dtype
-    )
+def _gather_on_worker(worker: WorkerContext, role: str, dtype: torch.dtype, raw: bool, names: Sequence[str]) -> None:
+    shards = worker.network.sharded_params()
+    tensors = worker.network.export(worker.run.roles[role].weights(raw))
+    for name in names:
+        worker.run.process_group.gather_to_rank0(tensors[name], shards[name], dtype)
 
 
 class _Report(NamedTuple):
     """What one rank tells the others of its micro-batches."""
 
     uses: list[tuple[int, int]]
-    names: list[str]
+    sources: list[SampleSource]
     shared: set[str]
     """These three as of `StepLossBuffer`."""
 
@@ -169,7 +189,9 @@ def all_reduce_gradients_and_losses(
     if own is not None:
         counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
         has_gradient = [p.grad is not None for p in parameters]
-        report = _Report(own.uses, own.names, own.shared, list(own.shares), list(own.per_sample), counts, has_gradient)
+        report = _Report(
+            own.uses, own.sources, own.shared, list(own.shares), list(own.per_sample), counts, has_gradient
+        )
     gathered = run.process_group.all_gather_object(report)
     reports = [report for report in gathered if report is not None]
     if own is None or len(reports) < len(gathered):
@@ -214,8 +236,8 @@ def _summands(
     whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
     whole.numbers |= {name: [(counts[name], value)] for name, value in zip(counts, of_batches, strict=True)}
     whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
-    names = {use: name for report in reports for use, name in zip(report.uses, report.names, strict=True)}
-    whole.uses, whole.names = samples, [names[use] for use in samples]
+    sources = {use: source for report in reports for use, source in zip(report.uses, report.sources, strict=True)}
+    whole.uses, whole.sources = samples, [sources[use] for use in samples]
     whole.shared = set().union(*(report.shared for report in reports))
     return numbers, whole
 

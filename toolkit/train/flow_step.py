@@ -9,6 +9,7 @@ Shape suffixes: B batch, C channels, H/W latent height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -19,11 +20,11 @@ from torch import Tensor
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec, Size
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
-from toolkit.flow.noise_levels import NoiseLevels, levels_of, most_levels
-from toolkit.flow.settings import FlowSettings
+from toolkit.flow.settings import FlowSettings, NoiseLevels, levels_of, most_levels
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
 from toolkit.models.families import LOOKAHEAD_BATCHES
-from toolkit.models.interface import DiffusionModel, ModelFacts
+from toolkit.models.interface import DiffusionModel
+from toolkit.networks.interface import Network
 from toolkit.system.device import to_device
 from toolkit.system.seeding import generator
 from toolkit.train.interface import Backward, StepLosses, TrainStep
@@ -79,7 +80,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         kept: list[tuple[list[int], Tensor, Tensor]] = []
         of_rows: dict[int, Tensor] = {}
         for rows, part, levels in self._parts(batch):
-            x_t_BCHW, target_BCHW, t_B = self._noised(part, levels)
+            x_t_BCHW, target_BCHW, t_B = self.lesson(part, levels)
             predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, part.prompts, part.control_latents)
             # The model decides the device: the batch may still be on the CPU.
             device = predicted_BCHW.device
@@ -124,12 +125,15 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         """A further loss of each item [B], the mean over its noise levels."""
         of_rows: dict[int, Tensor] = {}
         for rows, part, levels in self._parts(batch):
-            x_t_BCHW, _, t_B = self._noised(part, levels)
+            x_t_BCHW, _, t_B = FlowMatchingStep.lesson(self, part, levels)
             of_rows |= zip(rows, extra_loss(part, x_t_BCHW, t_B).unflatten(0, (-1, levels)).mean(1), strict=True)
         return torch.stack([of_rows[row] for row in range(len(batch))])
 
     def _parts(self, batch: LatentBatch) -> Iterator[tuple[list[int], LatentBatch, int]]:
         """The items of a batch that have equally many noise levels: their rows, their batch, the number of levels."""
+        if self.most_levels == 1:
+            yield list(range(len(batch))), batch, 1
+            return
         found: dict[int, list[int]] = {}
         for row in range(len(batch)):
             found.setdefault(self.levels(batch, row), []).append(row)
@@ -140,18 +144,20 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         """Noise levels of an item of a batch."""
         if self.most_levels == 1:
             return 1
-        tokens = partial(_tokens, self.model.family)
-        references = batch.control_latents[row]
-        prefix = batch.prompts.lengths[row] + sum(map(tokens, references))
-        return levels_of(self.noise_levels, len(references), prefix, tokens(batch.latents_BCHW))
+        latents = (*batch.control_latents[row], batch.latents_BCHW)
+        sizes = [Size(of_one.shape[-1], of_one.shape[-2]) for of_one in latents]
+        *references, target = map(self.model.family.tokens, sizes)
+        prefix = batch.prompts.lengths[row] + sum(references)
+        return levels_of(self.noise_levels, len(references), prefix, target)
 
-    def _noised(self, batch: LatentBatch, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t [B, C, H, W], what is predicted [B, C, H, W], t [B]) of a batch, on its device; `levels` rows in a row
-        for each item."""
+    def lesson(self, batch: LatentBatch, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t [B, C, H, W], what is to be predicted there [B, C, H, W], t [B]) of a batch, on its device; `levels`
+        rows in a row for each item."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
-        drawn = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:], levels)
-        noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in drawn)
-        return (*self.interpolant.mix(latents_BCHW.repeat_interleave(levels, 0), noise_BCHW, t_B), t_B)
+        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:], levels)
+        t_B, device = to_device(t_B, latents_BCHW.device), latents_BCHW.device
+        mixed = self.interpolant.mix(latents_BCHW.repeat_interleave(levels, 0), to_device(noise_BCHW, device), t_B)
+        return (*mixed, t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
         """Loss weight of each sample, by its t [B]."""
@@ -159,7 +165,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
 
     def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1) -> tuple[Tensor, Tensor]:
         """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in a row for each item."""
-        keys = [key for use in _uses(spec) for key in _keys(use, levels)]
+        keys = noise_keys(spec, levels)
         noise = [torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key)) for key in keys]
         return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2]), levels))
 
@@ -168,13 +174,17 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         each equal part of the distribution."""
         tokens = self.model.family.tokens(latent)
         context = TimestepContext(tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal)
-        drawn = []
-        for use in _uses(spec):
-            stratum, parts = self._stratum(*use), max(1, self.settings.num_timestep_buckets) * levels
-            for level, key in enumerate(_keys(use, levels)):
-                part = stratum if levels == 1 else (stratum or 0) * levels + level
-                random = generator(self.seed, "timestep", *key)
-                drawn.append(draw_timestep(self.settings, random, context, part, parts))
+        buckets, parts = self.settings.num_timestep_buckets, max(1, self.settings.num_timestep_buckets) * levels
+        if buckets and self._strata[0] != spec.epoch:
+            order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", spec.epoch))
+            self._strata = (spec.epoch, order)
+        order, drawn = self._strata[1], []
+        for key in noise_keys(spec, levels):
+            # A function of (seed, epoch, position) alone; the strata of a stream continue from epoch to epoch.
+            part = order[key[1] % len(order)] if buckets else None
+            if levels > 1:
+                part = (part or 0) * levels + (key[2] if len(key) > 2 else 0)
+            drawn.append(draw_timestep(self.settings, generator(self.seed, "timestep", *key), context, part, parts))
         return drawn
 
     def announce_timesteps(
@@ -189,25 +199,35 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             self.model.prefetch_timesteps([t for spec in upcoming for t in self.sample_t(spec, latent_of(spec))])
             yield from upcoming
 
-    def _stratum(self, epoch: int, position: int) -> int | None:
-        """The stratum of the timestep distribution of one use; a function of (seed, epoch, position) alone."""
-        buckets = self.settings.num_timestep_buckets
-        if not buckets:
-            return None
-        if self._strata[0] != epoch:
-            order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", epoch))
-            self._strata = (epoch, order)
-        return self._strata[1][position % len(self._strata[1])]  # those of a stream continue from epoch to epoch
+
+@dataclass(frozen=True)
+class PriorPreservation:
+    """factor * mean((v(x_t, t, prompt) - v0(x_t, t, prompt))^2) of each sample; v0 is the model without the network: it
+    must not change what the model predicts for another prompt. An `ExtraLoss`.
+
+    The base model's own prediction takes the place of the images that DreamBooth draws of the class (Ruiz et al. 2023,
+    arXiv:2208.12242, eq. 2). No mask and no weight of a sample or noise level applies. Source: ai-toolkit,
+    `SDTrainer.py`, `diff_output_preservation` and `blank_prompt_preservation`.
+    """
+
+    model: DiffusionModel
+    network: Network
+    prompt: str
+    """Its name in `LatentBatch.extra_prompts`."""
+
+    factor: float = 1.0
+
+    def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        prompts = batch.extra_prompts[self.prompt]
+        predict = partial(self.model.predict_velocity, x_t_BCHW, t_B, prompts, batch.control_latents)
+        with torch.no_grad(), self.network.disabled():
+            prior_BCHW = predict()
+        difference_BCHW = predict().float() - prior_BCHW.float()
+        return self.factor * difference_BCHW.square().flatten(1).mean(1)
 
 
-def _uses(spec: BatchSpec) -> list[tuple[int, int]]:
-    return [(spec.epoch, position) for position in spec.positions]
-
-
-def _keys(use: tuple[int, int], levels: int) -> list[tuple[int, ...]]:
-    """Keys of the random numbers of each noise level of one use; the first is that of a use with one level."""
-    return [(*use, level) if level else use for level in range(levels)]
-
-
-def _tokens(family: ModelFacts, latents: Tensor) -> int:
-    return family.tokens(Size(latents.shape[-1], latents.shape[-2]))
+def noise_keys(spec: BatchSpec, levels: int) -> list[tuple[int, ...]]:
+    """Keys of the random numbers of each noise level of each item of a batch: epoch and position, and the number of the
+    level but for the first, whose key is that of a use with one level."""
+    uses = [(spec.epoch, position) for position in spec.positions]
+    return [(*use, level) if level else use for use in uses for level in range(levels)]

@@ -61,19 +61,14 @@ def calibrate_int8(
     model.prefetch_timesteps(LEVELS)
     with network.disabled(), observe_errors(layers) as observed, torch.compiler.set_stance("force_eager"):
         for timestep in LEVELS:
-            _pass(model, batch, noise_BCHW, timestep)
+            t_B = torch.full((len(batch),), timestep)
+            x_t_BCHW, velocity_BCHW = linear_path(at_least_float32(batch.latents_BCHW), noise_BCHW, t_B)
+            x_t_BCHW.requires_grad_()  # nothing else here does
+            predicted_BCHW = model.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
+            (predicted_BCHW - to_device(velocity_BCHW, predicted_BCHW.device)).square().mean().backward()
     errors = from_first(lambda: errors_to_host(observed))
     if compiled:
         choose_with_few_patterns(layers, errors, model.blocks())
     else:
         choose(layers, errors)
     return errors
-
-
-def _pass(model: DiffusionModel, batch: LatentBatch, noise_BCHW: Tensor, timestep: float) -> None:
-    """One forward and backward pass. The noisy image requires grad: nothing else here does."""
-    latents_BCHW = at_least_float32(batch.latents_BCHW)
-    t_B = torch.full((len(batch),), timestep)
-    x_t_BCHW, velocity_BCHW = linear_path(latents_BCHW, noise_BCHW, t_B)
-    predicted_BCHW = model.predict_velocity(x_t_BCHW.requires_grad_(), t_B, batch.prompts, batch.control_latents)
-    (predicted_BCHW - to_device(velocity_BCHW, predicted_BCHW.device)).square().mean().backward()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from toolkit.data.types import Batch, Cursor
 
@@ -113,6 +113,16 @@ class RoleResult:
     """Loss or gradient was not finite: the role's parameters did not change."""
 
 
+class SampleSource(NamedTuple):
+    """The image of a value, and the micro-batch that it was in."""
+
+    name: str
+    """As in `Batch.names`."""
+
+    batch: str
+    """`Batch.describe()`."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """One optimizer step, as callbacks see it."""
@@ -139,6 +149,9 @@ class StepResult:
     per_sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Metric name -> one value per sample of the step, or per noise level of each: its `loss`, and those of the
     `TrainStep` (`t`), in the same order."""
+
+    sources: tuple[SampleSource, ...] = ()
+    """Where each value of `per_sample` comes from, in the same order."""
 
     skipped: bool = False
     """A loss or gradient was not finite: at least one role skipped this step."""

@@ -1,9 +1,10 @@
 """One run at a time in a folder: a lock file that is locked while its run lives.
 
 The operating system releases the lock when the process dies, however it dies, so a file that can be locked has no
-owner. On a network volume locks of other machines may be invisible: there the owner's heartbeat counts. One that is
-less than three minutes old by the clocks of both machines is a sign of life. An older one may come from a clock that is
-behind, so the file is watched for two and a half heartbeats: an owner that writes no new one is taken for dead.
+owner. On a network volume locks of other machines may be invisible: there the owner's heartbeat counts. The file is
+watched until its owner writes a new one, or has been silent for three minutes by the clocks of both machines: a run
+whose machine was lost goes on elsewhere without anybody's help. At least two and a half heartbeats are watched, because
+the owner's clock may be behind.
 
 The owner holds two locks on the file. `flock` decides who may run. A reader cannot query it without taking it for a
 moment, and a run that starts in that moment would be refused. So the owner also holds a write lock of its open file
@@ -19,6 +20,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import socket
 import struct
@@ -46,7 +48,7 @@ STALE_AFTER_S = 180.0
 """Seconds without a heartbeat after which an owner on another machine may be dead."""
 
 WATCHES = 75
-"""Looks at the file of such an owner before it counts as dead."""
+"""Looks at the file of such an owner, at least, before it counts as dead."""
 
 WATCH_EVERY_S = HEARTBEAT_S / 30
 """Seconds between two of these: in all two and a half heartbeats."""
@@ -118,15 +120,26 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
     with opened as file:
         previous = _owner_in(file)
         locked = _try_flock(file)
-        if locked is False or _alive_unseen(folder, previous, locked is None, check):
+        # An owner whose lock cannot be seen is alive where it writes.
+        unseen = previous if previous and (locked is None or not _is_here(previous)) else None
+        if locked is False or (unseen and _writes(folder, unseen, check)):
             raise RunError(refusal(folder, previous))
         if previous:
             logger.warning(
                 f"{folder}: stale lock of process {previous.pid} on {previous.host} removed (the process is gone)."
             )
         stop = threading.Event()
-        beating = threading.Thread(target=_beat, args=(file, stop), daemon=True, name="run lock")
-        _take_visible_lock(file)  # before the owner is written: an owner without a lock is taken for a killed process
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_S):
+                _write(file, _myself())
+
+        beating = threading.Thread(target=beat, daemon=True, name="run lock")
+        # The lock that readers can query, before the owner is written: an owner without a lock is taken for a killed
+        # process. Where it is impossible they rely on the heartbeat.
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            with suppress(OSError):
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WRITE_LOCK)
         _write(file, _myself())
         beating.start()
         try:
@@ -155,22 +168,15 @@ def _try_flock(file: IO[str]) -> bool | None:
     return True
 
 
-def _alive_unseen(folder: Path, owner: LockHolder | None, everywhere: bool, check: Callable[[], None]) -> bool:
-    """Whether an owner whose lock cannot be seen is alive. everywhere: no lock can be seen, here neither."""
-    if owner is None or (_is_here(owner) and not everywhere):
-        return False
-    if time.time() - owner.beat <= STALE_AFTER_S:
-        return True
-    return not _is_here(owner) and _writes(folder, owner, check)
-
-
 def _writes(folder: Path, owner: LockHolder, check: Callable[[], None]) -> bool:
     """Whether the owner, or one that comes after it, writes a heartbeat while the file is watched."""
+    until_stale = min(STALE_AFTER_S, STALE_AFTER_S - (time.time() - owner.beat))  # by a clock ahead it would be longer
+    watches = max(WATCHES, math.ceil(until_stale))
     logger.info(
-        f"{folder}: process {owner.pid} on {owner.host} seems to be gone. Watching its lock for "
-        f"{WATCHES * WATCH_EVERY_S:.0f} s, because its clock may be behind."
+        f"{folder}: process {owner.pid} on {owner.host} was running here, and its lock cannot be seen. Watching for a "
+        f"sign of life for {watches * WATCH_EVERY_S:.0f} s."
     )
-    for _ in range(WATCHES):
+    for _ in range(watches):
         time.sleep(WATCH_EVERY_S)
         check()
         now = _owner_of(folder)
@@ -198,13 +204,6 @@ def _is_here(owner: LockHolder) -> bool:
     return owner.host == myself.host or (owner.boot != "" and owner.boot == myself.boot)
 
 
-def _take_visible_lock(file: IO[str]) -> None:
-    """Takes the lock that readers can query. Where that is impossible they rely on the heartbeat."""
-    if hasattr(fcntl, "F_OFD_SETLK"):
-        with suppress(OSError):
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WRITE_LOCK)
-
-
 def _is_taken(file: IO[str]) -> bool | None:
     """Whether an owner holds the lock that can be queried; None where the system does not tell."""
     if not hasattr(fcntl, "F_OFD_GETLK"):
@@ -220,11 +219,6 @@ def refusal(folder: Path, owner: LockHolder | None) -> str:
     """Why a run is refused in a folder that another process holds."""
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
     return f"{folder}: {who} is running in this folder. Wait for it, stop it, or give the job another name."
-
-
-def _beat(file: IO[str], stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_S):
-        _write(file, _myself())
 
 
 def _write(file: IO[str], owner: LockHolder) -> None:

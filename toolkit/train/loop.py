@@ -234,7 +234,7 @@ def try_largest_batch(
             if not increase_checkpointing():
                 _forward_backward_split_batch(run, len(batch), [batch], step_fn, batch, trial=True)
                 message = f"the largest batch ({len(batch)} images) does not fit; it is split in two, which is slower."
-                return f"{message} {run.oom_hint}"
+                return f"{message} {run.oom_hint()}"
     finally:
         _zero_grad(run)
 
@@ -248,7 +248,7 @@ def _free_memory(run: Run) -> None:
 
 
 def _out_of_memory_message(run: Run, batch: Batch) -> str:
-    return f"out of memory with {', '.join(batch.names)} ({batch.describe()}). {run.oom_hint}".rstrip()
+    return f"out of memory with {', '.join(batch.names)} ({batch.describe()}). {run.oom_hint()}".rstrip()
 
 
 def _optimizer_step(run: Run, losses: StepLossBuffer) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -281,7 +281,7 @@ def _zero_grad(run: Run) -> None:
 def _host_metrics(run: Run) -> StepResult:
     """The metrics of the step just done that need no copy from the device."""
     nan, done = float("nan"), run.state.step - 1
-    lrs = {name: role.lr_at(done) for name, role in run.roles.items()}
+    lrs = {name: role.lr * role.schedule(done) for name, role in run.roles.items()}
     by_group = next(iter(run.roles.values())).learning_rates()
     if len(run.roles) > 1:
         by_group = lrs | {

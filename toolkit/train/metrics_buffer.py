@@ -22,7 +22,7 @@ from torch import Tensor
 
 from toolkit.data.types import Batch
 from toolkit.errors import RunError
-from toolkit.train.interface import StepLosses, StepResult
+from toolkit.train.interface import SampleSource, StepLosses, StepResult
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
@@ -64,17 +64,18 @@ class StepTimer:
 
 MAX_CONSECUTIVE_SKIPS = 3
 FETCH_EVERY = 10
+"""Optimizer steps between two flushes, where metrics are on another device than the CPU."""
+
 METRICS_SYNC_SECONDS = 1.0
 BLOCKED_FETCH_S = 120.0
 
 
-def metrics_sync_interval(device: torch.device) -> int:
-    """Optimizer steps between two flushes; 1 on the CPU, where nothing is gained by delaying them."""
-    return 1 if device.type == "cpu" else FETCH_EVERY
-
-
 LEVEL = "/"
 """Between the name of a metric and the number of a further noise level of each sample."""
+
+
+ROW = "row"
+"""Name under which the place of each value's sample passes through `_with_levels`."""
 
 
 def _with_levels(by_sample: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
@@ -103,13 +104,16 @@ class StepLossBuffer:
         self.numbers: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         """Metric name -> of each micro-batch that has it: number of samples, and their mean (0-dim)."""
 
-        self.names: list[str] = []
+        self.sources: list[SampleSource] = []
+        """Of each sample."""
+
         self.uses: list[tuple[int, int]] = []
         """(epoch, position) of each sample."""
 
     def add(self, batch: Batch, losses: StepLosses, roles: Collection[str]) -> None:
         """Adds the losses and metrics of one micro-batch, except `shares`. roles: those trained in this step."""
-        self.names.extend(batch.names)
+        shape = batch.describe()
+        self.sources.extend(SampleSource(name, shape) for name in batch.names)
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
         learned = list({id(loss_B): loss_B for role, loss_B in losses.by_role.items() if role in roles}.values())
         loss_B = {"loss": cast("Tensor", sum(learned))} if learned else {}
@@ -156,8 +160,12 @@ class PendingStepMetrics:
             name: tuple(value for _ in tensors for value in next(values))
             for name, tensors in self.losses.per_sample.items()
         }
+        sources = self.losses.sources
         if "t" in by_sample:
-            by_sample = _with_levels(by_sample)
+            rows = tuple(range(len(sources)))
+            levels = {f"{ROW}{name[1:]}": rows for name in by_sample if name.split(LEVEL)[0] == "t"}
+            by_sample = _with_levels(by_sample | levels)
+            sources = [sources[int(row)] for row in by_sample.pop(ROW)]
         numbers = {}
         for name, counted in self.losses.numbers.items():
             total = sum(count * next(values)[0] for count, _ in counted)
@@ -173,6 +181,7 @@ class PendingStepMetrics:
             loss=sum(own) if own else float("nan"),
             grad_norm=steps[0].grad_norm if len(steps) == 1 else math.hypot(*(role.grad_norm for role in steps)),
             per_sample=by_sample,
+            sources=tuple(sources),
             step_s=step_s,
             data_s=data_s,
             skipped=any(role.skipped for role in steps),
@@ -208,11 +217,18 @@ class MetricsBuffer:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        with self._timer.track("step"), _warning_when_blocked(pending[-1].known.step):
-            values = iter(to_host([tensor for step in pending for tensor in step.tensors()]))
+        message = f"step {pending[-1].known.step}: the device has not answered for {BLOCKED_FETCH_S:g} s."
+        blocked = threading.Timer(BLOCKED_FETCH_S, logger.warning, [f"{message} See what `nvidia-smi` says."])
+        blocked.daemon = True
+        blocked.start()
+        try:
+            with self._timer.track("step"):
+                values = iter(to_host([tensor for step in pending for tensor in step.tensors()]))
+        finally:
+            blocked.cancel()
         step_s, data_s = (seconds / len(pending) for seconds in self._timer.lap())
         for step in pending:
-            self._publish(step.result(values, step_s, data_s), step.losses.names)
+            self._publish(step.result(values, step_s, data_s), [source.name for source in step.losses.sources])
         self._flushed_at = time.monotonic()
 
     def _publish(self, result: StepResult, names: Sequence[str]) -> None:
@@ -231,19 +247,6 @@ class MetricsBuffer:
                 f"nothing was learned in them. Images of the last step: {', '.join(dict.fromkeys(names))}. "
                 "Look at these files, or lower train.lr."
             )
-
-
-@contextmanager
-def _warning_when_blocked(step: int) -> Iterator[None]:
-    """A warning while the block lasts longer than BLOCKED_FETCH_S: the device is busy for long, or hangs."""
-    message = f"step {step}: the device has not answered for {BLOCKED_FETCH_S:g} s. See what `nvidia-smi` says."
-    timer = threading.Timer(BLOCKED_FETCH_S, logger.warning, [message])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from toolkit.config.output import SamplePicture
+from toolkit.config.sections import DiffusionSection
 from toolkit.data.captions import inject_trigger
 from toolkit.files.run_files import final_files, step_files
 from toolkit.files.writing import TOOLKIT_ROOT
@@ -47,6 +48,10 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     shown = list(_flags(section))
     if files[0].is_dir():
         return [command("generate", "--model", files[0], *shown), report]
+    if isinstance(section, DiffusionSection) and section.network.trains_model:  # a single file of the transformer
+        model = section.model.name_or_path
+        whole = command("generate", "--model", model, "--transformer-path", files[0], *shown)
+        return [report] if Path(model).expanduser().is_file() else [whole, report]
     saved = [paths[0] for _, paths in sorted(step_files(folder, name).items())][-MOST_COLUMNS:]
     compared = saved if len(saved) > 1 else [files[0], "--strength", 0.5, 0.75, 1]
     return [

@@ -8,7 +8,7 @@ leaves weights, optimizer state and EMA exactly as they were."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import prod
@@ -21,6 +21,7 @@ from toolkit.errors import RunError
 from toolkit.optim.ema import Ema, PowerAverages
 from toolkit.optim.optimizers import AnyOptimizer, eval_mode, has_eval_mode, state_tensors, step_if
 from toolkit.optim.schedules import Schedule
+from toolkit.system.device import to_device
 from toolkit.system.sharded_param import RowShard
 
 CLIP_EPSILON = 1e-6
@@ -68,8 +69,15 @@ class OptimizerStep:
 class StandardStep(OptimizerStep):
     """Accumulates the gradients of all parameters, clips them by their global norm, and steps once."""
 
-    def norm(self, role: Role) -> Tensor:
-        return _norm(role, role.parameters)
+    def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
+        """names: of the parameters whose gradients count; None: all."""
+        counted = {name: p.grad for name, p in role.parameters.items() if names is None or name in names}
+        gradients = {name: gradient for name, gradient in counted.items() if gradient is not None}
+        if not gradients:
+            return torch.zeros((), device=next(iter(role.parameters.values())).device)
+        first = next(iter(gradients.values()))
+        norms = torch._foreach_norm(list(gradients.values()), 2.0, torch.promote_types(first.dtype, torch.float32))
+        return _total_norm(role, dict(zip(gradients, norms, strict=True)))
 
     def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
         if role.max_grad_norm:
@@ -88,10 +96,46 @@ class ShardedStep(StandardStep):
         """all_reduce_sum: replaces tensors by their sums over the ranks (`ProcessGroup.all_reduce_sum`)."""
         self.all_reduce_sum = all_reduce_sum
 
-    def norm(self, role: Role) -> Tensor:
-        square = _norm(role, role.sharded.keys() & role.parameters.keys()).square()
+    def norm(self, role: Role, names: Collection[str] | None = None) -> Tensor:
+        square = super().norm(role, role.sharded.keys() & role.parameters.keys()).square()
         self.all_reduce_sum([square])
-        return torch.sqrt(square + _norm(role, role.parameters.keys() - role.sharded.keys()).square())
+        return torch.sqrt(square + super().norm(role, role.parameters.keys() - role.sharded.keys()).square())
+
+
+class ZeroGradients:
+    """For how many optimizer steps in a row the gradient of each parameter was zero, or there was none.
+
+    The norms of the gradients are there already, and the counts stay on the device: counting waits for nothing.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """names: of the parameters that are counted."""
+        self.names = tuple(names)
+        self._with_gradient: tuple[str, ...] = ()
+        self._places: Tensor | None = None
+        self._norms_P: Tensor | None = None
+        self._steps_P: Tensor | None = None
+
+    def add(self, with_gradient: tuple[str, ...], norms_P: Tensor) -> None:
+        """One optimizer step. with_gradient: the parameters that have a gradient; norms_P: of these, in their order."""
+        if self._places is None or with_gradient != self._with_gradient:
+            # Copied to the device once, or where a layer is used now and then: module dropout.
+            places = {name: place for place, name in enumerate(self.names)}
+            self._with_gradient = with_gradient
+            self._places = to_device(torch.tensor([places.get(n, len(places)) for n in with_gradient]), norms_P.device)
+        if self._norms_P is None or self._steps_P is None:
+            self._norms_P = norms_P.new_zeros(len(self.names) + 1)  # the last is that of all other parameters
+            self._steps_P = torch.zeros(len(self.names) + 1, dtype=torch.int32, device=norms_P.device)
+        self._norms_P.zero_().index_copy_(0, self._places, norms_P)
+        self._steps_P.add_(1).mul_(self._norms_P == 0)
+
+    def steps(self) -> dict[str, int]:
+        """By the parameter's name; waits for the device."""
+        return {} if self._steps_P is None else dict(zip(self.names, self._steps_P.tolist(), strict=False))
+
+    def is_absent(self, name: str) -> bool:
+        """Whether a parameter had no gradient at all in the last step."""
+        return name not in self._with_gradient
 
 
 @dataclass
@@ -124,8 +168,15 @@ class Role:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors that `after_step` changes and no gradient does, by name: part of a checkpoint, not of the EMA."""
 
+    further: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Further tensors of a checkpoint, by the stem of their file and by name. A checkpoint without the file is read
+    too."""
+
     sharded: Mapping[str, RowShard] = field(default_factory=dict)
     """Sharded parameters by name (`Network.sharded_params`)."""
+
+    zero_gradients: ZeroGradients | None = None
+    """Counted where a callback has asked for it; not by `ShardedStep`, whose gradients are parts."""
 
     @property
     def size(self) -> int:
@@ -147,10 +198,6 @@ class Role:
         """The parameters and buffers, as they are in a checkpoint."""
         return {**self.parameters, **self.buffers}
 
-    def lr_at(self, step: int) -> float:
-        """The base learning rate of the next step when `step` are done."""
-        return self.lr * self.schedule(step)
-
     def set_learning_rates(self, step: int) -> None:
         """Sets the learning rate of each parameter group for the next step when `step` are done."""
         groups = self.optimizer.param_groups
@@ -159,7 +206,7 @@ class Role:
             group["lr"] = base * self.schedule(step)
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates of the step just done beyond `lr_at`, by name.
+        """The learning rates of the step just done beyond that of the role, by name.
 
         Those of several parameter groups, and those that an optimizer estimates (Prodigy's and D-Adaptation's `d`).
         """
@@ -208,14 +255,13 @@ def clip_(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
         torch._foreach_mul_(list(gradients), factor)
 
 
-def _norm(role: Role, names: Collection[str]) -> Tensor:
-    """Norm of the gradients of these parameters, 0-dim float32."""
-    gradients = [p.grad for name, p in role.parameters.items() if name in names and p.grad is not None]
-    if not gradients:
-        return torch.zeros((), device=next(iter(role.parameters.values())).device)
-    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
-    norms = torch._foreach_norm(gradients, 2.0, dtype)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+def _total_norm(role: Role, norms: Mapping[str, Tensor]) -> Tensor:
+    """Of all gradients, from the norm of each; empty ones are counted where that is asked for."""
+    device = next(iter(norms.values())).device
+    norms_P = torch.stack([norm.to(device) for norm in norms.values()])
+    if role.zero_gradients:
+        role.zero_gradients.add(tuple(norms), norms_P)
+    return torch.linalg.vector_norm(norms_P)
 
 
 def _answers_at_once(parameter: Tensor) -> bool:
@@ -258,7 +304,7 @@ class OptimizerInBackward(OptimizerStep):
         self._mode: Mode = self._idle
         self._max_norm = 0.0
         self._finite = torch.tensor(False)
-        self._norms: list[Tensor] = []
+        self._norms: dict[nn.Parameter, Tensor] = {}
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._complete)
 
@@ -288,7 +334,7 @@ class OptimizerInBackward(OptimizerStep):
     def _step(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None  # autograd has just completed it
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
-        self._norms.append(norm)
+        self._norms[parameter] = norm
         if self._max_norm:
             clip_([parameter.grad], norm, self._max_norm)
         step_ok = self._finite & torch.isfinite(norm)
@@ -302,13 +348,15 @@ class OptimizerInBackward(OptimizerStep):
         for parameter in self.parameters:
             if parameter.grad is not None:  # a parameter that the last micro-batch did not use
                 self._complete(parameter)
-        zero = torch.zeros((), device=self.parameters[0].device)
-        return torch.linalg.vector_norm(torch.stack(self._norms or [zero]))
+        if not self._norms:
+            return torch.zeros((), device=self.parameters[0].device)
+        names = {parameter: name for name, parameter in role.parameters.items()}
+        return _total_norm(role, {names[parameter]: norm for parameter, norm in self._norms.items()})
 
     def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
         numbers = post_step(role, step_ok)
         self.zero_grad(role)
-        self._norms = []
+        self._norms = {}
         return numbers
 
     def zero_grad(self, role: Role) -> None:

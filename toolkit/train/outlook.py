@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import single_files
@@ -103,53 +103,25 @@ class ModelOutlook:
             yield message
 
 
-@dataclass(frozen=True)
-class DiskOutlook:
+class DiskOutlook(NamedTuple):
     """The disk that states and network files of a run take at most, in bytes."""
 
-    needed: int
-    there: int
+    needed_bytes: int
+    there_bytes: int
     """Of it, what an earlier start has left in the folder."""
 
-    free: int
-
-    @classmethod
-    def of(cls, folder: Path, needed: int) -> DiskOutlook:
-        """needed: bytes of all states and files that are there at once."""
-        states = sum(found.size for found in list_checkpoints(folder))
-        files = sum(found.size for found in list_network_files(folder))
-        return cls(needed, min(needed, states + files), free_space(folder))
-
-    def to_json(self) -> dict[str, int]:
-        return {"needed_bytes": self.needed, "there_bytes": self.there, "free_bytes": self.free}
-
-    def line(self) -> str:
-        there = f", of which {readable_size(self.there)} are there" if self.there else ""
-        short = self.needed - self.there > self.free
-        line = f"disk: up to {readable_size(self.needed)} of states and files{there} ({readable_size(self.free)} free)"
-        return f"warning: {line}: too little, saves are put off once the disk is full" if short else line
+    free_bytes: int
 
 
-@dataclass(frozen=True)
-class TimeOutlook:
+class TimeOutlook(NamedTuple):
     """The time of the optimizer steps that are left, calculated for the GPU that is there."""
 
     steps: int
     step_s: float
     """Seconds per optimizer step."""
 
-    gpu: str
-
-    def to_json(self) -> dict[str, Any]:
-        seconds = round(self.steps * self.step_s, 1)
-        return {"steps": self.steps, "step_s": self.step_s, "seconds": seconds, "calculated_for": self.gpu}
-
-    def line(self) -> str:
-        return (
-            f"time: about {duration(self.steps * self.step_s)} for {self.steps:,} steps of {self.step_s:.3g} s, "
-            f"calculated for {self.gpu} at {EFFICIENCY:.0%} of its peak, not measured; loading, encoding, saving and "
-            "sampling come on top"
-        )
+    seconds: float
+    calculated_for: str
 
 
 Beginning = Literal["new", "resumes", "complete", "refused"]
@@ -211,8 +183,8 @@ class Outlook:
 
     def to_json(self) -> dict[str, Any]:
         trains = {
-            "disk": self.disk.to_json() if self.disk else None,
-            "time": self.time.to_json() if self.time else None,
+            "disk": self.disk._asdict() if self.disk else None,
+            "time": self.time._asdict() if self.time else None,
             "start": self.start.to_json() if self.start else None,
         }
         return {
@@ -227,11 +199,22 @@ class Outlook:
 
     def tail(self) -> tuple[str, ...]:
         """Lines at the end of a plan."""
-        lines = []
-        if self.start and self.start.what in ("new", "resumes"):
-            lines = [self.disk.line()] if self.disk else []
+        lines, begins = [], self.start is not None and self.start.what in ("new", "resumes")
+        if begins and (disk := self.disk):
+            there = f", of which {readable_size(disk.there_bytes)} are there" if disk.there_bytes else ""
+            needed = f"disk: up to {readable_size(disk.needed_bytes)} of states and files"
+            line = f"{needed}{there} ({readable_size(disk.free_bytes)} free)"
+            short = disk.needed_bytes - disk.there_bytes > disk.free_bytes
+            lines = [f"warning: {line}: too little, saves are put off once the disk is full" if short else line]
+        if begins and (time := self.time):
+            lines.append(
+                f"time: about {duration(time.steps * time.step_s)} for {time.steps:,} steps of {time.step_s:.3g} s, "
+                f"calculated for {time.calculated_for} at {EFFICIENCY:.0%} of its peak, not measured; loading, "
+                "encoding, saving and sampling come on top"
+            )
+        elif begins:
             why = "nor is the number of steps" if self.steps == UNTIL_THE_DATA_ENDS else "the first steps will tell"
-            lines.append(self.time.line() if self.time else f"time: not known, {why}")
+            lines.append(f"time: not known, {why}")
         if self.start:
             lines.append(self.start.line(self.steps))
         reasons = (reason.replace("\n", "\n    ") for reason in self.refusals)
@@ -261,16 +244,17 @@ def run_outlook(
     else:
         of_model = tuple(models.refusals(section.device, model)) if models and model else ()
         refusals = (*filter(None, [start.reason]), *of_model, *refusals)
+    disk = time = None
+    if needed_bytes is not None:
+        there = sum(state.size for state in list_checkpoints(folder))
+        there += sum(file.size for file in list_network_files(folder))
+        disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
     gpu = gpu_name(section.device) if plan.step_work else ""
     step_s = plan.step_work.seconds(gpu) if plan.step_work else None
-    return Outlook(
-        model=models,
-        steps=steps,
-        disk=None if needed_bytes is None else DiskOutlook.of(folder, needed_bytes),
-        time=TimeOutlook(max(0, steps - start.step), step_s, gpu) if step_s and steps != UNTIL_THE_DATA_ENDS else None,
-        start=start,
-        refusals=refusals,
-    )
+    if step_s and steps != UNTIL_THE_DATA_ENDS:
+        left = max(0, steps - start.step)
+        time = TimeOutlook(left, step_s, round(left * step_s, 1), gpu)
+    return Outlook(models, steps, disk, time, start, refusals)
 
 
 def _start(

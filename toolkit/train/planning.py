@@ -15,13 +15,21 @@ from typing import Any, Generic, TypeVar
 from toolkit.config.dataset import LOSS
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig, TrainingSection
-from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig, TrainConfig
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig
+from toolkit.config.train import (
+    LEAST_IMAGES,
+    LEAST_LATER,
+    MAX_STEPS,
+    UNTIL_THE_DATA_ENDS,
+    OptimizerConfig,
+    TrainConfig,
+)
 from toolkit.data.captions import prompt_warnings
 from toolkit.data.image_data import ImageData
 from toolkit.data.run_plan import RunPlan, SaveSize, StepWork, folder_plans, optimizer_steps
-from toolkit.data.scan_cache import CACHE_FOLDER
+from toolkit.data.types import BucketedSample
 from toolkit.errors import UserError
+from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_from_config
 from toolkit.memory.oom_hints import shortage_of
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
@@ -85,8 +93,11 @@ class Planner(ABC, Generic[SectionT]):
         return [("train", self.section.train)]
 
     def length_notes(self, steps: int) -> Iterator[str]:
-        """Warnings of what a run of so many optimizer steps ends before."""
-        yield from too_short_notes(self.section, steps)
+        """Warnings of what a run of so many optimizer steps ends before: `stop_when` may average over more."""
+        stop = self.section.stop_when
+        if stop and stop.below is not None and not stop.metric.startswith(LOSS) and stop.smooth > steps:
+            mean = f"its mean is over {stop.smooth:,} steps (stop_when.smooth)"
+            yield f"warning: stop_when has no effect: {mean}, and the run has {steps:,}"
 
     def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
         """What the program computes differently for this job than the one that recorded `revision`."""
@@ -104,6 +115,9 @@ class Planner(ABC, Generic[SectionT]):
         section, train = self.section, self.section.train
         batches, steps = data.micro_batches(train.batch_size), data.optimizer_steps(train)
         memory = self.memory(data)
+        # What `train.compile: auto` does on this machine, as far as it can be known without torch.
+        asks = isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
+        compiling = compiling_note() if asks and self.machine.kind == "cuda" else None
         pictures = section.sample_pictures() if hasattr(section, "sample_pictures") else ()
         return RunPlan(
             type=section.type,
@@ -121,9 +135,10 @@ class Planner(ABC, Generic[SectionT]):
                 *prompt_warnings([picture.prompt for picture in pictures], section.trigger_words()),
                 *(data.split.notes if data.split else ()),
                 *(self.describe_memory(data, memory) if memory else ()),
-                *compile_notes(train, self.machine),
+                *filter(None, [compiling]),
                 *self._schedule_notes(steps),
                 *self.length_notes(steps),
+                *evidence_notes(section, data.held_out, batches, steps),
                 *ema_notes(section, steps, batches),
             ),
             memory=memory,
@@ -158,14 +173,18 @@ class Planner(ABC, Generic[SectionT]):
         return replace(plan, outlook=outlook)
 
     def _schedule_notes(self, steps: int) -> Iterator[str]:
-        """Warnings of each optimizer's schedule, once where they are the same."""
+        """Warnings where warm-up and decay of an optimizer's schedule do not fit into the run, and of a rate that comes
+        to nothing early; once where they are the same."""
         optimizers = list(self.optimizers())
         found: dict[str, list[str]] = {}
         for key, settings in optimizers:
-            for line in schedule_notes(settings, steps):
+            scheduler, params = settings.lr_scheduler, settings.lr_scheduler_params
+            fields = ScheduleArgs.named_in(settings)
+            excess = overfull(scheduler, course_of(steps, params=params, **fields))
+            for line in filter(None, (excess, early_end(scheduler, steps, params, **fields))):
                 found.setdefault(line, []).append(key.rpartition(".")[2])
         for line, keys in found.items():
-            yield line + (f" ({', '.join(keys)})" if len(keys) < len(optimizers) else "")
+            yield f"warning: {line}" + (f" ({', '.join(keys)})" if len(keys) < len(optimizers) else "")
 
 
 # ------------------------------------------------------------ what a start refuses
@@ -214,28 +233,26 @@ def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
         yield f"{count:,} image{'s have' if count > 1 else ' has'} an alpha channel: {outcome}"
 
 
-def schedule_notes(train: OptimizerConfig, steps: int) -> Iterator[str]:
-    """Warnings where warm-up and decay do not fit into the run, and of a rate that comes to nothing early."""
-    fields, params = ScheduleArgs.named_in(train), train.lr_scheduler_params
-    course = course_of(steps, params=params, **fields)
-    for line in (overfull(train.lr_scheduler, course), early_end(train.lr_scheduler, steps, params, **fields)):
-        if line:
-            yield f"warning: {line}"
-
-
-def compile_notes(train: OptimizationConfig, machine: Machine) -> Iterator[str]:
-    """What `train.compile: auto` does on this machine, as far as it can be known without torch."""
-    is_asked = isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
-    if is_asked and machine.kind == "cuda" and (note := compiling_note()):
-        yield note
-
-
-def too_short_notes(section: TrainingSection, steps: int) -> Iterator[str]:
-    """A warning where `stop_when` averages over more steps than the run has."""
-    stop = section.stop_when
-    if stop and not stop.metric.startswith(LOSS) and stop.smooth > steps:
-        mean = f"its mean is over {stop.smooth:,} steps (stop_when.smooth)"
-        yield f"warning: stop_when has no effect: {mean}, and the run has {steps:,}"
+def evidence_notes(
+    section: TrainerConfig, held_out: Iterable[BucketedSample], micro_batches: int, steps: int
+) -> Iterator[str]:
+    """Warnings where `stop_when.no_better_within` can never end the run. micro_batches: of an epoch."""
+    stop, validation = section.stop_when, section.validation
+    if stop is None or stop.no_better_within is None or validation is None:
+        return
+    never = "warning: stop_when.no_better_within will never stop this run:"
+    images = len({item.sample.image for item in held_out})
+    if images < LEAST_IMAGES:
+        yield f"{never} it needs {LEAST_IMAGES} validation images or more, and there are {images}"
+    by_epochs = optimizer_steps(0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation)
+    every = min(each for each in (validation.every, by_epochs, MAX_STEPS) if each)
+    if steps == UNTIL_THE_DATA_ENDS:
+        yield f"{never} its number of steps is not known. Set 'train.steps' or 'train.step_limit'"
+    elif (steps - 1) // every < LEAST_LATER:
+        yield (
+            f"{never} it needs {LEAST_LATER} validations after the best one and before the end, and there are "
+            f"{(steps - 1) // every} in all. Lower 'validation.every'"
+        )
 
 
 def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterator[str]:

@@ -65,7 +65,12 @@ def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: boo
         return None, True
     if resume != "auto":
         path = root / f"step_{resume:09d}" if isinstance(resume, int) else Path(resume).expanduser()
-        return _checked(path, root, by_hash), False
+        problem = "its name has to be step_ and nine digits" if not is_state_name(path.name) else None
+        problem = problem or (verify(path, by_hash) if path.is_dir() else "it does not exist")
+        if problem:
+            available = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
+            raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {available}.")
+        return path, False
     newest = latest_checkpoint(root, by_hash)
     if newest is None and checkpoint_folders(root):
         if not restart:
@@ -75,15 +80,6 @@ def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: boo
             )
         return None, True
     return newest, False
-
-
-def _checked(path: Path, root: Path, by_hash: bool) -> Path:
-    problem = "its name has to be step_ and nine digits" if not is_state_name(path.name) else None
-    problem = problem or (verify(path, by_hash) if path.is_dir() else "it does not exist")
-    if problem:
-        available = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
-        raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {available}.")
-    return path
 
 
 def archive_run(folder: Path) -> None:
@@ -214,14 +210,27 @@ def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, 
 
 
 STOP_KEY = "stop_when"
-"""The entry of `TrainState.extra` with the last values of the metric."""
+"""The entry of `TrainState.extra` with the last values of the metric, or what the last validation said."""
+
+FORECAST = "forecast"
+"""In that entry: `confidence`, and what a `Forecast` has."""
 
 
 def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, Any]) -> str | None:
     """Why `stop_when` settings end a run with this `TrainState` step and extra; None where they do not."""
-    if settings is None or step == 0 or step < settings.min_steps or step % settings.check_every:
+    if settings is None or step == 0 or step < settings.min_steps:
         return None
     saved = extra.get(STOP_KEY, {})
+    if settings.no_better_within is not None:
+        found = saved.get(FORECAST, {})
+        if found.get("confidence") != settings.no_better_within or found["gain"] >= found["resolvable"]:
+            return None
+        return (
+            f"stop_when: at {settings.no_better_within:.4g} confidence no later step will be better than step "
+            f"{found['best']} by {found['resolvable']:.3g}, the least that these images resolve"
+        )
+    if settings.below is None or step % settings.check_every:
+        return None
     values = saved.get("values", [])[-settings.smooth :]
     if saved.get("metric") != settings.metric or len(values) < settings.smooth:
         return None

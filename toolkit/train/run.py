@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.interface import StepResult, TrainState
 from toolkit.train.optimizer_step import Role
@@ -80,7 +81,7 @@ class Run:
     checkpoint_metadata: dict[str, Any] = field(default_factory=dict)
     """Further JSON values of every checkpoint: the settings, the dataset."""
 
-    oom_hint: str = ""
+    oom_hint: Callable[[], str] = lambda: ""
     """What the user can change after an out-of-memory error, most effective first."""
 
     loss_scaler: LossScaler | None = None
@@ -104,9 +105,6 @@ class Run:
     flush_metrics: Callable[[], None] = lambda: None
     """Set by the loop: copies the metrics of all steps so far to the host and passes them to the callbacks."""
 
-    log: Callable[[int, dict[str, float]], None] = lambda step, values: None
-    """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's trackers."""
-
     status_fields: dict[str, Any] = field(default_factory=dict)
     """JSON values that callbacks add to run.json."""
 
@@ -115,6 +113,19 @@ class Run:
 
     early_stop_reason: str | None = None
     """Why the run is complete before `steps`; set by a callback, or where the source of batches ends."""
+
+    def event(self, event: str, **details: object) -> None:
+        """Adds an event with its details (JSON values) to events.jsonl, then tells the callbacks that hear it. Also
+        called by the thread that saves."""
+        EventLog(self.folder / EVENTS).add(event, **details)
+        for callback in self.callbacks:
+            if event in callback.hears:
+                callback.event(event, **details)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's trackers."""
+        for callback in self.callbacks:
+            callback.log(step, values)
 
     @contextmanager
     def using_eval_weights_local(self) -> Iterator[None]:
@@ -148,6 +159,9 @@ class Callback:
     included_in_step_time = True
     """Whether its time counts in `step_s`: logging does, saving and sampling do not."""
 
+    hears: Sequence[str] = ()
+    """Names of the events that `event` is told: `save`, `sample` and others."""
+
     def on_start(self, run: Run) -> None:
         """Before the first step of this process; `run.state.step` is 0, or the step that the run resumes from."""
 
@@ -162,6 +176,12 @@ class Callback:
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
         """The losses of a validation of `run.state.step`, by their logged name."""
+
+    def event(self, event: str, **details: Any) -> None:
+        """One of the events that it `hears` is recorded; also before this callback's `on_start`."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Further metrics of a step (`Run.log`)."""
 
     def on_end(self, run: Run, finished: bool) -> None:
         """After the last step; `finished` is False when a stop was requested before all steps were done."""

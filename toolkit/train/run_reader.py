@@ -5,8 +5,10 @@ be missing, half written, damaged, or of another program.
 
     for run in list_runs(Path("output")):
         print(run.name, run.status, run.step, run.total_steps)
-    rows = read_metrics(run.folder)                      # all rows
-    rows = read_metrics(run.folder, since=rows.cursor)   # only new rows
+    with rows_by_step(run.folder / "metrics.jsonl") as rows:
+        losses = [row["loss"] for row in rows]
+    events = read_events(run.folder)                        # all rows
+    events = read_events(run.folder, since=events.cursor)   # only new rows
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from statistics import fmean
 from typing import Any, BinaryIO
 
 from toolkit.errors import RunError
 from toolkit.files import run_files
-from toolkit.files.writing import open_regular, read_regular
+from toolkit.files.writing import open_regular
 from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, step_of, verify
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.lock import LockHolder, read_lock
@@ -124,15 +127,15 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a `.jsonl` file."""
+    """Rows of events.jsonl."""
 
     rows: tuple[Row, ...]
     cursor: str
     """Pass it as `since` to the next call: short text, valid in JSON and in a URL without escaping."""
 
     anew: bool
-    """True: these are all rows of the file and replace those read before (first call, or the run went back to an
-    earlier step or started again). False: they follow the rows read before."""
+    """True: these are all rows of the file and replace those read before (first call, or a run that started again).
+    False: they follow the rows read before."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,9 @@ class SampleImage:
 
     prompt: str | None
     """The prompt with the trigger word; None where events.jsonl has none."""
+
+    drift: str | None = None
+    """How it lies on the reference that it edits, in words; None where events.jsonl has nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -224,14 +230,14 @@ def _is_run(folder: Path) -> bool:
         return True
     # A copy without its lock file. A run that was moved aside has none either, and does not count.
     is_aside = _MOVED_ASIDE.fullmatch(folder.name) is not None
-    return not is_aside and folder.parent.name != run_files.SUPERSEDED and "status" in _document(folder)
+    return not is_aside and folder.parent.name != run_files.SUPERSEDED and "status" in run_files.read_status(folder)
 
 
 def _info(folder: Path) -> RunInfo:
     for _ in range(2):
         # A run releases the lock after its last write, so run.json is read after the lock. A run that starts in between
         # looks as if it had been killed, but not a second time.
-        lock, document = read_lock(folder), _document(folder)
+        lock, document = read_lock(folder), run_files.read_status(folder)
         status = _status(lock.held, lock.owner, document)
         if status is not RunStatus.KILLED:
             break
@@ -276,55 +282,42 @@ def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
     return RunStatus(recorded) if recorded in list(RunStatus) else RunStatus.UNKNOWN
 
 
-def _document(folder: Path) -> Row:
-    """run.json; empty when it is missing or damaged."""
-    try:
-        return row_of(read_regular(folder / run_files.STATUS)) or {}
-    except OSError:
-        return {}
-
-
 # ------------------------------------------------------------ rows
 
 
-def read_metrics(folder: Path, since: str = "") -> Rows:
-    """Rows of metrics.jsonl, each optimizer step once; see `Rows`. since: the cursor of the previous call.
-
-    A line that is being written is left for the next call; damaged ones are left out.
-    """
-    return _read_rows(folder / run_files.METRICS, since, by_step=True)
-
-
-def read_validation(folder: Path, since: str = "") -> Rows:
-    """Rows of validation.jsonl, each validated step once; as `read_metrics`."""
-    return _read_rows(folder / run_files.VALIDATION, since, by_step=True)
+def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
+    """Step -> image, by its hash -> its loss, the mean over noise levels and sizes; of the images of the latest
+    validation. Empty for runs without `validation`, and for those of earlier versions."""
+    with rows_by_step(folder / run_files.VALIDATION_IMAGES) as by_step:
+        rows = list(by_step)
+    found: dict[int, dict[str, float]] = {}
+    for row in rows:
+        losses = row.get("losses")
+        if row.get("of") == rows[-1].get("of") and isinstance(losses, dict):
+            numbers = {image: _numbers(values) for image, values in losses.items()}
+            found[step_of_row(row)] = {image: fmean(values) for image, values in numbers.items() if values}
+    return {step: losses for step, losses in found.items() if losses.keys() == found[max(found)].keys()}
 
 
 def read_events(folder: Path, since: str = "") -> Rows:
-    """Rows of events.jsonl, those of repeated steps included; as `read_metrics`."""
-    return _read_rows(folder / run_files.EVENTS, since, by_step=False)
+    """Rows of events.jsonl, those of repeated steps included; see `Rows`. since: the cursor of the previous call.
 
-
-def _read_rows(path: Path, since: str, by_step: bool) -> Rows:
-    """A cursor is `<offset>-<last step>-<hash of the bytes before the offset>`.
-
-    A run that goes back replaces the file by a shorter one, which may have grown beyond the offset since. The hash
-    detects it, because the lines differ at least in their times.
+    A line that is being written is left for the next call; damaged ones are left out. A cursor is `<offset>-<hash of
+    the bytes before the offset>`: a file that was replaced may have grown beyond the offset since, and the hash detects
+    it, because the lines differ at least in their times.
     """
-    offset, last, digest = _parse(since)
+    path = folder / run_files.EVENTS
+    match = re.fullmatch(r"(\d{1,18})-([0-9a-f]{16})", since, re.ASCII)
+    offset = int(match[1]) if match else 0
     try:
         with open_regular(path) as file:
-            if offset and digest_before(file, offset) != digest:
-                offset, last = 0, -1
+            if match and digest_before(file, offset) != match[2]:
+                offset = 0
             file.seek(offset)
-            rows, end = _whole_lines(file.read())
-            if offset and by_step and any(step <= last for step in map(step_of_row, rows)):
-                offset, last = 0, -1
-                file.seek(0)
-                rows, end = _whole_lines(file.read())
-            rows = _latest_of_each_step(rows) if by_step else rows
-            last = max((step_of_row(row) for row in rows), default=last) if by_step else last
-            cursor = f"{offset + end}-{max(last, -1) + 1}-{digest_before(file, offset + end)}"
+            data = file.read()
+            end = data.rfind(b"\n") + 1
+            rows = [row for line in data[:end].splitlines() if (row := row_of(line)) is not None]
+            cursor = f"{offset + end}-{digest_before(file, offset + end)}"
     except OSError as error:
         _tell(path, error)
         return Rows((), "", anew=True)
@@ -337,23 +330,11 @@ def _tell(path: Path, error: OSError) -> None:
         logger.warning(f"{path}: cannot be read: {error.strerror or error}")
 
 
-def _parse(cursor: str) -> tuple[int, int, str]:
-    """Offset, last step and hash; those of the beginning for an invalid cursor."""
-    match = re.fullmatch(r"(\d{1,18})-(\d{1,18})-([0-9a-f]{16})", cursor, re.ASCII)
-    return (int(match[1]), int(match[2]) - 1, match[3]) if match else (0, -1, "")
-
-
 def digest_before(file: BinaryIO, offset: int) -> str:
     """A hash of the bytes before an offset, by which a reader knows that a file was replaced since."""
     begin = max(0, offset - _TAIL_BYTES)
     file.seek(begin)
     return hashlib.sha256(file.read(offset - begin)).hexdigest()[:16]
-
-
-def _whole_lines(data: bytes) -> tuple[list[Row], int]:
-    """The rows of all complete, valid lines, and where the last complete line ends."""
-    end = data.rfind(b"\n") + 1
-    return [row for line in data[:end].splitlines() if (row := row_of(line)) is not None], end
 
 
 def row_of(data: bytes) -> Row | None:
@@ -365,17 +346,6 @@ def row_of(data: bytes) -> Row | None:
     return value if isinstance(value, dict) else None
 
 
-def _latest_of_each_step(rows: list[Row]) -> list[Row]:
-    """Drops rows without a step; a row replaces earlier rows of its step and later steps."""
-    kept: list[Row] = []
-    for row in rows:
-        if (step := step_of_row(row)) >= 0:
-            while kept and step_of_row(kept[-1]) >= step:
-                kept.pop()
-            kept.append(row)
-    return kept
-
-
 def step_of_row(row: Row) -> int:
     """Its optimizer step; -1 for a row without one."""
     step = _whole(row, "step")
@@ -383,7 +353,8 @@ def step_of_row(row: Row) -> int:
 
 
 class StepRows:
-    """The rows of a `.jsonl` file, each optimizer step once as in `read_metrics`, in the order of their steps. They are
+    """The rows of a `.jsonl` file in the order of their optimizer steps, each step once: a row replaces earlier rows of
+    its step and later steps; lines without a step, damaged ones and one that is being written are left out. They are
     read anew each time they are iterated: of a million rows 16 MB stay in memory, and what a run writes meanwhile does
     not show."""
 
@@ -397,7 +368,7 @@ class StepRows:
             if not 0 <= (step := step_of_row(row)) < 2**63:
                 continue
             while steps and steps[-1] >= step:
-                self.counts.subtract(self._row_at(self._offsets.pop()))
+                self.counts.subtract(self._row_at(self._offsets.pop()).keys())
                 steps.pop()
             self._offsets.append(offset)
             steps.append(step)
@@ -432,8 +403,8 @@ class StepRows:
 
 @contextmanager
 def rows_by_step(path: Path) -> Iterator[StepRows]:
-    """The rows of metrics.jsonl or validation.jsonl inside the block, for runs of any length; none where the file is
-    missing."""
+    """The rows of metrics.jsonl, validation.jsonl or drift.jsonl inside the block, for runs of any length; none where
+    the file is missing."""
     file: BinaryIO = io.BytesIO()
     try:
         file = open_regular(path)
@@ -448,16 +419,21 @@ def rows_by_step(path: Path) -> Iterator[StepRows]:
 
 def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     """All sample images of a run, by step and index, without those in superseded/."""
-    prompts = {
-        file: prompt or None
-        for event in read_events(folder).rows
-        for file, prompt in zip(_texts(event, "files"), _texts(event, "prompts"), strict=False)
-    }
-    found = []
+    events = read_events(folder).rows
+
+    def by_file(key: str) -> dict[str, str | None]:
+        return {
+            file: text or None
+            for event in events
+            for file, text in zip(_texts(event, "files"), _texts(event, key), strict=False)
+        }
+
+    prompts, drifts, found = by_file("prompts"), by_file("drift"), []
     for path in _entries(folder / run_files.SAMPLES):
         match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
         if match and (time := _generated(path, match["ms"])):
-            found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, prompts.get(path.name)))
+            texts = prompts.get(path.name), drifts.get(path.name)
+            found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, *texts))
     return tuple(sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name)))
 
 
@@ -471,7 +447,7 @@ def _generated(path: Path, ms: str | None) -> datetime | None:
 
 def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
     """The weights that a run has saved: by step, then the best ones, then the final ones."""
-    name = _text(_document(folder), "name") or folder.name
+    name = _text(run_files.read_status(folder), "name") or folder.name
     written = {
         file: _time(event, "time")
         for event in read_events(folder).rows
@@ -534,6 +510,12 @@ def _number(row: Row, key: str) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if abs(value) < 1e300 else None  # neither infinite nor an integer that no float can be
+
+
+def _numbers(value: object) -> list[float]:
+    """Those of a list; empty for what is not one, or has something else in it."""
+    found = [_number({"": each}, "") for each in value] if isinstance(value, list) else []
+    return [each for each in found if each is not None] if None not in found else []
 
 
 def _text(row: Row, key: str) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from textwrap import shorten
@@ -16,15 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from toolkit.config.few_step import DeploymentConfig
 from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import image_size
-from toolkit.data.latent_cache import CacheEntry, CachePair, EncodedDataset, ItemEncoder
-from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder
+from toolkit.data.types import BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, sigmas
 from toolkit.models.interface import DiffusionModel, ModelFacts
+from toolkit.train.drift import Drift, drift_of
 from toolkit.train.interface import Progress
 
 
@@ -45,14 +47,23 @@ class SamplePrompt:
 
     steps: int
     references: tuple[Path, ...] = ()
+    mask: Mask | None = None
+    """Of the first reference that has the shape of the image: what may change is white."""
+
     flow_shift: float | None = None
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""
 
     stretched: bool = True
-    """Whether the sigmas are stretched to the model's own last one (`TimeShift.shift_terminal`), where it has one."""
+    """Whether the sigmas are stretched to the model's last one (`DynamicShift.shift_terminal`), where it has one."""
 
     levels: tuple[float, ...] = ()
     """Noise levels before the shift, as many as steps; none: evenly spaced ones."""
+
+    beside: str = ""
+    """Key of the LoRA file with which it is generated (`DiffusionSection.files_beside`); empty: none."""
+
+    deployment: str = ""
+    """What that way of sampling is called."""
 
     @property
     def guided(self) -> bool:
@@ -69,8 +80,9 @@ class _Encoded:
 
 def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: ModelFacts) -> list[SamplePrompt]:
     """The items of `sample` sections, with sizes that the family can generate."""
-    return [
-        SamplePrompt(
+    prompts = []
+    for item in items:
+        prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, trigger_word, add=False),
             negative=inject_trigger(item.neg, trigger_word, add=False),
             size=family.drawable(Size(item.width, item.height)),
@@ -80,8 +92,50 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
             levels=() if item.sample_steps else family.sample_sigmas,
             flow_shift=item.flow_shift,
             references=tuple(Path(path).expanduser() for path in item.ctrl_img),
+            mask=Mask(str(Path(item.mask_img).expanduser())) if item.mask_img else None,
         )
-        for item in items
+        prompts.append(prompt if item.also is None else deployed(prompt, *item.also))
+    return prompts
+
+
+def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePrompt:
+    """The prompt as an entry of `sample.also` asks for it; a few-step LoRA has its own schedule."""
+    return replace(
+        prompt,
+        guidance_scale=way.cfg,
+        steps=way.steps,
+        levels=(),
+        flow_shift=way.flow_shift,
+        stretched=way.flow_shift is None,
+        beside=key,
+        deployment=way.label,
+    )
+
+
+def edit_prompts(
+    items: Iterable[BucketedSample], most: int, family: ModelFacts, steps: int, guidance_scale: float
+) -> list[SamplePrompt]:
+    """At most so many images of a dataset that have references, each to be made from them by its caption."""
+    edits = list({item.sample.image: item for item in items if item.sample.control_images}.values())[:most]
+    return caption_prompts(edits, family, steps, guidance_scale)
+
+
+def caption_prompts(
+    items: Iterable[BucketedSample], family: ModelFacts, steps: int, guidance_scale: float
+) -> list[SamplePrompt]:
+    """Images of a dataset, each to be made by its caption, with its references; image i has the seed i."""
+    return [
+        SamplePrompt(
+            item.sample.caption,
+            "",
+            family.drawable(item.crop.bucket),
+            seed=index,
+            guidance_scale=guidance_scale,
+            steps=steps,
+            references=tuple(map(Path, item.sample.control_images)),
+            mask=item.sample.mask,
+        )
+        for index, item in enumerate(items)
     ]
 
 
@@ -123,7 +177,7 @@ class Sampler:
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
         entries = self.entries()
         for done, entry in enumerate(entries, start=1):
-            EncodedDataset.read_prompt(entry)
+            entry.read_all()
             progress("sample prompts", done, len(entries))
 
     def entries(self) -> list[CacheEntry]:
@@ -136,14 +190,18 @@ class Sampler:
         """The image of prompt `index`."""
         return to_pil(self.model.decode_latents(self.latents(index)))
 
+    def drift(self, index: int, image: Image.Image) -> Drift | None:
+        """As `drift_of`, of an image of prompt `index`."""
+        prompt = self.prompts[index]
+        return drift_of(image, prompt.references, prompt.mask)
+
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:
         """The latents [1, C, H, W] of prompt `index`, float32."""
         item, encoded = self.prompts[index], self._encoded[index]
-        read, read_prompt = EncodedDataset.read, EncodedDataset.read_prompt
-        references = [tuple(read(entry) for entry in encoded.references)]
-        conditional = self._steps_of(PromptEmbeds.stack([read_prompt(encoded.prompt)]), references)
-        negative = PromptEmbeds.stack([read_prompt(encoded.negative)]) if encoded.negative else None
+        references = [tuple(entry.read() for entry in encoded.references)]
+        conditional = self._steps_of(PromptEmbeds.stack([encoded.prompt.read_all()]), references)
+        negative = PromptEmbeds.stack([encoded.negative.read_all()]) if encoded.negative else None
         unconditional = self._steps_of(negative, references) if negative else None
         guidance = [torch.tensor([item.guidance_scale])] if self.model.family.embeds_guidance else []
 

@@ -5,7 +5,7 @@ Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 from toolkit.config.dataset import LOSS, loss_at, noise_levels
 from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.file_hashes import file_digest
+from toolkit.data.fingerprint import file_digest
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.data.types import BatchSpec, BucketedSample
+from toolkit.data.types import BatchSpec
 from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
 from toolkit.models.interface import DiffusionModel
 from toolkit.system.seeding import generator
@@ -44,6 +44,8 @@ class Validator:
         self._levels = noise_levels(timesteps)
         self._seed = seed
         self._loader = BatchLoader(dataset, seed)
+        self.by_image: dict[str, list[float]] = {}
+        """Of the latest `losses`: hash of an image -> its losses, one per size and noise level."""
 
     @property
     def identity(self) -> str:
@@ -59,27 +61,34 @@ class Validator:
         """
         self._model.prefetch_timesteps(self._levels)
         by_level: list[list[float]] = [[] for _ in self._levels]
+        by_image: dict[str, list[float]] = {}
         for index, item in enumerate(self._dataset.items):
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
-            noise_BCHW = self._noise(item, batch.latents_BCHW.shape[1:])
+            # The item's own noise [1, C, H, W], keyed by the hash of its image.
+            key = (file_digest(item.sample.image), str(item.crop.bucket))
+            random = generator(self._seed, "validation", *key)
+            noise_BCHW = torch.randn((1, *batch.latents_BCHW.shape[1:]), generator=random)
             for level, losses in zip(self._levels, by_level, strict=True):
                 if should_stop():
                     return None
-                losses.append(self._loss(batch, noise_BCHW, level))
+                losses.append(loss_at_level(self._model, self._predict, batch, noise_BCHW, level).item())
+            of_image = by_image.setdefault(key[0], [])
+            of_image += [losses[-1] for losses in by_level]
+        self.by_image = by_image
         means = [fmean(losses) for losses in by_level]
         return {LOSS: fmean(means)} | {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
 
-    def _loss(self, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> float:
-        t_B = torch.tensor([level])
-        mix = INTERPOLANTS[self._model.family.prediction].mix
-        x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
-        predicted_BCHW = self._predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
-        mask_B1HW = batch.loss_mask_B1HW
-        if mask_B1HW is not None:
-            mask_B1HW = mask_B1HW.to(predicted_BCHW.device)
-        return loss_per_sample(predicted_BCHW, target_BCHW.to(predicted_BCHW.device), mask_B1HW=mask_B1HW).item()
 
-    def _noise(self, item: BucketedSample, shape_CHW: Sequence[int]) -> Tensor:
-        """The item's own noise [1, C, H, W], keyed by the hash of its image."""
-        key = (file_digest(item.sample.image), str(item.crop.bucket))
-        return torch.randn((1, *shape_CHW), generator=generator(self._seed, "validation", *key))
+def loss_at_level(
+    model: DiffusionModel, predict: Callable[..., Tensor], batch: LatentBatch, noise_BCHW: Tensor, level: float
+) -> Tensor:
+    """The unweighted loss [1] of a batch of one image with this noise at noise fraction `level`, in [0, 1]. predict: as
+    `model.predict_velocity`."""
+    t_B = torch.tensor([level])
+    mix = INTERPOLANTS[model.family.prediction].mix
+    x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
+    predicted_BCHW = predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
+    device, mask_B1HW = predicted_BCHW.device, batch.loss_mask_B1HW
+    if mask_B1HW is not None:
+        mask_B1HW = mask_B1HW.to(device)
+    return loss_per_sample(predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW)

@@ -8,6 +8,7 @@ text encoder of `TEXT_ENCODERS`. What is constant for a published model differs 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from toolkit.config.model_files import INDEX, read_model_json, weight_files
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
+from toolkit.models.folder_family import BYTES_PER_WEIGHT, DECODE_TENSORS, ENCODE_TENSORS
 from toolkit.models.interface import PREDICTIONS
-from toolkit.number_types import QTYPE_BYTES
 from toolkit.registry import Registry
 
 _ADAPTERS = "extensions.from_scratch.latent_flow.transformers"
@@ -81,9 +82,6 @@ BLOCKS = "transformer_blocks."
 DEFAULT_MAX_TOKENS = 77
 PATCH = 2
 """Latent pixels along one side of a token, where a transformer's config does not say it."""
-
-ENCODE_TENSORS, DECODE_TENSORS = 14, 22
-"""Tensors of the autoencoder's width and the image's size in memory at most; see `toolkit.models.folder_family`."""
 
 
 class LatentFlowFamily(ModelFamily):
@@ -194,7 +192,7 @@ class LatentFlowFamily(ModelFamily):
         for name, shape in part_shapes(folder / "transformer").items():
             if name not in BUFFERS:
                 module = name.rpartition(".")[0]
-                counts[module] = counts.get(module, 0) + _count(shape)
+                counts[module] = counts.get(module, 0) + prod(shape)
         return counts
 
     def block_count(self, folder: Path) -> int:
@@ -219,8 +217,8 @@ class LatentFlowFamily(ModelFamily):
             modulation_layers=frozenset(),
             tabulated_weights=0,
             table_inputs=frozenset(),
-            text=EncoderSize(linear_params=0, other_params=_weights(folder / "text_encoder")),
-            vae=EncoderSize(linear_params=0, other_params=_weights(folder / "vae")),
+            text=EncoderSize(0, sum(map(prod, part_shapes(folder / "text_encoder").values()))),
+            vae=EncoderSize(0, sum(map(prod, part_shapes(folder / "vae").values()))),
             encode_numbers=ENCODE_TENSORS * vae_width,
             decode_numbers=DECODE_TENSORS * vae_width,
             text_token_numbers=3 * inner + 8 * hidden,
@@ -230,7 +228,7 @@ class LatentFlowFamily(ModelFamily):
             scales_references=False,
             text_tokens=2,
             text_tokens_per_reference=0,
-            bytes_per_weight={None: 2.0} | QTYPE_BYTES,
+            bytes_per_weight=BYTES_PER_WEIGHT,
         )
 
 
@@ -283,17 +281,6 @@ def part_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     if not part.is_dir():
         return {}
     return {name: shape for path in weight_files(part) for name, shape in tensor_shapes(path).items()}
-
-
-def _weights(part: Path) -> int:
-    return sum(map(_count, part_shapes(part).values()))
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
 
 
 FAMILY = LatentFlowFamily()

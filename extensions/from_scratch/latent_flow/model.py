@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +33,7 @@ from toolkit.system.device import to_device
 if TYPE_CHECKING:
     from PIL import Image
 
-    from toolkit.models.interface import TimeShift
-
-
-@dataclass(frozen=True)
-class TrainedAutoencoder:
-    """Arguments of `LatentFlowModel.train_autoencoder`."""
-
-    spade: bool | None
-    seed: int
+    from toolkit.models.interface import DynamicShift
 
 
 class LatentFlowModel(FolderModel):
@@ -53,7 +45,8 @@ class LatentFlowModel(FolderModel):
         name = part_config(options.folder, "transformer")["_class_name"]
         self._adapter: TransformerAdapter = TRANSFORMERS.load(name)
         self._trains_text = False
-        self._trained_vae: TrainedAutoencoder | None = None
+        self._trained_vae: tuple[bool | None, int] | None = None
+        """Arguments of `train_autoencoder`."""
         super().__init__(replace(options, modulation_table=False), family or FAMILY.of_folder(options.folder))
 
     # ------------------------------------------------------------ parts
@@ -62,22 +55,17 @@ class LatentFlowModel(FolderModel):
         if name == "transformer":
             return load_blockwise(self.options, self._adapter.model_class)
         if name == "vae":
-            return self._load_autoencoder()
+            spade, seed = self._trained_vae or (None, 0)
+            autoencoder = load_autoencoder(self.options.folder / name, with_spade=spade is not False)
+            if self._trained_vae is None:
+                # Not diffusers' own `to`, which warns of modules to be kept in float32 where the class has none.
+                nn.Module.to(autoencoder.module, self.options.dtype).requires_grad_(False).eval()
+            elif spade and not autoencoder.has_spade():
+                attach_spade(autoencoder.module, seed)
+            return autoencoder
         if name == "text_encoder":
             return self._load_text_encoder()
         return text.load_tokenizer(self.options.folder / name)
-
-    def _load_autoencoder(self) -> Autoencoder:
-        folder, trained = self.options.folder / "vae", self._trained_vae
-        if trained is None:
-            autoencoder = load_autoencoder(folder)
-            # Not diffusers' own `to`, which warns of modules to be kept in float32 where the class has none.
-            nn.Module.to(autoencoder.module, self.options.dtype).requires_grad_(False).eval()
-            return autoencoder
-        autoencoder = load_autoencoder(folder, with_spade=trained.spade is not False)
-        if trained.spade and not autoencoder.has_spade():
-            attach_spade(autoencoder.module, trained.seed)
-        return autoencoder
 
     def _load_text_encoder(self) -> text.TextEncoder:
         options = self.options
@@ -105,7 +93,7 @@ class LatentFlowModel(FolderModel):
     def train_autoencoder(self, spade: bool | None, seed: int) -> None:
         """From here on the autoencoder is in float32 and stays. spade: added or left out; None: as it is. seed: of what
         is added."""
-        self._trained_vae = TrainedAutoencoder(spade, seed)
+        self._trained_vae = spade, seed
         self._parts.pop("vae", None)
 
     @property
@@ -120,7 +108,7 @@ class LatentFlowModel(FolderModel):
         return text_parts | ({"vae"} if self._trained_vae else set())
 
     @cached_property
-    def dynamic_shift(self) -> TimeShift:
+    def dynamic_shift(self) -> DynamicShift:
         return dynamic_shift(self.options.folder)
 
     def cache_key(self, part: str) -> str:

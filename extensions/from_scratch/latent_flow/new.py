@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from extensions.from_scratch.autoencoder_config import SPADE_FILE, latent_channels
 from extensions.from_scratch.latent_flow import text
@@ -88,10 +89,12 @@ def place_text_encoder(folder: Path, encoder: Path, tokenizer: Path) -> None:
 
 
 def write_projection(folder: Path, outputs: int, seed: int) -> None:
-    """Puts a random linear layer of so many outputs behind the text encoder of a folder."""
+    """Puts a random linear layer of so many outputs behind the text encoder of a folder. It keeps lengths and angles
+    (orthogonal), as far as `outputs` allows."""
     part = folder / "text_encoder"
-    weight: Tensor = text.make_projection(encoder_width(part), outputs, seed)
-    save_file({"weight": weight}, part / PROJECTION, {"format": "pt"})
+    with global_generator(seed, "text projection"):
+        weight_EH = nn.init.orthogonal_(torch.empty(outputs, encoder_width(part)))
+    save_file({"weight": weight_EH}, part / PROJECTION, {"format": "pt"})
 
 
 def place_autoencoder(folder: Path, source: Path) -> None:

@@ -61,18 +61,12 @@ def load_text_encoder(part: Path, dtype: torch.dtype) -> TextEncoder:
     projection = None
     if (file := part / PROJECTION).is_file():
         with reading(part):
-            weight = load_file(file)["weight"].to(dtype)
-            projection = projection_of(weight)
+            weight_EH = load_file(file)["weight"].to(dtype)
+        projection = nn.Linear(weight_EH.shape[1], weight_EH.shape[0], bias=False)
+        projection.weight = nn.Parameter(weight_EH)
     module = TextEncoder(encoder, projection)
     check_finite(part, module)
     return module.requires_grad_(False).eval()
-
-
-def projection_of(weight: Tensor) -> nn.Linear:
-    """A linear layer with this weight [E, H]."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.weight = nn.Parameter(weight)
-    return layer
 
 
 def load_tokenizer(part: Path) -> PreTrainedTokenizerFast:
@@ -143,9 +137,3 @@ def make_encoder(arguments: Mapping[str, Any], tokens: int, max_tokens: int, see
     given["vocab_size"] = max(tokens, given["vocab_size"])
     with global_generator(seed, "text encoder"):
         return BertModel(BertConfig(**given), add_pooling_layer=False)
-
-
-def make_projection(width: int, outputs: int, seed: int) -> Tensor:
-    """A random weight [outputs, width] that keeps lengths and angles (orthogonal), as far as `outputs` allows."""
-    with global_generator(seed, "text projection"):
-        return nn.init.orthogonal_(torch.empty(outputs, width))

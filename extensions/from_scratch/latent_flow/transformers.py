@@ -31,7 +31,7 @@ with block_import("bitsandbytes", ASKED_BY):
 ARGUMENTS = "transformer.config"
 """Key of the arguments, for messages."""
 
-RunBlock = Callable[..., tuple[Any, Any]]
+RunBlock = Callable[..., Any]
 """Runs one block: (index, block, (image [B, S, D], text [B, L, D]), what else its class takes) -> the same two."""
 
 
@@ -56,12 +56,7 @@ class TransformerAdapter(ABC):
     @staticmethod
     @abstractmethod
     def forward(
-        module: Any,
-        run: RunBlock,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        embeds_BLE: Tensor,
-        references: Sequence[Tensor] = (),
+        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
     ) -> Tensor:
         """The prediction [B, C, H, W] for texts without padding.
 
@@ -89,7 +84,12 @@ class Sd3Transformer(TransformerAdapter):
 
     @staticmethod
     def compose(wrappers: Sequence[BlockWrapper]) -> RunBlock:
-        run: BlockForward = _sd3_block
+        def call(block: nn.Module, image_BSD: Tensor, text_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
+            """The last block gives no text."""
+            text_BLD, image_BSD = block(hidden_states=image_BSD, encoder_hidden_states=text_BLD, temb=temb_BD)
+            return image_BSD, text_BLD
+
+        run: BlockForward = call
         for wrapper in wrappers:
             run = wrapper(run)
 
@@ -101,12 +101,7 @@ class Sd3Transformer(TransformerAdapter):
 
     @staticmethod
     def forward(
-        module: Any,
-        run: RunBlock,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        embeds_BLE: Tensor,
-        references: Sequence[Tensor] = (),
+        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
     ) -> Tensor:
         """Source: diffusers, transformer_sd3.py, `SD3Transformer2DModel.forward`; t in thousandths, as in pipelines."""
         (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
@@ -118,12 +113,6 @@ class Sd3Transformer(TransformerAdapter):
         rows, columns, channels = height // patch, width // patch, module.config.out_channels
         patches = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-
-def _sd3_block(block: nn.Module, image_BSD: Tensor, text_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """Calls the block. The last one gives no text."""
-    text_BLD, image_BSD = block(hidden_states=image_BSD, encoder_hidden_states=text_BLD, temb=temb_BD)
-    return image_BSD, text_BLD
 
 
 class QwenImageTransformer(TransformerAdapter):
@@ -142,18 +131,11 @@ class QwenImageTransformer(TransformerAdapter):
             "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", 128)),
         }
 
-    @staticmethod
-    def compose(wrappers: Sequence[BlockWrapper]) -> RunBlock:
-        return qwen.compose_wrappers(wrappers)
+    compose = staticmethod(qwen.compose_wrappers)
 
     @staticmethod
     def forward(
-        module: Any,
-        run: RunBlock,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        embeds_BLE: Tensor,
-        references: Sequence[Tensor] = (),
+        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
     ) -> Tensor:
         images = [x_BCHW, *references]
         packed = list(map(qwen.pack, images))
@@ -176,18 +158,11 @@ class QwenImage21Transformer(TransformerAdapter):
             "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", 128)),
         }
 
-    @staticmethod
-    def compose(wrappers: Sequence[BlockWrapper]) -> Callable[..., Any]:
-        return qwen21.compose_wrappers(wrappers)
+    compose = staticmethod(qwen21.compose_wrappers)
 
     @staticmethod
     def forward(
-        module: Any,
-        run: RunBlock,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        embeds_BLE: Tensor,
-        references: Sequence[Tensor] = (),
+        module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor, references: Sequence[Tensor] = ()
     ) -> Tensor:
         (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
         *before, x_BSP = (pixel_unshuffle(image, patch).flatten(2).transpose(1, 2) for image in (*references, x_BCHW))

@@ -30,9 +30,13 @@ class AlignConfig(ToolConfig):
     control_path: Paths
     """The folders of their reference images, as `datasets[].control_path`."""
 
+    mask_path: PathStr = ""
+    """Folder of their masks, as `datasets[].mask_path`; images without one are fine. They are cut as their images are.
+    Empty: no masks."""
+
     output: PathStr
-    """Folder to write, which must not be there: `images/`, `references/` (`references_2/`, ... of further ones) and
-    `align.html`."""
+    """Folder to write, which must not be there: `images/`, `references/` (`references_2/`, ... of further ones),
+    `masks/` with `mask_path`, and `align.html`."""
 
     most_drift: float = Field(default=0.5, ge=0)
     """Pairs that are off by at most so many pixels at a corner, of images up to 1024 pixels long, are copied as they
@@ -50,6 +54,8 @@ class AlignConfig(ToolConfig):
             yield Diagnostic(("control_path",), "is required: the folder of the reference images (--control-path).")
         for slot, folder in enumerate(self.control_path):
             yield from check_folder(("control_path", slot), folder, job)
+        if self.mask_path:
+            yield from check_folder(("mask_path",), self.mask_path, job)
         output = Path(self.output).expanduser()
         if output.exists() and not job.was_finished:
             yield Diagnostic(("output",), f"'{output}' is there already, and nothing is replaced. Give another folder.")

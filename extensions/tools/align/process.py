@@ -12,12 +12,12 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from extensions.tools.align.config import AlignConfig
-from extensions.tools.shared.alignment import Alignment, measure, onto_image
 from extensions.tools.shared.html_page import embedded, page
 from jobs.process import BaseExtensionProcess
 from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
+from toolkit.data.alignment import Alignment, measure, onto_image
 from toolkit.data.folder import scan_datasets
-from toolkit.data.images import ImageError, open_image
+from toolkit.data.images import ImageError, open_image, open_mask
 from toolkit.data.types import Sample
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.files.log import StatusLine
@@ -57,7 +57,12 @@ class AlignProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section, output = self.section, Path(self.section.output).expanduser()
-        settings = DatasetConfig(folder_path=section.folder, control_path=section.control_path)
+        settings = DatasetConfig(
+            folder_path=section.folder,
+            control_path=section.control_path,
+            mask_path=section.mask_path or None,
+            mask_optional=bool(section.mask_path),
+        )
         mistakes: list[InputError] = []
         samples = scan_datasets([settings], None, forgiven=mistakes, read_captions=False).samples
         if mistakes:
@@ -110,6 +115,12 @@ class AlignProcess(BaseExtensionProcess):
             else:  # one that lies on the image is cut as the image is
                 whole = put[slot] if slot in put else onto_image(references[slot], pairs[slot].found)[0]
                 _save(whole.crop(box), to)
+        if sample.mask:
+            to = (output / "masks" / _below(Path(sample.image), home)).with_suffix(Path(sample.mask.file).suffix)
+            if put:
+                _save(open_mask(sample.mask).resize(image.size).crop(box), to)
+            else:
+                _copy(Path(sample.mask.file), to)
         return pairs
 
     def _state(self, found: Alignment) -> str:

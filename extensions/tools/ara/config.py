@@ -15,7 +15,7 @@ from toolkit.config.sections import Device, DiffusionSection
 
 
 class AraConfig(FileToolConfig):
-    """`type: ara`: makes an accuracy-recovery adapter: a LoRA that makes up for what quantizing a model loses."""
+    """`type: ara`: makes an accuracy-recovery adapter: a LoRA that compensates for a model's quantization error."""
 
     process_types: ClassVar[tuple[str, ...]] = ("ara",)
     positional: ClassVar[tuple[str, ...]] = ("output",)
@@ -24,29 +24,30 @@ class AraConfig(FileToolConfig):
     }
 
     model: ModelConfig
-    """The model, and the number type that its weights are to have (`qtype`)."""
+    """The model, and the type that its weights are quantized to (`qtype`)."""
 
     rank: int = Field(default=AUTO_RANK, ge=1)
-    """Rank of the adapter: the higher, the less is lost, and the more memory it takes."""
+    """Rank of the adapter: a higher rank leaves a smaller error and takes more memory."""
 
     calibrate: PathStr = ""
-    """Folder of images with captions. The inputs that layers have for them say which weights matter. Empty: all do."""
+    """Folder of images with captions. Their layer inputs determine the importance of each weight. Empty: all weights
+    count equally."""
 
     images: int = Field(default=16, ge=1)
-    """Most images of `calibrate`."""
+    """Maximum number of images of `calibrate`."""
 
     resolution: int = Field(default=512, ge=64, le=4096)
     """Size of the images of `calibrate`, in pixels."""
 
     measure: bool = True
-    """Compare an image of the whole model with those of the quantized one, without and with the adapter. The model is
-    loaded whole for it."""
+    """Compare an image of the unquantized model with those of the quantized one, without and with the adapter. This
+    loads the unquantized model."""
 
     dtype: Dtype = "bfloat16"
-    """Number type that is computed in: that of the training the adapter is for."""
+    """Dtype of the computation: that of the training the adapter is for."""
 
     device: Device = "auto"
-    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+    """Device: auto, cuda, cuda:N, mps or cpu."""
 
     def quantized(self) -> ModelConfig:
         """`model`, quantized and without an adapter."""

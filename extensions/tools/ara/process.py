@@ -80,7 +80,7 @@ class AraProcess(BaseExtensionProcess):
         if reason := refusal(section.output_path(), is_own_file):
             raise RunError(reason)
         maker.write(section.output_path(), metadata)
-        logger.info(f"{section.output_path()}: give it by qtype: {model.qtype}|{section.output_path()}")
+        logger.info(f"{section.output_path()}: use it with qtype: {model.qtype}|{section.output_path()}")
 
     def _load(self, model: ModelConfig, make: MakeLowRank | None = None) -> DiffusionModel:
         """A model whose transformer is loaded, ready to compute."""

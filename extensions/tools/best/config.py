@@ -43,6 +43,17 @@ class BestConfig(RunToolConfig):
     samples: int = Field(default=4, ge=1)
     """Most samples drawn with each LoRA, of the run's own prompts, or of captions where it has none."""
 
+    characters: StrOrList = ()
+    """Words that name the characters of the LoRA in captions, for the table of who appears when whom is asked for: with
+    `embedder`, of the recommended file. Empty: the trigger words of the datasets, where there are several."""
+    edits: int = Field(default=0, ge=0)
+    """Most edits generated with each LoRA to measure how far they drift from their references: of the run's own prompts
+    with references, or of captions where none has any. 0: none."""
+
+    most_drift: float | None = Field(default=None, gt=0)
+    """Of `edits`: a LoRA whose edits are off by more pixels on average is not recommended, unless all are. Not given:
+    drift decides nothing."""
+
     prompts: StrOrList = NEUTRAL
     """Neutral prompts, on which a LoRA should change little."""
 
@@ -101,6 +112,8 @@ class BestConfig(RunToolConfig):
             return
         if not self.files():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
+        if self.most_drift is not None and not self.edits:
+            yield Diagnostic(("most_drift",), "needs edits to measure. Set edits (--edits), such as 4.")
         if Path(self.embedder).expanduser().is_file():
             yield Diagnostic(("embedder",), f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.")
         yield from check_page(self.output_path(), _is_measurement, "best.json")

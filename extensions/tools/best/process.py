@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
+from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from extensions.tools.best.characters import Table, images_of, lines_of, nearest, who_appears
 from extensions.tools.best.config import BestConfig
 from extensions.tools.best.embedding import Embedder, adherence, distance
-from extensions.tools.shared.applied import AppliedAdapters
+from extensions.tools.shared.encoded_run import encoded_run
 from jobs.process import BaseExtensionProcess
 from toolkit.config.dataset import LOSS, ValidationConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.cache import TensorCache
+from toolkit.data.directory import ScanCache
 from toolkit.data.images import open_image
-from toolkit.data.latent_cache import CachePair, CacheStores, ItemEncoder, encode_items
-from toolkit.data.scan_cache import ScanCache
+from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.data.types import BucketedSample, Size
-from toolkit.data.validation_split import as_measured, scan_and_split
+from toolkit.data.validation_split import ValidationSplit, as_measured, scan_and_split
+from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import link, write_json
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap
-from toolkit.models.families import model_bytes
 from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import checked_family
+from toolkit.networks.applied import AppliedAdapters, Changes
 from toolkit.networks.lora_formats import load_adapter_file
-from toolkit.system.device import DTYPES, check_device, pick_device, use_device
-from toolkit.train.base_model import load_base_model
-from toolkit.train.sampling import SamplePrompt, Sampler, sample_prompts
+from toolkit.train.drift import drift_metrics
+from toolkit.train.paired import CONFIDENCE, AsGood, LossesByImage, as_good_as_the_lowest
+from toolkit.train.run_reader import NetworkFile
+from toolkit.train.sampling import SamplePrompt, Sampler, caption_prompts, deployed, edit_prompts, sample_prompts
+from toolkit.train.survival import Features, coarse_pixels, survival
 from toolkit.train.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -58,6 +66,13 @@ class Measured:
     drift: float
     distance: float | None = None
     adherence: float | None = None
+    by_image: LossesByImage = field(default_factory=dict)
+    edit_drift: float | None = None
+    """Pixels: `drift/px` of the edits (`drift_metrics`); None where none is measurable."""
+
+    outside_mask: float | None = None
+    survival: dict[str, float] = field(default_factory=dict)
+    """Way of `sample.also` -> the survival score there; none of the base model."""
 
 
 class BestProcess(BaseExtensionProcess):
@@ -70,18 +85,42 @@ class BestProcess(BaseExtensionProcess):
         section, training = self.section, self.section.training()
         bench = _Bench(section, training)
         measured = [bench.measure(BASE, None, None)]
-        for file in section.files():
-            measured.append(bench.measure(file.path.name, file.step, file.path))
-        best, reason = recommend(measured[1:], measured[0])
+        for file in bench.files:
+            numbers = bench.measure(file.path.name, file.step, file.path)
+            if isfinite(numbers.loss):
+                measured.append(numbers)
+            else:
+                logger.warning(f"{file.path}: its loss is not finite. It is left out")
+        if len(measured) == 1:
+            raise RunError(f"{section.folder()}: no saved LoRA can be measured: see the lines above.")
+        candidates = that_drift_less(measured[1:], section.most_drift)
+        compared = as_good_as_the_lowest({index: each.by_image for index, each in enumerate(candidates)})
+        best, reason = recommend(candidates, measured[0], compared)
+        beyond = (measured[-1].step or 0) - (best.step or 0)
         for line in table(measured):
             logger.info(line)
+        appears = bench.who_appears(section.folder() / best.file)
+        for line in lines_of(appears) if appears else ():
+            logger.info(line)
+        if compared:
+            named = ", ".join(candidates[index].file for index in compared.steps)
+            logger.info(f"not worse than the lowest loss within the {CONFIDENCE:.0%} interval: {named}")
         logger.info(f"recommended: {best.file}: {reason}")
+        logger.info(f"optimizer steps spent beyond it: {beyond}")
         report = {
             "recommended": best.file,
             "reason": reason,
             "measured_on": bench.measured_on,
             "prompts": list(section.prompts),
             "embedder": section.embedder,
+            "steps_beyond": beyond,
+            "who_appears": appears,
+            "compared": [
+                {"file": candidates[index].file, "as_good": index in compared.steps, **asdict(found)}
+                for index, found in compared.differences.items()
+            ]
+            if compared
+            else [],
             "files": [asdict(each) for each in measured],
         }
         write_json(section.output_path(), report)
@@ -96,50 +135,123 @@ class _Bench:
     def __init__(self, config: BestConfig, training: DiffusionSection) -> None:
         self._config, self._status = config, StatusLine()
         family = checked_family(training.model)
-        check_device(config.device, model_bytes(training.model))
-        device, dtype = use_device(pick_device(config.device)), DTYPES[training.train.dtype]
-        items, trained, self.measured_on = _images(training, family, config.images)
+        _, uses, split = scan_and_split(training, family, ScanCache.beside(training.training_folder))
+        items, trained, self.measured_on = _images(uses, split, config.images)
+        characters = _characters(training, uses, config) if config.embedder else {}
         logger.info(f"measured on {self.measured_on}")
-        model = load_base_model(training.model, device, dtype, training_folder=training.training_folder)
-        stores = CacheStores(Path(training.training_folder).expanduser()).on_disk
-        dataset = encode_items(items, model, lambda _: stores, dtype, self._progress)
+        model, dataset, device, dtype = encoded_run(training, items, config.device, self._progress)
         settings = training.validation or ValidationConfig(fraction=0.5)
         self._validator = Validator(model, dataset, settings.timesteps, settings.seed)
         side = min(NEUTRAL_SIDE, min(min(item.crop.bucket) for item in trained))
         self._neutral = self._sampler(model, list(_neutral(config, family, side)))
-        prompts = _prompts(training, family, trained, config) if config.embedder else []
-        self._samples = self._sampler(model, prompts)
-        model.unload_encoders(keep=family.encoder_parts["vae"] if prompts else ())
+        ways = training.deployments()
+        prompts = _prompts(training, family, trained, config) if config.embedder or ways else []
+        in_ways = [deployed(prompt, key, way) for key, way in ways.items() for prompt in prompts]
+        self._count, self._samples = len(prompts), self._sampler(model, [*prompts, *in_ways])
+        shown = {name: own[: config.samples] for name, own in characters.items()}
+        self._asked = [name for name, own in shown.items() for _ in own]
+        asked = [prompt for own in shown.values() for prompt in caption_prompts(own, family, config.steps, 1.0)]
+        self._cast = self._sampler(model, asked)
+        edits = _edits(training, family, items, trained, config) if config.edits else []
+        self._edits = self._sampler(model, edits)
+        model.unload_encoders(keep=family.encoder_parts["vae"] if prompts or edits else ())
         self._embedder = Embedder(config.embedder, config.device, device) if config.embedder else None
         if self._embedder:
-            photos = [open_image(item.sample.image, item.sample.background) for item in trained]
-            self._photos_ND = self._embedder.images(photos)
+            self._photos_ND = self._embedded(trained)
+            self._references = {name: self._embedded(own[: config.images]) for name, own in characters.items()}
         self._read = partial(load_adapter_file, layers=family.every_linear_layer(training.model.files_folder()))
-        files = (self._read(file.path) for file in config.files())
-        self._adapters = AppliedAdapters(model.network_module, files, device)
+        self._ways = {key: (self._read(Path(way.lora).expanduser()), way.weight) for key, way in ways.items()}
+        self.files: list[NetworkFile] = []
+        """Those that can be read: a run that broke down may have saved some that cannot."""
+        beside = [changes for changes, _ in self._ways.values()]
+        self._adapters = AppliedAdapters(model.network_module, chain(beside, self._readable(config)), device)
         model.enable_modulation_cache(BlockSwap)
         BlockRunner(model, device, dtype, "none", training.model.blocks_to_swap)
         self._of_base: list[Tensor] = []
+        self._base_features: list[Features] = []
+
+    def _readable(self, config: BestConfig) -> Iterator[Changes]:
+        """The changes of the files that can be read, which are noted."""
+        for file in config.files():
+            try:
+                changes = self._read(file.path)
+            except UserError as error:
+                logger.warning(f"{error} It is left out")
+                continue
+            self.files.append(file)
+            yield changes
 
     def measure(self, name: str, step: int | None, path: Path | None) -> Measured:
         """The numbers of a file; of the model itself for None, which has to come first."""
         self._status.update(name)
-        self._adapters.use([(self._read(path), 1.0)] if path else [])
+        own: list[tuple[Changes, float]] = [(self._read(path), 1.0)] if path else []
+        self._adapters.use(own)
         losses = self._validator.losses()
         assert losses is not None  # nothing asks it to stop
+        by_image = {image[:12]: fmean(found) for image, found in self._validator.by_image.items()}
         latents = [self._neutral.latents(index) for index in range(len(self._neutral.prompts))]
         if path is None:
             self._of_base = latents
         drift = fmean(float((a - b).norm() / b.norm()) for a, b in zip(latents, self._of_base, strict=True))
+        edits = self._edits
+        drifts = {at: found for at in range(len(edits.prompts)) if (found := edits.drift(at, edits.generate(at)))}
+        numbers = {name: value for name, value in drift_metrics(drifts, "").items() if isfinite(value)}
+        drawn = [self._samples.generate(index) for index in range(self._count)]
+        more: dict[str, Any] = {
+            **{"by_image": by_image, "edit_drift": numbers.get("px"), "outside_mask": numbers.get("outside_mask")},
+            "survival": self._survival(drawn, own) if self._ways else {},
+        }
         if self._embedder is None:
             self._status.finish()
-            return Measured(name, step, losses[LOSS], drift)
-        drawn = [self._samples.generate(index) for index in range(len(self._samples.prompts))]
+            return Measured(name, step, losses[LOSS], drift, **more)
         drawn_ND = self._embedder.images(drawn)
-        said = [prompt.prompt for prompt in self._samples.prompts]
+        said = [prompt.prompt for prompt in self._samples.prompts[: self._count]]
         heard = adherence(drawn_ND, self._embedder.texts(said)) if self._embedder.reads_text else None
         self._status.finish()
-        return Measured(name, step, losses[LOSS], drift, distance(drawn_ND, self._photos_ND), heard)
+        return Measured(name, step, losses[LOSS], drift, distance(drawn_ND, self._photos_ND), heard, **more)
+
+    def who_appears(self, path: Path) -> Table | None:
+        """Of a file; None where there are fewer than two characters, or no embedder."""
+        if self._embedder is None or not self._asked:
+            return None
+        self._status.update("characters")
+        self._adapters.use([(self._read(path), 1.0)])
+
+        def samples(name: str) -> list[Image.Image]:
+            return [self._cast.generate(index) for index, asked in enumerate(self._asked) if asked == name]
+
+        found = who_appears(list(self._references), samples, nearest(self._references, self._embedder.images))
+        self._status.finish()
+        return found
+
+    def _embedded(self, items: Sequence[BucketedSample]) -> Tensor:
+        assert self._embedder is not None
+        return self._embedder.images([open_image(item.sample.image, item.sample.background) for item in items])
+
+    def _survival(self, in_many: Sequence[Image.Image], own: Sequence[tuple[Changes, float]]) -> dict[str, float]:
+        """Way of `sample.also` -> the score of the file in use, by the embedder where there is one.
+
+        in_many: its samples in many steps. own: the file; none of the base model, which comes first and has no score.
+        """
+        features = [self._features(in_many)]
+        prompts = self._samples.prompts
+        for key, beside in self._ways.items():
+            self._adapters.use([*own, beside])
+            indices = [index for index, prompt in enumerate(prompts) if prompt.beside == key]
+            features.append(self._features([self._samples.generate(index) for index in indices]))
+        if not own:
+            self._base_features = features
+            return {}
+        names = list(dict.fromkeys(prompt.deployment for prompt in prompts if prompt.deployment))
+        many, base_many = features[0], self._base_features[0]
+        pairs = zip(names, features[1:], self._base_features[1:], strict=True)
+        scores = {name: survival(many, few, base_many, base_few) for name, few, base_few in pairs}
+        return {name: score for name, score in scores.items() if isfinite(score)}
+
+    def _features(self, images: Sequence[Image.Image]) -> Features:
+        if self._embedder is None:
+            return coarse_pixels(images)
+        return self._embedder.images(images).double().numpy()
 
     def _sampler(self, model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> Sampler:
         memory = CachePair(TensorCache(None), TensorCache(None))
@@ -153,10 +265,10 @@ class _Bench:
 
 
 def _images(
-    training: DiffusionSection, family: ModelFacts, most: int
+    trained: Sequence[BucketedSample], split: ValidationSplit | None, most: int
 ) -> tuple[list[BucketedSample], list[BucketedSample], str]:
-    """Images whose loss is measured; images that were trained on; what the former are, in words."""
-    _, trained, split = scan_and_split(training, family, ScanCache.beside(training.training_folder))
+    """Images whose loss is measured; images that were trained on; what the former are, in words. trained: all uses of
+    the training's images."""
     chosen = list({item.sample.image: item for item in trained}.values())[:most]
     if split:
         held_out = list(split.items)[:most]
@@ -177,31 +289,71 @@ def _prompts(
     """The run's own prompts, or captions with their references."""
     if pictures := training.sample_pictures():
         return sample_prompts(pictures[: config.samples], training.trigger_word, family)
-    return [
-        SamplePrompt(
-            item.sample.caption,
-            "",
-            family.drawable(item.crop.bucket),
-            seed=index,
-            guidance_scale=1.0,
-            steps=config.steps,
-            references=tuple(map(Path, item.sample.control_images)),
-        )
-        for index, item in enumerate(trained[: config.samples])
-    ]
+    return caption_prompts(trained[: config.samples], family, config.steps, 1.0)
 
 
-def recommend(measured: Sequence[Measured], base: Measured) -> tuple[Measured, str]:
-    """The LoRA to use, and why: of those whose loss is the lowest, or as good, the one whose samples are nearest to the
-    training images where that was measured, else the one that changes other images least."""
+def _characters(
+    training: DiffusionSection, trained: Sequence[BucketedSample], config: BestConfig
+) -> dict[str, list[BucketedSample]]:
+    """Name -> its training images; empty where there are fewer than two. Raises UserError for a name of `characters`
+    that has none."""
+    words = config.characters or tuple(word for word in training.trigger_words() if word != training.trigger_word)
+    if len(words) < 2:
+        return {}
+    found = images_of(words, trained)
+    missing = [word for word, items in found.items() if not items]
+    if config.characters and missing:
+        raise UserError(f"characters: no training image's caption has {missing[0]!r} and none of the others.")
+    found = {word: items for word, items in found.items() if items}
+    return found if len(found) > 1 else {}
+
+
+def _edits(
+    training: DiffusionSection,
+    family: ModelFacts,
+    measured: Sequence[BucketedSample],
+    trained: Sequence[BucketedSample],
+    config: BestConfig,
+) -> list[SamplePrompt]:
+    """The run's own prompts with references, else captions of what the loss is measured on, or was trained on."""
+    own = [one for one in sample_prompts(training.sample_pictures(), training.trigger_word, family) if one.references]
+    edits = own[: config.edits] or edit_prompts((*measured, *trained), config.edits, family, config.steps, 1.0)
+    if not edits:
+        logger.warning("edits: the run has neither prompts nor images with references: no drift is measured")
+    return edits
+
+
+def that_drift_less(measured: Sequence[Measured], most_drift: float | None) -> Sequence[Measured]:
+    """Those whose edits drift by at most so many pixels; all where none is left, or no limit is given."""
+    if most_drift is None:
+        return measured
+    return [each for each in measured if (each.edit_drift or 0.0) <= most_drift] or measured
+
+
+def recommend(measured: Sequence[Measured], base: Measured, compared: AsGood | None = None) -> tuple[Measured, str]:
+    """The LoRA to use, and why: the earliest of those whose loss is not worse than the lowest within the interval.
+
+    compared: the comparison of `measured` by index; None: there are too few images for it. Then it is, of those whose
+    loss is the lowest or about as low, the one whose samples are nearest to the training images where that was
+    measured, else the one that changes other images least.
+    """
     lowest = min(measured, key=lambda each: each.loss)
     as_good = [each for each in measured if each.loss <= lowest.loss * (1 + AS_GOOD)]
     of_these = f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest" if len(as_good) > 1 else ""
-    if len(as_good) == 1:
+    if compared and len(compared.steps) > 1:
+        best, found = measured[compared.earliest], compared.differences[compared.earliest]
+        reason = (
+            f"the earliest of the {len(compared.steps)} whose loss is not worse than the lowest within the interval "
+            f"({found.mean:+.4f}, of which up to {found.half:.4f} may be chance, {CONFIDENCE:.0%} confidence)"
+        )
+    elif compared or len(as_good) == 1:
         best, reason = lowest, f"the lowest loss, {lowest.loss:.4f}"
     elif lowest.distance is not None:
         best = min(as_good, key=lambda each: each.distance or 0.0)
         reason = f"samples nearest to the training images ({best.distance:.3f}){of_these}"
+    elif lowest.survival:
+        best = max(as_good, key=lambda each: fmean(each.survival.values() or [-inf]))
+        reason = f"most of it is left in {' and '.join(lowest.survival)}{of_these}"
     else:
         best = min(as_good, key=lambda each: each.drift)
         reason = f"the least drift ({best.drift:.3f}){of_these}"
@@ -212,12 +364,16 @@ def recommend(measured: Sequence[Measured], base: Measured) -> tuple[Measured, s
 
 def table(measured: Sequence[Measured]) -> list[str]:
     """Lines of columns; those that nothing was measured for are left out."""
-    titles = ("loss", "drift", "distance", "adherence")
-    shown = [title for title in titles if getattr(measured[0], title) is not None]
+    titles = ("loss", "drift", "distance", "adherence", "edit_drift", "outside_mask")
+    shown = [title for title in titles if any(getattr(each, title) is not None for each in measured)]
     width = max(len(each.file) for each in measured)
-    lines = [f"{'file':{width}} {'step':>8} " + " ".join(f"{title:>9}" for title in shown)]
+    ways = list(dict.fromkeys(name for each in measured for name in each.survival))
+    columns = [f"{title:>{max(9, len(title))}}" for title in shown] + [f"left in {name}" for name in ways]
+    lines = [f"{'file':{width}} {'step':>8} " + " ".join(columns)]
     for each in measured:
         step = "" if each.step is None else str(each.step)
-        numbers = " ".join(f"{getattr(each, title):>9.4f}" for title in shown)
-        lines.append(f"{each.file:{width}} {step:>8} {numbers}")
+        told = {title: "" if (value := getattr(each, title)) is None else f"{value:.4f}" for title in shown}
+        numbers = " ".join(f"{number:>{max(9, len(title))}}" for title, number in told.items())
+        left = "".join(f" {each.survival.get(name, nan):>{len(name) + 8}.2f}" for name in ways)
+        lines.append(f"{each.file:{width}} {step:>8} {numbers}{left}")
     return lines

@@ -28,14 +28,14 @@ class CacheOptions(ProcessConfig):
     """What is done with the cache, by a job and by the command."""
 
     skip_existing: bool = False
-    """Take for good what is in the cache, instead of reading all of it and making damaged entries again."""
+    """Trust existing entries instead of verifying all of them and recomputing damaged ones."""
 
     workers: int = Field(default=1, ge=1, le=64)
-    """Threads that read images and entries; the encoders compute one item at a time."""
+    """Threads that read images and entries; the encoders process one item at a time."""
 
     prune: bool = False
-    """Delete the latents and texts that the datasets and sample prompts do not use. Other jobs of the same
-    `training_folder` share the cache: what only they use is then made again when they need it."""
+    """Delete the latents and text embeddings that the datasets and sample prompts do not use. Other jobs of the same
+    `training_folder` share the cache: entries that only they use are recomputed when they need them."""
 
     keep: bool = False
     """Only count what `prune` would delete."""
@@ -46,7 +46,7 @@ class CacheOptions(ProcessConfig):
             return
         for run in list_runs(folder):
             if run.status is RunStatus.RUNNING:
-                message = f"{run.folder} is training from this cache. Wait until it has ended, or leave it out."
+                message = f"{run.folder} is training from this cache. Wait until it has ended, or remove 'prune'."
                 yield Diagnostic(("prune",), message)
                 return
 
@@ -54,7 +54,7 @@ class CacheOptions(ProcessConfig):
 class CacheConfig(CacheOptions, DiffusionSection):
     """`type: cache`: encodes the datasets and sample prompts of a training job and stops.
 
-    It takes every key of `sd_trainer`; those that only concern training are checked and not used.
+    It accepts every key of `sd_trainer`; those that only concern training are checked but not used.
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
@@ -121,6 +121,6 @@ class CacheCommand(CacheOptions, ToolConfig):
             yield Diagnostic(("job",), str(error))
             return
         if not sections:
-            yield Diagnostic(("job",), f"{self.job!r} has no process whose datasets can be encoded before it runs.")
+            yield Diagnostic(("job",), f"{self.job!r} has no process whose datasets can be encoded in advance.")
         for folder in {Path(section.training_folder).expanduser() for section in sections}:
             yield from self.check_prune(folder)

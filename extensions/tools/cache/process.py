@@ -9,8 +9,8 @@ from pathlib import Path
 
 from extensions.tools.cache.config import CacheCommand, CacheConfig
 from jobs.process import BaseExtensionProcess
+from toolkit.data.directory import ScanCache
 from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items
-from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import scan_and_split
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import CACHE_FOLDER, readable_size

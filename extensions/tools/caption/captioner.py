@@ -25,7 +25,7 @@ from toolkit.system import seeding
 from toolkit.system.device import is_out_of_memory
 
 ENCODER, TOKENIZER, PROCESSOR = "text_encoder", "tokenizer", "processor"
-"""Where a folder of diffusers has the parts of a captioner; a folder of transformers has them all in itself."""
+"""Subfolders of a captioner's parts in a diffusers folder; a transformers folder has no subfolders."""
 
 IMAGE_PAD, END, PAD = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
 MARKERS = ("<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", IMAGE_PAD, PAD)
@@ -50,10 +50,10 @@ class CaptionSettings:
     """Images of more than `max_size`^2 pixels are shown at that area."""
 
     temperature: float = 0.0
-    """0: always the likeliest token."""
+    """0: greedy decoding."""
 
     seed: int = 0
-    """Of captions that are drawn."""
+    """Seed of sampled captions."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def captioner_folder(model: str, weights: bool) -> Path:
 
 
 def part_folder(folder: Path, part: str) -> Path:
-    """Where a captioner's folder has a part."""
+    """The folder of a part of a captioner."""
     return folder / part if (folder / INDEX).is_file() else folder
 
 

@@ -40,7 +40,7 @@ TABLES = {"jsonl": "captions.jsonl", "tsv": "captions.tsv"}
 
 
 class CaptionConfig(ToolConfig):
-    """`type: caption`: writes captions of the images of a folder, or of the change from reference images to them."""
+    """`type: caption`: captions the images of a folder, or the changes from reference images to them."""
 
     process_types: ClassVar[tuple[str, ...]] = ("caption",)
     positional: ClassVar[tuple[str, ...]] = ("folder",)
@@ -53,58 +53,59 @@ class CaptionConfig(ToolConfig):
     Qwen-Image-Edit-2509. A file is `text_encoder_path`."""
 
     text_encoder_path: PathStr | None = None
-    """Its weights in one safetensors file as ComfyUI keeps it, in place of those of `model`, whose config, tokenizer
-    and image processor are then all that is needed of it."""
+    """Its weights in one safetensors file, as ComfyUI keeps it, instead of those of `model`, of which then only config,
+    tokenizer and image processor are used."""
 
     pairs: PathStr = ""
-    """Folder of reference images with the same names: captions tell the change from them to the images of `folder`."""
+    """Folder of reference images with the same names: captions describe the change from them to the images in
+    `folder`."""
 
     format: Literal["txt", "jsonl", "tsv"] = "txt"
     """txt: a file beside each image. jsonl: a line {"image_path", "caption"} each, as musubi-tuner reads. tsv: lines
     of name, tab, caption, as `captions_file` of a dataset reads."""
 
     output: PathStr = ""
-    """File of jsonl and tsv. Empty: `captions.jsonl` or `captions.tsv` in `folder`."""
+    """File for jsonl and tsv. Empty: `captions.jsonl` or `captions.tsv` in `folder`."""
 
     prompt: str = ""
-    """What the model is asked. `\\n` begins a new line. Empty: for prose of one paragraph, or for an instruction with
-    `pairs`."""
+    """Prompt for the model. `\\n` is a line break. Empty: asks for one paragraph of prose, or with `pairs` for an
+    instruction."""
 
     prefix: str = ""
-    """Put before each caption, with `. ` between them."""
+    """Prepended to each caption, separated by `. `."""
 
     trigger_word: str = ""
-    """Put before a caption without it, and in place of `[trigger]` in it."""
+    """Prepended to captions that do not contain it, and replaces `[trigger]` in them."""
 
     max_size: int = Field(default=1280, ge=56, le=8192)
-    """Images of more than `max_size` x `max_size` pixels are shown to the model at that area."""
+    """Images of more than `max_size` x `max_size` pixels are scaled down to that area for the model."""
 
     max_tokens: int = Field(default=1024, ge=1, le=32768)
-    """Longest caption, in tokens."""
+    """Maximum length of a caption, in tokens."""
 
     batch_size: int = Field(default=1, ge=1)
-    """Images at once."""
+    """Images per batch."""
 
     recursive: bool = False
-    """The images of all subfolders too."""
+    """Include the images of all subfolders."""
 
     overwrite: bool = False
-    """Caption images that have a caption too. The old ones are moved to `.trash/<date>/` in `folder`."""
+    """Also caption images that have a caption. Old captions are moved to `.trash/<date>/` in `folder`."""
 
     temperature: float = Field(default=0.0, ge=0, le=10)
-    """0: always the likeliest token. More: captions are drawn, more freely the higher it is."""
+    """0: greedy decoding. Above 0: tokens are sampled at this temperature."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of captions that are drawn; 0 is a valid seed."""
+    """Seed for sampling; 0 is a valid seed."""
 
     quantize: Qtype | None = None
-    """Number type in which the language model's weights are kept, as of `model.qtype`. None: `dtype`."""
+    """Quantized type of the language model's weights, as in `model.qtype`. None: `dtype`."""
 
     dtype: Dtype = "bfloat16"
-    """Number type that is computed in."""
+    """Dtype of the computation."""
 
     device: Device = "auto"
-    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+    """Device: auto, cuda, cuda:N, mps or cpu."""
 
     def folder_path(self) -> Path:
         """`folder` as a path."""
@@ -147,9 +148,9 @@ class CaptionConfig(ToolConfig):
             if given := getattr(self, key):
                 yield from check_folder((key,), given, job)
         if self.pairs and self.pairs_path().resolve() == self.folder_path().resolve():
-            yield Diagnostic(("pairs",), "is the folder of the images itself. Give that of their references.")
+            yield Diagnostic(("pairs",), "is the same folder as 'folder'. Give the folder of the reference images.")
         if self.output and self.format == "txt":
-            yield Diagnostic(("output",), "has no effect with format txt, whose files are beside the images.")
+            yield Diagnostic(("output",), "has no effect with format txt, which writes a file beside each image.")
         if (table := self.table()) and self.output and (table.is_dir() or file_in_the_way(table.parent)):
             yield Diagnostic(("output",), f"'{table}' cannot be a file. Give another place.")
         yield from self._check_model(job)

@@ -32,7 +32,7 @@ TRASH = ".trash"
 """Hidden, so that no dataset takes it for a folder of images."""
 
 NOT_OF_THE_RESULT = {"type", "name", "device", "batch_size", "overwrite", "recursive"}
-"""Keys that may change before a run that was broken off goes on."""
+"""Keys that may change before an interrupted run resumes."""
 
 
 class CaptionedImage(NamedTuple):
@@ -105,7 +105,7 @@ class Captions:
         self._taken = unused_path(self._trash, f"{date}-") if (self._trash / date).exists() else self._trash / date
         self._journal = self._trash / f"unfinished-{_digest(config)}.jsonl"
         self.redone: dict[str, str] = {}
-        """With `overwrite`: name -> caption of what this run, or the part of it before it was broken off, has made."""
+        """Name -> caption made by this run, including an interrupted part of it, with `overwrite`."""
         if config.overwrite and self._journal.is_file():
             self._read_journal()
 
@@ -276,7 +276,7 @@ class Table(Captions):
 
 
 def open_captions(config: CaptionConfig) -> Captions:
-    """Where the captions of a section go."""
+    """The destination of a section's captions."""
     table = config.table()
     return Table(config, table) if table else TextFiles(config)
 

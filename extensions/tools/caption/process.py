@@ -1,4 +1,4 @@
-"""Captions the images of a folder that have none. A run that is broken off goes on where it was."""
+"""Captions the images of a folder that have none. An interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionProcess(BaseExtensionProcess):
-    """Each caption is on the disk before the next images are looked at."""
+    """Each caption is on disk before the next images are processed."""
 
     section: CaptionConfig
 

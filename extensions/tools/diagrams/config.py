@@ -14,7 +14,7 @@ from toolkit.files.writing import file_in_the_way
 
 
 class DiagramsConfig(RunToolConfig):
-    """`type: diagrams`: draws the curves of runs, running or finished, as PNG files, and writes a summary in words."""
+    """`type: diagrams`: plots the curves of runs, running or finished, as PNG files, and writes a text summary."""
 
     process_types: ClassVar[tuple[str, ...]] = ("diagrams",)
 
@@ -25,7 +25,7 @@ class DiagramsConfig(RunToolConfig):
     """Folder to write. Empty: `graph/` in the folder of each run."""
 
     suffix: str = ""
-    """Put behind the name of each file, such as `_vae`, where several runs are drawn into one folder."""
+    """Appended to the name of each file, such as `_vae`, if several runs are plotted into one folder."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder without a run, a file in the way, a package that is missing."""

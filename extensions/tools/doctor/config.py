@@ -40,7 +40,7 @@ class DoctorConfig(ToolConfig):
     Empty: not asked."""
 
     most_lost: float = Field(default=0.25, ge=0, le=1)
-    """From this share of the change on that is rounded away the file is told to be wrong for such weights.
+    """If at least this share of the change is rounded away, the file is reported as wrong for such weights.
     0: always."""
 
     as_json: bool = False

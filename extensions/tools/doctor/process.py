@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,16 +13,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from extensions.tools.doctor.config import DoctorConfig
-from extensions.tools.doctor.programs import PROGRAMS, program_findings, split_stem
+from extensions.tools.doctor.programs import PREFIXES, PROGRAMS, program_findings, split_stem
 from extensions.tools.doctor.rounding import Rounding, predicted, rounding
 from extensions.tools.shared.run_job import model_of
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.errors import RunError, UserError
-from toolkit.models.adapter_origin import named_families, origin_findings, other_model
+from toolkit.models.adapter_origin import ARCHITECTURE, named_families, origin_findings, other_model
 from toolkit.models.families import ModelFamily, family_for
 from toolkit.models.loading import ShardReader
-from toolkit.networks.adapter_health import Finding, health, layers_of
+from toolkit.networks.adapter_health import TEXT_SIDE, Finding, health, is_own, layers_of
 from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors, split_change
 from toolkit.registry import FAMILIES
 
@@ -72,9 +74,12 @@ class DoctorProcess(BaseExtensionProcess):
             return [Finding("empty", "It holds no tensors.", "Take the file as its trainer saved it.")], None, ""
         found = health(tensors, metadata)
         bases = self._bases()
-        base, names = max(((one, _located(read.parts, one.layers)) for one in bases), key=lambda pair: len(pair[1]))
+        found_in = ((one, _located(read.parts, one.layers)) for one in bases)
+        base, names = max(found_in, key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))))
         sound, rounded = read.sound(metadata), None
         found += _of_model(read.parts, names, base, sound)
+        if len(names) == len(read.parts):
+            found += _missing(names, base, metadata)
         found += self._of_metadata(metadata, base, found)
         if section.program:
             found = [finding for finding in found if finding.check != "alpha_in_header"]
@@ -114,6 +119,9 @@ class DoctorProcess(BaseExtensionProcess):
         elif (named := named_families(metadata)) and not any(_kin(family, base.family) for family in named):
             message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
             yield Finding("other_base", message, "Take the file as its trainer saved it.")
+        if OTHER_ARCHITECTURES.match(said := metadata.get(ARCHITECTURE, "")):
+            message = f"Its metadata say {said}, and its layers have the names of those of {base.family.title}."
+            yield Finding("other_base", message, "Use it with the model it is of.")
 
     # ------------------------------------------------------------ rounding
 
@@ -127,7 +135,7 @@ class DoctorProcess(BaseExtensionProcess):
             for index, (name, change) in enumerate(_split_all(changes, base).items()):
                 if reader:
                     weight = reader.take(f"{name}.weight").float()
-                    by_layer[name] = rounding(weight, change.delta_for(weight), dtype)
+                    by_layer[name] = rounding(weight, change.delta_for, dtype)
                     continue
                 by_layer[name], *half_and_twice = predicted(change, dtype, index)
                 others += half_and_twice
@@ -159,7 +167,20 @@ class DoctorProcess(BaseExtensionProcess):
         yield Finding("rounded_away", message, remedy, tuple(lost))
 
 
+OTHER_ARCHITECTURES = re.compile(r"flux|stable-diffusion|sd3|wan|hunyuan|z-?image|lumina|chroma", re.IGNORECASE)
+"""Beginnings of `modelspec.architecture` of models that are none here; some share names of layers, and widths."""
+
+TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?[._])")
+"""Beginnings of the names of a text encoder's layers."""
+
+NEEDLESS = tuple(prefix for prefix in (*PREFIXES, "model.", "module.", "_orig_mod.", "pipe.dit.") if prefix)
+"""Beginnings that programs and their wrappers put before a layer's name."""
+
+MOST_HOLES = 0.1
+"""Share of the blocks: a layer that so few of them lack, between others that have it, is missing."""
+
 UNMEASURABLE = (
+    "prefix",
     "unknown_keys",
     "not_finite",
     "rank_zero",
@@ -184,10 +205,58 @@ def _base(family: ModelFamily, folder: Path, model: ModelConfig | None, is_given
     return Base(family, folder, layers, model, is_given)
 
 
-def _located(stems: Mapping[str, Any], layers: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+def _located(stems: Iterable[str], layers: Mapping[str, tuple[int, int]]) -> dict[str, str]:
     """Stem -> the layer of the model that it is."""
     names = {spelling: name for name in layers for spelling in (name, name.replace(".", "_"))}
     return {stem: names[rest] for stem in stems if (rest := split_stem(stem)[1]) in names}
+
+
+def _misnamed(stems: Iterable[str], layers: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Stem -> the layer of the model that it is once more than one beginning is taken off."""
+    bare = {}
+    for stem in stems:
+        bare[stem] = stem
+        while prefix := next((prefix for prefix in NEEDLESS if bare[stem].startswith(prefix)), ""):
+            bare[stem] = bare[stem].removeprefix(prefix)
+    located, names = _located(bare, layers), _located(bare.values(), layers)
+    return {stem: names[rest] for stem, rest in bare.items() if stem not in located and rest in names}
+
+
+def _missing(names: Mapping[str, str], base: Base, metadata: Mapping[str, str]) -> Iterator[Finding]:
+    """Layers that have gone: of a file of this program all that its training chose, else those that blocks on both
+    sides have."""
+    fused = fused_layers(base.layers)
+    there = {part for name in names.values() for part in fused.get(name, (name,))}
+    if not there:
+        return
+    blocks: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in base.layers:
+        if (match := re.search(r"(?:blocks|layers)\.(\d+)\.", name)) and name not in fused:
+            blocks[f"{name[: match.start(1)]}N{name[match.end(1) :]}"][int(match[1])] = name
+    gone: list[str] = []
+    for of_block in blocks.values():
+        has = [number for number, name in of_block.items() if name in there]
+        holes = [number for number in of_block if has and min(has) < number < max(has) and number not in has]
+        if _has_all(metadata):
+            holes = [number for number in of_block if number not in has]
+        elif len(holes) > MOST_HOLES * len(has):
+            continue
+        # What reaches no pixel is not in all files.
+        gone += [of_block[n] for n in holes if n != max(of_block) or not TEXT_SIDE.search(of_block[n])]
+    if gone:
+        message = f"{len(gone)} layers are missing that it was trained with, such as {gone[0]}."
+        yield Finding("missing", message, "Take the file as its trainer saved it: this one has lost them.", tuple(gone))
+
+
+def _has_all(metadata: Mapping[str, str]) -> bool:
+    """Whether the training of a file of this program chose every layer, and no tool made another file of it."""
+    if not is_own(metadata) or "merged_from" in metadata:
+        return False
+    try:
+        chosen = json.loads(metadata["ss_network_args"]).keys()
+    except (KeyError, ValueError, AttributeError):
+        return False
+    return not chosen & {"network_kwargs", "include_patterns", "exclude_patterns"}
 
 
 def _of_model(
@@ -195,6 +264,17 @@ def _of_model(
 ) -> Iterator[Finding]:
     """Layers that the model lacks or has in another size, and those that are changed twice."""
     left, title = [stem for stem in stems if stem not in names], base.family.title
+    if encoder := [stem for stem in left if names and TEXT_ENCODER.match(stem)]:
+        message = f"{len(encoder)} of {len(stems)} layers are of a text encoder, such as {encoder[0]}."
+        remedy = f"Programs leave them out: {title} has no LoRA on its text encoder. Train without it."
+        yield Finding("other_layers", message, remedy, tuple(encoder))
+        left = [stem for stem in left if stem not in encoder]
+    if misnamed := _misnamed(left, base.layers):
+        stem, name = next(iter(misnamed.items()))
+        message = f"{len(misnamed)} of {len(stems)} layers have too much before their name: {stem} is {name}."
+        remedy = "No program finds them. Save it again, or rename the keys (safetensors) to diffusion_model.LAYER."
+        yield Finding("prefix", message, remedy, tuple(misnamed))
+        left = [stem for stem in left if stem not in misnamed]
     families = [one for one in map(FAMILIES.load, FAMILIES) if one.published and not _kin(one, base.family)]
     ours = (one.title for one in families if len(_located(stems, _base(one, Path(), None).layers)) == len(stems))
     if left and (known := next(ours, "") or other_model(left)):

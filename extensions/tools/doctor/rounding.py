@@ -53,21 +53,24 @@ class Rounding(NamedTuple):
         return Rounding(*map(sum, zip(self, other, strict=True)))
 
 
-def rounding(weight_OI: Tensor, change_OI: Tensor, base: str) -> Rounding:
-    """What is left of the change of a layer. weight_OI: float32, not yet quantized; base: a key of ROUNDED."""
+def rounding(weight_OI: Tensor, change_of: Callable[[Tensor], Tensor], base: str) -> Rounding:
+    """What is left of the change of a layer. weight_OI: float32, not yet quantized; base: a key of ROUNDED. change_of:
+    from the quantized weight, on whose norms the change of a DoRA depends, to the change."""
     before = ROUNDED[base](weight_OI)
+    change_OI = change_of(before)
     left, change = (ROUNDED[base](before + change_OI) - before).double(), change_OI.double()
     return Rounding(float((left * change).sum()), float((left * left).sum()), float((change * change).sum()))
 
 
 def predicted(change: LayerDelta, base: str, seed: int) -> list[Rounding]:
     """`rounding` where the weight is not here: of some rows, evenly spread, on normal weights of the size with which a
-    layer's outputs are as large as its inputs, 1 / sqrt(I), and on such half and twice as large."""
+    layer's outputs are as large as its inputs, 1 / sqrt(I), and on such half and twice as large. Of a DoRA norms are
+    left out, as they say nothing without the weights."""
     outputs, inputs = change.shape
     rows = torch.linspace(0, outputs - 1, min(ROWS, outputs)).round().long()
     change_OI = change.delta()[rows] if change.low_rank is None else change.low_rank[0][rows] @ change.low_rank[1]
     weight = torch.randn((len(rows), inputs), generator=torch.Generator().manual_seed(seed)) / math.sqrt(inputs)
-    return [rounding(weight * size, change_OI, base) for size in (1.0, 0.5, 2.0)]
+    return [rounding(weight * size, lambda _: change_OI, base) for size in (1.0, 0.5, 2.0)]
 
 
 def _e4m3(values: Tensor, scale: Tensor | float) -> Tensor:

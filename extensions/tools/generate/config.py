@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from extensions.tools.shared.image_files import read_settings
+from extensions.tools.shared.image_files import latents_fault, read_settings
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
-from toolkit.config.field_types import PathStr
+from toolkit.config.field_types import PathOrList, PathStr
 from toolkit.config.findings import warning
 from toolkit.config.output import SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.errors import UserError
+from toolkit.models.families import family_for
 
 
 class GenerateConfig(PicturesConfig):
@@ -23,21 +24,27 @@ class GenerateConfig(PicturesConfig):
     process_types: ClassVar[tuple[str, ...]] = ("generate",)
 
     cfg: float | None = Field(default=None, ge=0, le=1000)
-    """Strength of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time. Not given:
-    what the model is made for, 4 for most."""
+    """Scale of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time. Not given:
+    the model's default, 4 for most."""
 
     seed: SeedOrList = (42,)
-    """Seeds of the noise: an image of each prompt for each. 0 is a valid seed."""
+    """Seeds of the noise: one image per prompt and seed. 0 is a valid seed."""
 
     like: PathStr = ""
-    """An image that `generate` made: the same again, with all its settings; what is given goes before."""
+    """An image written by `generate`: generate it again with its settings; explicit values take precedence."""
 
     interactive: bool = False
-    """Read prompts with flags from standard input, a line each, and keep the model loaded. The end of input ends it."""
+    """Read prompts with flags from standard input, one per line, and keep the model loaded, until the end of input."""
+
+    output_type: Literal["images", "latent", "latent_images"] = "images"
+    """Output: images, their latents (a safetensors file with the tensor `latent`), or both."""
+
+    latent_path: PathOrList = ()
+    """Files of latents to decode into `output`; nothing is generated, and only the VAE of the model is loaded."""
 
     output: PathStr = "generated"
-    """Folder of the images. Each is named after its prompt, its seed and a hash of all that decides it: what is there
-    with the same settings is not made again, other settings are another file."""
+    """Folder of the images. File names consist of the prompt, the seed and a hash of all settings: an existing image
+    with the same settings is not generated again, and other settings give another file."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, nothing to draw."""
@@ -56,10 +63,26 @@ class GenerateConfig(PicturesConfig):
     def check_values(self, job: JobContext) -> Iterable[Diagnostic]:
         """`check` of a section without `like`."""
         yield from super().check(job)
-        if not (self.prompt or self.prompts or self.interactive):
-            yield Diagnostic(("prompt",), "is required: what the image shows. Or 'prompts', a file of several.")
+        if self.latent_path:
+            yield from self._latents()
+        elif not (self.prompt or self.prompts or self.interactive):
+            yield Diagnostic(("prompt",), "is required. Or give 'prompts', a file of prompts.")
         if self.lightning and not self.lora:
-            yield warning("lightning", "needs a Lightning LoRA of as many steps. Give it by 'lora' (--lora).")
+            yield warning("lightning", "needs a Lightning LoRA for this number of steps. Add it to 'lora' (--lora).")
+
+    def _latents(self) -> Iterable[Diagnostic]:
+        for key in sorted(self.model_fields_set & {"prompt", "prompts", "interactive", "lora", "output_type"}):
+            yield warning(key, "has no effect: latent_path is decoded, nothing is generated.")
+        try:
+            channels = family_for(self.found_model()).latent_channels
+        except UserError:  # `super().check` says it
+            return
+        stems = [Path(path).stem for path in self.latent_path]
+        for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
+            yield Diagnostic(("latent_path",), f"two files would become '{stem}.png'. Decode them into two folders.")
+        for path in self.latent_path:
+            if fault := latents_fault(Path(path).expanduser(), channels):
+                yield Diagnostic(("latent_path",), fault)
 
     def resolved(self) -> GenerateConfig:
         """The section with what the image of `like` says in the place of what is not given. Raises UserError."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from extensions.tools.generate.config import GenerateConfig
 from extensions.tools.shared.generation import LoraFile, Picture, PictureMaker
-from extensions.tools.shared.image_files import read_settings
+from extensions.tools.shared.image_files import LATENTS, read_settings
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import check_references, is_prompt, read_lines
 from jobs.process import BaseExtensionProcess
@@ -19,6 +19,9 @@ from toolkit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+SUFFIXES = {"images": (".png",), "latent": (LATENTS,), "latent_images": (".png", LATENTS)}
+"""`output_type` -> the files of an image."""
+
 
 class GenerateProcess(BaseExtensionProcess):
     """Writes an image for each prompt and seed; a stop keeps those that are written."""
@@ -27,8 +30,12 @@ class GenerateProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         super().run()
-        items, section = self.section.items(), self.section.resolved()
-        maker = PictureMaker(section, [split_strength(text)[0] for text in section.lora])
+        section = self.section.resolved()
+        if section.latent_path:
+            PictureMaker(section, []).decode([Path(path).expanduser() for path in section.latent_path])
+            return
+        items = self.section.items()
+        maker = PictureMaker(section, [split_strength(text)[0] for text in section.lora], SUFFIXES[section.output_type])
         loras = [LoraFile.of(text) for text in section.lora]
         if self.section.like:
             self._tell_changes(maker, items, loras)

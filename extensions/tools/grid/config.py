@@ -33,24 +33,24 @@ class GridConfig(PicturesConfig):
     process_types: ClassVar[tuple[str, ...]] = ("grid",)
 
     lora: PathOrList
-    """LoRA files, such as the checkpoints of a run. The first column is the base model without any; then one column per
-    file, in this order. FILE:STRENGTH sets the strength of one file."""
+    """LoRA files, such as the checkpoints of a run. The first column is the base model alone, then one column per file,
+    in this order. FILE:STRENGTH sets the strength of one file."""
 
     strength: NumberOrList = (1.0,)
-    """Strengths of the files: a column for each. 0: as without the file; negative: its opposite."""
+    """Strengths of the files, one column each. 0: no effect; negative: the opposite effect."""
 
     cfg: NumberOrList | None = None
-    """Strengths of classifier-free guidance: a row for each; 0 to 1: off. Not given: what the model is
-    made for, 4 for most."""
+    """Scales of classifier-free guidance, one row each; 0 to 1: off. Not given: the model's default, 4 for most."""
 
     seed: SeedOrList = (42,)
-    """Seeds of the noise: a row for each. 0 is a valid seed."""
+    """Seeds of the noise, one row each. 0 is a valid seed."""
 
     also: PathOrList = ()
-    """LoRA files, as of `lora`, that are on all images, those of the first column too: a Lightning LoRA, say."""
+    """LoRA files, as in `lora`, that are applied to all images, including the first column, such as a Lightning
+    LoRA."""
 
     output: PathStr = "grid"
-    """Folder of the images and of `index.html`, which shows them. A second start makes what is missing."""
+    """Folder of the images and of `index.html`, which shows them. A second run generates the missing ones."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, no prompt, a page of something else."""
@@ -58,9 +58,9 @@ class GridConfig(PicturesConfig):
         yield from check_loras("also", self.also, job)
         yield from check_origins("also", self.also, self.found_model)
         if not self.lora:
-            yield Diagnostic(("lora",), "is required: the files that are compared.")
+            yield Diagnostic(("lora",), "is required: the files to compare.")
         if not (self.prompt or self.prompts):
-            yield Diagnostic(("prompt",), "is required: what the images show. Or 'prompts', a file of several.")
+            yield Diagnostic(("prompt",), "is required. Or give 'prompts', a file of prompts.")
         index = Path(self.output).expanduser() / INDEX
         if reason := refusal(index, is_page):
             yield Diagnostic(("output",), reason)

@@ -48,7 +48,7 @@ class Row:
 
     @property
     def seed(self) -> int:
-        """Of the noise."""
+        """Seed of the noise."""
         return self.pictures[0].prompt.seed
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from extensions.tools.lint.dataset import SAME_SHAPE, SMALL_SIDE, SOFT
+from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
 from toolkit.config.dataset import area_of
+from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.directory import split_suffix
 from toolkit.data.folder import shorten
@@ -371,6 +372,12 @@ def _tokens(text: str) -> int:
     return round(words * 4 / 3 + signs + 1.5 * wide)
 
 
+def suspect(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        if why := data.suspects.get(os.path.realpath(item.sample.image)):
+            yield item.sample.image, f"acts against the other images of a training: {why}"
+
+
 def _short(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else f"{text[:longest]}...")
 
@@ -408,6 +415,7 @@ CHECKS: dict[str, Check] = {
     "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
+    "suspect": Check(suspect, "images that 'influence' suspects", "Look at image and caption; correct or remove it."),
 }
 """Name -> the check. In the order in which they are reported."""
 

@@ -19,6 +19,7 @@ CHECK_NAMES = (
     *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
     *("no_caption", "trigger", "garbled", "same_caption", "long_caption"),
+    "suspect",
 )
 """Every check; `checks.CHECKS` has what it does."""
 
@@ -64,6 +65,9 @@ class LintConfig(ToolConfig):
 
     default_caption: str = ""
     """Of a folder: the caption of images that have none, as `datasets[].default_caption`."""
+
+    suspects: Paths = ()
+    """Lists of images that `run.py influence` wrote (`suspects.txt`). Of a job: besides the one in its run's folder."""
 
     skip: Checks = ()
     """Checks that are left out."""
@@ -127,6 +131,9 @@ class LintConfig(ToolConfig):
                 )
         for slot, folder in enumerate(self.control_path):
             yield from check_folder(("control_path", slot), folder, job)
+        for slot, file in enumerate(self.suspects):
+            if not Path(file).expanduser().is_file():
+                yield Diagnostic(("suspects", slot), f"{file!r} is not a file. Give a list of 'run.py influence'.")
         output = Path(self.output).expanduser()
         if not self.preview:
             if "output" in self.model_fields_set:

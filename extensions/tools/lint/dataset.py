@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 from PIL import Image
 
-from extensions.tools.shared.alignment import LARGEST, Alignment, measure
+from extensions.tools.shared.suspects import read_suspects, suspects_of_run
 from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.loader import load_job
+from toolkit.config.process import JobContext
 from toolkit.config.sections import ImageTrainingSection
+from toolkit.data.alignment import LARGEST, Alignment, measure, same_shape
 from toolkit.data.captions import inject_trigger
+from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
 from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
-from toolkit.data.scan_cache import ScanCache
 from toolkit.data.threads import thread_map
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample
 from toolkit.data.validation_split import split_validation
@@ -39,9 +41,6 @@ if TYPE_CHECKING:
 
 COMPARED_SIDE = 64
 """Pixels of a side at which an image is compared with its references."""
-
-SAME_SHAPE = 0.04
-"""Up to this difference two aspect ratios are the same."""
 
 AS_SHARP = 1.65
 """Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one image may be the other saved again."""
@@ -145,13 +144,24 @@ class Dataset:
     measures_shift: bool = True
     """Whether `Reference.alignment` is asked for: it takes most of the time of a pair."""
 
+    suspects: dict[str, str] = field(default_factory=dict)
+    """Image, as a path without links -> why `influence` suspects it."""
+
 
 def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> Iterator[Dataset]:
     """The datasets of a job, those that several processes share once; or of a folder. progress: is told how many images
     are done, and of how many. Raises UserError where there is none."""
     measures_shift = "pair_shift" not in config.skip
+    given: dict[str, str] = {}
+    for file in config.suspects:
+        try:
+            given |= read_suspects(Path(file).expanduser())
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     if Path(config.path).expanduser().is_dir():
-        yield _of_folder(config, progress)
+        found = _of_folder(config, progress)
+        found.suspects = given
+        yield found
         return
     job = load_job(find_config(config.path), discover().find_config)
     sections = [entry.section for entry in job.processes if isinstance(entry.section, ImageTrainingSection)]
@@ -165,7 +175,10 @@ def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> I
         seen.append((what, multiple))
         if section.streamed:
             raise UserError(f"{config.path}: datasets[0].url: a stream has no files to check. Give folders.")
-        yield _of_section(section, Dataset(section.name or job.name, measures_shift=measures_shift), progress)
+        found = Dataset(section.name or job.name, measures_shift=measures_shift)
+        run = section.run_folder(JobContext(job.name))
+        found.suspects = given | (suspects_of_run(run) if run else {})
+        yield _of_section(section, found, progress)
 
 
 def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Dataset:
@@ -337,8 +350,7 @@ def _reference(path: str, background: str, target: Image.Image, shift: bool) -> 
     )
     difference = max(0, int(beyond.max())) if 1 / AS_SHARP < ours / its < AS_SHARP else 255
     ratio = image.width / image.height
-    same_shape = max(ratio * target.height / target.width, target.width / target.height / ratio) <= 1 + SAME_SHAPE
-    alignment = measure(target, image) if shift and same_shape else None
+    alignment = measure(target, image) if shift and same_shape(target.size, image.size) else None
     return Reference(path, ratio, difference_hash(image), difference, alignment)
 
 

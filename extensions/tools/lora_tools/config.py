@@ -32,7 +32,7 @@ class LoraToolConfig(ToolConfig):
     """Key of the file that is read."""
 
     model: PathStr = ""
-    """Model folder whose layers the files are of. Empty: the published models, or that of the run a file lies in."""
+    """Model folder that the files belong to. Empty: the published models, or that of the run that contains the file."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that are missing or no safetensors files, and outputs that are there."""
@@ -69,7 +69,7 @@ class InspectConfig(LoraToolConfig):
 
 
 class ConvertConfig(WritingToolConfig):
-    """`type: convert`: writes a LoRA file as another program reads it."""
+    """`type: convert`: converts a LoRA file for another program."""
 
     process_types: ClassVar[tuple[str, ...]] = ("convert",)
     reads: ClassVar[str] = "input"
@@ -82,28 +82,28 @@ class ConvertConfig(WritingToolConfig):
         Literal["comfyui", "comfyui-fused", "diffusers", "kohya", "musubi", "aitk"],
         OneOf(spellings={"ai-toolkit": "aitk"}),
     ]
-    """Program that is to read it: comfyui, diffusers, kohya, musubi or aitk; comfyui-fused: ComfyUI, with the layers
-    that its own weights hold as one (Qwen-Image-2.1's `img_mlp.gate_up`)."""
+    """Target program: comfyui, diffusers, kohya, musubi or aitk; comfyui-fused: ComfyUI, with the layers
+    that are fused in its weights (Qwen-Image-2.1's `img_mlp.gate_up`)."""
 
 
 class RankConfig(WritingToolConfig):
     """Keys of the tools that choose a rank by singular values."""
 
     rank: int = Field(default=0, ge=0, le=65536)
-    """Largest rank of a layer. 0: as `share` asks for."""
+    """Maximum rank of a layer. 0: determined by `share`."""
 
     share: float = Field(default=0.0, ge=0, le=1)
-    """Share of each layer's squared Frobenius norm that has to be kept; a layer gets the lowest rank that does. 0: all
-    of `rank`."""
+    """Share of each layer's squared Frobenius norm to keep; each layer gets the lowest rank that does. 0: all of
+    `rank`."""
 
     dtype: Dtype | None = None
-    """Number type of the file. None: that of the input."""
+    """Dtype of the file. None: that of the input."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A rank that is not given."""
         yield from super().check(job)
         if not self.rank and not self.share:
-            yield Diagnostic(("rank",), "give the largest rank of a layer, or 'share' (--share).")
+            yield Diagnostic(("rank",), "give the maximum rank of a layer, or 'share' (--share).")
 
 
 class ResizeConfig(RankConfig):
@@ -124,7 +124,7 @@ class ExtractConfig(RankConfig):
     positional: ClassVar[tuple[str, ...]] = ("output",)
 
     base: PathStr = ""
-    """Model folder that the tuned one was trained from. Empty: the one that the run of `tuned` began with."""
+    """Model folder that the tuned one was trained from. Empty: the base model of the run of `tuned`."""
 
     tuned: PathStr
     """Fine-tuned model folder."""
@@ -165,17 +165,17 @@ class MergeConfig(WritingToolConfig):
     """LoRA files, each as FILE or FILE:STRENGTH."""
 
     output: PathStr
-    """Folder to write, or file without `base`. With `base` a name that ends in `.safetensors` is the merged transformer
-    alone as ComfyUI loads it, written from memory; of a base in fp8 it is bfloat16."""
+    """Folder to write, or file without `base`. With `base`, a name that ends in `.safetensors` writes the merged
+    transformer alone as ComfyUI loads it; from an fp8 base it is bfloat16."""
 
     layout: Annotated[Literal["diffusers", "single_file"], OneOf()] | None = None
     """With `base`: `diffusers` writes a model folder, `single_file` the merged transformer. None: as `output` ends."""
 
     rank: int = Field(default=0, ge=0, le=65536)
-    """Without `base`: the largest rank of a layer, by SVD. 0: the ranks are added up. The log says what is lost."""
+    """Without `base`: the maximum rank of a layer, by SVD. 0: the ranks are added. The log reports the error."""
 
     dtype: Dtype | None = None
-    """Number type of what is written. None: that of the model, or of the files where all have the same."""
+    """Dtype of the output. None: that of the model, or of the files if all have the same."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files and folders that cannot be read or written."""
@@ -184,18 +184,20 @@ class MergeConfig(WritingToolConfig):
                 if fault := transformer_fault(self.base):
                     yield Diagnostic(("base",), fault)
                 if self.writes_folder():
-                    yield Diagnostic(("output",), f"{self.output!r} has to end in .safetensors, as 'base' is a file.")
+                    yield Diagnostic(
+                        ("output",), f"{self.output!r} must end in .safetensors, because 'base' is a file."
+                    )
             else:
                 yield from _check_model("base", self.base, job)
             if self.layout and self.writes_folder() != (self.layout == "diffusers"):
                 ending = "not end" if self.layout == "diffusers" else "end"
-                yield Diagnostic(("output",), f"{self.output!r} has to {ending} in .safetensors with {self.layout}.")
+                yield Diagnostic(("output",), f"{self.output!r} must {ending} in .safetensors with {self.layout}.")
             if self.output_path().resolve() == Path(self.base).expanduser().resolve():
                 yield Diagnostic(("output",), "is 'base' itself. Give another folder.")
             if self.rank:
-                yield Diagnostic(("rank",), "has no effect with 'base'. Leave it out.")
+                yield Diagnostic(("rank",), "has no effect with 'base'. Remove it.")
             if self.model:
-                yield Diagnostic(("model",), "the layers are those of 'base'. Leave it out.")
+                yield Diagnostic(("model",), "has no effect with 'base', which has the layers. Remove it.")
         yield from super().check(job)
         yield from check_loras("lora", self.lora, job)
         model = self.base or self.model
@@ -208,14 +210,14 @@ class MergeConfig(WritingToolConfig):
 
 
 class PostHocEmaConfig(WritingToolConfig):
-    """`type: post_hoc_ema`: an average of the saved files of a run, or of the averages in its states, chosen after the
+    """`type: post_hoc_ema`: an average of the checkpoints of a run, or of the averages in its states, chosen after
     training."""
 
     process_types: ClassVar[tuple[str, ...]] = ("post_hoc_ema",)
     positional: ClassVar[tuple[str, ...]] = ("files",)
 
     files: PathOrList
-    """Files of one run, put into the order of their steps; or the run's folder, with `width`."""
+    """Files of one run, which are sorted by step; or the run's folder, with `width`."""
 
     width: float = Field(default=0.0, ge=0, le=1)
     """Width of a power function over all steps of a run with `train.ema_config.power_averages`, relative to their
@@ -225,18 +227,18 @@ class PostHocEmaConfig(WritingToolConfig):
     """Width of a power function over the steps, relative to their number: 0.1 to 0.25, at most 0.2887. 0: `beta`."""
 
     beta: float = Field(default=0.95, ge=0, lt=1)
-    """How much of the average stays at each further file. 0: nothing, the last file is the result."""
+    """Share of the average that is kept at each further file. 0: the last file is the result."""
 
     beta2: float | None = Field(default=None, ge=0, lt=1)
-    """`beta` at the last file; between the first and the last it changes in even steps. 0: only the last file counts.
-    Not given: `beta` at each."""
+    """`beta` at the last file, interpolated linearly from the first. 0: only the last file counts. Not given: `beta` is
+    constant."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, a width that no power function has."""
         yield from super().check(job)
         for key in ("width", "sigma_rel"):
             if (given := getattr(self, key)) > 0.2887:
-                message = f"{given:g} is out of range: the even mean over all steps has 0.2887, nothing is wider."
+                message = f"{given:g} is out of range: the uniform mean over all steps has 0.2887, the maximum."
                 yield Diagnostic((key,), message)
         if self.width:
             yield from self._check_run(job)

@@ -39,10 +39,10 @@ class AdapterFile:
 
     path: Path
     changes: dict[str, LayerDelta]
-    """By full dotted module name."""
+    """Changes by full dotted module name."""
 
     dtype: torch.dtype
-    """Of its matrices; float32 where they have several."""
+    """Dtype of its matrices; float32 if there are several."""
 
     metadata: dict[str, str]
 
@@ -234,6 +234,10 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     return written
 
 
-def kept_metadata(file: AdapterFile) -> dict[str, str]:
-    """The file's metadata but for what is true of its own form alone."""
-    return {key: value for key, value in file.metadata.items() if key not in (HEADER_METADATA, "sha256", "format")}
+def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
+    """The file's metadata but for what is true of its own form alone. In a form without alphas these are the rank."""
+    kept = {key: value for key, value in file.metadata.items() if key not in (HEADER_METADATA, "sha256", "format")}
+    if target and not target.has_alpha and "lora" in file.kinds:
+        ranks = {"alpha": kept.get("rank"), "ss_network_alpha": kept.get("ss_network_dim")}
+        kept |= {key: rank for key, rank in ranks.items() if key in kept and rank}
+    return kept

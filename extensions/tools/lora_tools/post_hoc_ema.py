@@ -146,13 +146,13 @@ class PowerAverage:
     """An average, and what it was made from."""
 
     tensors: dict[str, Tensor]
-    """By parameter, float32."""
+    """Averages by parameter, float32."""
 
     steps: tuple[int, ...]
-    """Of the states."""
+    """Steps of the states."""
 
     error: float
-    """Of its profile over the steps, relative."""
+    """Relative error of its profile over the steps."""
 
 
 def average_of_run(folder: Path, role: str, width: float) -> PowerAverage:

@@ -51,7 +51,7 @@ class ConvertProcess(BaseExtensionProcess):
         section, target = self.section, FORMATS[self.section.to]
         file = read_lora(section.input, section.model_folder() if section.model else None)
         tensors = export(file, target)
-        write_lora(section.output_path(), tensors, kept_metadata(file))
+        write_lora(section.output_path(), tensors, kept_metadata(file, target))
         dtype = next(tensor.dtype for name, tensor in tensors.items() if not name.endswith(".alpha"))
         rounded = "" if dtype == file.dtype else f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
         logger.info(f"{section.output}: {len(file.changes)} layers for {target.title}{rounded}")
@@ -88,7 +88,7 @@ class PostHocEmaProcess(BaseExtensionProcess):
             self._average_files()
 
     def _average_run(self, folder: Path) -> None:
-        """In the form of the newest file that the run saved: its names, alphas, dtype and metadata."""
+        """Writes the average in the form of the newest file of the run: its names, alphas, dtype and metadata."""
         section = self.section
         made = average_of_run(folder, NETWORK, section.width)
         files = [found for found in list_network_files(folder) if found.path.is_file()]
@@ -128,7 +128,7 @@ class PostHocEmaProcess(BaseExtensionProcess):
         logger.info(f"{section.output}: the average of {len(files)} files")
 
     def _write(self, tensors: dict[str, Tensor], metadata: Mapping[str, str], recipe: Mapping[str, object]) -> None:
-        """With the metadata of a file of the run, and how the average was made."""
+        """Writes the tensors with the metadata of a file of the run and the recipe of the average."""
         kept = {key: value for key, value in metadata.items() if key not in ("sha256", "format")}
         write_lora(self.section.output_path(), tensors, {**kept, "post_hoc_ema": json.dumps(recipe)})
 

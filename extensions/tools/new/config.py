@@ -17,7 +17,7 @@ from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
 
 
 class NewConfig(ToolConfig):
-    """`type: new`: writes the job that trains a character or a style on a folder of images, from the example for this
+    """`type: new`: writes a job that trains a character or a style on a folder of images, based on the example for this
     GPU, then checks the images (`lint`, with a preview page) and prints the plan."""
 
     process_types: ClassVar[tuple[str, ...]] = ("new",)
@@ -30,14 +30,14 @@ class NewConfig(ToolConfig):
     """Folder of images, or one whose subfolders are named `<repeats>_<name>`."""
 
     trigger_word: str = ""
-    """Word that the character or style is called in prompts. Empty: `job_name`."""
+    """Word for the character or style in prompts. Empty: `job_name`."""
 
     model: PathStr = ""
     """Hub id, local folder, or file of a transformer as ComfyUI keeps it (docs/models.md). Empty: the one of the
     example."""
 
     gpu: int = Field(default=0, ge=0)
-    """Memory of the GPU in GB, such as 24. 0: that of this machine's GPU; 24 where it has none."""
+    """Memory of the GPU in GB, such as 24. 0: that of this machine's GPU, or 24 if it has none."""
 
     output: PathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""
@@ -57,7 +57,7 @@ class NewConfig(ToolConfig):
             yield Diagnostic(("model",), fault)
         yield from check_folder(("folder",), self.folder, job)
         if path.suffix not in CONFIG_SUFFIXES[:2]:
-            yield Diagnostic(("output",), f"{str(path)!r} has to end in .yaml.")
+            yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
         elif file := file_in_the_way(path.parent):
             yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
         elif path.exists():

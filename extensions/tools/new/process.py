@@ -37,8 +37,8 @@ class NewProcess(BaseExtensionProcess):
         preview = section.preview()
         _run_py("lint", path, "--preview", "--output", preview)
         if _run_py(path, "--dry-run"):
-            raise RunError(f"{path}: is written and has the mistakes above. Correct them in it.")
-        logger.info(f"next: look at {preview}, correct what was found, put your prompts into {path}, then")
+            raise RunError(f"{path}: was written but has the errors above. Correct them.")
+        logger.info(f"next: check {preview}, fix what was found, put your prompts into {path}, then")
         logger.info(f"  {command(path)}")
 
 

@@ -112,7 +112,7 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
     try:
         return training_section(run, check_files=False)
     except UserError as error:
-        logger.warning(f"{run.config}: cannot be read, so the card has no settings: {str(error).splitlines()[0]}")
+        logger.warning(f"{run.config}: cannot be read, so the model card has no settings: {str(error).splitlines()[0]}")
         return None
 
 
@@ -141,7 +141,9 @@ def licence_of(section: DiffusionSection) -> str | None:
             return _licence(ModelCard.load(page).data) if page.is_file() else None
         return _licence(HfApi().model_info(model.name_or_path, revision=model.revision).card_data)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, OSError, ValueError) as error:
-        logger.info(f"the licence of {model.public_name()} is not known ({type(error).__name__}); --licence names it")
+        logger.info(
+            f"the licence of {model.public_name()} is not known ({type(error).__name__}); set it with --licence"
+        )
         return None
 
 

@@ -21,36 +21,36 @@ from toolkit.train.run_reader import NetworkFile, list_network_files, read_run
 class PublishConfig(RunToolConfig):
     """`type: publish`: uploads the LoRA of a run with a model card, samples and a report to the Hugging Face hub.
 
-    What is uploaded is listed first, and holds no image or caption of the dataset and no path. The token comes from
+    The files are listed first, and contain no image or caption of the dataset and no path. The token comes from
     HF_TOKEN or `hf auth login`.
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("publish",)
 
     repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=96)
-    """Repository: `name` among your own, or `owner/name`. It is made where it is not there."""
+    """Repository: `name` for your own account, or `owner/name`. It is created if it does not exist."""
 
     private: bool = True
-    """Create a private repository. The visibility of one that exists is not changed; a public one is refused."""
+    """Create a private repository. The visibility of an existing one is not changed; a public one is refused."""
 
     files: Literal["final", "all"] = "final"
-    """final: the final LoRA, or the last one. all: those of the steps and the best one too."""
+    """final: the final LoRA, or the last checkpoint. all: also those of the steps and the best one."""
 
     samples: int = Field(default=6, ge=0, le=100)
-    """Most samples of the last step. 0: none."""
+    """Maximum number of samples, of the last step. 0: none."""
 
     full_report: bool = False
-    """Upload `report.html` as it lies in the run's folder: with small copies of up to 300 training images, their
-    captions and names, the job, events, and the paths in them. false: where the run has one, a report without these."""
+    """Upload the `report.html` of the run's folder: with thumbnails of up to 300 training images, their captions and
+    names, the job, events, and the paths in them. false: if the run has one, a report without these."""
 
     licence: str = ""
-    """Licence in the model card, by the hub's identifier (`apache-2.0`). Empty: that of the base model's card."""
+    """Licence in the model card, as an identifier of the hub (`apache-2.0`). Empty: that of the base model's card."""
 
     attempts: int = Field(default=5, ge=1, le=100)
-    """Attempts while the hub cannot be reached; 2, 4, 8, ... seconds lie between them, at most 60."""
+    """Attempts if the hub cannot be reached, with pauses of 2, 4, 8, ... seconds, at most 60."""
 
     preview: PathStr = ""
-    """Folder: the files are written here instead of uploaded. A file in it is never overwritten."""
+    """Folder: the files are written here instead of uploaded. Existing files are never overwritten."""
 
     def loras(self) -> list[NetworkFile]:
         """The LoRA files that are published."""

@@ -10,7 +10,7 @@ from tempfile import gettempdir
 from toolkit.files.redact import redact_text
 
 _HOMES = (r"/(?:home|Users)/[^/\s\"'<>]+", r"[A-Za-z]:[\\/]+Users[\\/]+[^\\/\s\"'<>]+")
-"""Where anybody's files are."""
+"""Folders that hold files of users on any machine."""
 
 
 def public_text(run: Path, settings: object) -> Callable[[str], str]:

@@ -51,7 +51,7 @@ class PublishProcess(BaseExtensionProcess):
                 self._publish(Path(workplace))
             else:
                 remedy = "Set HF_TOKEN to a token that may write, or log in with `hf auth login`"
-                raise UserError(f"no token of the hub. {remedy}, then: {section.command()}")
+                raise UserError(f"no token for the hub. {remedy}, then: {section.command()}")
 
     def _publish(self, workplace: Path) -> None:
         """Uploads, and begins again from the top while the hub cannot be reached or is not able to answer: each step
@@ -90,9 +90,9 @@ class PublishProcess(BaseExtensionProcess):
         if not refused:
             reason = f"the hub cannot be reached ({first_line})"
             raise RunError(f"{section.repo}: {reason}. Later: {section.command()}") from error
-        help_ = " Set HF_TOKEN to a token that may write to it" if status in (401, 403) else " Mend it"
+        help_ = " Set HF_TOKEN to a token that may write to it" if status in (401, 403) else " Fix it"
         raise RunError(
-            f"{section.repo}: the hub refuses it ({first_line}).{help_}, then: {section.command()}"
+            f"{section.repo}: the hub rejects it ({first_line}).{help_}, then: {section.command()}"
         ) from error
 
     def _files(self, repo: str, workplace: Path) -> dict[str, Path | bytes]:
@@ -124,7 +124,7 @@ class PublishProcess(BaseExtensionProcess):
         if cleaned == metadata:
             return lora
         told = ", ".join(key for key, text in metadata.items() if cleaned[key] != text)
-        logger.info(f"{lora.path.name}: its metadata holds a path or a secret ({told}), which is left out")
+        logger.info(f"{lora.path.name}: its metadata contains a path or a secret ({told}), which is removed")
         copy = workplace / lora.path.name
         with os_error_as_run_error(copy):
             merge_files({lora.path: ""}, copy, cleaned)

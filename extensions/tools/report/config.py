@@ -29,15 +29,15 @@ class ReportConfig(RunToolConfig):
     each run."""
 
     embed: bool = True
-    """Put the images into the page, as small JPEG: one file to pass on. false: the page links to the samples and the
-    images of the dataset where they lie."""
+    """Embed the images as small JPEGs: one file to pass on. false: the page links to the samples and the images of the
+    dataset."""
 
     share: bool = False
     """A page for others: without the images, captions and names of the dataset, the job, the events, errors and the
     folder of the run."""
 
     hashes: bool = True
-    """Compute the SHA-256 of each saved file, which reads them whole. false: only those that the run recorded."""
+    """Compute the SHA-256 of each saved file, which reads all of it. false: only those that the run recorded."""
 
     foreign: ClassVar = "report"
 

@@ -18,6 +18,7 @@ from extensions.tools.shared.run_records import (
     saved_files,
     settings_text,
     trained_for,
+    which_file,
 )
 from toolkit.data.images import ImageError, open_image
 from toolkit.errors import UserError
@@ -43,7 +44,7 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     """The page of a run. folder: where the page will lie, for its links. The rest: as of `ReportConfig`."""
 
     def address(path: Path, side: int) -> str | None:
-        """Of an image; None where it cannot be read. side: as of `embedded`."""
+        """The address of an image; None if it cannot be read. side: as in `embedded`."""
         if not embed:
             return link_to(path, folder) if path.is_file() else None
         try:
@@ -107,6 +108,7 @@ def _facts(run: RunInfo, history: History, status: str, share: bool) -> dict[str
         "Images seen": "" if run.samples is None else f"{run.samples:,}",
         "Loss": loss and f"{loss}, mean of the last 50 steps",
         "Best validation": "" if run.best_loss is None else f"{run.best_loss:.4g} at step {run.best_step}",
+        **which_file(run.folder),
         "Trained": trained_for(history),
         "Speed": "" if run.step_s is None else f"{run.step_s:.3g} s per step",
         "Skipped steps": str(run.skipped or ""),

@@ -1,5 +1,5 @@
-"""The curves of a run as PNG files, and its summary in words, from metrics.jsonl and validation.jsonl alone. Imports no
-torch, and matplotlib only to draw.
+"""The curves of a run as PNG files, and its summary in words, from metrics.jsonl, validation.jsonl and drift.jsonl
+alone. Imports no torch, and matplotlib only to draw.
 
 A curve without numbers is left out, and so is a figure without curves. A step whose number is missing (null: it was not
 finite) leaves a gap.
@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
-from toolkit.files.run_files import METRICS, VALIDATION, duration, read_status
+from toolkit.files.run_files import DRIFT, METRICS, VALIDATION, duration, read_status
 from toolkit.files.writing import atomic_write, os_error_as_run_error, read_regular, refusal, write_text
 from toolkit.train.run_reader import Row, rows_by_step
 
@@ -90,12 +90,12 @@ class History:
     """What the rows of a run say, put together while they are read."""
 
     curves: list[Curve]
-    """In the order of their first row; not those without a finite value."""
+    """Ordered by their first row, without those that have no finite value."""
 
     first: Row | None = None
     last: Row | None = None
     seconds: float | None = None
-    """Of all steps together; None: no step records it."""
+    """Total of all steps; None: no step records it."""
 
     skipped: int = 0
     """Steps without an update of the weights."""
@@ -111,7 +111,7 @@ class Panel:
 
     unit: str = ""
     right: Callable[[str], bool] = lambda name: False
-    """Of these curves, those with an axis of their own, on the right."""
+    """Whether a curve is plotted against a second axis, on the right."""
 
     smooth: bool = False
 
@@ -121,7 +121,8 @@ def _is_kl(name: str) -> bool:
 
 
 def _is_loss(name: str) -> bool:
-    return ("loss" in name.split("/")[0].split("_") or name.startswith("validation")) and not _is_kl(name)
+    is_loss = "loss" in name.split("/")[0].split("_") or name.startswith("validation")
+    return is_loss and not _is_kl(name) and "drift/" not in name
 
 
 LOSSES = Panel("Losses", _is_loss, smooth=True)
@@ -181,6 +182,8 @@ def read_history(folder: Path, most: int = MOST_POINTS) -> History:
         history = history_of(rows, rows.counts, most)
     with rows_by_step(folder / VALIDATION) as rows:
         history.curves += history_of(rows, rows.counts, most, prefix="validation/").curves
+    with rows_by_step(folder / DRIFT) as rows:
+        history.curves += history_of(rows, rows.counts, most).curves
     return history
 
 

@@ -27,7 +27,7 @@ class Card(NamedTuple):
     """From this memory on."""
 
     qtype: str = ""
-    """Of the transformer; empty: bf16."""
+    """Quantized type of the transformer; empty: bf16."""
 
     qtype_te: str = ""
     low_vram: bool = False
@@ -68,7 +68,7 @@ class Model(NamedTuple):
     guidance: float
     guidance_note: str
     cards: Mapping[int, Card]
-    """By the GPU that they are made for, the largest first."""
+    """Settings by GPU, the largest first."""
 
     examples: tuple[int, ...]
     """GPUs with an example of their own in config/examples."""

@@ -13,8 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.shared.applied import AppliedAdapters
-from extensions.tools.shared.image_files import picture_name, write_picture
+from extensions.tools.shared.image_files import LATENTS, picture_name, read_latents, write_latents, write_picture
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
 from toolkit.config.model import ModelConfig
@@ -27,14 +26,16 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.compiling import check_backend, decide_compiling
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
 from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import base_hashes, checked_family
+from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
 from toolkit.train.base_model import load_base_model
-from toolkit.train.sampling import SamplePrompt, Sampler
+from toolkit.train.sampling import SamplePrompt, Sampler, to_pil
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ class Picture:
 class PictureMaker:
     """Generates images by the keys of a section."""
 
-    def __init__(self, section: PicturesConfig, loras: Sequence[str]) -> None:
-        """loras: all files that images may use. Reads them; the model is loaded when it is needed.
+    def __init__(self, section: PicturesConfig, loras: Sequence[str], suffixes: Sequence[str] = (".png",)) -> None:
+        """loras: all files that images may use. Reads them; the model is loaded when it is needed. suffixes: the files
+        of each image, of .png and LATENTS.
 
         Raises UserError for a LoRA of another model, one whose model is not known, and for a device that is not there.
         """
@@ -100,6 +102,7 @@ class PictureMaker:
         for path in self.files:
             self.changes(path)
         self.folder = Path(section.output).expanduser()
+        self._suffixes = tuple(suffixes)
         self.base = {part: digest[:16] for part, digest in base_hashes(self.config).items()}
         self.keeps_encoders = False
         """Whether the text encoder stays once prompts are encoded, for further ones."""
@@ -156,9 +159,13 @@ class PictureMaker:
         """Writes those that are not there yet, cheapest first; returns how many. made: called after each."""
         wanted = {picture.name: picture for picture in pictures}
         if not self.section.overwrite:
-            wanted = {name: picture for name, picture in wanted.items() if not (self.folder / name).exists()}
+            wanted = {
+                name: picture
+                for name, picture in wanted.items()
+                if not all(path.exists() for path in self._paths(picture))
+            }
         if there := len({picture.name for picture in pictures}) - len(wanted):
-            logger.info(f"{there} of these images are in {self.folder} already (--overwrite generates them again)")
+            logger.info(f"{there} of these images exist in {self.folder} already (--overwrite generates them again)")
         todo = sorted(wanted.values(), key=lambda picture: picture.cost)
         if not todo:
             return 0
@@ -170,11 +177,17 @@ class PictureMaker:
             self._draw(todo, made)
         return len(todo)
 
+    def _paths(self, picture: Picture) -> list[Path]:
+        """The files of an image, the first for those who look."""
+        return [(self.folder / picture.name).with_suffix(suffix) for suffix in self._suffixes]
+
     def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
         """All texts and references are encoded before the transformer is loaded."""
         device, dtype = use_device(pick_device(self.section.device)), DTYPES[self.section.dtype]
+        qtype = self.config.qtype if self.config.quantize else ""
         if self._model is None:
             logger.info(f"device {device}, {self.section.dtype}")
+            check_backend(self.section.compile, device, qtype)
             self._model = load_base_model(self.config, device, dtype)
         model = self._model
 
@@ -192,23 +205,45 @@ class PictureMaker:
             self._adapters = AppliedAdapters(model.network_module, map(self.changes, self.files), device)
             if reason := model.enable_modulation_cache(BlockSwap):
                 logger.info(f"model.modulation_table: not possible here, {reason}")
-            BlockRunner(model, device, dtype, "none", self.config.blocks_to_swap)
+            compiling = self.section.compile if decide_compiling(self.section.compile, device, qtype) else None
+            BlockRunner(model, device, dtype, "none", self.config.blocks_to_swap, compiling)
 
         for index, picture in enumerate(todo):
             chosen = [(lora.path, lora.strength) for lora in picture.loras]
             if chosen != self._in_use:
                 self._adapters.use([(self.changes(path), strength) for path, strength in chosen])
                 self._in_use = chosen
-            image = sampler.generate(index)
-            path = self.folder / picture.name
-            write_picture(path, image, picture.settings, self.section.metadata)
+            latents_BCHW, paths = sampler.latents(index), self._paths(picture)
+            for path in paths:
+                if path.suffix == LATENTS:
+                    write_latents(path, latents_BCHW, picture.settings, self.section.metadata)
+                else:
+                    image = to_pil(model.decode_latents(latents_BCHW))
+                    write_picture(path, image, picture.settings, self.section.metadata)
             self._status.finish()
-            logger.info(f"{index + 1}/{len(todo)} {path}")
-            made(picture, path)
+            logger.info(f"{index + 1}/{len(todo)} {paths[0]}")
+            made(picture, paths[0])
+
+    def decode(self, files: Sequence[Path]) -> None:
+        """Writes the images of files with latents, named after them; those that are there are kept unless `overwrite`.
+        Of the model only the VAE is loaded."""
+        device, dtype = use_device(pick_device(self.section.device)), DTYPES[self.section.dtype]
+        model = load_base_model(self.config, device, dtype)
+        for file in files:
+            path = self.folder / f"{file.stem}.png"
+            if path.exists() and not self.section.overwrite:
+                logger.info(f"{path} exists already (--overwrite writes it again)")
+                continue
+            latents_BCHW, settings = read_latents(file)
+            with _advice():
+                image = to_pil(model.decode_latents(latents_BCHW))
+            write_picture(path, image, settings, self.section.metadata and bool(settings))
+            logger.info(f"{path}")
 
     def _check_room(self, todo: Sequence[Picture]) -> None:
-        """Raises UserError where the disk has no room for them: at most 3 bytes per pixel."""
-        needed = sum(3 * picture.prompt.size.width * picture.prompt.size.height for picture in todo)
+        """Raises UserError where the disk has no room for them: at most 3 bytes per pixel of an image, 1 of latents."""
+        per_pixel = sum(1 if suffix == LATENTS else 3 for suffix in self._suffixes)
+        needed = sum(per_pixel * picture.prompt.size.width * picture.prompt.size.height for picture in todo)
         if (free := free_space(self.folder)) < needed:
             need = f"{len(todo)} images take up to {readable_size(needed)}"
             raise UserError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")

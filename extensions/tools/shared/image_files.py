@@ -1,4 +1,5 @@
-"""PNG files of generated pictures: their names, what is written into them, and how it is read back. Imports no torch.
+"""PNG files of generated images and files of their latents: their names, what is written into them, and how it is read
+back. Imports torch only where latents are read and written.
 
 The settings of an image are a JSON object of our own in the chunk `atelier`; the chunk `parameters` says the same in
 the form that AUTOMATIC1111's web UI (modules/infotext_utils.py, `parse_generation_parameters`) and ComfyUI read.
@@ -10,17 +11,26 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_json, redact_text
+from toolkit.files.safetensors_io import read_metadata, save_file, tensor_shapes
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.version import NAME, VERSION
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CHUNK = "atelier"
+LATENTS = ".safetensors"
+LATENT = "latent"
+"""The tensor in a file of latents, [1, C, 1, H, W] as the model makes them, not yet scaled for the VAE. Source:
+musubi-tuner, qwen_image_generate_image.py (`--output_type latent`)."""
 Settings = Mapping[str, Any]
 """All that decides an image, as JSON values: prompt, negative, width, height, seed, cfg, steps, flow_shift, lightning,
 reference and lora (lists of path, sha256 and strength), model (the keys of the section), base (a hash of each part),
@@ -77,6 +87,55 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"the settings in '{path}' are damaged. {remedy}")
     settings.pop("program", None)
     return settings
+
+
+def write_latents(path: Path, latents_BCHW: Tensor, settings: Settings, metadata: bool = True) -> None:
+    """Writes latents [1, C, H, W] atomically, secrets redacted. metadata: with the settings of the image, also by the
+    names that musubi-tuner gives them. Raises RunError where it cannot."""
+    texts = {name: str(settings[key]) for name, key in _OF_LATENTS.items()} if metadata else {}
+    document = redact_json({**texts, CHUNK: json.dumps(redact_json(dict(settings)))} if metadata else {})
+    with os_error_as_run_error(path), atomic_write(path) as temporary:
+        save_file({LATENT: latents_BCHW.float().cpu().unsqueeze(2).contiguous()}, temporary, document)
+
+
+_OF_LATENTS = {
+    "seeds": "seed",
+    "prompt": "prompt",
+    "height": "height",
+    "width": "width",
+    "infer_steps": "steps",
+    "guidance_scale": "cfg",
+    "negative_prompt": "negative",
+}
+
+
+def latents_fault(path: Path, channels: int) -> str:
+    """Why a file cannot be decoded by a VAE of so many channels; empty where it can."""
+    remedy = "Give a file that `generate --output-type latent` wrote, or musubi-tuner's."
+    if path.suffix.lower() != LATENTS or not path.is_file():
+        return f"'{path}' is not a {LATENTS} file (working directory: {Path.cwd()}). {remedy}"
+    try:
+        shape = tensor_shapes(path).get(LATENT)
+    except UserError as error:
+        return str(error)
+    if shape is None:
+        return f"'{path}' has no tensor {LATENT!r}. {remedy}"
+    if len(shape) < 3 or prod(shape) != channels * shape[-2] * shape[-1] or not prod(shape):
+        return f"'{path}' has latents {list(shape)}; this model's have {channels} channels. {remedy}"
+    return ""
+
+
+def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Latents [1, C, H, W] of a file without a `latents_fault`, and the settings of its image; empty where the file has
+    none."""
+    from safetensors.torch import load_file
+
+    latents = load_file(path)[LATENT]
+    try:
+        settings = json.loads(read_metadata(path).get(CHUNK, "{}"))
+    except ValueError:
+        settings = {}
+    return latents.reshape(1, -1, *latents.shape[-2:]).float(), settings if isinstance(settings, dict) else {}
 
 
 def parameters_text(settings: Settings) -> str:

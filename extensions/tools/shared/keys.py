@@ -34,7 +34,7 @@ class RunToolConfig(ToolConfig):
     def check_runs(self, job: JobContext) -> Iterator[Diagnostic]:
         """A folder that holds no run, of one or several."""
         if not job.will_write(self.folder()) and not runs_in(self.folder()):
-            yield Diagnostic(("run",), f"{self.run!r} holds no run (no run.json). Give the folder of a run.")
+            yield Diagnostic(("run",), f"{self.run!r} contains no run (no run.json). Give the folder of a run.")
 
 
 class FileToolConfig(ToolConfig):
@@ -136,10 +136,10 @@ def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = Fa
     if file := file_in_the_way(path.parent):
         yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
     elif not folder and path.suffix != ".safetensors":
-        yield Diagnostic(("output",), f"{str(path)!r} has to end in .safetensors.")
+        yield Diagnostic(("output",), f"{str(path)!r} must end in .safetensors.")
     elif there.exists() and there.is_dir() != folder:
         yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
     elif reason := refusal(there, is_own_folder if folder else is_own_file):
         yield Diagnostic(("output",), reason)
     elif there.exists() and not (overwrite or job.was_finished):
-        yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")
+        yield Diagnostic(("output",), f"'{path}' exists already. Give another place, or set overwrite (--overwrite).")

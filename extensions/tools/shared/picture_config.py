@@ -4,6 +4,7 @@ images. Prompts are read as those of `sample` are. Imports no torch."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from extensions.tools.shared.keys import check_loras, check_origins, split_strength
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.field_types import Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
+from toolkit.config.field_types import AutoOrBool, Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder
@@ -20,6 +21,7 @@ from toolkit.config.output import MAX_SIDE, Negative, SampleConfig, SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
 from toolkit.config.tool import ToolConfig
+from toolkit.config.train import CompileConfig
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import read_text, read_yaml
 from toolkit.data.images import ImageError, image_size
@@ -60,24 +62,40 @@ MODEL_KEYS = (
 )
 
 
+class GenerationCompileConfig(CompileConfig):
+    """`compile`: torch.compile of the transformer's blocks; worth the compile time for many images of few sizes."""
+
+    enabled: AutoOrBool = False
+    """Compile the blocks at their first use, which takes a minute or more; each step is then faster. Images differ by
+    rounding. auto: on CUDA with Triton and a C compiler; a block that cannot be compiled runs uncompiled."""
+
+    place: ClassVar = "compile"
+
+
+COMPILE_KEYS = ("enabled", "backend", "mode", "dynamic", "fullgraph", "cache_size_limit")
+
+
 class PicturesConfig(ToolConfig):
     """Keys of the tools that generate images."""
 
-    sections: ClassVar[dict[str, tuple[str, ...]]] = {"model": MODEL_KEYS}
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {"model": MODEL_KEYS, "compile": COMPILE_KEYS}
+    flags: ClassVar[dict[str, str]] = {
+        f"compile.{key}": f"--compile-{key.replace('_', '-')}" for key in COMPILE_KEYS[1:]
+    }
     may_be_empty: ClassVar = frozenset({"prompt", "negative"})
 
     model: ModelConfig | None = None
-    """The model, and how it is kept in memory: the keys of a training job. Not given: that of the first LoRA, as in the
-    job of its run, or by the file's metadata."""
+    """The model and its memory settings: the keys of a training job. Not given: that of the first LoRA, from the job of
+    its run or the file's metadata."""
 
     lora: PathOrList = ()
     """LoRA, DoRA, LoHa or LoKr files of any program, each as FILE or FILE:STRENGTH."""
 
     prompt: StrOrList = ()
-    """Prompts, each perhaps with the flags of a sample's prompt behind it (`a cat --w 768 --h 512`)."""
+    """Prompts, optionally followed by the flags of sample prompts (`a cat --w 768 --h 512`)."""
 
     prompts: PathStr = ""
-    """File of further prompts: text with one on a line, or YAML with the keys of `sample` in a training job."""
+    """File of further prompts: text with one per line, or YAML with the keys of `sample` in a training job."""
 
     trigger_word: str = ""
     """Replaces `[trigger]` in prompts, as in those of a training job."""
@@ -86,39 +104,50 @@ class PicturesConfig(ToolConfig):
     """Negative prompt; empty: one space."""
 
     reference: Slots = ()
-    """Up to 10 reference images in slot order, as many as the model takes; none: the image is made from text alone."""
+    """Up to 10 reference images in slot order, as many as the model accepts; none: text to image."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
-    """Pixels, 64 to 16384. Without width and height: of the model's own sizes the one that is most like the first
-    reference, or the square; a model that began with random weights has those it was trained on."""
+    """Pixels, 64 to 16384. Without width and height: the model's default size closest to the aspect ratio of the first
+    reference, or the square one; a model trained from scratch has the sizes it was trained on."""
 
     height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384."""
 
     steps: int | None = Field(default=None, ge=1, le=10_000)
-    """Denoising steps. Not given: what the model is made for, 20 for most."""
+    """Denoising steps. Not given: the model's default, 20 for most."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
-    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""
+    """Shift of the noise levels, 1 is none. Not given: by image size, as in the model's pipeline."""
 
     lightning: Literal[0, 4, 8] = 0
-    """Sample as Lightning LoRAs of so many steps need it: these steps, cfg 1, flow_shift 3; what is given goes before.
-    The file is given with the other LoRAs. 0: as usual."""
+    """Sample as Lightning LoRAs for this many steps require: these steps, cfg 1, flow_shift 3; explicit values take
+    precedence. Give the file with the other LoRAs. 0: off."""
 
     output: PathStr
     """Folder of the images."""
 
     overwrite: bool = False
-    """Make images that are there already again."""
+    """Generate images again that exist already."""
 
     metadata: bool = True
-    """Write prompt, settings and the names of the files used into the images."""
+    """Write prompt, settings and file names into the images."""
 
     device: Device = "auto"
-    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+    """Device: auto, cuda, cuda:N, mps or cpu."""
 
     dtype: Dtype = "bfloat16"
-    """Number type of the computation."""
+    """Dtype of the computation."""
+
+    compile: GenerationCompileConfig = GenerationCompileConfig()
+    """torch.compile of the transformer's blocks: `true`, or its keys. Off unless given."""
+
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """`compile: true` is short for `compile: {enabled: true}`."""
+        given = entries.get("compile")
+        if given is not None and not isinstance(given.value, dict):
+            entries["compile"] = replace(given, value={"enabled": given})
+        return entries
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The folder of the images."""
@@ -155,7 +184,7 @@ class PicturesConfig(ToolConfig):
                 for item in items:
                     yield from check_references((key,), item.ctrl_img, family, job)
                     if len(item.ctrl_img or self.reference) < family.min_references:
-                        message = f"no reference image, and {family.title} is made to edit one. Give --reference."
+                        message = f"no reference image, but {family.title} edits one. Give --reference."
                         yield Diagnostic((key,), message, "warning")
                     if note := family.prompt_note(self.found_model(), item.prompt):
                         yield Diagnostic((key,), note, "warning")
@@ -173,7 +202,7 @@ class PicturesConfig(ToolConfig):
         return self.read_items("prompt") + self.read_items("prompts")
 
     def read_items(self, key: str) -> tuple[SampleItem, ...]:
-        """Those of one of the two keys."""
+        """The prompts of one of the two keys."""
         if key == "prompt":
             return read_lines(self.prompt) if self.prompt else ()
         return read_file(Path(self.prompts)) if self.prompts else ()
@@ -207,8 +236,8 @@ def check_references(
 ) -> Iterator[Diagnostic]:
     """More references than the model takes, files that are missing or no images."""
     if len(paths) > family.max_references:
-        takes = f"at most {family.max_references}. Give fewer." if family.max_references else "none. Leave them out."
-        yield Diagnostic(key, f"{len(paths)} references: a {family.title} takes {takes}")
+        takes = f"at most {family.max_references}. Give fewer." if family.max_references else "none. Remove them."
+        yield Diagnostic(key, f"{len(paths)} references: {family.title} takes {takes}")
     for path in paths:
         file = Path(path).expanduser()
         if job.will_write(file):
@@ -242,7 +271,7 @@ def read_file(path: Path) -> tuple[SampleItem, ...]:
     lines = read_text(path, diagnostics).splitlines()
     kept = [(number, line.strip()) for number, line in enumerate(lines, start=1) if is_prompt(line)]
     if not kept:
-        raise UserError(f"{path} holds no prompt. Write one on a line; '#' begins a line that is left out.")
+        raise UserError(f"{path} contains no prompt. Write one per line; lines that begin with '#' are ignored.")
     texts = [ConfigNode(line, (), (at := SourceLocation(number, 1)), at, text=line) for number, line in kept]
     samples = ConfigNode([*texts], (), _NOWHERE, _NOWHERE)
     return _read(ConfigNode({"prompts": samples}, (), _NOWHERE, _NOWHERE), diagnostics)
@@ -260,7 +289,7 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
         checked = Normaliser(diagnostics, UnusedDefaults()).section(SampleConfig, node)
         section, _ = validate(SampleConfig, checked, diagnostics)
     else:
-        diagnostics.error(node, "is no mapping. Write 'samples:' and below it a list.")
+        diagnostics.error(node, "is not a mapping. Write 'samples:' and a list below it.")
     diagnostics.raise_errors()
     assert isinstance(section, SampleConfig)  # otherwise there is an error
     shared = {key: getattr(section, key) for key in section.model_fields_set & SampleItem.model_fields.keys()}

@@ -52,7 +52,7 @@ def model_of(file: Path) -> ModelConfig:
         if ((folder := start / Path(name).expanduser()) / INDEX).is_file():
             return model.model_copy(update={"name_or_path": str(folder)})
     if model.is_path() or not (name in published_names() or cached_snapshot(name, model.revision)):
-        raise UserError(f"{file}: its model {name!r} is not here. Give a model folder or hub id.")
+        raise UserError(f"{file}: its model {name!r} was not found on this machine. Give a model folder or hub id.")
     return model
 
 
@@ -64,5 +64,5 @@ def _of_metadata(file: Path) -> ModelConfig:
             name = read_metadata(file)[BASE_MODEL]
         return ModelConfig(name_or_path=name)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        reason = f"it is in no folder of a run ({CONFIG}), and its metadata names none"
-        raise UserError(f"{file}: its model is not known: {reason}. Give a model folder or hub id.") from None
+        reason = f"it is not in the folder of a run ({CONFIG}), and its metadata names none"
+        raise UserError(f"{file}: its model is unknown: {reason}. Give a model folder or hub id.") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import open_regular, read_object, read_regular, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
 from toolkit.train.contact_sheet import spread
+from toolkit.train.paired import CONFIDENCE, as_good_as_the_lowest
 from toolkit.train.run_reader import (
     SampleImage,
     list_checkpoints,
@@ -27,6 +29,7 @@ from toolkit.train.run_reader import (
     list_network_files,
     list_samples,
     read_events,
+    read_losses_by_image,
 )
 
 MOST_POINTS = 300
@@ -41,7 +44,17 @@ _MOST_CONFIG_BYTES = 2**19
 
 # ------------------------------------------------------------ curves
 
+
+def _of_drift(*numbers: str) -> Callable[[str], bool]:
+    """Which curves are one of these numbers of edits, or of the edit of one sample (toolkit/train/drift.py)."""
+    return lambda name: re.fullmatch(rf"(validation/)?drift/({'|'.join(numbers)})(_\d+)?", name) is not None
+
+
 DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("Drift of edits (pixels)", _of_drift("px")),
+    ("Shift of edits (pixels)", _of_drift("shift_px")),
+    ("Zoom (%) and rotation (degrees) of edits", _of_drift("zoom_percent", "rotation_degrees")),
+    ("Change outside the mask (0 to 255)", _of_drift("outside_mask")),
     ("Loss", lambda name: LOSSES.takes(name) and not name.startswith("validation")),
     ("Validation", lambda name: name.startswith("validation")),
     ("Learning rate", RATES.takes),
@@ -52,8 +65,8 @@ DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 )
 """Title of a diagram -> which curves it takes of those that none before it has taken."""
 
-EXACT = ("Validation", "Learning rate")
-"""Those whose numbers are not scattered: a running mean would only lag behind."""
+EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
+"""Diagrams of values without noise, for which a running mean would only lag."""
 
 
 def diagrams(curves: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -132,10 +145,10 @@ class DatasetImage:
     """`<folder>/<file>` as the run recorded it."""
 
     file: Path | None
-    """Where it lies now; None: nowhere that was looked."""
+    """Its current place; None: not found."""
 
     caption: str
-    """Of a caption file beside it, as that is now."""
+    """Current text of the caption file beside it."""
 
 
 def dataset_images(folder: Path) -> tuple[DatasetImage, ...]:
@@ -193,10 +206,10 @@ class SavedFile:
 
     time: str
     sha256: str
-    """Of the file; empty: not known."""
+    """SHA-256 of the file; empty: not known."""
 
     weights_sha256: str
-    """Of its weights, as its header records it."""
+    """SHA-256 of its weights from the header."""
 
 
 def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
@@ -242,6 +255,25 @@ def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
         yield from ((str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in files.items())
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return
+
+
+# ------------------------------------------------------------ which file
+
+
+def which_file(folder: Path) -> dict[str, str]:
+    """Facts on the saved files whose validation losses are as good as the lowest; none where it is not known."""
+    names = {file.step: file.path.name for file in reversed(list_network_files(folder)) if file.step is not None}
+    losses = read_losses_by_image(folder)
+    found = as_good_as_the_lowest(losses, candidates=names)
+    if not found:
+        return {}
+    use, last = found.earliest, max(losses)
+    steps, images = ", ".join(f"{step:,}" for step in found.steps), len(losses[use])
+    return {
+        "As good by validation": f"steps {steps} ({CONFIDENCE:.0%} interval, {images} images)",
+        "Earliest of these": redact_text(names[use]),
+        "Steps spent beyond it": f"{last - use:,} of {last:,}",
+    }
 
 
 # ------------------------------------------------------------ texts

@@ -28,7 +28,7 @@ LIMIT_S = 60.0
 """Seconds that a command may take."""
 
 LATE = 124
-"""As coreutils' `timeout` has it."""
+"""Exit code of a command that took too long, as that of coreutils' `timeout`."""
 
 _SUFFIXES = (".toml", ".yaml", ".yml", ".json", ".jsonc")
 _lock = Lock()
@@ -40,10 +40,10 @@ class Message:
 
     text: str
     line: int = 0
-    """In the job, from 1; 0: of no line."""
+    """Line of the job, from 1; 0: none."""
 
     key: str = ""
-    """As messages write it: `process[0].train.steps`."""
+    """Key as in messages: `process[0].train.steps`."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The section of `type: ui`."""
+"""The sections of `type: ui` and `type: queue`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import ipaddress
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from toolkit.config.field_types import PathStr
+from toolkit.config.field_types import PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
@@ -19,7 +19,7 @@ OWN = ".ui"
 """Folder of what the page itself writes, in that of the runs."""
 
 MOST_PRICE = 1e6
-"""Of an hour."""
+"""Highest price per hour."""
 
 TOKEN_VARIABLES = ("APP_AUTH", "AI_TOOLKIT_AUTH")
 """Environment variables that may hold the token, the first that does counts."""
@@ -42,8 +42,8 @@ def is_loopback(host: str) -> bool:
 
 
 class UiConfig(ToolConfig):
-    """`type: ui`: serves a page that shows all runs live, edits datasets and captions, and starts jobs one after
-    another. Open the address that it prints."""
+    """`type: ui`: serves a web page with live runs, datasets and captions to edit, and a queue of jobs. Open the
+    address that it prints."""
 
     process_types: ClassVar[tuple[str, ...]] = ("ui",)
 
@@ -54,16 +54,16 @@ class UiConfig(ToolConfig):
     """Folder whose subfolders are the datasets."""
 
     jobs: PathStr = "config"
-    """Folder of the job files that the page writes."""
+    """Folder of the job files written by the page."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Any but this machine's own needs a token in APP_AUTH."""
+    """Address to listen on. Any address that is not local needs a token in APP_AUTH."""
 
     port: int = Field(default=8675, ge=1, le=65535)
     """Port to listen on."""
 
     price_per_hour: float = Field(default=0.0, ge=0, le=MOST_PRICE)
-    """Price of the GPU per hour, for what a run has cost. 0: not shown."""
+    """Price of the GPU per hour, to show the cost of a run. 0: not shown."""
 
     def folder(self) -> Path:
         """`output` as a path."""
@@ -74,7 +74,7 @@ class UiConfig(ToolConfig):
         if not token() and not is_loopback(self.host):
             yield Diagnostic(
                 ("host",),
-                f"{self.host!r} is reached by others, who could train and read everything here. Set a token of at "
+                f"{self.host!r} can be reached by others, who could train and read everything here. Set a token of at "
                 f"least {SHORTEST_TOKEN} characters in the environment variable {TOKEN_VARIABLES[0]}.",
             )
         if 0 < len(token()) < SHORTEST_TOKEN:
@@ -85,3 +85,48 @@ class UiConfig(ToolConfig):
         for key in ("output", "datasets", "jobs"):
             if file := file_in_the_way(Path(getattr(self, key)).expanduser()):
                 yield Diagnostic((key,), f"'{file}' is a file. Give a folder.")
+
+
+WORDS = {
+    "list": (0, "nothing"),
+    "add": (None, "a job file or a tool, and its flags"),
+    "remove": (1, "an id"),
+    "move": (2, "an id, and the id that it is to stand before"),
+    "stop": (1, "an id"),
+    "retry": (1, "an id"),
+    "clear": (0, "nothing"),
+    "run": (0, "nothing"),
+}
+"""Action -> how many words it takes, None: one or more; and which."""
+
+
+def queue_folder(output: Path | str) -> Path:
+    """Folder of the queue's entries for a folder of runs."""
+    return Path(output).expanduser() / OWN / "queue"
+
+
+class QueueConfig(ToolConfig):
+    """`run.py queue`: lists the queue. `queue add JOB.yaml --flags` or `queue add TOOL --flags` adds a command,
+    `queue run` works on it in the foreground until it is empty. Further: `remove ID`, `move ID BEFORE`, `stop ID`,
+    `retry ID`, `clear`. What follows `add` is the command's own, so `--output` stands before it."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("queue",)
+    positional: ClassVar[tuple[str, ...]] = ("action", "words")
+    verbatim: ClassVar[tuple[str, str]] = ("add", "words")
+
+    action: Literal["list", "add", "remove", "move", "stop", "retry", "clear", "run"] = "list"
+    """What is done."""
+
+    words: Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
+    """What it is done with: ids of `queue list`, or the command to add."""
+
+    output: PathStr = "output"
+    """Folder of the runs; the queue is in its folder `.ui/queue`, and the page of `run.py ui` has the same."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Words that the action does not take, and a file where a folder is to be."""
+        count, which = WORDS[self.action]
+        if len(self.words) != count if count is not None else not self.words:
+            yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
+        if file := file_in_the_way(queue_folder(self.output)):
+            yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")

@@ -24,24 +24,26 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from extensions.tools.shared.suspects import suspects_of_run
 from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
 from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.data.captions import CaptionError, read_caption, with_caption
 from toolkit.data.directory import DirectoryListing, list_folder
-from toolkit.data.file_hashes import version_of
+from toolkit.data.fingerprint import version_of
 from toolkit.data.folder import FoundImage, find_images
 from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import atomic_write, link, read_object, read_regular, write_json
+from toolkit.train.run_reader import list_runs
 
 LINT_S = 900
 """Seconds that a check of a dataset may take."""
 
 TRASH = ".trash"
-"""In the folder of the datasets, so that a file is moved in one step; hidden, so that it is no dataset."""
+"""Folder below that of the datasets, so that a move is one rename; hidden, so that it is not a dataset."""
 
 MOST_KNOWN = 50_000
 """Images whose size is remembered."""
@@ -78,7 +80,7 @@ def names(ui: Ui) -> list[str]:
 
 @dataclass
 class Dataset:
-    """One folder, as it is now."""
+    """One folder in its current state."""
 
     ui: Ui
     name: str
@@ -230,7 +232,7 @@ def remember_fault(ui: Ui, path: str, reason: str) -> None:
 
 
 def caption_file(image: FoundImage) -> Path:
-    """Where the caption of an image is, or will be."""
+    """The caption file of an image, whether it exists or not."""
     return Path(image.captions[0]) if image.captions else Path(image.path).with_suffix(".txt")
 
 
@@ -382,7 +384,8 @@ def _lint_file(data: Dataset) -> Path:
 
 
 def findings(data: Dataset) -> dict[str, Any]:
-    """What the last check found: `status` (running, empty, or why it failed), `is_old`, `images`, `by_file` (path ->
+    """What the last check found, and the suspects of all runs: `status` (running, empty, or why it failed), `is_old`,
+    `images`, `by_file` (path ->
     rows of check and message), `count`."""
     rows: dict[str, list[dict[str, str]]] = {}
     try:
@@ -392,8 +395,21 @@ def findings(data: Dataset) -> dict[str, Any]:
         told = {"is_old": known["state"] != data.state, "images": int(known["images"])}
     except (ValueError, LookupError, TypeError):
         told = {"is_old": False, "images": None}
+    for image, why in _suspects(data).items():
+        row = {"check": "suspect", "message": shown(f"acts against the other images of a training: {why}")}
+        rows.setdefault(image, []).append(row)
     status = data.ui.memory.get(("lint", data.name), "")
     return {"status": status, "by_file": rows, "count": sum(map(len, rows.values())), **told}
+
+
+def _suspects(data: Dataset) -> dict[str, str]:
+    """Image of the dataset -> why `influence` suspects it."""
+    found, folder = {}, os.path.realpath(data.folder)
+    for run in list_runs(data.ui.output):
+        for image, why in suspects_of_run(run.folder).items():
+            if image.startswith(folder + os.sep):
+                found[str(data.folder / os.path.relpath(image, folder))] = f"{run.name}, {why}"
+    return found
 
 
 def summary(ui: Ui, name: str) -> dict[str, Any]:

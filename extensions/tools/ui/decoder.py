@@ -19,7 +19,7 @@ from threading import Lock, Timer
 from typing import Any
 
 from extensions.tools.ui.state import Ui
-from toolkit.data.file_hashes import version_of
+from toolkit.data.fingerprint import version_of
 from toolkit.data.images import ImageError, open_image
 from toolkit.data.types import Size
 from toolkit.files.writing import TOOLKIT_ROOT, atomic_write
@@ -104,7 +104,10 @@ class Decoder:
             return answer
         except (OSError, ValueError):  # it was killed, by the alarm or for its memory, or has crashed
             process.kill()
-            return {"error": f"cannot be decoded within {MOST_S:.0f} s and the memory there is. Save it anew, smaller"}
+            process.wait()  # else the next question may find it alive still
+            return {
+                "error": f"cannot be decoded within {MOST_S:.0f} s and the available memory. Save a smaller version"
+            }
         finally:
             alarm.cancel()
 
@@ -120,7 +123,7 @@ def main() -> None:
         except ImageError as error:
             answer = {"error": error.reason}
         except MemoryError:
-            answer = {"error": "needs more memory than there is. Make it smaller"}
+            answer = {"error": "needs more memory than is available. Make it smaller"}
         except OSError as error:  # of the thumbnail's disk
             answer = {"errno": error.errno or errno.EIO}
         with suppress(BrokenPipeError):

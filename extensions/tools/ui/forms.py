@@ -17,8 +17,8 @@ from toolkit.errors import InputErrors, RunError, UserError
 from toolkit.files.writing import TOOLKIT_ROOT
 
 Field = dict[str, Any]
-"""Of a form: key, is_deep (within a section, and not its first), flag, about, kind (bool, integer, number, path, text),
-many, required, choices, low, high, default."""
+"""A field of a form: key, is_deep (within a section, and not its first), flag, about, kind (bool, integer, number,
+path, text), many, required, choices, low, high, default."""
 
 TIMEOUT_S = 60
 
@@ -88,7 +88,7 @@ def _fields(model: Any) -> list[Field]:
                 "kind": kind if kind in ("bool", "integer", "number") else "path" if is_path else "text",
                 "many": many,
                 "required": field.is_required() and "." not in dotted,
-                "choices": schema.get("enum"),
+                "choices": [_text(each) for each in schema["enum"]] if "enum" in schema else None,
                 "low": schema.get("minimum", schema.get("exclusiveMinimum")),
                 "high": schema.get("maximum", schema.get("exclusiveMaximum")),
                 "default": [_text(each) for each in (default if isinstance(default, tuple) else (default,))],

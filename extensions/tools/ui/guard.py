@@ -34,7 +34,7 @@ HOSTS_VARIABLE = "APP_HOSTS"
 """Environment variable with further names of this server, separated by commas."""
 
 MOST_BYTES = 40 * 2**20
-"""Of one request: images come in pieces of at most 32 MiB."""
+"""Maximum size of a request: images are sent in pieces of at most 32 MiB."""
 
 MOST_FAILURES, FAILURES_S = 10, 60.0
 """Wrong tokens of one client in so many seconds, after which it has to wait."""
@@ -49,7 +49,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-"""Of every answer. A page that is shown runs the program's own scripts, and asks nobody else for anything."""
+"""Headers of every response. A page runs only the program's own scripts and loads nothing from elsewhere."""
 
 
 def session_of(token: str) -> str:

@@ -19,7 +19,7 @@ from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
 
 PROMPTS = (("sample", "samples"), ("sample", "prompts"))
-"""Where a trainer has its prompts."""
+"""Keys that hold a trainer's prompts."""
 
 _FLOW = re.compile(r"(?:[&!]\S+\s+)*[\[{]")
 
@@ -36,8 +36,8 @@ class JobText:
         self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def path(self, key: str) -> KeyPath:
-        """Of a key as the reference page writes it: `config.name`, or within the process that trains, such as
-        `datasets[].folder_path`, which means the first of the list."""
+        """The path of a key as in the reference: `config.name`, or a key of the process that trains, such as
+        `datasets[].folder_path` (of the first dataset)."""
         if key.startswith("config."):
             return tuple(key.split("."))
         parts = [(part.removesuffix("[]"), 0) if part.endswith("[]") else (part,) for part in key.split(".")]
@@ -80,7 +80,7 @@ class JobText:
         return [" ".join(str(each or "").split()) for each in said]
 
     def set(self, path: KeyPath, given: str, is_text: bool) -> JobText:
-        """With a value, in its section. given: as it was typed, a text or YAML. Raises ValueError where the text
+        """The text with a value set in its section. given: as typed, text or YAML. Raises ValueError where the text
         cannot be changed without changing more."""
         given = " ".join(given.split())
         wanted: Any = given
@@ -93,7 +93,7 @@ class JobText:
         return self._first_that_reads(path, wanted, [self._with(path, form) for form in forms])
 
     def remove(self, path: KeyPath) -> JobText:
-        """Without a key, and without a section that held it alone. Raises ValueError as `set`."""
+        """The text without a key, and without a section that contained only this key. Raises ValueError as `set`."""
         while (parent := self._at(path[:-1])) and len(parent.value) == 1 and len(path) > 4:
             path = path[:-1]
         node = self._at(path)
@@ -114,7 +114,7 @@ class JobText:
         return self._first_that_reads(path, None, [self.text[:begin] + self.text[end:]], removes=True)
 
     def set_prompts(self, given: Sequence[str]) -> JobText:
-        """With these prompts; those that stay keep what stands beside them. Raises ValueError as `set`."""
+        """The text with these prompts; existing ones keep their other keys. Raises ValueError as `set`."""
         paths = [self.path(".".join(path)) for path in PROMPTS]
         path = next((each for each in paths if isinstance(self.data(each), list)), paths[1])
         node, old = self._at(path), self.prompts()
@@ -136,7 +136,7 @@ class JobText:
         return changed
 
     def _with_item(self, path: KeyPath, index: int, prompt: str) -> JobText:
-        """With a prompt more in a block list, before the item that has this index now."""
+        """The text with a prompt inserted into a block list before the item at this index."""
         node = self._at(path)
         assert node is not None
         near = node.value[max(0, index - 1)]
@@ -215,11 +215,11 @@ class JobText:
         raise ValueError(path)
 
     def _index(self, node: ConfigNode) -> int:
-        """Where its key begins, or an item of a list."""
+        """Offset at which its key, or an item of a list, begins."""
         return self._lines[node.key_at.line - 1] + node.key_at.column - 1
 
     def _end(self, node: ConfigNode) -> int:
-        """Where a value ends, without the comments and empty lines that PyYAML counts to it."""
+        """Offset at which a value ends, without the comments and empty lines that PyYAML includes."""
         begin, end = node.span
         children = node.value.values() if isinstance(node.value, dict) else node.value
         if node.aliased:

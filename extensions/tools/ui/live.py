@@ -16,7 +16,7 @@ from toolkit.files.writing import open_regular
 from toolkit.train.run_reader import RunInfo, read_events, read_run
 
 MOST_LOG_BYTES = 65_536
-"""Of the end of a log that is shown."""
+"""Length of the end of a log that is shown."""
 
 STATUS_S = 0.4
 """Seconds for which a run's status is not read again: fifty watchers ask as often as one."""
@@ -28,7 +28,10 @@ class Feed:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics = Series(folder / run_files.METRICS)
-        self.validation = Series(folder / run_files.VALIDATION)
+        measured = (Series(folder / name) for name in (run_files.VALIDATION, run_files.DRIFT))
+        self.series = (self.metrics, *measured)
+        """The numbers of steps, then what is measured at intervals."""
+
         self._run: RunInfo | None = None
         self._read_at = 0.0
 
@@ -37,6 +40,12 @@ class Feed:
         if self._run is None or time.monotonic() - self._read_at > STATUS_S:
             self._run, self._read_at = read_run(self.folder), time.monotonic()
         return self._run
+
+    def update(self) -> Feed:
+        """Reads what all its files of numbers have got."""
+        for series in self.series:
+            series.update()
+        return self
 
     def news(self, cursor: str = "") -> tuple[dict[str, Any], str]:
         """What came after a cursor, and the cursor behind it; for an empty one the events and the end of the log, but

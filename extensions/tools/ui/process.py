@@ -1,20 +1,20 @@
-"""Serves the page until it is stopped."""
+"""`run.py ui` serves the page until it is stopped; `run.py queue` is the queue from a terminal."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 import socket
 from contextlib import suppress
 from ctypes import CDLL
+from pathlib import Path
 
-import uvicorn
-
-from extensions.tools.ui.app import make_app
-from extensions.tools.ui.config import UiConfig, token
-from extensions.tools.ui.state import Ui
-from extensions.tools.ui.views.queue import queue_of
+from extensions.tools.ui.config import QueueConfig, UiConfig, queue_folder, token
+from extensions.tools.ui.queue import Queue, planned, refusal
 from jobs.process import BaseExtensionProcess
-from toolkit.errors import RunError
+from toolkit.config.tool import ToolConfig, load_tool
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,12 @@ class UiProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         """Raises RunError where the port is taken."""
+        import uvicorn  # with what it serves: a terminal's queue needs none of it
+
+        from extensions.tools.ui.app import make_app
+        from extensions.tools.ui.state import Ui
+        from extensions.tools.ui.views.queue import queue_of
+
         super().run()
         with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
             CDLL(None).mallopt(*ONE_ARENA)
@@ -67,3 +73,44 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.close()
         raise RunError(f"{host}:{port}: {error.strerror or error}. Give another --port or --host.") from error
     return listener
+
+
+class QueueProcess(BaseExtensionProcess):
+    """Does one thing with the queue. A kill at any moment leaves each entry whole, and what runs goes on."""
+
+    section: QueueConfig
+
+    def run(self) -> None:
+        """Raises UserError for what cannot be done, RunError where another runner works."""
+        super().run()
+        queue, action, words = Queue(queue_folder(self.section.output)), self.section.action, self.section.words
+        if action == "run":
+            from extensions.tools.ui.runner import Runner
+
+            Runner(queue).run()
+        elif action == "list":
+            for entry in queue.entries():
+                about = "".join(
+                    f", {text}" for text in (entry.attempts > 1 and f"{entry.attempts} starts", entry.why) if text
+                )
+                logger.info(f"{entry.id}  {entry.state:8}  {shlex.join(entry.argv)}{about}")
+        elif action == "add":
+            entry = queue.add(words, checked(words))
+            runner = "" if queue.has_runner() else " Next: python run.py queue run"
+            logger.info(f"{entry.id}: {entry.name} waits.{runner}")
+        else:
+            getattr(queue, action)(*words)
+            logger.info(f"{action}: done")
+
+
+def checked(argv: tuple[str, ...]) -> str:
+    """A name for a command whose settings are right. Raises UserError for mistakes in them."""
+    if reason := refusal(argv, str(Path.cwd())):
+        raise UserError(reason)
+    uid, *flags = argv
+    if uid not in discover().tools():
+        return str(planned(argv, str(Path.cwd())).get("job", uid))
+    model = discover().find_command(uid)
+    if model is not None and issubclass(model, ToolConfig):
+        load_tool(uid, model, flags)
+    return uid

@@ -17,7 +17,7 @@ from toolkit.files.writing import open_regular
 from toolkit.train.run_reader import digest_before, row_of, step_of_row
 
 MOST_BUCKETS = 2048
-"""Of a whole file: more than a screen has columns. Even; when they are full two become one."""
+"""Buckets of a file, an even number, more than a screen has columns. When all are used, pairs are merged."""
 
 MOST_RECENT = 2000
 """Rows that are kept as they are, for those who watch."""
@@ -27,6 +27,9 @@ SPARK_POINTS = 32
 
 _LONGEST_LINE = 65_536
 _MOST_COLUMNS = 200
+Curves = tuple[list[int], dict[str, dict[str, list[float | None]]]]
+"""First step of each bucket; name -> `low`, `high` and `mean` of each bucket, None where it has no value."""
+
 _NO_NUMBERS = frozenset({"step", "epoch", "samples"})
 
 
@@ -69,8 +72,8 @@ class _Column:
 
 
 class Series:
-    """The rows of metrics.jsonl or validation.jsonl, each step once: a row replaces earlier rows of its step and of
-    later steps, as in `read_metrics`."""
+    """The rows of metrics.jsonl, validation.jsonl or drift.jsonl, each step once: a row replaces earlier rows of
+    its step and of later steps, as in `run_reader.StepRows`."""
 
     def __init__(self, path: Path, most: int = MOST_BUCKETS) -> None:
         self._path, self._most = path, most
@@ -89,7 +92,7 @@ class Series:
         self.last_step, self._end, self._digest = -1, 0, ""
 
     def update(self) -> None:
-        """Reads what was added; all of it anew where the file was replaced. A file that is gone has no rows."""
+        """Reads what was appended, or the whole file if it was replaced. A missing file has no rows."""
         with self._lock:
             try:
                 found = self._path.stat()
@@ -110,7 +113,7 @@ class Series:
                     self._clear()
 
     def cursor(self) -> str:
-        """For `rows_since`: all rows until now have been seen."""
+        """A cursor for `rows_since` behind all current rows."""
         return f"{self._generation}-{self.last_step}"
 
     def rows_since(self, cursor: str) -> list[dict[str, Any]] | None:
@@ -182,12 +185,9 @@ class Series:
         with self._lock:
             return sum(self._columns[name].sum) if name in self._columns else 0.0
 
-    def curves(self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS) -> dict[str, Any]:
-        """`{"steps": [first step of each bucket], "last": step, name: {"low": [...], "high": [...], "mean": [...]}}`,
-        None where a bucket has no value, of the steps from `begin` to `end`.
-
-        A part that has few buckets is read from the file again, finer.
-        """
+    def curves(self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS) -> Curves:
+        """The curves of the steps from `begin` to `end`. A part that has few buckets is read from the file again,
+        finer."""
         with self._lock:
             last = self.last_step if end is None else end
             chosen = [at for at, step in enumerate(self._first) if step <= last and self._bucket_end(at) >= begin]
@@ -198,7 +198,7 @@ class Series:
     def _bucket_end(self, at: int) -> int:
         return self._first[at + 1] - 1 if at + 1 < len(self._first) else self.last_step
 
-    def _finer(self, chosen: list[int], begin: int, last: int, points: int) -> dict[str, Any]:
+    def _finer(self, chosen: list[int], begin: int, last: int, points: int) -> Curves:
         part = Series(self._path, max(2, points // 2 * 2))
         after = self._offset[chosen[-1] + 1] if chosen[-1] + 1 < len(self._offset) else self._end
         try:
@@ -213,10 +213,10 @@ class Series:
             column.settle()
         return part._shown(list(range(len(part._first))), points)
 
-    def _shown(self, chosen: list[int], points: int) -> dict[str, Any]:
+    def _shown(self, chosen: list[int], points: int) -> Curves:
         every = max(1, math.ceil(len(chosen) / max(1, points)))
         groups = [chosen[at : at + every] for at in range(0, len(chosen), every)]
-        shown: dict[str, Any] = {"steps": [self._first[group[0]] for group in groups], "last": self.last_step}
+        shown = {}
         for name, column in self._columns.items():
             counts = [sum(column.count[at] for at in group) for group in groups]
             shown[name] = {
@@ -227,7 +227,7 @@ class Series:
                     for group, count in zip(groups, counts, strict=True)
                 ],
             }
-        return shown
+        return [self._first[group[0]] for group in groups], shown
 
 
 def _latest(file: BinaryIO, begin: int, end: int) -> list[tuple[int, int, dict[str, Any]]]:

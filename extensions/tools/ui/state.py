@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from extensions.tools.shared.html_page import finite
 from extensions.tools.ui.config import MOST_PRICE, OWN
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.run_files import CONFIG, EVENTS, LOG, METRICS, STATUS, VALIDATION, duration
+from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES, duration
 from toolkit.files.writing import read_object, readable_size
 from toolkit.train.run_reader import RunInfo, read_run
 
@@ -56,7 +57,7 @@ class Ui:
 
     @classmethod
     def of(cls, section: UiConfig, token: str) -> Ui:
-        """Of the checked section."""
+        """Creates the state from the checked section."""
         output, datasets, jobs = (Path(text).expanduser() for text in (section.output, section.datasets, section.jobs))
         ui = cls(output, datasets, jobs, token, section.price_per_hour)
         ui.price_per_hour = stored_price(ui.settings, section.price_per_hour)
@@ -75,6 +76,7 @@ class Ui:
     def run(self, run_id: str) -> RunInfo:
         """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or one of its files is a link that
         leads out of its folder: a run that came from elsewhere must not show this machine's files."""
+        run_id = re.sub(r"\\x([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), run_id)
         for cut in (None, *(place for place, letter in enumerate(run_id) if letter == _BETWEEN)):
             names = [run_id] if cut is None else [run_id[:cut], run_id[cut + 1 :]]
             folder = self.output
@@ -84,7 +86,7 @@ class Ui:
                 run = read_run(folder)
             except (RunError, OSError, ValueError):
                 continue
-            for name in (STATUS, METRICS, VALIDATION, EVENTS, LOG, CONFIG):
+            for name in (STATUS, METRICS, VALIDATION, VALIDATION_IMAGES, DRIFT, EVENTS, LOG, CONFIG):
                 if (folder / name).is_symlink():
                     inside(folder, name)
             return run
@@ -100,8 +102,10 @@ def stored_price(settings: Path, otherwise: float) -> float:
 
 
 def run_id(ui: Ui, folder: Path) -> str:
-    """The id of a run in addresses: its folder's name, or `<job>:<process>`."""
-    return _BETWEEN.join(folder.relative_to(ui.output).parts)
+    """The id of a run in addresses: its folder's name, or `<job>:<process>`. Bytes that are not UTF-8 stand as `\\xff`:
+    an address cannot carry them, and no other folder has such an id, because `inside` refuses a backslash."""
+    name = _BETWEEN.join(folder.relative_to(ui.output).parts)
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -8,11 +8,14 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
+from secrets import token_hex
 from threading import Lock
+from typing import IO, NamedTuple
 from unicodedata import category, normalize
 
 from extensions.tools.ui.decoder import Decoder
@@ -135,15 +138,14 @@ def take(path: Path, name: str, folder: Path, decoder: Decoder, told: Callable[[
 
 def _taken(path: Path, name: str, folder: Path, decoder: Decoder) -> Told:
     try:
-        kept = _put(path, _checked(path, name, decoder), folder)
-        return {"name": name} | kept
+        _check(path, name, decoder)
+        return {"name": name} | _put(path, name, folder)
     except (Refused, RunError) as error:
         return {"name": name, "state": "refused", "text": redact_text(str(error))}
 
 
-def _checked(path: Path, name: str, decoder: Decoder) -> str:
-    """The name of a file that holds what its suffix says, with the one of its contents where the dataset would not read
-    it otherwise. Raises Refused."""
+def _check(path: Path, name: str, decoder: Decoder) -> None:
+    """Raises Refused for a file that does not hold what its suffix says."""
     check_size(name, path.stat().st_size, path.parent)
     try:
         if is_image(name):
@@ -156,7 +158,6 @@ def _checked(path: Path, name: str, decoder: Decoder) -> str:
         raise Refused(error.reason) from error
     except UnicodeDecodeError as error:
         raise Refused("is not UTF-8 text. Save it as UTF-8") from error
-    return name
 
 
 def _put(path: Path, name: str, folder: Path) -> Told:
@@ -183,34 +184,62 @@ def _same(one: Path, other: Path) -> bool:
     return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
 
 
+class Incoming(NamedTuple):
+    """A file that comes together with others."""
+
+    told: str
+    """How it is named to whoever sent it."""
+
+    folder: PurePosixPath
+    """Folder within the archive."""
+
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
 def _unpack(path: Path, folder: Path, decoder: Decoder) -> Iterator[Told]:
-    """The files of a zip. One in a folder `<repeats>_<name>` goes into that one; a caption goes with its image."""
+    """The files of a zip. One in a folder `<repeats>_<name>` goes into that one."""
     with opened(path, ARCHIVE) as (archive, members):
-        renamed: dict[tuple[Path, str], str] = {}
-        members.sort(key=lambda member: not is_image(member.filename))
+        files = []
         for member in members:
             place = PurePosixPath(normalize("NFC", member.filename))
+            read = partial(archive.open, member)
+            files.append(Incoming(member.filename, place.parent, place.name, member.file_size, read))
+        yield from take_all(files, path.parent, folder, decoder, takes_zip=False)
+
+
+def take_all(
+    files: Iterable[Incoming], home: Path, folder: Path, decoder: Decoder, takes_zip: bool = True
+) -> Iterator[Told]:
+    """Puts files into the folder, the images first, so that a caption gets the name that its image got. home: where a
+    file lies until it is checked. Raises OSError for the disk."""
+    renamed: dict[tuple[PurePosixPath, str], str] = {}
+    for file in sorted(files, key=lambda each: not is_image(each.name)):
+        try:
+            name = checked_name(file.name)
+            stem, suffix = split_suffix(name)
+            if suffix == SUFFIX and not takes_zip:
+                raise Refused("is a zip file in a zip file. Unpack it, and send what is in it")
+            check_size(name, file.size, home)
+            has_repeats = file.folder.name != folder.name and repeats_of(file.folder.name)
+            target = folder / file.folder.name if has_repeats else folder
+            part, found = home / f"{token_hex(12)}{suffix}", list[Told]()
             try:
-                name = checked_name(place.name)
-                if split_suffix(name)[1] == SUFFIX:
-                    raise Refused("is a zip file in a zip file. Unpack it, and send what is in it")
-                check_size(name, member.file_size, path.parent)
-                has_repeats = place.parent.name != folder.name and repeats_of(place.parent.name)
-                target = folder / place.parent.name if has_repeats else folder
-                stem, suffix = split_suffix(name)
-                wanted = renamed.get((target, str(place.with_suffix(""))), stem) + name[len(stem) :]
-                part = path.with_name(f"{path.stem}-file{suffix}")
-                try:
-                    with archive.open(member) as packed, open(part, "wb") as file:
-                        shutil.copyfileobj(packed, file)
-                    target.mkdir(exist_ok=True)
-                    kept = _taken(part, wanted, target, decoder)
-                finally:
-                    part.unlink(missing_ok=True)
-                if is_image(name) and kept["state"] in ("renamed", "same"):
-                    renamed[target, str(place.with_suffix(""))] = split_suffix(kept["text"])[0]
-                if kept["state"] == "added" and kept["text"] != place.name:
-                    kept["state"] = "renamed"  # a caption, with its image
-                yield kept | {"name": member.filename}
-            except Refused as error:
-                yield {"name": member.filename, "state": "refused", "text": str(error)}
+                with file.open() as source, open(part, "wb") as copy:
+                    shutil.copyfileobj(source, copy)
+                target.mkdir(exist_ok=True)
+                take(part, renamed.get((file.folder, stem), stem) + name[len(stem) :], target, decoder, found.append)
+            finally:
+                part.unlink(missing_ok=True)
+            if suffix == SUFFIX:
+                yield from found
+                continue
+            kept = found[0]
+            if is_image(name) and kept["state"] in ("renamed", "same"):
+                renamed[file.folder, stem] = split_suffix(kept["text"])[0]
+            if kept["state"] == "added" and kept["text"] != file.name:
+                kept["state"] = "renamed"  # a caption, with its image
+            yield kept | {"name": file.told}
+        except Refused as error:
+            yield {"name": file.told, "state": "refused", "text": str(error)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from run import foreign_tool, print_tool
 from tests.conftest import ROOT
 from tests.extensions.compat.test_musubi import DATA
 from toolkit.config import load_job
@@ -75,6 +76,51 @@ def test_what_prepares_the_shell_may_stand_above(before: str) -> None:
     assert is_command(before + COMMAND) and load(before + COMMAND).name == "0100"
 
 
+SCRIPT = """\
+#!/bin/bash
+set -euo pipefail
+if [ -z "$1" ]; then
+  echo usage
+  exit 1
+fi
+for i in 1 2; do
+  mkdir -p out/$i
+done
+MODEL=${MODEL:-model}
+RATE="--learning_rate 3e-4 --seed 5"; NOTHING=
+FILES=(
+  --dataset_config data.toml  # the images
+  --output_name "a b"
+)
+accelerate launch qwen_image_train_network.py --dit "$MODEL/transformer" $RATE $NOTHING "${FILES[@]}" \\
+  --network_module musubi_tuner.networks.lora_qwen_image "$@"
+python tools/notify.py --done
+"""
+
+
+def test_a_script_with_conditions_arrays_and_flags_in_variables() -> None:
+    config = load(SCRIPT)
+    job = config.processes[0].section
+    assert (config.name, job.train.lr, job.training_seed, job.network.linear_alpha) == ("a b", 3e-4, 5, 1)
+    assert any("notify.py' is left out" in line or "is left out: a file is one job" in line for line in config.warnings)
+
+
+@pytest.mark.parametrize(
+    "decides", ["if x; then\n RATE=--seed\nfi\n", "if x; then RATE=--seed; fi\n", "for RATE in 1; do\nRATE=1\ndone\n"]
+)
+def test_what_a_condition_decides_is_not_guessed(decides: str) -> None:
+    text = SCRIPT.replace("accelerate", f"{decides}accelerate")
+    assert is_command(text) and "'${RATE}' belongs to no flag. Write what the variable stands for." in fault(text)
+
+
+@pytest.mark.parametrize("suffix", [".sh", ".ps1", ".py"])
+def test_a_script_without_such_a_command_is_told_as_that(suffix: str) -> None:
+    file = Path(f"x{suffix}")
+    file.write_text('$dit = "a # b"\nfoo x\n')
+    with pytest.raises(ConfigErrors, match=rf"^x\{suffix}:1:1: begins with no command that is read\."):
+        load_job(file, discover().find_config)
+
+
 @pytest.mark.parametrize("text", ["job: extension\nconfig: {}\n", "set: 1\npython: 3\n", "a photo of a python\n", ""])
 def test_other_texts_are_no_commands(text: str) -> None:
     assert not is_command(text)
@@ -113,6 +159,8 @@ def test_a_command_and_the_file_that_it_names_agree_or_both_values_are_told() ->
         (f"{COMMAND}{COMMAND}", "command line:8:74: is a second training: give one command."),
         (COMMAND.replace("--seed 7", "--seed 7 9"), "command line:6:34: '9' belongs to no flag."),
         (COMMAND.replace("--seed", "--sed"), "command line:6:25: sed: --sed: unknown flag. Did you mean 'seed'?"),
+        (COMMAND.replace('"It', "It"), "command line:6:87: a quote that opens here is not closed on its line."),
+        (COMMAND.replace("--seed 7", "--config_file no"), "no.toml: does not exist"),
         (COMMAND.replace("--seed", "\u2013\u2013seed"), "command line:6:25: '\u2013\u2013seed' belongs to no flag."),
     ],
 )
@@ -162,11 +210,35 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
         ),
         (
             "python qwen_image_generate_image.py --dit a/dit.safetensors --vae b.safetensors --edit --prompt x "
-            "--control_image_path c.png --resize_control_to_image_size --compile --image_size 64 64",
-            "# --compile: Images are generated without compilation.\n"
+            "--control_image_path c.png --resize_control_to_image_size --compile --compile_mode default "
+            "--output_type latent --image_size 64 64",
             "python run.py generate --model Qwen/Qwen-Image-Edit --transformer-path a/dit.safetensors "
-            "--vae-path b.safetensors --prompt x --reference c.png --match-target-res --height 64 --width 64 "
-            "--steps 25 --cfg 4.0\n",
+            "--vae-path b.safetensors --prompt x --reference c.png --match-target-res --compile "
+            "--compile-mode default --output-type latent --height 64 --width 64 --steps 25 --cfg 4.0\n",
+        ),
+        (
+            "python qwen_image_generate_image.py --dit model --prompt x --save_path out --lycoris --no_metadata "
+            "--lora_weight a.safetensors b.safetensors --lora_multiplier 0.5 --blocks_to_swap 8 --rcm_threshold 0.2",
+            "# --rcm_threshold: references are not masked while an image is generated.\n"
+            "python run.py generate --model model --prompt x --output out --metadata false --lora a.safetensors:0.5 "
+            "b.safetensors --blocks-to-swap 8 --height 256 --width 256 --steps 25 --cfg 4.0\n",
+        ),
+        (
+            "python qwen_image_generate_image.py --dit a/dit.safetensors --vae b.safetensors "
+            "--latent_path x.safetensors --save_path out --output_type images --guidance_scale 1 --image_size 64 64 "
+            "--infer_steps 2",
+            "python run.py generate --model Qwen/Qwen-Image --transformer-path a/dit.safetensors "
+            "--vae-path b.safetensors --latent-path x.safetensors --output out --cfg 1 --height 64 "
+            "--width 64 --steps 2\n",
+        ),
+        (
+            "python qwen_image_generate_image.py --dit model/transformer --vae model/vae --seed 3 --lora_weight a b "
+            "--lora_multiplier 0.5 1 --save_merged_model c.safetensors",
+            "python run.py merge --base model --lora a:0.5 b:1 --output c.safetensors\n",
+        ),
+        (
+            "python merge_lora.py --dit a.safetensors --lora_weight b --save_merged_model c.safetensors --device cpu",
+            "# --device: merge has none.\npython run.py merge --base a.safetensors --lora b --output c.safetensors\n",
         ),
         (
             "python qwen_image_cache_latents.py --dataset_config data.toml --vae vae",
@@ -194,8 +266,21 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
         ),
     ],
 )
-def test_the_command_of_another_script_becomes_ours(run_py: Callable[..., Any], command: str, ours: str) -> None:
-    assert run_py("import", command).stdout == ours
+def test_the_command_of_another_script_becomes_ours(command: str, ours: str, capsys: pytest.CaptureFixture) -> None:
+    made = foreign_tool(command)
+    assert made is not None
+    print_tool(*made)
+    assert capsys.readouterr().out == ours
+
+
+def test_a_file_with_such_a_command_runs(run_py: Callable[..., Any]) -> None:
+    Path("average.sh").write_text(
+        "python lora_post_hoc_ema.py a.safetensors b.safetensors --output_file c.safetensors\n"
+    )
+    shown = run_py("average.sh", "--dry-run")
+    assert (shown.returncode, shown.stdout) == (0, run_py("import", "average.sh").stdout)
+    run = run_py("average.sh")
+    assert run.returncode == 2 and "run.py post_hoc_ema: " in run.stderr and "a.safetensors" in run.stderr
 
 
 @pytest.mark.parametrize("text", ["#\\\n", "a=\\\n", "A=b ", "A=A=", "x=1\n", "!", "/", "$ ", "```\n"])

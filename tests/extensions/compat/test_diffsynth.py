@@ -205,11 +205,7 @@ def test_the_arguments_that_it_writes_are_the_same_job() -> None:
     [
         ("--num_epochs 5", "--num_epoch 5", "num_epoch: --num_epoch: unknown flag. Did you mean 'num_epochs'?"),
         ("--num_epochs 5", "--num_epochs 5 --num_epochs 6", "--num_epochs is 5, and 6 a second time"),
-        (
-            "Image:transformer/diffusion_pytorch_model",
-            "Image:x/model",
-            "with_origin_paths: is required: an entry",
-        ),
+        ("Image:transformer/diffusion_pytorch_model", "Image:x/model", "with_origin_paths: is required: an entry"),
         ("--lora_base_model", "--lora_bas_model", "lora_base_model: is required: dit; or give --trainable_models"),
         ('"dit"', '"text_encoder"', "lora_base_model: 'text_encoder' is not supported here."),
         ("--num_epochs 5", "--extra_inputs eligen_entity_prompts", "'eligen_entity_prompts' is not supported"),
@@ -220,11 +216,7 @@ def test_the_arguments_that_it_writes_are_the_same_job() -> None:
         ("--num_epochs 5", "--quant_options x", "'x' is not of the form ID:FILES:METHOD."),
         ("--num_epochs 5", """--model_paths '["x.safetensors"]'""", "its name does not tell which part it is"),
         ("--max_pixels 1048576", "--max_pixels x", "'x' is not a number of pixels"),
-        (
-            "qwen_image/model_training",
-            "wanvideo/model_training",
-            "wanvideo/model_training/train.py' trains no",
-        ),
+        ("qwen_image/model_training", "wanvideo/model_training", "wanvideo/model_training/train.py' trains no"),
         (" --dataset_metadata_path", " --dataset_num_workers 8 #", "dataset_metadata_path: is required"),
         ("/metadata.csv", "/gone.csv", "gone.csv' does not exist"),
     ],
@@ -272,6 +264,7 @@ def test_the_examples_run_on_tiny_models(example: str, tiny_model: Path, run_py:
     (folder,) = Path("models/train").glob("Qwen*")
     rates = [json.loads(line)["lr"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([float("1e-5" if "full" in example else "1e-4") / 3] * 2)
+    assert (folder / f"{folder.name}.safetensors").is_file()  # of a whole model the transformer alone, as there
     if "lora" in example:
         saved = load_file(folder / f"{folder.name}.safetensors")
         names = {name.partition(".lora_")[0].partition("_blocks.0.")[2] for name in saved if "_blocks.0." in name}

@@ -127,7 +127,12 @@ def test_without_an_adapter_the_model_is_trained(load) -> None:
     main = MAIN.replace("[adapter]\ntype = 'lora'\nrank = 32\ndtype = 'bfloat16'\n", "")
     main = main.replace("blocks_to_swap = 8\n", "").replace("transformer_dtype = 'float8'\n", "")
     (process,) = load(main).processes
-    assert (process.section.network.type, process.section.save.dtype) == ("full", "bfloat16")
+    save, train = process.section.save, process.section.train
+    assert (process.section.network.type, save.dtype, save.layout) == ("full", "bfloat16", "single_file")
+    assert not train.full_bf16  # its optimizer is 8-bit here
+    (process,) = load(main.replace("AdamW8bitKahan", "adamw_optimi")).processes
+    assert process.section.train.full_bf16
+    assert process.section.train.optimizer_params == {"betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.01}
 
 
 def test_what_is_left_out_is_as_it_is_there(load) -> None:
@@ -135,7 +140,7 @@ def test_what_is_left_out_is_as_it_is_there(load) -> None:
     config = load(main)
     assert config.processes[0].section.train.lr == 1e-3
     (note,) = [line for line in config.notes if "as in diffusion-pipe" in line]
-    assert note.endswith("lr 0.001, activation_checkpointing False")
+    assert note.endswith("lr 0.001, activation_checkpointing false")
 
 
 @pytest.mark.parametrize(

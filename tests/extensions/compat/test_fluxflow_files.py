@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from extensions.compat.fluxflow_files import FluxflowFiles, prefix_of
+from tests.running import lines
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Run
 
@@ -34,10 +35,6 @@ def begun(run: Run, place: str = "step") -> FluxflowFiles:
     files = FluxflowFiles(place)
     files.on_start(run)
     return files
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_each_step_is_a_line_and_what_is_not_finite_is_null(run: Run) -> None:

@@ -152,10 +152,7 @@ def test_a_fault_of_the_json_has_the_files_line_and_column() -> None:
     [
         ("[1]", "x.json:1:1: is not a mapping."),
         ('{"optimizer": {}}', "x.json:1:2: optimizer: unknown key. Did you mean 'optimizers'?"),
-        (
-            '{"optimizers": {"vea": {}}}',
-            "x.json:1:17: optimizers.vea: 'vea' is not a set of weights. Did you mean 'vae'?",
-        ),
+        ('{"optimizers": {"vea": {}}}', "x.json:1:17: optimizers.vea: 'vea' is not a set of weights. Did you mean 'va"),
         ('{"optimizers": {"vae": 3}}', "x.json:1:24: optimizers.vae: 3 is not a mapping"),
         ('{"optimizers": {"vae": {"lr": 1, "lr": 2}}}', "x.json:1:34: optimizers.vae.lr: duplicate key"),
     ],

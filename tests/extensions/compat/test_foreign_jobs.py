@@ -8,6 +8,9 @@ sd-scripts 48d368fa (docs/config_README-en.md, docs/flux_train_network.md).
 from __future__ import annotations
 
 import json
+import math
+import re
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,13 @@ from jobs.dry_run import plan_job
 from tests.extensions.compat.test_diffusion_pipe import DATA, MAIN
 from tests.extensions.compat.test_kohya import EXAMPLE
 from tests.extensions.compat.test_onetrainer import FULL, LORA, LORA_24
+from tests.faults.nursery import Child
 from toolkit.config import load_job
+from toolkit.errors import EXIT_SIGTERM
 from toolkit.extension import discover
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.optim.schedules import build_schedule
+from toolkit.optim.schedules import ScheduleArgs, build_schedule
+from toolkit.train.run_reader import list_checkpoints
 
 IMAGES = 8
 """In each folder: `a` and `b`, and as references `refs_a`, `refs_b`, `refs_c`."""
@@ -182,13 +188,162 @@ resolution = [64, 64]
 """
 """Of docs/flux_train_network.md, with one batch size."""
 
+MUSUBI = """\
+accelerate launch --num_cpu_threads_per_process 1 --mixed_precision fp16 src/musubi_tuner/qwen_image_train_network.py \\
+--max_train_epochs 200 --save_every_n_epochs 10 --seed 42 --output_dir out/m --output_name test_V3 \\
+--dataset_config data.toml --dit model/transformer --model_version edit-2509 --text_encoder model/text_encoder \\
+--vae model/vae --mixed_precision bf16 --fp8_base --fp8_scaled --gradient_checkpointing --sdpa \\
+--timestep_sampling shift --weighting_scheme none --discrete_flow_shift 2.2 \\
+--max_data_loader_n_workers 0 --persistent_data_loader_workers --network_dim 16 \\
+--network_module networks.lora_qwen_image --optimizer_type schedulefree.RAdamScheduleFree --learning_rate 2e-5
+"""
+"""kohya-ss/musubi-tuner, issue 840."""
+
+MUSUBI_DATA = """\
+[general]
+resolution = [64, 64]
+caption_extension = ".txt"
+enable_bucket = true
+bucket_no_upscale = false
+[[datasets]]
+image_directory = "a"
+cache_directory = "cache"
+control_directory = "refs_a"
+qwen_image_edit_no_resize_control = false
+qwen_image_edit_control_resolution = [1024, 1024]
+"""
+SHELL = """\
+./Scripts/accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16  qwen_image_train_network.py `
+--mixed_precision bf16 --dit "model" --text_encoder "model" --vae "model"  --network_module networks.lora_qwen_image `
+--dataset_config "data.toml" --xformers --split_attn --fp8_base --fp8_scaled --fp8_vl --optimizer_type adamw8bit `
+--learning_rate 1e-4 --gradient_checkpointing     --max_data_loader_n_workers 0 --persistent_data_loader_workers `
+--network_dim 32 --timestep_sampling qwen_shift --weighting_scheme none --max_train_epochs 16 `
+--save_every_n_epochs 1 --seed 42 --output_dir "out" --output_name zz_MF_qwen --blocks_to_swap 1 `
+--save_last_n_epochs_state 3 --save_state
+"""
+"""The same, issue 435, in PowerShell."""
+
+PRESET = """\
+dataset_config = "data.toml"
+dit = "model/transformer"
+mixed_precision = "bf16"
+network_module = "networks.lora_qwen_image"
+network_dim = 32
+network_alpha = 16
+timestep_sampling = "qwen_shift"
+discrete_flow_shift = 3.0
+learning_rate = "2e-4"
+lr_scheduler = "cosine_with_min_lr"
+lr_warmup_steps = 0
+lr_decay_steps = 0.2
+lr_scheduler_min_lr_ratio = 0.1
+max_train_epochs = 40
+save_every_n_epochs = "2"
+save_last_n_epochs = ""
+output_name = "qinglong"
+compile = false
+compile_dynamic = "auto"
+"""
+"""Options of sdbds/musubi-tuner-scripts, gui/presets/train/qwen_image.toml."""
+
+AI_TOOLKIT = """\
+job: "extension"
+config:
+  name: "remove_animal_qwen_v2"
+  process:
+    - type: "diffusion_trainer"
+      training_folder: "out"
+      sqlite_db_path: "./aitk_db.db"
+      device: "cpu"
+      trigger_word: "remove the animal from this image."
+      performance_log_every: 10
+      network: {type: lora, linear: 32, linear_alpha: 32, conv: 16, conv_alpha: 16, lokr_full_rank: true,
+        lokr_factor: -1, network_kwargs: {ignore_if_contains: []}}
+      save: {dtype: bf16, save_every: 250, max_step_saves_to_keep: 20, save_format: diffusers, push_to_hub: false}
+      datasets:
+        - {folder_path: a, mask_path: null, mask_min_value: 0.1, default_caption: "", caption_ext: txt,
+          caption_dropout_rate: 0.1, cache_latents_to_disk: false, is_reg: false, network_weight: 1,
+          resolution: [32, 64, 96], controls: [], shrink_video_to_frames: true, num_frames: 1, do_i2v: true,
+          flip_x: false, flip_y: false, control_path_1: refs_a, control_path_2: null, control_path_3: null}
+      train: {batch_size: 1, bypass_guidance_embedding: false, steps: 3000, gradient_accumulation: 1, train_unet: true,
+        train_text_encoder: false, gradient_checkpointing: true, noise_scheduler: flowmatch, optimizer: adamw8bit,
+        timestep_type: weighted, content_or_style: balanced, optimizer_params: {weight_decay: 0.0001},
+        unload_text_encoder: false, cache_text_embeddings: true, lr: 0.0001,
+        ema_config: {use_ema: false, ema_decay: 0.99}, dtype: bf16, diff_output_preservation: false,
+        diff_output_preservation_class: person, loss_type: mse}
+      model: {name_or_path: model, quantize: true, qtype: qfloat8, quantize_te: true, qtype_te: qfloat8, low_vram: true,
+        arch: qwen_image_edit_plus, model_kwargs: {match_target_res: false}, layer_offloading: false}
+      sample: {sampler: flowmatch, sample_every: 250, samples: [{prompt: remove, ctrl_img_1: refs_a/0.png}], neg: ""}
+meta: {name: "[name]", version: "1.0"}
+"""
+"""ostris/ai-toolkit, issue 609, as its page wrote it."""
+
+EDIT_V3 = {
+    "model_type": "lora", "model_family": "qwen_image", "model_flavour": "edit-v3", "mixed_precision": "bf16",
+    "base_model_precision": "int8-quanto", "quantize_via": "cpu", "quantize_activations": False,
+    "gradient_checkpointing": True, "flow_schedule_shift": 1.73, "lora_type": "standard", "lora_rank": 64,
+    "lora_alpha": 64, "optimizer": "optimi-adamw", "learning_rate": 0.00015, "lr_scheduler": "constant_with_warmup",
+    "lr_warmup_steps": 100, "num_train_epochs": 0, "max_train_steps": 10000, "repeats": 4, "train_batch_size": 1,
+    "gradient_accumulation_steps": 1, "caption_dropout_probability": 0.0, "validation_steps": 250,
+    "validation_prompt": "change the posture", "validation_guidance": 4.0, "validation_guidance_rescale": 0.0,
+    "validation_lycoris_strength": 1.0, "validation_resolution": "64x64", "validation_prompt_library": False,
+    "checkpoint_step_interval": 250, "checkpoints_total_limit": 8, "data_backend_config": "data.json",
+    "output_dir": "out/st", "--hub_model_id": "krigeta-lora_2", "--push_to_hub": "false",
+    "pretrained_model_name_or_path": "model",
+}  # fmt: skip
+"""bghira/SimpleTuner, issue 2255; its references as in issue 1711, by their conditioning_type alone."""
+
+OLD_DIFFSYNTH = """\
+accelerate launch examples/qwen_image/model_training/train.py \\
+  --dataset_base_path a --dataset_metadata_path a/metadata.json --max_pixels 4096 --dataset_repeat 5 \\
+  --model_paths '[
+    [
+        "model/transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
+        "model/transformer/diffusion_pytorch_model-00002-of-00003.safetensors"
+    ],
+    "model/text_encoder/model.safetensors",
+    "model/vae/diffusion_pytorch_model.safetensors"
+]' \\
+  --learning_rate 1e-4 --num_epochs 2 --remove_prefix_in_ckpt "pipe.dit." --output_path "./models/train/old" \\
+  --lora_base_model "dit" --lora_target_modules "to_q,to_k,to_v" --lora_rank 32 --use_gradient_checkpointing
+"""
+"""An earlier form of DiffSynth's examples."""
+
 # ------------------------------------------------------------ what they say
 
 Expected = tuple[float, int, tuple[float, float], tuple[str, int, float], str]
 """Uses of images in an epoch; optimizer steps; learning rates of the first and the last one; network, rank and alpha;
 base."""
 
+ONE_OF_1280 = 2e-4 * (0.1 + 0.45 * (1 + math.cos(math.pi * 1279 / 1280)))
+
 CASES: dict[str, tuple[dict[str, str], Expected]] = {
+    "musubi-tuner, issue 840": (
+        {"train.sh": MUSUBI, "data.toml": MUSUBI_DATA},
+        (8, 1600, (2e-5, 2e-5), ("lora", 16, 1), "fp8_scaled"),
+    ),
+    "musubi-tuner, PowerShell": (
+        {"train.ps1": SHELL, "data.toml": MUSUBI_DATA.partition("control_d")[0]},
+        (8, 128, (1e-4, 1e-4), ("lora", 32, 1), "fp8_scaled"),
+    ),
+    # Its lr_decay_steps count for another schedule.
+    "musubi-tuner, preset": (
+        {"job.toml": PRESET, "data.toml": MUSUBI_DATA.replace("[general]", "[general]\nnum_repeats = 4")},
+        (32, 1280, (2e-4, ONE_OF_1280), ("lora", 32, 16), ""),
+    ),
+    "ai-toolkit, issue 609": ({"job.yaml": AI_TOOLKIT}, (24, 3000, (1e-4, 1e-4), ("lora", 32, 32), "float8")),
+    "SimpleTuner, edit-v3": (
+        simpletuner(EDIT_V3, *({key: item[key] for key in item if key != "dataset_type"} for item in edits("refs_a"))),
+        (8, 10000, (0, 1.5e-4), ("lora", 64, 64), "int8"),
+    ),
+    # Torch's ConstantLR: a third of the rate for 5 steps.
+    "DiffSynth, model_paths": (
+        {
+            "train.sh": OLD_DIFFSYNTH,
+            "a/metadata.json": json.dumps([{"image": f"{i}.png", "prompt": "x"} for i in range(8)]),
+        },
+        (40, 80, (1e-4 / 3, 1e-4), ("lora", 32, 32), ""),
+    ),
     # Repeats there are besides the first use. The whole example of the guide: 1001 times 8, and 8 of the class.
     "SimpleTuner, guide": (
         simpletuner(GUIDE, CLASS, SUBJECT, TEXT),
@@ -198,10 +353,7 @@ CASES: dict[str, tuple[dict[str, str], Expected]] = {
         simpletuner(EXAMPLE_OF_SIMPLETUNER, DOMOKUN, TEXT),
         (8, 100, (0, 1e-4), ("lora", 8, 8), "int2"),
     ),
-    "SimpleTuner, edit-v1": (
-        simpletuner(EDIT_GUIDE, *edits("refs_a")),
-        (8, 2, (4e-7, 4e-7), ("lora", 16, 16), "int8"),
-    ),
+    "SimpleTuner, edit-v1": (simpletuner(EDIT_GUIDE, *edits("refs_a")), (8, 2, (4e-7, 4e-7), ("lora", 16, 16), "int8")),
     "SimpleTuner, edit-v2": (
         simpletuner(
             EDIT_GUIDE
@@ -241,7 +393,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pictures: Callab
     monkeypatch.setattr(kohya, "MODEL", "model")  # a file of datasets names none
 
     def write_all(files: Mapping[str, str]) -> str:
-        edits = any("refs_a" in text for name, text in files.items() if name != "data.toml")
+        edits = any(re.search(r"control\w*\W+refs_a|conditioning_data", text) for text in files.values())
         write_tiny_model(Path("model"), TinySpec(arch="qwen_image_edit_plus" if edits else "qwen_image"))
         for folder in ("a", "b", "refs_a", "refs_b", "refs_c"):
             make_pictures(Path(folder), *map(str, range(IMAGES)), size=(96, 96))
@@ -261,7 +413,7 @@ def test_what_a_published_job_says_is_planned(case: str, write: Callable[..., st
     [plan] = plan_job(config).processes
     assert (plan.samples_per_epoch, plan.optimizer_steps) == (samples, steps)
     train = section.train
-    rate = build_schedule(train.lr_scheduler, steps, train.lr_warmup_steps, train.lr_scheduler_params)
+    rate = build_schedule(train.lr_scheduler, steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train))
     assert [train.lr * rate(0), train.lr * rate(steps - 1)] == pytest.approx(rates)
     assert (section.network.type, section.network.linear, section.network.linear_alpha) == network
     assert (section.model.qtype if section.model.quantize else "") == qtype
@@ -289,3 +441,34 @@ def test_a_published_job_trains_two_steps(case: str, write: Callable[..., str], 
     ranks = {tensor.shape[0] for name, tensor in saved.items() if "lora_A" in name}
     alphas = {float(tensor) for name, tensor in saved.items() if name.endswith(".alpha")}
     assert (ranks, alphas) == ({network[1]}, {network[2]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_published_job_begins_as_planned(
+    case: str, write: Callable[..., str], run_py: Callable[..., Any], start_py: Callable[..., Child]
+) -> None:
+    """Three steps of the job as it was published: each has the learning rate of the whole run's schedule, and a
+    stop leaves a state from which it goes on."""
+    files, (_, steps, rates, _, _) = CASES[case]
+    imported = run_py("import", write(files), "--output", "imported.yaml")
+    assert imported.returncode == 0, imported.stderr
+    job = yaml.safe_load(Path("imported.yaml").read_text())
+    [process] = job["config"]["process"]
+    process["model"]["name_or_path"] = "model"  # a file of datasets names none
+    Path("imported.yaml").write_text(yaml.safe_dump(job))
+    section = load_job("imported.yaml", discover().find_config).processes[0].section
+    folder = Path(section.training_folder) / job["config"]["name"]
+    metrics = folder / "metrics.jsonl"
+    child = start_py("imported.yaml")
+    count = min(3, steps)
+    child.wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= count)
+    child.send(signal.SIGTERM)
+    assert child.wait() in (EXIT_SIGTERM, 0), child.output
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    schedule = ScheduleArgs.named_in(section.train)
+    rate = build_schedule(section.train.lr_scheduler, steps, params=section.train.lr_scheduler_params, **schedule)
+    assert [line["lr"] for line in lines] == pytest.approx([section.train.lr * rate(n) for n in range(len(lines))])
+    assert lines[0]["lr"] == pytest.approx(rates[0])
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert list_checkpoints(folder)[-1].step >= count

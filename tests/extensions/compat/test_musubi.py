@@ -101,6 +101,10 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(load: Callable[..., J
         ("max_train_epochs = 0", "train.steps", 1600),
         ("save_last_n_steps = 0\nsave_every_n_steps = 0", "save.max_step_saves_to_keep", 0),
         ("lr_warmup_steps = '10%'", "train.lr_warmup_steps", 0.1),
+        ("lr_scheduler = 'cosine'\nlr_decay_steps = 0.2", "train.lr_decay_steps", 0),
+        ("lr_scheduler = 'warmup_stable_decay'\nlr_decay_steps = 0.2", "train.lr_decay_steps", 0.2),
+        ("lr_scheduler = 'linear'\nlr_scheduler_min_lr_ratio = 0.1", "train.lr_scheduler_min_lr_ratio", None),
+        ("lr_scheduler = 'rex'\nlr_scheduler_min_lr_ratio = 0.1", "train.lr_scheduler_min_lr_ratio", 0.1),
         ("vae_chunk_size = 0\nclip = false", "train.lr", 2e-6),
         ("mixed_precision = 'no'", "train.dtype", "float32"),
         ("network_args = ['loraplus_lr_ratio=4']", "network.loraplus_lr_ratio", 4),
@@ -127,6 +131,22 @@ def test_an_option_lands_where_the_table_says(
 def test_the_model_itself_is_trained_without_a_network(load: Callable[..., JobConfig]) -> None:
     job = section(load(JOB.replace('network_module = "networks.lora_qwen_image"\n', "full_bf16 = true\n")))
     assert (job.network.type, job.train.full_bf16, job.save.dtype) == ("full", True, "bfloat16")
+    assert job.save.layout == "single_file"  # as there: the transformer alone
+
+
+def test_block_swap_of_a_whole_model_and_what_only_counts_there(load: Callable[..., JobConfig]) -> None:
+    full = JOB.replace('network_module = "networks.lora_qwen_image"\n', "")
+    config = load(
+        f'{full}blocks_to_swap = 1\nfused_backward_pass = true\nmem_eff_save = true\noptimizer_type = "adafactor"\n'
+    )
+    assert section(config).model.blocks_to_swap == 1 and section(config).train.fused_backward_pass
+    assert any("mem_eff_save: has no effect: one file is written" in line for line in config.warnings)
+    lora = JOB.replace("networks.lora", "musubi_tuner.networks.lora")  # of its package
+    config = load(f"{lora}full_bf16 = true\n")
+    assert section(config).network.type == "lora" and not section(config).train.full_bf16
+    assert any(
+        "full_bf16: has no effect: an adapter is trained in float32, as there." in line for line in config.warnings
+    )
 
 
 def test_a_transformer_that_lies_alone_is_used_in_place_of_the_folders(load: Callable[..., JobConfig]) -> None:
@@ -173,6 +193,8 @@ def test_every_mistake_of_both_files_is_told_with_its_place(load: Callable[..., 
 
 
 def test_paths_of_another_machine_are_one_list_and_can_be_moved(load: Callable[..., JobConfig]) -> None:
+    (lost,) = faults(load, f'{JOB}sample_prompts = "/old/p.txt"\n')
+    assert lost.startswith("job.toml:5:18: sample_prompts: '/old/p.txt' is not on this machine.")
     here = Path.cwd()
     job = JOB.replace("model/transformer", "/old/disk/model/transformer")
     data = DATA.replace("pairs/after", "/old/disk/pairs/after")
@@ -197,8 +219,8 @@ def test_paths_of_another_machine_are_one_list_and_can_be_moved(load: Callable[.
         ("a = 1\nb = x\n", "job.toml:2:5: not valid TOML: this value is none of TOML."),
         ("job: extension\nconfig: {}\n", "job.toml:1:1: holds YAML, not TOML. Rename it"),
         ("[data]\nx = 1\n", "job.toml:1:1: step 'train' trains nothing."),  # FluxFlow's guide, as TOML
-        ("x = 1\n", "job.toml:1:1: is no config of a program that is read. A job of ours is YAML."),
-        (DATA, "job.toml:1:1: is no config of a program that is read. It is a dataset file"),
+        ("x = 1\n", "job.toml:1:1: is not the config of a supported program. Jobs of this program are YAML."),
+        (DATA, "job.toml:1:1: is not the config of a supported program. It is a dataset file"),
         ("[training]\nmax_train_epochs = 2\n", "job.toml:1:1: dataset_config: is required"),
     ],
 )
@@ -356,7 +378,7 @@ def test_numbered_references_of_one_folder_and_several_datasets(
         (JOB, "general = 1\n[[datasets]]\nimage_directory = 'pairs/after'\n", "data.toml:1:11: general: 1 is not a"),
         (JOB, "datasets = [1]\n", "data.toml:1:12: datasets[0]: 1 is not a table of keys and values."),
         (JOB, "", "data.toml:1:1: datasets: is required: at least one [[datasets]]."),
-        (JOB, "a = [\n", "data.toml:2:1: not valid TOML: a bracket is not closed"),
+        (JOB, "a = [\n", "data.toml:1:1: not valid TOML: a bracket is not closed"),
         (JOB, f"{DATA}control_directory = {{a = 1}}", "data.toml:9:21: datasets[0].control_directory: a mapping is"),
         (f"{JOB}network_args = [[1]]\n", DATA, "job.toml:5:16: network_args[0]: a list is not of the form name=value."),
         (JOB.replace("model/tr", "x" * 300), DATA, "job.toml:1:7: dit: "),
@@ -383,11 +405,7 @@ NOT_GIVEN = (
 def test_what_its_front_end_writes_for_off_is_off(load: Callable[..., JobConfig]) -> None:
     """It writes every field: 0 and an empty text where nothing is asked for. Source: its guide of fields."""
     lines = [f"{key} = 0" for key in OFF.split()] + [f'{key} = ""' for key in NOT_GIVEN.split()]
-    lines += [
-        "caching_latent_skip_existing = true",
-        'dit_dtype = "bfloat16"',
-        'dynamo_backend = "NO"',
-    ]
+    lines += ["caching_latent_skip_existing = true", 'dit_dtype = "bfloat16"', 'dynamo_backend = "NO"']
     written, plain = (load(text).processes[0].section for text in (JOB + "\n".join(lines), JOB))
     for part in ("model", "network", "train", "training_seed", "datasets", "resume"):
         assert written.model_dump()[part] == plain.model_dump()[part]

@@ -131,6 +131,13 @@ def test_the_preset_of_a_fine_tuning(load: Load) -> None:
     job = section(load(FULL))
     assert (job.network.type, job.train.optimizer, job.train.lr) == ("full", "adafactor", 1e-5)
     assert job.train.optimizer_params["relative_step"] is False and not job.model.quantize
+    # As there: bf16 weights, updated within the backward pass, most of them in main memory, saved in one file.
+    assert (job.train.full_bf16, job.train.fused_backward_pass, job.model.blocks_to_swap) == (True, True, 1)
+    assert job.save.layout == "single_file"
+    other = section(load(FULL, output_model_format="DIFFUSERS", optimizer={"optimizer": "ADAMW"}))
+    assert (other.save.layout, other.train.full_bf16, other.model.blocks_to_swap) == ("diffusers", True, 0)
+    slow = section(load(FULL, optimizer={"optimizer": "ADAMW_8BIT", "fused_back_pass": True}))
+    assert (slow.train.full_bf16, slow.train.fused_backward_pass, slow.model.blocks_to_swap) == (False, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +154,12 @@ def test_the_preset_of_a_fine_tuning(load: Load) -> None:
         ({"save_every": 9, "save_every_unit": "STEP"}, "save.save_every", 9),
         ({"optimizer": {"optimizer": "PRODIGY", "d_coef": 0.8}}, "train.optimizer_params.d_coef", 0.8),
         ({"peft_type": "LOHA"}, "network.type", "loha"),
+        ({"peft_type": "LOKR"}, "network.linear", 16),
+        ({"peft_type": "LOKR", "lokr_dim": 4, "lokr_decompose_factor": 2}, "network.factor", 2),
+        ({"peft_type": "LOKR", "lokr_full_matrix": True}, "network.lokr_full_rank", True),
+        ({"text_encoder": {"dropout_probability": 0.1}}, "datasets.0.caption_dropout_rate", 0.1),
+        ({"aspect_ratio_bucketing": False}, "datasets.0.resolution.0.width", 128),
+        ({"sample_definition_file_name": "training_samples/samples.json"}, "train.disable_sampling", True),
         ({"masked_training": True}, "datasets.0.mask_min_value", 0.1),
         ({"resolution": "96x128"}, "datasets.0.resolution.0.width", 128),
         ({"samples": [{"prompt": "a", "seed": 7}]}, "sample.samples.0.seed", 7),
@@ -165,6 +178,7 @@ def test_a_key_means_what_it_means_there(load: Load, changes: dict[str, Any], pl
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
+        ({"peft_type": "LOKR", "lokr_weight_decompose": True}, "lokr_weight_decompose is not supported. Leave it out."),
         ({"model_type": "FLUX_DEV_1"}, "model_type: 'FLUX_DEV_1' cannot be trained here"),
         ({"lora_ranc": 4}, "lora_ranc: unknown key of OneTrainer. Did you mean 'lora_rank'?"),
         ({"optimizer": {"optimizer": "CAME"}}, "optimizer.optimizer: 'CAME' is not supported here."),

@@ -75,7 +75,8 @@ def test_what_is_left_out_is_as_it_is_there(load) -> None:
     layers = ("attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0")
     assert tuple(network.network_kwargs.only_if_contains) == layers
     assert (train.lr, train.lr_scheduler, train.optimizer) == (4e-7, "constant_with_warmup", "adamw")
-    assert (train.batch_size, train.steps, train.max_grad_norm, train.ema_config.use_ema) == (4, 1000, 2, False)
+    assert (train.batch_size, train.steps, train.max_grad_norm, train.ema_config.use_ema) == (4, 1000, 0, False)
+    assert train.optimizer_params == {"eps": 1e-6}
     assert (train.timestep_type, train.discrete_flow_shift, train.disable_sampling) == ("shift", 3, True)
     assert (save.save_every, save.max_step_saves_to_keep) == (500, 5)
     (dataset,) = section.datasets
@@ -83,6 +84,14 @@ def test_what_is_left_out_is_as_it_is_there(load) -> None:
     assert (dataset.folder_path, dataset.control_path) == ("pairs/after", ("pairs/after", "pairs/before"))
     (note,) = [line for line in config.notes if "as in SimpleTuner" in line]
     assert "lora_rank 16" in note and "learning_rate 4e-07" in note and "flow_schedule_shift 3.0" in note
+
+
+def test_a_whole_model_is_trained_in_bf16(load) -> None:
+    (process,) = load({"model_type": "full"}).processes
+    train = process.section.train
+    assert (process.section.network.type, train.full_bf16, train.optimizer) == ("full", True, "adamw")
+    (process,) = load({"model_type": "full", "mixed_precision": "no"}).processes
+    assert (process.section.train.full_bf16, process.section.train.dtype) == (False, "float32")
 
 
 def test_the_example_of_its_guide(load) -> None:
@@ -120,11 +129,49 @@ def test_the_example_of_its_guide(load) -> None:
         ({"prepend_instance_prompt": True, "instance_prompt": "sks"}, "trigger_word", "sks"),
         ({"is_regularisation_data": True}, "is_reg", True),
         ({"caption_strategy": "filename"}, "caption_from_name", True),
+        ({"caption_strategy": None}, "caption_from_name", True),  # its default
     ],
 )
 def test_keys_of_a_dataset(load, keys: dict[str, Any], field: str, value: Any) -> None:
     (process,) = load({}, [DATA[0] | keys, *DATA[1:]]).processes
     assert getattr(process.section.datasets[0], field) == value
+
+
+def test_references_are_told_by_their_conditioning_type(load) -> None:
+    """As jobs have them in which dataset_type is left out."""
+    data = [{key: value for key, value in item.items() if key != "dataset_type"} for item in REFERENCES]
+    marked = [item | {"conditioning_type": "reference_strict", "caption_strategy": None} for item in data]
+    (process,) = load({}, [DATA[0], *marked]).processes
+    (dataset,) = process.section.datasets
+    assert dataset.control_path == ("pairs/after", "pairs/before")
+    (process,) = load({"caption_strategy": "textfile"}, [DATA[0] | {"caption_strategy": None}, *marked]).processes
+    assert not process.section.datasets[0].caption_from_name
+
+
+@pytest.mark.parametrize(
+    ("job", "values"),
+    [
+        ({"optimizer": "optimi-adamw"}, {"optimizer_params": {"betas": [0.9, 0.99], "weight_decay": 0, "eps": 1e-6}}),
+        ({"optimizer": "torch-adamw", "optimizer_config": "eps=1e-7,weight_decay=0.1"},
+         {"optimizer": "adamw", "optimizer_params": {"eps": 1e-7, "weight_decay": 0.1}}),
+        ({"optimizer": "optimi-lion", "optimizer_beta1": 0.8, "optimizer_beta2": 0.9},
+         {"optimizer": "lion", "optimizer_params": {"betas": [0.8, 0.9]}}),
+        ({"max_grad_norm": 0.01}, {"max_grad_norm": 0}),  # of each number there
+        ({"max_grad_norm": 0.01, "grad_clip_method": "norm"}, {"max_grad_norm": 0.01}),
+        ({"lr_scheduler": "polynomial", "learning_rate": 4e-6},
+         {"lr_scheduler_power": 0.8, "lr_scheduler_min_lr_ratio": 4e-7 / 4e-6}),
+        # What its page writes for all that is not chosen.
+        ({"crepa_lambda": 0.5, "noise_offset": "0.1", "use_dora": False, "lora_format": "diffusers"}, {"lr": 4e-7}),
+    ],
+)  # fmt: skip
+def test_keys_of_the_training(load, job: dict[str, Any], values: dict[str, Any]) -> None:
+    (process,) = load(job).processes
+    assert {key: getattr(process.section.train, key) for key in values} == values
+
+
+def test_averages_are_as_there(load) -> None:
+    (process,) = load({"use_ema": True}).processes
+    assert (process.section.train.ema_config.use_ema, process.section.train.ema_config.ema_decay) == (True, 0.995)
 
 
 def test_square_crops_are_one_size(load) -> None:
@@ -142,7 +189,7 @@ def test_square_crops_are_one_size(load) -> None:
         ({"lora_type": "lycoris"}, {}, "lycoris_config: is required: the file of the adapter"),
         ({"lora_type": "lycori"}, {}, "lora_type: 'lycori' is not supported here. Did you mean 'lycoris'?"),
         ({"base_model_precision": "nf4-bnb"}, {}, "base_model_precision: 'nf4-bnb' is not supported here."),
-        ({"twinflow_enabled": True}, {}, "twinflow_enabled: unknown key of SimpleTuner."),
+        ({"twinflow_enabled": True}, {}, "twinflow_enabled: true is not supported here. Leave this key out."),
         ({"learning_rte": 1}, {}, "learning_rte: unknown key of SimpleTuner. Did you mean 'learning_rate'?"),
         ({"data_backend_config": "none.json"}, {}, "data_backend_config: 'none.json' does not exist"),
         ({"validation_prompt": "a", "validation_resolution": "big"}, {}, "'big' is not a size."),
@@ -156,6 +203,12 @@ def test_square_crops_are_one_size(load) -> None:
 )
 def test_mistakes(load, job: dict[str, Any], keys: dict[str, Any], message: str) -> None:
     assert any(message in line for line in faults(load, job, [DATA[0] | keys, *DATA[1:]]))
+
+
+def test_a_dataset_file_alone_is_told_as_that(load) -> None:
+    load()
+    with pytest.raises(ConfigErrors, match=r"It is a list of datasets: run the config that names it\."):
+        load_job("data.json", discover().find_config)
 
 
 LOKR = {
@@ -261,7 +314,9 @@ def test_variables_are_the_keys_of_a_config(load: Callable[..., Any], end: str) 
     assert (train.lr, train.steps, train.lr_scheduler, train.discrete_flow_shift) == (1e-4, 1000, "cosine", 1.73)
     assert (train.gradient_checkpointing, train.ema_config.use_ema) == (True, False)
     assert job.sample.samples[0].prompt == "it's a photo of a cat, 50%"
-    assert (job.sample.width, job.sample.height) == (512, 768) and not config.warnings
+    assert (job.sample.width, job.sample.height) == (512, 768)
+    (warning,) = config.warnings
+    assert "lr_scheduler: there lr_warmup_steps is its period" in warning
 
 
 @pytest.mark.parametrize(

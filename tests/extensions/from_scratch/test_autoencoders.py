@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from extensions.from_scratch.autoencoder_writer import write_autoencoder
-from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder, make_autoencoder, measure_latents
+from extensions.from_scratch.autoencoders import (
+    Autoencoder,
+    load_autoencoder,
+    make_autoencoder,
+    measure_latents,
+    write_autoencoder,
+)
 from tests.extensions.from_scratch.conftest import SMALL
 from toolkit.errors import RunError, UserError
 

@@ -60,10 +60,7 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             "model.new_vae.config.layers_per_block: 1000000000 is out of range",
         ),
         ({"model": RANDOM_FROZEN}, "model.text_encoder.train: false, but its weights are random"),
-        (
-            {"model": {"text_encoder": {"name_or_path": "./bert"}}},
-            "model.text_encoder.name_or_path: './bert' is",
-        ),
+        ({"model": {"text_encoder": {"name_or_path": "./bert"}}}, "model.text_encoder.name_or_path: './bert' is"),
         ({"model": {"text_encoder": {"tokenizer": "."}}}, "model.text_encoder.tokenizer: needs name_or_path."),
         (
             {"model": {"text_encoder": {"name_or_path": ".", "config": {"hidden_size": 8}}}},
@@ -79,6 +76,11 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             "train.blank_prompt_preservation: needs the model without its",
         ),
         ({"train": {"parallel": "fsdp"}}, "train.parallel: 'fsdp' is not supported"),
+        (
+            {"train": {"min_timestep": 900, "max_timestep": 300}},
+            "train.min_timestep: 900 is not below max_timestep 300",
+        ),
+        ({"train": {"full_bf16": True, "dtype": "fp32"}}, "train.full_bf16: requires 'dtype: bf16'"),
         ({"train": {"fused_backward_pass": True}}, "train.fused_backward_pass: works with a single role"),
         ({"save": {"merged_lora_rank": 4}}, "save.merged_lora_rank: unknown key."),
         ({"name": "start"}, "name: 'start' is a folder of every run"),
@@ -111,11 +113,12 @@ def test_references_need_a_transformer_that_takes_them(load: Load, tmp_path: Pat
     assert load(**keys, kind="QwenImageTransformer2DModel").plan(JobContext("job"))
 
 
-def test_a_reference_of_a_sample_that_cannot_be_used_is_told_at_once(load: Load, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["ctrl_img", "mask_img"])
+def test_an_image_of_a_sample_that_cannot_be_used_is_told_at_once(load: Load, tmp_path: Path, key: str) -> None:
     Image.new("RGB", (2, 900)).save(tmp_path / "thin.png")
-    sample = {"samples": [{"prompt": "a", "ctrl_img": str(tmp_path / "thin.png")}]}
-    section = load(kind="QwenImageTransformer2DModel", sample=sample)
-    with pytest.raises(DataErrors, match=r"sample.samples\[0\].ctrl_img: .*thin.png"):
+    item = {"prompt": "a", "ctrl_img": str(tmp_path / "data" / "a.png"), key: str(tmp_path / "thin.png")}
+    section = load(kind="QwenImageTransformer2DModel", sample={"samples": [item]})
+    with pytest.raises(DataErrors, match=rf"sample.samples\[0\].{key}: .*thin.png"):
         section.plan(JobContext("job"))
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from benchmarks.live_bytes import LiveBytes
 from extensions.compat.fluxflow import sized
+from extensions.from_scratch.flow_config import FlowTrainerConfig
 from extensions.from_scratch.latent_flow.family import TRANSFORMERS
 from extensions.from_scratch.losses_config import VAE
 from extensions.from_scratch.memory import step_bytes
-from extensions.from_scratch.plan import FlowTrainerSection, StepBytes, VaeTrainerSection, Work
+from extensions.from_scratch.plan import StepBytes, Work
+from extensions.from_scratch.vae_config import VaeTrainerConfig
 from tests.extensions.from_scratch.conftest import TEXT
 
 SD3, QWEN, QWEN_21 = TRANSFORMERS
@@ -70,7 +72,7 @@ def short(job: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("AutoencoderKL", {"model": {"config": sized(32), "spade": True}, **GAN}),
+        ("AutoencoderKL", {"model": {"config": sized(16), "spade": True}, **GAN}),
         ("AutoencoderKL", {"model": {"config": sized(16), "train": "decoder"}, "losses": {"histogram": 1}}),
         ("AutoencoderKL", {"discriminator": {"channels": 16}, "train": {"dtype": "bf16"}}),
         ("AutoencoderTiny", {}),
@@ -81,14 +83,14 @@ def test_a_step_of_an_autoencoder_takes_what_the_plan_says(
     taken, vae_job, pictures: Path, kind: str, changes: dict[str, Any]
 ) -> None:
     job = short(vae_job(pictures, kind, **changes))
-    seen, found = taken(job), step_bytes(VaeTrainerSection.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False)
+    seen, found = taken(job), step_bytes(VaeTrainerConfig.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False)
     assert found.step == pytest.approx(seen["step"], rel=0.03)
     assert sum(found.trained.values()) == seen["weights"]
     assert found.optimizer == pytest.approx(seen["state"], rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [(SD3, {}), (QWEN, {}), (SD3, {"autoencoder": GAN}), (QWEN, {"train": {"dtype": "bf16"}})]
+    ("kind", "changes"), [(SD3, {"autoencoder": GAN}), (QWEN, {}), (QWEN, {"train": {"dtype": "bf16"}})]
 )
 def test_a_step_of_a_flow_model_takes_what_the_plan_says(
     taken, flow_job, pictures: Path, kind: str, changes: dict[str, Any]
@@ -98,14 +100,14 @@ def test_a_step_of_a_flow_model_takes_what_the_plan_says(
     text = {"config": {**TEXT, "vocab_size": 300}, "max_tokens": 8}
     model = {"transformer": {"class_name": kind, "config": wide}, "text_encoder": text}
     job = short(flow_job(pictures, kind, model=model, **changes))
-    seen, found = taken(job), step_bytes(FlowTrainerSection.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False)
+    seen, found = taken(job), step_bytes(FlowTrainerConfig.model_validate(job), Work(2, SIDE, SIDE), on_gpu=False)
     assert found.step == pytest.approx(seen["step"], rel=0.05)
     assert sum(found.trained.values()) == pytest.approx(seen["weights"], rel=0.01)
     assert found.optimizer == pytest.approx(seen["state"], rel=0.01)
 
 
 def test_on_a_gpu_norms_are_float32(vae_job, pictures: Path) -> None:
-    job = VaeTrainerSection.model_validate(vae_job(pictures, train={"dtype": "bf16"}))
+    job = VaeTrainerConfig.model_validate(vae_job(pictures, train={"dtype": "bf16"}))
     host, card = (step_bytes(job, Work(2, SIDE, SIDE), on_gpu).step for on_gpu in (False, True))
     assert card > 1.1 * host
 
@@ -114,7 +116,7 @@ def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
     train = {"ema_config": {"use_ema": True}, "optimizer": "sgd"}
     job = vae_job(pictures, **GAN, losses={"lpips": 1}, train=train, optimizers={"vae": {"optimizer": "adamw"}})
     job["model"] |= {"train": "decoder"}
-    found = step_bytes(VaeTrainerSection.model_validate(job), Work(2, 32, 32), on_gpu=False)
+    found = step_bytes(VaeTrainerConfig.model_validate(job), Work(2, 32, 32), on_gpu=False)
     vae, both = found.trained[VAE], sum(found.trained.values())
     assert found.average == 4 * vae and found.optimizer == pytest.approx(8 * vae, rel=0.01)
     assert found.save.state == 4 * both + found.average + found.optimizer
@@ -124,7 +126,7 @@ def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
 
 def test_smaller_settings_lower_the_plan(flow_job, pictures: Path) -> None:
     def found(images: int = 4, references: int = 0, **changes: Any) -> StepBytes:
-        section = FlowTrainerSection.model_validate(flow_job(pictures, QWEN_21, **changes))
+        section = FlowTrainerConfig.model_validate(flow_job(pictures, QWEN_21, **changes))
         return step_bytes(section, Work(images, 64, 64, references), on_gpu=False)
 
     plain: dict[str, Any] = {"train": {"gradient_checkpointing": False}}
@@ -136,7 +138,16 @@ def test_smaller_settings_lower_the_plan(flow_job, pictures: Path) -> None:
     assert whole.encoding and not found(**plain, autoencoder={}).encoding
 
 
+def test_the_autoencoder_stays_where_samples_or_edits_are_decoded(flow_job, pictures: Path) -> None:
+    def weights(**changes: Any) -> int:
+        section = FlowTrainerConfig.model_validate(flow_job(pictures, QWEN, **changes))
+        return step_bytes(section, Work(1, 32, 32), on_gpu=False).weights
+
+    measured = {"folder_path": str(pictures), "control_path": str(pictures)}
+    assert weights(validation={**measured, "edits": 1}) == weights(sample={}) > weights(validation=measured)
+
+
 def test_a_frozen_text_encoder_of_the_hub_that_is_not_here_is_left_out(flow_job, pictures: Path) -> None:
     job = flow_job(pictures, model={"text_encoder": {"name_or_path": "owner/name"}})
-    found = step_bytes(FlowTrainerSection.model_validate(job), Work(1, 32, 32), on_gpu=False)
+    found = step_bytes(FlowTrainerConfig.model_validate(job), Work(1, 32, 32), on_gpu=False)
     assert set(found.trained) == {"flow"}

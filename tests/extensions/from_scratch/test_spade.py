@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv2d, interpolate, relu
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from extensions.from_scratch.autoencoder_writer import write_autoencoder
-from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder, make_autoencoder
+from extensions.from_scratch.autoencoders import Autoencoder, load_autoencoder, make_autoencoder, write_autoencoder
 from extensions.from_scratch.spade import PREFIX, attach_spade
 from tests.extensions.from_scratch.conftest import SMALL
 from toolkit.errors import RunError, UserError

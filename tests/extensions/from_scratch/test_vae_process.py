@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import diffusers
@@ -11,7 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from extensions.from_scratch.vae_process import psnr, ssim
 from tests.extensions.from_scratch.conftest import SMALL
+from tests.running import lines
 from toolkit.errors import UserError
 
 FIRST, *OTHERS = (["AutoencoderKL"], *sorted(SMALL.keys() - {"AutoencoderKL"}))
@@ -21,10 +22,6 @@ GAN = {"discriminator": {"channels": 4, "layers": 1, "r1_interval": 2, "start_st
 @pytest.fixture
 def pictures(make_pictures, tmp_path: Path) -> Path:
     return make_pictures(tmp_path / "data", "a", "b", "c", "d", "e", size=(40, 32), captions=False)
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_what_a_run_leaves(start, vae_job, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,3 +200,26 @@ def test_two_ranks_train_what_one_trains(run_ranks, write_job, vae_job, pictures
             assert (name in one) == (name in two)
             if name in one:
                 assert two[name] == pytest.approx(one[name], rel=1e-4), (name, one["step"])
+
+
+# ------------------------------------------------------------ quality of a reconstruction
+
+
+def test_psnr_of_a_known_difference() -> None:
+    target = torch.zeros(1, 3, 16, 16)
+    assert psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-4)  # 10 log10(2^2 / 0.2^2)
+    assert psnr(target, target) == float("inf")
+
+
+def test_ssim_is_1_for_equal_images_and_falls_with_noise() -> None:
+    target = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+    found = [ssim(target + std * noise, target) for std in (0.0, 0.1, 0.5)]
+    assert found[0] == pytest.approx(1.0) and 1 > found[1] > 0.8 > found[2] > 0
+
+
+def test_ssim_of_flat_images_is_their_luminance_term() -> None:
+    x, y = torch.full((1, 3, 16, 16), 0.5), torch.full((1, 3, 16, 16), 0.25)
+    c1 = 0.02**2
+    assert ssim(x, y) == pytest.approx((2 * 0.5 * 0.25 + c1) / (0.5**2 + 0.25**2 + c1))
+    assert ssim(x[..., :4], x[..., :4]) == pytest.approx(1.0)  # smaller than the window

@@ -212,12 +212,7 @@ def with_one_damaged_image(path: Path) -> None:
             RunError,
             r"0\.tar: is damaged behind sample \d+ of it \(.*\); 1 of 1 shards are damaged, at most",
         ),
-        (
-            with_one_damaged_image,
-            {"max_unreadable": 0},
-            RunError,
-            r"1 of \d+ samples cannot be read, at most 0%",
-        ),
+        (with_one_damaged_image, {"max_unreadable": 0}, RunError, r"1 of \d+ samples cannot be read, at most 0%"),
         (without_images, {}, UserError, r"it has no jpg or jpeg or png or webp, only gif, txt"),
         (lambda path: None, {}, UserError, r"^datasets\[0\]\.url: .*0\.tar: no such file"),
     ],

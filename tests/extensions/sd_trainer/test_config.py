@@ -195,12 +195,12 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         ("Qwen/Qwen-Image-Edit-2509", "Qwen", "model.name_or_path: 'Qwen' is neither a folder nor a hub id (working"),
         ("steps: 3400", "steps: 0", "train.steps: 0 optimizer steps. Set steps or epochs to a value above 0."),
         ("linear: 16", "pretrained_lora_path: no.safetensors", "network.pretrained_lora_path: 'no.safetensors' does"),
-        ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true is not possible: Q"),
-        ("train_unet: true", "train_unet: false", "train.train_unet: false leaves nothing to train"),
+        ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true is not supported: Q"),
+        ("train_unet: true", "train_unet: false", "train.train_unet: false trains nothing"),
         (
             "is_qwen: true",
             "arch: qwen_image_layered",
-            "model.arch: 'qwen_image_layered': Qwen-Image-Layered makes several images at once, and cannot be",
+            "model.arch: 'qwen_image_layered': Qwen-Image-Layered generates sev",
         ),
         (
             "steps: 3400",

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.setup import attach_network, build_roles
+from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.epoch_order import EpochSource
 from toolkit.data.types import BatchSpec, Size
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
@@ -27,6 +29,7 @@ from toolkit.train.run import Run
 PLAIN = {"optimizer": "adafactor", "lr": 2e-3, "dtype": "bf16", "max_grad_norm": 0}
 FUSED = {"fused_backward_pass": True}
 BF16 = {"full_bf16": True}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +39,34 @@ def loader(tiny_model: Path) -> BatchLoader:
     return BatchLoader(encode_photos(open_tiny(tiny_model, reference_area=0), *items), seed=3)
 
 
+@pytest.fixture(scope="module")
+def four_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder, TinySpec(layers=4))
+    return folder
+
+
 @pytest.fixture
 def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..., torch.Tensor]:
     """The losses of the first steps of a job, and how far each weight has moved in them."""
 
-    def run(steps: int, **changes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def run(
+        steps: int, folder: Path = tiny_model, swapped: int = 0, **changes
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         settings = {"steps": steps, "gradient_checkpointing": True, **PLAIN, **changes}
         section = SdTrainerConfig(
             type="sd_trainer",
-            model={"name_or_path": str(tiny_model)},
+            model={"name_or_path": str(folder), "blocks_to_swap": swapped},
             network={"type": "full"},
             datasets=[{"folder_path": "photos"}],
             train=settings,
         )
         weights_dtype = DTYPES[section.weights_dtype()]
-        model = open_tiny(tiny_model, DTYPES[section.train.dtype], reference_area=0, weights_dtype=weights_dtype)
+        model = open_tiny(folder, DTYPES[section.train.dtype], reference_area=0, weights_dtype=weights_dtype)
         network = attach_network(section, model, 3, None)
         start = {name: p.detach().float().clone() for name, p in network.parameters().items()}
+        if swapped:
+            build_block_runner(section, model, CPU)
         roles = build_roles(section, network, steps, 3, ProcessGroup())
         run = Run("full", tmp_path, steps, section.train.gradient_accumulation, seed=3, roles=roles)
         seen = []
@@ -76,6 +90,21 @@ def test_a_fused_step_is_a_whole_step_bit_for_bit(losses, changes: dict) -> None
     (whole, of_whole), (fused, of_fused) = losses(4, **changes), losses(4, **changes, **FUSED)
     assert torch.equal(whole, fused)
     assert all(torch.equal(move, of_fused[name]) for name, move in of_whole.items())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "changes"), [*((name, {}) for name in PER_PARAMETER_OPTIMIZERS), ("adafactor", BF16)]
+)
+def test_trained_blocks_that_are_swapped_learn_the_same_bits(
+    losses, four_blocks: Path, optimizer: str, changes: dict
+) -> None:
+    """Three of four blocks take turns in two buffers; the average is made of what comes back."""
+    keys = {"optimizer": optimizer, "ema_config": {"use_ema": True}, "gradient_checkpointing": False}
+    (here, of_here), (away, of_away) = (
+        losses(3, four_blocks, swapped, **changes, **FUSED, **keys) for swapped in (0, 3)
+    )
+    assert torch.equal(here, away)
+    assert all(torch.equal(move, of_away[name]) for name, move in of_here.items())
 
 
 def test_bf16_weights_learn_as_float32_ones_do(losses) -> None:

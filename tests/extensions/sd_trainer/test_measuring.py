@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.running import run_job
+from benchmarks.bench_stopping_runs import KINDS, job_of, make_inputs
+from tests.running import lines, run_job
 from toolkit.config import JobContext, load_job
 from toolkit.errors import Interrupted, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
+from toolkit.train import validation
+from toolkit.train.validation import loss_at_level
 
 LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
 
@@ -40,10 +43,6 @@ def status(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines(folder / "metrics.jsonl")]
 
@@ -55,8 +54,13 @@ def same_tensors(one: Path, two: Path) -> bool:
 
 def test_a_run_is_the_same_with_and_without_validation(start, write_job, trainer, make_pictures, tmp_path) -> None:
     data = make_pictures(tmp_path / "data", "a", "b", "c")
-    references = make_pictures(tmp_path / "references", "x", captions=False)
-    own = {"folder_path": str(make_pictures(tmp_path / "val", "x")), "control_path": str(references), "every": 2}
+    references = make_pictures(tmp_path / "references", "x", size=(64, 64), captions=False)
+    own = {
+        "folder_path": str(make_pictures(tmp_path / "val", "x", size=(64, 64))),
+        "control_path": str(references),
+        "every": 2,
+    }
+    own["edits"] = 2  # of which there is one
     network = {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.3}
     train = {"steps": 5, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
     start(write_job(trainer(data, network=network, train=train), name="plain"))
@@ -70,6 +74,7 @@ def test_a_run_is_the_same_with_and_without_validation(start, write_job, trainer
     measured = lines(watched / "validation.jsonl")
     assert [line["step"] for line in measured] == [0, 2, 4, 5]
     assert len({line["validation/loss"] for line in measured}) == 4
+    assert all({"validation/drift/px", "validation/drift/px_0"} < line.keys() for line in measured)
     best = min(measured, key=lambda line: line["validation/loss"])
     assert status(watched)["best"] == {
         "step": best["step"], "loss": best["validation/loss"], "file": "watched_best.safetensors"
@@ -147,3 +152,65 @@ def test_the_next_process_runs_after_a_stop_and_both_are_skipped_then(
     (data / "a.txt").write_text(caption)
     (folders[0] / "first.safetensors").unlink()
     assert "first is complete at step 3" in start(job)  # the trainer looks itself, and so does the next one
+
+
+@pytest.mark.slow
+def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
+    start, write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses rise from step 3 on; the run ends at the same step with a stop by hand in between."""
+    validated = [f"v{index}" for index in range(9)]
+    section = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        train={"steps": 24, "lr": 1e-5},
+        validation={"folder_path": str(make_pictures(tmp_path / "val", *validated)), "every": 1, "timesteps": 1},
+        stop_when={"no_better_within": "95%"},
+    )
+
+    def rising(*batch) -> torch.Tensor:
+        done = [len(lines(path)) for path in Path().glob(f"{section['training_folder']}/run/validation.jsonl")]
+        return loss_at_level(*batch) + 0.2 * max(0, sum(done) - 3)
+
+    monkeypatch.setattr(validation, "loss_at_level", rising)
+    ends = []
+    for name in ("broken", "whole"):
+        section["training_folder"], folder = name, tmp_path / name / "run"
+        job = write_job(section, name="run")
+        if name == "broken":
+            start(job, stop_in=folder)
+            assert status(folder)["status"] == "stopped"
+        start(job)
+        ends.append((status(folder)["step"], (folder / "validation_images.jsonl").read_bytes()))
+        assert status(folder)["status"] == "finished" and status(folder)["step"] < 12
+        assert status(folder)["reason"].startswith("stop_when: at 0.95 confidence no later step will be better than st")
+        assert "nothing to do" in start(job)
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_overfits_is_ended_and_would_not_have_become_better(start, write_job, tmp_path: Path) -> None:
+    kind = KINDS["overfits"]
+    make_inputs(kind, seed=0, held_out=12)
+    (section,) = job_of(kind, seed=0, steps=96)["config"]["process"]
+    section["save"], folder = {"save_every": 0}, tmp_path / "output" / "run"
+    start(write_job({**section, "stop_when": {"no_better_within": "95%"}}, name="run"))
+    ended, best = status(folder)["step"], status(folder)["best"]
+    assert status(folder)["status"] == "finished" and best["step"] < ended < 96
+    assert f"no later step will be better than step {best['step']} by" in status(folder)["reason"]
+    start(write_job(section, name="run"))
+    means = {line["step"]: line["validation/loss"] for line in lines(folder / "validation.jsonl")}
+    assert max(means) == 96 and min(means, key=lambda step: means[step]) == best["step"]
+
+
+def test_a_dry_run_says_that_a_run_can_never_be_ended_so(write_job, trainer, make_pictures, tmp_path: Path) -> None:
+    data = make_pictures(tmp_path / "data", "a", "b", "c", "d")
+    section = trainer(
+        data, train={"steps": 40}, validation={"fraction": 0.5, "every": 10}, stop_when={"no_better_within": 0.95}
+    )
+    plan = load_job(write_job(section), discover().find_config).processes[0].section.plan(JobContext("job"))
+    never = "warning: stop_when.no_better_within will never stop this run: it needs "
+    notes = [note.removeprefix(never) for note in plan.notes if note.startswith(never)]
+    assert notes == [
+        "8 validation images or more, and there are 2",
+        "5 validations after the best one and before the end, and there are 3 in all. Lower 'validation.every'",
+    ]

@@ -11,8 +11,7 @@ from extensions.sd_trainer.memory_inputs import (
     LargestBatch,
     count_trainable_params,
     group_items,
-    images_at_once,
-    micro_batches,
+    share_of_rank,
     step_shape,
     step_work,
 )
@@ -85,7 +84,7 @@ def test_processes_share_the_images_of_a_step(
 ) -> None:
     train = section(train={"batch_size": batch, "gradient_accumulation": accumulation}).train
     with several(monkeypatch, processes):
-        assert (images_at_once(train), micro_batches(train)) == (images, batches)
+        assert share_of_rank(train) == (images, batches)
 
 
 PIXELS = 1024 * 1024
@@ -109,8 +108,9 @@ def test_alike_items_are_one_group() -> None:
 
 
 def test_tokens_are_those_of_all_images_and_texts() -> None:
-    largest = LargestBatch(images=2, pixels=PIXELS, references=2, reference_pixels=PIXELS // 4, text_tokens=100)
-    assert sizes(item()).tokens(largest) == 2 * (4096 + 2 * 1024 + 100)
+    references = {"references": 2, "reference_pixels": PIXELS // 4}
+    largest = LargestBatch(images=2, pixels=PIXELS, **references, text_tokens=100, pixels_per_token=256)
+    assert largest.tokens == 2 * (4096 + 2 * 1024 + 100)
 
 
 def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_held_out() -> None:
@@ -120,6 +120,13 @@ def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_he
     assert found.batch(9).images == 9
     assert sizes(item(512), held_out=(item(), item(256))).batch(1).pixels == 512 * 512
     assert sizes(item(repeats=1), held_out=(item(),)).batch(4).images == 1
+
+
+def test_edits_of_the_validation_are_planned_as_samples() -> None:
+    held_out = (item(512, references=2), item(2048, references=0))
+    for edits, pixels in ((0, []), (3, [512 * 512])):
+        found = sizes(item(), held_out=held_out, validation={"fraction": 0.5, "edits": edits}).samples()
+        assert [(image.pixels, image.references) for image in found] == [(each, 2) for each in pixels]
 
 
 def test_references_follow_their_target_where_they_should() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
@@ -50,6 +52,16 @@ def plan(*items: BucketedSample, machine: Machine = CARD, **parts: Any) -> Memor
 
 def grouped(job: SdTrainerConfig, *items: BucketedSample) -> tuple[SdTrainerConfig, tuple[ItemGroup, ...]]:
     return job, group_items(items or (item(),))
+
+
+def test_lora_files_beside_the_network_count_once_each(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_file({"x.lora_down.weight": torch.zeros(1000, 1000)}, tmp_path / f"{name}.safetensors")
+    a, b = (str(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
+    sample = {"samples": [{"prompt": "a"}], "also": [{"lora": a}, {"name": "again", "lora": b}]}
+    found = plan(train={"assistant": a, "few_step_loss": {"lora": a}}, sample=sample)
+    assert phase(found, "training").device["LoRA files beside it"] == 2 * 1_000_000 * 2  # two files in bfloat16
+    assert "LoRA files beside it" not in phase(plan(), "training").device
 
 
 def phase(found: MemoryEstimate, name: str) -> Any:
@@ -195,10 +207,11 @@ def test_fsdp_leaves_a_share_of_what_a_trained_model_needs(
     alone = plan(network=FULL, train=train)
     with several(monkeypatch, 8):
         found = plan(network=FULL, train=train | {"parallel": "fsdp"})
+        one_file = plan(network=FULL, train=train | {"parallel": "fsdp"}, save={"layout": "single_file"})
     left_out = sum(taken(found, part) for part in ("activations", "gaps", "context"))
     assert sum(phase(found, "training").device.values()) / GB - left_out == pytest.approx(together, abs=0.7)
     assert taken(found, "average") == pytest.approx(taken(alone, "average") / 8, rel=0.02)
-    assert kept(found, "copies to be saved") == kept(alone, "copies to be saved")  # the first process copies all
+    assert kept(found, "copies to be saved") == 0 < kept(one_file, "copies to be saved")
 
 
 def test_of_what_is_not_trained_fsdp_leaves_a_share_too(monkeypatch: pytest.MonkeyPatch) -> None:

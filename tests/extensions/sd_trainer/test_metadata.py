@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.metadata import job_metadata, with_progress
+from extensions.sd_trainer.metadata import job_metadata
+from extensions.sd_trainer.writers import LoraWriter
 from toolkit.config import load_job
 from toolkit.data.run_plan import BucketCount, FolderPlan, RunPlan
 from toolkit.train.interface import TrainState
@@ -34,8 +35,10 @@ def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
     def describe(meta: dict | None = None, plan: RunPlan | None = plan, **sections) -> dict[str, str]:
         network = {"type": "lora", "linear": 4, "linear_alpha": 2}
         job = load_job(write_job(trainer(photos, **{"network": network, **sections})), lambda _: SdTrainerConfig)
-        fixed = job_metadata(job.processes[0].section, meta or {}, "maya", 30, 7, optimizer, plan)
-        found = with_progress(fixed, TrainState(step=9, epoch=1, epochs_done=1))
+        section = job.processes[0].section
+        fixed = job_metadata(section, meta or {}, "maya", 30, 7, optimizer, plan)
+        writer = LoraWriter(None, section, fixed)
+        found = writer.metadata_at(TrainState(step=9, epoch=1, epochs_done=1))
         assert list(found) == list(fixed)  # the order of the header is the same at each step
         assert all(isinstance(value, str) for value in found.values())  # safetensors takes nothing else
         return found

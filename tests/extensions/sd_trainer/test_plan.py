@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.plan import data_parallel_notes
+from tests.processes import several
 from toolkit.config import JobContext, load_job
+from toolkit.config.train import TrainConfig
 from toolkit.data.run_plan import RunPlan
-from toolkit.errors import DataErrors, UserError
+from toolkit.errors import DataErrors
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system import nvidia
 
@@ -49,23 +52,23 @@ def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> 
     assert "warning: lr: 1 optimizer steps after the start the rate is below a" in plan(train=falling).render()
 
 
-def test_references_of_samples_are_opened_before_anything_expensive(plan, tmp_path: Path) -> None:
+def test_references_of_samples_are_opened_before_anything_expensive(plan, make_pictures, tmp_path: Path) -> None:
     text, damaged, good = tmp_path / "a.png", tmp_path / "b.png", str(tmp_path / "3_many" / "a.png")
     text.write_text("no image")
     damaged.write_bytes(Path(good).read_bytes()[:60])
+    narrow = make_pictures(tmp_path / "refs", "thin", size=(5, 2000)) / "thin.png"
     samples = [{"prompt": "x", "ctrl_img": [good, str(text)]}, {"prompt": "x", "ctrl_img": good}]
+    samples.append({"prompt": "x", "ctrl_img": good, "mask_img": str(text)})
+    samples.append({"prompt": "x", "ctrl_img": str(narrow)})
     with pytest.raises(DataErrors) as caught:
         plan(sample={"samples": samples}, first_sample={"samples": [{"prompt": "y", "ctrl_img": str(damaged)}]})
-    first, second = map(str, caught.value.errors)
+    first, mask, thin, second = map(str, caught.value.errors)
+    assert mask.startswith(f"sample.samples[2].mask_img: {text}: is not a JPEG")
+    assert thin.startswith(f"sample.samples[3].ctrl_img: {narrow}: is 5 x 2000: as a reference at most 200 times")
     assert first.startswith(f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, AVIF, BMP or TIFF image")
     assert second.startswith(f"first_sample.samples[0].ctrl_img: {damaged}: cannot be read")
     assert caught.value.exit_code == 2
-    assert plan(sample={"samples": samples[1:]}).optimizer_steps > 0
-
-
-def test_each_size_is_one_more_sample_per_image(plan, tmp_path: Path) -> None:
-    datasets = [{"folder_path": str(tmp_path / "3_many"), "resolution": [64, 96, 64]}]
-    assert plan(datasets=datasets).samples_per_epoch == 2 * 15
+    assert plan(sample={"samples": samples[1:2]}).optimizer_steps > 0
 
 
 def test_sizes_that_are_more_than_one_number_are_told_as_they_were_understood(plan, tmp_path: Path) -> None:
@@ -203,27 +206,6 @@ def test_the_share_of_the_untrained_start_is_told_for_the_first_save_and_the_end
     assert "EMA" not in plan().render()
 
 
-def test_the_memory_is_told_in_words_and_in_json(plan) -> None:
-    found = plan()
-    assert "  memory: peak 0." in found.render()
-    memory = found.to_json()["memory"]
-    assert memory["host_phase"] in memory["phases"] and memory["host_bytes"] > 0
-
-
-def test_planning_writes_nothing(plan, tmp_path: Path) -> None:
-    plan()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3_many", "4_few", "job.yaml"]
-
-
-def test_a_reference_of_a_sample_that_cannot_be_used_is_named(plan, make_pictures, tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "refs", "thin", size=(5, 2000))
-    (folder / "cut.png").write_bytes((folder / "thin.png").read_bytes()[:20])
-    for name, reason in (("thin", "is 5 x 2000: as a reference at most 200 times"), ("cut", "cannot be read")):
-        path = str(folder / f"{name}.png")
-        with pytest.raises(UserError, match=rf"^sample\.samples\[0\]\.ctrl_img: {path}: {reason}"):
-            plan(sample={"samples": [{"prompt": "a", "ctrl_img": path}]})
-
-
 def test_a_pattern_that_matches_no_layer_is_told(plan) -> None:
     notes = plan(network={"type": "lora", "linear": 4, "exclude_patterns": ["attn"]}).notes
     assert [note for note in notes if note.startswith("network.exclude_patterns: 'attn' matches no layer.")]
@@ -248,3 +230,24 @@ def test_the_plan_says_what_auto_compiling_does(plan, tiny_model: Path, monkeypa
     monkeypatch.setenv("CC", "")
     monkeypatch.setattr(nvidia, "which", lambda name: None)
     assert lines()[0].startswith("train.compile auto: the blocks are not compiled, for which a C compiler (gcc")
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "size", "said"),
+    [
+        (1, 4, 1, None),
+        (2, 4, 1, "2 processes share the 4 x 1 images of each step: 2 x 1 each"),
+        (2, 1, 4, "2 processes share the 1 x 4 images of each step: 1 x 2 each"),
+        (2, 1, 3, "2 processes share the 1 x 3 images of each step: 1 x 1 or 2 each"),
+        (4, 2, 2, "4 processes share the 2 x 2 images of each step: 1 x 1 each"),
+        (2, 3, 1, "2 processes share the 3 x 1 images of each step: some compute 2 batches, the others 1, and wait."),
+        (2, 1, 1, "2 processes share the 1 x 1 images of each step: 1 are idle. "
+                  "A gradient_accumulation of 2 gives each one batch."),
+    ],
+)  # fmt: skip
+def test_the_plan_says_how_several_processes_share_a_step(
+    monkeypatch: pytest.MonkeyPatch, processes: int, accumulation: int, size: int, said: str | None
+) -> None:
+    train = TrainConfig(gradient_accumulation=accumulation, batch_size=size)
+    with several(monkeypatch, processes):
+        assert list(data_parallel_notes(train)) == ([said] if said else [])

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.extensions.sd_trainer.test_config import SEED_001
-from tests.running import run_job
+from tests.running import lines, run_job
 from toolkit.config.model import ModelConfig
 from toolkit.files.log import shown
 from toolkit.memory.quantization import quantizer
@@ -46,10 +46,6 @@ def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors and the metadata of a network file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - not a dict
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # ------------------------------------------------------------ the job that users bring
@@ -163,12 +159,17 @@ def long_job(write_job, trainer, make_pictures, tmp_path: Path) -> Callable[...,
 
 @pytest.fixture
 def stop_at(start_py, tmp_path: Path) -> Callable[..., tuple[int, list[dict]]]:
-    """Starts a job, sends it a signal once it has done so many steps, and gives its exit code and its metrics."""
+    """Starts a job, sends it a signal once it has done so many steps, and gives its exit code and its metrics.
+
+    A signal that leaves no time to save is sent once a state is complete: states are written while training goes on.
+    """
 
     def run(job: Path, folder: Path, steps: int, number: signal.Signals) -> tuple[int, list[dict]]:
         process = start_py(job, "-n", "long")
         metrics = folder / "metrics.jsonl"
         process.wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= steps)
+        if number == signal.SIGKILL:
+            process.wait_until(lambda: [*folder.glob("state/step_*/MANIFEST.json")])
         process.send(number)
         return process.wait(60), lines(metrics)
 
@@ -371,7 +372,9 @@ def test_images_with_none_to_three_references_train_together(
         "control_path": list(map(str, slots)),
         "control_optional": True,
     }
-    drawn = [{"prompt": "x"}, {"prompt": "y", "ctrl_img": str(slots[1] / "two.png")}]
+    Image.new("L", (8, 12)).save(tmp_path / "mask.png")
+    reference = {"ctrl_img": str(slots[1] / "two.png"), "mask_img": str(tmp_path / "mask.png")}
+    drawn = [{"prompt": "x"}, {"prompt": "y", "width": 64, "height": 96, **reference}]
     sample = {"sample_every": 3, "sample_steps": 1, "width": 64, "height": 64, "overview": True, "samples": drawn}
     section = trainer(datasets=[dataset], train={"steps": 3, "batch_size": 2}, sample=sample)
     result = run_py(write_job(section, name="edits"))
@@ -381,8 +384,12 @@ def test_images_with_none_to_three_references_train_together(
     metrics = lines(tmp_path / "output" / "edits" / "metrics.jsonl")
     assert [line["samples"] for line in metrics] == [2, 4, 5]
     assert all(line["loss"] > 0 and "skipped" not in line for line in metrics)
-    assert len(list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))) == 5 + 4 + 2 + 1
+    cached = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
+    assert len(cached) == 5 + 4 + 2 + 1 + 1  # the last for the sample, which has another size
     assert tensors_of(tmp_path / "output" / "edits" / "edits.safetensors")[0]
+    drift = lines(tmp_path / "output" / "edits" / "drift.jsonl")
+    assert [line["step"] for line in drift] == [0, 3]
+    assert all(line["drift/outside_mask_1"] > 1 and "drift/px_0" not in line for line in drift)
     with Image.open(tmp_path / "output" / "edits" / "samples" / "overview.png") as sheet:
         assert sheet.width == 6 + (29 + 6) + 2 * (64 + 6)  # references on the left, then steps 0 and 3
 
@@ -400,15 +407,15 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
             {"folder_path": str(folders[0]), "resolution": 64, "caption_dropout_rate": 0.3, **masked},
             {"folder_path": str(reg), "resolution": 64, "is_reg": True, "loss_multiplier": 2},
         ],
-        save={"dtype": "float32", "save_every": 3, "max_states_to_keep": 0},
-        train={"steps": 6, "batch_size": 2, "gradient_accumulation": 2, "reg_weight": 0.25},
+        save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
+        train={"steps": 4, "batch_size": 2, "gradient_accumulation": 2, "reg_weight": 0.25},
         trigger_word="zxq",
     )
 
     def run(**changes: object) -> tuple[dict[str, bytes], str]:
         with shown():
             run_job(write_job({**section, **changes}))
-        names = ("job.safetensors", "metrics.jsonl", "state/step_000000006/optimizer.safetensors")
+        names = ("job.safetensors", "metrics.jsonl", "state/step_000000004/optimizer.safetensors")
         files = {name: (tmp_path / "output" / "job" / name).read_bytes() for name in names}
         files["metrics.jsonl"] = json.dumps(
             without_times(lines(tmp_path / "output" / "job" / "metrics.jsonl"))
@@ -420,12 +427,12 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     assert "masks: 3 of 3" in said and "regularisation images" in said
     latents = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
     assert len(latents) == 3 * 2 * 3 + 2  # target, mask and reference, each as it is and mirrored
-    again, said = run(resume=3)
-    assert "resuming from" in said and "step_000000003" in said
+    again, said = run(resume=2)
+    assert "resuming from" in said and "step_000000002" in said
     assert again == whole
 
     Image.new("L", (80, 64)).save(folders[1] / "b.png")
-    _, said = run(resume=3)
+    _, said = run(resume=2)
     assert re.search(r"the dataset has changed: 1 edited \(.*2_data/b.png\)", said)
 
 

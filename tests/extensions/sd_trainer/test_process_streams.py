@@ -14,7 +14,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import group_items, groups_of
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import item, phase
-from tests.running import run_job
+from tests.running import lines, run_job
 from tests.toolkit.data.shard_server import write_shard
 from toolkit.config import load_job
 from toolkit.data.stream_dataset import StreamDataset
@@ -53,7 +53,7 @@ def run(write_job, streamed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def run(folder: str, entry: dict | None = None, **changes: Any) -> tuple[bytes, list[dict]]:
         run_job(write_job(streamed(entry, training_folder=folder, **changes)))
         made = tmp_path / folder / "job"
-        metrics = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+        metrics = lines(made / "metrics.jsonl")
         return (made / "job.safetensors").read_bytes(), metrics
 
     return run

@@ -54,6 +54,7 @@ FULL = "network: {type: full}"
 ONE = "samples: [{prompt: a}]"
 BLANK = "blank_prompt_preservation: true"
 OF_CLASS = "diff_output_preservation: true"
+IN_BACKWARD = "fused_backward_pass: true, optimizer: adafactor, max_grad_norm: 0"
 EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
@@ -70,7 +71,10 @@ ROWS: list[tuple[str, ...]] = [
     (f"{FULL}, model: {{quantize: true}}", "E model.quantize: network.type 'full' trains the weights, and quantized"),
     ("network: {type: full, pretrained_lora_path: photos}", "E network.pretrained_lora_path: network.type 'full' has",
      "E network.pretrained_lora_path: 'photos' is not a file."),
-    (f"{FULL}, model: {{blocks_to_swap: 5}}", "E model.blocks_to_swap: only frozen weights can be swapped"),
+    (f"{FULL}, model: {{blocks_to_swap: 5}}", "E model.blocks_to_swap: blocks that are trained can be swapped only"),
+    *((f"{FULL}, model: {{blocks_to_swap: 5}}, train: {{{IN_BACKWARD}, gradient_accumulation: {count}}}", *found)
+      for count, found in ((1, ()), (2, ("E model.blocks_to_swap: blocks that are trained can be swapped only",)))),
+    (f"{FULL}, model: {{blocks_to_swap: 60}}, train: {{{IN_BACKWARD}}}", "E model.blocks_to_swap: 60 is more than the"),
     ("network: {type: full, scale_weight_norms: 1}", "E network.scale_weight_norms: network.type 'full' has no adapt",
      "W network.scale_weight_norms: has no effect: network.type 'full' trains the model itself."),
     (f"{FULL}, train: {{full_bf16: true, dtype: fp16}}", "E train.full_bf16: requires 'dtype: bf16', but dtype is fl"),
@@ -102,7 +106,7 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {lr: 0.02, optimizer: AdamW8bit}", "W train.lr: 0.02 is unusually high for adamw8bit"),
     ("train: {lr: 11, optimizer: prodigy}", "W train.lr: 11 is unusually high for prodigy"),
     ("train: {lr: 1, optimizer: sgd}",),
-    ("train: {ema_config: {use_ema: true, ema_decay: 1, use_num_updates: false}}", "W train.ema_config.ema_decay: 1 "),
+    ("train: {ema_config: {use_ema: true, ema_decay: 1, use_num_updates: false}}", "W train.ema_config.ema_decay: w"),
     ("train: {ema_config: {use_ema: true, ema_decay: 1}}",),  # the warm-up lets it move
     ("train: {ema_config: {use_ema: false, ema_decay: 1, use_num_updates: false}}",),
     # ---------------------------------------- schedule, length
@@ -146,12 +150,12 @@ ROWS: list[tuple[str, ...]] = [
     (f"train: {{{EAGER}, gradient_checkpointing: none}}, network: {{dropout: 0.1}}",),
     ("train: {compile: {enabled: true, backend: aot_eager}}, network: {dropout: 0.1}",),
     ("train: {compile: {enabled: false, mode: max-autotune}}", "W train.compile.mode: has no effect with 'enabled: f"),
-    ("train: {compile: {enabled: true, backend: eager, mode: max-autotune}}", "W train.compile.mode: has no effect: b"),
+    ("train: {compile: {enabled: true, backend: eager, mode: max-autotune}}", "W train.compile.mode: has no effect: o"),
     # ---------------------------------------- images
     ("train: {reg_weight: 0.5}", "W train.reg_weight: has no effect: no dataset has 'is_reg: true'."),
     ("train: {reg_weight: 0.5}, datasets: [{folder_path: photos, is_reg: true}]",),
     ("train: {reg_weight: 0}, datasets: [{folder_path: photos, is_reg: true}]", "W train.reg_weight: 0 means that no"),
-    ("datasets: [{folder_path: photos, loss_multiplier: 0}]", "W datasets.0.loss_multiplier: 0 means that nothing is"),
+    ("datasets: [{folder_path: photos, loss_multiplier: 0}]", "W datasets.0.loss_multiplier: 0: nothing is learned"),
     *((f"datasets: [{{folder_path: photos, {key}}}]", f"W datasets.0.{key.split(':')[0]}: has no effect without a mask")
       for key in ("mask_min_value: 0.1", "invert_mask: true", "mask_optional: true")),
     ("datasets: [{folder_path: photos, mask_path: none}]", "E datasets.0.mask_path: 'none' does not exist"),
@@ -167,6 +171,11 @@ ROWS: list[tuple[str, ...]] = [
      "W first_sample.sample_every_n_epochs: has no effect"),
     ("first_sample: {width: 64}", "E first_sample: has no prompts, and inherits none"),
     ("first_sample: {samples: [{prompt: a, ctrl_img: no.png}]}", "E first_sample.samples.0.ctrl_img.0: 'no.png' does"),
+    ("sample: {samples: [{prompt: a, mask_img: no.png}]}", "E sample.samples.0.mask_img: 'no.png' does not exist",
+     "E sample.samples.0.mask_img: needs a reference image to compare with"),
+    ("validation: {fraction: 0.5, edits: 1}", "W validation.edits: has no effect: no image has a reference. Give dat"),
+    ("validation: {folder_path: other, edits: 1}", "W validation.edits: has no effect: no image has a reference. Giv"),
+    ("validation: {fraction: 0.5, edits: 1}, datasets: [{folder_path: photos, control_path: other}]",),
     ("train: {force_first_sample: true}", "W train.force_first_sample: has no effect without a 'sample' section."),
     (f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: true}}",
      "E sample.sample_at_first: 'sample_at_first: true' and 'skip_first_sample: true' contradict each other. Remove"),
@@ -201,6 +210,15 @@ ROWS: list[tuple[str, ...]] = [
           ("every: 100", "metric: validation/loss, smooth: 11", ""),
           ("every: 100", "metric: validation/loss, smooth: 12", "epochs: 3"),
           ("every_n_epochs: 1", "metric: validation/loss, smooth: 20", ""), ("every: 0", "metric: loss", ""))),
+    *((f"{validation}stop_when: {{{stop}}}", *found) for validation, stop, *found in (
+        ("validation: {fraction: 0.5, every: 5}, ", "no_better_within: 95%"),
+        ("validation: {fraction: 0.5, every_n_epochs: 1}, ", "no_better_within: 0.9, min_steps: 5"),
+        ("validation: {fraction: 0.5, every: 5}, ", "no_better_within: 95%, smooth: 3",
+         "W stop_when.smooth: has no effect with 'no_better_within'."),
+        ("", "no_better_within: 95%", "E stop_when.no_better_within: needs the section 'validation'"),
+        ("validation: {fraction: 0.5}, ", "no_better_within: 95%", "E stop_when.no_better_within: needs validations d"),
+        ("", "smooth: 3", "E stop_when.below: neither is set: give 'below' or 'no_better_within'."),
+        ("validation: {fraction: 0.5, every: 5}, ", "below: 1, no_better_within: 95%", "E stop_when.below: both are"))),
     ("validation: {folder_path: ./photos}", "W validation.folder_path: './photos' is also trained on"),
     ("validation: {folder_path: other}",),
     # ---------------------------------------- files
@@ -229,7 +247,7 @@ WITH_TWO: list[tuple[str, ...]] = [
     *((f"train: {{{SHARED}, lr: 1e-6, optimizer: {name}}}, {FULL}", f"E train.optimizer: '{name}' may need whole")
       for name in ("adafactor", "adamw8bit", "torch.optim.Muon")),
     *((f"train: {{lr: 1e-6, optimizer: {name}}}, {FULL}",) for name in ("adafactor", "torch.optim.Muon")),  # with ddp
-    (f"train: {{{SHARED}}}, save: {{mem_eff_save: true}}, {FULL}", "E save.mem_eff_save: saves weights from one"),
+    (f"train: {{{SHARED}}}, save: {{mem_eff_save: true}}, {FULL}",),
     (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
     ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
     (f"train: {{{SHARED}, compile: {{enabled: true}}}}", "E train.compile: does not work with 'train.parallel: fsdp'"),

@@ -19,6 +19,7 @@ from extensions.sd_trainer.setup import choose_checkpointing_level, choose_w8a8_
 from tests import running
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.processes import several
+from tests.running import lines
 from toolkit.config.loader import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.data.dataloader import BatchLoader, LatentBatch
@@ -170,7 +171,7 @@ def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(
         moved = [bool(stored.get_tensor(key).any()) for key in stored.keys() if "lora_B" in key]  # noqa: SIM118
         assert stored.metadata()["accuracy_recovery_adapter"] == "recovery.safetensors"
     assert ranks == {4} and sum(moved) > len(moved) / 2
-    losses = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+    losses = lines(file.parent / "metrics.jsonl")
     assert len(losses) == 2
 
 
@@ -185,20 +186,17 @@ def weights_of(file: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
 
+def section_on(model: str, **parts: object) -> SdTrainerConfig:
+    given = {"type": "sd_trainer", "model": {"name_or_path": model}, "datasets": [{"folder_path": "d"}]}
+    return SdTrainerConfig.model_validate(given | parts)
+
+
 BATCH = SimpleNamespace(latents_BCHW=None, prompts=None, control_latents=None)
 
 
 def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) -> None:
-    section = SdTrainerConfig.model_validate(
-        {
-            "type": "sd_trainer",
-            "model": {"name_or_path": five_blocks},
-            "datasets": [{"folder_path": "d"}],
-            "network": {"type": "dora", "linear": 4},
-            "train": {"optimizer": "adamw", "gradient_accumulation": 2},
-        }
-    )
-    heard = {}
+    train = {"optimizer": "adamw", "gradient_accumulation": 2}
+    section, heard = section_on(five_blocks, network={"type": "dora", "linear": 4}, train=train), {}
     engine = SimpleNamespace(choose_checkpointing=lambda work, **others: heard.update(work=work, **others))
     adapter, network = (
         SimpleNamespace(num_tokens=lambda latents, prompts, references: 77),
@@ -214,16 +212,8 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
 
 
 def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(monkeypatch, five_blocks: str) -> None:
-    section = SdTrainerConfig.model_validate(
-        {
-            "type": "sd_trainer",
-            "model": {"name_or_path": five_blocks},
-            "datasets": [{"folder_path": "d"}],
-            "network": {"type": "full"},
-            "train": {"optimizer": "sgd", "parallel": "fsdp", "dtype": "bf16"},
-        }
-    )
-    heard = []
+    train = {"optimizer": "sgd", "parallel": "fsdp", "dtype": "bf16"}
+    section, heard = section_on(five_blocks, network={"type": "full"}, train=train), []
     engine = SimpleNamespace(choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)))
     adapter = SimpleNamespace(num_tokens=lambda latents, prompts, references: 77)
     network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
@@ -245,10 +235,10 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
     def run(name: str, level: object, swapped: int, **changes: object) -> tuple[list[float], dict[str, bytes]]:
         section = trainer(
             photos,
-            train={"steps": 4, "lr": 1e-3, "gradient_checkpointing": level},
+            train={"steps": 2, "lr": 1e-3, "gradient_checkpointing": level},
             model={"name_or_path": five_blocks, "quantize": True, "blocks_to_swap": swapped},
             network={"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
-            save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
+            save={"dtype": "float32", "save_every": 1, "max_states_to_keep": 0},
             **changes,
         )
         with shown():
@@ -259,7 +249,7 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
 
     plain = run("job", "auto", 0)
     assert "train.gradient_checkpointing auto: none (" in capsys.readouterr().out
-    assert run("job", "full", 3, resume=2) == plain
+    assert run("job", "full", 3, resume=1) == plain
     assert "model.blocks_to_swap: 0 -> 3" in capsys.readouterr().out
     assert run("other", "cheap", 4) == plain
 

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -15,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from extensions.sd_trainer.writers import ExtractedLoraWriter
+from extensions.sd_trainer.writers import LoraWriter
 from tests.diffusers_reference import open_tiny, relative
+from tests.running import lines
 from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.adapter import dequantized_weight
@@ -88,7 +88,7 @@ def test_a_dora_goes_on_from_a_lora_on_a_merged_and_quantized_model(
     assert json.loads(about["merged_from"]) == {"network_type": "dora", "rank": "4", "alpha": "4.0"}
     assert float(about["error_worst"]) < 1e-4
     assert not any(str(tmp_path) in value for path in (main, plain) for value in metadata_of(path).values())
-    events = [json.loads(line) for line in (tmp_path / "output" / "job" / "events.jsonl").read_text().splitlines()]
+    events = lines(tmp_path / "output" / "job" / "events.jsonl")
     [event] = [event for event in events if event["event"] == "merged_lora"]
     assert (event["file"], event["rank"]) == ("job_lora.safetensors", 5)
     [saved] = [event for event in events if event["event"] == "save"]
@@ -96,9 +96,7 @@ def test_a_dora_goes_on_from_a_lora_on_a_merged_and_quantized_model(
 
 
 class Dora:
-    """A DoRA on one layer in a run that keeps an average of its weights; the writer of the other files writes none."""
-
-    metadata: ClassVar[dict[str, str]] = {}
+    """A DoRA on one layer in a run that keeps an average of its weights."""
 
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(0)
@@ -110,12 +108,8 @@ class Dora:
         self.average = {name: p.detach().clone() for name, p in parameters.items()}
         role.eval_weights = lambda: self.average
         self.run.roles[NETWORK] = role
-        save = SimpleNamespace(merged_lora_rank=5, dtype="float32")
-        self.writer = ExtractedLoraWriter(self, self.network, save, lambda *_, **__: None)
-
-    def snapshot(self, run: Run, step: int | str | None) -> Callable[[], list[Path]]:
-        path = run.folder / f"toy_{step}.safetensors"
-        return lambda: [path]
+        save = SimpleNamespace(merged_lora_rank=5, dtype="float32", also=["merged_lora"])
+        self.writer = LoraWriter(self.network, SimpleNamespace(save=save), {})
 
 
 @pytest.fixture
@@ -133,15 +127,15 @@ def test_it_holds_the_average_as_it_was_when_the_save_began(dora: Dora) -> None:
         for tensor in tensors.values():
             tensor.data += 1  # the training goes on
     [_, file] = write()
-    assert file.name == "toy_3_lora.safetensors"
+    assert file.name == "toy_000000003_lora.safetensors"
     assert relative(load_adapter_file(file, ["layer"])["layer"].delta(), expected_OI) < 1e-5
 
 
 def test_a_stop_leaves_it_out_but_at_the_end_of_the_run(said: list[str], dora: Dora, tmp_path: Path) -> None:
     dora.run.should_stop = lambda: True
-    assert [path.name for path in dora.writer.snapshot(dora.run, 3)()] == ["toy_3.safetensors"]
-    assert said == ["toy_3_lora.safetensors is left out: the run is asked to stop"]
-    assert not (tmp_path / "toy_3_lora.safetensors").exists()
+    assert [path.name for path in dora.writer.snapshot(dora.run, 3)()] == ["toy_000000003.safetensors"]
+    assert said == ["toy_000000003_lora.safetensors is left out: the run is asked to stop"]
+    assert not (tmp_path / "toy_000000003_lora.safetensors").exists()
     assert len(dora.writer.snapshot(dora.run, None)()) == 2
 
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from extensions.sd_trainer import writers
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
-from extensions.sd_trainer.writers import ModelFolderWriter
-from tests.diffusers_reference import load_pipeline, open_tiny
+from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
+from tests.diffusers_reference import MEMBERS, load_pipeline, open_tiny
+from tests.processes import in_processes
 from toolkit.errors import RunError
 from toolkit.models import parts
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.full import FullNetwork
 from toolkit.optim.ema import Ema
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.sharded_param import RowShard
+from toolkit.train.collectives import WorkerContext, install_command_handler
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
@@ -100,6 +109,95 @@ def test_weights_are_copied_when_the_save_begins_or_written_at_once(trained, tmp
     assert found[0] == found[1]
 
 
+class _Sharded(FullNetwork):
+    """Has the rows of one rank of every tensor that has rows."""
+
+    def __init__(self, model: torch.nn.Module, rank: int, ranks: int) -> None:
+        self.tensors = model.state_dict()
+        sharded = {name: t for name, t in self.tensors.items() if t.ndim and ranks > 1}
+        self.shards = {name: RowShard.of(t.shape, rank, ranks) for name, t in sharded.items()}
+
+    def sharded_params(self) -> dict[str, RowShard]:
+        return self.shards
+
+    def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = {name: self.tensors[name][shard.start : shard.stop] for name, shard in self.shards.items()}
+        return dict(reversed((self.tensors | own).items()))
+
+
+def _sharded(process_group: ProcessGroup, model: nn.Module, folder: Path) -> tuple[_Sharded, Run]:
+    """A model and a run of it in one of several processes."""
+    network = _Sharded(model, process_group.rank, process_group.world_size)
+    weight = {"w": nn.Parameter(torch.zeros(1))}
+    role = Role(weight, torch.optim.SGD(weight.values()), 0.1, lambda step: 1.0)
+    run = Run("maya", folder, 400, 1, seed=1, roles={NETWORK: role}, process_group=process_group)
+    install_command_handler(WorkerContext(None, network, run))
+    return network, run
+
+
+def _write_sharded(process_group: ProcessGroup, model: Path, folder: Path, kind: type[LoraWriter]) -> int:
+    """The most copies that rank 0 has at a time."""
+    network, run = _sharded(process_group, open_tiny(model).network_module, folder)
+    copies, most, gather = weakref.WeakSet(), 0, process_group.gather_to_rank0
+
+    def watched(*of: Any) -> Tensor | None:
+        nonlocal most
+        if (copy := gather(*of)) is not None:
+            copies.add(copy)
+        most = max(most, len(copies))
+        return copy
+
+    process_group.gather_to_rank0 = watched
+    if process_group.is_main_process:
+        kind(network, section(model), {"who": "maya"}).snapshot(run, None)()
+    process_group.all_gather_object("done")
+    return most
+
+
+def test_of_a_sharded_model_rank_0_gathers_one_tensor_at_a_time(tiny_model: Path, tmp_path: Path) -> None:
+    most = in_processes(3, _write_sharded, tiny_model, tmp_path, ModelFolderWriter)
+    assert most == [1, 0, 0]
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(tmp_path / "maya" / weights), open_tiny(tiny_model).network_module.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize("is_2511", [False, True])
+def test_a_sharded_model_in_one_file_is_gathered_by_the_rows_of_a_layer(tmp_path: Path, is_2511: bool) -> None:
+    """The bytes are those that one process writes: with two layers in one, and with the tensor of no elements by which
+    ComfyUI knows the model."""
+    base = tmp_path / "base"
+    write_tiny_model(base, MEMBERS["Qwen-Image-Edit-2511"] if is_2511 else TinySpec(arch="qwen_image_2"))
+    assert in_processes(3, _write_sharded, base, tmp_path / "shared", SingleFileWriter) == [1 if is_2511 else 2, 0, 0]
+    assert in_processes(1, _write_sharded, base, tmp_path / "alone", SingleFileWriter)[0] > 2
+    ours, theirs = (tmp_path / folder / "maya.safetensors" for folder in ("shared", "alone"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert ("__index_timestep_zero__" in load_file(ours)) == is_2511
+
+
+def _fail_sharded(process_group: ProcessGroup, model: Path, folder: Path, kind: type[LoraWriter]) -> str:
+    """Why nothing was written; on all ranks, told by the first one afterwards."""
+    transformer = open_tiny(model).network_module
+    transformer.img_in.bias.fill_(float("nan"))
+    network, run = _sharded(process_group, transformer, folder)
+    said = ""
+    if process_group.is_main_process:
+        with pytest.raises(RunError) as found:
+            kind(network, section(model), {}).snapshot(run, None)
+        said = str(found.value)
+    return process_group.all_gather_object(said)[0]
+
+
+@pytest.mark.parametrize(("kind", "file"), [(ModelFolderWriter, "maya"), (SingleFileWriter, "maya.safetensors")])
+def test_a_sharded_model_that_cannot_be_written_leaves_no_process_within_it(
+    tiny_model: Path, tmp_path: Path, kind: type[LoraWriter], file: str
+) -> None:
+    """The best weights need not be saved for training to go on."""
+    first, second = in_processes(2, _fail_sharded, tiny_model, tmp_path, kind)
+    assert first == second and first.startswith(f"{tmp_path / file}: ") and "img_in.bias is not finite" in first
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------- the parts that are not trained
 
 
@@ -132,7 +230,7 @@ def test_a_save_that_fails_leaves_no_folder_and_an_older_one_as_it_was(trained, 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writers, "write_shards", full_disk)
+    monkeypatch.setattr(writers, "write_shards_in_turn", full_disk)
     with pytest.raises(RunError, match=r"maya_000000380: cannot be written: .*No space left"):
         writer.snapshot(run, 380)()
     assert [path.name for path in run.folder.iterdir()] == ["maya"]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
+from tests.running import lines
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
@@ -145,7 +146,7 @@ PROCESS = '''
             role = build_role(settings, parameters, steps, setup.seed, self.process_group, settings.ema_config)
             return Attached({"autoencoder": role})
 
-        def weights_writer(self, setup, attached, reporting):
+        def weights_writer(self, setup, attached):
             def prepare(run, step):
                 stem = {None: run.name, "best": f"{run.name}_best"}.get(step) or step_stem(run.name, step)
                 file, info = run.folder / f"{stem}.safetensors", {"training_info": f'{{"step": {run.state.step}}}'}
@@ -214,10 +215,6 @@ def start(
         return tmp_path / "output" / name
 
     return start
-
-
-def lines(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def losses(folder: Path) -> list[float]:

@@ -62,10 +62,7 @@ def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path:
         ("$HOME/pics", "Write '${HOME}' for a variable of the environment."),
         ("'D:\\pics'", "'D:\\\\' begins a path of Windows; in WSL, C:\\ is '/mnt/c/'."),
         ('"C:\\new"', "A backslash within double quotes became '\\n'. Write '/', or use single quotes."),
-        (
-            "\u201cphotos\u201d",
-            "It holds U+201C (left double quotation mark), U+201D (right double",
-        ),
+        ("\u201cphotos\u201d", "It holds U+201C (left double quotation mark), U+201D (right double"),
         ("my\u00a0photos", "It holds U+00A0 (no-break space): type a plain quote or space."),
         ("./nowhere", "Give a folder "),
     ],
@@ -125,7 +122,7 @@ def test_missing_required_keys_point_at_the_mapping_that_lacks_them(mistakes) ->
     text += "        - resolution: 64\n"
     assert mistakes(text) == [
         "5:7: process[0].model: is required.",
-        "7:11: process[0].datasets[0]: names no images. Give 'folder_path', or for shards of a stream 'url'.",
+        "7:11: process[0].datasets[0]: names no images. Give 'folder_path', or 'url' for a stream of shards.",
     ]
 
 
@@ -322,8 +319,8 @@ def test_a_name_that_no_path_can_have_is_one_line(mistakes, name: str, message: 
 
 def test_no_job_has_the_name_of_the_shared_cache(load, mistakes) -> None:
     (line,) = mistakes(trainer().replace("name: test", "name: _cache"))
-    assert line == "3:9: config.name: '_cache' is the folder of what all jobs share. Choose another name."
-    with pytest.raises(ConfigErrors, match="-n: '_cache' is the folder of what all jobs share"):
+    assert line == "3:9: config.name: '_cache' is the folder of the shared cache. Choose another name."
+    with pytest.raises(ConfigErrors, match="-n: '_cache' is the folder of the shared cache"):
         load(trainer(), name="_cache")
     assert load(trainer("name: _cache")).processes[0].section.name == "_cache"
 

@@ -7,6 +7,9 @@ from tests.toolkit.config.conftest import trainer
 A, B = "a.safetensors", "b.safetensors"
 
 
+FILE = "owner/repo/folder/recovery.safetensors"
+
+
 @pytest.fixture
 def loras(section, tmp_path):
     """(path, multiplier) of what a `model` section with these keys merges; both files are there."""
@@ -62,6 +65,24 @@ def test_base_loras_as_people_write_them(loras, keys: str, expected: list[tuple[
             "base_weights: [job.yaml], base_weights_multiplier: [much]",
             "model.base_weights_multiplier[0]: 'much' is not a number.",
         ),
+        ("quantize: true, qtype: int3", "model.qtype: 'int3' is unknown. Did you mean 'uint3'?"),
+        (f"quantize: true, qtype: 'orbit3|{FILE}'", "model.qtype: 'orbit3' is unknown. Use 'int8' or "),
+        ("quantize: true, qtype: 'int4|'", "model.qtype: needs a file after '|'."),
+        ("quantize: true, qtype: 'int4|none.safetensors'", "model.qtype: 'none.safetensors' does not exist"),
+        (
+            "quantize: true, accuracy_recovery_adapter: ./a/b/none.safetensors",
+            "model.accuracy_recovery_adapter: './a/b/none.safetensors' does not exist",
+        ),
+        ("quantize_te: true, qtype_te: 'int4|a.safetensors'", "model.qtype_te: 'int4|a.safetensors': only the transfo"),
+        (
+            f"quantize: true, qtype: 'int4|{FILE}', accuracy_recovery_adapter: a/b/c.safetensors",
+            "model.qtype: 'qtype' and 'accuracy_recovery_adapter' mean the same",
+        ),
+        ("fp8_base: true, quantize: false", "model.fp8_base: 'fp8_base' and 'quantize' mean the same"),
+        ("fp8_base: false, fp8_scaled: true", "model.fp8_scaled: 'fp8_scaled: true' and 'fp8_base: false' contradict"),
+        ("fp8_scaled: true, quantize: true, qtype: int4", "model.fp8_scaled: 'fp8_scaled' and 'qtype' mean the same"),
+        ("fp8_base: yes please", "model.fp8_base: write true or false."),
+        ("quantize: true, int8_matmul: fast", "model.int8_matmul: "),
     ],
 )
 def test_what_is_wrong_is_said_at_its_place(faults, keys: str, message: str) -> None:
@@ -92,13 +113,11 @@ def test_a_model_that_an_earlier_process_writes_is_not_looked_for(load) -> None:
 def test_what_has_no_effect_is_told(load) -> None:
     keys = "base_loras: [{path: job.yaml, multiplier: 0}], base_weights_multiplier: [2]"
     first, second = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
-    assert first.endswith("model.base_loras[0].multiplier: 0 means that the file is not used.")
+    assert first.endswith("model.base_loras[0].multiplier: 0: the file is not used.")
     assert second.endswith("model.base_weights_multiplier: has no effect without base_weights.")
 
 
 # ------------------------------------------------------------ quantization
-
-FILE = "owner/repo/folder/recovery.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -129,35 +148,3 @@ FILE = "owner/repo/folder/recovery.safetensors"
 def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> None:
     model = section(f"model: {{name_or_path: ./model, {keys}}}").model
     assert {key: getattr(model, key) for key in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ("quantize: true, qtype: int3", "model.qtype: 'int3' is unknown. Did you mean 'uint3'?"),
-        (f"quantize: true, qtype: 'orbit3|{FILE}'", "model.qtype: 'orbit3' is unknown. Use 'int8' or "),
-        ("quantize: true, qtype: 'int4|'", "model.qtype: needs a file after '|'."),
-        ("quantize: true, qtype: 'int4|none.safetensors'", "model.qtype: 'none.safetensors' does not exist"),
-        (
-            "quantize: true, accuracy_recovery_adapter: ./a/b/none.safetensors",
-            "model.accuracy_recovery_adapter: './a/b/none.safetensors' does not exist",
-        ),
-        (
-            "quantize_te: true, qtype_te: 'int4|a.safetensors'",
-            "model.qtype_te: 'int4|a.safetensors': only the transformer can have",
-        ),
-        (
-            f"quantize: true, qtype: 'int4|{FILE}', accuracy_recovery_adapter: a/b/c.safetensors",
-            "model.qtype: 'qtype' and 'accuracy_recovery_adapter' mean the same",
-        ),
-        ("fp8_base: true, quantize: false", "model.fp8_base: 'fp8_base' and 'quantize' mean the same"),
-        ("fp8_base: false, fp8_scaled: true", "model.fp8_scaled: 'fp8_scaled: true' and 'fp8_base: false' contradict"),
-        ("fp8_scaled: true, quantize: true, qtype: int4", "model.fp8_scaled: 'fp8_scaled' and 'qtype' mean the same"),
-        ("fp8_base: yes please", "model.fp8_base: write true or false."),
-        ("quantize: true, int8_matmul: fast", "model.int8_matmul: "),
-    ],
-)
-def test_a_quantization_that_cannot_be_is_said_at_its_place(faults, keys: str, message: str) -> None:
-    found = faults(f"model: {{name_or_path: ./model, {keys}}}")
-    assert len(found) == 1, found
-    assert found[0].startswith(message)

@@ -59,21 +59,8 @@ def test_a_hub_id_is_none(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            "./a/b",
-            "/a/b",
-            "~/b",
-            "a\\b",
-            "C:/b",
-            "a/b/c",
-            "a/b/",
-            "a/",
-            "/",
-            "name",
-            "my models/edit",
-            "a/b--c",
-            "a/..b",
-        ),
+        *("./a/b", "/a/b", "~/b", "a\\b", "C:/b", "a/b/c", "a/b/", "a/", "/", "name"),
+        *("my models/edit", "a/b--c", "a/..b"),
         *("a/b.safetensors", "a/b.GGUF", "a/b.ckpt", "output/x", "models/qwen_image", "checkpoints/last"),
     ],
 )
@@ -118,9 +105,8 @@ def test_a_misspelt_folder_is_answered_with_the_nearest(tmp_path: Path, name: st
 
 def test_what_the_hub_does_not_have_may_be_a_misspelt_folder(tmp_path: Path) -> None:
     write_model(tmp_path / "weights" / "edit")
-    assert where_else("wieghts/edit") == (
-        f"If a local folder is meant, it is not there (working directory: {tmp_path}). Did you mean 'weights/edit'? "
-    )
+    said = f"If a local folder is meant, it is not there (working directory: {tmp_path}). Did you mean 'weights/edit'? "
+    assert where_else("wieghts/edit") == said
 
 
 def test_a_folder_seen_from_elsewhere_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,29 +32,25 @@ def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> N
         ("network: {network_kwargs: {algo: lokr}}", "network.network_kwargs.algo: applies to 'type: lycoris' only."),
         ("network: {type: lycoris, network_kwargs: {algo: boft}}", "network.network_kwargs.algo: 'boft' is unknown. "),
         ("network: {type: lycoris, network_kwargs: {algo: loka}}", "network.network_kwargs.algo: 'loka' is unknown."),
-        (
-            "network: {include_patterns: '(attn'}",
-            "network.include_patterns: '(attn' is not a valid regular expression: missing",
-        ),
-        (
-            "network: {exclude_patterns: [ok, '*']}",
-            "network.exclude_patterns[1]: '*' is not a valid regular expression: nothi",
-        ),
+        ("network: {include_patterns: '(attn'}", "network.include_patterns: '(attn' is not a valid regular expression"),
+        ("network: {exclude_patterns: [ok, '*']}", "network.exclude_patterns[1]: '*' is not a valid regular expressio"),
         (
             "network: {type: lokr, factor: 0}",
-            "network.factor: 0 is not a valid factor. Give -1 (balanced) or a number above",
+            "network.factor: 0 is not a valid factor. Use -1 (balanced) or a positive",
         ),
         ("network: {type: lokr, lokr_factor: -2}", "network.lokr_factor: -2 is out of range: must be >= -1."),
         ("network: {rank_dropout: 1}", "network.rank_dropout: 1 is out of range: must be < 1."),
         ("network: {scale_weight_norms: -1}", "network.scale_weight_norms: -1 is out of range: must be >= 0."),
         ("network: {loraplus_lr_ratio: -1}", "network.loraplus_lr_ratio: -1 is out of range: must be >= 0."),
+        ("network: {type: loha, loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: network.type 'loha' has no up ma"),
+        ("network: {type: lokr, loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: network.type 'lokr' has no up ma"),
         (
-            "network: {type: loha, loraplus_lr_ratio: 16}",
-            "network.loraplus_lr_ratio: network.type 'loha' has no up matrix",
+            "network: {network_kwargs: {lokr_full_rank: maybe}}",
+            "network.network_kwargs.lokr_full_rank: 'maybe' is neither",
         ),
         (
-            "network: {type: lokr, loraplus_lr_ratio: 16}",
-            "network.loraplus_lr_ratio: network.type 'lokr' has no up matrix",
+            "network: {lokr_full_rank: false, network_kwargs: {lokr_full_rank: true}}",
+            "network.network_kwargs.lokr_full_rank: 'process[0].network.network_kwargs.lokr_full_rank' and 'process",
         ),
     ],
 )
@@ -107,21 +103,6 @@ def test_a_factor_may_be_given_among_the_kwargs_too(section, faults) -> None:
     assert (network.type, network.factor) == ("lokr", 8)
     (found,) = faults("network: {type: lokr, factor: 4, network_kwargs: {factor: 8}}")
     assert "mean the same, but 8 and 4 were given" in found
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{network_kwargs: {lokr_full_rank: maybe}}", "network.network_kwargs.lokr_full_rank: 'maybe' is neither"),
-        (
-            "{lokr_full_rank: false, network_kwargs: {lokr_full_rank: true}}",
-            "network.network_kwargs.lokr_full_rank: 'process[0].network.network_kwargs.lokr_full_rank' and 'process",
-        ),
-    ],
-)
-def test_a_wrong_second_factor_is_said_at_its_place(faults, line: str, message: str) -> None:
-    (found,) = faults(f"network: {line}")
-    assert found.startswith(message)
 
 
 @pytest.mark.parametrize("pattern", [r"(([a-z_.0-9])+)+$X", r"(a|ab|b)*c|.*.*.*.*.*.*.*.*.*.*.*.*.*X"])

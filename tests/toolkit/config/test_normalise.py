@@ -1,4 +1,4 @@
-"""Old names, conflicts, keys without a value, names that do nothing and names that are not built yet."""
+"""Old names, conflicts, keys without a value or effect, names that are not built yet; `config.defaults`."""
 
 from __future__ import annotations
 
@@ -65,42 +65,21 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("train: 7", "train: 7 is not a mapping of keys and values."),
         ("datasets: []", "datasets: has 0 entries: must be at least 1."),
         ("datasets: ", "datasets: needs a value."),
-        ("datasets: [{folder_path: ''}]", "datasets[0]: names no images. Give 'folder_path', or for shards"),
+        ("datasets: [{folder_path: ''}]", "datasets[0]: names no images. Give 'folder_path', or 'url'"),
         ("datasets: [{folder_path: 12}]", 'datasets[0].folder_path: 12 is not text. Put it in quotes: "12"'),
         ("datasets: {folder_path: photos}", "datasets: a mapping is not a list. Begin each entry with '- '."),
         ("datasets: {-folder_path: a}", "datasets: a mapping is not a list. Write a space after the '-' of '-folder_p"),
         ("datasets: [photos]", "datasets[0]: 'photos' is not a mapping of keys and values. Write '- folder_path: pho"),
         ("sample: {samples: a temple}", "sample.samples: 'a temple' is not a list. Begin each entry with '- '."),
-        (
-            "train: {ema_config: true}",
-            "train.ema_config: true is not a mapping of keys and values. Write 'ema_config: {use_ema: true}'.",
-        ),
-        (
-            "network:\n  rank: 4# rank",
-            "network.rank: '4# rank' is not a whole number. A comment begins with a",
-        ),
-        (
-            "network: {rank: 4 // rank}",
-            "network.rank: '4 // rank' is not a whole number. A comment begins with a",
-        ),
+        ("train: {ema_config: true}", "train.ema_config: true is not a mapping of keys and values. Write 'ema_config:"),
+        ("network:\n  rank: 4# rank", "network.rank: '4# rank' is not a whole number. A comment begins with a"),
+        ("network: {rank: 4 // rank}", "network.rank: '4 // rank' is not a whole number. A comment begins with a"),
         ("train: {lr: 1e-4//low}", "train.lr: '1e-4//low' is not a number. A comment begins with a space and '#'."),
-        (
-            "sample: {width: 64x64}",
-            "sample.width: '64x64' is not a whole number. Write one number; where several may stand, a",
-        ),
-        (
-            "datasets: [{folder_path: photos, resolution: 64 x 64}]",
-            "datasets[0].resolution: '64 x 64' is not a whole number. Write one number; where several may stand, a",
-        ),
-        (
-            "network: {\u00a0linear: 4}",
-            "network.\u00a0linear: unknown key. It holds U+00A0 (no-break space): type",
-        ),
+        ("sample: {width: 64x64}", "sample.width: '64x64' is not a whole number. Write one number; where several may"),
+        ("datasets: [{folder_path: photos, resolution: 64 x 64}]", "datasets[0].resolution: '64 x 64' is not a whole"),
+        ("network: {\u00a0linear: 4}", "network.\u00a0linear: unknown key. It holds U+00A0 (no-break space): type"),
         ("network: linear:\u00a04", "network: 'linear:\\xa04' is not a mapping of keys and values. It holds U+00A0"),
-        (
-            "train: {steps: \u201c9\u201d}",
-            "train.steps: '\u201c9\u201d' is not a whole number. It holds U+201C (lef",
-        ),
+        ("train: {steps: \u201c9\u201d}", "train.steps: '\u201c9\u201d' is not a whole number. It holds U+201C (lef"),
         ("network: {type: locon}", "network.type: 'locon' is unknown. Use 'lora' or 'dora' or"),
         ("network: {type: lra}", "network.type: 'lra' is unknown. Did you mean 'lora'?"),
         ("train: {blocks_to_swap: 3}", "train.blocks_to_swap: unknown key. It belongs in 'model'."),
@@ -111,7 +90,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("use_ema: true", "use_ema: unknown key. It belongs in 'train.ema_config'."),
         ("train: {trigger_word: x}", "train.trigger_word: unknown key. It belongs in the process, beside 'train'"),
         ("train: {frobnicate: 3}", "train.frobnicate: unknown key. The nearest names: "),
-        ("train: {lr_warmup_steps: 10.5}", "train.lr_warmup_steps: 10.5 is neither a number of steps nor a share"),
+        ("train: {lr_warmup_steps: 10.5}", "train.lr_warmup_steps: 10.5 is neither a number of steps nor a frac"),
         ("model: {name_or_path: ./model, lora_path: a}", "model.lora_path: 'a' is not supported yet. The nearest h"),
         ("train: {max_loss: {a: 3}}", "train.max_loss: a mapping is not supported yet. Leave this key out."),
         ("model: {name_or_path: ./model, blocks_to_swap: -1}", "model.blocks_to_swap: -1 is out of range: must be"),
@@ -119,10 +98,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("guidance: {loss: 3}", "guidance: a mapping is not supported yet."),
         ("training: {epohcs: 3}", "training.epohcs: unknown key. Did you mean 'epochs'?"),
         ("device: gpu", "device: 'gpu' is not a valid device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'."),
-        (
-            "resume: latest",
-            "resume: 'latest' is none of these. Write 'auto', 'never', a step number or the path of a state folder.",
-        ),
+        ("resume: latest", "resume: 'latest' is none of these. Write 'auto', 'never', a step number or the path of a"),
     ],
 )
 def test_what_is_wrong_is_one_line_under_the_written_name(faults, line: str, message: str) -> None:
@@ -138,7 +114,7 @@ def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(
         )
     )
     assert [line.split("process[0].")[1] for line in job.warnings] == [
-        "train.unload_text_encoder: asks for nothing at this value (nor noise_offset).",
+        "train.unload_text_encoder: asks for nothing at this value (nor noise_offset)."
     ]
 
 
@@ -148,3 +124,87 @@ def test_a_key_without_effect_is_one_warning_line(load) -> None:
         "job.yaml:9:9: process[0].model.is_flux: has no effect: this trains Qwen-Image.",
         "job.yaml:10:7: process[0].performance_log_every: has no effect: metrics.jsonl has the times of every step.",
     )
+
+
+# ------------------------------------------------------------ config.defaults
+
+
+JOB = """
+job: extension
+config:
+  name: test
+  defaults:
+    datasets: [{folder_path: photos, num_repeats: 2}, {folder_path: photos}]
+    model: {name_or_path: ./model, model_kwargs: {match_target_res: true}}
+    train: {steps: 7, lr: 0.5, ema_config: {use_ema: true, ema_decay: 0.5}}
+    validation: {fraction: 0.1, every: 5, timesteps: 3}
+    stop_when: {below: 1, smooth: 4}
+  process:
+    - {type: sd_trainer, name: a}
+    - type: sd_trainer
+      name: b
+      datasets: [{folder_path: photos}]
+      train: {ema_config: {ema_decay: 0.9}, lr: 0}
+      validation: {folder_path: photos}
+      stop_when: {threshold: 2}
+    - {type: drop_in, train: {steps: 1, mine: [1]}, datasets: none}
+    - {type: tiny_model, path: tiny}
+"""
+
+
+def test_what_a_process_does_not_give_comes_from_the_defaults(load) -> None:
+    section = load(JOB).processes[0].section
+    assert (len(section.datasets), section.datasets[0].num_repeats) == (2, 2)
+    assert (section.train.steps, section.train.lr, section.train.ema_config.ema_decay) == (7, 0.5, 0.5)
+    assert (section.validation.fraction, section.stop_when.below, section.stop_when.smooth) == (0.1, 1, 4)
+
+
+def test_mappings_merge_at_every_depth_and_lists_and_zeros_replace(load) -> None:
+    section = load(JOB).processes[1].section
+    assert [dataset.num_repeats for dataset in section.datasets] == [None]
+    assert (section.train.steps, section.train.lr) == (7, 0)
+    assert (section.train.ema_config.use_ema, section.train.ema_config.ema_decay) == (True, 0.9)
+    assert (section.stop_when.below, section.stop_when.smooth) == (2, 4)
+
+
+def test_a_list_of_sections_that_is_replaced_is_told(load) -> None:
+    (told,) = (line for line in load(JOB).warnings if "process[1].datasets" in line)
+    assert told.endswith("replaces the whole list of config.defaults.datasets, line 6; lists are not merged.")
+    assert not [line for line in load(JOB).warnings if "process[0]" in line]
+
+
+def test_where_two_keys_exclude_each_other_the_process_wins(load) -> None:
+    validation = load(JOB).processes[1].section.validation
+    assert (validation.folder_path, validation.fraction, validation.every, validation.timesteps) == (
+        "photos",
+        None,
+        5,
+        3,
+    )
+
+
+def test_an_unchecked_section_is_given_the_merged_mapping(load) -> None:
+    raw = load(JOB).processes[2].raw
+    assert (raw["train"]["steps"], raw["train"]["lr"], raw["train"]["mine"]) == (1, 0.5, [1])
+    assert raw["datasets"] == "none"
+    assert raw["train"]["ema_config"] == {"use_ema": True, "ema_decay": 0.5}
+
+
+def test_a_process_that_knows_none_of_them_is_left_alone(load) -> None:
+    assert load(JOB).processes[3].section.path == "tiny"
+
+
+def test_a_default_is_known_though_every_process_that_knows_it_adds_to_it(load, mistakes) -> None:
+    """`tiny_model` knows no `train`; both trainers have one of their own."""
+    both = JOB.replace("name: a}", "name: a, train: {batch_size: 2}}")
+    train = load(both).processes[0].section.train
+    assert (train.batch_size, train.steps) == (2, 7)
+    checked = "".join(line for line in both.splitlines(keepends=True) if "drop_in" not in line)  # it takes anything
+    assert mistakes(checked.replace("steps: 7", "stpes: 7")) == [
+        "8:13: config.defaults.train.stpes: unknown key. Did you mean 'steps'?"
+    ]
+
+
+def test_the_defaults_of_one_process_are_not_changed_by_another(load) -> None:
+    first, second = load(JOB), load(JOB.replace("name: a}", "name: a, train: {ema_config: {use_ema: false}}}"))
+    assert first.processes[1].raw == second.processes[1].raw

@@ -128,7 +128,7 @@ def test_a_folder_with_the_name_of_a_package_is_no_package(tmp_path: Path, monke
 
 def test_wandb_without_a_key_is_refused_before_the_run(faults) -> None:
     [found] = faults("logging: {log_with: wandb}")
-    assert found.startswith("logging.log_with: Weights & Biases needs an API key, and there is none.")
+    assert found.startswith("logging.log_with: Weights & Biases needs an API key, and none was found.")
     assert "WANDB_API_KEY" in found and "WANDB_MODE=offline" in found
 
 
@@ -159,7 +159,7 @@ def test_the_key_is_in_no_dump_and_no_repr() -> None:
 def test_a_secret_is_no_name_of_a_folder(faults, key: str) -> None:
     lines = {"logging_dir": "tb", key: "hf_" + "Lit3ral" * 5}
     [found] = faults("logging:", *(f"  {name}: {value}" for name, value in lines.items()))
-    assert found.startswith(f"logging.{key}: is part of a folder's name, and names are not secret")
+    assert found.startswith(f"logging.{key}: is part of a folder name, which is visible on the disk")
 
 
 # ------------------------------------------------------------ what does nothing

@@ -66,7 +66,11 @@ def test_each_value_has_its_line_and_column(path: tuple, value: object, key: tup
         ('a = "C:\\models"\n', "f:1:10: not valid TOML: '\\' begins an escape within double quotes."),
         ("a = True\n", "f:1:5: not valid TOML: this value is none of TOML."),
         ('a = "x\n', "f:1:7: not valid TOML: the quote that opens here is not closed."),
-        ("a = [1, 2\n", "f:2:1: not valid TOML: a bracket is not closed"),
+        ("a = [1, 2\n", "f:1:1: not valid TOML: a bracket is not closed"),
+        ('a = "C:\\Users"\n', "f:1:10: not valid TOML: '\\' begins an escape within double quotes."),
+        ("a = 1, 2\n", "f:1:6: not valid TOML: more follows the value on this line. A list needs brackets: [1, 2]."),
+        ('{"a": 1}', "f:1:1: holds JSON, not TOML. Rename it, so that it ends in .json."),
+        ('[{"a": 1}]', "f:1:1: holds JSON, not TOML. Rename it, so that it ends in .json."),
         ("a: 1\nb: 2\n", "f:1:1: holds YAML, not TOML."),
     ],
 )
@@ -76,3 +80,20 @@ def test_a_fault_is_told_with_line_and_column(text: str, fault: str) -> None:
     with pytest.raises(ConfigErrors) as error:
         diagnostics.raise_errors()
     assert str(error.value).startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('a = "x\nb = [1,\nc = {x = 1\nd = tru\ne = 5\ne = 6\n', [1, 2, 3, 4, 6]),
+        ("a = [1,\nb = 2\nc = x\n", [1, 3]),
+        ("a = 1\nb = [\n 1,\n 2\n", [2]),
+        ("a = '''\n1\nb = 2\n", [1]),
+    ],
+)
+def test_all_faults_are_told_each_at_its_own_line(text: str, lines: list[int]) -> None:
+    diagnostics = Diagnostics("f")
+    assert read_toml(text, diagnostics) is None
+    with pytest.raises(ConfigErrors) as error:
+        diagnostics.raise_errors()
+    assert [int(line.split(":")[1]) for line in str(error.value).splitlines()] == lines

@@ -123,12 +123,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
         ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is not a dotted path."),
         ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
-        (
-            "optimizer: Adagrad",
-            "train.optimizer: 'Adagrad' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'rmsprop' or 'lion' or 'muon' or "
-            "'adamw8bit' or 'adam8bit' or 'lion8bit' or 'ademamix8bit' or 'adafactor' or 'prodigy' or "
-            "'schedulefree_adamw', or the path of a class, such as 'torch.optim.RMSprop'.",
-        ),
+        ("optimizer: Adagrad", "train.optimizer: 'Adagrad' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'rmsprop' or"),
         ("{optimizer: Lion, optimizer_params: {eps: 1}}", "train.optimizer_params: lion has no 'eps'."),
         ("{optimizer: RMSprop, optimizer_params: {betas: [0, 0]}}", "train.optimizer_params: rmsprop has no 'betas'."),
         ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
@@ -138,10 +133,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("lr_scheduler: ExponentialLR", "train.lr_scheduler_params: exponential needs 'gamma'."),
         ("lr_scheduler: step", "train.lr_scheduler_params: step needs 'step_size'."),
         ("lr_scheduler_params: {gamma: 1}", "train.lr_scheduler_params: constant has no 'gamma'."),
-        (
-            "optimizer: schedulefree_adamw, lr_scheduler: cosine",
-            "train.lr_scheduler: 'optimizer: schedulefree_adamw' and 'lr_scheduler: cosine' cannot be combined.",
-        ),
+        ("optimizer: schedulefree_adamw, lr_scheduler: cosine", "train.lr_scheduler: 'optimizer: schedulefree_adamw'"),
         (
             "optimizer: schedulefree.SGDScheduleFree, lr_warmup_steps: 5",
             "train.lr_warmup_steps: 'optimizer: schedulefree.SGDScheduleFree' and a schedule cannot be combined.",
@@ -149,6 +141,22 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         (
             "optimizer: schedulefree_adamw, ema_config: {use_ema: true}",
             "train.ema_config.use_ema: optimizer 'schedulefree_adamw' already averages the weights",
+        ),
+        ("{lr_groups: [{lr: 1}]}", "train.lr_groups[0].match: "),
+        ("{lr_groups: [{match: '(', lr: 1}]}", "train.lr_groups[0].match: '(' is not a valid regular expressio"),
+        ("{lr_groups: [{match: a, lr: -1}]}", "train.lr_groups[0].lr: -1 is out of range"),
+        ("{lr_groups: [{match: a, lr: x}]}", "train.lr_groups[0].lr: 'x' is not a number."),
+        ("{lr_groups: [{match: a, rate: 1}]}", "train.lr_groups[0].rate: unknown key."),
+        (
+            "{lr_groups: [{match: a, lr: 1}, {match: a, lr: 2}]}",
+            "train.lr_groups[1]: 'a' is the name of another",
+        ),
+        ("{lr_groups: [{match: a, lr: 1, name: base}]}", "train.lr_groups[0]: 'base' is the name of another"),
+        ("{lr_groups: [{match: a, lr: 1, name: a up}]}", "train.lr_groups[0]: 'a up' is the name of another"),
+        ("{unet_lr: 0.1, lr: 0.2}", "train.unet_lr: 'unet_lr' and 'lr' mean the same"),
+        (
+            "{optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr_scale: 2}]}",
+            "train.lr_groups: optimizer 'prodigy' adapts one learning rate for all weights.",
         ),
     ],
 )
@@ -160,30 +168,15 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("line", "warning"),
     [
-        (
-            "sigmoid_scale: 2, timestep_type: uniform",
-            "sigmoid_scale: has no effect: only timestep_type sigmoid",
-        ),
+        ("sigmoid_scale: 2, timestep_type: uniform", "sigmoid_scale: has no effect: only timestep_type sigmoid"),
         ("sigmoid_scale: 2, timestep_type: shift", "sigmoid_scale: has no effect"),
         ("weighting_scheme: mode", "weighting_scheme: has no effect: mode only applies to timestep_type sigma."),
         ("huber_c: 0.2", "huber_c: has no effect: only loss_type huber uses it."),
-        (
-            "lr_scheduler_power: 2, lr_scheduler: cosine",
-            "lr_scheduler_power: has no effect: lr_scheduler cosine ignores it.",
-        ),
-        (
-            "timestep_type: sigmoid, linear_timesteps: true",
-            "timestep_type: has no effect: 'linear_timesteps: true' samples all noise levels uniformly.",
-        ),
+        ("lr_scheduler_power: 2, lr_scheduler: cosine", "lr_scheduler_power: has no effect: lr_scheduler cosine ignor"),
+        ("timestep_type: sigmoid, linear_timesteps: true", "timestep_type: has no effect: 'linear_timesteps: true' sa"),
         ("sigmoid_scale: 2, linear_timesteps2: true", "sigmoid_scale: has no effect: only timestep_type sig"),
-        (
-            "timestep_type: weighted, linear_timesteps: true",
-            "linear_timesteps: has no effect: timestep_type weighted has its own loss weights.",
-        ),
-        (
-            "linear_timesteps: true, linear_timesteps2: true",
-            "linear_timesteps: has no effect: 'linear_timesteps2: true' takes precedence.",
-        ),
+        ("timestep_type: weighted, linear_timesteps: true", "linear_timesteps: has no effect: timestep_type weighted"),
+        ("linear_timesteps: true, linear_timesteps2: true", "linear_timesteps: has no effect: 'linear_timesteps2: tru"),
         (
             "lr_scheduler: cosine_with_restarts, lr_scheduler_params: {T_0: 500}",
             "lr_scheduler_params.T_0: has no effect, as in ai-toolkit: the schedule is as long as the run. For",
@@ -192,12 +185,7 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
             "lr_scheduler: linear, lr_scheduler_params: {end_factor: 0.1}",
             "lr_scheduler_params.end_factor: the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1'",
         ),
-        (
-            "steps: 3400, gradient_accumulation_steps: 4",
-            "gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 micro-batches; "
-            "with this key ai-toolkit counts micro-batches. steps: 3400 is 13,600 micro-batches; there it would stop "
-            "after 3,400, which are 850 optimizer steps.",
-        ),
+        ("steps: 3400, gradient_accumulation_steps: 4", "gradient_accumulation_steps: steps, save_every and sample_ev"),
         ("max_train_steps: 10, gradient_accumulation_steps: 4", "would stop after 10, which are 2 optimizer steps."),
         ("gradient_accumulation_steps: 4", "steps: 1000 is 4,000 micro-batches; "),
         ("epochs: 3, gradient_accumulation_steps: 4", "with this key ai-toolkit counts micro-batches."),
@@ -284,35 +272,6 @@ def test_an_entry_gives_a_rate_or_a_factor_or_both(section) -> None:
 
 def test_the_transformers_rate_is_the_rate(section) -> None:
     assert section("train: {unet_lr: 0.25}").train.lr == 0.25
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("train: {lr_groups: [{lr: 1}]}", "train.lr_groups[0].match: "),
-        (
-            "train: {lr_groups: [{match: '(', lr: 1}]}",
-            "train.lr_groups[0].match: '(' is not a valid regular expression",
-        ),
-        ("train: {lr_groups: [{match: a, lr: -1}]}", "train.lr_groups[0].lr: -1 is out of range"),
-        ("train: {lr_groups: [{match: a, lr: x}]}", "train.lr_groups[0].lr: 'x' is not a number."),
-        ("train: {lr_groups: [{match: a, rate: 1}]}", "train.lr_groups[0].rate: unknown key."),
-        (
-            "train: {lr_groups: [{match: a, lr: 1}, {match: a, lr: 2}]}",
-            "train.lr_groups[1]: 'a' is the name of another",
-        ),
-        ("train: {lr_groups: [{match: a, lr: 1, name: base}]}", "train.lr_groups[0]: 'base' is the name of another"),
-        ("train: {lr_groups: [{match: a, lr: 1, name: a up}]}", "train.lr_groups[0]: 'a up' is the name of another"),
-        ("train: {unet_lr: 0.1, lr: 0.2}", "train.unet_lr: 'unet_lr' and 'lr' mean the same"),
-        (
-            "train: {optimizer: prodigy, lr: 1, lr_groups: [{match: a, lr_scale: 2}]}",
-            "train.lr_groups: optimizer 'prodigy' finds a single rate for all weights.",
-        ),
-    ],
-)
-def test_what_is_wrong_with_the_groups_is_said_at_its_place(faults, line: str, message: str) -> None:
-    (found,) = faults(line)
-    assert found.startswith(message)
 
 
 def test_prodigy_can_leave_layers_untrained(section) -> None:

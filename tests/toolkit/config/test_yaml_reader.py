@@ -1,14 +1,17 @@
-"""YAML 1.2 scalars, duplicate keys, aliases and their bounds, syntax errors."""
+"""YAML 1.2, JSON with comments, files that are no text, `${VAR}` and its forms."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.toolkit.config.conftest import trainer
+from toolkit.config import load_job
 from toolkit.config.located import Diagnostics
-from toolkit.config.yaml_reader import MAX_DEPTH, read_yaml
+from toolkit.config.yaml_reader import MAX_DEPTH, read_yaml, strip_json_comments
 from toolkit.errors import ConfigErrors
 
 
@@ -169,3 +172,107 @@ def test_places_are_those_of_key_and_value() -> None:
     child = root.value["a"].value["b"]
     places = (child.key_at, child.value_at, child.value[1].value_at)
     assert [(place.line, place.column) for place in places] == [(2, 3), (2, 8), (3, 5)]
+
+
+# ------------------------------------------------------------ files
+
+
+JSONC = """{
+\t// a comment, with "quotes" and ${NOT_SET}
+\t"job": "extension", /* one
+\tof two lines */ "config": {
+\t\t"name": "json job",
+\t\t"process": [{"type": "drop_in", "url": "http://x//y", "smile": "\\ud83d\\ude00", "n": 1e-4,},],
+\t},
+}
+"""
+
+
+def test_jsonc_with_tabs_comments_and_trailing_commas(load) -> None:
+    job = load(JSONC, file="job.jsonc", env={})
+    assert job.name == "json job"
+    assert job.processes[0].raw == {"type": "drop_in", "url": "http://x//y", "smile": "😀", "n": 1e-4}
+
+
+def test_places_in_json_are_those_of_the_file(mistakes) -> None:
+    assert mistakes(JSONC.replace('"type"', '"typ"'), file="job.jsonc", env={})[0].startswith("6:15: process[0].type")
+
+
+def test_comments_become_blanks_of_equal_length() -> None:
+    text = '{"a": "//", // b\n/* c\n*/ "d": 1}'
+    assert strip_json_comments(text) == '{"a": "//",     \n    \n   "d": 1}'
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(load) -> None:
+    text = "job: extension\nconfig: {name: a, process: [{type: drop_in}]}\n"
+    assert load("\ufeff" + text).unexpanded_text == text
+
+
+def test_a_file_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(b"job: \xff\xfe")
+    with pytest.raises(ConfigErrors, match="is not UTF-8 text"):
+        load_job(path, lambda name: None)
+    with pytest.raises(ConfigErrors, match="cannot be read"):
+        load_job(tmp_path, lambda name: None)
+
+
+# ------------------------------------------------------------ variables
+
+
+JOB = "job: extension\nmeta: {t: '${A}'}\nconfig:\n  name: n\n  process:\n    - type: drop_in\n      x: %s\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("${STEPS}", 100),
+        ("'${STEPS}'", "100"),
+        ("a${STEPS}b", "a100b"),
+        ("${LR}", 1e-4),
+        ("${WORD}", "yes"),
+        ("${UNSET:-7}", 7),
+        ("${UNSET:-}", None),
+        ("${EMPTY:-x}", "x"),
+        ("${EMPTY}", None),
+        ("$${STEPS}", "${STEPS}"),
+        ("[a, '${WORD}/${STEPS}']", ["a", "yes/100"]),
+        ("plain # ${NOT_SET} in a comment", "plain"),
+    ],
+)
+def test_an_unchecked_section_reads_what_would_stand_there(load, written: str, value: object) -> None:
+    env = {"STEPS": "100", "LR": "1e-4", "WORD": "yes", "EMPTY": ""}
+    assert load(JOB % written, env=env).processes[0].raw["x"] == value
+
+
+def test_meta_and_the_saved_text_stay_unexpanded(load) -> None:
+    job = load(JOB % "${A}", env={"A": "secret"})
+    assert job.meta == {"t": "${A}"}
+    assert job.unexpanded_text == JOB % "${A}"
+
+
+def test_an_unset_variable_is_one_mistake_at_its_value(mistakes) -> None:
+    assert mistakes(trainer("train:", "  steps: ${STEPS}"), env={}) == [
+        "9:16: process[0].train.steps: the environment variable 'STEPS' is not set. Set it, or write ${STEPS:-default}."
+    ]
+
+
+def test_the_written_name_does_not_matter_when_another_is_given(load) -> None:
+    assert load(JOB.replace("name: n", "name: ${UNSET}") % 1, env={}, name="given").name == "given"
+
+
+def test_a_malformed_reference_is_a_mistake(mistakes) -> None:
+    (line,) = mistakes(JOB % "${1 x}", env={})
+    assert line == "7:10: process[0].x: '${1 x}' does not name an environment variable. Write ${NAME}."
+
+
+def test_a_checked_section_gets_text_and_reads_it_as_its_type(section) -> None:
+    env = {"N": "12", "OFF": "off", "RES": "512"}
+    found = section(
+        "trigger_word: ${N}",
+        "train: {steps: '${N}', lr: '${LR:-1e-3}'}",
+        "datasets: [{folder_path: photos, resolution: '${RES}', cache_latents: '${OFF}'}]",
+        env=env,
+    )
+    assert (found.trigger_word, found.train.steps, found.train.lr) == ("12", 12, 1e-3)
+    assert (found.datasets[0].resolution, found.datasets[0].cache_latents) == ((512,), False)

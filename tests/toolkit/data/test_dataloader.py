@@ -63,7 +63,7 @@ def test_references_keep_their_slot_order_and_own_size(load_photos) -> None:
     (references,) = loader.load(batch_spec).control_latents
     assert [tuple(latents.shape) for latents in references] == [(3, 4, 8), (3, 4, 8)]
     entries = loader.dataset.entries[index].references
-    torch.testing.assert_close(references[1], loader.dataset.read(entries[1]), rtol=0, atol=0)
+    torch.testing.assert_close(references[1], entries[1].read(), rtol=0, atol=0)
     assert not torch.equal(references[0], references[1])
 
 
@@ -145,4 +145,4 @@ def test_halves_hold_every_item_once_with_all_that_belongs_to_it(count: int, siz
 
 
 def test_a_batch_describes_its_size() -> None:
-    assert batch(2).describe() == "latents (2, 2, 4, 4)"
+    assert batch(2).describe() == "latents (2, 2, 4, 4), 1 control image"

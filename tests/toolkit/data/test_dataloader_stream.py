@@ -159,7 +159,7 @@ def test_a_batch_without_latents_is_halved_and_described_when_memory_runs_out(tm
     assert train(run, shards.source(), fit)
     assert {len(items) for items in fit.seen} == {1, 2}
     run, fit = fit_run(tmp_path, 2)
-    fit.most, run.oom_hint = 1, "Use less."
+    fit.most, run.oom_hint = 1, lambda: "Use less."
     with pytest.raises(RunError, match=r"out of memory with 0, 1 \(2 rows of 3\)\. Use less\."):
         train(run, shards.source(), fit)
 

@@ -3,7 +3,7 @@ import socket
 from pathlib import Path
 
 from toolkit.data.directory import join, list_folder, real_path
-from toolkit.data.file_hashes import version_of
+from toolkit.data.fingerprint import version_of
 
 
 def test_entries_are_sorted_and_hidden_ones_unseen(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from toolkit.data.fingerprint import DatasetChange, compare, digest_of, fingerprint
+from toolkit.data.fingerprint import DatasetChange, compare, digest_of, file_digest, fingerprint
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import RunError
 
@@ -113,3 +114,14 @@ def test_mirrored_uses_are_part_of_every_image(taken) -> None:
     plain, x, y = taken(), taken(flip_x=True), taken(flip_y=True)
     for one, other in ((plain, x), (plain, y), (x, y)):
         assert len(compare(one, other).edited) == 3
+
+
+def test_file_digest_follows_the_contents(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    assert file_digest(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"two!")
+    assert file_digest(path) == hashlib.sha256(b"two!").hexdigest()
+    path.write_bytes(b"six!")  # same size; only the time of change tells
+    os.utime(path, ns=(1, 1))
+    assert file_digest(path) == hashlib.sha256(b"six!").hexdigest()

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.golden_tables import golden
+from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import find_images, scan_datasets
 from toolkit.data.images import HAS_HEIF, open_image
-from toolkit.data.scan_cache import ScanCache
 from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.errors import DataErrors
 

@@ -10,14 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from toolkit.data import images
-from toolkit.data.images import (
-    ImageError,
-    image_size,
-    open_image,
-    resize,
-    resize_cover_crop,
-    to_tensor,
-)
+from toolkit.data.images import ImageError, image_size, open_image, resize, resize_cover_crop, to_tensor
 from toolkit.data.types import ResizeCrop, Size
 
 PHOTOS = Path("config/examples/photos")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from toolkit.data.cache import TensorCache
 from toolkit.data.dataloader import BatchLoader
-from toolkit.data.file_hashes import file_digest
+from toolkit.data.fingerprint import file_digest
 from toolkit.data.folder import scan_datasets
 from toolkit.data.items import make_items
 from toolkit.data.latent_cache import (
@@ -63,10 +63,10 @@ def test_each_distinct_tensor_is_encoded_once_and_of_its_bucket(items, encode, m
     assert len(reads) == len(set(reads)) == 3 + 1 + 3
     assert adapter.calls == {"images": 3 + 1, "prompts": 3}  # the two references hold the same bytes
     assert adapter.prompts == [("picture a", 1), ("picture b", 1), ("", 0)]
-    latents_CHW = encoded.read(encoded.entries[0].latents)
+    latents_CHW = encoded.entries[0].latents.read()
     assert latents_CHW.shape == (3, 4, 8) and latents_CHW.dtype == torch.bfloat16
     torch.testing.assert_close(latents_CHW[:, 0, 0].float(), torch.tensor([1.0, -1.0, -1.0]))
-    assert encoded.read(encoded.entries[0].references[0]).mean() == 1.0
+    assert encoded.entries[0].references[0].read().mean() == 1.0
     assert encoded.entries[2].references == () and not encoded.needs_text_encoder
 
 
@@ -83,7 +83,7 @@ def test_a_second_run_calls_no_encoder_and_needs_nothing_where_the_dataset_was_m
     second, _ = encode(moved, adapter=adapter)
     for one, two in zip(first.entries, second.entries, strict=True):
         for a, b in zip([*one.images(), *one.texts()], [*two.images(), *two.texts()], strict=True):
-            torch.testing.assert_close(first.read(a), second.read(b), rtol=0, atol=0)
+            torch.testing.assert_close(a.read(), b.read(), rtol=0, atol=0)
 
 
 def test_broken_off_encoding_goes_on_where_it_stopped(items, encode) -> None:
@@ -248,14 +248,14 @@ def test_all_unreadable_pictures_are_named_once_the_others_are_done(items, encod
 def test_entry_that_vanishes_during_the_run(items, tmp_path: Path, encode) -> None:
     encoded, adapter = encode(items)
     entry = encoded.entries[0].latents
-    before = encoded.read(entry)
+    before = entry.read()
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.unlink()
-    torch.testing.assert_close(EncodedDataset.read(entry), before, rtol=0, atol=0)
+    torch.testing.assert_close(entry.read(), before, rtol=0, atol=0)
     adapter.unload_encoders()
-    assert encoded.read(entry) is not None  # stored again by the read before
+    assert entry.read() is not None  # stored again by the read before
     with pytest.raises(RunError, match=r"latents of .*b\.png.*the encoders were dropped"):
-        encoded.read(encoded.entries[1].latents)
+        encoded.entries[1].latents.read()
 
 
 # ---------------------------------------------------------------- flips and masks
@@ -288,8 +288,8 @@ def test_target_references_and_mask_are_mirrored_together(halves, tmp_path: Path
     paths = {"control_path": (str(tmp_path / "ref"),), "mask_path": str(tmp_path / "mask")}
     encoded, _ = encode(halves(flip_x=True, **paths), adapter=Adapter())
     for plain, flipped in zip(encoded.entries[0].images(), encoded.entries[1].images(), strict=True):
-        latents_CHW = encoded.read(plain)
-        torch.testing.assert_close(encoded.read(flipped), latents_CHW.flip(-1))
+        latents_CHW = plain.read()
+        torch.testing.assert_close(flipped.read(), latents_CHW.flip(-1))
         assert not torch.allclose(latents_CHW, latents_CHW.flip(-1))
     assert len(encoded.entries[0].images()) == 3
     assert seen == [[0], [255]]  # the text encoder sees the reference as it is used
@@ -342,10 +342,10 @@ def test_masks_that_leave_nothing_are_named_at_each_start(halves, tmp_path: Path
 def test_a_mask_needs_no_encoder_to_be_made_again(halves, tmp_path: Path, encode) -> None:
     encoded, adapter = encode(halves(mask_path=str(tmp_path / "mask")))
     adapter.unload_encoders()
-    before = encoded.read(encoded.entries[0].mask)
+    before = encoded.entries[0].mask.read()
     for path in (tmp_path / "cache").rglob("*.safetensors"):
         path.unlink()
-    assert torch.equal(encoded.read(encoded.entries[0].mask), before)
+    assert torch.equal(encoded.entries[0].mask.read(), before)
 
 
 def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> None:

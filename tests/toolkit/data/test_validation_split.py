@@ -19,7 +19,12 @@ FAMILY = SimpleNamespace(
 def section(*datasets, fraction: float | None = None, own=None, seed: int = 0, trigger: str = "") -> SimpleNamespace:
     """What `scan_and_split` asks of a job; `own` is the dataset of a validation folder."""
     validation = SimpleNamespace(
-        fraction=fraction, folder_path=own and own.folder_path, seed=seed, timesteps=4, dataset=lambda datasets: own
+        fraction=fraction,
+        folder_path=own and own.folder_path,
+        seed=seed,
+        timesteps=4,
+        edits=0,
+        dataset=lambda datasets: own,
     )
     train = SimpleNamespace(reg_weight=1.0)
     given = validation if fraction or own else None

@@ -18,10 +18,7 @@ def test_each_event_is_a_line_with_its_time_that_can_be_read_at_once(tmp_path: P
     EventLog(tmp_path / "events.jsonl").add("sample", step=5)  # another process of the same run
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", line.pop("time")) for line in lines)
-    assert lines == [
-        {"event": "save", "step": 4, "files": ["ä.safetensors"]},
-        {"event": "sample", "step": 5},
-    ]
+    assert lines == [{"event": "save", "step": 4, "files": ["ä.safetensors"]}, {"event": "sample", "step": 5}]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from toolkit.memory import int8_matmul
 from toolkit.memory.int8_matmul import (
     MAX_ERROR,
     SMALLEST_SIDE_ON_CUDA,
-    by_columns,
     exact_directions,
     int8_mm,
     is_exact,
@@ -168,6 +167,11 @@ def test_a_device_whose_sums_overflow_or_that_has_no_kernel_is_found_out(kernels
 
     kernels(missing)
     assert not is_exact(CPU)
+
+
+def by_columns(codes: Tensor) -> Tensor:
+    """The same matrix with strides (1, K)."""
+    return codes.t().contiguous().t()
 
 
 def by_columns_only(kernel: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

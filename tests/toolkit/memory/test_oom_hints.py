@@ -91,7 +91,9 @@ def test_a_model_that_is_trained_itself_has_other_remedies() -> None:
     assert places == sorted(places)
     assert "quantize: true with" not in found and "linear" not in found and "swap" not in found
     used = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True}
-    assert memory_advice(section(**full, train=used)).count("train.") == 1  # full_offload
+    more = memory_advice(section(**full, train=used))
+    assert more.count("train.") == 1 and "blocks_to_swap: 30" in more  # and full_offload
+    assert "swap" not in memory_advice(section(**full, train={**used, "gradient_accumulation": 2}))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy", "sgd", "schedulefree_adamw"])

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.config.model import ModelConfig
-from toolkit.models.adapter_origin import origin_findings
+from toolkit.models.adapter_origin import origin_findings, width_findings
 from toolkit.models.families import family_for
 
 TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight"
@@ -67,3 +67,22 @@ def test_nothing_is_said_of_files_that_cannot_be_read(tmp_path: Path) -> None:
     section = ModelConfig(name_or_path=EDIT)
     for path in ("", "no.safetensors", "broken.safetensors"):
         assert not list(origin_findings("lora", str(tmp_path / path), section, tmp_path))
+
+
+@pytest.mark.parametrize("key", [f"transformer.{TO_Q.partition('.')[2]}", TO_Q, "lora_unet_" + OF_20B[0][10:]])
+def test_a_lora_of_a_wider_model_is_known_by_its_header(key: str, tmp_path: Path) -> None:
+    file, section = tmp_path / "a.safetensors", ModelConfig(name_or_path=EDIT)
+    for inputs, errors in ((3072, 0), (4096, 1)):
+        save_file({key: torch.ones(1, inputs)}, file)
+        found = list(width_findings("lora", str(file), section, section.files_folder()))
+        assert [one.severity for one in found] == ["error"] * errors
+        assert all("has 4096 inputs, and the layer of this model 3072" in one.message for one in found)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_one_that_is_not_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"\x05\x00")
+    section = ModelConfig(name_or_path=EDIT)
+    found = [
+        list(width_findings("lora", str(tmp_path / name), section, tmp_path)) for name in ("broken.safetensors", "no")
+    ]
+    assert [len(one) for one in found] == [1, 0] and "cannot be read" in found[0][0].message

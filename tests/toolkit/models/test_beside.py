@@ -1,4 +1,4 @@
-"""`model.name_or_path` as the file of a transformer: its model is told by its weights, and its other parts are found
+"""`model.name_or_path` as the file of a transformer: its weights identify the model, and its other parts are found
 around it, or one line says why not."""
 
 import shutil
@@ -242,5 +242,5 @@ def test_a_file_that_an_earlier_process_writes_is_no_model_yet(tmp_path: Path) -
     file = tmp_path / "merged.safetensors"
     job = JobContext("job", earlier_outputs=frozenset({file}))
     (found,) = ModelConfig(name_or_path=str(file)).check(job)
-    assert found.key == ("name_or_path",) and "Give it as transformer_path" in found.message
+    assert found.key == ("name_or_path",) and "Set transformer_path to it" in found.message
     assert not list(ModelConfig(name_or_path=str(tmp_path)).check(JobContext("job", frozenset({tmp_path}))))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.conftest import ROOT, child_environment
+from jobs.dry_run import plan_job
 from tests.model_folders import write_flow_model
+from tests.running import run_job
 from tests.unlike_family import write_unlike_model
+from toolkit.config import load_job
 from toolkit.data.types import EMBEDS, PromptEmbeds, Size
+from toolkit.errors import UserError
+from toolkit.extension import discover
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -34,14 +38,24 @@ def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
+@pytest.fixture(scope="module")
+def written(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model of a family, written once. Read only."""
+
+    @cache
+    def write(arch: str) -> Path:
+        folder = tmp_path_factory.mktemp("families") / arch
+        if arch in WRITERS:
+            return WRITERS[arch](folder)
+        write_tiny_model(folder, TinySpec(arch=arch))
+        return folder
+
+    return lambda arch: tiny_model if arch == "qwen_image_edit_plus" else write(arch)
+
+
 @pytest.fixture
-def folder(arch: str, tiny_model: Path, tmp_path: Path) -> Path:
-    if arch == "qwen_image_edit_plus":
-        return tiny_model
-    if arch in WRITERS:
-        return WRITERS[arch](tmp_path / "model")
-    write_tiny_model(tmp_path / "model", TinySpec(arch=arch))
-    return tmp_path / "model"
+def folder(arch: str, written: Callable[[str], Path]) -> Path:
+    return written(arch)
 
 
 @pytest.fixture
@@ -113,12 +127,13 @@ def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily
 
 
 def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, adapter: DiffusionModel) -> None:
-    size = adapter.reference_size(Size(64, 48), Size(64, 64)) if family.max_references else Size(64, 48)
-    picture = Image.new("RGB", size, "red")
+    target = Size(64, 64)
+    picture = Image.new("RGB", target, "red")
+    if family.max_references:
+        assert family.drawable(size := adapter.reference_size(Size(64, 48), target)) == size
     for count in sorted({min(2, family.max_references), family.max_references} - {0}):
         prompt = adapter.encode_prompt("a cat", [picture] * count)
-        target = Size(64, 64)
-        reference = latents(family, 1, adapter.reference_size(Size(64, 48), target), seed=2)[0]
+        reference = latents(family, 1, target, seed=2)[0]
         with torch.no_grad():
             velocity = adapter.predict_velocity(
                 latents(family, 1, target), torch.tensor([0.5]), PromptEmbeds.stack([prompt]), [[reference] * count]
@@ -203,6 +218,8 @@ def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
 @pytest.fixture
 def unlike_job(write_job, trainer, make_pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """A job on the unlike family."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(FAMILIES, "unlike", "tests.unlike_family:FAMILY")
     write_unlike_model(tmp_path / "unlike")
 
     def write(file: str, **changes: object) -> Path:
@@ -227,24 +244,6 @@ def test_a_prompt_of_several_tensors_is_cached_and_stacked(tmp_path: Path) -> No
         PromptEmbeds.stack([one, torch.ones(2, 3)])
 
 
-RUN = """
-import sys
-from toolkit.registry import FAMILIES
-FAMILIES["unlike"] = "tests.unlike_family:FAMILY"
-import run
-for arguments in sys.argv[1:]:
-    code = run.main(arguments.split())
-    print("ended with", code, flush=True)
-"""
-
-
-def run_unlike(cwd: Path, *commands: str) -> subprocess.CompletedProcess:
-    """Each command line through run.py in one process that knows the family."""
-    environment = child_environment({"PYTHONPATH": str(ROOT)})
-    command = [sys.executable, "-c", RUN, *commands]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-
-
 def test_references_are_refused_where_the_family_takes_none(unlike_job, make_pictures, tmp_path: Path) -> None:
     """Before anything is loaded, with the place: of a dataset, of the validation, of a sample."""
     controls = str(make_pictures(tmp_path / "controls", "a", "b", "c"))
@@ -255,13 +254,14 @@ def test_references_are_refused_where_the_family_takes_none(unlike_job, make_pic
     sample = {"samples": [{"prompt": "a cat", "ctrl_img": picture}], "sample_every": 1, "width": 64, "height": 64}
     unlike_job("sample", sample=sample)
     unlike_job("held_out", validation={"folder_path": photos, "control_path": controls, "every": 1})
-    result = run_unlike(tmp_path, *(f"{name}.yaml --dry-run" for name in ("dataset", "sample", "held_out")))
-    said = result.stdout + result.stderr
     takes = "has 1 reference image, and Unlike-1 takes none. Leave"
-    assert f"datasets[0].control_path: {takes} control_path out." in said
-    assert said.count(f"a.png: {takes} control_path out.") == 1, said
-    assert f"sample.samples[0].ctrl_img: {takes} ctrl_img out." in said
-    assert result.stdout.count("ended with 2") == 3
+    for name, said in {
+        "dataset": rf"datasets\[0\]\.control_path: {takes} control_path out\.",
+        "held_out": rf"a\.png: {takes} control_path out\.",
+        "sample": rf"sample\.samples\[0\]\.ctrl_img: {takes} ctrl_img out\.",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            plan_job(load_job(tmp_path / f"{name}.yaml", discover().find_config))
 
 
 def test_a_whole_job_of_the_unlike_family_trains_samples_saves_and_resumes(unlike_job, tmp_path: Path) -> None:
@@ -272,8 +272,8 @@ def test_a_whole_job_of_the_unlike_family_trains_samples_saves_and_resumes(unlik
         train = {"steps": steps, "timestep_type": "qwen_shift", "ema_config": {"use_ema": True}}
         save = {"dtype": "float32", "save_every": 2}
         unlike_job(run, training_folder=folder, train=train, sample=sample, save=save)
-    result = run_unlike(tmp_path, "parts.yaml", "more.yaml", "whole.yaml")
-    assert result.stdout.count("ended with 0") == 3, result.stdout + result.stderr
+    for name in ("parts", "more", "whole"):
+        run_job(tmp_path / f"{name}.yaml")
     parts, whole = (load_file(tmp_path / run / "job" / "job.safetensors") for run in ("parts", "whole"))
     assert parts.keys() == whole.keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in parts.items())

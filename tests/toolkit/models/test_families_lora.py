@@ -13,15 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter, refusals
 from tests import diffusers_21
-from tests.diffusers_reference import (
-    CPU,
-    REFERENCES,
-    load_pipeline,
-    memory_stores,
-    psnr,
-    relative,
-    write_unit_gain,
-)
+from tests.diffusers_reference import CPU, REFERENCES, load_pipeline, memory_stores, psnr, relative, write_unit_gain
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
 from toolkit.config.network import NetworkConfig

@@ -128,11 +128,7 @@ def test_the_section_decides_what_is_quantized(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "side"),
-    [
-        ({}, 1024),
-        ({"control_resolution": 256}, 256),
-        ({"match_target_res": True, "control_resolution": 256}, 128),
-    ],
+    [({}, 1024), ({"control_resolution": 256}, 256), ({"match_target_res": True, "control_resolution": 256}, 128)],
 )
 def test_model_kwargs_decide_the_size_of_references(tiny_model: Path, kwargs: dict[str, Any], side: int) -> None:
     image, target = Size(500, 500), Size(128, 128)

@@ -256,8 +256,19 @@ def test_the_first_of_several_shards_stands_for_all(folders: dict[str, Path], tm
     assert fault_of(folder, transformer_path=shards[0]).startswith(f"{shards[1]} does not exist")
 
 
+def test_a_file_of_something_else_is_told_as_that(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
+    for part, words in (("vae", "a VAE: that is model.vae_path"), ("text_encoder", "a text encoder with its vision")):
+        save_file(part_weights(folder, part), file)
+        assert fault_of(folder, transformer_path=file).startswith(f"{file}: this is {words}")
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, file)
+    assert fault_of(folder, transformer_path=file).startswith(f"{file} is no transformer. It is a LoRA: give the model")
+
+
 def test_what_is_no_safetensors_file_is_told_by_its_first_bytes(folders: dict[str, Path], tmp_path: Path) -> None:
     folder, file = folders["qwen_image"], tmp_path / "t.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n")
+    assert "what Git LFS has in the place of a file" in fault_of(folder, transformer_path=file)
     file.write_bytes(b"GGUF" + bytes(100))
     fault = fault_of(folder, transformer_path=file)
     assert fault == f"{file} is a GGUF file, which is not read. Give the bf16 file, or one in fp8 (e4m3fn)."

@@ -15,7 +15,7 @@ from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantization import quantizer
 from toolkit.networks import kinds as network_kinds
-from toolkit.networks.adapter import AdapterBase, AdapterDropout, dequantized_weight
+from toolkit.networks.adapter import AdapterDropout, LinearAdapterNetwork, dequantized_weight
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 
 INT8, INT4 = quantizer("int8"), quantizer("int4")
@@ -41,13 +41,13 @@ def configured(kind: str, **more) -> NetworkConfig:
     return NetworkConfig(**{"linear": 3, "linear_alpha": 1.5, **KINDS[kind], **more})
 
 
-def attached(settings: NetworkConfig, adapter, seed: int = 1) -> AdapterBase:
+def attached(settings: NetworkConfig, adapter, seed: int = 1) -> LinearAdapterNetwork:
     network = network_kinds.KINDS[settings.type].load().from_config(settings, adapter.lora_targets(), seed)
     network.attach(adapter.network_module)
     return network
 
 
-def train_somewhat(network: AdapterBase, strength: float = 0.05) -> None:
+def train_somewhat(network: LinearAdapterNetwork, strength: float = 0.05) -> None:
     """Every matrix a little elsewhere than at its start."""
     generator = torch.Generator().manual_seed(11)
     for parameter in network.parameters().values():
@@ -130,7 +130,7 @@ def layers(*names: str) -> torch.nn.Sequential:
     return model
 
 
-def single(settings: NetworkConfig) -> tuple[Callable[[], torch.nn.Module], AdapterBase]:
+def single(settings: NetworkConfig) -> tuple[Callable[[], torch.nn.Module], LinearAdapterNetwork]:
     """The layer of a model of one, and its network."""
     model = layers("layer")
     network = network_kinds.KINDS[settings.type].load().from_config(settings, ["layer"], seed=1)
@@ -249,7 +249,7 @@ def test_a_file_can_be_gone_on_from_in_its_own_kind(said: list[str], tmp_path: P
     assert relative(after()(x), layer()(x)) < 1e-6
 
 
-def saved(network: AdapterBase, folder: Path) -> dict[str, LayerDelta]:
+def saved(network: LinearAdapterNetwork, folder: Path) -> dict[str, LayerDelta]:
     """What the file of a network on one layer says."""
     path = folder / "network.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})

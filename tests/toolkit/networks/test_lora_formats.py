@@ -36,6 +36,9 @@ def test_a_file_means_what_its_writer_computed(name: str) -> None:
         f"diffusion_model.{TO_Q}",
         f"transformer.{TO_Q}",
         f"base_model.model.{TO_Q}",
+        f"base_model.model.transformer.{TO_Q}",
+        f"pipe.dit.{TO_Q}",
+        f"lora_transformer_{TO_Q.replace('.', '_')}",
         f"lora_unet_{TO_Q.replace('.', '_')}",
         f"lycoris_{TO_Q.replace('.', '_')}",
         TO_Q,
@@ -56,12 +59,6 @@ def test_every_prefix_and_suffix_names_the_same_layer(tmp_path: Path, stem: str,
     torch.testing.assert_close(changes[TO_Q].delta(), 0.5 * up @ down)
 
 
-def test_without_alpha_the_scale_is_one(tmp_path: Path) -> None:
-    down, up = torch.randn(2, 6), torch.randn(5, 2)
-    path = _written(tmp_path, {f"{TO_Q}.lora_A.weight": down, f"{TO_Q}.lora_B.weight": up})
-    torch.testing.assert_close(load_adapter_file(path, MODULES)[TO_Q].delta(), up @ down)
-
-
 def test_header_metadata_scales_a_file_without_alpha(tmp_path: Path) -> None:
     down, up = torch.randn(2, 6), torch.randn(5, 2)
     header = {"transformer.r": 2, "transformer.lora_alpha": 8, "transformer.rank_pattern": {}}
@@ -77,13 +74,14 @@ def test_header_metadata_scales_a_file_without_alpha(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("down", "up"),
     [
+        (".lora_A.weight", ".lora_B.weight"),
         (".lora_A", ".lora_B"),
         (".lora.down.weight", ".lora.up.weight"),
         ("_lora.down.weight", "_lora.up.weight"),
         (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
     ],
 )
-def test_older_names_of_the_two_matrices(tmp_path: Path, down: str, up: str) -> None:
+def test_without_alpha_the_scale_is_one_under_any_name_of_the_two_matrices(tmp_path: Path, down: str, up: str) -> None:
     a, b = torch.randn(2, 6), torch.randn(5, 2)
     path = _written(tmp_path, {f"transformer.{TO_Q}{down}": a, f"transformer.{TO_Q}{up}": b})
     torch.testing.assert_close(load_adapter_file(path, MODULES)[TO_Q].delta(), b @ a)
@@ -275,11 +273,11 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, tensors: dict[str, torch.T
         load_adapter_file(_written(tmp_path, tensors), MODULES)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a safetensors file at all"])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read"):
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file at all", None], ids=["empty", "text", "truncated"])
+def test_a_file_of_another_kind_is_refused_with_a_remedy(tmp_path: Path, content: bytes | None) -> None:
+    path = _written(tmp_path, {"x": torch.zeros(9)})
+    path.write_bytes(path.read_bytes()[:-4] if content is None else content)
+    with pytest.raises(UserError, match=r"x\.safetensors: cannot be read .*\. Download or copy it again"):
         load_adapter_file(path, MODULES)
 
 

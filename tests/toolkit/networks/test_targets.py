@@ -2,7 +2,7 @@ import pytest
 
 from toolkit.config.network import NetworkConfig, NetworkKwargs
 from toolkit.errors import UserError
-from toolkit.networks.targets import select_target_modules, select_targets, unused_choices
+from toolkit.networks.targets import select_target_modules, unused_choices
 
 NAMES = ["blocks.0.attn.to_q", "blocks.0.mlp.2", "blocks.1.attn.to_q", "blocks.1.mlp.2"]
 
@@ -17,12 +17,13 @@ NAMES = ["blocks.0.attn.to_q", "blocks.0.mlp.2", "blocks.1.attn.to_q", "blocks.1
     ],
 )
 def test_layers_are_chosen_by_parts_of_their_names(only, ignore, chosen: list[int]) -> None:
-    assert select_targets(NAMES, only, ignore) == [NAMES[index] for index in chosen]
+    settings = NetworkConfig(network_kwargs=NetworkKwargs(only_if_contains=only, ignore_if_contains=ignore))
+    assert select_target_modules(settings, NAMES) == [NAMES[index] for index in chosen]
 
 
 def test_no_layer_left_is_a_mistake_that_shows_a_name() -> None:
     with pytest.raises(UserError, match=r"leave no layer to train.*blocks\.0\.attn\.to_q"):
-        select_targets(NAMES, only_if_contains=["atn"])
+        select_target_modules(NetworkConfig(network_kwargs=NetworkKwargs(only_if_contains=["atn"])), NAMES)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,8 @@ def test_no_layer_left_is_a_mistake_that_shows_a_name() -> None:
     ],
 )
 def test_layers_are_chosen_by_patterns_of_their_whole_names(include, exclude, chosen: list[int]) -> None:
-    found = select_targets(NAMES, include_patterns=include, exclude_patterns=exclude)
-    assert found == [NAMES[index] for index in chosen]
+    settings = NetworkConfig(include_patterns=include, exclude_patterns=exclude)
+    assert select_target_modules(settings, NAMES) == [NAMES[index] for index in chosen]
 
 
 def test_texts_narrow_what_patterns_choose() -> None:
@@ -49,7 +50,7 @@ def test_texts_narrow_what_patterns_choose() -> None:
 
 def test_patterns_that_match_nothing_are_a_mistake() -> None:
     with pytest.raises(UserError, match=r"include_patterns .* leave no layer to train.*match the whole name"):
-        select_targets(NAMES, include_patterns=["attn"])
+        select_target_modules(NetworkConfig(include_patterns=["attn"]), NAMES)
 
 
 def test_what_fits_no_layer_is_told() -> None:

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import subprocess
 import sys
 from itertools import product
+from math import prod
 
 import pytest
 import torch
@@ -14,10 +17,12 @@ from toolkit.optim.optimizer_args import (
     check_optimizer,
     constructor_defaults,
     is_schedule_free,
+    optimizer_bytes,
     optimizer_class,
     try_optimizer,
     typed_arguments,
 )
+from toolkit.optim.optimizers import build_optimizer, state_tensors
 
 DEFAULTS = {
     "weight_decay": 0.01,
@@ -169,3 +174,52 @@ def test_a_wrong_argument_is_a_mistake_with_a_hint(given: dict, message: str) ->
 )
 def test_schedule_free_optimizers_are_known_by_name(name: str, free: bool) -> None:
     assert is_schedule_free(name) is free
+
+
+# ------------------------------------------------------------ bytes
+
+
+SHAPES = [(96, 64), (40, 8), (100,)]
+
+
+def kept(name: str, arguments: dict) -> int:
+    """Bytes of the state's tensors with more than one number."""
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+    optimizer = build_optimizer(name, parameters, 1e-3, arguments)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    tensors, _ = state_tensors(optimizer, ["a", "b", "c"])
+    tables = ("qmap1", "qmap2")  # one of 256 numbers, shared by all
+    return sum(
+        t.numel() * t.element_size() for name, t in tensors.items() if t.numel() > 1 and not name.endswith(tables)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("adamw", {}),
+        ("adam", {}),
+        ("sgd", {}),
+        ("sgd", {"momentum": 0.9}),
+        ("torch.optim.SGD", {"momentum": 0.9}),
+        ("rmsprop", {}),
+        ("rmsprop", {"momentum": 0.9, "centered": True}),
+        ("lion", {}),
+        ("muon", {}),
+        ("adafactor", {}),
+        ("adafactor", {"beta1": 0.9}),
+        ("prodigy", {}),
+        ("prodigy", {"slice_p": 8}),
+        ("schedulefree_adamw", {}),
+        ("adamw8bit", {}),
+        ("lion8bit", {}),
+    ],
+)
+def test_the_bytes_are_those_of_the_real_state(name: str, arguments: dict) -> None:
+    assert optimizer_bytes(name, arguments, SHAPES) == pytest.approx(kept(name, arguments), abs=16)
+
+
+def test_a_class_nobody_knows_is_taken_to_keep_two_numbers() -> None:
+    assert optimizer_bytes("some.package.Optimizer", {}, SHAPES) == 8 * sum(map(prod, SHAPES))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,6 +19,7 @@ from tests.processes import in_processes
 from toolkit.errors import RunError, UserError
 from toolkit.system import distributed
 from toolkit.system.distributed import PeerFailedError, ProcessGroup
+from toolkit.system.distributed_env import DistributedEnv
 from toolkit.system.sharded_param import RowShard
 
 
@@ -135,6 +137,21 @@ def test_who_hangs_is_given_up_after_the_time_that_was_asked_for() -> None:
     assert "died without reporting an error" in str(lost)
 
 
+def test_who_never_arrives_is_given_up_after_the_same_time() -> None:
+    def work(process_group: ProcessGroup) -> PeerFailedError | None:
+        if process_group.rank == 1:
+            process_group._store.wait(["given up"])
+            return None
+        try:
+            process_group.init_process_group(0.5 / 60)
+        except PeerFailedError as lost:
+            process_group._store.set("given up", "yes")
+            return lost
+
+    lost, _ = in_processes(2, work, connected=False)
+    assert "died without reporting an error" in str(lost)
+
+
 ADVICE = "Use less of everything."
 
 OUT_OF_MEMORY = {
@@ -154,7 +171,7 @@ def test_a_process_that_runs_out_of_memory_says_so_with_advice_and_the_others_re
         raise error
 
     def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
-        process_group.oom_hint = ADVICE
+        process_group.oom_hint = lambda: ADVICE
         if not process_group.is_main_process:
             monkeypatch.setattr(function, fail)
         return leave_together(process_group, [None, None], lambda: process_group.all_reduce_sum([torch.ones(2)]))
@@ -232,3 +249,19 @@ def test_a_signal_while_the_interpreter_closes_changes_nothing(number: signal.Si
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_store_that_does_not_answer_is_asked_once(monkeypatch) -> None:
+    """As one on a machine that has gone without closing its connections."""
+    monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT_MIN", 0.05 / 60)
+    answered, asked = threading.Event(), []
+
+    def ask(store: object) -> str:
+        asked.append(store)
+        answered.wait(30)
+        return "too late"
+
+    group = ProcessGroup(DistributedEnv(0, 2), store=object())
+    assert [group._store_call(ask, "lost") for _ in range(2)] == ["lost", "lost"]
+    assert len(asked) == 1
+    answered.set()

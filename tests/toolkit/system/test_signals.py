@@ -18,7 +18,8 @@ SIGNALS = [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM), (signal
 
 @pytest.fixture(autouse=True)
 def installed() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in signals.EXIT_CODES}
+    of_parent = [signals.PARENT_GONE] if signals.PARENT_GONE is not None else []
+    before = {number: signal.getsignal(number) for number in (*signals.EXIT_CODES, *of_parent)}
     hook = sys.unraisablehook
     signals.install()
     yield
@@ -45,6 +46,26 @@ def test_the_first_signal_is_only_recorded_while_deferred_and_the_second_stops_a
         assert caught.value.exit_code == EXIT_SIGTERM
     with pytest.raises(Interrupted):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.skipif(signals.PARENT_GONE is None, reason="only Linux tells of a parent's end")
+@pytest.mark.parametrize("first", [signal.SIGTERM, signals.PARENT_GONE])
+def test_the_end_of_the_parent_requests_a_stop_once(first: int) -> None:
+    """The system tells of each of its threads."""
+    with signals.defer_signals() as request:
+        signal.raise_signal(first)
+        assert request.exit_code == EXIT_SIGTERM
+        for _ in range(3):
+            signal.raise_signal(signals.PARENT_GONE)
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.skipif(signals.PARENT_GONE is None, reason="only Linux tells of a parent's end")
+def test_the_end_of_the_parent_stops_at_once_by_default() -> None:
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signals.PARENT_GONE)
+    signal.raise_signal(signals.PARENT_GONE)
 
 
 class SignalsWhenDeleted:

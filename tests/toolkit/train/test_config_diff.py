@@ -14,101 +14,35 @@ from toolkit.extension import discover
 from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.config_diff import diff_configs as changes_of
 
-HARMLESS = [
-    "save.dtype",
-    "save.save_every",
-    "save.max_step_saves_to_keep",
-    "save.max_states_to_keep",
-    "save.also",
-    "sample.sample_every",
-    "sample.sample_start_step",
-    "sample.format",
-    "sample.samples[0].prompt",
-    "sample.seed",
-    "sample.prompts",
-    "logging.log_every",
-    "datasets[0].webdataset.token",
-    "datasets[0].webdataset.samples",
-    "datasets[0].webdataset.max_unreadable",
-    "validation",
-    "stop_when",
-    "resume",
-    "device",
-    "datasets[0].num_workers",
-    "datasets[0].cache_latents",
-    "datasets[0].cache_latents_to_disk",
-    "datasets[0].cache_text_embeddings",
-    "train.ema_config.power_averages",
-    "train.cache_text_embeddings",
-    "train.skip_first_sample",
-    "train.force_first_sample",
-    "first_sample",
-    "train.disable_sampling",
-    "train.gradient_checkpointing",
-    "train.compile.enabled",
-    "train.compile.backend",
-    "train.compile.mode",
-    "train.compile.dynamic",
-    "train.compile.fullgraph",
-    "train.compile.cache_size_limit",
-    "train.parallel",
-    "train.ddp_timeout",
-    "model.low_vram",
-    "model.text_encoder_cpu",
-    "memory_check",
-    "model.modulation_table",
-    "model.blocks_to_swap",
-    "network.pretrained_lora_path",
-]
-
-IMPOSSIBLE = [
-    "network.type",
-    "network.linear",
-    "network.network_kwargs.only_if_contains",
-    "network.network_kwargs.ignore_if_contains",
-    "model.quantize",
-    "model.qtype",
-    "model.quantize_te",
-    "model.qtype_te",
-    "model.accuracy_recovery_adapter",
-    "model.model_kwargs.match_target_res",
-    "model.model_kwargs.control_resolution",
-]
-
-CHANGES_RESULT_EXCEPTIONS = [
-    "model.int8_matmul",
-    "type",
-    "name",
-    "trigger_word",
-    "training_seed",
-    "network.linear_alpha",
-    "network.dropout",
-    "train.lr",
-    "train.optimizer",
-    "train.optimizer_params.weight_decay",
-    "train.batch_size",
-    "train.gradient_accumulation",
-    "train.lr_scheduler",
-    "train.lr_warmup_steps",
-    "train.lr_scheduler_params.num_warmup_steps",
-    "train.max_grad_norm",
-    "train.lr_groups",
-    "network.loraplus_lr_ratio",
-    "network.scale_weight_norms",
-    "train.timestep_type",
-    "train.loss_type",
-    "train.dtype",
-    "train.ema_config.use_ema",
-    "train.ema_config.ema_decay",
-    "datasets[0].folder_path",
-    "datasets[0].resolution",
-    "datasets[0].num_repeats",
-    "datasets[0].caption_dropout_rate",
-    "datasets[0].caption_ext",
-    "datasets[0].control_path",
-    "datasets[0].background",
-    "datasets[0].shuffle_tokens",
-]
+KINDS = {
+    "harmless": """
+        save.dtype save.save_every save.max_step_saves_to_keep save.max_states_to_keep save.also
+        sample.sample_every sample.sample_start_step sample.format sample.samples[0].prompt sample.seed sample.prompts
+        logging.log_every datasets[0].webdataset.token datasets[0].webdataset.samples
+        datasets[0].webdataset.max_unreadable validation stop_when resume device datasets[0].num_workers
+        datasets[0].cache_latents datasets[0].cache_latents_to_disk datasets[0].cache_text_embeddings
+        train.ema_config.power_averages train.cache_text_embeddings train.skip_first_sample train.force_first_sample
+        first_sample train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
+        train.compile.mode train.compile.dynamic train.compile.fullgraph train.compile.cache_size_limit train.parallel
+        train.ddp_timeout model.low_vram model.text_encoder_cpu memory_check model.modulation_table
+        model.blocks_to_swap network.pretrained_lora_path
+    """,
+    "impossible": """
+        network.type network.linear network.network_kwargs.only_if_contains network.network_kwargs.ignore_if_contains
+        model.quantize model.qtype model.quantize_te model.qtype_te model.accuracy_recovery_adapter
+        model.model_kwargs.match_target_res model.model_kwargs.control_resolution
+    """,
+    "place": "model.name_or_path model.revision",
+    "changes the result": """
+        model.int8_matmul type name trigger_word training_seed network.linear_alpha network.dropout train.lr
+        train.optimizer train.optimizer_params.weight_decay train.batch_size train.gradient_accumulation
+        train.lr_scheduler train.lr_warmup_steps train.lr_scheduler_params.num_warmup_steps train.max_grad_norm
+        train.lr_groups network.loraplus_lr_ratio network.scale_weight_norms train.timestep_type train.loss_type
+        train.dtype train.ema_config.use_ema train.ema_config.ema_decay datasets[0].folder_path datasets[0].resolution
+        datasets[0].num_repeats datasets[0].caption_dropout_rate datasets[0].caption_ext datasets[0].control_path
+        datasets[0].background datasets[0].shuffle_tokens
+    """,
+}
 
 
 @pytest.fixture(scope="module")
@@ -163,24 +97,9 @@ def kind_of(section: dict, key: str) -> str:
     return change.kind
 
 
-@pytest.mark.parametrize("key", HARMLESS)
-def test_harmless(section: dict, key: str) -> None:
-    assert kind_of(section, key) == "harmless"
-
-
-@pytest.mark.parametrize("key", IMPOSSIBLE)
-def test_impossible(section: dict, key: str) -> None:
-    assert kind_of(section, key) == "impossible"
-
-
-@pytest.mark.parametrize("key", ["model.name_or_path", "model.revision"])
-def test_where_the_base_model_is(section: dict, key: str) -> None:
-    assert kind_of(section, key) == "place"
-
-
-@pytest.mark.parametrize("key", CHANGES_RESULT_EXCEPTIONS)
-def test_changes_the_result(section: dict, key: str) -> None:
-    assert kind_of(section, key) == "changes the result"
+@pytest.mark.parametrize(("key", "kind"), [(key, kind) for kind, keys in KINDS.items() for key in keys.split()])
+def test_what_a_change_of_a_key_is(section: dict, key: str, kind: str) -> None:
+    assert kind_of(section, key) == kind
 
 
 def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant(section: dict) -> None:
@@ -188,7 +107,7 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     assert len(keys) > 60
     harmless = {key for key in keys if kind_of(section, key) == "harmless"}
     where = {"datasets[0].url", "datasets[0].path_map"}  # images are compared by what they hold
-    meant = {"train.steps", "train.epochs", "train.step_limit", *where, *HARMLESS}
+    meant = {"train.steps", "train.epochs", "train.step_limit", *where, *KINDS["harmless"].split()}
     parts = ("save.", "sample.", "logging.")
     assert {key for key in harmless if not key.startswith(parts)} <= meant
     assert {key for key in keys if key.startswith(parts)} <= harmless

@@ -11,7 +11,7 @@ import torch
 from benchmarks.bench_noise_levels import OneLevel
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
-from toolkit.flow.noise_levels import cost_of, levels_of
+from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.interface import DiffusionModel
@@ -19,9 +19,8 @@ from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.adapter import AdapterDropout
 from toolkit.networks.lora import LoraNetwork
-from toolkit.train.flow_step import NETWORK, FlowMatchingStep
+from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.interface import StepLosses
-from toolkit.train.prior_preservation import PriorPreservation
 
 SIDES = Size(6, 4)
 

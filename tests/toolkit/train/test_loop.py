@@ -317,7 +317,7 @@ def test_a_window_that_runs_out_of_memory_is_done_once_more_in_halves(
 
 def test_what_does_not_fit_in_halves_ends_the_run_with_advice(toy, recorder) -> None:
     run = toy.run(3, callbacks=[recorder])
-    run.oom_hint = "Use less of everything."
+    run.oom_hint = lambda: "Use less of everything."
     with pytest.raises(RunError, match=r"image_0\.png, image_1\.png .*Use less of everything\."):
         toy.train(run, out_of_memory_above(toy, run, 1))
     assert recorder.calls == ["start", "error"]
@@ -332,7 +332,7 @@ def test_a_batch_of_one_cannot_be_halved(toy) -> None:
 def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
     """The other processes would not make these passes."""
     run = toy.run(3, callbacks=[recorder])
-    run.sharded, run.oom_hint = True, "Use less of everything."
+    run.sharded, run.oom_hint = True, lambda: "Use less of everything."
     step = out_of_memory_above(toy, run, 2)
     with pytest.raises(RunError, match=r"out of memory .*Use less of everything"):
         toy.probe(run, next(toy.load(toy.epoch_batches(0))), step)
@@ -362,7 +362,7 @@ def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int
 @pytest.mark.parametrize(("most", "says"), [(3, None), (2, "split in two"), (1, RunError)])
 def test_the_largest_batch_is_tried_first_and_nothing_is_learned_from_it(toy, most: int, says) -> None:
     run = toy.run(3)
-    run.oom_hint = "Use less of everything."
+    run.oom_hint = lambda: "Use less of everything."
     batch = next(toy.load(toy.epoch_batches(0)))
     step = out_of_memory_above(toy, run, most)
     if says is RunError:

@@ -66,3 +66,11 @@ def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(tmp
     (folder / "x").mkdir()
     (folder / "x" / "model_index.json").touch()
     assert [line.split()[2] for line in next_commands(folder, "x", section())] == ["generate", "report"]
+
+
+def test_a_whole_transformer_in_a_file_is_used_beside_its_model(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").touch()
+    full = section(network={"type": "full"}, save={"layout": "single_file"})
+    generate, report = map(shlex.split, next_commands(tmp_path, "x", full))
+    assert generate[2:7] == ["generate", "--model", "m", "--transformer-path", f"{tmp_path}/x.safetensors"]
+    assert report[2] == "report"

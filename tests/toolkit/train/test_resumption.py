@@ -19,7 +19,7 @@ from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import DatasetScan, FolderInfo
 from toolkit.data.types import Sample, Size
-from toolkit.errors import RunError, UserError
+from toolkit.errors import UserError
 from toolkit.train import resumption
 from toolkit.train.config_diff import corrections
 from toolkit.train.resumption import ResumePlan, Start, plan_start
@@ -109,16 +109,6 @@ def same(scan) -> DatasetScan:
     return scan(a="a", b="b")
 
 
-def test_the_same_job_goes_on_without_a_word(state: Path, same: DatasetScan, tmp_path: Path) -> None:
-    resumption, said = judge(state, section(), same)
-    assert said == []
-    run = make_run(tmp_path / "run", fill=5)
-    with heard() as said:
-        resumption.apply(run)
-    assert (run.state.step, run.state.epoch, run.state.cursor) == (3, 1, epoch_cursor(1, 2))
-    assert said == [f"resuming from {state}"]
-
-
 def test_a_moved_run_is_the_same_job(state: Path, same: DatasetScan) -> None:
     assert judge(state, section(training_folder="elsewhere", resume=3), same)[1] == []
 
@@ -174,12 +164,6 @@ def test_a_weighted_run_of_an_earlier_revision_is_refused(state: Path, same: Dat
         judge(state, changed("train", timestep_type="weighted"), same)
 
 
-def test_allow_change_lets_it_through_with_a_note_each(state: Path, same: DatasetScan) -> None:
-    resumption, said = judge(state, changed("train", lr=0.2), same, allow_change=True)
-    assert said == ["changed since the last run: train.lr: 0.1 -> 0.2"]
-    assert not resumption.new_optimizer
-
-
 def test_harmless_keys_are_noted(state: Path, same: DatasetScan) -> None:
     _, said = judge(state, changed("save", save_every=5), same)
     assert said == ["changed since the last run: save.save_every: 2 -> 5"]
@@ -204,19 +188,6 @@ def test_another_optimizer_begins_with_a_fresh_state_and_the_same_weights(
     for name, weight in run.roles["network"].parameters.items():
         assert torch.equal(weight, old.roles["network"].parameters[name])
     assert not run.roles["network"].optimizer.state
-
-
-def test_a_changed_dataset_is_told_and_begins_with_the_next_epoch(state: Path, scan, tmp_path: Path) -> None:
-    resumption, _ = judge(state, section(), scan(b="other", c="c"))
-    assert resumption.new_dataset
-    run = make_run(tmp_path / "run")
-    with heard() as said:
-        resumption.apply(run)
-    assert (run.state.step, run.state.epoch, run.state.cursor) == (3, 2, epoch_cursor(2, 0))
-    assert run.state.epochs_done == run.state.epochs_before == 2
-    told = said[-1]
-    for words in ("1 added (data/c)", "1 removed (data/a)", "1 edited (data/b)"):
-        assert words in told
 
 
 def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, scan, tmp_path: Path) -> None:
@@ -244,21 +215,6 @@ def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(state: Path, 
     resumption.apply(make_run(tmp_path / "run"))
     kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "run").glob("dataset-*.json"))]
     assert sorted(map(len, kept)) == [1, 2]
-
-
-def test_a_state_of_another_network_is_refused_with_its_name(state: Path, same: DatasetScan, tmp_path: Path) -> None:
-    resumption, _ = judge(state, section(), same)
-    with pytest.raises(RunError, match="another network"):
-        resumption.apply(make_run(tmp_path / "run", rank=32))
-
-
-def test_a_new_run_moves_what_an_earlier_one_left(said: list[str], tmp_path: Path, same: DatasetScan) -> None:
-    run = make_run(tmp_path / "run")
-    run.folder.mkdir()
-    (run.folder / "toy_000000004.safetensors").write_text("old")
-    resumption_of(None, section(), same, False).apply(run)
-    assert (run.folder / "superseded" / "1" / "toy_000000004.safetensors").read_text() == "old"
-    assert run.state.step == 0
 
 
 def test_another_base_lora_under_the_same_name_is_noticed(tmp_path: Path, scan) -> None:

@@ -44,10 +44,6 @@ def choose(folder: Path, resume: str | int = "auto", restart: bool = False) -> t
 # ------------------------------------------------------------ where to begin
 
 
-def test_auto_begins_anew_where_nothing_is(tmp_path: Path) -> None:
-    assert choose(tmp_path / "run") == (None, [])
-
-
 def test_auto_takes_the_newest_good_state_and_says_what_it_skipped(tmp_path: Path) -> None:
     older, newer = saved(tmp_path, 2, 4)
     for path in (newer, *newer.iterdir()):

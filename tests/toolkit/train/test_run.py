@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
-from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.system.sharded_param import RowShard
 from toolkit.train.optimizer_step import Role
-
-
-def test_the_learning_rate_is_the_base_rate_times_the_schedule(toy) -> None:
-    role = toy.run(1, lr=0.5, schedule=lambda step: 1 / (1 + step)).roles["network"]
-    assert [role.lr_at(step) for step in (0, 1, 3)] == [0.5, 0.25, 0.125]
 
 
 def test_an_optimizer_remembers_nothing_before_its_first_step() -> None:
@@ -59,18 +51,6 @@ def test_a_schedule_free_optimizer_keeps_its_average_and_trains_on_where_it_was(
     with role.using_eval_weights():
         assert torch.equal(weight, kept["w"])
     assert torch.equal(weight, own)
-
-
-def test_evaluation_shows_the_average_where_there_is_one() -> None:
-    weight = nn.Parameter(torch.zeros(3))
-    plain = Role({"w": weight}, torch.optim.SGD([weight]), 0.1, lambda step: 1.0)
-    averaging = replace(plain, ema=Ema({"w": weight}, 0.5))
-    weight.data.fill_(1.0)
-    with plain.using_eval_weights():
-        assert weight.tolist() == [1.0] * 3
-    with averaging.using_eval_weights():
-        assert weight.tolist() == [0.0] * 3
-    assert weight.tolist() == [1.0] * 3
 
 
 def test_the_size_of_a_role_is_that_of_whole_weights_whoever_has_their_rows() -> None:

@@ -42,15 +42,11 @@ def test_an_epoch_is_due_at_the_first_step_that_has_completed_it(toy, epochs: in
     assert steps_of(toy, Interval(epochs=epochs), accumulation) == sorted(step for step in ends if step <= 30)
 
 
-def test_epochs_too_are_due_from_the_start_on(toy) -> None:
+def test_epochs_too_are_due_from_the_start_on_and_never_before_the_first_step(toy) -> None:
     assert steps_of(toy, Interval(epochs=1, start=7), 1, last=12) == [9, 12]
+    assert not Interval(epochs=1).due(toy.run(5))
 
 
 def test_never_is_never(toy) -> None:
     assert steps_of(toy, Interval(), 2) == []
     assert not any(due(step, 0) for step in range(13))
-
-
-def test_nothing_is_due_by_epochs_before_the_first_step(toy) -> None:
-    run = toy.run(5)
-    assert not Interval(epochs=1).due(run)

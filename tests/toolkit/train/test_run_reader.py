@@ -30,14 +30,19 @@ from toolkit.train.run_reader import (
     list_runs,
     list_samples,
     read_events,
-    read_metrics,
+    read_losses_by_image,
     read_run,
-    read_validation,
+    rows_by_step,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
-ENCODE = "toolkit.data.latent_cache:_make"
+ENCODE = "toolkit.data.latent_cache:CacheEntry.encode"
+
+
+def steps_in(path: Path) -> list[dict]:
+    with rows_by_step(path) as rows:
+        return list(rows)
 
 
 # ------------------------------------------------------------ real runs
@@ -46,13 +51,13 @@ ENCODE = "toolkit.data.latent_cache:_make"
 def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F811
     run = read_run(whole.folder)
     assert (run.name, run.status, run.owner, run.eta_s, run.error) == ("job", RunStatus.FINISHED, None, None, None)
-    last = read_metrics(whole.folder).rows[-1]
+    rows = steps_in(whole.folder / "metrics.jsonl")
+    last = rows[-1]
     assert (run.step, run.total_steps, run.epoch, run.samples, run.skipped) == (6, 6, 3, last["samples"], 0)
     assert (run.lr, run.step_s > 0, run.loss > 0) == (last["lr"], True, True)
     assert run.started <= run.updated <= datetime.now(UTC)
     assert json.loads(run.config.read_text())["config"]["name"] == "job"
 
-    rows = read_metrics(whole.folder).rows
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(datetime.fromisoformat(row["time"]) <= run.updated for row in rows)
 
@@ -81,7 +86,7 @@ def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F81
 def test_a_run_is_running_until_it_is_killed_and_goes_on_to_its_end(job: Job) -> None:  # noqa: F811
     job.change(sample=None)
     child = job.start(faults=[("slow", STEP, 0.3)])
-    child.wait_until(lambda: len(read_metrics(job.folder).rows) >= 3)
+    child.wait_until(lambda: len(steps_in(job.folder / "metrics.jsonl")) >= 3)
     run = read_run(job.folder)
     assert (run.status, run.owner.pid, run.owner.host) == (RunStatus.RUNNING, child.pid, socket.gethostname())
     assert run.eta_s == pytest.approx((6 - run.step) * run.step_s)
@@ -112,12 +117,6 @@ def test_how_a_signal_ended_it(job: Job, fault: tuple, code: int, status: RunSta
     assert (run.status, run.step, run.error) == (status, step, None)
 
 
-def test_a_stop_file_ends_it_as_stopped(job: Job) -> None:  # noqa: F811
-    job.change(sample=None)
-    job.run(faults=[("touch_at", STEP, 4, str(job.folder / "control" / "stop"))])
-    assert read_run(job.folder).status is RunStatus.STOPPED
-
-
 @pytest.mark.parametrize(
     ("place", "call", "step"),
     [(STEP, 6, 2), ("extensions.sd_trainer.process:load_base_model", 1, None)],
@@ -132,13 +131,6 @@ def test_an_error_is_told_and_forgotten_when_the_run_goes_on(job: Job, place: st
     job.run()
     run = read_run(job.folder)
     assert (run.status, run.step, run.error) == (RunStatus.FINISHED, 6, None)
-
-
-def test_a_start_that_is_refused_leaves_the_run_as_it_was(job: Job, whole: Job) -> None:  # noqa: F811
-    shutil.copytree(whole.folder, job.folder)
-    job.change(network__linear=2, train__steps=8)
-    job.run(code=2)
-    assert read_run(job.folder).status is RunStatus.FINISHED
 
 
 def test_a_run_that_began_again_and_died_while_loading_is_killed(job: Job, whole: Job) -> None:  # noqa: F811
@@ -261,31 +253,16 @@ def test_only_runs_are_listed(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "file").touch()
     listed = {str(run.folder.relative_to(tmp_path)): run.status for run in list_runs(tmp_path)}
-    assert [name for name in listed if not name.startswith("loop")] == [
-        "alone",
-        "copied",
-        "job/first",
-        "job/second",
-        "named.old-2",
-    ]
+    ours = [name for name in listed if not name.startswith("loop")]
+    assert ours == ["alone", "copied", "job/first", "job/second", "named.old-2"]
     assert listed["job/second"] is RunStatus.UNKNOWN
     assert list_runs(tmp_path / "nowhere") == list_runs(tmp_path / "file") == ()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "7",
-        "\0\0\0",
-        '{"status": {}}',
-        '{"status": "eaten"}',
-        "[" * 100_000,
-        '{"step": NaN, "steps": 1e999}',
-    ],
-)
+DAMAGED = ("", "{", "[]", "7", "\0\0\0", '{"status": {}}', '{"status": "eaten"}', "[" * 100_000)
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, '{"step": NaN, "steps": 1e999}'])
 def test_a_damaged_run_json_is_no_run_json(tmp_path: Path, text: str) -> None:
     [run] = (made(tmp_path / "a", text), list_runs(tmp_path))[1]
     assert (run.status, run.name, run.step, run.total_steps) == (RunStatus.UNKNOWN, "a", None, None)
@@ -314,78 +291,65 @@ def append(path: Path, *steps: int, loss: float = 1.0) -> None:
 
 
 @pytest.fixture
-def metrics(tmp_path: Path) -> Path:
-    path = tmp_path / "metrics.jsonl"
-    append(path, 1, 2, 3)
+def events(tmp_path: Path) -> Path:
+    path = tmp_path / "events.jsonl"
+    append(path, 1, 2, 2)
     return path
 
 
-def test_a_page_gets_each_row_once(metrics: Path) -> None:
-    first = read_metrics(metrics.parent)
-    assert ([row["step"] for row in first.rows], first.anew) == ([1, 2, 3], True)
+def test_a_page_gets_each_row_once(events: Path) -> None:
+    first = read_events(events.parent)
+    assert ([row["step"] for row in first.rows], first.anew) == ([1, 2, 2], True)
     cursor = json.loads(json.dumps(first.cursor))
-    nothing = read_metrics(metrics.parent, cursor)
+    nothing = read_events(events.parent, cursor)
     assert (nothing.rows, nothing.cursor, nothing.anew) == ((), cursor, False)
-    append(metrics, 4)
-    with metrics.open("a") as file:
+    append(events, 4)
+    with events.open("a") as file:
         file.write('{"step": 5, "lo')
-    more = read_metrics(metrics.parent, cursor)
+    more = read_events(events.parent, cursor)
     assert ([row["step"] for row in more.rows], more.anew) == ([4], False)
-    with metrics.open("a") as file:
+    with events.open("a") as file:
         file.write('ss": 2.0}\n')
-    assert read_metrics(metrics.parent, more.cursor).rows == ({"step": 5, "loss": 2.0},)
+    assert read_events(events.parent, more.cursor).rows == ({"step": 5, "loss": 2.0},)
 
 
 @pytest.mark.parametrize("grown_to", [2, 3, 9], ids=["shorter", "as long", "longer"])
-def test_a_run_that_went_back_is_read_anew(metrics: Path, grown_to: int) -> None:
-    before = read_metrics(metrics.parent)
-    truncate_after_step(metrics, 1)
-    append(metrics, *range(2, grown_to + 1), loss=2.0)
-    again = read_metrics(metrics.parent, before.cursor)
+def test_a_file_that_was_replaced_is_read_anew(events: Path, grown_to: int) -> None:
+    before = read_events(events.parent)
+    truncate_after_step(events, 1)
+    append(events, *range(2, grown_to + 1), loss=2.0)
+    again = read_events(events.parent, before.cursor)
     assert again.anew
     assert [(row["step"], row["loss"]) for row in again.rows] == [(1, 1.0), *((n, 2.0) for n in range(2, grown_to + 1))]
-    assert read_metrics(metrics.parent, again.cursor).rows == ()
-
-
-def test_a_step_that_stands_twice_is_told_once_the_latest(metrics: Path) -> None:
-    before = read_metrics(metrics.parent)
-    append(metrics, 2, 3, 4, loss=2.0)
-    expected = [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
-    for since in ("", before.cursor):
-        found = read_metrics(metrics.parent, since)
-        assert found.anew and [(row["step"], row["loss"]) for row in found.rows] == expected
+    assert read_events(events.parent, again.cursor).rows == ()
 
 
 @pytest.mark.parametrize(
-    "cursor", ["x", "5", "-1-0-" + "0" * 16, "99999999-3-" + "0" * 16, "5-2-" + "f" * 16, "٣-1-" + "0" * 16]
+    "cursor", ["x", "5", "-1-" + "0" * 16, "99999999-" + "0" * 16, "5-" + "f" * 16, "٣-" + "0" * 16]
 )
-def test_what_is_no_cursor_reads_from_the_beginning(metrics: Path, cursor: str) -> None:
-    found = read_metrics(metrics.parent, cursor)
+def test_what_is_no_cursor_reads_from_the_beginning(events: Path, cursor: str) -> None:
+    found = read_events(events.parent, cursor)
     assert found.anew and len(found.rows) == 3
 
 
-def test_damaged_lines_are_left_out(metrics: Path) -> None:
-    with metrics.open("ab") as file:
-        file.write(b'\xff\xfe\n[4]\n{"step": null}\n{"step": "4"}\n\n\0\0\n{"step": 4}\n')
-    assert [row["step"] for row in read_metrics(metrics.parent).rows] == [1, 2, 3, 4]
+def test_a_file_that_is_gone_or_not_there_yet_has_no_rows(events: Path) -> None:
+    before = read_events(events.parent)
+    events.unlink()
+    gone = read_events(events.parent, before.cursor)
+    assert (gone.rows, gone.anew, steps_in(events)) == ((), True, [])
+    append(events, 1)
+    assert [row["step"] for row in read_events(events.parent, gone.cursor).rows] == [1]
 
 
-def test_a_file_that_is_gone_or_not_there_yet_has_no_rows(metrics: Path) -> None:
-    before = read_metrics(metrics.parent)
-    metrics.unlink()
-    gone = read_metrics(metrics.parent, before.cursor)
-    assert (gone.rows, gone.anew) == ((), True)
-    append(metrics, 1)
-    assert [row["step"] for row in read_metrics(metrics.parent, gone.cursor).rows] == [1]
-
-
-def test_events_are_all_told_and_validations_once_a_step(tmp_path: Path) -> None:
-    for name in ("events", "validation"):
-        append(tmp_path / f"{name}.jsonl", 2, 4, 2)
-    assert [row["step"] for row in read_events(tmp_path).rows] == [2, 4, 2]
-    assert [row["step"] for row in read_validation(tmp_path).rows] == [2]
-    append(tmp_path / "events.jsonl", 1)
-    assert len(read_events(tmp_path, read_events(tmp_path).cursor).rows) == 0
+def test_a_step_that_stands_twice_is_told_once_the_latest_and_damaged_lines_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append(path, 1, 2, 3, 5)
+    append(path, 2, 3, loss=2.0)
+    with path.open("ab") as file:
+        file.write(b'\xff\xfe\n[4]\n{"step": null}\n{"step": "4"}\n\n\0\0\n{"step": 4, "loss": 2.0}\n{"step": 5, "lo')
+    with rows_by_step(path) as rows:
+        assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
+        assert rows.counts == {"step": 4, "loss": 4}
 
 
 # ------------------------------------------------------------ files
@@ -431,3 +395,17 @@ def test_it_loads_no_torch_and_no_heavy_library(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (ran.stdout, ran.stderr) == ("[]\n", "")
+
+
+def test_losses_by_image_of_damaged_files_and_of_old_runs(tmp_path: Path) -> None:
+    assert read_losses_by_image(tmp_path) == {}
+    rows = [
+        {"step": 0, "of": "others", "losses": {"a": [1], "b": [2]}},
+        {"step": 1, "of": "these", "losses": {"a": [1, 2], "b": [3]}},
+        {"step": 2, "of": "these", "losses": {"a": [1, "2"], "b": [3]}},
+        {"step": 3, "of": "these", "losses": [1]},
+        {"step": 4, "of": "these", "losses": {"a": [4], "b": [5.5]}},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "of": "th'
+    (tmp_path / "validation_images.jsonl").write_text(text)
+    assert read_losses_by_image(tmp_path) == {1: {"a": 1.5, "b": 3}, 4: {"a": 4, "b": 5.5}}

@@ -63,7 +63,7 @@ def test_each_image_is_asked_at_each_level_alone_with_its_references_and_one_noi
         (0.25, 0), (0.75, 0), (0.25, 2), (0.75, 2)
     ]  # fmt: skip
     for entries, first, second in zip(photos.entries, recording.asked[::2], recording.asked[1::2], strict=True):
-        latents_BCHW = photos.read(entries.latents)[None]
+        latents_BCHW = entries.latents.read()[None]
         noise_BCHW = (first[0] - 0.75 * latents_BCHW) / 0.25
         expected_BCHW = 0.25 * latents_BCHW + 0.75 * noise_BCHW
         at_most("second level of the same noise", (second[0] - expected_BCHW).abs().max().item(), 1e-5)
@@ -75,7 +75,7 @@ def test_the_losses_are_the_plain_means_of_the_squared_velocity(photos: EncodedD
     losses = Validator(recording, photos, timesteps=2, seed=0).losses()
     by_level: dict[float, list[float]] = {}
     for index, (x_t_BCHW, level, _, _) in enumerate(recording.asked):
-        latents_BCHW = photos.read(photos.entries[index // 2].latents)[None]
+        latents_BCHW = photos.entries[index // 2].latents.read()[None]
         velocity_BCHW = (x_t_BCHW - latents_BCHW) / level  # noise - image, and the prediction is zero
         by_level.setdefault(level, []).append(velocity_BCHW.square().mean().item())
     assert recording.announced == [0.25, 0.75]
@@ -91,7 +91,7 @@ def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(photos: EncodedDatase
     losses = Validator(recording, photos, timesteps=1, seed=0).losses()
     expected = []
     for entries, (x_t_BCHW, *_) in zip(photos.entries, recording.asked, strict=True):
-        latents_BCHW = photos.read(entries.latents)[None]
+        latents_BCHW = entries.latents.read()[None]
         noise_BCHW = 2**0.5 * x_t_BCHW - latents_BCHW  # at t = 1/2 both have the weight 1 / sqrt(2)
         expected.append(((noise_BCHW - latents_BCHW) / 2**0.5).square().mean().item())
     assert losses["validation/loss"] == pytest.approx(fmean(expected), rel=1e-4)
@@ -158,4 +158,4 @@ def test_captions_are_those_of_the_items(adapter, photos: EncodedDataset) -> Non
     recording = Recording()
     Validator(recording, photos, 1, 0).losses()
     for (_, _, prompts, _), entries in zip(recording.asked, photos.entries, strict=True):
-        assert torch.equal(prompts.embeds_BLD[0], photos.read(entries.caption))
+        assert torch.equal(prompts.embeds_BLD[0], entries.caption.read())

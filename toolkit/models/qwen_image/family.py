@@ -18,9 +18,8 @@ from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, part_config
 from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
-from toolkit.models.qwen_image.prompt_length import SURE_PROMPT, prompt_cut, prompt_fault
 from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
-from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
+from toolkit.networks.kinds import KINDS, ActivationUnits
 
 
 class QwenImageFamily(FolderFamily):
@@ -44,7 +43,7 @@ class QwenImageFamily(FolderFamily):
     patch = sizes.PATCH
     own_sizes = sizes.OWN_SIZES
     max_references = 3
-    sure_prompt = SURE_PROMPT
+    sure_prompt = sizes.SURE_PROMPT
     encoder_parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("vae",),
         "text_encoder": ("text_encoder", "tokenizer", "processor"),
@@ -107,16 +106,14 @@ class QwenImageFamily(FolderFamily):
     def of_title(self, title: str) -> QwenImageFamily:
         return EDIT_2511 if title == EDIT_2511.title else self
 
-    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        index = local_index(model.name_or_path, model.revision)
-        if index is None:
-            return None
-        area = model.model_kwargs.reference_area()
-        return prompt_fault(index.parent, prompt, target, references, area, self.template)
+    def prompt_fault(
+        self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
+    ) -> str | None:
+        return sizes.prompt_fault(folder, prompt, target, references, area, self.template)
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         index = local_index(model.name_or_path, model.revision)
-        return prompt_cut(index.parent, prompt, self.template) if index else None
+        return sizes.prompt_cut(index.parent, prompt, self.template) if index else None
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""
@@ -178,10 +175,6 @@ class EditFamily(QwenImageFamily):
     settings: Mapping[str, Any] = {**QwenImageFamily.settings, "transformer/zero_cond_t": False}
 
 
-def _plus(pair: Pair, units: float) -> Pair:
-    return pair[0] + units, pair[1] + units
-
-
 class Edit2511Family(QwenImageFamily):
     """Qwen-Image-Edit-2511, whose references are modulated at t = 0."""
 
@@ -189,8 +182,9 @@ class Edit2511Family(QwenImageFamily):
     modelspec = ("Qwen-Image-Edit-2511", QwenImageFamily.modelspec[1])
     # Scale and gate of attention and MLP are tensors of every token. Counted on tensors, as those of `KINDS`.
     activation_units: Mapping[str, ActivationUnits] = {
-        name: replace(kind.units, everything=_plus(kind.units.everything, 4), forward=_plus(kind.units.forward, 2))
+        name: replace(kind.units, everything=(everything + 4, either + 4), forward=(forward + 2, last + 2))
         for name, kind in KINDS.items()
+        for (everything, either), (forward, last) in [(kind.units.everything, kind.units.forward)]
     }
 
 

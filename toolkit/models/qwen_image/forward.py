@@ -10,9 +10,9 @@ P token width (4 C), D model width, L text tokens, H heads, K channels of a head
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from toolkit.models.qwen_image.sizes import PATCH
 from toolkit.system.device import to_device
 
 with block_import("bitsandbytes", ASKED_BY):
-    pass
+    from diffusers.models.transformers import transformer_qwenimage
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -105,32 +105,19 @@ def forward(
     """
     image_BSD = model.img_in(tokens_BSP)
     text_BLD = model.txt_in(model.txt_norm(embeds_BLD))
-    conditions = _conditions(model, image_BSD, levels, text_BLD.shape[1], shapes)
+    count, device = len(levels), image_BSD.device
+    rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_BLD.shape[1], device=device)
+    # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the timesteps are known.
+    t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
+    temb_BD, which_BS = model.time_text_embed(to_device(t, device), image_BSD), None
+    if model.zero_cond_t:
+        which_S = (torch.arange(image_BSD.shape[1], device=device) >= prod(shapes[0])).int()
+        which_BS = which_S.expand(count, -1)
+    conditions = BlockConditioning(temb_BD, rotary, tuple(t.tolist()), which_BS)
     streams = image_BSD, text_BLD
     for index, block in enumerate(model.transformer_blocks):
         streams = run(index, block, streams, conditions)
-    target_temb_BD = conditions.temb_BD[: len(levels)]
-    return model.proj_out(model.norm_out(streams[0], target_temb_BD))
-
-
-def _conditions(
-    model: QwenImageTransformer2DModel,
-    image_BSD: Tensor,
-    levels: Sequence[float],
-    text_tokens: int,
-    shapes: Sequence[ImageShape],
-) -> BlockConditioning:
-    count = len(levels)
-    rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_tokens, device=image_BSD.device)
-    # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the timesteps are known.
-    t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
-    conditions = BlockConditioning(
-        model.time_text_embed(to_device(t, image_BSD.device), image_BSD), rotary, tuple(t.tolist())
-    )
-    if not model.zero_cond_t:
-        return conditions
-    which_S = (torch.arange(image_BSD.shape[1], device=image_BSD.device) >= prod(shapes[0])).int()
-    return replace(conditions, modulate_index_BS=which_S.expand(count, -1))
+    return model.proj_out(model.norm_out(streams[0], temb_BD[:count]))
 
 
 # ------------------------------------------------------------ latents as tokens
@@ -155,3 +142,29 @@ def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
 def image_shapes(latents: Sequence[Tensor]) -> list[ImageShape]:
     """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first, then the references."""
     return [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]
+
+
+# ------------------------------------------------------------ rotary positions that compiled blocks can rotate by
+
+rotate_complex = transformer_qwenimage.apply_rotary_emb_qwen
+"""diffusers' own."""
+
+
+def use_real_rotation() -> None:
+    """From here on compiled blocks rotate in real numbers: inductor generates no code for complex ones."""
+    transformer_qwenimage.apply_rotary_emb_qwen = rotate  # the blocks look it up there
+
+
+def rotate(x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
+    """`rotate_complex`, or `rotate_real` where it is compiled. freqs: with `use_real: false` complex, [S, K / 2], K the
+    channels of a head."""
+    if use_real or not torch.compiler.is_compiling():
+        return rotate_complex(x_BSHK, freqs, use_real, use_real_unbind_dim)
+    return rotate_real(x_BSHK, freqs)
+
+
+def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
+    """Pairs of channels (a, b) times the complex numbers (c + di): (ac - bd, ad + bc). freqs: complex, [S, K / 2]."""
+    c, d = torch.view_as_real(freqs).unsqueeze(1).unbind(-1)
+    a, b = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).type_as(x_BSHK)

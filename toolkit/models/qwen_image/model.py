@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from toolkit.data.types import PromptEmbeds, Size
+from toolkit.data.types import PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.interface import BlockWrapper, WeightStreaming
-from toolkit.models.qwen_image import loading, prompts, sizes
+from toolkit.models.interface import WeightStreaming
+from toolkit.models.qwen_image import loading, prompts
 from toolkit.models.qwen_image.family import QwenImageFamily
 from toolkit.models.qwen_image.forward import (
     RunIndexed,
@@ -26,11 +26,10 @@ from toolkit.models.qwen_image.forward import (
     image_shapes,
     pack,
     unpack,
+    use_real_rotation,
 )
 from toolkit.models.qwen_image.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
-from toolkit.models.qwen_image.prompt_length import prompt_fault
 from toolkit.models.qwen_model import QwenModel
-from toolkit.models.rotary import use_real_rotation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,17 +62,6 @@ class QwenImageModel(QwenModel):
             return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_fp8)
         return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
 
-    # ------------------------------------------------------------ images
-
-    def reference_size(self, image: Size, target: Size) -> Size:
-        return sizes.reference_size(image, target, self.options.reference_area)
-
-    # ------------------------------------------------------------ text
-
-    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        o, template = self.options, self.family.template
-        return prompt_fault(o.folder, prompt, target, references, o.reference_area, template)
-
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         processor = self.part("processor") if references else None
         template = self.family.template
@@ -83,8 +71,7 @@ class QwenImageModel(QwenModel):
 
     # ------------------------------------------------------------ the transformer
 
-    def compose(self, wrappers: Sequence[BlockWrapper]) -> RunIndexed:
-        return compose_wrappers(wrappers)
+    compose = staticmethod(compose_wrappers)
 
     def predict_group(
         self, run: RunIndexed, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]

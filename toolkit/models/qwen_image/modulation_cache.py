@@ -124,26 +124,19 @@ class ModulationCache:
         """Whether the layers have to be brought to the device."""
         return self._device.type != "cpu"
 
-    def with_modulation(self, index: int, conditions: BlockConditioning) -> BlockConditioning:
-        """The conditioning of block `index`, with the cached rows appended to the timestep embedding."""
-        rows_BM = torch.stack([self._rows[level][index] for level in conditions.levels])
-        return replace(conditions, temb_BD=torch.cat([conditions.temb_BD, rows_BM], dim=1))
-
     def wrap(self, run: RunIndexed) -> RunIndexed:
-        """`run` with the cached rows of each block."""
+        """`run` with the cached rows of each block appended to the timestep embedding."""
 
         def run_with_rows(
             index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
         ) -> ImageTextStreams:
-            if index == 0:
-                self._provide(conditions.levels)
-            return run(index, block, streams, self.with_modulation(index, conditions))
+            if index == 0 and not self._rows.keys() >= {*conditions.levels}:
+                self.prefetch_timesteps(conditions.levels)
+            rows_BM = torch.stack([self._rows[level][index] for level in conditions.levels])
+            temb_BD = torch.cat([conditions.temb_BD, rows_BM], dim=1)
+            return run(index, block, streams, replace(conditions, temb_BD=temb_BD))
 
         return run_with_rows
-
-    def _provide(self, levels: Sequence[float]) -> None:
-        if any(level not in self._rows for level in levels):
-            self.prefetch_timesteps(levels)
 
 
 def check_modulation_frozen(model: QwenImageTransformer2DModel) -> None:

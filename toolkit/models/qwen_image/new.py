@@ -27,8 +27,10 @@ HEAD_DIM = 128
 def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTransformer2DModel:
     """A transformer with these arguments of diffusers; what they leave out fits the VAE and text encoder in `folder`.
 
-    Draws from torch's global generator. Raises UserError for arguments that are not those of the class, and for an
-    autoencoder whose latents the family does not have.
+    Draws from torch's global generator. Modulations and the output start at zero, so that each block adds nothing and
+    the first prediction is 0 (adaLN-Zero: Peebles and Xie 2023, https://arxiv.org/abs/2212.09748, section 3.2). Raises
+    UserError for arguments that are not those of the class, and for an autoencoder whose latents the family does not
+    have.
     """
     vae = read_model_json(folder / "vae" / "config.json")
     text = read_model_json(folder / "text_encoder" / "config.json")
@@ -46,20 +48,12 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTran
         "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", HEAD_DIM)),
     }
     transformer = build(QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS)
-    _start_as_identity(transformer)
-    return transformer
-
-
-@torch.no_grad()
-def _start_as_identity(transformer: QwenImageTransformer2DModel) -> None:
-    """Modulations and the output start at zero, so that each block adds nothing and the first prediction is 0.
-
-    Source: Peebles and Xie 2023 (https://arxiv.org/abs/2212.09748), section 3.2, adaLN-Zero.
-    """
     modulations = [layer for block in transformer.transformer_blocks for layer in (block.img_mod, block.txt_mod)]
-    for part in (*modulations, transformer.norm_out.linear, transformer.proj_out):
-        for parameter in part.parameters():
-            parameter.zero_()
+    with torch.no_grad():
+        for part in (*modulations, transformer.norm_out.linear, transformer.proj_out):
+            for parameter in part.parameters():
+                parameter.zero_()
+    return transformer
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:

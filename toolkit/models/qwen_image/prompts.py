@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from toolkit.data.types import Size
 from toolkit.models import vl_prompts
-from toolkit.models.qwen_image.sizes import condition_size
+from toolkit.models.folder_family import size_of_area
 from toolkit.models.template import EDIT_PLUS, IMAGE_PAD, SUFFIX, Template
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) ->
 
 def resize_condition_image(image: Image.Image, area: int = EDIT_PLUS.condition_area) -> Image.Image:
     """A reference as the text encoder sees it: RGB values 0..255, about `area` pixels, aspect ratio kept."""
-    return image.convert("RGB").resize(condition_size(Size(*image.size), area), Image.Resampling.LANCZOS)
+    return image.convert("RGB").resize(size_of_area(area, image.width / image.height), Image.Resampling.LANCZOS)
 
 
 def encoder_inputs(

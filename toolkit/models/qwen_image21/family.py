@@ -10,15 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.model_files import INDEX, local_index, read_model_json
+from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, size_of_area
-from toolkit.models.interface import ModelSection
+from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, reference_size
 from toolkit.networks.kinds import ActivationUnits
-
-"""Pixels of a reference. Source: diffusers, pipeline_qwenimage21.py, `output_resolution`."""
 
 POSITIONS = 8192
 """Positions of text and images. Source: diffusers, transformer_qwenimage21.py, QwenImage21Rope."""
@@ -117,22 +114,12 @@ class QwenImage21Family(FolderFamily):
         """The pipeline rounds to 32, though a token has 16 pixels a side."""
         return Size(*(side // self.size_multiple * self.size_multiple for side in pixels))
 
-    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        index = local_index(model.name_or_path, model.revision)
-        if index is None:
-            return None
-        return self.prompt_fault(index.parent, prompt, target, references, model.model_kwargs.reference_area())
-
-    def reference_size(self, image: Size, target: Size, area: int) -> Size:
-        """The size in which text encoder, VAE and transformer see a reference; its own aspect ratio is kept."""
-        return size_of_area(area or target.width * target.height, image.width / image.height)
-
     def prompt_fault(
         self, folder: Path, prompt: str, target: Size, references: Sequence[Size], area: int
     ) -> str | None:
         """What is wrong with a prompt that is too long with these references; None if nothing, and where the model's
         tokenizer is not there yet. Each image takes as many positions as it has tokens along its longer side."""
-        seen = [self.reference_size(reference, target, area) for reference in references]
+        seen = [reference_size(reference, target, area) for reference in references]
         most = POSITIONS - 1 - sum(max(size) // self.latent_scale for size in seen)
         bound = len(prompt.encode("utf-8", "replace")) + self.text_tokens + 8 * len(seen)
         if bound <= most or not (folder / "processor").is_dir():

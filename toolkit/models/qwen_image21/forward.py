@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
-from toolkit.models.rotary import rotate
+from toolkit.models.qwen_image.forward import rotate
 from toolkit.system.device import to_device
 
 with block_import("bitsandbytes", ASKED_BY):

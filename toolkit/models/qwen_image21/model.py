@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from toolkit.data.types import EncodedPrompt, PromptEmbeds, Size
+from toolkit.data.types import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
-from toolkit.models.interface import BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
 from toolkit.models.qwen_image21 import prompts as text
 from toolkit.models.qwen_image21.family import QwenImage21Family
@@ -51,20 +50,12 @@ class QwenImage21Model(QwenModel):
         encoder.language_model.norm = torch.nn.Identity()
         return encoder
 
-    def reference_size(self, image: Size, target: Size) -> Size:
-        return self.family.reference_size(image, target, self.options.reference_area)
-
-    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        o = self.options
-        return self.family.prompt_fault(o.folder, prompt, target, references, o.reference_area)
-
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
         tokenizer, image_processor = self.part("processor")
         encoder, most = self._on_device("text_encoder"), self.family.max_references
         return text.encode(prompt, references, most, tokenizer, image_processor, encoder)
 
-    def compose(self, wrappers: Sequence[BlockWrapper]) -> RunIndexed:
-        return compose_wrappers(wrappers)
+    compose = staticmethod(compose_wrappers)
 
     def text_layout(self, prompts: PromptEmbeds, row: int) -> tuple[int, ...]:
         """Length of the text, and how much of it is in front of each reference."""

@@ -9,7 +9,6 @@ Shape suffixes: B batch (1), L text tokens, S tokens of the encoder, D embedding
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,13 +45,8 @@ def dropped_tokens(tokenizer: Qwen2Tokenizer) -> int:
 
 def count_text_tokens(prompt: str, references: int, processor: Path) -> int:
     """Tokens of text that the transformer gets."""
-    tokenizer = _tokenizer(processor)
+    tokenizer = vl_prompts.known_tokenizer(processor)
     return len(token_ids(prompt, [0] * references, tokenizer)) - dropped_tokens(tokenizer)
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(processor: Path) -> Qwen2Tokenizer:
-    return vl_prompts.load_tokenizer(processor)
 
 
 @torch.no_grad()

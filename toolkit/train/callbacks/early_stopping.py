@@ -1,25 +1,29 @@
-"""Callbacks that act on the mean of a metric: early stopping ends a run as finished once it is low enough, `Plateau`
-schedules are shown it."""
+"""Callbacks that act on a metric: early stopping ends a run as finished once its mean is low enough, or once the
+validation loss does not become lower any more; `Plateau` schedules are shown its mean."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 from toolkit.config.train import StopWhenConfig
 from toolkit.optim.schedules import Plateau
 from toolkit.train.interface import StepResult
-from toolkit.train.resumption import STOP_KEY, stop_reason
+from toolkit.train.paired import forecast
+from toolkit.train.resumption import FORECAST, STOP_KEY, stop_reason
 from toolkit.train.run import Callback, Run, due
+from toolkit.train.run_reader import read_losses_by_image
 
 logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
-    """Keeps the last finite values of one metric in the checkpoint, so that a resumed run stops at the same step."""
+    """Keeps the last finite values of one metric in the checkpoint, so that a resumed run stops at the same step; for
+    `no_better_within` what the last validation said."""
 
     def __init__(self, settings: StopWhenConfig, on_stop: Callable[[Run], None] = lambda run: None) -> None:
         """on_stop: called when the metric is low enough, before the step is saved."""
@@ -35,15 +39,24 @@ class EarlyStopping(Callback):
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:
         self.update(run, losses)
+        confidence = self.settings.no_better_within
+        if confidence is None or run.early_stop_reason is not None:
+            return
+        known = read_losses_by_image(run.folder)
+        if run.state.step in known:  # not where a loss was not finite
+            found = forecast(known, run.steps, confidence)
+            self._saved(run)[FORECAST] = {"confidence": confidence} | asdict(found) if found else {}
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:
         """Takes metrics by their logged name, of a step or of a validation."""
+        if self.settings.below is None:
+            return
         value, saved = values.get(self.settings.metric, math.nan), self._saved(run)
         if math.isfinite(value) and run.early_stop_reason is None:  # the values that ended the run are kept
             saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
     def after_step(self, run: Run) -> None:
-        if due(run.state.step, self.settings.check_every):
+        if self.settings.no_better_within is not None or due(run.state.step, self.settings.check_every):
             run.flush_metrics()
             self._check(run)
 

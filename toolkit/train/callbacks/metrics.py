@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +13,7 @@ from toolkit.files import run_files
 from toolkit.files.writing import append_json_line, atomic_write, os_error_as_run_error
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
+from toolkit.train.run_reader import row_of, step_of_row
 
 AVERAGE_OVER = 50
 """Optimizer steps that `loss/average` averages over."""
@@ -73,9 +73,6 @@ class LossByTimestep:
         return means
 
 
-FILE = run_files.METRICS
-
-
 class MetricsCallback(Callback):
     """Appends a line per step; after a resume the lines of repeated steps are removed first.
 
@@ -83,7 +80,7 @@ class MetricsCallback(Callback):
     """
 
     def on_start(self, run: Run) -> None:
-        path = run.folder / FILE
+        path = run.folder / run_files.METRICS
         truncate_after_step(path, run.state.step)
         with os_error_as_run_error(path):
             self._file = path.open("a", encoding="utf-8", newline="\n")
@@ -115,27 +112,23 @@ def truncate_after_step(path: Path, step: int) -> None:
     if not path.exists():
         return
 
-    def stays(line: str) -> bool:
-        return (number := _step_of(line)) is not None and number <= step
+    def stays(line: bytes) -> bool:
+        return 0 <= step_of_row(row_of(line) or {}) <= step
 
-    with path.open(encoding="utf-8", errors="replace") as file:
-        if all(line.endswith("\n") and stays(line) for line in file):
+    with path.open("rb") as file:
+        if all(line.endswith(b"\n") and stays(line) for line in file):
             return
         file.seek(0)
-        with os_error_as_run_error(path), atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
-            out.writelines(f"{line.rstrip()}\n" for line in file if stays(line))
+        with os_error_as_run_error(path), atomic_write(path) as temporary, temporary.open("wb") as out:
+            out.writelines(line.rstrip() + b"\n" for line in file if stays(line))
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Every complete line of a metrics file; none where there is no file."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        yield from (json.loads(line) for line in file if _step_of(line) is not None)
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Appends the line of a step, instead of one that is there: a resume may repeat it. JSON has no NaN: a number that
+    is not finite becomes null. Raises RunError where it cannot be written."""
+    row = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    truncate_after_step(path, row["step"] - 1)
+    with os_error_as_run_error(path), path.open("a", encoding="utf-8", newline="\n") as file:
+        append_json_line(file, row)

@@ -1,32 +1,62 @@
-"""Generates the sample images at their interval, with the eval weights (the EMA, where there is one)."""
+"""Generates the sample images at their interval, with the eval weights (the EMA, where there is one), and the sheet of
+all of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from toolkit.data.images import over_white
-from toolkit.files.run_files import SAMPLE_FILE, SAMPLES
+from toolkit.data.images import IMAGE_SUFFIXES, ImageError, over_white
+from toolkit.files.run_files import DRIFT, SAMPLE_FILE, SAMPLES
 from toolkit.files.writing import atomic_write, os_error_as_run_error
+from toolkit.train.callbacks.metrics import append_row, truncate_after_step
 from toolkit.train.collectives import using_eval_weights
+from toolkit.train.contact_sheet import OVERVIEW, write_contact_sheet
+from toolkit.train.drift import Drift, drift_metrics
 from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted
+from toolkit.train.survival import SurvivalScores
 
 logger = logging.getLogger(__name__)
 
 GenerateImage = Callable[[int], Image.Image]
 """Generates the image of the sampler's prompt with this index."""
 
+MeasureDrift = Callable[[int, Image.Image], Drift | None]
+"""How an image of the prompt with this index lies on what it edits; None: it edits nothing of its shape."""
+
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95},  # without transparency
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "quality": 95},
 }
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is generated at the `sample` interval."""
+
+    draw: GenerateImage
+    texts: Sequence[str]
+    """What each image shows, such as its prompt."""
+
+    first: Sequence[str] | None = None
+    """The same of the images before step 1, whose indices follow; None: those of `texts`."""
+
+    first_format: str = ""
+    """Their file format."""
+
+    drift: MeasureDrift = lambda index, image: None
+    deployments: Mapping[int, str] = field(default_factory=dict)
+    """Index of an image of `sample.also` -> the name of its way of sampling."""
+
+    survival: SurvivalScores | None = None
+    """Scores each whole set of `texts` but that of step 0."""
 
 
 @dataclass(frozen=True)
@@ -41,36 +71,30 @@ class SampleSet:
 
 
 class SampleCallback(Callback):
-    """Images go to samples/<step>_<index>.<format>."""
+    """Images go to samples/<step>_<index>.<format>, those of `sample.also` to <step>_<index>_<name>.<format>, the drift
+    of those that edit a reference to drift.jsonl."""
 
     included_in_step_time = False
 
     def __init__(
-        self,
-        draw: GenerateImage,
-        images: SampleSet,
-        every: Interval,
-        first: SampleSet | None,
-        at_each_start: bool,
-        event: Callable[..., None],
-        texts: Sequence[str] = (),
+        self, samples: Samples, format: str, every: Interval, draws_first: bool = True, at_each_start: bool = False
     ) -> None:
-        """first: the set before step 1; None: none. at_each_start: `images` also where a resume begins.
-
-        texts: of all the sampler's prompts, for the event; empty: left out of it.
-        """
-        self.draw = draw
-        self.images = images
+        """format: a key of SAVE_OPTIONS. draws_first: there is a set before step 1. at_each_start: also one where a
+        resume begins."""
+        self.samples = samples
+        self.images = first = SampleSet(range(len(samples.texts)), format)
+        if samples.first is not None:
+            indices = range(len(samples.texts), len(samples.texts) + len(samples.first))
+            first = SampleSet(indices, samples.first_format)
+        self.first = first if draws_first else SampleSet(range(0), "")
         self.every = every
-        self.first = first
         self.at_each_start = at_each_start
-        self.event = event
-        self.texts = texts
         self._sampled_at = -1
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
-        sample_set = (self.first if step == 0 else self.images) or SampleSet(range(0), "")
+        truncate_after_step(run.folder / DRIFT, step)
+        sample_set = self.first if step == 0 else self.images
         # Also after a resume: the run may have ended in the middle of this set.
         expected = step == 0 or self.every.due(run) or run.complete
         if (expected and len(self._files_of(run, step)) < len(sample_set.prompts)) or (step and self.at_each_start):
@@ -95,33 +119,81 @@ class SampleCallback(Callback):
         for path in self._files_of(run, step):
             path.unlink()
         with using_eval_weights(run):
-            files = self._generate_set(run, step, images)
-        if files is None:
-            for path in self._files_of(run, step):
-                path.unlink()
-            return
+            try:
+                files, drifts, scores = self._generate_set(run, step, images)
+            except SamplingInterrupted:
+                for path in self._files_of(run, step):
+                    path.unlink()
+                return
         self._sampled_at = step
-        prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in images.prompts]} if self.texts else {}
-        self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
+        texts = (*self.samples.texts, *(self.samples.first or ()))
+        details: dict[str, Any] = {"prompts": [texts[prompt] for prompt in images.prompts]}
+        if drifts:
+            details["drift"] = [str(drifts.get(index, "")) for index in range(len(files))]
+        if scores:
+            details["survival"] = run.status_fields["survival"] = scores
+            run.log(step, {f"survival/{name}": score for name, score in scores.items()})
+            logger.info(", ".join(f"survival in {name}: {score:.2f}" for name, score in scores.items()))
+        run.event("sample", step=step, epoch=run.state.epochs_done, files=files, **details)
         count = f"{len(files)} sample image{'s' * (len(files) != 1)}"
         logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
+        if metrics := drift_metrics(drifts):
+            append_row(run.folder / DRIFT, {"step": step, **metrics})
+            run.log(step, metrics)
 
-    def _generate_set(self, run: Run, step: int, images: SampleSet) -> list[str] | None:
-        """The names of the images; None when a stop interrupted the set."""
-        files = []
+    def _generate_set(
+        self, run: Run, step: int, images: SampleSet
+    ) -> tuple[list[str], dict[int, Drift], dict[str, float]]:
+        """The names of the images, their drift by index, and their survival scores. Raises SamplingInterrupted."""
+        samples, files, drifts, drawn = self.samples, list[str](), dict[int, Drift](), dict[int, Image.Image]()
         for index, prompt in enumerate(images.prompts):
-            try:
-                image = self.draw(prompt)
-            except SamplingInterrupted:
-                return None
-            path = run.folder / SAMPLES / f"{step:09d}_{index}.{images.format}"
+            image = samples.draw(prompt)
+            if samples.survival:
+                drawn[prompt] = image
+            way = f"_{samples.deployments[prompt]}" if prompt in samples.deployments else ""
+            path = run.folder / SAMPLES / f"{step:09d}_{index}{way}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
                 (over_white(image) if images.format == "jpg" else image).save(temporary, **SAVE_OPTIONS[images.format])
             files.append(path.name)
-        return files
+            try:
+                if (drift := samples.drift(prompt, image)) is not None:
+                    drifts[index] = drift
+            except ImageError as error:  # the reference is gone meanwhile
+                logger.warning(f"the drift of {path.name} is not measured: {error}")
+        if not (samples.survival and step and images is self.images):
+            return files, drifts, {}
+        return files, drifts, {name: round(score, 4) for name, score in samples.survival.measure(drawn).items()}
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
         """Those of earlier versions too."""
         found = sorted((run.folder / SAMPLES).glob(f"*{step:09d}_*"))
         return [path for path in found if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) == step]
+
+
+class OverviewCallback(Callback):
+    """`sample.overview`: rewrites the sheet of all samples after each set; the run continues where that fails. Its path
+    is the last word of a run."""
+
+    hears = ("sample",)
+
+    def __init__(self, folder: Path, training: Iterable[Path], references: Iterable[Sequence[Path]] = ()) -> None:
+        """folder: of the run's files. training: folders of images for the first row. references: the reference
+        images of each sample, in order."""
+        self._folder, self._folders = folder, tuple(training)
+        self._references = tuple(references)
+        self._images: Sequence[Path] | None = None
+
+    def event(self, event: str, **details: object) -> None:
+        try:
+            if self._images is None:
+                found = [path for folder in self._folders for path in sorted(folder.rglob("*"))]
+                shown = (path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+                self._images = [path for path in shown if not path.name.startswith((".", "_"))]
+            write_contact_sheet(self._folder, self._images, self._references)
+        except OSError as error:
+            logger.warning(f"no sheet of the samples: {error}")
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        if (run.folder / SAMPLES / OVERVIEW).is_file():
+            logger.info(f"all samples on one sheet: {run.folder / SAMPLES / OVERVIEW}")

@@ -13,7 +13,13 @@ from toolkit.errors import RunError
 from toolkit.files.writing import os_error_as_run_error
 from toolkit.networks.save import remove_old_step_files
 from toolkit.train.checkpoint_state import snapshot_state
-from toolkit.train.checkpoint_store import checkpoint_dir, free_disk_space, remove_old_states, write_checkpoint
+from toolkit.train.checkpoint_store import (
+    begin_checkpoint,
+    checkpoint_dir,
+    free_disk_space,
+    remove_old_states,
+    write_checkpoint,
+)
 from toolkit.train.run import Callback, Interval, Run
 
 logger = logging.getLogger(__name__)
@@ -32,13 +38,7 @@ class SaveCallback(Callback):
     included_in_step_time = False
 
     def __init__(
-        self,
-        prepare_network: PrepareNetwork,
-        every: Interval,
-        keep: int,
-        keep_states: int,
-        event: Callable[..., None],
-        states: str = "always",
+        self, prepare_network: PrepareNetwork, every: Interval, keep: int, keep_states: int, states: str = "always"
     ) -> None:
         """every: with 0 only the final file is written. keep, keep_states: number of files and checkpoints; 0: all.
         states: as `save.states`.
@@ -47,7 +47,6 @@ class SaveCallback(Callback):
         self.every = every
         self.keep = keep
         self.keep_states = keep_states
-        self.event = event
         self.states = states
         self._writer = ThreadPoolExecutor(1, "save")
         self._writing: Future[str] | None = None
@@ -105,22 +104,24 @@ class SaveCallback(Callback):
         if not free_disk_space(checkpoint_dir(folder), size + (snapshot.size if snapshot else 0)):
             return False
         write_network = None if checkpoint_only else self.prepare_network(run, step)
+        self._collect(wait=True)
+        with os_error_as_run_error(checkpoint_dir(folder)):
+            part = begin_checkpoint(checkpoint_dir(folder), snapshot) if snapshot and snapshot.rows_size else None
 
         def work() -> str:
             files = write_network() if write_network else []
             with os_error_as_run_error(checkpoint_dir(folder)):
                 if snapshot:
-                    write_checkpoint(checkpoint_dir(folder), snapshot, self.keep_states)
+                    write_checkpoint(checkpoint_dir(folder), snapshot, self.keep_states, part)
                 else:  # the process may have been killed between writing this checkpoint and removing old ones
                     remove_old_states(checkpoint_dir(folder), self.keep_states)
             if not write_network:
                 return f"saved the checkpoint of step {done}: run the same command to resume"
             removed = remove_old_step_files(folder, name, self.keep)
             names = {"files": [p.name for p in files], "removed": [p.name for p in removed]}
-            self.event("save", step=done, epoch=epoch, **names)
+            run.event("save", step=done, epoch=epoch, **names)
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
 
-        self._collect(wait=True)
         self._writing = self._writer.submit(work)
         if write_network:
             self._network_step = done

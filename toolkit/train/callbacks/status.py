@@ -75,7 +75,6 @@ def ask_to_stop(run: Run) -> None:
     run.stop_reason = "control/stop"
 
 
-FILE = run_files.STATUS
 WRITE_EVERY_S = 1.0
 
 
@@ -160,7 +159,7 @@ class StatusCallback(Callback):
             **run.status_fields,
             **more,
         }
-        write_json(run.folder / FILE, document, durable=status != "running")
+        write_json(run.folder / run_files.STATUS, document, durable=status != "running")
 
 
 @contextmanager
@@ -178,7 +177,7 @@ def recorded_end(folder: Path, name: str) -> Iterator[None]:
         with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
             before = run_files.read_status(folder) or {"name": name}
             before.pop("error", None)
-            write_json(folder / FILE, before | {"updated": run_files.utc_now()} | status)
+            write_json(folder / run_files.STATUS, before | {"updated": run_files.utc_now()} | status)
         raise
 
 

@@ -26,22 +26,20 @@ class ToolCallback(Callback):
     """Starts `run.py TOOL` when files have been saved, unless the last one is still at work, and at the end."""
 
     included_in_step_time = False
+    hears = ("save",)
 
-    def __init__(self, product: str, arguments: Sequence[str], lack: str = "") -> None:
-        """product: what the tool makes, for messages. arguments: its name and flags. lack: why it cannot run."""
-        self._product, self._lack = product, lack
+    def __init__(self, product: str, arguments: Sequence[str], lack: str = "", only_finished: bool = False) -> None:
+        """product: what the tool makes, for messages. arguments: its name and flags. lack: why it cannot run.
+        only_finished: it is started once, when the run is finished, and uploads something."""
+        self._product, self._lack, self._only_finished = product, lack, only_finished
+        self._wait_s = WAIT_FOR_UPLOAD_S if only_finished else WAIT_AT_END_S
         self._command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
         self._child: subprocess.Popen[str] | None = None
         self._warned = False
         self._lock = Lock()  # files are saved by a thread of their own
 
-    def wait_s(self) -> float:
-        """Seconds that the end of the run waits for it."""
-        return WAIT_AT_END_S
-
     def event(self, event: str, **details: object) -> None:
-        """Takes the run's events."""
-        if event == "save":
+        if not self._only_finished:
             self._start()
 
     def on_start(self, run: Run) -> None:
@@ -50,8 +48,9 @@ class ToolCallback(Callback):
 
     def on_end(self, run: Run, finished: bool) -> None:
         self._finish()
-        self._start()
-        self._finish()
+        if finished or not self._only_finished:
+            self._start()
+            self._finish()
 
     def on_error(self, run: Run, error: BaseException) -> None:
         self._finish()
@@ -78,15 +77,15 @@ class ToolCallback(Callback):
                 self._warn(str(error))
 
     def _finish(self) -> None:
-        """Waits for the one at work, at most `wait_s()`."""
+        """Waits for the one at work, at most `_wait_s`."""
         with self._lock:
             if self._child is None:
                 return
             try:
-                self._child.wait(self.wait_s())
+                self._child.wait(self._wait_s)
             except subprocess.TimeoutExpired:
                 self._child.kill()
-                self._warn(f"not ready within {self.wait_s():g} s")
+                self._warn(f"not ready within {self._wait_s:g} s")
             self._collect()
 
     def _collect(self) -> None:
@@ -103,22 +102,6 @@ class ToolCallback(Callback):
         self._warned = True
 
 
-class ToolAtEnd(ToolCallback):
-    """Starts `run.py TOOL` once, when the run is finished, and waits for it."""
-
-    def wait_s(self) -> float:
-        """Seconds that the end of the run waits for it."""
-        return WAIT_FOR_UPLOAD_S
-
-    def event(self, event: str, **details: object) -> None:
-        """Nothing is made before the end."""
-
-    def on_end(self, run: Run, finished: bool) -> None:
-        if finished:
-            self._start()
-            self._finish()
-
-
 def diagrams_at_saves(folder: Path, output: Path | None = None, suffix: str = "") -> ToolCallback:
     """`logging.diagrams`. folder: of the run's files. output: of the diagrams; None: `graph/` in it."""
     flags = ("--output", str(output or folder / GRAPH), *(("--suffix", suffix) if suffix else ()))
@@ -130,7 +113,7 @@ def report_at_saves(folder: Path) -> ToolCallback:
     return ToolCallback("report", ("report", str(folder), "--hashes", "false"))
 
 
-def publish_at_end(folder: Path, repo: str, private: bool) -> ToolAtEnd:
+def publish_at_end(folder: Path, repo: str, private: bool) -> ToolCallback:
     """`save.push_to_hub`."""
     flags = ("--repo", repo, "--private", str(private).lower())
-    return ToolAtEnd("upload", ("publish", str(folder), *flags))
+    return ToolCallback("upload", ("publish", str(folder), *flags), only_finished=True)

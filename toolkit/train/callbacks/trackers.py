@@ -11,10 +11,11 @@ from operator import itemgetter
 from pathlib import Path
 
 from toolkit.config.output import LoggingConfig
-from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss, read_metrics
-from toolkit.train.callbacks.metrics import FILE as METRICS_FILE
+from toolkit.files.run_files import METRICS
+from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run, due
+from toolkit.train.run_reader import rows_by_step
 from toolkit.train.trackers.tracker import RunInfo, TrackerWorker, open_tracker
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ class TrackerCallback(Callback):
 
     Nothing here waits for a tracker or depends on one: each has its own thread.
     """
+
+    hears = ("sample",)
 
     def __init__(self, options: LoggingConfig, name: str, folder: Path) -> None:
         """name: of the run, for the trackers. folder: of its files.
@@ -45,8 +48,9 @@ class TrackerCallback(Callback):
 
     def on_start(self, run: Run) -> None:
         self._skipped = run.state.skipped
-        for line in read_metrics(self.folder / METRICS_FILE):  # restores the averages
-            self._averages.add(line.get("epoch", 0), line.get("loss"))
+        with rows_by_step(self.folder / METRICS) as rows:
+            for row in rows:  # restores the averages
+                self._averages.add(row.get("epoch", 0), row.get("loss"))
         settings = run.checkpoint_metadata.get("settings", {}) if self.options.log_config else {}
         shown = RunInfo(self.name, self.folder, run.state.step, self.options, settings)
         for worker in self._workers:
@@ -85,17 +89,14 @@ class TrackerCallback(Callback):
         self._close()
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Logs further metrics of a step (`run.log`)."""
         self._in_order(step, partial(self._scalars, step, values))
 
     def event(self, event: str, **details: object) -> None:
-        """Takes the run's events; `sample` events name the generated images."""
-        if event == "sample":
-            step, files = details["step"], details["files"]
-            assert isinstance(step, int) and isinstance(files, list)  # as `SampleCallback` passes them
-            for index, file in enumerate(files):
-                image = self.folder / "samples" / file
-                self._in_order(step, partial(self._image, step, f"samples/{index}", image))
+        step, files = details["step"], details["files"]
+        assert isinstance(step, int) and isinstance(files, list)  # as `SampleCallback` passes them
+        for index, file in enumerate(files):
+            image = self.folder / "samples" / file
+            self._in_order(step, partial(self._image, step, f"samples/{index}", image))
 
     # ------------------------------------------------------------ logging in the order of the steps
 

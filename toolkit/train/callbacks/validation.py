@@ -1,26 +1,43 @@
-"""Measures the validation loss at its interval, writes validation.jsonl, and saves the best weights."""
+"""Measures the validation loss at its interval, writes it and that of each image, and saves the best weights."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import RunError
 from toolkit.files import run_files
-from toolkit.files.writing import append_json_line, os_error_as_run_error
 from toolkit.system.device import is_out_of_memory
-from toolkit.train.callbacks.metrics import truncate_after_step
+from toolkit.system.distributed import PeerFailedError
+from toolkit.train.callbacks.metrics import append_row, truncate_after_step
 from toolkit.train.collectives import using_eval_weights
 from toolkit.train.run import Callback, Interval, Run
 
 logger = logging.getLogger(__name__)
 
-FILE = run_files.VALIDATION
+
+MOST_LOSSES = 20_000
+"""Numbers that a line of validation_images.jsonl holds, some 200 kB; of more, those of the first images."""
+
+ByImage = Callable[[], Mapping[str, Sequence[float]]]
+"""The losses of each image in the latest measurement, by a hash of the image."""
 
 Measure = Callable[[Callable[[], bool]], dict[str, float] | None]
 """Given `should_stop`, the losses by name with the present weights, the mean first; None after a stop."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured at the `validation` interval."""
+
+    measure: Measure
+    identity: str
+    """Hash of what is measured; losses of another one do not compare."""
+
+    by_image: ByImage = dict
 
 
 class ValidationCallback(Callback):
@@ -32,30 +49,21 @@ class ValidationCallback(Callback):
 
     included_in_step_time = False
 
-    def __init__(
-        self,
-        measure: Measure,
-        identity: str,
-        every: Interval,
-        save_best: Callable[[Run], list[Path]],
-    ) -> None:
-        """identity: hash of what is measured; losses of another one do not compare.
-
-        save_best: writes the eval weights and returns the files, the main one first.
-        """
-        self.measure = measure
-        self.identity = identity
+    def __init__(self, validation: Validation, every: Interval, save_best: Callable[[Run], list[Path]]) -> None:
+        """save_best: writes the eval weights and returns the files, the main one first."""
+        self.validation = validation
         self.every = every
         self.save_best = save_best
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
-        truncate_after_step(run.folder / FILE, step)
+        for name in (run_files.VALIDATION, run_files.VALIDATION_IMAGES):
+            truncate_after_step(run.folder / name, step)
         known = run.state.extra.get("validation", {})
-        if known.get("of") != self.identity:
+        if known.get("of") != self.validation.identity:
             if known.get("best"):
                 logger.info("other images or noise levels are validated now: the best loss starts over")
-            run.state.extra["validation"] = {"of": self.identity}
+            run.state.extra["validation"] = {"of": self.validation.identity}
         self._report(run)
         if step == 0 or self.every.due(run):
             self.validate(run)
@@ -75,25 +83,28 @@ class ValidationCallback(Callback):
             return
         try:
             with using_eval_weights(run):
-                losses = self.measure(lambda: run.interrupted)
+                losses = self.validation.measure(lambda: run.interrupted)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise RunError(f"out of memory in the validation of step {step}. {run.oom_hint}") from error
+            raise RunError(f"out of memory in the validation of step {step}. {run.oom_hint()}") from error
         if losses is None:
             return
         loss = next(iter(losses.values()))
         known["step"], best = step, known.get("best")
         is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
-        path = run.folder / FILE
-        truncate_after_step(path, step - 1)  # the step may be validated again after a resume
-        line = {name: value if math.isfinite(value) else None for name, value in losses.items()}
-        with os_error_as_run_error(path), path.open("a", encoding="utf-8", newline="\n") as file:
-            append_json_line(file, {"step": step, **line})
+        append_row(run.folder / run_files.VALIDATION, {"step": step, **losses})
+        if by_image := _of_first_images(self.validation.by_image()):
+            append_row(
+                run.folder / run_files.VALIDATION_IMAGES,
+                {"step": step, "of": self.validation.identity, "losses": by_image},
+            )
         logger.info(f"validation loss {loss:.5f} at step {step}" + (", the best so far" if is_best else ""))
         if is_best:
             try:
                 known["best"] = {"step": step, "loss": loss, "file": self.save_best(run)[0].name}
+            except PeerFailedError:
+                raise
             except RunError as error:  # a full disk, say: the training itself continues
                 logger.warning(f"the best weights could not be saved: {error}")
         self._report(run)
@@ -108,3 +119,16 @@ class ValidationCallback(Callback):
             # A resume from an older checkpoint may have moved it aside with the other later files.
             exists = (run.folder / best["file"]).exists()
             run.status_fields["best"] = best | {"file": best["file"] if exists else None}
+
+
+def _of_first_images(by_image: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """At most MOST_LOSSES numbers, to 8 digits; nothing where one is not finite, since the images would differ."""
+    kept: dict[str, list[float]] = {}
+    count = 0
+    for image, losses in by_image.items():
+        if (count := count + len(losses)) > MOST_LOSSES:
+            break
+        if not all(map(math.isfinite, losses)):
+            return {}
+        kept[image[:12]] = [float(f"{loss:.8g}") for loss in losses]
+    return kept

@@ -85,20 +85,13 @@ class MemoryEstimateCheck(Callback):
 
     included_in_step_time = False
 
-    def __init__(
-        self,
-        predict: Callable[[bool], int],
-        measure: Callable[[], int],
-        logged: bool,
-        event: Callable[..., None],
-    ) -> None:
+    def __init__(self, predict: Callable[[bool], int], measure: Callable[[], int], logged: bool) -> None:
         """predict: estimated peak in bytes so far; its argument says whether the run was resumed with optimizer state.
         measure: the measured peak in bytes. logged: whether a line is logged besides the event.
         """
         self.predict = predict
         self.measure = measure
         self.logged = logged
-        self.event = event
         self._resumed: bool | None = False
 
     def on_start(self, run: Run) -> None:
@@ -109,7 +102,7 @@ class MemoryEstimateCheck(Callback):
             return
         predicted, measured = self.predict(self._resumed), self.measure()
         self._resumed = None
-        self.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
+        run.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
         if self.logged:
             off = predicted / max(1, measured) - 1
             more = f": {abs(off):.0%} {'less' if off > 0 else 'more'} than predicted"
@@ -121,17 +114,15 @@ class MemoryEstimateCheck(Callback):
 STATUS = Path("/proc/self/status")
 
 
-def memory_check(
-    predict: Callable[[bool], int], device: torch.device, event: Callable[..., None]
-) -> list[MemoryEstimateCheck]:
+def memory_check(predict: Callable[[bool], int], device: torch.device) -> list[MemoryEstimateCheck]:
     """The check, where memory can be measured; resets the peak of a GPU. predict: as of `MemoryEstimateCheck`."""
     if device.type == "cuda":
         reset_peak_memory(device)
-        return [MemoryEstimateCheck(predict, lambda: peak_memory(device), True, event)]
-    return [MemoryEstimateCheck(predict, peak_resident, False, event)] if STATUS.exists() else []
+        return [MemoryEstimateCheck(predict, lambda: peak_memory(device), True)]
+    return [MemoryEstimateCheck(predict, peak_resident, False)] if STATUS.exists() else []
 
 
 def peak_resident() -> int:
     """Peak resident memory of this process in bytes, mapped files included (Linux)."""
-    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+    _, _, rest = STATUS.read_text(encoding="utf-8").partition("VmHWM:")
+    return 1024 * int(rest.split()[0])

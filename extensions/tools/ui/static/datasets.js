@@ -1,5 +1,5 @@
 // One dataset: captions saved in place with undo, files sent in pieces that go on where they were, keys between images.
-import {renew, tell, texts} from '/static/page.js';
+import {renew, tell, texts, viewer} from '/static/page.js';
 
 const words = texts.datasets;
 const say = (text, values = {}) => text.replace(/\{(\w+)\}/g, (_, key) => values[key] ?? '');
@@ -117,8 +117,15 @@ main.addEventListener('error', async event => {  // an image that cannot be deco
   view.replaceChildren(why);
 }, true);
 
-const all = document.querySelector('.all');
+const all = document.querySelector('.all');  // where there are images
 if (all) {
+  const captioned = link => `${link.closest('.image').dataset.name} · ${link.closest('.image').querySelector('textarea')?.value ?? ''}`;
+  const enlarge = viewer(captioned, (link, by) => {
+    const links = [...document.querySelectorAll('.view:has(img)')];
+    return links[links.indexOf(link) + by];
+  });
+  main.addEventListener('click', event => enlarge(event, event.target.closest('.view:has(img)')));
+
   all.hidden = false;
   all.querySelector('input').addEventListener('change', event => {
     for (const box of document.querySelectorAll('[name=chosen]')) box.checked = event.target.checked;

@@ -13,6 +13,33 @@ export async function renew(...places) {
   for (const place of places) document.querySelector(place)?.replaceWith(page.querySelector(place) ?? '');
 }
 
+// Shows the image of a link in the page's #large. words(link): what stands below it; move(link, by): the link before (-1)
+// or after (1) it, if there is one. Returns what is done at a click on a link.
+export function viewer(words, move) {
+  const large = document.getElementById('large');
+  let open = null;
+  const show = link => {
+    if (!link) return;
+    open = link;
+    large.querySelector('img').src = link.href;
+    large.querySelector('p').textContent = words(link);
+    if (!large.open) large.showModal();
+  };
+  for (const button of large.querySelectorAll('[data-by]')) {
+    button.addEventListener('click', () => show(move(open, Number(button.dataset.by))));
+  }
+  large.addEventListener('keydown', event => {
+    const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+    if (by) show(move(open, by));
+  });
+  large.addEventListener('close', () => (open.closest('[tabindex]') ?? open).focus());
+  return (event, link) => {
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    show(link);
+  };
+}
+
 document.addEventListener('submit', event => {
   const question = event.submitter?.dataset.ask ?? event.target.dataset.ask;
   if (question && !confirm(question)) event.preventDefault();

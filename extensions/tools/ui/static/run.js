@@ -1,5 +1,5 @@
 // The page of one run: what is new arrives as events, samples are compared, curves are zoomed.
-import {renew, tell, texts} from './page.js';
+import {renew, tell, texts, viewer} from './page.js';
 import {Diagram} from './curves.js';
 
 const {id, cursor, status: first, samples} = JSON.parse(document.getElementById('run').textContent);
@@ -67,26 +67,17 @@ if (slider) {
   slider.addEventListener('input', showSamples);
   select.addEventListener('change', () => { slider.value = samples.steps.indexOf(Number(select.value)); showSamples(); });
   for (const input of [...document.querySelectorAll('[name=mode]'), other, $('share')]) input.addEventListener('input', showSamples);
-  const large = $('large');
-  let open = null;
-  const enlarge = link => {
-    open = link;
-    large.querySelector('img').src = link.href;
-    large.querySelector('p').textContent = `${link.dataset.step ?? ''} ${link.closest('figure').querySelector('figcaption').textContent}`;
-    if (!large.open) large.showModal();
+  let figure = null;  // of the sample that is shown large; its links are made anew with each step
+  const caption = link => {
+    figure = link.closest('figure');
+    return `${link.dataset.step ?? ''} ${figure.querySelector('figcaption').textContent}`;
   };
-  shots.addEventListener('click', event => {
-    const link = event.target.closest('a.frame[href]');
-    if (link && !event.ctrlKey && !event.metaKey) event.preventDefault(), enlarge(link);
+  const enlarge = viewer(caption, (_, by) => {
+    slider.value = Number(slider.value) + by;
+    showSamples();
+    return figure.querySelector('.now[href]');
   });
-  large.addEventListener('keydown', event => {
-    const move = {ArrowLeft: -1, ArrowRight: 1}[event.key];
-    if (!move || !open) return;
-    const row = open.closest('figure').dataset.row;
-    slider.value = Number(slider.value) + move, showSamples();
-    const link = shots.querySelector(`[data-row="${row}"] .now[href]`);
-    if (link) enlarge(link);
-  });
+  shots.addEventListener('click', event => enlarge(event, event.target.closest('a.frame[href]')));
 }
 
 // ---------------------------------------------------------------- curves
@@ -162,6 +153,7 @@ function take(news) {
   for (const event of news.events ?? []) {
     if (event.event === 'sample') takeSamples(event);
     if (Number.isInteger(event.step) && event.event !== 'memory') marked.push([event.step, event.event]);
+    if (event.event === 'warning') renew('#notices');
     if (['sample', 'save'].includes(event.event)) renew('#state', 'dl.facts', '#files');
   }
   const tail = $('tail');

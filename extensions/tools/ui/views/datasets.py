@@ -6,14 +6,13 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -31,8 +30,7 @@ from extensions.tools.ui.state import Form, render, texts, ui_of, wants_json, wh
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.data.captions import CaptionError
-from toolkit.data.directory import split_suffix
-from toolkit.data.file_hashes import version_of
+from toolkit.data.fingerprint import version_of
 from toolkit.data.folder import FoundImage, repeats_of
 from toolkit.data.images import ImageError, media_type
 from toolkit.data.items import SIZE_MULTIPLE, bucket_for
@@ -441,25 +439,13 @@ def _add(request: Request, piece: bytearray) -> Response:
 @posted()
 def upload_form(request: Request, form: Form) -> Response:
     """Whole files, without a script."""
-    data, told, renamed = _opened(request), list[uploads.Told](), dict[str, str]()
-    target = _target(data, form.get("into", ""))
-    files = [each for each in form.data.getlist("file") if isinstance(each, UploadFile) and each.filename]
-    for file in sorted(files, key=lambda each: not uploads.is_image(str(each.filename))):
-        try:
-            name = uploads.checked_name(str(file.filename))
-            stem, _ = split_suffix(name)
-            name = renamed.get(stem, stem) + name[len(stem) :]
-            uploads.check_size(name, file.size or 0, data.ui.own)
-            part = uploads.Part(data.ui.own / "uploads", f"{data.name}/form", name, file.size or 0)
-            with _writes(name):
-                part.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(part.path, "wb") as opened:
-                    shutil.copyfileobj(file.file, opened)
-            uploads.take(part.path, name, target, decoder(data.ui), told.append)
-            if uploads.is_image(name) and told[-1]["state"] in ("renamed", "same"):
-                renamed[stem] = split_suffix(told[-1]["text"])[0]
-        except uploads.Refused as error:
-            told.append({"name": str(file.filename), "state": "refused", "text": str(error)})
+    data, home, files = _opened(request), ui_of(request).own / "uploads", []
+    for sent in form.data.getlist("file"):
+        if isinstance(sent, UploadFile) and (name := sent.filename):
+            files.append(uploads.Incoming(name, PurePosixPath(), name, sent.size or 0, partial(getattr, sent, "file")))
+    with _writes(data.name):
+        home.mkdir(parents=True, exist_ok=True)
+        told = list(uploads.take_all(files, home, _target(data, form.get("into", "")), decoder(data.ui)))
     return _page(request, _read(request), 422 if any(each["state"] == "refused" for each in told) else 200, told=told)
 
 

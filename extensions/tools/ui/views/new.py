@@ -1,4 +1,4 @@
-"""New job: ten keys as a form, the YAML beside it, what the command line says of it, and the start.
+"""New job: the usual keys as a form, the YAML beside it, what the command line says of it, and the start.
 
 There is one form, and each of its buttons, like each change while a script runs, sends all of it. It carries the
 values that its fields had when it was shown: one that differs was changed by hand and goes into the YAML, and all
@@ -40,16 +40,16 @@ from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import least_memory
 
 NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
-NUMBERS = ("train.steps", "network.linear", "datasets[].resolution", "save.save_every")
+NUMBERS = ("train.steps", "network.linear", "datasets[].resolution", "save.save_every", "sample.sample_every")
 TEXTS = (NAME, FOLDER, TRIGGER, MODEL)
 CARDS = (12, 16, 24, 32, 48, 80)
-"""GB of the GPUs that a plan is drawn against."""
+"""GB of the GPUs that a plan is compared with."""
 
 KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
 """What the form carries besides the fields and the YAML."""
 
 MOST_BYTES = 2**19
-"""Of a job's text: reading YAML takes a second for each."""
+"""Maximum size of a job: parsing so much YAML takes a second."""
 
 TINY = EXAMPLES / "tiny_mascots"
 """The model that trains on any machine."""
@@ -75,7 +75,7 @@ class Editor:
 
     tab: str = ""
     fields: dict[str, str] = field(default_factory=dict)
-    """As they are shown; before `read`: as they were sent, where the text does not have that."""
+    """The displayed values; before `read` only submitted values that are not in the text."""
 
     keys: tuple[Key, ...] | None = None
     wanted: str = ""
@@ -102,7 +102,7 @@ class Editor:
 
     @property
     def file_name(self) -> str:
-        """Of the job file; empty: what is given can be none."""
+        """Name of the job file; empty: the given name is not valid."""
         name = self.file or f"{self.job.get(self.job.path(NAME))}{_YAML[0]}"
         is_bad = Path(name).suffix not in _YAML or folder_name_error(name) or name.startswith((".", "-"))
         return "" if is_bad else name
@@ -219,7 +219,8 @@ def act(request: Request, sent: Form) -> Response:
 
 
 def _take(editor: Editor, sent: Mapping[str, str]) -> None:
-    """Puts what was changed in the form into the text. What cannot be is told, and stays in its field."""
+    """Applies the changes of the form to the text. Those that cannot be applied are reported and stay in their
+    fields."""
     given = {key.removeprefix("key:"): value for key, value in sent.items() if key.startswith("key:")}
     given |= {key: sent[key] for key in ("prompts", "card") if key in sent}
     given |= {key: other for key in (FOLDER, MODEL) if (other := sent.get(f"other:{key}", "").strip())}
@@ -295,7 +296,7 @@ def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) ->
 
 
 def _leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Each value that is no section, with its path."""
+    """Each value that is not a section, with its path."""
     is_list = isinstance(data, list) and all(isinstance(item, dict) for item in data)
     if isinstance(data, dict) or is_list:
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):

@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from extensions.tools.ui.config import queue_folder
 from extensions.tools.ui.queue import DONE, RUNNING, WAITING, Entry, Queue, ask_run, planned
-from extensions.tools.ui.queue_config import queue_folder
 from extensions.tools.ui.state import Form, Ui, conflicts, posted, render, run_id, ui_of, wants_json
 from extensions.tools.ui.views.run import image
 from toolkit.errors import RunError, UserError

@@ -17,7 +17,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from extensions.tools.shared.run_records import DIAGRAMS, EXACT, event_row, sample_rows, saved_files, settings_text
+from extensions.tools.shared.run_records import (
+    DIAGRAMS,
+    EXACT,
+    event_row,
+    sample_rows,
+    saved_files,
+    settings_text,
+    which_file,
+)
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
@@ -42,6 +50,9 @@ HEARTBEAT_S = 15.0
 
 MOST_STREAMS = 256
 
+MOST_WARNINGS = 5
+"""The latest of what looked wrong while a run trained."""
+
 REPORT_S = 120
 """Seconds that the making of a report may take."""
 
@@ -52,9 +63,8 @@ _marking = Lock()
 def page(request: Request) -> Response:
     """The whole page, complete without its script."""
     ui, run = _asked(request)
-    here = feed(ui, run.folder)
+    here = feed(ui, run.folder).update()
     news, cursor = here.news()
-    here.validation.update()
     samples = sample_table(run.folder)
     step = _whole(request, "step", samples["steps"][-1] if samples["steps"] else 0)
     shown = min(samples["steps"], key=lambda each: abs(each - step), default=0)
@@ -73,11 +83,13 @@ def page(request: Request) -> Response:
         references=[len(paths) for paths in references(ui, run)],
         lines=_lines(here),
         files=list(saved_files(run.folder, hashed=False)),
+        which=which_file(run.folder),
         marked=marked,
         plan=plan_text(run.folder),
         log=news.get("log", ""),
         settings=settings_text(run.folder),
         events=[event_row(row) for row in news.get("events", [])[-200:]],
+        warnings=[row for row in news.get("events", []) if row.get("event") == "warning"][-MOST_WARNINGS:],
         others=[run_id(ui, other.folder) for other in list_runs(ui.output) if other.folder != run.folder],
         difference=_difference(ui, run, request.query_params.get("diff", "")),
         other=request.query_params.get("diff", ""),
@@ -142,7 +154,7 @@ def reference(request: Request) -> Response:
 
 
 def image(ui: Ui, path: Path, side: int) -> Response:
-    """An image file as it is, or small. Raises HTTPException 404 where it is gone or no image."""
+    """An image file, or a thumbnail of it. Raises HTTPException 404 where it is gone or no image."""
     from toolkit.data.images import ImageError
 
     try:
@@ -167,7 +179,7 @@ def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
     if stamp not in known:
         try:
             section = training_section(run, check_files=False)
-            known[stamp] = [[Path(path).expanduser() for path in item.ctrl_img] for item in section.sample_pictures()]
+            known[stamp] = [[Path(path).expanduser() for path in item.ctrl_img] for item in section.all_pictures()]
         except UserError:  # of another trainer, of another version, or damaged
             known[stamp] = []
     return known[stamp]
@@ -179,17 +191,12 @@ def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
 def curves(request: Request) -> Response:
     """The diagrams of a run, of the steps `from` to `to`, each curve in at most `points` buckets."""
     ui, run = _asked(request)
-    here = feed(ui, run.folder)
-    here.metrics.update()
-    here.validation.update()
     end = _whole(request, "to", -1)
     bounds = (_whole(request, "from", 0), None if end < 0 else end)
     points = max(2, min(_whole(request, "points", 800), MOST_BUCKETS))
+    read = (series.curves(*bounds, points) for series in feed(ui, run.folder).update().series)
     found = {
-        name: (read["steps"], values)
-        for read in (here.metrics.curves(*bounds, points), here.validation.curves(*bounds, points))
-        for name, values in read.items()
-        if name not in ("steps", "last")
+        name: {"name": name, "steps": steps, **values} for steps, curves in read for name, values in curves.items()
     }
     rows = [row for row in read_events(run.folder).rows if type(row.get("step")) is int and row["step"] >= 0]
     marks = [row for row in rows if row.get("event") not in _UNMARKED][-500:]
@@ -202,7 +209,7 @@ _UNMARKED = ("memory",)
 
 
 def _diagrams(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """By title; a curve is in the first diagram that takes it."""
+    """The diagrams in the order of DIAGRAMS; a curve is in the first one that takes it."""
     left = list(found)
     for title, takes in DIAGRAMS:
         names = [name for name in left if takes(name)]
@@ -211,20 +218,16 @@ def _diagrams(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {
                 "title": title,
                 "exact": title in EXACT,
-                "curves": [{"name": name, "steps": found[name][0], **found[name][1]} for name in names[:MOST_CURVES]],
+                "curves": [found[name] for name in names[:MOST_CURVES]],
                 "left_out": names[MOST_CURVES:],
             }
 
 
 def _lines(here: Feed) -> list[dict[str, Any]]:
     """The main curves as lines for a page without its script."""
-    drawn = []
-    for series in (here.metrics, here.validation):
-        read = series.curves(points=240)
-        for name, values in read.items():
-            if name not in ("steps", "last") and (means := [value for value in values["mean"] if value is not None]):
-                drawn.append({"name": name, "values": means, "last": means[-1]})
-    return drawn
+    curves = (curve for series in here.series for curve in series.curves(points=240)[1].items())
+    means = ((name, [value for value in values["mean"] if value is not None]) for name, values in curves)
+    return [{"name": name, "values": values, "last": values[-1]} for name, values in means if values]
 
 
 # ------------------------------------------------------------ live

@@ -27,13 +27,13 @@ from toolkit.train.run_reader import list_runs
 from toolkit.version import NAME, VERSION
 
 COUNTED_S = 60.0
-"""For so long the size of the cache counts, whose files may be many."""
+"""Seconds for which the size of the cache is kept, because it may have many files."""
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 def healthz(request: Request) -> Response:
-    """For a supervisor: the page is up."""
+    """Tells a supervisor that the page is up."""
     return PlainTextResponse("ok\n")
 
 

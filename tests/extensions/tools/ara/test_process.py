@@ -55,7 +55,7 @@ def test_the_commands_of_the_page_make_adapters_that_help(
         found[command[4]] = layers
     one, other = found.values()
     assert one.keys() == other.keys() and one != other
-    with pytest.raises(ConfigErrors, match="is there already"):
+    with pytest.raises(ConfigErrors, match="exists already"):
         section_of("ara", [*plain, *small])
 
     # The file is what a job reads; that of the same rank which `auto` makes is the same, now and from the cache.

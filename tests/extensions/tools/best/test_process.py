@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from extensions.tools.best.embedding import Embedder, adherence, distance
-from extensions.tools.best.process import Measured, _images, recommend
+from extensions.tools.best.process import Measured, _images, recommend, that_drift_less
 from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
-from tests.running import run_tool, section_of
+from tests.running import run_job, run_tool, section_of
 from toolkit.config import load_job
+from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
+from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.families import family_for
-from toolkit.train.run_reader import read_validation
+from toolkit.train.paired import as_good_as_the_lowest
+from toolkit.train.run_reader import rows_by_step
 
 
 @pytest.fixture
@@ -43,17 +49,20 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     write_job, trainer, make_pictures, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    before = {"ctrl_img": str(make_pictures(tmp_path / "before", "x") / "x.png")}
+    before["mask_img"] = str(tmp_path / "mask.png")
+    Image.new("L", (8, 8)).save(before["mask_img"])
     section = trainer(
-        make_pictures(tmp_path / "images", "a", "b", "c", "d"),
+        make_pictures(tmp_path / "images", "ab", "bee", "hat", "top"),
         train={"steps": 2, "lr": 0.05},
         save={"dtype": "float32", "save_every": 1},
         validation={"fraction": 0.5, "every": 1, "timesteps": 2},
-        sample={"samples": [{"prompt": "a hat", "width": 64, "height": 64}], "sample_every": 0, "sample_steps": 2},
+        sample={"samples": [{"prompt": "a hat", "width": 80, "height": 64, **before}], "sample_steps": 2},
     )
     section["train"]["disable_sampling"] = True
     job = load_job(write_job(section, name="my_char"), discover().find_config)
     ExtensionJob(job, discover()).run()
-    plain, linked, embedded = readme_commands("extensions/tools/best/README.md", "best")
+    plain, linked, embedded, edited = readme_commands("extensions/tools/best/README.md", "best")
     short = ["--steps", "2", "--prompts", "a lake"]
     run = Path(plain[0])
 
@@ -64,11 +73,15 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     found = best(*plain)
     base, first, last = found["files"]
     assert [each["step"] for each in found["files"]] == [None, 1, 2] and last["file"] == "my_char.safetensors"
-    recorded = [row["validation/loss"] for row in read_validation(run).rows]
+    with rows_by_step(run / "validation.jsonl") as rows:
+        recorded = [row["validation/loss"] for row in rows]
     assert [each["loss"] for each in found["files"]] == pytest.approx(recorded, rel=1e-5)
     assert base["drift"] == 0 < first["drift"] < last["drift"]
+    assert {each["edit_drift"] for each in found["files"]} == {None}
     assert found["measured_on"] == "2 images that were not trained on"
+    assert base["by_image"].keys() == last["by_image"].keys() and len(last["by_image"]) == 2
     name = found["recommended"]
+    assert found["compared"] == [] and found["steps_beyond"] in (0, 1)  # of two images nothing is compared
     assert any(line.startswith(f"recommended: {name}: ") for line in said)
 
     monkeypatch.setattr("toolkit.files.writing.os.link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
@@ -79,7 +92,14 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
         best(*linked)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    again = best(*linked, "--overwrite", *embedded[1:], "--embedder", str(clip))
+    (record,) = run.glob("dataset-*.json")
+    words = [Path(name).stem for name in json.loads(record.read_text())]
+    with pytest.raises(UserError, match="caption has 'zoo'"):
+        best(*plain, "--embedder", str(clip), "--characters", words[0], "zoo")
+    again = best(*linked, "--overwrite", *embedded[1:], "--embedder", str(clip), *edited[1:], "--characters", *words)
+    assert [*again["who_appears"]] == words and found["who_appears"] is None
+    assert all(row.keys() == set(words) and sum(row.values()) == 1 for row in again["who_appears"].values())
+    assert all(each["outside_mask"] > 1 for each in again["files"])
     assert (run / "my_char_best.safetensors").samefile(run / again["recommended"])
     assert [each["loss"] for each in again["files"]] == [each["loss"] for each in found["files"]]
     assert all(0 <= each["distance"] <= 2 and -1 <= each["adherence"] <= 1 for each in again["files"])
@@ -92,6 +112,27 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     told = [("--embedder", "is a file."), ("--link", "was not made by"), ("--output", "was not made by")]
     for line, (flag, words) in zip(str(caught.value).splitlines(), told, strict=True):
         assert f"{flag}: " in line and words in line
+
+
+def test_files_of_a_run_that_broke_down_are_left_out(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """One holds NaN, one is so large that its loss is none, and comes first."""
+    monkeypatch.chdir(tmp_path)
+    section = trainer(make_pictures(tmp_path / "images", "ab"), save={"dtype": "float32", "save_every": 1})
+    section["train"] |= {"steps": 4, "lr": 0.01, "disable_sampling": True}
+    run_job(write_job(section, name="my_char"))
+    run = Path("output", "my_char")
+    first, second = (run / f"my_char_00000000{step}.safetensors" for step in (1, 2))
+    for file, factor in ((first, 1e30), (second, float("nan"))):
+        save_file(
+            {k: t * factor if "lora_B" in k else t for k, t in load_file(file).items()}, file, read_metadata(file)
+        )
+    run_tool("best", [run, "--steps", "1", "--prompts", "a lake"])
+    found = json.loads((run / "best.json").read_text())
+    assert [each["step"] for each in found["files"]] == [None, 3, 4]
+    assert any(f"{first.name}: its loss is not finite" in line for line in said)
+    assert any(second.name in line and "not finite. It is left out" in line for line in said)
 
 
 def test_embeddings_are_those_of_transformers(clip: Path, tmp_path: Path) -> None:
@@ -128,7 +169,7 @@ def test_without_held_out_images_those_of_the_training_are_measured_with_their_c
     section = trainer(make_pictures(tmp_path / "images", "a", "b", "c"))
     section["datasets"][0] |= {"caption_dropout_rate": 0.9, "flip_x": True, "resolution": [64, 96]}
     training = load_job(write_job(section), discover().find_config).processes[0].section
-    measured, trained, words = _images(training, family_for(training.model), 2)
+    measured, trained, words = _images(*scan_and_split(training, family_for(training.model))[1:], 2)
     assert [item.sample.rules.dropout_rate for item in measured] == [0, 0] and not any(measured[0].sample.flip)
     assert len({item.sample.image for item in trained}) == 2
     assert words.startswith("2 images of the training, for none are held out")
@@ -143,6 +184,16 @@ def test_what_is_recommended_and_why() -> None:
     assert "no LoRA of the run is better" in recommend([far], Measured("base model", None, 0.3, 0.0))[1]
     alike = [Measured("a", 1, 0.4, 0.1, 0.7), Measured("b", 2, 0.403, 0.3, 0.6)]
     assert recommend(alike, base)[0] is alike[1]
+    wide = {f"{image}": 0.4 + image / 10 for image in range(9)}  # the images differ more than the files
+    rows = [{image: loss + add + 0.001 * (int(image) % 2) for image, loss in wide.items()} for add in (0.1, 0, 0)]
+    rows[1] = {image: loss + 0.0005 * (int(image) % 3) for image, loss in wide.items()}
+    files = [Measured(str(n), n, fmean(row.values()), 0.1, None, None, row) for n, row in enumerate(rows)]
+    best, reason = recommend(files, base, as_good_as_the_lowest(dict(enumerate(rows))))
+    assert best is files[1] and "the earliest of the 2 whose loss is not worse than the lowest within the in" in reason
+    assert recommend(files[:2], base, as_good_as_the_lowest(dict(enumerate(rows[:2]))))[1].startswith("the lowest loss")
+    still, off = replace(far, edit_drift=0.2), replace(lowest, edit_drift=3.0)
+    assert recommend(that_drift_less([off, still], 1.0), base)[0] is still
+    assert recommend([off, still], base)[0] is recommend(that_drift_less([off], 1.0), base)[0] is off
 
 
 def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:

@@ -32,11 +32,11 @@ def test_a_job_draws_what_it_has_trained(run_py, write_job, runs: Path) -> None:
 
 
 def test_help_and_wrong_input(run_py, runs: Path, tmp_path: Path) -> None:
-    assert "draw the curves of a run" in run_py("--help").stdout
+    assert "plot the losses" in run_py("--help").stdout
     shown = run_py("diagrams", "--help")
     assert shown.returncode == 0 and "--suffix" in shown.stdout
     refused = run_py("diagrams", "output/nothing")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "run: 'output/nothing' holds no run" in refused.stderr
+    assert "run: 'output/nothing' contains no run" in refused.stderr
     (tmp_path / "diagrams.yaml").write_text("job: extension\nconfig: {name: a, process: [{type: nothing}]}\n")
     assert "unknown process type 'nothing'" in run_py("diagrams.yaml").stderr  # with its ending, a config

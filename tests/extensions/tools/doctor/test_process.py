@@ -196,6 +196,24 @@ def doubled(tensors: Tensors) -> None:
         tensors[key.replace("diffusion_model.", "transformer.")] = tensors[key].clone()
 
 
+def exchanged(where: str) -> Callable[[Tensors], None]:
+    """lora_A and lora_B of the layers whose names hold the text."""
+
+    def damage(tensors: Tensors) -> None:
+        for key in [key for key in tensors if where in key and A in key]:
+            other = key.replace(A, B)
+            tensors[key], tensors[other] = tensors[other], tensors[key]
+
+    return damage
+
+
+def with_text_encoder(tensors: Tensors) -> None:
+    for index in range(40):
+        for part, shape in (("lora_down", (4, 8)), ("lora_up", (8, 4))):
+            tensors[f"lora_te_text_model_encoder_layers_{index}_mlp_fc1.{part}.weight"] = torch.ones(shape)
+        tensors[f"lora_te_text_model_encoder_layers_{index}_mlp_fc1.alpha"] = torch.tensor(2.0)
+
+
 class Broken(NamedTuple):
     """A damage, and what it is to be called."""
 
@@ -226,6 +244,13 @@ BROKEN = {
     "one layer zero": Broken("partly_untrained", "lora", scaled(B, 0, "blocks.0.attn.to_q")),
     "first block zero": Broken("partly_untrained", "lora", scaled(B, 0, "blocks.0.")),
     "last block zero": Broken("partly_untrained", "lora", scaled(B, 0, "blocks.1.")),
+    "block of the image zero": Broken("partly_untrained", "lora", scaled(B, 0, "blocks.1.img_mlp")),
+    "first block faded": Broken("partly_untrained", "lora", scaled(B, 1e-7, "blocks.0.")),
+    "dora without its ups": Broken("untrained", "dora", scaled(B, 0)),
+    "loha faded": Broken("nearly_zero", "loha", scaled("hada_w2_a", 1e-7)),
+    "lokr faded": Broken("nearly_zero", "lokr", scaled("lokr_w2", 1e-7)),
+    "exploded": Broken("exploded", "lora", scaled(B, 1e5)),
+    "one layer exploded": Broken("exploded", "to_diffusers", scaled(B, 1e5, count=1)),
     "nan": Broken("not_finite", "lora", one_value(B, NAN)),
     "infinity": Broken("not_finite", "lora", one_value(A, float("inf"))),
     "all nan": Broken("not_finite", "lora", scaled("lora_", NAN)),
@@ -237,6 +262,8 @@ BROKEN = {
     "all up lost": Broken("incomplete", "lora", without(B)),
     "transposed": Broken("misfit", "lora", mapped(B, torch.t)),
     "another rank": Broken("misfit", "lora", mapped(A, lambda t: t[:3], 2)),
+    "exchanged in square layers": Broken("misfit", "to_diffusers", exchanged("attn.to_q")),
+    "exchanged": Broken("misfit", "lora", exchanged("blocks")),
     "alpha zero": Broken("alpha_zero", "lora", scaled("alpha", 0)),
     "one alpha zero": Broken("alpha_zero", "lora", scaled("alpha", 0, count=1)),
     "alpha huge": Broken("alpha_absurd", "lora", scaled("alpha", 1e5)),
@@ -246,6 +273,17 @@ BROKEN = {
     "some alphas lost": Broken("alpha_lost", "lora", without("alpha", "blocks.1.")),
     "all alphas lost": Broken("alpha_lost", "to_kohya", without("alpha")),
     "musubi's alphas lost": Broken("alpha_lost", "to_musubi", without("alpha")),
+    "our alphas lost": Broken("alpha_lost", "lora", without("alpha")),
+    "alphas of two numbers": Broken("alpha_absurd", "lora", mapped("alpha", lambda t: t.repeat(2))),
+    "first block lost": Broken("missing", "lora", without("", "blocks.0.")),
+    "a layer lost": Broken("missing", "dora", without("", "blocks.1.attn.to_v")),
+    "prefix twice": Broken("prefix", "lora", renamed(("diffusion_model.", "diffusion_model.diffusion_model."))),
+    "compiled": Broken("prefix", "to_diffusers", renamed(("transformer.", "transformer._orig_mod."))),
+    "text encoder beside it": Broken("other_layers", "lora", with_text_encoder),
+    "metadata of flux": Broken("other_base", "lora", metadata={"modelspec.architecture": "flux-1-dev/lora"}),
+    "flux of the attention": Broken(
+        "other_model", "lora", renamed(("transformer_blocks", "single_transformer_blocks"), only="blocks.0.attn.to_")
+    ),
     "flux": Broken("other_model", "lora", renamed(*FLUX)),
     "flux as diffusers has it": Broken(
         "other_model", "lora", renamed(("transformer_blocks.1.attn.to_q", "single_transformer_blocks.1.proj_mlp"))
@@ -286,7 +324,7 @@ BROKEN = {
 }  # fmt: skip
 ALSO = {
     "tiny on the published": set(), "metadata of 2.1": {"size"}, "whole changes": {"incomplete"},
-    "twice": set(), "flux": set(),
+    "twice": set(), "flux": set(), "lokr for nunchaku": {"missing"},
 }  # fmt: skip
 """What the same damage is told beside its own name, rightly."""
 
@@ -340,6 +378,33 @@ def test_the_end_of_a_run_and_inspect_say_the_first_line(
         assert ("wrong: All 28 layers are nearly zero" in capsys.readouterr().out) == told
 
 
+def test_layers_of_several_ranks_may_have_one_alpha(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their strengths differ by a factor of 8, and alpha is 4 in all."""
+    tensors = load_file(place.folder / "lora.safetensors")
+    for key in [key for key in tensors if "_mlp" in key]:
+        copies = {"lora_A": (8, 1), "lora_B": (1, 8)}.get(key.split(".")[-2])
+        tensors[key] = tensors[key].repeat(*copies) if copies else tensors[key]
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert checks(examine(place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"])) == set()
+
+
+def test_a_hole_among_the_blocks_of_any_trainer_is_told(
+    tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the published 60 blocks one lacks a layer; the blocks from 20 to 39, or all but the first, may be meant so."""
+    for blocks, is_whole in ((set(range(60)) - {17}, False), (set(range(20, 40)), True), (set(range(1, 60)), True)):
+        stems = [f"transformer.transformer_blocks.{block}.attn.to_q" for block in sorted(blocks)]
+        save_file(
+            {f"{stem}.lora_{side}.weight": torch.ones(*shape) / 99
+             for stem in stems for side, shape in (("A", (1, 3072)), ("B", (3072, 1)))},
+            tmp_path / "a.safetensors",
+        )  # fmt: skip
+        told = examine(place, tmp_path / "a.safetensors", capsys)
+        assert checks(told) == (set() if is_whole else {"missing"}), told["findings"]
+
+
 @pytest.mark.parametrize("flags", [["no.safetensors"], ["text.safetensors"], ["lora.safetensors", "--model", "."]])
 def test_bad_input_is_refused_before_anything_is_read(place: Place, run_py: Callable, flags: list[str]) -> None:
     (place.folder / "text.safetensors").write_text("no tensors")
@@ -351,12 +416,12 @@ def test_bad_input_is_refused_before_anything_is_read(place: Place, run_py: Call
 
 
 @pytest.mark.parametrize("base", ["fp8", "fp8_rows", "int8", "int4", "nvfp4"])
-@pytest.mark.parametrize("strength", [1.0, 0.03])
+@pytest.mark.parametrize(("kind", "strength"), [("lora", 1.0), ("lora", 0.03), ("dora", 1.0)])
 def test_the_loss_that_is_told_is_that_of_merging(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str, strength: float
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str, kind: str, strength: float
 ) -> None:
     """The weights of a model are quantized, `run.py merge` merges into them, and the result is quantized."""
-    tensors = load_file(place.folder / "lora.safetensors")
+    tensors = load_file(place.folder / f"{kind}.safetensors")
     scaled("lora_B", strength)(tensors)
     save_file(tensors, tmp_path / "a.safetensors")
     told = examine(place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"], "--base-dtype", base)
@@ -398,28 +463,26 @@ def as_stored(weight: Tensor, base: str) -> Tensor:
     return quantize_weight(weight, {"fp8_rows": "float8"}.get(base, base)).dequantize()
 
 
-@pytest.mark.parametrize("base", ["fp8", "fp8_rows", "int8", "int4", "nvfp4"])
+@pytest.mark.parametrize(
+    ("base", "strength"),
+    [("fp8", 3e-5), ("fp8", 3e-4), ("fp8_rows", 3e-5), ("int8", 3e-4), ("int4", 3e-5), ("nvfp4", 3e-4)],
+)
 def test_the_loss_is_predicted_without_the_weights(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str, strength: float
 ) -> None:
     """On weights as large as they are taken to be; the file is of the published width."""
     generator = torch.Generator().manual_seed(0)
     up, down = (torch.randn(*shape, generator=generator) for shape in ((3072, 4), (4, 3072)))
     stem = "diffusion_model.transformer_blocks.5.attn.to_q"
-    for strength in (3e-5, 3e-4):
-        file = {
-            f"{stem}.lora_A.weight": down,
-            f"{stem}.lora_B.weight": strength * up,
-            f"{stem}.alpha": torch.tensor(4.0),
-        }
-        save_file(file, tmp_path / "a.safetensors")
-        told = examine(place, tmp_path / "a.safetensors", capsys, "--base-dtype", base)["rounding"]
-        weight = torch.randn(3072, 3072, generator=generator) / 3072**0.5
-        measured = rounding(weight, strength * up @ down, base)
-        assert told["measured"] is False
-        assert told["lost"] == pytest.approx(measured.lost, abs=0.03)
-        assert told["noise"] == pytest.approx(measured.noise, rel=0.1, abs=0.02)
-        assert told["between"][0] <= told["lost"] <= told["between"][1]
+    parts = {"lora_A.weight": down, "lora_B.weight": strength * up, "alpha": torch.tensor(4.0)}
+    save_file({f"{stem}.{name}": part for name, part in parts.items()}, tmp_path / "a.safetensors")
+    told = examine(place, tmp_path / "a.safetensors", capsys, "--base-dtype", base)["rounding"]
+    weight = torch.randn(3072, 3072, generator=generator) / 3072**0.5
+    measured = rounding(weight, lambda _: strength * up @ down, base)
+    assert told["measured"] is False
+    assert told["lost"] == pytest.approx(measured.lost, abs=0.03)
+    assert told["noise"] == pytest.approx(measured.noise, rel=0.1, abs=0.02)
+    assert told["between"][0] <= told["lost"] <= told["between"][1]
 
 
 def test_there_are_forty_broken_and_twenty_sound_files() -> None:

@@ -86,7 +86,7 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
     assert values.startswith("Steps: 3, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 96x64, Model hash: ")
 
     before = path.read_bytes()
-    assert generate(asked) == [path] and "1 of these images are in out already" in said[-1]
+    assert generate(asked) == [path] and "1 of these images exist in out already" in said[-1]
     # Elsewhere, from the picture alone; then with another seed.
     generate(f"--like {path} --output again")
     (again,) = (tmp_path / "again").iterdir()
@@ -189,7 +189,7 @@ def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = f"--model {tiny_model} --prompt one two {SMALL}"
-    draw = Sampler.generate
+    draw = Sampler.latents
 
     def stopped(sampler: Sampler, index: int) -> Image.Image:
         if index:
@@ -197,7 +197,7 @@ def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
         return draw(sampler, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "generate", stopped)
+        patch.setattr(Sampler, "latents", stopped)
         with pytest.raises(Interrupted):
             generate(line)
     (first,) = (tmp_path / "out").iterdir()
@@ -247,13 +247,52 @@ def test_a_flow_model_draws_from_text_and_takes_no_references(
     assert generate(line) == [made], "the keys of a job are the flags of the command"
     plain, changed = Image.open(made), Image.open(generate(f"{line} --lora {lora}")[-1])
     assert plain.size == (128, 128) and psnr(plain, changed) < 60
-    monkeypatch.setattr(Sampler, "generate", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
+    monkeypatch.setattr(Sampler, "latents", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
     with pytest.raises(RunError, match="Give --quantize"):
         generate(f"{line} --seed 7")
-    with pytest.raises(UserError, match="1 references: a latent flow model takes none"):
+    with pytest.raises(UserError, match="1 references: latent flow model takes none"):
         generate(f"{line} --reference {REFERENCES[0]}")
     with pytest.raises(UserError, match="size 256x64: this model generates images with sides of 4 to 128 pixels"):
         generate(f"{line} --width 256 --height 64")
+
+
+def test_latents_are_kept_and_decoded_to_the_same_image(generate, tiny_model: Path, tmp_path: Path, said) -> None:
+    keys = f"--model {tiny_model} --prompt coffee {SMALL}"
+    (plain,) = generate(keys)
+    image, latents = generate(f"{keys} --output_type latent_images")
+    if image != plain:
+        image, latents = latents, image
+    assert image == plain and latents.name == f"{plain.stem}.safetensors"
+    before = latents.stat().st_mtime_ns
+    generate(f"{keys} --output-type latent")
+    assert latents.stat().st_mtime_ns == before and "1 of these images exist in out already" in said[-1]
+
+    tensor = load_file(latents)["latent"]
+    assert tensor.shape == (1, 16, 1, 8, 8) and tensor.dtype == torch.float32
+    # As musubi-tuner writes them: bfloat16, no settings of ours, no batch.
+    save_file({"latent": tensor[0].bfloat16()}, tmp_path / "theirs.safetensors", {"seeds": "42"})
+    generate(f"--model {tiny_model} --latent_path {latents} theirs.safetensors --output decoded --device cpu "
+             "--dtype float32")  # fmt: skip
+    decoded = tmp_path / "decoded"
+    assert (decoded / plain.name).read_bytes() == plain.read_bytes(), "with its settings"
+    assert psnr(Image.open(decoded / "theirs.png"), Image.open(plain)) > 35
+    (decoded / "theirs.png").write_bytes(b"mine")
+    generate(f"--model {tiny_model} --latent-path theirs.safetensors --output decoded --device cpu")
+    assert (decoded / "theirs.png").read_bytes() == b"mine" and "exists already" in said[-1]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_image(generate, tiny_model: Path) -> None:
+    keys = f"--model {tiny_model} --prompt coffee {SMALL}"
+    (plain,) = generate(keys)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    whole = Image.open(plain).copy()
+    generate(f"{keys} --overwrite --compile --compile_backend eager")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert psnr(Image.open(plain), whole) > 60
+    with pytest.raises(UserError, match=r"^compile\.backend: PyTorch knows no 'indcutor' here\. Write inductor"):
+        generate(f"{keys} --overwrite --compile --compile-backend indcutor")
 
 
 def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:
@@ -287,14 +326,15 @@ def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path
     ("line", "message"),
     [
         ("--prompt x", "run.py generate: --model: is required: a model folder or hub id."),
-        ("--model {m}", "run.py generate: --prompt: is required: what the image shows"),
+        ("--model {m}", "run.py generate: --prompt: is required. Or give"),
         ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
-        (
-            "--model {m} --prompt x --lora a.safetensors:strong",
-            "'strong' is not a number. Write FILE, or FILE:STRENGTH",
-        ),
+        ("--model {m} --prompt x --lora a.safetensors:strong", "'strong' is not a number. Write FILE, or FILE:STRENGT"),
         ("--model {m} --prompt x --lora a.safetensors:nan", "'nan' is not a number"),
         ("--model {m} --prompt x --lora notes.txt", "'notes.txt' is not a safetensors file"),
+        ("--model {m} --latent-path notes.txt", "--latent-path: 'notes.txt' is not a .safetensors file"),
+        ("--model {m} --latent-path a.safetensors", "'a.safetensors' has no tensor 'latent'"),
+        ("--model {m} --latent-path wide.safetensors", "has latents [1, 8, 4, 4]; this model's have 16 channels"),
+        ("--model {m} --latent-path l.safetensors x/l.safetensors", "two files would become 'l.png'"),
         ("--model {m} --prompt x --reference notes.txt", "notes.txt"),
         ("--model {m} --prompt x --reference {r} {r} {r} {r}", "--reference:"),
         ("--model {m} --prompt 'x --ci {r} --ci {r} --ci {r} --ci {r}'", "--prompt:"),
@@ -315,6 +355,10 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("a cat")
     save_file({}, tmp_path / "a.safetensors")
+    save_file({"latent": torch.zeros(1, 8, 4, 4)}, tmp_path / "wide.safetensors")
+    for name in ("l", "x/l"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_file({"latent": torch.zeros(1, 16, 4, 4)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError) as refused:
         section_of("generate", shlex.split(line.format(m=tiny_model, r=REFERENCES[0])))
     assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
@@ -326,7 +370,7 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
 def test_a_model_that_edits_one_image_says_where_none_is_given(model: str, given: str, notes: int) -> None:
     section = section_of("generate", shlex.split(f"--model Qwen/Qwen-Image-{model} --prompt x {given}"))
     found = [one.message for one in warnings(section)]
-    assert found == ["no reference image, and Qwen-Image-Edit is made to edit one. Give --reference."] * notes
+    assert found == ["no reference image, but Qwen-Image-Edit edits one. Give --reference."] * notes
 
 
 def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
@@ -369,6 +413,11 @@ def test_the_commands_of_the_page_run(generate, tiny_model: Path, tmp_path: Path
             generate(f"{line} --output like")
             assert json.dumps(read_settings(next((tmp_path / "like").glob("*.png"))))
             continue
+        if "--latent-path" in line:
+            save_file(load_file(next((tmp_path / "out").glob("*.safetensors"))), tmp_path / "latents.safetensors")
+            generate(f"{line} --output decoded --device cpu --dtype float32")
+            assert (tmp_path / "decoded" / "latents.png").is_file()
+            continue
         before = set((tmp_path / "out").glob("*"))
         more = SMALL.replace("--steps 2", "--steps 1") if "--lightning" not in line else SMALL
         generate(f"{line} {more}")
@@ -386,7 +435,7 @@ def test_model_and_size_come_with_the_lora(generate, tiny_model: Path, tmp_path:
     settings = read_settings(path)
     assert (settings["width"], settings["height"]) == (128, 128)
     assert settings["model"] == {"name_or_path": f"models/{tiny_model.name}"}
-    with pytest.raises(UserError, match=r"--model: unknown.safetensors: its model is not known"):
+    with pytest.raises(UserError, match=r"--model: unknown.safetensors: its model is unknown"):
         generate(f"{asked} unknown.safetensors")
 
 
@@ -400,5 +449,5 @@ def test_the_model_of_a_lora_that_is_still_to_come(trainer, write_job, tmp_path:
     find = discover().find_config
     assert load_job(write_job(training, {**last, "lora": lora}), find)
     assert load_job(write_job(training, resize, {**last, "lora": small, "model": train["model"]}), find)
-    with pytest.raises(UserError, match=r"process\[2\].model: .*small.safetensors: its model is not known"):
+    with pytest.raises(UserError, match=r"process\[2\].model: .*small.safetensors: its model is unknown"):
         load_job(write_job(training, resize, {**last, "lora": small}), find)

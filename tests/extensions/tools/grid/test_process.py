@@ -78,7 +78,7 @@ def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
     ("line", "message"),
     [
         ("--model {m} --prompt x", "run.py grid: --lora: is required."),
-        ("--model {m} --lora a.safetensors", "--prompt: is required: what the images show"),
+        ("--model {m} --lora a.safetensors", "--prompt: is required. Or give"),
         ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
         ("--model {m} --prompt x --lora a.safetensors --strength much", "--strength: 'much' is not a number"),
         (

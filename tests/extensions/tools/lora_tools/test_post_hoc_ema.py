@@ -10,13 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extensions.tools.lora_tools.post_hoc_ema import (
-    average,
-    linear_betas,
-    mixing_weights,
-    power_betas,
-    steps_of,
-)
+from extensions.tools.lora_tools.post_hoc_ema import average, linear_betas, mixing_weights, power_betas, steps_of
 from tests.golden_tables import golden
 from toolkit.errors import UserError
 from toolkit.optim.ema import MAX_SIGMA_REL, gamma_of

@@ -243,7 +243,7 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
     assert f"transformer.{TO_Q}.lora_A.weight" in load_file(tmp_path / "b.safetensors")
     refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
-    assert "'b.safetensors' is there already" in refused.stderr
+    assert "'b.safetensors' exists already" in refused.stderr
     assert "'pickle.pt' is not a safetensors file" in refused.stderr
     refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
     assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
@@ -276,24 +276,24 @@ def test_layers_that_comfyui_skips_are_one_line(
     [
         ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is not a number"),
         ("merge", {"lora": "a.safetensors", "output": "x", "base": "here"}, "'here' holds no model_index.json"),
-        ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "has to end in .safetensors"),
+        ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "must end in .safetensors"),
         ("merge", {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"}, "is no model. It is a LoRA"),
         (
             "merge",
             {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"},
-            "'x' has to end in .safetensors, as",
+            "'x' must end in .safetensors, because",
         ),
         (
             "merge",
             {"lora": "a.safetensors", "output": "x", "base": "here", "layout": "single_file"},
-            "'x' has to end in .safetensors with single_file",
+            "'x' must end in .safetensors with single_file",
         ),
-        ("resize", {"input": "a.safetensors", "output": "x.safetensors"}, "give the largest rank of a layer"),
+        ("resize", {"input": "a.safetensors", "output": "x.safetensors"}, "give the maximum rank of a layer"),
         ("inspect", {"file": "nothing.safetensors"}, "'nothing.safetensors' is not a file"),
         (
             "post_hoc_ema",
             {"files": ["a.safetensors", "a.safetensors"], "sigma_rel": 0.3, "output": "x.safetensors"},
-            "0.3 is out of range: the even mean",
+            "0.3 is out of range: the uniform mean",
         ),
         ("post_hoc_ema", {"files": ["a.safetensors"], "output": "x.safetensors"}, "give at least two"),
         ("post_hoc_ema", {"files": ".", "output": "x.safetensors"}, "is a folder. Give 'width'"),
@@ -334,7 +334,7 @@ def test_only_what_the_program_wrote_is_replaced(run, write_lora, tiny_model: Pa
             "output": "b.safetensors",
         }
         run("convert", **again, overwrite=True)
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="exists already"):
             run("convert", **again)
     for _ in range(2):
         run("merge", base=model, lora=str(lora), output="merged", overwrite=True)
@@ -425,7 +425,7 @@ def test_extract_finds_the_base_by_the_run_and_tools_keep_what_is_still_true(
     run("extract", base=str(tiny_model), tuned="output/run/run", rank=3, output="given.safetensors")
     run("extract", tuned="output/run/run", rank=3, output="found.safetensors")
     assert Path("found.safetensors").read_bytes() == Path("given.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"base: is required. elsewhere: its model is not known"):
+    with pytest.raises(UserError, match=r"base: is required. elsewhere: its model is unknown"):
         Path("output/run/run").rename("elsewhere")
         run("extract", tuned="elsewhere", rank=3, output="x.safetensors")
 
@@ -458,7 +458,7 @@ def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path,
     again = load_job(write_job(*chain[:-1]), extensions.find_config)
     ExtensionJob(again, extensions).run()
     assert Path("again.safetensors").stat().st_mtime_ns == written, "a finished job does nothing"
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         load_job(write_job(chain[1], name="another_job"), extensions.find_config)
     with pytest.raises(UserError, match=r"process\[1\]: writes '.*/new.safetensors', as an earlier process does"):
         load_job(write_job(*[{**chain[0], "output": "new.safetensors"}] * 2), extensions.find_config)

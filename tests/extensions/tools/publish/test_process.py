@@ -211,7 +211,7 @@ def test_paths_and_secrets_in_metadata_are_left_out_of_the_upload(hub: Hub, run:
     for name, tensor in load_file(sent).items():
         assert torch.equal(tensor, weights[name])
     assert f"`{sha256_of(sent)}`" in hub.files["README.md"].decode()
-    assert "my_char.safetensors: its metadata holds a path or a secret (note), which is left out" in said
+    assert "my_char.safetensors: its metadata contains a path or a secret (note), which is removed" in said
 
 
 @pytest.mark.parametrize("name", ["README.md", "report.html", "my_char.safetensors", "samples/1__000000020_0.png"])
@@ -227,11 +227,7 @@ def test_a_preview_overwrites_nothing(run: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "lines", "absent"),
     [
-        (
-            ("Qwen/Qwen-Image-Edit-2509", "models/mine"),
-            ['"path/to/mine", dtype=torch.bfloat16)  # the f'],
-            "base_m",
-        ),
+        (("Qwen/Qwen-Image-Edit-2509", "models/mine"), ['"path/to/mine", dtype=torch.bfloat16)  # the f'], "base_m"),
         (("type: lora", "type: loha"), ["LoHa files load in ComfyUI; diffusers does not know"], "```python"),
     ],
 )
@@ -247,7 +243,7 @@ def test_the_card_says_how_the_file_is_loaded(
 def test_what_goes_wrong_ends_with_the_command_that_repeats_it(hub: Hub, run: Path, monkeypatch) -> None:
     again = "python run.py publish output/my_char --repo x"
     hub.failures = [500] * 2
-    with pytest.raises(RunError, match=rf"the hub refuses it .*then: {again} --attempts 2$"):
+    with pytest.raises(RunError, match=rf"the hub rejects it .*then: {again} --attempts 2$"):
         publish("output/my_char", "--repo", "x", "--attempts", "2")
     hub.failures = [403]
     with pytest.raises(RunError, match=rf"token that may write to it, then: {again}$"):
@@ -256,7 +252,7 @@ def test_what_goes_wrong_ends_with_the_command_that_repeats_it(hub: Hub, run: Pa
     with pytest.raises(RunError, match=rf"cannot be reached .*Later: {again} --attempts 1$"):
         publish("output/my_char", "--repo", "x", "--attempts", "1")
     monkeypatch.setattr("extensions.tools.publish.process.get_token", lambda: None)
-    with pytest.raises(UserError, match=r"no token of the hub\. Set HF_TOKEN"):
+    with pytest.raises(UserError, match=r"no token for the hub\. Set HF_TOKEN"):
         publish("output/my_char", "--repo", "x")
     for flags, words in [
         (("output", "--repo", "x"), "no run is here"),

@@ -32,6 +32,8 @@ def run(tmp_path: Path) -> Path:
     ]
     (folder / "metrics.jsonl").write_text(lines(*rows))
     (folder / "validation.jsonl").write_text(lines({"step": 60, "validation/loss": 0.6}, {"step": 120, "loss": 0.5}))
+    drift = {"drift/px": 3.5, "drift/zoom_percent_1": 1.0, "drift/outside_mask": 2.0}
+    (folder / "drift.jsonl").write_text(lines(*({"step": step, **drift} for step in (0, 60, 120))))
     (folder / "config.yaml").write_text(f"model:\n  name: tiny  # <i>\n  hf_token: {SECRET}\n")
     files = []
     for step in (0, 60, 120):
@@ -43,7 +45,7 @@ def run(tmp_path: Path) -> Path:
         lines(
             *(
                 {"time": "2026-01-01T00:00:00Z", "event": "sample", "step": step, "files": files[at : at + 2]}
-                | {"prompts": [PROMPT, f"a dog, {SECRET}"]}
+                | {"prompts": [PROMPT, f"a dog, {SECRET}"], "drift": ["", f"{step / 10} pixels off"]}
                 for at, step in ((0, 0), (2, 60), (4, 120))
             ),
             {"time": "2026-01-01T00:00:09Z", "event": "save", "step": 120, "files": ["cat.safetensors"]},

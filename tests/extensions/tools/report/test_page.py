@@ -15,17 +15,10 @@ from PIL import Image
 from extensions.tools.report.page import report_page
 from extensions.tools.shared.diagrams import draw_diagrams
 from extensions.tools.shared.html_page import is_page
-from tests.extensions.tools.report.conftest import PROMPT, SECRET
+from tests.extensions.tools.report.conftest import PROMPT, SECRET, lines
 from tests.html_browser import Browser
 from tests.processes import alarm
-from toolkit.train.run_reader import (
-    list_checkpoints,
-    list_network_files,
-    list_samples,
-    read_events,
-    read_run,
-    runs_in,
-)
+from toolkit.train.run_reader import list_checkpoints, list_network_files, list_samples, read_events, read_run, runs_in
 
 HUGE = b'{"step": 1%s, "time": 5, "event": [], "loss": 1%s}\n{"step": 7, "loss": 1%s, "step_s": 1%s}\n' % (
     (b"0" * 400,) * 4
@@ -38,6 +31,9 @@ def write_page(run: Path, **how: bool) -> Path:
     path = run / "report.html"
     path.write_text(report_page(found, run, **how), encoding="utf-8")
     return path
+
+
+DRIFT = ("Drift of edits (pixels)", "Zoom (%) and rotation (degrees) of edits", "Change outside the mask (0 to 255)")
 
 
 def test_a_page_has_all_that_the_run_recorded_and_no_secret(run: Path) -> None:
@@ -62,12 +58,13 @@ def test_a_page_has_all_that_the_run_recorded_and_no_secret(run: Path) -> None:
         "cd" * 32,
         "2026-01-01",
     ]
+    told += ["0.0 pixels off", "12.0 pixels off"]
     told.append(hashlib.sha256((run / "cat.safetensors").read_bytes()).hexdigest())
     assert [part for part in told if part not in seen] == []
     assert SECRET not in text and "<redacted>" in seen and "<script>document" not in text
     assert text.count("data:image/jpeg") == 7  # of six samples one is torn, of three images one is gone
     assert "no image at step 60" in seen
-    for title in ("Loss", "Validation", "Learning rate", "Gradient norm", "Seconds per step"):
+    for title in ("Loss", "Validation", "Learning rate", "Gradient norm", "Seconds per step", *DRIFT):
         assert f'"title":"{title}"' in text
     assert is_page(path) and not is_page(run / "config.yaml") and not is_page(run / "nothing")
 
@@ -79,6 +76,21 @@ def test_a_page_names_the_file_and_the_next_commands(run: Path, trainer, write_j
     assert f"The result is <code>{run}/cat.safetensors</code>. Next:" in text
     assert f"python run.py generate --lora {run}/cat.safetensors --prompt &#39;a &lt;b&gt; cat&#39;" in text
     assert sys.executable not in text
+
+
+def test_a_page_says_which_files_are_as_good_and_what_was_spent_beyond_them(run: Path) -> None:
+    assert "As good by validation" not in report_page(read_run(run), run)
+    means = {40: 0.5, 60: 0.4, 100: 0.4, 120: 0.6}
+    for step in (40, 60, 100):
+        (run / f"cat_{step:09d}.safetensors").write_bytes((run / "cat.safetensors").read_bytes())
+    rows = [
+        {"step": step, "of": "x", "losses": {f"{i}": [mean + i + 0.001 * ((i * step) % 7)] for i in range(9)}}
+        for step, mean in means.items()
+    ]
+    (run / "validation_images.jsonl").write_text(lines(*rows))
+    page = report_page(read_run(run), run)
+    for words in ("steps 60, 100 (95% interval, 9 images)", "cat_000000060.safetensors", "60 of 120"):
+        assert words in page
 
 
 def test_without_pictures_a_page_is_small_however_long_the_run(run: Path) -> None:
@@ -99,7 +111,8 @@ def test_without_pictures_a_page_is_small_however_long_the_run(run: Path) -> Non
 def test_no_folder_is_too_broken_for_a_page(run: Path) -> None:
     whole = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for path, data in whole.items():
-        for damaged in (data[: len(data) // 2], b"\xff\x00[[{", b"[]", b'{"status": []}', HUGE, None):
+        of_text = (b"[]", b'{"status": []}', HUGE) if path.suffix in (".json", ".jsonl", ".yaml") else ()
+        for damaged in (data[: len(data) // 2], b"\xff\x00[[{", *of_text, None):
             (run / "run.lock").touch()  # a run, whatever becomes of run.json
             path.write_bytes(damaged) if damaged is not None else path.unlink()
             assert "</html>" in write_page(run).read_text()
@@ -114,7 +127,7 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(browser: Browser, 
     path = write_page(run)
     browser.open(path)
     assert browser.errors() == [] and browser.requests_elsewhere() == []
-    seen = "[...document.querySelectorAll('#samples-shown [data-step]')].filter(n => !n.hidden)"
+    seen = "[...document.querySelectorAll('#samples-shown [data-step]:not(p.faint)')].filter(n => !n.hidden)"
     shown = f"return {seen}.map(n => n.dataset.step)"
     assert browser.run(shown) == ["120", "120"] and browser.text("#step-shown") == "step 120"
     assert browser.run("return document.querySelectorAll('.chart svg path').length") >= 6

@@ -30,7 +30,7 @@ def test_the_commands_of_the_readme_and_a_job(run_py, write_job, run: Path, tmp_
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("output/none",), "run: 'output/none' holds no run"),
+        (("output/none",), "run: 'output/none' contains no run"),
         (("output", "--output", "a.html"), "--output: is one file, 'output' holds 2 runs (cat, dog). Give one."),
         (("output/cat", "--output", "output"), "--output: 'output' is a folder. Give a file, such as"),
         (("output/cat", "--output", "mine.html"), "--output: 'mine.html' was not made by this program"),

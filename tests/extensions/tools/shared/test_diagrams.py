@@ -111,11 +111,12 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
     text = (draw_diagrams(broken, tmp_path / "graph")[-1]).read_text()
     assert "steps: 1, epochs: 1" in text
     assert draw_diagrams(broken, tmp_path / "graph")  # its own files are replaced
-    for mine in ("training_losses.png", "training_summary.txt"):
-        draw_diagrams(broken, tmp_path / mine)
-        (tmp_path / mine / mine).write_bytes(b"mine")
+    for mine in ("training_summary.txt", "training_losses.png"):
+        drawn = (tmp_path / "graph" / mine).read_bytes()
+        (tmp_path / "graph" / mine).write_bytes(b"mine")
         with pytest.raises(RunError, match=f"{mine}' was not made by this program"):
-            draw_diagrams(broken, tmp_path / mine)
+            draw_diagrams(broken, tmp_path / "graph")
+        (tmp_path / "graph" / mine).write_bytes(drawn)
 
 
 def test_the_summary_has_first_last_and_lowest() -> None:

@@ -43,8 +43,8 @@ def test_the_job_beside_the_file_says_it_though_its_dataset_is_gone(here: Path, 
 @pytest.mark.parametrize(("written", "found"), [
     ({"base_model": "Qwen/Qwen-Image-Edit-2511"}, "Qwen/Qwen-Image-Edit-2511"),
     ({"base_model": "mine"}, "models/mine"),
-    ({"base_model": "somebody/large"}, "its model 'somebody/large' is not here. Give a model folder or hub id"),
-    ({}, r"its model is not known: it is in no folder of a run \(config.yaml\)"),
+    ({"base_model": "somebody/large"}, "its model 'somebody/large' was not found on this machine. Give a model"),
+    ({}, r"its model is unknown: it is not in the folder of a run \(config.yaml\)"),
 ])  # fmt: skip
 def test_the_metadata_name_a_published_model_or_one_that_is_here(here: Path, written: dict, found: str) -> None:
     """Nothing is downloaded because a file says so, unless it is a published model."""

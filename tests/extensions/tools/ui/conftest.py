@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -76,6 +78,20 @@ def make_run(ui: Ui) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def address(ui: Ui) -> Iterator[str]:
+    """The page in a thread of this process, served."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(make_app(ui), port=port, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://localhost:{port}"
+    server.should_exit = True
+    thread.join(10)
 
 
 class Served:

@@ -91,7 +91,7 @@ def test_curves_that_a_diagram_has_no_room_for_are_named(
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     browser.open(f"{served.address}/runs/one")
     note = "return document.querySelector('.plot p')?.textContent"
-    until(lambda: browser.run(note) == "not drawn: loss/part_8, loss/part_9")
+    until(lambda: browser.run(note) == "not plotted: loss/part_8, loss/part_9")
     assert is_clean(browser)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from extensions.tools.shared.suspects import FILE, FOLDER, MOST_BYTES, suspects_text
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
@@ -89,7 +91,7 @@ def test_a_new_dataset_has_its_repeats_in_its_name(
     [
         ("..", "1", "cannot be the name"), ("a/b", "1", "leave out"), (".x", "1", "hidden"),
         ("x" * 300, "1", "too long"),
-        ("pipo", "1", "there already"), ("ok", "0", "whole number"), ("ok", "1e3", "whole number"),
+        ("pipo", "1", "exists already"), ("ok", "0", "whole number"), ("ok", "1e3", "whole number"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_none_is_told_and_stays_in_the_form(
@@ -357,6 +359,35 @@ def test_findings_stand_at_their_images_until_the_next_check(page: TestClient, u
     save(page, "4_pipo/a.png", "new", version(page, "4_pipo/a.png"))
     text = page.get("/datasets/pipo").text
     assert "is small" in text and "has changed since" in text
+
+
+def test_suspects_of_a_run_stand_at_their_images_until_they_change(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path]
+) -> None:
+    image, other = (picture(ui.datasets / "pipo" / f"{name}.png") for name in "ab")
+    run = make_run("<b>one")
+    (run / FOLDER).mkdir()
+    outside = picture(ui.datasets.parent / "private" / "x.png")
+    lines = suspects_text({str(image): "<script>why</script>", str(outside): "outside"}, "two\nlines")
+    damaged = "/\n\0\n\udcff\n" + "x" * 70_000 + f"\n  # none\n{ui.datasets}/pipo/gone.png  # gone\n"
+    (run / FOLDER / FILE).write_text(damaged + lines, encoding="utf-8", errors="surrogateescape")
+    answer = client.get("/datasets/pipo?only=found", headers=HTML)
+    assert answer.status_code == 200
+    assert "training: &lt;b&gt;one, &lt;script&gt;why&lt;/script&gt;" in answer.text
+    assert 'data-name="a.png"' in answer.text and 'data-name="b.png"' not in answer.text
+    assert not re.search("<script>why|<b>one|outside|: gone", answer.text)
+    assert client.get("/datasets/pipo/lint").json()["count"] == 1
+
+    later = time.time() + 10
+    os.utime(image, (later, later))
+    assert "why" not in client.get("/datasets/pipo?only=found").text
+    (run / FOLDER / FILE).write_text(lines.replace(str(image), str(other)))
+    assert 'data-name="b.png"' in client.get("/datasets/pipo?only=found").text
+    (run / FOLDER / FILE).write_text(lines.replace(str(image), str(other)) + "#" * MOST_BYTES)
+    assert 'data-name="b.png"' not in client.get("/datasets/pipo?only=found").text
+    (run / FOLDER / FILE).unlink()
+    os.mkfifo(run / FOLDER / FILE)
+    assert 'data-name="b.png"' not in client.get("/datasets/pipo?only=found").text
 
 
 def test_captions_are_written_by_the_queue(page: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from PIL import Image
 
-from extensions.tools.ui.app import make_app
 from extensions.tools.ui.state import Ui
 from tests.html_browser import Browser
-from tests.processes import free_port
 
 
 @pytest.fixture
@@ -27,26 +22,13 @@ def ui(tmp_path: Path) -> Ui:
     return ui
 
 
-@pytest.fixture
-def address(ui: Ui) -> Iterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(make_app(ui), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://localhost:{port}/datasets/pipo"
-    server.should_exit = True
-    thread.join(10)
-
-
 def text_of(ui: Ui, number: int) -> str:
     return (ui.datasets / "pipo" / f"{number}.txt").read_text()
 
 
 @pytest.mark.slow
 def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: str) -> None:
-    browser.open(address)
+    browser.open(f"{address}/datasets/pipo")
     browser.run("document.querySelector('.image').focus()")
     browser.press("ArrowRight", "Enter", "x")
     browser.press("Escape")
@@ -91,7 +73,7 @@ def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, addre
     (tmp_path / "0.png").write_bytes(sent.read_bytes()[:5000])
     Image.new("RGB", (50, 50), "white").save(tmp_path / "1.png")
     (tmp_path / "1.txt").write_text("white")
-    browser.open(address)
+    browser.open(f"{address}/datasets/pipo")
     files = (sent, sent.with_suffix(".txt"), tmp_path / "0.png", tmp_path / "1.png", tmp_path / "1.txt")
     browser.type("[name=file]", "\n".join(map(str, files)))
     browser.wait_for("document.querySelector('.sent .button')", 60)
@@ -102,7 +84,7 @@ def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, addre
     assert (folder / "写真.txt").read_text() == "of a 写真" and (folder / "1-2.txt").read_text() == "white"
     assert text_of(ui, 1) == "pipo, green\n"
 
-    browser.open(address)
+    browser.open(f"{address}/datasets/pipo")
     assert browser.is_as_wide_as_the_window()
     browser.run("window.confirm = () => true; document.querySelector('[value=\"写真.png\"]').click()")
     browser.click("[formaction$=delete]")
@@ -113,7 +95,18 @@ def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, addre
     assert (folder / "写真.png").read_bytes() == sent.read_bytes() and (folder / "写真.txt").exists()
     assert browser.errors() == []
 
+    large = "const e = document.getElementById('large'); return [e.open, e.querySelector('img').src, e.innerText]"
+    browser.open(f"{address}/datasets/pipo")
+    browser.click(".view")
+    for key, shown in (("", "0.png"), ("ArrowRight", "1-2.png"), ("ArrowRight", "1.png"), ("ArrowLeft", "1-2.png")):
+        browser.press(*filter(None, [key]))
+        is_open, source, words = browser.run(large)
+        assert is_open and source.endswith(f"/images/{shown}") and f"{shown} ·" in words
+    browser.click('[data-by="1"]')
+    browser.press("Escape")
+    assert not browser.run(large)[0] and browser.run("return document.activeElement.dataset.name") == "1.png"
+
     (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff no image")
-    browser.open(address, width=360, dark=True)
+    browser.open(f"{address}/datasets/pipo", width=360, dark=True)
     browser.wait_for("document.body.innerText.includes('cannot be used')")
     assert browser.is_as_wide_as_the_window()

@@ -16,7 +16,8 @@ import pytest
 
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as module
-from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, Runner, refusal
+from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, refusal
+from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT
 from toolkit.errors import RunError, UserError
 
@@ -54,11 +55,12 @@ os._exit(act.get("code", 0)) if act.get("code", 0) >= 0 else os.kill(os.getpid()
 WORK = """
 import logging, sys
 from pathlib import Path
-from extensions.tools.ui import commands, queue
+from extensions.tools.ui import commands, runner
+from extensions.tools.ui.queue import Queue
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 commands.RUN_PY = Path(sys.argv[2])
-queue.slots = lambda: sys.argv[3].split(",")
-queue.Runner(queue.Queue(Path(sys.argv[1])), pauses=(0.0, 0.0, 0.0), poll_s=0.02).run()
+runner.slots = lambda: sys.argv[3].split(",")
+runner.Runner(Queue(Path(sys.argv[1])), pauses=(0.0, 0.0, 0.0), poll_s=0.02).run()
 """
 
 
@@ -232,10 +234,10 @@ def test_the_state_of_an_earlier_run_in_the_folder_decides_nothing(yard):
 @pytest.mark.parametrize("other", [{"pid_start": "1"}, {"boot": "another"}])
 def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard, other):
     id_, pid = yard.add("a"), os.getpid()
-    mine = {"pid": pid, "pid_start": module._start_of(pid), "boot": module.boot_id()}
-    yard.queue._save(yard.queue.entry(id_), state=RUNNING, attempts=1, **mine)
+    mine = {"pid": pid, "pid_start": module.start_of(pid), "boot": module.boot_id()}
+    yard.queue.save(yard.queue.entry(id_), state=RUNNING, attempts=1, **mine)
     assert module.is_alive(yard.queue.entry(id_))
-    yard.queue._save(yard.queue.entry(id_), **other)
+    yard.queue.save(yard.queue.entry(id_), **other)
     assert not module.is_alive(yard.queue.entry(id_))
     yard.work()
     assert (yard.state(id_), len(yard.starts())) == (DONE, 1)
@@ -298,14 +300,14 @@ def test_a_damaged_entry_and_one_that_names_another_program_stop_nothing(yard):
 def test_a_job_that_cannot_be_recorded_is_not_started(yard, monkeypatch):
     id_ = yard.add("a")
     monkeypatch.setattr(commands, "RUN_PY", yard.fake)
-    save, fails = Queue._save, [True]
+    save, fails = Queue.save, [True]
 
     def full(queue: Queue, entry: Entry, **changes: object) -> Entry:
         if fails and fails.pop():
             raise RunError("no space left on device")
         return save(queue, entry, **changes)
 
-    monkeypatch.setattr(Queue, "_save", full)
+    monkeypatch.setattr(Queue, "save", full)
     runner = Runner(yard.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02)
     monkeypatch.setattr(runner, "_slots", [""])
     runner.run()
@@ -363,12 +365,13 @@ def test_the_command_lists_adds_and_runs(yard, run_py):
     assert yard.queue.entries() == ()
 
 
-def test_any_number_of_moves_keeps_the_order(yard):
-    ids = [yard.add(name) for name in "abc"]
-    for turn in range(130):  # each halves the space between the numbers of two
-        ids = [ids[0], ids[2], ids[1]]
-        yard.queue.move(ids[1], before=ids[2])
-        assert [entry.id for entry in yard.queue.entries()] == ids, turn
+def test_a_move_orders_entries_whose_numbers_are_the_same(yard):
+    """As a move leaves them that was killed between two files."""
+    first, second, third = (yard.add(name) for name in "abc")
+    yard.queue.save(yard.queue.entry(third), order=yard.queue.entry(first).order)
+    for wanted in ([third, first, second], [second, third, first], [first, second, third]):
+        yard.queue.move(wanted[0], before=next(entry.id for entry in yard.queue.entries() if entry.id != wanted[0]))
+        assert [entry.id for entry in yard.queue.entries()] == wanted
 
 
 def test_two_pages_change_one_queue_at_the_same_time(yard):
@@ -392,7 +395,7 @@ def test_what_no_system_starts_does_not_hold_the_others_up(yard, monkeypatch, wa
     if way == "long":
         with pytest.raises(UserError, match="bytes"):
             yard.queue.add(["caption", "--prompt=" + "x" * 2**17], "c")
-        yard.queue._save(yard.queue.entry(first), argv=("a.json", "x" * 2**17))
+        yard.queue.save(yard.queue.entry(first), argv=("a.json", "x" * 2**17))
     popen = subprocess.Popen
 
     def started(command, **options):

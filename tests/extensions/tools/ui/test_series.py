@@ -1,4 +1,4 @@
-"""Curves of files that grow, are replaced and go back, against what `read_metrics` says of the same file."""
+"""Curves of files that grow, are replaced and go back, against what `rows_by_step` says of the same file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extensions.tools.ui.series import MOST_RECENT, Series, sparkline
-from toolkit.train.run_reader import read_metrics
+from toolkit.train.run_reader import rows_by_step
 
 
 def line(step: int, value: float | None, **more: object) -> str:
@@ -23,22 +23,23 @@ def append(path: Path, text: str) -> None:
 
 
 def check(series: Series, folder: Path) -> None:
-    """The buckets tile the steps that `read_metrics` has, and hold their extremes and means."""
+    """The buckets tile the steps that `rows_by_step` has, and hold their extremes and means."""
     series.update()
-    truth = {row["step"]: row["loss"] for row in read_metrics(folder).rows}
-    read = series.curves()
-    assert read["last"] == max(truth, default=-1)
-    ends = [*read["steps"][1:], read["last"] + 1] if read["steps"] else []
-    for at, (begin, end) in enumerate(zip(read["steps"], ends, strict=True)):
+    with rows_by_step(folder / "metrics.jsonl") as rows:
+        truth = {row["step"]: row["loss"] for row in rows}
+    steps, curves = series.curves()
+    assert series.last_step == max(truth, default=-1)
+    ends = [*steps[1:], series.last_step + 1] if steps else []
+    for at, (begin, end) in enumerate(zip(steps, ends, strict=True)):
         values = [value for step, value in truth.items() if begin <= step < end and value is not None]
-        loss = read.get("loss")
+        loss = curves.get("loss")
         if not values:
             assert loss is None or (loss["low"][at], loss["high"][at], loss["mean"][at]) == (None, None, None)
             continue
         assert loss["low"][at] == pytest.approx(min(values), rel=1e-4)
         assert loss["high"][at] == pytest.approx(max(values), rel=1e-4)
         assert loss["mean"][at] == pytest.approx(math.fsum(values) / len(values), rel=1e-4)
-    assert min(truth, default=0) >= (read["steps"][0] if truth else 0)
+    assert min(truth, default=0) >= (steps[0] if truth else 0)
     assert series.total("loss") == pytest.approx(math.fsum(v for v in truth.values() if v is not None))
 
 
@@ -74,12 +75,12 @@ def test_no_spike_is_lost_and_a_part_is_read_finer(tmp_path: Path) -> None:
     path.write_text("".join(line(step, 99.0 if step == 7777 else 1.0) for step in range(1, 20_001)))
     series = Series(path, most=64)
     series.update()
-    whole = series.curves(points=20)
-    assert len(whole["steps"]) <= 20
+    steps, whole = series.curves(points=20)
+    assert len(steps) <= 20
     assert max(whole["loss"]["high"]) == 99.0
-    part = series.curves(7770, 7790, points=40)
-    assert part["steps"][part["loss"]["high"].index(99.0)] == 7777
-    assert series.curves(1, 20_000, points=64)["loss"]["high"].count(99.0) == 1
+    steps, part = series.curves(7770, 7790, points=40)
+    assert steps[part["loss"]["high"].index(99.0)] == 7777
+    assert series.curves(1, 20_000, points=64)[1]["loss"]["high"].count(99.0) == 1
 
 
 def test_a_curve_that_begins_late_has_no_values_before(tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_a_curve_that_begins_late_has_no_values_before(tmp_path: Path) -> None:
     path.write_text(line(1, 0.5) + line(2, 0.4) + line(3, 0.3, late=7, odd=math.nan, text="no number", yes=True))
     series = Series(path)
     series.update()
-    curves = series.curves()
-    assert [name for name in curves if name not in ("steps", "last")] == ["loss", "late"]
+    _, curves = series.curves()
+    assert [*curves] == ["loss", "late"]
     assert curves["late"]["mean"] == [None, None, 7]
 
 
@@ -122,7 +123,7 @@ def test_a_line_without_an_end_and_one_that_is_too_long_are_no_rows(tmp_path: Pa
     path.write_text(line(1, 0.5) + '{"x": "' + "y" * 200_000 + '"}\n' + line(2, 0.4) + line(2**64, 1.0))
     series = Series(path)
     series.update()
-    assert series.curves()["steps"] == [1, 2]
+    assert series.curves()[0] == [1, 2]
     append(path, '{"x": "' + "y" * 200_000)
     series.update()
     append(path, '"}\n' + line(3, 0.4))

@@ -258,8 +258,12 @@ def test_a_form_without_script_takes_several_files(page: TestClient, ui: Ui) -> 
     red = png("red")
     (ui.datasets / "d" / "a.png").write_bytes(png("blue"))
     sent = [("file", ("a.txt", b"red one")), ("file", ("a.png", red)), ("file", ("bad.png", b"x"))]
+    sent += [("file", ("cut.zip", b"PK")), ("file", ("all.zip", zipped({"z.txt": b"z"}))), ("file", ("x/b.png", red))]
     answer = page.post("/datasets/d/files", files=sent, headers={"accept": "text/html"})
-    assert answer.status_code == 422 and "added as a-2.png" in answer.text and "is not a JPEG" in answer.text
+    assert answer.status_code == 422
+    for said in ("added as a-2.png", "is not a JPEG", "no zip file", "its name is hidden, or holds"):
+        assert said in answer.text
+    assert files(ui)["z.txt"] == b"z"
     assert files(ui)["a-2.txt"] == b"red one" and files(ui)["a-2.png"] == red
 
 

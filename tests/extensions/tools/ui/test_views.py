@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from io import BytesIO
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from extensions.tools.ui.live import feed, log_since
+from extensions.tools.ui.live import log_since
 from extensions.tools.ui.state import HERE, Ui, texts
 from toolkit.train.lock import run_lock
 
@@ -56,6 +57,54 @@ def test_the_page_of_a_run_shows_what_its_folder_holds(client: TestClient, make_
         assert shown in text
     assert "samples/000000000_0.png" in client.get("/runs/one?step=0").text.replace("%2F", "/")
     assert client.get("/runs/one?step=nothing").status_code == 200
+
+
+def test_what_looks_wrong_is_a_notice(client: TestClient, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    row = {"time": "2026-11-01T10:00:00Z", "event": "warning", "step": 7, "kind": "step_time"}
+    rows = [
+        row | {"message": f"message {number} {HOSTILE}", "cause": "a cause", "remedy": SECRET} for number in range(7)
+    ]
+    rows += [{"event": "warning", "step": [], "message": {}}]
+    with (folder / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(each) + "\n" for each in rows)
+    text = client.get("/runs/one").text
+    notices = text.partition('id="notices"')[2].partition("</div>")[0]
+    assert notices.count('class="notice"') == 5 and "message 6" in notices and "message 2" not in notices
+    assert "step 7" in notices and "a cause" in notices and "<script>" not in notices and SECRET not in notices
+
+
+def test_a_run_that_ended_early_says_why_and_which_files_are_as_good(
+    client: TestClient, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one", steps=40, reason=f"no later step will be better {SECRET}")
+    assert "As good by validation" not in client.get("/runs/one").text
+    for step in (10, 20, 30):
+        shutil.copy(folder / "one.safetensors", folder / f"one_{step:09d}.safetensors")
+    rows = [
+        {"step": step, "of": "x", "losses": {str(i): [mean + i + 0.001 * (i * step % 7)] for i in range(9)}}
+        for step, mean in ((10, 0.5), (20, 0.4), (30, 0.4), (40, 0.6))
+    ]
+    path = folder / "validation_images.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = client.get("/runs/one").text.partition('<dl class="facts')[2].partition("</dl>")[0]
+    for words in ("no later step", "steps 20, 30 (95% interval, 9 images)", "one_000000020.safetensors", "20 of 40"):
+        assert words in facts
+    assert SECRET not in facts
+    for damaged in (path.read_bytes()[:300], bytes(range(256)) * 20, b'{"step": 1, "losses": {"a": [1e999]}}\n'):
+        path.write_bytes(damaged)
+        assert client.get("/runs/one").status_code == 200
+
+
+def test_the_drift_of_samples_has_its_diagram(client: TestClient, make_run: Callable[..., Path]) -> None:
+    rows = [{"step": step, "drift/px": step + 1.0, "drift/px_0": None} for step in (0, 10)]
+    (make_run("one") / "drift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = client.get("/runs/one/curves").json()["diagrams"]
+    diagram = next(each for each in drawn if each["title"] == "Drift of edits (pixels)")
+    assert [(curve["name"], curve["steps"], curve["mean"]) for curve in diagram["curves"]] == [
+        ("drift/px", [0, 10], [1.0, 11.0])
+    ]
+    assert "drift/px" in client.get("/runs/one").text
 
 
 def test_samples_and_files_come_whole_small_and_by_ranges(client: TestClient, make_run: Callable[..., Path]) -> None:
@@ -161,6 +210,17 @@ def test_no_run_takes_the_pages_away(client: TestClient, ui: Ui, make_run: Calla
     json.loads(text, parse_constant=pytest.fail)
 
 
+def test_a_run_whose_name_is_not_utf_8_has_its_page(client: TestClient, ui: Ui, make_run: Callable[..., Path]) -> None:
+    shutil.copytree(make_run("two"), ui.output / "caf\udce9" / "\udcff")
+    found = client.get("/", headers={"accept": "application/json"}).json()
+    assert {row["id"] for row in found} == {"two", r"caf\xe9:\xff"}
+    address = "/runs/caf%5Cxe9%3A%5Cxff"
+    assert f'href="{address}"' in client.get("/").text
+    links = re.findall(rf'(?:href|src)="({address}/[^"#]+)"', client.get(address).text)
+    assert len(links) >= 7 and {client.get(link).status_code for link in links} == {200}
+    assert client.get(f"/compare?run=two&run={address.rpartition('/')[2]}").status_code == 200
+
+
 @pytest.mark.parametrize("name", ["run.json", "log.txt", "config.yaml", "metrics.jsonl", "events.jsonl"])
 def test_a_run_whose_file_leads_elsewhere_shows_nothing_of_it(
     client: TestClient, ui: Ui, make_run: Callable[..., Path], name: str
@@ -226,14 +286,6 @@ def test_a_cursor_of_anything_is_survived(client: TestClient, make_run: Callable
     assert client.get("/compare", params={"run": "one@²"}).status_code == 404
 
 
-def test_the_stream_sends_what_news_says_with_its_cursor(ui: Ui, make_run: Callable[..., Path]) -> None:
-    folder = make_run("one")
-    news, cursor = feed(ui, folder).news()
-    assert news["status"]["status"] == "finished"
-    again, same = feed(ui, folder).news(cursor)
-    assert (same, again.keys()) == (cursor, {"status"})
-
-
 def test_a_log_is_shown_from_its_end_in_whole_lines(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("".join(f"line {number}\n" for number in range(20_000)) + "half")
@@ -290,6 +342,6 @@ def test_a_run_that_was_asked_to_stop_says_so(client: TestClient, make_run: Call
     folder = make_run(status="running")
     (folder / "control").mkdir()
     with run_lock(folder):
-        assert "stops after a save" not in client.get("/runs/one").text
+        assert "stopping after a save" not in client.get("/runs/one").text
         (folder / "control" / "stop").touch()
-        assert "disabled>stops after a save" in client.get("/runs/one").text
+        assert "disabled>stopping after a save" in client.get("/runs/one").text

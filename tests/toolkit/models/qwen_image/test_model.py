@@ -6,15 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.diffusers_reference import (
-    PHOTOS,
-    REFERENCES,
-    encode_photos,
-    open_tiny,
-    photo_item,
-    recording,
-    relative,
-)
+from tests.diffusers_reference import PHOTOS, REFERENCES, encode_photos, open_tiny, photo_item, recording, relative
 from toolkit.data.types import PromptEmbeds, Size
 from toolkit.errors import RunError
 from toolkit.memory.checkpointing import checkpoint_wrapper
@@ -45,8 +37,8 @@ def mixed(adapter: QwenImageModel):
         photo_item(SIZE, (tall,), CAPTIONS[2]),
     ]
     dataset = encode_photos(adapter, *items)
-    prompts = PromptEmbeds.stack([dataset.read(entries.caption) for entries in dataset.entries])
-    references = [tuple(map(dataset.read, entries.references)) for entries in dataset.entries]
+    prompts = PromptEmbeds.stack([entries.caption.read() for entries in dataset.entries])
+    references = [tuple(each.read() for each in entries.references) for entries in dataset.entries]
     generator = torch.Generator().manual_seed(3)
     x_t_BCHW = torch.randn((6, 16, 12, 16), generator=generator)
     return x_t_BCHW, torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7, 0.2]), prompts, references

@@ -189,7 +189,7 @@ def test_reference_latents_equal_the_pipelines(member: Members, monkeypatch, nam
     pipeline, model = member(name).pipeline, member(name).open(monkeypatch, LANDSCAPE.width * LANDSCAPE.height)
     item = photo_item(LANDSCAPE, REFERENCES[:1])
     dataset = encode_photos(model, item)
-    ours_CHW = dataset.read(dataset.entries[0].references[0])
+    ours_CHW = dataset.entries[0].references[0].read()
     height, width = (8 * side for side in ours_CHW.shape[1:])
     pixels = pipeline.image_processor.preprocess(pictures_of(item)[0], height, width).unsqueeze(2)
     with torch.no_grad():

@@ -26,7 +26,7 @@ from extensions.sd_trainer.setup import attach_network, build_block_runner
 from tests.diffusers_21 import open_21
 from tests.measured import at_least, at_most
 from toolkit.data.types import EMBEDS, PromptEmbeds, Size
-from toolkit.flow.noise_levels import describe
+from toolkit.flow.settings import describe_levels
 from toolkit.memory.estimate import step_peak
 from toolkit.models.folder_family import OF_TEXT_LAYERS
 from toolkit.models.qwen_image21.family import FAMILY
@@ -98,7 +98,7 @@ def test_tokens_of_references_are_counted_where_they_are(tmp_path: Path) -> None
     group = ItemGroup(Size(1024, 1024), 3, False, False, uses=1, longest=30)
     sizes = BatchSizes(section_of(tmp_path), facts, [group])
     largest = sizes.of_group(group)
-    assert sizes.tokens(largest) == 4 * 4096 + 3 * 8 + facts.text_tokens + 30 // LETTERS_PER_TOKEN
+    assert largest.tokens == 4 * 4096 + 3 * 8 + facts.text_tokens + 30 // LETTERS_PER_TOKEN
     assert largest.encoder_tokens == 3 * 1024
 
 
@@ -127,7 +127,7 @@ def test_a_plan_says_what_levels_in_one_pass_save(tmp_path: Path, asked: object,
     groups = [ItemGroup(Size(1024, 1024), count, False, False, uses=1, longest=30) for count in (0, 1, 3)]
     sizes = BatchSizes(section_of(tmp_path, levels=asked), FAMILY.footprint(tmp_path), groups)
     of_each = "0 references: {}; 1 reference: {}; 3 references: {}".format(*said)
-    assert describe(list(sizes.noise_levels())) == f"noise levels per sample: {of_each}"
+    assert describe_levels(list(sizes.noise_levels())) == f"noise levels per sample: {of_each}"
 
 
 @pytest.mark.slow

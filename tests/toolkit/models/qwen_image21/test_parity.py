@@ -41,6 +41,7 @@ from toolkit.data.images import over_white
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
 from toolkit.errors import UserError
+from toolkit.models.folder_family import reference_size
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.qwen_image21.model import QwenImage21Model
 from toolkit.models.qwen_image21.prompts import SLOTS, dropped_tokens, token_ids
@@ -395,4 +396,4 @@ SIZES = [Size(*sides) for sides in ((1024, 1024), (1344, 768), (640, 480), (333,
 def test_references_have_the_pipelines_sizes(size: Size) -> None:
     for target, given, area in ((PORTRAIT, 1024**2, 1024**2), (PORTRAIT, 0, 96 * 160), (LANDSCAPE, 0, 192 * 128)):
         theirs = calculate_dimensions(area, size.width / size.height)[:2]
-        assert tuple(FAMILY.reference_size(size, target, given)) == theirs
+        assert tuple(reference_size(size, target, given)) == theirs

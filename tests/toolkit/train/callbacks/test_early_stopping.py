@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolkit.files.run_files import VALIDATION_IMAGES
 from toolkit.train.callbacks.early_stopping import EarlyStopping, stop_reason
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Callback
@@ -17,7 +18,7 @@ LOSSES = [5.0, 4.0, math.nan, 3.0, 2.0, 1.0, math.inf, 0.5, 0.5, 0.5, 9.0, 0.1]
 
 
 def settings(**changes) -> SimpleNamespace:
-    given = {"metric": "loss", "below": 2.5, "smooth": 3, "min_steps": 0, "check_every": 1}
+    given = {"metric": "loss", "below": 2.5, "smooth": 3, "min_steps": 0, "check_every": 1, "no_better_within": None}
     return SimpleNamespace(**given | changes)
 
 
@@ -138,3 +139,31 @@ def test_the_numbers_of_all_steps_are_there_when_it_looks(toy) -> None:
         ends.append((run.state.step, run.state.extra["stop_when"]))
     assert ends[0] == ends[1]
     assert 0 < ends[0][0] < 60
+
+
+@pytest.mark.parametrize("broken_off", [None, 30, 70, 90])
+def test_it_ends_once_no_later_validation_will_be_better(said: list[str], toy, broken_off: int | None) -> None:
+    """The losses of nine images fall until step 30 and rise after it; a resume stops at the same step."""
+    toy.folder.mkdir()
+    run = toy.run(200)
+    callback = EarlyStopping(settings(below=None, no_better_within=0.95, metric="loss", check_every=7))
+    callback.on_start(run)
+    for step in range(0, 200, 10):
+        run.state.step = step
+        mean = 1 + abs(step - 30) / 100
+        losses = {f"{image}": [mean + image, mean + image + 0.001 * ((step + image) % 3)] for image in range(9)}
+        with (run.folder / VALIDATION_IMAGES).open("a") as file:
+            file.write(json.dumps({"step": step, "of": "these", "losses": losses}) + "\n")
+        callback.on_validation(run, {"validation/loss": mean})
+        callback.after_step(run)
+        if run.early_stop_reason:
+            break
+        if step == broken_off:
+            run.state = TrainState(step=step, extra=json.loads(json.dumps(run.state.extra)))
+            callback = EarlyStopping(callback.settings)
+            callback.on_start(run)
+    assert step == 80
+    assert "stop_when: at 0.95 confidence no later step will be better than step 30 by " in said[-1]
+    assert stop_reason(callback.settings, 80, run.state.extra)
+    assert not stop_reason(settings(below=None, no_better_within=0.99), 80, run.state.extra)
+    assert not stop_reason(settings(below=None, no_better_within=0.95, min_steps=90), 80, run.state.extra)

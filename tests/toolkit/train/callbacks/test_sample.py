@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import torch
 from PIL import Image
 
-from toolkit.train.callbacks.sample import SampleCallback, SampleSet
+from tests.running import lines
+from toolkit.data.alignment import Alignment
+from toolkit.data.images import ImageError
+from toolkit.train.callbacks.sample import SampleCallback, Samples
+from toolkit.train.drift import Drift
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Interval
 from toolkit.train.sampling import SamplingInterrupted
@@ -23,12 +28,14 @@ class Drawing:
         self.run = run
         self.weights: list[torch.Tensor] = []
         self.events: list[dict] = []
-        usual = SampleSet(range(2), changes.pop("picture_format", "jpg"))
+        run.event = self._event
         every = Interval(changes.pop("every", 10), changes.pop("epochs", 0), changes.pop("start", 0))
-        settings = {"first": usual, "at_each_start": False} | changes
-        self.callback = SampleCallback(self._draw, usual, every, **settings, event=self._event)
+        when = {key: changes.pop(key) for key in ("draws_first", "at_each_start") if key in changes}
+        kind = changes.pop("picture_format", "jpg")
+        samples = Samples(lambda index: self.draw(index), **{"texts": ("a", "b")} | changes)
+        self.callback = SampleCallback(samples, kind, every, **when)
 
-    def _draw(self, index: int) -> Image.Image:
+    def draw(self, index: int) -> Image.Image:
         self.weights.append(self.run.roles["network"].parameters["w"].detach().clone())
         return Image.new("RGB", (32, 16), (100 * index, 50, 0))
 
@@ -70,16 +77,46 @@ def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(sai
     assert said == [f"generated 2 sample images at step {step} in {run.folder}/samples" for step in (0, 10, 20, 25)]
 
 
-def test_the_last_set_is_drawn_once(run, result) -> None:
-    assert Drawing(run).run_to(20, result) == sets(0, 10, 20)
+def test_the_drift_of_each_set_is_recorded_once(said: list[str], run, result) -> None:
+    """Of the second image, whose reference is lost at step 20. Rows of other steps are of a run that went back."""
+    path, logged = run.folder / "drift.jsonl", []
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"step": 0, "drift/px": 9}\n{"step": 40, "drift/px": 9}\n')
+    run.log = lambda step, values: logged.append((step, values["drift/px"]))
+
+    def measure(index: int, image: Image.Image) -> Drift | None:
+        if run.state.step == 20:
+            raise ImageError("before.png", "is gone")
+        return Drift(Alignment(0.0, 0.0, (3.0, 4.0), 1.0, 0.0, image.size)) if index else None
+
+    drawing = Drawing(run, drift=measure)
+    drawing.run_to(25, result)
+    rows = lines(path)
+    assert [(row["step"], row["drift/px"], row["drift/px_1"]) for row in rows] == [(step, 5, 5) for step in (0, 10, 25)]
+    assert logged == [(0, 5), (10, 5), (25, 5)]
+    told = [event.get("drift") for event in drawing.events]
+    assert told[2] is None and told[0] == [
+        "",
+        "5.0 pixels off (zoom +0.00%, rotation +0.00 degrees, shift +3.0, +4.0 pixels)",
+    ]
+    assert any("drift" in line and "before.png: is gone" in line for line in said)
+    run.state = TrainState(step=10)  # a resume, before anything is sampled
+    Drawing(run, drift=measure).callback.on_start(run)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 10]
 
 
-def test_no_set_before_the_first_step_when_it_is_skipped(run, result) -> None:
-    assert Drawing(run, first=None).run_to(10, result) == sets(10)
-
-
-def test_the_interval_begins_at_the_start_step(run, result) -> None:
-    assert Drawing(run, start=15, first=None).run_to(30, result) == sets(20, 30)
+@pytest.mark.parametrize(
+    ("settings", "last", "finished", "drawn"),
+    [
+        ({}, 20, True, (0, 10, 20)),  # the last set once
+        ({"draws_first": False}, 10, True, (10,)),
+        ({"start": 15, "draws_first": False}, 30, True, (20, 30)),
+        ({"every": 0}, 25, True, (0, 25)),
+        ({"draws_first": False}, 5, False, ()),  # a stop
+    ],
+)
+def test_when_sets_are_drawn(run, result, settings: dict, last: int, finished: bool, drawn: tuple[int, ...]) -> None:
+    assert Drawing(run, **settings).run_to(last, result, finished) == sets(*drawn)
 
 
 def test_sets_are_drawn_at_the_end_of_epochs(toy) -> None:
@@ -93,17 +130,16 @@ def test_sets_are_drawn_at_the_end_of_epochs(toy) -> None:
 
 
 def test_the_first_set_may_be_another_one(run, result) -> None:
-    drawing = Drawing(run, first=SampleSet(range(2, 3), "png"))
+    drawing = Drawing(run, first=("c",), first_format="png")
     drawn: list[int] = []
-    drawing.callback.draw = lambda index: drawn.append(index) or Image.new("RGB", (8, 8))
+    drawing.draw = lambda index: drawn.append(index) or Image.new("RGB", (8, 8))
     assert drawing.run_to(10, result) == [(0, 0), *sets(10)]
     assert drawn == [2, 0, 1]
     assert drawing.names(0)[0].endswith("_0.png") and drawing.names(10)[0].endswith("_0.jpg")
 
 
 def test_without_usual_pictures_only_the_first_are_drawn(run, result) -> None:
-    drawing = Drawing(run, every=0, first=SampleSet(range(1), "jpg"))
-    drawing.callback.images = SampleSet(range(0), "jpg")
+    drawing = Drawing(run, every=0, texts=(), first=("a",), first_format="jpg")
     assert drawing.run_to(10, result) == [(0, 0)]
     assert [event["step"] for event in drawing.events] == [0]
 
@@ -117,10 +153,6 @@ def test_a_set_where_the_run_goes_on_when_it_is_asked_for(run, result) -> None:
     assert drawing.pictures() == sets(13, 15)
 
 
-def test_an_interval_of_zero_leaves_the_first_and_the_last(run, result) -> None:
-    assert Drawing(run, every=0).run_to(25, result) == sets(0, 25)
-
-
 def test_going_on_draws_what_is_missing_and_nothing_twice(run, result) -> None:
     Drawing(run).run_to(10, result, finished=False)
     (run.folder / "samples").joinpath(Drawing(run).names(10)[1]).unlink()  # the run ended in the middle of a set
@@ -131,10 +163,6 @@ def test_going_on_draws_what_is_missing_and_nothing_twice(run, result) -> None:
     again = Drawing(run)
     again.run_to(15, result)
     assert again.events == []
-
-
-def test_a_stop_draws_nothing(run, result) -> None:
-    assert Drawing(run, first=None).run_to(5, result, finished=False) == []
 
 
 @pytest.mark.parametrize(("picture_format", "kind"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
@@ -151,7 +179,7 @@ def test_transparency_is_kept_where_the_format_has_it_and_laid_over_white_elsewh
     found = {}
     for kind in ("jpg", "png", "webp"):
         drawing = Drawing(run, picture_format=kind)
-        drawing.callback.draw = lambda index: Image.new("RGBA", (32, 16), (0, 0, 255, 0))
+        drawing.draw = lambda index: Image.new("RGBA", (32, 16), (0, 0, 255, 0))
         drawing.callback.sample_now(run)
         with Image.open(run.folder / "samples" / drawing.names(0)[0]) as image:
             found[kind] = (image.mode, image.convert("RGBA").getpixel((5, 5)))
@@ -182,7 +210,7 @@ def test_the_weights_come_back_when_drawing_fails(toy) -> None:
     def fail(index: int) -> Image.Image:
         raise RuntimeError("out of memory")
 
-    drawing.callback.draw = fail
+    drawing.draw = fail
     with pytest.raises(RuntimeError, match="out of memory"):
         drawing.callback.sample_now(run)
     assert toy.weight(run).tolist() == [0.0, 0.0, 0.0]
@@ -190,15 +218,15 @@ def test_the_weights_come_back_when_drawing_fails(toy) -> None:
 
 
 def test_a_set_broken_off_by_a_stop_leaves_no_picture(run, result) -> None:
-    drawing, draw = Drawing(run), None
-    draw = drawing.callback.draw
+    drawing = Drawing(run)
+    draw = drawing.draw
 
     def stopped_at_the_second(index: int):
         if index == 1:
             raise SamplingInterrupted
         return draw(index)
 
-    drawing.callback.draw = stopped_at_the_second
+    drawing.draw = stopped_at_the_second
     assert drawing.run_to(10, result, finished=False) == []
     assert drawing.events == []
     assert Drawing(run).run_to(10, result, finished=False) == sets(10)  # and the next start draws it

@@ -27,10 +27,10 @@ class Saving:
     ) -> None:
         self.raw = raw
         self.events: list[dict] = []
-        self.callback = SaveCallback(self._prepare, Interval(every, epochs), keep, keep_states, self._event, states)
+        self.callback = SaveCallback(self._prepare, Interval(every, epochs), keep, keep_states, states)
 
     def _prepare(self, run, step: int | None):
-        now = run.state.step
+        run.event, now = self.event, run.state.step
         return lambda: self._write(run, step, now)
 
     def _write(self, run, step: int | None, now: int) -> list[Path]:
@@ -41,7 +41,7 @@ class Saving:
             os.utime(file, (1e9 - now,) * 2)  # newer steps look older
         return files
 
-    def _event(self, event: str, **details) -> None:
+    def event(self, event: str, **details) -> None:
         self.events.append({"event": event, **details})
 
     def run_to(self, run, last: int, result, finished: bool = True) -> None:
@@ -85,14 +85,19 @@ def test_the_newest_files_stay_by_their_step_and_the_last_is_not_counted(said: l
     assert said[0] == "saved toy_000000010.safetensors"
 
 
-def test_a_raw_file_goes_with_its_step(run, result) -> None:
-    Saving(every=10, keep=1, raw=True).run_to(run, 20, result)
-    assert files(run) == [
-        "toy.safetensors",
-        "toy_000000020.safetensors",
-        "toy_000000020_raw.safetensors",
-        "toy_raw.safetensors",
-    ]
+@pytest.mark.parametrize(
+    ("settings", "last", "steps", "kept_states"),
+    [
+        ({"every": 10, "keep": 0}, 40, ("_000000010", "_000000020", "_000000030", "_000000040"), [30, 40]),
+        ({"every": 0, "keep": 2}, 12, (), [12]),
+        ({"every": 10, "keep": 1, "raw": True}, 20, ("_000000020", "_000000020_raw", "_raw"), [10, 20]),
+        ({"every": 10, "keep": 0, "states": "at_end"}, 20, ("_000000010", "_000000020"), [20]),
+    ],
+)
+def test_what_stays_of_a_whole_run(run, result, settings: dict, last: int, steps: tuple, kept_states: list) -> None:
+    Saving(**settings).run_to(run, last, result)
+    assert files(run) == sorted(f"toy{step}.safetensors" for step in ("", *steps))
+    assert states(run) == kept_states
 
 
 def test_files_of_other_names_are_left_alone(run, result) -> None:
@@ -113,26 +118,10 @@ def test_states_can_be_written_at_the_end_alone_or_not_at_all(run, result, when:
     assert files(run) == sorted(last + [f"toy_{step:09d}.safetensors" for step in (10, 20, 30)])
 
 
-def test_a_state_at_the_end_follows_a_save_of_the_same_step(run, result) -> None:
-    Saving(every=10, keep=0, states="at_end").run_to(run, 20, result)
-    assert states(run) == [20]
-
-
 def test_a_stop_at_a_saved_step_writes_no_file_twice(run, result) -> None:
     saving = Saving(every=10, keep=0, states="never")
     saving.run_to(run, 20, result, finished=False)
     assert [event["step"] for event in saving.events] == [10, 20]
-
-
-def test_zero_keeps_all(run, result) -> None:
-    Saving(every=10, keep=0).run_to(run, 40, result)
-    assert files(run) == ["toy.safetensors", *(f"toy_{step:09d}.safetensors" for step in (10, 20, 30, 40))]
-
-
-def test_an_interval_of_zero_writes_only_the_last_file(run, result) -> None:
-    Saving(every=0, keep=2).run_to(run, 12, result)
-    assert files(run) == ["toy.safetensors"]
-    assert states(run) == [12]
 
 
 def epoch_saves(toy, saving: Saving, steps: int, run=None):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import running
 from tests.event_files import curves
+from tests.running import lines
+from toolkit.train.callbacks.standard import dataset_of
 
 KEY = "c0ffee99" * 5
 
@@ -56,14 +58,14 @@ def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(run_job, tm
     run_job(5)
 
     drawn = curves(tmp_path / "tb" / "job" / "first")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    rows = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in rows] == [1, 2, 3, 4, 5]
     for name, key in (("loss/current", "loss"), ("grad_norm", "grad_norm"), ("lr", "lr")):
-        assert drawn[name] == pytest.approx({line["step"]: line[key] for line in lines}), name
+        assert drawn[name] == pytest.approx({line["step"]: line[key] for line in rows}), name
     assert list(drawn["loss/average"]) == list(drawn["time/step_s"]) == list(drawn["skipped"]) == [1, 2, 3, 4, 5]
     assert {step for name, curve in drawn.items() if name.startswith("loss_by_t/") for step in curve} == {2, 4, 5}
     assert list(drawn["samples/0"]) == list(drawn["samples/1"]) == [0, 2, 4, 5]
-    validated = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    validated = lines(folder / "validation.jsonl")
     name = next(name for name in validated[0] if name != "step")
     assert list(drawn[name]) == [line["step"] for line in validated] == [0, 2, 4, 5]
 
@@ -74,3 +76,11 @@ def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(run_job, tm
     assert ">finished<" in report and "5 of 5" in report and "first.safetensors" in report
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "job.yaml"]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_the_dataset_of_an_image_is_the_nearest_folder_above_it_as_the_job_writes_it(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    datasets = [SimpleNamespace(folder_path=name) for name in ("photos", "photos/close", "./photos/close", "")]
+    find = dataset_of(SimpleNamespace(datasets=datasets))
+    images = ("photos/a.png", str(tmp_path / "photos/close/b/c.png"), "photos_b/a.png", "")
+    assert list(map(find, images)) == ["photos", "photos/close", "", ""]

@@ -37,11 +37,13 @@ def hook_on() -> tuple[StatusCallback, io.StringIO]:
     return StatusCallback(StatusLine(stream)), stream
 
 
-def test_it_is_running_from_before_the_first_step(run) -> None:
-    callback, _ = hook_on()
+def test_it_is_running_from_before_the_first_step_and_ends_without_a_line_if_there_is_none(run) -> None:
+    callback, stream = hook_on()
     callback.on_start(run)
     document = status(run)
     assert (document["status"], document["step"], document["steps"], document["loss"]) == ("running", 0, 40, None)
+    callback.on_end(run, finished=True)
+    assert (stream.getvalue(), status(run)["status"]) == ("", "finished")
 
 
 def test_it_is_rewritten_once_a_second_with_the_newest_numbers(run, result, clock) -> None:
@@ -88,14 +90,6 @@ def test_a_failure_is_told_with_its_error(run) -> None:
     callback.on_start(run)
     callback.on_error(run, ValueError("no such thing"))
     assert (status(run)["status"], status(run)["error"]) == ("failed", "ValueError: no such thing")
-
-
-def test_a_run_without_a_step_ends_without_a_line(run) -> None:
-    callback, stream = hook_on()
-    callback.on_start(run)
-    callback.on_end(run, finished=True)
-    assert stream.getvalue() == ""
-    assert status(run)["status"] == "finished"
 
 
 def test_the_line_tells_step_loss_speed_and_what_is_left(run, result) -> None:

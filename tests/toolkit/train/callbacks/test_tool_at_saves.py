@@ -12,9 +12,8 @@ import pytest
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.files.log import StatusLine
 from toolkit.train.callbacks import tool_at_saves as module
-from toolkit.train.callbacks.standard import Reporting
+from toolkit.train.callbacks.standard import standard_callbacks
 from toolkit.train.callbacks.tool_at_saves import (
-    ToolAtEnd,
     ToolCallback,
     diagrams_at_saves,
     publish_at_end,
@@ -46,10 +45,11 @@ def doing(callback: ToolCallback, code: str) -> ToolCallback:
 )
 def test_they_work_at_a_save_and_at_the_end(run, callback, file: str) -> None:
     tool = callback(run.folder)
+    run.callbacks = [tool]
     tool.on_start(run)
-    tool.event("sample", step=1)
+    run.event("sample", step=1)
     assert tool._child is None
-    tool.event("save", step=1)
+    run.event("save", step=1)
     tool.on_end(run, finished=True)
     assert (run.folder / file).is_file()
 
@@ -72,7 +72,7 @@ def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(run, tmp
 def test_what_goes_wrong_is_one_warning(run, said, monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
     monkeypatch.setattr(module, "WAIT_AT_END_S", 1.0)
     callback = doing(diagrams_at_saves(run.folder), code)
-    for _ in range(2):
+    for _ in range(2):  # the second time nothing is started
         callback.event("save", step=1)
         callback.on_end(run, finished=True)
     assert [reason in line for line in said if "no diagrams" in line] == [True]
@@ -108,8 +108,9 @@ def test_a_job_that_asks_for_it_uploads_behind_its_report(tmp_path: Path) -> Non
         "logging": {"report": True},
     }
     plain, asked = (
-        Reporting.of(SdTrainerConfig.model_validate(section | {"save": save}), tmp_path, StatusLine()).report
+        [tool for tool in standard_callbacks(config, tmp_path, StatusLine(), print) if isinstance(tool, ToolCallback)]
         for save in ({}, {"push_to_hub": True, "hf_repo_id": "me/x", "hf_private": False})
+        for config in [SdTrainerConfig.model_validate(section | {"save": save})]
     )
-    assert len(plain) == 1 and [type(tool) for tool in asked] == [ToolCallback, ToolAtEnd]
+    assert len(plain) == 1 and [tool._only_finished for tool in asked] == [False, True]
     assert asked[1]._command[-5:] == [str(tmp_path), "--repo", "me/x", "--private", "false"]

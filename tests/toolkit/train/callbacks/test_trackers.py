@@ -138,15 +138,16 @@ def test_averages_go_on_over_a_resume(run, opened, result) -> None:
 def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(run, opened, result) -> None:
     """They are made at their step, whose own numbers may come later."""
     callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    run.callbacks = [callback]
     callback.log(0, {"validation/loss": 9.0})  # before its own start
-    callback.event("sample", step=0, files=["a.jpg"])
+    run.event("sample", step=0, files=["a.jpg"])
     callback.on_start(run)
     callback.log(2, {"validation/loss": 4.0, "validation/t_0.9": float("inf")})
-    callback.event("sample", step=2, files=["b.jpg", "c.jpg"])
-    callback.event("save", step=2, files=["x.safetensors"])
+    run.event("sample", step=2, files=["b.jpg", "c.jpg"])
+    run.event("save", step=2, files=["x.safetensors"])
     for step in (1, 2, 3):
         callback.on_metrics(run, result(step))
-    callback.event("sample", step=3, files=["d.jpg"])
+    run.event("sample", step=3, files=["d.jpg"])
     callback.log(4, {"validation/loss": 3.0})
     callback.on_end(run, finished=False)
     [tracker] = opened
@@ -201,7 +202,7 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(said: list[str], toy, m
     toy.folder.mkdir()
     plain, watched = toy.run(6), toy.run(6)
     callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder)
-    watched.callbacks, watched.log = [callback], callback.log
+    watched.callbacks = [callback]
     for each in (plain, watched):
         assert toy.train(each, toy.step(each))
     assert toy.weight(plain).equal(toy.weight(watched))

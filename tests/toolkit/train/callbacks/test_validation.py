@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.running import lines
 from toolkit.errors import RunError
-from toolkit.train.callbacks.validation import FILE, ValidationCallback
+from toolkit.files.run_files import VALIDATION
+from toolkit.train.callbacks.validation import Validation, ValidationCallback
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Callback, Interval
+from toolkit.train.run_reader import read_losses_by_image
 
 
 class Measuring(Callback):
@@ -25,15 +28,18 @@ class Measuring(Callback):
         self.logged: list[tuple[int, dict]] = []
         self.weights: list[float] = []
         self.full = self.stopped = False
-        self.callback = ValidationCallback(self._measure, identity, Interval(every), self._save)
+        self.by_image: dict[str, list[float]] = {}
+        validation = Validation(lambda stop_asked: self.measure(stop_asked), identity, lambda: self.by_image)
+        self.callback = ValidationCallback(validation, Interval(every), self._save)
         run.callbacks = [self.callback, self]
         run.log = lambda step, values: self.logged.append((step, values))
 
-    def _measure(self, stop_asked) -> dict[str, float] | None:
+    def measure(self, stop_asked) -> dict[str, float] | None:
         self.weights.append(self.run.roles["network"].parameters["w"][0].item())
         if self.stopped:
             return None
         loss = self.losses.get(self.run.state.step, 1.0)
+        self.by_image = {letter * 64: [loss, loss / 3] for letter in "ab"}
         return {"validation/loss": loss, "validation/loss_t0.5": loss / 2}
 
     def _save(self, run) -> list[Path]:
@@ -69,8 +75,8 @@ def resumed(toy, run, step: int):
     return fresh
 
 
-def lines(run) -> list[dict]:
-    return [json.loads(line) for line in (run.folder / FILE).read_text().splitlines()]
+def losses_by_image(run) -> dict[int, dict[str, float]]:
+    return read_losses_by_image(run.folder)
 
 
 def best(run) -> str:
@@ -79,9 +85,9 @@ def best(run) -> str:
 
 def test_before_the_first_step_at_the_interval_and_after_the_last(run) -> None:
     measuring = Measuring(run, {4: 0.5, 6: math.nan}).steps(7)
-    assert [line["step"] for line in lines(run)] == [0, 2, 4, 6, 7]
-    assert lines(run)[2] == {"step": 4, "validation/loss": 0.5, "validation/loss_t0.5": 0.25}
-    assert lines(run)[3]["validation/loss"] is None
+    assert [line["step"] for line in lines(run.folder / VALIDATION)] == [0, 2, 4, 6, 7]
+    assert lines(run.folder / VALIDATION)[2] == {"step": 4, "validation/loss": 0.5, "validation/loss_t0.5": 0.25}
+    assert lines(run.folder / VALIDATION)[3]["validation/loss"] is None
     assert [step for step, _ in measuring.heard] == [step for step, _ in measuring.logged] == [0, 2, 4, 6, 7]
     assert measuring.logged[2][1] == {"validation/loss": 0.5, "validation/loss_t0.5": 0.25}
 
@@ -89,7 +95,7 @@ def test_before_the_first_step_at_the_interval_and_after_the_last(run) -> None:
 @pytest.mark.parametrize(("last", "finished", "steps"), [(7, True, [0, 7]), (5, False, [0])])
 def test_with_no_interval_only_before_and_after_and_not_at_a_stop(run, last: int, finished: bool, steps) -> None:
     Measuring(run, every=0).steps(last, finished)
-    assert [line["step"] for line in lines(run)] == steps
+    assert [line["step"] for line in lines(run.folder / VALIDATION)] == steps
 
 
 def test_the_weights_of_the_lowest_finite_loss_are_kept_and_named(said: list[str], run) -> None:
@@ -108,7 +114,7 @@ def test_the_best_so_far_survives_a_resume(toy, run) -> None:
     Measuring(again, {4: 0.5, 6: 0.375}).steps(7)
     assert again.status_fields["best"]["step"] == 2
     assert best(again) == "weights of step 2"
-    assert [line["step"] for line in lines(again)] == [0, 2, 4, 6, 7]
+    assert [line["step"] for line in lines(again.folder / VALIDATION)] == [0, 2, 4, 6, 7]
 
 
 def test_lines_of_steps_that_are_trained_again_are_cut(toy, run) -> None:
@@ -116,13 +122,31 @@ def test_lines_of_steps_that_are_trained_again_are_cut(toy, run) -> None:
     saved = resumed(toy, run, step=2)
     Measuring(resumed(toy, run, step=2)).steps(6, finished=False)
     Measuring(saved, {4: 0.5}).steps(4, finished=False)
-    assert [(line["step"], line["validation/loss"]) for line in lines(run)] == [(0, 1.0), (2, 1.0), (4, 0.5)]
+    assert [(line["step"], line["validation/loss"]) for line in lines(run.folder / VALIDATION)] == [
+        (0, 1.0),
+        (2, 1.0),
+        (4, 0.5),
+    ]
+
+
+def test_the_losses_of_each_image_are_kept(toy, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each validation whose losses are finite; a resume trains steps again, and other images begin anew."""
+    Measuring(run, {2: math.nan}).steps(6, finished=False)
+    assert sorted(losses_by_image(run)) == [0, 4, 6]
+    again = resumed(toy, run, step=4)
+    Measuring(again, {6: 0.5}).steps(6, finished=False)
+    found = losses_by_image(run)
+    assert sorted(found) == [0, 4, 6]
+    assert found[6] == {"a" * 12: pytest.approx(1 / 3), "b" * 12: pytest.approx(1 / 3)}
+    monkeypatch.setattr("toolkit.train.callbacks.validation.MOST_LOSSES", 3)
+    Measuring(resumed(toy, run, step=6), {6: 0.25}, identity="others").steps(7)
+    assert list(losses_by_image(run)) == [6, 7] and [*losses_by_image(run)[7]] == ["a" * 12]
 
 
 def test_a_run_that_was_killed_before_its_first_save_begins_its_file_anew(toy, run) -> None:
     Measuring(run).steps(3, finished=False)
     Measuring(toy.run(7)).steps(0, finished=False)
-    assert [line["step"] for line in lines(run)] == [0]
+    assert [line["step"] for line in lines(run.folder / VALIDATION)] == [0]
 
 
 def test_what_a_stop_broke_off_is_measured_when_the_run_goes_on(toy, run) -> None:
@@ -138,7 +162,7 @@ def test_what_a_stop_broke_off_is_measured_when_the_run_goes_on(toy, run) -> Non
     whole = toy.run(7)
     Measuring(whole, {4: 0.5}).steps(7)
     assert again.state.extra == whole.state.extra
-    assert [line["step"] for line in lines(run)] == [0, 2, 4, 6, 7]
+    assert [line["step"] for line in lines(run.folder / VALIDATION)] == [0, 2, 4, 6, 7]
 
 
 def test_a_step_is_measured_once(toy, run) -> None:
@@ -179,9 +203,9 @@ def test_memory_that_runs_out_comes_with_advice(run) -> None:
     def measure(stop_asked):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    run.oom_hint = "Lower the resolution."
+    run.oom_hint = lambda: "Lower the resolution."
     measuring = Measuring(run)
-    measuring.callback.measure = measure
+    measuring.measure = measure
     with pytest.raises(RunError, match=r"validation of step 0\. Lower the resolution"):
         measuring.callback.on_start(run)
 

@@ -90,7 +90,3 @@ def test_a_full_disk_does_not_end_the_watch(run, watch) -> None:
     _, said = watch(least_s=0.01)
     wait_for(lambda: said)
     assert "could not be written" in said[0]
-
-
-def test_by_default_ten_minutes_are_no_stall() -> None:
-    assert WatchdogCallback().least_s == 600

@@ -22,27 +22,21 @@ def heard(said: list[str]) -> dict[str, list[Any]]:
     return {"notes": said, "events": []}
 
 
-def hook_with(heard: dict[str, list[Any]], measured: int, quiet: bool = False) -> MemoryEstimateCheck:
-    def event(name: str, **details: object) -> None:
-        heard["events"].append((name, details))
-
+def steps(heard: dict[str, list[Any]], measured: int, begin: int = 0, quiet: bool = False) -> None:
     # A resumed run has the optimizer's state from the beginning: 3 GB more.
     def predict(resumed: bool) -> int:
         return 13 * 10**9 if resumed else 10 * 10**9
 
-    return MemoryEstimateCheck(predict, lambda: measured, not quiet, event)
-
-
-def steps(callback: MemoryEstimateCheck, begin: int, count: int = 3) -> None:
-    run = run_at(begin)
+    callback, run = MemoryEstimateCheck(predict, lambda: measured, not quiet), run_at(begin)
+    run.event = lambda name, **details: heard["events"].append((name, details))
     callback.on_start(run)
-    for _ in range(count):
+    for _ in range(3):
         run.state.step += 1
         callback.after_step(run)
 
 
 def test_what_was_predicted_and_measured_is_told_once(heard) -> None:
-    steps(hook_with(heard, measured=int(10.5e9)), begin=0)
+    steps(heard, measured=int(10.5e9))
     assert heard["notes"] == ["memory at the first step: 10.50 GB, predicted 10.00 GB"]
     assert heard["events"] == [("memory", {"step": 1, "predicted_bytes": 10 * 10**9, "measured_bytes": int(10.5e9)})]
 
@@ -51,17 +45,17 @@ def test_what_was_predicted_and_measured_is_told_once(heard) -> None:
     ("measured", "words"), [(12.5e9, ": 20% more than predicted"), (8e9, ": 25% less than predicted"), (9.2e9, "GB")]
 )
 def test_more_than_a_tenth_is_said(heard, measured: float, words: str) -> None:
-    steps(hook_with(heard, int(measured)), begin=0)
+    steps(heard, int(measured))
     assert heard["notes"][0].endswith(words)
 
 
 def test_a_resumed_run_has_the_optimizers_state(heard) -> None:
-    steps(hook_with(heard, measured=13 * 10**9), begin=4)
+    steps(heard, measured=13 * 10**9, begin=4)
     assert heard["events"][0][1] == {"step": 5, "predicted_bytes": 13 * 10**9, "measured_bytes": 13 * 10**9}
 
 
 def test_without_a_note_there_is_the_event(heard) -> None:
-    steps(hook_with(heard, measured=1, quiet=True), begin=0)
+    steps(heard, measured=1, quiet=True)
     assert (heard["notes"], len(heard["events"])) == ([], 1)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.train.trackers.tracker import TrackerWorker
+from toolkit.config.output import PACKAGES
+from toolkit.train.trackers.tracker import TRACKERS, TrackerWorker
 
 ROOT = Path(__file__).resolve().parents[4]
 LONG_S = 60.0
@@ -29,6 +30,10 @@ class DirectoryListing:
 @pytest.fixture
 def tracker() -> DirectoryListing:
     return DirectoryListing()
+
+
+def test_the_config_knows_the_package_of_every_tracker() -> None:
+    assert TRACKERS.keys() == PACKAGES.keys()
 
 
 def hear(number: int):

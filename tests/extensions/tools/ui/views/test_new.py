@@ -7,12 +7,10 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from extensions.tools.ui import commands
@@ -21,7 +19,6 @@ from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
 from tests.html_browser import Browser
-from tests.processes import free_port
 from toolkit.files.run_files import duration
 
 EXAMPLES = ROOT / "config" / "examples"
@@ -127,7 +124,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: commands.Checked(plan=plan))
 
 
-def test_ten_keys_become_a_job_that_is_checked_saved_and_started(
+def test_the_usual_keys_become_a_job_that_is_checked_saved_and_started(
     client: TestClient, ui: Ui, queued: list[tuple[list[str], str]]
 ) -> None:
     page = Page(client, "/new?dataset=40_photo")
@@ -141,6 +138,7 @@ def test_ten_keys_become_a_job_that_is_checked_saved_and_started(
     assert Path("config/zuzu.yaml").read_text(encoding="utf-8") == page.yaml
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_field_changes_its_line_and_a_line_its_field(client: TestClient) -> None:
     page = Page(client, "/new?example=quickstart.yaml")
     before = page.yaml
@@ -149,6 +147,7 @@ def test_a_field_changes_its_line_and_a_line_its_field(client: TestClient) -> No
     assert changed == [("        steps: 240", "        steps: 77")]
     page.fill({"yaml": page.yaml.replace("steps: 77", "steps: 55   # mine")})
     assert page.form.fields[STEPS] == "55" and "steps: 55   # mine" in page.yaml
+    assert "        sample_every: 9\n" in page.fill({"key:sample.sample_every": "9"}).yaml
     page.fill({"yaml": page.yaml.replace("linear: 16", "linear: 8"), STEPS: "56"})
     assert (page.form.fields[STEPS], page.form.fields["key:network.linear"]) == ("56", "8")
     assert "steps: 56   # mine" in page.yaml and "linear: 8" in page.yaml, "both sides were changed at once"
@@ -178,6 +177,7 @@ def test_a_text_that_is_no_yaml_loses_nothing(client: TestClient, ui: Ui) -> Non
     assert "steps: 33" in page.yaml, "the field was changed, and that is done once it can be"
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").fill({"prompts": "[trigger], mine"})
     page.fill({MODEL: EDIT, "card": "24"})
@@ -215,7 +215,9 @@ def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: py
     page = Page(client, "/new?dataset=40_photo").press("check")
     checked = commands.check_job(client.app.state.ui, page.yaml, "a.yaml", "")  # type: ignore[attr-defined]
     assert (
-        checked.plan and checked.plan["processes"][0]["time"] is None and "the first steps will tell" in page.form.text
+        checked.plan
+        and checked.plan["processes"][0]["time"] is None
+        and "known after the first steps" in page.form.text
     )
     checked.plan["processes"][0]["time"] = {"steps": 240, "step_s": 30.0, "seconds": 7200.0, "calculated_for": "a GPU"}
     monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: checked)
@@ -233,6 +235,7 @@ def test_a_job_of_several_processes_whose_images_are_yet_to_come_has_a_plan(clie
     assert "Ready to start" in page.form.text and "which an earlier process of the job writes" in page.form.text
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").press("search", wanted="dropout")
     found = [key for key in page.form.fields if key.startswith("key:") and "dropout" in key]
@@ -241,9 +244,7 @@ def test_keys_are_found_set_and_taken_out(client: TestClient) -> None:
     page.fill({"key:datasets[].caption_dropout_rate": "0.25"})
     assert "          caption_dropout_rate: 0.25\n" in page.yaml
     assert page.fill({"key:datasets[].caption_dropout_rate": ""}).yaml == before
-    page.fill({"key:datasets[].caption_dropout_rate": "2"})
-    assert "<= 1" in " ".join(page.errors()) or "at most 1" in " ".join(page.errors())
-    assert "No key has this" in page.press("search", wanted="no such thing").form.text
+    assert "No key matches" in page.press("search", wanted="no such thing").form.text
     page = Page(client, "/new?dataset=40_photo").press("search")
     assert len([key for key in page.form.fields if key.startswith("key:")]) > 200
     assert page.form.fields["key:train.optimizer"] == "muon"
@@ -330,7 +331,7 @@ def test_models_of_this_machine_are_offered(
     here, published = client.get("/new").text.split('<optgroup label="Published')
     for name in ("models/mine", "output/run/made", "Qwen/Qwen-Image-2.1"):
         assert f'value="{name}"' in here and f'value="{name}"' not in published
-    assert EDIT in published and "interrupted" not in here + published
+    assert EDIT in published and "other/interrupted" not in here + published
 
 
 def test_variables_stay_and_secrets_are_in_no_answer(
@@ -350,11 +351,12 @@ def test_variables_stay_and_secrets_are_in_no_answer(
     assert "${MY_HF_TOKEN}" in (ui.jobs / "secret.yaml").read_text()
     (ui.jobs / "secret.yaml").write_text(page.yaml + "  hf_token: hf_zYxWvUtSrQpOnMlKjIhGfEdCbA543210\n")
     page = Page(client, "/jobs/secret.yaml")
-    assert "hf_zYx" not in page.answer.text and "holds a secret" in page.form.text
+    assert "hf_zYx" not in page.answer.text and "contains a secret" in page.form.text
     assert page.press("save").answer.status_code == 409 and "hf_zYx" in (ui.jobs / "secret.yaml").read_text()
     assert "hf_zYx" not in page.answer.text
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_another_programs_file_becomes_a_job(client: TestClient) -> None:
     page = Page(client, "/new")
     dit = EXAMPLES / "tiny_mascots" / "transformer"
@@ -418,20 +420,6 @@ def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch,
     assert ui.memory["commands"] == {}
 
 
-@pytest.fixture
-def address(ui: Ui) -> Iterator[str]:
-    """The page, served."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(make_app(ui), port=port, log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
-
-
 def typed(browser: Browser, selector: str, value: str) -> None:
     """Puts a value into a control, and tells the page."""
     browser.run(
@@ -442,13 +430,6 @@ def typed(browser: Browser, selector: str, value: str) -> None:
     )
 
 
-def wait_for(browser: Browser, script: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not browser.run(f"return {script}"):
-        assert time.monotonic() < deadline, script
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_a_job_is_made_corrected_and_started_in_a_browser(
     browser: Browser, address: str, queued: list[tuple[list[str], str]], ui: Ui
@@ -456,8 +437,8 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     browser.open(f"{address}/new")
     typed(browser, "#f-folder", "datasets/40_photo")
     typed(browser, "#f-name", "zuzu")
-    wait_for(
-        browser, "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 6"
+    browser.wait_for(
+        "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 6"
     )
     assert 'folder_path: "datasets/40_photo"' in browser.run("return document.getElementById('yaml').value")
     browser.click("details.text > summary")
@@ -466,7 +447,7 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
         "#yaml",
         browser.run("return document.getElementById('yaml').value.replace('steps: 240', 'steps: lots  # mine')"),
     )
-    wait_for(browser, "document.querySelector('.errors [data-line]')")
+    browser.wait_for("document.querySelector('.errors [data-line]')")
     assert "'lots' is not a whole number" in browser.text("#checked")
     assert browser.run("return document.querySelector('.gutter .bad').textContent") in browser.text(".errors a")
     assert "lots" in browser.text("#f-1-bad") and browser.run("return document.getElementById('f-1').value") == "lots"
@@ -475,24 +456,24 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     browser.press("Tab")
     assert browser.run("return document.activeElement.id") != "yaml", "Tab leaves the editor"
     typed(browser, "#f-1", "3")
-    wait_for(browser, "document.querySelector('.verdict.good')")
+    browser.wait_for("document.querySelector('.verdict.good')")
     assert "steps: 3     # mine" in browser.run("return document.getElementById('yaml').value")
     browser.click("details.keys > summary")
-    wait_for(browser, "document.querySelectorAll('.key').length > 200")
+    browser.wait_for("document.querySelectorAll('.key').length > 200")
     typed(browser, "[name=wanted]", "caption_dropout_rate")
-    wait_for(browser, "document.querySelectorAll('.key').length < 5")
+    browser.wait_for("document.querySelectorAll('.key').length < 5")
     typed(browser, ".key input", "0.5")
-    wait_for(browser, "document.getElementById('yaml').value.includes('caption_dropout_rate: 0.5')")
+    browser.wait_for("document.getElementById('yaml').value.includes('caption_dropout_rate: 0.5')")
     assert browser.errors() == [] and browser.requests_elsewhere() == []
     for width, dark in ((360, False), (360, True), (1280, True)):
         browser.open(f"{address}/new?dataset=40_photo", width, dark=dark)
         browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
-        wait_for(browser, "document.querySelectorAll('.key').length > 200")
+        browser.wait_for("document.querySelectorAll('.key').length > 200")
         assert browser.is_as_wide_as_the_window()
     typed(browser, "#f-1", "2")
-    wait_for(browser, "document.querySelector('.verdict.good')")
+    browser.wait_for("document.querySelector('.verdict.good')")
     browser.click("button.main.big")
-    wait_for(browser, "location.pathname === '/queue'")
+    browser.wait_for("location.pathname === '/queue'")
     assert queued == [(["config/photo.yaml"], "photo")]
     assert " steps: 2 " in (ui.jobs / "photo.yaml").read_text().replace("\n", " ")
 

@@ -1,0 +1,1 @@
+"""`type: influence`, `run.py influence`: which training images spoil a LoRA."""

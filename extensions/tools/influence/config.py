@@ -1,0 +1,93 @@
+"""The section of `type: influence`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from extensions.tools.influence.plan import Measurement, plan_measurement
+from extensions.tools.shared.keys import RunToolConfig
+from extensions.tools.shared.suspects import FOLDER
+from toolkit.config.field_types import OneOf, PathStr, as_list, schema_of_list
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import Device
+from toolkit.data.run_plan import RunPlan
+from toolkit.errors import RunError, UserError
+from toolkit.files.writing import file_in_the_way, refusal
+
+Levels = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+    BeforeValidator(as_list),
+    Field(min_length=1),
+    schema_of_list({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}),
+]
+
+
+class InfluenceConfig(RunToolConfig):
+    """`type: influence`: measures how each training image acts on the loss of other images, by its gradient at saved
+    LoRAs of a run, and writes a page sorted by it and a list of suspects. No image is moved or changed."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("influence",)
+
+    reference: Annotated[Literal["auto", "validation", "others"], OneOf()] = "auto"
+    """What an image acts on. validation: the images of the run's validation. others: the other training images. auto:
+    the validation where it fits in `epochs`, else the others."""
+
+    epochs: float = Field(default=1, gt=0)
+    """Most passes (one image, forward and backward), in epochs of the run; at least one pass for each image is made."""
+
+    checkpoints: int = Field(default=3, ge=1)
+    """Most saved LoRAs to measure at, as `epochs` allows: first the one nearest to 3/4 of the run, where there are
+    gradients left and the LoRA has learned something, then the last, then others."""
+
+    levels: Levels = (0.8, 0.6)
+    """Noise levels to measure at, 0 to 1, as `epochs` allows, the first one first. At high ones the caption decides."""
+
+    threshold: float = Field(default=3, gt=0)
+    """An image is a suspect from so many robust standard deviations from the others on, by influence and length of the
+    gradient together; at most a fifth of the images are."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the noise, which is the same for all images; 0 is a valid seed."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+
+    output: PathStr = ""
+    """Folder for the page, `suspects.txt` and the numbers; one of this program is replaced, any other is not. Empty:
+    `influence` in the run's folder."""
+
+    def output_folder(self) -> Path:
+        """`output` as a path."""
+        return Path(self.output).expanduser() if self.output else self.folder() / FOLDER
+
+    def measurement(self) -> Measurement:
+        """What is measured. Raises RunError and UserError as `plan_measurement`."""
+        return plan_measurement(self.folder(), self.reference, self.epochs, self.checkpoints, self.levels)
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The folder."""
+        return frozenset({self.output_folder().resolve()})
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A folder without a run of LoRAs or without its images, a folder of somebody else in the way."""
+        if job.will_write(self.folder()):
+            return
+        try:
+            self.measurement()
+        except (RunError, UserError) as error:
+            yield Diagnostic(("run",), str(error))
+        if file := file_in_the_way(self.output_folder().parent):
+            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        elif reason := refusal(self.output_folder()):
+            yield Diagnostic(("output",), reason)
+
+    def plan(self, job: JobContext) -> RunPlan | None:
+        """What is measured, and how many passes that takes."""
+        if job.will_write(self.folder()):
+            return None
+        notes = self.measurement().notes()
+        return RunPlan(self.type, self.display_name(job), (), 0, 0, 0, notes=notes)

@@ -1,0 +1,249 @@
+"""Measures the influence of each training image of a run, and writes the page and the list of suspects."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extensions.tools.influence.config import InfluenceConfig
+from extensions.tools.influence.gradients import deviations, influence_on, influence_on_others, medians, sketch
+from extensions.tools.influence.plan import Measurement
+from extensions.tools.shared.encoded_run import encoded_run
+from extensions.tools.shared.html_page import embedded, page
+from extensions.tools.shared.suspects import FILE, suspects_text
+from jobs.process import BaseExtensionProcess
+from toolkit.data.dataloader import BatchLoader
+from toolkit.data.images import ImageError, open_image, resize_cover_crop
+from toolkit.data.types import BatchSpec, BucketedSample
+from toolkit.errors import RunError
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import atomic_write_dir, write_json, write_text
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.offload import BlockSwap
+from toolkit.models.loading import checked_family
+from toolkit.networks.kinds import KINDS
+from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.networks.targets import select_target_modules
+from toolkit.system.seeding import generator
+from toolkit.train.validation import loss_at_level
+
+logger = logging.getLogger(__name__)
+
+PAGE, NUMBERS = "influence.html", "influence.json"
+
+MOST_SHARE = 0.2
+"""Largest share of the images that can be suspects."""
+
+MOST_IMAGES = 300
+"""Images on the page."""
+
+CROP_SIDE = 384
+"""Pixels of the longer side of an image on the page."""
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What was measured of an image."""
+
+    image: str
+    caption: str
+    influence: float
+    """Mean cosine of its gradients with those it is measured against, -1 to 1. Negative: learning it makes them worse.
+    """
+
+    gradient: float
+    """Length of its gradient, relative to the median of its dataset: how much it has left to teach."""
+
+    deviation: float
+    """What the images are sorted by: how far it is from the median of its dataset, in robust standard deviations, by
+    influence and by length of the gradient together. Negative: less influence, a longer gradient."""
+
+    by_round: tuple[float, ...]
+    """The influence in each round."""
+
+    suspect: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why it is suspected."""
+        of_gradient = f"gradient {self.gradient:.2g} times the median"
+        return f"influence {self.influence:+.3f}, {of_gradient}: {-self.deviation:.1f} deviations from the others"
+
+
+class InfluenceProcess(BaseExtensionProcess):
+    """Reads the run only; what it writes is in a folder of its own."""
+
+    section: InfluenceConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        plan = section.measurement()
+        for line in plan.notes():
+            logger.info(line)
+        began = time.monotonic()
+        bench = _Bench(section, plan)
+        found = ranked(plan, *bench.measure(), section.threshold)
+        seconds = time.monotonic() - began
+        suspects = [each for each in found if each.suspect]
+        folder = section.output_folder()
+        with atomic_write_dir(folder) as new:
+            write_text(new / PAGE, _page(plan, found))
+            write_text(new / FILE, suspects_text({each.image: each.reason for each in suspects}, _head(section, plan)))
+            write_json(new / NUMBERS, _numbers(section, plan, found, seconds))
+        for each in suspects:
+            logger.info(f"suspect: {each.image}: {each.reason}")
+        logger.info(f"{folder / PAGE}: {len(suspects)} of {len(found)} images are suspects. Look at them first")
+
+
+class _Bench:
+    """The model of the run, with its network and its images."""
+
+    def __init__(self, config: InfluenceConfig, plan: Measurement) -> None:
+        self._config, self._plan, self._status = config, plan, StatusLine()
+        training = plan.training
+        family = checked_family(training.model)
+        items = [*plan.images, *plan.validation]
+        model, self._dataset, device, dtype = encoded_run(training, items, config.device, self._progress)
+        self._model = model
+        self._status.finish()
+        self._loader = BatchLoader(self._dataset, config.seed)
+        model.unload_encoders()
+        kind = KINDS[training.network.type].load()
+        targets = select_target_modules(training.network, kind.trainable_modules(model))
+        self._network = kind.from_config(training.network, targets, config.seed, dtype)
+        self._network.attach(model.network_module)
+        model.enable_modulation_cache(BlockSwap)
+        level = "none" if device.type == "cpu" else "full"
+        BlockRunner(model, device, dtype, level, training.model.blocks_to_swap)
+        self._layers = family.every_linear_layer(training.model.files_folder())
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        """[R, N] each: the influence of each training image in each round, and the length of its gradient."""
+        influences, lengths, loaded = [], [], None
+        with self._network.inference():
+            for number, each in enumerate(self._plan.rounds, 1):
+                if loaded != each.file.path:
+                    self._network.load_pretrained(load_adapter_file(each.file.path, self._layers))
+                    loaded = each.file.path
+                self._model.prefetch_timesteps([each.level])
+                what = f"round {number} of {len(self._plan.rounds)}, image"
+                sketches_ND = self._sketches(each.level, what)
+                influences.append(self._influence(functional.normalize(sketches_ND)))
+                lengths.append(sketches_ND[: len(self._plan.images)].norm(dim=1))
+        return torch.stack(influences), torch.stack(lengths)
+
+    def _influence(self, units_ND: Tensor) -> Tensor:
+        """[N] of the gradients of the training images and, behind them, those of the validation."""
+        images_ND, reference_ND = units_ND.split([len(self._plan.images), len(self._plan.validation)])
+        if len(reference_ND):
+            return influence_on(images_ND, reference_ND)
+        group_N = torch.tensor(self._plan.groups)
+        found = torch.zeros(len(images_ND))
+        for group in set(self._plan.groups):
+            found[group_N == group] = influence_on_others(images_ND[group_N == group])
+        return found
+
+    def _sketches(self, level: float, what: str) -> Tensor:
+        """[N, D]: sketches of the gradients of all images at a noise level."""
+        rows = []
+        for index, item in enumerate(self._dataset.items):
+            self._progress(what, index + 1, len(self._dataset.items))
+            rows.append(self._gradient(index, item, level))
+        self._status.finish()
+        return torch.stack(rows)
+
+    def _gradient(self, index: int, item: BucketedSample, level: float) -> Tensor:
+        """[D]: the sketch of the gradient of an image's loss, unweighted, with the noise that all images have."""
+        batch = self._loader.load(BatchSpec(0, (index,), (index,)))
+        noise_BCHW = torch.randn(batch.latents_BCHW.shape, generator=generator(self._config.seed, "influence"))
+        loss_at_level(self._model, self._model.predict_velocity, batch, noise_BCHW, level).sum().backward()
+        parameters = self._network.parameters().values()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        found = sketch(gradients)
+        if not torch.isfinite(found).all():
+            raise RunError(f"{item.sample.image}: its gradient is not finite at noise level {level:g}.")
+        return found
+
+    def _progress(self, what: str, done: int, total: int) -> None:
+        self._status.update(f"{what} {done}/{total}")
+
+
+def ranked(plan: Measurement, influence_RN: Tensor, length_RN: Tensor, threshold: float) -> list[Influence]:
+    """The images, the most harmful first. influence_RN, length_RN: as `_Bench.measure`. threshold: as of
+    `InfluenceConfig`."""
+    log_length_RN = length_RN.clamp_min(torch.finfo(length_RN.dtype).tiny).log()
+    by_influence, by_length = (
+        torch.stack([deviations(values_N, plan.groups) for values_N in found])
+        for found in (influence_RN, log_length_RN)
+    )
+    # The mean is narrower than each of what it is made of.
+    far_N = deviations((by_influence - by_length).mean(0), plan.groups)
+    relative_N = (log_length_RN - medians(log_length_RN, plan.groups)).mean(0).exp()
+    order = far_N.argsort(stable=True).tolist()
+    most = int(MOST_SHARE * len(order))
+    return [
+        Influence(
+            plan.images[index].sample.image,
+            plan.images[index].sample.caption,
+            round(float(influence_RN[:, index].mean()), 4),
+            round(float(relative_N[index]), 3),
+            round(float(far_N[index]), 3),
+            tuple(round(float(value), 4) for value in influence_RN[:, index]),
+            suspect=place < most and float(far_N[index]) <= -threshold,
+        )
+        for place, index in enumerate(order)
+    ]
+
+
+def _head(config: InfluenceConfig, plan: Measurement) -> str:
+    return (
+        f"Images of {config.run} that act against {plan.against}: `run.py influence`.\n"
+        "Look at each image and its caption. `run.py lint` of the job names it too, until one of them is changed."
+    )
+
+
+def _numbers(
+    config: InfluenceConfig, plan: Measurement, found: Sequence[Influence], seconds: float
+) -> Mapping[str, object]:
+    rounds = [{"file": each.file.path.name, "step": each.file.step, "level": each.level} for each in plan.rounds]
+    return {
+        "against": plan.against,
+        "rounds": rounds,
+        "passes": plan.passes,
+        "passes_of_an_epoch": plan.uses,
+        "seconds": round(seconds, 1),
+        "threshold": config.threshold,
+        "images": [asdict(each) for each in found],
+    }
+
+
+def _page(plan: Measurement, found: Sequence[Influence]) -> str:
+    items = {item.sample.image: item for item in plan.images}
+
+    def crop(image: str) -> str:
+        """The address of the crop that is trained; empty where the image cannot be read any more."""
+        sample, box = items[image]
+        try:
+            return embedded(resize_cover_crop(open_image(image, sample.background), box), CROP_SIDE)
+        except ImageError:
+            return ""
+
+    return page(
+        Path(__file__).with_name("influence.html.j2"),
+        "Which images hurt",
+        notes=plan.notes(),
+        count=len(found),
+        suspects=sum(each.suspect for each in found),
+        images=found[:MOST_IMAGES],
+        crop=crop,
+    )

@@ -1,0 +1,38 @@
+"""The model of a run on a device, and images encoded for it as a training encodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from toolkit.config.sections import DiffusionSection
+from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
+from toolkit.data.types import BucketedSample
+from toolkit.models.families import model_bytes
+from toolkit.models.interface import DiffusionModel
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
+from toolkit.train.base_model import load_base_model
+from toolkit.train.interface import Progress
+
+
+class EncodedRun(NamedTuple):
+    """Its encoders are still loaded."""
+
+    model: DiffusionModel
+    dataset: EncodedDataset
+    device: torch.device
+    dtype: torch.dtype
+
+
+def encoded_run(
+    training: DiffusionSection, items: Sequence[BucketedSample], device: str, progress: Progress
+) -> EncodedRun:
+    """Loads the model and encodes the items, with the run's cache on disk. device: as the `device` key of a job."""
+    check_device(device, model_bytes(training.model))
+    used, dtype = use_device(pick_device(device)), DTYPES[training.train.dtype]
+    model = load_base_model(training.model, used, dtype, training_folder=training.training_folder)
+    stores = CacheStores(Path(training.training_folder).expanduser()).on_disk
+    return EncodedRun(model, encode_items(items, model, lambda _: stores, dtype, progress), used, dtype)

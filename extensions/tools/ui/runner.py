@@ -1,0 +1,212 @@
+"""The process that works on a queue (`extensions.tools.ui.queue`).
+
+It starts the next entry when a GPU is free, each in a session of its own, so the end of a page or of the runner reaches
+no job. A small shell stands above each job: it begins only after the runner has recorded it, so no job runs twice, and
+leaves the exit code in a file for the runner that comes after. What left none is judged by the folders of its run.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from extensions.tools.ui import commands
+from extensions.tools.ui import queue as q
+from extensions.tools.ui.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue
+from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM, RunError, UserError
+from toolkit.files.run_files import utc_now
+from toolkit.system.nvidia import ask_nvml
+from toolkit.train.lock import boot_id
+from toolkit.train.run_reader import RunStatus, read_run
+
+logger = logging.getLogger(__name__)
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+PAUSES = (10.0, 60.0, 300.0)
+"""Seconds before each of the retries."""
+
+SOON_S = 60.0
+"""An attempt that was killed sooner, at the step of the one before it, is not worth another."""
+
+_SHELL = (
+    'read -r go || exit; trap : TERM INT HUP; "$@" </dev/null; code=$?; '
+    'echo $code >"$0.tmp" && mv -f "$0.tmp" "$0"; exit $code'
+)
+"""Waits for the line that says it is recorded. $0: the file of the exit code, then the command."""
+
+
+def slots() -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each job that may run at the same time: one per GPU, else one on the CPU."""
+    if (visible := os.environ.get(VISIBLE)) is not None:
+        return visible.split(",")
+    return [str(index) for index in range(len(ask_nvml()[1]))] or [""]
+
+
+class Runner:
+    """Works on a queue until nothing in it waits or runs."""
+
+    def __init__(self, queue: Queue, pauses: Sequence[float] = PAUSES, poll_s: float = 1.0) -> None:
+        self._queue, self._pauses, self._poll_s = queue, tuple(pauses), poll_s
+        self._slots = slots()
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._begun: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
+        """Id -> when it began, or may be tried again; monotonic, so clocks may jump."""
+
+    def run(self) -> None:
+        """Raises RunError where another runner works on the queue."""
+        with self._queue.locked():
+            pass  # makes the folder
+        with (self._queue.folder / "runner.lock").open("a") as file:
+            for _ in range(20):  # somebody may be looking whether a runner works
+                if is_mine := q.try_lock(file):
+                    break
+                time.sleep(0.05)
+            if not is_mine:
+                raise RunError(f"{self._queue.folder}: another runner works on this queue.")
+            while not self._is_over(file):
+                try:
+                    self._step()
+                    time.sleep(self._poll_s)
+                except (RunError, UserError, OSError) as error:  # a full disk, say: jobs that run go on
+                    logger.error(f"{error}. Tried again in {self._pauses[0]:.0f} s.")
+                    time.sleep(self._pauses[0])
+
+    def _is_over(self, file: IO[str]) -> bool:
+        """Gives the lock back while nobody can add, so what is added either is seen here or finds no runner."""
+        with self._queue.locked():
+            if any(entry.state in (RUNNING, WAITING) for entry in self._queue.entries()):
+                return False
+            file.close()
+            return True
+
+    def _step(self) -> None:
+        """Looks at what runs, then starts what can be started."""
+        for entry in self._queue.entries():
+            if entry.state == RUNNING:
+                is_over, code = self._look(entry)
+                if is_over:
+                    self._end(entry.id, code)
+        entries = self._queue.entries()
+        busy = [entry.gpu for entry in entries if entry.state == RUNNING]
+        waiting = [entry for entry in entries if entry.state == WAITING]
+        free = [slot for slot in self._slots if slot not in busy][: max(0, len(self._slots) - len(busy))]
+        for slot, entry in zip(free, waiting, strict=False):
+            if self._not_before.get(entry.id, 0.0) <= time.monotonic():  # else the GPU is kept for it
+                self._start(entry, slot)
+
+    def _look(self, entry: Entry) -> tuple[bool, int | None]:
+        """Whether a running entry has ended, and its exit code where that is known."""
+        child = self._children.get(entry.id)
+        code = child.poll() if child else None
+        if (code is None) if child else q.is_alive(entry):
+            return False, None
+        with suppress(OSError, ValueError):
+            code = int((self._queue.folder / f"{entry.id}.exit").read_text("ascii"))
+        if code is None or code < 0:  # the shell alone was killed: its job may go on
+            return not any(run.status is RunStatus.RUNNING for run in q.runs_of(entry)), None
+        return True, code
+
+    def _end(self, id_: str, code: int | None) -> None:
+        """Records how an entry ended, or lets it wait for another attempt."""
+        queue, lasted = self._queue, time.monotonic() - self._begun.pop(id_, -math.inf)
+        with queue.locked():
+            entry = queue.entry(id_)  # it may have been asked to stop by now
+            before = dict(zip(map(Path, entry.runs), entry.marks, strict=False))
+            runs = [run for run in q.runs_of(entry) if q.mark_of(run.folder) != before.get(run.folder)]
+            step = max((run.step for run in runs if run.step is not None), default=None)
+            is_again = entry.attempts > 1 and step == entry.failed_at and (code == EXIT_FAILURE or lasted < SOON_S)
+            is_stopped = any(run.status is RunStatus.STOPPED for run in runs)
+            state, why = FAILED, ""
+            if code in (EXIT_SIGINT, EXIT_SIGTERM) or (code in (EXIT_DONE, None) and is_stopped):
+                state = STOPPED
+            elif code == EXIT_DONE:
+                state = DONE
+            elif code == EXIT_MISTAKE:
+                why = "a mistake in the input"
+            elif entry.is_stopping:
+                state = STOPPED
+            elif is_again:
+                why = f"failed again at {'the beginning' if step is None else f'step {step}'}"
+            elif entry.attempts > len(self._pauses):
+                why = f"failed {entry.attempts} times"
+            else:
+                state, why = WAITING, "was killed" if code is None else f"exit code {code}"
+                self._not_before[id_] = time.monotonic() + self._pauses[max(entry.attempts, 1) - 1]
+            changes: dict[str, Any] = {"state": state, "why": why, "exit_code": code, "failed_at": step}
+            changes |= {"ended": utc_now(), "pid": 0, "is_stopping": False}
+            if state == WAITING:
+                changes["argv"] = q.without_restart(entry.argv)
+            else:
+                changes["order"] = queue.last_order() + 1
+            queue.save(entry, **changes)
+        self._children.pop(id_, None)
+        logger.info(f"{id_} {entry.name}: {state}{f', {why}' if why else ''}")
+
+    def _refuse(self, entry: Entry, reason: str) -> None:
+        """Records that an entry cannot be started, and why: those behind it go on."""
+        with self._queue.locked():
+            refused = {"state": FAILED, "why": reason, "exit_code": EXIT_MISTAKE, "ended": utc_now()}
+            self._queue.save(self._queue.waiting(entry.id), **refused, order=self._queue.last_order() + 1)
+
+    def _start(self, entry: Entry, gpu: str) -> None:
+        """Starts an entry, unless it was taken out meanwhile; one that cannot be started has failed."""
+        queue, runs = self._queue, tuple[str, ...]()
+        reason = q.refusal(entry.argv, entry.cwd)
+        if not reason and entry.argv[0] not in q.queued_tools():
+            with suppress(UserError, OSError):  # what is wrong with it, its start will tell, with its exit code
+                runs = tuple(q.planned(entry.argv, entry.cwd)["folders"])
+        if reason:
+            self._refuse(entry, reason)
+            return
+        for folder in runs:  # a stop that came too late for an earlier run would stop this one
+            with suppress(RunError, OSError):
+                if read_run(Path(folder)).status is not RunStatus.RUNNING:
+                    (Path(folder) / q.CONTROL / "stop").unlink()
+        exit_file = queue.folder / f"{entry.id}.exit"
+        exit_file.unlink(missing_ok=True)
+        environment = {**os.environ, VISIBLE: gpu} if gpu else dict(os.environ)
+        if VISIBLE not in os.environ:  # the numbers are then NVML's, which are those of the bus
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        command = ["sh", "-c", _SHELL, str(exit_file), sys.executable, str(commands.RUN_PY), *entry.argv]
+        with queue.log(entry.id).open("ab") as log:
+            try:
+                child = subprocess.Popen(
+                    command,
+                    cwd=entry.cwd,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.ENOENT, errno.ENOTDIR):
+                    raise  # too little memory, too many processes: it will be possible later
+                self._refuse(entry, f"cannot be started in {entry.cwd}: {error.strerror}")
+                return
+        assert child.stdin is not None
+        with child.stdin as gate:  # closed without a line it ends at once
+            try:
+                with queue.locked():
+                    entry = queue.waiting(entry.id)
+                    changes: dict[str, Any] = {"state": RUNNING, "attempts": entry.attempts + 1, "gpu": gpu, "why": ""}
+                    changes |= {"pid": child.pid, "pid_start": q.start_of(child.pid), "boot": boot_id()}
+                    changes |= {"runs": runs, "marks": tuple(q.mark_of(Path(folder)) for folder in runs)}
+                    self._children[entry.id] = child
+                    queue.save(entry, **changes, started=utc_now(), ended="")
+            except UserError:
+                return
+            self._begun[entry.id] = time.monotonic()
+            gate.write(b"go\n")
+        logger.info(f"{entry.id} {entry.name}: started{f' on GPU {gpu}' if gpu else ''}")

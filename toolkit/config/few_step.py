@@ -1,0 +1,122 @@
+"""LoRA files that are active beside what is trained: `train.assistant` in training, the few-step LoRAs of `sample.also`
+and `train.few_step_loss` in the samples and in a part of the training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from toolkit.config.base import StrictModel
+from toolkit.config.field_types import PathStr
+from toolkit.config.findings import Findings, JobContext, check_path, error, warning
+
+MAX_NAME = 40
+"""Characters of a name that is part of a file name."""
+
+
+def from_path(key: str) -> Any:
+    """Turns a path alone into the section whose `key` it is."""
+    return lambda value: {key: value} if isinstance(value, str) else value
+
+
+class AssistantConfig(StrictModel):
+    """`train.assistant`: a LoRA file that is added to the frozen model during training only."""
+
+    path: PathStr
+    """A LoRA, DoRA, LoHa or LoKr file (.safetensors), of this or another program."""
+
+    multiplier: float = 1.0
+    """Its strength; 0 is an error."""
+
+    on_resume: ClassVar = {"path": "harmless"}  # the sha256 that a state records says what is in the file
+
+    def check(self, job: JobContext) -> Findings:
+        """A file that is missing, or read for nothing."""
+        yield from check_path("path", self.path, "Give a LoRA file.", job, file=True)
+        if self.multiplier == 0:
+            yield error("multiplier", "0 switches the assistant off. Remove 'train.assistant', or give its strength.")
+
+
+class FewStepLora(StrictModel):
+    """A LoRA file for sampling in few steps, and the sampling settings."""
+
+    lora: PathStr
+    """The LoRA file, such as Qwen-Image-Lightning, of this or another program."""
+
+    weight: float = 1.0
+    """Its strength; 0 is an error."""
+
+    steps: int = Field(default=4, ge=1, le=1000)
+    """Denoising steps."""
+
+    flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
+    """Shift of the noise levels, which are then not stretched to the terminal level of the model; 3 for
+    Qwen-Image-Lightning. Not given: the model's own. 0 is an error: there would be no noise."""
+
+    on_resume: ClassVar = {"lora": "harmless"}  # the sha256 that a state records says what is in the file
+
+    def check(self, job: JobContext) -> Findings:
+        """A file that is missing, or read for nothing."""
+        yield from check_path("lora", self.lora, "Give a LoRA file.", job, file=True)
+        if self.weight == 0:
+            yield error("weight", "0 switches the LoRA off. Remove this entry, or give its strength.")
+
+
+class DeploymentConfig(FewStepLora):
+    """`sample.also[]`: a deployment of the LoRA. Each sample image is generated with these settings too."""
+
+    name: str = Field(default="", max_length=MAX_NAME)
+    """Name of its images and of its survival score. Empty: the name of the LoRA file."""
+
+    cfg: float = Field(default=1.0, ge=0, le=1000)
+    """Strength of classifier-free guidance; 0 to 1: off."""
+
+    example: ClassVar = "lora: lightning.safetensors"
+
+    @property
+    def label(self) -> str:
+        """The name, as far as it may be part of a file name."""
+        return re.sub(r"[^A-Za-z0-9-]+", "-", self.name or Path(self.lora).stem).strip("-")[:MAX_NAME] or "also"
+
+    def check(self, job: JobContext) -> Findings:
+        """A file that is missing, guidance that few-step LoRAs are not made for."""
+        yield from super().check(job)
+        if self.cfg > 1:
+            yield warning("cfg", f"{self.cfg:g}: few-step LoRAs are made for 1; higher values oversaturate the images.")
+
+
+def check_labels(also: Iterable[DeploymentConfig]) -> Findings:
+    """Errors for entries whose images would have the same name."""
+    seen: set[str] = set()
+    for index, entry in enumerate(also):
+        if entry.label in seen:
+            yield error(f"also.{index}.name", f"another entry has the name {entry.label!r} too. Choose another.")
+        seen.add(entry.label)
+
+
+class FewStepLossConfig(FewStepLora):
+    """`train.few_step_loss`: in the later micro-batches the few-step LoRA is active, and the network is trained to have
+    the effect there that it has without it in more steps, with guidance."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the later micro-batches, chosen at random by the seed; below 1 the others learn from the images as
+    before. 0 is an error: omit the section."""
+
+    start: float = Field(default=0.7, ge=0, lt=1)
+    """Fraction of the steps after which these micro-batches begin; earlier, the network has learned nothing to carry
+    over. 0: from the first step."""
+
+    guidance_scale: float | None = Field(default=None, ge=0, le=1000)
+    """Classifier-free guidance scale of the teacher; 0 to 1: off. Not given: the model's own."""
+
+    neg: str = ""
+    """Negative prompt of the teacher; empty: the model's own."""
+
+    teacher_steps: int = Field(default=2, ge=1, le=100)
+    """Teacher steps for each step of the few-step LoRA. Each takes four forward passes, two without guidance."""
+
+    example: ClassVar = "lora: lightning.safetensors"

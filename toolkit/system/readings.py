@@ -1,0 +1,82 @@
+"""What the system counts that can make a training step slow: swapped memory, waiting for a CPU, the GPU's clock, its
+memory. Reading takes less than a millisecond and waits for no device; what cannot be read is 0 or empty."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from toolkit.system.nvidia import gpu_clock
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters since the start of the process, and states of this moment."""
+
+    faults: int = 0
+    """Page faults of this process that had to read from a disk (Linux)."""
+
+    swapped: int = 0
+    """Bytes of this process in swap (Linux)."""
+
+    cpu_s: float = 0.0
+    """Seconds of CPU time of this process, where it trains on the CPU: waiting for a GPU would count as well."""
+
+    cpu_wait_s: float = 0.0
+    """Seconds that the main thread could have run and got no CPU (Linux)."""
+
+    alloc_retries: int = 0
+    """How often PyTorch had to free its cached GPU memory to allocate more."""
+
+    gpu_free: float = 1.0
+    """Share of the GPU's memory that is free, by its driver."""
+
+    gpu_shares: bool = False
+    """Whether the driver moves GPU memory into that of the system when it is full: Windows and WSL."""
+
+    clock_mhz: int = 0
+    """Clock of the GPU's multiprocessors."""
+
+    throttled: tuple[str, ...] = ()
+    """Why the GPU clocks lower than it could."""
+
+
+def read_machine(device: torch.device) -> Reading:
+    """The reading of this moment. device: of the training."""
+    faults, swapped, cpu_wait_s = _of_process()
+    if device.type != "cuda":
+        return Reading(faults, swapped, time.process_time(), cpu_wait_s)
+    free, total = torch.cuda.mem_get_info(device)
+    retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
+    clock = gpu_clock(f"cuda:{device.index or 0}")
+    return Reading(faults, swapped, 0.0, cpu_wait_s, retries, free / total, _shares_gpu_memory(), *clock)
+
+
+def _of_process(proc: Path = Path("/proc")) -> tuple[int, int, float]:
+    """`faults`, `swapped` and `cpu_wait_s`. Source: proc(5), `stat`, `status` and `schedstat`."""
+    faults = swapped = 0
+    cpu_wait_s = 0.0
+    with suppress(OSError, ValueError, IndexError):
+        # The name of the program may contain spaces and parentheses.
+        faults = int((proc / "self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[9])
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = (proc / "self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        swapped = 1024 * int(next(line for line in lines if line.startswith("VmSwap")).split()[1])
+    with suppress(OSError, ValueError, IndexError):
+        cpu_wait_s = int((proc / "self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    return faults, swapped, cpu_wait_s
+
+
+@cache
+def _shares_gpu_memory() -> bool:
+    if sys.platform == "win32":
+        return True
+    with suppress(OSError):
+        return "microsoft" in Path("/proc/version").read_text(encoding="utf-8", errors="replace").lower()
+    return False

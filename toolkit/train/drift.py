@@ -1,0 +1,101 @@
+"""How far samples lie beside the reference images that they edit, and what they change outside a mask. Imports no
+torch.
+
+Shape suffixes: H rows, W columns, C colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy
+from PIL import Image, ImageOps
+
+from toolkit.data.alignment import Alignment, covering, measure, same_shape
+from toolkit.data.images import open_image, open_mask, over_white
+from toolkit.data.types import Mask
+
+PREFIX = "drift/"
+
+BLACK = 16
+"""Of a mask, 0 to 255: pixels darker than this lie outside."""
+
+
+class Drift(NamedTuple):
+    """How a sample lies on its reference."""
+
+    found: Alignment
+    """Of the sample on the reference: a positive shift is one to the right and down, a positive zoom is larger."""
+
+    outside_mask: float | None = None
+    """Mean absolute change of a colour value outside the mask, 0 to 255; None without a mask."""
+
+    def numbers(self) -> dict[str, float]:
+        """By name: `px`, by which the corner that is farthest off is off; `shift_px`; `zoom_percent`;
+        `rotation_degrees`; all NaN where the edit is not measurable. `outside_mask` where there is a mask."""
+        found = self.found
+        drift = {
+            "px": found.drift,
+            "shift_px": math.hypot(*found.shift),
+            "zoom_percent": 100 * found.zoom,
+            "rotation_degrees": found.rotation,
+        }
+        if not found.is_measurable:
+            drift = dict.fromkeys(drift, math.nan)
+        return drift if self.outside_mask is None else drift | {"outside_mask": self.outside_mask}
+
+    def __str__(self) -> str:
+        found = self.found
+        text = f"{found.drift:.1f} pixels off ({found})" if found.is_measurable else "not measurable"
+        return text if self.outside_mask is None else f"{text}; changed outside the mask by {self.outside_mask:.1f}"
+
+
+def drift_of(sample: Image.Image, references: Sequence[Path], mask: Mask | None = None) -> Drift | None:
+    """The drift of a sample from the first reference that has its shape; None where there is none.
+
+    mask: of that reference, stretched over it; what is white may change. Raises ImageError for a file that cannot be
+    used.
+    """
+    for path in references:
+        reference = open_image(path, at_least=max(sample.size))
+        if same_shape(sample.size, reference.size):
+            break
+    else:
+        return None
+    sample, before = over_white(sample), covering(reference, sample.size)
+    found = measure(before, sample)
+    if mask is None:
+        return Drift(found)
+    white = open_mask(mask)
+    white = ImageOps.invert(white) if mask.inverted else white
+    return Drift(found, _change(sample, before, covering(white.resize(reference.size), sample.size)))
+
+
+def _change(sample: Image.Image, before: Image.Image, mask: Image.Image) -> float | None:
+    """None where nothing lies outside the mask."""
+    outside_HW = numpy.asarray(mask) < BLACK
+    if not outside_HW.any():
+        return None
+    change_HWC = numpy.abs(numpy.asarray(sample, dtype=numpy.int16) - numpy.asarray(before))
+    return float(change_HWC[outside_HW].mean())
+
+
+def drift_metrics(drifts: Mapping[int, Drift], prefix: str = PREFIX) -> dict[str, float]:
+    """The numbers of each sample, `drift/px_0` of the first one, and before them `drift/px`, the mean of their
+    magnitudes, and so on; `drift/measurable` is the share of samples that are. drifts: by the index of the sample."""
+    if not drifts:
+        return {}
+    named: dict[str, dict[int, float]] = {}
+    for index, drift in drifts.items():
+        for name, value in drift.numbers().items():
+            named.setdefault(name, {})[index] = value
+    metrics = {"measurable": fmean(drift.found.is_measurable for drift in drifts.values())}
+    for name, by_index in named.items():
+        known = [abs(value) for value in by_index.values() if math.isfinite(value)]
+        metrics[name] = fmean(known) if known else math.nan
+        metrics |= {f"{name}_{index}": value for index, value in by_index.items()}
+    return {f"{prefix}{name}": value for name, value in metrics.items()}
