@@ -349,7 +349,8 @@ WAITS = """
 import time
 try:
     print('ready', flush=True)
-    time.sleep(60)
+    while True:  # not one long sleep: a signal just before it begins would be handled after it
+        time.sleep(0.1)
 finally:
     print('cleaned up', flush=True)
 """

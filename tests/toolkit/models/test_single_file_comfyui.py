@@ -116,7 +116,7 @@ def test_a_model_in_one_file_is_the_model_that_comfyui_makes_of_it(member: tuple
     theirs = load_file(FOLDER / "comfyui_velocities.safetensors")
     compared = [key for key in theirs if key.startswith(f"{name}.")]
     for key in compared:
-        at_most(f"velocity of ComfyUI, {key}", relative(velocity(folder, int(key[-1])), theirs[key]), 1e-6)
+        at_most(f"velocity of ComfyUI, {key}", relative(velocity(folder, int(key[-1])), theirs[key]), 5e-6)
     assert len(compared) == 1 + min(2, FAMILIES.load(MEMBERS[name].arch).max_references)
 
 
