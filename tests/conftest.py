@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+TURNED_HEIC = ROOT / "tests/toolkit/data/turned.heic"
+"""As an iPhone held upright writes it: 96 x 64 red, its left upper quarter green and its right half blue, and that it
+is to be turned clockwise, in the format's own way and in EXIF, which does not count."""
+
 
 _frozen_modules = 0
 

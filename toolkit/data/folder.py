@@ -36,8 +36,6 @@ from toolkit.data.captions import (
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.images import (
     CLEAR,
-    HAS_HEIF,
-    HEIF_SUFFIXES,
     IMAGE_SUFFIXES,
     ImageError,
     ImageInfo,
@@ -53,7 +51,7 @@ READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
 damaged in between is then found, and all of it named, when the images are encoded."""
 
-_UNREAD_IMAGES = frozenset({*HEIF_SUFFIXES, ".avif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
+_UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
 _LISTED_NAMES = 20
@@ -296,9 +294,7 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
             yield _Folder(index, dataset, images, name, table, dataset.captions_file, listing)
     if not any(listing and listing.images for _, listing in listings):
         supported = ", ".join(sorted(IMAGE_SUFFIXES))
-        has_heif = not HEIF_SUFFIXES.isdisjoint(split_suffix(name)[1] for name in top.files)
-        remedy = ". For HEIC run: pip install pillow-heif" if has_heif and not HAS_HEIF else ""
-        findings.mistake(path, f"holds no images (seen: {top.describe()}). Supported: {supported}{remedy}")
+        findings.mistake(path, f"holds no images (seen: {top.describe()}). Supported: {supported}")
     elif empty:
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
 
@@ -409,8 +405,6 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
     caption_ext: the suffixes of captions; none where they come from one file.
     """
     stem, suffix = split_suffix(name)
-    if suffix in HEIF_SUFFIXES:
-        return f"{suffix} needs another package", "Run: pip install pillow-heif, or convert them to JPEG"
     if suffix in _UNREAD_IMAGES:
         return f"{suffix} is not supported", "Convert them to PNG or JPEG"
     if name.endswith(tuple(map(str.lower, caption_ext))) and name.lower() not in _NO_CAPTIONS:

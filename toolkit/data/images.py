@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
@@ -28,14 +27,7 @@ from toolkit.data.types import Flip, Mask, ResizeCrop, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEIF_SUFFIXES = frozenset({".heic", ".heif"})
-"""Photographs of iPhones. Read where pillow-heif is installed; not a requirement, since its wheels contain GPL code."""
-
-HAS_HEIF = find_spec("pillow_heif") is not None
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", *(HEIF_SUFFIXES if HAS_HEIF else ())}
-)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff"})
 """File name endings (lower case) that are read as images."""
 
 MAX_PIXELS = 120_000_000
@@ -47,7 +39,7 @@ MAX_REFERENCE_ASPECT = 200
 # Pillow's own guard warns from its limit on and refuses at twice that; ours names the file and the remedy.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", *(("HEIF",) if HAS_HEIF else ()))
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -251,16 +243,14 @@ def to_tensor(image: Image.Image) -> Tensor:
 @contextmanager
 def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Image]:
     """The opened, not yet decoded file; every way in which it can be unusable becomes an ImageError."""
-    if HAS_HEIF and str(path).lower().endswith(tuple(HEIF_SUFFIXES)):
-        _register_heif()
     try:
-        with Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS) as image:
+        with _open(path if data is None else io.BytesIO(data)) as image:
             _refuse_unusable(image, path)
             yield image
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(path, "is not a JPEG, PNG, WebP, AVIF, BMP or TIFF image, or is damaged") from error
+        raise ImageError(path, "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged") from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:
@@ -271,10 +261,16 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
 
 
-@cache
-def _register_heif() -> None:
-    """Lets Pillow read HEIF; only where there is such a file, for the import takes its time."""
-    import_module("pillow_heif").register_heif_opener()
+def _open(file: Path | str | IO[bytes]) -> Image.Image:
+    """Photographs of iPhones (HEIC) are read from the first unknown file on, whatever it is named: their decoder takes
+    time to be imported."""
+    try:
+        return Image.open(file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ())))
+    except Image.UnidentifiedImageError:
+        if "HEIF" in Image.OPEN:
+            raise
+    import_module("pi_heif").register_heif_opener()
+    return Image.open(file, formats=("HEIF",))
 
 
 def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
@@ -283,8 +279,8 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         megapixels = image.width * image.height / 1e6
         limit = f"at most {MAX_PIXELS // 10**6} are allowed"
         raise ImageError(path, f"has {megapixels:.0f} megapixels, {limit}. Make it smaller")
-    # A JPEG with several images (MPO) is a photograph with previews: its first image is meant.
-    frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+    # A JPEG with several images (MPO) is a photograph with previews, as HEIC may be: its first image is meant.
+    frames = 1 if image.format in ("JPEG", "MPO", "HEIF") else getattr(image, "n_frames", 1)
     if frames > 1:
         kind = "pages" if image.format == "TIFF" else "frames"
         state = "holds" if image.format == "TIFF" else "is animated:"

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.data.images import over_white
+from toolkit.data.images import open_image
 from toolkit.files.run_files import SAMPLES
 from toolkit.files.writing import atomic_write
 from toolkit.train.run_reader import SampleImage, list_samples
@@ -126,7 +126,6 @@ def _title(cells: dict[tuple[int, int], SampleImage], row: int, width: int) -> l
 
 
 def _thumbnail(path: Path, longest: int = CELL) -> Image.Image:
-    with Image.open(path) as image:
-        small = over_white(image)
+    small = open_image(path, at_least=longest)
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return small

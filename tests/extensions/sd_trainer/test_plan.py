@@ -65,7 +65,9 @@ def test_references_of_samples_are_opened_before_anything_expensive(plan, make_p
     first, mask, thin, second = map(str, caught.value.errors)
     assert mask.startswith(f"sample.samples[2].mask_img: {text}: is not a JPEG")
     assert thin.startswith(f"sample.samples[3].ctrl_img: {narrow}: is 5 x 2000: as a reference at most 200 times")
-    assert first.startswith(f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, AVIF, BMP or TIFF image")
+    assert first.startswith(
+        f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image"
+    )
     assert second.startswith(f"first_sample.samples[0].ctrl_img: {damaged}: cannot be read")
     assert caught.value.exit_code == 2
     assert plan(sample={"samples": samples[1:2]}).optimizer_steps > 0

@@ -25,10 +25,10 @@ def test_names_match_in_any_unicode_form(tmp_path: Path) -> None:
 
 
 def test_seen_counts_by_suffix(tmp_path: Path) -> None:
-    for name in ("a.heic", "b.HEIC", "c.txt", "README"):
+    for name in ("a.psd", "b.PSD", "c.txt", "README"):
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
-    assert list_folder(str(tmp_path)).describe() == "2 .heic, 1 .txt, 1 without suffix, 1 subfolder(s)"
+    assert list_folder(str(tmp_path)).describe() == "2 .psd, 1 .txt, 1 without suffix, 1 subfolder(s)"
 
 
 def test_broken_and_looping_links_do_not_stop_the_listing(tmp_path: Path) -> None:

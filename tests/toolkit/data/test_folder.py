@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import find_images, scan_datasets
-from toolkit.data.images import HAS_HEIF, open_image
 from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.errors import DataErrors
 
@@ -176,21 +176,11 @@ def test_clear_pictures_and_those_that_need_a_package_are_warnings(tmp_path: Pat
     ]
 
 
-def test_heic_is_read_where_pillow_heif_is_installed_and_else_named(tmp_path: Path, image, dataset) -> None:
-    image(tmp_path / "a.png")
-    photograph = tmp_path / "b.HEIC"
-    if HAS_HEIF:
-        heif = pytest.importorskip("pillow_heif")
-        heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(photograph)
-        _, sample = scan_datasets([dataset(tmp_path)], "sks").samples
-        assert sample.size == (64, 48) and open_image(sample.image).getpixel((9, 9))[0] > 240
-    else:
-        photograph.touch()
-        (tmp_path / "alone").mkdir()
-        (tmp_path / "alone" / "b.HEIC").touch()
-        assert mistakes_of(dataset(tmp_path / "alone"))["alone"].endswith("For HEIC run: pip install pillow-heif")
-        warned = "1 file not used, .heic needs another package: b.HEIC. Run: pip install pillow-heif, or convert"
-        assert warnings_of(dataset(tmp_path, resolution=(64,)))[0].startswith(warned)
+def test_photographs_of_an_iphone_are_images(tmp_path: Path, image, dataset) -> None:
+    shutil.copyfile(TURNED_HEIC, tmp_path / "b.HEIC")
+    shutil.copyfile(TURNED_HEIC, tmp_path / "named_so.jpg")
+    scan = scan_datasets([dataset(tmp_path)], "sks")
+    assert [sample.size for sample in scan.samples] == [(64, 96)] * 2
 
 
 def test_images_far_below_the_resolution_are_a_warning(tmp_path: Path, image, dataset) -> None:
@@ -204,7 +194,7 @@ def test_images_far_below_the_resolution_are_a_warning(tmp_path: Path, image, da
 
 def test_ignored_files_are_named_with_the_reason(tmp_path: Path, image, dataset) -> None:
     image(tmp_path / "a.png")
-    for name in ("a.txt", "b.heic", "c.txt", "a.caption", "notes.md", ".DS_Store"):
+    for name in ("a.txt", "b.psd", "c.txt", "a.caption", "notes.md", ".DS_Store"):
         (tmp_path / name).write_text("x")
     notes = "\n".join(scan_datasets([dataset(tmp_path)], None).notes)
     for part in ("caption without an image: c.txt. Give", "ignored, not an image: notes.md"):
@@ -301,10 +291,10 @@ def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None
 
 
 def test_a_dataset_without_images_says_what_was_seen(tmp_path: Path, dataset) -> None:
-    (tmp_path / "a.heic").touch()
+    (tmp_path / "a.psd").touch()
     (tmp_path / "40_sub").mkdir()
     message = mistakes_of(dataset(tmp_path))[tmp_path.name]
-    assert "1 .heic" in message and "1 subfolder" in message and ".webp" in message
+    assert "1 .psd" in message and "1 subfolder" in message and ".webp" in message
 
 
 def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path, image, dataset) -> None:

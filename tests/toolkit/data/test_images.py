@@ -9,6 +9,7 @@ import numpy
 import pytest
 from PIL import Image, ImageCms
 
+from tests.conftest import TURNED_HEIC
 from toolkit.data import images
 from toolkit.data.images import ImageError, image_size, open_image, resize, resize_cover_crop, to_tensor
 from toolkit.data.types import ResizeCrop, Size
@@ -345,3 +346,22 @@ def test_unknown_background_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="nonsense"):
         open_image(tmp_path / "a.png", "nonsense")
+
+
+@pytest.mark.parametrize("name", ["photo.HEIC", "photo.heif", "photo.jpg"])
+def test_a_photograph_of_an_iphone_is_turned_once(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(TURNED_HEIC.read_bytes())
+    image = open_image(path)
+    assert image.size == image_size(path) == (64, 96)
+    above_left, above_right, below = (image.getpixel(at) for at in ((8, 8), (56, 8), (32, 88)))
+    assert above_left == pytest.approx((200, 30, 30), abs=12)
+    assert above_right == pytest.approx((20, 180, 20), abs=12)
+    assert below == pytest.approx((30, 30, 200), abs=12)
+
+
+@pytest.mark.parametrize("length", [12, 40, 300, 700])
+def test_a_torn_photograph_of_an_iphone_is_named(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "photo.heic"
+    path.write_bytes(TURNED_HEIC.read_bytes()[:length])
+    assert "damaged" in (check_image(path) or "")

@@ -290,7 +290,7 @@ def test_samples_that_cannot_be_read_are_named_and_counted(tmp_path: Path, said:
     assert (whole.unreadable.samples, whole.unreadable.read) == (6, 9)
     prefix = f"{tmp_path}/0.tar/"
     assert said == [
-        f"{prefix}0: left out: its image is not a JPEG, PNG, WebP, AVIF, BMP or TIFF image, or is damaged.",
+        f"{prefix}0: left out: its image is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged.",
         f"{prefix}1: left out: its json cannot be read: Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1).",
         f"{prefix}2: left out: its json cannot be read: no object with keys.",

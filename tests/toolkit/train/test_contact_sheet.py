@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.conftest import TURNED_HEIC
 from toolkit.train import contact_sheet
 from toolkit.train.callbacks.sample import OverviewCallback
 from toolkit.train.contact_sheet import COLUMNS, write_contact_sheet
@@ -85,6 +86,17 @@ def test_images_of_the_training_come_first_in_half_size(tmp_path: Path) -> None:
     shown = [green for (red, green, blue) in colours if (red, blue) == (255, 255) and green < 200]
     assert sorted(shown) == [0, 40, 80, 110, 150, 190]  # two of half the size in each of three columns
     assert colours[255, 0, 255] == 29 * 29 and colours[255, 0, 0] == 64 * 48
+
+
+def test_images_of_the_training_are_upright(tmp_path: Path) -> None:
+    """As an iPhone writes them, and a JPEG that is to be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 64), (250, 200, 0)).save(tmp_path / "turned.jpg", exif=exif)
+    sheet = write_contact_sheet(write_samples(tmp_path, [0, 1], ["a cat"]), [TURNED_HEIC, tmp_path / "turned.jpg"])
+    with Image.open(sheet) as image:
+        bottom = [image.getpixel((6 + place * 35 + 5, 14 + 26)) for place in (0, 1)]
+    assert [blue for *_, blue in bottom] == [pytest.approx(200, abs=12), pytest.approx(0, abs=12)]
 
 
 def test_reference_images_of_a_prompt_are_on_its_left_in_half_size(tmp_path: Path) -> None:

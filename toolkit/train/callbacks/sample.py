@@ -191,7 +191,7 @@ class OverviewCallback(Callback):
                 shown = (path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
                 self._images = [path for path in shown if not path.name.startswith((".", "_"))]
             write_contact_sheet(self._folder, self._images, self._references)
-        except OSError as error:
+        except (OSError, ImageError) as error:
             logger.warning(f"no sheet of the samples: {error}")
 
     def on_end(self, run: Run, finished: bool) -> None:

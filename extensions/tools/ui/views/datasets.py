@@ -25,7 +25,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 
 from extensions.tools.ui import datasets, state, uploads
 from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
-from extensions.tools.ui.decoder import decoder, thumbnail
+from extensions.tools.ui.decoder import SIDES, decoder, thumbnail
 from extensions.tools.ui.state import Form, render, texts, ui_of, wants_json, whole
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
@@ -42,6 +42,9 @@ from toolkit.files.writing import fsync, write_json
 PER_PAGE = 60
 THUMB_SIDE = 400
 """Pixels of the longer side of a small image."""
+
+NOT_SHOWN = frozenset({"image/heif", "image/tiff"})
+"""Types that most browsers do not show."""
 
 MOST_CAPTION = uploads.MOST_BYTES[".txt"]
 MOST_REPEATS = 10_000
@@ -473,20 +476,26 @@ def _sent(request: Request, path: Path, tag: str, kind: str) -> Response:
 
 
 def image(request: Request) -> Response:
-    """An image as its file is, of the type that it holds."""
+    """An image as its file is, of the type that it holds; of a type that browsers do not show, its largest copy."""
     path, tag = _file(request)
     try:
-        return _sent(request, path, tag, media_type(path))
+        kind = media_type(path)
     except ImageError as error:
         raise HTTPException(415, error.reason) from error
+    return _copy(request, SIDES[-1]) if kind in NOT_SHOWN else _sent(request, path, tag, kind)
 
 
 def thumb(request: Request) -> Response:
-    """A small copy of an image, made once. Where it cannot be decoded the answer says why."""
+    """A small copy of an image."""
+    return _copy(request, THUMB_SIDE)
+
+
+def _copy(request: Request, side: int) -> Response:
+    """A smaller copy of an image, made once. Where it cannot be decoded the answer says why."""
     (path, tag), ui = _file(request), ui_of(request)
     try:
         with _writes(path.name):
-            small = thumbnail(ui, path, THUMB_SIDE)
+            small = thumbnail(ui, path, side)
     except ImageError as error:
         datasets.remember_fault(ui, str(path), error.reason)
         raise HTTPException(415, redact_text(error.reason)) from error

@@ -133,7 +133,8 @@ def plant(folder: Path, pictures: list[Image.Image], seed: int) -> list[tuple[se
             (here / f"{index}.txt").write_text(text, encoding="utf-8")
         (here / "torn.jpg").write_bytes((here / f"{order[3]}.jpg").read_bytes()[:5000])
         (here / "phone.heic").write_bytes(b"\0\0\0\x1cftypheic")
-        planted |= {("unusable", "torn.jpg"), ("unused", "phone.heic")}
+        (here / "design.psd").write_bytes(b"8BPS")
+        planted |= {("unusable", "torn.jpg"), ("unusable", "phone.heic"), ("unused", "design.psd")}
         results.append((planted, found_in(str(here), "--resolution", "512", "--trigger-word", "zxq")))
     return results
 

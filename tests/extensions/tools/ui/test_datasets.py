@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from extensions.tools.shared.suspects import FILE, FOLDER, MOST_BYTES, suspects_
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
+from tests.conftest import TURNED_HEIC
 
 HTML = {"accept": "text/html"}
 JSON = {"accept": "application/json"}
@@ -154,6 +157,10 @@ def test_an_image_is_of_the_type_that_it_holds(page: TestClient, ui: Ui) -> None
     assert page.get("/datasets/pipo/images/4_pipo/jpeg.png").headers["content-type"] == "image/jpeg"
     assert page.get("/datasets/pipo/images/4_pipo/vector.png").status_code == 415
     assert page.get("/datasets/pipo/images/4_pipo/a.txt").status_code == 415
+    shutil.copyfile(TURNED_HEIC, folder / "phone.heic")  # of which browsers get a copy that they can show
+    answer = page.get("/datasets/pipo/images/4_pipo/phone.heic")
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.content)).size == (64, 96)
 
 
 def test_a_broken_image_is_shown_as_broken_with_the_reason(page: TestClient, ui: Ui) -> None:
