@@ -95,7 +95,7 @@ def of_fake_tensors(settings: SdTrainerConfig) -> tuple[int, int]:
     ("level", "dtype"),
     [
         ("cheap", "bf16"),
-        ("none", "fp32"),
+        pytest.param("none", "fp32", marks=pytest.mark.slow),
         *(pytest.param(level, "bf16", marks=pytest.mark.slow) for level in ("keep_attention", "full")),
     ],
 )

@@ -121,6 +121,7 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
     assert trained <= 0.8 * untrained, f"mean loss over 16 fixed draws: {untrained:.4f} before, {trained:.4f} after"
 
 
+@pytest.mark.slow
 def test_the_example_of_pairs_trains_with_its_control_images_and_learns(run_py: Run, workplace: Path) -> None:
     result = run_py("config/examples/edit_pairs.yaml", cwd=workplace)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr

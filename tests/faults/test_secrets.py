@@ -220,6 +220,7 @@ def lora_metadata(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
+@pytest.mark.slow
 def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(training_job, run_py: Run, tmp_path: Path) -> None:
     run = tmp_path / "output" / "job"
     result = run_py(training_job(2), "-l", "log.txt", env=environment(tmp_path))

@@ -132,6 +132,7 @@ def test_bf16_weights_are_rounded_at_random_as_in_one_process_bit_for_bit(job: J
         assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items()), name
 
 
+@pytest.mark.slow
 def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
     said = run_together(job, 75, of_second=[("kill_self", STEP, STEP_3_OF_TWO, TERM)])
     assert said.count("saved the checkpoint of step") == said.count("Stopped.") == 1, said
@@ -166,6 +167,7 @@ def test_one_that_is_killed_in_a_picture_ends_the_other_with_one_line(job: Job) 
     assert job.status() == "failed"
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_within_a_save_costs_that_save(job: Job, as_one) -> None:
     hashed = "toolkit.train.sharded_state:sha256_of"
     first, second = start_together(job, of_second=[("kill_self", hashed, 2, KILL)])
@@ -178,6 +180,7 @@ def test_one_that_is_killed_within_a_save_costs_that_save(job: Job, as_one) -> N
     as_one()
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_given_up_after_the_time_limit(job: Job) -> None:
     job.change(train__ddp_timeout=0.04)
     first, _ = start_together(job, of_second=[("kill_self", STEP, STEP_3_OF_TWO, HANG)])

@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
@@ -269,7 +268,9 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
     except Image.UnidentifiedImageError:
         if "HEIF" in Image.OPEN:
             raise
-    import_module("pi_heif").register_heif_opener()
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
     return Image.open(file, formats=("HEIF",))
 
 

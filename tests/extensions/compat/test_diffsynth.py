@@ -246,7 +246,10 @@ def test_one_side_alone_says_nothing_as_there() -> None:
     assert any("height: has no effect without the other side" in line for line in config.warnings)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("2511.sh")) for name in EXAMPLES],
+)
 def test_the_examples_run_on_tiny_models(example: str, tiny_model: Path, run_py: Callable[..., Any]) -> None:
     """With other paths and sizes."""
     model = tiny_model

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from extensions.tools.lint.checks import run_checks
@@ -183,6 +184,7 @@ def plant_pairs(folder: Path, pictures: list[Image.Image], seed: int) -> list[tu
     return results
 
 
+@pytest.mark.slow
 def test_planted_faults_are_found_and_good_pictures_are_not_called_bad(tmp_path: Path) -> None:
     score(plant(tmp_path, _photographs(), seed=0) + plant_pairs(tmp_path, _photographs(), seed=0))
 
