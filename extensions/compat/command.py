@@ -3,6 +3,7 @@ takes. Lines may be continued as in a POSIX shell (`\\`), PowerShell (`` ` ``) a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from extensions.compat.foreign_jobs import SCRIPT, Command
 from extensions.compat.musubi import FULL, LORA, ROWS, flat
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import file_root
+from toolkit.config.foreign import NO_COMMAND
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
 from toolkit.config.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
@@ -34,7 +36,9 @@ PROGRAMS = (MUSUBI, diffsynth.COMMAND, diffusers.COMMAND)
 LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
 """Modules after `python -m` that start the script behind them."""
 
-_GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)[ \t]*\r?\n")
+_GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)(?:[ \t]*|[ \t]+#[^\n]*)\r?\n")
+"""Also with a comment behind the mark, as guides have it."""
+
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"']|["'][^\n]*)+""")
 _JSON = re.compile(r"'\s*[\[{][^']*'")
 """A value that may go on for several lines."""
@@ -42,13 +46,17 @@ _JSON = re.compile(r"'\s*[\[{][^']*'")
 _QUOTED = re.compile(r"""\\["']|"(?:\\.|[^"\\])*"|'[^']*'""")
 _WINDOWS = re.compile(r"[\"']?[A-Za-z]:\\")
 _VARIABLE = re.compile(r"\$(?:env:)?(\w+)|\$\{(\w+)\}|%(\w+)%")
+_OR_ELSE = re.compile(r"\$\{(\w+):?[-=]((?:[^{}]|\$\{\w+\})*)\}")
+"""A variable, and its value where it has none."""
+
 _TO_FILE = re.compile(r"[0-9&]?(?:>>?|<)\S*")
 _OF_FAMILY = re.compile(r"(\w+)[./\\]model_training[./\\]train(?:\.py)?$")
 _ASSIGNED = re.compile(r"(?:\$\{)?([A-Za-z_]\w*)\}?=(.*)", re.DOTALL)
 _ARGUMENTS = re.compile(r"[\"']?\$(?:@|\*|\{@\})[\"']?")
 _ARRAY = re.compile(r"([A-Za-z_]\w*)\+?=\((.*)")
 _OF_ARRAY = re.compile(r"[\"']?\$\{(\w+)\[[@*]\]\}[\"']?")
-_ALONE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_ALONE = re.compile(rf"\$(?:\{{\w+\}}|\w+)|{_OR_ELSE.pattern}")
+_UNKNOWN = re.compile(r"\$\{\w+\}")
 _OPENS = frozenset({"if", "for", "while", "until", "case"})
 _CLOSES = frozenset({"fi", "done", "esac"})
 
@@ -56,6 +64,8 @@ _CLOSES = frozenset({"fi", "done", "esac"})
 class _Word(NamedTuple):
     text: str
     at: SourceLocation
+    is_open: bool = False
+    """A quote in it is not closed on its line."""
 
 
 def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
@@ -65,12 +75,15 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """
     training: list[tuple[Command, _Word, list[_Word]]] = []
     strange: list[_Word] = []
-    for words in commands(text, diagnostics):
+    for words in commands(text):
         script, before, flags = parted(words)
         if script is None:
             continue  # cd, source, set
         program = next((each for each in PROGRAMS if each.starts(script.text, [flag.text for flag in flags])), None)
         if program:
+            for word in words:
+                if word.is_open:
+                    diagnostics.error_at(word.at, (), "a quote that opens here is not closed on its line.")
             training.append((program, script, [*(before if "mixed_precision" in program.flags else ()), *flags]))
         elif reason := NOT_NEEDED.get(script.text):
             diagnostics.warn(_node(script.text, script), f"is left out: {reason}.")
@@ -82,8 +95,10 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     join = training[0][0].joined if len(training) == 2 and training[0][0] is training[1][0] else None
     if join and (whole := join(roots[0], roots[1], diagnostics)):
         return whole
+    if not training and not strange:
+        diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
     if len(roots) != 1:
-        found = training[1][1] if training else strange[0] if strange else _Word("", SourceLocation(1, 1))
+        found = training[1][1] if training else strange[0]
         what = "is a second training: give one command" if training else f"{found.text!r} trains no Qwen-Image model"
         *scripts, last = [script for each in PROGRAMS for script in each.scripts]
         diagnostics.fatal(found.at, (), f"{what}. Commands of {', '.join(scripts)} and {last} are read.")
@@ -96,9 +111,9 @@ def _root(program: Command, script: _Word, words: Sequence[_Word], diagnostics: 
     return ConfigNode({SCRIPT: _node(script.text, script), **entries}, (), script.at, script.at)
 
 
-def commands(text: str, diagnostics: Diagnostics | None = None) -> Iterator[list[_Word]]:
+def commands(text: str) -> Iterator[list[_Word]]:
     """The words of each command; a continued line keeps its places. Variables that are assigned above have their
-    values, unless what runs decides them. diagnostics: is told of quotes that are not closed."""
+    values, unless what runs decides them."""
     flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), text)
     flat_text = _JSON.sub(lambda found: re.sub(r"[\r\n]", " ", found.group()), flat_text)
     known = _Variables()
@@ -110,14 +125,13 @@ def commands(text: str, diagnostics: Diagnostics | None = None) -> Iterator[list
             raw, place = found.group(), _place(text, start + found.start())
             if raw[0] == "#":
                 break
-            if diagnostics and re.search("[\"']", _QUOTED.sub("", raw)) and not _WINDOWS.match(raw):
-                diagnostics.error_at(place, (), "a quote that opens here is not closed on its line.")
+            is_open = bool(re.search("[\"']", _QUOTED.sub("", raw)) and not _WINDOWS.match(raw))
             to_file, names_file = bool(_TO_FILE.fullmatch(raw)), raw[-1] in "<>"
             if raw in ("&&", ";", "|", "||", "&"):
                 yield known.after_assignments(words)
                 words = []
             elif not (to_file or waits):
-                words += known.words(raw, place)
+                words += [word._replace(is_open=is_open) for word in known.words(raw, place)]
             waits = to_file and names_file
         yield known.after_assignments(words)
         start += len(line)
@@ -150,15 +164,20 @@ class _Variables:
             return []  # what the script is given, which is nothing
         if (array := _OF_ARRAY.fullmatch(raw)) and array[1] in self.arrays:
             return self.arrays[array[1]]
-        if (alone := _ALONE.fullmatch(raw)) and (name := alone[1] or alone[2]) in self.values:
-            return [_Word(each, place) for each in self.values[name].split()]
-        return [_Word(_unquoted(raw, self.values), place)]
+        text = _unquoted(raw, self.values)
+        if not _ALONE.fullmatch(raw) or _UNKNOWN.fullmatch(text):
+            return [_Word(text, place)]
+        several = _or_else(text).split()
+        is_value = len(several) == 1 and not several[0].startswith("--")
+        return [_Word(text if is_value else each, place) for each in several]
 
     def after_assignments(self, words: list[_Word]) -> list[_Word]:
         """A command; nothing of what only assigns variables, which are taken."""
         texts = [word.text for word in words]
         if texts[:1] in (["export"], ["set"], ["declare"]):
             texts = texts[1:]
+        if texts[:1] == [":"]:  # ${NAME:=value}
+            texts = [f"{found[1]}={text}" for text in texts if (found := _OR_ELSE.fullmatch(text))]
         if texts[1:2] == ["="]:  # PowerShell
             texts = ["".join(texts)]
         assigned = [found for text in texts if (found := _ASSIGNED.fullmatch(text.rstrip(";")))]
@@ -185,6 +204,10 @@ def _unquoted(word: str, variables: Mapping[str, str]) -> str:
         name = found[1] or found[2] or found[3]
         return variables.get(name, found[0] if found[3] or name[0].isdigit() else f"${{{name}}}")
 
+    def or_else(found: re.Match[str]) -> str:
+        inside = _VARIABLE.sub(lambda name: os.environ.get(name[1] or name[2] or name[3], value(name)), found[2])
+        return variables.get(found[1]) or f"${{{found[1]}:-{inside}}}"
+
     if _WINDOWS.match(word):
         return word.replace('"', "").replace("'", "")
     parts = []
@@ -193,8 +216,15 @@ def _unquoted(word: str, variables: Mapping[str, str]) -> str:
             parts.append(part[1:-1])
         else:
             inside = part[1:-1] if part[0] == '"' else part
-            parts.append(_VARIABLE.sub(value, re.sub(r"\\([ \"'$\\])", r"\1", inside)))
+            inside = _OR_ELSE.sub(or_else, re.sub(r"\\([ \"'$\\])", r"\1", inside))
+            parts.append(_VARIABLE.sub(value, inside))
     return "".join(parts)
+
+
+def _or_else(text: str) -> str:
+    """What a variable with a value for where it has none is now."""
+    found = _OR_ELSE.fullmatch(text)
+    return os.environ.get(found[1]) or found[2] if found else text
 
 
 def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Word]]:

@@ -47,8 +47,8 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
   levels, float32 files, only the final file. One line names the defaults that were taken where ours differ.
 - The commands that encode latents and captions are not needed: the training does it, and knows files by their content.
 - All layers of the blocks are trained, as there: its default pattern that should leave out modulation matches no name.
-- A script may assign variables and arrays above its command. What a condition or a loop decides is not guessed: such a
-  variable is an error with its name.
+- A script may assign variables and arrays above its command, and write `${NAME:-default}`. What a condition or a loop
+  decides is not guessed: such a variable is an error with its name.
 - `lr_decay_steps` counts for `warmup_stable_decay` alone, `lr_scheduler_min_lr_ratio` for that, `cosine_with_min_lr`
   and `rex`; for others they are left out with a line.
 - `include_patterns` alone restricts nothing there, and is left out with a line; as a key of our `network` it does.

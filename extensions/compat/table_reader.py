@@ -131,7 +131,7 @@ class TableReader:
             if not self.diagnostics.reported(node.path):
                 self.diagnostics.error(node, f"{show(node)} is not text.")
             return "missing"
-        return node.text or str(node.value)
+        return node.value if isinstance(node.value, str) else node.text or str(node.value)
 
     def missing(self, key: str, what: str, item: ConfigNode | None = None) -> ConfigNode:
         """Says that a key is required; any value in its place."""

@@ -126,20 +126,29 @@ class ForeignFile(Protocol):
 _BEFORE = (
     r"#.*|(?:cd|source|pip|git|mkdir|echo|\.|export|set|declare|call|conda|rem|REM|@echo|modelscope|hf|huggingface-cli|"
     r"\$(?:env:)?\w+[ \t]*=)[ \t].*|(?:\$(?:env:)?)?\w+\+?=.*|```\w*|[\"']?--[a-z].*|[(){}:][^\n]*|"
+    r"[%!](?:cd|env|pip|git|mkdir|wget|curl|apt|apt-get)[ \t].*|"
     r"(?:if|then|elif|else|fi|for|while|until|do|done|case|esac|function|read|exit|return|trap|test|sleep|ls|cp|mv|rm|ln|"
     r"chmod|unset|ulimit|wget|curl|apt|apt-get|nvidia-smi|param|pause|title|chcp|setlocal|Write-Host|Write-Output|"
     r"Set-Location)(?![\w-])(?:[ \t;(].*)?"
 )
 """A line that prepares the shell, or decides whether what follows runs."""
 
-SCRIPT_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".py", ".ipynb")
+SHELL_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".sbatch", ".slurm")
 """Of files that can only be read for the command in them."""
+
+NO_COMMAND = (
+    "holds no command that is read. Give the command that starts the training in quotes to 'run.py import', or alone "
+    "in a file."
+)
+"""Of such a file, or of a program."""
 
 _COMMAND = re.compile(
     rf"(?:[ \t]*(?>(?:{_BEFORE})(?:(?:(?<=[\\`^])|(?<=[\\`^]\r))\r?\n.*)*)?\r?\n)*"
-    r"[ \t]*(?:(?:[A-Z_]+=\S+|nohup|time|sudo|\$|(?:poetry|conda|pipenv)[ \t]+run)[ \t]+|!)*"
+    r"[ \t]*(?:(?:[A-Za-z_]\w*=\S*|\$|&|(?:nohup|time|sudo|exec|srun|env|stdbuf|nice|"
+    r"(?:poetry|conda|mamba|micromamba|pipenv)[ \t]+run)(?:[ \t]+-\S+(?:[ \t]+(?!accelerate|python)[\w./]\S*)?)*)"
+    r"[ \t]+|!)*"
     r"(?:[^\s!]{0,300}[/\\])?(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|[^\s!]{1,300}\.py)"
-    r"(?:\.exe)?[ \t]+[^\s:=]"
+    r"(?:\.exe)?[\"']?[ \t]+[^\s:=]"
 )
 """The first command of a script: comments and what prepares the shell may stand above it."""
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from toolkit.config.base import all_findings
 from toolkit.config.field_types import LONGEST_NAME
-from toolkit.config.foreign import COMMAND_LINE, SCRIPT_SUFFIXES, foreign_file, foreign_keys, is_command
+from toolkit.config.foreign import COMMAND_LINE, NO_COMMAND, SHELL_SUFFIXES, foreign_file, foreign_keys, is_command
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
@@ -131,14 +131,14 @@ def read_written(
     text, root = command, None
     if command or str(path) != COMMAND_LINE:
         text = text or read_text(path, diagnostics)
-        if command or is_command(text):
+        suffix = Path(path).suffix.lower()
+        if command or is_command(text) or suffix in SHELL_SUFFIXES:
             root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
         elif str(path).endswith(".env"):
             root = load_object(FOREIGN_VARIABLES)(text, diagnostics)
-        elif Path(path).suffix.lower() in SCRIPT_SUFFIXES:
-            remedy = "Give the command that starts the training in quotes to 'run.py import', or alone in a file."
-            diagnostics.fatal(SourceLocation(1, 1), (), f"begins with no command that is read. {remedy}")
-        elif Path(path).suffix.lower() == ".toml":
+        elif suffix in (".py", ".ipynb"):
+            diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
+        elif suffix == ".toml":
             from toolkit.config.toml_reader import read_toml
 
             root = read_toml(text, diagnostics)

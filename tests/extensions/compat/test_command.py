@@ -69,6 +69,9 @@ def test_lines_go_on_as_in_every_shell(end: str, comments: bool) -> None:
         "#!/bin/bash\ncd musubi-tuner\nsource venv/bin/activate\n\n",
         "@echo off\r\nset A=b\r\n",
         ". venv/a\n",
+        "%cd x\n!pip install x\n",
+        ":\nNCCL_P2P_DISABLE=1 nohup conda run -n musubi --no-capture-output python x.py\n",
+        "& 'C:\\my\\python.exe' x.py\n",
         "pip install x\n\n",
     ],
 )
@@ -88,20 +91,28 @@ for i in 1 2; do
 done
 MODEL=${MODEL:-model}
 RATE="--learning_rate 3e-4 --seed 5"; NOTHING=
+EXTRA="${EXTRA:-}"
+DATA="${DATA:-$HERE/data.toml}"
+: "${ALPHA:=2}"
 FILES=(
-  --dataset_config data.toml  # the images
+  --dataset_config "$DATA"  # the images
   --output_name "a b"
 )
-accelerate launch qwen_image_train_network.py --dit "$MODEL/transformer" $RATE $NOTHING "${FILES[@]}" \\
-  --network_module musubi_tuner.networks.lora_qwen_image "$@"
+accelerate launch qwen_image_train_network.py --dit "$MODEL/transformer" $RATE $NOTHING "${FILES[@]}" \\  # all of them
+  --network_module musubi_tuner.networks.lora_qwen_image --network_alpha $ALPHA $EXTRA ${MORE:-} "$@"
 python tools/notify.py --done
 """
 
 
-def test_a_script_with_conditions_arrays_and_flags_in_variables() -> None:
+def test_a_script_with_conditions_arrays_and_flags_in_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", str(Path.cwd()))
+    monkeypatch.setenv("MORE", "--network_dim 8 --fp8_base")
     config = load(SCRIPT)
     job = config.processes[0].section
-    assert (config.name, job.train.lr, job.training_seed, job.network.linear_alpha) == ("a b", 3e-4, 5, 1)
+    assert (config.name, job.train.lr, job.training_seed) == ("a b", 3e-4, 5)
+    assert (job.network.linear, job.network.linear_alpha, job.model.quantize) == (8, 2, True)
+    Path("script.sbatch").write_text(SCRIPT.replace("EXTRA=", 'log() { echo "it goes\non"; }\nEXTRA='))
+    assert load_job("script.sbatch", discover().find_config).name == "a b"
     assert any("notify.py' is left out" in line or "is left out: a file is one job" in line for line in config.warnings)
 
 
@@ -109,7 +120,7 @@ def test_a_script_with_conditions_arrays_and_flags_in_variables() -> None:
     "decides", ["if x; then\n RATE=--seed\nfi\n", "if x; then RATE=--seed; fi\n", "for RATE in 1; do\nRATE=1\ndone\n"]
 )
 def test_what_a_condition_decides_is_not_guessed(decides: str) -> None:
-    text = SCRIPT.replace("accelerate", f"{decides}accelerate")
+    text = SCRIPT.replace("accelerate", f"{decides}accelerate").replace('"$DATA"', "data.toml")
     assert is_command(text) and "'${RATE}' belongs to no flag. Write what the variable stands for." in fault(text)
 
 
@@ -117,7 +128,7 @@ def test_what_a_condition_decides_is_not_guessed(decides: str) -> None:
 def test_a_script_without_such_a_command_is_told_as_that(suffix: str) -> None:
     file = Path(f"x{suffix}")
     file.write_text('$dit = "a # b"\nfoo x\n')
-    with pytest.raises(ConfigErrors, match=rf"^x\{suffix}:1:1: begins with no command that is read\."):
+    with pytest.raises(ConfigErrors, match=rf"^x\{suffix}:1:1: holds no command that is read\."):
         load_job(file, discover().find_config)
 
 
