@@ -67,7 +67,7 @@ PATHS = frozenset({*PARTS, "dataset_config", "network_weights", "base_weights", 
 OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory"})
 """Keys that name what has to be there."""
 
-TEXTS = (PATHS | OF_IMAGES | {"output_name", "model_version", "resume"}) - {"base_weights"}
+TEXTS = (PATHS | OF_IMAGES | {"output_dir", "logging_dir", "output_name", "model_version", "resume"}) - {"base_weights"}
 """Keys with one text."""
 
 STATES = frozenset({"save_last_n_epochs_state", "save_last_n_steps_state"})
@@ -76,11 +76,25 @@ BY_HAND = frozenset(
     {
         SCRIPT, *PARTS, "edit", "edit_plus", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
         "min_timestep", "max_timestep", "network_args", "resume", "huggingface_repo_visibility", "seed",
-        "max_data_loader_n_workers", "full_bf16", "mem_eff_save",
+        "max_data_loader_n_workers", "full_bf16", "mem_eff_save", "fused_backward_pass",
         *STATES,
     }
 )  # fmt: skip
 """Options of which more than the table has to be said."""
+
+OF_FRONT_END = re.compile(
+    "caching_.*|dataset_(?!config$).*|parent_folder_path|generated_toml_path|create_missing_captions|caption_strategy|"
+    "auto_generate_black_control_images|debug_mode|sample_(?:output_dir|guidance_scale)|disable_prompt_enhancement|"
+    "dit_dtype|text_encoder_dtype|dit_in_channels|flow_shift|faster_model_loading|use_legacy_sdpa|custom_network_module|"
+    "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only|training_mode"
+)
+"""Keys by which a front end writes the dataset file or starts the program, which are in the same file."""
+
+OF_SAMPLES = {
+    "sample_width": "width", "sample_height": "height", "sample_steps": "sample_steps", "sample_seed": "seed",
+    "sample_cfg_scale": "guidance_scale", "sample_discrete_flow_shift": "flow_shift", "sample_negative_prompt": "neg",
+}  # fmt: skip
+"""What a front end writes behind prompts that do not say it -> our key of `sample`."""
 
 VERSIONS = {"edit": "edit", "edit_plus": "edit-2509"}
 """Switch -> the `model_version` that it stands for, which `model.arch` reads as it is."""
@@ -160,17 +174,21 @@ class _Reader(TableReader):
             if isinstance(given[key].value, dict | list):
                 self.diagnostics.error(given[key], f"{show(given[key])} is not text.")
                 given[key] = at(given[key], "missing")
+            elif key not in ("output_name", "model_version") and "\\" in str(given[key].value):
+                given[key] = at(given[key], with_slashes(given[key].value))
         return given
 
     # ------------------------------------------------------------ by the table
 
     def _read(self, given: Level, known: Sequence[str], elsewhere: str) -> None:
+        front_end = [key for key in given if OF_FRONT_END.fullmatch(key)]
+        for key in front_end[:1]:
+            more = f" ({len(front_end) - 1} more such keys)" if front_end[1:] else ""
+            self.diagnostics.warn(given[key], f"has no effect: a front end starts its program by it{more}.")
         for key, node in given.items():
-            if key == "dit_dtype" or (key.startswith("caching_") and key not in ROWS):  # of its front end
-                if node.value is not False:
-                    says = ROWS["dit_dtype" if key == "dit_dtype" else "caching_latent_num_workers"][1].says
-                    self.diagnostics.warn(node, f"has no effect: {says}.")
-            elif key not in (*known, SCRIPT):
+            if key in front_end or key in OF_SAMPLES:
+                continue
+            if key not in (*known, SCRIPT):
                 hint = odd_characters(key) or (elsewhere if key in ROWS else did_you_mean(key, known, list_all=False))
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
             else:
@@ -195,8 +213,9 @@ class _Reader(TableReader):
             if not is_off:
                 self.diagnostics.warn(node, f"has no effect: {row.says}.")
         elif not is_off:
+            reason = f": {row.says}." if row.says else "."
             nearest = f" The nearest here is {' and '.join(map(repr, row.ours))}." if row.ours else ""
-            self.diagnostics.error(node, f"{show(node)} is not supported: {row.says}.{nearest}", at_key=True)
+            self.diagnostics.error(node, f"{show(node)} is not supported{reason}{nearest}", at_key=True)
 
     def _set(self, place: str, value: Any, to: dict[str, Any]) -> None:
         section, _, rest = place.partition(".")
@@ -218,8 +237,11 @@ class _Reader(TableReader):
 
     def _trains_adapter(self) -> bool:
         """By the script; without one by the keys, as only an adapter has such."""
-        script = self.given.get(SCRIPT)
-        return script.value == LORA if script else any(key.startswith("network_") for key in self.given)
+        if script := self.given.get(SCRIPT):
+            return script.value == LORA
+        if mode := self.given.get("training_mode"):  # of a front end, which keeps the keys of the other mode
+            return "lora" in str(mode.value).lower()
+        return any(key.startswith("network_") for key in self.given)
 
     def _model(self) -> None:
         """The folder of the model that `dit` lies in; its family by the switches."""
@@ -301,11 +323,13 @@ class _Reader(TableReader):
         elif every is not None and all(isinstance(node.value, int) for node in (every, kept)) and every.value > 0:
             files = kept.value // every.value + 1  # those of at most so many steps before the newest
             self._set("save.max_step_saves_to_keep", at(kept, files), self.process)
-        full_bf16, streams = (self.given.get(key) for key in ("full_bf16", "mem_eff_save"))
-        if not self.adapter:
-            self._set("train.full_bf16", full_bf16, self.process)
-        elif full_bf16 is not None and full_bf16.value is True:
-            self.diagnostics.warn(full_bf16, "has no effect: an adapter is trained in float32, as there.")
+        streams = self.given.get("mem_eff_save")
+        for key, instead in (("full_bf16", "in float32"), ("fused_backward_pass", "without it")):
+            node = self.given.get(key)
+            if not self.adapter:
+                self._set(f"train.{key}", node, self.process)
+            elif node is not None and node.value is True:
+                self.diagnostics.warn(node, f"has no effect: an adapter is trained {instead}, as there.")
         if streams is not None and streams.value is True:
             message = "has no effect: one file is written while training goes on, from a copy in main memory."
             self.diagnostics.warn(streams, message if not self.adapter else "has no effect on an adapter.")
@@ -330,9 +354,15 @@ class _Reader(TableReader):
         if "sample_prompts" not in self.given:
             self._set("train.disable_sampling", made(self.root, True), self.process)
             return
+        written = "disable_prompt_enhancement" not in self.given or not self.given["disable_prompt_enhancement"].value
+        given = {ours: self.given[key] for key, ours in OF_SAMPLES.items() if written and key in self.given}
         for key, value in SAMPLES.items():
             self._set(f"sample.{key}", _their(key, value), self.process)
-        self.defaults["samples of"] = f"{SAMPLES['width']} x {SAMPLES['height']} pixels"
+        for key, node in given.items():
+            if key != "flow_shift" or node.value:
+                self._set(f"sample.{key}", node, self.process)
+        if "width" not in given:
+            self.defaults["samples of"] = f"{SAMPLES['width']} x {SAMPLES['height']} pixels"
         if "sample_every_n_epochs" not in self.given:
             self._default("sample_every_n_steps", value=0)
         self._default("sample_at_first", value=False)
@@ -481,6 +511,12 @@ class _Reader(TableReader):
             else:
                 message = f"does not exist (working directory: {Path.cwd()})."
             self.diagnostics.error(node, f"{show(node)} {message}")
+
+
+def with_slashes(path: str) -> str:
+    """A path below the working directory that is written as on Windows, as this machine writes it."""
+    is_below = not is_absolute(path) and not os.path.lexists(path)
+    return path.replace("\\", os.sep) if is_below else path
 
 
 def flat(root: ConfigNode) -> Level:

@@ -486,7 +486,7 @@ NAMES: dict[tuple[str, str], Names] = {
         ),
         **each(
             "task t5 fp8_t5 clip dit_high_noise timestep_boundary offload_inactive_dit one_frame "
-            "force_v2_1_time_embedding text_encoder1 text_encoder2 fp8_llm dit_in_channels image_encoder "
+            "force_v2_1_time_embedding text_encoder1 text_encoder2 fp8_llm image_encoder "
             "latent_window_size bulk_decode f1",
             absent("it concerns another model, and only Qwen-Image models can be trained here"),
         ),

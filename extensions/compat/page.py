@@ -68,6 +68,8 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
   `control_resolution` or of their image.
 - An accumulation of gradients goes on in the next epoch (there the end of an epoch is a step), and images whose
   references differ in shape share a batch (there not): fewer steps of the same images.
+- Keys that a front end keeps in the same file (`training_mode`, `dataset_resolution_width`) are one line;
+  those of SECourses' for samples (`sample_width`, `sample_cfg_scale` and so on) are the defaults of prompts, as there.
 - A flag and a key of `--config_file` with unlike values are an error with both values (there the flag wins).
 
 In a YAML job its names are read too, where the column says; elsewhere they are unknown, and the message says ours.

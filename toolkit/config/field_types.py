@@ -132,7 +132,10 @@ PathStr = Annotated[str, AfterValidator(_possible_path)]
 _PATH_HINTS = (
     (r"\$([A-Za-z_]\w*)", "Write '${{{1}}}' for a variable of the environment."),
     (r"[\x00-\x1f]", "A backslash within double quotes became {0!r}. Write '/', or use single quotes."),
-    (r"^[A-Za-z]:[/\\]", "{0!r} begins a path of Windows; in WSL, C:\\ is '/mnt/c/'."),
+    (
+        r"^([A-Za-z]:)[/\\]",
+        "{0!r} begins a path of Windows: --map {1}=NEW says where it is now; in WSL, C: is '/mnt/c'.",
+    ),
 )
 
 

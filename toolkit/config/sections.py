@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.dataset import LOSS, DatasetConfig, ValidationConfig
 from toolkit.config.few_step import DeploymentConfig
-from toolkit.config.field_types import PathStr, value_error
+from toolkit.config.field_types import PathStr, path_hint, value_error
 from toolkit.config.findings import Findings, check_path, error
 from toolkit.config.located import KeyPath
 from toolkit.config.model import ModelConfig
@@ -193,6 +193,9 @@ class TrainingSection(ProcessConfig):
         yield from super().check(job)
         if file := file_in_the_way(self.job_folder(job)):
             yield error("training_folder", f"'{file}' is not a folder. Move it, or give another folder.")
+        for key, path in (("training_folder", self.training_folder), ("logging.logging_dir", self.logging.logging_dir)):
+            if os.sep == "/" and re.match(r"[A-Za-z]:[/\\]", path):
+                yield error(key, f"{path!r} is a folder of another machine. {path_hint(path)}")
         if self.train.steps == 0 and self.train.epochs == 0:
             yield error("train.steps", "0 optimizer steps. Set steps or epochs to a value above 0.")
 

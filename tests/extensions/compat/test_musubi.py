@@ -413,6 +413,61 @@ def test_what_its_front_end_writes_for_off_is_off(load: Callable[..., JobConfig]
     assert written.sample.interval() == (0, 0) and not written.sample.samples
 
 
+FRONT_END = """\
+training_mode = "LoRA Training"
+dataset_config_mode = "Generate from Folder Structure"
+dataset_resolution_width = 1328
+create_missing_captions = true
+dit_in_channels = 16
+flow_shift = 7
+fused_backward_pass = true
+sample_prompts = "p.txt"
+sample_width = 64
+sample_height = 96
+sample_steps = 7
+sample_guidance_scale = 1
+sample_seed = 99
+sample_discrete_flow_shift = 2.2
+sample_cfg_scale = 2.5
+sample_negative_prompt = "blurry"
+disable_prompt_enhancement = false
+"""
+"""Keys of FurkanGozukara/SECourses_Musubi_Trainer, qwen_image_defaults.toml."""
+
+
+def test_keys_of_a_front_end_beside_the_options(load: Callable[..., JobConfig]) -> None:
+    Path("p.txt").write_text("a cat\na dog --w 128 --s 3\n")
+    config = load(f"{JOB}{FRONT_END}")
+    cat, dog = section(config).sample.sample_items()
+    assert (cat.width, cat.height, cat.sample_steps, cat.guidance_scale) == (64, 96, 7, 2.5)
+    assert (cat.seed, cat.flow_shift, cat.neg, dog.width, dog.sample_steps) == (99, 2.2, "blurry", 128, 3)
+    assert not section(config).train.fused_backward_pass and section(config).network.type == "lora"
+    told = [line for line in config.warnings if "front end" in line]
+    assert len(told) == 1 and told[0].startswith("job.toml:5:1: training_mode: ") and "7 more such keys" in told[0]
+    assert any("fused_backward_pass: has no effect: an adapter is trained without it" in w for w in config.warnings)
+    as_written = load(f"{JOB}{FRONT_END.replace('enhancement = false', 'enhancement = true')}")
+    assert section(as_written).sample.sample_items()[0].width == 256
+    full = load(f"{JOB}{FRONT_END.replace('LoRA Training', 'DreamBooth Fine-Tuning')}network_dim = 128\n")
+    assert section(full).network.type == "full" and section(full).train.fused_backward_pass
+
+
+def test_paths_as_windows_writes_them(load: Callable[..., JobConfig]) -> None:
+    job = JOB.replace('"model/transformer"', "'.\\model\\transformer'").replace('"data', "'.\\data")
+    job = job.replace('toml"', "toml'") + "output_dir = 'out\\a'\n"
+    data = DATA.replace('"pairs/after"', "'pairs\\after'")
+    found = section(load(job, data))
+    assert (found.datasets[0].folder_path, found.training_folder, found.model.name_or_path) == (
+        "pairs/after", "out/a", "model",
+    )  # fmt: skip
+    assert faults(load, f"{JOB}output_dir = 'D:/out'\nlogging_dir = 'E:\\log'\n") == [
+        "job.toml:5:14: output_dir: 'D:/out' is a folder of another machine. 'D:/' begins a path of Windows: "
+        "--map D:=NEW says where it is now; in WSL, C: is '/mnt/c'.",
+        "job.toml:6:15: logging_dir: 'E:\\\\log' is a folder of another machine. 'E:\\\\' begins a path of Windows: "
+        "--map E:=NEW says where it is now; in WSL, C: is '/mnt/c'.",
+    ]
+    assert section(load(f"{JOB}output_dir = 'D:/out'\n", moved={"D:": "new"})).training_folder == "new/out"
+
+
 def test_a_dataset_file_may_be_json(load: Callable[..., JobConfig]) -> None:
     job = JOB.replace("data.toml", "data.json")
     Path("data.json").write_text('{"datasets": [{"image_directory": "pairs/after", "resolution": 96}]}')

@@ -60,7 +60,7 @@ def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path:
     ("path", "hint"),
     [
         ("$HOME/pics", "Write '${HOME}' for a variable of the environment."),
-        ("'D:\\pics'", "'D:\\\\' begins a path of Windows; in WSL, C:\\ is '/mnt/c/'."),
+        ("'D:\\pics'", "'D:\\\\' begins a path of Windows: --map D:=NEW says where it is now; in WSL, C: is '/mnt/c'."),
         ('"C:\\new"', "A backslash within double quotes became '\\n'. Write '/', or use single quotes."),
         ("\u201cphotos\u201d", "It holds U+201C (left double quotation mark), U+201D (right double"),
         ("my\u00a0photos", "It holds U+00A0 (no-break space): type a plain quote or space."),
