@@ -70,6 +70,14 @@ OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory
 TEXTS = (PATHS | OF_IMAGES | {"output_dir", "logging_dir", "output_name", "model_version", "resume"}) - {"base_weights"}
 """Keys with one text."""
 
+SWITCHES = frozenset(
+    {
+        "edit", "edit_plus", "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
+        "no_resize_control", "qwen_image_edit_no_resize_control", "flux_kontext_no_resize_control",
+    }
+)  # fmt: skip
+"""Keys that are true or false and of which more than the table has to be said."""
+
 STATES = frozenset({"save_last_n_epochs_state", "save_last_n_steps_state"})
 
 BY_HAND = frozenset(
@@ -170,11 +178,16 @@ class _Reader(TableReader):
     def _with_texts(self, level: Level) -> Level:
         """What has a value; in the place of one that is no text, which is told, stands any text."""
         given = {key: node for key, node in level.items() if not node.is_blank}
+        for key in SWITCHES & given.keys():
+            if not isinstance(given[key].value, bool):
+                self.diagnostics.error(given[key], f"{show(given[key])} is not true or false.")
         for key in TEXTS & given.keys():
             if isinstance(given[key].value, dict | list):
                 self.diagnostics.error(given[key], f"{show(given[key])} is not text.")
                 given[key] = at(given[key], "missing")
-            elif key not in ("output_name", "model_version") and "\\" in str(given[key].value):
+            elif key in ("output_name", "model_version"):
+                continue
+            elif "\\" in str(given[key].value):
                 given[key] = at(given[key], with_slashes(given[key].value))
         return given
 
@@ -189,7 +202,8 @@ class _Reader(TableReader):
             if key in front_end or key in OF_SAMPLES:
                 continue
             if key not in (*known, SCRIPT):
-                hint = odd_characters(key) or (elsewhere if key in ROWS else did_you_mean(key, known, list_all=False))
+                is_elsewhere = key in ROWS or key in ("general", "datasets")
+                hint = odd_characters(key) or (elsewhere if is_elsewhere else did_you_mean(key, known, list_all=False))
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
             else:
                 self._find(key, node, PATHS)
@@ -262,6 +276,10 @@ class _Reader(TableReader):
             self._set(f"model.{PARTS[key]}", self.given[key], self.process)
         base = version if named.published else dit
         self._set("model.name_or_path", at(base, named.model), self.process)
+        for key in PARTS.keys() & self.given.keys():
+            node, part = self.given[key], PARTS[key].removesuffix("_path")
+            if part_of(str(node.value)) not in (None, part):
+                self.diagnostics.error(node, f"{show(node)} is another part of the model. Give its {part}.")
         for key in named.unused:
             self.diagnostics.warn(self.given[key], f"{show(self.given[key])} is not used, but that of {named.model}.")
 
@@ -375,6 +393,8 @@ class _Reader(TableReader):
             self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
             return [{"folder_path": made(self.root, ".")}]
         is_there = self.found(str(node.value)) is not None
+        if os.path.isdir(os.path.expanduser(str(node.value))):
+            self.diagnostics.error(node, f"{show(node)} is a folder. Give the file with the datasets.")
         root = self.file(node) if is_there else None
         entries = self._entries(root) if root else []
         if is_there and not entries:  # which is told: that line is enough
@@ -575,6 +595,13 @@ def model_folder(path: str) -> Path | None:
     """The folder in diffusers layout that a part lies in: itself, or one or two levels above it."""
     start = Path(os.path.expanduser(path))
     return next((f for f in (start, *list(start.parents)[:2]) if os.path.isfile(f / "model_index.json")), None)
+
+
+def part_of(path: str) -> str | None:
+    """The part of a model's folder that a path leads to; None for the folder itself and other paths."""
+    place = Path(os.path.expanduser(path)).absolute()
+    inside = place.relative_to(model_folder(str(place)) or place).parts[:1]
+    return next((name for key in PARTS.values() if (name := key.removesuffix("_path")) in inside), None)
 
 
 def _reads(root: ConfigNode) -> bool:

@@ -189,7 +189,9 @@ def _paired(paths: ConfigNode, multipliers: ConfigNode | None, diagnostics: Diag
     """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as there."""
     factors = list(multipliers.value) if multipliers else []
     if multipliers is not None and len(factors) > len(paths.value):
-        diagnostics.error(multipliers, f"{len(factors)} multipliers for {len(paths.value)} files of base_weights.")
+        diagnostics.error(
+            multipliers, f"{len(factors)} multipliers for {len(paths.value)} of base_weights. Give one for each file."
+        )
     factors += [None] * (len(paths.value) - len(factors))
     entries = [
         replace(path, value={"path": path, **({"multiplier": factor} if factor else {})})

@@ -110,6 +110,7 @@ def _places(text: str, file: str) -> Places:
                 table = (*table, count[table]) if table in count else table
             table = (*table, newest)
             if head[1] == "[[":
+                places.setdefault(table, (SourceLocation(at, head.start(1) + 1, file),) * 2)
                 count[table] = count.get(table, -1) + 1
                 table = (*table, count[table])
             places[table] = (SourceLocation(at, head.start(1) + 1, file),) * 2

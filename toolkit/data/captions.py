@@ -188,8 +188,9 @@ def _json_lines(text: str) -> _Rows:
         if line.strip():
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
+            except (ValueError, RecursionError) as error:
+                yield number, None, TableRow(f"is no JSON: {getattr(error, 'msg', error)}. Mend the line")
+                continue
             yield _named(number, row if isinstance(row, dict) else {})
 
 

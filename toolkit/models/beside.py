@@ -186,7 +186,9 @@ def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Can
         name, version = ARCH_SPELLINGS.get(arch, arch.split(":")[0]), re.search(r"25\d\d", arch)
         of_arch = [one for one in found if one.family.arch == ARCH_SPELLINGS.get(name, name)]
         if not of_arch:
-            raise UserError(f"by its weights it is {titles}, which model.arch {arch!r} is not. Remove arch.")
+            raise UserError(
+                f"by its weights it is {titles}, which model.arch {arch!r} is not. Leave it out, or give such a model."
+            )
         found = [one for one in of_arch if version and version[0] in one.title] or of_arch
     by = "by its weights" + f" and arch {arch}" * bool(arch)
     if len(found) == 1:

@@ -294,7 +294,9 @@ def family_for(model: ModelSection) -> ModelFamily:
     found = arch_of(model) or (known.arch if known else None)
     wanted = model.arch
     if found and wanted and found != wanted:
-        raise AnotherFamilyError(f"model.arch: {wanted!r}, but {name} is {found!r}. Remove arch.")
+        raise AnotherFamilyError(
+            f"model.arch: {wanted!r}, but {name} is {found!r}. Leave it out, or give such a model."
+        )
     arch = found or wanted
     if arch is None and looks_like_a_path(name):
         arch = next(iter(FAMILIES))

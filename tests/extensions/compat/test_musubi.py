@@ -382,6 +382,15 @@ def test_numbered_references_of_one_folder_and_several_datasets(
         (JOB, f"{DATA}control_directory = {{a = 1}}", "data.toml:9:21: datasets[0].control_directory: a mapping is"),
         (f"{JOB}network_args = [[1]]\n", DATA, "job.toml:5:16: network_args[0]: a list is not of the form name=value."),
         (JOB.replace("model/tr", "x" * 300), DATA, "job.toml:1:7: dit: "),
+        (JOB, DATA.replace("et = true", "et = 'true'"), "data.toml:4:17: general.enable_bucket: 'true' is not true or"),
+        (f"{JOB}edit_plus = 'true'\n", DATA, "job.toml:5:13: edit_plus: 'true' is not true or false."),
+        (JOB.replace("data.toml", "pairs"), DATA, "job.toml:2:18: dataset_config: 'pairs' is a folder. Give the file"),
+        (
+            JOB.replace("/transformer", "/vae"),
+            DATA,
+            "job.toml:1:7: dit: 'model/vae' is another part of the model. Give",
+        ),
+        (f"{JOB}[[datasets]]\na = 1\n", DATA, "job.toml:5:1: datasets: unknown key. It belongs in the dataset file."),
     ],
 )
 def test_a_value_of_another_kind_is_one_line(load: Callable[..., JobConfig], job: str, data: str, fault: str) -> None:

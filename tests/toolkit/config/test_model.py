@@ -59,7 +59,7 @@ def test_base_loras_as_people_write_them(loras, keys: str, expected: list[tuple[
         ("base_loras: [job.yaml], base_weights: [job.yaml]", "model.base_weights: 'base_loras' is given as well."),
         (
             "base_weights: [job.yaml], base_weights_multiplier: [1, 2]",
-            "model.base_weights_multiplier: 2 multipliers for 1 files of base_weights.",
+            "model.base_weights_multiplier: 2 multipliers for 1 of base_weights. Give one for each file.",
         ),
         (
             "base_weights: [job.yaml], base_weights_multiplier: [much]",

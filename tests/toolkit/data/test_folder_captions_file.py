@@ -110,6 +110,7 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
         ("x.csv", 'file,text\na.png,one\n,"two"', 3),
         ("x.jsonl", '{"file_name": "a.png", "text": "one"}\n[1]', 2),
         ("x.jsonl", "[" * 100_000, 1),
+        ("x.jsonl", '{"file_name": "a.png", "text": "one"}\n{"text": "two", }', 2),
         ("x.jsonl", '{"file_name": "a.png", "text": 3}', 1),
         ("x.json", '[{"file_name": "a.png", "text": "one"},\n\n 3]', 2),
         ("x.json", '{"a.png": "one",\n}', 2),
@@ -120,6 +121,7 @@ def test_a_line_of_a_table_that_cannot_be_used_is_named(data: Path, dataset, nam
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(data / "b", captions_file=str(data / name))], None)
     assert [mistake.place for mistake in caught.value.errors] == [f"{data / name}:{line}"]
+    assert ("is no JSON: " in str(caught.value)) == (name != "x.csv" and text[-2:] in ("[[", ", }", " }", "\n}"))
 
 
 # ---------------------------------------------------------------- control images, and images by their lines

@@ -48,7 +48,7 @@ def test_without_a_folder_arch_decides() -> None:
 
 
 def test_an_arch_that_the_files_contradict_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.arch: 'qwen_image', but .* is 'qwen_image_edit_plus'\. Remove arch"):
+    with pytest.raises(UserError, match=r"model\.arch: 'qwen_image', but .* is 'qwen_image_edit_plus'\. Leave it out"):
         family_for(model(folder_of(tmp_path, "QwenImageEditPlusPipeline"), "qwen_image"))
 
 
