@@ -155,12 +155,12 @@ NAMES: dict[tuple[str, str], Names] = {
         "refiner_start_at": idle("there is no refiner"),
         "latent_space_version": idle("the cache knows a VAE by its weights"),
         "text_encoder_bits": idle("quantize_te and qtype_te decide"),
-        "layer_offloading": refused(False, ours="model.blocks_to_swap", says="in whole blocks"),
-        **each("auto_memory split_model_over_gpus in_context", refused(False)),
         **each(
-            "layer_offloading_transformer_percent layer_offloading_text_encoder_percent",
-            refused(1, needs="layer_offloading"),
+            "layer_offloading auto_memory layer_offloading_transformer_percent",
+            shaped("model.blocks_to_swap", "that share of the blocks; whole blocks wait in main memory"),
         ),
+        "layer_offloading_text_encoder_percent": idle("captions are encoded before the training"),
+        **each("split_model_over_gpus in_context", refused(False)),
         "lora_path": refused(ours="model.base_loras"),
         "assistant_lora_path": shaped("train.assistant", "train.assistant, a file; off in samples there and here"),
         **each(

@@ -7,6 +7,7 @@ returns them with the section's own fields only; names that are `is` in the tabl
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,6 +156,7 @@ def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diag
     _with_extras(entries, diagnostics)
     _switched(entries, diagnostics)
     _parted(entries, diagnostics)
+    _swapped(section, entries, diagnostics)
     weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
     if weights is None or weights.value == []:
         if multipliers is not None and multipliers.data() not in (1, [1], []):
@@ -164,6 +166,40 @@ def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diag
     else:
         entries["base_loras"] = _paired(listed(weights), multipliers and listed(multipliers), diagnostics)
     return entries
+
+
+def _swapped(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
+    """ai-toolkit's share of the layers that wait in main memory as a number of blocks, unless that is given."""
+    share, *switches = (
+        entries.pop(key, None) for key in ("layer_offloading_transformer_percent", "layer_offloading", "auto_memory")
+    )
+    for node in switches:
+        if node is not None and not isinstance(node.value, bool):
+            diagnostics.error(node, f"{show(node)} is not true or false.")
+    switch = next((node for node in switches if node is not None and node.value is True), None)
+    if switch is None or "blocks_to_swap" in entries or "blocks_to_swap" not in section.model_fields:
+        return
+    part = 1.0 if share is None else share.value
+    if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
+        diagnostics.error(share or switch, f"{show(share or switch)} is no share. Write a number from 0 to 1.")
+        return
+    blocks = _blocks(entries)
+    count = min(round(blocks * part), blocks - 1)
+    if count < 3:
+        return  # two swapped blocks have room on the device: no memory is saved
+    entries["blocks_to_swap"] = replace(share or switch, value=count, text=str(count), written=None)
+    diagnostics.warn(switch, f"is 'blocks_to_swap: {count}' of {blocks} blocks, which wait in main memory.")
+
+
+def _blocks(entries: Entries) -> int:
+    """Blocks of the model's transformer: of its own config, else of the published one."""
+    name = str(entries["name_or_path"].value) if "name_or_path" in entries else ""
+    try:
+        config = json.loads((Path(name).expanduser() / "transformer" / "config.json").read_text(encoding="utf-8"))
+        return int(config["num_layers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        arch = str(entries["arch"].value) if "arch" in entries else ""
+        return 32 if arch.startswith("qwen_image_2") or "2.1" in name else 60
 
 
 REPACKED = {"comfy-org/qwen-image-2.1": "Qwen/Qwen-Image-2.1"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from docs.generate import section_models
@@ -14,6 +16,7 @@ from toolkit.config.foreign import ForeignName
 from toolkit.config.normalise import field_names
 from toolkit.config.reference import distinct_sections, keys
 from toolkit.config.tool import ToolConfig, tool_parser
+from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 
 FIELDS_OF_THE_GUI = (
@@ -322,10 +325,36 @@ def test_the_job_of_its_user_interface_has_only_notes(load) -> None:
         "datasets[0].auto_frame_count", "train.bypass_guidance_embedding", "train.unload_text_encoder",
         "train.diff_output_preservation_class",
         "train.switch_boundary_every", "train.audio_loss_multiplier", "logging.use_ui_logger",
-        "model.model_kwargs.kv_cache", "model.layer_offloading", "model.layer_offloading_text_encoder_percent",
-        "model.layer_offloading_transformer_percent",
+        "model.model_kwargs.kv_cache", "model.layer_offloading_text_encoder_percent",
     ]  # fmt: skip
     assert job.processes[0].section.train.optimizer == "adamw8bit"
+
+
+@pytest.mark.parametrize(
+    ("lines", "blocks"),
+    [
+        ("layer_offloading: true", 5),
+        ("layer_offloading: true, layer_offloading_transformer_percent: 0.5", 3),
+        ("layer_offloading: true, layer_offloading_transformer_percent: 0.3", 0),  # two save no memory
+        ("layer_offloading: true, layer_offloading_transformer_percent: 0", 0),
+        ("auto_memory: true, blocks_to_swap: 4", 4),
+        ("layer_offloading: false, layer_offloading_transformer_percent: 0.5", 0),
+    ],
+)
+def test_a_share_of_the_layers_is_a_number_of_blocks(load, lines: str, blocks: int) -> None:
+    Path("model/transformer/config.json").write_text('{"num_layers": 6}')
+    config = load(trainer(f"model: {{name_or_path: ./model, {lines}}}"))
+    assert config.processes[0].section.model.blocks_to_swap == blocks
+    told = [line for line in config.warnings if "of 6 blocks, which wait in main memory." in line]
+    assert len(told) == (blocks > 0 and "blocks_to_swap" not in lines)
+
+
+def test_a_share_that_is_none_is_an_error(load) -> None:
+    with pytest.raises(ConfigErrors) as error:
+        load(
+            trainer("model: {name_or_path: ./model, layer_offloading: true, layer_offloading_transformer_percent: 50}")
+        )
+    assert "layer_offloading_transformer_percent: 50 is no share. Write a number from 0 to 1." in str(error.value)
 
 
 def test_neutral_values_of_a_section_are_one_line(load) -> None:
