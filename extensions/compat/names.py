@@ -335,7 +335,7 @@ NAMES: dict[tuple[str, str], Names] = {
     ("ai-toolkit", "sample_item"): {
         **dict.fromkeys(slot_names("ctrl_img"), shaped("sample.samples[].ctrl_img")),
         "fps": idle("it concerns videos"),
-        **each("network_multiplier num_frames", refused(1)),
+        **each("network_multiplier num_frames", refused(1, "1", "1.0")),  # its page writes text
         **each("guidance_rescale ctrl_idx", refused(0)),
         "do_cfg_norm": refused(False),
     },

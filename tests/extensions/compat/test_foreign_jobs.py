@@ -246,6 +246,120 @@ compile_dynamic = "auto"
 """
 """Options of sdbds/musubi-tuner-scripts, gui/presets/train/qwen_image.toml."""
 
+CMD = r"""
+accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 ^
+src\musubi_tuner\qwen_image_train_network.py ^
+--dit "model\transformer" ^
+--vae "model\vae" ^
+--text_encoder "model\text_encoder" ^
+--dataset_config "trainings\data.toml" ^
+--edit_plus --sdpa --mixed_precision bf16 ^
+--timestep_sampling shift --weighting_scheme none --discrete_flow_shift 2.2 ^
+--optimizer_type AdamW --learning_rate 1e-5 --gradient_checkpointing ^
+--max_data_loader_n_workers 0 --persistent_data_loader_workers ^
+--network_module networks.lora_qwen_image --network_dim 16 ^
+--max_train_epochs 10 --save_every_n_epochs 1 --seed 42 ^
+--output_dir "trainings\output" ^
+--output_name "borsa_iblues_rossa_lora"
+--use_pinned_memory_for_block_swap
+"""
+"""The same, issue 713, for cmd; its last line belongs to no command."""
+
+VARIABLES = """\
+#!/bin/bash
+set -e
+export CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
+cd AesFormer_ICML2026/musubi-tuner
+
+DIT="${DIT:-model/transformer}"
+VAE="model/vae"
+TEXT_ENCODER="model/text_encoder"
+DATASET_CONFIG="${DATASET_CONFIG:-data.toml}"
+OUTPUT="out"
+NAME="edit2511_lora"
+
+accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 \\
+  src/musubi_tuner/qwen_image_train_network.py \\
+  --dit $DIT \\
+  --vae $VAE \\
+  --text_encoder $TEXT_ENCODER \\
+  \\
+  --dataset_config $DATASET_CONFIG \\
+  \\
+  --model_version edit-2511 \\
+  --network_module networks.lora_qwen_image --network_dim 16 \\
+  --timestep_sampling qwen_shift \\
+  --sdpa --mixed_precision bf16 --gradient_checkpointing --gradient_checkpointing_cpu_offload \\  # saves memory
+  --optimizer_type adamw8bit --learning_rate 1e-5 \\
+  --max_train_epochs 2 --save_every_n_epochs 1 --seed 42 \\
+  --max_data_loader_n_workers 0 --persistent_data_loader_workers \\
+  --output_dir $OUTPUT --output_name $NAME ${EXTRA_TRAIN_ARGS:-}
+"""
+"""PKU-ICST-MIPL/AesFormer_ICML2026, stage 2, with the defaults and the comment of other published scripts."""
+
+SECOURSES = """\
+training_mode = "LoRA Training"
+dit = "model/transformer"
+vae = "model/vae"
+text_encoder = "model/text_encoder"
+dataset_config = "data.toml"
+dataset_config_mode = "Generate from Folder Structure"
+parent_folder_path = ""
+dataset_resolution_width = 1328
+create_missing_captions = true
+caption_strategy = "folder_name"
+dit_dtype = "bfloat16"
+dit_in_channels = 16
+text_encoder_dtype = "bfloat16"
+vae_chunk_size = 0
+fp8_base = true
+fp8_scaled = true
+blocks_to_swap = 0
+guidance_scale = 1.0
+model_version = "original"
+faster_model_loading = false
+block_swap_ring_size = 2
+timestep_sampling = "qwen_shift"
+discrete_flow_shift = 2.2
+flow_shift = 7.0
+weighting_scheme = "none"
+min_timestep = 0
+max_timestep = 1000
+sdpa = true
+max_train_steps = 90000
+max_train_epochs = 200
+max_data_loader_n_workers = 0
+seed = 99
+gradient_checkpointing = true
+optimizer_type = "AdaFactor"
+optimizer_args = [ "scale_parameter=False", "relative_step=False", "warmup_init=False", "weight_decay=0.01",]
+learning_rate = 0.00015
+max_grad_norm = 0
+fused_backward_pass = true
+lr_scheduler = "constant"
+lr_warmup_steps = 0
+network_module = "networks.lora_qwen_image"
+network_dim = 128
+network_alpha = 64.0
+network_args = []
+output_dir = "out"
+output_name = "my-qwen-lora"
+save_precision = "bf16"
+save_every_n_epochs = 10
+save_every_n_steps = 0
+save_last_n_epochs = 0
+caching_latent_skip_existing = true
+compile = false
+compile_resident_blocks_only = true
+gpu_ids = "0"
+logging_dir = ""
+sample_every_n_epochs = 0
+sample_prompts = ""
+sample_width = 1328
+sample_cfg_scale = 4.0
+"""
+"""FurkanGozukara/SECourses_Musubi_Trainer, qwen_image_defaults.toml and training.toml of its benchmark."""
+
 AI_TOOLKIT = """\
 job: "extension"
 config:
@@ -325,6 +439,18 @@ CASES: dict[str, tuple[dict[str, str], Expected]] = {
     "musubi-tuner, PowerShell": (
         {"train.ps1": SHELL, "data.toml": MUSUBI_DATA.partition("control_d")[0]},
         (8, 128, (1e-4, 1e-4), ("lora", 32, 1), "fp8_scaled"),
+    ),
+    "musubi-tuner, issue 713": (
+        {"train.bat": CMD, "trainings/data.toml": MUSUBI_DATA},
+        (8, 80, (1e-5, 1e-5), ("lora", 16, 1), ""),
+    ),
+    "musubi-tuner, AesFormer": (
+        {"train.sh": VARIABLES, "data.toml": MUSUBI_DATA},
+        (8, 16, (1e-5, 1e-5), ("lora", 16, 1), ""),
+    ),
+    "musubi-tuner, SECourses": (
+        {"job.toml": SECOURSES, "data.toml": MUSUBI_DATA.partition("control_d")[0]},
+        (8, 1600, (1.5e-4, 1.5e-4), ("lora", 128, 64), "fp8_scaled"),
     ),
     # Its lr_decay_steps count for another schedule.
     "musubi-tuner, preset": (

@@ -349,6 +349,11 @@ def test_a_share_of_the_layers_is_a_number_of_blocks(load, lines: str, blocks: i
     assert len(told) == (blocks > 0 and "blocks_to_swap" not in lines)
 
 
+def test_a_strength_of_1_in_samples_asks_for_nothing_as_its_page_writes_it(load) -> None:
+    config = load(trainer('sample: {samples: [{prompt: a, network_multiplier: "1.0"}]}'))
+    assert any("samples[0].network_multiplier: asks for nothing" in line for line in config.warnings)
+
+
 def test_a_share_that_is_none_is_an_error(load) -> None:
     with pytest.raises(ConfigErrors) as error:
         load(
