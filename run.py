@@ -107,7 +107,7 @@ def run_processes(
 def import_job(argv: Sequence[str]) -> int:
     """`run.py import`: prints, or writes, the job that another program's file or command is here."""
     from toolkit.config import load_job
-    from toolkit.config.foreign import COMMAND_LINE, is_command
+    from toolkit.config.foreign import COMMAND_LINE, holds_command
     from toolkit.files.writing import file_in_the_way, write_text
 
     parser = argparse.ArgumentParser(
@@ -123,7 +123,7 @@ def import_job(argv: Sequence[str]) -> int:
     output = Path(arguments.output).expanduser() if arguments.output else None
     if output and (output.exists() or file_in_the_way(output.parent)):
         raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
-    is_text = is_command(arguments.source) and not os.path.exists(arguments.source)
+    is_text = holds_command(arguments.source) and not os.path.exists(arguments.source)
     text = arguments.source if is_text else find_config(arguments.source).read_text("utf-8", "replace")
     if made := foreign_tool(text):
         if output:

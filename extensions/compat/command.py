@@ -45,7 +45,7 @@ _JSON = re.compile(r"'\s*[\[{][^']*'")
 
 _QUOTED = re.compile(r"""\\["']|"(?:\\.|[^"\\])*"|'[^']*'""")
 _WINDOWS = re.compile(r"[\"']?[A-Za-z]:\\")
-_VARIABLE = re.compile(r"\$(?:env:)?(\w+)|\$\{(\w+)\}|%(\w+)%")
+_VARIABLE = re.compile(r"\$(?:env:)?(\w+)|\$\{(\w+)\}|%(\w+)%|\$\(\$(\w+)\)")
 _OR_ELSE = re.compile(r"\$\{(\w+):?[-=]((?:[^{}]|\$\{\w+\})*)\}")
 """A variable, and its value where it has none."""
 
@@ -201,11 +201,13 @@ def _unquoted(word: str, variables: Mapping[str, str]) -> str:
     """A word as the program gets it; `$NAME` that has no value in the text as the config writes variables."""
 
     def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2] or found[3]
+        name = found[1] or found[2] or found[3] or found[4]
         return variables.get(name, found[0] if found[3] or name[0].isdigit() else f"${{{name}}}")
 
     def or_else(found: re.Match[str]) -> str:
-        inside = _VARIABLE.sub(lambda name: os.environ.get(name[1] or name[2] or name[3], value(name)), found[2])
+        inside = _VARIABLE.sub(
+            lambda name: os.environ.get(name[1] or name[2] or name[3] or name[4], value(name)), found[2]
+        )
         return variables.get(found[1]) or f"${{{found[1]}:-{inside}}}"
 
     if _WINDOWS.match(word):
@@ -262,6 +264,8 @@ def _flags(words: Sequence[_Word], program: Command, diagnostics: Diagnostics) -
             diagnostics.error_at(word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip())
             continue
         name, equals, value = word.text[2:].partition("=")
+        meant = [flag for flag in program.flags if flag.startswith(name)]
+        name = meant[0] if len(meant) == 1 else name  # a beginning that is no other's, as there
         values = [word._replace(text=value)] if equals else []
         while waiting and not waiting[0].text.startswith("--") and (name in program.many or not values):
             values.append(waiting.pop(0))

@@ -592,6 +592,10 @@ def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
             diagnostics.error(item, f"{show(item)} is not of the form name=value.")
             continue
         name = key.strip()
+        if value.strip().startswith("[") and not _is_literal(value.strip()):
+            remedy = "In a shell, put the whole of name=value in double quotes."
+            diagnostics.error(item, f"{show(item)} holds a list whose texts are not in quotes. {remedy}")
+            continue
         pairs[name] = _value(value.strip(), replace(item, path=(*item.path, name)))
     return replace(node, value=pairs)
 
@@ -610,11 +614,16 @@ def _literal(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    try:
-        value = ast.literal_eval(text) if text.startswith("[") else text
-    except (SyntaxError, ValueError):
-        return text
+    value = ast.literal_eval(text) if text.startswith("[") and _is_literal(text) else text
     return value if isinstance(value, str) or all(isinstance(part, str) for part in value) else text
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def merged(given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:

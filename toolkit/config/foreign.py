@@ -153,9 +153,17 @@ _COMMAND = re.compile(
 """The first command of a script: comments and what prepares the shell may stand above it."""
 
 
+_SCRIPT_WITH_FLAGS = re.compile(r"\.py[\"']?(?:[ \t]|[\\^`]?\r?\n)+--[a-z]")
+
+
 def is_command(text: str) -> bool:
     """Whether a text is a command of another program, pasted from a terminal."""
     return bool(_COMMAND.match(text))
+
+
+def holds_command(text: str) -> bool:
+    """Whether there is one in a text that is a command or the name of a file: behind a prompt, in a container."""
+    return is_command(text) or bool(_SCRIPT_WITH_FLAGS.search(text))
 
 
 def foreign_file(root: ConfigNode) -> ForeignFile | None:

@@ -179,6 +179,25 @@ def test_a_mistake_has_its_place(command: str, words: str) -> None:
     assert fault(command).startswith(words)
 
 
+@pytest.mark.parametrize(
+    "before", ["(musubi) C:\\m> ", "user@host:~/m$ ", "docker run --gpus all -v /a:/b image ", "call a && "]
+)
+def test_a_command_is_imported_with_what_stands_before_it(before: str, run_py: Callable[..., Any]) -> None:
+    done = run_py("import", before + COMMAND.partition("\n")[2])
+    assert done.returncode == 0 and "linear: 8" in done.stdout, done.stderr
+
+
+def test_a_flag_may_be_cut_short_and_lists_keep_their_quotes() -> None:
+    text = COMMAND.replace("--gradient_checkpointing", "--max_data_loader_n 0 --persistent_data_loader_worker")
+    assert load(text).processes[0].section.datasets[0].num_workers == 0
+    assert "--max_train: unknown flag" in fault(COMMAND.replace("--max_train_steps", "--max_train"))  # steps or epochs
+    listed = "exclude_patterns=['.*img_mod.*', '.*txt_mod.*']"
+    quoted = COMMAND.replace("loraplus_lr_ratio=4", listed)
+    assert load(quoted).processes[0].section.network.exclude_patterns == (".*img_mod.*", ".*txt_mod.*")
+    message = fault(COMMAND.replace('"loraplus_lr_ratio=4"', listed.replace(" ", "")))
+    assert "holds a list whose texts are not in quotes. In a shell, put the whole of name=value in double" in message
+
+
 def test_what_is_imported_is_the_same_job(run_py: Callable[..., Any]) -> None:
     Path("train.sh").write_text(COMMAND)
     printed, pasted = run_py("import", "train.sh"), run_py("import", COMMAND, "--output", "new/job.yaml")
