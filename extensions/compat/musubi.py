@@ -94,7 +94,7 @@ OF_FRONT_END = re.compile(
     "caching_.*|dataset_(?!config$).*|parent_folder_path|generated_toml_path|create_missing_captions|caption_strategy|"
     "auto_generate_black_control_images|debug_mode|sample_(?:output_dir|guidance_scale)|disable_prompt_enhancement|"
     "dit_dtype|text_encoder_dtype|dit_in_channels|flow_shift|faster_model_loading|use_legacy_sdpa|custom_network_module|"
-    "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only|training_mode"
+    "convert_to_.*|(?:diffusers|safetensors)_output_dir|compile_resident_blocks_only"
 )
 """Keys by which a front end writes the dataset file or starts the program, which are in the same file."""
 
@@ -199,7 +199,7 @@ class _Reader(TableReader):
             more = f" ({len(front_end) - 1} more such keys)" if front_end[1:] else ""
             self.diagnostics.warn(given[key], f"has no effect: a front end starts its program by it{more}.")
         for key, node in given.items():
-            if key in front_end or key in OF_SAMPLES:
+            if key in front_end or key in OF_SAMPLES or key == "training_mode":
                 continue
             if key not in (*known, SCRIPT):
                 is_elsewhere = key in ROWS or key in ("general", "datasets")
