@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -145,6 +146,12 @@ def path_hint(path: str) -> str:
         if found := re.search(pattern, path):
             return words.format(found.group(), *found.groups())
     return odd_characters(path)
+
+
+def moved_hint(path: str) -> str:
+    """How to say where a path of another machine is now; empty unless the folder that it should lie in is missing."""
+    missing = [str(folder) for folder in Path(path).parents if not os.path.exists(folder)]
+    return f" Of another machine: --map {missing[-1]}=NEW." if path.startswith("/") and missing else ""
 
 
 def as_list(value: Any) -> Any:

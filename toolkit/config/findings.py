@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from toolkit.config.field_types import path_hint
+from toolkit.config.field_types import moved_hint, path_hint
 from toolkit.config.located import KeyPath
 from toolkit.files.archives import archive_in
 
@@ -96,6 +96,7 @@ def check_path(key: str, path: str | None, remedy: str, job: JobContext, *, file
     if not file and archive_in(path):
         return
     if not resolved.exists():
-        yield error(key, f"{path!r} does not exist (working directory: {Path.cwd()}). {path_hint(path) or remedy}")
+        offer = path_hint(path) or remedy + moved_hint(path)
+        yield error(key, f"{path!r} does not exist (working directory: {Path.cwd()}). {offer}")
     elif file != resolved.is_file():
         yield error(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.field_types import path_hint
+from toolkit.config.field_types import moved_hint, path_hint
 from toolkit.errors import UserError
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
@@ -280,11 +280,11 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
         if path.is_file():
             return f"{name!r} is a file and no model folder. {offer}"
         offer = _offer(_nearest_file(path)) + _remedy() if "Did you mean" not in offer else offer
-        return f"{name!r} does not exist (working directory: {Path.cwd()}). {offer}"
+        return f"{name!r} does not exist (working directory: {Path.cwd()}). {offer}{moved_hint(name)}"
     near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path)) or near_id(name)
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
-    fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_remedy()}"
+    fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_remedy()}{moved_hint(name)}"
     if _HUB_ID.fullmatch(name) and Path(name.split("/")[0]).is_dir():
         fault += f" If it is one: {name.split('/')[0]!r} is a folder here, so run `hf download {name}` first."
     return fault

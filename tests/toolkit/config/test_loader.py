@@ -65,12 +65,21 @@ def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path:
         ("\u201cphotos\u201d", "It holds U+201C (left double quotation mark), U+201D (right double"),
         ("my\u00a0photos", "It holds U+00A0 (no-break space): type a plain quote or space."),
         ("./nowhere", "Give a folder "),
+        ("/nowhere", "Give a folder "),
     ],
 )
 def test_a_path_that_leads_nowhere_says_what_may_be_wrong_with_its_spelling(mistakes, path: str, hint: str) -> None:
     folder, model = mistakes(trainer(f"datasets: [{{folder_path: {path}}}]", f"model: {{name_or_path: {path}}}"))
     assert f"). {hint}" in folder
     assert f"). {hint}" in model
+
+
+def test_a_path_of_another_machine_says_how_all_are_moved(mistakes) -> None:
+    lost = "/workspace-1/me/pics"
+    lines = mistakes(trainer(f"datasets: [{{folder_path: {lost}}}]", f"model: {{name_or_path: {lost}}}"))
+    assert [line.endswith(" Of another machine: --map /workspace-1=NEW.") for line in lines] == [True, True]
+    here = mistakes(trainer(f"datasets: [{{folder_path: {Path.cwd()}/none}}]"))
+    assert "--map" not in here[0]
 
 
 def test_a_key_of_a_process_outside_of_it_is_told_where_it_belongs(mistakes) -> None:

@@ -141,7 +141,8 @@ def test_a_name_that_a_hub_model_can_have_says_how_it_becomes_one(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["models/edit.safetensors", "/tmp/none/edit.gguf", "edit.ckpt"])
 def test_a_single_file_that_is_not_here(tmp_path: Path, name: str) -> None:
-    assert model_fault(name, None) == f"{name!r} does not exist (working directory: {tmp_path}). {REMEDY}"
+    moved = " Of another machine: --map /tmp/none=NEW." * name.startswith("/tmp/none")
+    assert model_fault(name, None) == f"{name!r} does not exist (working directory: {tmp_path}). {REMEDY}{moved}"
 
 
 def test_a_misspelt_file_is_answered_with_the_one_that_is_here(tmp_path: Path) -> None:
