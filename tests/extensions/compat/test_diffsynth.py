@@ -203,7 +203,7 @@ def test_the_arguments_that_it_writes_are_the_same_job() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("--num_epochs 5", "--num_epoch 5", "num_epoch: --num_epoch: unknown flag. Did you mean 'num_epochs'?"),
+        ("--num_epochs 5", "--num_epchs 5", "num_epchs: --num_epchs: unknown flag. Did you mean 'num_epochs'?"),
         ("--num_epochs 5", "--num_epochs 5 --num_epochs 6", "--num_epochs is 5, and 6 a second time"),
         ("Image:transformer/diffusion_pytorch_model", "Image:x/model", "with_origin_paths: is required: an entry"),
         ("--lora_base_model", "--lora_bas_model", "lora_base_model: is required: dit; or give --trainable_models"),

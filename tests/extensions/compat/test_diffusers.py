@@ -193,7 +193,7 @@ def test_a_flag_lands_where_the_table_says(flags: str, place: str, value: object
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--learning_rat 1", "--learning_rat: unknown flag. Did you mean 'learning_rate'?"),
+        ("--learnin_rate 1", "--learnin_rate: unknown flag. Did you mean 'learning_rate'?"),
         ("--rank 4 --rank 8", "--rank is 4, and 8 a second time. Remove one of them."),
         ("--variant fp16", "variant: 'fp16' is not supported: files of another number type are converted here"),
         ("--aspect_ratio_buckets 64,64", "aspect_ratio_buckets: '64,64' is not supported"),
