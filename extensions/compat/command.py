@@ -165,9 +165,9 @@ class _Variables:
         if (array := _OF_ARRAY.fullmatch(raw)) and array[1] in self.arrays:
             return self.arrays[array[1]]
         text = _unquoted(raw, self.values)
-        if not _ALONE.fullmatch(raw) or _UNKNOWN.fullmatch(text):
+        if not _ALONE.fullmatch(raw) or (_UNKNOWN.fullmatch(text) and text[2:-1] not in os.environ):
             return [_Word(text, place)]
-        several = _or_else(text).split()
+        several = _now(text).split()
         is_value = len(several) == 1 and not several[0].startswith("--")
         return [_Word(text if is_value else each, place) for each in several]
 
@@ -223,8 +223,10 @@ def _unquoted(word: str, variables: Mapping[str, str]) -> str:
     return "".join(parts)
 
 
-def _or_else(text: str) -> str:
-    """What a variable with a value for where it has none is now."""
+def _now(text: str) -> str:
+    """What a variable is now, which may have a value for where it has none; other texts as they are."""
+    if _UNKNOWN.fullmatch(text):
+        return os.environ[text[2:-1]]
     found = _OR_ELSE.fullmatch(text)
     return os.environ.get(found[1]) or found[2] if found else text
 
@@ -260,7 +262,7 @@ def _flags(words: Sequence[_Word], program: Command, diagnostics: Diagnostics) -
         word = waiting.pop(0)
         if not word.text.startswith("--"):
             is_variable = word.text.startswith("${")
-            hint = "Write what the variable stands for." if is_variable else odd_characters(word.text)
+            hint = "Set the variable, or write what it stands for." if is_variable else odd_characters(word.text)
             diagnostics.error_at(word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip())
             continue
         name, equals, value = word.text[2:].partition("=")

@@ -111,6 +111,8 @@ def test_a_script_with_conditions_arrays_and_flags_in_variables(monkeypatch: pyt
     job = config.processes[0].section
     assert (config.name, job.train.lr, job.training_seed) == ("a b", 3e-4, 5)
     assert (job.network.linear, job.network.linear_alpha, job.model.quantize) == (8, 2, True)
+    monkeypatch.setenv("RATE", "--learning_rate 2e-4")
+    assert load(SCRIPT.replace('RATE="--learning_rate 3e-4 --seed 5"; ', "")).processes[0].section.train.lr == 2e-4
     Path("script.sbatch").write_text(SCRIPT.replace("EXTRA=", 'log() { echo "it goes\non"; }\nEXTRA='))
     assert load_job("script.sbatch", discover().find_config).name == "a b"
     assert any("notify.py' is left out" in line or "is left out: a file is one job" in line for line in config.warnings)
@@ -121,7 +123,9 @@ def test_a_script_with_conditions_arrays_and_flags_in_variables(monkeypatch: pyt
 )
 def test_what_a_condition_decides_is_not_guessed(decides: str) -> None:
     text = SCRIPT.replace("accelerate", f"{decides}accelerate").replace('"$DATA"', "data.toml")
-    assert is_command(text) and "'${RATE}' belongs to no flag. Write what the variable stands for." in fault(text)
+    assert is_command(text) and "'${RATE}' belongs to no flag. Set the variable, or write what it stands for." in fault(
+        text
+    )
 
 
 @pytest.mark.parametrize("suffix", [".sh", ".ps1", ".py"])
