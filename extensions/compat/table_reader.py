@@ -169,4 +169,4 @@ class TableReader:
     def found(self, written: str) -> Path | None:
         """Where a file is: in the working directory, as there, or beside the config."""
         expanded = os.path.expanduser(written)
-        return next((place for place in (Path(expanded), self.folder / expanded) if place.is_file()), None)
+        return next((place for place in (Path(expanded), self.folder / expanded) if os.path.isfile(place)), None)
