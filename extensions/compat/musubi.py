@@ -393,8 +393,8 @@ class _Reader(TableReader):
             self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
             return [{"folder_path": made(self.root, ".")}]
         is_there = self.found(str(node.value)) is not None
-        if os.path.isdir(os.path.expanduser(str(node.value))):
-            self.diagnostics.error(node, f"{show(node)} is a folder. Give the file with the datasets.")
+        if not is_there and os.path.exists(os.path.expanduser(str(node.value))):
+            self.diagnostics.error(node, f"{show(node)} is no file. Give the file with the datasets.")
         root = self.file(node) if is_there else None
         entries = self._entries(root) if root else []
         if is_there and not entries:  # which is told: that line is enough

@@ -385,7 +385,8 @@ def test_numbered_references_of_one_folder_and_several_datasets(
         (JOB, DATA.replace("et = true", "et = 'true'"), "data.toml:4:17: general.enable_bucket: 'true' is not true or"),
         (f"{JOB}edit_plus = 'true'\n", DATA, "job.toml:5:13: edit_plus: 'true' is not true or false."),
         (JOB.replace("data.toml", "x" * 300), DATA, "job.toml:2:18: dataset_config: "),
-        (JOB.replace("data.toml", "pairs"), DATA, "job.toml:2:18: dataset_config: 'pairs' is a folder. Give the file"),
+        (JOB.replace("data.toml", "pairs"), DATA, "job.toml:2:18: dataset_config: 'pairs' is no file. Give the file"),
+        (JOB.replace("data.toml", "/dev/zero"), DATA, "job.toml:2:18: dataset_config: '/dev/zero' is no file. Give"),
         (
             JOB.replace("/transformer", "/vae"),
             DATA,
