@@ -21,7 +21,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.settings import most_levels
-from toolkit.models.adapter_origin import origin_findings, width_findings
+from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 from toolkit.models.families import AnotherFamilyError, ModelFamily, family_for, published_names, single_file_faults
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
@@ -109,14 +109,16 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
 def _weight_files(s: DiffusionSection) -> Findings:
     files = {f"model.base_loras.{index}.path": lora.path for index, lora in enumerate(s.model.base_loras)}
     ends = {"train.assistant": ".path", "train.few_step_loss": ".lora"}
-    beside = {key + ends.get(key, ""): file for key, (file, _) in s.files_beside().items()}
-    files |= beside
+    files |= {key + ends.get(key, ""): file for key, (file, _) in s.files_beside().items()}
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
+        if fault := unreadable(path):
+            yield error(key, fault)
+            continue
         found = list(origin_findings(key, path, s.model, s.model.files_folder()))
         yield from found
-        if key in beside and not any(one.severity == "error" for one in found):
+        if not any(one.severity == "error" for one in found):
             yield from width_findings(key, path, s.model, s.model.files_folder())
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
         yield error(f"model.{key}", fault)

@@ -25,13 +25,27 @@ if TYPE_CHECKING:
 LENGTH_BYTES = 8
 METADATA = "__metadata__"
 
+MAGIC = {
+    b"GGUF": "a GGUF file",
+    b"PK\3\4": "a pickle of torch",
+    b"vers": "what Git LFS has in the place of a file that was not downloaded",
+    b"<!do": "a web page",
+    b"<!DO": "a web page",
+    b"<htm": "a web page",
+    b"<HTM": "a web page",
+}
+"""First bytes of a file -> what it is."""
+
 Header = dict[str, Any]
 """Tensor name -> `dtype`, `shape` and `data_offsets`; the file's own texts under METADATA."""
 
 
 def read_header(file: BinaryIO) -> Header:
-    """The header of an open file, which then stands where the tensors begin. Raises ValueError when it is damaged."""
+    """The header of an open file, which then stands where the tensors begin. Raises ValueError when it is damaged, or
+    the file is of another kind."""
     start = file.read(LENGTH_BYTES)
+    if words := MAGIC.get(start[:4]):
+        raise ValueError(f"it is {words}")
     length = int.from_bytes(start, "little")
     here = file.tell()
     room = file.seek(0, 2) - here

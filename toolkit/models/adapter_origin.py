@@ -48,6 +48,20 @@ def other_model(layers: Iterable[str]) -> str:
     return next((title for end, title in ends if any(name.endswith(end) for name in flat)), "")
 
 
+def unreadable(path: str) -> str:
+    """Why a LoRA file that is there cannot be read, with the remedy; empty where it can, by its header and length, or
+    where there is none."""
+    file = Path(path).expanduser()
+    try:
+        if file.is_file():
+            tensor_shapes(file)
+            read_metadata(file)
+    except (UserError, ValueError) as error:
+        remedy = "Download it again, or save it as safetensors in the program that made it"
+        return f"{path!r} cannot be read as a safetensors file ({error.__cause__ or error}). {remedy}."
+    return ""
+
+
 def named_families(metadata: Mapping[str, Any]) -> list[ModelFamily]:
     """The families that a file's metadata name."""
     said = str(metadata.get(ARCHITECTURE, "")).partition("/")[0]
@@ -81,20 +95,13 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
 
 
 def width_findings(key: str, path: str, model: ModelSection, folder: Path) -> Findings:
-    """An error for a file that cannot be read, and for a LoRA whose matrices are wider or narrower than the layers of
-    the model, as one of a larger model is. Nothing of a file that is not there and of a model that is not known.
+    """An error for a LoRA whose matrices are wider or narrower than the layers of the model, as one of a larger model
+    is. Nothing of a file that is not there or cannot be read (`unreadable`), and of a model that is not known.
 
     folder: of the model.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        return
     try:
-        shapes = tensor_shapes(file)
-    except UserError:
-        yield error(key, f"{path} cannot be read: it is no .safetensors file, or a part of one. Copy it again.")
-        return
-    try:
+        shapes = tensor_shapes(Path(path).expanduser())
         layers = family_for(model).every_linear_layer(folder)
     except (UserError, OSError, ValueError):
         return

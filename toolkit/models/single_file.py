@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 
 from toolkit.config.model_files import lora_words
-from toolkit.files.safetensors_io import METADATA, read_header, tensor_shapes
+from toolkit.files.safetensors_io import MAGIC, METADATA, read_header, tensor_shapes
 from toolkit.files.writing import open_regular
 from toolkit.models.encoder_weights import of_wan
 from toolkit.models.interface import ROWS_OF
@@ -43,16 +43,6 @@ FORMAT = ".comfy_quant"
 
 UNUSED = (".scale_input", ".input_scale", FORMAT)
 """Scales of activations, for products in fp8, and FORMAT."""
-
-MAGIC = {
-    b"GGUF": "a GGUF file",
-    b"PK\3\4": "a pickle of torch",
-    b"vers": "what Git LFS has in the place of a file that was not downloaded",
-    b"<!do": "a web page",
-    b"<!DO": "a web page",
-    b"<htm": "a web page",
-}
-"""First bytes of a file -> what it is."""
 
 NUMBER_TYPES = {"F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 

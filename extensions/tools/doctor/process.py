@@ -78,7 +78,7 @@ class DoctorProcess(BaseExtensionProcess):
         base, names = max(found_in, key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))))
         sound, rounded = read.sound(metadata), None
         found += _of_model(read.parts, names, base, sound)
-        if len(names) == len(read.parts):
+        if len(names) == len(read.parts) and not any(finding.check == "size" for finding in found):
             found += _missing(names, base, metadata)
         found += self._of_metadata(metadata, base, found)
         if section.program:

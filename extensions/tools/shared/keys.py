@@ -13,9 +13,9 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import is_own_file, read_metadata
+from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, refusal
-from toolkit.models.adapter_origin import origin_findings
+from toolkit.models.adapter_origin import origin_findings, unreadable
 from toolkit.train.run_reader import runs_in
 
 
@@ -104,10 +104,8 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
     if not file.is_file():
         yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}).")
         return
-    try:
-        read_metadata(file)
-    except (OSError, ValueError, RecursionError):
-        yield Diagnostic(key, f"{path!r} is not a safetensors file. Other files are not read: they could run programs.")
+    if fault := unreadable(path):
+        yield Diagnostic(key, fault)
 
 
 def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:

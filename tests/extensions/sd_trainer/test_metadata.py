@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from extensions.sd_trainer.config import SdTrainerConfig
@@ -72,7 +73,7 @@ def test_it_tells_the_training_as_it_was(metadata) -> None:
 
 def test_the_arguments_of_the_network_are_all_that_differ_from_their_defaults(metadata, tmp_path: Path) -> None:
     start = tmp_path / "secret.safetensors"
-    start.touch()
+    save_file({}, start)
     arguments = {
         "loraplus_lr_ratio": 16.0, "scale_weight_norms": 1.0, "module_dropout": 0.1, "exclude_patterns": [".*mlp.*"],
         "network_kwargs": {"ignore_if_contains": ["to_q"]},
@@ -166,7 +167,9 @@ def test_a_variable_is_shown_where_it_was_written_and_nowhere_else(metadata, mon
 
 
 def test_files_that_came_from_variables_are_shown_as_written(metadata, monkeypatch, plan, tmp_path: Path) -> None:
-    file = tmp_path / "photos" / "a.png"
+    file = tmp_path / "photos" / "a.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    save_file({}, file)
     for name, value in (
         ("PHOTOS", file.parent),
         ("FILE", file),

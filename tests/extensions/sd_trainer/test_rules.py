@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "other"):
         Path(name).mkdir()
+    Path("page.safetensors").write_text("<html>")
 
 
 def section(text: str) -> SdTrainerConfig:
@@ -66,7 +67,7 @@ ROWS: list[tuple[str, ...]] = [
         "E model.vae_path: none.safetensors does not exist",
         "E model.vae_path: network.type 'full' saves the encoders of the model folder",
     ),
-    ("model: {arch: qwen_image}", f"E model.arch: 'qwen_image', but {PUBLISHED} is 'qwen_image_edit_plus'. Remove"),
+    ("model: {arch: qwen_image}", f"E model.arch: 'qwen_image', but {PUBLISHED} is 'qwen_image_edit_plus'. Leave"),
     # ---------------------------------------- the model itself, or an adapter
     (f"{FULL}, model: {{quantize: true}}", "E model.quantize: network.type 'full' trains the weights, and quantized"),
     ("network: {type: full, pretrained_lora_path: photos}", "E network.pretrained_lora_path: network.type 'full' has",
@@ -151,6 +152,11 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {compile: {enabled: true, backend: aot_eager}}, network: {dropout: 0.1}",),
     ("train: {compile: {enabled: false, mode: max-autotune}}", "W train.compile.mode: has no effect with 'enabled: f"),
     ("train: {compile: {enabled: true, backend: eager, mode: max-autotune}}", "W train.compile.mode: has no effect: o"),
+    # ---------------------------------------- files of weights
+    *((row, f"E {key}: 'page.safetensors' cannot be read as a safetensors file (it is a web page).") for row, key in (
+        ("model: {base_loras: [{path: page.safetensors}]}", "model.base_loras.0.path"),
+        ("network: {pretrained_lora_path: page.safetensors}", "network.pretrained_lora_path"),
+        ("train: {assistant: {path: page.safetensors}}", "train.assistant.path"))),
     # ---------------------------------------- images
     ("train: {reg_weight: 0.5}", "W train.reg_weight: has no effect: no dataset has 'is_reg: true'."),
     ("train: {reg_weight: 0.5}, datasets: [{folder_path: photos, is_reg: true}]",),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.config.model import ModelConfig
-from toolkit.models.adapter_origin import origin_findings, width_findings
+from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 from toolkit.models.families import family_for
 
 TO_Q = "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight"
@@ -62,11 +62,32 @@ def test_every_layer_of_a_file_without_metadata_is_known(own: str, other: str, p
         assert len(list(origin_findings("lora", str(tmp_path / "a.safetensors"), section, tmp_path))) == errors
 
 
-def test_nothing_is_said_of_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_of_a_file_that_cannot_be_read_that_alone_is_said(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"\x05\x00")
     section = ModelConfig(name_or_path=EDIT)
     for path in ("", "no.safetensors", "broken.safetensors"):
-        assert not list(origin_findings("lora", str(tmp_path / path), section, tmp_path))
+        for findings in (origin_findings, width_findings):
+            assert not list(findings("lora", str(tmp_path / path), section, tmp_path))
+
+
+def test_what_is_no_whole_safetensors_file_is_told_by_what_it_is(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    save_file({TO_Q: torch.ones(4, 64)}, whole)
+    torch.save({}, tmp_path / "pickle")
+    kinds = {
+        b"<!DOCTYPE html>": "it is a web page",
+        b"version https://git-lfs.github.com/spec/v1": "it is what Git LFS has",
+        (tmp_path / "pickle").read_bytes(): "it is a pickle of torch",
+        whole.read_bytes()[:-9]: "it is cut off",
+        whole.read_bytes()[:20]: "its header is cut off",
+        b"": "its header is cut off",
+    }
+    for content, words in kinds.items():
+        (tmp_path / "a.safetensors").write_bytes(content)
+        assert f"safetensors' cannot be read as a safetensors file ({words}" in unreadable(
+            str(tmp_path / "a.safetensors")
+        )
+    assert unreadable(str(whole)) == unreadable(str(tmp_path / "none")) == ""
 
 
 @pytest.mark.parametrize("key", [f"transformer.{TO_Q.partition('.')[2]}", TO_Q, "lora_unet_" + OF_20B[0][10:]])
@@ -77,12 +98,3 @@ def test_a_lora_of_a_wider_model_is_known_by_its_header(key: str, tmp_path: Path
         found = list(width_findings("lora", str(file), section, section.files_folder()))
         assert [one.severity for one in found] == ["error"] * errors
         assert all("has 4096 inputs, and the layer of this model 3072" in one.message for one in found)
-
-
-def test_a_file_that_cannot_be_read_is_an_error_and_one_that_is_not_there_is_none(tmp_path: Path) -> None:
-    (tmp_path / "broken.safetensors").write_bytes(b"\x05\x00")
-    section = ModelConfig(name_or_path=EDIT)
-    found = [
-        list(width_findings("lora", str(tmp_path / name), section, tmp_path)) for name in ("broken.safetensors", "no")
-    ]
-    assert [len(one) for one in found] == [1, 0] and "cannot be read" in found[0][0].message

@@ -330,7 +330,7 @@ def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path
         ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
         ("--model {m} --prompt x --lora a.safetensors:strong", "'strong' is not a number. Write FILE, or FILE:STRENGT"),
         ("--model {m} --prompt x --lora a.safetensors:nan", "'nan' is not a number"),
-        ("--model {m} --prompt x --lora notes.txt", "'notes.txt' is not a safetensors file"),
+        ("--model {m} --prompt x --lora notes.txt", "'notes.txt' cannot be read as a safetensors file"),
         ("--model {m} --latent-path notes.txt", "--latent-path: 'notes.txt' is not a .safetensors file"),
         ("--model {m} --latent-path a.safetensors", "'a.safetensors' has no tensor 'latent'"),
         ("--model {m} --latent-path wide.safetensors", "has latents [1, 8, 4, 4]; this model's have 16 channels"),

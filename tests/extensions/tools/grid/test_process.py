@@ -83,7 +83,7 @@ def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
         ("--model {m} --prompt x --lora a.safetensors --strength much", "--strength: 'much' is not a number"),
         (
             "--model {m} --prompt x --lora a.safetensors --also notes.txt",
-            "--also: 'notes.txt' is not a safetensors file",
+            "--also: 'notes.txt' cannot be read as a safetensors file",
         ),
         ("--model {m} --prompt x --lora a.safetensors --output other", "was not made by this program"),
     ],

@@ -244,7 +244,7 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
     refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
     assert "'b.safetensors' exists already" in refused.stderr
-    assert "'pickle.pt' is not a safetensors file" in refused.stderr
+    assert "'pickle.pt' cannot be read as a safetensors file" in refused.stderr
     refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
     assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
 
