@@ -154,6 +154,7 @@ class _Reader(TableReader):
         self._model()
         self._read(self.given, [key for key in ROWS if key not in OF_DATASETS], "It belongs in the dataset file.")
         self._network()
+        self._adafactor()
         self._noise()
         self._files()
         self._samples()
@@ -297,6 +298,23 @@ class _Reader(TableReader):
                 reason = "there it only brings back layers that exclude_patterns leave out, and there are none."
                 self.diagnostics.warn(pairs.pop("include_patterns"), f"has no effect: {reason}")
             self._set("network.network_args", at(arguments, pairs), self.process)
+
+    def _adafactor(self) -> None:
+        """Its arguments that are left out: those of its class, which takes a learning rate of its own by them."""
+        kind, arguments = self.given.get("optimizer_type"), self.given.get("optimizer_args")
+        if kind is None or str(kind.value).lower() != "adafactor":
+            return
+        pairs = dict(read_pairs(arguments, self.diagnostics).value) if arguments else {}
+        if "relative_step" not in pairs:
+            remedy = 'Add optimizer_args ["relative_step=False", "scale_parameter=False"] for learning_rate to count.'
+            self.diagnostics.error(
+                kind, f"{show(kind)} takes a learning rate of its own there, and none here. {remedy}"
+            )
+            pairs["relative_step"] = _their("relative_step", False)
+        if "scale_parameter" not in pairs:
+            self.defaults["scale_parameter"] = True
+            pairs["scale_parameter"] = _their("scale_parameter", True)
+        self._set("train.optimizer_args", at(arguments or kind, pairs), self.process)
 
     def _noise(self) -> None:
         """Steps, learning rate, noise levels."""

@@ -51,6 +51,8 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
   decides is not guessed: such a variable is an error with its name.
 - `lr_decay_steps` counts for `warmup_stable_decay` alone, `lr_scheduler_min_lr_ratio` for that, `cosine_with_min_lr`
   and `rex`; for others they are left out with a line.
+- `optimizer_type = "adafactor"` has `scale_parameter` unless its arguments say otherwise, as there. Without
+  `relative_step=False` it takes a learning rate of its own there; here that is an error with the remedy.
 - `include_patterns` alone restricts nothing there, and is left out with a line; as a key of our `network` it does.
 - `save_last_n_steps` is a distance in steps there; it becomes the number of files within it.
 - `min_timestep` and `max_timestep` of `timestep_sampling = "sigma"` are places on a list that begins with the most

@@ -138,6 +138,7 @@ def test_block_swap_of_a_whole_model_and_what_only_counts_there(load: Callable[.
     full = JOB.replace('network_module = "networks.lora_qwen_image"\n', "")
     config = load(
         f'{full}blocks_to_swap = 1\nfused_backward_pass = true\nmem_eff_save = true\noptimizer_type = "adafactor"\n'
+        'optimizer_args = ["relative_step=False"]\n'
     )
     assert section(config).model.blocks_to_swap == 1 and section(config).train.fused_backward_pass
     assert any("mem_eff_save: has no effect: one file is written" in line for line in config.warnings)
@@ -422,6 +423,23 @@ def test_what_its_front_end_writes_for_off_is_off(load: Callable[..., JobConfig]
         assert written.model_dump()[part] == plain.model_dump()[part]
     assert (written.save.interval(), written.save.files_to_keep()) == ((0, 0), 0) == (plain.save.interval(), 0)
     assert written.sample.interval() == (0, 0) and not written.sample.samples
+
+
+def test_adafactor_has_the_defaults_of_its_class_as_there(load: Callable[..., JobConfig]) -> None:
+    job = f'{JOB}optimizer_type = "AdaFactor"\n'
+    config = load(f'{job}optimizer_args = ["relative_step=False", "weight_decay=0.1"]\n')
+    assert section(config).train.optimizer_params == {
+        "relative_step": "False", "weight_decay": 0.1, "scale_parameter": True,
+    }  # fmt: skip
+    assert "scale_parameter true" in config.notes[0]
+    config = load(f'{job}optimizer_args = ["relative_step=False", "scale_parameter=False"]\n')
+    assert section(config).train.optimizer_params["scale_parameter"] == "False"
+    (told,) = faults(load, job)
+    assert told.startswith(
+        "job.toml:5:18: optimizer_type: 'AdaFactor' takes a learning rate of its own there, and none"
+    )
+    (told,) = faults(load, f'{job}optimizer_args = ["relative_step=True"]\n')
+    assert "relative_step" in told and "is not possible: the learning rate is 'lr'" in told
 
 
 FRONT_END = """\
