@@ -395,7 +395,7 @@ class _Reader(TableReader):
         for key, value in SAMPLES.items():
             self._set(f"sample.{key}", _their(key, value), self.process)
         for key, node in given.items():
-            if key != "flow_shift" or node.value:
+            if node.value != {"flow_shift": 0, "seed": -1}.get(key):  # which ask for nothing
                 self._set(f"sample.{key}", node, self.process)
         if "width" not in given:
             self.defaults["samples of"] = f"{SAMPLES['width']} x {SAMPLES['height']} pixels"

@@ -475,6 +475,8 @@ def test_keys_of_a_front_end_beside_the_options(load: Callable[..., JobConfig]) 
     assert len(told) == 1 and "6 more such keys" in told[0]
     assert told[0].startswith("job.toml:6:1: dataset_config_mode: ")
     assert any("fused_backward_pass: has no effect: an adapter is trained without it" in w for w in config.warnings)
+    off = load(f"{JOB}{FRONT_END.replace('2.2', '0').replace('= 99', '= -1')}")
+    assert section(off).sample.sample_items()[0].flow_shift is None
     as_written = load(f"{JOB}{FRONT_END.replace('enhancement = false', 'enhancement = true')}")
     assert section(as_written).sample.sample_items()[0].width == 256
     full = load(f"{JOB}{FRONT_END.replace('LoRA Training', 'DreamBooth Fine-Tuning')}network_dim = 128\n")
