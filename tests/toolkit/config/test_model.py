@@ -1,6 +1,9 @@
 """`model`: base LoRAs in every shape they are written in."""
 
+from pathlib import Path
+
 import pytest
+from safetensors.torch import save_file
 
 from tests.toolkit.config.conftest import trainer
 
@@ -10,13 +13,17 @@ A, B = "a.safetensors", "b.safetensors"
 FILE = "owner/repo/folder/recovery.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def lora_files(tmp_path: Path) -> None:
+    for name in (A, B):
+        save_file({}, tmp_path / name)
+
+
 @pytest.fixture
-def loras(section, tmp_path):
+def loras(section):
     """(path, multiplier) of what a `model` section with these keys merges; both files are there."""
 
     def loras(keys: str) -> list[tuple[str, float]]:
-        for name in (A, B):
-            (tmp_path / name).touch()
         model = section(f"model: {{name_or_path: ./model, {keys}}}").model
         return [(lora.path, lora.multiplier) for lora in model.base_loras]
 
@@ -52,17 +59,23 @@ def test_base_loras_as_people_write_them(loras, keys: str, expected: list[tuple[
         ("base_loras: [none.safetensors]", "model.base_loras[0]: 'none.safetensors' does not exist"),
         ("base_loras: photos", "model.base_loras: 'photos' is not a file. Give a LoRA file."),
         ("base_weights: [none.safetensors]", "model.base_weights[0]: 'none.safetensors' does not exist"),
-        ("base_loras: [{path: job.yaml, strength: 1}]", "model.base_loras[0].strength: unknown key."),
-        ("base_loras: [{path: job.yaml, multiplier: a}]", "model.base_loras[0].multiplier: 'a' is not a number."),
-        ("base_loras: [{path: job.yaml, multiplier: .inf}]", "model.base_loras[0].multiplier: "),
-        ("base_loras: [{path: job.yaml, multiplier: true}]", "model.base_loras[0].multiplier: true is not a number."),
-        ("base_loras: [job.yaml], base_weights: [job.yaml]", "model.base_weights: 'base_loras' is given as well."),
+        ("base_loras: [{path: a.safetensors, strength: 1}]", "model.base_loras[0].strength: unknown key."),
+        ("base_loras: [{path: a.safetensors, multiplier: a}]", "model.base_loras[0].multiplier: 'a' is not a number."),
+        ("base_loras: [{path: a.safetensors, multiplier: .inf}]", "model.base_loras[0].multiplier: "),
         (
-            "base_weights: [job.yaml], base_weights_multiplier: [1, 2]",
+            "base_loras: [{path: a.safetensors, multiplier: true}]",
+            "model.base_loras[0].multiplier: true is not a number.",
+        ),
+        (
+            "base_loras: [a.safetensors], base_weights: [a.safetensors]",
+            "model.base_weights: 'base_loras' is given as well.",
+        ),
+        (
+            "base_weights: [a.safetensors], base_weights_multiplier: [1, 2]",
             "model.base_weights_multiplier: 2 multipliers for 1 of base_weights. Give one for each file.",
         ),
         (
-            "base_weights: [job.yaml], base_weights_multiplier: [much]",
+            "base_weights: [a.safetensors], base_weights_multiplier: [much]",
             "model.base_weights_multiplier[0]: 'much' is not a number.",
         ),
         ("quantize: true, qtype: int3", "model.qtype: 'int3' is unknown. Did you mean 'uint3'?"),
@@ -111,7 +124,7 @@ def test_a_model_that_an_earlier_process_writes_is_not_looked_for(load) -> None:
 
 
 def test_what_has_no_effect_is_told(load) -> None:
-    keys = "base_loras: [{path: job.yaml, multiplier: 0}], base_weights_multiplier: [2]"
+    keys = "base_loras: [{path: a.safetensors, multiplier: 0}], base_weights_multiplier: [2]"
     first, second = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
     assert first.endswith("model.base_loras[0].multiplier: 0: the file is not used.")
     assert second.endswith("model.base_weights_multiplier: has no effect without base_weights.")
