@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,7 +182,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         self.process_group.broadcast([p for name, p in network.parameters().items() if name not in sharded])
         steps, few = setup.plan.optimizer_steps, self.section.train.few_step_loss
         roles = build_roles(self.section, network, steps, setup.seed, self.process_group)
-        teacher = Teacher(roles[NETWORK], math.ceil(few.start * steps)) if few else None
+        teacher = Teacher(roles[NETWORK], few.first_step(steps)) if few else None
         return SdAttached(roles, network, beside, block_runner, teacher)
 
     def weights_writer(self, setup: Setup[ImageData], attached: SdAttached) -> PrepareNetwork:

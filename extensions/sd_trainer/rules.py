@@ -198,6 +198,8 @@ def _schedule(s: DiffusionSection) -> Findings:
         yield warning(f"train.lr_scheduler_params.{param}", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
         yield warning("stop_when.min_steps", f"{s.stop_when.min_steps}: training already ends at step {train.steps}.")
+    if (few := train.few_step_loss) and 0 < _steps(s) <= few.first_step(_steps(s)):
+        yield warning("train.few_step_loss.start", f"{few.start:g}: no step is left for it. Lower it.")
 
 
 def _steps(s: DiffusionSection) -> int:

@@ -3,6 +3,7 @@ and `train.few_step_loss` in the samples and in a part of the training."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -108,7 +109,8 @@ class FewStepLossConfig(FewStepLora):
 
     start: float = Field(default=0.7, ge=0, lt=1)
     """Fraction of the steps after which these micro-batches begin; earlier, the network has learned nothing to carry
-    over. 0: from the first step."""
+    over. 0: from the first step. The teacher is averaged over 0.3 times the steps before: below about 0.1 it is
+    nearly the network as it is, and training may diverge."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
     """Classifier-free guidance scale of the teacher; 0 to 1: off. Not given: the model's own."""
@@ -120,3 +122,7 @@ class FewStepLossConfig(FewStepLora):
     """Teacher steps for each step of the few-step LoRA. Each takes four forward passes, two without guidance."""
 
     example: ClassVar = "lora: lightning.safetensors"
+
+    def first_step(self, steps: int) -> int:
+        """Optimizer steps before the first of these micro-batches in a run of so many."""
+        return math.ceil(self.start * steps)

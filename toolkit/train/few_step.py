@@ -59,27 +59,31 @@ class Teacher:
     """
 
     def __init__(self, role: Role, first_step: int) -> None:
-        """Its tensors become part of the role's checkpoints. first_step: steps done before the first micro-batch."""
+        """It takes in the network before each step of the role, and its tensors become part of the role's checkpoints.
+        first_step: steps done before the first micro-batch."""
         self.first_step, self._role = first_step, role
+        role.before_step = self._take_in
         self._rate = 1 / max(1.0, MEMORY * first_step)
         self._weights = {name: p.detach().clone() for name, p in role.parameters.items()}
         self._step = torch.tensor(-1)
         role.further[CHECKPOINT_FILE] = {**self._weights, "begun": self._step}
 
+    def has_begun(self, step: int) -> bool:
+        """Whether few-step micro-batches have begun when `step` steps are done."""
+        return step >= self.first_step
+
     @torch.no_grad()
-    def begin(self, step: int) -> bool:
-        """Whether few-step micro-batches have begun when `step` steps are done; at the first call of a step of which
-        that is so the mean takes in the network. It begins anew in a resumed run whose first one has moved to a later
+    def _take_in(self, step: int) -> None:
+        """Once in each step from the first one on. It begins anew in a resumed run whose first one has moved to a later
         step."""
-        if step < self.first_step:
-            return False
+        if not self.has_begun(step):
+            return
         if int(self._step) < self.first_step:
             copy_into(self._weights, self._role.ema.averages if self._role.ema else self._role.parameters)
         elif int(self._step) < step:
             for name, weight in self._weights.items():
                 weight.lerp_(self._role.parameters[name].to(weight.dtype), self._rate)
         self._step.fill_(step)
-        return True
 
     def teaching(self) -> AbstractContextManager[None]:
         """Inside the block the network is the teacher."""
@@ -113,7 +117,7 @@ class FewStepMixture(FlowMatchingStep):
     def is_few(self, spec: BatchSpec, step: int) -> bool:
         """Whether the few-step LoRA is active for this micro-batch. step: optimizer steps done."""
         drawn = uniform(self.seed, "few-step batch", spec.epoch, spec.positions[0])
-        return self._teacher.begin(step) and drawn < self.few.share
+        return self._teacher.has_begun(step) and drawn < self.few.share
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
         if not self.is_few(batch.spec, backward.step):

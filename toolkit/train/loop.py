@@ -191,8 +191,9 @@ class _Passes:
         self.roles = frozenset(name for name, role in run.roles.items() if trial or self.step % role.every == 0)
         self.is_last = False
         self._run, self._samples, self._trial = run, samples, trial
-        for name in () if trial else self.roles:
-            run.roles[name].optimizer_step.begin_accumulation(run.roles[name])
+        for role in () if trial else [run.roles[name] for name in self.roles]:
+            role.before_step(self.step)
+            role.optimizer_step.begin_accumulation(role)
 
     def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
         shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}

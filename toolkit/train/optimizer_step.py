@@ -162,6 +162,10 @@ class Role:
     optimizer_step: OptimizerStep = field(default_factory=StandardStep)
     """How gradients become a step."""
 
+    before_step: Callable[[int], None] = lambda steps_done: None
+    """Called before the first micro-batch of each step, also in a process that has none of them; again where the
+    micro-batches are computed again."""
+
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {}
     """Post-processing of the weights after each step (`Network.after_step`)."""
 

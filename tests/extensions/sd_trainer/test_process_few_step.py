@@ -218,3 +218,19 @@ def test_the_few_step_loss_asks_for_what_the_network_changes_alone_with_guidance
     # A few-step LoRA that changes nothing leaves nothing to learn; guidance and the negative prompt move the target.
     assert found[1] < 1e-3 * found[0]
     assert len(set(found)) == 4
+
+
+@pytest.mark.slow
+def test_the_teacher_is_the_same_in_a_process_that_has_no_image_of_a_step(
+    run_ranks, write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    """Three images in batches of two: every second step is one image, and the second process has none."""
+    photos, lora = make_pictures(tmp_path / "photos", "a", "b", "c"), write_lora(tmp_path / "other.safetensors", 1)
+    few = {**FEW, "lora": str(lora), "share": 1, "start": 0.5}
+    train = {"steps": 14, "batch_size": 2, "lr": 0.02, "max_grad_norm": 0, "few_step_loss": few}
+    rows = []
+    for processes in (1, 2):
+        job = write_job(trainer(photos, training_folder=f"of_{processes}", train=train), name=f"of_{processes}")
+        run_ranks(processes, job)
+        rows.append(losses(tmp_path / f"of_{processes}" / f"of_{processes}"))
+    assert rows[1] == pytest.approx(rows[0], rel=1e-4)

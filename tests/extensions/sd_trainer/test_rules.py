@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.findings import errors, warnings
@@ -28,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("photos", "other"):
         Path(name).mkdir()
     Path("page.safetensors").write_text("<html>")
+    save_file({}, "lora.safetensors")
 
 
 def section(text: str) -> SdTrainerConfig:
@@ -157,6 +159,9 @@ ROWS: list[tuple[str, ...]] = [
         ("model: {base_loras: [{path: page.safetensors}]}", "model.base_loras.0.path"),
         ("network: {pretrained_lora_path: page.safetensors}", "network.pretrained_lora_path"),
         ("train: {assistant: {path: page.safetensors}}", "train.assistant.path"))),
+    *((f"train: {{steps: {steps}, few_step_loss: {{lora: lora.safetensors, start: {start}}}}}", *found)
+      for steps, start, *found in (
+          (4, 0.99, "W train.few_step_loss.start: 0.99: no step is left for it. Lower it."), (4, 0.7))),
     # ---------------------------------------- images
     ("train: {reg_weight: 0.5}", "W train.reg_weight: has no effect: no dataset has 'is_reg: true'."),
     ("train: {reg_weight: 0.5}, datasets: [{folder_path: photos, is_reg: true}]",),
