@@ -30,11 +30,11 @@ from benchmarks import report  # noqa: E402
 from benchmarks.compare_commits import commit_of  # noqa: E402
 from benchmarks.source_figures import figures, sources  # noqa: E402
 
-LIBRARY = ("toolkit", "extensions", "jobs", "run.py")
+LIBRARY = ("toolkit", "extensions", "jobs", "launch.py", "run.py")
 """What counts as ours, from the root of a checkout."""
 
 PACKAGES = {
-    "core": ("run.py", "jobs", "toolkit", "extensions/sd_trainer", "extensions/example"),
+    "core": ("launch.py", "run.py", "jobs", "toolkit", "extensions/sd_trainer", "extensions/example"),
     "from scratch": ("extensions/from_scratch",),
     "tools": ("extensions/tools",),
     "compat": ("extensions/compat",),

@@ -150,14 +150,14 @@ choose_user() {
 
 atelier() { run "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/run.py" "$@"; }
 
-# The same, by as many processes as there are GPUs. Saving at a stop may take longer than torchrun's 30 s.
+# The same, by as many processes as there are GPUs.
 atelier_on_all_gpus() {
   if ((processes == 1)); then
     atelier "$@"
     return
   fi
-  run "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${here}/launch.py" --standalone \
-    --nproc-per-node "${processes}" --shutdown-timeout 300 -- "${program}/run.py" "$@"
+  run "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/launch.py" --standalone \
+    --nproc-per-node "${processes}" -- "${program}/run.py" "$@"
 }
 
 # The datasets come before the jobs: the check of a job looks at its datasets.
@@ -208,7 +208,7 @@ train_all() {
 
 # Trains one job; after a crash again, which resumes from the last save. Returns its code and sets `one_reason`. Codes
 # of run.py: 0 done, 2 a mistake in the input (a second try would find the same), 130 and 75 stopped by a signal that
-# somebody sent to the trainer itself; 143 when it was torchrun that got it.
+# somebody sent to the trainer or its launcher; 143 when that was still importing PyTorch.
 train() {
   local job=$1 code pause restarts=0
   while :; do

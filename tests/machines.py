@@ -2,7 +2,7 @@
 
 A machine is a set of Linux namespaces. Its `/tmp`, `/dev/shm` and home are its own; the shared folder is at the same
 path on both, as a network volume would be. Nothing of it has a name outside: machines of several tests do not meet, and
-all of one is gone with the process that made it. Launchers are torchrun, forked into a machine by the `Nursery`, and
+all of one is gone with the process that made it. Launchers are `launch.py`, forked into a machine by the `Nursery`, and
 fork their workers: to import everything once more in each process would take most of the time of a test.
 
 Run as a script this is the first process of a machine.
@@ -274,8 +274,8 @@ def be_the_machine(name: str, visible: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A launcher on the machine with this first process: enters its namespaces and is torchrun."""
-    from torch.distributed import run
+    """A launcher on the machine with this first process: enters its namespaces and is `launch.py`."""
+    import launch
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     subprocess_handler.Popen = _Worker
@@ -289,11 +289,10 @@ def main(arguments: Sequence[str]) -> int:
     if launcher := os.fork():  # only a child is in the namespace of processes
         return os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1])
     try:
-        run.main(words)
+        return launch.main(words)
     except Exception:  # noqa: BLE001 - the same
         traceback.print_exc()
         return 1
-    return 0
 
 
 class _Worker:

@@ -19,9 +19,10 @@ from docs import drawing
 
 ROOT = Path(__file__).resolve().parents[1]
 
-OWN = {"run", "jobs", "extensions", "toolkit", "docs", "tests"}
+OWN = {"launch", "run", "jobs", "extensions", "toolkit", "docs", "tests"}
 
 MAY_IMPORT = {
+    "launch": {"toolkit"},
     "run": {"jobs", "toolkit"},
     "docs": {"docs", "extensions", "toolkit"},
     "jobs": {"jobs", "toolkit"},
@@ -217,7 +218,7 @@ def test_no_code_of_a_foreign_file_is_run() -> None:
     from toolkit.models.loading import STRICTLY
 
     assert STRICTLY["use_safetensors"] is True
-    for name in tracked(*MAY_IMPORT, "run.py"):
+    for name in tracked(*MAY_IMPORT, "launch.py", "run.py"):
         assert unpickling(source(name)) == [], name
         assert not {"pickle", "marshal", "dill", "joblib"} & set(imports(name, source(name))), name
     bad = ["X.from_pretrained(a)", "torch.load(f)", "AutoTokenizer.from_pretrained(a, trust_remote_code=yes)"]
@@ -228,7 +229,9 @@ def test_no_code_of_a_foreign_file_is_run() -> None:
 
 
 def test_imports_point_one_way() -> None:
-    assert [arrow for name in tracked(*MAY_IMPORT, "run.py") for arrow in wrong_arrows(name, source(name))] == []
+    assert [
+        arrow for name in tracked(*MAY_IMPORT, "launch.py", "run.py") for arrow in wrong_arrows(name, source(name))
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -530,7 +533,7 @@ def only_chosen_names(text: str) -> bool:
 def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
     assert not only_chosen_names("Unpickler(file).load()")
     reading = []
-    for name in tracked(*MAY_IMPORT, "run.py"):
+    for name in tracked(*MAY_IMPORT, "launch.py", "run.py"):
         text = source(name)
         chosen = {"pickle.Unpickler", "pickle.UnpicklingError"} if only_chosen_names(text) else set()
         reading += [
@@ -584,6 +587,6 @@ def test_what_the_program_imports_is_what_it_requires() -> None:
     required = {line.split("==")[0] for line in lines if "==" in line}
     modules = {DISTRIBUTIONS.get(name, name.replace("-", "_")) for name in required}
     used = set().union(
-        *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", "run.py"))
+        *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", "launch.py", "run.py"))
     )
     assert (used - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER) == modules

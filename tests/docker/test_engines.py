@@ -22,7 +22,7 @@ def test_bash_reads_the_script(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_torchrun_knows_the_flags(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    commands = re.findall(r"torchrun(?:(?!torchrun).)*?run\.py", text, re.DOTALL)
+    commands = re.findall(r"launch\.py(?:(?!launch\.py).)*? run\.py|- launch\.py.*?- run\.py", text, re.DOTALL)
     used = set(re.findall(r"--[a-z-]+", "".join(commands)))
     known = {flag for action in get_args_parser()._actions for flag in action.option_strings}
     assert used and used <= known

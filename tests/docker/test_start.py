@@ -169,6 +169,7 @@ class Bench:
         for name in ("workspace", "home", "bin", "program"):
             (self.folder / name).mkdir()
         (self.folder / "program" / "run.py").write_text(dedent(TRAINER), encoding="utf-8")
+        (self.folder / "program" / "launch.py").symlink_to(ROOT / "launch.py")
 
     @property
     def workspace(self) -> Path:
@@ -579,7 +580,7 @@ def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_sign
     pod = bench.start(NPROC="2", FAKE_PLAN=word, RUN_ON_FAILURE="exit", RUN_ARGS="--allow-change")
     if word == "run":
         pod.wait_for("trainer: training\ntrainer: training", 60)
-        assert pod.terminate(60) == 143
+        assert pod.terminate(60) == 75
         assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}] * 2
     else:
         assert pod.ends(60) == 2

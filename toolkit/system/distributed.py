@@ -394,7 +394,8 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
     from torch.distributed import PrefixStore, rendezvous
 
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN)))
+        with _no_messages_of_cpp():
+            store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN)))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]  # below it may be a stack of C++
         raise RunError(
@@ -402,6 +403,20 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
             "Check MASTER_ADDR and MASTER_PORT, and that all of them were started."
         ) from error
     return ProcessGroup(env, PrefixStore(f"run {env.attempt}", store))  # ignores records of earlier attempts
+
+
+@contextmanager
+def _no_messages_of_cpp() -> Iterator[None]:
+    """Inside the block standard error is discarded: PyTorch logs a failed connection with a stack, and raises it too."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def mute_nonzero_ranks(env: DistributedEnv) -> None:
