@@ -275,8 +275,9 @@ def be_the_machine(name: str, visible: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """A launcher on the machine with this first process: enters its namespaces and is `launch.py`."""
-    import launch
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    import launch
 
     subprocess_handler.Popen = _Worker
     cwd, (first, *words) = Path.cwd(), arguments
