@@ -95,6 +95,7 @@ def test_the_table_stands_between_the_markers_of_a_page(tmp_path: Path) -> None:
     page, rows = tmp_path / "page.md", [{"walk": "w", "files": 3, "functions": 1002}]
     page.write_text(f"a\n{bench_walks.BEGIN}old\n{bench_walks.END}b\n", encoding="utf-8")
     (tmp_path / "run.py").write_text("x = 1\ny = 2\n", encoding="utf-8")
+    (tmp_path / "launch.py").write_text("", encoding="utf-8")
     bench_walks.write_table(page, bench_walks.table(tmp_path, rows))
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"a\n{bench_walks.BEGIN}|") and text.endswith(f"|\n{bench_walks.END}b\n")
