@@ -99,7 +99,7 @@ def test_the_table_stands_between_the_markers_of_a_page(tmp_path: Path) -> None:
     bench_walks.write_table(page, bench_walks.table(tmp_path, rows))
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"a\n{bench_walks.BEGIN}|") and text.endswith(f"|\n{bench_walks.END}b\n")
-    assert "| core | 1 | 2 |" in text and "| w | 3 | 1,002 |" in text and "old" not in text
+    assert "| core | 2 | 2 |" in text and "| w | 3 | 1,002 |" in text and "old" not in text
     page.write_text("a\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="figures"):
         bench_walks.write_table(page, "")
