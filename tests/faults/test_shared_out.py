@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -177,6 +179,19 @@ def test_one_that_is_killed_within_a_save_costs_that_save(job: Job, as_one) -> N
     assert job.states() == [2] and list(job.folder.glob("state/.tmp-4-*"))
     assert "resuming from" in run_together(job)
     assert not list(job.folder.glob("state/.tmp-*"))
+    as_one()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOSPC])
+def test_one_whose_rows_cannot_be_written_ends_both_with_one_line(job: Job, as_one, number: int) -> None:
+    first, second = start_together(job, of_second=[("fail", "toolkit.train.sharded_state:sha256_of", 2, number)])
+    assert (first.wait(20), second.wait(20)) == (1, 1)
+    why = f"output/job/state: cannot be written: {os.strerror(number)}"
+    [line], [own_line] = first.errors.splitlines(), second.errors.splitlines()
+    assert line.startswith("rank 1 of 2 failed") and line.endswith(why) and own_line.endswith(why)
+    assert job.states() == [2]
+    run_together(job)
     as_one()
 
 
