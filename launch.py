@@ -21,6 +21,10 @@ from contextlib import contextmanager
 
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM
 
+_SAID_HERE = ("failed (exitcode", "Sending process")
+"""How torchrun's messages begin about a process that failed, which is reported once below or has said why itself, and
+about each of the others that it stops then. One that does not end is still told."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs torchrun with these arguments and returns the exit code."""
@@ -31,8 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         from torch.distributed.elastic.rendezvous import RendezvousError
         from torch.distributed.run import parse_args, run
 
-    # It logs each process that it stops. What is left is the one that does not end.
-    logging.getLogger(api.__name__).addFilter(lambda record: str(record.msg).startswith("Unable"))
+    logging.getLogger(api.__name__).addFilter(lambda record: not str(record.msg).startswith(_SAID_HERE))
     options = parse_args(arguments)
     try:
         run(options)

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OWN = {"launch", "run", "jobs", "extensions", "toolkit", "docs", "tests"}
 
+PROGRAMS = ("launch.py", "run.py")
+"""The files beside the folders."""
+
 MAY_IMPORT = {
     "launch": {"toolkit"},
     "run": {"jobs", "toolkit"},
@@ -218,7 +221,7 @@ def test_no_code_of_a_foreign_file_is_run() -> None:
     from toolkit.models.loading import STRICTLY
 
     assert STRICTLY["use_safetensors"] is True
-    for name in tracked(*MAY_IMPORT, "launch.py", "run.py"):
+    for name in tracked(*MAY_IMPORT, *PROGRAMS):
         assert unpickling(source(name)) == [], name
         assert not {"pickle", "marshal", "dill", "joblib"} & set(imports(name, source(name))), name
     bad = ["X.from_pretrained(a)", "torch.load(f)", "AutoTokenizer.from_pretrained(a, trust_remote_code=yes)"]
@@ -229,9 +232,7 @@ def test_no_code_of_a_foreign_file_is_run() -> None:
 
 
 def test_imports_point_one_way() -> None:
-    assert [
-        arrow for name in tracked(*MAY_IMPORT, "launch.py", "run.py") for arrow in wrong_arrows(name, source(name))
-    ] == []
+    assert [arrow for name in tracked(*MAY_IMPORT, *PROGRAMS) for arrow in wrong_arrows(name, source(name))] == []
 
 
 @pytest.mark.parametrize(
@@ -533,7 +534,7 @@ def only_chosen_names(text: str) -> bool:
 def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
     assert not only_chosen_names("Unpickler(file).load()")
     reading = []
-    for name in tracked(*MAY_IMPORT, "launch.py", "run.py"):
+    for name in tracked(*MAY_IMPORT, *PROGRAMS):
         text = source(name)
         chosen = {"pickle.Unpickler", "pickle.UnpicklingError"} if only_chosen_names(text) else set()
         reading += [
@@ -587,6 +588,6 @@ def test_what_the_program_imports_is_what_it_requires() -> None:
     required = {line.split("==")[0] for line in lines if "==" in line}
     modules = {DISTRIBUTIONS.get(name, name.replace("-", "_")) for name in required}
     used = set().union(
-        *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", "launch.py", "run.py"))
+        *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", *PROGRAMS))
     )
     assert (used - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER) == modules

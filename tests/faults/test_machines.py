@@ -248,8 +248,7 @@ def test_what_is_unlike_on_the_machines_is_named_on_both(job: Job, machines: Two
     job.write()
     faults = prepare(job, machines)
     started = machines.torchrun(job.cwd, faults=[[], faults])
-    assert [launched.wait() for launched in started] == [
-        2 if what == "images" else 1
-    ] * 2  # images are a mistake of the job
+    code = 2 if what == "images" else 1  # a mistake of the job
+    assert [launched.wait() for launched in started] == [code, code]
     for launched in started:
         assert says.format(images=job.section["datasets"][0]["folder_path"]) in launched.said, launched.said

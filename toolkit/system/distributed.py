@@ -408,7 +408,6 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
 @contextmanager
 def _no_messages_of_cpp() -> Iterator[None]:
     """Inside the block standard error is discarded: PyTorch logs failed connections with a stack, and raises them."""
-    sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
-from toolkit.files.writing import os_error_as_run_error
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
@@ -69,8 +68,7 @@ def snapshot_state(run: Run) -> CheckpointData:
 
 
 def _write_rows_on_worker(worker: WorkerContext, folder: Path) -> None:
-    with os_error_as_run_error(folder.parent):
-        write_rows(worker.run.process_group, folder, _checkpoint_tensors(worker.run)[1])
+    write_rows(worker.run.process_group, folder, _checkpoint_tensors(worker.run)[1])
 
 
 def _checkpoint_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[str, Rows]]:

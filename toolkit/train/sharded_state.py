@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import RunError
-from toolkit.files.writing import sha256_of
+from toolkit.files.writing import os_error_as_run_error, sha256_of
 from toolkit.system.distributed import POLL_INTERVAL_S, ProcessGroup
 from toolkit.system.sharded_param import RowShard
 
@@ -62,12 +62,14 @@ def write_rows(process_group: ProcessGroup, folder: Path, rows: Mapping[str, Row
 
     writer = dcp.FileSystemWriter(folder, sync_files=True)
     tensors = {name: _distributed(process_group, own.tensor.detach(), own.shard) for name, own in rows.items()}
-    try:
-        process_group.run_collective(dcp.save, tensors, storage_writer=writer)
-    except CheckpointException as error:  # no Exception
-        raise RunError(f"{folder.parent}: the state could not be saved: {_reason(error)}") from error
-    own = [*folder.glob(f"__{process_group.rank}_*"), *([folder / METADATA] if process_group.is_main_process else [])]
-    entries = {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in own}
+    with os_error_as_run_error(folder.parent):
+        try:
+            process_group.run_collective(dcp.save, tensors, storage_writer=writer)
+        except CheckpointException as error:  # no Exception
+            raise RunError(f"{folder.parent}: the state could not be saved: {_reason(error)}") from error
+        metadata = [folder / METADATA] if process_group.is_main_process else []
+        own = [*folder.glob(f"__{process_group.rank}_*"), *metadata]
+        entries = {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in own}
     of_all = process_group.all_gather_object(entries)
     if process_group.is_main_process:
         for rank, written in enumerate(of_all):
