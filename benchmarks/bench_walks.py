@@ -2,8 +2,7 @@
 
 Tiny jobs run under a profiler that notes every call of ours between the beginning and the end of an entry point: the
 files entered (also by an import), the functions, and the moves: calls in another file than the call before. Then come
-figures of the source itself. `--root` measures another checkout, `--write docs/architecture.md` puts the figures into
-the table of that page.
+figures of the source itself. `--root` measures another checkout.
 """
 
 from __future__ import annotations
@@ -42,9 +41,6 @@ PACKAGES = {
     "tests": ("tests",),
 }
 """Part of the program -> its files and folders."""
-
-BEGIN, END = "<!-- figures -->\n", "<!-- end of the figures -->\n"
-"""Around the table in a page."""
 
 # Where the walks begin: <file>:<qualified name>. Whoever renames one of these corrects it here; a test looks for each.
 FORWARD = "toolkit/train/flow_step.py:FlowMatchingStep.__call__"
@@ -248,12 +244,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{'':<46} {'files':>5} {'goal':>5} {'functions':>9} {'moves':>6}   files of each part")
         for one in rows:
             goal = "" if one["goal"] is None else f"<={one['goal']}"
-            parts = " + ".join(map(str, one["parts"])) if len(one["parts"]) > 1 else ""
-            print(f"{one['walk']:<46} {one['files']:>5} {goal:>5} {one['functions']:>9} {one['moves']:>6}   {parts}")
+            of_each = " + ".join(map(str, one["parts"])) if len(one["parts"]) > 1 else ""
+            print(f"{one['walk']:<46} {one['files']:>5} {goal:>5} {one['functions']:>9} {one['moves']:>6}   {of_each}")
     found = figures(sources(root, LIBRARY))
+    print(parts(root))
     print(render(found))
-    if asked.write:
-        write_table(asked.write, table(root, rows))
     report.finish("walks", measured_commit=measured, walks=rows, figures=found)
 
 
@@ -261,7 +256,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure; default: this one")
     parser.add_argument("--no-walks", dest="walks", action="store_false", help="only the figures of the source")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the figures between the markers of this page")
     parser.add_argument("--trace", nargs=2, metavar=("JOB", "ANSWER"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -303,25 +297,13 @@ def row(walk: Walk, traces: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(root: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The lines of each package, and what the walks enter, as a table in Markdown."""
-    lines = ["| part | files | lines |", "|---|---:|---:|"]
+def parts(root: Path) -> str:
+    """The files and lines of each part of the program."""
+    lines = []
     for name, places in PACKAGES.items():
-        texts = sources(root, places)
-        lines.append(f"| {name} | {len(texts)} | {sum(text.count(chr(10)) for text in texts.values()):,} |")
-    if rows:
-        lines += ["", "| question | files | functions |", "|---|---:|---:|"]
-        lines += [f"| {one['walk']} | {one['files']} | {one['functions']:,} |" for one in rows]
-    return "\n".join(lines) + "\n"
-
-
-def write_table(page: Path, text: str) -> None:
-    """Puts the table between the markers of a page. Raises SystemExit where they are missing."""
-    given = page.read_text(encoding="utf-8")
-    if given.count(BEGIN) != 1 or given.count(END) != 1:
-        raise SystemExit(f"{page}: needs {BEGIN.strip()} and {END.strip()}, once each")
-    before, _, rest = given.partition(BEGIN)
-    page.write_text(before + BEGIN + text + END + rest.partition(END)[2], encoding="utf-8")
+        texts = sources(root, places).values()
+        lines.append(f"{name:<15} {len(texts):>4} files {sum(text.count(chr(10)) for text in texts):>7,} lines")
+    return "\n".join(lines)
 
 
 def render(found: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_walks
-from benchmarks.bench_walks import ROOT, WALKS, Tracer, Walk, row
+from benchmarks.bench_walks import ROOT, WALKS, Tracer, Walk, parts, row
 
 ONE = """
 import two
@@ -91,18 +91,10 @@ def test_an_entry_point_that_is_never_called_is_named() -> None:
         row(Walk("w", "plain", ("lost.py:f",)), {})
 
 
-def test_the_table_stands_between_the_markers_of_a_page(tmp_path: Path) -> None:
-    page, rows = tmp_path / "page.md", [{"walk": "w", "files": 3, "functions": 1002}]
-    page.write_text(f"a\n{bench_walks.BEGIN}old\n{bench_walks.END}b\n", encoding="utf-8")
+def test_the_files_and_lines_of_each_part_are_counted(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text("x = 1\ny = 2\n", encoding="utf-8")
     (tmp_path / "launch.py").write_text("", encoding="utf-8")
-    bench_walks.write_table(page, bench_walks.table(tmp_path, rows))
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"a\n{bench_walks.BEGIN}|") and text.endswith(f"|\n{bench_walks.END}b\n")
-    assert "| core | 2 | 2 |" in text and "| w | 3 | 1,002 |" in text and "old" not in text
-    page.write_text("a\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="figures"):
-        bench_walks.write_table(page, "")
+    assert parts(tmp_path).splitlines()[0].split() == ["core", "2", "files", "2", "lines"]
 
 
 def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
