@@ -116,6 +116,9 @@ def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = la
     def wrap(run: BlockForward) -> BlockForward:
         limit = settings.cache_size_limit or DEFAULT_RECOMPILE_LIMIT
         torch._dynamo.config.recompile_limit = limit
+        # Scales and rates never change. `dynamic` would make a symbol of each, and PyTorch 2.11 cannot compile one that
+        # scales a product.
+        torch._dynamo.config.specialize_float = True
         # Compiles the backward pass together with the forward pass, so that errors are raised there.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         program: BlockForward = torch.compile(

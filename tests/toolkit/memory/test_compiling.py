@@ -26,6 +26,9 @@ from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import DEFAULT_RECOMPILE_LIMIT, check_backend, compile_wrapper, decide_compiling
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import Int8Matmuls
+from toolkit.networks.adapter import LinearAdapterNetwork
+from toolkit.networks.lora import DoraNetwork, LoraNetwork
+from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
 
 TOLERANCE = 1e-5
 """Relative, in float32: shared down-projections are done one by one, sums in another order."""
@@ -89,6 +92,26 @@ def test_programs_of_any_size_from_the_first_are_whole_and_made_once() -> None:
     compiled_stack.gradients(tokens=12)
     compiled_stack.gradients(tokens=28)
     assert counters["stats"]["unique_graphs"] == warm and not counters["graph_break"]
+
+
+@pytest.mark.parametrize("kind", [LoraNetwork, DoraNetwork, LohaNetwork, LokrNetwork])
+def test_scales_and_rates_are_constants_of_a_program(
+    monkeypatch: pytest.MonkeyPatch, kind: type[LinearAdapterNetwork]
+) -> None:
+    """Also of one for any size, and where two layers have different ones: PyTorch hands on floats as 0-dim tensors."""
+    inputs: list[object] = []
+
+    def recorded(graph: torch.fx.GraphModule, example: list) -> Callable:
+        inputs.extend(node.meta["example_value"] for node in graph.graph.find_nodes(op="placeholder"))
+        return graph.forward
+
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "recorded", recorded)
+    monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, "recorded", None)
+    settings = CompileConfig(enabled=True, backend="recorded", dynamic=True, fullgraph=True)
+    compiled_stack = Stack(dropout=0.25, count=1, kind=kind).wrap(compile_wrapper(settings))
+    compiled_stack.network.layers["0.out"].scale = 3.0
+    compiled_stack.gradients()
+    assert inputs and not [value for value in inputs if isinstance(value, Tensor) and value.dim() == 0]
 
 
 @pytest.mark.parametrize("level", [pytest.param("cheap", marks=pytest.mark.slow), "full"])
