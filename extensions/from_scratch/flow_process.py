@@ -38,7 +38,7 @@ from toolkit.data.stream_latents import StreamLatents
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
-from toolkit.memory.compiling import check_backend, decide_compiling
+from toolkit.memory.compiling import Programs, check_backend, decide_compiling
 from toolkit.memory.estimate import StepShape
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.from_config import refuse_arguments
@@ -72,6 +72,10 @@ class FlowAttached(Attached):
     networks: Mapping[str, FullNetwork]
     block_runner: BlockRunner
     along: TrainedVae | None = None
+
+    @property
+    def programs(self) -> Programs:
+        return self.block_runner.programs
 
 
 class FlowStep(FlowMatchingStep):
@@ -269,7 +273,7 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
             self._choose_checkpointing(run, model, attached, cast("LatentBatch", latents))
             if line := try_largest_batch(run, batch, step, attached.block_runner.increase_checkpointing):
                 logger.info(line)
-            setup.resumption.record_compiled(attached.block_runner.compiled)
+            setup.resumption.record_compiled(attached.programs.record)
         self.run_loop(setup, run, source, step)
 
     def _choose_checkpointing(

@@ -39,7 +39,7 @@ from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
-from toolkit.memory.compiling import check_backend
+from toolkit.memory.compiling import Programs, check_backend
 from toolkit.memory.estimate import Machine, MemoryEstimate
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.memory.oom_hints import memory_advice
@@ -92,6 +92,10 @@ class SdAttached(Attached):
     block_runner: BlockRunner
     teacher: Teacher | None
     """Of `train.few_step_loss`."""
+
+    @property
+    def programs(self) -> Programs:
+        return self.block_runner.programs
 
     @contextmanager
     def deployed(self, file: str = "") -> Iterator[None]:
@@ -302,7 +306,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
                     first_batch = loader.first()
                 return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
-            compiled = block_runner.compiled["blocks"]
+            compiled = attached.programs.used
             choose_w8a8_layers(section, diffusion_model, network, setup.device, compiled, first, group)
             existing_state_bytes, gather = sum(role.state_bytes for role in run.roles.values()), group.all_gather_object
             levels = max(step.levels(batch, row) for row in range(len(batch)))
@@ -313,7 +317,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             ways_out = [] if self._is_sharded else [block_runner.increase_checkpointing]
             if line := try_largest_batch(run, batch, step, *ways_out):
                 logger.info(line)
-            setup.resumption.record_compiled(block_runner.compiled)
+            setup.resumption.record_compiled(attached.programs.record)
 
         def latent_size(spec: BatchSpec) -> Size:
             if isinstance(dataset, StreamLatents):

@@ -27,6 +27,7 @@ from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
 from toolkit.files.writing import refusal, sha256_of
+from toolkit.memory.compiling import Programs
 from toolkit.memory.estimate import machine_of
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.system import signals
@@ -93,6 +94,11 @@ class Attached:
     """What is trained."""
 
     roles: dict[str, Role]
+
+    @property
+    def programs(self) -> Programs:
+        """The compiled programs that a step runs; by default none."""
+        return Programs()
 
 
 EncodedT = TypeVar("EncodedT")
@@ -338,6 +344,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             oom_hint=self.memory_advice,
             loss_scaler=LossScaler(setup.device) if self.section.train.dtype == "float16" else None,
             metrics_sync_interval=1 if setup.device.type == "cpu" else FETCH_EVERY,
+            programs=attached.programs,
             process_group=self.process_group,
             should_stop=lambda: setup.request.requested,
         )

@@ -12,7 +12,7 @@ from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.train import CompileConfig
 from toolkit.memory import attention
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.compiling import compile_wrapper
+from toolkit.memory.compiling import Programs, compile_wrapper
 from toolkit.memory.estimate import StepShape, fastest_level_that_fits
 from toolkit.memory.flops import EFFICIENCY
 from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks
@@ -44,8 +44,7 @@ class BlockRunner:
         self._is_auto = level == "auto"
         self._fastest: Callable[[Sequence[str]], str] = lambda levels: levels[0]
         self._compile = compile_settings
-        self.compiled = {"blocks": compile_settings is not None}
-        """What a checkpoint records; changes where compiling fails (`compile: auto`)."""
+        self.programs = Programs(compile_settings)
 
         blocks = model.blocks()
         offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
@@ -77,7 +76,8 @@ class BlockRunner:
         if not self._is_auto:
             return
         free = free_memory(self._device) - needed
-        flops = EFFICIENCY * peak_flops(self._device) if self._device.type == "cuda" and not self._compile else None
+        is_eager = self._device.type == "cuda" and not self.programs.used
+        flops = EFFICIENCY * peak_flops(self._device) if is_eager else None
         self._fastest = partial(fastest_level_that_fits, free=free, work=work, flops=flops)
         self.level = max(gather(self._fastest(self.levels)), key=CHECKPOINTING_LEVELS.index)
         logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")
@@ -93,18 +93,15 @@ class BlockRunner:
         self._wrap()
         return True
 
-    def _stop_compiling(self) -> None:
-        self._compile = None
-        self.compiled["blocks"] = False
-
     def _wrap(self) -> None:
         """Innermost first. Block swap is outermost: weights are loaded before the forward pass and recomputation."""
-        compilation = [compile_wrapper(self._compile, self._stop_compiling)] if self._compile else []
+        used = self.programs.used
+        compilation = [compile_wrapper(self._compile, self.programs)] if self._compile and used else []
         offload = offloading(self._device) if self.level == "full_offload" else []
         swap = [self._swap] if self._swap else []
         self._model.wrap_blocks(
             [*self._kernel, checkpoint_wrapper(self.level), *compilation, *offload, *swap],
             # Checkpointing the last block saves nothing: its activations are needed again at once. With compilation it
             # would have to be compiled separately, which is not worth it.
-            last_block_wrappers=None if self._compile else [*self._kernel, *swap],
+            last_block_wrappers=None if used else [*self._kernel, *swap],
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -103,14 +102,54 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = lambda: None) -> BlockWrapper:
+class Programs:
+    """The compiled programs of a model's blocks. With `train.compile: auto` a program that fails ends the use of all of
+    them, for good: `compile_wrapper` does so in a forward pass, the training loop in a backward pass."""
+
+    def __init__(self, settings: CompileConfig | None = None) -> None:
+        """settings: None where the blocks are not compiled."""
+        self.record = {"blocks": settings is not None}
+        """What a checkpoint records; changes when they are given up."""
+
+        self._settings = settings
+
+    @property
+    def used(self) -> bool:
+        """Whether blocks run compiled."""
+        return self.record["blocks"]
+
+    def may_replace(self, error: Exception) -> bool:
+        """Whether what failed with this error is to be computed again without them."""
+        is_auto = self._settings is not None and self._settings.enabled == "auto"
+        is_other = is_out_of_memory(error) or isinstance(error, RunError | UserError)
+        return self.used and is_auto and not is_other
+
+    def stop(self) -> None:
+        """From here on the blocks run uncompiled."""
+        self.record["blocks"] = False
+
+    def report(self, reason: str) -> None:
+        """Logs why they were given up, once. reason: `failure` of the error; empty where it is reported already."""
+        if reason and self._settings is not None:
+            place = self._settings.place
+            logger.warning(f"{place} auto: a compiled block failed, all run uncompiled from here on ({reason})")
+
+
+def failure(error: Exception) -> str:
+    """An error of a compiled program in one line."""
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0].removesuffix(": ")
+
+
+def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -> BlockWrapper:
     """A wrapper that compiles the forward of a block, once for each new kind of inputs.
 
-    With `auto`, where compiling fails and the block itself does not, that call and all later ones run uncompiled, and
-    `on_failure` is called once. Else the result raises RunError where a compiler is missing, or `fullgraph` exceeds the
-    recompile limit.
+    With `auto`, where a program fails and the block itself does not, that call and all later ones run uncompiled
+    (`programs`). Else the result raises RunError where a compiler is missing, or `fullgraph` exceeds the recompile
+    limit.
     """
 
+    programs = programs or Programs(settings)
     _keep_quiet()
 
     def wrap(run: BlockForward) -> BlockForward:
@@ -130,8 +169,9 @@ def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = la
         )
 
         def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-            nonlocal program
-            if program is not run and settings.dynamic is True:
+            if not programs.used:
+                return run(block, *tensors)
+            if settings.dynamic is True:
                 # The width of streams [B, S, D] is static: it never changes, and checkpointing needs its value.
                 for tensor in tensors:
                     if isinstance(tensor, Tensor) and tensor.dim() == 3:
@@ -139,19 +179,15 @@ def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = la
             try:
                 return program(block, *tensors)
             except Exception as error:
-                if settings.enabled == "auto" and program is not run and not is_out_of_memory(error):
-                    outputs = run(block, *tensors)  # where this fails too, it is not the compiler
-                    program = run
-                    cause = getattr(error, "inner_exception", error)
-                    reason = f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0]
-                    logger.warning(
-                        f"{settings.place} auto: compiling failed, the blocks run uncompiled from here on ({reason})"
-                    )
-                    on_failure()
-                    return outputs
-                if message := _user_message(error, limit, settings.place):
-                    raise RunError(message) from error
-                raise
+                if not programs.may_replace(error):
+                    if message := _user_message(error, limit, settings.place):
+                        raise RunError(message) from error
+                    raise
+                reason = failure(error)  # the block runs below: inside the handler the error still holds memory
+            outputs = run(block, *tensors)  # where this fails too, it is not the compiler
+            programs.stop()
+            programs.report(reason)
+            return outputs
 
         return run_program
 

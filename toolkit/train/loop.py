@@ -19,6 +19,7 @@ from torch import Tensor
 
 from toolkit.data.types import Batch, BatchSource
 from toolkit.errors import RunError
+from toolkit.memory.compiling import failure
 from toolkit.optim.schedules import Plateau
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.seeding import global_generator
@@ -118,6 +119,15 @@ def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBu
         run.early_stop_reason = run.status_fields["reason"] = f"there are no more batches after step {state.step}"
 
 
+class _ProgramFailed(Exception):
+    """A compiled program failed in a pass, and what was computed so far is to be computed again without programs."""
+
+    def __init__(self, reason: str = "") -> None:
+        """reason: what is still to be reported."""
+        super().__init__(reason)
+        self.reason = reason
+
+
 class _NoMemory(Exception):
     """The device ran out of memory in a pass of this batch."""
 
@@ -161,8 +171,34 @@ def _forward_backward(
 ) -> StepLossBuffer | None:
     """Accumulates the gradients of one accumulation step, averaged over its samples. None after a stop request.
 
+    Where a compiled program fails that may be given up, all of it is computed again without programs. What fails then
+    too is raised as it is: it was not the program.
+
     trial: the gradients are not used; strategies that step in the backward pass do not step.
     """
+    compiled, reason = run.programs.used, ""
+    try:
+        return _accumulate(run, samples, batches, step_fn, trial)
+    except _ProgramFailed as error:
+        reason = error.reason  # computed again below: inside the handler the error still holds the activations
+    except _NoMemory:
+        if run.programs.used or not compiled:
+            raise
+    _free_memory(run)
+    run.programs.stop()
+    try:
+        losses = _accumulate(run, samples, batches, step_fn, trial)
+    except _NoMemory:
+        run.programs.report(reason)
+        raise
+    run.programs.report(reason)
+    return losses
+
+
+def _accumulate(
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, trial: bool
+) -> StepLossBuffer | None:
+    """As `_forward_backward`, once; raises _NoMemory and _ProgramFailed."""
     passes = _Passes(run, samples, trial)
     for index, batch in enumerate(batches, start=1):
         if run.stopping and not run.sharded:
@@ -190,7 +226,7 @@ class _Passes:
         self.step = run.state.step
         self.roles = frozenset(name for name, role in run.roles.items() if trial or self.step % role.every == 0)
         self.is_last = False
-        self._run, self._samples, self._trial = run, samples, trial
+        self._run, self._samples, self._trial, self._compiled = run, samples, trial, run.programs.used
         for role in () if trial else [run.roles[name] for name in self.roles]:
             role.before_step(self.step)
             role.optimizer_step.begin_accumulation(role)
@@ -199,6 +235,9 @@ class _Passes:
         shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}
         if not shares:
             return
+        programs = self._run.programs
+        if self._compiled and not programs.used:  # given up in a forward pass, whose first blocks ran compiled
+            raise _ProgramFailed
         roles = {name: self._run.roles[name] for name in shares}
         first = {id(losses[name]): name for name in reversed(shares)}  # of the roles with one loss the first has it
         self.losses.shared |= shares.keys() - set(first.values())
@@ -213,7 +252,12 @@ class _Passes:
         # Losses of some roles only: gradients for their parameters alone, even where the graph reaches others.
         is_subset = len(roles) < len(self._run.roles)
         inputs = [p for role in roles.values() for p in role.parameters.values()] if is_subset else None
-        total.backward(retain_graph=retain_graph, inputs=inputs)
+        try:
+            total.backward(retain_graph=retain_graph, inputs=inputs)
+        except Exception as error:
+            if programs.may_replace(error):
+                raise _ProgramFailed(failure(error)) from error
+            raise
 
 
 def try_largest_batch(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from toolkit.files.run_files import EVENTS, EventLog
+from toolkit.memory.compiling import Programs
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.interface import StepResult, TrainState
 from toolkit.train.optimizer_step import Role
@@ -86,6 +87,9 @@ class Run:
 
     loss_scaler: LossScaler | None = None
     """Loss scaling, with the compute dtype float16."""
+
+    programs: Programs = field(default_factory=Programs)
+    """The compiled programs that a step runs; by default none."""
 
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
     """The process group of this run. Callbacks run on rank 0."""

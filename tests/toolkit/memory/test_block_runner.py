@@ -147,9 +147,9 @@ def test_where_compiling_fails_the_record_of_the_run_says_so(made, monkeypatch: 
 
     monkeypatch.setattr(torch, "compile", lambda run, **_: broken)
     adapter, engine, said = made("full", compile_settings=CompileConfig(backend="eager"))
-    assert engine.compiled == {"blocks": True}
+    assert engine.programs.record == {"blocks": True}
     adapter.stack.gradients()
-    assert engine.compiled == {"blocks": False} and len(said) == 1
+    assert engine.programs.record == {"blocks": False} and len(said) == 1
     engine._wrap()
     assert len(adapter.wrappers) == 1
 
