@@ -26,6 +26,9 @@ from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402
 BEGIN, END = "<!-- drawing -->\n", "<!-- end of the drawing -->\n"
 """The marks around the drawing."""
 
+BY_HAND = "<!-- by hand -->\n"
+"""What stands below this mark is kept."""
+
 FIRST = ("sd_trainer", "cache", "tiny_model")
 
 
@@ -41,10 +44,12 @@ def pages() -> dict[Path, str]:
     models = section_models()
     architecture = ROOT / "docs" / "architecture.md"
     before, _, rest = architecture.read_text(encoding="utf-8").partition(BEGIN)
+    coming_from = ROOT / "docs" / "coming_from.md"
+    kept = coming_from.read_text(encoding="utf-8").partition(BY_HAND)[2]
     return {
         architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
-        ROOT / "docs" / "coming_from.md": page(models),
+        coming_from: f"{page(models)}\n{BY_HAND}{kept}",
         ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
         **dict(examples()),
     }

@@ -70,12 +70,7 @@ MISSING_PARTS = "extensions.compat.ai_toolkit_process:missing_parts"
 """What an extension imports of ai-toolkit that is not here, with what to use instead: `(error) -> text`, or ''."""
 
 FOREIGN_FILES = {
-    "diffusers": "extensions.compat.diffusers:JOBS",
-    "diffsynth": "extensions.compat.diffsynth:JOBS",
-    "onetrainer": "extensions.compat.onetrainer:JOBS",
-    "simpletuner": "extensions.compat.simpletuner:JOBS",
-    "diffusion_pipe": "extensions.compat.diffusion_pipe:JOBS",
-    "kohya": "extensions.compat.kohya:JOBS",
+    "not_read": "extensions.compat.not_read:FILES",
     "musubi": "extensions.compat.musubi:JOBS",
     "fluxflow": "extensions.compat.fluxflow:GUIDE",
 }
@@ -83,9 +78,6 @@ FOREIGN_FILES = {
 
 FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
-
-FOREIGN_VARIABLES = "extensions.compat.simpletuner:read_env"
-"""Makes a root of a `.env` file: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
 
 FOREIGN_DATASETS = "extensions.compat.musubi:datasets_of"
 """The keys of a process that another program's dataset file gives: `(node, diagnostics) -> key -> node`."""

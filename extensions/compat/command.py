@@ -1,5 +1,5 @@
-"""A command that starts a training of another program -> its flags as the keys of a config, which that program's reader
-takes. Lines may be continued as in a POSIX shell (`\\`), PowerShell (`` ` ``) and cmd (`^`)."""
+"""A training command of musubi-tuner -> its flags as the keys of a config, which its reader takes. Lines may be
+continued as in a POSIX shell (`\\`), PowerShell (`` ` ``) and cmd (`^`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from extensions.compat import diffsynth, diffusers
-from extensions.compat.foreign_jobs import SCRIPT, Command
+from extensions.compat import not_read
+from extensions.compat.foreign_jobs import SCRIPT
 from extensions.compat.musubi import FULL, LORA, ROWS, flat
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import file_root
@@ -26,13 +26,12 @@ NOT_NEEDED = {
 }
 """Script -> why there is no such command here."""
 
-MUSUBI = Command(
-    (FULL, LORA),
-    ROWS,
-    many=frozenset({"optimizer_args", "lr_scheduler_args", "network_args", "base_weights", "base_weights_multiplier"}),
-    texts=re.compile("output_name|training_comment|wandb_run_name|log_prefix|log_tracker_name|metadata_.*"),
-)
-PROGRAMS = (MUSUBI, diffsynth.COMMAND, diffusers.COMMAND)
+MANY = frozenset({"optimizer_args", "lr_scheduler_args", "network_args", "base_weights", "base_weights_multiplier"})
+"""Flags that take several values."""
+
+TEXTS = re.compile("output_name|training_comment|wandb_run_name|log_prefix|log_tracker_name|metadata_.*")
+"""Flags that are text, whatever they look like."""
+
 LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
 """Modules after `python -m` that start the script behind them."""
 
@@ -40,9 +39,6 @@ _GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)(?:[ \t]*|[ \t]+#[^\n]*)\r?\n")
 """Also with a comment behind the mark, as guides have it."""
 
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"']|["'][^\n]*)+""")
-_JSON = re.compile(r"'\s*[\[{][^']*'")
-"""A value that may go on for several lines."""
-
 _QUOTED = re.compile(r"""\\["']|"(?:\\.|[^"\\])*"|'[^']*'""")
 _WINDOWS = re.compile(r"[\"']?[A-Za-z]:\\")
 _VARIABLE = re.compile(r"\$(?:env:)?(\w+)|\$\{(\w+)\}|%(\w+)%|\$\(\$(\w+)\)")
@@ -50,7 +46,6 @@ _OR_ELSE = re.compile(r"\$\{(\w+):?[-=]((?:[^{}]|\$\{\w+\})*)\}")
 """A variable, and its value where it has none."""
 
 _TO_FILE = re.compile(r"[0-9&]?(?:>>?|<)\S*")
-_OF_FAMILY = re.compile(r"(\w+)[./\\]model_training[./\\]train(?:\.py)?$")
 _ASSIGNED = re.compile(r"(?:\$\{)?([A-Za-z_]\w*)\}?=(.*)", re.DOTALL)
 _ARGUMENTS = re.compile(r"[\"']?\$(?:@|\*|\{@\})[\"']?")
 _ARRAY = re.compile(r"([A-Za-z_]\w*)\+?=\((.*)")
@@ -69,22 +64,23 @@ class _Word(NamedTuple):
 
 
 def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
-    """The root of a config of the program whose script is started. Raises ConfigErrors where no command trains.
+    """The root of a training config. Raises ConfigErrors where no command trains.
 
     text: one or several commands; those that encode beforehand are left out, with a warning.
     """
-    training: list[tuple[Command, _Word, list[_Word]]] = []
+    not_read.refuse_variables(text, diagnostics)
+    training: list[tuple[_Word, list[_Word]]] = []
     strange: list[_Word] = []
     for words in commands(text):
         script, before, flags = parted(words)
         if script is None:
             continue  # cd, source, set
-        program = next((each for each in PROGRAMS if each.starts(script.text, [flag.text for flag in flags])), None)
-        if program:
+        not_read.refuse_script(script.text, script.at, [flag.text for flag in flags], diagnostics)
+        if script.text in (FULL, LORA):
             for word in words:
                 if word.is_open:
                     diagnostics.error_at(word.at, (), "a quote that opens here is not closed on its line.")
-            training.append((program, script, [*(before if "mixed_precision" in program.flags else ()), *flags]))
+            training.append((script, [*before, *flags]))
         elif reason := NOT_NEEDED.get(script.text):
             diagnostics.warn(_node(script.text, script), f"is left out: {reason}.")
         else:
@@ -92,22 +88,17 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     for script in strange if training else ():
         diagnostics.warn(_node(script.text, script), "is left out: a file is one job, and this trains none.")
     roots = [_root(*each, diagnostics) for each in training]
-    join = training[0][0].joined if len(training) == 2 and training[0][0] is training[1][0] else None
-    if join and (whole := join(roots[0], roots[1], diagnostics)):
-        return whole
     if not training and not strange:
         diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
     if len(roots) != 1:
-        found = training[1][1] if training else strange[0]
+        found = training[1][0] if training else strange[0]
         what = "is a second training: give one command" if training else f"{found.text!r} trains no Qwen-Image model"
-        *scripts, last = [script for each in PROGRAMS for script in each.scripts]
-        diagnostics.fatal(found.at, (), f"{what}. Commands of {', '.join(scripts)} and {last} are read.")
+        diagnostics.fatal(found.at, (), f"{what}. Commands of {FULL} and {LORA} are read.")
     return roots[0]
 
 
-def _root(program: Command, script: _Word, words: Sequence[_Word], diagnostics: Diagnostics) -> ConfigNode:
-    given = _flags(words, program, diagnostics)
-    entries = _with_file(given, diagnostics) if program is MUSUBI else given
+def _root(script: _Word, words: Sequence[_Word], diagnostics: Diagnostics) -> ConfigNode:
+    entries = _with_file(_flags(words, diagnostics), diagnostics)
     return ConfigNode({SCRIPT: _node(script.text, script), **entries}, (), script.at, script.at)
 
 
@@ -115,7 +106,6 @@ def commands(text: str) -> Iterator[list[_Word]]:
     """The words of each command; a continued line keeps its places. Variables that are assigned above have their
     values, unless what runs decides them."""
     flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), text)
-    flat_text = _JSON.sub(lambda found: re.sub(r"[\r\n]", " ", found.group()), flat_text)
     known = _Variables()
     start = 0
     for line in flat_text.splitlines(keepends=True):
@@ -237,10 +227,8 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
         name = re.split(r"[/\\]", word.text)[-1]
         module = f"{word.text.rpartition('.')[2]}.py"
         is_module = bool(index) and words[index - 1].text == "-m" and word.text not in LAUNCHERS
-        if is_module and ("." in word.text or any(module in each.scripts for each in PROGRAMS)):
+        if is_module and ("." in word.text or module in (FULL, LORA)):
             name = module
-        if name == diffsynth.ANY and (of_family := _OF_FAMILY.search(word.text)):
-            name = f"{of_family[1]}/model_training/{name}"
         if name.endswith(".py"):
             flags = list(words[index + 1 :])
             keys = [flag.text.partition("=")[0] for flag in flags]
@@ -254,7 +242,7 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
     return None, [], []
 
 
-def _flags(words: Sequence[_Word], program: Command, diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
     """Option -> its value: true for a switch."""
     given: dict[str, ConfigNode] = {}
     waiting = list(words)
@@ -266,20 +254,20 @@ def _flags(words: Sequence[_Word], program: Command, diagnostics: Diagnostics) -
             diagnostics.error_at(word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip())
             continue
         name, equals, value = word.text[2:].partition("=")
-        meant = [flag for flag in program.flags if flag.startswith(name)]
+        meant = [flag for flag in ROWS if flag.startswith(name)]
         name = meant[0] if len(meant) == 1 else name  # a beginning that is no other's, as there
         values = [word._replace(text=value)] if equals else []
-        while waiting and not waiting[0].text.startswith("--") and (name in program.many or not values):
+        while waiting and not waiting[0].text.startswith("--") and (name in MANY or not values):
             values.append(waiting.pop(0))
-        if name not in program.flags:
+        if name not in ROWS:
             tools = "It is a flag of another script." if name in NAMES["musubi", "flags"] else ""
-            hint = odd_characters(name) or tools or did_you_mean(name, program.flags, list_all=False)
+            hint = odd_characters(name) or tools or did_you_mean(name, ROWS, list_all=False)
             diagnostics.error(_node(name, word, name), f"--{name}: unknown flag. {hint}", at_key=True)
             continue
-        is_text = program.texts.fullmatch(name) is not None
+        is_text = TEXTS.fullmatch(name) is not None
         nodes = [_node(each.text, each, name, is_text) for each in values]
         node = replace(_node("true", word, name), value=True)
-        if name in program.many:
+        if name in MANY:
             node = replace(node, value=nodes)
         elif nodes:
             node = replace(nodes[0], key_at=word.at)
@@ -291,7 +279,7 @@ def with_flags(given: Mapping[str, ConfigNode], text: ConfigNode, diagnostics: D
     """Options with those of a text in which a front end keeps flags for which it has no field."""
     words = [word._replace(at=text.value_at) for command in commands(str(text.value)) for word in command]
     known = dict(given)
-    for name, node in _flags(words, MUSUBI, diagnostics).items():
+    for name, node in _flags(words, diagnostics).items():
         _add(known, name, node, diagnostics)
     return known
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -13,31 +11,6 @@ from toolkit.config.located import ConfigNode, Diagnostics
 
 SCRIPT = "<script>"
 """The key of a pasted command's script beside those of its flags."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """How a program is started that trains."""
-
-    scripts: tuple[str, ...]
-    flags: Collection[str]
-    many: frozenset[str] = frozenset()
-    """Flags that take several values."""
-
-    texts: re.Pattern[str] = re.compile("(?!)")
-    """Flags that are text, whatever they look like."""
-
-    joined: Callable[[ConfigNode, ConfigNode, Diagnostics], ConfigNode | None] | None = None
-    """The root of two commands that are one training; None of others."""
-
-    known_by: str = ""
-    """A flag without which a script with a name that many have is another program's."""
-
-    def starts(self, script: str, words: Sequence[str]) -> bool:
-        """Whether a script with such words behind it is this program's."""
-        is_known = not self.known_by or "/" in script
-        is_known = is_known or any(word.partition("=")[0] == f"--{self.known_by}" for word in words)
-        return script in self.scripts and is_known
 
 
 class Reader(Protocol):

@@ -7,6 +7,7 @@ default goes in, and one line names those.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -18,15 +19,18 @@ from typing import Any, NamedTuple
 
 from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import NAMES, PLACES
-from extensions.compat.nodes import at, made, their, tree
+from extensions.compat.nodes import at, file_root, made, their, tree
 from extensions.compat.shapes import read_pairs
-from extensions.compat.table_reader import Level, TableReader
 from toolkit.config.findings import is_absolute
 from toolkit.config.foreign import NO_DEFAULT, ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
+from toolkit.config.yaml_reader import map_paths
 from toolkit.data.captions import lost_folders
 from toolkit.errors import did_you_mean
 from toolkit.registry import FOREIGN_OPTIONS, load_object
+
+Level = dict[str, ConfigNode]
+"""Key -> value of one place."""
 
 ROWS: dict[str, tuple[str, ForeignName]] = {
     key: (group, row)
@@ -134,13 +138,15 @@ _their = partial(their, whose="musubi-tuner's default")
 """A default of theirs."""
 
 
-class _Reader(TableReader):
-    program = "musubi-tuner"
-
+class _Reader:
     def __init__(
         self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
     ) -> None:
-        super().__init__(root, folder, name, diagnostics, moved)
+        self.root, self.folder, self.name, self.diagnostics, self.moved = root, folder, name, diagnostics, moved
+        self.process: dict[str, Any] = {"type": "sd_trainer"}
+        self.defaults: dict[str, Any] = {}
+        """Option -> their value, of those that are left out and are another here."""
+
         self.given = self._with_texts(self._with_more(flat(root)))
         self.config: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
@@ -160,7 +166,7 @@ class _Reader(TableReader):
         self._samples()
         self.process["datasets"] = self._datasets()
         self._report_missing()
-        self.note_defaults()
+        self._note_defaults()
         name = self.config.get("name") or made(self.root, "job")
         if self.name is None and "output_name" not in self.given:
             self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
@@ -247,6 +253,12 @@ class _Reader(TableReader):
             row = ROWS[key][1]
             self.defaults[key] = row.default if value is NO_DEFAULT else value
             self._set(place or row.ours[0], _their(key, self.defaults[key]), self.process)
+
+    def _note_defaults(self) -> None:
+        """The line that names the defaults which were taken."""
+        if self.defaults:
+            taken = ", ".join(f"{key} {json.dumps(value)}".replace('"', "") for key, value in self.defaults.items())
+            self.diagnostics.notes.append(f"left out, and therefore as in musubi-tuner: {taken}")
 
     # ------------------------------------------------------------ what more than the table has to be said of
 
@@ -410,12 +422,12 @@ class _Reader(TableReader):
         if node is None:
             self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
             return [{"folder_path": made(self.root, ".")}]
-        is_there = self.found(str(node.value)) is not None
-        if not is_there and os.path.exists(os.path.expanduser(str(node.value))):
+        path = self._found(str(node.value))
+        if path is None and os.path.exists(os.path.expanduser(str(node.value))):
             self.diagnostics.error(node, f"{show(node)} is no file. Give the file with the datasets.")
-        root = self.file(node) if is_there else None
-        entries = self._entries(root) if root else []
-        if is_there and not entries:  # which is told: that line is enough
+        root = file_root(path, self.diagnostics) if path else None
+        entries = self._entries(map_paths(root, self.moved)) if root else []
+        if path and not entries:  # which is told: that line is enough
             self.diagnostics.mark(node.path)
         return entries or [{"folder_path": node}]
 
@@ -535,6 +547,11 @@ class _Reader(TableReader):
             elif key == "image_jsonl_file":
                 self.lost += [at(path, folder) for folder in lost_folders(str(path.value), self.moved)]
 
+    def _found(self, written: str) -> Path | None:
+        """Where a file is: in the working directory, as there, or beside the config."""
+        expanded = os.path.expanduser(written)
+        return next((place for place in (Path(expanded), self.folder / expanded) if os.path.isfile(place)), None)
+
     def _report_missing(self) -> None:
         self.lost = [node for node in self.lost if not self.diagnostics.reported(node.path)]
         absolute = [str(node.value).replace("\\", "/") for node in self.lost if is_absolute(str(node.value))]
@@ -589,7 +606,7 @@ def datasets_of(node: ConfigNode, diagnostics: Diagnostics) -> dict[str, ConfigN
     reader._find("dataset_config", node, PATHS)
     listed = reader._datasets()
     reader._report_missing()
-    reader.note_defaults()
+    reader._note_defaults()
     return {
         **tree({key: reader.process[key] for key in ("train", "model") if key in reader.process}, node).value,
         "datasets": tree(listed, node),

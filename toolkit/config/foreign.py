@@ -133,7 +133,7 @@ _BEFORE = (
 )
 """A line that prepares the shell, or decides whether what follows runs."""
 
-SHELL_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".sbatch", ".slurm")
+SHELL_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".sbatch", ".slurm", ".env")
 """Of files that can only be read for the command in them."""
 
 NO_COMMAND = (

@@ -36,7 +36,7 @@ from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
-from toolkit.registry import FOREIGN_COMMANDS, FOREIGN_FILES, FOREIGN_VARIABLES, load_object
+from toolkit.registry import FOREIGN_COMMANDS, FOREIGN_FILES, load_object
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
@@ -134,8 +134,6 @@ def read_written(
         suffix = Path(path).suffix.lower()
         if command or is_command(text) or suffix in SHELL_SUFFIXES:
             root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
-        elif str(path).endswith(".env"):
-            root = load_object(FOREIGN_VARIABLES)(text, diagnostics)
         elif suffix in (".py", ".ipynb"):
             diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
         elif suffix == ".toml":

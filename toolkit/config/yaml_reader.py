@@ -220,7 +220,7 @@ _TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w
 def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """The root mapping. Raises ConfigErrors where nothing can be read; other errors go to `report`."""
     if _TOML.match(text):
-        remedy = "Rename it, so that it ends in .toml: a config of musubi-tuner or diffusion-pipe is then read."
+        remedy = "Rename it, so that it ends in .toml: a config of musubi-tuner is then read."
         diagnostics.fatal(SourceLocation(1, 1), (), f"holds TOML, not YAML. {remedy}")
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -235,7 +235,7 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
         is_dataset = {"instance_data_dir", "path"} & {key.value for item in listed for key, _ in item.value}
         remedy = "A job has the keys 'job' and 'config'."
         if is_dataset:
-            remedy = "It is a list of datasets: run the config that names it."
+            remedy = "It is another program's list of datasets, which is not read: see docs/coming_from.md."
         diagnostics.fatal(SourceLocation(1, 1), (), f"is not a mapping. {remedy}")
     return _Builder(diagnostics).build(root, (), _place(root), -1)
 

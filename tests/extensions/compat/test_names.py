@@ -73,7 +73,7 @@ KNOWN = keys(section_models())
 
 
 def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason() -> None:
-    lines = page(section_models()).split("## SimpleTuner")[0].splitlines()
+    lines = page(section_models()).split("## ai-toolkit")[0].splitlines()
     for name in {*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}:
         (shown,) = [line for line in lines if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
         row = OPTIONS[name]

@@ -1,0 +1,87 @@
+"""Files and commands of programs that are not read: each is known by its keys and answered with one line, which says
+whose it is and where its main keys are explained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from extensions.compat.foreign_jobs import ForeignJobs, Reader
+from extensions.compat.musubi import flat
+from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
+
+PAGE = "docs/coming_from.md"
+
+KEYS: dict[str, tuple[frozenset[str], ...]] = {
+    "a config of SimpleTuner": (frozenset({"model_family", "data_backend_config"}),),
+    "a config of OneTrainer": (
+        frozenset({"model_type", "training_method"}),
+        frozenset({"model_type", "base_model_name"}),
+    ),
+    "a config of DiffSynth-Studio": (frozenset({"dataset_base_path", "lora_target_modules"}),),
+    "a config of kohya's GUI": (frozenset({"LoRA_type", "train_data_dir"}),),
+    "a config of kohya's sd-scripts": (
+        frozenset({"pretrained_model_name_or_path", "train_data_dir"}),
+        frozenset({"pretrained_model_name_or_path", "dataset_config"}),
+        frozenset({"pretrained_model_name_or_path", "network_module"}),
+    ),
+}
+"""Whose file it is -> keys, all of which the files of one kind have; the first that fits counts."""
+
+_DIFFUSERS = re.compile(r"train_(?:dreambooth|text_to_image)\w*\.py")
+"""The scripts of its examples."""
+
+_VARIABLES = re.compile(
+    r"^\s*(?:export\s+)?(?:MODEL_FAMILY|DATA_BACKEND_CONFIG|DATALOADER_CONFIG|TRAINER_EXTRA_ARGS)=", re.M
+)
+"""In a `config.env` of SimpleTuner."""
+
+
+def refuse_script(script: str, at: SourceLocation, words: Sequence[str], diagnostics: Diagnostics) -> None:
+    """Raises ConfigErrors for a command of these programs. words: what stands behind the script."""
+    if _DIFFUSERS.fullmatch(script):
+        diagnostics.fatal(at, (), told("a command of diffusers' example"))
+    if script == "train.py" and any(word.startswith("--dataset_base_path") for word in words):
+        diagnostics.fatal(at, (), told("a command of DiffSynth-Studio"))
+
+
+def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
+    """Raises ConfigErrors for a file of variables of these programs."""
+    if found := _VARIABLES.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        diagnostics.fatal(SourceLocation(line, 1), (), told("a config of SimpleTuner"))
+
+
+def told(whose: str) -> str:
+    return f"is {whose}, which is not read. {PAGE} says what its main keys are here."
+
+
+def whose_file(root: ConfigNode) -> str:
+    """Whose file it is; empty for others."""
+    given = {key.lstrip("-") for key in flat(root)}
+    whose = next((whose for whose, groups in KEYS.items() if any(keys <= given for keys in groups)), "")
+    if not whose and (_has_subsets(root) or _is_diffusion_pipe(root)):
+        whose = "a dataset file of kohya's sd-scripts" if _has_subsets(root) else "a config of diffusion-pipe"
+    return whose
+
+
+def _has_subsets(root: ConfigNode) -> bool:
+    listed = root.value.get("datasets")
+    items = listed.value if listed is not None and isinstance(listed.value, list) else []
+    return any(isinstance(item.value, dict) and "subsets" in item.value for item in items)
+
+
+def _is_diffusion_pipe(root: ConfigNode) -> bool:
+    model = root.value.get("model")
+    marks = {"dataset", "output_dir", "micro_batch_size_per_gpu", "pipeline_stages"} & root.value.keys()
+    return bool(marks) and model is not None and isinstance(model.value, dict) and "type" in model.value
+
+
+def _refuse(
+    root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
+) -> Reader:
+    diagnostics.fatal(root.value_at, (), told(whose_file(root)))
+
+
+FILES = ForeignJobs(lambda root: bool(whose_file(root)), _refuse)
