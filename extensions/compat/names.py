@@ -508,7 +508,8 @@ NAMES: dict[tuple[str, str], Names] = {
             default=[960, 544],
         ),
         "control_directory": is_(
-            "datasets[].control_path", "`a.png`, or `a_0.png`, `a_1.png` and so on, for `a.jpg`, as there"
+            "datasets[].control_path",
+            "`a.png`, then `a_0.png`, `a_1.png` and so on, for `a.jpg`, as there; other endings are listed",
         ),
         "control_resolution": near(
             f"{_CONTROL} model.model_kwargs.match_target_res",

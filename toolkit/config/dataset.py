@@ -215,7 +215,8 @@ class DatasetConfig(StrictModel):
     """Number of leading parts that `shuffle_tokens` leaves in place. 0: none."""
 
     control_path: Slots = ()
-    """Folder of reference images, or a list of folders in slot order, matched by file stem. Empty: no references."""
+    """Folder of reference images, or a list of folders in slot order, matched by file stem: `a.png`, then `a_0.png`,
+    `a_1.png` and so on for `a.jpg`. Empty: no references."""
 
     control_suffix: StrOrList = ()
     """Instead of `control_path`, for control images in the same folder: the suffix of their names, in slot order. With

@@ -30,7 +30,8 @@ from toolkit.files.archives import archive_in, unpacked
 from toolkit.files.redact import contains_secret
 from toolkit.files.writing import CACHE_FOLDER, atomic_write
 
-_NUMBERED = re.compile(r"(.+)_([0-9]+)")
+NUMBERED = re.compile(r"(.+)_([0-9]+)")
+"""A stem that ends with a number, as those of several control images of one image."""
 
 _KINDS = {S_IFIFO: "a pipe", S_IFSOCK: "a socket", S_IFCHR: "a device", S_IFBLK: "a device"}
 
@@ -72,12 +73,12 @@ class DirectoryListing:
 
     @cached_property
     def numbered(self) -> dict[str, list[str]]:
-        """Stem -> the image files `<stem>_0`, `<stem>_1` and so on, in the order of their numbers."""
+        """Stem -> the stems `<stem>_0`, `<stem>_1` and so on of image files, in the order of their numbers."""
         found: dict[str, list[tuple[int, str]]] = {}
-        for stem, (name, *_) in self.images.items():
-            if match := _NUMBERED.fullmatch(stem):
-                found.setdefault(match[1], []).append((int(match[2]), name))
-        return {stem: [name for _, name in sorted(files)] for stem, files in found.items()}
+        for stem in self.images:
+            if match := NUMBERED.fullmatch(stem):
+                found.setdefault(match[1], []).append((int(match[2]), stem))
+        return {stem: [each for _, each in sorted(stems)] for stem, stems in found.items()}
 
     def path(self, name: str) -> str:
         """The file of this name."""

@@ -43,6 +43,7 @@ from toolkit.data.images import (
     inspect_image,
     reference_error,
 )
+from toolkit.data.partners import LookedFor, Slot, captions_beside, looked_for, partners_of, shared, unpaired
 from toolkit.data.threads import thread_map
 from toolkit.data.types import NO_FLIP, PLACEHOLDERS, Flip, Mask, Sample
 from toolkit.errors import DataErrors, InputError
@@ -95,6 +96,9 @@ class DatasetScan:
     unused: tuple[tuple[str, str], ...] = ()
     """Files that are not used though they seem meant to be, and why."""
 
+    unpaired: tuple[tuple[str, str], ...] = ()
+    """Control images and masks that belong to no image, and why."""
+
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
@@ -110,19 +114,22 @@ def scan_datasets(
     scan_cache: ScanCache | None = None,
     forgiven: list[InputError] | None = None,
     read_captions: bool = True,
+    also: Sequence[Any] = (),
 ) -> DatasetScan:
     """Samples of all `datasets` sections, each file read once. Raises DataErrors naming every offender.
 
     reg_weight: factor on the loss of regularisation images. scan_cache: results of earlier scans, which is updated; it
     makes the scan faster and does not change its result. forgiven: takes the errors instead, and the images that have
-    one are left out. read_captions: whether the training does; otherwise nothing is said of missing ones.
+    one are left out. read_captions: whether the training does; otherwise nothing is said of missing ones. also: other
+    sections, whose control images are not left over.
     """
     findings = _Findings(scan_cache or ScanCache(), read_captions)
     folders = _find(datasets, findings)
+    _note_partners(folders, also, findings)
     _check(folders, trigger_word, forgiven, findings)
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
-    return DatasetScan(infos, notes, tuple(findings.unused), findings.scan_cache)
+    return DatasetScan(infos, notes, tuple(findings.unused), tuple(findings.unpaired), findings.scan_cache)
 
 
 class FoundImage(NamedTuple):
@@ -179,6 +186,7 @@ class _Findings:
     mistakes: list[InputError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
+    unpaired: list[tuple[str, str]] = field(default_factory=list)
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(InputError(place, message))
@@ -220,9 +228,30 @@ class _Folder:
     masks: dict[str, ImageFile] = field(default_factory=dict)
     """Mask images; the image itself where its own opacity is the mask."""
 
+    slots: list[Slot] = field(default_factory=list)
+    """Where control images and masks are looked for."""
+
+    named: set[str] = field(default_factory=set)
+    """Stems of the images whose control images the table names."""
+
     def images(self) -> Iterator[tuple[str, ImageFile]]:
         """Each image with its stem."""
         return ((stem, ImageFile(self.listing, files[0])) for stem, files in self.listing.images.items())
+
+    def partners(self) -> Iterator[tuple[str, ImageFile]]:
+        """Stems of images, each with a control image or the mask."""
+        yield from ((stem, image) for stem, found in self.controls.items() for image in found)
+        yield from self.masks.items()
+
+    def places(self) -> Iterator[tuple[Slot, DirectoryListing]]:
+        """Each slot with each folder that is looked through for it."""
+        return ((slot, listing) for slot in self.slots for listing in slot.listings)
+
+    def partner_paths(self) -> Iterator[tuple[str, str]]:
+        """The keys of folders of control images and masks, and the folders."""
+        yield from (("control_path", path) for path in self.dataset.control_path)
+        if self.dataset.mask_path and not self.dataset.alpha_mask:
+            yield "mask_path", self.dataset.mask_path
 
     @property
     def repeats(self) -> int:
@@ -257,7 +286,10 @@ def _find(datasets: Sequence[DatasetConfig], findings: _Findings) -> list[_Folde
                     findings.notes.append(f"{path}: {what}: {shorten(unused)}")
         folders += own
     for folder in folders:
-        _match_files(folder, findings)
+        folder.slots = _slots(folder, findings)
+    wanted = looked_for((slot, folder.listing.images) for folder in folders for slot in folder.slots)
+    for folder in folders:
+        _match_files(folder, wanted, findings)
     return folders
 
 
@@ -340,6 +372,8 @@ def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> Dire
         return listing
     stems = listing.images.keys()
     partners = {stem + suffix for stem in stems for suffix in suffixes}
+    controls = [stem + suffix for stem in stems for suffix in dataset.control_suffix]
+    partners.update(chain.from_iterable(listing.numbered.get(stem, ()) for stem in controls))
     return replace(listing, images={stem: files for stem, files in listing.images.items() if stem not in partners})
 
 
@@ -430,8 +464,8 @@ def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = N
     return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
 
 
-def _match_files(folder: _Folder, findings: _Findings) -> None:
-    """Finds caption, control images and mask of every image.
+def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> None:
+    """Finds caption, control images and mask of every image. wanted: of `looked_for`, of all folders.
 
     With `control_optional` a missing slot is skipped and later ones move up: slot 2 alone becomes the only control
     image.
@@ -452,20 +486,18 @@ def _match_files(folder: _Folder, findings: _Findings) -> None:
         for stem, row in zip(listing.images, rows, strict=True):
             if row.references:
                 folder.controls[stem] = tuple(_named_references(folder, row, findings))
-    slots = [("", _listings(path, folder.subfolder, "control_path", findings)) for path in dataset.control_path]
-    slots += [(suffix, [folder.whole]) for suffix in dataset.control_suffix]
-    for stem, image in folder.images():
-        if stem not in folder.controls:
-            found = [_partners(stem + end, image, slot, "control", dataset, findings) for end, slot in slots]
-            folder.controls[stem] = tuple(chain.from_iterable(found))
+    folder.named = set(folder.controls)
+    for slot in folder.slots:
+        for stem, image in folder.images():
+            if slot.key == "control" and stem in folder.named:
+                continue
+            found = partners_of(stem, image, slot, wanted, findings.mistakes)
+            if slot.key == "control":
+                folder.controls[stem] = (*folder.controls.get(stem, ()), *found)
+            elif found:
+                folder.masks[stem] = found[0]
     if dataset.alpha_mask:
         folder.masks = dict(folder.images())
-    elif dataset.mask_path or dataset.mask_suffix:
-        path, end = dataset.mask_path, dataset.mask_suffix
-        listings = _listings(path, folder.subfolder, "mask_path", findings) if path else [folder.whole]
-        for stem, image in folder.images():
-            for mask in _partners(stem + end, image, listings, "mask", dataset, findings):
-                folder.masks[stem] = mask
 
 
 def _named_references(folder: _Folder, row: TableRow, findings: _Findings) -> Iterator[ImageFile]:
@@ -481,37 +513,96 @@ def _named_references(folder: _Folder, row: TableRow, findings: _Findings) -> It
             findings.mistake(found, f"is named in {folder.table_path} as a control image and is not there")
 
 
-def _listings(path: str, subfolder: str | None, key: str, findings: _Findings) -> list[DirectoryListing]:
-    """The folders in which control images or masks are looked for: that of the images' subfolder first, then `path`."""
-    places = [path]
-    if subfolder and os.path.isdir(os.path.expanduser(inside := join(path, subfolder))):
-        places.insert(0, inside)
-    return [listing for place in places if (listing := findings.listing(place, key))]
+def _slots(folder: _Folder, findings: _Findings) -> list[Slot]:
+    """Where the control images and the masks of a folder's images are looked for, in slot order."""
+    dataset, whole = folder.dataset, [folder.whole]
+
+    def listings(path: str, key: str) -> list[DirectoryListing]:
+        """The folder of the images' subfolder first, then `path`."""
+        places = [path]
+        if folder.subfolder and os.path.isdir(os.path.expanduser(inside := join(path, folder.subfolder))):
+            places.insert(0, inside)
+        return [listing for place in places if (listing := findings.listing(place, key))]
+
+    optional = dataset.control_optional
+    slots = [Slot("control", "", listings(path, "control_path"), optional) for path in dataset.control_path]
+    slots += [Slot("control", suffix, whole, optional) for suffix in dataset.control_suffix]
+    if (dataset.mask_path or dataset.mask_suffix) and not dataset.alpha_mask:
+        masks = listings(dataset.mask_path, "mask_path") if dataset.mask_path else whole
+        slots.append(Slot("mask", dataset.mask_suffix, masks, dataset.mask_optional))
+    return slots
 
 
-def _partners(
-    stem: str,
-    image: ImageFile,
-    listings: Sequence[DirectoryListing],
-    key: str,
-    dataset: DatasetConfig,
+def _note_partners(folders: Sequence[_Folder], also: Sequence[DatasetConfig], findings: _Findings) -> None:
+    """Notes control images and masks that belong to no image, and those that several images share by their name.
+
+    also: further datasets, whose images use such files.
+    """
+    others = _find(also, _Findings(findings.scan_cache, read_captions=False)) if also else []
+    files: dict[str, set[str]] = {}
+    for _, (listing, name) in chain.from_iterable(folder.partners() for folder in (*folders, *others)):
+        files.setdefault(listing.prefix, set()).add(name)
+    used: dict[str, set[str]] = {}
+    for prefix, names in files.items():  # several of one folder, where its path is written differently
+        used.setdefault(real_path(prefix), set()).update(names)
+    known = {real_path(folder.listing.prefix) for folder in (*folders, *others)}
+    for slot, listing in chain.from_iterable(folder.places() for folder in folders):
+        if (place := real_path(listing.prefix)) in known:
+            continue
+        known.add(place)
+        if left := unpaired(listing, used.get(place, ())):
+            several = ", with _0, _1 and so on for several" if slot.key == "control" else ""
+            reason = f"{slot.what} without an image"
+            _not_used(listing, left, reason, f"Give it the name of its image{several}", findings, findings.unpaired)
+        if texts := captions_beside(listing):
+            remedy = "Put it beside the image, with its name"
+            _not_used(listing, texts, f"caption beside a {slot.what}", remedy, findings, findings.unused)
+    for key, path in dict.fromkeys(chain.from_iterable(folder.partner_paths() for folder in folders)):
+        if (top := findings.listing(path, key)) is not None:
+            places = ((name, join(path, name)) for name in top.subfolders)
+            inside = [(name, findings.listing(place)) for name, place in places if real_path(place) not in known]
+            if filled := [name for name, listing in inside if listing and listing.images]:
+                findings.notes.append(f"{path}: subfolders without a folder of images ignored: {shorten(filled)}")
+    _note_shared(folders, findings)
+
+
+def _note_shared(folders: Sequence[_Folder], findings: _Findings) -> None:
+    """Notes control images and masks that several images of one dataset have by their name, and images that are named
+    like such a file."""
+    for folder in folders:
+        ends = tuple(slot.end for slot in folder.slots if slot.end)
+        if lone := [files[0] for stem, files in folder.listing.images.items() if ends and stem.endswith(ends)]:
+            what = f"named like control images or masks, and trained as images: {shorten(lone)}"
+            remedy = "Remove them, or add the images without the ending"
+            findings.notes.append(f"warning: {folder.listing.folder}: {_count(len(lone), 'file')} {what}. {remedy}")
+    for index in dict.fromkeys(folder.index for folder in folders):
+        own = [folder for folder in folders if folder.index == index and folder.slots]
+        uses = (
+            (folder.listing.path(folder.listing.images[stem][0]), partner.path)
+            for folder in own
+            for stem, partner in folder.partners()
+            if stem not in folder.named
+        )
+        if found := shared(uses):
+            partner, images = next(iter(found.items()))
+            more = f" ({_count(len(found) - 1, 'more file')} likewise)" if len(found) > 1 else ""
+            what = f"is the one of {len(images)} images: {shorten(images)}{more}"
+            remedy = "Where each image has its own, put them into subfolders named as those of the images"
+            findings.notes.append(f"warning: {partner}: {what}. {remedy}")
+
+
+def _not_used(
+    listing: DirectoryListing,
+    names: Sequence[str],
+    reason: str,
+    remedy: str,
     findings: _Findings,
-) -> list[ImageFile]:
-    """The control images or the mask of an image: the file of this stem, or of control images `<stem>_0`, `<stem>_1`
-    and so on. key: prefix of the keys in the config."""
-    what = "reference" if key == "control" else key
-    if found := next((listing for listing in listings if stem in listing.images), None):
-        first, *more = names = found.images[stem]
-        if not more:
-            return [ImageFile(found, first)]
-        findings.mistake(found.path(first), f"{what}s share the stem {stem!r}: {', '.join(names)}. Rename one")
-        return []
-    if key == "control" and (found := next((listing for listing in listings if stem in listing.numbered), None)):
-        return [ImageFile(found, name) for name in found.numbered[stem]]
-    if listings and not (dataset.control_optional if key == "control" else dataset.mask_optional):
-        searched = " or ".join(repr(listing.folder) for listing in listings)
-        findings.mistake(image.path, f"has no {what} {stem!r} in {searched}. Add it, or set {key}_optional")
-    return []
+    kept: list[tuple[str, str]],
+) -> None:
+    """Notes files that are not used though they seem meant to be, and keeps them among others."""
+    note = f"{listing.folder}: {_count(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}"
+    findings.notes.append(f"warning: {note}")
+    kept += [(listing.path(name), f"{reason}. {remedy}") for name in names]
 
 
 # ---------------------------------------------------------------- check: the images

@@ -108,8 +108,10 @@ def scan_items(
     Raises DataErrors naming every offending file, or the folder with the most uses where there are too many.
     """
     folders = [] if section.streamed else section.datasets
+    settings = section.validation
+    also = [settings.dataset(folders)] if folders and settings and settings.folder_path else []
     scan = scan_datasets(
-        folders, section.trigger_word, section.train.reg_weight, scan_cache, forgiven, section.reads_captions
+        folders, section.trigger_word, section.train.reg_weight, scan_cache, forgiven, section.reads_captions, also
     )
     resolutions = [dataset.resolution for dataset in section.datasets]
     items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)

@@ -77,7 +77,8 @@ def split_validation(
         return scan, items, None
     if settings.folder_path is not None:
         dataset = settings.dataset(section.datasets)
-        own = scan_datasets([dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven)
+        also = [] if section.streamed else section.datasets
+        own = scan_datasets([dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also)
         found = make_items(own.samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in own.folders)
         note = f"validation: {dataset.folder_path}, {_count(len(own.samples), 'image')}"

@@ -91,7 +91,9 @@ def _folders(folder: Path, recursive: bool) -> Iterator[Path]:
 def _references(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    return {stem: folder / names[0] for stem, names in list_folder(str(folder)).images.items()}
+    listing = list_folder(str(folder))
+    first = {stem: stems[0] for stem, stems in listing.numbered.items()} | {stem: stem for stem in listing.images}
+    return {stem: folder / listing.images[file][0] for stem, file in first.items()}
 
 
 class Captions:

@@ -17,7 +17,6 @@ from extensions.tools.lint.likeness import is_flat, most_like
 from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
-from toolkit.data.directory import split_suffix
 from toolkit.data.folder import shorten
 from toolkit.data.types import PLACEHOLDERS
 
@@ -76,21 +75,7 @@ def unused(data: Dataset, config: LintConfig) -> Found:
 
 
 def unpaired(data: Dataset, config: LintConfig) -> Found:
-    known = {_stem(item.sample.image) for item in data.items} | {_stem(mistake.place) for mistake in data.mistakes}
-    for folder in dict.fromkeys(data.control_folders):
-        try:
-            listing = data.listing(folder) if data.listing else None
-        except OSError:
-            continue  # a mistake of the scan
-        if listing is None:
-            continue
-        for stem, names in listing.images.items():
-            if stem not in known:
-                yield listing.path(names[0]), "is a reference of no image: nothing of this name is in the dataset"
-
-
-def _stem(path: str) -> str:
-    return split_suffix(os.path.basename(path))[0]
+    yield from data.unpaired
 
 
 def pair_order(data: Dataset, config: LintConfig) -> Found:
@@ -397,7 +382,7 @@ class Check:
 CHECKS: dict[str, Check] = {
     "unusable": Check(unusable, "files that a training refuses", "Mend or remove them."),
     "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
-    "unpaired": Check(unpaired, "references without an image", "Give the image the same name, or remove them."),
+    "unpaired": Check(unpaired, "control images and masks without an image", "Give them the name of their image."),
     "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
     "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
     "pair_shift": Check(pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."),

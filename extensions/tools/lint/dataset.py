@@ -130,11 +130,10 @@ class Dataset:
     unused: tuple[tuple[str, str], ...] = ()
     """Files that are not used though they seem meant to be, and why."""
 
-    trigger: str = ""
-    control_folders: tuple[str, ...] = ()
-    listing: Callable[[str], Any] | None = None
-    """Lists a folder once more."""
+    unpaired: tuple[tuple[str, str], ...] = ()
+    """Control images and masks that belong to no image, and why."""
 
+    trigger: str = ""
     keeps_alpha: bool = False
     """Whether the model has transparency, and is trained on it."""
 
@@ -188,7 +187,7 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
         resolution=(config.resolution,),
         default_caption=config.default_caption,
     )
-    found = Dataset(config.path, trigger=config.trigger_word, control_folders=settings.control_path)
+    found = Dataset(config.path, trigger=config.trigger_word)
     found.measures_shift = "pair_shift" not in config.skip
     scan = scan_datasets([settings], None, forgiven=found.mistakes)
     items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
@@ -227,7 +226,6 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
         else None
     )
     found.trigger = section.trigger_word
-    found.control_folders = tuple(path for dataset in section.datasets for path in dataset.control_path)
     family = _family(section)
     found.keeps_alpha = family is not None and family.pixel_channels == 4
     found.prompt_error = _prompt_error(section, family)
@@ -290,7 +288,7 @@ def _fill(
     own: DatasetConfig | None = None,
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
-    found.listing, found.unused = scan.scan_cache.listing, scan.unused
+    found.unused, found.unpaired = scan.unused, scan.unpaired
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:

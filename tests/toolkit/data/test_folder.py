@@ -284,7 +284,7 @@ def test_every_offender_is_named_at_once(tmp_path: Path, image, dataset) -> None
 
     found = mistakes_of(dataset(data, control_path=(str(control),)), dataset(tmp_path / "nowhere"))
     assert set(found) == {"nowhere", "lonely.png", "twin.jpg", "encoded.txt", "anim.webp", "hurt.jpg"}
-    assert "no reference 'lonely'" in found["lonely.png"]
+    assert "no control image 'lonely'" in found["lonely.png"]
     assert "twin.jpg, twin.png" in found["twin.jpg"]
     assert "offset 3" in found["encoded.txt"]
     assert "animated" in found["anim.webp"] and "truncated" in found["hurt.jpg"]

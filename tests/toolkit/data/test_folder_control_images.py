@@ -62,6 +62,82 @@ def test_control_images_with_a_number_are_slots(tmp_path: Path, image, dataset) 
     assert controls(scan) == [["ref/a_0002.png", "ref/a_0010.png"], ["ref/b.png"], ["ref/b_1.png"]]
 
 
+def test_a_number_adds_to_the_control_image_without_one(tmp_path: Path, image, dataset) -> None:
+    for name in ("1", "2", "2_1"):
+        image(tmp_path / "data" / f"{name}.png")
+    for name in ("1", "1_10", "1_2", "1_hat", "2", "2_1", "2_0"):
+        image(tmp_path / "ref" / f"{name}.png")
+    scan = scan_datasets([dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",))], None)
+    # 2_1.png is the control image of 2_1.png alone.
+    assert controls(scan) == [
+        ["ref/1.png", "ref/1_2.png", "ref/1_10.png"],
+        ["ref/2.png", "ref/2_0.png"],
+        ["ref/2_1.png"],
+    ]
+    assert [Path(path).name for path, _ in scan.unpaired] == ["1_hat.png"]
+
+
+def test_a_number_behind_the_suffix_adds_a_control_image(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "a_ref", "a_ref_1", "a_1"):
+        image(tmp_path / f"{name}.png")
+    scan = scan_datasets([dataset(tmp_path, control_suffix=("_ref",), control_optional=True)], None)
+    assert [Path(sample.image).name for sample in scan.samples] == ["a.png", "a_1.png"]
+    assert controls(scan)[0] == [f"{tmp_path.name}/a_ref.png", f"{tmp_path.name}/a_ref_1.png"]
+
+
+def test_two_numbered_control_images_of_one_name_are_a_mistake(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "data" / "a.png")
+    image(tmp_path / "ref" / "a_1.png"), image(tmp_path / "ref" / "a_1.jpg")
+    with pytest.raises(DataErrors, match=r"control images share the stem 'a_1': a_1.jpg, a_1.png"):
+        scan_datasets([dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",))], None)
+
+
+def notes_of(scan, *words: str) -> list[str]:
+    return [note for note in scan.notes if all(word in note for word in words)]
+
+
+def test_control_images_and_masks_that_no_image_uses_are_told(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "data" / "a.png")
+    for folder in ("ref", "mask"):
+        image(tmp_path / folder / "a.png"), image(tmp_path / folder / "b.png")
+    image(tmp_path / "ref" / "4_x" / "c.png"), (tmp_path / "ref" / "a.txt").write_text("a cat")
+    paths = {"control_path": (f"{tmp_path}/ref",), "mask_path": f"{tmp_path}/mask"}
+    scan = scan_datasets([dataset(tmp_path / "data", **paths)], None)
+    assert [Path(path).parts[-2:] for path, _ in scan.unpaired] == [("ref", "b.png"), ("mask", "b.png")]
+    assert notes_of(scan, f"warning: {tmp_path}/ref: 1 file not used, control image without an image: b.png")
+    assert notes_of(scan, f"warning: {tmp_path}/mask: 1 file not used, mask without an image: b.png")
+    assert notes_of(scan, f"{tmp_path}/ref: subfolders without a folder of images ignored: 4_x")
+    assert [Path(path).name for path, reason in scan.unused if "beside a control image" in reason] == ["a.txt"]
+
+
+def test_control_images_of_another_dataset_and_of_the_validation_are_not_left_over(
+    tmp_path: Path, image, dataset
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "ref")
+    for name in ("a", "b", "c"):
+        image(tmp_path / name / f"{name}.png"), image(tmp_path / "ref" / f"{name}.png")
+    section = {name: dataset(tmp_path / name, control_path=(f"{tmp_path}/ref",)) for name in ("a", "b", "c")}
+    section["b"].control_path = (f"{tmp_path}/link/",)
+    assert scan_datasets([section["a"], section["b"]], None, also=[section["c"]]).unpaired == ()
+    assert len(scan_datasets([section["a"]], None, also=[section["c"]]).unpaired) == 1
+    both_ways = [dataset(tmp_path / "a", control_path=(f"{tmp_path}/ref",)), dataset(tmp_path / "ref")]
+    (tmp_path / "ref" / "a.txt").write_text("its own caption")
+    scan = scan_datasets(both_ways, None)
+    assert scan.unpaired == scan.unused == ()
+
+
+def test_a_control_image_or_mask_that_several_images_share_by_name_is_told(tmp_path: Path, image, dataset) -> None:
+    for name in ("x/1", "y/1", "x/2"):
+        image(tmp_path / "data" / f"{name}.png")
+    for name in ("ref/1", "ref/2", "mask/x/1", "mask/y/1", "mask/x/2"):
+        image(tmp_path / f"{name}.png")
+    section = dataset(tmp_path / "data", control_path=(f"{tmp_path}/ref",), mask_path=f"{tmp_path}/mask")
+    (told,) = notes_of(scan_datasets([section], None), "is the one of 2 images")
+    assert told.startswith(f"warning: {tmp_path}/ref/1.png: ") and "x/1.png" in told and "y/1.png" in told
+    twice = [dataset(tmp_path / "data" / name, control_path=(f"{tmp_path}/ref",)) for name in ("x", "y")]
+    assert not notes_of(scan_datasets(twice, None), "is the one of")  # which the job says itself
+
+
 def test_control_images_and_masks_told_by_a_suffix_are_no_targets(tmp_path: Path, image, dataset) -> None:
     for name in ("a", "a_ref", "a_ref2", "a-masklabel", "b", "b_ref", "c_ref"):
         image(tmp_path / "4_x" / f"{name}.png")
@@ -70,6 +146,7 @@ def test_control_images_and_masks_told_by_a_suffix_are_no_targets(tmp_path: Path
     scan = scan_datasets([section], None)
     assert controls(scan) == [["4_x/a_ref2.png", "4_x/a_ref.png"], ["4_x/b_ref.png"], []]
     assert masks(scan) == ["4_x/a-masklabel.png", None, None]  # c_ref is of no image, and is one
+    assert notes_of(scan, "1 file named like control images or masks, and trained as images: c_ref.png")
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(tmp_path, control_suffix=("_ref",))], None)
     assert {Path(mistake.place).name for mistake in caught.value.errors} == {

@@ -206,7 +206,7 @@ def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) 
     text = page.get("/datasets/pipo").text
     assert "/datasets/before/thumbs/a.png" in text and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
     assert "3 images" in text, "the mask is no image of its own"
-    assert text.count("has no reference") == 2
+    assert text.count("has no control image") == 2
 
 
 def test_a_caption_is_saved_whole_and_the_old_one_kept(page: TestClient, ui: Ui) -> None:

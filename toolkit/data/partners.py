@@ -1,0 +1,95 @@
+"""Control images and masks: which files belong to an image by their names, and which belong to none.
+
+Files that nobody uses are told with the place they lie in: they were put there to be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
+from toolkit.errors import InputError
+
+CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
+"""Of files that hold the caption of the image beside them."""
+
+
+class Slot(NamedTuple):
+    """Where the images of one folder have one of their control images, or their mask."""
+
+    key: str
+    """`control` or `mask`: prefix of the keys in the config."""
+
+    end: str
+    """Of the names, behind the stem of the image."""
+
+    listings: Sequence[DirectoryListing]
+    """Looked through in this order."""
+
+    optional: bool
+    """Whether an image may have none."""
+
+    @property
+    def what(self) -> str:
+        """As messages name such a file."""
+        return "control image" if self.key == "control" else self.key
+
+
+LookedFor = Mapping[str, Collection[str]]
+"""Folder, as the prefix of its listing -> the stems that are looked for in it."""
+
+
+def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
+    """What is looked for where. slots: each with the stems of its images."""
+    found: dict[str, set[str]] = {}
+    for slot, stems in slots:
+        names = {stem + slot.end for stem in stems}
+        for listing in slot.listings:
+            found.setdefault(listing.prefix, set()).update(names)
+    return found
+
+
+def partners_of(
+    stem: str, image: ImageFile, slot: Slot, wanted: LookedFor, mistakes: list[InputError]
+) -> list[ImageFile]:
+    """The mask, or the control images of an image: the file of its stem, then `<stem>_0`, `<stem>_1` and so on that are
+    not of another image's name. From the first folder that has any."""
+    stem += slot.end
+    for listing in slot.listings:
+        numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
+        stems = [stem] if stem in listing.images else []
+        stems += [each for each in numbered if each not in wanted[listing.prefix]]
+        for each in stems:
+            if len(names := listing.images[each]) > 1:
+                reason = f"{slot.what}s share the stem {each!r}: {', '.join(names)}. Rename one"
+                mistakes.append(InputError(listing.path(names[0]), reason))
+                return []
+        if stems:
+            return [ImageFile(listing, listing.images[each][0]) for each in stems]
+    if slot.listings and not slot.optional:
+        searched = " or ".join(repr(listing.folder) for listing in slot.listings)
+        reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
+        mistakes.append(InputError(image.path, reason))
+    return []
+
+
+def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
+    """Names of the images of a folder that are not among those that are used."""
+    return [name for name in chain.from_iterable(listing.images.values()) if name not in used]
+
+
+def captions_beside(listing: DirectoryListing) -> list[str]:
+    """Names of the files of a folder that are captions of its images."""
+    stems = {*listing.images, *chain.from_iterable(listing.images.values())}
+    parts = ((name, *split_suffix(written)) for written, name in listing.files.items())
+    return [name for name, stem, suffix in parts if suffix in CAPTION_SUFFIXES and stem in stems]
+
+
+def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Control image or mask -> its images, of those that have several. uses: pairs of an image and such a file."""
+    found: dict[str, dict[str, None]] = {}
+    for image, partner in uses:
+        found.setdefault(partner, {})[image] = None
+    return {partner: [*images] for partner, images in found.items() if len(images) > 1}
