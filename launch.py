@@ -6,7 +6,8 @@ Takes torchrun's arguments. Processes that are stopped by a signal have 300 seco
 (`--shutdown-timeout`).
 
 Exit code: 0, or that of the process that failed first (128 + n when it was killed by signal n); 75 or 130 when this
-launcher was stopped by a signal, as `run.py`; 1 when the machines did not meet, or lost each other.
+launcher was stopped by a signal, as `run.py`; 1 when the machines did not meet, or lost each other; 2 when PyTorch is
+too old.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM
+from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, UserError
+from toolkit.system.torch_compat import parse_torchrun
+from toolkit.system.torch_version import check_torch_version
 
 _SAID_HERE = ("failed (exitcode", "Sending process")
 """How torchrun's messages begin about a process that failed, which is reported once below or has said why itself, and
@@ -28,15 +31,20 @@ about each of the others that it stops then. One that does not end is still told
 
 def main(arguments: Sequence[str]) -> int:
     """Runs torchrun with these arguments and returns the exit code."""
+    try:
+        check_torch_version()
+    except UserError as error:
+        _report(str(error))
+        return error.exit_code
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "300")  # torchrun looks there for what its arguments do not say
     with _no_stacks_of_cpp():
         from torch.distributed import DistError
         from torch.distributed.elastic.multiprocessing import api, errors
         from torch.distributed.elastic.rendezvous import RendezvousError
-        from torch.distributed.run import parse_args, run
+        from torch.distributed.run import run
 
     logging.getLogger(api.__name__).addFilter(lambda record: not str(record.msg).startswith(_SAID_HERE))
-    options = parse_args(arguments)
+    options = parse_torchrun(arguments)
     try:
         run(options)
     except errors.ChildFailedError as error:

@@ -80,3 +80,14 @@ def test_a_stop_waits_for_the_processes_and_has_the_code_of_a_stop(launch: Calla
     started.send_signal(number)
     output, errors = started.communicate(timeout=60)
     assert (started.returncode, output, "Traceback" in errors) == (code, "saved\n", False)
+
+
+def test_a_process_that_does_not_stop_is_killed_after_the_time_of_the_flag(launch: Callable) -> None:
+    worker = (
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    started = launch(worker, "--standalone", "--shutdown-timeout=1")
+    assert started.stdout.readline() == "ready\n"
+    started.send_signal(signal.SIGTERM)
+    _, errors = started.communicate(timeout=25)  # torchrun's own limit is 30 s
+    assert started.returncode == 75 and "forcefully exiting via" in errors

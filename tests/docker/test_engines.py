@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from torch.distributed.run import get_args_parser
+
+from toolkit.system.torch_compat import torchrun_parser
 
 ENGINES = Path(__file__).resolve().parents[2] / "docker" / "engines"
 FILES = sorted(ENGINES.iterdir())
@@ -24,7 +25,7 @@ def test_torchrun_knows_the_flags(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     commands = re.findall(r"launch\.py(?:(?!launch\.py).)*? run\.py|- launch\.py.*?- run\.py", text, re.DOTALL)
     used = set(re.findall(r"--[a-z-]+", "".join(commands)))
-    known = {flag for action in get_args_parser()._actions for flag in action.option_strings}
+    known = {flag for action in torchrun_parser()._actions for flag in action.option_strings}
     assert used and used <= known
 
 

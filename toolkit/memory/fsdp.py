@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
+from toolkit.system.torch_compat import collective
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -81,17 +83,13 @@ class _AllGather(_Comm):
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
     ) -> Any:
-        import torch.distributed as dist
-
-        return self._run_collective(dist.all_gather_single, output_tensor, input_tensor, group=group, async_op=async_op)
+        gather = collective("all_gather_single")
+        return self._run_collective(gather, output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 class _ReduceScatter(_Comm):
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
     ) -> Any:
-        import torch.distributed as dist
-
-        return self._run_collective(
-            dist.reduce_scatter_single, output_tensor, input_tensor, op=op, group=group, async_op=async_op
-        )
+        scatter = collective("reduce_scatter_single")
+        return self._run_collective(scatter, output_tensor, input_tensor, op=op, group=group, async_op=async_op)

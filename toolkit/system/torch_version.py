@@ -20,7 +20,7 @@ Up to there it rounds up to a power of two, so that freed memory is found again.
 freed; what is copied at each step is smaller, and must be found again, because pinning is slow."""
 
 ALLOCATOR_SETTINGS = {
-    "expandable_segments": ("True", OLDEST),
+    "expandable_segments": ("True", (2, 1)),
     "pinned_max_round_threshold_mb": (PINNED_EXACT_ABOVE_MB, (2, 13)),
     "pinned_max_cached_size_mb": (PINNED_EXACT_ABOVE_MB, (2, 13)),
 }
@@ -45,6 +45,14 @@ def minor(installed: str | None) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else NEWEST
 
 
+def _settings_of(installed: str | None) -> tuple[int, int]:
+    """The version whose settings this one surely knows: a build on the way to 2.13 (2.13.0a0, 2.13.0.dev20260301) may
+    lack those that 2.13 added."""
+    major, number = minor(installed)
+    is_finished = re.fullmatch(r"[\d.]*(\+.*)?", installed or "")
+    return (major, number) if is_finished else (major, number - 1)
+
+
 def check_torch_version() -> str | None:
     """A warning where the installed version is newer than those that were tested. Raises UserError below the oldest."""
     here, supported = installed(), f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
@@ -57,13 +65,13 @@ def check_torch_version() -> str | None:
 
 def pins_exactly() -> bool:
     """Whether PyTorch can be told not to round pinned memory up."""
-    return minor(installed()) >= ALLOCATOR_SETTINGS["pinned_max_round_threshold_mb"][1]
+    return _settings_of(installed()) >= ALLOCATOR_SETTINGS["pinned_max_round_threshold_mb"][1]
 
 
 def prepare_allocator() -> None:
     """Sets PyTorch's allocator by what the installed version knows; what the user has set stays. Before torch is
     imported."""
     if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        here = minor(installed())
+        here = _settings_of(installed())
         settings = [f"{name}:{value}" for name, (value, since) in ALLOCATOR_SETTINGS.items() if here >= since]
         os.environ["PYTORCH_ALLOC_CONF"] = ",".join(settings)

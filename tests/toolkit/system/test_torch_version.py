@@ -1,5 +1,6 @@
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_the_allocator_is_told_only_what_the_installed_version_knows(installed, 
     assert host_memory.pinned_bytes(340_000_000) == pinned
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are of Linux alone")
+@pytest.mark.parametrize("version", ["2.13.0a0+5228986c39.nv26.04", "2.13.0.dev20260301+cu130", "2.13.0rc1"])
+def test_a_build_under_development_is_told_what_the_version_before_it_knows(installed, version: str) -> None:
+    installed(version)
+    torch_version.prepare_allocator()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert host_memory.pinned_bytes(340_000_000) == 2**29
+    assert torch_version.check_torch_version() is None
+
+
 @pytest.mark.parametrize("name", BOTH_NAMES)
 def test_what_the_user_has_set_stays(installed, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     installed("2.13.0")
@@ -68,28 +79,45 @@ def test_the_installed_pytorch_knows_its_list() -> None:
     library = Path(torch.__file__).parent / "lib" / "libc10.so"
     if not library.is_file():
         pytest.skip("another name of the library here")
-    known = library.read_bytes()
-    assert all(name.encode() in known for name in ("expandable_segments", *torch_version.ALLOCATOR_SETTINGS))
+    known, here = library.read_bytes(), torch_version.minor(torch.__version__)
+    told = {name: since <= here for name, (_, since) in torch_version.ALLOCATOR_SETTINGS.items()}
+    assert {name: name.encode() in known for name in told} == told
+
+
+def pretend(version: str, folder: Path) -> None:
+    """Makes this version the one that is found first, where the folder is on the path."""
+    metadata = folder / f"torch-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
 
 
 @pytest.mark.parametrize(
     ("version", "code", "words"),
     [
         ("2.10.1+cu128", 2, "PyTorch 2.10.1+cu128 is too old, this program runs on 2.11 to 2.13"),
-        ("2.11.0", 0, ""),
+        ("2.11.0+cu130", 0, ""),
+        ("2.11.0a0+5228986c39.nv26.01", 0, ""),
         ("2.14.0.dev1", 0, "warning: PyTorch 2.14.0.dev1 is newer than"),
     ],
 )
 def test_an_older_pytorch_is_refused_and_a_newer_one_is_mentioned(
     run_py, tmp_path: Path, version: str, code: int, words: str
 ) -> None:
-    metadata = tmp_path / f"torch-{version}.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    pretend(version, tmp_path)
     path = ROOT / "config/examples/quickstart.yaml"
     result = run_py(path, "--dry-run", cwd=ROOT, env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == code, result.stderr
     assert words in result.stderr if words else "PyTorch" not in result.stderr
+
+
+def test_the_launcher_refuses_it_before_torch_is_imported(tmp_path: Path) -> None:
+    pretend("2.10.1", tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
+    command = [sys.executable, str(ROOT / "launch.py"), "--standalone", "run.py", "job.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.startswith("launch.py: PyTorch 2.10.1 is too old, this program runs on 2.11 to 2.13")
 
 
 def test_the_range_is_one_everywhere() -> None:
