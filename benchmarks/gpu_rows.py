@@ -86,6 +86,11 @@ class Row:
     lean: bool = False
     """Of a plain loop: without the attention mask."""
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the job asks for compiled blocks."""
+        return bool(self.train.get("compile", {"enabled": False})["enabled"])
+
 
 _NO_TABLE = {"modulation_table": False}
 _INT8 = {"quantize": True, "qtype": "int8"}

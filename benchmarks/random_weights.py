@@ -104,3 +104,10 @@ class DrawnWeights:
         drawn.normal_(0, DEVIATION, generator=random)
         is_scale = drawn.dim() == 1 and name.endswith(".weight")  # of a norm
         return drawn.add_(1) if is_scale else drawn
+
+    def stored_fp8(self, name: str) -> None:
+        """No weight is drawn in E4M3."""
+
+    def in_fp8(self) -> bool:
+        """No weight is drawn in E4M3."""
+        return False

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,21 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     assert len(given.datasets[0].control_path) == row.references
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiler, which takes seconds; the slow test below has it."""
+    train = {**ROWS[name].train, "compile": {"enabled": False}}
+    monkeypatch.setitem(gpu_rows.ROWS, name, replace(ROWS[name], train=train))
+    given = ["--size", "XS", "--device", "cpu", "--warm-up", "0", "--steps", "1", "--accumulation", "1"]
+    result = bench_gpu.run_row(bench_gpu.arguments([*given, "--row", name]))
+    assert result["status"] == "measured" and result["losses"][0] > 0
+
+
 @pytest.mark.slow
-def test_a_compiled_row_runs_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench_gpu.main([*QUICK, "--results", str(tmp_path / "gpu.jsonl"), "--rows", "10"])
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.is_compiled])
+def test_every_compiled_row_runs_from_the_command_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_gpu.main([*QUICK, "--results", str(tmp_path / "gpu.jsonl"), "--rows", name])
     row, _ = json_lines(capsys.readouterr().out)
     assert row["status"] == "measured", (tmp_path / "gpu.log").read_text()
-    assert row["level"] == "full_offload"
