@@ -39,10 +39,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A report needs no other test files, and a machine with a GPU may lack what those import."""
-    if config.getoption("--cuda-report") and collection_path.name.startswith("test_"):
-        return True if MARK not in collection_path.read_text(encoding="utf-8") else None
-    return None
+    """With `-m cuda` no other test file is imported, nor the conftest.py of a folder without such tests: a machine with
+    a GPU may lack the packages that they need."""
+    if not config.getoption("--cuda-report") and config.getoption("markexpr", "") != "cuda":
+        return None
+    if collection_path.is_dir():
+        return None if any(map(has_mark, collection_path.rglob("test_*.py"))) else True
+    return True if collection_path.name.startswith("test_") and not has_mark(collection_path) else None
+
+
+def has_mark(path: Path) -> bool:
+    """Whether a file has tests that need a CUDA device."""
+    return MARK in path.read_text(encoding="utf-8")
 
 
 @pytest.hookimpl(trylast=True)

@@ -154,7 +154,12 @@ def said() -> Iterator[list[str]]:
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
+    """The environment of a process that a test starts. PYTHONPATH, where `extra` has it, comes before the folders
+    through which this process may have found its libraries."""
+    found = {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
+    if extra and "PYTHONPATH" in extra and (before := os.environ.get("PYTHONPATH")):
+        found["PYTHONPATH"] = os.pathsep.join((extra["PYTHONPATH"], before))
+    return found
 
 
 @pytest.fixture

@@ -88,7 +88,9 @@ def test_without_a_device_everything_is_skipped_and_says_why(folder: Path) -> No
 @pytest.mark.slow
 def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "cuda", f"--cuda-report={tmp_path / 'cuda.json'}"]
-    environment = child_environment()
+    # As on a machine that has no packages but those of requirements.txt, found through PYTHONPATH.
+    (tmp_path / "uvicorn.py").write_text("raise ImportError('it is not installed')")
+    environment = child_environment({"PYTHONPATH": str(tmp_path)})
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     found = json.loads((tmp_path / "cuda.json").read_text())
     assert found["outcomes"] == {"skipped": len(found["tests"])}, run.stdout
@@ -100,6 +102,9 @@ def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) ->
         *(f"tests/toolkit/memory/test_{part}_cuda.py" for part in PARTS),
     }
     assert names[-1].startswith("tests/faults/"), "whole jobs come last"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--collect-only"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and f"\n{len(names)}/" in run.stdout, run.stdout
 
 
 PARTS = ("attention", "compiling", "int8_matmul", "offload", "quantization")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.model_folders import write_model
+from toolkit.files.writing import python_path
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
@@ -121,7 +122,7 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     write_model(tmp_path / "model", "TersePipeline", without="processor")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # of which only `tests` is used
+    environment = {**os.environ, "PYTHONPATH": python_path()}  # of which only `tests` is used
     used = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert used.stderr == ""
     assert used.stdout.splitlines() == [

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from toolkit.files.writing import python_path
+
 ROOT = Path(__file__).resolve().parents[2]
 
 MODULES = [
@@ -49,7 +51,7 @@ class Nursery:
     """The process that forks; one per test session."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
         command = [sys.executable, str(Path(__file__).resolve())]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)

@@ -412,6 +412,27 @@ def test_a_job_whose_process_could_not_be_forked_is_a_new_one(tmp_path: Path) ->
     assert (tmp_path / "writes").exists() and (tmp_path / "run.out").exists()
 
 
+ELSEWHERE = """
+from pathlib import Path
+
+def main(arguments):
+    Path("found").write_text(arguments[0])
+    return 0
+"""
+
+
+@pytest.mark.slow
+def test_jobs_are_forked_where_packages_come_by_pythonpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "installed_elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    nursery = Nursery()
+    nursery.fork(["yes"], tmp_path, "run", main="installed_elsewhere").ends_with()
+    nursery.close()
+    assert (tmp_path / "found").read_text() == "yes"
+
+
 # ------------------------------------------------------------ what the device notices
 
 

@@ -32,6 +32,13 @@ TOOLKIT_ROOT = Path(__file__).resolve().parents[2]
 EXTENSIONS_ROOT = TOOLKIT_ROOT / "extensions"
 CONFIG_ROOT = TOOLKIT_ROOT / "config"
 
+
+def python_path() -> str:
+    """PYTHONPATH of another process that imports this program: this checkout, then the folders that the variable has.
+    Libraries may have been found through them."""
+    return os.pathsep.join(filter(None, (str(TOOLKIT_ROOT), os.environ.get("PYTHONPATH"))))
+
+
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".jsonc")
 
 

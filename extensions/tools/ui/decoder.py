@@ -22,7 +22,7 @@ from extensions.tools.ui.state import Ui
 from toolkit.data.fingerprint import version_of
 from toolkit.data.images import ImageError, open_image
 from toolkit.data.types import Size
-from toolkit.files.writing import TOOLKIT_ROOT, atomic_write
+from toolkit.files.writing import atomic_write, python_path
 
 SIDES = (160, 400, 960)
 """Longer sides of small images, in pixels."""
@@ -88,7 +88,7 @@ class Decoder:
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
-            environment = os.environ | {"PYTHONPATH": str(TOOLKIT_ROOT)}
+            environment = os.environ | {"PYTHONPATH": python_path()}
             command = [sys.executable, "-m", __spec__.name]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import InputErrors, RunError, UserError
-from toolkit.files.writing import TOOLKIT_ROOT
+from toolkit.files.writing import python_path
 
 Field = dict[str, Any]
 """A field of a form: key, is_deep (within a section, and not its first), flag, about, kind (bool, integer, number,
@@ -27,7 +27,7 @@ def ask(request: Mapping[str, object] | None = None) -> Any:
     """Without a request the forms of all tools by their uid; with {uid, argv} the mistakes in them, each (the flag or
     key of its field or "", message). Raises RunError where the other process fails."""
     command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
-    environment = {**os.environ, "PYTHONPATH": str(TOOLKIT_ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     try:
         done = subprocess.run(
             command, input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=TIMEOUT_S

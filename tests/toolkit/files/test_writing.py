@@ -16,12 +16,14 @@ from toolkit.files.writing import (
     MARKER,
     SAFETENSORS_TEMP_GLOB,
     TEMP_FILE_GLOB,
+    TOOLKIT_ROOT,
     append_json_line,
     atomic_write,
     atomic_write_dir,
     folder_at,
     fsync,
     link,
+    python_path,
     read_chunks,
     remove,
     settle,
@@ -281,3 +283,10 @@ def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.Mo
     link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text(encoding="utf-8") == "x"
     assert os.stat(tmp_path / "a").st_ino != os.stat(tmp_path / "b").st_ino
+
+
+def test_another_process_finds_libraries_where_this_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(("/opt/site", "/opt/more")))
+    assert python_path().split(os.pathsep) == [str(TOOLKIT_ROOT), "/opt/site", "/opt/more"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert python_path() == str(TOOLKIT_ROOT)

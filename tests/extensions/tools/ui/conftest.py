@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.state import Ui
 from tests.processes import free_port
+from toolkit.files.writing import python_path
 
 ROOT = Path(__file__).resolve().parents[4]
 TOKEN = "a-token-of-the-tests"
@@ -109,7 +110,7 @@ class Served:
     def start(self) -> None:
         """Returns when the page answers."""
         command = [sys.executable, str(ROOT / "run.py"), "ui", "--port", str(self.port), "--jobs", "jobs"]
-        environment = {**os.environ, "APP_AUTH": self.token, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "APP_AUTH": self.token, "PYTHONPATH": python_path()}
         log = (self.folder / "page.log").open("ab")
         self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 60

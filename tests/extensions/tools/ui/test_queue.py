@@ -20,6 +20,7 @@ from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, W
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT
 from toolkit.errors import RunError, UserError
+from toolkit.files.writing import python_path
 
 FAKE = f"""
 import json, os, sys, time
@@ -82,7 +83,7 @@ class Yard:
     def runner(self, gpus: str = "") -> subprocess.Popen[str]:
         """Starts a runner."""
         command = [sys.executable, "-c", WORK, str(self.queue.folder), str(self.fake), gpus]
-        pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": python_path()}
         self.runners.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
         return self.runners[-1]
 
