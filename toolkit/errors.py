@@ -27,6 +27,10 @@ class RunError(Exception):
     exit_code = EXIT_FAILURE
 
 
+class OutOfMemory(RunError):
+    """The run cannot continue: memory ran out."""
+
+
 class ReportedExit(SystemExit):
     """One of several ranks exits, and the error has been reported: `code` is the exit code."""
 

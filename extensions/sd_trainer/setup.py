@@ -19,7 +19,7 @@ from extensions.sd_trainer.memory_inputs import (
 )
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
-from toolkit.errors import RunError, UserError
+from toolkit.errors import OutOfMemory, UserError
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import decide_compiling
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
@@ -133,7 +133,7 @@ def choose_w8a8_layers(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
+        raise OutOfMemory(f"out of memory with one image. {memory_advice(section)}") from error
     logger.info(_message(wanted, layers, errors, count))
 
 

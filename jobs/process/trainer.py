@@ -23,16 +23,18 @@ from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import OptimizerConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import RunPlan
-from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
+from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
 from toolkit.files.writing import refusal, sha256_of
+from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
 from toolkit.memory.estimate import machine_of
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.system import signals
 from toolkit.system.device import is_out_of_memory, pick_device
 from toolkit.system.signals import StopRequest
+from toolkit.train.callbacks.memory_account import MemoryAccountCallback
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import standard_callbacks
@@ -136,18 +138,26 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                     if not self.is_complete(data, start):
                         setup = self.set_up(data, plan, start, request)
                         with recorded_end(self.save_root, self.name) if group.is_main_process else nullcontext():
-                            model = self.open_model(setup)
-                            encoded = self.encode(setup, model)
-                            attached = self.attach(setup, model, encoded)
-                            run = self.build_run(setup, model, encoded, attached)
-                            self.load_checkpoint(setup, run)
-                            self.fit(setup, run, model, encoded, attached)
-                            self.end(run, request)
+                            self.train(setup)
                     request.check()
                     logger.info("next, to be pasted into a shell:")
                     for line in next_commands(self.save_root, self.name, self.section):
                         logger.info(f"  {line}")
             request.check()
+
+    def train(self, setup: Setup[DataT]) -> None:
+        """The run from the model to its end."""
+        with memory_account(setup.device, self.section.train.memory_account) as account:
+            model = self.open_model(setup)
+            encoded = self.encode(setup, model)
+            account.take()
+            attached = self.attach(setup, model, encoded)
+            run = self.build_run(setup, model, encoded, attached)
+            if self.process_group.is_main_process:
+                run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
+            self.load_checkpoint(setup, run)
+            self.fit(setup, run, model, encoded, attached)
+            self.end(run, setup.request)
 
     # ------------------------------------------------------------ what a subclass implements
 
@@ -254,7 +264,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                 raise
             # Behind the GPU's name PyTorch's message has details of its allocator; other lines are for developers.
             reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
-            raise RunError(f"{reason}. {self.memory_advice()}") from error
+            raise OutOfMemory(f"{reason}. {self.memory_advice()}") from error
 
     def choose_start(self, data: DataT, plan: RunPlan) -> Start:
         """How the run begins, after an old one that is in the way was moved aside.

@@ -389,6 +389,16 @@ def test_memory_that_runs_out_anywhere_ends_in_advice(
     shutil.rmtree(job.cwd / "output" if not cached else job.folder)
     output = job.run(faults=[(*device[0], "", total)], code=1)
     assert "out of memory" in output and "To save memory, in order of effect: " in output
+    assert "train.memory_account: true" in output
+
+
+def test_a_run_says_who_holds_the_memory(here: Job, there: Callable[[Job], Job], device: list[Fault]) -> None:
+    """The stand-in records no events: there the blocks at the end are all that is known."""
+    here.change(train__memory_account=True)
+    output = there(here).run(faults=device)
+    assert "memory account: peak" in output and "peak by phase: " in output
+    if device[0][0] == "real_cuda":
+        assert re.search(r"loading .* training .*", output) and re.search(r"GB  toolkit/\S+:\d+ \w+", output)
 
 
 @stand_in_only

@@ -77,6 +77,7 @@ struct DeviceMemory final : c10::Allocator {
     size_t size = sizes()[memory];
     std::memset(memory, GARBAGE, size);
     in_use -= size;
+    sizes().erase(memory);
     unused()[size].push_back(memory);
   }
 
@@ -479,6 +480,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks();
   module.def("in_use", [] { return in_use; });
   module.def("most", [] { return most; });
+  module.def("sizes", [] {
+    std::vector<size_t> alive;
+    for (auto& [_, size] : DeviceMemory::sizes()) alive.push_back(size);
+    return alive;
+  });
   module.def("set_limit", [](int64_t bytes) { limit = bytes; });
   module.def("forget_most", [] { most = in_use; });
   module.def("current", [] { return current; });

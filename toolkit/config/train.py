@@ -466,6 +466,11 @@ class OptimizationConfig(OptimizerConfig):
     """On CUDA, let cuDNN benchmark its algorithms for each new size and use the fastest; runs may then differ in the
     last bits. Without CUDA: no effect."""
 
+    memory_account: bool = False
+    """On CUDA, record what allocates GPU memory: at the end, and at an out-of-memory error, the peak of each phase and
+    the ten largest groups of tensors alive at the peak are logged, by the line of the program that made them. Steps are
+    slower. Without CUDA: no effect."""
+
     ddp_timeout: float = Field(default=0, ge=0, le=1e6)
     """Timeout of collective operations in minutes; longer than the slowest set of samples takes. 0: 30."""
 
@@ -479,7 +484,9 @@ class OptimizationConfig(OptimizerConfig):
     """Generate no samples at all."""
 
     on_resume: ClassVar = {
-        **dict.fromkeys(("skip_first_sample", "force_first_sample", "disable_sampling", "ddp_timeout"), "harmless"),
+        **dict.fromkeys(
+            ("memory_account", "skip_first_sample", "force_first_sample", "disable_sampling", "ddp_timeout"), "harmless"
+        ),
         "steps": _change_of_length,
         "epochs": _change_of_length,
         "step_limit": _change_of_length,

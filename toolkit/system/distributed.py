@@ -25,7 +25,16 @@ from datetime import timedelta
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, Interrupted, ReportedExit, RunError, UserError
+from toolkit.errors import (
+    EXIT_FAILURE,
+    EXIT_SIGINT,
+    EXIT_SIGTERM,
+    Interrupted,
+    OutOfMemory,
+    ReportedExit,
+    RunError,
+    UserError,
+)
 from toolkit.system import signals
 from toolkit.system.distributed_env import SINGLE_PROCESS, DistributedEnv, read_distributed_env
 from toolkit.system.sharded_param import RowShard, rows_per_rank
@@ -325,7 +334,7 @@ class ProcessGroup:
             if not is_out_of_memory(error):
                 raise
             message = f"out of memory in an exchange with the other processes. {self.oom_hint()}"
-            raise RunError(message.rstrip()) from error
+            raise OutOfMemory(message.rstrip()) from error
 
     def _peer_failure(self) -> BaseException:
         """The error for a failed collective; this rank is shutting down."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.types import Batch, BatchSource
-from toolkit.errors import RunError
+from toolkit.errors import OutOfMemory, RunError
 from toolkit.memory.compiling import failure
 from toolkit.optim.schedules import Plateau
 from toolkit.system.device import is_out_of_memory
@@ -158,12 +158,12 @@ def _forward_backward_split_batch(
     _free_memory(run)
     halves = batches if run.sharded else [half for batch in batches for half in batch.halves()]
     if len(halves) == len(batches):
-        raise RunError(_out_of_memory_message(run, large))
+        raise OutOfMemory(_out_of_memory_message(run, large))
     try:
         return _forward_backward(run, samples, halves, step_fn, trial)
     except _NoMemory as error:
         _free_memory(run)
-        raise RunError(_out_of_memory_message(run, error.batch)) from error
+        raise OutOfMemory(_out_of_memory_message(run, error.batch)) from error
 
 
 def _forward_backward(

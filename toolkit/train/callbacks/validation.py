@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import RunError
+from toolkit.errors import OutOfMemory, RunError
 from toolkit.files import run_files
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.distributed import PeerFailedError
@@ -87,7 +87,7 @@ class ValidationCallback(Callback):
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise RunError(f"out of memory in the validation of step {step}. {run.oom_hint()}") from error
+            raise OutOfMemory(f"out of memory in the validation of step {step}. {run.oom_hint()}") from error
         if losses is None:
             return
         loss = next(iter(losses.values()))

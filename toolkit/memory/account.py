@@ -1,0 +1,353 @@
+"""Who holds a GPU's memory: the peak by phase, and the largest groups of blocks alive then, by the line that made them.
+
+With `train.memory_account: true` PyTorch's allocator records each event with its Python stack, and `account_of` replays
+the events. Without the key nothing is recorded, since it costs time in each step: at an out-of-memory error `Shortage`
+lists the blocks by size alone, as they were when the allocation failed.
+
+A stack is a list of frames, the innermost first, as `torch.cuda.memory._snapshot` has it. Sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from toolkit.errors import OutOfMemory
+from toolkit.files.writing import TOOLKIT_ROOT
+from toolkit.memory.estimate import gigabytes
+from toolkit.system.device import is_out_of_memory, peak_memory
+
+logger = logging.getLogger(__name__)
+
+KEY = "train.memory_account"
+
+MOST_EVENTS = 1_000_000
+"""Events that are kept, the newest; up to three steps of the published model in eager mode. Not measured: about 1 KB of
+main memory each."""
+
+SHOWN = 10
+"""Groups that are listed."""
+
+GROWN = 1.01
+"""Growth of the peak after which the events are read again."""
+
+PHASES = {
+    ("toolkit/models/folder_model.py", "part"): "loading",
+    ("jobs/process/image_trainer.py", "encode_images"): "encoding",
+    ("extensions/sd_trainer/process.py", "attach"): "attaching",
+    ("extensions/sd_trainer/setup.py", "choose_w8a8_layers"): "int8 calibration",
+    ("toolkit/train/loop.py", "try_largest_batch"): "largest batch",
+    ("toolkit/train/loop.py", "train"): "training",
+    ("toolkit/train/callbacks/validation.py", "validate"): "validation",
+    ("toolkit/train/callbacks/sample.py", "_generate_set"): "samples",
+    ("toolkit/train/callbacks/save.py", "_start_save"): "saving",
+}
+"""File and function -> the phase of what is allocated in it. The innermost one on a stack counts."""
+
+START = "start"
+"""Phase of what is allocated before any of `PHASES`."""
+
+BEFORE = "allocated before the recorded events"
+BACKWARD = "autograd, backward pass"
+COMPILED = "compiled"
+
+Stack = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks that were made by one line, or are of one size."""
+
+    name: str
+    bytes: int
+    blocks: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """The peak of all tensors of a device."""
+
+    peak: int
+    phase: str
+    """The phase of the peak."""
+
+    reserved: int
+    """Peak of what PyTorch took for tensors."""
+
+    phases: Mapping[str, int]
+    """Phase -> its highest peak, in the order of their begin."""
+
+    groups: Sequence[Group]
+    """Alive at the peak, the largest first."""
+
+    last_phase: str
+    """The phase of the last event."""
+
+    def merged(self, later: Account) -> Account:
+        """The account of both."""
+        higher = later if later.peak > self.peak else self
+        phases = dict(self.phases)
+        for name, peak in later.phases.items():
+            phases[name] = max(peak, phases.get(name, 0))
+        reserved = max(self.reserved, later.reserved)
+        return replace(higher, phases=phases, reserved=reserved, last_phase=later.last_phase)
+
+    def lines(self) -> Iterator[str]:
+        """What is logged."""
+        yield f"memory account: peak {gigabytes(self.peak)} in {self.phase}, {gigabytes(self.reserved)} reserved"
+        yield "  peak by phase: " + ", ".join(f"{name} {gigabytes(peak)}" for name, peak in self.phases.items())
+        yield "  alive at the peak, by the line that made it:"
+        yield from map(_line, self.groups[:SHOWN])
+        if rest := self.groups[SHOWN:]:
+            yield _line(Group("other lines", sum(g.bytes for g in rest), sum(g.blocks for g in rest), 0))
+
+
+def _line(group: Group) -> str:
+    largest = f", the largest {group.largest / 1e6:.1f} MB" if group.largest else ""
+    return f"    {group.bytes / 1e9:7.3f} GB  {group.name} ({group.blocks} blocks{largest})"
+
+
+# ------------------------------------------------------------ the replay of recorded events
+
+
+def account_of(snapshot: Mapping[str, Any], device: int = 0, phase: str = START) -> Account:
+    """Replays the events of a `torch.cuda.memory._snapshot`. phase: that of events before the first known phase.
+
+    The events may begin late: what was alive then follows from the blocks at the end, going backwards.
+    """
+    events = snapshot["device_traces"][device] if snapshot["device_traces"] else []
+    alive, reserved = _at_begin(snapshot["segments"], events, device)
+    sizes = {address: size for address, (size, _) in alive.items()}
+    now = peak = sum(sizes.values())
+    at, peak_phase, most_reserved, phases, place_of = -1, phase, reserved, dict[str, int](), _Places()
+    for index, event in enumerate(events):
+        action = event["action"]
+        if action == "alloc":
+            phase = place_of.phase(event.get("frames", ())) or phase
+            sizes[event["addr"]] = event["size"]
+            now += event["size"]
+            phases[phase] = max(phases.get(phase, 0), now)
+            if now > peak:
+                peak, peak_phase, at = now, phase, index
+        elif action == "free_completed":
+            now -= sizes.pop(event["addr"], 0)
+        reserved += _reserved_by(event)
+        most_reserved = max(most_reserved, reserved)
+    for event in events[: at + 1]:
+        if event["action"] == "alloc":
+            alive[event["addr"]] = (event["size"], event.get("frames", ()))
+        elif event["action"] == "free_completed":
+            alive.pop(event["addr"], None)
+    groups = _grouped((place_of.line(stack), size) for size, stack in alive.values())
+    return Account(peak, peak_phase, most_reserved, phases or {phase: peak}, groups, phase)
+
+
+Block = tuple[int, Stack | None]
+"""Size, and the stack that made it; None: it is not known."""
+
+
+def _at_begin(
+    segments: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], device: int
+) -> tuple[dict[int, Block], int]:
+    """The blocks that were alive before the first event, by address, and the bytes reserved then."""
+    own = [segment for segment in segments if segment.get("device", device) == device]
+    reserved = sum(segment["total_size"] for segment in own)
+    alive: dict[int, Block] = {}
+    for block in (block for segment in own for block in segment["blocks"] if block["state"].startswith("active")):
+        alive[block["address"]] = (block.get("requested_size", block["size"]), block.get("frames", ()))
+    for event in reversed(events):
+        reserved -= _reserved_by(event)
+        if event["action"] == "alloc":
+            alive.pop(event["addr"], None)
+        elif event["action"] == "free_completed":
+            alive[event["addr"]] = (event["size"], None)
+    return alive, reserved
+
+
+def _reserved_by(event: Mapping[str, Any]) -> int:
+    """Bytes by which an event changes what PyTorch has reserved."""
+    if event["action"] in ("segment_alloc", "segment_map"):
+        return int(event["size"])
+    return -int(event["size"]) if event["action"] in ("segment_free", "segment_unmap") else 0
+
+
+def _grouped(blocks: Iterator[tuple[str, int]]) -> list[Group]:
+    by_name = defaultdict[str, list[int]](list)
+    for name, size in blocks:
+        by_name[name].append(size)
+    groups = (Group(name, sum(sizes), len(sizes), max(sizes)) for name, sizes in by_name.items())
+    return sorted(groups, key=lambda group: -group.bytes)
+
+
+class _Places:
+    """What stacks say; many events share one."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Stack, str, str]] = {}  # with the stack, so that its id stays taken
+
+    def line(self, stack: Stack | None) -> str:
+        return BEFORE if stack is None else self._of(stack)[1]
+
+    def phase(self, stack: Stack) -> str:
+        """Empty where the stack does not tell: threads of the backward pass know no caller."""
+        return self._of(stack)[2]
+
+    def _of(self, stack: Stack) -> tuple[Stack, str, str]:
+        if id(stack) not in self._found:
+            self._found[id(stack)] = (stack, line_of(stack), phase_of(stack))
+        return self._found[id(stack)]
+
+
+def line_of(stack: Stack) -> str:
+    """The innermost line of this program, or else of a library; with a note where compiled code allocates."""
+    compiled = f", {COMPILED}" * any("torchinductor" in frame["filename"] for frame in stack)
+    for frame in stack:
+        if own := _own(frame["filename"]):
+            return f"{own}:{frame['line']} {frame['name']}{compiled}"
+    libraries = [frame for frame in stack if "/site-packages/" in frame["filename"]]
+    if compiled or not libraries:
+        return BACKWARD + compiled
+    _, _, file = libraries[0]["filename"].rpartition("/site-packages/")
+    return f"{file}:{libraries[0]['line']} {libraries[0]['name']}"
+
+
+def phase_of(stack: Stack) -> str:
+    """The phase of the innermost function of `PHASES`; empty where there is none."""
+    places = ((_own(frame["filename"]), frame["name"]) for frame in stack)
+    return next((PHASES[place] for place in places if place in PHASES), "")
+
+
+def _own(file: str) -> str:
+    """The path of a file of this program; empty for others."""
+    root = f"{TOOLKIT_ROOT}/"
+    return file.removeprefix(root) if file.startswith(root) and "/site-packages/" not in file else ""
+
+
+# ------------------------------------------------------------ on a device
+
+
+class MemoryAccount:
+    """What is known of a device's memory; of another device than CUDA nothing."""
+
+    def take(self) -> None:
+        """Reads the events since the last call, where they are recorded; new ones take their place."""
+
+    def take_if_grown(self) -> None:
+        """`take` where the peak is higher than at the last one."""
+
+    def lines(self) -> list[str]:
+        """What is logged at the end."""
+        return []
+
+    def stop(self) -> None:
+        """Ends the recording."""
+
+
+class Recorder(MemoryAccount):
+    """Records the allocator's events, and reads them whenever the peak has grown. CUDA only.
+
+    It is not measured what recording costs on a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._phase, self._seen = START, 0
+        self._account: Account | None = None
+        self._record()
+
+    def _record(self) -> None:
+        settings: dict[str, Any] = {"context": "all", "stacks": "python", "max_entries": MOST_EVENTS}
+        torch.cuda.memory._record_memory_history(enabled="all", clear_history=True, **settings)
+
+    def take(self) -> None:
+        found = account_of(torch.cuda.memory._snapshot(), self._device.index or 0, self._phase)
+        self._phase, self._seen = found.last_phase, peak_memory(self._device)
+        self._account = self._account.merged(found) if self._account else found
+        self._record()
+
+    def take_if_grown(self) -> None:
+        if peak_memory(self._device) > GROWN * self._seen:
+            self.take()
+
+    def lines(self) -> list[str]:
+        self.take()
+        return list(self._account.lines()) if self._account else []
+
+    def stop(self) -> None:
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
+class Shortage(MemoryAccount):
+    """What was alive when an allocation failed last, without a recording: blocks by size. CUDA only."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last: list[str] = []
+        # CUDA builds alone have it. It is called before the error is raised, while everything is still alive.
+        attach: Callable[..., None] | None = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
+        if attach:
+            attach(self.note)
+
+    def note(self, device: int, asked: int, total: int, free: int) -> None:
+        """Keeps what the allocator holds. device: its index. In bytes: what was asked for, the device's memory, and
+        what nobody has of it."""
+        if device == (self._device.index or 0):
+            self._last = list(shortage_lines(torch.cuda.memory_snapshot(), device, asked, total, free))
+
+    def lines(self) -> list[str]:
+        """Where CUDA's libraries have allocated themselves, the allocator knows of no shortage."""
+        return self._last or [f"who holds the memory is not known. {KEY}: true records it, and makes steps slower."]
+
+
+def shortage_lines(
+    segments: Sequence[Mapping[str, Any]], device: int, asked: int, total: int, free: int
+) -> Iterator[str]:
+    """What is logged at an out-of-memory error without a recording. segments: of `torch.cuda.memory_snapshot`; the
+    others as of `Shortage.note`."""
+    own = [segment for segment in segments if segment.get("device", device) == device]
+    sizes = Counter(
+        block["size"] for segment in own for block in segment["blocks"] if block["state"].startswith("active")
+    )
+    held, reserved = sum(size * count for size, count in sizes.items()), sum(segment["total_size"] for segment in own)
+    others = f"{gigabytes(max(0, total - free - reserved))} CUDA and other programs"
+    gaps = f"{gigabytes(reserved - held)} gaps between them"
+    yield f"memory at the error: {gigabytes(held)} tensors, {gaps}, {others}; {gigabytes(asked)} more were asked for"
+    for size, count in sorted(sizes.items(), key=lambda group: -group[0] * group[1])[:SHOWN]:
+        yield f"    {size * count / 1e9:7.3f} GB  {count} blocks of {size / 1e6:.1f} MB"
+    yield f"  {KEY}: true also names the lines that made them; it makes steps slower."
+
+
+@contextmanager
+def memory_account(device: torch.device, record: bool) -> Iterator[MemoryAccount]:
+    """Logs who holds the memory where the block ends in an out-of-memory error; with `record` also at its end, and
+    where a stop ends it."""
+    if device.type != "cuda":
+        if record:
+            logger.warning(f"{KEY}: no effect on {device}.")
+        yield MemoryAccount()
+        return
+    account: MemoryAccount = Recorder(device) if record else Shortage(device)
+    try:
+        yield account
+    except BaseException as error:
+        ran_out, is_stop = isinstance(error, OutOfMemory) or is_out_of_memory(error), not isinstance(error, Exception)
+        if ran_out or (record and is_stop):
+            _log(account)
+        raise
+    else:
+        if record:
+            _log(account)
+    finally:
+        account.stop()
+
+
+def _log(account: MemoryAccount) -> None:
+    for line in account.lines():
+        logger.info(line)
