@@ -22,7 +22,7 @@ from unicodedata import normalize
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.findings import is_absolute
 from toolkit.config.yaml_reader import moved_path
-from toolkit.data.directory import DirectoryListing, split_suffix
+from toolkit.data.directory import DirectoryListing, real_path, split_suffix
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules
 from toolkit.errors import InputError
@@ -82,6 +82,9 @@ TABLES = (".tsv", ".csv", ".jsonl", ".json")
 
 _NAMES = ("file_name", "filename", "image_path", "image", "file", "path", "name", "edited_image")
 _CAPTIONS = ("caption", "text", "prompt", "edit_prompt", "description", "tags")
+_TAGS = "tags"
+"""Behind another caption of the row, after a comma, as in kohya's metadata."""
+
 _REFERENCES = re.compile(
     r"(?:control(?:_path|_images?)?|references?|(?:reference|edit|original|source|conditioning)_images?)(?:_([0-9]+))?"
 )
@@ -133,6 +136,70 @@ def read_captions_file(
         else:
             first[name], rows[name] = number, row
     return rows
+
+
+def placed(
+    table: Mapping[str, TableRow], path: str, folder: str, names: Collection[str]
+) -> tuple[dict[str, TableRow], str]:
+    """The rows by the names of the images, where there is no doubt which is meant; others as they are written. And the
+    folder that was taken off names that lead nowhere else.
+
+    Names may also be paths from the folder of the table or from the working directory, have `\\` between folders, or
+    all begin with one folder that is not there. path: of the table. folder: of the images. names: what they are called.
+    """
+    known = {*names, *(split_suffix(name)[0] for name in names)}
+    rows = {name: row for name, row in table.items() if name in known}
+    found: dict[str, list[str]] = {}
+    begins: dict[str, list[tuple[str, str]]] = {}
+    whereabouts = _Whereabouts(folder, (os.path.dirname(path) or ".", "."))
+    for name in (name for name in table if name not in rows):
+        slashes = image_name(name.replace("\\", "/"))
+        places = {each for each in (slashes, *whereabouts.inside(slashes)) if each in known}
+        for place in places:
+            found.setdefault(place, []).append(name)
+        if not places and not whereabouts.is_file(slashes):
+            parts = slashes.split("/")
+            ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
+            if end := next((each for each in ends if each in known), ""):
+                begins.setdefault(slashes.removesuffix(end), []).append((end, name))
+    begin, guessed = next(iter(begins.items())) if len(begins) == 1 else ("", [])
+    for end, name in guessed:
+        found.setdefault(end, []).append(name)
+    taken = {split_suffix(name)[0] for name in rows}
+    sure = {place: written for place, written in found.items() if split_suffix(place)[0] not in taken}
+    of_name = {written[0]: place for place, written in sure.items() if len(written) == 1}
+    return {of_name.get(name, name): row for name, row in table.items()}, begin
+
+
+def with_slashes(name: str, folder: str) -> str:
+    """The path of an image from a folder; one that is written as on Windows, and leads nowhere, with `/`."""
+    return (
+        name if "\\" not in name or os.path.lexists(os.path.join(folder, name)) else image_name(name.replace("\\", "/"))
+    )
+
+
+class _Whereabouts:
+    """Where the paths of a table lead. folder: of the images. bases: the folders that they may begin at."""
+
+    def __init__(self, folder: str, bases: Sequence[str]) -> None:
+        self._folder = real_path(folder) + os.sep
+        self._bases = [os.path.expanduser(base) for base in bases]
+        self._real: dict[str, str] = {}
+        """Folder -> its canonical path: one for many files."""
+
+    def inside(self, path: str) -> Iterator[str]:
+        """The path from the folder of the images, where it lies in it."""
+        folder, name = os.path.split(path)
+        for base in self._bases:
+            whole = os.path.join(base, folder)
+            if whole not in self._real:
+                self._real[whole] = real_path(whole)
+            real = self._real[whole]
+            if (real + os.sep).startswith(self._folder):
+                yield os.path.join(real + os.sep, name).removeprefix(self._folder)
+
+    def is_file(self, path: str) -> bool:
+        return any(os.path.isfile(os.path.join(base, path)) for base in self._bases)
 
 
 _Rows = Iterator[tuple[int, str | None, TableRow]]
@@ -211,6 +278,8 @@ def _json_rows(text: str) -> _Rows:
 
 def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, TableRow]:
     name, caption = (row.get(_first_of(row, keys)) for keys in (_NAMES, _CAPTIONS))
+    if isinstance(caption, str) and isinstance(row.get(_TAGS), str) and _first_of(row, _CAPTIONS) != _TAGS:
+        caption = ", ".join(filter(None, (caption.strip(), row[_TAGS].strip())))
     if isinstance(name, str) and name.strip() and isinstance(caption, str | None):
         return number, name.strip(), TableRow((caption or "").strip(), _references(row))
     reason = f"has no {_NAMES[0]!r} and {_CAPTIONS[0]!r} of text. Give both, or remove the line"

@@ -29,9 +29,11 @@ from toolkit.data.captions import (
     image_name,
     lost_folders,
     nearly_placeholders,
+    placed,
     read_captions_file,
     trained_caption,
     usual_word,
+    with_slashes,
 )
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.images import (
@@ -258,10 +260,14 @@ class _Folder:
         """How often each of its images is used per epoch."""
         return self.dataset.num_repeats or repeats_of(self.listing.folder) or 1
 
+    def image_names(self) -> list[str]:
+        """The paths of the images from the folder of the dataset."""
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        return [image_name(inside + files[0]) for files in self.listing.images.values()]
+
     def table_names(self) -> list[str]:
         """What the images are called in a table of captions: with their suffix, or as there without it."""
-        inside, table = f"{self.subfolder}/" if self.subfolder else "", self.table or {}
-        names = [image_name(inside + files[0]) for files in self.listing.images.values()]
+        table, names = self.table or {}, self.image_names()
         return [name if name in table or (stem := split_suffix(name)[0]) not in table else stem for name in names]
 
 
@@ -276,14 +282,8 @@ def _find(datasets: Sequence[DatasetConfig], findings: _Findings) -> list[_Folde
         for path, group in groupby(own, key=lambda folder: folder.table_path):
             with_table = [*group]
             # One that is empty could not be read, or leaves each image to be counted.
-            if table := with_table[0].table:
-                names = dict.fromkeys(chain.from_iterable(folder.table_names() for folder in with_table))
-                if unnamed := [name for name in names if name not in table]:
-                    what = f"{len(unnamed)} of {len(names)} images have no line in {path}"
-                    findings.notes.append(f"{dataset.place}: {what}: {shorten(unnamed)}")
-                if unused := [name for name in table if name not in names]:
-                    what = f"{len(unused)} of {len(table)} lines name no image of {dataset.place}"
-                    findings.notes.append(f"{path}: {what}: {shorten(unused)}")
+            if with_table[0].table and dataset.folder_path:
+                _place_table(dataset, str(path), with_table, findings)
         folders += own
     for folder in folders:
         folder.slots = _slots(folder, findings)
@@ -291,6 +291,30 @@ def _find(datasets: Sequence[DatasetConfig], findings: _Findings) -> list[_Folde
     for folder in folders:
         _match_files(folder, wanted, findings)
     return folders
+
+
+def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[_Folder], findings: _Findings) -> None:
+    """Brings the rows of a table to the names of the images, and notes images and rows without each other."""
+    table = folders[0].table or {}
+    images = [*chain.from_iterable(folder.image_names() for folder in folders)]
+    rows, begin = placed(table, path, dataset.folder_path, images)
+    for folder in folders:
+        folder.table = rows
+    if begin:
+        findings.notes.append(f"{path}: {begin!r} at the beginning of its names is left out")
+    names = dict.fromkeys(chain.from_iterable(folder.table_names() for folder in folders))
+    unused = [name for name in rows if name not in names]
+    if len(unused) == len(rows):
+        what = f"none of its {_count(len(rows), 'line')} names an image of {dataset.place}"
+        shown = f"It has {unused[0]!r}, the folder {next(iter(names), '')!r}"
+        findings.mistake(path, f"{what}. {shown}: write paths from that folder")
+        return
+    if unnamed := [name for name in names if name not in rows]:
+        what = f"{len(unnamed)} of {len(names)} images have no line in {path}"
+        findings.notes.append(f"{dataset.place}: {what}: {shorten(unnamed)}")
+    if unused:
+        what = f"{len(unused)} of {len(rows)} lines name no image of {dataset.place}"
+        findings.notes.append(f"{path}: {what}: {shorten(unused)}")
 
 
 def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> Iterator[_Folder]:
@@ -337,6 +361,7 @@ def _folders_of_table(
     """The folders of the images that a table names, with these images alone."""
     path = str(dataset.captions_file)
     place = os.path.dirname(path) or "."
+    table = {with_slashes(name, place): row for name, row in table.items()}
     inside: dict[str, set[str]] = {}
     for name in table:
         inside.setdefault(os.path.dirname(name), set()).add(name)
@@ -414,12 +439,9 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
             ignored.setdefault(_why_ignored(name, listing, caption_ext), []).append(written)
     for (reason, remedy), names in ignored.items():
         if remedy:
-            count = _count(len(names), "file")
-            note = f"warning: {listing.folder}: {count} not used, {reason}: {shorten(names)}. {remedy}"
-            findings.unused += [(listing.path(name), f"{reason}. {remedy}") for name in names]
+            _not_used(listing, names, reason, remedy, findings, findings.unused)
         else:
-            note = f"{listing.folder}: ignored, {reason}: {shorten(names)}"
-        findings.notes.append(note)
+            findings.notes.append(f"{listing.folder}: ignored, {reason}: {shorten(names)}")
     if subfolders := _subfolders(listing, dataset):
         findings.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {shorten(subfolders)}")
     return True
@@ -460,7 +482,8 @@ def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = N
     if suffix not in TABLES or stem in listing.images or name in listing.no_files:
         return {}
     table = read_captions_file(listing.path(name), [], moved)
-    names = (image_name(files[0]) for files in listing.images.values())
+    names = [image_name(files[0]) for files in listing.images.values()]
+    table, _ = placed(table, listing.path(name), listing.prefix, names)
     return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
 
 
@@ -503,8 +526,9 @@ def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> Non
 def _named_references(folder: _Folder, row: TableRow, findings: _Findings) -> Iterator[ImageFile]:
     """The control images that a row of the table names: in the folder of the images, else from that of the table."""
     for path in row.references:
-        folders = (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""))
-        places = [path] if os.path.isabs(path) else [join(place or ".", path) for place in folders]
+        folders = (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""), ".")
+        written = dict.fromkeys((path, path.replace("\\", "/")))
+        places = [path] if os.path.isabs(path) else [join(place or ".", each) for place in folders for each in written]
         found = next((place for place in places if os.path.isfile(os.path.expanduser(place))), places[0])
         listing = findings.listing(os.path.dirname(found))
         if listing and os.path.basename(found) in listing.versions:

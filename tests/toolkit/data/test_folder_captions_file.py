@@ -74,7 +74,7 @@ def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(data: 
         ("captions.csv", 'File_Name,width,text\na.png,1,one\nc.png,1,"two, three"'),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "one"}\n\n{"image": "./c.png", "caption": "two, three"}'),
         ("metadata.json", '[{"image": "a.png", "prompt": "one"}, {"image": "c.png", "prompt": "two, three"}]'),
-        ("meta_cap.json", '{"a": {"tags": "x", "caption": "one"}, "c": {"caption": "two, three"}}'),
+        ("meta_cap.json", '{"a": {"caption": "one"}, "c": {"tags": "three", "caption": "two"}}'),
         ("dataset.json", '{"a.png": "one", "c.png": "two, three"}'),
     ],
 )
@@ -101,6 +101,69 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
     (data / "b" / "a.txt").write_text("beside the image")
     beside = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
     assert beside.samples[0].caption == "sks beside the image" and beside.notes[0] == two.notes[0]
+
+
+PATHS = {
+    "absolute": "{data}/b/{name}",
+    "from the folder of the table": "data/b/{name}",
+    "upwards": "tables/../data/b/{name}",
+    "on Windows": "data\\b\\{name}",
+    "on Windows, from the folder": ".\\{name}",
+    "from the working directory": "somewhere/data/b/{name}",
+    "of a folder that is not there": "train/{name}",
+}
+"""How other programs write the paths of images that lie in `data/b`."""
+
+
+@pytest.mark.parametrize("written", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "data/b/x.csv"])
+def test_lines_that_name_their_images_by_another_path_are_theirs(
+    data: Path, dataset, monkeypatch: pytest.MonkeyPatch, written: str, name: str
+) -> None:
+    monkeypatch.chdir(data.parent)
+    (data.parent / "somewhere").symlink_to(data.parent)
+    table = data.parent / name
+    rows = [(written.format(data=data, name=image), text) for image, text in (("a.png", "one"), ("c.png", "two"))]
+    lines = "".join(f"{path},{text}\n" for path, text in rows)
+    table.write_text(json.dumps(dict(rows)) if name.endswith("json") else f"file_name,text\n{lines}")
+    for section in (dataset(data / "b", captions_file=str(table)), dataset("data/b", captions_file=name)):
+        scan = scan_datasets([section], None)
+        assert [sample.caption for sample in scan.samples] == ["one", "two"]
+        assert not [note for note in scan.notes if "name no image" in note or "no line" in note]
+        assert any("is left out" in note for note in scan.notes) == written.startswith("train")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"train/a.png": "one", "val/a.png": "two"},  # two folders: which is meant?
+        {"40_x/a.png": "one"},  # which is there, elsewhere
+        {"a.png": "one", "train/a.png": "two"},
+    ],
+)
+def test_a_line_is_no_image_s_where_there_is_doubt(data: Path, dataset, rows: dict[str, str]) -> None:
+    (data / "x.json").write_text(json.dumps({**rows, "c.png": "three"}))
+    scan = scan_datasets([dataset(data / "b", captions_file=str(data / "x.json"))], None)
+    assert [sample.caption for sample in scan.samples] == [rows.get("a.png", ""), "three"]
+    lines = [name for name in rows if name != "a.png"]
+    assert any(note.endswith(f"name no image of {data}/b: {', '.join(lines)}") for note in scan.notes)
+
+
+def test_a_table_of_which_no_line_is_an_image_s_is_a_mistake(data: Path, dataset) -> None:
+    (data / "x.tsv").write_text("q/x.png\tone\nq/y.png\ttwo")
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(data / "b", captions_file=str(data / "x.tsv"))], None)
+    (mistake,) = caught.value.errors
+    assert mistake.place == str(data / "x.tsv")
+    reason = f"none of its 2 lines names an image of {data}/b. It has 'q/x.png', the folder 'a.png'"
+    assert mistake.message == f"{reason}: write paths from that folder"
+
+
+def test_tags_of_kohya_s_metadata_are_the_end_of_the_caption(data: Path, dataset) -> None:
+    rows = {"a": {"caption": "a cat sits", "tags": "indoors, table"}, "c": {"tags": "outdoors"}}
+    (data / "x.json").write_text(json.dumps(rows))
+    scan = scan_datasets([dataset(data / "b", captions_file=str(data / "x.json"))], None)
+    assert [sample.caption for sample in scan.samples] == ["a cat sits, indoors, table", "outdoors"]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +193,7 @@ def test_a_line_of_a_table_that_cannot_be_used_is_named(data: Path, dataset, nam
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("x.csv", "file_name,caption,control_path_0,control_path_1\na.png,,ref\\b.png,.\\ref\\c.png"),
         (
             "x.jsonl",
             '{"image_path": "a.png", "caption": "", "control_path_10": "ref/c.png", "control_path_2": "ref/b.png"}',
