@@ -35,8 +35,8 @@ TEXTS = re.compile("output_name|training_comment|wandb_run_name|log_prefix|log_t
 LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
 """Modules after `python -m` that start the script behind them."""
 
-_GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)(?:[ \t]*|[ \t]+#[^\n]*)\r?\n")
-"""Also with a comment behind the mark, as guides have it."""
+_GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)[ \t]*\r?\n")
+_FLAG = re.compile(r"--[A-Za-z]")
 
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"']|["'][^\n]*)+""")
 _QUOTED = re.compile(r"""\\["']|"(?:\\.|[^"\\])*"|'[^']*'""")
@@ -71,6 +71,9 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
     not_read.refuse_variables(text, diagnostics)
     training: list[tuple[_Word, list[_Word]]] = []
     strange: list[_Word] = []
+    for at, what in stray_flags(text):
+        diagnostics.error_at(at, (), what)
+    diagnostics.raise_errors()  # what is missing above is a consequence
     for words in commands(text):
         script, before, flags = parted(words)
         if script is None:
@@ -92,8 +95,8 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
         diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
     if len(roots) != 1:
         found = training[1][0] if training else strange[0]
-        what = "is a second training: give one command" if training else f"{found.text!r} trains no Qwen-Image model"
-        diagnostics.fatal(found.at, (), f"{what}. Commands of {FULL} and {LORA} are read.")
+        told = "is a second training: give one command" if training else f"{found.text!r} trains no Qwen-Image model"
+        diagnostics.fatal(found.at, (), f"{told}. Commands of {FULL} and {LORA} are read.")
     return roots[0]
 
 
@@ -105,7 +108,7 @@ def _root(script: _Word, words: Sequence[_Word], diagnostics: Diagnostics) -> Co
 def commands(text: str) -> Iterator[list[_Word]]:
     """The words of each command; a continued line keeps its places. Variables that are assigned above have their
     values, unless what runs decides them."""
-    flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), text)
+    flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), _without_comments(text))
     known = _Variables()
     start = 0
     for line in flat_text.splitlines(keepends=True):
@@ -125,6 +128,32 @@ def commands(text: str) -> Iterator[list[_Word]]:
             waits = to_file and names_file
         yield known.after_assignments(words)
         start += len(line)
+
+
+def _without_comments(text: str) -> str:
+    """A text of the same length with spaces for comments, which go on to the end of their own line whatever it is; a
+    comment behind the mark that continues a line is let be, as guides have it."""
+    lines = []
+    for line in text.splitlines(keepends=True):
+        begin = next((found.start() for found in _WORD.finditer(line) if found.group()[0] == "#"), len(line))
+        end = line[len(line.rstrip("\r\n")) :] if begin < len(line) else ""
+        lines.append(line[:begin] + " " * (len(line) - begin - len(end)) + end)
+    return "".join(lines)
+
+
+def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
+    """Places where a command begins with a flag, and why: it is the end of the command above, which does not go on."""
+    lines = text.splitlines()
+    for words in commands(text):
+        first = words[0] if words else None
+        if first is None or not _FLAG.match(first.text):
+            continue
+        above = lines[first.at.line - 2].strip() if first.at.line > 1 else ""
+        if not above or above.startswith("#"):
+            what = f"line {first.at.line - 1} is {'a comment' if above else 'empty'}, which ends it. Remove that line."
+        else:
+            what = f"the mark that continues it (\\) is missing at the end of line {first.at.line - 1}."
+        yield first.at, f"{first.text.partition('=')[0]!r} belongs to the command above: {what}"
 
 
 class _Variables:

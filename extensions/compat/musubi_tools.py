@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from extensions.compat.command import NOT_NEEDED, commands, parted
+from extensions.compat.command import NOT_NEEDED, commands, parted, stray_flags
 from extensions.compat.musubi import FILE, PARTS, ROWS, VERSION, VERSIONS, model_of
 from extensions.compat.names import NAMES
+from toolkit.errors import UserError
 
 
 class Script(NamedTuple):
@@ -70,6 +71,8 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
         ]
     if found is None or found[0].text not in SCRIPTS:
         return None
+    for at, reason in stray_flags(text):
+        raise UserError(f"line {at.line}: {reason}")
     tool, defaults = SCRIPTS[found[0].text]
     given, positional = _grouped([word.text for word in found[1]])
     if tool == "generate" and "save_merged_model" in given:  # which generates no image then

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.extensions.compat.test_musubi import DATA
 from toolkit.config import load_job
 from toolkit.config.foreign import COMMAND_LINE, is_command
-from toolkit.errors import ConfigErrors
+from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 
 COMMAND = """\
@@ -177,6 +177,21 @@ def test_a_command_and_the_file_that_it_names_agree_or_both_values_are_told() ->
         (COMMAND.replace('"It', "It"), "command line:6:87: a quote that opens here is not closed on its line."),
         (COMMAND.replace("--seed 7", "--config_file no"), "no.toml: does not exist"),
         (COMMAND.replace("--seed", "\u2013\u2013seed"), "command line:6:25: '\u2013\u2013seed' belongs to no flag."),
+        (
+            COMMAND.replace('ratio=4" \\', 'ratio=4"'),
+            "command line:5:5: '--optimizer_args' belongs to the command above: the mark that continues it (\\) is "
+            "missing at the end of line 4.",
+        ),
+        (
+            COMMAND.replace("    --optim", "  # --save_every_n_steps 1 \\\n    --optim"),
+            "command line:6:5: '--optimizer_args' belongs to the command above: line 5 is a comment, which ends it. "
+            "Remove that line.",
+        ),
+        (
+            COMMAND.replace("    --optim", "\n    --optim"),
+            "command line:6:5: '--optimizer_args' belongs to the command above: line 5 is empty, which ends it. "
+            "Remove that line.",
+        ),
     ],
 )
 def test_a_mistake_has_its_place(command: str, words: str) -> None:
@@ -305,6 +320,13 @@ def test_the_command_of_another_script_becomes_ours(command: str, ours: str, cap
     assert made is not None
     print_tool(*made)
     assert capsys.readouterr().out == ours
+
+
+def test_a_command_of_another_script_that_lost_its_mark_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^line 3: '--attn_mode' belongs to the command above: .* at the end of line 2"
+    ):
+        foreign_tool(IMAGES.replace("--infer_steps 2 \\", "--infer_steps 2"))
 
 
 def test_a_file_with_such_a_command_runs(run_py: Callable[..., Any]) -> None:
