@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tests.docker.test_dockerfile import EXCLUDED, tool
+from toolkit.system.torch_version import NEWEST, OLDEST
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -79,6 +80,15 @@ def test_continuous_integration_runs_the_same_script_as_everybody() -> None:
     assert commands == ["bash .ci/run"]
 
 
+def test_a_tag_is_tried_with_every_version_of_pytorch_that_can_be_used() -> None:
+    workflow = ROOT / ".github/workflows/versions.yml"
+    [step] = [step for step in steps(workflow) if "run" in step]
+    assert (step["run"], step["env"]) == ('bash .ci/versions "${TORCH}"', {"TORCH": "${{ matrix.torch }}"})
+    [job] = yaml.safe_load(workflow.read_text())["jobs"].values()
+    supported = [f"{OLDEST[0]}.{minor}" for minor in range(OLDEST[1], NEWEST[1] + 1)]
+    assert job["strategy"]["matrix"] == {"torch": supported}
+
+
 def test_an_image_is_pushed_only_after_it_has_trained_and_only_on_a_tag() -> None:
     order = steps(ROOT / ".github/workflows/image.yml")
     names = [step.get("name") for step in order]
@@ -96,7 +106,8 @@ def test_what_a_workflow_names_exists_and_its_commands_are_sound(workflow: Path,
         assert f"`{name}`" in GUIDE, name
     for number, step in enumerate(step for step in steps(workflow) if "run" in step):
         script = tmp_path / f"{number}.sh"
-        script.write_text(f'#!/usr/bin/env bash\nset -e\n: "${{IMAGE:=}}" "${{GITHUB_REF_NAME:=}}"\n{step["run"]}\n')
+        given = " ".join(f'"${{{name}:=}}"' for name in ("IMAGE", "GITHUB_REF_NAME", *step.get("env", {})))
+        script.write_text(f"#!/usr/bin/env bash\nset -e\n: {given}\n{step['run']}\n")
         command = [tool("shellcheck"), "-o", "all", "-e", EXCLUDED, str(script)]
         checked = subprocess.run(command, capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout
