@@ -158,6 +158,10 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
         # Scales and rates never change. `dynamic` would make a symbol of each, and PyTorch 2.11 cannot compile one that
         # scales a product.
         torch._dynamo.config.specialize_float = True
+        if settings.backend == "inductor":
+            from toolkit.memory.unfused_sums import UnfusedSums
+
+            torch._inductor.config.post_grad_custom_post_pass = UnfusedSums()
         # Compiles the backward pass together with the forward pass, so that errors are raised there.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         program: BlockForward = torch.compile(
