@@ -211,20 +211,32 @@ def unpickling(text: str) -> list[str]:
         receiver = ast.unparse(node.func.value)
         weights = node.func.attr == "from_pretrained" and not re.search(r"(Tokenizer(Fast)?|Pil|Config)$", receiver)
         safe = given.get("use_safetensors") == "True" or "STRICTLY" in given
+        asks = receiver.rpartition(".")[2].startswith("Auto") and "NO_CODE" not in given
         loads = f"{receiver}.{node.func.attr}" == "torch.load" and given.get("weights_only") != "True"
-        if (weights and not safe) or loads or given.get("trust_remote_code", "False") != "False":
+        if (
+            (weights and not safe)
+            or loads
+            or (asks and node.func.attr == "from_pretrained")
+            or given.get("trust_remote_code", "False") != "False"
+        ):
             found.append(ast.unparse(node))
     return found
 
 
 def test_no_code_of_a_foreign_file_is_run() -> None:
-    from toolkit.models.loading import STRICTLY
+    from toolkit.models.loading import NO_CODE, STRICTLY
 
     assert STRICTLY["use_safetensors"] is True
+    assert NO_CODE["trust_remote_code"] is False
     for name in tracked(*MAY_IMPORT, *PROGRAMS):
         assert unpickling(source(name)) == [], name
         assert not {"pickle", "marshal", "dill", "joblib"} & set(imports(name, source(name))), name
-    bad = ["X.from_pretrained(a)", "torch.load(f)", "AutoTokenizer.from_pretrained(a, trust_remote_code=yes)"]
+    bad = [
+        "X.from_pretrained(a)",
+        "torch.load(f)",
+        "AutoTokenizer.from_pretrained(a, trust_remote_code=yes)",
+        "transformers.AutoConfig.from_pretrained(a)",
+    ]
     assert unpickling("\n".join(bad)) == bad
 
 

@@ -18,11 +18,15 @@ class Registry(dict[str, str]):
         super().__init__(entries)
         self.what = what
 
-    def load(self, name: str) -> Any:
-        """The object behind `name`. Raises UserError with a did-you-mean when the name is unknown."""
+    def path_of(self, name: str) -> str:
+        """The "module:attribute" of `name`. Raises UserError with a did-you-mean when the name is unknown."""
         if name not in self:
             raise UserError(f"unknown {self.what} {name!r}. {did_you_mean(name, self)}")
-        return load_object(self[name])
+        return self[name]
+
+    def load(self, name: str) -> Any:
+        """The object behind `name`. Raises UserError with a did-you-mean when the name is unknown."""
+        return load_object(self.path_of(name))
 
 
 def load_object(path: str) -> Any:

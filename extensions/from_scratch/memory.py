@@ -50,6 +50,7 @@ from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.from_config import build
 from toolkit.models.interface import DynamicShift
+from toolkit.models.loading import NO_CODE
 from toolkit.networks.full import FullNetwork, modules_with_weights
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
@@ -299,7 +300,7 @@ def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, 
         if part is None:
             return None, wanted.projection_dim or 768
         kind, transformers = text_encoder_kind(part), importlib.import_module("transformers")
-        config = transformers.AutoConfig.from_pretrained(part)
+        config = transformers.AutoConfig.from_pretrained(part, **NO_CODE)
         config = getattr(config, "text_config", None) or config
         encoder, width = getattr(transformers, kind.class_name)(config, **kind.arguments), getattr(config, kind.width)
         if (part / PROJECTION).is_file():

@@ -27,6 +27,7 @@ from toolkit.optim.optimizer_args import (
     OPTIMIZERS,
     ArgumentError,
     check_optimizer,
+    imported_code,
     is_schedule_free,
     requires_single_lr,
 )
@@ -325,11 +326,11 @@ class OptimizerConfig(StrictModel):
             }
         ),
     ] = "adamw"
-    """Optimizer, or the dotted path of a class such as `torch.optim.SGD`. The 8-bit optimizers keep their state in one
-    byte per weight (bitsandbytes). lion's updates have the size of the learning rate: use a third to a tenth of AdamW's
-    learning rate and three to ten times its weight decay. muon orthogonalizes the momentum of matrices and kernels: use
-    AdamW's learning rate or a few times that. prodigy adapts the learning rate itself: use `lr: 1`. schedulefree_adamw
-    averages the weights: use no `lr_scheduler`."""
+    """Optimizer, or the dotted path of a class such as `torch.optim.SGD`, whose module is imported when the training
+    starts. The 8-bit optimizers keep their state in one byte per weight (bitsandbytes). lion's updates have the size of
+    the learning rate: use a third to a tenth of AdamW's learning rate and three to ten times its weight decay. muon
+    orthogonalizes the momentum of matrices and kernels: use AdamW's learning rate or a few times that. prodigy adapts
+    the learning rate itself: use `lr: 1`. schedulefree_adamw averages the weights: use no `lr_scheduler`."""
 
     lr: float = Field(default=1e-4, ge=0, le=1000)
     """Peak learning rate. 0: nothing is learned (one warning)."""
@@ -388,6 +389,9 @@ class OptimizerConfig(StrictModel):
         has only what differs from `train`, and is asked once it is complete."""
         try:
             check_optimizer(self.optimizer, self.optimizer_params)
+            if code := imported_code(self.optimizer):
+                message = f"the training imports {code}, and so runs its code. Start it only if you trust that file."
+                yield warning("optimizer", f"{self.optimizer!r}: {message}")
         except ArgumentError as fault:
             yield error("optimizer_params", str(fault))
         except UserError as fault:

@@ -233,6 +233,10 @@ def check_loaded(part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()
 BLOCKS = "transformer_blocks"
 """Where the transformers of diffusers have their blocks."""
 
+NO_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""For the `from_pretrained` of transformers' Auto classes: without it they ask on the terminal whether to run the code
+that lies in the folder."""
+
 STRICTLY: dict[str, Any] = {
     "local_files_only": True,
     "use_safetensors": True,

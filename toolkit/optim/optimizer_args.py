@@ -1,5 +1,5 @@
-"""Which optimizer a job means, which arguments it takes, and how many bytes of state it has. Planning a job with one
-of the table imports no torch.
+"""Which optimizer a job means, which arguments it takes, and how many bytes of state it has. Checking and planning a
+job import neither torch nor the class: of one that is not in the table they read the source (`toolkit.class_source`).
 
 Source of the bytes: the tensors that the class puts into its state in its first step (torch.optim, transformers'
 optimization.py, prodigyopt's prodigy.py, schedulefree's adamw_schedulefree.py, bitsandbytes' optimizer.py and
@@ -10,11 +10,13 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
+from toolkit.class_source import ClassSource, Function, find_class, find_module
 from toolkit.errors import UserError, did_you_mean
 from toolkit.registry import Registry, collection_paused
 
@@ -79,7 +81,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Argument -> default of the constructors (torch 2.13, bitsandbytes, transformers, prodigyopt, schedulefree as in
-requirements.txt), so that a plan need not import them. An optimizer without a row here is imported to be checked."""
+requirements.txt). Of an optimizer without a row here the source is read."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     # Adafactor's own learning rate would ignore `train.lr`.
@@ -129,10 +131,10 @@ def requires_single_lr(name: str) -> bool:
 
 
 def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raises UserError for an optimizer that is not there and for arguments it does not take.
+    """Raises UserError for an optimizer that is not there and for arguments it does not take. Imports nothing.
 
-    Imports the class, and torch with it, only where `ARGUMENTS` does not have the name; it is then made for one small
-    weight. What depends on the device is found so when the run begins: a plan stays without torch.
+    Values that the constructor of a class outside `ARGUMENTS` refuses, and what depends on the device, are found when
+    the training starts (`try_optimizer`).
     """
     if _typed("maximize", False, arguments.get("maximize", False)):
         raise ArgumentError("maximize: true would make the loss larger. Leave it out.")
@@ -141,8 +143,10 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
         for argument, value in typed.items():
             if reason := _refused(name, argument, value, typed):
                 raise ArgumentError(f"{argument}: {arguments[argument]!r} {reason}. Correct or remove it.")
-    else:
-        try_optimizer(name, 1e-4, arguments)
+        return
+    defaults = declared_defaults(find_optimizer(name))
+    if defaults is not None:
+        typed_arguments(name, defaults, arguments)
 
 
 def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> str:
@@ -167,11 +171,81 @@ def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> 
     return str(impossible.get(argument) or "")
 
 
+# ------------------------------------------------------------ the class in its source
+
+
+def _path(name: str) -> str:
+    """The dotted path of an optimizer's class."""
+    return name if "." in name else OPTIMIZERS.path_of(name).replace(":", ".")
+
+
+def find_optimizer(name: str) -> ClassSource:
+    """The class behind a short name or a dotted path, without importing it. Raises UserError when there is none."""
+    path = _path(name)
+    try:
+        found = find_class(path)
+    except UserError as error:
+        raise UserError(f"{name!r}: {error}") from error
+    if found.is_function or not _may_be_optimizer(found):
+        raise UserError(f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'.")
+    step = found.method("step")
+    if step is not None and declared_arguments(step).get("closure") is REQUIRED:
+        raise UserError(f"{name!r} evaluates the loss several times per step, which is not possible.")
+    return found
+
+
+def _may_be_optimizer(found: ClassSource) -> bool:
+    """Whether the source leaves it possible that a class is a torch.optim.Optimizer, and not that one itself."""
+    lineage = [(each.module.name, each.node.name) if each.node else None for each in found.lineage()]
+    return lineage[0] != _BASE and (None in lineage or _BASE in lineage)
+
+
+_BASE = ("torch.optim.optimizer", "Optimizer")
+
+
+def declared_defaults(found: ClassSource) -> dict[str, Any] | None:
+    """Argument -> default, as `constructor_defaults`, by the source; None: the constructor takes any name, or is not
+    known. A default that is not a literal is REQUIRED."""
+    init = found.method("__init__")
+    if init is None or init.args.kwarg is not None:
+        return None
+    return {name: default for name, default in declared_arguments(init).items() if name not in NOT_ARGUMENTS}
+
+
+def declared_arguments(function: Function) -> dict[str, Any]:
+    """Argument -> default of a function in the source."""
+    given = function.args
+    names = [*given.posonlyargs, *given.args]
+    defaults = [*[None] * (len(names) - len(given.defaults)), *given.defaults, *given.kw_defaults]
+    pairs = zip([*names, *given.kwonlyargs], defaults, strict=True)
+    return {argument.arg: _literal(default) for argument, default in pairs}
+
+
+def _literal(default: ast.expr | None) -> Any:
+    try:
+        return REQUIRED if default is None else ast.literal_eval(default)
+    except ValueError:
+        return REQUIRED
+
+
+_OF_REQUIREMENTS = frozenset(re.split("[.:]", path)[0] for path in OPTIMIZERS.values())
+
+
+def imported_code(name: str) -> str:
+    """What a training imports for its optimizer besides the packages that the program itself uses: the file of the
+    class; empty: nothing. Raises UserError when there is none."""
+    if _path(name).partition(".")[0] in _OF_REQUIREMENTS:
+        return ""
+    module = find_module(_path(name).rpartition(".")[0])
+    return str(module.file or module.name)
+
+
 # ------------------------------------------------------------ the class
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class behind a short name or a dotted path. Raises UserError when there is none."""
+    """The class behind a short name or a dotted path; its module is imported and executed now, so only a training
+    asks. Raises UserError when there is none."""
     if "." not in name:
         return OPTIMIZERS.load(name)
     module_path, _, class_name = name.rpartition(".")

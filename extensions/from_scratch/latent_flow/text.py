@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from extensions.from_scratch.latent_flow.family import PROJECTION, text_encoder_kind
 from toolkit.errors import RunError, UserError
 from toolkit.models.from_config import refuse_arguments
-from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
+from toolkit.models.loading import NO_CODE, STRICTLY, check_finite, check_loaded, reading
 from toolkit.system.seeding import global_generator
 
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
@@ -80,7 +80,7 @@ def any_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with reading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise RunError(f"{folder}: its tokenizer has no fast form (tokenizer.json).")
     return tokenizer

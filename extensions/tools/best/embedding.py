@@ -17,7 +17,7 @@ from torch.nn import functional
 from toolkit.data.images import over_white, to_tensor
 from toolkit.errors import UserError
 from toolkit.models.hub import download_encoder
-from toolkit.models.loading import reading
+from toolkit.models.loading import NO_CODE, reading
 from toolkit.system.device import check_device
 
 KEY = "embedder"
@@ -39,13 +39,13 @@ class Embedder:
         folder = folder if folder.is_dir() else download_encoder(name, KEY)
         check_device(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
         with reading(folder):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, **NO_CODE)
         if config.model_type not in ("clip", "dinov2"):
             raise UserError(f"{KEY}: {name!r} is {config.model_type!r}. Give a CLIP or a DINOv2.")
         with reading(folder):
-            model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **NO_CODE)
             self.reads_text = config.model_type == "clip"
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if self.reads_text else None
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE) if self.reads_text else None
         self._model, self._at = model.requires_grad_(False).eval().to(at), at
         self._side = (config.vision_config if self.reads_text else config).image_size
         if not self.reads_text:

@@ -89,7 +89,7 @@ class Decoder:
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or self._process.poll() is not None:
             environment = os.environ | {"PYTHONPATH": python_path()}
-            command = [sys.executable, "-m", __spec__.name]
+            command = [sys.executable, "-P", "-m", __spec__.name]  # nothing of the working directory
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
             )
