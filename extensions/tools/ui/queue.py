@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -60,6 +60,9 @@ TAIL_BYTES = 256 * 1024
 
 MOST_ARGV = 100_000
 """Bytes of a command: Linux starts none with a word of 128 KiB (execve(2)), so the queue would try it for ever."""
+
+MARK = "ATELIER_QUEUE_ENTRY"
+"""Variable in the environment of an entry's processes."""
 
 _ID = re.compile("[0-9]{6,12}")
 
@@ -279,9 +282,8 @@ class Queue:
         training = [run for run in runs_of(entry) if run.status is RunStatus.RUNNING]
         if training and not entry.is_stopping:
             ask_run(training[-1], "stop")
-        elif is_alive(entry):
-            with suppress(ProcessLookupError):
-                os.killpg(entry.pid, signal.SIGTERM)
+        else:
+            end(self.processes(entry), signal.SIGTERM)
 
     def retry(self, id_: str) -> None:
         """Lets an entry that has ended wait again, at the end. It resumes, unless its mistake kept it from starting."""
@@ -312,6 +314,15 @@ class Queue:
                 return not try_lock(file, shared=True)  # two who look at the same time do not see each other
         except OSError:
             return False
+
+    def mark(self, id_: str) -> str:
+        """What the environment of an entry's processes has as MARK."""
+        return str(self.folder / id_)
+
+    def processes(self, entry: Entry) -> list[int]:
+        """The processes of an entry that live: the shell, the job, and what these have started, also where the shell
+        is gone, or they have left its session."""
+        return _living(entry, self.mark(entry.id))
 
     def log(self, id_: str) -> Path:
         """What an entry has printed."""
@@ -406,6 +417,39 @@ def start_of(pid: int) -> str:
 def is_alive(entry: Entry) -> bool:
     """Whether the very process that was recorded lives."""
     return entry.pid > 0 and (entry.boot, entry.pid_start) == (boot_id(), start_of(entry.pid) or None)
+
+
+def _living(entry: Entry, mark: str) -> list[int]:
+    """The processes of the session that was recorded, and those that carry the mark in their environment."""
+    if not os.path.isdir("/proc/self"):  # no Linux: the group is all that can be asked for
+        with suppress(OSError):
+            if entry.pid:
+                os.killpg(entry.pid, 0)
+                return [-entry.pid]
+        return []
+    is_ours = entry.boot == boot_id() and start_of(entry.pid) in ("", entry.pid_start)
+    marked = f"{MARK}={mark}".encode("utf-8", "surrogateescape")
+    return [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_of(pid, is_ours * entry.pid, marked)
+    ]
+
+
+def _is_of(pid: int, session: int, marked: bytes) -> bool:
+    """Whether a process lives and is in the session (0: in none of ours), or has the mark."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if stat[0] in b"ZX":
+            return False
+        return int(stat[3]) == session != 0 or marked in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is somebody else's
+        return False
+
+
+def end(pids: Iterable[int], number: int) -> None:
+    """Sends a signal to processes; a negative number means a group."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def runs_of(entry: Entry) -> list[RunInfo]:

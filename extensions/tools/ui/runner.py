@@ -2,15 +2,16 @@
 
 It starts the next entry when a GPU is free, each in a session of its own, so the end of a page or of the runner reaches
 no job. A small shell stands above each job: it begins only after the runner has recorded it, so no job runs twice, and
-leaves the exit code in a file for the runner that comes after. What left none is judged by the folders of its run.
+leaves the exit code in a file for the runner that comes after. What left none is judged by the folders of its run. An
+entry has ended, and its GPU is free, when none of its processes lives, whichever of them was killed first.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import IO, Any
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as q
 from extensions.tools.ui.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue
-from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM, RunError, UserError
+from toolkit.errors import EXIT_DONE, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM, RunError, UserError
 from toolkit.files.run_files import utc_now
 from toolkit.system.nvidia import ask_nvml
 from toolkit.train.lock import boot_id
@@ -35,8 +36,11 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 PAUSES = (10.0, 60.0, 300.0)
 """Seconds before each of the retries."""
 
-SOON_S = 60.0
-"""An attempt that was killed sooner, at the step of the one before it, is not worth another."""
+KILLED = 128 + signal.SIGKILL
+"""Exit code that the shell has for a job that was killed."""
+
+LINGER_S = 60.0
+"""Seconds after the end of a job that its other processes may still run; then they are killed, as they keep its GPU."""
 
 _SHELL = (
     'read -r go || exit; trap : TERM INT HUP; "$@" </dev/null; code=$?; '
@@ -55,13 +59,15 @@ def slots() -> list[str]:
 class Runner:
     """Works on a queue until nothing in it waits or runs."""
 
-    def __init__(self, queue: Queue, pauses: Sequence[float] = PAUSES, poll_s: float = 1.0) -> None:
-        self._queue, self._pauses, self._poll_s = queue, tuple(pauses), poll_s
+    def __init__(
+        self, queue: Queue, pauses: Sequence[float] = PAUSES, poll_s: float = 1.0, linger_s: float = LINGER_S
+    ) -> None:
+        self._queue, self._pauses, self._poll_s, self._linger_s = queue, tuple(pauses), poll_s, linger_s
         self._slots = slots()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._begun: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
-        """Id -> when it began, or may be tried again; monotonic, so clocks may jump."""
+        self._left: dict[str, float] = {}
+        """Id -> when it may be tried again, or its job was first seen to have ended; monotonic, so clocks may jump."""
 
     def run(self) -> None:
         """Raises RunError where another runner works on the queue."""
@@ -106,26 +112,38 @@ class Runner:
                 self._start(entry, slot)
 
     def _look(self, entry: Entry) -> tuple[bool, int | None]:
-        """Whether a running entry has ended, and its exit code where that is known."""
+        """Whether a running entry has ended, with all of its processes, and its exit code where that is known."""
         child = self._children.get(entry.id)
         code = child.poll() if child else None
         if (code is None) if child else q.is_alive(entry):
             return False, None
         with suppress(OSError, ValueError):
             code = int((self._queue.folder / f"{entry.id}.exit").read_text("ascii"))
-        if code is None or code < 0:  # the shell alone was killed: its job may go on
+        if code is not None and code < 0:  # the shell alone was killed
+            code = None
+        if left := self._queue.processes(entry):  # the job goes on, or left some behind
+            if (
+                code is not None
+                and time.monotonic() - self._left.setdefault(entry.id, time.monotonic()) >= self._linger_s
+            ):
+                logger.warning(f"{entry.id} {entry.name}: its job has ended, and its processes {left} have not: killed")
+                q.end(self._queue.processes(entry.model_copy(update={"pid": 0})), signal.SIGKILL)  # marked ones only
+            return False, None
+        if code is None:  # a run in its folder that is not the queue's
             return not any(run.status is RunStatus.RUNNING for run in q.runs_of(entry)), None
         return True, code
 
     def _end(self, id_: str, code: int | None) -> None:
         """Records how an entry ended, or lets it wait for another attempt."""
-        queue, lasted = self._queue, time.monotonic() - self._begun.pop(id_, -math.inf)
+        queue = self._queue
         with queue.locked():
             entry = queue.entry(id_)  # it may have been asked to stop by now
             before = dict(zip(map(Path, entry.runs), entry.marks, strict=False))
             runs = [run for run in q.runs_of(entry) if q.mark_of(run.folder) != before.get(run.folder)]
             step = max((run.step for run in runs if run.step is not None), default=None)
-            is_again = entry.attempts > 1 and step == entry.failed_at and (code == EXIT_FAILURE or lasted < SOON_S)
+            was_killed = code in (None, KILLED)
+            is_again = entry.attempts > 1 and step == entry.failed_at and not was_killed
+            attempts = 1 if was_killed and (step or 0) > (entry.failed_at or 0) else entry.attempts
             is_stopped = any(run.status is RunStatus.STOPPED for run in runs)
             state, why = FAILED, ""
             if code in (EXIT_SIGINT, EXIT_SIGTERM) or (code in (EXIT_DONE, None) and is_stopped):
@@ -138,12 +156,18 @@ class Runner:
                 state = STOPPED
             elif is_again:
                 why = f"failed again at {'the beginning' if step is None else f'step {step}'}"
-            elif entry.attempts > len(self._pauses):
-                why = f"failed {entry.attempts} times"
+            elif attempts > len(self._pauses):
+                why = f"{'was killed' if was_killed else 'failed'} {attempts} times"
             else:
-                state, why = WAITING, "was killed" if code is None else f"exit code {code}"
-                self._not_before[id_] = time.monotonic() + self._pauses[max(entry.attempts, 1) - 1]
-            changes: dict[str, Any] = {"state": state, "why": why, "exit_code": code, "failed_at": step}
+                state, why = WAITING, "was killed" if was_killed else f"exit code {code}"
+                self._not_before[id_] = time.monotonic() + self._pauses[max(attempts, 1) - 1]
+            changes: dict[str, Any] = {
+                "state": state,
+                "why": why,
+                "exit_code": code,
+                "failed_at": entry.failed_at if step is None else step,
+            }
+            changes |= {"attempts": attempts}
             changes |= {"ended": utc_now(), "pid": 0, "is_stopping": False}
             if state == WAITING:
                 changes["argv"] = q.without_restart(entry.argv)
@@ -151,6 +175,7 @@ class Runner:
                 changes["order"] = queue.last_order() + 1
             queue.save(entry, **changes)
         self._children.pop(id_, None)
+        self._left.pop(id_, None)
         logger.info(f"{id_} {entry.name}: {state}{f', {why}' if why else ''}")
 
     def _refuse(self, entry: Entry, reason: str) -> None:
@@ -175,7 +200,7 @@ class Runner:
                     (Path(folder) / q.CONTROL / "stop").unlink()
         exit_file = queue.folder / f"{entry.id}.exit"
         exit_file.unlink(missing_ok=True)
-        environment = {**os.environ, VISIBLE: gpu} if gpu else dict(os.environ)
+        environment = {**os.environ, q.MARK: queue.mark(entry.id), **({VISIBLE: gpu} if gpu else {})}
         if VISIBLE not in os.environ:  # the numbers are then NVML's, which are those of the bus
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         command = ["sh", "-c", _SHELL, str(exit_file), sys.executable, str(commands.RUN_PY), *entry.argv]
@@ -207,6 +232,5 @@ class Runner:
                     queue.save(entry, **changes, started=utc_now(), ended="")
             except UserError:
                 return
-            self._begun[entry.id] = time.monotonic()
             gate.write(b"go\n")
         logger.info(f"{entry.id} {entry.name}: started{f' on GPU {gpu}' if gpu else ''}")

@@ -41,6 +41,10 @@ def record(**status):
 if "status" in act:
     record(**act["status"])
 print("it says", act, flush=True)
+if act.get("leaves"):
+    import subprocess
+    left = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (folder.parent / "left").write_text(str(left.pid))
 if act.get("trains"):
     from toolkit.train.lock import run_lock
     with run_lock(folder):
@@ -61,7 +65,7 @@ from extensions.tools.ui.queue import Queue
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 commands.RUN_PY = Path(sys.argv[2])
 runner.slots = lambda: sys.argv[3].split(",")
-runner.Runner(Queue(Path(sys.argv[1])), pauses=(0.0, 0.0, 0.0), poll_s=0.02).run()
+runner.Runner(Queue(Path(sys.argv[1])), pauses=(0.0, 0.0, 0.0), poll_s=0.02, linger_s=0.5).run()
 """
 
 
@@ -121,8 +125,7 @@ def yard(tmp_path: Path) -> Iterator[Yard]:
         runner.kill()
         runner.communicate()
     for entry in yard.queue.entries():
-        if module.is_alive(entry):
-            os.killpg(entry.pid, signal.SIGKILL)
+        module.end(yard.queue.processes(entry), signal.SIGKILL)
 
 
 def test_entries_run_one_after_another_in_the_order_they_were_given(yard):
@@ -162,7 +165,7 @@ def test_what_is_wrong_or_stopped_is_not_tried_again(yard, code, state):
 
 
 def test_a_crash_is_retried_three_times_and_always_resumed(yard):
-    acts = [{"code": code, "status": {"step": step}} for step, code in enumerate([1, -9, 137, 1])]
+    acts = [{"code": code, "status": {"step": step}} for step, code in enumerate([1, 139, 3, 1])]
     id_ = yard.add("a", *acts, flags=("--restart", "--restart-from", "x", "--name", "n"))
     yard.add("later")
     assert "failed 4 times" in yard.work()
@@ -176,12 +179,58 @@ def test_a_crash_is_retried_three_times_and_always_resumed(yard):
     assert (yard.state(id_), yard.queue.entry(id_).attempts) == (WAITING, 0)
 
 
-@pytest.mark.parametrize(("code", "status"), [(1, {"status": {"step": 7}}), (-9, {"status": {"step": 7}}), (1, {})])
+@pytest.mark.parametrize(("code", "status"), [(1, {"status": {"step": 7}}), (139, {"status": {"step": 7}}), (1, {})])
 def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(yard, code, status):
     id_ = yard.add("a", {"code": code, **status})
     yard.work()
     assert len(yard.starts()) == 2
     assert yard.queue.entry(id_).why == ("failed again at step 7" if status else "failed again at the beginning")
+
+
+def test_a_kill_is_not_a_failure_of_the_job(yard):
+    """Machines that are taken away, and the kernel when memory runs out, kill; where the job gets further each time it
+    goes on for ever, and where it does not it is tried three times more."""
+    acts = [{"code": -9, "status": {"step": step}} for step in (1, 2, 3, 4, 5, 6, 7, 7, 7, 7)]
+    id_ = yard.add("a", {"code": 1, "status": {"step": 1}}, *acts)
+    yard.work()
+    assert (len(yard.starts()), yard.state(id_), yard.queue.entry(id_).why) == (11, FAILED, "was killed 4 times")
+
+
+@pytest.mark.parametrize("is_adopted", [False, True])
+def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard, is_adopted):
+    """It has not written run.json yet: it imports its packages."""
+    door = str(yard.folder / "door")
+    first, second = yard.add("a", {"until": door}), yard.add("b")
+    runner = yard.runner()
+    yard.wait(lambda: yard.starts())
+    if is_adopted:
+        runner.kill()
+        runner.wait()
+    os.kill(yard.queue.entry(first).pid, signal.SIGKILL)
+    runner = yard.runner() if is_adopted else runner
+    time.sleep(0.5)
+    assert (yard.begun(), yard.state(first), yard.state(second)) == (["a"], RUNNING, WAITING)
+    Path(door).touch()
+    assert runner.wait(30) == 0
+    assert (yard.begun()[:2], yard.state(first), yard.state(second)) == (["a", "a"], DONE, DONE)
+
+
+def test_a_job_whose_shell_is_gone_is_stopped_too(yard):
+    id_ = yard.add("a", {"until": str(yard.folder / "never")})
+    runner = yard.runner()
+    yard.wait(lambda: yard.starts())
+    os.kill(yard.queue.entry(id_).pid, signal.SIGKILL)
+    yard.queue.stop(id_)
+    assert runner.wait(30) == 0
+    assert (yard.state(id_), len(yard.starts())) == (STOPPED, 1)
+
+
+def test_what_a_job_leaves_behind_in_another_session_keeps_its_gpu_and_is_killed(yard):
+    """As the workers that torchrun starts, when it is killed."""
+    first, second = yard.add("a", {"leaves": True}), yard.add("b")
+    assert "have not: killed" in yard.work()
+    assert (yard.state(first), yard.state(second), yard.begun()) == (DONE, DONE, ["a", "b"])
+    assert module.start_of(int((yard.folder / "output" / "left").read_text())) == ""
 
 
 def test_a_job_outlives_its_runner_and_is_adopted_by_the_next(yard):
