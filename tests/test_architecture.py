@@ -84,6 +84,8 @@ WITHOUT_MIRROR = {
     "tests/extensions/sd_trainer/test_measuring.py": "whole jobs that are validated, and end by a number",
     "tests/faults/test_machines.py": "whole jobs on two machines",
     "tests/faults/test_autoencoders.py": "whole jobs that train autoencoders, killed",
+    "tests/faults/test_canary.py": "files that name code, by every reader, tool and route",
+    "tests/faults/test_queue_kills.py": "the queue, whatever of it is killed",
     "tests/faults/test_cuda.py": "whole jobs on a CUDA device, one that is none or a real one",
     "tests/faults/test_anomalies.py": "whole jobs with something wrong that does not end them",
     "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
