@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,15 +10,6 @@ from toolkit.models.interface import BlockForward, BlockWrapper
 
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 SLOW = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-AVOID_PLANS = "TORCH_CUDNN_SDPA_AVOID_RECOMPILE"
-"""The variable with which cuDNN's attention builds a plan for each power of two, not for each number of tokens: every
-length of a caption would cost about 400 ms (sgl-project/sglang#4650), forward and backward. It holds for q, k, v that
-lie as [B, S, H, D], without a mask, as in our blocks; older PyTorch ignores it (pytorch/pytorch#155958)."""
-
-# PyTorch reads it once, at the first attention of cuDNN, which may be that of a text encoder. A user's 0 stays.
-os.environ.setdefault(AVOID_PLANS, "1")
-warnings.filterwarnings("ignore", AVOID_PLANS)  # that it is experimental, and where it does not hold
 
 
 def sdpa_priority(device: torch.device) -> list[SDPBackend]:

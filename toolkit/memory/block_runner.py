@@ -100,7 +100,7 @@ class BlockRunner:
         offload = offloading(self._device) if self.level == "full_offload" else []
         swap = [self._swap] if self._swap else []
         self._model.wrap_blocks(
-            [*self._kernel, checkpoint_wrapper(self.level), *compilation, *offload, *swap],
+            [*self._kernel, checkpoint_wrapper(self.level, self._model.hidden_size), *compilation, *offload, *swap],
             # Checkpointing the last block saves nothing: its activations are needed again at once. With compilation it
             # would have to be compiled separately, which is not worth it.
             last_block_wrappers=None if used else [*self._kernel, *swap],

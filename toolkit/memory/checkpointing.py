@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
+from hashlib import sha256
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,12 +39,20 @@ MIN_WIDTH_FRACTION = 4
 """A matmul over less than the width / MIN_WIDTH_FRACTION (an adapter's up projection) is cheaper to recompute."""
 
 
-def checkpoint_wrapper(level: str) -> BlockWrapper:
+def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
     """A wrapper that keeps the activations of `level`, one of CHECKPOINTING_LEVELS:
 
     none: all. cheap: matmul and attention outputs; elementwise operations are recomputed. keep_attention: attention
     outputs. full: the block's inputs only. full_offload: the same, which `ActivationOffload` around it offloads.
+
+    hidden_size: channels per token, by which `cheap` tells an adapter's up projection; 0: none is told.
     """
+    min_width = hidden_size // MIN_WIDTH_FRACTION
+    # With compilation the policy must not depend on the number of tokens, which would cause recompilation.
+    policy = partial(_keeps_costly, None, min_width) if level == "cheap" else _keeps_attention
+    compiled = partial(create_selective_checkpoint_contexts, policy)
+    # PyTorch caches a compiled block under it: one for each policy, of this version of this file.
+    vars(compiled)["cache_hash"] = f"{level} {min_width} {sha256(Path(__file__).read_bytes()).hexdigest()}"
 
     def wrap(run: BlockForward) -> BlockForward:
         def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -50,8 +60,10 @@ def checkpoint_wrapper(level: str) -> BlockWrapper:
                 return run(block, *tensors)
             if level in ("full", "full_offload"):
                 return checkpoint(run, block, *tensors, use_reentrant=False)
-            policy = _policy_for_matmuls(tensors) if level == "cheap" else _keeps_attention
-            contexts = partial(create_selective_checkpoint_contexts, policy)
+            if torch.compiler.is_compiling() or level != "cheap":
+                return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=compiled)
+            tokens = {prod(t.shape[:-1]) for t in tensors if isinstance(t, Tensor) and t.dim() == 3}
+            contexts = partial(create_selective_checkpoint_contexts, partial(_keeps_costly, tokens, min_width))
             return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
 
         return run if level == "none" else run_again
@@ -68,22 +80,15 @@ def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoint
     return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _policy_for_matmuls(tensors: tuple[Tensor | None, ...]) -> Policy:
-    """Keeps attention, and matmuls with one row per token of a stream.
-
-    Other matmuls are of weights (in LoHa and LoKr), as large as the model, or attention scores. With compilation the
-    policy must not depend on the number of tokens, which would cause recompilation: there a matmul of two matrices
-    counts as one of tokens, and matmuls of weights are told by their small inner size alone.
-    """
-    streams = [t for t in tensors if isinstance(t, Tensor) and t.dim() == 3]
-    tokens = None if torch.compiler.is_compiling() else {prod(t.shape[:-1]) for t in streams}
-    min_width = max(t.shape[-1] for t in streams) // MIN_WIDTH_FRACTION
-    return partial(_keeps_costly, tokens, min_width)
-
-
 def _keeps_costly(
     tokens: Collection[int] | None, min_width: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
+    """Keeps attention, and matmuls with one row per token of a stream.
+
+    Other matmuls are of weights (in LoHa and LoKr), as large as the model, or attention scores. tokens: the rows of the
+    streams; None with compilation, where a matmul of two matrices counts as one of tokens, and matmuls of weights are
+    told by their small inner size alone.
+    """
     if op is _aten._to_copy.default and args[0].dtype == torch.int32:  # result of an int8 matmul, compiled
         return CheckpointPolicy.MUST_SAVE
     if op in MATMULS:

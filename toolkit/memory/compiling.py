@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.config.train import CompileConfig
 from toolkit.errors import RunError, UserError
+from toolkit.memory.quantization import with_gradient
 from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
@@ -151,6 +152,10 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
 
     programs = programs or Programs(settings)
     _keep_quiet()
+    if settings.backend == "inductor":
+        from torch._inductor.decomposition import decompositions
+
+        decompositions.setdefault(with_gradient, lambda x_MI, y_MO, *of_gradient: y_MO.clone())
 
     def wrap(run: BlockForward) -> BlockForward:
         limit = settings.cache_size_limit or DEFAULT_RECOMPILE_LIMIT

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
 from toolkit.number_types import FP8_QTYPES, STORED_FP8, UINT_BITS
@@ -39,8 +40,9 @@ class QuantizedWeight(nn.Module):
         """The weight [O, I] as a tensor of `dtype`."""
 
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """[M, O] in the dtype of `x_MI`: x times the transposed weight, plus the bias."""
-        return functional.linear(x_MI, self.dequantize().to(x_MI.dtype), bias_O)
+        """[M, O] in the dtype of `x_MI`: x times the transposed weight, plus the bias. While compiling it can be
+        differentiated by x_MI, and its gradient is `matmul_grad`."""
+        return functional.linear(x_MI, _remade(lambda: self.dequantize().to(x_MI.dtype)), bias_O)
 
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
         """[M, I] in the dtype of `g_MO`: g times the weight."""
@@ -69,7 +71,18 @@ class QuantizedWeight(nn.Module):
 
 
 def _linear(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+    if torch.compiler.is_compiling():
+        # Plain operations: PyTorch cannot cache a program with an autograd.Function, and 2.11 recomputes nothing in it.
+        return weight.matmul(input.reshape(-1, weight.shape[1]), bias).view(*input.shape[:-1], weight.shape[0])
     return QuantizedLinearFn.apply(input, weight, bias)
+
+
+def _remade(make: Callable[[], Tensor]) -> Tensor:
+    """What `make` computes from a frozen weight. While compiling it is marked to be computed again in the backward
+    pass; without that PyTorch would keep the dequantized weights of all blocks."""
+    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        return checkpoint(make, use_reentrant=False)
+    return make()
 
 
 _products = torch.library.Library("atelier", "FRAGMENT")
@@ -97,12 +110,8 @@ class QuantizedLinearFn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, bias_O: Tensor | None) -> Tensor:
         ctx.weight = weight
-        x_MI = x.reshape(-1, x.shape[-1])
-        if torch.compiler.is_compiling():
-            y_MO = weight.matmul(x_MI, bias_O)
-        else:
-            _in_use[id(weight)] = weight
-            y_MO = frozen_product(x_MI, id(weight), bias_O)
+        _in_use[id(weight)] = weight
+        y_MO = frozen_product(x.reshape(-1, x.shape[-1]), id(weight), bias_O)
         return y_MO.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -164,13 +173,19 @@ class RowwiseQuantized(QuantizedWeight):
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
         if x_MI.dtype == torch.float16:  # sums of unscaled codes may be too large for it
             return super().matmul(x_MI, bias_O)
-        scale_1O = self.scale_O1.t()
         if self.watch:
             self.watch("forward", x_MI)
+        if any(self.in_int8) and len(x_MI) >= MIN_ROWS and torch.compiler.is_compiling():
+            y_MO = self._matmul(x_MI.detach(), bias_O)
+            return with_gradient(x_MI, y_MO, self.codes_OI, self.scale_O1, self.in_int8.backward)
+        return self._matmul(x_MI, bias_O)
+
+    def _matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        scale_1O = self.scale_O1.t()
         if self.in_int8.forward and len(x_MI) >= MIN_ROWS:
             y_MO = int8_mm(quantize_rows(x_MI), self.codes_OI.t(), x_MI.dtype)
             return _scaled(y_MO, scale_1O.float(), bias_O).to(x_MI.dtype)
-        y_MO = x_MI @ self._values(x_MI.dtype).t()
+        y_MO = x_MI @ _remade(lambda: self._values(x_MI.dtype)).t()
         return _scaled(y_MO, self._scale_for(x_MI.dtype), bias_O)
 
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
@@ -183,6 +198,29 @@ class RowwiseQuantized(QuantizedWeight):
         if self.in_int8.backward and len(g_MO) >= MIN_ROWS:
             return int8_mm(quantize_rows(g_MO * scale_1O.float()), self.codes_OI, g_MO.dtype).to(g_MO.dtype)
         return (g_MO * self._scale_for(g_MO.dtype)).to(g_MO.dtype) @ self._values(g_MO.dtype)
+
+
+_products.define("with_gradient(Tensor x_MI, Tensor y_MO, Tensor codes_OI, Tensor scale_O1, bool in_int8) -> Tensor")
+_products.impl("with_gradient", lambda x_MI, y_MO, *of_gradient: y_MO.clone(), "CompositeExplicitAutograd")
+
+with_gradient = torch.ops.atelier.with_gradient.default
+"""y, with the gradient of x that `RowwiseQuantized.matmul_grad` has: int8 matmuls have no derivative. For compiled
+blocks, where an autograd.Function is not cached (see `_linear`); inductor sees a copy, which it removes."""
+
+
+def _keep_weight(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
+    _, _, codes_OI, scale_O1, ctx.in_int8 = inputs
+    ctx.save_for_backward(codes_OI, scale_O1)
+
+
+def _gradient(ctx: Any, g_MO: Tensor) -> tuple[Tensor, None, None, None, None]:
+    codes_OI, scale_O1 = ctx.saved_tensors
+    weight = RowwiseQuantized(codes_OI, scale_O1)
+    weight.in_int8 = Int8Matmuls(backward=ctx.in_int8)
+    return weight.matmul_grad(g_MO), None, None, None, None
+
+
+torch.library.register_autograd("atelier::with_gradient", _gradient, setup_context=_keep_weight, lib=_products)
 
 
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -350,7 +388,7 @@ class QuantizedLinear(nn.Linear):
         self.requires_grad_(False)
 
     def forward(self, input: Tensor) -> Tensor:
-        return QuantizedLinearFn.apply(input, self.weight, self.bias)
+        return _linear(input, self.weight, self.bias)  # type: ignore[arg-type]  # see __init__
 
 
 QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}

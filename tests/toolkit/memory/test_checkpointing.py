@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.diffusers_reference import open_tiny
-from tests.toolkit.memory.toy_blocks import Stack, same
+from tests.toolkit.memory.toy_blocks import WIDTH, Stack, same
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.data.types import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
@@ -37,7 +37,7 @@ class Counted(TorchDispatchMode):
 
 def computed(level: str, **options) -> Counter:
     """Operations of a step on one block: forward, backward, and what is done again."""
-    stack = Stack(count=2, dropout=0.0, **options).wrap(checkpoint_wrapper(level))
+    stack = Stack(count=2, dropout=0.0, **options).wrap(checkpoint_wrapper(level, WIDTH))
     with Counted() as counted:
         stack.gradients()
     return counted.calls
@@ -49,7 +49,7 @@ def test_each_level_gives_the_same_bits_with_dropout(kind, qtype) -> None:
     options = {"count": 2, "kind": kind, "qtype": qtype}
     expected = Stack(**options).gradients()
     for level in CHECKPOINTING_LEVELS:
-        assert same(Stack(**options).wrap(checkpoint_wrapper(level)).gradients(), expected), level
+        assert same(Stack(**options).wrap(checkpoint_wrapper(level, WIDTH)).gradients(), expected), level
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
@@ -64,7 +64,7 @@ def test_each_level_gives_the_same_bits_on_a_real_model(tiny_model: Path, table:
         for parameter in network.parameters().values():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
         assert model.enable_modulation_cache(BlockSwap) is None
-        model.wrap_blocks([checkpoint_wrapper(level)])
+        model.wrap_blocks([checkpoint_wrapper(level, model.hidden_size)])
         torch.manual_seed(0)
         width = model.network_module.config.joint_attention_dim
         texts = [torch.randn((tokens, width), generator=random) for tokens in (7, 9)]  # two groups: two passes
@@ -113,7 +113,7 @@ def _kept_by_cheap(kind) -> list[tuple[torch.Size, object]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointing, "_keeps_costly", spying)
-        Stack(count=1, kind=kind, rank=16).wrap(checkpoint_wrapper("cheap")).gradients()
+        Stack(count=1, kind=kind, rank=16).wrap(checkpoint_wrapper("cheap", WIDTH)).gradients()
     assert kept
     return kept
 
@@ -123,4 +123,4 @@ def test_without_gradients_nothing_is_wrapped(level: str) -> None:
     stack = Stack(dropout=0.0)
     with torch.no_grad():
         expected = stack.output()
-        assert torch.equal(stack.wrap(checkpoint_wrapper(level)).output(), expected)
+        assert torch.equal(stack.wrap(checkpoint_wrapper(level, WIDTH)).output(), expected)

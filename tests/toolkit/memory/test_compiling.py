@@ -51,7 +51,7 @@ def fresh_compiler() -> Iterator[None]:
 
 def stack(level: str, backend: str = "eager", **options) -> Stack:
     settings = CompileConfig(enabled=True, backend=backend, fullgraph=True)
-    return Stack(dropout=0.0, **options).wrap(checkpoint_wrapper(level), compile_wrapper(settings))
+    return Stack(dropout=0.0, **options).wrap(checkpoint_wrapper(level, WIDTH), compile_wrapper(settings))
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str, forward: Callable, backward: Callable) -> None:
@@ -92,7 +92,7 @@ def test_nothing_is_compiled_after_the_warm_up() -> None:
 
 def test_programs_of_any_size_from_the_first_are_whole_and_made_once() -> None:
     settings = CompileConfig(enabled=True, backend="eager", dynamic=True, fullgraph=True)
-    compiled_stack = Stack(dropout=0.0, count=2).wrap(checkpoint_wrapper("cheap"), compile_wrapper(settings))
+    compiled_stack = Stack(dropout=0.0, count=2).wrap(checkpoint_wrapper("cheap", WIDTH), compile_wrapper(settings))
     assert close(compiled_stack.gradients(), Stack(dropout=0.0, count=2).gradients())
     warm = counters["stats"]["unique_graphs"]
     compiled_stack.gradients(tokens=12)
@@ -129,7 +129,7 @@ def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
 
     settings = CompileConfig(enabled=True, backend="aot_eager", fullgraph=True)
     plain_stack = Stack(dropout=0.0, count=1)
-    run = Stack.wrapped(modulated, checkpoint_wrapper(level), compile_wrapper(settings))
+    run = Stack.wrapped(modulated, checkpoint_wrapper(level, WIDTH), compile_wrapper(settings))
     for images, tokens in ((2, 20), (3, 12), (4, 28)):
         x_BSD = torch.randn((images, tokens, WIDTH)).requires_grad_()
         outputs = [one(plain_stack.model[0], x_BSD, x_BSD[:, 0])[0] for one in (run, modulated)]
@@ -157,7 +157,9 @@ def test_dropout_of_a_block_that_is_computed_again_is_that_of_the_first_time(lev
         return block.weight.grad
 
     settings = CompileConfig(enabled=True, backend="aot_eager")
-    assert torch.equal(gradient(compile_wrapper(settings)(checkpoint_wrapper(level)(thinned))), gradient(thinned))
+    assert torch.equal(
+        gradient(compile_wrapper(settings)(checkpoint_wrapper(level, WIDTH)(thinned))), gradient(thinned)
+    )
 
 
 @pytest.mark.parametrize("failing", ["first program", "program of the second block", "first call"])

@@ -11,7 +11,7 @@ import torch
 from torch.utils._triton import has_triton
 
 from tests.toolkit.memory.test_compiling import IN_INT8, close
-from tests.toolkit.memory.toy_blocks import Stack
+from tests.toolkit.memory.toy_blocks import WIDTH, Stack
 from toolkit.config.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
@@ -42,7 +42,7 @@ def inductor() -> str:
 
 def compiled(level: str, backend: str, dynamic: bool | str = "auto", **options) -> Stack:
     settings = CompileConfig(enabled=True, backend=backend, dynamic=dynamic)
-    return Stack(dropout=0.0, **options).wrap(checkpoint_wrapper(level), compile_wrapper(settings))
+    return Stack(dropout=0.0, **options).wrap(checkpoint_wrapper(level, WIDTH), compile_wrapper(settings))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,175 @@
+"""What a compiled block keeps for its backward pass, and what PyTorch caches of it. Both are decided before any kernel
+is made, so that a CPU shows what a GPU does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import Tensor, fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.utils import counters
+from torch._inductor.decomposition import select_decomp_table
+
+from tests.toolkit.memory.toy_blocks import TOKENS, WIDTH, Stack
+from toolkit.config.train import CompileConfig
+from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.compiling import compile_wrapper
+from toolkit.memory.quantization import Int8Matmuls
+from toolkit.networks.lora import DoraNetwork
+from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
+
+ROWS = 2 * TOKENS
+ROOT = Path(__file__).resolve().parents[3]
+IN_INT8 = Int8Matmuls(forward=True, backward=True)
+OTHERS = ("int8", "float8", "fp8_scaled", "uint3")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(), torch._functorch.config.patch():
+        yield
+    torch._dynamo.reset()
+
+
+@dataclass
+class Program:
+    """A compiled block, as it is divided into a forward and a backward pass."""
+
+    made: list[Tensor]
+    """What it computes and keeps, without its inputs; without shapes of integers, and states of random numbers."""
+
+    untagged: list[str]
+    """Operations of the forward pass that checkpointing does not see."""
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """The programs of the backend "divided", which divides as inductor does and compiles nothing."""
+    found: list[Program] = []
+
+    def divide(joint: fx.GraphModule, inputs: object, **options):
+        forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
+        results = next(iter(reversed(forward.graph.nodes))).args[0][options["num_fwd_outputs"] :]
+        kept = [node.meta["val"] for node in results if isinstance(node, fx.Node) and node.op == "call_function"]
+        untagged = [
+            str(node.target)
+            for node in joint.graph.nodes
+            if node.op == "call_function"
+            and node.meta.get("partitioner_tag") != "is_backward"
+            and "recompute" not in node.meta
+        ]
+        made = [value for value in kept if isinstance(value, Tensor) and value.dtype != torch.uint8]
+        found.append(Program(made, untagged))
+        return forward, backward
+
+    def run(module: fx.GraphModule, inputs: object):
+        return make_boxed_func(module.forward)
+
+    options = {"partition_fn": divide, "decompositions": select_decomp_table()}
+    backend = aot_autograd(fw_compiler=run, bw_compiler=run, **options)
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "divided", backend)
+    monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, "divided", None)
+    return found
+
+
+def train(level: str, backend: str = "divided", **options) -> None:
+    """A step of two blocks, the second of which has a gradient to pass on."""
+    settings = CompileConfig(enabled=True, backend=backend, fullgraph=True)
+    stack = Stack(dropout=0.0, count=2, **options)
+    stack.wrap(checkpoint_wrapper(level, WIDTH), compile_wrapper(settings)).gradients()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"qtype": "int4"},
+        {"qtype": "int8", "in_int8": IN_INT8},
+        *(pytest.param({"qtype": qtype}, marks=pytest.mark.slow) for qtype in OTHERS),
+        pytest.param({"qtype": "int4", "kind": DoraNetwork}, marks=pytest.mark.slow),
+        pytest.param({"kind": LohaNetwork}, marks=pytest.mark.slow),
+        pytest.param({"kind": LokrNetwork}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Program], options: dict) -> None:
+    """On torch 2.11 what is inside an autograd.Function has no tag: each block kept its weights and activations."""
+    train("full", **options)
+    assert len(programs) == 2
+    assert [(program.made, program.untagged) for program in programs] == [([], []), ([], [])]
+
+
+@pytest.mark.parametrize(
+    ("qtype", "in_int8"),
+    [
+        ("int4", None),
+        ("int8", IN_INT8),
+        pytest.param("int8", Int8Matmuls(forward=True), marks=pytest.mark.slow),
+        *(pytest.param(qtype, None, marks=pytest.mark.slow) for qtype in OTHERS),
+    ],
+)
+def test_no_level_keeps_a_dequantized_weight(programs: list[Program], qtype: str | None, in_int8) -> None:
+    for level in ("none", "cheap"):
+        train(level, qtype=qtype, in_int8=in_int8)
+    # What has no axis of rows or tokens is a weight.
+    assert [v.shape for program in programs for v in program.made if not {ROWS, TOKENS} & {*v.shape}] == []
+
+
+@pytest.mark.parametrize(
+    ("qtype", "in_int8"),
+    [
+        (None, None),
+        pytest.param("int4", None, marks=pytest.mark.slow),
+        pytest.param("int8", IN_INT8, marks=pytest.mark.slow),
+    ],
+)
+def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None, in_int8) -> None:
+    for level in ("keep_attention", "cheap"):
+        train(level, qtype=qtype, in_int8=in_int8)
+    attention = {(2, 2, TOKENS, WIDTH // 2): 1, (2, 2, TOKENS): 1}  # its output, and the logarithm of its sums
+    # Products of six layers but the last, which nothing needs again, and six low-rank ones.
+    products = {(ROWS, WIDTH): 4, (ROWS, 2 * WIDTH): 1, (ROWS, 4): 6}
+    kept = [Counter(tuple(value.shape) for value in program.made) for program in programs]
+    assert kept == [attention, attention, attention | products, attention | products]
+
+
+# ------------------------------------------------------------ what a second process finds
+
+CACHED = [
+    {"level": "full", "qtype": "int4"},
+    {"level": "cheap", "qtype": "int8", "in_int8": IN_INT8},
+    {"level": "none", "qtype": "int8"},
+    {"level": "keep_attention"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", range(len(CACHED)))
+def test_a_second_process_compiles_nothing(tmp_path: Path, row: int) -> None:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    found = []
+    for _ in range(2):
+        command = [sys.executable, "-c", f"from {__name__} import CACHED, count; count(**CACHED[{row}])"]
+        printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        found.append(json.loads(printed.splitlines()[-1]))
+    first, second = found
+    assert first["autograd_cache_saved"] == second["autograd_cache_hit"] == 2
+    assert not {name for name in (*first, *second) if "bypass" in name} and "autograd_cache_miss" not in second
+    assert second["fxgraph_cache_hit"] >= 2 and "fxgraph_cache_miss" not in second
+
+
+def count(level: str, **options) -> None:
+    """Prints the counters of the caches as JSON."""
+    train(level, "inductor", **options)
+    print(json.dumps({**counters["aot_autograd"], **counters["inductor"]}))
