@@ -123,6 +123,6 @@ def test_the_launcher_refuses_it_before_torch_is_imported(tmp_path: Path) -> Non
 def test_the_range_is_one_everywhere() -> None:
     oldest, newest = (".".join(map(str, version)) for version in (torch_version.OLDEST, torch_version.NEWEST))
     assert f"torch=={newest}." in (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    for page in ("README.md", "docs/troubleshooting.md", "docs/memory.md", "docker/Dockerfile"):
+    for page in ("README.md", "docs/troubleshooting.md", "docs/memory.md", "docs/runpod.md", "docker/Dockerfile"):
         said = re.findall(r"PyTorch (\d\.\d+) to (\d\.\d+)", (ROOT / page).read_text(encoding="utf-8"))
         assert said == [(oldest, newest)], page
