@@ -99,7 +99,7 @@ def measure(folder: Path, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     peak = run("-c", WORKER, "run.py", job).splitlines()[-1]
     measured = 1024 * int(peak.split()[1])
     off = plan["host_bytes"] / measured - 1
-    predicted, phase = plan["host_bytes"], plan["host_phase"]
+    predicted, phase = plan["host_bytes"], max(plan["phases"], key=lambda name: sum(plan["phases"][name].values()))
     print(f"{name:<30} {predicted / 1e9:>7.2f} GB {measured / 1e9:>7.2f} GB  {off:>+9.1%}   {phase}", flush=True)
     return {"predicted": predicted, "measured": measured, "phase": phase}
 
@@ -165,7 +165,7 @@ def cards_table() -> str:
         plan = plan_memory(job, group_items([one_item()]), Machine("cuda"))
         card = plan.card()
         fits = f"{card} GB" if card else "none of these"
-        sizes = f"{plan.device_bytes / GB:.1f} GB | {plan.device.name} | {plan.host_bytes / GB:.1f} GB"
+        sizes = f"{plan.peak_bytes / GB:.1f} GB | {plan.peak.name} | {plan.host_bytes / GB:.1f} GB"
         lines.append(f"| {name} | {sizes} | {fits} |")
     return "\n".join(lines)
 

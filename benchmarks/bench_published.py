@@ -106,7 +106,7 @@ def measured(name: str, row: Row, size: ModelSize, has_goal: bool) -> dict[str, 
         phases = simulate(job, size, row.references)
     simulated = {phase: phases[phase].device for phase in PHASES}
     predicted = {phase: plan.allocated(phase) for phase in PHASES}
-    host = max(sum(p.host.get(part, 0) for part in ON_HOST) for p in plan.phases if p.name in PHASES)
+    host = sum(plan.host.get(part, 0) for part in ON_HOST)
     pairs = [
         (simulated["training"], predicted["training"]),
         (phases["training"].host, host),

@@ -29,6 +29,7 @@ from toolkit.memory.estimate import (
     PROCESS_BASELINE_WITH_CUDA,
     MemoryEstimate,
     Phase,
+    positive,
 )
 from toolkit.memory.oom_hints import smaller_resolution
 from toolkit.registry import load_object
@@ -110,16 +111,12 @@ class StepBytes:
         phases = {ENCODING: {"encoders": self.encoding}} if self.encoding else {}
         phases |= {"first step": step, "training": training}
         copies = {"copies to be saved": self.save.file + self.save.state}
-        found = [_phase(name, on_gpu, parts) for name, parts in phases.items()]
-        return MemoryEstimate((*found, _phase("saving", on_gpu, training, copies)), on_gpu)
-
-
-def _phase(name: str, on_gpu: bool, device: Mapping[str, int], host: Mapping[str, int] | None = None) -> Phase:
-    """On the CPU all of it is main memory."""
-    there, beside = ({part: size for part, size in (parts or {}).items() if size > 0} for parts in (device, host))
-    if on_gpu:
-        return Phase(name, {"context": CUDA_CONTEXT} | there, {"process baseline": PROCESS_BASELINE_WITH_CUDA} | beside)
-    return Phase(name, {}, {"process baseline": PROCESS_BASELINE} | there | beside)
+        if not on_gpu:
+            phases["saving"] = training | copies
+        always = {"context": CUDA_CONTEXT} if on_gpu else {"process baseline": PROCESS_BASELINE}
+        found = (Phase(name, positive(always | parts)) for name, parts in phases.items())
+        host = {"process baseline": PROCESS_BASELINE_WITH_CUDA} | positive(copies) if on_gpu else {}
+        return MemoryEstimate(tuple(found), on_gpu, host)
 
 
 def memory_advice(section: RolesSection) -> str:
@@ -195,9 +192,8 @@ class RolesPlanner(Planner[SectionT]):
     unknown_memory = ""
     """Why there is no estimate."""
 
-    def advice(self, data: ImageData, memory: MemoryEstimate) -> str | None:
-        limit = self.machine.limit
-        return memory_advice(self.section) if limit and memory.peak_bytes > limit else None
+    def savings(self) -> Iterable[str]:
+        return _less_memory(self.section)
 
     def save_size(self) -> SaveSize | None:
         return self.step.save if self.step else None

@@ -1,15 +1,14 @@
 """The memory estimate of a job, phase by phase, from its settings and the sizes of the model. Imports no torch.
 
-It estimates the peak of each phase: encoding (with an empty cache), loading, the first step (before the optimizer has
-state), training and saving, sampling. With several ranks it is that of rank 0, which does most.
+It estimates the peak of each phase on the compute device: encoding (with an empty cache), loading, the first step
+(before the optimizer has state), training, sampling. Main memory beside a GPU is one figure. With several ranks it is
+that of rank 0, which does most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import product
-from math import prod, sqrt
 from pathlib import Path
 
 from extensions.sd_trainer.memory_inputs import (
@@ -29,7 +28,6 @@ from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.model import AUTO_RANK
 from toolkit.config.model_files import single_files
 from toolkit.config.sections import DiffusionSection
-from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
@@ -41,9 +39,10 @@ from toolkit.memory.estimate import (
     Machine,
     MemoryEstimate,
     Phase,
+    StepShape,
+    positive,
     step_peak,
 )
-from toolkit.memory.oom_hints import MemorySaving, advice_line, applied, suggestions
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
 from toolkit.models.folder_family import with_single_files
 from toolkit.networks.kinds import KINDS
@@ -89,23 +88,6 @@ def plan_memory(
     return plan
 
 
-def advice(
-    section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, plan: MemoryEstimate
-) -> str | None:
-    """One line of changes for the machine, or for the next smaller GPU where its memory is not known, in the order of
-    `suggestions`. None where the job fits the machine, or the smallest GPU."""
-
-    def peak_with(chosen: Sequence[MemorySaving]) -> int:
-        changed, side = applied(section, chosen), sqrt(prod(change.area for change in chosen))
-        smaller = [replace(group, bucket=Size(*(int(side * length) for length in group.bucket))) for group in groups]
-        level = changed.train.checkpointing_level()
-        if level == "auto":  # it would use all available memory
-            level = "full_offload" if machine.kind == "cuda" else "full"
-        return plan_memory(changed, smaller, machine, level).peak_bytes
-
-    return advice_line(plan, machine, suggestions(section), peak_with)
-
-
 class _Estimator:
     """The numbers of a section on a machine, at a checkpointing level. On the CPU all is in one memory."""
 
@@ -144,24 +126,25 @@ class _Estimator:
         per_linear = self.facts.bytes_per_weight[self.model.qtype_te] if self.model.quantize_te else self.number
         self.text = self.facts.text.stored(per_linear, self.number)
         self.vae = self.facts.vae.stored(self.number, self.number)
-        # Those that stay, on the device and in the main memory: the VAE for samples, the text encoder for shuffled
-        # captions, which are encoded at each use; both for a stream.
-        self.encoders: tuple[Bytes, Bytes] = {}, {}
+        # Those that stay, on the device or beside it: the VAE for samples, the text encoder for shuffled captions,
+        # which are encoded at each use; both for a stream.
+        self.encoders: Bytes = {}
+        self.waiting: Bytes = {}
         if self.samples or self.is_streamed:
-            self.encoders[self.low_vram]["VAE"] = self.vae
+            (self.waiting if self.low_vram else self.encoders)["VAE"] = self.vae
         if any(group.shuffled for group in groups):
-            self.encoders[self.low_vram or self.text_on_host]["text encoder"] = self.text
+            (self.waiting if self.low_vram or self.text_on_host else self.encoders)["text encoder"] = self.text
 
     def plan(self) -> MemoryEstimate:
         rows = LOOKAHEAD_BATCHES * self.train.batch_size
-        phases = [
-            self._phase(ENCODING, *self._encoding()),
-            self._phase("loading", *self._loading()),
-            self._phase("first step", *self._step(optimizer=0, rows=rows)),
-            self._phase("training", *self._step(self.optimizer, max(rows, MOST_ROWS), saves=True)),
-        ]
+        phases = {
+            ENCODING: self._encoding(),
+            "loading": self._loading(),
+            "first step": self._step(optimizer=0, rows=rows),
+            "training": self._step(self.optimizer, max(rows, MOST_ROWS)) | self._on_cpu(self._saving()),
+        }
         if self.samples:
-            phases.append(self._phase("sampling", *self._sampling(max(rows, MOST_ROWS))))
+            phases["sampling"] = self._sampling(max(rows, MOST_ROWS))
         notes = []
         if self.processes > 1:
             notes.append(
@@ -171,66 +154,72 @@ class _Estimator:
             notes.append(
                 "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
             )
-        return MemoryEstimate(tuple(phases), self.on_gpu, tuple(notes), self.wants_table)
+        always: Bytes = {"context": CUDA_CONTEXT} if self.on_gpu else {"process baseline": PROCESS_BASELINE}
+        found = tuple(Phase(name, positive(always | parts)) for name, parts in phases.items())
+        return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), self.wants_table)
 
-    def _phase(self, name: str, device: Bytes, host: Bytes) -> Phase:
-        if self.on_gpu:
-            host = {"process baseline": PROCESS_BASELINE_WITH_CUDA, **host}
-            return Phase(name, _positive({"context": CUDA_CONTEXT, **device}), _positive(host))
-        together = {"process baseline": float(PROCESS_BASELINE), **device}
-        for part, size in host.items():
-            together[part] = together.get(part, 0) + size
-        return Phase(name, {}, _positive(together))
+    def _host(self) -> dict[str, int]:
+        """Main memory beside a GPU: while the text encoder is read, or while steps and a save are made."""
+        if not self.on_gpu:
+            return {}
+        always: Bytes = {"process baseline": PROCESS_BASELINE_WITH_CUDA}
+        reading = always | {"text encoder, read": self._whole_text_encoder()}
+        training = always | self._beside() | self._offloaded() | self._saving()
+        return positive(max(reading, training, key=lambda parts: sum(parts.values())))
 
-    # ------------------------------------------------------------ phases: bytes on the device and in the main memory
+    def _on_cpu(self, parts: Bytes) -> Bytes:
+        """Nothing on a GPU: it is part of `_host` there."""
+        return {} if self.on_gpu else parts
 
-    def _encoding(self) -> tuple[Bytes, Bytes]:
+    # ------------------------------------------------------------ phases: bytes on the compute device
+
+    def _encoding(self) -> Bytes:
         """Images are encoded first; the VAE stays on the GPU during text encoding unless low_vram."""
         seen = [self.largest, *self.samples, *(self.sizes.of_group(group) for group in self.groups if group.held_out)]
         pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
         images = pixels * self.facts.encode_numbers * self.number
         tokens = max(one.text_tokens + one.encoder_tokens for one in seen)
         prompts = tokens * self.facts.text_token_numbers * self.number
-        text = self.facts.text
-        whole = (text.linear_params + text.other_params + text.unused) * self.number
-        runs_on_gpu = self.on_gpu and not self.text_on_host
-        host = {"text encoder, read": whole if runs_on_gpu else whole - self.text - self.gaps * prompts}
         of_images = {"VAE": self.vae, **self._with_gaps(images)}
         if self.text_on_host:
-            return of_images, host | {"text encoder": self.text, **self._with_gaps(prompts)}
+            return of_images
         of_text = {
             "text encoder": self.text,
             "VAE": 0 if self.low_vram else self.vae,
             **self._with_gaps(prompts),
         }
-        return max(of_images, of_text, key=lambda parts: sum(parts.values())), host
+        read = self._on_cpu({"text encoder, read": self._whole_text_encoder() - self.text - self.gaps * prompts})
+        return max(of_images, of_text, key=lambda parts: sum(parts.values())) | read
 
-    def _loading(self) -> tuple[Bytes, Bytes]:
+    def _whole_text_encoder(self) -> int:
+        """Bytes of its file, of which parts may not be used."""
+        text = self.facts.text
+        return (text.linear_params + text.other_params + text.unused) * self.number
+
+    def _loading(self) -> Bytes:
         """At the last block, which is in its original precision until it is quantized or sharded."""
-        device, host = self._model(buffers=0)
-        encoders, waiting = self.encoders
-        block: Bytes = {}
-        if self.qtype:
+        found = self._model(buffers=0) | self.encoders
+        if self.qtype and not self.low_vram:
             weights = self.facts.linear_params // self.facts.blocks + QUANTIZING_COPIES * self.facts.largest_layer
             not_there_yet = self.block_at_rest + self.facts.other_params * self.own
-            block = {"one block, quantized": weights * self.own - not_there_yet}
+            found["one block, quantized"] = weights * self.own - not_there_yet
         if not self.on_gpu:  # the pages of the file count as this process's until it is closed
             folder = self.folder / self.family.trained_part
             try:
-                host["model file"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+                found["model file"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
             except OSError as error:
                 raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
-        if self.low_vram:
-            return device | encoders, host | waiting | block
-        return device | encoders | block, host | waiting
+        return found
 
-    def _step(self, optimizer: int, rows: int, saves: bool = False) -> tuple[Bytes, Bytes]:
+    def _shape(self) -> StepShape:
+        return step_shape(self.section, self.facts, self.local, self.largest.tokens, self.on_gpu)
+
+    def _step(self, optimizer: int, rows: int) -> Bytes:
         """The worse of two moments: the backward pass, or all gradients during all-reduce and optimizer step.
 
-        optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache. saves: whether
-        copies of weights and state are written meanwhile.
+        optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache.
         """
-        shape = step_shape(self.section, self.facts, self.local, self.largest.tokens, self.on_gpu)
+        shape = self._shape()
         activations, gradients = step_peak(shape, self.level, self.gaps)
         reduced = 0  # bytes of a gradient bucket during all-reduce
         if self.processes > 1:
@@ -246,19 +235,17 @@ class _Estimator:
         }
         if sum(work.values()) < shape.gradients + after + self.optimizer - optimizer:
             work = {"gradients": shape.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
-        device, host = self._at_rest(optimizer, rows)
-        ahead, ahead_on_host = self._encoding_ahead()
-        host |= ahead_on_host | {"activations, offloaded": shape.kept_on_host(self.level)}
-        if saves:
-            host["copies to be saved"] = self._copies()
-        return device | work | ahead, host
+        return self._at_rest(optimizer, rows) | work | self._encoding_ahead() | self._on_cpu(self._offloaded())
 
-    def _copies(self) -> int:
-        """Bytes of what rank 0 copies of all ranks to write it while training continues."""
+    def _offloaded(self) -> Bytes:
+        return {"activations, offloaded": self._shape().kept_on_host(self.level)}
+
+    def _saving(self) -> Bytes:
+        """What rank 0 copies of all ranks to write it while training continues."""
         save, train = self.section.save, self.train
         every, by_epochs = save.interval()
         if not self.on_gpu and not (by_epochs or 0 < every < (train.steps or every + 1)):
-            return 0  # at the end alone, when a step's memory is free again
+            return {}  # at the end alone, when a step's memory is free again
         whole = self.local if self.shards == 1 else count_trainable_params(self.section)
         files = 1 + ("raw" in save.also and bool(train.ema_config.copies))
         file, state = files * whole.written * DTYPE_BYTES[save.dtype], whole.state_bytes(train)
@@ -267,42 +254,37 @@ class _Estimator:
             file = 0
         if is_sharded or save.states == "never":
             state = 0  # a sharded one is written row by row; what is around the blocks is little
-        return file + state
+        return {"copies to be saved": file + state}
 
-    def _encoding_ahead(self) -> tuple[Bytes, Bytes]:
+    def _encoding_ahead(self) -> Bytes:
         """What encoding the next samples of a stream takes while a step is computed."""
         threads = max(dataset.num_workers for dataset in self.section.datasets)
         if not (self.is_streamed and threads) or self.low_vram:
-            return {}, {}
+            return {}
         images = self.gaps * self.largest.pixels * self.facts.encode_numbers * self.number
         of_prompts = self.largest.text_tokens + self.largest.encoder_tokens
         prompts = self.gaps * of_prompts * self.facts.text_token_numbers * self.number
-        if self.text_on_host:
-            return {"encoding ahead": images}, {"encoding ahead": prompts}
-        return {"encoding ahead": max(images, prompts)}, {}  # one encoder at a time
+        return {"encoding ahead": images if self.text_on_host else max(images, prompts)}  # one encoder at a time
 
-    def _sampling(self, rows: int) -> tuple[Bytes, Bytes]:
+    def _sampling(self, rows: int) -> Bytes:
         """Forward passes without gradients with the eval weights, then the decoder."""
         shapes = [step_shape(self.section, self.facts, self.local, one.tokens, self.on_gpu) for one in self.samples]
         decoding = max(image.pixels for image in self.samples) * self.facts.decode_numbers * self.number
         raw = self.local.weights * self.trained_bytes * self.train.ema_config.use_ema
-        device, host = self._at_rest(self.optimizer, rows)
         return {
-            **device,
+            **self._at_rest(self.optimizer, rows),
             "weights saved while EMA is swapped in": raw,
             "VAE": self.vae,  # on the device while it decodes, whatever low_vram says
             **self._with_gaps(max(decoding, *(shape.forward() for shape in shapes))),
-        }, host
+        }
 
     def _with_gaps(self, activations: float) -> Bytes:
         return {"activations": activations, "gaps": (self.gaps - 1) * activations}
 
     # ------------------------------------------------------------ what stays
 
-    def _at_rest(self, optimizer: int, rows: int) -> tuple[Bytes, Bytes]:
+    def _at_rest(self, optimizer: int, rows: int) -> Bytes:
         """Usage between two steps. optimizer: bytes of its state. rows: of the modulation cache."""
-        device, host = self._model()
-        encoders, waiting = self.encoders
         buffers = SWAP_BUFFERS * self.modulation_layer if self.on_gpu else 0
         table = rows * self.facts.row_numbers * self.number + buffers
         own = {
@@ -314,13 +296,17 @@ class _Estimator:
             "optimizer": optimizer,
         }
         average = FLOAT * self.local.weights * self.train.ema_config.copies
-        swapped = 0  # that of swapped blocks is made where their weights are
-        if self.network.trains_model and self.model.blocks_to_swap and self.on_gpu:
-            of_blocks = FLOAT * self.facts.linear_params * self.train.ema_config.copies
-            swapped = min(average, of_blocks * self.model.blocks_to_swap // self.facts.blocks)
-        return device | own | encoders | {"average": average - swapped}, host | waiting | {"average": swapped}
+        return self._model() | own | self.encoders | {"average": average - self._swapped_average()}
 
-    def _model(self, buffers: int = SWAP_BUFFERS) -> tuple[Bytes, Bytes]:
+    def _swapped_average(self) -> int:
+        """Bytes of the average of swapped blocks, which is made where their weights are."""
+        if not (self.network.trains_model and self.model.blocks_to_swap and self.on_gpu):
+            return 0
+        average = FLOAT * self.local.weights * self.train.ema_config.copies
+        of_blocks = FLOAT * self.facts.linear_params * self.train.ema_config.copies
+        return min(average, of_blocks * self.model.blocks_to_swap // self.facts.blocks)
+
+    def _model(self, buffers: int = SWAP_BUFFERS) -> Bytes:
         """The weights of the transformer. buffers: device buffers for swapped blocks."""
         facts, blocks, others = self.facts, self.blocks, self.facts.other_params * self.own
         waiting = min(self.model.blocks_to_swap, facts.blocks)
@@ -333,16 +319,16 @@ class _Estimator:
         elif self.qtype and recovery.is_file():
             others += recovery.stat().st_size
         swapped = max(0, waiting - buffers) * self.block_at_rest
-        device: Bytes = {"weights": blocks + others - self.modulation - swapped}
+        found: Bytes = {"weights": blocks + others - self.modulation - swapped}
         if self.shards > 1:
-            device = {"weights": blocks // self.shards + others, "whole blocks": self.whole_blocks[0]}
-        # A block stays in CPU memory while it is in a buffer on the device.
+            found = {"weights": blocks // self.shards + others, "whole blocks": self.whole_blocks[0]}
+        return found | self._on_cpu(self._beside())
+
+    def _beside(self) -> Bytes:
+        """What lies in main memory all the time. A block stays there while it is in a buffer on the device."""
         pinned: Callable[[int], int] = pinned_bytes if self.on_gpu else int
-        return device, {
-            "weights of the table": TABULATED_LAYERS * facts.blocks * pinned(self.modulation_layer),
-            "swapped blocks": waiting * pinned(self.block_at_rest),
+        return self.waiting | {
+            "weights of the table": TABULATED_LAYERS * self.facts.blocks * pinned(self.modulation_layer),
+            "swapped blocks": min(self.model.blocks_to_swap, self.facts.blocks) * pinned(self.block_at_rest),
+            "average": self._swapped_average(),
         }
-
-
-def _positive(parts: Mapping[str, float]) -> dict[str, int]:
-    return {name: int(size) for name, size in parts.items() if int(size) > 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
@@ -13,7 +13,7 @@ from extensions.sd_trainer.memory_inputs import (
     groups_of,
     step_work,
 )
-from extensions.sd_trainer.memory_plan import advice, plan_memory
+from extensions.sd_trainer.memory_plan import plan_memory
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
@@ -29,6 +29,7 @@ from toolkit.files.writing import readable_size
 from toolkit.flow.settings import describe_levels
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.flops import StepWork
+from toolkit.memory.oom_hints import suggestions
 from toolkit.models.families import ModelFamily, family_for, title_of, unknown_family, yet_to_come
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
@@ -94,8 +95,8 @@ class SdPlanner(Planner[DiffusionSection]):
             return None
         return plan_memory(self.section, groups_of(self.section, data), self.machine)
 
-    def advice(self, data: ImageData, memory: MemoryEstimate) -> str | None:
-        return advice(self.section, groups_of(self.section, data), self.machine, memory)
+    def savings(self) -> Iterable[str]:
+        return (change.text for change in suggestions(self.section))
 
     def save_size(self) -> SaveSize:
         section = self.section

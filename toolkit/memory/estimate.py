@@ -8,7 +8,7 @@ and fragmentation use."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
@@ -226,11 +226,14 @@ NOT_OF_TENSORS = ("context", "gaps")
 
 @dataclass(frozen=True)
 class Phase:
-    """Peak bytes of one phase of a job, by consumer."""
+    """Peak bytes of one phase of a job on the compute device, by consumer."""
 
     name: str
-    device: Mapping[str, int]
-    host: Mapping[str, int]
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
 
 
 ENCODING = "encoding"
@@ -239,10 +242,15 @@ ENCODING = "encoding"
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory of one rank of a job. On the CPU everything is in CPU memory, and nothing on a device."""
+    """Memory of one rank of a job."""
 
     phases: tuple[Phase, ...]
     on_device: bool
+    """False: it runs on the CPU, and everything is in main memory."""
+
+    host: Mapping[str, int] = field(default_factory=dict)
+    """Peak bytes of main memory beside a device, by consumer; on the CPU empty."""
+
     notes: tuple[str, ...] = ()
     """Lines for the user about what the numbers include."""
 
@@ -250,68 +258,67 @@ class MemoryEstimate:
     """Whether the numbers are those with `model.modulation_table`."""
 
     @property
-    def device(self) -> Phase:
-        """The phase with the highest device memory."""
-        return max(self.phases, key=lambda phase: sum(phase.device.values()))
-
-    @property
-    def host(self) -> Phase:
-        """The phase with the highest CPU memory."""
-        return max(self.phases, key=lambda phase: sum(phase.host.values()))
-
-    @property
-    def device_bytes(self) -> int:
-        return sum(self.device.device.values())
-
-    @property
-    def host_bytes(self) -> int:
-        return sum(self.host.host.values())
+    def peak(self) -> Phase:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda phase: phase.total)
 
     @property
     def peak_bytes(self) -> int:
         """Peak in the memory of the compute device."""
-        return self.device_bytes if self.on_device else self.host_bytes
+        return self.peak.total
+
+    @property
+    def device_bytes(self) -> int:
+        """Peak on a device; 0 on the CPU."""
+        return self.peak_bytes if self.on_device else 0
+
+    @property
+    def host_bytes(self) -> int:
+        """Peak in main memory."""
+        return sum(self.host.values()) if self.on_device else self.peak_bytes
 
     def allocated(self, *names: str) -> int:
         """Peak of tensors in these phases on the compute device; on the CPU with the process baseline."""
+        left_out = NOT_OF_TENSORS if self.on_device else ()
         phases = [phase for phase in self.phases if phase.name in names]
-        if not self.on_device:
-            return max((sum(phase.host.values()) for phase in phases), default=0)
-        left_out = [sum(phase.device.get(part, 0) for part in NOT_OF_TENSORS) for phase in phases]
-        return max((sum(p.device.values()) - less for p, less in zip(phases, left_out, strict=True)), default=0)
+        return max((p.total - sum(p.parts.get(part, 0) for part in left_out) for p in phases), default=0)
 
     def card(self) -> int | None:
         """GB of the smallest GPU that the job fits; None where there is none, or no GPU is needed."""
         if not self.on_device:
             return None
-        return next((card for card in GPU_SIZES_GB if self.device_bytes <= card * GB), None)
+        return next((card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB), None)
 
     def render(self) -> str:
         """One line for the plan of a run."""
+        shares = _shares(self.peak.name, self.peak.parts)
         if not self.on_device:
-            return f"memory: peak {gigabytes(self.host_bytes)} ({_shares(self.host.name, self.host.host)})"
+            return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
         card = self.card()
         fits = f"fits {gpu_of(card)}" if card else f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
-        peak = _shares(self.device.name, self.device.device)
         return (
-            f"memory: peak {gigabytes(self.device_bytes)} on the GPU ({peak}): {fits}; "
-            f"{gigabytes(self.host_bytes)} of main memory ({_said(self.host.name)})"
+            f"memory: peak {gigabytes(self.peak_bytes)} on the GPU ({shares}): {fits}; "
+            f"{gigabytes(self.host_bytes)} of main memory"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Bytes, for `--dry-run --json`."""
         device = {
-            "device_bytes": self.device_bytes,
-            "device_phase": self.device.name,
-            "fits_cards_gb": [card for card in GPU_SIZES_GB if self.device_bytes <= card * GB],
+            "device_bytes": self.peak_bytes,
+            "device_phase": self.peak.name,
+            "fits_cards_gb": [card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB],
         }
         return {
             **(device if self.on_device else {}),
             "host_bytes": self.host_bytes,
-            "host_phase": self.host.name,
-            "phases": {p.name: {"device": dict(p.device), "host": dict(p.host)} for p in self.phases},
+            "phases": {phase.name: dict(phase.parts) for phase in self.phases},
             "notes": list(self.notes),
         }
+
+
+def positive(parts: Mapping[str, float]) -> dict[str, int]:
+    """Whole bytes, without what takes nothing."""
+    return {name: int(size) for name, size in parts.items() if int(size) > 0}
 
 
 def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
@@ -319,11 +326,7 @@ def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
     least = 0.01 * sum(parts.values())
     largest = sorted(parts.items(), key=lambda part: -part[1])[:most]
     shown = [f"{name} {gigabytes(size, unit='')}" for name, size in largest if size >= least]
-    return f"{_said(phase)}: {', '.join(shown)}"
-
-
-def _said(phase: str) -> str:
-    return f"{phase}, if not cached yet" if phase == ENCODING else phase
+    return f"{phase}{', if not cached yet' if phase == ENCODING else ''}: {', '.join(shown)}"
 
 
 def gpu_of(size: int) -> str:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from toolkit.config.dataset import Rectangle, area_of, sides_of
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
-from toolkit.config.process import ProcessConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.memory.estimate import GB, GPU_SIZES_GB, Machine, MemoryEstimate, gigabytes, gpu_of
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.system.distributed_env import read_distributed_env
 
-SectionT = TypeVar("SectionT", bound=ProcessConfig)
-
 TOLERANCE = 0.05
 """By how much of the memory that is there an estimate may exceed it: the estimate may be off by as much
 (docs/memory.md)."""
-
-MIN_SAVING = 0.01
-"""Smallest saving, as a share of the peak, that is suggested."""
 
 SINGLE_PROCESS_ONLY = frozenset({"fused_backward_pass"})
 """Keys that are not available with several ranks."""
@@ -46,72 +40,36 @@ class MemorySaving:
     values: tuple[tuple[str, str, Any], ...] = ()
     """(section, key, value) of each key that changes; with "" for the section, a key of the process itself."""
 
-    area: float = 1.0
-    """Factor on the pixels of the images that are trained on."""
-
-
-def applied(section: SectionT, changes: Iterable[MemorySaving]) -> SectionT:
-    """A copy of a training section with these changes."""
-    for part, key, value in (value for change in changes for value in change.values):
-        update = {key: value} if not part else {part: getattr(section, part).model_copy(update={key: value})}
-        section = section.model_copy(update=update)
-    return section
-
 
 # ------------------------------------------------------------ of any trainer
 
 
-def advice_line(
-    plan: MemoryEstimate,
-    machine: Machine,
-    changes: Iterable[MemorySaving],
-    peak_with: Callable[[Sequence[MemorySaving]], int],
-) -> str | None:
-    """The first of `changes`, in their order, with which the job fits the machine, or the next smaller GPU where its
-    memory is not known; None where it fits the machine, or the smallest GPU.
-
-    peak_with: the peak in bytes with some of them. One that saves nothing is left out.
-    """
+def advice_line(plan: MemoryEstimate, machine: Machine, changes: Iterable[str]) -> str | None:
+    """What to change, in this order, until the job fits the machine, or the next smaller GPU where its memory is not
+    known; None where it fits the machine, or the smallest GPU."""
     limit = machine.limit
-    if limit is None:
-        limit = max((size * GB for size in GPU_SIZES_GB if plan.device_bytes > size * GB), default=None)
+    if limit is None and plan.on_device:
+        limit = max((size * GB for size in GPU_SIZES_GB if plan.peak_bytes > size * GB), default=None)
     if limit is None or plan.peak_bytes <= limit:
         return None
-    peak, chosen, said = plan.peak_bytes, list[MemorySaving](), list[str]()
-    # Without a change: for an unknown device the estimate is that of `full`.
-    for change in (MemorySaving("train.gradient_checkpointing: auto (there full_offload)"), *changes):
-        left = peak_with([*chosen, change])
-        if left < (1 - MIN_SAVING) * peak:
-            said.append(f"{change.text} saves {gigabytes(peak - left)}")
-            peak, chosen = left, [*chosen, change]
-        if peak <= limit:
-            break
-    named = ", ".join(said)
-    found = f"{named}; then {gigabytes(peak)}"
-    if peak > limit:
-        found = f"no setting makes it fit{f': {named}, but {gigabytes(peak)} remain' if said else ''}"
-    if machine.limit is None:
-        return f"for {gpu_of(limit // GB)}: {found}"
-    has = f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
-    return f"warning: {has}, which is not enough: {found}"
+    there = f"for {gpu_of(limit // GB)}" if machine.limit is None else f"warning: {_has(plan, limit)}: not enough"
+    named = "; ".join(changes)
+    return f"{there}; in this order until it fits: {named}" if named else f"{there}, and no setting is left to change"
+
+
+def _has(plan: MemoryEstimate, limit: int) -> str:
+    return f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
 
 
 def shortage_of(plan: MemoryEstimate, machine: Machine, memory_check: bool, without: Set[str] = frozenset()) -> str:
     """Why a run does not start; empty where it may fit, or where `memory_check` is off. without: phases that may not
     come."""
-    sums = (
-        sum((phase.device if plan.on_device else phase.host).values())
-        for phase in plan.phases
-        if phase.name not in without
-    )
-    peak = max(sums)
+    peak = max(phase.total for phase in plan.phases if phase.name not in without)
     if machine.limit is None or not memory_check or peak <= (1 + TOLERANCE) * machine.limit:
         return ""
-    limit = gigabytes(machine.limit)
-    there = f"the device has {limit}" if plan.on_device else f"{limit} of main memory are free"
     return (
-        f"the run needs {gigabytes(peak)}, and {there}. Change what the plan suggests, or write 'memory_check: false' "
-        "to start all the same."
+        f"the run needs {gigabytes(peak)}, and {_has(plan, machine.limit)}. Change what the plan suggests, or write "
+        "'memory_check: false' to start all the same."
     )
 
 
@@ -178,7 +136,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         yield _set("train", "smaller images in sample, or train.disable_sampling: true", disable_sampling=True)
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
     if smaller := smaller_resolution(largest):
-        yield MemorySaving(f"datasets[].resolution: {smaller}", area=area_of(smaller) / area_of(largest))
+        yield MemorySaving(f"datasets[].resolution: {smaller}")
 
 
 def _set(part: str, words: str = "", **values: Any) -> MemorySaving:

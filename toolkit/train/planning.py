@@ -31,7 +31,7 @@ from toolkit.data.types import BucketedSample
 from toolkit.errors import UserError
 from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_from_config
-from toolkit.memory.oom_hints import shortage_of
+from toolkit.memory.oom_hints import advice_line, shortage_of
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.system.nvidia import compiling_note
 from toolkit.train.config_diff import ConfigChange, corrections
@@ -68,12 +68,12 @@ class Planner(ABC, Generic[SectionT]):
         """Lines on the memory: the peak, what the numbers include, what to change where it is too little."""
         yield memory.render()
         yield from memory.notes
-        if line := self.advice(data, memory):
+        if line := advice_line(memory, self.machine, self.savings()):
             yield line
 
-    def advice(self, data: ImageData, memory: MemoryEstimate) -> str | None:
-        """What to change so that the run fits; None where it does."""
-        return None
+    def savings(self) -> Iterable[str]:
+        """Changes of the job that save memory, in the order in which they are worth trying."""
+        return ()
 
     @property
     def pixel_channels(self) -> int:

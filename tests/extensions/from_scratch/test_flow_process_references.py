@@ -64,7 +64,9 @@ def test_the_plan_counts_the_tokens_of_references(flow_job: Callable[..., dict],
             JobContext("job", measures_memory=True)
         )
         assert plan.memory
-        return next(phase for phase in plan.memory.phases if phase.name == "training").host["activations and gradients"]
+        return next(phase for phase in plan.memory.phases if phase.name == "training").parts[
+            "activations and gradients"
+        ]
 
     three, one = activations(), activations(control_path=pairs["control_path"][:1])
     assert 1.25 * one < three < 2.25 * one

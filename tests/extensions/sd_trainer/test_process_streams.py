@@ -141,10 +141,10 @@ def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(ma
         return plan_memory(section, groups_of(section, data), Machine("cuda")), of_folder
 
     plan, of_folder = planned(0)
-    there, before = (phase(found, "training").device for found in (plan, of_folder))
+    there, before = (phase(found, "training").parts for found in (plan, of_folder))
     assert there["VAE"] > 2e8 and there["text encoder"] > 1e10 and "text encoder" not in before
     assert "encoding ahead" not in there
-    ahead = phase(planned(2)[0], "training").device["encoding ahead"]
+    ahead = phase(planned(2)[0], "training").parts["encoding ahead"]
     assert ahead > 1e9 and plan.peak_bytes < planned(2)[0].peak_bytes
 
 

@@ -203,7 +203,7 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     for part in (
         "This will not start here",
         "no such device",
-        "for a 16 GB GPU: model.blocks_to_swap",
+        "for a 16 GB GPU; in this order until it fits: model.",
         "3 × 40",
         "224×224 1",
     ):
