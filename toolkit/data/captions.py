@@ -283,6 +283,8 @@ def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, TableR
     if isinstance(name, str) and name.strip() and isinstance(caption, str | None):
         return number, name.strip(), TableRow((caption or "").strip(), _references(row))
     reason = f"has no {_NAMES[0]!r} and {_CAPTIONS[0]!r} of text. Give both, or remove the line"
+    if isinstance(name, str) and isinstance(caption, list):
+        reason = f"has a list of {len(caption)} captions for {name!r}. Give one of them as text"
     return number, None, TableRow(reason)
 
 

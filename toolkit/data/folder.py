@@ -649,6 +649,19 @@ def _check(
     for folder in folders:
         findings.notes += _check_masks(folder)
         findings.notes += _warnings(folder, trigger_word, findings.read_captions)
+    if findings.read_captions:
+        findings.notes += _several_lines(folders)
+
+
+def _several_lines(folders: Sequence[_Folder]) -> Iterator[str]:
+    """Notes captions with line breaks: other programs take one of the lines."""
+    captions = [
+        (name, text) for folder in folders for name, text in zip(folder.image_names(), folder.captions, strict=True)
+    ]
+    if several := [name for name, text in captions if "\n" in text]:
+        are = "has" if len(several) == 1 else "have"
+        what = f"{len(several):,} of {_count(len(captions), 'caption')} {are} several lines"
+        yield f"{what}, which are trained together, as one caption with line breaks: {shorten(several)}"
 
 
 def _read_facts(folders: Sequence[_Folder], findings: _Findings) -> None:
@@ -740,7 +753,8 @@ def _warnings(folder: _Folder, trigger_word: str | None, read_captions: bool) ->
     resolution = min(dataset.resolution, key=area_of)
     least = area_of(resolution) / 4
     if small := [(name, info.size) for name, info in facts.items() if info.size.width * info.size.height < least]:
-        what = f"smaller than half of 'resolution: {resolution}', and not enlarged"
+        outcome = "not enlarged" if isinstance(resolution, int) else "enlarged to it"
+        what = f"smaller than half of 'resolution: {resolution}', and {outcome}"
         names = shorten(f"{name} ({size.width}x{size.height})" for name, size in small)
         yield f"{begin} {len(small)} of {len(facts)} images are {what}: {names}"
 

@@ -227,7 +227,8 @@ def tiny(data: Dataset, config: LintConfig) -> Found:
         size, wanted = item.sample.size, sqrt(area_of(item.resolution))
         if (share := sqrt(prod(size)) / wanted) < config.least_size:
             what = f"{size.width} x {size.height}, {share:.0%} of the resolution {wanted:.0f}"
-            yield item.sample.image, f"is small: {what}, and is not enlarged"
+            outcome = "is not enlarged" if isinstance(item.resolution, int) else "is enlarged to it"
+            yield item.sample.image, f"is small: {what}, and {outcome}"
 
 
 def aspect(data: Dataset, config: LintConfig) -> Found:

@@ -11,9 +11,11 @@ from PIL import Image
 
 from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
+from toolkit.config.dataset import Rectangle
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import find_images, scan_datasets
+from toolkit.data.items import make_items
 from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.errors import DataErrors
 
@@ -481,3 +483,28 @@ def test_zip_files_are_folders(tmp_path: Path, image, dataset) -> None:
     (tmp_path / "pairs.zip").write_bytes(b"PK")
     with pytest.raises(DataErrors, match="is no zip file that can be read"):
         scan_datasets([section], None)
+
+
+def test_captions_of_several_lines_are_told_once(tmp_path: Path, image, dataset) -> None:
+    for name, text in (("x/a", "a cat\nsits"), ("x/b", "a cat\n"), ("y/c", "a cat\r\n\r\nsits")):
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    sections = [dataset(tmp_path / name, resolution=(64,)) for name in ("x", "y")]
+    scan = scan_datasets(sections, None)
+    assert [sample.caption for sample in scan.samples] == ["a cat\nsits", "a cat", "a cat\n\nsits"]
+    together = "are trained together, as one caption with line breaks: a.png, c.png"
+    assert scan.notes == (f"2 of 3 captions have several lines, which {together}",)
+    assert scan_datasets(sections, None, read_captions=False).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("resolution", "outcome"), [(512, "not enlarged"), (Rectangle(width=512, height=512), "enlarged to it")]
+)
+def test_what_becomes_of_small_images_is_told_as_it_is(tmp_path: Path, image, dataset, resolution, outcome) -> None:
+    image(tmp_path / "a.png", 64, 48)
+    (told,) = (
+        note for note in scan_datasets([dataset(tmp_path, resolution=(resolution,))], "sks").notes if "half" in note
+    )
+    assert f"smaller than half of 'resolution: {resolution}', and {outcome}: a.png (64x48)" in told
+    (sized,) = make_items(scan_datasets([dataset(tmp_path)], "sks").samples, lambda _: (resolution,), 16)
+    assert (sized.crop.bucket == Size(512, 512)) == (outcome == "enlarged to it")
