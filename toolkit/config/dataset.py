@@ -119,7 +119,8 @@ class WebDatasetConfig(StrictModel):
     """Extension of the image; of a list, the first that a sample has."""
 
     label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
-    """Extension of the file with the caption: `txt` is the text itself, any other is JSON."""
+    """Extension of the file with the caption: `txt`, `outputs.txt`, `caption` and the like are the text itself, `json`
+    is JSON; of any other what begins with `{` is."""
 
     caption_key: str = Field(default="prompt", min_length=1)
     """Key of the caption in the JSON."""

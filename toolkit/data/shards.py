@@ -61,6 +61,11 @@ class Shard:
 
     token: str | None = field(default=None, repr=False)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on a server."""
+        return _is_web(self.address)
+
     def open(self, offset: int = 0, pauses: Sequence[float] = PAUSES_S, stop: Event | None = None) -> IO[bytes]:
         """The bytes from `offset` on. stop: ends all waiting when it is set.
 

@@ -19,9 +19,10 @@ from toolkit.data.captions import caption_rules, trained_caption
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.items import bucket_for, cover, largest_bucket
 from toolkit.data.run_plan import StreamPlan, optimizer_steps
+from toolkit.data.sample_keys import SampleKeys
 from toolkit.data.shards import Shard, expand_shards
 from toolkit.data.types import CaptionRules, Cursor, ResizeCrop, Sample, Size
-from toolkit.data.webdataset import SampleKeys, ShardStream, StreamSample, Unreadable
+from toolkit.data.webdataset import ShardStream, StreamSample, Unreadable
 from toolkit.errors import RunError, UserError
 
 LOOKED_AT = 8

@@ -16,7 +16,6 @@ reads that window again, and nothing that lies before it.
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 import tarfile
 import zlib
@@ -28,6 +27,7 @@ from threading import Event, Lock
 from typing import Any, NamedTuple
 
 from toolkit.data.images import ImageError, image_size
+from toolkit.data.sample_keys import SampleKeys
 from toolkit.data.shards import PAUSES_S, Shard, read_ahead
 from toolkit.data.types import Cursor, Size
 from toolkit.errors import RunError, UserError
@@ -46,6 +46,9 @@ _FEW = 100
 
 _LARGEST = 2**36
 """Bytes that one file of a shard may have: tarfile would count to the end of any number that a damaged header gives."""
+
+_LOOKED_THROUGH = 4096
+"""Samples of a shard among which the missing file of another one is looked for."""
 
 _LONGEST = 300
 """Characters of a reason; the name of a key can be any text."""
@@ -105,44 +108,6 @@ class _Window(NamedTuple):
     next_epoch: int
     next: _Places
     """Where the next window begins."""
-
-
-@dataclass(frozen=True)
-class SampleKeys:
-    """Which files of a sample are its image and its caption."""
-
-    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
-    """Extensions; the first that is there is used."""
-
-    label: str = "json"
-    """Extension of the file with the caption. `txt`: the text itself; anything else is JSON."""
-
-    caption: str = "prompt"
-    """Key of the caption in the JSON."""
-
-    def image_of(self, fields: dict[str, bytes]) -> bytes:
-        """Raises LookupError with the keys that are missing."""
-        if not (found := [fields[key] for key in self.image if key in fields]):
-            raise LookupError(" or ".join(self.image))
-        return found[0]
-
-    def caption_of(self, fields: dict[str, bytes]) -> str:
-        """Raises LookupError with the keys that are missing, ValueError or RecursionError for a label that is not JSON,
-        or not text."""
-        if self.label not in fields:
-            raise LookupError(self.label)
-        text = fields[self.label].decode("utf-8-sig")
-        if self.label == "txt":
-            return text.strip()
-        label = json.loads(text)
-        if not isinstance(label, dict):
-            raise ValueError("no object with keys")
-        if self.caption not in label:
-            raise LookupError(f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})")
-        if not isinstance(label[self.caption], str):
-            raise ValueError(f"{self.caption} is no text")
-        label[self.caption].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
-        return label[self.caption].strip()
 
 
 class Unreadable:
@@ -207,7 +172,7 @@ class ShardStream:
 
     shards: tuple[Shard, ...]
     seed: int
-    keys: SampleKeys = SampleKeys()
+    keys: SampleKeys = field(default_factory=SampleKeys)
     window: int = 256
     """Samples that are read and shuffled together; two windows are in memory. 1: the order of the shards."""
 
@@ -395,20 +360,46 @@ class ShardStream:
         name = f"{shard.name}/{found.key}"
         unreadable = self.unreadable
         unreadable.read += 1
+        remedy = ""
         try:
             image, caption = self.keys.image_of(found.fields), self.keys.caption_of(found.fields)
             return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
-            reason = f"it has no {error.args[0]}, only {', '.join(sorted(found.fields))}"
+            reason = f"it has no {error.args[0]}, only {_listed(found.fields)}"
+            if unreadable.read == unreadable.samples + 1 and unreadable.read in (1, _FIRST):  # which may be told
+                remedy = self._apart(shard, found) or self.keys.remedy(found.key, found.fields)
+                reason += f": {remedy}" if remedy else ""
         except ImageError as error:
             reason = f"its image {error.reason}"
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
             message = f"{name}: none of the first {_FIRST} samples can be used: {reason}."
-            raise RunError(f"{message} Set image_key, label_key and caption_key.")
+            raise RunError(message if remedy else f"{message} Set image_key, label_key and caption_key.")
         unreadable.add_sample(name, reason)
         return None
+
+    def _apart(self, shard: Shard, found: TarSample) -> str:
+        """What to do where the other files of a sample lie elsewhere in its shard; empty where they do not. Only of a
+        file on disk: of a server all of it would be sent."""
+        if shard.is_remote:
+            return ""
+        with closing(read_tar(shard, found.byte, self.pauses, wanted=())) as samples:
+            others = (each for each in islice(samples, 1, _LOOKED_THROUGH) if each.key == found.key)
+            try:
+                other = next(others, None)
+            except _DAMAGED:  # which is told when it is read
+                return ""
+        if other is None or not other.fields.keys() - found.fields.keys():
+            return ""
+        shown = _listed(other.fields.keys() - found.fields.keys())
+        return f"its {shown} lies elsewhere in the shard, and files of a sample are neighbours. Pack it sorted by name"
+
+
+def _listed(fields: Collection[str]) -> str:
+    """The extensions of a sample, not too many."""
+    names = sorted(fields)
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -430,7 +421,7 @@ def read_tar(
     pauses: Sequence[float] = PAUSES_S,
     stop: Event | None = None,
     wanted: Collection[str] | None = None,
-) -> Iterator[TarSample]:
+) -> Generator[TarSample, None, None]:
     """The samples of a shard from `byte` of its tar on, where a sample begins.
 
     Neighbouring files of one key are a sample (the convention of WebDataset). wanted: extensions of the files that are

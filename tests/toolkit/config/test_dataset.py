@@ -9,7 +9,7 @@ import pytest
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.dataset import Rectangle, area_of
 from toolkit.config.sections import ImageTrainingSection
-from toolkit.data.webdataset import SampleKeys
+from toolkit.data.sample_keys import SampleKeys
 from toolkit.train.config_diff import diff_configs
 
 

@@ -17,8 +17,9 @@ import pytest
 
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.data.dataloader import StreamSource
+from toolkit.data.sample_keys import SampleKeys
 from toolkit.data.shards import expand_shards
-from toolkit.data.webdataset import SampleKeys, ShardStream, Unreadable, read_tar
+from toolkit.data.webdataset import ShardStream, Unreadable, read_tar
 from toolkit.errors import RunError, UserError
 
 COUNTS = (5, 1, 4, 7)
@@ -257,16 +258,83 @@ def test_the_caption_is_where_the_keys_say(keys: SampleKeys, fields: dict[str, b
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        (SampleKeys(image=("jpg", "jpeg")), "it has no jpg or jpeg, only json, png"),
-        (SampleKeys(label="txt"), "it has no txt, only json, png"),
-        (SampleKeys(caption="text"), r"it has no text in its json \(whose keys are prompt\), only json, png"),
+        (SampleKeys(image=("jpg", "jpeg")), "it has no jpg or jpeg, only json, png: set image_key: png"),
+        (SampleKeys(label="txt"), "it has no txt, only json, png: set label_key: json"),
+        (
+            SampleKeys(caption="text"),
+            r"it has no text in its json \(whose keys are prompt\), only json, png\. Set image_key, label_key",
+        ),
     ],
 )
 def test_wrong_keys_end_the_run_with_the_keys_that_are_there(folder: Path, keys: SampleKeys, reason: str) -> None:
-    with pytest.raises(
-        RunError, match=rf"none of the first 5 samples can be used: {reason}\. Set image_key, label_key"
-    ):
+    with pytest.raises(RunError, match=rf"none of the first 5 samples can be used: {reason}"):
         list(stream(folder, keys=keys).read(None))
+
+
+PAIRS = [(f"{number:03}", f"text {number}".encode()) for number in range(7)]
+ODD = {
+    # kind: (files, keys, what the error says; "": the captions are read)
+    "a text under another key": (
+        [file for name, text in PAIRS for file in ((f"{name}.input.jpg", png()), (f"{name}.outputs.txt", text))],
+        SampleKeys(image=("input.jpg",), label="outputs.txt"),
+        "",
+    ),
+    "a text under any key": (
+        [file for name, text in PAIRS for file in ((f"{name}.png", png()), (f"{name}.prompt", text))],
+        SampleKeys(label="prompt"),
+        "",
+    ),
+    "the key that holds text": (
+        [file for name, text in PAIRS for file in ((f"{name}.caption", text), (f"{name}.png", png()))],
+        SampleKeys(),
+        "it has no json, only caption, png: set label_key: caption.",
+    ),
+    "JSON without a caption, and a text": (
+        [f for name, text in PAIRS for f in ((f"{name}.json", b"{}"), (f"{name}.png", png()), (f"{name}.txt", text))],
+        SampleKeys(),
+        "it has no prompt in its json (whose keys are ), only json, png, txt: set label_key: txt.",
+    ),
+    "keys with a dot": (
+        [file for name, text in PAIRS for file in ((f"{name}.left.png", png()), (f"{name}.txt", text))],
+        SampleKeys(label="txt"),
+        "a name ends at its first dot, and left.png stands behind that of '004'. Set image_key: left.png, or take the "
+        "dots out of the names.",
+    ),
+    "names with dots": (
+        [file for name, text in PAIRS for file in ((f"IMG.{name}.png", png()), (f"IMG.{name}.txt", text))],
+        SampleKeys(label="txt"),
+        "only 000.png, 000.txt, 001.png, 001.txt, 002.png and 9 more: a name ends at its first dot, and 000.png stands "
+        "behind that of 'IMG'. Take the dots out of the names.",
+    ),
+    "all images, then all texts": (
+        [(f"{name}.png", png()) for name, _ in PAIRS] + [(f"{name}.txt", text) for name, text in PAIRS],
+        SampleKeys(label="txt"),
+        "it has no txt, only png: its txt lies elsewhere in the shard, and files of a sample are neighbours. Pack it "
+        "sorted by name.",
+    ),
+    "all texts, then all images": (
+        [(f"{name}.txt", text) for name, text in PAIRS] + [(f"{name}.png", png()) for name, _ in PAIRS],
+        SampleKeys(label="txt"),
+        "its png lies elsewhere in the shard",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_the_names_of_a_shard_s_files_mean_is_told(tmp_path: Path, kind: str) -> None:
+    files, keys, message = ODD[kind]
+    write_tar(tmp_path / "0.tar", dict(files))
+    whole = stream(tmp_path, keys=keys, window=1, epochs=1)
+    if not message:
+        assert (
+            [sample.caption for sample in whole.first(7)]
+            == captions(whole.read(None))
+            == [text.decode() for _, text in PAIRS]
+        )
+        return
+    with pytest.raises(RunError) as caught:
+        whole.first(8)
+    assert message in str(caught.value) and "Set image_key, label_key" not in str(caught.value)
 
 
 BROKEN = {
@@ -454,8 +522,16 @@ SHARDS = {
     "half an image": (tar_of(({"name": "1.png"}, png()[:20]), ({"name": "1.json"}, b'{"prompt": ""}')), 1, "its image"),
     "a label of nothing": (with_label(b""), 1, "/1: left out: its json cannot be read"),
     "a label of zeros": (with_label(bytes(40)), 1, "its json cannot be read"),
-    "a label that is not UTF-8": (with_label(b'{"prompt": "\xff"}'), 1, "its json cannot be read: 'utf-8' codec"),
-    "a label nested deeply": (with_label(b"[" * 100_000), 1, "its json cannot be read: maximum recursion depth"),
+    "a label that is not UTF-8": (
+        with_label(b'{"prompt": "\xff"}'),
+        1,
+        "its json cannot be read: 'utf-8' codec",
+    ),
+    "a label nested deeply": (
+        with_label(b"[" * 100_000),
+        1,
+        "its json cannot be read: maximum recursion depth",
+    ),
     "a label with a long number": (with_label(b'{"prompt": ' + b"9" * 5000 + b"}"), 1, "its json cannot be read"),
     "a label with half a surrogate": (with_label(SURROGATE), 1, "its json cannot be read: 'utf-8' codec"),
     "a label with other keys": (with_label(b'{"text": "x"}'), 1, "(whose keys are text)"),
