@@ -67,9 +67,6 @@ PARTS_AROUND = "toolkit.models.beside:parts_around"
 SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
 """Gives an autoencoder the SPADE that lies in its folder: `(autoencoder, folder)`."""
 
-PROCESS_ATTRIBUTES = "extensions.compat.ai_toolkit_process:ATTRIBUTES"
-"""What a process of ai-toolkit has that ours lack: name -> makes it, for a process."""
-
 MISSING_PARTS = "extensions.compat.ai_toolkit_process:missing_parts"
 """What an extension imports of ai-toolkit that is not here, with what to use instead: `(error) -> text`, or ''."""
 

@@ -1,114 +1,12 @@
-"""What an extension written for ai-toolkit finds in its process: a timer, a progress bar, names of its settings;
-and of what it does not find, what to use here."""
+"""What an extension written for ai-toolkit imports of its code that is not here, with what to use instead."""
 
 from __future__ import annotations
 
 import ast
-import time
 import traceback
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from toolkit.files.log import StatusLine
-
-
-class Timer:
-    """Seconds by name: `with self.timer("encode"): ...`, then `self.timer.print()`. Blocks of other names may nest."""
-
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name = name
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        """Name -> seconds of each of its blocks since the last `reset`."""
-
-        self._clock = clock
-        self._started: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.start(name)
-        try:
-            yield
-        finally:
-            self.stop(name)
-
-    def start(self, name: str) -> None:
-        """Begins a block."""
-        self._started[name] = self._clock()
-
-    def stop(self, name: str) -> None:
-        """Ends it. Raises ValueError where none of this name was begun."""
-        if name not in self._started:
-            raise ValueError(f"timer {self.name}: {name!r} was not started")
-        self.seconds[name].append(self._clock() - self._started.pop(name))
-
-    def print(self) -> None:
-        """One line per name, those with the longest mean first."""
-        print(f"{self.name}:")
-        means = {name: sum(seconds) / len(seconds) for name, seconds in self.seconds.items()}
-        for name, mean in sorted(means.items(), key=lambda entry: -entry[1]):
-            print(f"  {mean:.4f} s {name} (mean of {len(self.seconds[name])})", flush=True)
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self.seconds.clear()
-        self._started.clear()
-
-
-class ProgressBar:
-    """Progress on the status line (`toolkit.files.log.StatusLine`), with methods of tqdm: `12/40 encode | 3 new`."""
-
-    def __init__(self, total: int | None = None, desc: str = "") -> None:
-        """total: None where it is not known."""
-        self.total, self.n = total, 0
-        self._desc, self._postfix = desc, ""
-        self._status: StatusLine | None = None
-
-    def update(self, n: int = 1) -> None:
-        """So many more are done."""
-        self.n += n
-        self._show()
-
-    def set_description(self, desc: str) -> None:
-        """What is counted."""
-        self._desc = desc
-        self._show()
-
-    def set_postfix_str(self, text: str) -> None:
-        """What stands behind the count."""
-        self._postfix = text
-        self._show()
-
-    def reset(self, total: int | None = None) -> None:
-        """Begins anew at 0. total: None keeps it."""
-        self.close()
-        self.n, self.total = 0, self.total if total is None else total
-
-    def close(self) -> None:
-        """Removes the line; a later call shows it again."""
-        if self._status:
-            self._status.finish()
-            self._status = None
-
-    def _show(self) -> None:
-        self._status = self._status or StatusLine()  # standard output as it is now
-        count = f"{self.n}" if self.total is None else f"{self.n}/{self.total}"
-        head = " ".join(filter(None, (count, self._desc)))
-        self._status.update(" | ".join(filter(None, (head, self._postfix))))
-
-
-ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
-    "timer": lambda process: Timer(f"{process.name} timer"),
-    "progress_bar": lambda process: ProgressBar(),
-    "raw_process_config": lambda process: process.config,
-    "performance_log_every": lambda process: process.get_conf("performance_log_every", 0),
-}
-"""Attribute of a process -> what it is, made when it is first asked for."""
-
 
 INSTEAD = {
     "toolkit.config_modules": "its own section class: config = '.config:MyConfig', as in extensions/example",

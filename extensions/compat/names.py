@@ -116,6 +116,9 @@ NAMES: dict[tuple[str, str], Names] = {
         "validation": shaped("validation", "validation of the process"),
         "stop_when": shaped("stop_when", "stop_when of the process"),
     },
+    ("other", "ema"): {
+        "power_averages": idle("it was removed; `run.py post_hoc_ema` averages the files of a run"),
+    },
     ("other", "train"): {
         "gradient_checkpointing_offload": shaped(
             "train.gradient_checkpointing", "gradient_checkpointing: full_offload"

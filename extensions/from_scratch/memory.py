@@ -88,7 +88,7 @@ def _counted(section: Any, step: _VaeStep, weights: int, peak: int, encoding: in
         for role, own in optimizers.items()
     )
     averaged = sum(count for role, count in counts.items() if role != DISCRIMINATOR)
-    average = FLOAT * averaged * section.train.ema_config.copies
+    average = FLOAT * averaged * section.train.ema_config.use_ema
     masters = sum(p.nbytes for parameters in trained.values() for p in parameters)
     written = counts | ({VAE: sum(p.numel() for p in step.autoencoder.module.parameters())} if VAE in trained else {})
     size = {role: FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype] for role in written}

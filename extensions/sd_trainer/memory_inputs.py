@@ -57,7 +57,7 @@ class TrainableParams:
 
     def state_bytes(self, train: TrainConfig) -> int:
         """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA, optimizer state."""
-        per_weight = (2 if train.full_bf16 else 4) * (2 if train.few_step_loss else 1) + 4 * train.ema_config.copies
+        per_weight = (2 if train.full_bf16 else 4) * (2 if train.few_step_loss else 1) + 4 * train.ema_config.use_ema
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 

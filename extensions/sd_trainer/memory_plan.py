@@ -247,7 +247,7 @@ class _Estimator:
         if not self.on_gpu and not (by_epochs or 0 < every < (train.steps or every + 1)):
             return {}  # at the end alone, when a step's memory is free again
         whole = self.local if self.shards == 1 else count_trainable_params(self.section)
-        files = 1 + ("raw" in save.also and bool(train.ema_config.copies))
+        files = 1 + ("raw" in save.also and train.ema_config.use_ema)
         file, state = files * whole.written * DTYPE_BYTES[save.dtype], whole.state_bytes(train)
         is_sharded = self.shards > 1 and self.section.network.trains_model
         if save.mem_eff_save or (is_sharded and self.section.saves_folders):
@@ -295,15 +295,15 @@ class _Estimator:
             "teacher of the few-step loss": 2 * FLOAT * self.local.weights * bool(self.train.few_step_loss),
             "optimizer": optimizer,
         }
-        average = FLOAT * self.local.weights * self.train.ema_config.copies
+        average = FLOAT * self.local.weights * self.train.ema_config.use_ema
         return self._model() | own | self.encoders | {"average": average - self._swapped_average()}
 
     def _swapped_average(self) -> int:
         """Bytes of the average of swapped blocks, which is made where their weights are."""
         if not (self.network.trains_model and self.model.blocks_to_swap and self.on_gpu):
             return 0
-        average = FLOAT * self.local.weights * self.train.ema_config.copies
-        of_blocks = FLOAT * self.facts.linear_params * self.train.ema_config.copies
+        average = FLOAT * self.local.weights * self.train.ema_config.use_ema
+        of_blocks = FLOAT * self.facts.linear_params * self.train.ema_config.use_ema
         return min(average, of_blocks * self.model.blocks_to_swap // self.facts.blocks)
 
     def _model(self, buffers: int = SWAP_BUFFERS) -> Bytes:

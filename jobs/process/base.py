@@ -12,12 +12,19 @@ from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.errors import UserError
 from toolkit.files.run_files import CONFIG
 from toolkit.files.writing import write_text
-from toolkit.registry import PROCESS_ATTRIBUTES, load_object
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from jobs.job import BaseJob
+
+
+_INSTEAD = {
+    "timer": "time.perf_counter()",
+    "progress_bar": "toolkit.files.log.StatusLine",
+    "performance_log_every": "self.get_conf('performance_log_every', 0)",
+}
+"""Attribute that ai-toolkit's processes have -> what to use here."""
 
 
 class BaseProcess:
@@ -39,19 +46,16 @@ class BaseProcess:
         self.name: str = self.get_conf("name") or job.name
         self.meta: dict[str, Any] = copy.deepcopy(dict(job.meta))
 
-    if TYPE_CHECKING:  # of what is made on demand, what docs/extensions.md promises: any other name stays an error
-        timer: Any
-        progress_bar: Any
-    else:
+    @property
+    def raw_process_config(self) -> OrderedDict[str, Any]:
+        """`config`, by the name of ai-toolkit's processes."""
+        return self.config
+
+    if not TYPE_CHECKING:  # which knows every attribute there is
 
         def __getattr__(self, name: str) -> Any:
-            """What ai-toolkit's processes have besides, such as `timer` and `progress_bar`, made on demand."""
-            attributes = load_object(PROCESS_ATTRIBUTES)
-            if name not in attributes:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            value = attributes[name](self)
-            setattr(self, name, value)
-            return value
+            instead = f"; use {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{instead}")
 
     def run(self) -> None:
         """Runs the process. A subclass calls `super().run()` first."""

@@ -66,10 +66,6 @@ class LrGroupConfig(StrictModel):
         return self.lr_scale * (base if self.lr is None else self.lr)
 
 
-POWER_WIDTHS = (0.05, 0.1)
-"""Relative widths of the averages that `power_averages` keeps. Source: Karras et al., arXiv 2312.02696, section 3.2."""
-
-
 class EmaConfig(StrictModel):
     """`train.ema_config`: exponential moving average (EMA) of the trained weights, updated at each optimizer step."""
 
@@ -83,12 +79,7 @@ class EmaConfig(StrictModel):
     """Warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that early files are not the initial
     weights."""
 
-    power_averages: bool = False
-    """Keep two more averages in each state, from which `run.py post_hoc_ema RUN --width W` computes an average of any
-    width after the training. They affect neither samples nor saved files."""
-
     foreign: ClassVar = "ema"
-    on_resume: ClassVar = {"power_averages": "harmless"}
     example: ClassVar = "ema_config: {use_ema: true}"
 
     def check(self, job: JobContext) -> Findings:
@@ -97,11 +88,6 @@ class EmaConfig(StrictModel):
             message = "with 1 the average never changes: samples and saved files would use the initial weights. "
             message += "A typical value is 0.999."
             yield warning("ema_decay", message)
-
-    @property
-    def copies(self) -> int:
-        """Float32 copies of the trained weights that are kept."""
-        return self.use_ema + len(POWER_WIDTHS) * self.power_averages
 
 
 MAX_STEPS = 999_999_999

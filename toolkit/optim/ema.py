@@ -1,4 +1,4 @@
-"""Averages of the trained weights: exponential ones, and ones with the profile of a power function."""
+"""An exponential average of the trained weights, and the widths of power functions by which files are averaged."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from toolkit.errors import UserError
 
 
-class _Averages:
-    """Float32 averages of named parameters, updated once per optimizer step."""
+class Ema:
+    """A float32 exponential moving average of named parameters, updated once per optimizer step."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], suffixes: Sequence[str] = ("",)) -> None:
-        """They start from the present parameters, one for each suffix of their names."""
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True) -> None:
+        """decay: in [0, 1); the average starts from the present parameters."""
+        self.decay = decay
+        self.warm_up = warm_up
         self._parameters = dict(parameters)
-        self.averages = {
-            f"{name}{suffix}": p.detach().clone().float() for suffix in suffixes for name, p in self._parameters.items()
-        }
+        self.averages = {name: p.detach().clone().float() for name, p in self._parameters.items()}
         device = next((average.device for average in self.averages.values()), None)
         self._updates = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -30,19 +30,9 @@ class _Averages:
         return int(self._updates)
 
     def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
-        """Restores averages and update count from a checkpoint."""
+        """Restores the average and its update count from a checkpoint."""
         copy_into(self.averages, averages)
         self._updates.fill_(updates)
-
-
-class Ema(_Averages):
-    """An exponential moving average."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True) -> None:
-        """decay: in [0, 1); the average starts from the present parameters."""
-        super().__init__(parameters)
-        self.decay = decay
-        self.warm_up = warm_up
 
     @torch.no_grad()
     def update(self, step_ok: Tensor | None = None) -> None:
@@ -63,29 +53,6 @@ class Ema(_Averages):
         """Swaps the averages into the parameters inside the block, and restores the raw values after it."""
         with swapped_in(self._parameters, self.averages):
             yield
-
-
-class PowerAverages(_Averages):
-    """Averages whose weights over the steps t are a power function, t^gamma, by `<parameter>/<number of the gamma>`.
-
-    After update t: average := b average + (1 - b) parameter with b = (1 - 1 / t)^(gamma + 1), so that the first update
-    is the parameters themselves. Source: Karras et al., arXiv 2312.02696, eq. 1 and section 3.1.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], gammas: Sequence[float]) -> None:
-        super().__init__(parameters, [f"/{number}" for number in range(len(gammas))])
-        self.gammas = tuple(gammas)
-
-    @torch.no_grad()
-    def update(self, step_ok: Tensor) -> None:
-        """One update; nothing where `step_ok` (0-dim bool) is false."""
-        step_ok = step_ok.to(self._updates.device)
-        self._updates += step_ok
-        parameters = list(self._parameters.values())
-        for number, gamma in enumerate(self.gammas):
-            weight = -torch.expm1((gamma + 1) * torch.log1p(-1 / self._updates.float()))  # 1 - b, exact in float32
-            weight = torch.where(step_ok, weight, 0.0)
-            _lerp_([self.averages[f"{name}/{number}"] for name in self._parameters], parameters, weight)
 
 
 def _lerp_(averages: Sequence[Tensor], parameters: Sequence[nn.Parameter], weight: Tensor) -> None:

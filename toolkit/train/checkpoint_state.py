@@ -18,7 +18,6 @@ from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
 from toolkit.system.sharded_param import RowShard
 from toolkit.train.checkpoint_store import (
-    POWER_AVERAGES,
     CheckpointData,
     FileEntry,
     read_checkpoint_json,
@@ -42,7 +41,6 @@ def snapshot_state(run: Run) -> CheckpointData:
             "optimizer_class": type(role.optimizer).__name__,
             "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
             "ema_updates": role.ema.updates if role.ema else 0,
-            **({"power_updates": role.power_averages.updates} if role.power_averages else {}),
             **({"schedule": role.schedule.state_dict()} if isinstance(role.schedule, Plateau) else {}),
         }
         for role_name, role in run.roles.items()
@@ -81,8 +79,6 @@ def _checkpoint_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[st
         tensors, _ = state_tensors(role.optimizer, list(role.parameters))
         averages = role.ema.averages if role.ema else {}
         of_files = {"weights": role.saved_weights, "ema": averages, "optimizer": tensors, **role.further}
-        if role.power_averages:
-            of_files[POWER_AVERAGES] = role.power_averages.averages
         for file, found in of_files.items():
             files.setdefault(file, {})
             for key, tensor in found.items():
@@ -124,9 +120,6 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
         if role.ema:
             start = {name: weights[name] for name in role.parameters}  # without a saved EMA
             role.ema.load(averages or start, int(plain["ema_updates"]))
-        if role.power_averages and (path / f"{POWER_AVERAGES}.safetensors").is_file():
-            of_power = _read(path, POWER_AVERAGES, role_name, run)
-            role.power_averages.load(of_power, int(plain["power_updates"]))
         for file, tensors in role.further.items():
             if (path / f"{file}.safetensors").is_file():
                 copy_into(tensors, _read(path, file, role_name, run))

@@ -3,7 +3,6 @@
     state/step_000000340/
       weights.safetensors     raw weights                `<role>/<parameter>`
       ema.safetensors         their EMA                  `<role>/<parameter>`
-      power_averages.safetensors  (`ema_config.power_averages`)  `<role>/<parameter>/<number of the width>`
       few_step_loss.safetensors  (`train.few_step_loss`)  `<role>/<parameter>` of the teacher, `<role>/begun`
       optimizer.safetensors   optimizer state            `<role>/<parameter>/<entry>`
       state.json              step, cursor, settings, and optimizer entries that are not tensors
@@ -55,9 +54,6 @@ STATE_FILE = "state.json"
 _FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", STATE_FILE}
 """What every checkpoint has besides its manifest."""
 
-POWER_AVERAGES = "power_averages"
-"""Stem of the file that a run with `ema_config.power_averages` has in each state."""
-
 _STEP_FOLDER = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
 
@@ -81,7 +77,7 @@ class CheckpointData:
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
-    """File stem (weights, ema, optimizer, power_averages) -> name -> tensor."""
+    """File stem (weights, ema, optimizer) -> name -> tensor."""
 
     document: Mapping[str, Any]
     """JSON values."""

@@ -73,6 +73,10 @@ MODELS_OWN = {"sample.guidance_scale": 4.0, "sample.sample_steps": 20}
 were."""
 
 
+REMOVED = ("train.ema_config.power_averages",)
+"""Keys that are recorded and are gone, without which the same is computed."""
+
+
 def diff_configs(
     section: type[BaseModel], old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> list[ConfigChange]:
@@ -84,7 +88,7 @@ def diff_configs(
     """
     before, after = dict(flatten_config(old)), dict(flatten_config(new))
     former = {key: value for key in after for end, value in FORMER_VALUES.items() if f".{key}".endswith(f".{end}")}
-    before = former | before
+    before = former | {key: value for key, value in before.items() if key not in REMOVED}
     for end, own in MODELS_OWN.items():
         same = (key for key, value in before.items() if key.endswith(end) and value == own)
         before |= {key: None for key in same if after.get(key, own) is None}

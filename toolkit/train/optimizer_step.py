@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import RunError
-from toolkit.optim.ema import Ema, PowerAverages
+from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import AnyOptimizer, eval_mode, has_eval_mode, state_tensors, step_if
 from toolkit.optim.schedules import Schedule
 from toolkit.system.device import to_device
@@ -152,7 +152,6 @@ class Role:
     """Gradients are clipped to this norm; 0: no clipping."""
 
     ema: Ema | None = None
-    power_averages: PowerAverages | None = None
     group_lrs: dict[str, float] = field(default_factory=dict)
     """Name -> base learning rate of each parameter group, in the optimizer's order; empty: one group, at `lr`."""
 
@@ -242,13 +241,11 @@ class Role:
 
 
 def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
-    """What follows the optimizer in every strategy: the network's post-processing, then the averages of its
+    """What follows the optimizer in every strategy: the network's post-processing, then the average of its
     result."""
     numbers = role.after_step(step_ok)
     if role.ema:
         role.ema.update(step_ok)
-    if role.power_averages:
-        role.power_averages.update(step_ok)
     return numbers
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, cast
 
-from toolkit.config.train import POWER_WIDTHS, EmaConfig, OptimizerConfig
-from toolkit.optim.ema import Ema, PowerAverages, gamma_of
+from toolkit.config.train import EmaConfig, OptimizerConfig
+from toolkit.optim.ema import Ema
 from toolkit.optim.lr_groups import build_param_groups
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
@@ -65,9 +65,6 @@ def build_role(
         ),
         max_grad_norm=train.max_grad_norm,
         ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema and ema.use_ema else None,
-        power_averages=PowerAverages(parameters, [gamma_of(width) for width in POWER_WIDTHS])
-        if ema and ema.power_averages
-        else None,
         group_lrs={} if is_single_group else {group.name: group.lr for group in groups},
         optimizer_step=ShardedStep(process_group.all_reduce_sum) if sharded else StandardStep(),
         after_step=after_step,

@@ -210,18 +210,13 @@ class MergeConfig(WritingToolConfig):
 
 
 class PostHocEmaConfig(WritingToolConfig):
-    """`type: post_hoc_ema`: an average of the checkpoints of a run, or of the averages in its states, chosen after
-    training."""
+    """`type: post_hoc_ema`: an average of the checkpoints of a run, chosen after training."""
 
     process_types: ClassVar[tuple[str, ...]] = ("post_hoc_ema",)
     positional: ClassVar[tuple[str, ...]] = ("files",)
 
     files: PathOrList
-    """Files of one run, which are sorted by step; or the run's folder, with `width`."""
-
-    width: float = Field(default=0.0, ge=0, le=1)
-    """Width of a power function over all steps of a run with `train.ema_config.power_averages`, relative to their
-    number: 0.04 to 0.25, at most 0.2887. 0: files are averaged."""
+    """Files of one run, which are sorted by step."""
 
     sigma_rel: float = Field(default=0.0, ge=0, le=1)
     """Width of a power function over the steps, relative to their number: 0.1 to 0.25, at most 0.2887. 0: `beta`."""
@@ -236,15 +231,11 @@ class PostHocEmaConfig(WritingToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, a width that no power function has."""
         yield from super().check(job)
-        for key in ("width", "sigma_rel"):
-            if (given := getattr(self, key)) > 0.2887:
-                message = f"{given:g} is out of range: the uniform mean over all steps has 0.2887, the maximum."
-                yield Diagnostic((key,), message)
-        if self.width:
-            yield from self._check_run(job)
-            return
+        if self.sigma_rel > 0.2887:
+            message = f"{self.sigma_rel:g} is out of range: the uniform mean over all steps has 0.2887, the maximum."
+            yield Diagnostic(("sigma_rel",), message)
         if len(self.files) == 1 and Path(self.files[0]).expanduser().is_dir():
-            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give 'width' (--width) too, or its files.")
+            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give its files.")
             return
         if len(self.files) < 2:
             yield Diagnostic(("files",), "give at least two.")
@@ -252,12 +243,3 @@ class PostHocEmaConfig(WritingToolConfig):
             yield from check_safetensors(("files", index), file, job)
         if self.sigma_rel and self.model_fields_set & {"beta", "beta2"}:
             yield Diagnostic(("sigma_rel",), "and 'beta' are both given. Keep one of them.")
-
-    def _check_run(self, job: JobContext) -> Iterable[Diagnostic]:
-        if self.model_fields_set & {"sigma_rel", "beta", "beta2"}:
-            yield Diagnostic(
-                ("width",), "is for a run's folder; 'sigma_rel' and 'beta' are for files. Keep one of them."
-            )
-        folder = Path(self.files[0]).expanduser()
-        if len(self.files) != 1 or not (folder.is_dir() or job.will_write(folder)):
-            yield Diagnostic(("files",), "with 'width' give one folder, that of a run.")

@@ -7,9 +7,6 @@ Each matrix is averaged on its own, as an average during training is. Checkpoint
 A power function t^gamma over the steps has beta_i = (t_before / t_i)^(gamma + 1), whatever the distances between the
 checkpoints. Source: Karras et al., arXiv 2312.02696, section 3.1 and algorithm 2 (gamma of a relative width sigma_rel).
 musubi-tuner (lora_post_hoc_ema.py) counts files in the place of steps, from one too early: its first has no weight.
-
-A run with `train.ema_config.power_averages` keeps two averages over all its steps in each state. Their best linear
-combination is nearer to a power function than an average of a few files can be (same paper, section 3.2).
 """
 
 from __future__ import annotations
@@ -17,59 +14,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from toolkit.config.train import POWER_WIDTHS
 from toolkit.errors import UserError
 from toolkit.files.run_files import step_in
 from toolkit.networks.lora_formats import read_tensors
 from toolkit.optim.ema import gamma_of
-from toolkit.train.checkpoint_store import (
-    POWER_AVERAGES,
-    checkpoint_dir,
-    checkpoint_folders,
-    read_checkpoint_json,
-    reading_state,
-    step_of,
-    verify,
-)
 
 
 def power_betas(steps: Sequence[int], sigma_rel: float) -> list[float]:
     """The betas of all checkpoints but the first, by the steps they were saved at (rising)."""
     gamma = gamma_of(sigma_rel)
     return [(before / step) ** (gamma + 1) for before, step in pairwise(steps)]
-
-
-def mixing_weights(times: Sequence[int], gammas: Sequence[float], time: int, gamma: float) -> tuple[list[float], float]:
-    """The factors with which power averages, each of t^gammas[i] up to times[i], add up to that of t^gamma up to `time`
-    as nearly as possible, and the relative error of the profile.
-
-    Least squares over the profiles p_i(t) = (gamma_i + 1) t^gamma_i / T_i^(gamma_i + 1) on [0, T_i], the product of two
-    of which has the integral (g + 1) (h + 1) / (g + h + 1) min(S, T)^(g + h + 1) / (S^(g + 1) T^(h + 1)). Source: arXiv
-    2312.02696, section 3.2 and appendix C. The factors are divided by their sum, so that weights keep their size.
-    """
-
-    def product(s: float, g: float, t: float, h: float) -> float:
-        low, high, of_high = (s, t, h) if s <= t else (t, s, g)
-        return (g + 1) * (h + 1) / (g + h + 1) / high * (low / high) ** of_high
-
-    kept = list(zip(times, gammas, strict=True))
-    products = torch.tensor([[product(*a, *b) for b in kept] for a in kept], dtype=torch.float64)
-    wanted = torch.tensor([product(*a, time, gamma) for a in kept], dtype=torch.float64)
-    scale = products.diagonal().rsqrt()  # profiles of late steps are low and wide: all count alike
-    scaled = products * scale[:, None] * scale
-    factors = scale * torch.linalg.lstsq(scaled, wanted * scale, rcond=1e-12, driver="gelsd").solution
-    factors = factors / factors.sum()
-    total = product(time, gamma, time, gamma)
-    missed = total - 2 * float(factors @ wanted) + float(factors @ products @ factors)
-    return factors.tolist(), math.sqrt(max(0.0, missed) / total)
 
 
 def linear_betas(count: int, beta: float, beta2: float | None = None) -> list[float]:
@@ -136,65 +96,3 @@ def _following(files: Sequence[Path], first: Mapping[str, Tensor]) -> Iterator[M
 
 def _is_averaged(name: str, tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not name.endswith(".alpha")
-
-
-# ---------------------------------------------------------------- from the averages in the states of a run
-
-
-@dataclass(frozen=True)
-class PowerAverage:
-    """An average, and what it was made from."""
-
-    tensors: dict[str, Tensor]
-    """Averages by parameter, float32."""
-
-    steps: tuple[int, ...]
-    """Steps of the states."""
-
-    error: float
-    """Relative error of its profile over the steps."""
-
-
-def average_of_run(folder: Path, role: str, width: float) -> PowerAverage:
-    """The average up to the last state of a run's folder. width: relative, in (0, MAX_SIGMA_REL].
-
-    Raises UserError where no state has averages, or one is damaged.
-    """
-    states = [state for state in checkpoint_folders(checkpoint_dir(folder)) if _file(state).is_file()]
-    if not states:
-        raise UserError(
-            f"{folder}: no state in it holds averages. Train with 'train.ema_config.power_averages: true'; its states "
-            "are kept as 'save.max_states_to_keep' says."
-        )
-    for state in states:
-        if damage := verify(state):
-            raise UserError(f"{state}: {damage}. Remove it.")
-    times = []
-    for state in states:
-        with reading_state(state):
-            times.append(int(read_checkpoint_json(state)["roles"][role]["power_updates"]))
-    gammas = [gamma_of(kept) for kept in POWER_WIDTHS]
-    each = [(time, gamma) for time in times for gamma in gammas]
-    factors, error = mixing_weights([t for t, _ in each], [g for _, g in each], max(times), gamma_of(width))
-    mean: dict[str, Tensor] = {}
-    shares = iter(factors)
-    for state in states:
-        of_state = [next(shares) for _ in gammas]
-        for name, number, value in _averages(state, role):
-            if name not in mean:
-                mean[name] = value.double().zero_()
-            mean[name].add_(value.double(), alpha=of_state[number])
-    return PowerAverage({name: value.float() for name, value in mean.items()}, tuple(map(step_of, states)), error)
-
-
-def _file(state: Path) -> Path:
-    return state / f"{POWER_AVERAGES}.safetensors"
-
-
-def _averages(state: Path, role: str) -> Iterator[tuple[str, int, Tensor]]:
-    """Parameter, number of the width, average."""
-    with safe_open(_file(state), framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118 - not a dict
-            owner, name, number = key.split("/")
-            if owner == role:
-                yield name, int(number), tensors.get_tensor(key)

@@ -15,13 +15,9 @@ from extensions.tools.lora_tools.files import number_type, read_lora, write_lora
 from extensions.tools.lora_tools.inspect import InspectProcess
 from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, skipped
 from extensions.tools.lora_tools.merge import MergeProcess
-from extensions.tools.lora_tools.post_hoc_ema import average, average_of_run, linear_betas, power_betas, steps_of
+from extensions.tools.lora_tools.post_hoc_ema import average, linear_betas, power_betas, steps_of
 from jobs.process import BaseExtensionProcess
-from toolkit.errors import UserError
-from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_formats import read_tensors
-from toolkit.train.flow_step import NETWORK
-from toolkit.train.run_reader import list_network_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,42 +72,12 @@ class ResizeProcess(BaseExtensionProcess):
 
 
 class PostHocEmaProcess(BaseExtensionProcess):
-    """Averages files of one run, or what its states hold."""
+    """Averages files of one run."""
 
     section: PostHocEmaConfig
 
     def run(self) -> None:
         super().run()
-        if self.section.width:
-            self._average_run(Path(self.section.files[0]).expanduser())
-        else:
-            self._average_files()
-
-    def _average_run(self, folder: Path) -> None:
-        """Writes the average in the form of the newest file of the run: its names, alphas, dtype and metadata."""
-        section = self.section
-        made = average_of_run(folder, NETWORK, section.width)
-        files = [found for found in list_network_files(folder) if found.path.is_file()]
-        if not files:
-            raise UserError(f"{folder}: the run has saved no adapter file, whose form the average would have.")
-        file = max(files, key=lambda found: found.path.stat().st_mtime)
-        saved, metadata = read_tensors(file.path)
-        tensors = dict(saved)
-        for name, value in made.tensors.items():
-            key = FILE_PREFIX + name
-            if key not in saved or saved[key].shape != value.shape:
-                raise UserError(f"{file.path}: does not hold the weights of the states ({name}).")
-            tensors[key] = value.to(saved[key].dtype)
-        recipe = {"width": section.width, "steps": made.steps, "profile_error": round(made.error, 6)}
-        self._write(tensors, metadata, recipe)
-        if made.error > 0.1:
-            logger.warning(f"the profile is {made.error:.0%} off: the states are too few for this width")
-        logger.info(
-            f"{section.output}: the average of width {section.width:g} up to step {made.steps[-1]}, from "
-            f"{len(made.steps)} states (error of the profile {made.error:.1%})"
-        )
-
-    def _average_files(self) -> None:
         section = self.section
         given = [Path(file).expanduser() for file in section.files]
         ordered = sorted(zip(steps_of(given), given, strict=True))

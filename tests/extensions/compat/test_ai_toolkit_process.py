@@ -1,4 +1,4 @@
-"""The timer and the progress bar of a process; extensions in ai-toolkit's shape, and what they miss."""
+"""Extensions in ai-toolkit's shape, and what they miss."""
 
 from __future__ import annotations
 
@@ -7,46 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from extensions.compat.ai_toolkit_process import INSTEAD, ProgressBar, Timer
+from extensions.compat.ai_toolkit_process import INSTEAD
 from jobs import ExtensionJob
 from toolkit.config import load_job
 from toolkit.errors import RunError
 from toolkit.extension import discover
-
-
-def test_a_timer_prints_the_mean_of_each_name(capsys) -> None:
-    now = iter([0.0, 1.0, 3.0, 5.0, 10.0, 16.0])  # outer, with inner of 2 s in it, then inner of 6 s
-    timer = Timer("job timer", clock=lambda: next(now))
-    with timer("outer"), timer("inner"):
-        pass
-    with timer("inner"):
-        pass
-    timer.print()
-    assert capsys.readouterr().out.splitlines() == [
-        "job timer:",
-        "  5.0000 s outer (mean of 1)",
-        "  4.0000 s inner (mean of 2)",
-    ]
-    timer.reset()
-    with pytest.raises(ValueError, match="'inner' was not started"):
-        timer.stop("inner")
-
-
-def test_a_progress_bar_is_a_status_line(capsys) -> None:
-    bar = ProgressBar(total=3, desc="images")
-    bar.update()
-    bar.reset(total=5)
-    bar.set_postfix_str("2 new")
-    bar.close()
-    bar.update(4)
-    assert capsys.readouterr().out.splitlines() == ["1/3 images", "0/5 images | 2 new", "4/5 images | 2 new"]
-
-
-def test_one_without_a_total_counts(capsys) -> None:
-    bar = ProgressBar()
-    bar.update(2)
-    assert capsys.readouterr().out == "2\n"
-
 
 INIT = """
     from toolkit.extension import Extension
@@ -93,8 +58,6 @@ def test_an_extension_in_its_shape_runs(run: Callable[[str], None], capsys) -> N
                 self.device = self.get_conf("device", default="cpu", as_type=torch.device)
             def run(self):
                 super().run()
-                with self.timer("merge"):
-                    self.progress_bar.update()
                 print(self.__class__.__name__, self.save_path, self.device, self.raw_process_config["type"])
     """)
     assert capsys.readouterr().out.splitlines()[-1] == "Theirs out cpu theirs"

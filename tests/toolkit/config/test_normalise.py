@@ -126,6 +126,14 @@ def test_a_key_without_effect_is_one_warning_line(load) -> None:
     )
 
 
+def test_a_key_that_was_removed_names_the_tool(load) -> None:
+    job = load(trainer("train: {ema_config: {use_ema: true, power_averages: true}}"))
+    [line] = job.warnings
+    assert line.endswith(
+        "power_averages: has no effect: it was removed; `run.py post_hoc_ema` averages the files of a run."
+    )
+
+
 # ------------------------------------------------------------ config.defaults
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.optim.ema import Ema, PowerAverages
+from toolkit.optim.ema import Ema
 from toolkit.optim.schedules import initial_weight_fraction
 
 CASES = golden("ema", use_feedback=False, param_multiplier=1.0, update_rule="w = input")
@@ -108,26 +108,3 @@ def test_a_decay_near_one_is_not_rounded_away() -> None:
     w.data += 1
     ema.update()
     assert float(ema.averages["w"]) == pytest.approx(1e-4, rel=1e-6)
-
-
-def test_power_averages_weigh_the_steps_by_a_power_and_skip_bad_ones() -> None:
-    parameter, gammas = nn.Parameter(torch.zeros(3)), (2.0, 7.5)
-    kept = PowerAverages({"w": parameter}, gammas)
-    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    for index, value in enumerate(values):
-        parameter.data.copy_(value)
-        kept.update(torch.tensor(True))
-        if index % 7 == 0:
-            parameter.data.fill_(1e3)
-            kept.update(torch.tensor(False))
-    assert kept.updates == 40
-    for number, gamma in enumerate(gammas):
-        edges = (torch.arange(41, dtype=torch.float64) / 40) ** (gamma + 1)
-        expected = ((edges[1:] - edges[:-1])[:, None] * values).sum(0).float()  # the integral of t^gamma over each step
-        torch.testing.assert_close(kept.averages[f"w/{number}"], expected)
-    again = PowerAverages({"w": parameter}, gammas)
-    again.load(kept.averages, kept.updates)
-    for averages in (kept, again):
-        parameter.data.fill_(1.0)
-        averages.update(torch.tensor(True))
-    assert all(torch.equal(again.averages[name], value) for name, value in kept.averages.items())

@@ -21,7 +21,7 @@ KINDS = {
         logging.log_every datasets[0].webdataset.token datasets[0].webdataset.samples
         datasets[0].webdataset.max_unreadable validation stop_when resume device datasets[0].num_workers
         datasets[0].cache_latents datasets[0].cache_latents_to_disk datasets[0].cache_text_embeddings
-        train.ema_config.power_averages train.cache_text_embeddings train.skip_first_sample train.force_first_sample
+        train.memory_account train.cache_text_embeddings train.skip_first_sample train.force_first_sample
         first_sample train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
         train.compile.mode train.compile.dynamic train.compile.fullgraph train.compile.cache_size_limit train.parallel
         train.ddp_timeout model.low_vram model.text_encoder_cpu memory_check model.modulation_table
@@ -111,6 +111,11 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     parts = ("save.", "sample.", "logging.")
     assert {key for key in harmless if not key.startswith(parts)} <= meant
     assert {key for key in keys if key.startswith(parts)} <= harmless
+
+
+def test_a_key_that_was_removed_is_no_change(section: dict) -> None:
+    for value in (False, True):
+        assert diff_configs(replaced(section, "train.ema_config.power_averages", value), section) == []
 
 
 def test_equal_jobs_have_no_change_and_order_of_keys_is_none(section: dict) -> None:

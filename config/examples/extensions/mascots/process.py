@@ -13,6 +13,7 @@ from PIL import Image
 
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
+from toolkit.files.log import StatusLine
 from toolkit.files.writing import atomic_write_dir, settle, write_json
 from toolkit.system.seeding import key
 
@@ -61,12 +62,13 @@ class MascotsProcess(BaseExtensionProcess):
             ("edits_of_two", section.edits_of_two, lambda place, index: self._pair(place, index, hat_or_both)),
             ("scribbles", section.scribbles, self._scribble),
         )
-        self.progress_bar.reset(section.total())
+        status, done = StatusLine(), 0
         for name, count, add in sets:
             for index in range(count):
                 add(folder / name, index)
-                self.progress_bar.update()
-        self.progress_bar.close()
+                done += 1
+                status.update(f"{done}/{section.total()}")
+        status.finish()
 
     def _picture(self, folder: Path, index: int) -> None:
         lots = self._lots("picture", index)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extensions.tools.lora_tools.post_hoc_ema import average, linear_betas, mixing_weights, power_betas, steps_of
+from extensions.tools.lora_tools.post_hoc_ema import average, linear_betas, power_betas, steps_of
 from tests.golden_tables import golden
 from toolkit.errors import UserError
 from toolkit.optim.ema import MAX_SIGMA_REL, gamma_of
@@ -90,30 +90,3 @@ def test_files_that_do_not_match_are_refused(tmp_path: Path, second: dict, messa
     files = write(tmp_path, [{"a.weight": [1.0, 2.0], "a.alpha": 1.0}, second])
     with pytest.raises(UserError, match=message):
         average(files, [0.5])
-
-
-@pytest.mark.parametrize("width", [0.05, 0.07, 0.1, 0.15, 0.2, 0.25])
-def test_two_averages_of_a_few_states_make_one_of_any_width(width: float) -> None:
-    """Compared with the average itself, of a path that wanders."""
-    path = torch.randn(4000, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64).cumsum(0)
-
-    def mean(time: int, gamma: float) -> torch.Tensor:
-        edges = (torch.arange(time + 1, dtype=torch.float64) / time) ** (gamma + 1)
-        return (edges[1:] - edges[:-1]) @ path[:time]
-
-    gammas, times = [gamma_of(0.05), gamma_of(0.1)], range(200, 4001, 200)
-    each = [(time, gamma) for time in times for gamma in gammas]
-    factors, error = mixing_weights([t for t, _ in each], [g for _, g in each], 4000, gamma_of(width))
-    made = sum(factor * mean(*kept) for factor, kept in zip(factors, each, strict=True))
-    wanted = mean(4000, gamma_of(width))
-    assert error < 0.07
-    assert float((made - wanted).norm() / (path[-1] - wanted).norm()) < 0.02
-    assert sum(factors) == pytest.approx(1)
-
-
-def test_a_width_that_is_kept_is_that_average_alone() -> None:
-    gammas = [gamma_of(0.05), gamma_of(0.1)]
-    factors, error = mixing_weights([300, 300, 600, 600], gammas * 2, 600, gammas[1])
-    assert factors == pytest.approx([0, 0, 0, 1], abs=1e-6) and error < 1e-6
-    _, of_one_state = mixing_weights([600, 600], gammas, 600, gamma_of(0.25))
-    assert of_one_state > 0.1  # two averages of one state reach no further

@@ -471,7 +471,7 @@ def test_the_commands_of_the_page_run(
     """In this order: what one writes another may read."""
     job = trainer(
         make_pictures(tmp_path / "data", "a"),
-        train={"steps": 3, "ema_config": {"power_averages": True}},
+        train={"steps": 3},
         save={"save_every": 1, "max_states_to_keep": 0},
     )
     assert run_py(write_job(job, name="my_char"), cwd=tmp_path).returncode == 0
@@ -483,49 +483,13 @@ def test_the_commands_of_the_page_run(
     lines = re.findall(
         r"`python run\.py ([^`]*)`", (ROOT / "extensions/tools/lora_tools/README.md").read_text(encoding="utf-8")
     )
-    assert len(lines) == 9
+    assert len(lines) == 8
     for line in lines:
         uid, *flags = shlex.split(line.replace("TUNED", "merged"))
         found = [file for flag in flags for file in (sorted(glob.glob(flag)) if "*" in flag else [flag])]
         is_published = uid in ("inspect", "convert", "resize") or (uid == "merge" and "--base" not in found)
         found += ["--model", "MODEL"] if is_published else []  # the page is about files of the published model
         ExtensionJob(load_tool(uid, extensions.find_command(uid), found), extensions).run()
-    written = ("out", "small", "both", "merged", "lora", "mean", "wide")
+    written = ("out", "small", "both", "merged", "lora", "mean")
     assert all(load_file(tmp_path / f"{name}.safetensors") for name in written)
     assert (tmp_path / "merged" / "model_index.json").is_file()
-
-
-@pytest.mark.slow
-def test_a_width_is_chosen_after_the_training(run, run_py, trainer, write_job, make_pictures, tmp_path: Path) -> None:
-    """From the averages in the states, those of a resumed run too, in the form of the saved files."""
-    averages = {"use_ema": True, "power_averages": True}
-    job = trainer(
-        make_pictures(tmp_path / "data", "a"),
-        train={"steps": 12, "lr": 0.01, "ema_config": averages},
-        save={"save_every": 3, "max_states_to_keep": 0},
-    )
-    assert run_py(write_job(job, name="whole"), cwd=tmp_path).returncode == 0
-    shorter = {**job, "train": {**job["train"], "steps": 6}}
-    for section in (shorter, job):
-        assert run_py(write_job(section, name="parts"), "--allow-change", cwd=tmp_path).returncode == 0
-    made = {}
-    for name in ("whole", "parts"):
-        state = tmp_path / "output" / name / "state" / "step_000000012"
-        made[name, "state"] = load_file(state / "power_averages.safetensors")
-        for width in (0.05, 0.2):
-            run("post_hoc_ema", files=f"output/{name}", width=width, output=f"{name}_{width}.safetensors")
-            made[name, width] = load_file(tmp_path / f"{name}_{width}.safetensors")
-    final = load_file(tmp_path / "output" / "whole" / "whole.safetensors")
-    for width in (0.05, 0.2):
-        assert made["whole", width].keys() == final.keys()
-        assert all(torch.equal(made["parts", width][key], value) for key, value in made["whole", width].items())
-    differs = {}
-    for key, value in made["whole", 0.05].items():
-        if not key.endswith(".alpha"):
-            kept = made["whole", "state"][f"network/{key.removeprefix('diffusion_model.')}/0"]
-            torch.testing.assert_close(value, kept.to(value.dtype), rtol=1e-3, atol=1e-6)
-            differs[key] = not torch.equal(value, final[key]) and not torch.equal(value, made["whole", 0.2][key])
-    assert sum(differs.values()) > 0.8 * len(differs)  # of the last block the text stream learns nothing
-    with pytest.raises(UserError, match="no state in it holds averages"):
-        (tmp_path / "empty").mkdir()
-        run("post_hoc_ema", files="empty", width=0.1, output="x.safetensors")
