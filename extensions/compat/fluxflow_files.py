@@ -36,6 +36,7 @@ class FluxflowFiles(Callback):
         """place: step, last or only, as `save.fluxflow_files`."""
         self.place = place
         self._rates: dict[int, dict[str, float]] = {}
+        self._step_s: float | None = None
 
     def on_start(self, run: Run) -> None:
         self._run = run
@@ -52,6 +53,9 @@ class FluxflowFiles(Callback):
     def on_metrics(self, run: Run, result: StepResult) -> None:
         rates = {name: rate for name, rate in result.lr_by_group.items() if name in run.roles}
         self._rates[result.step] = rates or dict.fromkeys(run.roles, result.lr)
+        if not result.compiled:
+            self._step_s = result.step_s
+        step_s = result.step_s if self._step_s is None else self._step_s
         values = {name: value if math.isfinite(value) else None for name, value in result.logged().items()}
         line = {
             "step": result.step,
@@ -59,7 +63,7 @@ class FluxflowFiles(Callback):
             "batch": batch_of(run, result.step, result.epoch),
             "time": utc_now(),
             "seconds": round(result.step_s, 6),
-            "eta_s": round(result.step_s * (run.steps - result.step), 1),
+            "eta_s": round(step_s * (run.steps - result.step), 1),
             **values,
         }
         append_json_line(self._file, line)

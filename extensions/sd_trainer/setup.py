@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from toolkit.errors import OutOfMemory, UserError
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import decide_compiling
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
-from toolkit.memory.int8_matmul import MAX_ERROR, is_exact
+from toolkit.memory.int8_matmul import MAX_ERROR, Int8Matmul, is_exact
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.oom_hints import memory_advice
 from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
@@ -57,7 +57,7 @@ def build_block_runner(section: DiffusionSection, model: DiffusionModel, device:
         logger.info(f"model.modulation_table: not possible here, {reason}")
     train, qtype = section.train, section.model.qtype if section.model.quantize else ""
     sharded = train.parallel == "fsdp" and read_distributed_env().world_size > 1
-    return BlockRunner(
+    runner = BlockRunner(
         model,
         device,
         DTYPES[train.dtype],
@@ -66,6 +66,15 @@ def build_block_runner(section: DiffusionSection, model: DiffusionModel, device:
         train.compile if decide_compiling(train.compile, device, qtype, sharded) else None,
         section.network.trains_model,
     )
+    runner.programs.on_stop.append(partial(_drop_int8_of_programs, section.model.int8_matmul, model, device))
+    return runner
+
+
+def _drop_int8_of_programs(wanted: Int8Matmul, model: DiffusionModel, device: torch.device) -> None:
+    """Ends the int8 matmuls of layers that use them in compiled blocks only, once these are given up."""
+    stay = set(candidates(model.network_module, wanted, device))
+    for layer in int8_layers(model.network_module):
+        layer.in_int8 = layer.in_int8 if layer in stay else Int8Matmuls()
 
 
 def choose_checkpointing_level(

@@ -12,7 +12,8 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -335,6 +336,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """The callbacks of the run, in call order; only rank 0 has any."""
         status = StatusLine(every_s=0) if self.section.logging.log_every else setup.status
         validation, samples = self.validation(setup, encoded, attached), self.samples(setup, encoded, attached)
+        # All of a validation and of an image comes from blocks of one kind.
+        if validation:
+            validation = replace(validation, measure=partial(attached.programs.whole, validation.measure))
+        if samples:
+            samples = replace(samples, draw=partial(attached.programs.whole, samples.draw))
         writer = self.weights_writer(setup, attached)
         return standard_callbacks(self.section, self.save_root, status, writer, validation, samples)
 

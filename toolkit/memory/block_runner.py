@@ -42,9 +42,11 @@ class BlockRunner:
         themselves are trained, without an adapter."""
         self._model, self._device = model, device
         self._is_auto = level == "auto"
-        self._fastest: Callable[[Sequence[str]], str] = lambda levels: levels[0]
+        self._fitting: Callable[..., str] = lambda levels, flops: levels[0]
         self._compile = compile_settings
         self.programs = Programs(compile_settings)
+        self.programs.on_stop.append(self._run_uncompiled)
+        self.programs.increase_checkpointing = self.increase_checkpointing
 
         blocks = model.blocks()
         offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
@@ -76,9 +78,7 @@ class BlockRunner:
         if not self._is_auto:
             return
         free = free_memory(self._device) - needed
-        is_eager = self._device.type == "cuda" and not self.programs.used
-        flops = EFFICIENCY * peak_flops(self._device) if is_eager else None
-        self._fastest = partial(fastest_level_that_fits, free=free, work=work, flops=flops)
+        self._fitting = partial(fastest_level_that_fits, free=free, work=work)
         self.level = max(gather(self._fastest(self.levels)), key=CHECKPOINTING_LEVELS.index)
         logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")
         self._wrap()
@@ -92,6 +92,17 @@ class BlockRunner:
         logger.info(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
         self._wrap()
         return True
+
+    def _fastest(self, levels: Sequence[str]) -> str:
+        is_eager = self._device.type == "cuda" and not self.programs.used
+        return self._fitting(levels, flops=EFFICIENCY * peak_flops(self._device) if is_eager else None)
+
+    def _run_uncompiled(self) -> None:
+        """Called once the compiled programs are given up."""
+        if self._is_auto and (level := self._fastest(self.levels)) in self.levels[self.levels.index(self.level) + 1 :]:
+            logger.info(f"{KEY} auto: {level} instead of {self.level}, for uncompiled blocks")
+            self.level = level
+        self._wrap()
 
     def _wrap(self) -> None:
         """Innermost first. Block swap is outermost: weights are loaded before the forward pass and recomputation."""

@@ -7,7 +7,10 @@ Parameter names do not change, because only the function that runs a block is wr
 from __future__ import annotations
 
 import logging
+import time
 import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,8 @@ from toolkit.system.device import is_out_of_memory
 from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEFAULT_RECOMPILE_LIMIT = 32
 """Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached by the first block
@@ -103,6 +108,46 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
+class CompileTime(NamedTuple):
+    """What compiling took."""
+
+    programs: int = 0
+    """Forward passes; a program's backward pass is compiled with it."""
+
+    seconds: float = 0.0
+
+    def since(self, before: CompileTime) -> CompileTime:
+        """The difference."""
+        return CompileTime(self.programs - before.programs, self.seconds - before.seconds)
+
+
+class _CompileClock:
+    """Counts what PyTorch compiles in this process, from the first `Programs` on."""
+
+    def __init__(self) -> None:
+        self.total = CompileTime()
+        self._begun = CompileTime()
+
+    def listen(self) -> None:
+        """Has PyTorch call it; `torch._dynamo.reset` forgets that."""
+        if self._begin not in torch._dynamo.callback.callback_handler.start_callbacks:
+            torch._dynamo.callback.on_compile_start(self._begin)
+            torch._dynamo.callback.on_compile_end(self._end)
+
+    def _now(self) -> CompileTime:
+        return CompileTime(torch._dynamo.utils.counters["stats"]["unique_graphs"], time.perf_counter())
+
+    def _begin(self, of: object) -> None:
+        self._begun = self._now()
+
+    def _end(self, of: object) -> None:
+        took = self._now().since(self._begun)
+        self.total = CompileTime(self.total.programs + took.programs, self.total.seconds + took.seconds)
+
+
+_clock = _CompileClock()
+
+
 class Programs:
     """The compiled programs of a model's blocks. With `train.compile: auto` a program that fails ends the use of all of
     them, for good: `compile_wrapper` does so in a forward pass, the training loop in a backward pass."""
@@ -112,28 +157,61 @@ class Programs:
         self.record = {"blocks": settings is not None}
         """What a checkpoint records; changes when they are given up."""
 
+        self.on_stop: list[Callable[[], None]] = []
+        """Called once when they are given up: what was decided for compiled blocks is decided for uncompiled ones."""
+
+        self.increase_checkpointing: Callable[[], bool] = lambda: False
+        """As `BlockRunner.increase_checkpointing`: uncompiled blocks may need more memory."""
+
+        self.failure = ""
+        """Why they were given up."""
+
         self._settings = settings
+        self._begun = CompileTime()
+        if settings:
+            _clock.listen()
+            self._begun = _clock.total
 
     @property
     def used(self) -> bool:
         """Whether blocks run compiled."""
         return self.record["blocks"]
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether they are given up once one fails."""
+        return self.used and self._settings is not None and self._settings.enabled == "auto"
+
+    @property
+    def took(self) -> CompileTime:
+        """What compiling has taken so far."""
+        return _clock.total.since(self._begun) if self._settings else CompileTime()
+
     def may_replace(self, error: Exception) -> bool:
         """Whether what failed with this error is to be computed again without them."""
-        is_auto = self._settings is not None and self._settings.enabled == "auto"
-        is_other = is_out_of_memory(error) or isinstance(error, RunError | UserError)
-        return self.used and is_auto and not is_other
+        return self.may_stop and not is_out_of_memory(error) and not isinstance(error, RunError | UserError)
 
     def stop(self) -> None:
         """From here on the blocks run uncompiled."""
-        self.record["blocks"] = False
+        if self.used:
+            self.record["blocks"] = False
+            for adapt in self.on_stop:
+                adapt()
+
+    def save_memory(self) -> bool:
+        """Makes a pass take less memory that does not fit since they were given up; False where it cannot."""
+        return self._settings is not None and not self.used and self.increase_checkpointing()
 
     def report(self, reason: str) -> None:
         """Logs why they were given up, once. reason: `failure` of the error; empty where it is reported already."""
         if reason and self._settings is not None:
-            place = self._settings.place
+            self.failure, place = reason, self._settings.place
             logger.warning(f"{place} auto: a compiled block failed, all run uncompiled from here on ({reason})")
+
+    def whole(self, compute: Callable[..., T], *arguments: Any) -> T:
+        """`compute(*arguments)`, once more where they are given up within: the result comes from blocks of one kind."""
+        compiled, result = self.used, compute(*arguments)
+        return compute(*arguments) if compiled and not self.used else result
 
 
 def failure(error: Exception) -> str:

@@ -43,7 +43,7 @@ SLOW, WELL = 1.8, 1.3
 """Steps are slow from this multiple of their usual time on, and well again below the second one."""
 
 COLD_STEPS = 10
-"""Steps at the start of a process that are not looked at: compilation, allocation, files that are not cached yet."""
+"""Steps at the start of a process that are not looked at: allocation, files that are not cached yet."""
 
 WINDOW_STEPS = 20
 """Optimizer steps that have to be slow."""
@@ -89,13 +89,22 @@ class SlowSteps:
         self._said = False
         self._reading: Reading | None = None
 
-    def add(self, samples: Counter[str], steps: int, step_s: float, data_s: float, reading: Reading) -> Finding | None:
+    def add(
+        self,
+        samples: Counter[str],
+        steps: int,
+        step_s: float,
+        data_s: float,
+        reading: Reading,
+        compiled: bool = False,
+    ) -> Finding | None:
         """A group of `steps` optimizer steps that took `step_s` seconds each, `data_s` of them waiting for data.
 
         samples: shape of a micro-batch -> samples of the group in such ones. reading: at the end of the group.
+        compiled: programs were compiled in it, so that it says nothing of other steps.
         """
         self._steps += steps
-        is_first = not samples.keys() <= self._seen  # of its shape, which may be compiled now
+        is_first = compiled or not samples.keys() <= self._seen  # of its shape: kernels are chosen, memory is taken
         self._seen |= samples.keys()
         begin, self._reading = self._reading or reading, reading
         if self._steps <= COLD_STEPS or is_first or step_s <= 0:

@@ -173,6 +173,9 @@ class _Report(NamedTuple):
     with_gradient: list[bool]
     """Of each parameter that is not sharded, whether it has a gradient on this rank."""
 
+    failure: str
+    """Why this rank has given up its compiled programs; empty: it has not."""
+
 
 def all_reduce_gradients_and_losses(
     run: Run, accumulation_step: AccumulationStep, own: StepLossBuffer | None
@@ -190,12 +193,20 @@ def all_reduce_gradients_and_losses(
         counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
         has_gradient = [p.grad is not None for p in parameters]
         report = _Report(
-            own.uses, own.sources, own.shared, list(own.shares), list(own.per_sample), counts, has_gradient
+            own.uses,
+            own.sources,
+            own.shared,
+            list(own.shares),
+            list(own.per_sample),
+            counts,
+            has_gradient,
+            run.programs.failure,
         )
     gathered = run.process_group.all_gather_object(report)
     reports = [report for report in gathered if report is not None]
     if own is None or len(reports) < len(gathered):
         return None
+    _stop_programs(run, reports)
     for parameter, *has_gradient in zip(parameters, *(report.with_gradient for report in reports), strict=True):
         if any(has_gradient) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -204,6 +215,14 @@ def all_reduce_gradients_and_losses(
     numbers, whole = _summands(own, accumulation_step, reports, roles, device)
     run.process_group.all_reduce_sum([*(p.grad for p in parameters if p.grad is not None), numbers])
     return whole
+
+
+def _stop_programs(run: Run, reports: Sequence[_Report]) -> None:
+    """Has all ranks run uncompiled blocks from the next step on, once one does: none would be faster than that one."""
+    for rank, report in enumerate(reports):
+        if report.failure and run.programs.used:
+            run.programs.stop()
+            run.programs.report(f"process {rank}: {report.failure}")
 
 
 def _summands(

@@ -140,8 +140,9 @@ class StepResult:
     """Samples trained on since the run began."""
 
     step_s: float
-    """Wall seconds since the previous optimizer step ended, without saving and sampling. Steps whose metrics were
-    fetched together (`Callback.on_metrics`) have their mean, as the host prepares a step while the device computes."""
+    """Wall seconds since the previous optimizer step ended, without saving, sampling and compiling. Steps whose metrics
+    were fetched together (`Callback.on_metrics`) have their mean, as the host prepares a step while the device
+    computes."""
 
     data_s: float
     """Part of `step_s` spent waiting for batches."""
@@ -152,6 +153,13 @@ class StepResult:
 
     sources: tuple[SampleSource, ...] = ()
     """Where each value of `per_sample` comes from, in the same order."""
+
+    compile_s: float = 0.0
+    """Seconds in which programs were compiled in this step."""
+
+    compiled: bool = False
+    """Programs were compiled in this step, or in one whose metrics were fetched together with it: its time is not that
+    of later steps."""
 
     skipped: bool = False
     """A loss or gradient was not finite: at least one role skipped this step."""

@@ -27,6 +27,7 @@ from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
 from toolkit.train.collectives import all_reduce_gradients_and_losses, has_readers, whole_cursor
 from toolkit.train.interface import RoleResult, StepResult, TrainStep
 from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer, StepTimer
+from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 
 T = TypeVar("T")
@@ -99,7 +100,10 @@ def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBu
                 role.schedule.load_state_dict(process_group.run_on_rank0_and_broadcast(role.schedule.state_dict))
         with timer.track("data"):
             loaded = [next(batches) for _ in own_share(accumulation_step.specs)]
+        before = run.programs.took.seconds
         own = _forward_backward_with_oom_retry(run, accumulation_step.samples, loaded, step_fn)
+        compile_s = run.programs.took.seconds - before
+        timer.exclude(compile_s)
         losses = all_reduce_gradients_and_losses(run, accumulation_step, own)
         if losses is None:
             _zero_grad(run)
@@ -111,7 +115,7 @@ def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBu
         state.epochs_done += accumulation_step.epochs_ended
         state.epoch = state.epochs_done if has_readers(state.cursor) else accumulation_step.specs[-1].epoch
         state.samples += accumulation_step.samples
-        metrics.add(PendingStepMetrics(_host_metrics(run), losses, norms, step_ok, numbers))
+        metrics.add(PendingStepMetrics(_host_metrics(run, compile_s), losses, norms, step_ok, numbers))
         for callback in run.callbacks:
             with timer.track("step" if callback.included_in_step_time else "outside"):
                 callback.after_step(run)
@@ -126,6 +130,10 @@ class _ProgramFailed(Exception):
         """reason: what is still to be reported."""
         super().__init__(reason)
         self.reason = reason
+
+
+class _Untried(Exception):
+    """A program was compiled in this step, and weights would move in its first backward pass."""
 
 
 class _NoMemory(Exception):
@@ -171,35 +179,58 @@ def _forward_backward(
 ) -> StepLossBuffer | None:
     """Accumulates the gradients of one accumulation step, averaged over its samples. None after a stop request.
 
-    Where a compiled program fails that may be given up, all of it is computed again without programs. What fails then
-    too is raised as it is: it was not the program.
-
     trial: the gradients are not used; strategies that step in the backward pass do not step.
     """
-    compiled, reason = run.programs.used, ""
-    try:
-        return _accumulate(run, samples, batches, step_fn, trial)
-    except _ProgramFailed as error:
-        reason = error.reason  # computed again below: inside the handler the error still holds the activations
-    except _NoMemory:
-        if run.programs.used or not compiled:
-            raise
+    with suppress(_Untried):
+        return _computed(run, samples, batches, step_fn, trial, tried=trial)
     _free_memory(run)
-    run.programs.stop()
-    try:
-        losses = _accumulate(run, samples, batches, step_fn, trial)
-    except _NoMemory:
-        run.programs.report(reason)
-        raise
-    run.programs.report(reason)
-    return losses
+    _computed(run, samples, batches, step_fn, trial=True, tried=True)
+    _zero_grad(run)
+    return _computed(run, samples, batches, step_fn, trial, tried=True)
+
+
+def _computed(
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, trial: bool, tried: bool
+) -> StepLossBuffer | None:
+    """As `_forward_backward`. Where a compiled program fails that may be given up, all of it is computed again without
+    programs, at a level of checkpointing that fits. What fails then too is raised as it is: it was not the program.
+
+    Raises _Untried, unless `tried`, where weights would move in the first backward pass of a program.
+    """
+    programs, reason = run.programs, ""
+    while True:
+        compiled = programs.used
+        try:
+            losses = _accumulate(run, samples, batches, step_fn, trial, tried)
+            programs.report(reason)
+            return losses
+        except _ProgramFailed as error:
+            reason = error.reason  # computed again below: inside the handler the error still holds the activations
+            _require_unmoved(run, reason)
+            programs.stop()
+        except _NoMemory:
+            # Where a forward pass has given up the programs, its first blocks kept what compiled ones keep.
+            if not (compiled and not programs.used) and not programs.save_memory():
+                programs.report(reason)
+                raise
+        _free_memory(run)
+
+
+def _require_unmoved(run: Run, reason: str) -> None:
+    """Raises RunError where weights have moved in the middle of the step, which cannot be repeated then."""
+    if any(role.optimizer_step.has_moved for role in run.roles.values()):
+        raise RunError(
+            f"a compiled block failed in the middle of a fused backward pass ({reason}), when some weights had moved "
+            "already: the step cannot be repeated. Start the job again with train.compile: false; it resumes from the "
+            "last save."
+        )
 
 
 def _accumulate(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, trial: bool
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, trial: bool, tried: bool
 ) -> StepLossBuffer | None:
-    """As `_forward_backward`, once; raises _NoMemory and _ProgramFailed."""
-    passes = _Passes(run, samples, trial)
+    """As `_computed`, once; raises _NoMemory and _ProgramFailed too."""
+    passes = _Passes(run, samples, trial, tried)
     for index, batch in enumerate(batches, start=1):
         if run.stopping and not run.sharded:
             # The cursor still points to this accumulation step: a resume repeats all of it.
@@ -221,12 +252,13 @@ def _accumulate(
 class _Passes:
     """The backward passes of an accumulation step (`Backward`), and their losses."""
 
-    def __init__(self, run: Run, samples: int, trial: bool) -> None:
+    def __init__(self, run: Run, samples: int, trial: bool, tried: bool) -> None:
         self.losses = StepLossBuffer()
         self.step = run.state.step
         self.roles = frozenset(name for name, role in run.roles.items() if trial or self.step % role.every == 0)
         self.is_last = False
-        self._run, self._samples, self._trial, self._compiled = run, samples, trial, run.programs.used
+        self._run, self._samples, self._trial, self._tried = run, samples, trial, tried
+        self._compiled, self._took = run.programs.used, run.programs.took
         for role in () if trial else [run.roles[name] for name in self.roles]:
             role.before_step(self.step)
             role.optimizer_step.begin_accumulation(role)
@@ -235,10 +267,8 @@ class _Passes:
         shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}
         if not shares:
             return
-        programs = self._run.programs
-        if self._compiled and not programs.used:  # given up in a forward pass, whose first blocks ran compiled
-            raise _ProgramFailed
         roles = {name: self._run.roles[name] for name in shares}
+        self._check_programs(roles, final)
         first = {id(losses[name]): name for name in reversed(shares)}  # of the roles with one loss the first has it
         self.losses.shared |= shares.keys() - set(first.values())
         for name, share in shares.items():
@@ -255,9 +285,18 @@ class _Passes:
         try:
             total.backward(retain_graph=retain_graph, inputs=inputs)
         except Exception as error:
-            if programs.may_replace(error):
+            if self._run.programs.may_replace(error):
                 raise _ProgramFailed(failure(error)) from error
             raise
+
+    def _check_programs(self, roles: Mapping[str, Role], final: bool) -> None:
+        """Raises _ProgramFailed or _Untried where the pass of these roles is not to be made with what was computed."""
+        programs = self._run.programs
+        if self._compiled and not programs.used:  # given up in a forward pass, whose first blocks ran compiled
+            raise _ProgramFailed
+        moves = self.is_last and final and any(role.optimizer_step.in_backward for role in roles.values())
+        if moves and not self._tried and programs.may_stop and programs.took != self._took:
+            raise _Untried
 
 
 def try_largest_batch(
@@ -323,7 +362,7 @@ def _zero_grad(run: Run) -> None:
         role.optimizer_step.zero_grad(role)
 
 
-def _host_metrics(run: Run) -> StepResult:
+def _host_metrics(run: Run, compile_s: float) -> StepResult:
     """The metrics of the step just done that need no copy from the device."""
     nan, done = float("nan"), run.state.step - 1
     lrs = {name: role.lr * role.schedule(done) for name, role in run.roles.items()}
@@ -341,6 +380,7 @@ def _host_metrics(run: Run) -> StepResult:
         samples=run.state.samples,
         step_s=nan,
         data_s=nan,
+        compile_s=compile_s,
         lr_by_group=by_group,
         by_role={name: RoleResult(nan, lr, nan) for name, lr in lrs.items()},
     )

@@ -49,6 +49,10 @@ class StepTimer:
             self._add_elapsed()
             self._key = outer
 
+    def exclude(self, seconds: float) -> None:
+        """Takes seconds of a step off: they belong to no step."""
+        self._seconds["step"] -= seconds
+
     def lap(self) -> tuple[float, float]:
         """(step_s, data_s) since the last lap: seconds of steps with data loading, and of data loading alone."""
         self._add_elapsed()
@@ -149,7 +153,7 @@ class PendingStepMetrics:
         means = (mean for counted in self.losses.numbers.values() for _, mean in counted)
         return [*itertools.chain(*of_roles), *samples, *means, *self.numbers.values()]
 
-    def result(self, values: Iterator[list[float]], step_s: float, data_s: float) -> StepResult:
+    def result(self, values: Iterator[list[float]], step_s: float, data_s: float, compiled: bool = False) -> StepResult:
         """The step as callbacks see it. values: the values of each of `tensors`."""
         by_role = {}
         for name in self.norms:
@@ -184,6 +188,7 @@ class PendingStepMetrics:
             sources=tuple(sources),
             step_s=step_s,
             data_s=data_s,
+            compiled=compiled,
             skipped=any(role.skipped for role in steps),
             extra_metrics=numbers,
             by_role=by_role,
@@ -227,8 +232,11 @@ class MetricsBuffer:
         finally:
             blocked.cancel()
         step_s, data_s = (seconds / len(pending) for seconds in self._timer.lap())
+        compiled = any(step.known.compile_s for step in pending)
         for step in pending:
-            self._publish(step.result(values, step_s, data_s), [source.name for source in step.losses.sources])
+            self._publish(
+                step.result(values, step_s, data_s, compiled), [source.name for source in step.losses.sources]
+            )
         self._flushed_at = time.monotonic()
 
     def _publish(self, result: StepResult, names: Sequence[str]) -> None:

@@ -31,6 +31,14 @@ CLIP_EPSILON = 1e-6
 class OptimizerStep:
     """How the gradients of an accumulation step are used. Methods in the order of their calls; one object per role."""
 
+    in_backward = False
+    """Whether parameters are updated in the backward pass."""
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether a parameter was updated in an accumulation step that is not complete."""
+        return False
+
     def begin_accumulation(self, role: Role) -> None:
         """Called before the first backward pass of an accumulation step.
 
@@ -289,6 +297,8 @@ class OptimizerInBackward(OptimizerStep):
     The host does not wait for the device.
     """
 
+    in_backward = True
+
     def __init__(
         self,
         parameters: Collection[nn.Parameter],
@@ -309,8 +319,12 @@ class OptimizerInBackward(OptimizerStep):
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._complete)
 
+    @property
+    def has_moved(self) -> bool:
+        return bool(self._norms)
+
     def begin_accumulation(self, role: Role) -> None:
-        if self._norms:
+        if self.has_moved:
             raise RunError(
                 "memory ran out in the middle of a fused backward pass, when some weights had moved already: the step "
                 "cannot be repeated with smaller batches. Start the job again with a smaller train.batch_size or "

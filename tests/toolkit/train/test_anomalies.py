@@ -63,6 +63,15 @@ def test_steps_of_sound_runs_are_not_slow(pooled: int) -> None:
     assert [found for seed in SOUND_RUNS for found in steps_of(seed, 600, pooled)] == []
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_that_compile_are_not_slow(compiled: bool) -> None:
+    watch = SlowSteps()
+    for _ in range(60):
+        assert watch.add(Counter(a=1), 1, 1.0, 0.0, Reading()) is None
+    found = [watch.add(Counter(a=1), 1, 5.0, 0.0, Reading(), compiled) for _ in range(60)]
+    assert any(found) is not compiled
+
+
 @pytest.mark.parametrize("pooled", [1, 10])
 def test_steps_that_take_twice_as_long_are_reported_once_per_episode(pooled: int) -> None:
     for seed in range(10):

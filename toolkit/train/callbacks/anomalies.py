@@ -86,6 +86,7 @@ class AnomalyCallback(Callback):
             if not role.sharded:
                 self._layers[name] = SilentLayers(role.parameters, self.silent_steps)
                 role.zero_gradients = ZeroGradients(self._layers[name].names)
+        run.programs.on_stop.append(self._forget_times)  # uncompiled blocks take longer
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         self._results.append(result)
@@ -125,7 +126,10 @@ class AnomalyCallback(Callback):
         if self.clock() - self._read_at >= READ_EVERY_S:
             self._reading, self._read_at = self.read(self._device), self.clock()
         first = results[0]
-        return self._slow.add(samples, len(results), first.step_s, first.data_s, self._reading)
+        return self._slow.add(samples, len(results), first.step_s, first.data_s, self._reading, first.compiled)
+
+    def _forget_times(self) -> None:
+        self._slow = SlowSteps()
 
     def _sample_losses(self, result: StepResult) -> Iterable[SampleLoss]:
         losses = result.per_sample.get("loss", ())

@@ -91,6 +91,7 @@ class MetricsCallback(Callback):
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
+            **({"compile_s": round(result.compile_s, 6)} if result.compile_s else {}),
             "time": run_files.utc_now(),
             # JSON has no NaN.
             **{name: value if math.isfinite(value) else None for name, value in result.logged().items()},

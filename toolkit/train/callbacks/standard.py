@@ -15,6 +15,7 @@ from toolkit.files.run_files import EVENTS, GRAPH, EventLog
 from toolkit.registry import FLUXFLOW_FILES, load_object
 from toolkit.train.anomalies import SILENT_STEPS, steps_to_wait
 from toolkit.train.callbacks.anomalies import AnomalyCallback
+from toolkit.train.callbacks.compiling import CompilingCallback
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.sample import OverviewCallback, SampleCallback, Samples
@@ -62,7 +63,7 @@ def standard_callbacks(
     network = getattr(section, "network", None)
     wait = steps_to_wait(network.module_dropout, network.rank_dropout, network.linear) if network else SILENT_STEPS
     anomalies = AnomalyCallback(EventLog(folder / EVENTS).add, dataset_of(section), wait)
-    return [*callbacks, WatchdogCallback(), anomalies, *_overview(section, folder)]
+    return [*callbacks, CompilingCallback(), WatchdogCallback(), anomalies, *_overview(section, folder)]
 
 
 def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveCallback) -> Iterator[Callback]:

@@ -94,10 +94,12 @@ class StatusCallback(Callback):
 
     def on_start(self, run: Run) -> None:
         self._started, self._begun = run_files.utc_now(), time.monotonic()
+        run.programs.on_stop.append(self._recent_s.clear)  # uncompiled blocks take longer
         self._write(run, "running")
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        self._recent_s.append(result.step_s)
+        if not result.compiled:
+            self._recent_s.append(result.step_s)
         # Of several roles the first one's loss is shown: in a sum the discriminator's would hide the autoencoder's.
         main = result.by_role.get(next(iter(run.roles), "")) or (self._last if result.by_role else None) or result
         self._last = result = replace(result, loss=main.loss)
@@ -122,17 +124,17 @@ class StatusCallback(Callback):
                 self._write(run, "failed", error=_describe(error))
 
     def _text(self, run: Run, result: StepResult) -> str:
-        seconds = median(self._recent_s)
+        seconds = median(self._recent_s) if self._recent_s else None
         # Most important first, the loss within 40 columns, the pace within 80: a narrow terminal has room for less.
         took = run_files.duration(time.monotonic() - self._begun)
-        left = run_files.duration((run.steps - result.step) * seconds)
+        left = "" if seconds is None else f", ETA {run_files.duration((run.steps - result.step) * seconds)}"
         known = run.steps != UNTIL_THE_DATA_ENDS
         parts = [
             f"step {result.step}/{run.steps} {100 * result.step // run.steps}%" if known else f"step {result.step}",
             f"loss {result.loss:.4f}",
             f"avg {sum(self._losses) / max(1, len(self._losses)):.4f}",
-            f"{seconds:.2f} s/it",
-            f"{took}, ETA {left}" if known else took,
+            "compiling" if seconds is None else f"{seconds:.2f} s/it",
+            f"{took}{left}" if known else took,
             f"lr {result.lr:.1e}",
             memory_text(),
         ]

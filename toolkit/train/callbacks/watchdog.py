@@ -45,7 +45,8 @@ class WatchdogCallback(Callback):
         self._thread.start()
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        self._recent_s.append(result.step_s)
+        if not result.compiled:
+            self._recent_s.append(result.step_s)
 
     def after_step(self, run: Run) -> None:
         self._last = time.monotonic()

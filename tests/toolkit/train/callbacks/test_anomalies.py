@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from tests.toolkit.train.test_anomalies import image_of
+from toolkit.config.train import CompileConfig
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec
 from toolkit.files.run_files import EventLog
+from toolkit.memory.compiling import Programs
 from toolkit.system.readings import Reading
 from toolkit.train import metrics_buffer
 from toolkit.train.callbacks.anomalies import AnomalyCallback
@@ -41,7 +43,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
-    """Trains a toy run with the callback; returns it, and its events of the kind `warning`."""
+    """Trains a toy run with the callback; returns it, and its events of the kind `warning`. stops_at: the step at which
+    compiled programs are given up."""
 
     def train(
         steps: int,
@@ -49,6 +52,7 @@ def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
         data_s: Callable[[int], float] = lambda step: 0.0,
         loss: Callable[[int, str], float] = lambda step, name: 1.0,
         watch: bool = True,
+        stops_at: int | None = None,
         **settings,
     ) -> tuple[Run, list[dict]]:
         toy.folder.mkdir(exist_ok=True)
@@ -57,6 +61,7 @@ def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
             EventLog(events).add, **settings, read=lambda device: Reading(), clock=clock.monotonic
         )
         run = toy.run(steps, callbacks=[callback] if watch else [], lr=0.001)
+        run.programs = Programs(CompileConfig())
         losses = toy.step(run)
 
         def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
@@ -66,6 +71,8 @@ def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
 
         def step(batch: LatentBatch) -> StepLosses:
             clock.now += step_s(run.state.step)
+            if run.state.step == stops_at:
+                run.programs.stop()
             weights_B = torch.tensor([loss(run.state.step, name) for name in batch.names])
             return StepLosses({"network": losses(batch).by_role["network"] * weights_B})
 
@@ -74,6 +81,12 @@ def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
         return run, [row for row in rows if row["event"] == "warning"]
 
     return train
+
+
+@pytest.mark.parametrize("stops_at", [None, 80])
+def test_uncompiled_blocks_are_not_slow_compared_with_compiled_ones(watched, said: list[str], stops_at) -> None:
+    _, warnings = watched(200, step_s=lambda step: 1.0 if step < 80 else 3.0, stops_at=stops_at)
+    assert bool(warnings) is (stops_at is None)
 
 
 def test_a_sound_run_says_nothing(watched, said: list[str]) -> None:

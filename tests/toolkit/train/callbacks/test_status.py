@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolkit.config.train import CompileConfig
 from toolkit.files.log import StatusLine
+from toolkit.memory.compiling import Programs
 from toolkit.train.callbacks.status import StatusCallback
 from toolkit.train.interface import RoleResult, TrainState
 
@@ -112,3 +114,28 @@ def test_of_several_roles_the_first_ones_loss_is_shown(run, result) -> None:
     callback.on_end(run, finished=True)
     assert "loss 0.2500 | avg 0.2500" in stream.getvalue()
     assert status(run)["loss"] == 0.25
+
+
+def test_steps_that_compile_have_no_part_in_the_time_that_is_left(run, result, clock) -> None:
+    callback, stream = hook_on()
+    callback.on_start(run)
+    for step, changes in enumerate([{"step_s": 60.0, "compiled": True}] * 2 + [{"step_s": 0.5}] * 2, start=1):
+        clock.now += 100.0
+        run.state = TrainState(step=step)
+        callback.on_metrics(run, result(step, **changes))
+        assert status(run)["step_s"] == (None if step < 3 else 0.5)
+    callback.on_end(run, finished=True)
+    shown = stream.getvalue()
+    assert "compiling" in shown and "60.00 s/it" not in shown and "ETA 18s" in shown
+
+
+def test_times_of_compiled_steps_are_forgotten_where_their_programs_are_given_up(run, result, clock) -> None:
+    callback, _ = hook_on()
+    run.programs = Programs(CompileConfig())
+    callback.on_start(run)
+    for step, seconds in [(1, 0.5), (2, 0.5), (3, 2.0)]:
+        if step == 3:
+            run.programs.stop()
+        clock.now += 100.0
+        callback.on_metrics(run, result(step, step_s=seconds))
+    assert status(run)["step_s"] == 2.0

@@ -1,0 +1,40 @@
+"""Says in the log, once, what compiling the blocks has taken."""
+
+from __future__ import annotations
+
+import logging
+
+from toolkit.train.run import Callback, Run
+
+logger = logging.getLogger(__name__)
+
+SETTLED_STEPS = 20
+"""Optimizer steps in a row without a new program, after which none is expected."""
+
+
+class CompilingCallback(Callback):
+    """Silent where no program is compiled, and where they are given up: there the reason is in the log."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._since = 0
+        self._said = False
+
+    def on_start(self, run: Run) -> None:
+        self._since = run.state.step
+
+    def after_step(self, run: Run) -> None:
+        if (seconds := run.programs.took.seconds) != self._seconds:
+            self._seconds, self._since = seconds, run.state.step
+        if run.state.step - self._since >= SETTLED_STEPS:
+            self._say(run)
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self._say(run)
+
+    def _say(self, run: Run) -> None:
+        took = run.programs.took
+        if self._said or not took.programs or not run.programs.used:
+            return
+        self._said = True
+        logger.info(f"compiled {took.programs} program{'s' * (took.programs > 1)} in {took.seconds:.0f} s")
