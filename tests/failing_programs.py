@@ -24,7 +24,10 @@ ERRORS = [
 """As inductor, a kernel and a compiler raise them."""
 
 Fails = Callable[[str, list[Tensor]], Exception | None]
-"""Called with "forward" or "backward" and the inputs of a program: the error that it raises, or None."""
+"""Called with a pass (a value of KINDS) and the inputs of a program: the error that it raises, or None."""
+
+KINDS = {"fw": "forward", "bw": "backward", "inference": "sampling"}
+"""What PyTorch calls the compiler of a pass -> the pass; the last one has no gradients."""
 
 
 def never(kind: str, tensors: list[Tensor]) -> None:
@@ -45,7 +48,8 @@ class Backend:
     runs: list[str] = field(default_factory=list)
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list) -> Callable:
-        return aot_autograd(fw_compiler=self.compiler("forward"), bw_compiler=self.compiler("backward"))(graph, inputs)
+        compilers = {f"{of}_compiler": self.compiler(kind) for of, kind in KINDS.items()}
+        return aot_autograd(**compilers)(graph, inputs)
 
     def compiler(self, kind: str) -> Callable:
         def compile_graph(graph: torch.fx.GraphModule, inputs: list) -> Callable:
@@ -54,7 +58,7 @@ class Backend:
                 if error := self.fails(kind, [t for t in tensors if isinstance(t, Tensor)]):
                     raise error
                 first, *others = graph(*tensors)
-                return [first * self.factor if kind == "forward" and self.factor != 1 else first, *others]
+                return [first if kind == "backward" or self.factor == 1 else self.factor * first, *others]
 
             return make_boxed_func(run)
 

@@ -294,6 +294,7 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
             gradients=stored * weights,
             gradients_wait=train.gradient_accumulation > 1,
         )
+        attached.block_runner.warn_of_slow_attention(work, len(batch))
         to_come = 0
         for name, role in run.roles.items():
             own, shapes = self.section.role_optimizer(name), [tuple(p.shape) for p in role.parameters.values()]

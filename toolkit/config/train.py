@@ -103,7 +103,8 @@ class CompileConfig(StrictModel):
     enabled: AutoOrBool = "auto"
     """Compile the blocks when they are first used, which takes a minute or more; steps are faster from then on. Results
     differ by rounding and, with dropout, by inductor's own random numbers. auto: on CUDA with Triton and a C compiler,
-    except with `parallel: fsdp`; blocks that fail to compile run in eager mode."""
+    except with `parallel: fsdp`; when a compiled block fails, now or later, the step is computed again, and all blocks
+    run in eager mode from then on. true: its error ends the run."""
 
     backend: str = "inductor"
     """Backend of torch.compile. inductor needs a C++ compiler on the CPU, and Triton on CUDA."""
@@ -618,7 +619,8 @@ class TrainConfig(OptimizationConfig):
     fused_backward_pass: bool = False
     """Update each parameter during the last backward pass of a step, and free its gradient at once: less memory, and
     exactly the same weights if nothing is clipped. `max_grad_norm` then clips the gradient of each parameter
-    separately."""
+    separately. With `compile: auto` a step in which blocks are compiled is computed twice, because a step in which
+    weights have moved cannot be repeated."""
 
     gradient_checkpointing: Checkpointing = "auto"
     """What is recomputed in the backward pass instead of stored: less memory, slower, and the same gradients (bit for

@@ -42,7 +42,8 @@ def has_fast_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -
     query = torch.zeros((1, 1, 128, head_width), dtype=dtype, device=device, requires_grad=True)
     for backend in FAST:
         try:
-            with sdpa_kernel(backend):
+            with sdpa_kernel(backend), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # why each kernel does not take the inputs: a warning for each reason
                 torch.nn.functional.scaled_dot_product_attention(query, query, query).sum().backward()
             return True
         except RuntimeError:  # no such kernel for this GPU or dtype

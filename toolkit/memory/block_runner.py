@@ -14,7 +14,7 @@ from toolkit.memory import attention
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import Programs, compile_wrapper
 from toolkit.memory.estimate import StepShape, fastest_level_that_fits
-from toolkit.memory.flops import EFFICIENCY
+from toolkit.memory.flops import EFFICIENCY, attention_share
 from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks
 from toolkit.models.interface import BlockWrapper, DiffusionModel
 from toolkit.system.device import free_memory, peak_flops
@@ -22,6 +22,9 @@ from toolkit.system.device import free_memory, peak_flops
 logger = logging.getLogger(__name__)
 
 KEY = "train.gradient_checkpointing"
+
+ATTENTION_COUNTS = 0.1
+"""Share of a step's time from which on a slower kernel of attention is worth a line."""
 
 
 class BlockRunner:
@@ -56,8 +59,7 @@ class BlockRunner:
         self._kernel: list[BlockWrapper] = []
         if device.type == "cuda":
             self._kernel = [attention.with_sdpa_priority(device)]
-            if not attention.has_fast_kernel(device, dtype, model.head_dim):
-                logger.warning(f"attention: no flash or cuDNN kernel for {dtype} on this device; using a slower one.")
+        self._dtype = dtype
         self.level = CHECKPOINTING_LEVELS[-1] if self._is_auto else level
         self._wrap()
 
@@ -65,6 +67,15 @@ class BlockRunner:
     def levels(self) -> Sequence[str]:
         """The levels that `auto` chooses from; without offload on the CPU."""
         return CHECKPOINTING_LEVELS[:-1] if self._device.type == "cpu" else CHECKPOINTING_LEVELS
+
+    def warn_of_slow_attention(self, work: StepShape, images: int) -> None:
+        """Says that attention has no fast kernel, where that takes a good part of a step. images: of the work."""
+        if self._device.type != "cuda":
+            return
+        flops = EFFICIENCY * peak_flops(self._device)
+        share = attention_share(work.tokens // images, images, work.width, work.blocks, flops)
+        if share >= ATTENTION_COUNTS and not attention.has_fast_kernel(self._device, self._dtype, self._model.head_dim):
+            logger.warning(f"attention: no flash or cuDNN kernel for {self._dtype} on this device; using a slower one.")
 
     def choose_checkpointing(
         self, work: StepShape, needed: int, gather: Callable[[str], Sequence[str]] = lambda level: [level]

@@ -101,3 +101,14 @@ def reached_flops(gpu: str) -> float | None:
     """Operations per second that training is expected to reach on a GPU of this name; None: not known."""
     words = [known for known in BF16_TFLOPS if re.search(rf"\b{known}\b(?!.*Laptop)", gpu)]
     return EFFICIENCY * 1e12 * BF16_TFLOPS[max(words, key=len)] if words else None
+
+
+def attention_share(tokens: int, images: int, width: int, blocks: int, flops: float) -> float:
+    """The share of attention in the time of a micro-step without recomputation, by calculation: less where small images
+    leave the GPU waiting for the host.
+
+    tokens: of one image. flops: that training reaches per second.
+    """
+    work = of_forward(tokens * images, width, blocks, adapter_weights=0)
+    attention = (1 + BACKWARD_ATTENTION_EXECUTED) * work.attention / images
+    return attention / max(2 * work.linear + attention, blocks * KERNELS_PER_BLOCK * LAUNCH_S * flops)

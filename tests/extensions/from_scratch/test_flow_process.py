@@ -25,10 +25,12 @@ from tests.extensions.from_scratch.conftest import (
     write_measured_vae,
     write_vae,
 )
+from tests.failing_programs import ERRORS, NAME, programs
 from tests.model_folders import write_flow_model
 from tests.running import lines
 from toolkit.data.types import PromptEmbeds
 from toolkit.errors import DataErrors, RunError, UserError
+from toolkit.files.run_files import METRICS
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.models.families import ModelLoadOptions
 
@@ -463,3 +465,22 @@ def test_a_dry_run_says_what_is_made_frozen_and_trained_without_torch(
     ):
         assert line in result.stdout, line
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_that_fail_leave_what_uncompiled_ones_make(
+    start, flow_job, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU as if `auto` compiled there; two roles learn from one loss."""
+    found = {}
+    for name, compiled in (("eager", False), ("auto", True)):
+        monkeypatch.setattr("extensions.from_scratch.flow_process.decide_compiling", lambda *_, answer=compiled: answer)
+        section = flow_job(pictures, sample=SAMPLE, train={"steps": 2, "compile": {"backend": NAME}})
+        with programs(lambda kind, tensors: ERRORS[0] if kind == "backward" else None, factor=1.5):
+            folder = start(section, name=name)
+        rows = [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm")} for row in lines(folder / METRICS)]
+        weights = load_file(folder / name / "transformer" / "diffusion_pytorch_model.safetensors")
+        samples = [path.read_bytes() for path in sorted((folder / "samples").iterdir())]
+        found[name] = rows, {key: tensor.tolist() for key, tensor in weights.items()}, samples
+    assert found["auto"] == found["eager"]
+    assert len(found["auto"][0]) == 2 and found["auto"][2]

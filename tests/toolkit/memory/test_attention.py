@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -40,3 +41,17 @@ def test_no_variable_changes_what_cudnn_returns() -> None:
     environment = {name: value for name, value in os.environ.items() if "CUDNN" not in name}
     found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_why_a_kernel_is_not_used_stays_off_the_screen(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """PyTorch warns once for each reason of each kernel."""
+
+    def refuse(*inputs: torch.Tensor) -> None:
+        warnings.warn("Flash attention kernel not used because: expected the dtype to be half", stacklevel=2)
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuse)
+    assert not has_fast_kernel(CPU, torch.float32, 32)
+    assert not recwarn.list

@@ -157,3 +157,55 @@ def test_where_compiling_fails_the_record_of_the_run_says_so(made, monkeypatch: 
 def test_compiling_is_only_done_when_enabled(made) -> None:
     assert len(made("full")[0].wrappers) == 1
     assert len(made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))[0].wrappers) == 2
+
+
+@pytest.mark.parametrize(
+    ("work", "images", "has_kernel", "warned"),
+    [
+        (StepShape(tokens=8472, width=3072, blocks=60, number_bytes=2), 1, False, True),
+        (StepShape(tokens=8472, width=3072, blocks=60, number_bytes=2), 1, True, False),
+        (StepShape(tokens=8 * 1000, width=3072, blocks=60, number_bytes=2), 8, False, False),  # 7.5 % of the products
+        (StepShape(tokens=8 * 90, width=128, blocks=5, number_bytes=4), 8, False, False),  # the host takes the time
+    ],
+)
+def test_a_slow_kernel_of_attention_is_mentioned_where_it_counts(
+    made, monkeypatch: pytest.MonkeyPatch, work: StepShape, images: int, has_kernel: bool, warned: bool
+) -> None:
+    _, engine, said = made()
+    monkeypatch.setattr(engine_module.attention, "has_fast_kernel", lambda *_: has_kernel)
+    monkeypatch.setattr(engine_module, "peak_flops", lambda device: 9.9e14)
+    engine.warn_of_slow_attention(work, images)
+    assert said == []  # on a CPU
+    monkeypatch.setattr(engine, "_device", torch.device("cuda"))
+    engine.warn_of_slow_attention(work, images)
+    line = "attention: no flash or cuDNN kernel for torch.float32 on this device; using a slower one."
+    assert said == [line] * warned
+
+
+@pytest.mark.parametrize(("before", "after"), [("none", "full"), ("full", "full")])
+def test_uncompiled_blocks_take_the_level_that_is_fastest_for_them(
+    made, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    """The host's time counts then; a level that saves more stays."""
+    adapter, engine, said = made(free=10**12, compile_settings=CompileConfig(backend="eager"))
+    monkeypatch.setattr(engine, "_device", torch.device("cuda"))
+    monkeypatch.setattr(engine_module, "peak_flops", lambda device: 1e18)
+    engine.choose_checkpointing(WORK, needed=0)
+    assert engine.level == "none"
+    engine.level, said[:] = before, []
+    monkeypatch.setattr(engine_module, "fastest_level_that_fits", None)  # it has what it needs to know
+    engine._fitting = lambda levels, flops: "none" if flops is None else "full"
+    engine.programs.stop()
+    assert engine.level == after and not engine.programs.used
+    assert len(adapter.wrappers) == 1 and adapter.last_block_wrappers == []
+    assert said == (
+        ["train.gradient_checkpointing auto: full instead of none, for uncompiled blocks"] if before != after else []
+    )
+
+
+def test_after_programs_a_batch_that_does_not_fit_is_computed_again_at_a_more_saving_level(made) -> None:
+    _, engine, _ = made(free=10**12, compile_settings=CompileConfig(backend="eager"))
+    engine.choose_checkpointing(WORK, needed=0)
+    assert not engine.programs.save_memory()  # compiled, the trial of the largest batch decides
+    engine.programs.stop()
+    assert engine.programs.save_memory() and engine.level == "cheap"

@@ -80,6 +80,9 @@ class WatchdogCallback(Callback):
 REPORT_IF_OFF_BY = 0.10
 """Largest relative error of the estimate that is not mentioned."""
 
+REPORT_IF_OFF_BY_BYTES = int(0.5e9)
+"""Largest error in bytes that is not mentioned: workspaces of libraries are most of what a small model takes."""
+
 
 class MemoryEstimateCheck(Callback):
     """Measures after the first step of this process, and so after the trial of the largest batch."""
@@ -105,11 +108,17 @@ class MemoryEstimateCheck(Callback):
         self._resumed = None
         run.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
         if self.logged:
-            off = predicted / max(1, measured) - 1
-            more = f": {abs(off):.0%} {'less' if off > 0 else 'more'} than predicted"
-            more = more if abs(off) > REPORT_IF_OFF_BY else ""
+            more = comparison(predicted, measured)
             said = f"{measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
             logger.info(f"memory at the first step: {said}")
+
+
+def comparison(predicted: int, measured: int) -> str:
+    """By how much measured bytes differ from the predicted ones, to be put behind both; empty where it is little."""
+    off = measured / max(1, predicted) - 1
+    if abs(off) <= REPORT_IF_OFF_BY or abs(predicted - measured) <= REPORT_IF_OFF_BY_BYTES:
+        return ""
+    return f": {abs(off):.0%} {'more' if off > 0 else 'less'} than predicted"
 
 
 STATUS = Path("/proc/self/status")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit.train.callbacks.watchdog import MemoryEstimateCheck, peak_resident
+from toolkit.train.callbacks.watchdog import MemoryEstimateCheck, comparison, peak_resident
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
@@ -42,11 +42,26 @@ def test_what_was_predicted_and_measured_is_told_once(heard) -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "words"), [(12.5e9, ": 20% more than predicted"), (8e9, ": 25% less than predicted"), (9.2e9, "GB")]
+    ("measured", "words"), [(12.5e9, ": 25% more than predicted"), (8e9, ": 20% less than predicted"), (9.2e9, "GB")]
 )
 def test_more_than_a_tenth_is_said(heard, measured: float, words: str) -> None:
     steps(heard, int(measured))
     assert heard["notes"][0].endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "words"),
+    [
+        (0.07e9, 0.18e9, ""),
+        (1.0e9, 1.5e9, ""),  # the largest error that is not mentioned
+        (1.0e9, 1.6e9, ": 60% more than predicted"),
+        (70.8e9, 59.7e9, ": 16% less than predicted"),
+    ],
+)
+def test_a_difference_is_mentioned_where_it_is_large_in_both_ways(
+    predicted: float, measured: float, words: str
+) -> None:
+    assert comparison(int(predicted), int(measured)) == words
 
 
 def test_a_resumed_run_has_the_optimizers_state(heard) -> None:
