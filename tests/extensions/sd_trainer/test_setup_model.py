@@ -191,13 +191,16 @@ def section_on(model: str, **parts: object) -> SdTrainerConfig:
     return SdTrainerConfig.model_validate(given | parts)
 
 
-BATCH = SimpleNamespace(latents_BCHW=None, prompts=None, control_latents=None)
+BATCH = SimpleNamespace(latents_BCHW=torch.zeros(1, 4, 8, 8), prompts=None, control_latents=None)
 
 
 def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) -> None:
     train = {"optimizer": "adamw", "gradient_accumulation": 2}
     section, heard = section_on(five_blocks, network={"type": "dora", "linear": 4}, train=train), {}
-    engine = SimpleNamespace(choose_checkpointing=lambda work, **others: heard.update(work=work, **others))
+    engine = SimpleNamespace(
+        choose_checkpointing=lambda work, **others: heard.update(work=work, **others),
+        warn_of_slow_attention=lambda work, images: None,
+    )
     adapter, network = (
         SimpleNamespace(num_tokens=lambda latents, prompts, references: 77),
         SimpleNamespace(parameters=lambda: {"a": torch.ones(1)}),
@@ -214,7 +217,10 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
 def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(monkeypatch, five_blocks: str) -> None:
     train = {"optimizer": "sgd", "parallel": "fsdp", "dtype": "bf16"}
     section, heard = section_on(five_blocks, network={"type": "full"}, train=train), []
-    engine = SimpleNamespace(choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)))
+    engine = SimpleNamespace(
+        choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)),
+        warn_of_slow_attention=lambda work, images: None,
+    )
     adapter = SimpleNamespace(num_tokens=lambda latents, prompts, references: 77)
     network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
     facts = FAMILY.footprint(Path(five_blocks))

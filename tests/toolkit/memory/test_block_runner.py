@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from tests.toolkit.memory.toy_blocks import CPU, Stack, plain, same
+from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack, plain, same
 from toolkit.config.train import CompileConfig
 from toolkit.memory import block_runner as engine_module
 from toolkit.memory.block_runner import BlockRunner
@@ -25,7 +25,7 @@ class ToyModel:
     stack: Stack
     wrappers: list = field(default_factory=list)
     last_block_wrappers: list | None = None
-    head_dim = 16
+    head_dim, hidden_size = 16, WIDTH
 
     def blocks(self):
         return list(self.stack.model)
