@@ -230,6 +230,17 @@ WeightStreaming = Callable[["Sequence[nn.Module]", "torch.device"], BlockWrapper
 them to the device, module by module."""
 
 
+def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """The outputs of linear layers that read the same input; what their adapters can share is computed once
+    (`Network.fuse_projections`)."""
+    groups = [getattr(layer, "fused_group", None) for layer in layers]
+    group = next((group for group in groups if group is not None and group.is_shared()), None)
+    if group is None:
+        return [layer(x) for layer in layers]
+    known = iter(group.down(x))
+    return [layer(x, next(known)) if own is group else layer(x) for layer, own in zip(layers, groups, strict=True)]
+
+
 class DiffusionModel(ABC):
     """The interface to a model family. Nothing outside `toolkit/models` knows which one it is."""
 
@@ -338,7 +349,7 @@ class DiffusionModel(ABC):
         """Called before the blocks are compiled."""
 
     def fused_projection_groups(self) -> Sequence[Sequence[str]]:
-        """Groups of `lora_targets` that are called one after the other with the same input."""
+        """Groups of `lora_targets` that the model runs by `project`, in its order."""
         return ()
 
     @abstractmethod

@@ -25,7 +25,7 @@ class QwenModel(FolderModel):
 
     family: FolderFamily
     fused_projections: Sequence[Sequence[str]]
-    """Names in a block of linear layers that are called one after the other with the same input."""
+    """Names in a block of linear layers that read the same input: what its forward gives to `project`, in its order."""
 
     def _on_device(self, name: str) -> Any:
         """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""

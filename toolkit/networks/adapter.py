@@ -316,18 +316,21 @@ class AdapterLinear(nn.Module):
         """The matrices whose product is the delta."""
         return list(self.layer_weights.values())
 
-    def forward_with_base_output(self, out: Tensor, x: Tensor) -> Tensor:
-        """`out`, the output of the frozen layer for inputs `x`, plus all additions, and the delta unless disabled."""
+    def forward_with_base_output(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
+        """`out`, the output of the frozen layer for inputs `x`, plus all additions, and the delta unless disabled.
+
+        shared: what several layers have computed together of `x` (`toolkit.models.interface.project`).
+        """
         for add in self.additions:
             out = add(out, x)
-        return out if self.disabled else self.add_delta(out, x)
+        return out if self.disabled else self.add_delta(out, x, *shared)
 
-    def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
+    def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         """`out`, the output of the frozen layer for inputs `x`, plus the delta."""
         return out + self.adapter_dropout.module(self.adapter_dropout.ranks(self.delta(self.adapter_dropout.inputs(x))))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_with_base_output(self.base_layer(x), x)
+    def forward(self, x: Tensor, *shared: Tensor) -> Tensor:
+        return self.forward_with_base_output(self.base_layer(x), x, *shared)
 
 
 def dequantized_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:

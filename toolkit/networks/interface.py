@@ -35,7 +35,8 @@ class Network(ABC):
 
     def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:  # noqa: B027 - most kinds make no use of it
         """Optional optimisation: fuses the projections of layers that share an input
-        (`DiffusionModel.fused_projection_groups`). Must not change results.
+        (`DiffusionModel.fused_projection_groups`); `toolkit.models.interface.project` then gives what they share. Must
+        not change results.
         """
 
     @abstractmethod

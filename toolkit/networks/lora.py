@@ -14,7 +14,6 @@ Shape suffixes: N tokens of all samples, R rank, I inputs of a layer, O outputs 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -56,13 +55,12 @@ class LoraLinear(LowRankLinear):
     fused_group: FusedDownProjection | None = None
     """Set where other layers read the same input."""
 
-    def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
-        # torch.compile fuses the projections itself, and cannot trace state between calls.
-        siblings = None if torch.compiler.is_compiling() else self.fused_group
-        low_R = self.down(x) if siblings is None else siblings.down(self, x)
+    def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
+        """shared: the product of `x` with the down matrix."""
+        low_R = self.adapter_dropout.ranks(shared[0]) if shared else self.down(x)
         if self.adapter_dropout.rates["module"]:
             return out + self.adapter_dropout.module(self.scale * linear(low_R, self.lora_B))
-        # One pass over the output: the product is added where it is made.
+        # One pass over the output: the product is added where it is made. Compiled: see `UnfusedSums`.
         up_RO = self.lora_B.t().to(x.dtype)
         return torch.addmm(out.flatten(0, -2), low_R.flatten(0, -2), up_RO, alpha=self.scale).view(out.shape)
 
@@ -75,29 +73,20 @@ class LoraLinear(LowRankLinear):
 
 
 class FusedDownProjection:
-    """Layers that are called one after the other with the same input, such as the query, key and value of attention.
-
-    The first call applies the down matrices of all layers; the others use its result. If only some of the layers get an
-    input, that costs a little more, with the same result.
-    """
+    """Layers that read the same input, such as the query, key and value of attention."""
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         self.layers = tuple(layers)
-        self._input: tuple[weakref.ref[Tensor], int] | None = None
-        """The input that `_low` was computed from, and its version counter."""
-        self._low: dict[LoraLinear, Tensor] = {}
 
-    def down(self, layer: LoraLinear, x: Tensor) -> Tensor:
-        """`layer.down(x)`."""
-        if layer.adapter_dropout.training and layer.adapter_dropout.rates["inputs"]:
-            return layer.down(x)  # input dropout differs between the layers
-        seen, version = self._input or (lambda: None, 0)
-        if layer not in self._low or seen() is not x or version != x._version:
-            down_RI = torch.cat([layer.lora_A for layer in self.layers])
-            parts = linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
-            self._input = weakref.ref(x), x._version
-            self._low = dict(zip(self.layers, parts, strict=True))
-        return layer.adapter_dropout.ranks(self._low.pop(layer))
+    def is_shared(self) -> bool:
+        """Whether one product serves them all now: input dropout differs between them."""
+        dropout = self.layers[0].adapter_dropout
+        return not self.layers[0].disabled and not (dropout.training and dropout.rates["inputs"])
+
+    def down(self, x: Tensor) -> Sequence[Tensor]:
+        """A x of each layer, in one product."""
+        down_RI = torch.cat([layer.lora_A for layer in self.layers])
+        return linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
 
 
 class LoraNetwork(LinearAdapterNetwork):
@@ -110,7 +99,7 @@ class LoraNetwork(LinearAdapterNetwork):
     layer = LoraLinear
 
     def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:
-        """Applies their down matrices in one matmul."""
+        """Applies their down matrices in one product."""
         for group in groups:
             layers = [layer for target in group if isinstance(layer := self.layers.get(target), LoraLinear)]
             if len(layers) > 1:

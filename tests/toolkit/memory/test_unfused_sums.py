@@ -21,6 +21,7 @@ from toolkit.config.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 
+RANK = 4
 LAYERS = 6
 """Of a block of the stack, each adapted."""
 
@@ -59,6 +60,12 @@ def added(graph: fx.Graph) -> dict[int, int]:
     return {dim: dims.count(dim) for dim in set(dims)}
 
 
+def products_of(graph: fx.Graph, outputs: int) -> int:
+    """Products whose result has this width."""
+    nodes = graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)
+    return sum(node.meta["val"].shape[1] == outputs for node in nodes)
+
+
 @pytest.mark.parametrize(("level", "qtype", "dtype"), [("full", None, torch.bfloat16), ("none", "int8", torch.float32)])
 def test_an_adapter_adds_no_product_to_a_matrix(
     graphs: list[fx.Graph], level: str, qtype: str | None, dtype: torch.dtype
@@ -66,7 +73,7 @@ def test_an_adapter_adds_no_product_to_a_matrix(
     """Forward, computed again and backward. The numbers are those of the plain block."""
 
     def gradients(*wrappers: Callable) -> list[Tensor]:
-        stack = Stack(dropout=0.0, count=1, qtype=qtype).wrap(*wrappers)
+        stack = Stack(dropout=0.0, count=1, qtype=qtype, rank=RANK).wrap(*wrappers)
         stack.model.to(dtype)
         random = torch.Generator().manual_seed(3)
         x_BSD = torch.randn((2, 20, 32), generator=random).to(dtype).requires_grad_()
@@ -80,6 +87,7 @@ def test_an_adapter_adds_no_product_to_a_matrix(
     # A bias stays where it is: it is no matrix. The last layer is not computed again.
     assert added(forward) == ({} if qtype else {1: LAYERS})
     assert added(backward) == ({} if qtype else {1: LAYERS - 1})
+    assert products_of(forward, 3 * RANK) == 1 and products_of(forward, RANK) == LAYERS - 3  # query, key and value
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     assert all(relative(a, b) < tolerance for a, b in zip(found, gradients(), strict=True))
 

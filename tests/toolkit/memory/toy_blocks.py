@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantization import Int8Matmuls, quantizer
-from toolkit.models.interface import BlockForward, BlockWrapper
+from toolkit.models.interface import BlockForward, BlockWrapper, project
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import LoraNetwork
 
@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        heads = [layer(x_BSD).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)]
+        heads = [x.unflatten(-1, (2, -1)).transpose(1, 2) for x in project([self.q, self.k, self.v], x_BSD)]
         seen = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(-2)
         x_BSD = x_BSD + self.out(seen)
         return x_BSD + self.down(nn.functional.gelu(self.up(nn.functional.layer_norm(x_BSD, (WIDTH,)))))

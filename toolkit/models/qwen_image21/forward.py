@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from toolkit.models.interface import BlockForward, BlockWrapper
+from toolkit.models.interface import BlockForward, BlockWrapper, project
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.forward import rotate
 from toolkit.system.device import to_device
@@ -81,7 +81,7 @@ def run_block(
     scale1, gate1, scale2, gate2 = (partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True))
     y_BSD, *kept = attend(block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout, prefix)
     x_BSD = x_BSD + gate1(y_BSD, torch.tanh)
-    x_BSD = x_BSD + gate2(block.img_mlp(scale2(block.img_norm2(x_BSD), _one_plus)), torch.tanh)
+    x_BSD = x_BSD + gate2(feed_forward(block.img_mlp, scale2(block.img_norm2(x_BSD), _one_plus)), torch.tanh)
     return (x_BSD.clip(-65504, 65504) if x_BSD.dtype == torch.float16 else x_BSD, *kept)
 
 
@@ -97,13 +97,19 @@ def _one_plus(scale: Tensor) -> Tensor:
     return 1 + scale
 
 
+def feed_forward(mlp: Any, y_BSD: Tensor) -> Tensor:
+    """The forward of a QwenImage21SwiGLUFeedForward."""
+    gate, up = project([mlp.gate_layer, mlp.proj], y_BSD)
+    return mlp.out(mlp.activation_fn(gate) * up)
+
+
 def attend(
     attn: Any, y_BSD: Tensor, rotary_SE: Tensor, layout: Layout, prefix: Sequence[Tensor] = ()
 ) -> tuple[Tensor, ...]:
     """Text sees what is before it, an image all of that and itself, a target the prefix and itself; exact, segment by
     segment, so that there is no mask of the whole sequence. Other inputs and outputs as of `run_block`."""
     heads = (-1, attn.inner_dim // attn.heads)
-    q, k, v = (layer(y_BSD).unflatten(-1, heads) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    q, k, v = (x.unflatten(-1, heads) for x in project([attn.to_q, attn.to_k, attn.to_v], y_BSD))
     q, k = attn.norm_q(q).to(v.dtype), attn.norm_k(k).to(v.dtype)
     q, k = (rotate(x, rotary_SE, use_real=False).transpose(1, 2) for x in (q, k))
     v = v.transpose(1, 2)

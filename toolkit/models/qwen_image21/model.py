@@ -14,6 +14,7 @@ import torch
 from toolkit.data.types import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
+from toolkit.models.qwen_image.blocks import with_fused_norms
 from toolkit.models.qwen_image21 import prompts as text
 from toolkit.models.qwen_image21.family import QwenImage21Family
 from toolkit.models.qwen_image21.forward import KeysValues, RunIndexed, compose_wrappers, forward
@@ -39,7 +40,7 @@ class QwenImage21Model(QwenModel):
     def load_part(self, name: str) -> object:
         o, part = self.options, self.options.folder / name
         if name == "transformer":
-            return load_blockwise(o, QwenImage21Transformer2DModel)
+            return with_fused_norms(load_blockwise(o, QwenImage21Transformer2DModel))
         if name == "vae":
             return load_frozen(part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name))
         if name == "processor":
