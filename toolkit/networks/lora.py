@@ -139,7 +139,7 @@ class DoraLinear(LowRankLinear):
         weight_OI = torch.addmm(dequantized_weight(self.base_layer), self.lora_B, self.lora_A, alpha=self.scale)
         return dora_norm(weight_OI, axis=0)
 
-    def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
+    def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         return out + self.adapter_dropout.module(self.delta(x))
 
     def delta(self, x: Tensor) -> Tensor:

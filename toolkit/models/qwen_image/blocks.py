@@ -79,7 +79,7 @@ class SharedProjections(QwenDoubleStreamAttnProcessor2_0):
         )
 
 
-def with_shared_projections(model: Module) -> Module:
+def with_shared_projections(model: Any) -> Any:
     """The same transformer with `SharedProjections`."""
     for block in model.transformer_blocks:
         block.attn.processor = SharedProjections()
