@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby, repeat
@@ -58,6 +59,9 @@ _UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".ex
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
 _LISTED_NAMES = 20
+_LOOKED_INTO = 1000
+"""Folders below one without images that are looked into."""
+
 _REPEATS = re.compile(r"([0-9]+)_")
 _NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")  # `40 char`, `40-char`; not the date 2024-05-01
 
@@ -348,11 +352,38 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
         if listing and listing.images:
             images = _without_partners(listing, dataset)
             yield _Folder(index, dataset, images, name, table, dataset.captions_file, listing)
+    below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not any(listing and listing.images for _, listing in listings):
-        supported = ", ".join(sorted(IMAGE_SUFFIXES))
-        findings.mistake(path, f"holds no images (seen: {top.describe()}). Supported: {supported}")
+        remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        if below:
+            above = {folder.rpartition("/")[0] if _matched_name(folder, _REPEATS) else folder for folder in below}
+            remedy = f"{shorten(map(repr, below))} {'does' if len(below) == 1 else 'do'}: give {shorten(sorted(above))}"
+        findings.mistake(path, f"holds no images (seen: {top.describe()}). {remedy}")
+    elif below:
+        what = f"{shorten(below)} {'holds' if len(below) == 1 else 'hold'} images that are not used"
+        remedy = "Only direct subfolders are looked into: give it as a dataset"
+        findings.notes.append(f"warning: {path}: {what}. {remedy}")
     elif empty:
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
+
+
+def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: _Findings) -> list[str]:
+    """The first folders with images on each way down from these, which have none."""
+    found, waiting, seen = list[str](), [*folders], _partner_places(dataset)
+    for _ in range(_LOOKED_INTO):
+        if not waiting:
+            break
+        folder = waiting.pop(0)
+        if (place := real_path(folder)) in seen:
+            continue
+        seen.add(place)
+        with suppress(OSError):  # nothing of it would be used
+            listing = findings.scan_cache.listing(folder)
+            if listing.images:
+                found.append(folder)
+            else:
+                waiting += [join(folder, name) for name in listing.subfolders]
+    return found
 
 
 def _folders_of_table(
@@ -402,9 +433,14 @@ def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> Dire
     return replace(listing, images={stem: files for stem, files in listing.images.items() if stem not in partners})
 
 
+def _partner_places(dataset: DatasetConfig) -> set[str]:
+    """The real paths of the folders of control images and masks."""
+    return {real_path(folder) for folder in (*dataset.control_path, dataset.mask_path) if folder}
+
+
 def _subfolders(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
     """Subfolders except those with the dataset's control images and masks."""
-    partners = {real_path(folder) for folder in (*dataset.control_path, dataset.mask_path) if folder}
+    partners = _partner_places(dataset)
     return [name for name in listing.subfolders if real_path(join(listing.folder, name)) not in partners]
 
 

@@ -508,3 +508,27 @@ def test_what_becomes_of_small_images_is_told_as_it_is(tmp_path: Path, image, da
     assert f"smaller than half of 'resolution: {resolution}', and {outcome}: a.png (64x48)" in told
     (sized,) = make_items(scan_datasets([dataset(tmp_path)], "sks").samples, lambda _: (resolution,), 16)
     assert (sized.crop.bucket == Size(512, 512)) == (outcome == "enlarged to it")
+
+
+def test_the_folder_below_that_holds_the_images_is_named(tmp_path: Path, image, dataset) -> None:
+    data = tmp_path / "data"
+    image(data / "my set" / "10_pipo" / "a.png"), image(data / "my set" / "b" / "a.png")
+    (data / "my set" / "loop").symlink_to(data)
+    found = mistakes_of(dataset(data))["data"]
+    assert f"'{data}/my set/10_pipo', '{data}/my set/b' do: give {data}/my set, {data}/my set/b" in found
+    shutil.rmtree(data / "my set" / "b")
+    archive = shutil.make_archive(str(tmp_path / "set"), "zip", data)
+    for folder in (str(data), archive):
+        (message,) = mistakes_of(dataset(folder)).values()
+        assert message.endswith(f"'{folder}/my set/10_pipo' does: give {folder}/my set")
+    (tmp_path / "none").mkdir()
+    assert "Supported: " in mistakes_of(dataset(tmp_path / "none"))["none"]
+
+
+def test_images_below_a_subfolder_without_any_are_told(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "x" / "a.png"), image(tmp_path / "y" / "z" / "b.png"), image(tmp_path / "c" / "ref" / "a.png")
+    scan = scan_datasets([dataset(tmp_path, control_path=(f"{tmp_path}/c/ref",), resolution=(64,))], "sks")
+    assert [note for note in scan.notes if "not used" in note] == [
+        f"warning: {tmp_path}: {tmp_path}/y/z holds images that are not used. Only direct subfolders are looked into: "
+        "give it as a dataset"
+    ]
