@@ -223,6 +223,11 @@ class DatasetConfig(StrictModel):
     """Instead of `control_path`, for control images in the same folder: the suffix of their names, in slot order. With
     `_ref` the control image of `a.jpg` is `a_ref.png`, which is then not a training image itself."""
 
+    image_suffix: str = ""
+    """Suffix of the images themselves, where pairs lie in one folder as fal and Pruna name them: with `_end` and
+    `control_suffix: [_start, _start2]`, `a_end.png` is trained with `a_start.png`, `a_start2.png` and the caption
+    `a.txt`. Other images of the folder are not used. Empty: none."""
+
     control_optional: bool = False
     """Train images without a match in a control folder without that reference, instead of raising an error."""
 
@@ -373,7 +378,9 @@ NOT_OF_STREAMS = {
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "caption_from_name": "its captions are in the shards (webdataset.label_key)",
-    **dict.fromkeys(("control_path", "control_suffix", "control_optional"), "a stream has no control images"),
+    **dict.fromkeys(
+        ("control_path", "control_suffix", "image_suffix", "control_optional"), "a stream has no control images"
+    ),
     **dict.fromkeys(
         ("mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"),
         "a stream has no masks",
@@ -511,6 +518,9 @@ class ValidationConfig(StrictModel):
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
         settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
         settings["path_map"] = first.path_map
+        if first.control_suffix and not self.control_path:  # pairs as in the first dataset, or plain images
+            settings |= {"control_suffix": first.control_suffix, "image_suffix": first.image_suffix}
+            settings["control_optional"] = True
         settings["captions_file"] = self.captions_file  # that of the first dataset names other images
         settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

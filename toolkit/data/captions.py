@@ -39,12 +39,17 @@ class CaptionError(ValueError):
         self.reason = reason
 
 
-def caption_files(listing: DirectoryListing, suffixes: Sequence[str]) -> list[list[str]]:
+def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = "") -> list[list[str]]:
     """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none. Of
-    `a.jpg` that is `a.txt`, else `a.jpg.txt`."""
+    `a.jpg` that is `a.txt`, else `a.jpg.txt`; of `a_end.jpg` with the image suffix `_end` also `a.txt`."""
     files, images = listing.files, listing.images
     return [
-        [files.get(stem + suffix) or files.get(names[0] + suffix, "") for stem, names in images.items()]
+        [
+            files.get(stem + suffix)
+            or files.get(names[0] + suffix)
+            or files.get(stem.removesuffix(image_suffix) + suffix, "")
+            for stem, names in images.items()
+        ]
         for suffix in map(str.lower, suffixes)
     ]
 

@@ -46,7 +46,16 @@ from toolkit.data.images import (
     inspect_image,
     reference_error,
 )
-from toolkit.data.partners import LookedFor, Slot, captions_beside, looked_for, partners_of, shared, unpaired
+from toolkit.data.partners import (
+    LookedFor,
+    Slot,
+    captions_beside,
+    looked_for,
+    pair_names,
+    partners_of,
+    shared,
+    unpaired,
+)
 from toolkit.data.threads import thread_map
 from toolkit.data.types import NO_FLIP, PLACEHOLDERS, Flip, Mask, Sample
 from toolkit.errors import DataErrors, InputError
@@ -344,7 +353,10 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
             loose = shorten(chain.from_iterable(top.images.values()))
             what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
             findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
-        yield _Folder(index, dataset, _without_partners(top, dataset), None, table, dataset.captions_file, top)
+        images = _without_partners(top, dataset)
+        if not images.images:
+            findings.mistake(path, f"no name of an image in it ends with image_suffix {dataset.image_suffix!r}")
+        yield _Folder(index, dataset, images, None, table, dataset.captions_file, top)
         return
     listings = [(name, findings.listing(join(path, name))) for name in _subfolders(top, dataset)]
     empty = [name for name, listing in listings if listing and not listing.images]
@@ -422,15 +434,17 @@ def _matched_name(folder: str, pattern: re.Pattern[str]) -> str:
 
 
 def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> DirectoryListing:
-    """The folder without the control images and masks that the dataset tells by a suffix of their image's name."""
+    """The folder without the control images and masks that the dataset tells by a suffix of their image's name, and
+    without what lacks the suffix of its images."""
     suffixes = tuple(filter(None, (*dataset.control_suffix, dataset.mask_suffix)))
-    if not suffixes:
+    if not (suffixes or dataset.image_suffix):
         return listing
-    stems = listing.images.keys()
-    partners = {stem + suffix for stem in stems for suffix in suffixes}
-    controls = [stem + suffix for stem in stems for suffix in dataset.control_suffix]
+    stems = [stem for stem in listing.images if stem.endswith(dataset.image_suffix)]
+    roots = [stem.removesuffix(dataset.image_suffix) for stem in stems]
+    partners = {root + suffix for root in roots for suffix in suffixes}
+    controls = [root + suffix for root in roots for suffix in dataset.control_suffix]
     partners.update(chain.from_iterable(listing.numbered.get(stem, ()) for stem in controls))
-    return replace(listing, images={stem: files for stem, files in listing.images.items() if stem not in partners})
+    return replace(listing, images={stem: listing.images[stem] for stem in stems if stem not in partners})
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
@@ -478,6 +492,12 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
             _not_used(listing, names, reason, remedy, findings, findings.unused)
         else:
             findings.notes.append(f"{listing.folder}: ignored, {reason}: {shorten(names)}")
+    if not (dataset.image_suffix or dataset.control_suffix) and (pairs := pair_names(listing.images)):
+        optional = ", control_optional: true" if pairs.optional else ""
+        given = f"image_suffix: {pairs.image}, control_suffix: [{', '.join(pairs.controls)}]{optional}"
+        looks = f"its images look like pairs, and each is trained by itself. For pairs give '{given}'"
+        findings.notes.append(f"warning: {listing.folder}: {looks}")
+        findings.unpaired.append((listing.folder, looks))
     if subfolders := _subfolders(listing, dataset):
         findings.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {shorten(subfolders)}")
     return True
@@ -486,7 +506,7 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
 def _caption_files(folder: _Folder) -> list[list[str]]:
     """The files of the folder that are read for captions: for each suffix those of the images, or the one table."""
     if folder.table_path is None:
-        return caption_files(folder.listing, folder.dataset.caption_ext)
+        return caption_files(folder.listing, folder.dataset.caption_ext, folder.dataset.image_suffix)
     place, name = os.path.split(folder.table_path)
     return [[name]] if real_path(place or ".") == real_path(folder.listing.folder) else []
 
@@ -586,10 +606,13 @@ def _slots(folder: _Folder, findings: _Findings) -> list[Slot]:
 
     optional = dataset.control_optional
     slots = [Slot("control", "", listings(path, "control_path"), optional) for path in dataset.control_path]
-    slots += [Slot("control", suffix, whole, optional) for suffix in dataset.control_suffix]
+    image_end = dataset.image_suffix
+    slots += [Slot("control", suffix, whole, optional, image_end) for suffix in dataset.control_suffix]
     if (dataset.mask_path or dataset.mask_suffix) and not dataset.alpha_mask:
         masks = listings(dataset.mask_path, "mask_path") if dataset.mask_path else whole
-        slots.append(Slot("mask", dataset.mask_suffix, masks, dataset.mask_optional))
+        slots.append(
+            Slot("mask", dataset.mask_suffix, masks, dataset.mask_optional, image_end if dataset.mask_suffix else "")
+        )
     return slots
 
 
@@ -635,6 +658,15 @@ def _note_shared(folders: Sequence[_Folder], findings: _Findings) -> None:
             what = f"named like control images or masks, and trained as images: {shorten(lone)}"
             remedy = "Remove them, or add the images without the ending"
             findings.notes.append(f"warning: {folder.listing.folder}: {_count(len(lone), 'file')} {what}. {remedy}")
+        if folder.dataset.image_suffix:
+            known = {
+                *chain.from_iterable(folder.listing.images.values()),
+                *(each.name for _, each in folder.partners()),
+            }
+            if others := unpaired(folder.whole, known):
+                reason = f"without image_suffix {folder.dataset.image_suffix!r}, and control image of no image"
+                remedy = "Give it one of the suffixes, or remove it"
+                _not_used(folder.whole, others, reason, remedy, findings, findings.unpaired)
     for index in dict.fromkeys(folder.index for folder in folders):
         own = [folder for folder in folders if folder.index == index and folder.slots]
         uses = (

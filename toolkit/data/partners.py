@@ -5,6 +5,8 @@ Files that nobody uses are told with the place they lie in: they were put there 
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -14,6 +16,47 @@ from toolkit.errors import InputError
 
 CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 """Of files that hold the caption of the image beside them."""
+
+
+PAIRS = (
+    ("_end", "_start"),
+    ("_after", "_before"),
+    ("_target", "_control"),
+    ("_target", "_source"),
+    ("_output", "_input"),
+    ("_edited", "_original"),
+)
+"""How other programs name image and control image of a pair in one folder; `a_start2` is a second control image of
+`a_end`. The first are those of fal and Pruna."""
+
+
+class PairNames(NamedTuple):
+    """The suffixes by which pairs in one folder are told."""
+
+    image: str
+    controls: tuple[str, ...]
+    """In slot order."""
+
+    optional: bool
+    """Whether some images lack one of them."""
+
+
+def pair_names(stems: Collection[str]) -> PairNames | None:
+    """The suffixes of a folder of which at least half of the images are pairs by their names; else None."""
+    for image, control in PAIRS:
+        roots = {stem.removesuffix(image) for stem in stems if stem.endswith(image)}
+        pattern = re.compile(rf"(.+)({re.escape(control)}[0-9]*)")
+        matches = [match for match in map(pattern.fullmatch, stems) if match and match[1] in roots]
+        counts = Counter(match[2] for match in matches)
+        if 2 * (len(matches) + len({match[1] for match in matches})) > len(stems):
+            return PairNames(image, tuple(sorted(counts, key=_number)), min(counts.values()) < len(roots))
+    return None
+
+
+def _number(suffix: str) -> int:
+    """At its end; -1 for none."""
+    digits = suffix[len(suffix.rstrip("0123456789")) :]
+    return int(digits or -1)
 
 
 class Slot(NamedTuple):
@@ -31,6 +74,13 @@ class Slot(NamedTuple):
     optional: bool
     """Whether an image may have none."""
 
+    image_end: str = ""
+    """Of the stem of the image, instead of which `end` stands."""
+
+    def wanted(self, stem: str) -> str:
+        """The stem that is looked for, of an image's."""
+        return stem.removesuffix(self.image_end) + self.end
+
     @property
     def what(self) -> str:
         """As messages name such a file."""
@@ -45,7 +95,7 @@ def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
     """What is looked for where. slots: each with the stems of its images."""
     found: dict[str, set[str]] = {}
     for slot, stems in slots:
-        names = {stem + slot.end for stem in stems}
+        names = set(map(slot.wanted, stems))
         for listing in slot.listings:
             found.setdefault(listing.prefix, set()).update(names)
     return found
@@ -56,7 +106,7 @@ def partners_of(
 ) -> list[ImageFile]:
     """The mask, or the control images of an image: the file of its stem, then `<stem>_0`, `<stem>_1` and so on that are
     not of another image's name. From the first folder that has any."""
-    stem += slot.end
+    stem = slot.wanted(stem)
     for listing in slot.listings:
         numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
         stems = [stem] if stem in listing.images else []

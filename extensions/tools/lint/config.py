@@ -39,7 +39,7 @@ Checks = Annotated[
 ]
 Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
 
-OF_A_FOLDER = ("control_path", "resolution", "trigger_word", "default_caption")
+OF_A_FOLDER = ("control_path", "control_suffix", "image_suffix", "resolution", "trigger_word", "default_caption")
 """Keys that a job has itself."""
 
 
@@ -56,6 +56,12 @@ class LintConfig(ToolConfig):
 
     control_path: Paths = ()
     """Of a folder: the folders of its reference images."""
+
+    control_suffix: Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
+    """Of a folder: the suffixes of its reference images, as `datasets[].control_suffix`."""
+
+    image_suffix: str = ""
+    """Of a folder: the suffix of its images, as `datasets[].image_suffix`."""
 
     resolution: int = Field(default=1024, ge=32)
     """Of a folder: the size that it is trained at, as `datasets[].resolution`."""

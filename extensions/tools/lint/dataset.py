@@ -184,6 +184,8 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
     settings = DatasetConfig(
         folder_path=config.path,
         control_path=config.control_path,
+        control_suffix=config.control_suffix,
+        image_suffix=config.image_suffix,
         resolution=(config.resolution,),
         default_caption=config.default_caption,
     )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import WITHOUT_GPU, written_job
+from extensions.tools.shared.examples import WITHOUT_GPU, pairs_in, written_job
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import RunError
 from toolkit.files.writing import TOOLKIT_ROOT, write_text
@@ -34,6 +34,9 @@ class NewProcess(BaseExtensionProcess):
         logger.info(
             f"{path}: written for a GPU of {gpu or WITHOUT_GPU} GB" + ("" if gpu else " (none here; see --gpu)")
         )
+        if names := pairs_in(section.folder):
+            controls = ", ".join(f"X{control}" for control in names.controls)
+            logger.info(f"pairs: the control images of X{names.image} are {controls}; docs/before_and_after_pairs.md")
         preview = section.preview()
         _run_py("lint", path, "--preview", "--output", preview)
         if _run_py(path, "--dry-run"):

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.config.model import ModelConfig
+from toolkit.data.directory import join, list_folder
+from toolkit.data.partners import PairNames, pair_names
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
@@ -188,11 +191,31 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     no known family."""
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
-        return _small_job(_quoted(model), **own)
+        return _with_pairs(_small_job(_quoted(model), **own), folder)
     like = model_of(model) if model else MODELS[0]
     card = next(card for card in like.cards.values() if gpu >= card.least_gb)
     text = _fill(like, card, written=True, id=_quoted(model or like.id), **own)
-    return f"# {WRITTEN}. Guide: docs/first_character.md\n{text}"
+    return _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
+
+
+def pairs_in(folder: str) -> PairNames | None:
+    """How the pairs of a folder, or of a subfolder, are named; None for other images."""
+    with suppress(OSError):
+        top = list_folder(folder)
+        below = (list_folder(join(folder, name)) for name in (() if top.images else top.subfolders))
+        return next(filter(None, (pair_names(listing.images) for listing in (top, *below))), None)
+    return None
+
+
+def _with_pairs(text: str, folder: str) -> str:
+    """A job with the keys of pairs that lie in one folder."""
+    if (names := pairs_in(folder)) is None:
+        return text
+    keys = [f"image_suffix: {names.image}", f"control_suffix: [{', '.join(names.controls)}]"]
+    keys += ["control_optional: true"] if names.optional else []
+    keys[0] = _noted(f"          {keys[0]}", "pairs: docs/before_and_after_pairs.md").strip()
+    lines = "".join(f"          {key}\n" for key in keys)
+    return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: found[0] + lines, text, count=1)
 
 
 def _small_job(model: str, name: str, folder: str, trigger: str) -> str:

@@ -272,3 +272,11 @@ def test_its_own_settings_come_first(section) -> None:
     found = job.validation.dataset(job.datasets)
     assert (found.resolution, found.caption_ext, found.trigger_word) == ((256,), (".txt", ".cap"), "maya")
     assert found.captions_file == "job.yaml"
+
+
+def test_pairs_of_a_validation_are_named_as_those_of_the_datasets(section) -> None:
+    pairs = "datasets: [{folder_path: photos, image_suffix: _end, control_suffix: _start}]"
+    for keys, found in (("", ("_end", ("_start",), True)), (", control_path: photos", ("", (), False))):
+        job = section(pairs, f"validation: {{folder_path: photos{keys}}}")
+        own = job.validation.dataset(job.datasets)
+        assert (own.image_suffix, own.control_suffix, own.control_optional) == found

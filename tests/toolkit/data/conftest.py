@@ -45,6 +45,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "resolution": (512,),
         "control_path": (),
         "control_suffix": (),
+        "image_suffix": "",
         "control_optional": False,
         "mask_path": None,
         "mask_suffix": "",

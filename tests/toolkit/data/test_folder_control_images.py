@@ -156,6 +156,49 @@ def test_control_images_and_masks_told_by_a_suffix_are_no_targets(tmp_path: Path
     }
 
 
+# ---------------------------------------------------------------- pairs as other programs name them
+
+FAL = {"image_suffix": "_end", "control_suffix": ("_start", "_start2")}
+
+
+def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image, dataset) -> None:
+    for name in ("a_start", "a_start2", "a_end", "b_end", "b_start", "other", "c_start"):
+        image(tmp_path / "4_x" / f"{name}.png")
+    for name in ("a", "b_end"):
+        (tmp_path / "4_x" / f"{name}.txt").write_text(name)
+    scan = scan_datasets([dataset(tmp_path, **FAL, control_optional=True)], None)
+    assert [(Path(sample.image).name, sample.caption) for sample in scan.samples] == [
+        ("a_end.png", "a"),
+        ("b_end.png", "b_end"),
+    ]
+    assert controls(scan) == [["4_x/a_start.png", "4_x/a_start2.png"], ["4_x/b_start.png"]]
+    assert [Path(path).name for path, _ in scan.unpaired] == ["c_start.png", "other.png"] and not scan.unused
+    with pytest.raises(DataErrors, match=r"b_end.png: has no control image 'b_start2'"):
+        scan_datasets([dataset(tmp_path, **FAL)], None)
+    with pytest.raises(DataErrors, match="no name of an image in it ends with image_suffix '_after'"):
+        scan_datasets([dataset(tmp_path / "4_x", image_suffix="_after")], None)
+
+
+@pytest.mark.parametrize(
+    ("names", "given"),
+    [
+        ("a_start a_end b_start b_start2 b_end", "_end, control_suffix: [_start, _start2], control_optional: true"),
+        ("a_start a_start2 a_start10 a_end", "_end, control_suffix: [_start, _start2, _start10]"),
+        ("a_before a_after b_before b_after c d", "_after, control_suffix: [_before]"),
+        ("a_end b_end c_start d_start", ""),
+        ("a_start a_end b c d e", ""),
+        ("the_end week_end", ""),
+    ],
+)
+def test_images_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, names: str, given: str) -> None:
+    for name in names.split():
+        image(tmp_path / f"{name}.png")
+    scan = scan_datasets([dataset(tmp_path)], "sks")
+    found = [note.partition("give '")[2] for note in notes_of(scan, "look like pairs")]
+    assert found == ([f"image_suffix: {given}'"] if given else [])
+    assert [path for path, _ in scan.unpaired] == [str(tmp_path)] * bool(given)
+
+
 # ---------------------------------------------------------------- masks
 
 

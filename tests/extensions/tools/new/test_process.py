@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import MODELS, written_job
@@ -59,6 +60,15 @@ def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: P
     assert section.datasets[0].folder_path == asked["folder"]
     assert (section.trigger_word, section.model.name_or_path) == (asked["trigger"], str(TINY))
     assert all("[trigger]" in sample.prompt and not sample.ctrl_img for sample in section.sample.samples)
+
+
+@pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
+def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(tmp_path: Path, model: str) -> None:
+    for name in ("a_end", "a_start", "a_start2", "b_end", "b_start"):
+        (tmp_path / "1_pairs").mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "1_pairs" / f"{name}.png")
+    plan = plan_of(job_text(24, folder=str(tmp_path), model=model), tmp_path)
+    assert f"{tmp_path}/1_pairs: 2 x 1 = 2 samples" in " ".join(plan.split()) and "1 with 1, 1 with 2" in plan
 
 
 def test_the_file_of_a_transformer_is_the_model_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
