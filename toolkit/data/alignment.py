@@ -110,6 +110,13 @@ class Alignment(NamedTuple):
         (dx, dy) = self.shift
         return max(math.hypot((a - 1) * u - b * v + dx, b * u + (a - 1) * v + dy) for u, v in corners)
 
+    def inverse(self) -> Alignment:
+        """How the reference lies on the image: each point of it against where it is in the image."""
+        zoom, rotation = 1 / (1 + self.zoom) - 1, -self.rotation
+        a, b = _linear(self._replace(zoom=zoom, rotation=rotation))
+        x, y = self.shift
+        return self._replace(zoom=zoom, rotation=rotation, shift=(b * y - a * x, -b * x - a * y))
+
     def is_off(self, most_drift: float) -> bool:
         """Whether the drift is certainly more than `most_drift` pixels, of images up to LARGEST pixels long; of larger
         ones more in proportion."""

@@ -44,6 +44,8 @@ class Pair:
     image: str
     reference: str
     found: Alignment
+    """How the image lies on the reference, as `lint` says it."""
+
     state: str
     pictures: list[str] = field(default_factory=list)
     """The differences before and after, as addresses for the page."""
@@ -89,9 +91,10 @@ class AlignProcess(BaseExtensionProcess):
         image = open_image(sample.image, sample.background)
         references = [open_image(path, sample.background) for path in sample.control_images]
         pairs, box, put = [], (0, 0, *image.size), dict[int, Image.Image]()
+        measured = [measure(image, reference) for reference in references]
         for slot, (path, reference) in enumerate(zip(sample.control_images, references, strict=True)):
-            found = measure(image, reference)
-            pair = Pair(sample.image, path, found, self._state(found))
+            found = measured[slot]
+            pair = Pair(sample.image, path, found.inverse(), self._state(found.inverse()))
             if pair.state == ALIGNED:
                 put[slot], own = onto_image(reference, found)
                 box = (max(box[0], own[0]), max(box[1], own[1]), min(box[2], own[2]), min(box[3], own[3]))
@@ -113,7 +116,7 @@ class AlignProcess(BaseExtensionProcess):
             if not put or pairs[slot].state == UNMEASURED:
                 _copy(Path(control), to)
             else:  # one that lies on the image is cut as the image is
-                whole = put[slot] if slot in put else onto_image(references[slot], pairs[slot].found)[0]
+                whole = put[slot] if slot in put else onto_image(references[slot], measured[slot])[0]
                 _save(whole.crop(box), to)
         if sample.mask:
             to = (output / "masks" / _below(Path(sample.image), home)).with_suffix(Path(sample.mask.file).suffix)

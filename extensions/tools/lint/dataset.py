@@ -96,7 +96,8 @@ class Reference(NamedTuple):
     255 where one is much sharper, as in pairs that restore."""
 
     alignment: Alignment | None = None
-    """How the image lies on it; None: not asked, or of another shape."""
+    """How the image lies on it: right and down, larger and clockwise are positive. None: not asked, or of another
+    shape."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,7 @@ def _reference(path: str, background: str, target: Image.Image, shift: bool) -> 
     )
     difference = max(0, int(beyond.max())) if 1 / AS_SHARP < ours / its < AS_SHARP else 255
     ratio = image.width / image.height
-    alignment = measure(target, image) if shift and same_shape(target.size, image.size) else None
+    alignment = measure(target, image).inverse() if shift and same_shape(target.size, image.size) else None
     return Reference(path, ratio, difference_hash(image), difference, alignment)
 
 

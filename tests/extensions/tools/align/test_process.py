@@ -15,6 +15,7 @@ from tests.running import run_tool
 from tests.toolkit.data.test_alignment import moved, photograph, within
 from toolkit.data.alignment import measure
 from toolkit.errors import ConfigErrors, RunError, UserError
+from toolkit.train.drift import drift_of
 
 MOVES = {"shifted": (0.0, 0.0, 6.0, -4.0), "zoomed": (0.02, 0.0, 0.0, 0.0), "turned": (0.0, 1.2, 0.0, 0.0)}
 
@@ -74,6 +75,39 @@ def test_pairs_lie_on_each_other_afterwards(folder: Path, said: list[str], capsy
     assert is_page(Path("made/align.html")) and text.count("data:image/jpeg") == 2 * len(MOVES)
     heads = re.findall(r"<h2>\S*/(\w+)\.png</h2>", text)
     assert set(heads[:3]) == set(MOVES) and heads[3:] == ["other", "good"]
+
+
+def test_lint_align_and_samples_tell_a_move_with_one_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A result 5 pixels to the right, 3 down, 2 % larger and 1 degree clockwise of its reference."""
+    monkeypatch.chdir(tmp_path)
+    move = (0.02, 1.0, 5.0, 3.0)
+    reference, result = within(photograph(4)), within(moved(photograph(4), move))
+    for name, image in (("before", reference), ("after", result)):
+        Path(name).mkdir()
+        image.save(f"{name}/a.png")
+    drift = drift_of(result, [Path("before/a.png")])
+    (pair,) = lint("after", "before", capsys)["pairs"]
+    (message,) = (
+        each["message"] for each in lint("after", "before", capsys)["findings"] if each["check"] == "pair_shift"
+    )
+    run_tool("align", ["after", "--control-path", "before", "--output", "made"])
+    page = Path("made/align.html").read_text(encoding="utf-8")
+    told = (
+        [drift.found.zoom, drift.found.rotation, *drift.found.shift],
+        [pair["zoom"], pair["rotation"], *pair["shift"]],
+    )
+    told = (
+        *told,
+        *(
+            [float(number) / (100 if at == 0 else 1) for at, number in enumerate(re.findall(r"[+-][0-9.]+", text)[:4])]
+            for text in (str(drift), message, page[page.index("zoom ") :])
+        ),
+    )
+    assert drift.numbers()["zoom_percent"] > 0 and drift.numbers()["rotation_degrees"] > 0
+    for numbers in told:
+        assert numbers == [pytest.approx(value, abs=0.15 if at > 1 else 0.02) for at, value in enumerate(move)]
 
 
 def test_masks_are_cut_as_their_images_are(folder: Path) -> None:
