@@ -5,7 +5,7 @@ and hats that were in none of its pictures, and other mascots, which should stay
 agree within noise. Variants that are broken on purpose show which mistakes these figures would see.
 
 `python benchmarks/bench_learning.py` measures all of them; `--variant ema_off int8` some; `--model FOLDER` on another
-model, such as that of benchmarks/pretrain_single_stream.py."""
+model, with files in the same layout."""
 
 from __future__ import annotations
 

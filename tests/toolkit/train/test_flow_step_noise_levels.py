@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.bench_noise_levels import OneLevel
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.flow.settings import cost_of, levels_of
@@ -23,6 +22,20 @@ from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.interface import StepLosses
 
 SIDES = Size(6, 4)
+
+
+class OneLevel(FlowMatchingStep):
+    """One noise level of those that an item has in another step."""
+
+    def __init__(self, shared: FlowMatchingStep, level: int) -> None:
+        super().__init__(shared.model, shared.seed, weighting_scheme=shared.settings.weighting_scheme)
+        self.shared, self.level = shared, level
+
+    def sample_noise_and_t(
+        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        noise, t = self.shared.sample_noise_and_t(spec, shape_CHW, self.shared.most_levels)
+        return noise[self.level :: self.shared.most_levels], t[self.level :: self.shared.most_levels]
 
 
 @pytest.fixture(scope="module")
