@@ -17,7 +17,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import log, redact
-from toolkit.files.writing import find_config
+from toolkit.files.writing import find_config, read_source
 from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, collection_paused, load_object
 from toolkit.system import distributed, signals
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
@@ -120,12 +120,11 @@ def import_job(argv: Sequence[str]) -> int:
     add("--map", action="append", default=[], metavar="OLD=NEW", help="replace OLD by NEW at the beginning of paths")
     arguments = parser.parse_args(argv)
     signals.install()
-    output = Path(arguments.output).expanduser() if arguments.output else None
+    output = path_of("--output", arguments.output) if arguments.output else None
     if output and (output.exists() or file_in_the_way(output.parent)):
         raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
     is_text = holds_command(arguments.source) and not os.path.exists(arguments.source)
-    text = arguments.source if is_text else find_config(arguments.source).read_text("utf-8", "replace")
-    if made := foreign_tool(text):
+    if made := foreign_tool(arguments.source if is_text else text_of(find_config(arguments.source))):
         if output:
             raise UserError("--output: goes with a job, and this becomes a command. Leave it out.")
         print_tool(*made)
@@ -143,6 +142,26 @@ def import_job(argv: Sequence[str]) -> int:
     write_text(output, config.unexpanded_text)
     print(f"{output}: written. Next: python run.py {output} --dry-run")
     return EXIT_DONE
+
+
+def path_of(flag: str, text: str) -> Path:
+    """The path that a flag gives. Raises UserError for a text that no path can have."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from toolkit.config.field_types import PathStr
+
+    try:
+        return Path(TypeAdapter(PathStr).validate_python(text)).expanduser()
+    except ValidationError as error:
+        raise UserError(f"{flag}: {error.errors()[0]['msg']}") from error
+
+
+def text_of(file: Path) -> str:
+    """The text of a file, to see whether it is a command; empty: a pipe, which can be read only once, or unreadable,
+    which its reader says."""
+    with suppress(OSError):
+        return read_source(file).decode("utf-8", "replace") if file.is_file() else ""
+    return ""
 
 
 def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
@@ -186,11 +205,7 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
     config = arguments.configs[0] if len(arguments.configs) == 1 else None
-    if (
-        config
-        and (file := find_config(config)).is_file()
-        and (made := foreign_tool(file.read_text("utf-8", "replace")))
-    ):
+    if config and (made := foreign_tool(text_of(find_config(config)))):
         words, notes = made
         print_tool(words, notes)
         return run_tool(words) if words and not arguments.dry_run else EXIT_DONE

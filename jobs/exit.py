@@ -19,8 +19,9 @@ from toolkit.files.redact import redact_text
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 """A module missing from these is an error in code; nothing that could be installed brings it."""
 
-OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Full disks, quotas and missing rights: no defect of the program, wherever they are met."""
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, *NO_PATH)
+"""Full disks, quotas, missing rights, names that no file can have: no defect of the program, wherever they are met."""
 
 
 def report(error: BaseException) -> int:

@@ -14,6 +14,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
+from run import main
 from tests.light_start import FORBID
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -416,3 +417,37 @@ def test_a_series_forwards_the_signal_and_starts_no_further_one(start, number: i
     assert process.returncode == code
     assert output.splitlines()[0] == "saved"
     assert output.splitlines()[-1].endswith("not run")
+
+
+# ---------------------------------------------------------------- texts that are no paths
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["import", "x" * 5000], "is neither a file nor a command that can be read"),
+        (["import", "/dev/zero"], "neither a file nor a pipe"),
+        (["/dev/zero", "--dry-run"], "neither a file nor a pipe"),
+        (["import", "/proc/self/mem"], "cannot be read: Input/output error"),
+        (["import", "deep.toml"], "deep.toml:1:1: nested deeper than 64 levels."),
+        (["import", "deep.json"], "nested deeper than 64 levels"),
+        (["import", "deep.toml", "-o", "y" * 300], "--output: 'yyyyyyyy"),
+        (["import", "deep.toml", "-o", "~nobody-of-this-name/x"], "--output: '~nobody-of-this-name/x' begins with"),
+    ],
+)
+def test_what_is_no_config_and_no_path_is_one_line(words: list[str], said: str, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("deep.toml").write_text("a = " + "[" * 5000)
+    Path("deep.json").write_text('{"a": ' + "[" * 5000)
+    assert main(words) == 2
+    errors = capfd.readouterr().err
+    assert said in errors and len(errors.splitlines()) == 1, errors
+
+
+def test_a_pipe_is_read_once(write_job: Write, steps: None, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
+    path, pipe = write_job({"type": "good"}, name="good"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = subprocess.Popen(["sh", "-c", f"cat {path} > {pipe}"])
+    assert main(["import", str(pipe)]) == 0
+    assert "- type: good" in capfd.readouterr().out and writer.wait(30) == 0

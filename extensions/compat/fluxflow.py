@@ -483,7 +483,7 @@ class _Reader:
         try:
             rates = json.loads(file.read_text(encoding="utf-8"))
             self.rates = {role: at(switch, float(rate)) for role, rate in rates.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             self.diagnostics.error(switch, f"{file} cannot be read ({error}). Leave this out, or restore the file.")
 
     def _compare_size(self, node: ConfigNode, folder: Path) -> None:
@@ -494,7 +494,7 @@ class _Reader:
             return
         try:
             widths = json.loads(file.read_text(encoding="utf-8")).get("block_out_channels")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return
         own = sized(wanted.value)["block_out_channels"]
         if isinstance(widths, list) and widths not in (own, own[1:]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, show
 from toolkit.config.normalise import merge_aliases
 from toolkit.config.yaml_reader import read_yaml, strip_json_comments
 from toolkit.errors import ConfigErrors, did_you_mean
+from toolkit.files.writing import read_source
 
 ROLES = {
     "flow": "flow",
@@ -161,7 +163,7 @@ class RoleOptimizers:
         """The JSON file that a node names; None where it cannot be read, which is reported."""
         name = Path(node.value).expanduser()
         places = [self.folder / name, name]
-        path = next((place for place in places if place.is_file()), None)
+        path = next((place for place in places if os.path.isfile(place)), None)
         if path is None:
             looked = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
             self.diagnostics.error(node, f"{show(node)} does not exist (looked for {looked}).")
@@ -172,13 +174,13 @@ class RoleOptimizers:
 def _read_json(path: Path, diagnostics: Diagnostics) -> ConfigNode | None:
     """The file with nodes that name it as their place."""
     try:
-        text = strip_json_comments(path.read_text(encoding="utf-8-sig"))
+        text = strip_json_comments(read_source(path).decode("utf-8-sig"))
         json.loads(text)
     except json.JSONDecodeError as error:
         place = SourceLocation(error.lineno, error.colno, str(path))
         diagnostics.error_at(place, (), f"not valid JSON: {error.msg}. 'python -m json.tool {path}' checks it.")
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         diagnostics.error_at(SourceLocation(0, 0, str(path)), (), f"cannot be read: {error}")
         return None
     own = Diagnostics(str(path))

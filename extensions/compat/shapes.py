@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,9 @@ from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.normalise import listed, merge_aliases, place_in
 from toolkit.errors import did_you_mean
+from toolkit.files.writing import read_source
 from toolkit.number_types import QTYPES
+from toolkit.optim.optimizer_args import NO_LITERAL
 from toolkit.registry import FOREIGN_DATASETS, load_object
 
 # ------------------------------------------------------------ the process
@@ -197,7 +200,7 @@ def _blocks(entries: Entries) -> int:
     try:
         config = json.loads((Path(name).expanduser() / "transformer" / "config.json").read_text(encoding="utf-8"))
         return int(config["num_layers"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         arch = str(entries["arch"].value) if "arch" in entries else ""
         return 32 if arch.startswith("qwen_image_2") or "2.1" in name else 60
 
@@ -517,10 +520,10 @@ def _text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
     if diagnostics.reported(file.path):
         return None  # among what is lost
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
             return None
-        return path.read_text(encoding="utf-8-sig")
+        return read_source(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
@@ -621,7 +624,7 @@ def _literal(text: str) -> Any:
 def _is_literal(text: str) -> bool:
     try:
         ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except NO_LITERAL:
         return False
     return True
 

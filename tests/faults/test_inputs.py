@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
 
 import pytest
 from PIL import Image
 
+from extensions.compat.names import NAMES
 from tests.faults.conftest import Job, contents, draw_pictures
+from toolkit.config import load_job
+from toolkit.config.tool import load_tool
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
+
+NO_PATHS = {
+    "long": "x" * 5000,
+    "name": "y" * 300 + ".safetensors",
+    "deep": "a/" * 3000,
+    "zero": "a\0b",
+    "loop": "loop/x",
+    "user": "~nobody-of-this-name/x",
+    "bytes": "\udc80x",
+    "empty": "",
+}
+"""Texts that no path can have, or that lead nowhere."""
 
 PLACES = [0.0, 0.1, 0.5, 0.9, 0.97]
 """Shares of a file that are left: nothing, the header, the middle, the end, all but the last bytes."""
@@ -123,3 +142,60 @@ def test_a_compiled_job_prints_no_warnings(job: Job, tmp_path: Path) -> None:
     child = job.start(faults=[("environment", {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})])
     assert child.wait(600) == 0, child.output
     assert child.errors == ""
+
+
+def refused(action: Callable[..., object], *given: object, **options: object) -> None:
+    """Does what may be refused; anything but a message is an error of the program."""
+    try:
+        action(*given, **options)
+    except (UserError, RunError, SystemExit):  # argparse
+        return
+    except BaseException as error:
+        error.add_note(f"{given}, {options}")
+        raise
+
+
+@pytest.mark.slow
+def test_no_text_in_the_place_of_a_path_is_a_traceback_in_another_programs_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    find = discover().find_config
+    config = {
+        "dit": "m",
+        "dataset_config": "data.toml",
+        "network_module": "networks.lora_qwen_image",
+        "output_name": "x",
+    }
+    keys = sorted({key for (program, _), keys in NAMES.items() if program == "musubi" for key in keys})
+    assert len(keys) > 200
+    for text in (text for name, text in NO_PATHS.items() if name != "bytes"):
+        for key in keys:
+            rows = toml({"image_directory": "data", key: text})
+            Path("data.toml").write_text(f"[general]\nresolution = [64, 64]\n[[datasets]]\n{rows}")
+            Path("j.toml").write_text(toml(config | {key: text}))
+            refused(load_job, "j.toml", find, as_job=True)
+
+
+def toml(values: dict[str, str]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+@pytest.mark.slow
+def test_no_text_in_the_place_of_a_path_is_a_traceback_in_a_tool(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    extensions = discover()
+    for uid in extensions.tools():
+        model = extensions.find_command(uid)
+        for text in NO_PATHS.values():
+            for flags in (
+                [],
+                ["--output", text],
+                ["--model", text],
+                ["--lora", text, "--output", "o"],
+                ["--tuned", text],
+            ):
+                for count in (1, 2):
+                    refused(load_tool, uid, model, [*flags, *[text] * count])

@@ -243,7 +243,7 @@ class ModelFolder:
         try:
             buckets = sorted(json.loads(recorded)["buckets"].values(), key=lambda bucket: -int(bucket["count"]))
             return [(int(width), int(height)) for width, height in (bucket["resolution"] for bucket in buckets)]
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             return []
 
     def default_sizes(self) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
+from toolkit.config.yaml_reader import MAX_DEPTH
 
 _KEY = r"(?:[\w-]+|\"[^\"]*\"|'[^']*')"
 _HEAD = re.compile(rf"\s*(\[\[?)\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
@@ -45,7 +46,27 @@ def read_toml(text: str, diagnostics: Diagnostics, file: str = "") -> ConfigNode
         diagnostics.error_at(SourceLocation(line, column, file), (), message)
     if faults:
         return None
-    return _node(tomllib.loads(text), (), _places(text, file), (SourceLocation(1, 1, file),) * 2)
+    data = tomllib.loads(text)
+    if _is_deeper(data, MAX_DEPTH):
+        diagnostics.error_at(SourceLocation(1, 1, file), (), DEEP)
+        return None
+    return _node(data, (), _places(text, file), (SourceLocation(1, 1, file),) * 2)
+
+
+DEEP = f"nested deeper than {MAX_DEPTH} levels."
+
+
+def _is_deeper(data: Any, levels: int) -> bool:
+    """Whether values are nested deeper; looks level by level, as a file's depth may be anything."""
+    level = [data]
+    for _ in range(levels):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return any(isinstance(value, dict | list) for value in level)
 
 
 def _faults(text: str) -> Iterator[tuple[int, int, str]]:
@@ -55,7 +76,13 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
         try:
             tomllib.loads("\n".join([*lines, ""]))
             return
-        except tomllib.TOMLDecodeError as error:
+        except RecursionError:
+            yield 1, 1, DEEP
+            return
+        except ValueError as error:
+            if not isinstance(error, tomllib.TOMLDecodeError):  # a number of thousands of digits
+                yield 1, 1, f"not valid TOML: {error}."
+                return
             found = _AT.search(str(error))
             place = (int(found[1]), int(found[2])) if found and found[1] else None
             said = _AT.sub("", str(error)) + (" Unclosed" if found and not place else "")
@@ -77,7 +104,7 @@ def _is_yaml(text: str) -> bool:
     """Whether a text that is no TOML is YAML, or JSON, which is YAML too."""
     try:
         return isinstance(yaml.safe_load(text), dict if text.lstrip()[:1] != "[" else list)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as a date that no calendar has
         return False
 
 
@@ -132,6 +159,6 @@ def _keys(dotted: str) -> KeyPath:
 def _is_whole(statement: str) -> bool:
     try:
         tomllib.loads(statement)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -17,6 +17,7 @@ import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.files.redact import is_secret_variable
+from toolkit.files.writing import read_source
 
 _NOWHERE = SourceLocation(0, 0)
 
@@ -27,7 +28,7 @@ _JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?(?:\*/|\Z)|\t', re.D
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
     """The file as text. Raises ConfigErrors when it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return read_source(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         diagnostics.fatal(_NOWHERE, (), f"does not exist (working directory: {Path.cwd()})")
     except UnicodeDecodeError as error:

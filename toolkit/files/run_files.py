@@ -152,7 +152,7 @@ def step_in(path: Path) -> float:
     try:
         metadata = json.loads(read_regular(path / FOLDER_METADATA)) if path.is_dir() else read_metadata(path)
         return int(json.loads(metadata["training_info"])["step"])
-    except (OSError, ValueError, OverflowError, KeyError, TypeError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
         return math.inf
 
 

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 
 LENGTH_BYTES = 8
+MOST_HEADER = 100_000_000
+"""Bytes of a header that safetensors reads."""
+
+MOST_TENSORS = 50_000
+"""Tensors of a file that is read whole: a LoRA and a shard of a model have some thousands."""
+
 METADATA = "__metadata__"
 
 MAGIC = {
@@ -52,10 +58,18 @@ def read_header(file: BinaryIO) -> Header:
     file.seek(here)
     if len(start) < LENGTH_BYTES or length > room:
         raise ValueError("its header is cut off")
+    if length > MOST_HEADER:
+        raise ValueError(f"its header has {length:,} bytes, and {MOST_HEADER:,} are the most")
     header = json.loads(file.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     return header
+
+
+def check_count(tensors: int) -> None:
+    """Raises ValueError for a file of so many tensors that working on them would not end."""
+    if tensors > MOST_TENSORS:
+        raise ValueError(f"it holds {tensors:,} tensors, and {MOST_TENSORS:,} are the most")
 
 
 def framed(header: str) -> bytes:
@@ -86,6 +100,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             header = read_header(file)
             begin, end = file.tell(), file.seek(0, 2)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
+        check_count(len(entries))
         if end - begin < max((entry["data_offsets"][1] for entry in entries.values()), default=0):
             raise ValueError("it is cut off")
         return {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}

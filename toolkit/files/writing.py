@@ -52,12 +52,37 @@ def find_config(argument: str) -> Path:
     bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
     places = [Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)]
     for place in places:
-        # Not `is_file()`: a pipe such as /dev/stdin is a fine source too.
-        if place.exists() and not place.is_dir():
+        # Not `isfile`: a pipe such as /dev/stdin is a source too. Not those of `Path`: they raise for a name that no
+        # file can have, such as a whole command that was pasted.
+        if os.path.exists(place) and not os.path.isdir(place):
             return place
-    what = "is a folder, not a config file" if given.is_dir() else "no such config"
+    if len(os.fsencode(argument)) > MOST_NAME_BYTES:
+        raise UserError(f"{argument[:80]!r}... is neither a file nor a command that can be read.")
+    what = "is a folder, not a config file" if os.path.isdir(given) else "no such config"
     looked = "".join(f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases)
-    raise UserError(f"{argument}: {what}. Working directory: {Path.cwd()}. Looked for:{looked}")
+    raise UserError(f"{argument}: {what}. Working directory: {os.getcwd()}. Looked for:{looked}")
+
+
+def read_source(path: str | Path) -> bytes:
+    """All of a file that somebody wrote for the program to read: a job, another program's config. Raises OSError for
+    what is neither a regular file, a pipe nor a terminal, and for more than MOST_SOURCE bytes: a device never ends."""
+    with open(path, "rb", buffering=0) as file:
+        kind = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or file.isatty()):
+            raise OSError(errno.EINVAL, "it is neither a file nor a pipe", str(path))
+        data = bytearray()
+        while len(data) <= MOST_SOURCE and (portion := file.read(_PORTION)):
+            data += portion
+    if len(data) > MOST_SOURCE:
+        raise OSError(errno.EFBIG, f"it is larger than {readable_size(MOST_SOURCE)}, as no config is", str(path))
+    return bytes(data)
+
+
+MOST_SOURCE = 4_000_000
+"""Bytes of a config at the most."""
+
+MOST_NAME_BYTES = 4000
+"""A longer text is not taken for a name."""
 
 
 TEMP_FILE_GLOB = ".*.????????.tmp"

@@ -88,8 +88,8 @@ def parts_around(name: str, arch: str | None, revision: str | None, given: Mappi
 
     arch: as the user wrote it, or None. given: part -> file, of those that the job names.
     """
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path):
         return None
     if fault := transformer_fault(name):
         return Around(fault=fault)

@@ -141,7 +141,7 @@ def quantized_format(text: bytes) -> str:
     """The `format` in a tensor FORMAT; what cannot be read is given as it is."""
     try:
         return str(json.loads(text)["format"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return text.decode(errors="replace")
 
 

@@ -322,7 +322,7 @@ def is_own(metadata: Mapping[str, str]) -> bool:
     """Whether this program has written the file."""
     try:
         return bool(json.loads(metadata.get("software", "{}"))["name"] == NAME)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

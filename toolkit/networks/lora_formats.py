@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from toolkit.errors import UserError
+from toolkit.files.safetensors_io import check_count
 from toolkit.models.interface import ROWS_OF
 
 PREFIXES = (
@@ -253,11 +254,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file as they are. Raises UserError when it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
+            check_count(len(file.keys()))
             tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
         settings = path.with_name("adapter_config.json")  # peft keeps rank and alpha there
         if path.name == "adapter_model.safetensors" and HEADER_METADATA not in metadata and settings.is_file():
             metadata = {**metadata, HEADER_METADATA: settings.read_text(encoding="utf-8")}
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         remedy = "Download or copy it again, or take an earlier file of the run"
         raise UserError(f"{path}: cannot be read as a safetensors file ({error}). {remedy}.") from error
     return tensors, metadata
@@ -377,6 +379,7 @@ def header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
         written = json.loads(metadata.get(HEADER_METADATA, "{}"))
         found = {key.removeprefix("transformer."): value for key, value in written.items()}
         patterns = [found.get(f"{key}_pattern") or {} for key in ("rank", "alpha")]
+        check_count(sum(map(len, patterns)))
         numbers = [found.get("r"), found.get("lora_alpha"), *(value for each in patterns for value in each.values())]
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source}: {HEADER_METADATA} in its header is no JSON mapping ({error}).") from error
@@ -398,4 +401,7 @@ def header_scale(settings: Mapping[str, Any], module: str) -> float:
 
 
 def _pattern_value(patterns: Mapping[str, float] | None, module: str) -> float | None:
-    return next((v for name, v in (patterns or {}).items() if module == name or module.endswith(f".{name}")), None)
+    """The value of the first name that is the module's, or its end behind a dot."""
+    parts = module.split(".")
+    ends = {".".join(parts[index:]) for index in range(len(parts))} & (patterns or {}).keys()
+    return next((value for name, value in (patterns or {}).items() if name in ends), None) if ends else None

@@ -224,7 +224,7 @@ def declared_arguments(function: Function) -> dict[str, Any]:
 def _literal(default: ast.expr | None) -> Any:
     try:
         return REQUIRED if default is None else ast.literal_eval(default)
-    except ValueError:
+    except NO_LITERAL:
         return REQUIRED
 
 
@@ -341,8 +341,12 @@ def _read(text: str) -> Any:
     folded = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(text.strip().lower(), text.strip())
     try:
         return ast.literal_eval(folded)
-    except (ValueError, SyntaxError):
+    except NO_LITERAL:
         return text
+
+
+NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+"""What `ast.literal_eval` raises of a text that is not a literal, or nested too deeply."""
 
 
 # ------------------------------------------------------------ the optimizer itself

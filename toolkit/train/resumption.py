@@ -373,7 +373,7 @@ def _refuse_changes(state: Path, changes: Iterable[ConfigChange], allow_change: 
 def _change(old: Path, found: DatasetHashes) -> str:
     try:
         return str(compare(json.loads(read_regular(old)), redact_json(found)))
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return f"{old} is missing or damaged, so it is not known in what"
 
 

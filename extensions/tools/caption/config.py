@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -130,7 +131,7 @@ class CaptionConfig(ToolConfig):
     def _of_a_file(cls, data: Any) -> Any:
         """A file as `model` gives the weights alone."""
         model = data.get("model") if isinstance(data, dict) else None
-        if not isinstance(model, str) or data.get("text_encoder_path") or not Path(model).expanduser().is_file():
+        if not isinstance(model, str) or data.get("text_encoder_path") or not os.path.isfile(os.path.expanduser(model)):
             return data
         return {**data, "text_encoder_path": model, "model": CAPTIONER}
 

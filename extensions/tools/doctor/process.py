@@ -254,7 +254,7 @@ def _has_all(metadata: Mapping[str, str]) -> bool:
         return False
     try:
         chosen = json.loads(metadata["ss_network_args"]).keys()
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, AttributeError, RecursionError):
         return False
     return not chosen & {"network_kwargs", "include_patterns", "exclude_patterns"}
 

@@ -85,7 +85,7 @@ def _writer(metadata: Mapping[str, str]) -> str:
     try:  # ai-toolkit and this program say it themselves
         software = json.loads(metadata.get("software", "{}"))
         return f"{software['name']} {software.get('version', '')}".strip()
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return next((title for key, title in WRITERS.items() if key in metadata), "unknown")
 
 

@@ -81,7 +81,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"'{path}' holds no settings of {NAME}. {remedy}")
     try:
         settings = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise UserError(f"the settings in '{path}' are damaged. {remedy}")
@@ -133,7 +133,7 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
     latents = load_file(path)[LATENT]
     try:
         settings = json.loads(read_metadata(path).get(CHUNK, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = {}
     return latents.reshape(1, -1, *latents.shape[-2:]).float(), settings if isinstance(settings, dict) else {}
 

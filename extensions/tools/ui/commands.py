@@ -136,7 +136,7 @@ def import_text(text: str, file_name: str) -> tuple[str, str]:
 
 
 def _suffix_of(text: str) -> str:
-    with suppress(tomllib.TOMLDecodeError):
+    with suppress(ValueError, RecursionError):
         tomllib.loads(text)
         return ".toml"
     return ".json" if text.lstrip().startswith(("{", "[")) else ".yaml"

@@ -220,9 +220,21 @@ def _environment() -> Environment:
     return environment
 
 
+_MARKS = "[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+_TAG_OR_MARK = re.compile(rf"(?s)<(textarea|script|style)\b.*?</\1>|<[^>]*>|{_MARKS}")
+
+
+def show_marks(page: str) -> str:
+    """A page on which the marks of the direction of text are seen, such as ‹U+202E›: a name could look as another
+    with them. What can be edited, and attributes, keep them."""
+    if not re.search(_MARKS, page):
+        return page
+    return _TAG_OR_MARK.sub(lambda found: found[0] if found[0][0] == "<" else f"‹U+{ord(found[0]):04X}›", page)
+
+
 def render(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
     """A page. template: name of a file in templates/; code: the HTTP status; values: what the template names."""
     theme = request.cookies.get(THEME_COOKIE)
     shared = {"request": request, "ui": ui_of(request), "theme": theme if theme in THEMES else THEMES[0]}
-    text = _environment().get_template(template).render(**shared, **values)
+    text = show_marks(_environment().get_template(template).render(**shared, **values))
     return HTMLResponse(text.encode("utf-8", "backslashreplace"), code)  # names of files may be no text

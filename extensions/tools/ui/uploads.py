@@ -37,6 +37,9 @@ MOST_BYTES |= dict.fromkeys((suffix for suffix in TABLES if suffix != ".json"), 
 MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
 """Bytes of a file at the most, by its suffix; a file of another one is not taken."""
 
+MOST_REPEATS = 10_000
+"""Of a folder that is made here."""
+
 ARCHIVE = Limits(5000, 20 * 10**9, 100)
 KEPT_S = 7 * 24 * 3600
 """Seconds after which the part of a file that nobody sends on is removed."""
@@ -223,6 +226,9 @@ def take_all(
                 raise Refused("is a zip file in a zip file. Unpack it, and send what is in it")
             check_size(name, file.size, home)
             has_repeats = file.folder.name != folder.name and repeats_of(file.folder.name)
+            if has_repeats > MOST_REPEATS:
+                most = f"{MOST_REPEATS:,} are the most. Rename the folder"
+                raise Refused(f"is in a folder of {has_repeats:,} repeats, and {most}")
             target = folder / file.folder.name if has_repeats else folder
             part, found = home / f"{token_hex(12)}{suffix}", list[Told]()
             try:

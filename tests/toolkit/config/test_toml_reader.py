@@ -97,3 +97,23 @@ def test_all_faults_are_told_each_at_its_own_line(text: str, lines: list[int]) -
     with pytest.raises(ConfigErrors) as error:
         diagnostics.raise_errors()
     assert [int(line.split(":")[1]) for line in str(error.value).splitlines()] == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a = " + "[" * 5000, "1:1: nested deeper than 64 levels."),
+        ("a = " + "[" * 70 + "]" * 70, "1:1: nested deeper than 64 levels."),
+        (".".join("a" * 3000) + " = 1", "1:1: nested deeper than 64 levels."),
+        ("a = " + "{b = " * 5000, "1:1: nested deeper than 64 levels."),
+        ("a = " + "9" * 5000, "not valid TOML: Exceeds the limit"),
+        ("a = 2024-99-99", "not valid TOML"),
+        ("a: 2024-99-99", "not valid TOML"),
+    ],
+)
+def test_what_no_config_holds_is_one_line(text: str, fault: str) -> None:
+    diagnostics = Diagnostics("c.toml")
+    assert read_toml(text, diagnostics) is None
+    with pytest.raises(ConfigErrors) as caught:
+        diagnostics.raise_errors()
+    assert fault in str(caught.value) and len(str(caught.value).splitlines()) == 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import json
 import os
 import stat
 from pathlib import Path
@@ -8,7 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from toolkit.files.safetensors_io import merge_files, save_file
+from toolkit.errors import UserError
+from toolkit.files import safetensors_io
+from toolkit.files.safetensors_io import framed, merge_files, read_header, save_file, tensor_shapes
+from toolkit.networks.lora_formats import header_scale, header_settings, read_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3)}
 
@@ -59,3 +64,30 @@ def test_two_tensors_of_one_name_are_not_merged(tmp_path: Path) -> None:
     files = dict.fromkeys((tmp_path / "one.safetensors", tmp_path / "two.safetensors"), "x.")
     with pytest.raises(ValueError, match=r"two tensors would be named x\.a"):
         merge_files(files, tmp_path / "whole.safetensors", {})
+
+
+def test_a_file_of_too_many_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "many.safetensors"
+    save_file({str(index): torch.zeros(1) for index in range(5)}, file)
+    assert len(tensor_shapes(file)) == len(read_tensors(file)[0]) == 5
+    monkeypatch.setattr(safetensors_io, "MOST_TENSORS", 4)
+    for read in (tensor_shapes, read_tensors):
+        with pytest.raises(UserError, match=r"many\.safetensors.*it holds 5 tensors, and 4 are the most"):
+            read(file)
+    patterns = {str(index): 1 for index in range(5)}
+    with pytest.raises(UserError, match="it holds 5 tensors"):
+        header_settings("x", {"lora_adapter_metadata": json.dumps({"transformer.rank_pattern": patterns})})
+
+
+def test_a_header_that_safetensors_would_not_read_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_io, "MOST_HEADER", 16)
+    assert read_header(io.BytesIO(framed('{"a": 1}'))) == {"a": 1}
+    with pytest.raises(ValueError, match="its header has 24 bytes, and 16 are the most"):
+        read_header(io.BytesIO(framed('{"a": 1234567890}')))
+
+
+def test_the_first_pattern_that_is_the_end_of_a_name_gives_the_scale() -> None:
+    patterns = {"to_q": 2, "attn.to_q": 4, "o_q": 8}
+    settings = {"r": 1, "rank_pattern": patterns, "lora_alpha": 16}
+    assert header_scale(settings, "blocks.0.attn.to_q") == 8
+    assert header_scale(settings, "o_q") == 2 and header_scale(settings, "blocks.0.to_k") == 16

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 from toolkit.files.writing import (
     MARKER,
     SAFETENSORS_TEMP_GLOB,
@@ -20,11 +20,13 @@ from toolkit.files.writing import (
     append_json_line,
     atomic_write,
     atomic_write_dir,
+    find_config,
     folder_at,
     fsync,
     link,
     python_path,
     read_chunks,
+    read_source,
     remove,
     settle,
     settle_all,
@@ -290,3 +292,30 @@ def test_another_process_finds_libraries_where_this_one_does(monkeypatch: pytest
     assert python_path().split(os.pathsep) == [str(TOOLKIT_ROOT), "/opt/site", "/opt/more"]
     monkeypatch.delenv("PYTHONPATH")
     assert python_path() == str(TOOLKIT_ROOT)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="devices and pipes of POSIX")
+def test_a_source_is_a_file_or_a_pipe_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="neither a file nor a pipe"):
+        read_source("/dev/zero")
+    monkeypatch.setattr("toolkit.files.writing.MOST_SOURCE", 100_000)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for size, fits in ((100_000, True), (100_001, False)):
+        (tmp_path / "file").write_bytes(b"a" * size)
+        writer = subprocess.Popen(["sh", "-c", f"cat {tmp_path}/file > {pipe}"], stderr=subprocess.DEVNULL)
+        for place in (pipe, tmp_path / "file"):
+            if fits:
+                assert len(read_source(place)) == size
+            else:
+                with pytest.raises(OSError, match="it is larger than 100 kB"):
+                    read_source(place)
+        writer.wait(30)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a/" * 3000, "y" * 300, "a\0b", "loop/x", "\udc80"])
+def test_a_name_that_no_file_can_have_is_not_found(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"no such config|neither a file nor a command"):
+        find_config(text)

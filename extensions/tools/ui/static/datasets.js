@@ -1,5 +1,5 @@
 // One dataset: captions saved in place with undo, files sent in pieces that go on where they were, keys between images.
-import {renew, tell, texts, viewer} from '/static/page.js';
+import {renew, shown, tell, texts, viewer} from '/static/page.js';
 
 const words = texts.datasets;
 const say = (text, values = {}) => text.replace(/\{(\w+)\}/g, (_, key) => values[key] ?? '');
@@ -182,7 +182,7 @@ const stem = name => name.replace(/\.[^.]*$/, '');
 function row(file) {
   const line = document.createElement('li'), name = document.createElement('span');
   name.className = 'name';
-  name.textContent = name.title = file.name;
+  name.textContent = name.title = shown(file.name);
   const bar = Object.assign(document.createElement('progress'), {max: 1, value: 0}), note = document.createElement('span');
   const cancel = Object.assign(document.createElement('button'), {type: 'button', textContent: words.cancel});
   line.append(name, bar, note, cancel);
@@ -196,8 +196,8 @@ function row(file) {
     end(text, isBad) { bar.remove(); cancel.remove(); note.textContent = text; note.className = isBad ? 'bad' : 'faint'; },
     more(each) {
       const item = document.createElement('li'), strong = document.createElement('strong');
-      strong.textContent = each.name;
-      item.append(strong, say(words.states[each.state], each));
+      strong.textContent = shown(each.name);
+      item.append(strong, shown(say(words.states[each.state], each)));
       item.className = each.state === 'refused' ? 'bad' : 'faint';
       line.after(item);
     },

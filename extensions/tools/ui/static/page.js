@@ -1,9 +1,13 @@
 // What every page does: forms that ask before something is lost, and lists that stay current.
 export const texts = JSON.parse(document.getElementById('texts').textContent);
 
+// Marks of the direction of text as they are seen: a name could look as another with them.
+export const shown = text => text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
+  mark => `‹U+${mark.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}›`);
+
 export function tell(text, isBad = false) {
   const told = document.getElementById('told');
-  told.textContent = text;
+  told.textContent = shown(text);
   told.className = isBad ? 'bad' : '';
 }
 
@@ -22,7 +26,7 @@ export function viewer(words, move) {
     if (!link) return;
     open = link;
     large.querySelector('img').src = link.href;
-    large.querySelector('p').textContent = words(link);
+    large.querySelector('p').textContent = shown(words(link));
     if (!large.open) large.showModal();
   };
   for (const button of large.querySelectorAll('[data-by]')) {

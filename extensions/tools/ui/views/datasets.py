@@ -47,7 +47,6 @@ NOT_SHOWN = frozenset({"image/heif", "image/tiff"})
 """Types that most browsers do not show."""
 
 MOST_CAPTION = uploads.MOST_BYTES[".txt"]
-MOST_REPEATS = 10_000
 MOST_SHOWN = 200
 """Changed captions in a preview; all are applied."""
 
@@ -105,10 +104,10 @@ def index(request: Request, status: int = 200, fault: str = "", form: dict[str, 
 def create(request: Request, form: Form) -> Response:
     """A new, empty folder; repeats are in its name."""
     ui, words, name = ui_of(request), texts()["datasets"], form.get("name", "").strip()
-    repeats = whole(form.get("repeats", "").strip() or "1", 1, MOST_REPEATS)
+    repeats = whole(form.get("repeats", "").strip() or "1", 1, uploads.MOST_REPEATS)
     fault = folder_name_error(name) or (words["hidden_name"] if name.startswith(".") else "")
-    if repeats is None:
-        fault = words["bad_repeats"].format(most=MOST_REPEATS)
+    if repeats is None or repeats_of(name) > uploads.MOST_REPEATS:
+        fault = words["bad_repeats"].format(most=uploads.MOST_REPEATS)
     elif repeats > 1 and not repeats_of(name):
         name = f"{repeats}_{name}"
     try:

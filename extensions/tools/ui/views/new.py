@@ -226,7 +226,7 @@ def _take(editor: Editor, sent: Mapping[str, str]) -> None:
     given |= {key: other for key in (FOLDER, MODEL) if (other := sent.get(f"other:{key}", "").strip())}
     try:
         editor.shown = {str(key): str(value) for key, value in json.loads(sent["shown"]).items()}
-    except (KeyError, ValueError, AttributeError):  # of no page of ours: there is the text alone
+    except (KeyError, ValueError, AttributeError, RecursionError):  # of no page of ours: there is the text alone
         editor.shown = dict(given)
     changed = {key: value for key, value in given.items() if _words(value) != _words(editor.shown.get(key, ""))}
     if editor.job.root is None:

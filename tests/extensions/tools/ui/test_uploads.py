@@ -297,3 +297,27 @@ def test_parts_that_nobody_sends_on_are_removed(page: TestClient, ui: Ui) -> Non
     os.utime(old, (1, time.time() - uploads.KEPT_S - 5))
     piece(page, "new.png", whole, 0, 10)
     assert [file for file in (ui.own / "uploads").iterdir() if file == old] == []
+
+
+def test_a_folder_of_more_repeats_than_the_form_allows_is_refused(page: TestClient, ui: Ui) -> None:
+    inside = {f"{name}/a.png": png() for name in ("10000_x", "10001_y", "99999999_z", "0_w")}
+    told = {each["name"]: each for each in send(page, "set.zip", zipped(inside))}
+    assert told["10000_x/a.png"]["state"] == "added"
+    for name, count in (("10001_y", "10,001"), ("99999999_z", "99,999,999")):
+        assert f"a folder of {count} repeats, and 10,000 are the most" in told[f"{name}/a.png"]["text"]
+    assert {file.name for file in (ui.datasets / "d").iterdir() if file.is_dir()} == {"10000_x"}
+    for name in ("99999999_y", "10001_y"):
+        answer = page.post("/datasets", data={"name": name, "repeats": "1"}, headers={"accept": "text/html"})
+        assert answer.status_code == 400 and not (ui.datasets / name).exists()
+
+
+def test_marks_of_the_direction_of_text_are_seen(page: TestClient, ui: Ui) -> None:
+    """With them `x<U+202E>gnp.png` looks as `xgnp.png` written backwards."""
+    for number, mark in enumerate("\u202e\u2067\u200f\u061c"):
+        assert send(page, f"x{mark}gnp{number}.png", png())[0]["state"] in ("added", "same")
+    caption = "\u200fשלום"
+    (ui.datasets / "d" / "x\u202egnp0.txt").write_text(caption)
+    shown = page.get("/datasets/d", headers={"accept": "text/html"}).text
+    assert "x‹U+202E›gnp0" in shown and ">x\u202e" not in shown
+    assert f">\n{caption}</textarea>" in shown or f">{caption}</textarea>" in shown, "a caption is kept as it is"
+    assert 'value="x\u202egnp0' in shown, "a name that is sent back is kept as it is"
