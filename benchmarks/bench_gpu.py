@@ -94,6 +94,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samples", type=int, default=32, help="encoded for the cache")
     add("--peak-tflops", type=float, help="what MFU and HFU are shares of; default: the kernels' best product of bf16")
     add("--trace", metavar="FILE.json.gz", help="writes a trace of the timed steps of one row (with --row)")
+    add("--account", action="store_true", help="with train.memory_account: true (with --row); steps are slower")
+    add("--no-cap", action="store_true", help="rows of smaller GPUs get all memory of this one (with --row)")
+    add("--partial", metavar="FILE", help="what is known so far is kept there (with --row)")
     add("--row", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

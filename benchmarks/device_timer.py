@@ -30,12 +30,14 @@ class Marks:
         else:
             self._marks.append(time.perf_counter())
 
-    def seconds(self) -> list[float]:
-        """Between each two moments; waits for the last."""
+    def seconds(self, wait: bool = True) -> list[float]:
+        """Between each two moments; waits for the last, or leaves out those that the device has not reached."""
         if not self._on_gpu:
             return [end - begin for begin, end in pairwise(self._marks)]
-        self._marks[-1].synchronize()
-        return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(self._marks)]
+        if wait and self._marks:
+            self._marks[-1].synchronize()
+        reached = [mark for mark in self._marks if mark.query()]
+        return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(reached)]
 
 
 def seconds_per_call(work: Callable[[], object], device: torch.device, calls: int, warm_up: int = 2) -> float:
@@ -48,6 +50,12 @@ def seconds_per_call(work: Callable[[], object], device: torch.device, calls: in
         work()
         marks.set()
     return median(marks.seconds())
+
+
+def finish(device: torch.device) -> None:
+    """Waits until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def forget_peaks(device: torch.device) -> None:

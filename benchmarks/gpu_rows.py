@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.device_timer import GB, Marks, forget_peaks, limit_memory, peaks
+from benchmarks.device_timer import GB, Marks, finish, forget_peaks, limit_memory, peaks
 from benchmarks.loops import PlainLoop, spec_of_step
 from benchmarks.random_weights import TEXT_TOKENS, RandomWeightsModel, drawn_models, write_folder
+from benchmarks.report import rounded
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdAttached, SdTrainerProcess
@@ -35,10 +37,14 @@ from toolkit.data.dataloader import LatentBatch
 from toolkit.data.image_data import ImageData
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.types import PromptEmbeds
-from toolkit.errors import RunError, UserError
+from toolkit.errors import OutOfMemory, RunError, UserError
 from toolkit.memory import flops
+from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 from toolkit.system.device import is_out_of_memory
+from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
@@ -50,6 +56,13 @@ CACHE = "cache"
 """The name of building the cache."""
 
 CAPTION = "a drawn picture"
+
+STEPS = 3000
+"""Optimizer steps that a row's job asks for, as a user's would; the row ends after a few. What pays off in a long run
+alone, such as compiling, is done."""
+
+FAIL = "ATELIER_BENCH_FAIL"
+"""Name of a variable of the environment that makes a row or part fail, for tests of what goes on beside it."""
 
 LEFT_TO_OTHERS_GIB = 1.0
 """Of a GPU's memory: CUDA's own, and what a desktop takes."""
@@ -86,15 +99,19 @@ class Row:
     lean: bool = False
     """Of a plain loop: without the attention mask."""
 
+    single_stream: bool = False
+    """The model is Qwen-Image-2.1."""
+
     @property
     def is_compiled(self) -> bool:
-        """Whether the job asks for compiled blocks."""
-        return bool(self.train.get("compile", {"enabled": False})["enabled"])
+        """Whether the job asks for compiled blocks; with `auto` a GPU has them."""
+        return not self.plain and bool(self.train.get("compile", {"enabled": "auto"})["enabled"])
 
 
 _NO_TABLE = {"modulation_table": False}
 _INT8 = {"quantize": True, "qtype": "int8"}
 _INT8_WEIGHTS = _INT8 | {"int8_matmul": False}
+_INT8_WEIGHTS_TABLE = _INT8_WEIGHTS | {"modulation_table": True}
 _INT8_PRODUCTS = _INT8 | {"int8_matmul": True}
 _INT4_TABLE = {"quantize": True, "qtype": "int4", "modulation_table": True}
 _FLOAT8 = {"quantize": True, "qtype": "float8"}
@@ -156,6 +173,15 @@ ROWS = {
     ),
     "7": Row("float8 weights, full, compiled", _FLOAT8 | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
     "3n": Row("bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120),
+    "default": Row("bf16, all auto", goal_gb=66),
+    "default, 3 references": Row("bf16, all auto, 3 references", references=3),
+    "no reference": Row("bf16, all auto, no reference", references=0, goal_s=0.40, goal_gb=60),
+    "24 GB": Row(
+        "int8 weights, table, full, compiled; 24 GB card", _INT8_WEIGHTS_TABLE, _compiled("full"), card_gib=24
+    ),
+    "2.1": Row(
+        "Qwen-Image-2.1, bf16, all auto, 4 noise levels", train={"noise_levels_per_sample": 4}, single_stream=True
+    ),
     "9e": Row("int4 weights, table, full, eager", _INT4_TABLE, _eager("full")),
     "u3": Row("uint3 weights, table, full, eager", _INT4_TABLE | {"qtype": "uint3"}, _eager("full")),
     **{
@@ -177,9 +203,10 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
         size = replace(size, text_tokens=TEXT_TOKENS[row.references])
     if row.half_side:
         size = replace(size, latent_side=max(8, size.latent_side // 2))
-    write_folder(folder / "model", size)
-    limited = row.card_gib is not None and limit_memory(device, row.card_gib - LEFT_TO_OTHERS_GIB)
-    watch = Stopwatch(device, asked)
+    write_folder(folder / "model", size, FAMILY_21 if row.single_stream else FAMILY)
+    capped = row.card_gib is not None and not asked.no_cap
+    limited = capped and limit_memory(device, row.card_gib - LEFT_TO_OTHERS_GIB)
+    watch = Stopwatch(device, asked, row.what)
     try:
         level = (_plain if row.plain else _program)(row, size, folder, asked, watch)
     except (RuntimeError, RunError) as error:
@@ -188,15 +215,16 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
         return {"status": "out of memory", "reason": str(error).splitlines()[0], "what": row.what}
     except UserError as error:
         return {"status": "refused", "reason": " ".join(str(error).replace(f"{folder}/", "").split()), "what": row.what}
-    work = work_of(size, row.references)
+    # A single stream's blocks are others than `work_of` counts.
+    work = None if row.single_stream else work_of(size, row.references)
     return {
         "status": "measured",
         "what": row.what,
         "level": level,
         "card_gib": row.card_gib if limited else None,
         **watch.result(),
-        "model_tflop": work.model / 1e12,
-        "executed_tflop": work.executed(level) / 1e12,
+        "model_tflop": work and work.model / 1e12,
+        "executed_tflop": work and work.executed(level) / 1e12,
     }
 
 
@@ -211,8 +239,20 @@ def work_of(size: ModelSize, references: int) -> flops.Flops:
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory; the loop gives that error a text with advice."""
-    return is_out_of_memory(error) or str(error).lower().startswith("out of memory")
+    """Whether there was too little memory; the program gives that error a text with advice."""
+    return is_out_of_memory(error) or isinstance(error, OutOfMemory)
+
+
+def fail_if_asked() -> None:
+    if os.environ.get(FAIL):
+        raise RuntimeError("it was asked to fail")
+
+
+def write_whole(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON file that is never half written."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(rounded(document)) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 class Measured(BaseException):
@@ -224,16 +264,18 @@ class Stopwatch(Callback):
 
     included_in_step_time = False
 
-    def __init__(self, device: torch.device, asked: argparse.Namespace) -> None:
+    def __init__(self, device: torch.device, asked: argparse.Namespace, what: str = "") -> None:
         self._device = device
         self._asked = asked
+        self._what = what
         self._begin = time.perf_counter()
         self._marks = Marks(device)
-        self._before: dict[str, float | None] = {}
-        self._during: dict[str, float | None] = {}
-        self._ready_s = 0.0
+        self._before: dict[str, float | None] = peaks(device)
+        self._during: dict[str, float | None] = peaks(device)
+        self._ready_s = self._first_step_s = 0.0
         self._profiler: Any = None
         self.planned_gb: float | None = None
+        self.planned_training_bytes: Callable[[], int] | None = None
         self.losses: list[float] = []
 
     def on_start(self, run: Run | None = None) -> None:
@@ -241,14 +283,20 @@ class Stopwatch(Callback):
         self._before = peaks(self._device)
         forget_peaks(self._device)
         self._marks.set()
+        self._keep("the first step was not done")
 
     def after_step(self, run: Run | None = None) -> None:
         self._marks.set()
+        self._during = peaks(self._device)
+        if len(self._marks) == 2:
+            finish(self._device)
+            self._first_step_s = time.perf_counter() - self._begin
+            fail_if_asked()
+        self._keep(f"after step {len(self._marks) - 1}")
         if self._asked.trace and len(self._marks) == 1 + self._asked.warm_up:
             self._profiler = torch.profiler.profile()
             self._profiler.start()
         if len(self._marks) > self._asked.warm_up + self._asked.steps:
-            self._during = peaks(self._device)
             if self._profiler:
                 self._profiler.stop()
                 self._profiler.export_chrome_trace(self._asked.trace)
@@ -257,17 +305,26 @@ class Stopwatch(Callback):
     def on_metrics(self, run: Run, result: StepResult) -> None:
         self.losses.append(result.loss)
 
-    def result(self) -> dict[str, Any]:
-        """s: median of a micro-step. Peaks are of loading and training; `training_gb` is of the timed part alone."""
-        each = [seconds / self._asked.accumulation for seconds in self._marks.seconds()[self._asked.warm_up :]]
+    def _keep(self, reached: str) -> None:
+        """Writes what is known so far: a row that is cut off leaves it."""
+        if self._asked.partial:
+            known = {"row": self._asked.row, "what": self._what, "status": "cut off", "reason": reached}
+            write_whole(Path(self._asked.partial), {**known, **self.result(wait=False)})
+
+    def result(self, wait: bool = True) -> dict[str, Any]:
+        """s: median of a micro-step, None before a timed one. Peaks are of loading and training; `training_gb` is of
+        the steps alone, and so is its plan. first_step_s: from before loading, imports not counted."""
+        each = [seconds / self._asked.accumulation for seconds in self._marks.seconds(wait)[self._asked.warm_up :]]
         return {
-            "s": median(each),
+            "s": median(each) if each else None,
             "s_each": each,
             "ready_s": self._ready_s,
+            "first_step_s": self._first_step_s or None,
             "peak_gb": _larger(self._before, self._during, "allocated_gb"),
             "reserved_gb": _larger(self._before, self._during, "reserved_gb"),
             "training_gb": self._during["allocated_gb"],
             "planned_gb": self.planned_gb,
+            "planned_training_gb": self.planned_training_bytes and self.planned_training_bytes() / GB,
             "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
             "losses": self.losses[: self._asked.warm_up + self._asked.steps],
             **({"slowest": self._slowest()} if self._profiler else {}),
@@ -306,6 +363,12 @@ class MeasuredTrainer(SdTrainerProcess):
         self.block_runner = attached.block_runner
         return [self._watch, *super().build_callbacks(setup, encoded, attached)]
 
+    def _measure_memory(self, setup: Setup, run: Run, block_runner: BlockRunner) -> None:
+        super()._measure_memory(setup, run, block_runner)
+        checks = [one for one in run.callbacks if isinstance(one, MemoryEstimateCheck)]
+        if checks and setup.device.type == "cuda":  # elsewhere nothing counts what training takes
+            self._watch.planned_training_bytes = partial(checks[0].predict, True)
+
 
 def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:
     """Runs the row's job; the level of checkpointing it was run at."""
@@ -338,11 +401,12 @@ def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespa
         "network": {"type": "lora", "linear": RANK, "linear_alpha": RANK},
         "datasets": [{"folder_path": str(_write_picture(folder / "photos", side)), "resolution": side, **controls}],
         "train": {
-            "steps": asked.warm_up + asked.steps,
+            "steps": STEPS,
             "batch_size": 1,
             "gradient_accumulation": asked.accumulation,
             "optimizer": "adamw",
             "dtype": asked.dtype,
+            "memory_account": asked.account,
             **row.train,
         },
         "model": {

@@ -8,23 +8,32 @@ neither 41 GB of files nor as much host memory is needed. Speed and memory do no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import QwenImageTransformer2DModel
+from PIL import Image
+from torch import Tensor
 
 from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_transformer, write_scheduler
+from toolkit.data.types import EMBEDS, Size
 from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.folder_family import FolderFamily
+from toolkit.models.folder_model import FolderModel
 from toolkit.models.qwen_image.family import FAMILY, QwenImageFamily
-from toolkit.system.seeding import key
+from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
+from toolkit.models.qwen_image21.family import QwenImage21Family
+from toolkit.models.qwen_image21.model import QwenImage21Model
+from toolkit.models.qwen_image21.prompts import SLOTS
+from toolkit.system.seeding import generator, key
 
 DEVIATION = 0.02
 """Of the drawn weights: small enough that streams stay finite through all blocks."""
@@ -49,19 +58,21 @@ DRAWN_SIZES = {
 _SIZE = "drawn_size.json"
 
 
-def write_folder(folder: Path, size: ModelSize) -> None:
+def write_folder(folder: Path, size: ModelSize, family: FolderFamily = FAMILY) -> None:
     """A model folder of config files, whose files of weights are empty."""
     with init_empty_weights():
-        make_transformer(size).save_config(folder / "transformer")
+        make = make_single_stream if family is FAMILY_21 else make_transformer
+        make(size).save_config(folder / "transformer")
     write_scheduler(folder)
-    (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
-    for part, files in QwenImageFamily.parts.items():  # nothing is read of the parts that are not trained
+    index = {"_class_name": family.pipelines[0]}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    for part, files in family.parts.items():  # nothing is read of the parts that are not trained
         for file in files.split():
             path = folder / part / file.split("|")[0]
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
                 path.write_text("{}", encoding="utf-8")
-    for part in QwenImageFamily.weight_parts:
+    for part in family.weight_parts:
         (folder / part / "model.safetensors").write_bytes(framed("{}"))
     (folder / _SIZE).write_text(json.dumps(asdict(size)), encoding="utf-8")
 
@@ -79,10 +90,63 @@ class RandomWeightsModel(EncoderlessModel):
             return super().load_part(name)
 
 
+def make_single_stream(size: ModelSize) -> diffusers.QwenImage21Transformer2DModel:
+    """A transformer of Qwen-Image-2.1 of this size: at the published one as wide and deep as that is published."""
+    published = FAMILY_21.published_transformer
+    if size.layers == FAMILY.published_transformer["num_layers"]:
+        heads, layers = published["num_attention_heads"], published["num_layers"]
+        size = replace(size, heads=heads, layers=layers, text_width=published["context_in_dim"])
+    return diffusers.QwenImage21Transformer2DModel(
+        in_channels=published["in_channels"],
+        out_channels=published["out_channels"],
+        num_layers=size.layers,
+        attention_head_dim=size.head_dim,
+        num_attention_heads=size.heads,
+        context_in_dim=size.text_width,
+        axes_dims_rope=size.rope_axes,
+    )
+
+
+class RandomSingleStreamModel(QwenImage21Model):
+    """The adapter of Qwen-Image-2.1 over a folder of `write_folder`; latents and embeddings are drawn."""
+
+    def __init__(self, options: ModelLoadOptions) -> None:
+        fields = json.loads((options.folder / _SIZE).read_text(encoding="utf-8"))
+        super().__init__(options, FAMILY_21.of_folder(options.folder))
+        self.size = ModelSize(**fields)
+
+    def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
+        batch, _, height, width = pixels_BPHW.shape
+        scale, channels = self.family.latent_scale, self.family.latent_channels
+        drawn_BCHW = torch.randn(
+            (batch, channels, height // scale, width // scale), generator=generator(SEED, "latents")
+        )
+        return drawn_BCHW
+
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """The references are in front of the text."""
+        width = self.network_module.config.context_in_dim
+        text_LD = torch.randn((self.size.text_tokens, width), generator=generator(SEED, "text", prompt))
+        slots_R = torch.full((self.family.max_references,), -1)
+        slots_R[: len(references)] = 0
+        return {EMBEDS: text_LD, SLOTS: slots_R}
+
+    def reference_size(self, image: Size, target: Size) -> Size:
+        return target
+
+    def load_part(self, name: str) -> object:
+        device = torch.device("cpu") if self.options.low_vram else self.options.device
+        with mock.patch.object(loading, "ShardReader", partial(DrawnWeights, device=device)):
+            return super().load_part(name)
+
+
 @contextmanager
-def drawn_models() -> Iterator[None]:
-    """Inside the block every model the program opens is a RandomWeightsModel."""
-    with mock.patch.object(QwenImageFamily, "open", lambda family, options: RandomWeightsModel(options)):
+def drawn_models(kind: type[FolderModel] = RandomWeightsModel) -> Iterator[None]:
+    """Inside the block every model the program opens is drawn. kind: in the place of a Qwen-Image-Edit."""
+    with (
+        mock.patch.object(QwenImageFamily, "open", lambda family, options: kind(options)),
+        mock.patch.object(QwenImage21Family, "open", lambda family, options: RandomSingleStreamModel(options)),
+    ):
         yield
 
 
@@ -91,8 +155,10 @@ class DrawnWeights:
 
     def __init__(self, part: Path, *_: object, device: torch.device) -> None:
         self.folder = part
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+        kind = getattr(diffusers, config["_class_name"])
         with init_empty_weights():
-            empty = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(part))
+            empty = kind.from_config(config)
         self._shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
         self.names = set(self._shapes)
         self._device = device

@@ -122,7 +122,7 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     row, size = ROWS[name], bench_gpu.DRAWN_SIZES["S"]
     if row.plain:
         pytest.skip("not the program")
-    gpu_rows.write_folder(tmp_path / "model", size)
+    gpu_rows.write_folder(tmp_path / "model", size, gpu_rows.FAMILY_21 if row.single_stream else gpu_rows.FAMILY)
     asked = bench_gpu.arguments([*QUICK])
     path = tmp_path / "job.json"
     section = gpu_rows.job_section(row, size, tmp_path, asked)
@@ -130,8 +130,8 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     config = gpu_rows.load_job(path, lambda _: gpu_rows.SdTrainerConfig)
     given = config.processes[0].section
     assert given.model.blocks_to_swap == (1 if name == "10" else 0)
-    assert given.train.checkpointing_level() == row.train["gradient_checkpointing"]
-    assert given.train.compile.enabled == row.train["compile"]["enabled"]
+    assert given.train.checkpointing_level() == row.train.get("gradient_checkpointing", "auto")
+    assert given.train.compile.enabled == row.train.get("compile", {"enabled": "auto"})["enabled"]
     assert len(given.datasets[0].control_path) == row.references
 
 
@@ -143,6 +143,22 @@ def test_every_row_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -
     given = ["--size", "XS", "--device", "cpu", "--warm-up", "0", "--steps", "1", "--accumulation", "1"]
     result = bench_gpu.run_row(bench_gpu.arguments([*given, "--row", name]))
     assert result["status"] == "measured" and result["losses"][0] > 0
+    assert 0 < result["ready_s"] < result["first_step_s"]
+
+
+def test_a_row_that_is_cut_off_leaves_what_it_knew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu_rows.FAIL, "1")
+    partial = tmp_path / "known.json"
+    asked = bench_gpu.arguments([*QUICK, "--row", "1", "--partial", str(partial), "--account", "--no-cap"])
+    with pytest.raises(RuntimeError, match="asked to fail"):
+        bench_gpu.run_row(asked)
+    known = json.loads(partial.read_text())
+    assert (known["row"], known["status"], known["s"]) == ("1", "cut off", None)
+    assert known["reason"] == "the first step was not done" and known["ready_s"] > 0
+    monkeypatch.delenv(gpu_rows.FAIL)
+    bench_gpu.run_row(asked)
+    known = json.loads(partial.read_text())
+    assert known["reason"] == "after step 3" and known["s"] > 0 and len(known["s_each"]) == 2
 
 
 @pytest.mark.slow

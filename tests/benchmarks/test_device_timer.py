@@ -19,6 +19,8 @@ class Event:
     """Stands for CUDA's: recorded at the moments in `now`, milliseconds."""
 
     now = 0.0
+    late = 0.0
+    """Milliseconds after which the device reaches a moment."""
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
@@ -26,7 +28,11 @@ class Event:
     def record(self) -> None:
         self.at = Event.now
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        Event.now = float("inf")
+
+    def query(self) -> bool:
+        return self.at + Event.late <= Event.now
 
     def elapsed_time(self, end: "Event") -> float:
         return end.at - self.at
@@ -37,6 +43,10 @@ def test_on_cuda_the_devices_own_events_are_read(monkeypatch: pytest.MonkeyPatch
     marks = device_timer.Marks(torch.device("cuda:0"))
     for Event.now in (0.0, 1500.0, 1750.0):
         marks.set()
+    monkeypatch.setattr(Event, "late", 300.0)
+    assert marks.seconds(wait=False) == []
+    Event.now = 1900.0
+    assert marks.seconds(wait=False) == [1.5]
     assert marks.seconds() == [1.5, 0.25]
 
 

@@ -6,6 +6,7 @@ import torch
 from benchmarks.random_weights import DRAWN_SIZES, RandomWeightsModel, drawn_models, write_folder
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 
 
 @pytest.fixture
@@ -30,6 +31,12 @@ def test_weights_are_drawn_with_the_same_numbers_each_time(folder: Path) -> None
 def test_the_published_size_is_the_one_of_the_model(tmp_path: Path) -> None:
     write_folder(tmp_path, DRAWN_SIZES["published"])
     assert sum(FAMILY.modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
+
+
+def test_the_published_size_of_a_single_stream_is_that_of_the_model(tmp_path: Path) -> None:
+    write_folder(tmp_path, DRAWN_SIZES["published"], FAMILY_21)
+    found, published = FAMILY_21.modules(tmp_path), FAMILY_21.modules(tmp_path / "absent")
+    assert sum(found.values()) == sum(published.values()) > 6e9
 
 
 def test_the_program_opens_drawn_models_only_when_told_to(folder: Path) -> None:
