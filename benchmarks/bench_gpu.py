@@ -185,8 +185,8 @@ def run_logged(
 
 def result_of(name: str, status: int, said: Sequence[str]) -> dict[str, Any]:
     """What a child measured, by its last line that says so; or why it failed."""
-    if status == 0:
-        return json.loads(next(line for line in reversed(said) if line.startswith('{"row"')))
+    if status == 0 and (found := next((line for line in reversed(said) if line.startswith('{"row"')), "")):
+        return json.loads(found)
     reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
     return {"row": name, "status": "failed", "reason": f"exit status {status}: {reason}"}
 

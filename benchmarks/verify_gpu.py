@@ -1,10 +1,10 @@
-"""Everything about a GPU that a CPU cannot tell, in three calls of at most nine minutes.
+"""What only a GPU can tell, in two calls of at most six and four minutes: which promise of the program holds here.
 
-`python benchmarks/verify_gpu.py --call A`, then B and C. A: versions, the allocator, the quickstart, the tests marked
-`cuda`, kernels; it stops at the first failure. B: the published model's step against its plan and against plain loops,
-and texts of many lengths. C: smaller GPUs, other types of weights, levels of checkpointing, optimizers, encoding, a
-trace. Each item is a process with a limit of its own, so that one that hangs costs no other. The results file is
-written after each; started again, a call goes on with what is missing there. At the end stands a table for README.md.
+`python benchmarks/verify_gpu.py --call A`, then `--call B`. Items run the most telling first: the default job as a user
+starts it, memory on smaller GPUs, seconds of a step, tests, rates. Each is a process with a limit, nothing stops at a
+failure, and what an item knows when it is cut off is kept: the results file, and the table beside it, are written
+after each. Items of one group run side by side; those that time a step run alone. A call that is started again goes on
+with what is missing. SIGTERM ends a call as its time limit does.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -33,21 +37,27 @@ from benchmarks import bench_gpu  # noqa: E402 - first: it sets the allocator be
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from benchmarks import cuda_report, gpu_rows, kernel_rates, report  # noqa: E402
+from benchmarks import cuda_report, drawn_job, gpu_rows, kernel_rates, report  # noqa: E402
 from benchmarks.device_timer import device_name  # noqa: E402
+from benchmarks.gpu_promises import verdicts  # noqa: E402
 from benchmarks.random_weights import DRAWN_SIZES  # noqa: E402
-from toolkit.errors import UserError  # noqa: E402
-from toolkit.optim.optimizers import build_optimizer, step_if  # noqa: E402
-from toolkit.system.device import pinned  # noqa: E402
 
 QUICKSTART = ROOT / "config" / "examples" / "quickstart.yaml"
-LORA_LAYERS = 14
-"""Linear layers of a block that tokens go through, and modulation."""
 
-TEXT_LENGTHS = 16
-
-MINUTES = {"A": 7.0, "B": 9.0, "C": 9.0}
+MINUTES = {"A": 6.0, "B": 4.0}
 """Of each call."""
+
+MARGIN_S = 5.0
+"""Kept free at the end of a call."""
+
+SLOW = 10
+"""Factor on the minutes of an item where there is no GPU."""
+
+LEAST_S = 15.0
+"""An item is not begun with less time."""
+
+FINAL = ("measured", "out of memory", "refused")
+"""How an item can end so that it is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -58,78 +68,97 @@ class Item:
     minutes: float
     """The most it may take."""
 
-    what: str = ""
+    what: str
     row: str = ""
-    """Of `bench_gpu`; empty: the part of this file that has the item's name."""
+    """Of `bench_gpu`; empty: the part of this file of that name."""
+
+    part: str = ""
+    group: str = ""
+    """Items of one group that follow each other run side by side; empty: alone."""
 
     options: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _row(call: str, minutes: float, name: str, *options: str) -> Item:
-    return Item(call, minutes, gpu_rows.ROWS[name].what, name, options)
+def _row(call: str, minutes: float, name: str) -> Item:
+    return Item(call, minutes, gpu_rows.ROWS[name].what, row=name)
 
 
-def _lengths(backend: str, **environment: str) -> Item:
-    what = f"attention by {backend}{' with ' + next(iter(environment)) if environment else ''}, texts of many lengths"
-    return Item("B", 1.5, what, options=("--backend", backend), environment=environment)
+def _account(name: str) -> Item:
+    """A row for a smaller GPU with the account of its memory, without a limit of it."""
+    return Item("A", 2.5, gpu_rows.ROWS[name].what, row=name, group="memory", options=("--account", "--no-cap"))
 
 
 ITEMS = {
-    "versions": Item("A", 1.5, "versions, the allocator, pinned memory"),
-    "quickstart": Item("A", 3, "config/examples/quickstart.yaml"),
-    "tests": Item("A", 5, "tests marked cuda"),
-    "kernels": Item("A", 2, "products and attention", gpu_rows.KERNELS),
-    "1": _row("B", 2, "1"),
-    "2": _row("B", 3, "2"),
-    "0": _row("B", 2, "0"),
-    "0n": _row("B", 2, "0n"),
-    "5": _row("B", 3, "5"),
-    "lengths, flash": _lengths("flash"),
-    "lengths, cudnn": _lengths("cudnn"),
-    "lengths, cudnn, planned once": _lengths("cudnn", TORCH_CUDNN_SDPA_AVOID_RECOMPILE="1"),
-    "8": _row("C", 3, "8"),
-    "9": _row("C", 3, "9"),
-    "10": _row("C", 3, "10"),
-    "9e": _row("C", 2, "9e"),
-    "u3": _row("C", 2, "u3"),
-    **{name: _row("C", 1.5, name) for name in ("512 none", "512 cheap", "512 full")},
-    "optimizers": Item("C", 1, "optimizer step of a LoRA on every layer"),
-    "encoding": Item("C", 2, "building the cache", gpu_rows.CACHE),
-    "trace": _row("C", 2, "1", "--steps", "1"),
+    "first start": Item("A", 2.5, "the default job as a user starts it, two sizes, five caption lengths", part="start"),
+    "second start": Item("A", 1.5, "the same job again, with the compiler's caches", part="start"),
+    "24 GB": _account("24 GB"),
+    "16 GB": _account("9"),
+    "12 GB": _account("10"),
+    "quickstart": Item("A", 2.5, "config/examples/quickstart.yaml", part="quickstart", group="memory"),
+    "plain loop": _row("A", 1.5, "0n"),
+    "default": _row("A", 2, "default"),
+    "no reference": _row("A", 2, "no reference"),
+    "int4": _row("A", 2, "9"),
+    "eager": _row("B", 1.5, "1"),
+    "three references": _row("B", 2, "default, 3 references"),
+    "2.1": _row("B", 2, "2.1"),
+    "tests": Item("B", 2, "tests marked cuda, without whole jobs", part="tests", group="tests"),
+    "whole jobs": Item("B", 2.5, "whole jobs of tests/faults/test_cuda.py", part="tests", group="tests"),
+    "rates": Item("B", 1, "products and attention", part="rates"),
 }
 """By name, in order."""
+
+
+class CutOff(BaseException):
+    """SIGTERM or SIGINT: what is known is written, then it ends."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     asked = arguments(argv)
     if asked.part:
-        print(json.dumps({"row": asked.part, **PARTS[asked.part.partition(",")[0]](asked)}), flush=True)
+        print(json.dumps({"row": asked.part, **report.rounded(PARTS[ITEMS[asked.part].part](asked))}), flush=True)
         return
     if asked.device != "cpu" and not torch.cuda.is_available():
         sys.exit("refused: there is no CUDA device. The same code runs small with --size XS --device cpu.")
     found = read_results(asked)
-    names = asked.items or [name for name, item in ITEMS.items() if item.call in asked.call]
-    failed = run_missing(names, found, asked)
-    table = list(summary(found, asked))
-    Path(asked.results).with_suffix(".md").write_text("\n".join(table) + "\n", encoding="utf-8")
-    print("\n".join(table))
-    sys.exit(f"{failed}: {found[failed]['status']}: see {Path(asked.results).with_suffix('.log')}" if failed else 0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, cut_off)
+    ended = "at the end"
+    try:
+        run_groups(items_of(asked, found), found, asked)
+    except CutOff as signal_name:
+        ended = f"cut off by {signal_name}"
+    print("\n".join([*table(found, asked), "", *verdicts(found, ended)]), flush=True)
+    sys.exit(1 if any(one["status"] not in FINAL for one in found.values()) else 0)
+
+
+def cut_off(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and what is known has to be written
+    raise CutOff(signal.Signals(number).name)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--call", nargs="+", choices=MINUTES, default=["A"], help="which items, in minutes: A 7, B 9, C 9")
+    add("--call", choices=MINUTES, default="A", help="which items: A 6 minutes, B 4 and what A has left")
     add("--items", nargs="+", choices=ITEMS, help="these instead of a call's")
     add("--minutes", type=float, help="of this call; what is left comes with the next")
-    add("--results", default="verify_gpu.json", help="file of what is known; a log, a table and a trace lie beside it")
+    add("--results", default="verify_gpu.json", help="file of what is known; beside it a table and a folder of logs")
     add("--size", choices=DRAWN_SIZES, default="published")
     add("--device", default="cuda:0", help="cuda:0 or cpu")
     add("--steps", type=int, default=2, help="timed optimizer steps of each row, after 1 that is not, of 2 micro-steps")
-    add("--part", help=argparse.SUPPRESS)
-    add("--backend", help=argparse.SUPPRESS)
+    add("--fail", nargs="+", choices=ITEMS, default=[], help=argparse.SUPPRESS)  # for the tests: these fail
+    add("--part", choices=ITEMS, help=argparse.SUPPRESS)
+    add("--partial", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
+
+
+def items_of(asked: argparse.Namespace, found: Mapping[str, Any]) -> list[str]:
+    """The items to be run. Call B begins with what call A has left, where the results file knows of a call A."""
+    after_a = asked.call == "B" and any(ITEMS[name].call == "A" for name in found)
+    left = [name for name, item in ITEMS.items() if after_a and item.call == "A" and name not in found]
+    own = [name for name, item in ITEMS.items() if item.call == asked.call]
+    return [name for name in asked.items or left + own if found.get(name, {}).get("status") not in FINAL]
 
 
 # ------------------------------------------------------------ results
@@ -148,73 +177,178 @@ def of_results(asked: argparse.Namespace) -> dict[str, str]:
     return {"size": asked.size, "device": device_name(torch.device(asked.device))}
 
 
+head = cache(cuda_report.head)
+"""Machine, versions and device; the table is written after each item."""
+
+
 def write_results(found: Mapping[str, Any], asked: argparse.Namespace) -> None:
+    """The results, and the table with the verdicts: whatever comes next, they are there."""
     path = Path(asked.results)
-    unfinished = path.with_name(f"{path.name}.part")
-    document = {"of": of_results(asked), "head": cuda_report.head(), "items": report.rounded(found)}
-    unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    document = {"of": of_results(asked), "head": head(), "items": found}
+    gpu_rows.write_whole(path, document)
+    text = "\n".join([*table(found, asked), "", *verdicts(found)])
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 
 
-def run_missing(names: Sequence[str], found: dict[str, dict[str, Any]], asked: argparse.Namespace) -> str | None:
-    """Runs the items that have no result yet while there is time; the name of one of call A that failed, the last."""
-    until = time.monotonic() + 60 * (asked.minutes or sum(MINUTES[call] for call in asked.call))
-    for name in names:
-        item = ITEMS[name]
-        if found.get(name, {}).get("status") in bench_gpu.FINAL:
-            print(f"{name}: known")
-            continue
-        left = until - time.monotonic()
-        if left <= 0:
-            print(f"{name}: no time left")
-            continue
-        result = run_item(name, item, asked, min(left, 60 * item.minutes))
-        if result is None and left < 60 * item.minutes:
-            print(f"{name}: no time left to end it")
-            continue
-        found[name] = {"what": item.what, **(result or {"status": f"took longer than {item.minutes:g} min"})}
-        write_results(found, asked)
-        print(f"{name}: {found[name]['status']} {found[name].get('reason', '')}".rstrip(), flush=True)
-        if item.call == "A" and found[name]["status"] != "measured":
-            return name
-    return None
+# ------------------------------------------------------------ items, each in its own process
 
 
-def run_item(name: str, item: Item, asked: argparse.Namespace, seconds: float) -> dict[str, Any] | None:
-    """The item's result; None when it took longer."""
-    ended = bench_gpu.run_logged(
-        command_of(name, item, asked), Path(asked.results).with_suffix(".log"), seconds, item.environment
-    )
-    return ended and bench_gpu.result_of(name, *ended)
+def run_groups(names: Sequence[str], found: dict[str, dict[str, Any]], asked: argparse.Namespace) -> None:
+    """Runs the items while there is time; those of one group side by side."""
+    until = time.monotonic() + 60 * (asked.minutes or MINUTES[asked.call]) - MARGIN_S
+    with TemporaryDirectory(ignore_cleanup_errors=True) as work:
+        groups = groupby(enumerate(names), key=lambda pair: ITEMS[pair[1]].group or pair[0])
+        for _, pairs in groups:
+            together = [name for _, name in pairs]
+            if until - time.monotonic() < LEAST_S:
+                print(f"{', '.join(together)}: no time left", flush=True)
+                continue
+            run_together(together, found, asked, Path(work), until)
 
 
-def command_of(name: str, item: Item, asked: argparse.Namespace) -> list[str]:
-    if not item.row:
+def run_together(
+    names: Sequence[str], found: dict[str, dict[str, Any]], asked: argparse.Namespace, work: Path, until: float
+) -> None:
+    """Runs these items side by side; the result of each is written as it ends. until: of `time.monotonic`."""
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(Running(name, asked, work, until)) for name in names}
+        try:
+            while running:
+                for name in [name for name, child in running.items() if child.is_over()]:
+                    keep(name, running.pop(name).result(), found, asked)
+                time.sleep(0.05)
+        except CutOff:
+            for name, child in running.items():
+                keep(name, child.as_cut_off("the call was cut off"), found, asked)
+            raise
+
+
+def keep(name: str, result: dict[str, Any], found: dict[str, dict[str, Any]], asked: argparse.Namespace) -> None:
+    found[name] = {**result, "what": ITEMS[name].what}
+    write_results(found, asked)
+    print(f"{name}: {result['status']} {result.get('reason', '')}".rstrip(), flush=True)
+
+
+class Running:
+    """The process of an item, in a session: compiling starts processes, which end with it."""
+
+    def __init__(self, name: str, asked: argparse.Namespace, work: Path, until: float) -> None:
+        self.name = name
+        self._minutes = ITEMS[name].minutes * (SLOW if asked.device == "cpu" else 1)
+        self._until = min(until, time.monotonic() + 60 * self._minutes)
+        self._partial = work / f"{name}.partial.json"
+        self._log = log_of(name, asked)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._log.write_bytes(b"")
+        self._caches = work / "caches"
+        environment = {**os.environ, **caches(self._caches)}
+        if name in asked.fail:
+            environment[gpu_rows.FAIL] = "1"
+        with self._log.open("ab") as output:
+            streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment}
+            command = command_of(name, ITEMS[name], asked, self._partial)
+            self._child = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        bench_gpu.end_session(self._child)
+
+    def is_over(self) -> bool:
+        """Whether it has ended, or its time has."""
+        return self._child.poll() is not None or time.monotonic() > self._until
+
+    def result(self) -> dict[str, Any]:
+        """What it measured, or what it knew when its time was over."""
+        if self._child.poll() is None:
+            bench_gpu.end_session(self._child)
+            # A compiler that is ended leaves files that are cut off, so none is used again.
+            shutil.rmtree(self._caches, ignore_errors=True)
+            return self.as_cut_off(f"took longer than {self._minutes:g} min, or the call had no more time")
+        said = self._log.read_bytes().decode("utf-8", "replace").splitlines()
+        result = {**bench_gpu.result_of(self.name, self._child.returncode, said), "account": account_in(said)}
+        known = self._known() if result["status"] == "failed" else {}
+        return {**known, **{key: value for key, value in result.items() if value or key not in known}}
+
+    def as_cut_off(self, reason: str) -> dict[str, Any]:
+        """What it has kept so far."""
+        return {**self._known(), "status": "cut off", "reason": reason}
+
+    def _known(self) -> dict[str, Any]:
+        with suppress(FileNotFoundError):
+            return dict(json.loads(self._partial.read_text(encoding="utf-8")))
+        return {}
+
+
+def caches(folder: Path) -> dict[str, str]:
+    """Variables of the environment for what is compiled; all items of a call share it, as the runs of a user do."""
+    return {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
+
+
+def log_of(name: str, asked: argparse.Namespace) -> Path:
+    return Path(asked.results).with_suffix(".logs") / f"{name.replace(' ', '_')}.log"
+
+
+def account_in(said: Sequence[str]) -> list[str]:
+    """The last account of memory that a process has printed."""
+    begins = [index for index, line in enumerate(said) if line.startswith("memory account: ")]
+    if not begins:
+        return []
+    rest = said[begins[-1] + 1 :]
+    return [said[begins[-1]], *rest[: next((i for i, line in enumerate(rest) if not line.startswith("  ")), len(rest))]]
+
+
+def command_of(name: str, item: Item, asked: argparse.Namespace, partial: Path) -> list[str]:
+    """What runs an item; what it knows before it ends goes to `partial`."""
+    if item.part:
         given = ("--part", name, "--size", asked.size, "--device", asked.device, "--results", asked.results)
-        return [sys.executable, str(Path(__file__).resolve()), *given, *item.options]
-    trace = ("--trace", str(Path(asked.results).with_suffix(".trace.json.gz"))) if name == "trace" else ()
+        return [sys.executable, str(Path(__file__).resolve()), *given, "--partial", str(partial)]
     given = ("--size", asked.size, "--device", asked.device, "--warm-up", "1", "--steps", str(asked.steps))
-    row = bench_gpu.arguments([*given, "--accumulation", "2", "--samples", "16"])
-    return [*bench_gpu.command_of(item.row, row), *item.options, *trace]
+    row = bench_gpu.arguments([*given, "--accumulation", "2"])
+    return [*bench_gpu.command_of(item.row, row), "--partial", str(partial), *item.options]
 
 
 # ------------------------------------------------------------ parts
 
 
-def versions(asked: argparse.Namespace) -> dict[str, Any]:
-    """What runs here, and that memory can be had with the program's own settings of the allocator."""
-    device, facts = torch.device(asked.device), cuda_report.head()
-    taken = [torch.empty(2**28, dtype=torch.uint8, device=device)]
-    if device.type == "cuda":
-        taken.append(pinned(lambda pin_memory: torch.empty(340_000_000, dtype=torch.uint8, pin_memory=pin_memory)))
-    facts |= {"allocator": os.environ.get("PYTORCH_ALLOC_CONF"), "is_pinned": taken[-1].is_pinned()}
-    facts |= {"c_compiler": shutil.which(os.environ.get("CC", "gcc"))}
-    line = f"torch {facts['torch']}, CUDA {facts['cuda']}, driver {facts['driver']}, {facts['allocator']}"
-    return {"status": "measured", "line": line, **facts}
+def start(asked: argparse.Namespace) -> dict[str, Any]:
+    """The default job of a character in a process, from its begin to the third step. The second start finds the model
+    folder, the encoded images and what was compiled."""
+    folder = Path(asked.partial).parent / "default_job"
+    marks = folder / "marks.json"
+    if asked.part == "first start":
+        shutil.rmtree(folder, ignore_errors=True)
+        drawn_job.write_job(folder, DRAWN_SIZES[asked.size], asked.device)
+    elif not marks.exists():
+        sys.exit("a second start needs a first one in the same call that came to its first step")
+    shutil.rmtree(folder / "output" / "character", ignore_errors=True)  # else it would be resumed
+    marks.unlink(missing_ok=True)
+    command = [sys.executable, str(ROOT / "benchmarks" / "drawn_job.py"), str(folder / "job.json")]
+    options = ("--marks", str(marks), "--begun", str(time.time()))
+    with subprocess.Popen([*command, *options], cwd=folder) as child:
+        while child.poll() is None:
+            time.sleep(0.1)
+            if marks.exists():
+                gpu_rows.write_whole(Path(asked.partial), start_result(marks))
+    if child.returncode:
+        sys.exit(child.returncode)  # why is the last line of what the job has said
+    return {**start_result(marks), "status": "measured"}
+
+
+def start_result(marks: Path) -> dict[str, Any]:
+    """The marks of a job; the seconds between its steps."""
+    found = json.loads(marks.read_text(encoding="utf-8"))
+    first = next(iter(found["steps_s"]), None)
+    line = f"first step after {first:.1f} s ({found['imported_s']:.1f} s of them imports)" if first else "no step"
+    each = [end - begin for begin, end in pairwise(found["steps_s"])]
+    line += "".join(f", then {seconds:.2f} s" for seconds in each)
+    return {"first_step_s": first, "steps_s": each, "ready_s": found.get("ready_s"), "line": line}
 
 
 def quickstart(asked: argparse.Namespace) -> dict[str, Any]:
     """The example of the README on the device, as a user starts it; two steps of it on a CPU."""
+    gpu_rows.fail_if_asked()
     document = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
     *_, trainer = document["config"]["process"]
     trainer |= {
@@ -238,106 +372,95 @@ def quickstart(asked: argparse.Namespace) -> dict[str, Any]:
             return {"status": "failed", "reason": f"exit code {ended.returncode}: {' '.join(last)}"}
         lines = (Path(folder) / "output/quickstart/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    line = f"{len(losses)} steps in {seconds:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}"
-    return {"status": "measured", "line": line, "seconds": seconds, "losses": losses[:: max(1, len(losses) // 24)]}
+    warned = sum("Warning: " in line for line in ended.stderr.splitlines())
+    line = f"{len(losses)} steps in {seconds:.0f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}, {warned} warnings"
+    return {"status": "measured", "line": line, "seconds": seconds, "warnings": warned}
 
 
 def tests(asked: argparse.Namespace) -> dict[str, Any]:
-    """`pytest -m cuda`; its report stays beside the results."""
-    path = Path(asked.results).resolve().with_suffix(".tests.json")
-    options = ("-q", "-m", "cuda", f"--cuda-report={path}", "--cuda-minutes=4")
-    status = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT).returncode
+    """`pytest -m cuda` on the files of the item; its report, which is written after each test, stays with the logs."""
+    gpu_rows.fail_if_asked()
+    jobs = "tests/faults/test_cuda.py"
+    path = log_of(asked.part, asked).resolve().with_suffix(".json")
+    chosen = (jobs,) if asked.part == "whole jobs" else ("tests", f"--ignore={jobs}")
+    path.unlink(missing_ok=True)
+    minutes = ITEMS[asked.part].minutes - 0.2
+    options = ("-q", "-m", "cuda", f"--cuda-report={path}", f"--cuda-minutes={minutes:.1f}")
+    with subprocess.Popen([sys.executable, "-m", "pytest", *options, *chosen], cwd=ROOT) as child:
+        while child.poll() is None:
+            time.sleep(0.5)
+            if path.exists():
+                gpu_rows.write_whole(Path(asked.partial), tests_result(path))
+    if not path.exists():
+        sys.exit(child.returncode or 1)
+    found, failed = tests_result(path), {"status": "failed", "reason": f"exit code {child.returncode} of pytest"}
+    return {**found, **(failed if child.returncode or found["wrong"] else {"status": "measured"})}
+
+
+def tests_result(path: Path) -> dict[str, Any]:
     document = json.loads(path.read_text(encoding="utf-8"))
-    outcomes = document["outcomes"]
     wrong = {
         one["name"]: one.get("message", "")[:300] for one in document["tests"] if one["outcome"] in ("failed", "error")
     }
-    line = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    state = {"status": "measured"} if status == 0 and not wrong else {"status": "failed", "reason": line}
-    return {**state, "line": line, "outcomes": outcomes, "wrong": wrong}
+    line = ", ".join(f"{count} {outcome}" for outcome, count in document["outcomes"].items())
+    return {"line": line, "outcomes": document["outcomes"], "wrong": wrong}
 
 
-def lengths(asked: argparse.Namespace) -> dict[str, Any]:
-    """What the first call with each new number of tokens costs beside the next one."""
+def rates(asked: argparse.Namespace) -> dict[str, Any]:
+    """Products and attention, and what the first call with each new number of tokens costs beside the next one."""
+    gpu_rows.fail_if_asked()
     size, device = DRAWN_SIZES[asked.size], torch.device(asked.device)
-    found = kernel_rates.of_text_lengths(size, device, asked.backend, TEXT_LENGTHS)
-    if "failed" in found:
-        return {"status": "refused", "reason": found["failed"]}
-    first, following = median(found["first_ms"]), median(found["next_ms"])
-    return {"status": "measured", "line": f"first call {first:.1f} ms, next {following:.1f} ms (medians)", **found}
+    known: dict[str, Any] = {"kernels": kernel_rates.measure(size, device, calls=10 if device.type == "cuda" else 1)}
+    gpu_rows.write_whole(Path(asked.partial), known)
+    known["lengths"] = {name: kernel_rates.of_text_lengths(size, device, name, 6) for name in ("cudnn", "flash")}
+    return {**known, "status": "measured"}
 
 
-def optimizers(asked: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of a step of AdamW, of the 8-bit one, and of that as bitsandbytes alone makes it."""
-    size, device = DRAWN_SIZES[asked.size], torch.device(asked.device)
-    width = size.heads * size.head_dim
-    found: dict[str, float] = {}
-    for name, optimizer_name, direct in (
-        ("adamw", "adamw", False),
-        ("adamw8bit", "adamw8bit", False),
-        ("adamw8bit, a wait per parameter", "adamw8bit", True),
-    ):
-        shapes = [(gpu_rows.RANK, width), (width, gpu_rows.RANK)] * (LORA_LAYERS * size.layers)
-        parameters = [torch.nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes]
-        try:
-            optimizer = build_optimizer(optimizer_name, parameters, 1e-4, {})
-        except (ImportError, UserError) as error:  # bitsandbytes is not installed
-            return {"status": "refused", "reason": str(error)}
-        for parameter in parameters:
-            parameter.grad = torch.ones_like(parameter)
-        step_ok, each = torch.tensor(True, device=device), []
-        for _ in range(5):
-            begin = time.perf_counter()
-            optimizer.step() if direct else step_if(optimizer, step_ok)
-            step_ok.item()  # waits for the device
-            each.append(1e3 * (time.perf_counter() - begin))
-        found[name] = median(each[1:])
-    return {"status": "measured", "line": ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.items()), "ms": found}
+PARTS = {part.__name__: part for part in (start, quickstart, tests, rates)}
 
 
-PARTS = {part.__name__: part for part in (versions, quickstart, tests, lengths, optimizers)}
+# ------------------------------------------------------------ the table
 
 
-# ------------------------------------------------------------ what is reported
-
-
-def summary(found: Mapping[str, dict[str, Any]], asked: argparse.Namespace) -> Iterator[str]:
-    """A table in Markdown, with a line for each item."""
-    kernels = found.get("kernels", {}).get("kernels", {})
-    peak = kernel_rates.best_bf16_product(kernels)
-    head = cuda_report.head()
-    versions = f"torch {head['torch']}, driver {head['driver']}, commit {head['commit']}, {head['date']}"
+def table(found: Mapping[str, dict[str, Any]], asked: argparse.Namespace) -> Iterator[str]:
+    """A table in Markdown for benchmarks/README.md, with a line for each item."""
+    of = head()
+    versions = f"torch {of['torch']}, driver {of['driver']}, commit {of['commit']}, {of['date']}"
     yield f"{device_name(torch.device(asked.device))}, {versions}"
     yield ""
-    yield "| item | what | found |"
-    yield "|---|---|---|"
-    for name in ITEMS:
-        if name in found:
-            yield f"| {name} | {found[name]['what']} | {figures(bench_gpu.with_shares(found[name], peak), peak)} |"
+    yield "| item | what | seconds | of the plain loop | peak of tensors | planned | first step |"
+    yield "|---|---|---|---|---|---|---|"
+    plain = found.get("plain loop", {}).get("s")
+    for name in (name for name in ITEMS if name in found):
+        one = found[name]
+        share = one["s"] / plain if plain and one.get("s") and ITEMS[name].row else None
+        numbers = [(one.get("s"), 3, ""), (share, 2, ""), (one.get("training_gb"), 2, " GB")]
+        numbers += [(one.get("planned_training_gb"), 2, " GB"), (one.get("first_step_s"), 1, " s")]
+        cells = [f"{value:.{digits}f}{unit}" if value is not None else "" for value, digits, unit in numbers]
+        yield f"| {name} | {one['what']}{said_of(one)} | {' | '.join(cells)} |"
 
 
-def figures(result: Mapping[str, Any], peak: float | None) -> str:
-    """The numbers of an item in one line."""
+def said_of(result: Mapping[str, Any]) -> str:
+    """What the columns do not say of an item."""
     if result["status"] != "measured":
-        return f"{result['status']}: {result.get('reason', '')}".rstrip(": ")
-    if "samples_per_s" in result:
-        return bench_gpu.cache_line(result)
+        return f"; **{result['status']}**: {result.get('reason', '')}".rstrip(": ")
     if "kernels" in result:
-        return f"bf16 {bench_gpu.number(peak, 1, 0)} TFLOP/s" + "".join(attention_rates(result["kernels"]))
-    if "s" not in result:
-        return result["line"]
-    shares = [f"{share.upper()} {result[share]:.0f} %" for share in ("mfu", "hfu") if result.get(share) is not None]
-    peaks = [f"{label} {result[key]:.1f} GB" for key, label in GIGABYTES.items() if result.get(key) is not None]
-    return ", ".join([f"{result['s']:.3f} s", *shares, *peaks])
-
-
-GIGABYTES = {"peak_gb": "peak", "planned_gb": "planned", "reserved_gb": "reserved"}
+        peak = kernel_rates.best_bf16_product(result["kernels"])
+        said = f": bf16 {bench_gpu.number(peak, 1, 0)} TFLOP/s" + "".join(attention_rates(result["kernels"]))
+        return said + "".join(new_lengths(result["lengths"]))
+    return f": {result['line']}" if "line" in result else f", {result['level']}"
 
 
 def attention_rates(kernels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, one in kernels.items():
         if name.startswith("attention") and name.endswith("forward and backward") and "tflops" in one:
             yield f"; {name.removesuffix(', forward and backward')} {one['tflops']:.0f}"
+
+
+def new_lengths(lengths: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, one in lengths.items():
+        if "first_ms" in one:
+            yield f"; a new length by {name} {median(one['first_ms']):.0f} ms, then {median(one['next_ms']):.0f}"
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ SMALLEST_SIDE_ON_CUDA = 1024
 """Smallest side of a weight for `auto` on CUDA, as `INT8_SIDE` on CPUs; not measured yet."""
 
 MIN_CAPABILITY, HOPPER = (8, 0), 9
-"""Lowest CUDA compute capability for `auto`, the first with int8 matmuls twice as fast as bf16; and the major one that
-is left out until it is measured: on an H100 SimpleTuner's int8 takes 2.64 s a step where bf16 takes 1.20 s."""
+"""Lowest CUDA compute capability for `auto`, the first with int8 matmuls twice as fast as bf16 (not measured); and the
+major one that is left out: on an H100 int8 matmuls reach 706 TFLOP/s where bf16 reaches 766, and compile for 127 s."""
 
 MIN_ROWS = 17
 """With fewer rows the time is that of reading the weight; CUDA's kernel also needs as many."""
