@@ -157,16 +157,25 @@ CARD_JOBS: dict[str, dict[str, Any]] = {
 """Each with a LoRA of rank 16 on all layers, 1024 x 1024 and one reference, unless it says otherwise."""
 
 
+TENSORS_GB = {
+    "int8": 21.4,
+    "int4, text encoder int8, low_vram": 14.7,
+    "bf16, gradient_checkpointing cheap": 65.1,
+}
+"""Peak of tensors in training that was measured for such a job (docs/measured.md), without CUDA's context and gaps."""
+
+
 def cards_table() -> str:
-    """A row per job in Markdown: the peak on the device, its phase, the CPU memory, the smallest GPU."""
-    lines = ["| job | device | at the peak | main memory | fits |", "|---|---|---|---|---|"]
+    """A row per job in Markdown: peak on the device, its phase, CPU memory, the smallest GPU, what was measured."""
+    lines = ["| job | device | at the peak | main memory | fits | measured |", "|---|---|---|---|---|---|"]
     for name, own in CARD_JOBS.items():
         job = published_job(own)
         plan = plan_memory(job, group_items([one_item()]), Machine("cuda"))
         card = plan.card()
         fits = f"{card} GB" if card else "none of these"
         sizes = f"{plan.peak_bytes / GB:.1f} GB | {plan.peak.name} | {plan.host_bytes / GB:.1f} GB"
-        lines.append(f"| {name} | {sizes} | {fits} |")
+        measured = f"{TENSORS_GB[name]:.1f} GB" if name in TENSORS_GB else "no"
+        lines.append(f"| {name} | {sizes} | {fits} | {measured} |")
     return "\n".join(lines)
 
 
