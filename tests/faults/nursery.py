@@ -1,7 +1,8 @@
 """Jobs in processes of their own that begin in milliseconds: forked from one process that has imported everything.
 
 Run as a script this is that process; `Nursery` is how a test talks to it. A child does what `python run.py` does,
-with what `faults.py` breaks in it first, and never returns to the process it was forked from.
+with what `faults.py` breaks in it first, and never returns to the process it was forked from. Jobs on a GPU are not
+forked: another process runs them in turn (`Turns`), since each process takes seconds to start a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +47,8 @@ MODULES = [
     "tests.faults.small",
 ]
 
+IN_TURN = "--in-turn"
+
 Fault = Sequence[Any]
 """The name of a function in faults.py, and its arguments."""
 
@@ -55,6 +61,8 @@ class Nursery:
         command = [sys.executable, str(Path(__file__).resolve())]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self._turns: Turns | None = None
+        self._environment = environment
         assert self._process.stdout.readline() == "ready\n"
 
     def fork(
@@ -65,22 +73,33 @@ class Nursery:
         faults: Sequence[Fault] = (),
         main: str = "run",
         environment: dict[str, str] | None = None,
+        in_turn: bool | None = None,
     ) -> Child:
         """Starts `main` of a module with these arguments; its output goes to `<name>.out` and `<name>.err` in `cwd`.
 
-        environment: all of it; None is that of this process.
+        environment: all of it; None is that of this process. in_turn: as one of `Turns`; None: where it is on a GPU.
         """
         order = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "name": name, "faults": list(faults)}
         order |= {"main": main, "environment": environment}
-        return Child(self, self._ask(order), cwd / f"{name}.out", cwd / f"{name}.err")
+        files = cwd / f"{name}.out", cwd / f"{name}.err"
+        if any(fault[0] == "real_cuda" for fault in faults) if in_turn is None else in_turn:
+            if self._turns is None or self._turns.is_over:
+                self._turns = Turns(self._environment)
+            return Child(self._turns, self._turns.add(order), *files)
+        return Child(self, self._ask(order), *files)
 
     def status_of(self, pid: int) -> int | None:
         """Exit code of a child as `subprocess` counts (a signal is negative), None while it runs."""
         return self._ask({"poll": pid})
 
+    def kill(self, pid: int, number: signal.Signals) -> None:
+        os.kill(pid, number)
+
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(timeout=30)
+        if self._turns:
+            self._turns.close()
 
     def _ask(self, order: dict) -> Any:
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -88,11 +107,55 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
 
+class Turns:
+    """A process that runs one job after the other; after each it is as before, as far as `as_before` knows."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        command, pipe = [sys.executable, str(Path(__file__).resolve()), IN_TURN], subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+        self._orders, self._codes = 0, list[int]()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            self._codes.append(json.loads(line))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the process is gone, with the jobs that it had."""
+        return self._process.poll() is not None
+
+    def add(self, order: dict) -> int:
+        """The number of the job that it will run."""
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        self._orders += 1
+        return self._orders - 1
+
+    def status_of(self, number: int) -> int | None:
+        """Exit code of a job, None while it waits or runs; that of the process where it has taken the job with it."""
+        over = self.is_over
+        if over:
+            self._reader.join()
+        if number < len(self._codes):
+            return self._codes[number]
+        return self._process.returncode if over else None
+
+    def kill(self, number: int, how: signal.Signals) -> None:
+        """Ends the process, and all jobs with it; the next one is run by another."""
+        self._process.send_signal(how)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
 @dataclass
 class Child:
-    """A job in a process of its own."""
+    """A job in a process of its own, or one of `Turns`."""
 
-    nursery: Nursery
+    nursery: Nursery | Turns
     pid: int
     out: Path
     err: Path
@@ -127,12 +190,12 @@ class Child:
             time.sleep(0.002)
 
     def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        self.nursery.kill(self.pid, number)
 
     def end(self) -> None:
         """Makes sure that it is gone."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self.wait()
 
     @property
@@ -198,6 +261,64 @@ def fork(order: dict) -> int:
         os._exit(code)
 
 
+def run_in_turn() -> None:
+    """Runs the jobs of the orders on standard input, and answers with the exit code of each."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    import_everything()
+    for line in sys.stdin:
+        with as_before():
+            try:
+                code = become_the_job(json.loads(line))
+            except BaseException:  # noqa: BLE001 - the outermost frame of the job: the next one has its turn all the same
+                traceback.print_exc()
+                code = 70
+            sys.stdout.flush()
+            sys.stderr.flush()
+        answers.write(f"{code}\n")
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """After the block the process is as before: what jobs and the faults of jobs on a GPU change."""
+    from tests.faults import faults
+    from toolkit.train import metrics_buffer
+
+    places = [(sys, name) for name in ("argv", "stdin", "stdout", "stderr", "unraisablehook")]
+    places += [(warnings, "showwarning"), (metrics_buffer, "METRICS_SYNC_SECONDS")]
+    places += [(owner, "allow_tf32") for owner in (torch.backends.cudnn, torch.backends.cuda.matmul)]
+    kept = [(owner, name, getattr(owner, name)) for owner, name in places]
+    folder, environment = Path.cwd(), dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    streams = os.dup(1), os.dup(2)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for owner, name, value in kept:
+            setattr(owner, name, value)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, copy in zip((1, 2), streams, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        faults.at_end.clear()
+        forget_the_device()
+
+
+def forget_the_device() -> None:
+    """Frees what a job has left, and lifts what it was limited to."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def become_the_job(order: dict) -> int:
     from tests.faults import faults
 
@@ -230,6 +351,9 @@ def poll(pid: int) -> int | None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] == [IN_TURN]:
+        run_in_turn()
+    elif sys.argv[1:]:
         sys.exit(become_the_job(json.loads(sys.argv[1])))
-    serve()
+    else:
+        serve()

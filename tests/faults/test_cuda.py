@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -137,16 +138,55 @@ PRECISIONS = {
 """Relative, by device and what a job's settings mention: of bf16's roundings, and of int8 ones that tip over."""
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.fixture(scope="module")
+def on_the_cpu(
+    request: pytest.FixtureRequest,
+    nursery: Nursery,
+    small_section: dict,
+    four_blocks: Path,
+    device: list[Fault],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], Job]]:
+    """The job of some settings, started on the CPU. Beside a GPU, on which jobs run in turn, those of all tests that
+    were chosen are started at once: such a machine has many cores."""
+    references = draw_pictures(tmp_path_factory.mktemp("references"), "a", "b", "c")
+    started: dict[str, Job] = {}
+
+    def start(name: str) -> None:
+        section = copy.deepcopy(small_section)
+        section["datasets"][0] |= {"control_path": str(references)}
+        section["model"]["name_or_path"] = str(four_blocks)
+        for part, values in SETTINGS[name].items():
+            section[part] = {**section.get(part, {}), **values}
+        if device[0][0] == "real_cuda":
+            section["network"].pop("dropout")  # a GPU draws others
+        started[name] = Job(nursery, tmp_path_factory.mktemp("cpu"), section)
+        started[name].start()
+
+    def job_of(name: str) -> Job:
+        chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+        names = {params["name"] for params in chosen if params.get("name") in SETTINGS}
+        for each in names if device[0][0] == "real_cuda" else {name}:
+            if each not in started:
+                start(each)
+        return started[name]
+
+    yield job_of
+    for job in started.values():
+        job.end()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_job_learns_there_what_it_learns_on_the_cpu(
-    here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict, record_property: Callable
+    name: str,
+    on_the_cpu: Callable[[str], Job],
+    there: Callable[[Job], Job],
+    device: list[Fault],
+    record_property: Callable,
 ) -> None:
-    for name, values in settings.items():
-        here.section[name] = {**here.section.get(name, {}), **values}
-    if device[0][0] == "real_cuda":
-        here.section["network"].pop("dropout")  # a GPU draws others
+    here, settings = on_the_cpu(name), SETTINGS[name]
     on_cuda, report = there(here), here.cwd / "report.json"
-    both = on_cuda.start(faults=[(*device[0], str(report))]), here.start()
+    both = on_cuda.start(faults=[(*device[0], str(report))]), here.started[0]
     output, _ = (child.ends_with() for child in both)
     assert "device cuda:0" in output
     record_property("peak_bytes", json.loads(report.read_text())["most"])
@@ -420,6 +460,34 @@ def test_a_job_whose_process_could_not_be_forked_is_a_new_one(tmp_path: Path) ->
     command = [sys.executable, str(ROOT / "tests/faults/nursery.py"), json.dumps(order)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
     assert (tmp_path / "writes").exists() and (tmp_path / "run.out").exists()
+
+
+@pytest.mark.slow
+def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(here: Job, tmp_path: Path) -> None:
+    """A failed one, and what was broken in it, leave nothing to the next."""
+    here.change(train__dtype="bf16")
+    before = dict(os.environ)
+
+    def in_turn(name: str, faults: list[Fault], *flags: str) -> tuple[int, str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        job = Job(here.nursery, folder, copy.deepcopy(here.section))
+        child = here.nursery.fork([job.write(), *flags], folder, "run", faults, in_turn=True)
+        found.append(job)
+        return child.wait(), child.output
+
+    found: list[Job] = []
+    faults = [("environment", {"HF_HUB_OFFLINE": "1"}), ("fetch_by_steps_only",)]
+    assert in_turn("one", faults)[0] == 0
+    code, output = in_turn("failed", [("change_folder", "/nowhere")])
+    assert code == 70 and "FileNotFoundError" in output
+    code, output = in_turn("other", [], "--dry-run")
+    assert code == 0 and "device" not in output
+    code, output = in_turn("last", [])
+    assert code == 0 and output.count("lora: ") == 1, "each line is said once"
+    here.run()
+    assert found[0].metrics() == found[-1].metrics() == here.metrics()
+    assert dict(os.environ) == before
 
 
 ELSEWHERE = """
