@@ -94,6 +94,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--samples", type=int, default=32, help="encoded for the cache")
     add("--peak-tflops", type=float, help="what MFU and HFU are shares of; default: the kernels' best product of bf16")
     add("--trace", metavar="FILE.json.gz", help="writes a trace of the timed steps of one row (with --row)")
+    add("--backend", default="inductor", help="of compiled rows; aot_eager compiles nothing, in seconds")
     add("--account", action="store_true", help="with train.memory_account: true (with --row); steps are slower")
     add("--no-cap", action="store_true", help="rows of smaller GPUs get all memory of this one (with --row)")
     add("--partial", metavar="FILE", help="what is known so far is kept there (with --row)")
@@ -193,7 +194,7 @@ def result_of(name: str, status: int, said: Sequence[str]) -> dict[str, Any]:
 
 def command_of(name: str, asked: argparse.Namespace) -> list[str]:
     """What measures one row."""
-    given = ("size", "device", "dtype", "warm_up", "steps", "accumulation", "calls", "samples")
+    given = ("size", "device", "dtype", "warm_up", "steps", "accumulation", "calls", "samples", "backend")
     options = [text for key in given for text in (f"--{key.replace('_', '-')}", str(getattr(asked, key)))]
     return [sys.executable, str(Path(__file__).resolve()), *options, "--row", name]
 

@@ -132,22 +132,27 @@ class Milestones(Callback):
         write_whole(Path(self._asked.marks), self._marks)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("job")
     parser.add_argument("--marks", required=True, metavar="FILE")
     parser.add_argument("--begun", type=float, default=BEGUN, help="when the process was started, as time.time()")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps, then the job ends")
-    asked = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    asked = arguments(argv)
     own = SdTrainerProcess.build_callbacks
 
     def build_callbacks(process: SdTrainerProcess, setup: Any, *rest: Any) -> list[Callback]:
         return [*own(process, setup, *rest), Milestones(asked, setup.device)]
 
     with drawn_models(WordyModel), mock.patch.object(SdTrainerProcess, "build_callbacks", build_callbacks):
-        code = run.main([asked.job])
+        if code := run.main([asked.job]):
+            return code  # the last line says why
     print("the job ended before everything was measured", file=sys.stderr)
-    return code or 1
+    return 1
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Promise:
         judged = self.judge(found) if all(name in found for name in self.needs) else None
         if judged:
             return f"{self.what}: {judged[0]}: {'holds' if judged[1] else 'BROKEN'}"
-        return f"{self.what}: not measured ({reasons or 'the device counts no memory'})"
+        return f"{self.what}: not measured ({reasons or 'this device has no such numbers'})"
 
 
 def _why_not(name: str, found: Found) -> str:
@@ -95,7 +95,7 @@ def _runs(name: str) -> Promise:
 
     def judge(found: Found) -> tuple[str, bool] | None:
         one = found[name]
-        if "line" not in one:
+        if "line" not in one or not one.get("outcomes", {"passed": 1}).get("passed"):
             return None
         cut = " before it was cut off" if one["status"] == "cut off" else ""
         return f"{one['line']}{cut}", not one.get("wrong")

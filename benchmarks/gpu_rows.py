@@ -38,6 +38,7 @@ from toolkit.data.image_data import ImageData
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.types import PromptEmbeds
 from toolkit.errors import OutOfMemory, RunError, UserError
+from toolkit.files import log
 from toolkit.memory import flops
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions
@@ -376,7 +377,7 @@ def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace,
     section = job_section(row, size, folder, asked)
     path.write_text(json.dumps({"job": "extension", "config": {"name": "bench", "process": [section]}}))
     trainer = partial(MeasuredTrainer, watch=watch)
-    with drawn_models():
+    with drawn_models(), log.shown():
         config = load_job(path, lambda _: SdTrainerConfig)
         job = ExtensionJob(config, SimpleNamespace(process_class=lambda _: trainer))
         process = job.process[0]
@@ -392,6 +393,7 @@ def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespa
     side = 8 * size.latent_side
     slots = [_write_picture(folder / f"reference_{slot}", side) for slot in range(row.references)]
     controls = {"control_path": list(map(str, slots))} if slots else {}
+    compiler = {"compile": {**row.train.get("compile", {}), "backend": asked.backend}} if row.is_compiled else {}
     return {
         "type": "sd_trainer",
         "memory_check": False,  # it is measured what is needed
@@ -408,6 +410,7 @@ def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespa
             "dtype": asked.dtype,
             "memory_account": asked.account,
             **row.train,
+            **compiler,
         },
         "model": {
             "name_or_path": str(folder / "model"),

@@ -57,8 +57,10 @@ def test_a_job_that_does_not_fit_its_card_breaks_the_promise() -> None:
     assert lines(found)["16 GB"] == "14.7 of 14.8 GB planned, 17.3 GB taken in all: BROKEN"
 
 
-def test_a_device_that_counts_no_memory_and_the_sum() -> None:
-    said = lines({"24 GB": MEASURED | {"training_gb": None}})
-    assert said["24 GB"] == "not measured (the device counts no memory)"
+def test_a_device_that_counts_no_memory_and_tests_that_are_skipped() -> None:
+    skipped = MEASURED | {"line": "264 skipped", "outcomes": {"skipped": 264}, "wrong": {}}
+    said = lines({"24 GB": MEASURED | {"training_gb": None}, "tests": skipped})
+    assert said["tests"] == "not measured (this device has no such numbers)"
+    assert said["24 GB"] == "not measured (this device has no such numbers)"
     assert said[""] == f"0 promises hold, 0 do not, {len(PROMISES)} are not measured"
     assert lines(FOUND)[""] == "5 promises hold, 7 do not, 6 are not measured"
