@@ -1,10 +1,9 @@
 """Prints the jobs that the environment names, one per line, for start.sh to give to run.py.
 
-The first that is set counts: JOB_CONFIG_B64 (base64, of gzip too), JOB_CONFIG_URL (https, several between spaces, with
-JOB_CONFIG_TOKEN where they ask for one), JOB_CONFIG (a path or a name, several between commas), JOB_CONFIG_YAML (the
-text). A text is written to `<folder>/_env_<first 8 of its sha256>.yaml`. With JOB_CONFIG_SHA256 the bytes of each job
-must have the sum at its place. Exit code 2 with one line says what is wrong; a line never repeats a value, because an
-address or a job may hold a secret.
+The first that is set counts: JOB_CONFIG_B64 (base64, of gzip too), JOB_CONFIG (a path or a name, several between
+commas), JOB_CONFIG_YAML (the text). A text is written to `<folder>/_env_<first 8 of its sha256>.yaml`. With
+JOB_CONFIG_SHA256 the bytes of each job must have the sum at its place. Exit code 2 with one line says what is wrong; a
+line never repeats a value, because a job may hold a secret.
 
 Standard library only, so that it works before and without the packages of the trainer.
 """
@@ -22,10 +21,12 @@ import zlib
 from hashlib import sha256
 from pathlib import Path
 
-from download import FAILURES, Mistake, open_url, reason
-
 MOST_BYTES = 1_000_000
-"""Maximum size of a job after download and unpacking; real jobs have a few thousand bytes."""
+"""Maximum size of a job after unpacking; real jobs have a few thousand bytes."""
+
+
+class Mistake(Exception):
+    """Of whoever set the variables."""
 
 
 def main(folder: Path) -> int:
@@ -44,17 +45,13 @@ def find_jobs(folder: Path) -> list[str]:
     """Paths or names for run.py, in order."""
     given = os.environ
     if given.get("JOB_CONFIG_B64"):
-        texts, variable = [from_base64(given["JOB_CONFIG_B64"])], "JOB_CONFIG_B64"
-    elif given.get("JOB_CONFIG_URL"):
-        texts, variable = [from_url(url) for url in given["JOB_CONFIG_URL"].split()], "JOB_CONFIG_URL"
+        text, variable = from_base64(given["JOB_CONFIG_B64"]), "JOB_CONFIG_B64"
     elif given.get("JOB_CONFIG"):
         names = names_in(given["JOB_CONFIG"])
         return [named_job(name, wanted) for name, wanted in zip(names, sums(len(names)), strict=True)]
     else:
-        texts, variable = [os.fsencode(given.get("JOB_CONFIG_YAML", ""))], "JOB_CONFIG_YAML"
-    if not texts:
-        raise Mistake(f"{variable} names no job.")
-    return [write_job(folder, text, variable, wanted) for text, wanted in zip(texts, sums(len(texts)), strict=True)]
+        text, variable = os.fsencode(given.get("JOB_CONFIG_YAML", "")), "JOB_CONFIG_YAML"
+    return [write_job(folder, text, variable, *sums(1))]
 
 
 def names_in(value: str) -> list[str]:
@@ -98,14 +95,6 @@ def from_base64(text: str) -> bytes:
             return unpacked.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error):
         raise Mistake("JOB_CONFIG_B64 holds a damaged gzip file. Was the value cut?") from None
-
-
-def from_url(url: str) -> bytes:
-    try:
-        with open_url(url, "JOB_CONFIG_URL", os.environ.get("JOB_CONFIG_TOKEN", "")) as answer:
-            return answer.read(MOST_BYTES + 1)
-    except FAILURES as error:
-        raise Mistake(f"JOB_CONFIG_URL cannot be fetched: {reason(error)}") from None
 
 
 def write_job(folder: Path, data: bytes, variable: str, wanted: str) -> str:

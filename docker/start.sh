@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a pod runs: prepares the volume, starts the services that are asked for, brings the datasets and trains the jobs
-# that the environment names, then stops the pod or waits. docs/runpod.md explains every variable. Works as PID 1 and below an init.
+# What a pod runs: prepares the volume, starts the pages that are asked for and trains the jobs that the environment
+# names, then stops the pod or waits. docs/runpod.md explains every variable. Works as PID 1 and below an init.
 #
 # A pod whose main process exits is started again and costs money, so the script ends only when it is told to: by a
 # signal, by RUN_ON_SUCCESS=exit or by RUN_ON_FAILURE=exit. With arguments it becomes that command and does no more.
@@ -17,8 +17,7 @@ read -ra pauses <<<"${RESTART_PAUSES-10 30 90}" # seconds before each restart af
 read -ra options <<<"${RUN_ARGS-}" # of run.py, such as --allow-change
 
 as_user=() # put before a command to give up root
-withhold=(env -u RUNPOD_API_KEY -u JUPYTER_PASSWORD -u JUPYTER_LAB_PASSWORD) # what a job has no use for
-spent=(-u JOB_CONFIG_TOKEN -u DATASET_TOKEN -u POST_TRAIN)                   # nor for what was used before it
+withhold=(env -u RUNPOD_API_KEY -u PRE_START -u POST_TRAIN) # what a job has no use for
 problem=     # the first thing that makes it pointless to start the job
 outcome=     # the exit code of the job, once there is one
 jobs=()      # what run.py is given, one after another
@@ -38,13 +37,9 @@ main() {
   prepare_volume
   run_hooks pre_start
   choose_user
-  write_environment
-  start_sshd
-  start_jupyter
   start_tensorboard
   start_ui
   [[ -z ${problem} ]] || finish 1 "${problem}" "${on_failure}"
-  bring_datasets
   find_jobs
   run_hooks post_start
   [[ -z ${problem} ]] || finish 1 "${problem}" "${on_failure}"
@@ -69,6 +64,10 @@ check_settings() {
     [[ ${value} =~ ^(stop|idle|exit)?$ ]] || blame "${name} is '${value}': write stop, idle or exit."
   done
   [[ ${on_failure} =~ ^(stop|idle|exit)$ ]] || on_failure=idle
+  for name in DATASET_URL JOB_CONFIG_URL; do
+    [[ -z ${!name:-} ]] || blame "${name} is not read any more: bring it with PRE_START (docs/runpod.md)."
+  done
+  [[ -z ${JUPYTER_PASSWORD:-} ]] || warn "JUPYTER_PASSWORD: there is no Jupyter in this image (docs/runpod.md)."
   count_processes
   for pause in "${pauses[@]}"; do
     [[ ${pause} =~ ^[0-9]+(\.[0-9]+)?$ ]] || blame "RESTART_PAUSES: '${pause}' is not a number of seconds."
@@ -113,10 +112,10 @@ prepare_volume() {
   fi
 }
 
-# Hooks run as root, before the services (pre_start) and before the job (post_start); one that fails keeps the job
-# from starting, since what it was to bring (data, packages) is missing.
+# Hooks run as root, before the pages (pre_start, then the script in PRE_START) and before the job (post_start); one that
+# fails keeps the job from starting, since what it was to bring (data, packages) is missing.
 run_hooks() {
-  local hook code
+  local hook code=0
   for hook in "/$1.sh" "${workspace}/$1.sh"; do
     [[ -f ${hook} ]] || continue
     say "running ${hook}"
@@ -124,10 +123,15 @@ run_hooks() {
     run bash "${hook}" || code=$?
     ((code == 0)) || blame "${hook} failed with exit code ${code}."
   done
+  [[ $1 == pre_start && -n ${PRE_START:-} ]] || return 0
+  say "running PRE_START"
+  code=0
+  run bash -c 'eval "${PRE_START}"' || code=$? # not as an argument: other processes can read those
+  ((code == 0)) || blame "PRE_START failed with exit code ${code}."
 }
 
-# Jobs and Jupyter run as an ordinary user when the image has one and the volume lets its folders be handed over.
-# Datasets stay as they are: a job only reads them. What DATASET_URL names is put beside them by the user.
+# Jobs run as an ordinary user when the image has one and the volume lets its folders be handed over.
+# Datasets stay as they are: a job only reads them.
 choose_user() {
   local user=${RUN_AS:-atelier} home
   [[ ${EUID} == 0 && ${user} != root && -z ${problem} ]] || return 0
@@ -148,7 +152,7 @@ choose_user() {
 
 # ---- the job -------------------------------------------------------------------------------------------------------
 
-atelier() { run "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/run.py" "$@"; }
+atelier() { run "${as_user[@]}" "${withhold[@]}" "${python}" "${program}/run.py" "$@"; }
 
 # The same, by as many processes as there are GPUs.
 atelier_on_all_gpus() {
@@ -156,23 +160,15 @@ atelier_on_all_gpus() {
     atelier "$@"
     return
   fi
-  run "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/launch.py" --standalone \
+  run "${as_user[@]}" "${withhold[@]}" "${python}" "${program}/launch.py" --standalone \
     --nproc-per-node "${processes}" -- "${program}/run.py" "$@"
-}
-
-# The datasets come before the jobs: the check of a job looks at its datasets.
-bring_datasets() {
-  local code=0
-  [[ -n ${DATASET_URL:-} ]] || return 0
-  run "${as_user[@]}" "${withhold[@]}" "${python}" "${here}/dataset.py" datasets || code=$?
-  ((code == 0)) || finish "${code}" "the dataset cannot be had; see the line above." "${on_failure}"
 }
 
 # Sets `jobs`, and has run.py check them: a mistake shows before anything large is downloaded.
 find_jobs() {
   local code=0 answer
-  if [[ -z ${JOB_CONFIG_B64:-}${JOB_CONFIG_URL:-}${JOB_CONFIG:-}${JOB_CONFIG_YAML:-} ]]; then
-    finish 0 "no job: set JOB_CONFIG_B64, JOB_CONFIG_URL, JOB_CONFIG or JOB_CONFIG_YAML to train one." idle
+  if [[ -z ${JOB_CONFIG_B64:-}${JOB_CONFIG:-}${JOB_CONFIG_YAML:-} ]]; then
+    finish 0 "no job: set JOB_CONFIG_B64, JOB_CONFIG or JOB_CONFIG_YAML to train one." idle
   fi
   answer=$(mktemp)
   run "${as_user[@]}" "${withhold[@]}" "${python}" "${here}/job_config.py" "${workspace}/config" >"${answer}" || code=$?
@@ -244,7 +240,7 @@ post_train() {
     [[ ! -f ${hook} ]] || hooks+=("${hook}")
   done
   ((${#hooks[@]} > 0)) || [[ -n ${POST_TRAIN:-} ]] || return 0
-  folder=$("${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/run.py" --dry-run --json "${job}" \
+  folder=$("${as_user[@]}" "${withhold[@]}" "${python}" "${program}/run.py" --dry-run --json "${job}" \
     2>/dev/null | "${python}" -c 'import json, sys; print(*json.load(sys.stdin)["folders"][-1:])' 2>/dev/null) || folder=
   [[ -z ${folder} || ${folder} == /* ]] || folder=${workspace}/${folder}
   export ATELIER_JOB=${job} ATELIER_EXIT_CODE=${result} ATELIER_RUN_FOLDER=${folder}

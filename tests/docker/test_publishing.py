@@ -72,7 +72,7 @@ def test_the_template_says_what_the_guide_says() -> None:
     assert f"Container disk {TEMPLATE['disk']} GB; volume {mount['size']} GB, mounted at `{mount['path']}`" in GUIDE
     assert "docker/runpod_template.json" in GUIDE
     assert TEMPLATE["image"].partition(":")[0] in GUIDE
-    assert TEMPLATE["startJupyter"] is False, "the image has no Jupyter unless it is built with it"
+    assert not TEMPLATE["startJupyter"] and not TEMPLATE["startSsh"], "the image has neither"
 
 
 def test_continuous_integration_runs_the_same_script_as_everybody() -> None:

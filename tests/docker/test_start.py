@@ -1,4 +1,4 @@
-"""docker/start.sh as the real PID 1 of a pid namespace, with a stand-in for the trainer, sshd, Jupyter and RunPod.
+"""docker/start.sh as the real PID 1 of a pid namespace, with a stand-in for the trainer and RunPod.
 
 `unshare -r` makes the namespaces without privileges; where it is refused, everything here is skipped.
 """
@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "docker" / "start.sh"
 NAMESPACES = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
 JOB = "job: extension\nconfig: {name: a job}\n"
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG someone@somewhere"
 
 
 def refusal() -> str | None:
@@ -123,12 +121,7 @@ class Api:
 
     url: str = ""
     calls: list[tuple[str, str | None, str]] = field(default_factory=list)
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and Authorization of each page that was asked for."""
-
     answers: list[int] = field(default_factory=list)
-    pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)
-    """Path -> status and body (of a redirect: where to)."""
 
 
 @pytest.fixture
@@ -140,10 +133,6 @@ def api() -> Iterator[Api]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             answers.calls.append((self.path, self.headers.get("Authorization"), body))
             self.answer(answers.answers.pop(0) if answers.answers else 200, b"{}")
-
-        def do_GET(self) -> None:
-            answers.asked.append((self.path, self.headers.get("Authorization")))
-            self.answer(*answers.pages.get(self.path.split("?")[0], (404, b"")))
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)
@@ -428,19 +417,16 @@ def given_job(bench: Bench) -> str:
     return training["argv"][-1]
 
 
-@pytest.mark.parametrize("source", ["B64", "B64 gzip", "B64 wrapped", "URL", "YAML"])
+@pytest.mark.parametrize("source", ["B64", "B64 gzip", "B64 wrapped", "YAML"])
 def test_a_job_from_the_environment_is_written_to_the_volume(bench: Bench, source: str) -> None:
     text = f'# "quotes" $(touch {bench.folder}/executed) `id` ünïcode = \\n\n{JOB}'
     data = text.encode()
     encoded = base64.b64encode(gzip.compress(data) if source == "B64 gzip" else data).decode()
     if source == "B64 wrapped":
         encoded = "\n".join(encoded[i : i + 20] for i in range(0, len(encoded), 20)) + "\n"
-    bench.api.pages = {"/first": (302, f"{bench.api.url}/job.yaml".encode()), "/job.yaml": (200, data)}
-    values = {"URL": f"{bench.api.url}/first", "YAML": text}
     variable = f"JOB_CONFIG_{source.split()[0]}"
-    pod = bench.start(
-        **{"JOB_CONFIG_YAML": None, variable: values.get(source, encoded)}, JOB_CONFIG_SHA256=sha256(data).hexdigest()
-    )
+    given = {"JOB_CONFIG_YAML": None, variable: text if source == "YAML" else encoded}
+    pod = bench.start(**given, JOB_CONFIG_SHA256=sha256(data).hexdigest())
     pod.wait_for("waiting.")
     assert given_job(bench) == f"{bench.workspace}/config/_env_{sha256(data).hexdigest()[:8]}.yaml"
     assert Path(given_job(bench)).read_bytes() == data
@@ -478,17 +464,6 @@ def test_several_jobs_are_trained_in_order(bench: Bench, plan: str, options: str
     assert " ".join(Path(entry["argv"][-1]).stem for entry in bench.trainings()) == trained
 
 
-def test_several_addresses_are_several_jobs_and_each_is_asked_with_the_token(bench: Bench) -> None:
-    bench.api.pages = {"/a": (200, JOB.encode()), "/b": (200, JOB.encode() + b"# other")}
-    pod = bench.start(
-        JOB_CONFIG_URL=f"{bench.api.url}/a {bench.api.url}/b", JOB_CONFIG_TOKEN="CANARY", RUN_ON_SUCCESS="exit"
-    )
-    assert pod.ends() == 0
-    assert len({entry["argv"][-1] for entry in bench.trainings()}) == 2
-    assert bench.api.asked == [("/a", "Bearer CANARY"), ("/b", "Bearer CANARY")]
-    assert "JOB_CONFIG_TOKEN" not in bench.trainings()[0]["environ"]
-
-
 def test_the_first_source_counts(bench: Bench) -> None:
     wanted = b"job: extension # from base64\n"
     bench.start(JOB_CONFIG_B64=base64.b64encode(wanted).decode(), JOB_CONFIG="other.yaml").wait_for("waiting.")
@@ -510,22 +485,14 @@ def test_the_first_source_counts(bench: Bench) -> None:
         ({"JOB_CONFIG_YAML": " \n"}, "JOB_CONFIG_YAML: the job is empty"),
         ({"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "0" * 64}, "JOB_CONFIG_SHA256 wants 000"),
         ({"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "abc"}, "must be 64 hexadecimal digits"),
-        ({"JOB_CONFIG_URL": "<api>/large"}, "JOB_CONFIG_URL: the job is larger than 1,000,000 bytes"),
-        ({"JOB_CONFIG_URL": "<api>/missing?t=CANARY"}, "JOB_CONFIG_URL cannot be fetched: 404"),
-        ({"JOB_CONFIG_URL": "<api>/plain"}, "the new address must start with https://"),
-        ({"JOB_CONFIG_URL": "http://example.org/job?t=CANARY"}, "JOB_CONFIG_URL must start with https://"),
-        ({"JOB_CONFIG_URL": "file:///etc/passwd"}, "JOB_CONFIG_URL must start with https://"),
-        ({"JOB_CONFIG_URL": "<api>/a\x01b?t=CANARY"}, "JOB_CONFIG_URL cannot be fetched: InvalidURL"),
         ({"JOB_CONFIG": " , "}, "JOB_CONFIG names no job"),
         ({"JOB_CONFIG": "a.yaml,b.yaml", "JOB_CONFIG_SHA256": "0" * 64}, "JOB_CONFIG_SHA256 has 1 sums for 2 jobs"),
     ],
 )
 def test_a_job_that_cannot_be_read_is_one_clear_line(bench: Bench, environment: dict[str, str], words: str) -> None:
-    bench.api.pages = {"/large": (200, bytes(2_000_000)), "/plain": (302, b"http://example.org/job")}
-    values = {name: value.replace("<api>", bench.api.url) for name, value in environment.items()}
     done = subprocess.run(
         [sys.executable, START.with_name("job_config.py"), bench.folder],
-        env=bench.environment(**{"JOB_CONFIG_YAML": None, **values}),
+        env=bench.environment(**{"JOB_CONFIG_YAML": None, **environment}),
         capture_output=True,
         text=True,
     )
@@ -540,15 +507,24 @@ def test_a_job_that_fails_the_dry_run_is_not_trained(bench: Bench, code: str) ->
     assert [entry["dry"] for entry in bench.record()] == [True]
 
 
-def test_a_dataset_is_there_before_the_job_is_checked(bench: Bench) -> None:
-    packed = bench.workspace / "me.tar"
-    with tarfile.open(packed, "w") as archive:
-        archive.add(__file__, "40_me/a.jpg")
-    pod = bench.start(DATASET_URL="me.tar", RUN_ON_SUCCESS="exit", DATASET_TOKEN="CANARY")
+def test_what_is_brought_before_is_there_when_the_job_is_checked(bench: Bench) -> None:
+    bring = "mkdir -p datasets/me && touch datasets/me/a.jpg; echo brought $SECRET"
+    pod = bench.start(PRE_START=bring, SECRET="a dataset", RUN_ON_SUCCESS="exit")
     assert pod.ends() == 0
-    assert pod.output.index("datasets/me: 1 files (40_me: 1)") < pod.output.index("checking")
-    assert (bench.workspace / "datasets" / "me" / "40_me" / "a.jpg").is_file()
-    assert "DATASET_TOKEN" not in bench.trainings()[0]["environ"]
+    assert pod.output.index("brought a dataset") < pod.output.index("checking")
+    assert (bench.workspace / "datasets" / "me" / "a.jpg").is_file()
+    assert "PRE_START" not in bench.trainings()[0]["environ"]
+    pod = bench.start(PRE_START="exit 4", RUN_ON_FAILURE="exit")
+    assert pod.ends() == 1 and "PRE_START failed with exit code 4" in pod.output
+    assert len(bench.trainings()) == 1
+
+
+@pytest.mark.parametrize("name", ["DATASET_URL", "JOB_CONFIG_URL"])
+def test_a_variable_that_was_removed_is_one_line(bench: Bench, name: str) -> None:
+    pod = bench.start(**{name: "https://example.org/a.zip"}, JUPYTER_PASSWORD="x", RUN_ON_FAILURE="exit")
+    assert pod.ends() == 1 and bench.record() == []
+    assert f"{name} is not read any more: bring it with PRE_START (docs/runpod.md)." in pod.output
+    assert "there is no Jupyter in this image" in pod.output
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------
@@ -594,7 +570,6 @@ def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_sign
     ("given", "code", "words"),
     [
         *(({"NPROC": count}, 1, f"NPROC is '{count}': write auto or the number") for count in ("0", "all", "2x")),
-        ({"DATASET_URL": "none.tar"}, 2, "the dataset cannot be had"),
         ({"JOB_CONFIG_YAML": " "}, 2, "the job cannot be read"),
     ],
 )
@@ -675,13 +650,11 @@ def test_a_workspace_that_is_no_volume_is_a_loud_warning(bench: Bench, there: bo
 
 
 def test_a_read_only_volume_is_a_loud_failure_that_can_be_looked_at(bench: Bench) -> None:
-    bench.command("sshd")
-    bench.command("ssh-keygen", "exit 0")
     mount = 'mount --bind "$RP_WORKSPACE" "$RP_WORKSPACE"; mount -o remount,ro,bind "$RP_WORKSPACE"'
-    pod = bench.start(setup=mount, PUBLIC_KEY=KEY, JUPYTER_PASSWORD="password")
+    pod = bench.start(setup=mount)
     pod.wait_for("waiting.")
     assert "NOTHING CAN BE SAVED" in pod.output
-    assert bench.record() == [] and len(bench.calls_of("sshd")) == 1
+    assert bench.record() == []
 
 
 def test_a_result_that_a_stop_would_delete_is_kept_by_waiting(bench: Bench) -> None:
@@ -773,70 +746,7 @@ def test_a_defect_of_the_script_itself_waits_and_does_not_exit(bench: Bench) -> 
     assert pod.terminate() == 1
 
 
-# ---- logins, services and secrets ----------------------------------------------------------------------------------
-
-NASTY = {
-    "A_QUOTES": """it's "so" \\ `x`""",
-    "A_COMMAND": "$(touch executed) ; touch executed #",
-    "A_LINES": "one\ntwo=2\n\n  three\t",
-    "A_EQUALS": "YWJjZA==",
-    "A_UNICODE": "größe 東京 🎨",
-    "A_JSON": '{"a": [1, "b"]}',
-    "A_EMPTY": "",
-    "A_GLOB": "* ~ !",
-}
-
-
-def test_every_value_survives_the_file_of_the_environment(bench: Bench) -> None:
-    bench.start(**NASTY).wait_for("waiting.")
-    file = bench.folder / "home" / ".atelier_environment"
-    assert file.stat().st_mode & 0o777 == 0o600
-    read = f". {file} && exec {sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
-    shell = subprocess.run(["env", "-i", "bash", "-c", read], cwd=bench.folder, capture_output=True, check=True)
-    environment = json.loads(shell.stdout)
-    assert {name: environment.get(name) for name in NASTY} == NASTY
-    assert environment["HF_HOME"] == f"{bench.workspace}/.cache/huggingface"
-    assert not (bench.folder / "executed").exists()
-    assert bench.trainings()[0]["environ"]["A_LINES"] == NASTY["A_LINES"]
-
-
-def test_sshd_starts_only_with_a_key(bench: Bench) -> None:
-    bench.command("sshd")
-    bench.command("ssh-keygen", 'touch "${@: -1}"; echo "$*" >>"$HOME/keygen"')
-    bench.start().wait_for("waiting.")
-    assert bench.calls_of("sshd") == [] and not (bench.folder / "home" / ".ssh").exists()
-
-    for name in ("PUBLIC_KEY", "SSH_PUBLIC_KEY", "PUBLIC_KEY"):
-        bench.start(**{name: f"{KEY}\n\nssh-rsa AAAA other\n"}).wait_for("waiting.")
-    assert len(bench.calls_of("sshd")) == 3
-    assert all("-o PasswordAuthentication=no" in call for call in bench.calls_of("sshd"))
-    folder = bench.folder / "home" / ".ssh"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert (folder / "authorized_keys").stat().st_mode & 0o777 == 0o600
-    assert (folder / "authorized_keys").read_text() == f"{KEY}\nssh-rsa AAAA other\n"
-    made = (bench.folder / "home" / "keygen").read_text()
-    assert "-t ed25519" in made and "-t rsa" in made and "dsa -" not in made.replace("ecdsa", "")
-
-
-def test_without_sshd_or_jupyter_the_job_runs_all_the_same(bench: Bench) -> None:
-    bench.command("ssh-keygen", "exit 1")
-    bench.command("sshd")
-    pod = bench.start(PUBLIC_KEY=KEY, JUPYTER_PASSWORD="password")
-    pod.wait_for("waiting.")
-    assert "no ssh" in pod.output and "Jupyter is not installed" in pod.output
-    assert len(bench.trainings()) == 1
-
-
-def test_jupyter_starts_only_with_a_password(bench: Bench) -> None:
-    bench.command("jupyter", f'env >>"{bench.folder}/jupyter.env"; echo "$*" >>"{bench.folder}/jupyter.calls"')
-    bench.start().wait_for("waiting.")
-    assert bench.calls_of("jupyter") == []
-    for name in ("JUPYTER_PASSWORD", "JUPYTER_LAB_PASSWORD"):
-        bench.start(**{name: f"of {name}"}).wait_for("waiting.")
-        assert f"JUPYTER_PASSWORD=of {name}\n" in (bench.folder / "jupyter.env").read_text()
-    assert len(bench.calls_of("jupyter")) == 2
-    assert bench.calls_of("jupyter")[0].startswith(f"lab --config={START.parent}/jupyter_server_config.py")
-    assert "RUNPOD_API_KEY" not in (bench.folder / "jupyter.env").read_text()
+# ---- pages and secrets ----------------------------------------------------------------------------------------------
 
 
 def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
@@ -893,24 +803,13 @@ class Watcher(threading.Thread):
 
 
 def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None:
-    for name in ("sshd", "jupyter"):
-        bench.command(name)
-    bench.command("ssh-keygen", "exit 0")
-    packed = bench.folder / "data.tar"
-    with tarfile.open(packed, "w") as archive:
-        archive.add(START, "a.txt")
-    bench.api.pages = {"/job": (200, JOB.encode()), "/data.tar": (200, packed.read_bytes())}
     bench.api.answers = [500]
     secrets = {
         "RUNPOD_API_KEY": "CANARY-1",
         "HF_TOKEN": "CANARY-2",
-        "JUPYTER_PASSWORD": "CANARY-3",
+        "PRE_START": ": CANARY-3",
         "MY_SECRET": "CANARY-4",
         "wandb_api_key": "CANARY-5",
-        "JOB_CONFIG_URL": f"{bench.api.url}/job?signature=CANARY-6",
-        "JOB_CONFIG_TOKEN": "CANARY-8",
-        "DATASET_URL": f"{bench.api.url}/data.tar?signature=CANARY-9",
-        "DATASET_TOKEN": "CANARY-10",
         "POST_TRAIN": ": CANARY-11",
         "HARMLESS_NAME": "hf_CANARYCANARYCANARY",
         "PROXY_ADDRESS": "http://me:CANARY-7@127.0.0.1",
@@ -918,21 +817,21 @@ def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None
     watcher = Watcher()
     watcher.start()
     record = bench.folder / "record.jsonl"  # holds the whole environment, so not on the volume
-    pod = bench.start(**secrets, PUBLIC_KEY=KEY, JOB_CONFIG_YAML=None, FAKE_PLAN="1 0", FAKE_RECORD=str(record))
+    pod = bench.start(**secrets, FAKE_PLAN="1 0", FAKE_RECORD=str(record))
     pod.wait_for("waiting.")
     time.sleep(0.1)
     watcher.done.set()
     watcher.join()
-    assert len(bench.api.calls) == 2 and bench.calls_of("sshd") and bench.calls_of("jupyter")
+    assert len(bench.api.calls) == 2
 
     environment = json.loads(record.read_text().splitlines()[-1])["environ"]
     assert environment["HF_TOKEN"] == "CANARY-2" and environment["MY_SECRET"] == "CANARY-4"
-    assert "RUNPOD_API_KEY" not in environment and "JUPYTER_PASSWORD" not in environment
+    assert not {"RUNPOD_API_KEY", "PRE_START", "POST_TRAIN"} & environment.keys()
     lines = b"\n".join(watcher.seen)
     assert b"job_config.py" in lines and b"stop_pod.py" in lines and b"CANARY" not in lines
     assert "CANARY" not in pod.output
     files = [path for name in ("workspace", "home") for path in (bench.folder / name).rglob("*") if path.is_file()]
-    assert len(files) >= 4
+    assert files
     assert [path for path in files if b"CANARY" in path.read_bytes()] == []
 
 
