@@ -273,7 +273,7 @@ def test_the_commands_of_the_page_are_planned(line: str, workplace: Path, capsys
 @pytest.mark.slow  # two interpreters, one of which draws
 def test_the_guides_own_commands_are_there(workplace: Path, tmp_path: Path) -> None:
     (workplace / "config.yaml").write_text(guide.FILES["complete"])
-    command = [str(ROOT / "fluxflow-train"), "--config", "config.yaml", "--dry-run"]
+    command = [str(ROOT / "config/examples/fluxflow-train"), "--config", "config.yaml", "--dry-run"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     planned = subprocess.run(command, cwd=workplace, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert planned.returncode == 0 and "vae_warmup (vae_trainer)" in planned.stdout, planned.stderr
@@ -282,7 +282,7 @@ def test_the_guides_own_commands_are_there(workplace: Path, tmp_path: Path) -> N
     (run / "run.json").write_text('{"name": "vae_warmup", "status": "finished", "step": 2, "steps": 2}')
     rows = [{"step": step, "loss": 1 / step, "lr": 1e-4, "step_s": 0.1} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(ROOT / "generate_training_graphs.py"), "outputs/"]
+    command = [sys.executable, str(ROOT / "config/examples/generate_training_graphs.py"), "outputs/"]
     drawn = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
     assert drawn.returncode == 0 and (run / "graph" / "training_losses.png").is_file(), drawn.stderr
 
