@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from extensions.tools.influence.process import ranked
+from extensions.tools.influence.process import NOT_FOUND, ranked
 from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.shared.suspects import FILE, read_suspects, suspects_text
 from jobs.dry_run import plan_job
@@ -55,7 +55,8 @@ def test_a_run_is_measured_within_an_epoch_and_its_suspects_are_known_to_lint(
     run_tool("influence", [run, "--threshold", "0.01"])  # its own folder is replaced
     rows = json.loads((run / "influence" / "influence.json").read_text())["images"]
     assert [row["deviation"] for row in rows] == sorted(row["deviation"] for row in rows)
-    assert "Which images hurt" in (run / "influence" / "influence.html").read_text()
+    text = (run / "influence" / "influence.html").read_text()
+    assert "Which images hurt" in text and NOT_FOUND in text
     suspects = read_suspects(run / "influence" / FILE)
     assert [*suspects] == [os.path.realpath(row["image"]) for row in rows[:2]]  # at most a fifth of ten
 
