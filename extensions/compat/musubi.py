@@ -27,6 +27,7 @@ from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.yaml_reader import map_paths
 from toolkit.data.captions import lost_folders
 from toolkit.errors import did_you_mean
+from toolkit.files.run_files import saved_as
 from toolkit.registry import FOREIGN_OPTIONS, load_object
 
 Level = dict[str, ConfigNode]
@@ -542,7 +543,7 @@ class _Reader:
         for path in node.value if isinstance(node.value, list) else [node]:
             written = os.path.expanduser(str(path.value))
             beside = key == "dataset_config" and os.path.exists(self.folder / written)
-            if not (beside or os.path.exists(written)):
+            if not (beside or os.path.exists(written) or saved_as(written)):
                 self.lost.append(path)
             elif key == "image_jsonl_file":
                 self.lost += [at(path, folder) for folder in lost_folders(str(path.value), self.moved)]

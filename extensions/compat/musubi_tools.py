@@ -61,14 +61,16 @@ OF_MERGING = frozenset({"lora_weight", "lora_multiplier", "save_merged_model", "
 def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[str], list[str]] | None:
     """The words of our command, and a line for each flag that is left out; None for other scripts.
 
-    known: tool -> its flags. No words: nothing stands for the script.
+    known: tool -> its flags. Raises UserError for commands that encode beforehand, of which the place is not known, and
+    for one that lost its end.
     """
     scripts = [(script, flags) for script, _, flags in map(parted, commands(text)) if script]
     found = next(iter(scripts), None)
     if scripts and all(script.text in NOT_NEEDED for script, _ in scripts):
-        return [], [
-            f"{script.text}: {NOT_NEEDED[script.text]}; `run.py cache JOB` does only that." for script, _ in scripts
-        ]
+        first = scripts[0][0].text
+        where = "What is encoded is kept in the folder of the training, which this command does not name"
+        remedy = "In advance: `run.py cache FILE`, with the command of the training in FILE"
+        raise UserError(f"{first}: {NOT_NEEDED[first]}. {where}. {remedy}.")
     if found is None or found[0].text not in SCRIPTS:
         return None
     for at, reason in stray_flags(text):

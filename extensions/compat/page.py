@@ -43,6 +43,8 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
 - **A key that is left out means what it means there**: rank 4, alpha 1, learning rate 2e-6, 1600 steps, `sigma` noise
   levels, float32 files, only the final file. One line names the defaults that were taken where ours differ.
 - The commands that encode latents and captions are not needed: the training does it, and knows files by their content.
+  In advance: `python run.py cache train.sh`. Pasted alone they are an error that says so: they do not name the folder
+  of the training, where the cache is.
 - All layers of the blocks are trained, as there: its default pattern that should leave out modulation matches no name.
 - A script may assign variables and arrays above its command, and write `${NAME:-default}`. What a condition or a loop
   decides is not guessed: such a variable is an error with its name.
@@ -62,7 +64,9 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
   transformer alone is written, in one file. `blocks_to_swap` goes with `fused_backward_pass` then.
 - Its other scripts are commands here: generating (`run.py generate`, with `--compile`, `--output_type`, `--latent_path`
   and `--blocks_to_swap`), captions, merging, averages, conversion, extraction. `run.py import` prints the command, and
-  a file that begins with one runs.
+  a file that begins with one runs. They and `network_weights` find the files of a run by the names that they have there
+  (`OUT/NAME.safetensors`, `NAME-000003.safetensors`, `NAME-step00000012.safetensors`) in the folder `OUT/NAME`, and say
+  so.
 - Bucket sides are multiples of 32 (there 16), small images are not enlarged, references are scaled to the area of
   `control_resolution` or of their image.
 - An accumulation of gradients goes on in the next epoch (there the end of an epoch is a step), and images whose

@@ -62,6 +62,9 @@ class StrictModel(BaseModel):
     """Field, or ALL_OTHERS -> what its change means for a run that resumes, with all below it; may depend on the
     section's new values, plain data. What a section below says itself goes before; unsaid, a change of the result."""
 
+    saved_weights: ClassVar[tuple[str, ...]] = ()
+    """Keys that name weights, which are also found by the names that musubi-tuner gives those of a run."""
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """The tables of a section composed of others are theirs and its own."""

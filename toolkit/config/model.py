@@ -135,6 +135,7 @@ class BaseLora(StrictModel):
     """Strength with which it is merged; negative subtracts it, 0 ignores the file."""
 
     on_resume: ClassVar = {"path": "harmless"}  # the sha256 that a state records says what is in the file
+    saved_weights: ClassVar[tuple[str, ...]] = ("path",)
 
     def file_name(self) -> str:
         """Without the folder: what may stand in a file that is given away."""
@@ -279,6 +280,8 @@ class ModelConfig(StrictModel):
     def file_note(self) -> str:
         """What the file that `name_or_path` named is, and how it was identified; empty: it was no file."""
         return self._file_note
+
+    saved_weights: ClassVar[tuple[str, ...]] = ("name_or_path", "transformer_path", "base_loras")
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:

@@ -17,6 +17,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.foreign import ForeignKeys, ForeignName, foreign_keys
 from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
 from toolkit.errors import did_you_mean
+from toolkit.files.run_files import saved_as
 
 
 def merge_defaults(process: ConfigNode, defaults: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
@@ -122,7 +123,23 @@ class Normaliser:
             key: self.field(model.model_fields[fields[key]].annotation, child) if key in fields else child
             for key, child in entries.items()
         }
+        for key in strict.saved_weights:
+            if child := walked.get(key):
+                walked[key] = self.saved(child)
         return replace(node, value={key: child for key, child in walked.items() if child is not None})
+
+    def saved(self, node: ConfigNode) -> ConfigNode:
+        """A name of weights, `FILE` or `FILE:STRENGTH`, or a list of them, as this program has it."""
+        if isinstance(node.value, list):
+            return replace(node, value=[self.saved(item) for item in node.value])
+        text = node.value if isinstance(node.value, str) else ""
+        file, colon, strength = text.rpartition(":") if not text.endswith(".safetensors") else (text, "", "")
+        found = saved_as(file if colon else text)
+        if found is None:
+            return node
+        self.diagnostics.warn(node, f"{file if colon else text!r} is found as '{found}', where its run wrote it.")
+        written = f"{found}{colon}{strength}"
+        return replace(node, value=written, text=written)
 
     def belongs(self, key: str, node: ConfigNode) -> str:
         """Where a key belongs that `node` does not have; empty where no section has it."""

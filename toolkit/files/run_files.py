@@ -147,6 +147,39 @@ def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
     return by_step
 
 
+_MUSUBI = re.compile(r"(?P<name>.+?)(?:-step(?P<step>\d{8,})|-(?P<epoch>\d{6,}))?\.safetensors")
+"""musubi-tuner's names of weights: of the end, of a step, of an epoch."""
+
+
+def saved_as(path: str) -> Path | None:
+    """Where the weights are that musubi-tuner would call `OUT/NAME.safetensors`, `OUT/NAME-000003.safetensors` (epoch
+    3) or `OUT/NAME-step00000012.safetensors`: a run writes into the folder `OUT/NAME`, and names files by steps. Of a
+    run's folder its last file. None for what is there, and for all else."""
+    file = Path(path).expanduser()
+    if file.is_dir() and (file / STATUS).is_file():
+        return next((each for each in final_files(file, file.name) if each.is_file()), None)
+    if file.suffix != ".safetensors" or file.exists():
+        return None
+    match = _MUSUBI.fullmatch(file.name)
+    assert match  # it has the suffix, and a name before it
+    found = final_files(file.with_suffix(""), file.stem)
+    run = file.parent / match["name"]
+    if match["step"]:
+        found += step_files(run, match["name"]).get(int(match["step"]), [])
+    elif match["epoch"]:
+        steps = [*step_files(run, match["name"]).values(), final_files(run, match["name"])]
+        found += [each[0] for each in steps if each and _epoch_in(each[0]) == int(match["epoch"])]
+    return next((each for each in found if each.suffix), None) or next(iter(found), None)
+
+
+def _epoch_in(path: Path) -> int:
+    """The epochs that were complete when a network file was written; -1 where it does not say it."""
+    try:
+        return int(read_metadata(path)["ss_epoch"]) if path.is_file() else -1
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
 def step_in(path: Path) -> float:
     """The optimizer step that a network file or a model folder names in its metadata; infinity when it names none."""
     try:

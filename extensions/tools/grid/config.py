@@ -31,6 +31,7 @@ class GridConfig(PicturesConfig):
     browser."""
 
     process_types: ClassVar[tuple[str, ...]] = ("grid",)
+    saved_weights: ClassVar[tuple[str, ...]] = ("lora", "also")
 
     lora: PathOrList
     """LoRA files, such as the checkpoints of a run. The first column is the base model alone, then one column per file,

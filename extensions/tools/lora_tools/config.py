@@ -57,6 +57,7 @@ class InspectConfig(LoraToolConfig):
     """`type: inspect`: prints what is in a LoRA file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("inspect",)
+    saved_weights: ClassVar[tuple[str, ...]] = ("file",)
     reads: ClassVar[str] = "file"
     positional: ClassVar[tuple[str, ...]] = ("file",)
     flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
@@ -72,6 +73,7 @@ class ConvertConfig(WritingToolConfig):
     """`type: convert`: converts a LoRA file for another program."""
 
     process_types: ClassVar[tuple[str, ...]] = ("convert",)
+    saved_weights: ClassVar[tuple[str, ...]] = ("input",)
     reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
 
@@ -110,6 +112,7 @@ class ResizeConfig(RankConfig):
     """`type: resize`: the nearest LoRA of a rank to a LoRA, LoHa or LoKr file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("resize",)
+    saved_weights: ClassVar[tuple[str, ...]] = ("input",)
     reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
 
@@ -121,6 +124,7 @@ class ExtractConfig(RankConfig):
     """`type: extract`: the nearest LoRA of a rank to the difference of two models."""
 
     process_types: ClassVar[tuple[str, ...]] = ("extract",)
+    saved_weights: ClassVar[tuple[str, ...]] = ("base", "tuned")
     positional: ClassVar[tuple[str, ...]] = ("output",)
 
     base: PathStr = ""
@@ -156,6 +160,7 @@ class MergeConfig(WritingToolConfig):
     """`type: merge`: LoRAs merged into a model folder, or several into one file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("merge",)
+    saved_weights: ClassVar[tuple[str, ...]] = ("base", "lora")
 
     base: PathStr = ""
     """Model folder that the LoRAs are merged into, or the file of a transformer as ComfyUI keeps it. Empty: they are
@@ -213,6 +218,7 @@ class PostHocEmaConfig(WritingToolConfig):
     """`type: post_hoc_ema`: an average of the checkpoints of a run, chosen after training."""
 
     process_types: ClassVar[tuple[str, ...]] = ("post_hoc_ema",)
+    saved_weights: ClassVar[tuple[str, ...]] = ("files",)
     positional: ClassVar[tuple[str, ...]] = ("files",)
 
     files: PathOrList

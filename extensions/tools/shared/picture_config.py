@@ -83,6 +83,7 @@ class PicturesConfig(ToolConfig):
         f"compile.{key}": f"--compile-{key.replace('_', '-')}" for key in COMPILE_KEYS[1:]
     }
     may_be_empty: ClassVar = frozenset({"prompt", "negative"})
+    saved_weights: ClassVar[tuple[str, ...]] = ("lora",)
 
     model: ModelConfig | None = None
     """The model and its memory settings: the keys of a training job. Not given: that of the first LoRA, from the job of

@@ -290,11 +290,6 @@ IMAGES = """python src/musubi_tuner/qwen_image_generate_image.py --dit model/tra
             "# --device: merge has none.\npython run.py merge --base a.safetensors --lora b --output c.safetensors\n",
         ),
         (
-            "python qwen_image_cache_latents.py --dataset_config data.toml --vae vae",
-            "# qwen_image_cache_latents.py: images and captions are encoded before the training, by the training "
-            "itself; `run.py cache JOB` does only that.\n",
-        ),
-        (
             "python lora_post_hoc_ema.py a.safetensors b.safetensors --output_file c.safetensors --sigma_rel 0.2",
             "python run.py post_hoc_ema a.safetensors b.safetensors --output c.safetensors --sigma-rel 0.2\n",
         ),
@@ -320,6 +315,46 @@ def test_the_command_of_another_script_becomes_ours(command: str, ours: str, cap
     assert made is not None
     print_tool(*made)
     assert capsys.readouterr().out == ours
+
+
+def test_commands_that_encode_beforehand_say_what_encodes_in_advance(run_py: Callable[..., Any]) -> None:
+    pasted = "python qwen_image_cache_latents.py --dataset_config data.toml --vae model/vae"
+    done = run_py("import", pasted)
+    assert done.returncode == 2 and "`run.py cache FILE`, with the command of the training in FILE" in done.stderr
+    Path("train.sh").write_text(COMMAND)
+    assert "cached 3 items in out/_cache" in run_py("cache", "train.sh").stdout
+
+
+CHAIN = {
+    "generate": "qwen_image_generate_image.py --dit model/transformer --vae model/vae "
+    "--text_encoder model/text_encoder --edit_plus --control_image_path pairs/before/coffee.jpg --prompt x "
+    "--negative_prompt ' ' --image_size 96 96 "
+    "--infer_steps 1 --save_path images --lora_multiplier 1.0 --lora_weight out/0100.safetensors",
+    "post_hoc_ema": "lora_post_hoc_ema.py out/0100-000001.safetensors out/0100-000002.safetensors out/0100.safetensors "
+    "--output_file out/ema.safetensors --beta 0.95",
+    "convert": "convert_lora.py --input out/0100-000001.safetensors --output out/comfy.safetensors --target other",
+    "convert the average": "convert_lora.py --input out/ema.safetensors --output out/b.safetensors --target other",
+    "of a step": "convert_lora.py --input out/0100-step00000003.safetensors --output out/c.safetensors --target other",
+}
+"""What is pasted after the training, with the names of its files as they are there."""
+
+
+@pytest.mark.slow
+def test_commands_that_follow_a_training_find_its_files(run_py: Callable[..., Any]) -> None:
+    epochs = COMMAND.replace("--max_train_steps 2", "--max_train_epochs 3 --save_every_n_epochs 1")
+    Path("train.sh").write_text(epochs)
+    trained = run_py("train.sh")
+    assert trained.returncode == 0, trained.stderr
+    for name, command in CHAIN.items():
+        Path("next.sh").write_text(f"python src/musubi_tuner/{command}\n")
+        done = run_py("next.sh")
+        assert done.returncode == 0, (name, done.stderr)
+        if "out/0100" in command:
+            assert "is found as 'out/0100/0100" in done.stderr, name
+    again = COMMAND.replace("--output_name 0100", "--output_name more --network_weights out/0100.safetensors")
+    Path("again.sh").write_text(again)
+    planned = run_py("again.sh", "--dry-run")
+    assert planned.returncode == 0 and "is found as 'out/0100/0100.safetensors'" in planned.stderr, planned.stderr
 
 
 def test_a_command_of_another_script_that_lost_its_mark_is_refused() -> None:

@@ -1,0 +1,51 @@
+"""Weights of a run, found by the names that musubi-tuner gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from toolkit.files.run_files import saved_as
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs; `my-000002` has a name that looks like an epoch's file."""
+    monkeypatch.chdir(tmp_path)
+    for name, epoch in {
+        "my/my": 3, "my/my_000000004": 1, "my/my_000000008": 2, "my/my_000000008_raw": 2, "my-000002/my-000002": 1,
+        "there": 1,
+    }.items():  # fmt: skip
+        path = tmp_path / "out" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"a": torch.zeros(1)}, path, {"ss_epoch": str(epoch)})
+    (tmp_path / "out" / "my" / "run.json").write_text("{}")
+    (tmp_path / "out" / "full" / "full").mkdir(parents=True)
+    (tmp_path / "out" / "full" / "full" / "model_index.json").write_text("{}")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("my.safetensors", "my/my.safetensors"),
+        ("my-000001.safetensors", "my/my_000000004.safetensors"),
+        ("my-000002.safetensors", "my-000002/my-000002.safetensors"),
+        ("my-000003.safetensors", "my/my.safetensors"),
+        ("my-000004.safetensors", None),
+        ("my-step00000008.safetensors", "my/my_000000008.safetensors"),
+        ("my-step00000009.safetensors", None),
+        ("full.safetensors", "full/full"),
+        ("my", "my/my.safetensors"),
+        ("full", None),
+        ("there.safetensors", None),
+        ("other.safetensors", None),
+        (".safetensors", None),
+        ("my.txt", None),
+    ],
+)
+def test_a_name_of_musubi_tuner_leads_to_the_file_of_the_run(out: Path, asked: str, found: str | None) -> None:
+    assert saved_as(f"out/{asked}") == (None if found is None else Path("out", found))
