@@ -151,7 +151,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         with memory_account(setup.device, self.section.train.memory_account) as account:
             model = self.open_model(setup)
             encoded = self.encode(setup, model)
-            account.take()
+            account.take("encoding")
             attached = self.attach(setup, model, encoded)
             run = self.build_run(setup, model, encoded, attached)
             if self.process_group.is_main_process:

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -224,10 +225,14 @@ def phase_of(stack: Stack) -> str:
     return next((PHASES[place] for place in places if place in PHASES), "")
 
 
+ROOTS = tuple(f"{root}/" for root in (TOOLKIT_ROOT, Path(__file__).parents[2]))
+"""The folder of this program; also as it was given where a link leads to it."""
+
+
 def _own(file: str) -> str:
     """The path of a file of this program; empty for others."""
-    root = f"{TOOLKIT_ROOT}/"
-    return file.removeprefix(root) if file.startswith(root) and "/site-packages/" not in file else ""
+    root = next((root for root in ROOTS if file.startswith(root)), "")
+    return file.removeprefix(root) if root and "/site-packages/" not in file else ""
 
 
 # ------------------------------------------------------------ on a device
@@ -236,8 +241,9 @@ def _own(file: str) -> str:
 class MemoryAccount:
     """What is known of a device's memory; of another device than CUDA nothing."""
 
-    def take(self) -> None:
-        """Reads the events since the last call, where they are recorded; new ones take their place."""
+    def take(self, ended: str = "") -> None:
+        """Reads the events since the last call, where they are recorded; new ones take their place. ended: what has
+        come to its end, to be named where nothing is recorded."""
 
     def take_if_grown(self) -> None:
         """`take` where the peak is higher than at the last one."""
@@ -266,7 +272,7 @@ class Recorder(MemoryAccount):
         settings: dict[str, Any] = {"context": "all", "stacks": "python", "max_entries": MOST_EVENTS}
         torch.cuda.memory._record_memory_history(enabled="all", clear_history=True, **settings)
 
-    def take(self) -> None:
+    def take(self, ended: str = "") -> None:
         found = account_of(torch.cuda.memory._snapshot(), self._device.index or 0, self._phase)
         self._phase, self._seen = found.last_phase, peak_memory(self._device)
         self._account = self._account.merged(found) if self._account else found
@@ -285,15 +291,20 @@ class Recorder(MemoryAccount):
 
 
 class Shortage(MemoryAccount):
-    """What was alive when an allocation failed last, without a recording: blocks by size. CUDA only."""
+    """What was alive when an allocation failed last, without a recording: blocks by size; and the peaks before. CUDA
+    only."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._last: list[str] = []
+        self._peaks: dict[str, int] = {}
         # CUDA builds alone have it. It is called before the error is raised, while everything is still alive.
         attach: Callable[..., None] | None = getattr(torch._C, "_cuda_attach_out_of_memory_observer", None)
         if attach:
             attach(self.note)
+
+    def take(self, ended: str = "") -> None:
+        self._peaks[ended] = peak_memory(self._device)
 
     def note(self, device: int, asked: int, total: int, free: int) -> None:
         """Keeps what the allocator holds. device: its index. In bytes: what was asked for, the device's memory, and
@@ -303,7 +314,10 @@ class Shortage(MemoryAccount):
 
     def lines(self) -> list[str]:
         """Where CUDA's libraries have allocated themselves, the allocator knows of no shortage."""
-        return self._last or [f"who holds the memory is not known. {KEY}: true records it, and makes steps slower."]
+        known = self._last or ["memory at the error: not known, since no allocation of PyTorch failed"]
+        before = ", ".join(f"{name} {gigabytes(peak)}" for name, peak in self._peaks.items())
+        hint = f"  {KEY}: true also names the lines that made them; it makes steps slower."
+        return [*known, *([f"  peaks before: {before}"] if before else []), hint]
 
 
 def shortage_lines(
@@ -321,7 +335,6 @@ def shortage_lines(
     yield f"memory at the error: {gigabytes(held)} tensors, {gaps}, {others}; {gigabytes(asked)} more were asked for"
     for size, count in sorted(sizes.items(), key=lambda group: -group[0] * group[1])[:SHOWN]:
         yield f"    {size * count / 1e9:7.3f} GB  {count} blocks of {size / 1e6:.1f} MB"
-    yield f"  {KEY}: true also names the lines that made them; it makes steps slower."
 
 
 @contextmanager

@@ -15,7 +15,7 @@ class MemoryAccountCallback(Callback):
         self._account = account
 
     def on_start(self, run: Run) -> None:
-        self._account.take()
+        self._account.take("loading and the largest batch")
 
     def after_step(self, run: Run) -> None:
         self._account.take_if_grown()
