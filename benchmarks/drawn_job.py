@@ -43,6 +43,13 @@ CAPTIONS = [" ".join(["a drawn picture", *["with a word"] * count]) for count in
 """Of five lengths."""
 
 
+def write_pictures(folder: Path, sides: tuple[int, int]) -> None:
+    folder.mkdir()
+    for number, caption in enumerate(CAPTIONS):
+        Image.effect_noise(sides, 64).convert("RGB").save(folder / f"{number}.jpg")
+        (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
+
+
 def write_job(folder: Path, size: ModelSize, device: str) -> Path:
     """The job of FluxFlow's guide to characters: int8 weights, rank 16, AdamW in 8 bits, an average, four micro-steps.
 
@@ -54,24 +61,15 @@ def write_job(folder: Path, size: ModelSize, device: str) -> Path:
     side = 8 * size.latent_side
     datasets = {"40_character": (side, side), "20_character_body": (side * 3 // 4 // 32 * 32, side * 5 // 4 // 32 * 32)}
     for name, sides in datasets.items():
-        (folder / name).mkdir()
-        for number, caption in enumerate(CAPTIONS):
-            Image.effect_noise(sides, 64).convert("RGB").save(folder / name / f"{number}.jpg")
-            (folder / name / f"{number}.txt").write_text(caption, encoding="utf-8")
+        write_pictures(folder / name, sides)
     optimizer = "adamw8bit" if find_spec("bitsandbytes") else "adamw"
-    shared = {
-        "caption_ext": "txt",
-        "caption_dropout_rate": 0.05,
-        "cache_latents_to_disk": True,
-        "resolution": [side, side],
-    }
+    captions = {"caption_ext": "txt", "caption_dropout_rate": 0.05, "shuffle_tokens": False}
+    shared = {**captions, "cache_latents_to_disk": True, "resolution": [side, side]}
     section = {
         "type": "sd_trainer",
         "training_folder": str(folder / "output"),
         "device": device,
-        "training_seed": 1,
         "trigger_word": "maya_char",
-        "memory_check": False,
         "network": {"type": "lora", "linear": 16, "linear_alpha": 16},
         "save": {"dtype": "float16", "save_every": 340, "max_step_saves_to_keep": 10},
         "datasets": [{"folder_path": str(folder / name), **shared} for name in datasets],
@@ -79,7 +77,10 @@ def write_job(folder: Path, size: ModelSize, device: str) -> Path:
             "batch_size": 1,
             "steps": 3400,
             "gradient_accumulation_steps": 4,
+            "train_unet": True,
+            "train_text_encoder": False,
             "gradient_checkpointing": True,
+            "noise_scheduler": "flowmatch",
             "optimizer": optimizer,
             "lr": 2e-4,
             "ema_config": {"use_ema": True, "ema_decay": 0.999},
@@ -87,7 +88,16 @@ def write_job(folder: Path, size: ModelSize, device: str) -> Path:
             "skip_first_sample": True,
         },
         "model": {"name_or_path": str(folder / "model"), "is_qwen": True, "quantize": True, "quantize_dtype": "int8"},
-        "sample": {"sample_every": 340, "width": side, "height": side, "prompts": ["maya_char, portrait"]},
+        "sample": {
+            "sampler": "flowmatch",
+            "sample_every": 340,
+            "width": side,
+            "height": side,
+            "prompts": [f"maya_char, {what}" for what in ("portrait, smiling", "full body", "realistic_body")],
+            "neg": "low quality, blurry, artifacts",
+            "guidance_scale": 3.5,
+            "sample_steps": 28,
+        },
     }
     document = {"job": "extension", "config": {"name": "character", "process": [section]}}
     path = folder / "job.json"

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_groups(items_of(asked, found), found, asked)
     except CutOff as signal_name:
         ended = f"cut off by {signal_name}"
-    print("\n".join([*table(found, asked), "", *verdicts(found, ended)]), flush=True)
+    print("\n".join(whole_report(found, asked, ended)), flush=True)
     sys.exit(1 if any(one["status"] not in FINAL for one in found.values()) else 0)
 
 
@@ -186,8 +186,7 @@ def write_results(found: Mapping[str, Any], asked: argparse.Namespace) -> None:
     path = Path(asked.results)
     document = {"of": of_results(asked), "head": head(), "items": found}
     gpu_rows.write_whole(path, document)
-    text = "\n".join([*table(found, asked), "", *verdicts(found)])
-    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text("\n".join(whole_report(found, asked)) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------ items, each in its own process
@@ -339,13 +338,16 @@ def start(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def start_result(marks: Path) -> dict[str, Any]:
-    """The marks of a job; the seconds between its steps."""
+    """The marks of a job. first_step_s: after the imports, as of a row."""
     found = json.loads(marks.read_text(encoding="utf-8"))
-    first = next(iter(found["steps_s"]), None)
-    line = f"first step after {first:.1f} s ({found['imported_s']:.1f} s of them imports)" if first else "no step"
-    each = [end - begin for begin, end in pairwise(found["steps_s"])]
+    ends, imported = found["steps_s"], found["imported_s"]
+    each = [end - begin for begin, end in pairwise(ends)]
+    known = {"steps_s": each, "imported_s": imported, "peak_gb": found.get("peak_gb")}
+    if not ends:
+        return known
+    line = f"first step {ends[0] - imported:.1f} s after the imports, which took {imported:.1f}"
     line += "".join(f", then {seconds:.2f} s" for seconds in each)
-    return {"first_step_s": first, "steps_s": each, "ready_s": found.get("ready_s"), "line": line}
+    return {**known, "first_step_s": ends[0] - imported, "process_s": ends[0], "line": line}
 
 
 def quickstart(asked: argparse.Namespace) -> dict[str, Any]:
@@ -424,6 +426,16 @@ PARTS = {part.__name__: part for part in (start, quickstart, tests, rates)}
 
 
 # ------------------------------------------------------------ the table
+
+
+def whole_report(found: Mapping[str, dict[str, Any]], asked: argparse.Namespace, ended: str = "") -> Iterator[str]:
+    """The table, the verdicts, and who holds the memory. ended: how the call did."""
+    yield from table(found, asked)
+    yield ""
+    yield from verdicts(found, ended)
+    for name, lines in ((name, one.get("account")) for name, one in found.items()):
+        if lines:
+            yield from ("", name, *(f"    {line}" for line in lines))
 
 
 def table(found: Mapping[str, dict[str, Any]], asked: argparse.Namespace) -> Iterator[str]:

@@ -6,7 +6,7 @@ from benchmarks.gpu_promises import PROMISES, verdicts
 
 MEASURED = {"status": "measured"}
 FOUND = {
-    "first start": MEASURED | {"first_step_s": 46.7},
+    "first start": MEASURED | {"first_step_s": 46.7, "process_s": 52.0},
     "24 GB": MEASURED | {"training_gb": 21.36, "planned_training_gb": 21.23, "reserved_gb": 21.7},
     "16 GB": MEASURED | {"training_gb": 14.73, "planned_training_gb": 14.79, "reserved_gb": 15.0},
     "12 GB": MEASURED | {"training_gb": 9.59, "planned_training_gb": 10.25, "reserved_gb": 9.9},
@@ -33,7 +33,7 @@ def lines(found: dict) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("what", "verdict"),
     {
-        "first start": "first step after 46.7 s, at most 45: BROKEN",
+        "first start": "first step 46.7 s after the imports (52.0 s after the process began), at most 45: BROKEN",
         "second start": "not measured (second start was not run)",
         "24 GB": "21.4 of 21.2 GB planned: holds",
         "16 GB": "14.7 of 14.8 GB planned: holds",

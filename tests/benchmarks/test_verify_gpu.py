@@ -106,6 +106,8 @@ def test_an_item_that_hangs_leaves_what_it_knew_and_costs_its_own_time(
     children["24 GB"] = f"open(PARTIAL, 'w').write({json.dumps(known)!r}); import time; time.sleep(600)"
     children["16 GB"] = "import os; os.kill(os.getpid(), 9)"
     children["12 GB"] = "pass"
+    children["quickstart"] = """print('memory account: peak 9.6 GB in training'); print('  alive at the peak: all')
+print('{"row": "quickstart", "status": "measured", "line": "240 steps"}')"""
     item = verify_gpu.Item("A", 0.2 / verify_gpu.SLOW / 10, "hangs", row="24 GB", group="memory")
     monkeypatch.setitem(ITEMS, "24 GB", item)
     assert run(results, "--call", "A") == 1
@@ -115,6 +117,8 @@ def test_an_item_that_hangs_leaves_what_it_knew_and_costs_its_own_time(
     assert found["12 GB"]["reason"] == "exit status 0: it said nothing"
     assert [one["status"] for name, one in found.items() if not name.endswith("GB")] == ["measured"] * 7
     assert verdicts_in(results)["24 GB"] == "21.4 of 21.2 GB planned: holds"
+    report = results.with_suffix(".md").read_text()
+    assert "\nquickstart\n    memory account: peak 9.6 GB in training\n      alive at the peak: all\n" in report
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
