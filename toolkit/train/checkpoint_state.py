@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ def snapshot_state(run: Run) -> CheckpointData:
         for role_name, role in run.roles.items()
     }
     scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
+    metadata = deepcopy(run.checkpoint_metadata)  # whether blocks are compiled may change while it is written
     tensors, rows = _checkpoint_tensors(run)
 
     def write(folder: Path) -> Mapping[str, FileEntry]:
@@ -59,7 +61,7 @@ def snapshot_state(run: Run) -> CheckpointData:
             file: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
             for file, found in tensors.items()
         },
-        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **scaling, **run.checkpoint_metadata},
+        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **scaling, **metadata},
         rows_size=sum(own.full_bytes for own in rows.values()),
         write_rows=write if rows else lambda folder: {},
     )

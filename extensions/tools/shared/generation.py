@@ -26,7 +26,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.memory.block_runner import BlockRunner
-from toolkit.memory.compiling import check_backend, decide_compiling
+from toolkit.memory.compiling import Programs, check_backend, decide_compiling
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
 from toolkit.models.interface import DiffusionModel, ModelFacts
@@ -110,6 +110,7 @@ class PictureMaker:
         self._stores = CachePair(TensorCache(None), TensorCache(None))
         self._model: DiffusionModel | None = None
         self._adapters: AppliedAdapters | None = None
+        self._programs = Programs()
         self._in_use: list[tuple[str, float]] = []
 
     def picture(self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()) -> Picture:
@@ -206,14 +207,15 @@ class PictureMaker:
             if reason := model.enable_modulation_cache(BlockSwap):
                 logger.info(f"model.modulation_table: not possible here, {reason}")
             compiling = self.section.compile if decide_compiling(self.section.compile, device, qtype) else None
-            BlockRunner(model, device, dtype, "none", self.config.blocks_to_swap, compiling)
+            runner = BlockRunner(model, device, dtype, "none", self.config.blocks_to_swap, compiling)
+            self._programs = runner.programs
 
         for index, picture in enumerate(todo):
             chosen = [(lora.path, lora.strength) for lora in picture.loras]
             if chosen != self._in_use:
                 self._adapters.use([(self.changes(path), strength) for path, strength in chosen])
                 self._in_use = chosen
-            latents_BCHW, paths = sampler.latents(index), self._paths(picture)
+            latents_BCHW, paths = self._programs.whole(sampler.latents, index), self._paths(picture)
             for path in paths:
                 if path.suffix == LATENTS:
                     write_latents(path, latents_BCHW, picture.settings, self.section.metadata)

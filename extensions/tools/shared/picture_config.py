@@ -67,7 +67,7 @@ class GenerationCompileConfig(CompileConfig):
 
     enabled: AutoOrBool = False
     """Compile the blocks at their first use, which takes a minute or more; each step is then faster. Images differ by
-    rounding. auto: on CUDA with Triton and a C compiler; a block that cannot be compiled runs uncompiled."""
+    rounding. auto: on CUDA with Triton and a C compiler; when a compiled block fails, all run uncompiled."""
 
     place: ClassVar = "compile"
 

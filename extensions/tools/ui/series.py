@@ -180,10 +180,10 @@ class Series:
         self._rows_in_last += 1
         self.last_step = step
 
-    def total(self, name: str) -> float:
-        """The sum of a number over all rows; 0 where there is none."""
+    def total(self, *names: str) -> float:
+        """The sum of these numbers over all rows; 0 where there is none."""
         with self._lock:
-            return sum(self._columns[name].sum) if name in self._columns else 0.0
+            return sum(sum(self._columns[name].sum) for name in names if name in self._columns)
 
     def curves(self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS) -> Curves:
         """The curves of the steps from `begin` to `end`. A part that has few buckets is read from the file again,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,12 +85,14 @@ def test_everything_is_what_uncompiled_blocks_make(run, said: list[str], kind: s
 
 
 @pytest.mark.slow
-def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(run) -> None:
+def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(run, said: list[str]) -> None:
     """The programs work for two steps, and fail in the third at the second backward pass of a block."""
     often = {"save": {"dtype": "float32", "save_every": 2}}
     of_steps = 2 + 2 * 2 * 2  # two blocks of the trial, and of two batches of two steps
     found = run("auto", fails_in("backward", of_steps + 1), steps=4, **often)
+    assert not any(line.startswith("compiled ") for line in said)
     run("resumed", never, **often)
+    assert re.fullmatch(r"compiled \d+ programs in \d+ s", next(line for line in said if line.startswith("compiled ")))
     resumed = run("resumed", None, steps=4, **often)
     of_one, of_two = results_of(found), results_of(resumed)
     del of_one["job_000000002.safetensors"], of_two["job_000000002.safetensors"]  # which name other jobs

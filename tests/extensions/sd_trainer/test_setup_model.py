@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from extensions.sd_trainer import setup as int8_products
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import count_trainable_params, step_shape
-from extensions.sd_trainer.setup import choose_checkpointing_level, choose_w8a8_layers
+from extensions.sd_trainer.setup import build_block_runner, choose_checkpointing_level, choose_w8a8_layers
 from tests import running
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.processes import several
@@ -29,7 +29,7 @@ from toolkit.files.log import shown
 from toolkit.memory import int8_matmul
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.int8_matmul import is_supported
-from toolkit.memory.quantization import RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
+from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
@@ -392,3 +392,21 @@ def test_a_compiled_job_learns_what_the_plain_one_does(run_job) -> None:
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("wanted", "stays"), [("auto", False), (True, True)])
+def test_once_programs_are_given_up_only_products_that_pay_without_them_stay_in_int8(
+    tiny_model: Path, trainer, write_job, monkeypatch: pytest.MonkeyPatch, wanted: bool | str, stays: bool
+) -> None:
+    """No layer of the tiny model is wide enough for `auto`, as on CUDA none is in uncompiled blocks."""
+    monkeypatch.setattr("extensions.sd_trainer.setup.decide_compiling", lambda *_: True)
+    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: True)
+    section = trainer(tiny_model)
+    section["model"] |= {"quantize": True, "int8_matmul": wanted}
+    section = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
+    model = open_tiny(tiny_model, reference_area=0, transform_block=quantizer("int8"))
+    runner, layers = build_block_runner(section, model, CPU), int8_layers(model.network_module)
+    for layer in layers:
+        layer.in_int8 = Int8Matmuls(forward=True, backward=True)
+    runner.programs.stop()
+    assert layers and all(layer.in_int8 == Int8Matmuls(stays, stays) for layer in layers)

@@ -83,9 +83,12 @@ def test_a_snapshot_does_not_follow_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     take_steps(run, 2)
     before = {name: p.detach().clone() for name, p in run.roles["network"].parameters.items()}
+    run.checkpoint_metadata["compiled"] = {"blocks": True}
     snapshot = snapshot_state(run)
     take_steps(run, 1)
+    run.checkpoint_metadata["compiled"]["blocks"] = False
     assert snapshot.step == snapshot.document["state"]["step"] == 2
+    assert snapshot.document["compiled"] == {"blocks": True}
     for name, tensor in before.items():
         assert torch.equal(snapshot.tensors["weights"][f"network/{name}"], tensor)
         assert not torch.equal(run.roles["network"].parameters[name], tensor)

@@ -17,7 +17,7 @@ from tests.processes import in_processes
 from tests.toolkit.train.conftest import Toy
 from toolkit.config.train import CompileConfig
 from toolkit.data.types import BatchSpec
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError
 from toolkit.memory.compiling import Programs, compile_wrapper, failure
 from toolkit.optim.ema import Ema
 from toolkit.system.distributed import ProcessGroup
@@ -164,8 +164,18 @@ def test_a_failure_of_the_trial_batch_leaves_nothing_but_the_line(toy, install, 
 # ------------------------------------------------------------ what is not the compiler's
 
 
-def test_an_error_of_uncompiled_blocks_is_raised_once_as_it_is(toy, install, said) -> None:
-    error, raised = ValueError("this block has no derivative"), []
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ValueError("this block has no derivative"), [True, False]),
+        (RunError("the disk is full"), [True]),
+        (KeyboardInterrupt(), [True]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_of_uncompiled_blocks_is_raised_once_as_it_is(toy, install, said, error, passes: list[bool]) -> None:
+    """passes: whether they ran compiled."""
+    raised = []
 
     class Broken(Blocks):
         def __call__(self, batch, step: int) -> StepLosses:
@@ -178,9 +188,9 @@ def test_an_error_of_uncompiled_blocks_is_raised_once_as_it_is(toy, install, sai
             raise error
 
     install()
-    with pytest.raises(ValueError, match="this block has no derivative") as found:
+    with pytest.raises(type(error)) as found:
         trained(toy, Broken(AUTO))
-    assert raised == [True, False] and said == []
+    assert raised == passes and said == []
     assert found.value is error and found.value.__context__ is None
 
 
@@ -191,12 +201,6 @@ def test_memory_that_runs_out_in_a_program_is_not_its_failure(toy, install, said
     with pytest.raises(RunError, match="out of memory"):
         trained(toy, step)
     assert step.programs.used and said == []
-
-
-@pytest.mark.parametrize("error", [RunError("the disk is full"), UserError("no such file")])
-def test_an_error_with_a_message_for_the_user_ends_the_run(error: Exception) -> None:
-    assert not Programs(AUTO).may_replace(error)
-    assert Programs(AUTO).may_replace(AssertionError()) and not Programs().may_replace(AssertionError())
 
 
 def test_what_was_asked_for_is_not_replaced(toy, install, said) -> None:
@@ -253,7 +257,7 @@ def test_uncompiled_blocks_that_need_more_memory_take_what_saves_it(toy, install
     assert len(saved) == 2
 
 
-def test_times_that_compiled_steps_took_are_forgotten_with_the_programs() -> None:
+def test_what_depends_on_programs_hears_once_that_they_are_given_up() -> None:
     heard: list[str] = []
     step = Programs(AUTO)
     step.on_stop.append(lambda: heard.append("stopped"))

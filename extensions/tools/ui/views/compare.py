@@ -66,7 +66,7 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
         "files": {row["index"]: row["files"][place] for row in samples["rows"]},
         "prompts": {row["index"]: row["prompt"] for row in samples["rows"]},
         "cost": cost(ui, run),
-        "seconds": metrics.total("step_s"),
+        "seconds": metrics.total("step_s", "compile_s"),
         "line": [value for value in metrics.curves(points=120)[1].get("loss", {}).get("mean", []) if value is not None],
         "settings": _settings(settings_text(run.folder)),
     }

@@ -75,7 +75,7 @@ def page(request: Request) -> Response:
         run=run,
         id=run_id(ui, run.folder),
         cost=cost(ui, run),
-        seconds=here.metrics.total("step_s"),
+        seconds=here.metrics.total("step_s", "compile_s"),
         memory=next((row for row in reversed(news.get("events", [])) if row.get("event") == "memory"), {}),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
         samples=samples,

@@ -23,6 +23,7 @@ from extensions.tools.shared import generation
 from extensions.tools.shared.image_files import read_settings
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, drawn_by_pipeline, psnr
+from tests.failing_programs import ERRORS, NAME, programs
 from tests.findings import warnings
 from tests.measured import at_least
 from tests.model_folders import write_flow_model
@@ -293,6 +294,24 @@ def test_compiled_blocks_give_the_same_image(generate, tiny_model: Path) -> None
     assert psnr(Image.open(plain), whole) > 60
     with pytest.raises(UserError, match=r"^compile\.backend: PyTorch knows no 'indcutor' here\. Write inductor"):
         generate(f"{keys} --overwrite --compile --compile-backend indcutor")
+
+
+@pytest.mark.slow
+def test_an_image_in_which_compiled_blocks_fail_is_that_of_uncompiled_ones(
+    generate, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = f"--model {tiny_model} --prompt coffee {SMALL}"
+    (plain,) = generate(keys)
+    expected, passes = Image.open(plain).copy(), []
+    monkeypatch.setattr(generation, "decide_compiling", lambda *_: True)
+
+    def fails(kind: str, tensors: list) -> Exception | None:
+        passes.append(kind)
+        return ERRORS[1] if len(passes) == 2 else None
+
+    with programs(fails, factor=1.5):
+        generate(f"{keys} --overwrite --compile auto --compile-backend '{NAME}'")
+    assert passes == ["sampling"] * 2 and list(Image.open(plain).getdata()) == list(expected.getdata())
 
 
 def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:

@@ -40,7 +40,8 @@ def check(series: Series, folder: Path) -> None:
         assert loss["high"][at] == pytest.approx(max(values), rel=1e-4)
         assert loss["mean"][at] == pytest.approx(math.fsum(values) / len(values), rel=1e-4)
     assert min(truth, default=0) >= (steps[0] if truth else 0)
-    assert series.total("loss") == pytest.approx(math.fsum(v for v in truth.values() if v is not None))
+    total = pytest.approx(math.fsum(v for v in truth.values() if v is not None))
+    assert series.total("loss") == total and series.total("loss", "no such number") == total
 
 
 @pytest.mark.parametrize("seed", range(8))
