@@ -110,7 +110,8 @@ class BlockRunner:
 
     def _run_uncompiled(self) -> None:
         """Called once the compiled programs are given up."""
-        if self._is_auto and (level := self._fastest(self.levels)) in self.levels[self.levels.index(self.level) + 1 :]:
+        level = max(self.level, self._fastest(self.levels), key=CHECKPOINTING_LEVELS.index)
+        if self._is_auto and level != self.level:
             logger.info(f"{KEY} auto: {level} instead of {self.level}, for uncompiled blocks")
             self.level = level
         self._wrap()

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from toolkit.config.train import CompileConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
+from toolkit.memory import compiling
+from toolkit.memory.compiling import CompileTime, Programs
 from toolkit.train.interface import StepLosses, TrainState
 from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS
 from toolkit.train.run import Callback
@@ -281,6 +284,24 @@ def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypa
     # Two micro-batches of 1 s waiting and 4 s work each; the logging of a step is part of the next one's time.
     assert [r.step_s for r in recorder.results] == [10.0, 10.5, 10.5]
     assert [r.data_s for r in recorder.results] == [2.0, 2.0, 2.0]
+
+
+def test_step_time_is_that_without_compiling(toy, recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("toolkit.train.metrics_buffer.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(compiling._clock, "total", CompileTime())
+    run = toy.run(3, callbacks=[recorder])
+    run.programs = Programs(CompileConfig(enabled=True, backend="eager"))
+
+    def step(batch):
+        took = 60.0 if run.state.step == 1 else 0.0
+        clock.now += took + 4.0
+        monkeypatch.setattr(compiling._clock, "total", CompileTime(1, compiling._clock.total.seconds + took))
+        return toy.step(run)(batch)
+
+    toy.train(run, step)
+    assert [r.step_s for r in recorder.results] == [4.0, 4.0, 4.0]
+    assert [(r.compile_s, r.compiled) for r in recorder.results] == [(0.0, False), (60.0, True), (0.0, False)]
 
 
 # ------------------------------------------------------------ memory that runs out
