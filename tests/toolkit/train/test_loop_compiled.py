@@ -216,8 +216,15 @@ def test_what_was_asked_for_is_not_replaced(toy, install, said) -> None:
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_no_weight_moves_in_the_first_backward_pass_of_a_program(toy, install, said, accumulation: int) -> None:
-    """Also at the third size, when two programs work already."""
-    install(backward_of(SIZES[2], ERRORS[0]), factor=1.0 if accumulation == 1 else 1.5)
+    """At the third size the second block's pass works, and the first one's fails."""
+    fails, seen = backward_of(SIZES[2], ERRORS[0]), []
+
+    def second_fails(kind: str, tensors: list[Tensor]) -> Exception | None:
+        error = fails(kind, tensors)
+        seen.extend([kind] * (error is not None))
+        return error if len(seen) == 2 else None
+
+    install(second_fails, factor=1.0 if accumulation == 1 else 1.5)
     expect_eager(toy, Blocks(AUTO), said, ERRORS[0], steps=3, accumulation=accumulation, fused=True)
 
 
