@@ -47,7 +47,7 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
 
     hidden_size: channels per token, by which `cheap` tells an adapter's up projection; 0: none is told.
     """
-    min_width = hidden_size // MIN_WIDTH_FRACTION
+    min_width = hidden_size / MIN_WIDTH_FRACTION  # no integer: `dynamic: true` would make a symbol of it
     # With compilation the policy must not depend on the number of tokens, which would cause recompilation.
     policy = partial(_keeps_costly, None, min_width) if level == "cheap" else _keeps_attention
     compiled = partial(create_selective_checkpoint_contexts, policy)
@@ -81,7 +81,7 @@ def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoint
 
 
 def _keeps_costly(
-    tokens: Collection[int] | None, min_width: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
+    tokens: Collection[int] | None, min_width: float, ctx: Any, op: Any, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
     """Keeps attention, and matmuls with one row per token of a stream.
 

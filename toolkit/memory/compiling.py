@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEFAULT_RECOMPILE_LIMIT = 32
-"""Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached by the first block
-(whose inputs need no gradient), the others, and sampling, each with several shapes."""
+"""Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached where blocks
+differ, as with int8 products in some layers: each kind has a program of the first size, of others, and of samples."""
 
 
 WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -258,13 +258,8 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
         def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             if not programs.used:
                 return run(block, *tensors)
-            if settings.dynamic is True:
-                # The width of streams [B, S, D] is static: it never changes, and checkpointing needs its value.
-                for tensor in tensors:
-                    if isinstance(tensor, Tensor) and tensor.dim() == 3:
-                        torch._dynamo.mark_static(tensor, 2)
             try:
-                return program(block, *tensors)
+                return program(block, *(_as_stream(tensor, settings) for tensor in tensors))
             except Exception as error:
                 if not programs.may_replace(error):
                     if message := _user_message(error, limit, settings.place):
@@ -279,6 +274,20 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
         return run_program
 
     return wrap
+
+
+def _as_stream(tensor: Any, settings: CompileConfig) -> Any:
+    """An input of a block; a stream [B, S, D] in the form in which one program serves all blocks."""
+    if not isinstance(tensor, Tensor) or tensor.dim() != 3 or not tensor.is_floating_point():
+        return tensor
+    if torch.is_grad_enabled() and not tensor.requires_grad:
+        # The streams of the first block need no gradient. A program without one would be compiled for it alone; the
+        # gradient is a hundredth of a model's backward pass, and compiling takes as long as ten steps.
+        tensor = tensor.detach().requires_grad_()
+    if settings.dynamic is True:
+        # The width never changes, and checkpointing needs its value.
+        torch._dynamo.mark_static(tensor, 2)
+    return tensor
 
 
 def _keep_quiet() -> None:

@@ -84,9 +84,9 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
 
 
 def train(level: str, backend: str = "divided", **options) -> None:
-    """A step of two blocks, the second of which has a gradient to pass on."""
+    """A step of one block."""
     settings = CompileConfig(enabled=True, backend=backend, fullgraph=True)
-    stack = Stack(dropout=0.0, count=2, **options)
+    stack = Stack(dropout=0.0, count=1, **options)
     stack.wrap(checkpoint_wrapper(level, WIDTH), compile_wrapper(settings)).gradients()
 
 
@@ -106,8 +106,7 @@ def train(level: str, backend: str = "divided", **options) -> None:
 def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Program], options: dict) -> None:
     """On torch 2.11 what is inside an autograd.Function has no tag: each block kept its weights and activations."""
     train("full", **options)
-    assert len(programs) == 2
-    assert [(program.made, program.untagged) for program in programs] == [([], []), ([], [])]
+    assert [(program.made, program.untagged) for program in programs] == [([], [])]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None, 
     # Products of six layers but the last, which nothing needs again, and six low-rank ones.
     products = {(ROWS, WIDTH): 4, (ROWS, 2 * WIDTH): 1, (ROWS, 4): 6}
     kept = [Counter(tuple(value.shape) for value in program.made) for program in programs]
-    assert kept == [attention, attention, attention | products, attention | products]
+    assert kept == [attention, attention | products]
 
 
 # ------------------------------------------------------------ what a second process finds
@@ -164,9 +163,9 @@ def test_a_second_process_compiles_nothing(tmp_path: Path, row: int) -> None:
         printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
         found.append(json.loads(printed.splitlines()[-1]))
     first, second = found
-    assert first["autograd_cache_saved"] == second["autograd_cache_hit"] == 2
+    assert first["autograd_cache_saved"] == second["autograd_cache_hit"] == 1
     assert not {name for name in (*first, *second) if "bypass" in name} and "autograd_cache_miss" not in second
-    assert second["fxgraph_cache_hit"] >= 2 and "fxgraph_cache_miss" not in second
+    assert second["fxgraph_cache_hit"] == 2 and "fxgraph_cache_miss" not in second
 
 
 def count(level: str, **options) -> None:
