@@ -26,11 +26,12 @@ from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import log, redact
-from toolkit.files.writing import find_config, read_source
+from toolkit.files.writing import find_config, moved_examples, read_source
 from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, collection_paused, load_object
 from toolkit.system import distributed, signals
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.system.torch_version import check_torch_version, prepare_allocator
+from toolkit.version import COMMAND
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""
@@ -111,7 +112,7 @@ def import_job(argv: Sequence[str]) -> int:
     from toolkit.files.writing import file_in_the_way, write_text
 
     parser = argparse.ArgumentParser(
-        prog="run.py import", description="Converts a file or a command of another program to a job."
+        prog=f"{COMMAND} import", description="Converts a file or a command of another program to a job."
     )
     add = parser.add_argument
     add("source", metavar="FILE_OR_COMMAND", help="a file, or a command in quotes")
@@ -301,7 +302,7 @@ def load(
     from toolkit.config.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
-    find_model, moved = extensions.find_config, arguments.moved
+    find_model, moved = extensions.find_config, moved_examples(path) | arguments.moved
     config = load_job(path, find_model, name=arguments.name, flags=arguments.flags, moved=moved)
     if warn:
         print_warnings(config)
@@ -312,7 +313,7 @@ def load(
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="run.py",
+        prog=COMMAND,
         description="Runs jobs: YAML, JSON or JSONC files that list processes.",
         epilog=epilog() if {"-h", "--help"} & set(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -386,5 +387,10 @@ def prepare_streams() -> None:
     log.redact_streams()
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The command `atelier` of an installation."""
     distributed.exit_process(main())
+
+
+if __name__ == "__main__":
+    console()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tests.docker.test_dockerfile import EXCLUDED, tool
 from toolkit.system.torch_version import NEWEST, OLDEST
+from toolkit.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -97,6 +99,40 @@ def test_an_image_is_pushed_only_after_it_has_trained_and_only_on_a_tag() -> Non
     assert len(pushing) == 2 and all("refs/tags/v" in step["if"] for step in pushing)
 
 
+def test_a_tag_is_tried_with_every_python_that_can_be_used() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/python.yml").read_text())["jobs"]["python"]
+    versions = workflow["strategy"]["matrix"]["python"]
+    least, most = (version.partition(".")[2] for version in (versions[0], versions[-1]))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">=3.{least},<3.{int(most) + 1}"
+    assert f"Python {', '.join(versions[:-1])} or {versions[-1]}" in (ROOT / "README.md").read_text()
+
+
+def test_a_commit_is_checked_by_what_ci_checks_first() -> None:
+    test_line = next(line for line in (ROOT / "README.md").read_text().splitlines() if "pytest" in line)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    for hook in hooks[:3]:
+        assert hook["entry"] in test_line
+    for hook in hooks:
+        assert any((ROOT / word).exists() for word in hook["entry"].split()) or hook["entry"] in test_line
+
+
+@pytest.mark.parametrize(("length", "code"), [(72, 0), (73, 1)])
+def test_a_subject_has_at_most_72_characters(length: int, code: int, tmp_path: Path) -> None:
+    message = tmp_path / "message"
+    message.write_text(f"{'x' * length}\n\n{'y' * 100}\n")
+    assert subprocess.run([ROOT / ".ci" / "subject", message], capture_output=True).returncode == code
+
+
+def test_the_notes_of_a_release_are_its_part_of_the_changelog() -> None:
+    done = subprocess.run([ROOT / ".ci" / "notes"], capture_output=True, text=True)
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    if f"## {VERSION} (unreleased)" in changelog:
+        assert done.returncode == 1 and f"write '## {VERSION} (YYYY-MM-DD)'" in done.stderr
+    else:
+        assert done.returncode == 0 and done.stdout.strip() in changelog
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 def test_what_a_workflow_names_exists_and_its_commands_are_sound(workflow: Path, tmp_path: Path) -> None:
     text = workflow.read_text()
@@ -106,7 +142,9 @@ def test_what_a_workflow_names_exists_and_its_commands_are_sound(workflow: Path,
         assert f"`{name}`" in GUIDE, name
     for number, step in enumerate(step for step in steps(workflow) if "run" in step):
         script = tmp_path / f"{number}.sh"
-        given = " ".join(f'"${{{name}:=}}"' for name in ("IMAGE", "GITHUB_REF_NAME", *step.get("env", {})))
+        given = " ".join(
+            f'"${{{name}:=}}"' for name in ("IMAGE", "GITHUB_REF_NAME", "GITHUB_SHA", *step.get("env", {}))
+        )
         script.write_text(f"#!/usr/bin/env bash\nset -e\n: {given}\n{step['run']}\n")
         command = [tool("shellcheck"), "-o", "all", "-e", EXCLUDED, str(script)]
         checked = subprocess.run(command, capture_output=True, text=True)

@@ -25,8 +25,8 @@ from toolkit.config.process import JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.redact import redact_text
+from toolkit.version import COMMAND
 
-PROGRAM = "run.py"
 _NOWHERE = SourceLocation(0, 0)
 
 
@@ -59,7 +59,7 @@ def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = (
     """The flags of a tool, with the fields' descriptions as help. as_flags: positional fields that have flags."""
     about, places = " ".join((model.__doc__ or "").split()), [flag_of(model, key) for key in model.positional]
     epilog = f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}." if places else None
-    parser = FlagParser(prog=f"{PROGRAM} {uid}", description=about, epilog=epilog, allow_abbrev=False)
+    parser = FlagParser(prog=f"{COMMAND} {uid}", description=about, epilog=epilog, allow_abbrev=False)
     keys = (key for key in model.model_fields if key not in (*model.positional, "type", "name"))
     for name in (*model.positional, *keys):
         for dotted in [f"{name}.{key}" for key in model.sections[name]] if name in model.sections else [name]:

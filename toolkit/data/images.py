@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
@@ -249,7 +250,9 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(path, "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged") from error
+        hint = "" if find_spec("pi_heif") else " (HEIC needs the package 'pi-heif': pip install pi-heif)"
+        what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
+        raise ImageError(path, f"{what}{hint}") from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:
@@ -266,7 +269,7 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
     try:
         return Image.open(file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ())))
     except Image.UnidentifiedImageError:
-        if "HEIF" in Image.OPEN:
+        if "HEIF" in Image.OPEN or not find_spec("pi_heif"):
             raise
     from pi_heif import register_heif_opener
 

@@ -63,6 +63,13 @@ def find_config(argument: str) -> Path:
     raise UserError(f"{argument}: {what}. Working directory: {os.getcwd()}. Looked for:{looked}")
 
 
+def moved_examples(path: str | Path) -> dict[str, str]:
+    """Folder -> where it is, of what a job of the program's own examples names, in a working directory without them."""
+    examples = CONFIG_ROOT / "examples"
+    is_example = Path(path).resolve().is_relative_to(examples)
+    return {"config/examples": str(examples)} if is_example and not Path("config/examples").is_dir() else {}
+
+
 def read_source(path: str | Path) -> bytes:
     """All of a file that somebody wrote for the program to read: a job, another program's config. Raises OSError for
     what is neither a regular file, a pipe nor a terminal, and for more than MOST_SOURCE bytes: a device never ends."""

@@ -14,6 +14,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.data.captions import inject_trigger
 from toolkit.files.run_files import final_files, step_files
 from toolkit.files.writing import TOOLKIT_ROOT
+from toolkit.version import COMMAND, IS_INSTALLED
 
 MOST_COLUMNS = 4
 """LoRA files that the command of a grid names: the last ones."""
@@ -31,6 +32,8 @@ class HasSamples(Protocol):
 def command(*arguments: object) -> str:
     """A command of this program: with the interpreter that runs it, paths relative where they are in the working
     directory."""
+    if IS_INSTALLED:
+        return shlex.join([COMMAND, *map(str, arguments)])
     python = Path(sys.executable)  # not resolved: of a virtual environment it is a link
     name = python.name if shutil.which(python.name) == str(python) else _relative(python)
     return shlex.join(map(str, (name, _relative(TOOLKIT_ROOT / "run.py"), *arguments)))

@@ -365,3 +365,12 @@ def test_a_torn_photograph_of_an_iphone_is_named(tmp_path: Path, length: int) ->
     path = tmp_path / "photo.heic"
     path.write_bytes(TURNED_HEIC.read_bytes()[:length])
     assert "damaged" in (check_image(path) or "")
+
+
+def test_without_its_decoder_a_heic_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    path = tmp_path / "photo.heic"
+    path.write_bytes(TURNED_HEIC.read_bytes())
+    with pytest.raises(ImageError, match=r"\(HEIC needs the package 'pi-heif': pip install pi-heif\)"):
+        image_size(path)

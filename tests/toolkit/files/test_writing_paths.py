@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT, TOOLKIT_ROOT, find_config
+from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT, TOOLKIT_ROOT, find_config, moved_examples
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +51,11 @@ def test_the_error_lists_the_places(tmp_path: Path) -> None:
     assert str(tmp_path) in message
     assert "config/nowhere" in message
     assert str(CONFIG_ROOT / "nowhere") in message
+
+
+def test_an_example_that_runs_elsewhere_finds_what_it_names(tmp_path: Path) -> None:
+    example = CONFIG_ROOT / "examples" / "quickstart.yaml"
+    assert moved_examples(example) == {"config/examples": str(CONFIG_ROOT / "examples")}
+    assert moved_examples("job.yaml") == moved_examples(tmp_path / "quickstart.yaml") == {}
+    Path("config/examples").mkdir()
+    assert moved_examples(example) == {}
