@@ -75,6 +75,13 @@ OF_IMAGES = frozenset({"image_directory", "image_jsonl_file", "control_directory
 TEXTS = (PATHS | OF_IMAGES | {"output_dir", "logging_dir", "output_name", "model_version", "resume"}) - {"base_weights"}
 """Keys with one text."""
 
+NOT_EMPTY = {
+    "output_dir": "Give the folder of the results, or leave the key out for 'output'",
+    "vae": "Leave the key out for the one in the model's folder",
+    "text_encoder": "Leave the key out for the one in the model's folder",
+}
+"""Keys that are errors there where they are empty -> the remedy."""
+
 SWITCHES = frozenset(
     {
         "edit", "edit_plus", "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
@@ -158,6 +165,7 @@ class _Reader:
 
     def job(self) -> ConfigNode:
         """The whole job."""
+        self._refuse_empty()
         self._model()
         self._read(self.given, [key for key in ROWS if key not in OF_DATASETS], "It belongs in the dataset file.")
         self._network()
@@ -173,6 +181,12 @@ class _Reader:
             self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
         config = {**self.config, "name": at(name, self.name or name.value), "process": [self.process]}
         return tree({"job": "extension", "config": config, "meta": self.meta or None}, self.root)
+
+    def _refuse_empty(self) -> None:
+        """Tells keys without a value with which a training there ends."""
+        for key, node in flat(self.root).items():
+            if key in NOT_EMPTY and node.is_blank:
+                self.diagnostics.error(node, f"has no value, which is an error there too. {NOT_EMPTY[key]}.")
 
     def _with_more(self, level: Level) -> Level:
         """With the flags of a front end's `additional_parameters`."""
@@ -335,6 +349,10 @@ class _Reader:
         if epochs is None or epochs.value == 0:
             self._default("max_train_steps")
         self._default("learning_rate")
+        if "optimizer_type" not in self.given:
+            self.defaults["optimizer_type"] = "adamw (there an error)"
+        if "fp8_vl" not in self.given:
+            self.defaults["fp8_vl"] = False
         self._default("timestep_sampling")
         kind = self.given.get("timestep_sampling", _their("", "sigma")).value
         if kind == "shift":
@@ -354,6 +372,8 @@ class _Reader:
                 self.diagnostics.warn(node, f"has no effect, as there: only {' and '.join(schedules)} heed it.")
                 self._set(f"train.{key}", None, self.process)
         seed = self.given.get("seed")
+        if seed is None:
+            self.defaults["seed"] = "random"
         if seed is not None and seed.value == 0:
             self.diagnostics.warn(seed, "0 is a seed there, and a random one here. Take another for a fixed one.")
         if seed is not None:

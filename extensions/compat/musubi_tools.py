@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from extensions.compat.command import NOT_NEEDED, commands, parted, stray_flags
 from extensions.compat.musubi import FILE, PARTS, ROWS, VERSION, VERSIONS, model_of
 from extensions.compat.names import NAMES
+from toolkit.data.images import ImageError, image_size
 from toolkit.errors import UserError
 
 
@@ -48,6 +51,12 @@ VALUES = {
 IDLE = frozenset({"output_type", "resize_control_to_official_size", "lycoris"})
 """Flags whose value is what is done anyway."""
 
+RESIZED = ("resize_control_to_image_size", "resize_control_to_official_size")
+"""Flags that say how large control images are."""
+
+LEAST_CONTROL, MOST_CONTROL = 64, 4096
+"""Of `control_resolution`."""
+
 FLAGS = {
     "model_org": "--base", "model_tuned": "--tuned", "dim": "--rank", "output_file": "--output",
     "save_merged_model": "--output",
@@ -83,6 +92,9 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
     words, notes = [tool, *positional], []
     strengths = given.pop("lora_multiplier", [])
     words += _model(given, tool, known[tool])
+    if tool == "generate" and "control_image_path" in given:
+        flags, note = _control_size(given)
+        words, notes = [*words, *flags], [*notes, *note]
     for name, values in given.items():
         if name == "lora_weight":
             values = [f"{file}:{strengths[i]}" if i < len(strengths) else file for i, file in enumerate(values)]
@@ -124,6 +136,23 @@ def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> li
         return ["--base", paths["dit"] if "dit" in named.alone else named.model]
     files = [(f"--{PARTS[key].replace('_', '-')}", paths[key]) for key in named.alone]
     return ["--model", named.model, *(word for pair in files for word in pair)]
+
+
+def _control_size(given: Mapping[str, list[str]]) -> tuple[list[str], list[str]]:
+    """Our words for the size of control images, and a line. Raises UserError for flags that exclude each other."""
+    resized = [name for name in RESIZED if name in given]
+    if len(resized) == 2:
+        raise UserError(f"--{resized[0]} and --{resized[1]} exclude each other, there too. Keep one of them.")
+    if resized:
+        return [], []
+    try:
+        sides = {math.isqrt(math.prod(image_size(Path(path).expanduser()))) for path in given["control_image_path"]}
+    except ImageError:  # which our command says
+        sides = set()
+    told = f"--control_image_path: without --{RESIZED[0]} or --{RESIZED[1]} it keeps its own size there,"
+    if len(sides) == 1 and LEAST_CONTROL <= min(sides) <= MOST_CONTROL:
+        return ["--control-resolution", str(min(sides))], [f"{told} and here, but for multiples of 32."]
+    return [], [f"{told} and has the area of 1024 x 1024 pixels here (--control-resolution)."]
 
 
 def _ours(name: str, values: Sequence[str], tool: str, known: Collection[str]) -> list[str]:

@@ -640,7 +640,7 @@ NAMES: dict[tuple[str, str], Names] = {
             "dit vae text_encoder",
             absent("One folder in diffusers layout has transformer, VAE and text encoder: write --model FOLDER."),
         ),
-        "model_path": absent("Write --text-encoder-path for a single file, --model for a folder or a hub id."),
+        "model_path": is_("model"),
         "image_size": absent("Write --height H --width W."),
         **each("lora_multiplier ratios", absent("Write the strength behind the file: --lora FILE:0.8.")),
         "models": absent("Write --lora FILE:0.8 FILE:0.5."),

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from toolkit.config.dataset import area_of, sides_of
@@ -86,7 +86,7 @@ def job_metadata(
         "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
         # Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and their readers expect it.
         **{f"ss_{key}": value if isinstance(value, dict | list) else str(value) for key, value in kohya.items()},
-        **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name).items()},
+        **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name, plan).items()},
     }
     said = redact_json({**meta, **ours}, by_key=True)  # headers of safetensors hold strings only
     return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in said.items()}
@@ -176,12 +176,19 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
     }
 
 
-def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, int]:
+    """The largest size of the datasets; the largest bucket where all images are much smaller, as none is enlarged."""
+    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+    buckets = [(each.width, each.height) for folder in plan.datasets for each in folder.buckets] if plan else []
+    trained = max(buckets, key=prod, default=sides_of(largest))
+    return trained if 2 * prod(trained) < area_of(largest) else sides_of(largest)
+
+
+def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str, plan: RunPlan | None) -> dict[str, Any]:
     """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
     architecture, implementation = family_for(section.model).modelspec
     network, train = section.network, section.train
-    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
-    width, height = sides_of(largest)
+    width, height = _resolution(section, plan)
     trigger = section.as_written(section.trigger_word, "trigger_word")
     bounded = train.min_timestep > 0 or train.max_timestep < 1000
     return {

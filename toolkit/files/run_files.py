@@ -155,7 +155,13 @@ def saved_as(path: str) -> Path | None:
     """Where the weights are that musubi-tuner would call `OUT/NAME.safetensors`, `OUT/NAME-000003.safetensors` (epoch
     3) or `OUT/NAME-step00000012.safetensors`: a run writes into the folder `OUT/NAME`, and names files by steps. Of a
     run's folder its last file. None for what is there, and for all else."""
-    file = Path(path).expanduser()
+    try:
+        return _saved_as(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError):  # no path, or of no file that there can be
+        return None
+
+
+def _saved_as(file: Path) -> Path | None:
     if file.is_dir() and (file / STATUS).is_file():
         return next((each for each in final_files(file, file.name) if each.is_file()), None)
     if file.suffix != ".safetensors" or file.exists():

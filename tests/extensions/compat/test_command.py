@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from run import foreign_tool, print_tool
 from tests.conftest import ROOT
@@ -355,6 +356,33 @@ def test_commands_that_follow_a_training_find_its_files(run_py: Callable[..., An
     Path("again.sh").write_text(again)
     planned = run_py("again.sh", "--dry-run")
     assert planned.returncode == 0 and "is found as 'out/0100/0100.safetensors'" in planned.stderr, planned.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "ours", "note"),
+    [
+        ("", "--control-resolution 95", "keeps its own size there, and here, but for multiples of 32."),
+        ("pairs/other.png", "", "and has the area of 1024 x 1024 pixels here (--control-resolution)."),
+        ("gone.png", "", "and has the area of 1024 x 1024 pixels here"),
+        ("--resize_control_to_official_size", "", ""),
+        ("--resize_control_to_image_size", "--match-target-res", ""),
+    ],
+)
+def test_a_control_image_keeps_its_size_as_there(flags: str, ours: str, note: str) -> None:
+    Image.new("RGB", (120, 76)).save("one.png"), Image.new("RGB", (300, 300)).save("pairs/other.png")
+    command = "python qwen_image_generate_image.py --dit model --prompt x --edit --control_image_path one.png"
+    made = foreign_tool(f"{command} {flags}")
+    assert made is not None
+    words, notes = made
+    assert (ours in " ".join(words)) and ("--control-resolution" in words) == ours.startswith("--control")
+    assert len(notes) == bool(note) and all(note in line for line in notes)
+    with pytest.raises(UserError, match="exclude each other, there too"):
+        foreign_tool(f"{command} --resize_control_to_official_size --resize_control_to_image_size")
+
+
+def test_the_caption_tool_takes_a_model_by_its_flag_there(run_py: Callable[..., Any]) -> None:
+    done = run_py("caption", "--image_dir", "pairs/after", "--model_path", "none/x.safetensors")
+    assert "unknown argument" not in done.stderr and "none/x.safetensors" in done.stderr
 
 
 def test_a_command_of_another_script_that_lost_its_mark_is_refused() -> None:

@@ -84,8 +84,9 @@ def test_what_is_left_out_is_as_there_and_one_line_says_it(load: Callable[..., J
     assert dataset.num_repeats == 1 and [str(size) for size in dataset.resolution] == ["{width: 960, height: 544}"]
     assert config.notes == (
         "left out, and therefore as in musubi-tuner: network_dim 4, network_alpha 1, "
-        "max_train_steps 1600, learning_rate 2e-06, timestep_sampling sigma, save_precision float32, "
-        "save_every_n_steps 0, save_last_n_steps 0, resolution [960, 544]",
+        "max_train_steps 1600, learning_rate 2e-06, optimizer_type adamw (there an error), fp8_vl false, "
+        "timestep_sampling sigma, seed random, save_precision float32, save_every_n_steps 0, save_last_n_steps 0, "
+        "resolution [960, 544]",
     )
 
 
@@ -423,6 +424,12 @@ def test_what_its_front_end_writes_for_off_is_off(load: Callable[..., JobConfig]
         assert written.model_dump()[part] == plain.model_dump()[part]
     assert (written.save.interval(), written.save.files_to_keep()) == ((0, 0), 0) == (plain.save.interval(), 0)
     assert written.sample.interval() == (0, 0) and not written.sample.samples
+
+
+@pytest.mark.parametrize("key", ["output_dir", "vae", "text_encoder"])
+def test_what_may_not_be_empty_there_is_refused(load: Callable[..., JobConfig], key: str) -> None:
+    (told,) = faults(load, f'{JOB}{key} = ""\n')
+    assert told.startswith("job.toml:5:") and f"{key}: has no value, which is an error there too. " in told
 
 
 def test_adafactor_has_the_defaults_of_its_class_as_there(load: Callable[..., JobConfig]) -> None:

@@ -86,12 +86,13 @@ def test_the_arguments_of_the_network_are_all_that_differ_from_their_defaults(me
 
 def test_the_resolution_is_the_largest_size(metadata, tmp_path: Path) -> None:
     def of(*sizes: object) -> str:
-        return metadata(datasets=[{"folder_path": str(tmp_path / "photos"), "resolution": sizes}])[
-            "modelspec.resolution"
-        ]
+        datasets = [{"folder_path": str(tmp_path / "photos"), "resolution": sizes}]
+        return metadata(datasets=datasets, **more)["modelspec.resolution"]
 
-    rectangle = {"width": 960, "height": 544}
+    rectangle, more = {"width": 960, "height": 544}, {"plan": None}
     assert [of(512, rectangle), of(768, rectangle)] == ["960x544", "768x768"]
+    more = {}  # the images of the plan are at most 64 x 96 pixels, and not enlarged
+    assert [of(96), of(1024)] == ["96x96", "64x96"]
 
 
 def test_it_tells_the_datasets_by_the_last_part_of_their_names(metadata) -> None:

@@ -45,6 +45,8 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("other.safetensors", None),
         (".safetensors", None),
         ("my.txt", None),
+        ("x" * 300 + ".safetensors", None),
+        ("my\0.safetensors", None),
     ],
 )
 def test_a_name_of_musubi_tuner_leads_to_the_file_of_the_run(out: Path, asked: str, found: str | None) -> None:
