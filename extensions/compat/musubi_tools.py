@@ -89,7 +89,7 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
     if tool == "generate" and "save_merged_model" in given:  # which generates no image then
         tool, defaults = SCRIPTS["merge_lora.py"]
         given = {name: values for name, values in given.items() if name in OF_MERGING or name in PARTS}
-    words, notes = [tool, *positional], []
+    words, notes = [tool, *positional], list[str]()
     strengths = given.pop("lora_multiplier", [])
     words += _model(given, tool, known[tool])
     if tool == "generate" and "control_image_path" in given:

@@ -285,6 +285,7 @@ def test_the_guides_own_commands_are_there(workplace: Path, tmp_path: Path) -> N
     command = [sys.executable, str(ROOT / "config/examples/generate_training_graphs.py"), "outputs/"]
     drawn = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
     assert drawn.returncode == 0 and (run / "graph" / "training_losses.png").is_file(), drawn.stderr
+    assert (workplace / "outputs" / "graph" / "training_losses.png").is_file()
 
 
 def test_the_pages_table_of_sizes_is_what_is_made() -> None:

@@ -201,9 +201,16 @@ def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, 
     status = read_status(folder)
     if status.get("status") != FINISHED:
         return None
+    name = str(status.get("name") or folder.name)
+    is_gone = not final_files(folder, name)
     if checkpoint is None:  # without states only run.json tells; a run that ended early has as many steps planned
         step, planned = int(status["step"]), status["steps"]
+        if is_gone and section.save.states == "never":
+            lost = f"{name}.safetensors is not there any more, and no state was kept to write it from"
+            raise UserError(f"{folder} holds a run that is complete at step {step}: {lost}. --restart trains again.")
         return step if section.save.states == "never" and (planned is None or planned >= steps) else None
+    if is_gone:
+        return None  # the files of the end are written again, from the state of the last step
     step, state = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]
     passed = steps == UNTIL_THE_DATA_ENDS and state["epochs_done"] >= section.train.epochs
     return step if step >= steps or passed or stop_reason(section.stop_when, step, state["extra"]) else None

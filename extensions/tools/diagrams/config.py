@@ -22,7 +22,7 @@ class DiagramsConfig(RunToolConfig):
     """Folder of a run, or one with several."""
 
     output: PathStr = ""
-    """Folder to write. Empty: `graph/` in the folder of each run."""
+    """Folder to write. Empty: `graph/` in the folder of each run, and of several runs also `graph/` in `run`."""
 
     suffix: str = ""
     """Appended to the name of each file, such as `_vae`, if several runs are plotted into one folder."""

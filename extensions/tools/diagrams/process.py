@@ -9,7 +9,7 @@ from extensions.tools.diagrams.config import DiagramsConfig
 from extensions.tools.shared.diagrams import draw_diagrams
 from jobs.process import BaseExtensionProcess
 from toolkit.files.run_files import GRAPH
-from toolkit.train.run_reader import runs_in
+from toolkit.train.run_reader import RunInfo, runs_in
 
 logger = logging.getLogger(__name__)
 
@@ -27,3 +27,11 @@ class DiagramsProcess(BaseExtensionProcess):
             suffix = self.section.suffix or (f"_{run.name}" if self.section.output and len(runs) > 1 else "")
             files = draw_diagrams(run.folder, output, suffix)
             logger.info(f"{run.folder}: " + (f"{len(files)} files in {output}" if files else "no step recorded yet"))
+            if not self.section.output and run.folder != self.section.folder():
+                self._draw_above(run, f"_{run.name}" if len(runs) > 1 else "")
+
+    def _draw_above(self, run: RunInfo, suffix: str) -> None:
+        """Draws a run also into `graph/` of the folder that was asked for, where FluxFlow's guide has its diagrams."""
+        together = self.section.folder() / GRAPH
+        if draw_diagrams(run.folder, together, suffix):
+            logger.info(f"{together}: the same" + (f", with {suffix} behind their names" if suffix else ""))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -102,6 +104,24 @@ def resumption_of(state: Path | None, job: Job, found: DatasetScan, allow_change
         with mock.patch.object(resumption, "find_checkpoint", lambda *_: (state, False)):
             start = plan_start(state.parent.parent, job, 10**9, lambda: digests, False, allow_change, revisions)
     return ResumePlan.of(start, job, digests)
+
+
+def test_files_of_the_end_that_were_deleted_are_written_again_or_told(state: Path, same: DatasetScan) -> None:
+    folder, digests = state.parent.parent, fingerprint(same.samples)
+    recorded = {"record": json.loads((state / "state.json").read_text())}
+    (folder / "run.json").write_text(json.dumps({"name": "a", "status": "finished", "step": 3, "steps": 3, **recorded}))
+
+    def plan(**changes: Any) -> Start:
+        job = changed("save", **changes) if changes else section()
+        return plan_start(folder, job, 3, lambda: digests, False, True)
+
+    assert (plan().complete_at, plan().checkpoint) == (None, state)
+    (folder / "a.safetensors").write_bytes(b"whatever is in it")
+    assert (plan().complete_at, plan().checkpoint) == (3, state)
+    (folder / "a.safetensors").unlink()
+    shutil.rmtree(state.parent)
+    with pytest.raises(UserError, match=r"complete at step 3: a\.safetensors is not there any more, and no state was"):
+        plan(states="never")
 
 
 @pytest.fixture

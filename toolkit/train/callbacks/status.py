@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -78,6 +79,10 @@ def ask_to_stop(run: Run) -> None:
 WRITE_EVERY_S = 1.0
 
 
+_TERM = re.compile(r"^loss_(?!.*_weighted$)|_loss$")
+"""In the names of metrics that are the terms of a loss."""
+
+
 class StatusCallback(Callback):
     """Rewrites run.json at most once a second and keeps the status line current."""
 
@@ -138,6 +143,9 @@ class StatusCallback(Callback):
             f"lr {result.lr:.1e}",
             memory_text(),
         ]
+        terms = {_TERM.sub("", name): value for name, value in result.extra_metrics.items() if _TERM.search(name)}
+        if len(terms) > 1:  # of a sum: what each of its terms is, before its weight
+            parts.append(", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
         if run.state.skipped:
             parts.append(f"{run.state.skipped} skipped")
         return " | ".join(part for part in parts if part)

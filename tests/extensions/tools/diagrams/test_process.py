@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def test_a_command_draws_a_run_or_all_in_a_folder(run_py, runs: Path, tmp_path: 
     assert run_py("diagrams", "output/job", "--output", "together").returncode == 0
     names = {path.name for path in (tmp_path / "together").iterdir()}
     assert {"training_losses_vae.png", "training_losses_flow.png"} <= names
+
+
+def test_a_folder_above_runs_gets_their_diagrams_too(run_py, runs: Path, tmp_path: Path) -> None:
+    """As FluxFlow's guide says of `outputs/`: `outputs/graph/training_losses.png`."""
+    assert run_py("diagrams", "output/job").returncode == 0
+    own = (runs / "flow" / "graph" / "training_losses.png").read_bytes()
+    assert (runs / "graph" / "training_losses_flow.png").read_bytes() == own
+    assert (runs / "graph" / "training_summary_vae.txt").is_file()
+    shutil.rmtree(runs / "vae"), shutil.rmtree(runs / "graph")
+    assert run_py("diagrams", "output").returncode == 0
+    assert (tmp_path / "output" / "graph" / "training_losses.png").read_bytes() == own
 
 
 def test_a_job_draws_what_it_has_trained(run_py, write_job, runs: Path) -> None:

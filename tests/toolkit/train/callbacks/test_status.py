@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,17 @@ def test_the_line_tells_step_loss_speed_and_what_is_left(run, result) -> None:
     line = stream.getvalue()
     for part in ("step 10/40 25%", "loss 0.5000 | avg 0.5000", "lr 1.0e-01", "4.00 s/it", "0s, ETA 2m00s"):
         assert part in line
+
+
+def test_the_line_tells_the_terms_of_a_sum(run, result) -> None:
+    callback, stream = hook_on()
+    callback.on_start(run)
+    numbers = {"loss_recon": 0.25, "loss_kl": 12.0, "loss_kl_weighted": 0.12, "kl_beta": 0.01, "contrast_loss": 0.5}
+    callback.on_metrics(run, replace(result(10), extra_metrics={**numbers, "loss/vae": 0.9, "d_real": 1.0}))
+    assert " | recon 0.25, kl 12, contrast 0.5" in stream.getvalue()
+    callback, stream = hook_on()
+    callback.on_metrics(run, replace(result(10), extra_metrics={"loss_flow": 0.25}))
+    assert "flow" not in stream.getvalue()
 
 
 def test_of_several_roles_the_first_ones_loss_is_shown(run, result) -> None:
