@@ -44,6 +44,7 @@ class OurLoop(Callback):
         self.network = LoraNetwork(self.model.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
         self.network.attach(self.model.network_module)
         self.network.fuse_projections(self.model.fused_projection_groups())
+        self.network.cast_by_block(self.model.blocks())
         BlockRunner(self.model, torch.device("cpu"), dtype, level)
         parameters = self.network.parameters()
         optimizer = build_optimizer("adamw", parameters.values(), LR, {"weight_decay": 0.01})

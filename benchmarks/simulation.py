@@ -38,6 +38,7 @@ from toolkit.memory.offload import ActivationOffload, HostBlock
 from toolkit.memory.quantization import quantizer
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.qwen_image import blocks
 from toolkit.models.qwen_image.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import ProcessGroup
@@ -167,6 +168,8 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
+        # One kernel forward and one backward on a GPU, as this norm; on a CPU it is the formula.
+        (blocks, "rms_norm"): lambda x, shape, weight, eps: nn.functional.layer_norm(x, shape, weight, None, eps),
         (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
         (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
     }

@@ -204,6 +204,7 @@ def attach_network(
     network = network_class.from_config(settings, targets, seed, DTYPES[section.train.dtype])
     network.attach(model.network_module)
     network.fuse_projections(model.fused_projection_groups())
+    network.cast_by_block(model.blocks())
     if start is not None:
         network.load_pretrained(start)
     sharded = network.sharded_params()

@@ -26,6 +26,16 @@ RunBlock = Callable[..., Any]
 """Runs one block: (index, block, ...) -> its outputs, with what the family passes between blocks."""
 
 
+def call_block(block: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """The outputs of a block, through the module's own call, whose hooks gather a sharded block's weights. Uncompiled,
+    all of its adapters are cast at once (`Network.cast_by_block`)."""
+    casts: Any = None if torch.compiler.is_compiling() else getattr(block, "adapter_casts", None)
+    if casts is None:
+        return block(*inputs, **named)
+    with casts.of((*inputs, *named.values())):
+        return block(*inputs, **named)
+
+
 class FolderModel(DiffusionModel):
     """A model folder. A family gives `load_part`, `compose` and `predict_group`, and what it computes besides."""
 

@@ -39,6 +39,10 @@ class Network(ABC):
         not change results.
         """
 
+    def cast_by_block(self, blocks: Iterable[torch.nn.Module]) -> None:  # noqa: B027 - most kinds make no use of it
+        """Optional optimisation: what each of these modules computes with is cast at once
+        (`toolkit.models.folder_model.call_block`). Must not change results."""
+
     @abstractmethod
     def load_pretrained(self, deltas: Mapping[str, Any]) -> None:
         """Initialises the network from a file's deltas (`toolkit.networks.lora_formats.LayerDelta` by module)."""

@@ -14,7 +14,7 @@ Shape suffixes: N tokens of all samples, R rank, I inputs of a layer, O outputs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from toolkit.networks.adapter import (
     linear,
     product_norm,
 )
+from toolkit.networks.block_casts import BlockCasts
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, dora_norm
 from toolkit.networks.svd import extract_lora
@@ -55,25 +56,42 @@ class LoraLinear(LowRankLinear):
     fused_group: FusedDownProjection | None = None
     """Set where other layers read the same input."""
 
+    cast_down: Tensor | None = None
+    cast_up: Tensor | None = None
+    """The matrices in the dtype of the block's inputs, while the block runs (`BlockCasts`)."""
+
     def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         """shared: the product of `x` with the down matrix."""
         low_R = self.adapter_dropout.ranks(shared[0]) if shared else self.down(x)
         if self.adapter_dropout.rates["module"]:
-            return out + self.adapter_dropout.module(self.scale * linear(low_R, self.lora_B))
+            return out + self.adapter_dropout.module(self.scale * linear(low_R, self.up_for(x)))
         # One pass over the output: the product is added where it is made. Compiled: see `UnfusedSums`.
-        up_RO = self.lora_B.t().to(x.dtype)
+        up_RO = self.up_for(x).t().to(x.dtype)
         return torch.addmm(out.flatten(0, -2), low_R.flatten(0, -2), up_RO, alpha=self.scale).view(out.shape)
 
     def down(self, x: Tensor) -> Tensor:
         """A x, [..., R]."""
-        return self.adapter_dropout.ranks(linear(self.adapter_dropout.inputs(x), self.lora_A))
+        down_RI = cast_or(self.cast_down, x, lambda: self.lora_A)
+        return self.adapter_dropout.ranks(linear(self.adapter_dropout.inputs(x), down_RI))
+
+    def up_for(self, x: Tensor) -> Tensor:
+        """B, in the dtype of `x` or its own."""
+        return cast_or(self.cast_up, x, lambda: self.lora_B)
 
     def delta(self, x: Tensor) -> Tensor:
-        return self.scale * linear(self.down(x), self.lora_B)
+        return self.scale * linear(self.down(x), self.up_for(x))
+
+
+def cast_or(cast: Tensor | None, x: Tensor, parameter: Callable[[], Tensor]) -> Tensor:
+    """`cast` where it has the dtype of `x`, else the parameter."""
+    return parameter() if cast is None or cast.dtype != x.dtype else cast
 
 
 class FusedDownProjection:
     """Layers that read the same input, such as the query, key and value of attention."""
+
+    cast_down: Tensor | None = None
+    """Their down matrices, as in `LoraLinear`."""
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         self.layers = tuple(layers)
@@ -85,7 +103,7 @@ class FusedDownProjection:
 
     def down(self, x: Tensor) -> Sequence[Tensor]:
         """A x of each layer, in one product."""
-        down_RI = torch.cat([layer.lora_A for layer in self.layers])
+        down_RI = cast_or(self.cast_down, x, lambda: torch.cat([layer.lora_A for layer in self.layers]))
         return linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
 
 
@@ -106,6 +124,12 @@ class LoraNetwork(LinearAdapterNetwork):
                 shared = FusedDownProjection(layers)
                 for layer in layers:
                     layer.fused_group = shared
+
+    def cast_by_block(self, blocks: Iterable[nn.Module]) -> None:
+        for block in blocks:
+            layers = [layer for layer in block.modules() if isinstance(layer, LoraLinear)]
+            if layers:
+                setattr(block, "adapter_casts", BlockCasts(layers))  # noqa: B010 - mypy knows no plain attribute of a module
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
         """Pads a smaller rank; truncates a larger one or another kind by SVD.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantization import Int8Matmuls, quantizer
+from toolkit.models.folder_model import call_block
 from toolkit.models.interface import BlockForward, BlockWrapper, project
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import LoraNetwork
@@ -58,6 +59,7 @@ class Stack:
         self.network = kind(targets, rank, 4.0, dropout, seed=1)
         self.network.attach(self.model)
         self.network.fuse_projections([[f"{index}.{layer}" for layer in "qkv"] for index in range(count)])
+        self.network.cast_by_block(self.model)
         random = torch.Generator().manual_seed(2)
         for parameter in self.network.parameters().values():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random).to(device)
@@ -98,7 +100,7 @@ class Stack:
 
 
 def plain(block: nn.Module, x_BSD: Tensor) -> tuple[Tensor]:
-    return (block(x_BSD),)
+    return (call_block(block, x_BSD),)
 
 
 def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.models.folder_model import call_block
 from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.sizes import PATCH
@@ -79,7 +80,8 @@ def _on_tensors(
     which_BS: Tensor | None,
 ) -> ImageTextStreams:
     """Calls the block."""
-    text_BLD, image_BSD = block(
+    text_BLD, image_BSD = call_block(
+        block,
         hidden_states=image_BSD,
         encoder_hidden_states=text_BLD,
         encoder_hidden_states_mask=None,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from toolkit.models.folder_model import call_block
 from toolkit.models.interface import BlockForward, BlockWrapper, project
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.forward import rotate
@@ -57,15 +58,10 @@ RunIndexed = Callable[..., "tuple[Tensor, ...]"]
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
     """Runs a block in these wrappers, the first one innermost."""
-    run: BlockForward = _call
+    run: BlockForward = call_block
     for wrapper in wrappers:
         run = wrapper(run)
     return lambda index, block, *inputs: run(block, *inputs)
-
-
-def _call(block: Any, *inputs: Any) -> tuple[Tensor, ...]:
-    """Through the module's own call, whose hooks gather a sharded block's weights."""
-    return block(*inputs)
 
 
 def run_block(
