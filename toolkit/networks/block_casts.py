@@ -9,14 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from toolkit.networks.lora import LoraLinear
+
+class CastGroup(Protocol):
+    """As `toolkit.networks.lora.FusedDownProjection`."""
+
+    cast_down: Tensor | None
+
+    @property
+    def layers(self) -> Sequence[CastLayer]: ...
+
+    def is_shared(self) -> bool: ...
+
+
+class CastLayer(Protocol):
+    """As `toolkit.networks.lora.LoraLinear`."""
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    cast_down: Tensor | None
+    cast_up: Tensor | None
+    disabled: bool
+
+    @property
+    def fused_group(self) -> CastGroup | None: ...
 
 
 class _CastTogether(torch.autograd.Function):
@@ -52,7 +73,7 @@ class _CastTogether(torch.autograd.Function):
 class BlockCasts:
     """The LoRAs of a block. An attribute of it and not a hook: a compiled program is for the hooks of one block."""
 
-    def __init__(self, layers: Sequence[LoraLinear]) -> None:
+    def __init__(self, layers: Sequence[CastLayer]) -> None:
         self._layers = layers
 
     @contextmanager
