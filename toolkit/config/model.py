@@ -210,8 +210,8 @@ class ModelConfig(StrictModel):
     """Also quantize the inputs and gradients of `int8` layers, so that the matrix products run in int8. It costs about
     1 % of accuracy; products that would lose more than 3 % for one image are excluded. `auto`: on CPUs with AVX-512
     VNNI for layers at least 512 wide, 1.5 to 2.5 times faster; on CUDA (8.0 or newer) for layers at least 1024 wide in
-    blocks that inductor compiles (`train.compile`), which nobody measured on Ada and Ampere yet; not on 9.x (H100, H200),
-    where bf16 is faster (766 of 706 TFLOP/s, measured)."""
+    blocks that inductor compiles (`train.compile`), which nobody measured on Ada and Ampere yet; not on 9.x (H100,
+    H200), where int8 is slower than bf16 (706 and 766 TFLOP/s, measured)."""
 
     quantize_te: bool = False
     """Quantize the weights of the text encoder to `qtype_te`."""
