@@ -66,6 +66,17 @@ class UnusedDefaults:
                 diagnostics.error(node, message, at_key=True)
 
 
+def _default_of(model: type[BaseModel], name: str) -> str:
+    """What is taken where a field is not given."""
+    default = model.model_fields[name].get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, BaseModel):
+        return "the defaults of its keys are taken"
+    if default is None or default == "" or default == () or default == {}:
+        return "the default is none"
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"the default is {text}"
+
+
 _OFF = (None, "", False, 0)
 """Values of a switch that is off."""
 
@@ -164,6 +175,12 @@ class Normaliser:
         name = field_names(model).get(key)
         if name and model.model_fields[name].is_required():
             self.diagnostics.error(child, "needs a value.")
+            return False
+        row = self.foreign.rows(model).get(key)
+        fields = [name, *(ours.rpartition(".")[2] for ours in (row.ours if row else ()))]
+        name = next((each for each in fields if each in model.model_fields), None)
+        if name and child.value is None and child.text == "":
+            self.diagnostics.warn(child, f"has no value, and counts as not given: {_default_of(model, name)}.")
         return False
 
     def warn_no_effect(self, child: ConfigNode, reason: str) -> None:

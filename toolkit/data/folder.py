@@ -64,6 +64,12 @@ READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
 damaged in between is then found, and all of it named, when the images are encoded."""
 
+REGULARISATION = (
+    "its name says that these are regularisation images, and they are trained as what is to be learned, with the "
+    "trigger word. If they are, give the folder as a dataset with 'is_reg: true'"
+)
+"""Of a folder that `named_as_regularisation` knows and its dataset does not."""
+
 _UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
@@ -420,6 +426,18 @@ def _folders_of_table(
             for name in sorted(names.difference(called.values())):
                 findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {path} and is no image")
             yield folder
+
+
+_REGULARISATION = re.compile(
+    r"(?:.*[_\W])?(?:regs?|regulari[sz]ation(?:s|_?images)?)(?:[_\W].*)?|class(?:es|_?images)?", re.IGNORECASE
+)
+
+
+def named_as_regularisation(folder: str) -> bool:
+    """Whether the name of a folder says that its images are regularisation images, as kohya's users have it: `1_reg`,
+    `reg_dog`, `regularization`, `class`."""
+    name = os.path.basename(os.path.abspath(folder))
+    return bool(_REGULARISATION.fullmatch(_REPEATS.sub("", name, count=1) if _REPEATS.match(name) else name))
 
 
 def repeats_of(folder: str) -> int:
@@ -810,6 +828,8 @@ def _warnings(folder: _Folder, trigger_word: str | None, read_captions: bool) ->
     if (count := _matched_name(listing.folder, _NEARLY_REPEATS)) and not dataset.num_repeats:
         remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
         yield f"{begin} each image is used once per epoch. {remedy}"
+    if not dataset.is_reg and named_as_regularisation(listing.folder):
+        yield f"{begin} {REGULARISATION}"
     if read_captions:
         yield from (f"{begin} {what}" for what in _check_captions(folder, dataset.trigger_word or trigger_word or ""))
     facts = {name: listing.facts[name] for (name,) in listing.images.values()}

@@ -268,6 +268,24 @@ def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, acc
     return min(steps, limit) if limit else steps
 
 
+def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
+    """A warning of a batch size that most micro-batches do not reach, as only images of one size share one; empty where
+    they are at least half full on average."""
+    uses = Counter[Size]()
+    for sample, crop in items:
+        uses[crop.bucket] += sample.repeats
+    batches = sum(ceil(count / batch_size) for count in uses.values())
+    mean = uses.total() / max(1, batches)
+    if not uses or 2 * mean >= batch_size:
+        return ""
+    most, least = max(uses.values()), min(count % batch_size or batch_size for count in uses.values())
+    sizes = f"{least} to {min(most, batch_size)} images, {_number(mean)} on average"
+    why = f"only images of one size share one, and the largest of {len(uses)} buckets has {most:,} uses per epoch"
+    return (
+        f"{WARNING}batch_size {batch_size}: micro-batches have {sizes}: {why}. Lower batch_size, or raise the repeats"
+    )
+
+
 def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample]) -> tuple[FolderPlan, ...]:
     """Counts per folder; `items` are those made from the folders' samples."""
     crops: dict[tuple[int, str], dict[ResizeCrop, list[str]]] = {(each.dataset, each.folder): {} for each in folders}

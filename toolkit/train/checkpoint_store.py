@@ -104,16 +104,20 @@ def checkpoint_dir(run_folder: Path) -> Path:
 
 
 def check_writable(root: Path) -> None:
-    """Raises RunError where checkpoints could not be saved: `root` is not a folder or cannot be written to, or a pipe
-    or a device lies in the run's folder, on which a reader would wait forever."""
+    """Raises RunError where checkpoints could not be saved: `root`, or the folder that it will be made in, is not a
+    folder or cannot be written to, or a pipe or a device lies in the run's folder, on which a reader would wait
+    forever."""
     for folder in (root.parent, root, *checkpoint_folders(root)):
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.exists() and not path.is_file() and not path.is_dir():
                 raise RunError(f"{path}: is neither a file nor a folder. Move it away, or give the job another name.")
     if root.exists() and not root.is_dir():
         raise RunError(f"{root}: cannot be used: it is not a folder. Move it away, or give the job another name.")
-    if root.is_dir() and not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-        raise RunError(f"{root}: cannot be written to. Change its rights, or give the job another name.")
+    there = next((folder for folder in (root, *root.absolute().parents) if os.path.lexists(folder)), root)
+    if not there.is_dir():
+        raise RunError(f"{there}: is not a folder, so that {root.parent} cannot be made in it. Give another place.")
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        raise RunError(f"{there}: cannot be written to. Change its rights, or give another training_folder or name.")
 
 
 @dataclass(frozen=True)

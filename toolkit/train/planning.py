@@ -26,7 +26,7 @@ from toolkit.config.train import (
 )
 from toolkit.data.captions import prompt_warnings
 from toolkit.data.image_data import ImageData
-from toolkit.data.run_plan import RunPlan, SaveSize, StepWork, folder_plans, optimizer_steps
+from toolkit.data.run_plan import RunPlan, SaveSize, StepWork, batch_note, folder_plans, optimizer_steps
 from toolkit.data.types import BucketedSample
 from toolkit.errors import UserError
 from toolkit.files.writing import CACHE_FOLDER
@@ -132,6 +132,7 @@ class Planner(ABC, Generic[SectionT]):
                 *self.describe_model(data),
                 *data.scan.notes,
                 *alpha_notes(data, self.pixel_channels),
+                *filter(None, [batch_note(data.items, train.batch_size)]),
                 *prompt_warnings([picture.prompt for picture in pictures], section.trigger_words()),
                 *(data.split.notes if data.split else ()),
                 *(self.describe_memory(data, memory) if memory else ()),

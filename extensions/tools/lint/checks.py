@@ -17,7 +17,7 @@ from extensions.tools.lint.likeness import is_flat, most_like
 from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
-from toolkit.data.folder import shorten
+from toolkit.data.folder import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.types import PLACEHOLDERS
 
 if TYPE_CHECKING:
@@ -364,6 +364,12 @@ def suspect(data: Dataset, config: LintConfig) -> Found:
             yield item.sample.image, f"acts against the other images of a training: {why}"
 
 
+def regularisation(data: Dataset, config: LintConfig) -> Found:
+    for folder in dict.fromkeys(item.sample.folder for item in data.items if not (item.is_reg or item.held_out)):
+        if named_as_regularisation(folder):
+            yield folder, REGULARISATION
+
+
 def _short(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else f"{text[:longest]}...")
 
@@ -401,6 +407,7 @@ CHECKS: dict[str, Check] = {
     "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
+    "regularisation": Check(regularisation, "folders named as regularisation images", "Give them is_reg: true."),
     "suspect": Check(suspect, "images that 'influence' suspects", "Look at image and caption; correct or remove it."),
 }
 """Name -> the check. In the order in which they are reported."""

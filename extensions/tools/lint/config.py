@@ -19,7 +19,7 @@ CHECK_NAMES = (
     *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
     *("no_caption", "trigger", "garbled", "same_caption", "long_caption"),
-    "suspect",
+    *("regularisation", "suspect"),
 )
 """Every check; `checks.CHECKS` has what it does."""
 

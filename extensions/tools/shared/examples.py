@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from toolkit.config.model import ModelConfig
 from toolkit.data.directory import join, list_folder
+from toolkit.data.folder import named_as_regularisation
 from toolkit.data.partners import PairNames, pair_names
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes
@@ -191,11 +192,12 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     no known family."""
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
-        return _with_pairs(_small_job(_quoted(model), **own), folder)
+        return _with_regularisation(_with_pairs(_small_job(_quoted(model), **own), folder), folder)
     like = model_of(model) if model else MODELS[0]
     card = next(card for card in like.cards.values() if gpu >= card.least_gb)
     text = _fill(like, card, written=True, id=_quoted(model or like.id), **own)
-    return _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
+    text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
+    return _with_regularisation(text, folder)
 
 
 def pairs_in(folder: str) -> PairNames | None:
@@ -205,6 +207,24 @@ def pairs_in(folder: str) -> PairNames | None:
         below = (list_folder(join(folder, name)) for name in (() if top.images else top.subfolders))
         return next(filter(None, (pair_names(listing.images) for listing in (top, *below))), None)
     return None
+
+
+def _with_regularisation(text: str, folder: str) -> str:
+    """A job of a folder some of whose subfolders hold regularisation images: each as a dataset."""
+    with suppress(OSError):
+        top = list_folder(folder)
+        inside = [join(folder, name) for name in (() if top.images else top.subfolders)]
+        filled = [place for place in inside if list_folder(place).images]
+        are_reg = [named_as_regularisation(place) for place in filled]
+        if any(are_reg) and not all(are_reg):
+            block = re.search(r"(?m)^        - folder_path: .*\n(?:          .*\n)*", text)
+            assert block  # the template has one
+            entries = ""
+            for place, is_reg in sorted(zip(filled, are_reg, strict=True), key=lambda pair: pair[1]):
+                entry = block[0].replace(_quoted(folder), _quoted(place), 1)
+                entries += entry + ("          is_reg: true\n" if is_reg else "")
+            return text.replace(block[0], entries, 1)
+    return text
 
 
 def _with_pairs(text: str, folder: str) -> str:

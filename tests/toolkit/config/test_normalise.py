@@ -216,3 +216,14 @@ def test_a_default_is_known_though_every_process_that_knows_it_adds_to_it(load, 
 def test_the_defaults_of_one_process_are_not_changed_by_another(load) -> None:
     first, second = load(JOB), load(JOB.replace("name: a}", "name: a, train: {ema_config: {use_ema: false}}}"))
     assert first.processes[1].raw == second.processes[1].raw
+
+
+def test_a_key_without_a_value_is_told_with_what_is_taken(load) -> None:
+    empty = "train: {steps: , lr: null, skip_first_sample: }", "save:", 'trigger_word: ""', "sample: {prompts: }"
+    counts = "has no value, and counts as not given:"
+    assert [line.split("process[0].")[1] for line in load(trainer(*empty)).warnings] == [
+        f"train.steps: {counts} the default is 1000.",
+        f"train.skip_first_sample: {counts} the default is false.",
+        f"save: {counts} the defaults of its keys are taken.",
+        f"sample.prompts: {counts} the default is none.",
+    ]

@@ -532,3 +532,31 @@ def test_images_below_a_subfolder_without_any_are_told(tmp_path: Path, image, da
         f"warning: {tmp_path}: {tmp_path}/y/z holds images that are not used. Only direct subfolders are looked into: "
         "give it as a dataset"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("1_reg", True),
+        ("1_reg_dog", True),
+        ("reg", True),
+        ("2_woman-reg", True),
+        ("regularization", True),
+        ("Regularisation_Images", True),
+        ("class", True),
+        ("1_class", True),
+        ("class_images", True),
+        ("40_regina", False),
+        ("40_first_class", False),
+        ("1_classic cars", False),
+        ("regatta", False),
+        ("40_mychar", False),
+    ],
+)
+def test_a_folder_that_is_named_as_regularisation_images_is_told(
+    tmp_path: Path, image, dataset, name: str, is_one: bool
+) -> None:
+    image(tmp_path / name / "a.png")
+    for section, told in ((dataset(tmp_path), is_one), (dataset(tmp_path / name, is_reg=True), False)):
+        notes = scan_datasets([section], "sks").notes
+        assert any("'is_reg: true'" in note and f"/{name}: " in note for note in notes) == told

@@ -6,9 +6,9 @@ from PIL import Image
 
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.folder import FolderInfo, scan_datasets
-from toolkit.data.items import make_items
-from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
-from toolkit.data.types import Sample, Size
+from toolkit.data.items import cover, make_items
+from toolkit.data.run_plan import RunPlan, batch_note, folder_plans, optimizer_steps
+from toolkit.data.types import BucketedSample, Sample, Size
 
 
 def make_folder(name: str, images: int, repeats: int, size=(1024, 1024), references: int = 0):
@@ -143,3 +143,26 @@ def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_pat
         "    cropped to the buckets: 8.6% of an image on average, most of c.png 9%\n"
         in make_plan([small], (64,)).render()
     )
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size", "note"),
+    [
+        ({64: 5, 96: 3, 128: 3, 160: 1, 192: 1}, 100, "micro-batches have 1 to 5 images, 2.6 on average"),
+        ({64: 40, 96: 1}, 100, "micro-batches have 1 to 40 images, 20.5 on average"),
+        ({64: 5, 96: 3}, 4, ""),
+        ({64: 100}, 100, ""),
+        ({64: 1}, 2, ""),
+        ({}, 100, ""),
+    ],
+)
+def test_a_batch_size_that_buckets_do_not_fill_is_told(counts: dict[int, int], batch_size: int, note: str) -> None:
+    items = [
+        BucketedSample(
+            Sample(f"{side}-{number}.png", "", 1, Size(side, side), "x"), cover(Size(side, side), Size(side, side))
+        )
+        for side, count in counts.items()
+        for number in range(count)
+    ]
+    told = batch_note(items, batch_size)
+    assert note in told and bool(told) == bool(note)

@@ -86,6 +86,11 @@ def test_states_that_could_not_be_saved_are_told_at_the_start(tmp_path: Path, mo
         monkeypatch.setattr(checkpoint_store.os, "access", lambda path, mode: False)
     with pytest.raises(RunError, match="cannot be written to"):
         check_writable(root)
+    with pytest.raises(RunError, match=rf"^{root}: cannot be written to"):
+        check_writable(root / "run" / "state")  # which would be made in it
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=rf"^{tmp_path}/file: is not a folder"):
+        check_writable(tmp_path / "file" / "run" / "state")
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(RunError, match=r"metrics\.jsonl: is neither a file nor a folder\. Move it away"):
         check_writable(root)

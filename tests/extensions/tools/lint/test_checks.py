@@ -177,6 +177,13 @@ def test_references_whose_slots_are_exchanged_are_found(folder: Path) -> None:
     assert found("--control-path", "one", "two") == {("pair_order", "4.png")}
 
 
+def test_a_folder_of_regularisation_images_is_told(folder: Path) -> None:
+    folder.rename("1_reg")
+    Path("photos").mkdir()
+    Path("1_reg").rename("photos/1_reg")
+    assert found() == {("regularisation", "1_reg")}
+
+
 def test_a_copy_is_found_among_two_thousand() -> None:
     pictures = numpy.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=numpy.uint8)
     pictures = pictures.repeat(8, axis=1).repeat(8, axis=2)
@@ -188,5 +195,13 @@ def test_a_copy_is_found_among_two_thousand() -> None:
 
 def test_every_check_is_tested_here() -> None:
     pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
-    others = {"pair_shift", "same_caption", "leak", "garbled", "unused", "suspect"}  # test_process.py, test_recall.py
+    others = {
+        "pair_shift",
+        "same_caption",
+        "leak",
+        "garbled",
+        "unused",
+        "suspect",
+        "regularisation",
+    }  # test_process.py, test_recall.py
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES

@@ -63,6 +63,18 @@ def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: P
 
 
 @pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
+def test_regularisation_images_beside_the_character_are_a_dataset(tmp_path: Path, model: str) -> None:
+    for name in ("40_zuzu", "1_reg_dog"):
+        (tmp_path / "my images" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "my images" / name / "a.png")
+    path = tmp_path / "job.yaml"
+    path.write_text(job_text(24, folder=str(tmp_path / "my images"), model=model), encoding="utf-8")
+    character, regularisation = load_job(str(path), discover().find_config).processes[0].section.datasets
+    assert (character.folder_path, character.is_reg) == (f"{tmp_path}/my images/40_zuzu", False)
+    assert (regularisation.folder_path, regularisation.is_reg) == (f"{tmp_path}/my images/1_reg_dog", True)
+
+
+@pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
 def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(tmp_path: Path, model: str) -> None:
     for name in ("a_end", "a_start", "a_start2", "b_end", "b_start"):
         (tmp_path / "1_pairs").mkdir(exist_ok=True)
