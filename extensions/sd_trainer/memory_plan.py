@@ -159,13 +159,12 @@ class _Estimator:
         return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), self.wants_table)
 
     def _host(self) -> dict[str, int]:
-        """Main memory beside a GPU: while the text encoder is read, or while steps and a save are made."""
+        """Main memory beside a GPU: while steps and a save are made, or more while the text encoder is read."""
         if not self.on_gpu:
             return {}
-        always: Bytes = {"process baseline": PROCESS_BASELINE_WITH_CUDA}
-        reading = always | {"text encoder, read": self._whole_text_encoder()}
-        training = always | self._beside() | self._offloaded() | self._saving()
-        return positive(max(reading, training, key=lambda parts: sum(parts.values())))
+        training = self._beside() | self._offloaded() | self._saving()
+        more = {"text encoder, read": self._whole_text_encoder() - sum(training.values())}
+        return positive({"process baseline": PROCESS_BASELINE_WITH_CUDA, **training, **more})
 
     def _on_cpu(self, parts: Bytes) -> Bytes:
         """Nothing on a GPU: it is part of `_host` there."""
