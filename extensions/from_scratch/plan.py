@@ -23,7 +23,7 @@ from toolkit.data.types import BucketedSample, Size
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     ENCODING,
-    FRAGMENTATION,
+    GAPS_SHARE,
     HOST_FRAGMENTATION,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
@@ -100,7 +100,7 @@ class StepBytes:
 
     def estimate(self, on_gpu: bool) -> MemoryEstimate:
         """Phase by phase, with what an allocator and a process take in any case."""
-        gaps = (FRAGMENTATION if on_gpu else HOST_FRAGMENTATION) - 1
+        gaps = GAPS_SHARE if on_gpu else HOST_FRAGMENTATION - 1
         step = {
             "weights": self.weights,
             "average": self.average,

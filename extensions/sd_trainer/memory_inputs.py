@@ -107,9 +107,15 @@ STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 
 
 def step_shape(
-    section: DiffusionSection, facts: ModelSizeInfo, trained: TrainableParams, tokens: int, on_card: bool
+    section: DiffusionSection,
+    facts: ModelSizeInfo,
+    trained: TrainableParams,
+    tokens: int,
+    on_card: bool,
+    compiled: bool = False,
 ) -> StepShape:
-    """The step of one rank with `tokens` tokens in its largest batch. trained: the parameters of that rank."""
+    """The step of one rank with `tokens` tokens in its largest batch. trained: the parameters of that rank. compiled:
+    whether the blocks are."""
     model, train = section.model, section.train
     number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
     accumulates = share_of_rank(train)[1] > 1 or bool(train.preservations())  # each of these has a pass of its own
@@ -138,6 +144,7 @@ def step_shape(
         int8_products=int8,
         gradients=own * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
+        compiled=compiled,
     )
 
 

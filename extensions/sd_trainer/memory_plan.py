@@ -8,6 +8,7 @@ that of rank 0, which does most.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -32,21 +33,21 @@ from toolkit.errors import RunError
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     ENCODING,
-    FRAGMENTATION,
-    HOST_FRAGMENTATION,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
     Machine,
     MemoryEstimate,
     Phase,
     StepShape,
+    gaps_on_gpu,
+    gaps_on_host,
     positive,
     step_peak,
 )
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
 from toolkit.models.folder_family import with_single_files
 from toolkit.networks.kinds import KINDS
-from toolkit.number_types import DTYPE_BYTES
+from toolkit.number_types import DTYPE_BYTES, FP8_QTYPES
 from toolkit.system.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.system.host_memory import pinned_bytes
 
@@ -68,36 +69,61 @@ Bytes = dict[str, float]
 
 
 def plan_memory(
-    section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, level: str | None = None
+    section: DiffusionSection,
+    groups: Sequence[ItemGroup],
+    machine: Machine,
+    level: str | None = None,
+    compiled: bool | None = None,
 ) -> MemoryEstimate:
     """The estimate at a checkpointing level; by default that of the section.
 
+    compiled: whether the blocks are; None: as the section says, on this machine.
     Of both that are `auto`: the fastest level that fits the machine, and the modulation cache where that level does not
     fit without it. Where the machine's memory is not known: `full` and, on CUDA, the cache.
     """
     levels: Sequence[str] = [level or section.train.checkpointing_level()]
     table, limit, on_gpu = section.model.modulation_table, machine.limit, machine.kind == "cuda"
+    by_inductor = section.train.compile.backend == "inductor" and (
+        compiles_blocks(section, machine) if compiled is None else compiled
+    )
     if levels[0] == "auto":
         levels = ["full"] if limit is None else CHECKPOINTING_LEVELS if on_gpu else CHECKPOINTING_LEVELS[:-1]
     tables = [table] if table != "auto" else [on_gpu] if limit is None or not on_gpu else [False, True]
     for chosen, cached in product(levels, tables):
-        plan = _Estimator(section, groups, on_gpu, chosen, cached).plan()
+        plan = _Estimator(section, groups, on_gpu, chosen, cached, by_inductor).plan()
         room = limit and int(limit * (WITHOUT_TABLE if table == "auto" and not cached else 1))
         if room and plan.peak_bytes <= room:
             break
     return plan
 
 
+def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
+    """Whether the blocks are compiled on a machine, as far as that is known without torch."""
+    train, model = section.train, section.model
+    if train.compile.enabled != "auto" or machine.kind != "cuda":
+        return train.compile.enabled is True
+    # Of compute capability 8 only 8.9 compiles blocks in fp8; the minor number is not known here.
+    is_fp8 = model.quantize and model.qtype in FP8_QTYPES
+    return num_shards(train) == 1 and not (is_fp8 and (machine.capability or 9) < 9)
+
+
 class _Estimator:
     """The numbers of a section on a machine, at a checkpointing level. On the CPU all is in one memory."""
 
     def __init__(
-        self, section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: bool, level: str, table: bool
+        self,
+        section: DiffusionSection,
+        groups: Sequence[ItemGroup],
+        on_gpu: bool,
+        level: str,
+        table: bool,
+        compiled: bool,
     ) -> None:
-        """table: whether the modulation cache is wanted."""
+        """table: whether the modulation cache is wanted. compiled: whether the blocks are, by inductor."""
+        self.compiled = compiled
         self.section, self.groups, self.on_gpu, self.level, self.wants_table = section, groups, on_gpu, level, table
         self.model, self.train, self.network = section.model, section.train, section.network
-        self.gaps = FRAGMENTATION if on_gpu else HOST_FRAGMENTATION
+        self.gaps = gaps_on_gpu if on_gpu else gaps_on_host
         self.folder, self.family = self.model.files_folder(), family_for(self.model)
         self.facts = with_single_files(self.family.footprint(self.folder), single_files(self.model))
         self.number, self.own = DTYPE_BYTES[self.train.dtype], DTYPE_BYTES[section.weights_dtype()]
@@ -150,10 +176,6 @@ class _Estimator:
             notes.append(
                 f"of each of {self.processes} processes: the main memory of one machine is needed once for each"
             )
-        if self.train.compile.enabled is True:
-            notes.append(
-                "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
-            )
         always: Bytes = {"context": CUDA_CONTEXT} if self.on_gpu else {"process baseline": PROCESS_BASELINE}
         found = tuple(Phase(name, positive(always | parts)) for name, parts in phases.items())
         return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), self.wants_table)
@@ -187,7 +209,7 @@ class _Estimator:
             "VAE": 0 if self.low_vram else self.vae,
             **self._with_gaps(prompts),
         }
-        read = self._on_cpu({"text encoder, read": self._whole_text_encoder() - self.text - self.gaps * prompts})
+        read = self._on_cpu({"text encoder, read": self._whole_text_encoder() - self.text - self._held(prompts)})
         return max(of_images, of_text, key=lambda parts: sum(parts.values())) | read
 
     def _whole_text_encoder(self) -> int:
@@ -210,8 +232,10 @@ class _Estimator:
                 raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
         return found
 
-    def _shape(self) -> StepShape:
-        return step_shape(self.section, self.facts, self.local, self.largest.tokens, self.on_gpu)
+    def _shape(self, tokens: int = 0) -> StepShape:
+        """tokens: 0 means those of the largest batch."""
+        tokens = tokens or self.largest.tokens
+        return step_shape(self.section, self.facts, self.local, tokens, self.on_gpu, self.compiled)
 
     def _step(self, optimizer: int, rows: int) -> Bytes:
         """The worse of two moments: the backward pass, or all gradients during all-reduce and optimizer step.
@@ -219,7 +243,7 @@ class _Estimator:
         optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache.
         """
         shape = self._shape()
-        activations, gradients = step_peak(shape, self.level, self.gaps)
+        activations, gradients = step_peak(shape, self.level, partial(self.gaps, level=self.level))
         reduced = 0  # bytes of a gradient bucket during all-reduce
         if self.processes > 1:
             reduced = min(BUCKET_BYTES + FLOAT * self.local.largest, FLOAT * self.local.weights)
@@ -227,7 +251,7 @@ class _Estimator:
         temporaries = optimizer_temp_bytes(self.train, self.local)
         after = max(reduced, temporaries)
         work: Bytes = {
-            **self._with_gaps(activations),
+            **self._with_gaps(activations, self.level),
             "gradients": gradients,
             "gradients of a block": self.whole_blocks[1],
             "optimizer temporaries": temporaries * self.train.fused_backward_pass,
@@ -260,14 +284,14 @@ class _Estimator:
         threads = max(dataset.num_workers for dataset in self.section.datasets)
         if not (self.is_streamed and threads) or self.low_vram:
             return {}
-        images = self.gaps * self.largest.pixels * self.facts.encode_numbers * self.number
+        images = self._held(self.largest.pixels * self.facts.encode_numbers * self.number)
         of_prompts = self.largest.text_tokens + self.largest.encoder_tokens
-        prompts = self.gaps * of_prompts * self.facts.text_token_numbers * self.number
+        prompts = self._held(of_prompts * self.facts.text_token_numbers * self.number)
         return {"encoding ahead": images if self.text_on_host else max(images, prompts)}  # one encoder at a time
 
     def _sampling(self, rows: int) -> Bytes:
         """Forward passes without gradients with the eval weights, then the decoder."""
-        shapes = [step_shape(self.section, self.facts, self.local, one.tokens, self.on_gpu) for one in self.samples]
+        shapes = [self._shape(one.tokens) for one in self.samples]
         decoding = max(image.pixels for image in self.samples) * self.facts.decode_numbers * self.number
         raw = self.local.weights * self.trained_bytes * self.train.ema_config.use_ema
         return {
@@ -277,8 +301,11 @@ class _Estimator:
             **self._with_gaps(max(decoding, *(shape.forward() for shape in shapes))),
         }
 
-    def _with_gaps(self, activations: float) -> Bytes:
-        return {"activations": activations, "gaps": (self.gaps - 1) * activations}
+    def _with_gaps(self, activations: float, level: str = "full") -> Bytes:
+        return {"activations": activations, "gaps": self.gaps(activations, level)}
+
+    def _held(self, activations: float) -> float:
+        return activations + self.gaps(activations)
 
     # ------------------------------------------------------------ what stays
 

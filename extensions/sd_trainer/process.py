@@ -337,7 +337,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
 
         def predict(resumed: bool) -> int:
             machine, groups = Machine("cuda" if on_gpu else "cpu"), groups_of(section, setup.data)
-            plan = plan_memory(planned, groups, machine, block_runner.level)
+            plan = plan_memory(planned, groups, machine, block_runner.level, block_runner.programs.used)
             return plan.allocated("training" if resumed else "first step", *phases)
 
         run.callbacks = [*run.callbacks, *memory_check(predict, setup.device)]

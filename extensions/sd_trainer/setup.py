@@ -100,7 +100,8 @@ def choose_checkpointing_level(
     if noise_levels > 1:
         targets_BCHW = targets_BCHW.repeat_interleave(noise_levels, 0)
     tokens = model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
-    work = step_shape(section, facts, trained, tokens, on_card)
+    by_inductor = block_runner.programs.used and section.train.compile.backend == "inductor"
+    work = step_shape(section, facts, trained, tokens, on_card, by_inductor)
     block_runner.warn_of_slow_attention(work, len(targets_BCHW))
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
     within = optimizer_temp_bytes(section.train, trained) * section.train.fused_backward_pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 
 import torch
 
@@ -45,7 +45,7 @@ class BlockRunner:
         themselves are trained, without an adapter."""
         self._model, self._device = model, device
         self._is_auto = level == "auto"
-        self._fitting: Callable[..., str] = lambda levels, flops: levels[0]
+        self._fitting: Callable[..., str] = lambda levels, compiled, flops: levels[0]
         self._compile = compile_settings
         self.programs = Programs(compile_settings)
         self.programs.on_stop.append(self._run_uncompiled)
@@ -89,7 +89,9 @@ class BlockRunner:
         if not self._is_auto:
             return
         free = free_memory(self._device) - needed
-        self._fitting = partial(fastest_level_that_fits, free=free, work=work)
+        self._fitting = lambda levels, compiled, flops: fastest_level_that_fits(
+            levels, free, replace(work, compiled=work.compiled and compiled), flops
+        )
         self.level = max(gather(self._fastest(self.levels)), key=CHECKPOINTING_LEVELS.index)
         logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")
         self._wrap()
@@ -105,8 +107,9 @@ class BlockRunner:
         return True
 
     def _fastest(self, levels: Sequence[str]) -> str:
-        is_eager = self._device.type == "cuda" and not self.programs.used
-        return self._fitting(levels, flops=EFFICIENCY * peak_flops(self._device) if is_eager else None)
+        compiled = self.programs.used
+        is_eager = self._device.type == "cuda" and not compiled
+        return self._fitting(levels, compiled, EFFICIENCY * peak_flops(self._device) if is_eager else None)
 
     def _run_uncompiled(self) -> None:
         """Called once the compiled programs are given up."""

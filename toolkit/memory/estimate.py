@@ -7,19 +7,21 @@ and fragmentation use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
 from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
 from toolkit.system.host_memory import free_host_memory
 
-FRAGMENTATION = 1.08
-"""Factor on activations on a GPU: memory that PyTorch's allocator reserves beyond the tensors. An assumption."""
+GAPS_SHARE, GAPS_AT_MOST, GAPS_OF_ALL = 0.08, 300_000_000, 0.04
+"""What PyTorch's CUDA allocator reserves beyond the tensors: a share of the activations, bytes at most, and a share
+where all are kept. Measured on an H100, see docs/memory.md."""
 
-OF_ATTENTION, OF_INPUT = 2, 1
-"""Units kept per block: attention output and block input, and the block input alone."""
+OF_ATTENTION, OF_INPUT = 2.02, 1
+"""Units kept per block: attention output, its log-sum-exp and block input, and the block input alone."""
 
 EXTRA_UNITS = {"full": 1, "full_offload": 3}
 """Extra units in the backward pass of a recomputed block, by checkpointing level: the gradient of its output.
@@ -75,6 +77,9 @@ class StepShape:
     gradients_wait: bool = False
     """Whether gradients of an earlier micro-batch are in memory from the beginning (accumulation)."""
 
+    compiled: bool = False
+    """Whether the blocks are compiled: they keep what the partitioner saves."""
+
     def kept(self, level: str) -> int:
         """Bytes of activations that all blocks keep on the device for the backward pass."""
         return self.blocks * self._kept_by_block(level)
@@ -87,7 +92,9 @@ class StepShape:
         """Bytes beyond `kept` in the backward pass of one block: the last one, which keeps all, or a recomputed one."""
         layer = (self.dequantized_bytes + self._of(self._units.change)) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
-        beyond = self._kept_by_block("none") - self._kept_by_block(level)
+        # A compiled block that is recomputed takes what an eager one does: measured, see docs/memory.md.
+        everything = replace(self, compiled=self.compiled and level == "none")._kept_by_block("none")
+        beyond = everything - self._kept_by_block(level)
         return int(beyond + EXTRA_UNITS.get(level, 0) * self._unit + at_work + self._products)
 
     def forward(self) -> int:
@@ -112,11 +119,13 @@ class StepShape:
         return pair[self.number_bytes > 2]
 
     def _kept_by_block(self, level: str) -> int:
+        of_block = self._units
         if level == "none":
-            casts = self.casts if self._units.casts else 0
-            return int((self._of(self._units.everything) + OF_DROPOUT * self.dropout) * self._unit) + casts
+            casts = self.casts if of_block.casts else 0
+            everything = self._of(of_block.compiled if self.compiled else of_block.everything)
+            return int((everything + OF_DROPOUT * self.dropout) * self._unit) + casts
         units = {
-            "cheap": self._of(self._units.matmul_outputs),
+            "cheap": self._of(of_block.compiled_outputs if self.compiled else of_block.matmul_outputs),
             "keep_attention": OF_ATTENTION,
             "full": OF_INPUT,
             "full_offload": 0,
@@ -124,13 +133,20 @@ class StepShape:
         return int(units[level] * self._unit)
 
 
-def step_peak(work: StepShape, level: str, gaps: float = FRAGMENTATION) -> tuple[int, int]:
+def gaps_on_gpu(activations: float, level: str = "full") -> float:
+    """Bytes that the allocator of a GPU holds beside so many bytes of activations."""
+    least = min(GAPS_SHARE * activations, GAPS_AT_MOST)
+    return max(least, GAPS_OF_ALL * activations) if level == "none" else least
+
+
+def step_peak(work: StepShape, level: str, gaps: Callable[[float], float] | None = None) -> tuple[int, int]:
     """Bytes of (activations, parameter gradients) at the peak of a forward and backward pass.
 
     In the backward pass gradients grow while activations shrink, so the peak is at its first block, at its last one, or
-    at its end; with accumulation at the first block. gaps: fragmentation factor on activations, which decides where the
-    peak is; the result is without it.
+    at its end; with accumulation at the first block. gaps: fragmentation of so many bytes of activations, which decides
+    where the peak is; the result is without it. None: that of a GPU.
     """
+    gaps = gaps or partial(gaps_on_gpu, level=level)
     kept, block = work.kept(level), work.block_backward_bytes(level)
     if work.gradients_wait:
         return kept + block, work.gradients
@@ -140,13 +156,13 @@ def step_peak(work: StepShape, level: str, gaps: float = FRAGMENTATION) -> tuple
         (int(block + share * kept), int((1 - share) * work.gradients)),
         (0, work.gradients),
     ]
-    return max(moments, key=lambda moment: gaps * moment[0] + moment[1])
+    return max(moments, key=lambda moment: moment[0] + gaps(moment[0]) + moment[1])
 
 
 def activation_bytes(level: str, work: StepShape) -> int:
     """Bytes of free device memory needed for a forward and backward pass: activations, fragmentation, gradients."""
     activations, gradients = step_peak(work, level)
-    return int(FRAGMENTATION * activations) + gradients
+    return activations + int(gaps_on_gpu(activations, level)) + gradients
 
 
 HOST_SHARE = {"none": 0.55, "cheap": 1.65, "keep_attention": 1.6, "full": 1.0, "full_offload": 1.1}
@@ -189,6 +205,11 @@ PROCESS_BASELINE_WITH_CUDA = int(2.5 * GB)
 
 HOST_FRAGMENTATION = 1.5
 """Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured, see docs/memory.md."""
+
+
+def gaps_on_host(activations: float, level: str = "full") -> float:
+    """Bytes that glibc's allocator holds beside so many bytes of activations, at every level."""
+    return (HOST_FRAGMENTATION - 1) * activations
 
 
 @dataclass(frozen=True)

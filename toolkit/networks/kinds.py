@@ -55,6 +55,12 @@ class ActivationUnits:
     casts: bool = False
     """Whether trained weights are kept a second time in the compute dtype."""
 
+    compiled: Pair = (19.2, 19.1)
+    """`everything` of a compiled block: what the partitioner saves (`benchmarks/saved_by_blocks.py`)."""
+
+    compiled_outputs: Pair = (11.1, 11.1)
+    """`matmul_outputs` of a compiled block."""
+
 
 @dataclass(frozen=True)
 class NetworkKind:
@@ -162,7 +168,16 @@ KINDS: dict[str, NetworkKind] = {
     "dora": NetworkKind(
         "toolkit.networks.lora:DoraNetwork",
         dora_shapes,
-        ActivationUnits((56.1, 31.1), (20.1, 20.1), (22.2, 11.0), (33.3, 23.6), (9, 5), (9, 5)),
+        ActivationUnits(
+            (56.1, 31.1),
+            (20.1, 20.1),
+            (22.2, 11.0),
+            (33.3, 23.6),
+            (9, 5),
+            (9, 5),
+            compiled=(45.2, 22.1),
+            compiled_outputs=(20.1, 20.1),
+        ),
         up_names=frozenset({"lora_B.weight"}),
         format_warning="DoRA files load in ComfyUI; diffusers warns and ignores their magnitudes: its images differ.",
         needs_base=True,
@@ -171,7 +186,9 @@ KINDS: dict[str, NetworkKind] = {
     "loha": NetworkKind(
         "toolkit.networks.lycoris:LohaNetwork",
         loha_shapes,
-        ActivationUnits((26.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13)),
+        ActivationUnits(
+            (26.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13), compiled=(19.1, 19.1)
+        ),
         format_warning="LoHa files load in ComfyUI; diffusers does not know the kind and refuses them.",
         in_lycoris=True,
         extracts_lora=True,
@@ -179,7 +196,7 @@ KINDS: dict[str, NetworkKind] = {
     "lokr": NetworkKind(
         "toolkit.networks.lycoris:LokrNetwork",
         lokr_shapes,
-        ActivationUnits((35.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7)),
+        ActivationUnits((35.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7), compiled=(28.5, 28.5)),
         settings={"factor": "factor", "whole": "lokr_full_rank"},
         format_warning="LoKr files load in ComfyUI; the pipelines of diffusers refuse them.",
         in_lycoris=True,
@@ -188,6 +205,8 @@ KINDS: dict[str, NetworkKind] = {
     "full": NetworkKind(
         "toolkit.networks.full:FullNetwork",
         None,
-        ActivationUnits((28.1, 24.1), (11.1, 11.1), (3.6, 4.6), (15.9, 15.9), (6, 4), casts=True),
+        ActivationUnits(
+            (28.1, 24.1), (11.1, 11.1), (3.6, 4.6), (15.9, 15.9), (6, 4), casts=True, compiled=(19.1, 19.1)
+        ),
     ),
 }

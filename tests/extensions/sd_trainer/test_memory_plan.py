@@ -284,10 +284,34 @@ def test_on_the_cpu_everything_is_in_one_memory() -> None:
     assert on_host.host_bytes == on_host.peak_bytes > on_card.device_bytes
 
 
-def test_what_compiling_takes_is_said_not_to_be_known() -> None:
-    assert plan().notes == ()
-    [note] = plan(train={"compile": {"enabled": True}}).notes
-    assert note.startswith("train.compile: ")
+@pytest.mark.parametrize(
+    ("compile", "model", "machine", "compiled"),
+    [
+        ({}, {}, CARD, True),
+        ({"enabled": False}, {}, CARD, False),
+        ({"backend": "aot_eager"}, {}, CARD, False),  # divides a program otherwise
+        ({}, {"quantize": True, "qtype": "float8"}, Machine("cuda", capability=8), False),
+        ({}, {"quantize": True, "qtype": "float8"}, Machine("cuda", capability=9), True),
+        ({}, {}, Machine("cpu"), False),
+        ({"enabled": True}, {}, Machine("cpu"), True),
+    ],
+)
+def test_what_is_kept_is_that_of_compiled_blocks_where_they_are(
+    compile: dict, model: dict, machine: Machine, compiled: bool
+) -> None:
+    def activations(**train: Any) -> float:
+        train |= {"gradient_checkpointing": "none"}
+        return phase(plan(train=train, model=model, machine=machine), "training").parts["activations"]
+
+    eager = activations(compile={"enabled": False})
+    assert (activations(compile=compile) != eager) is compiled
+
+
+def test_sharded_blocks_are_planned_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with several(monkeypatch, 2):
+        train = {"parallel": "fsdp", "gradient_checkpointing": "none", "gradient_accumulation": 2}
+        peaks = {plan(train=train | {"compile": {"enabled": asked}}).peak_bytes for asked in ("auto", False)}
+    assert len(peaks) == 1
 
 
 def test_the_state_on_disk_is_weights_average_and_what_the_optimizer_keeps() -> None:
@@ -310,7 +334,7 @@ def test_a_model_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(
     ("gb", "table", "level"),
-    [(100, "auto", "auto"), (80, "auto", "full"), (45, "auto", "full"), (80, False, "full"), (80, True, "full")],
+    [(130, "auto", "auto"), (80, "auto", "full"), (45, "auto", "full"), (80, False, "full"), (80, True, "full")],
 )
 def test_the_table_is_used_where_the_job_does_not_fit_without_it(gb: int, table: bool | str, level: str) -> None:
     """41 GB of weights with `full` checkpointing, 27 GB with the table; without it a tenth of the GPU stays free."""

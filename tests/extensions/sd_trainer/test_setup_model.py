@@ -200,6 +200,7 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
     engine = SimpleNamespace(
         choose_checkpointing=lambda work, **others: heard.update(work=work, **others),
         warn_of_slow_attention=lambda work, images: None,
+        programs=SimpleNamespace(used=False),
     )
     adapter, network = (
         SimpleNamespace(num_tokens=lambda latents, prompts, references: 77),
@@ -212,6 +213,9 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
     assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
     choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, remembered=7 * trained.weights)
     assert heard["needed"] == trained.weights, "a run that goes on has it already"
+    engine.programs.used = True
+    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH)
+    assert heard["work"].compiled
 
 
 def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(monkeypatch, five_blocks: str) -> None:
@@ -220,6 +224,7 @@ def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(mo
     engine = SimpleNamespace(
         choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)),
         warn_of_slow_attention=lambda work, images: None,
+        programs=SimpleNamespace(used=False),
     )
     adapter = SimpleNamespace(num_tokens=lambda latents, prompts, references: 77)
     network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})

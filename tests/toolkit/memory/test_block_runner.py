@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -154,6 +154,24 @@ def test_where_compiling_fails_the_record_of_the_run_says_so(made, monkeypatch: 
     assert len(adapter.wrappers) == 1
 
 
+def test_where_compiling_fails_the_level_is_that_of_blocks_that_keep_more(
+    made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uncompiled blocks with `none` do not fit where compiled ones do."""
+
+    def broken(*inputs) -> None:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda run, **_: broken)
+    work = replace(WORK, compiled=True)
+    free = (activation_bytes("none", work) + activation_bytes("none", WORK)) // 2
+    adapter, engine, said = made(free=free, compile_settings=CompileConfig(backend="eager"))
+    engine.choose_checkpointing(work, needed=0)
+    assert engine.level == "none"
+    adapter.stack.gradients()
+    assert engine.level == "cheap" and "cheap instead of none, for uncompiled blocks" in "".join(said)
+
+
 def test_compiling_is_only_done_when_enabled(made) -> None:
     assert len(made("full")[0].wrappers) == 1
     assert len(made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))[0].wrappers) == 2
@@ -194,7 +212,7 @@ def test_uncompiled_blocks_take_the_level_that_is_fastest_for_them(
     assert engine.level == "none"
     engine.level, said[:] = before, []
     monkeypatch.setattr(engine_module, "fastest_level_that_fits", None)  # it has what it needs to know
-    engine._fitting = lambda levels, flops: "none" if flops is None else "full"
+    engine._fitting = lambda levels, compiled, flops: "none" if flops is None else "full"
     engine.programs.stop()
     assert engine.level == after and not engine.programs.used
     assert len(adapter.wrappers) == 1 and adapter.last_block_wrappers == []

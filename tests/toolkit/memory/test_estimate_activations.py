@@ -8,10 +8,13 @@ import pytest
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.memory.estimate import (
-    FRAGMENTATION,
+    GAPS_AT_MOST,
+    GAPS_OF_ALL,
+    GAPS_SHARE,
     StepShape,
     activation_bytes,
     fastest_level_that_fits,
+    gaps_on_gpu,
     step_peak,
     step_seconds,
 )
@@ -37,7 +40,7 @@ def published(references: int, **changes) -> StepShape:
 
 
 @pytest.mark.parametrize(
-    ("level", "units"), [("none", 26.1), ("cheap", 11.1), ("keep_attention", 2), ("full", 1), ("full_offload", 0)]
+    ("level", "units"), [("none", 26.1), ("cheap", 11.1), ("keep_attention", 2.02), ("full", 1), ("full_offload", 0)]
 )
 def test_blocks_keep_what_the_level_says(level: str, units: float) -> None:
     assert SMALL.kept(level) == pytest.approx(10 * units * UNIT, rel=1e-3)
@@ -85,7 +88,10 @@ def test_gradients_come_as_activations_go() -> None:
     assert step_peak(SMALL, "full") == (kept + block, 0)
     # Large ones decide at the last block, when all but its own are there, and alone when they dwarf everything.
     large = 2 * kept
-    assert step_peak(replace(SMALL, gradients=large), "full", gaps=1) == (block + kept // 10, int(0.9 * large))
+    assert step_peak(replace(SMALL, gradients=large), "full", gaps=lambda activations: 0) == (
+        block + kept // 10,
+        int(0.9 * large),
+    )
     assert step_peak(replace(SMALL, gradients=1000 * block), "full") == (0, 1000 * block)
 
 
@@ -96,7 +102,25 @@ def test_gradients_of_an_earlier_micro_batch_wait() -> None:
 
 def test_what_has_to_be_free_is_activations_with_gaps_and_gradients() -> None:
     waiting = replace(SMALL, gradients=5000, gradients_wait=True)
-    assert activation_bytes("full", waiting) == int(FRAGMENTATION * sum(step_peak(SMALL, "full"))) + 5000
+    needed = sum(step_peak(SMALL, "full"))
+    assert activation_bytes("full", waiting) == needed + int(GAPS_SHARE * needed) + 5000
+
+
+def test_gaps_of_large_steps_are_no_more_but_where_all_is_kept() -> None:
+    assert gaps_on_gpu(GB) == GAPS_SHARE * GB
+    assert gaps_on_gpu(40 * GB) == gaps_on_gpu(80 * GB, "cheap") == GAPS_AT_MOST
+    assert gaps_on_gpu(30 * GB, "none") == GAPS_OF_ALL * 30 * GB
+    assert gaps_on_gpu(GB, "none") == gaps_on_gpu(GB)
+
+
+def test_compiled_blocks_keep_less_where_all_is_kept() -> None:
+    eager, compiled = SMALL, replace(SMALL, compiled=True)
+    assert compiled.kept("none") == pytest.approx(10 * 19.2 * UNIT, rel=1e-3)
+    for level in ("cheap", "keep_attention", "full", "full_offload"):
+        assert compiled.kept(level) == eager.kept(level)
+        assert step_peak(compiled, level) == step_peak(eager, level)
+    # What a block takes in its backward pass is the same beside it.
+    assert compiled.block_backward_bytes("none") == eager.block_backward_bytes("none")
 
 
 def test_dropout_float32_and_casts_take_more() -> None:
@@ -119,7 +143,8 @@ def test_dropout_float32_and_casts_take_more() -> None:
         (H200, INT8, 3, "cheap"),
         (80 * 2**30, BF16, 1, "cheap"),
         (80 * 2**30, BF16, 3, "keep_attention"),
-        (48 * 2**30, BF16, 1, "full"),
+        (48 * 2**30, BF16, 1, "keep_attention"),
+        (44 * 2**30, BF16, 1, "full_offload"),
         (CARD_24, INT8_WITH_TABLE, 1, "keep_attention"),
         (CARD_24, INT8_WITH_TABLE, 3, "full_offload"),
         (CARD_16, INT8_WITH_TABLE, 1, "full_offload"),

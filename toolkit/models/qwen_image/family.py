@@ -182,9 +182,14 @@ class Edit2511Family(QwenImageFamily):
     modelspec = ("Qwen-Image-Edit-2511", QwenImageFamily.modelspec[1])
     # Scale and gate of attention and MLP are tensors of every token. Counted on tensors, as those of `KINDS`.
     activation_units: Mapping[str, ActivationUnits] = {
-        name: replace(kind.units, everything=(everything + 4, either + 4), forward=(forward + 2, last + 2))
+        name: replace(
+            units,
+            everything=(units.everything[0] + 4, units.everything[1] + 4),
+            forward=(units.forward[0] + 2, units.forward[1] + 2),
+            compiled=(units.compiled[0] + 1.4, units.compiled[1] + 1.4),
+        )
         for name, kind in KINDS.items()
-        for (everything, either), (forward, last) in [(kind.units.everything, kind.units.forward)]
+        for units in [kind.units]
     }
 
 

@@ -95,11 +95,53 @@ class QwenImage21Family(FolderFamily):
     encoder_token_pixels = 32**2
     # Counted as those of `KINDS`, on blocks of width 256.
     activation_units: Mapping[str, ActivationUnits] = {
-        "lora": ActivationUnits((30.4, 26.3), (13.1, 13.1), (5.6, 5.5), (13.6, 13.3), casts=True),
-        "dora": ActivationUnits((60.5, 35.3), (24.2, 24.1), (19.4, 10.2), (27.6, 19.3), (9, 5), (9, 5)),
-        "loha": ActivationUnits((30.4, 26.3), (24.1, 24.1), (5.6, 5.5), (16.6, 16.3), (19, 19), (17, 13)),
-        "lokr": ActivationUnits((40.3, 36.2), (13.1, 13.1), (3.4, 3.2), (18.6, 18.3)),
-        "full": ActivationUnits((33.3, 29.2), (13.1, 13.1), (5.6, 5.5), (13.6, 13.6), (6, 4), casts=True),
+        "lora": ActivationUnits(
+            (30.4, 26.3),
+            (13.1, 13.1),
+            (5.6, 5.5),
+            (13.6, 13.3),
+            casts=True,
+            compiled=(21.3, 21.2),
+            compiled_outputs=(12.1, 12.1),
+        ),
+        "dora": ActivationUnits(
+            (60.5, 35.3),
+            (24.2, 24.1),
+            (19.4, 10.2),
+            (27.6, 19.3),
+            (9, 5),
+            (9, 5),
+            compiled=(43.3, 24.2),
+            compiled_outputs=(22.1, 22.1),
+        ),
+        "loha": ActivationUnits(
+            (30.4, 26.3),
+            (24.1, 24.1),
+            (5.6, 5.5),
+            (16.6, 16.3),
+            (19, 19),
+            (17, 13),
+            compiled=(21.2, 21.2),
+            compiled_outputs=(12.1, 12.1),
+        ),
+        "lokr": ActivationUnits(
+            (40.3, 36.2),
+            (13.1, 13.1),
+            (3.4, 3.2),
+            (18.6, 18.3),
+            compiled=(31.1, 31.1),
+            compiled_outputs=(12.1, 12.1),
+        ),
+        "full": ActivationUnits(
+            (33.3, 29.2),
+            (13.1, 13.1),
+            (5.6, 5.5),
+            (13.6, 13.6),
+            (6, 4),
+            casts=True,
+            compiled=(22.7, 22.7),
+            compiled_outputs=(13.1, 13.1),
+        ),
     }
 
     def __init__(self, latent_channels: int = 64, sample_sigmas: Sequence[float] = ()) -> None:
