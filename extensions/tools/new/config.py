@@ -37,7 +37,7 @@ class NewConfig(ToolConfig):
     example."""
 
     gpu: int = Field(default=0, ge=0)
-    """Memory of the GPU in GB, such as 24. 0: that of this machine's GPU, or 24 if it has none."""
+    """Memory of the GPU in GB, such as 24; 8 or more. 0: that of this machine's GPU, or 24 if it has none."""
 
     output: PathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""

@@ -23,13 +23,14 @@ class NewProcess(BaseExtensionProcess):
     section: NewConfig
 
     def run(self) -> None:
-        """Raises RunError where the job has mistakes; what `lint` finds in the images is only shown."""
+        """Raises RunError where the job has mistakes, UserError where the GPU is too small for the model; what `lint`
+        finds in the images is only shown."""
         super().run()
         section, path = self.section, self.section.path()
         gpu = section.gpu or round(least_memory() / 2**30)
-        path.parent.mkdir(parents=True, exist_ok=True)
         trigger = section.trigger_word or section.job_name
         written = written_job(section.job_name, section.folder, trigger, section.model, gpu or WITHOUT_GPU)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, written)
         logger.info(
             f"{path}: written for a GPU of {gpu or WITHOUT_GPU} GB" + ("" if gpu else " (none here; see --gpu)")

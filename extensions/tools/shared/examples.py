@@ -16,6 +16,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import named_as_regularisation
 from toolkit.data.partners import PairNames, pair_names
+from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
@@ -104,8 +105,9 @@ EDIT_2509 = Model(
         80: Card(80),
         48: Card(32, "int8"),
         24: Card(20, "int4", "int8", low_vram=True, match_target_res=True),
-        16: Card(16, "int4", "int8", low_vram=True, match_target_res=True, swap=8),
-        12: Card(0, "int4", "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768),
+        16: Card(16, "int4", "int8", low_vram=True, match_target_res=True, swap=4),
+        12: Card(12, "int4", "int4", low_vram=True, match_target_res=True, swap=20, sample_side=768),
+        8: Card(8, "int4", "int4", low_vram=True, match_target_res=True, swap=56, sample_side=768),
     },
     examples=(24, 48, 80),
 )
@@ -144,7 +146,8 @@ QWEN_IMAGE_21 = Model(
         48: Card(32),
         24: Card(20, "int8", "int8", low_vram=True, match_target_res=True),
         16: Card(16, "int4", "int8", low_vram=True, match_target_res=True),
-        12: Card(0, "int4", "int4", low_vram=True, match_target_res=True, sample_side=768),
+        12: Card(12, "int4", "int4", low_vram=True, match_target_res=True, sample_side=768),
+        8: Card(8, "int4", "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768),
     },
     examples=(16, 24, 48, 80),
 )
@@ -189,12 +192,18 @@ def example_text(model: Model, gpu: int, peak: str) -> str:
 def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> str:
     """The job of a user for a GPU of so many GB. model: hub id or local folder; empty: the first of MODELS. A model
     that is small enough for any machine gets the settings of the quickstart. Raises UserError for a model's folder of
-    no known family."""
+    no known family, and for a GPU that is too small for the model."""
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
         return _with_regularisation(_with_pairs(_small_job(_quoted(model), **own), folder), folder)
     like = model_of(model) if model else MODELS[0]
-    card = next(card for card in like.cards.values() if gpu >= card.least_gb)
+    card = next((card for card in like.cards.values() if gpu >= card.least_gb), None)
+    if card is None:
+        least = min(card.least_gb for card in like.cards.values())
+        raise UserError(
+            f"gpu: {like.title} does not fit a GPU of {gpu} GB, whatever its settings: the smallest has {least} GB. "
+            f"Write the job for one that you rent or borrow with --gpu {least} or more, or give a smaller --model."
+        )
     text = _fill(like, card, written=True, id=_quoted(model or like.id), **own)
     text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
     return _with_regularisation(text, folder)

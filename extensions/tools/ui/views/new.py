@@ -42,7 +42,7 @@ from toolkit.system.nvidia import least_memory
 NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
 NUMBERS = ("train.steps", "network.linear", "datasets[].resolution", "save.save_every", "sample.sample_every")
 TEXTS = (NAME, FOLDER, TRIGGER, MODEL)
-CARDS = (12, 16, 24, 32, 48, 80)
+CARDS = (8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
 
 KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")

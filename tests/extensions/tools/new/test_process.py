@@ -37,7 +37,7 @@ def plan_of(text: str, folder: Path) -> str:
     return plan_job(load_job(str(path), discover().find_config)).render()
 
 
-@pytest.mark.parametrize("gpu", [12, 16, 24, 32, 48, 80])
+@pytest.mark.parametrize("gpu", [8, 11, 12, 16, 24, 32, 48, 80])
 @pytest.mark.parametrize("model", ["", *(model.id for model in MODELS[1:])])
 def test_the_job_fits_the_gpu_it_is_written_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, gpu: int
@@ -47,6 +47,13 @@ def test_the_job_fits_the_gpu_it_is_written_for(
     (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
     assert int(smallest) <= gpu
     assert "zuzu (sd_trainer)" in plan and str(PHOTOS) in plan and (model or "Qwen/Qwen-Image-Edit-2509") in plan
+
+
+def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written(tmp_path: Path, run_py) -> None:
+    refused = run_py("new", "zuzu", PHOTOS, "--gpu", "6")
+    assert refused.returncode == 2 and not (tmp_path / "config").exists()
+    assert "Qwen-Image-Edit-2509 does not fit a GPU of 6 GB" in refused.stderr and "--gpu 8" in refused.stderr
+    assert job_text(6, model=str(TINY)), "a small model fits any"
 
 
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(c
     page.fill({"yaml": page.yaml.replace("lr: 0.0002", "lr: 0.0001") + "# mine\n"})
     page.fill({"card": "16"})
     assert "lr: 0.0001" in page.yaml and page.yaml.endswith("# mine\n")
-    assert "qtype: int4" in page.yaml and "blocks_to_swap: 8" in page.yaml
+    assert "qtype: int4" in page.yaml and "blocks_to_swap: 4" in page.yaml
 
 
 def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
