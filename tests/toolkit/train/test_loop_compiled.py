@@ -321,7 +321,7 @@ def test_a_step_that_compiles_is_marked_and_its_compiling_takes_no_time(toy, ins
     assert [result.compile_s > 0 for result in results] == [result.compiled for result in results]
     assert sum(result.compile_s for result in results) == pytest.approx(step.programs.took.seconds)
     assert all(result.step_s >= 0 for result in results)
-    assert step.programs.took.programs == len(SIZES) * 2  # the first block's input needs no gradient
+    assert step.programs.took.programs == len(SIZES)
 
 
 def test_steps_whose_metrics_come_together_with_those_of_one_that_compiles_are_marked_too(
