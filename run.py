@@ -18,23 +18,27 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import ExtensionJob, JobOptions, exit, multi_run
-from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from toolkit.extension import discover
+from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
+from toolkit.extension import FIRST_STAGE, discover
 from toolkit.files import log, redact
 from toolkit.files.writing import find_config, moved_examples, read_source
 from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, collection_paused, load_object
 from toolkit.system import distributed, signals
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.system.torch_version import check_torch_version, prepare_allocator
-from toolkit.version import COMMAND
+from toolkit.version import COMMAND, NAME, VERSION
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""
+
+RUN_WORDS = ("train", "run", "start")
+"""What other programs write before the name of a job."""
 
 if TYPE_CHECKING:
     from jobs.dry_run import JobPlan
@@ -47,14 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the arguments ask for and returns the exit code."""
     prepare_streams()
     prepare_allocator()
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["help"] and not is_config("help"):
+        argv = [*argv[1:2], "--help"]
     if argv[:1] == ["import"]:
+        arguments = import_parser().parse_args(argv[1:])
         with log.shown():
-            return exit.run_with_exit_code(import_job, argv[1:])
+            return exit.run_with_exit_code(import_job, arguments)
     if argv and TOOL_NAME.fullmatch(argv[0]) and argv[0] in discover().tools():
         with log.shown():
             return exit.run_with_exit_code(run_tool, argv)
     try:
+        if argv and (said := other_word(argv)):
+            exit.print_error(said)
+            return EXIT_MISTAKE
         arguments = parse_arguments(argv)
         with log.shown():
             code = exit.run_with_exit_code(dispatch_logged, arguments)
@@ -63,6 +73,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run or not arguments.configs:  # what it prints is all that it does
         return code if is_written or code != EXIT_DONE else EXIT_FAILURE
     return code
+
+
+def is_config(argument: str) -> bool:
+    """Whether there is a config of this name."""
+    with suppress(UserError):
+        return bool(find_config(argument))
+    return False
+
+
+def other_word(argv: Sequence[str]) -> str:
+    """What to write instead of a first argument that is neither a config nor a tool; empty where nothing is near."""
+    word, *others = argv
+    if not TOOL_NAME.fullmatch(word) or is_config(word):
+        return ""
+    if word in RUN_WORDS and others:
+        return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
+    near = get_close_matches(word, [*discover().tools(), "import"], n=1, cutoff=0.7)
+    return (
+        f"{word}: neither a config nor a tool. Did you mean: {shlex.join([COMMAND, near[0], *others])}" if near else ""
+    )
 
 
 def run_tool(argv: Sequence[str]) -> int:
@@ -105,12 +135,7 @@ def run_processes(
     return EXIT_DONE
 
 
-def import_job(argv: Sequence[str]) -> int:
-    """`run.py import`: prints, or writes, the job that another program's file or command is here."""
-    from toolkit.config import load_job
-    from toolkit.config.foreign import COMMAND_LINE, holds_command
-    from toolkit.files.writing import file_in_the_way, write_text
-
+def import_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{COMMAND} import", description="Converts a file or a command of another program to a job."
     )
@@ -119,7 +144,15 @@ def import_job(argv: Sequence[str]) -> int:
     add("-o", "--output", metavar="FILE", help="write it to this file, which is never replaced")
     add("-n", "--name", metavar="NAME", help="name of the job")
     add("--map", action="append", default=[], metavar="OLD=NEW", help="replace OLD by NEW at the beginning of paths")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def import_job(arguments: argparse.Namespace) -> int:
+    """`run.py import`: prints, or writes, the job that another program's file or command is here."""
+    from toolkit.config import load_job
+    from toolkit.config.foreign import COMMAND_LINE, holds_command
+    from toolkit.files.writing import file_in_the_way, write_text
+
     signals.install()
     output = path_of("--output", arguments.output) if arguments.output else None
     if output and (output.exists() or file_in_the_way(output.parent)):
@@ -127,7 +160,7 @@ def import_job(argv: Sequence[str]) -> int:
     is_text = holds_command(arguments.source) and not os.path.exists(arguments.source)
     if made := foreign_tool(arguments.source if is_text else text_of(find_config(arguments.source))):
         if output:
-            raise UserError("--output: goes with a job, and this becomes a command. Leave it out.")
+            raise UserError("--output applies to jobs only; this converts to a command. Remove it.")
         print_tool(*made)
         return EXIT_DONE
     find_model, options = discover().find_config, {"name": arguments.name, "moved": moved_folders(arguments.map)}
@@ -320,6 +353,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
+    add("--version", action="version", version=f"{NAME} {VERSION}")
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
     add("-r", "--recover", action="store_true", help="continue with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
@@ -361,17 +395,21 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--{flag} with several configs: give one config.")
     for flag in ("json", "memory"):
         if getattr(arguments, flag) and not arguments.dry_run:
-            parser.error(f"--{flag} goes with --dry-run")
+            parser.error(f"--{flag} requires --dry-run")
     return arguments
 
 
 def epilog() -> str:
     """The end of --help: what the tools are for, and the exit codes."""
-    tools = {**discover().tools(), "import": "convert a file or a command of another program to a job"}
+    tools = discover().tools()
     width = max(map(len, tools), default=0)
-    lines = [f"  {uid:{width}}  {purpose}" for uid, purpose in tools.items()]
+    lines = [f"Tools ({COMMAND} TOOL --help shows the flags of one; documentation: docs/index.md)"]
+    for stage, uids in discover().stages().items():
+        lines += ["", f"{stage}:", *(f"  {uid:{width}}  {tools[uid]}" for uid in uids)]
+        if stage == FIRST_STAGE:
+            lines.append(f"  {'import':{width}}  convert a file or a command of another program to a job")
     codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."
-    return "\n".join(["tools (run.py TOOL --help shows the flags of one):", *lines, "", codes])
+    return "\n".join([*lines, "", codes])
 
 
 def prepare_streams() -> None:

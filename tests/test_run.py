@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 
 from run import main
 from tests.light_start import FORBID
+from toolkit.extension import STAGES, discover
+from toolkit.version import NAME, VERSION
 
 Run = Callable[..., subprocess.CompletedProcess]
 Write = Callable[..., Path]
@@ -108,6 +110,54 @@ EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lnt", "pictures"], "lnt: neither a config nor a tool. Did you mean: run.py lint pictures"),
+        (["genrate"], "Did you mean: run.py generate"),
+        (["train", "my job.yaml"], "train: a job is run by its name alone. Write: run.py 'my job.yaml'"),
+        (["qqq"], "qqq: no such config."),
+    ],
+)
+def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(words: list[str], said: str, capsys) -> None:
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["--version"], f"{NAME} {VERSION}"),
+        (["help"], "usage: run.py [-h]"),
+        (["help", "new"], "usage: run.py new"),
+        (["import", "--help"], "usage: run.py import"),
+    ],
+)
+def test_help_and_version_end_with_0(words: list[str], first: str, capsys) -> None:
+    try:
+        code = main(words)
+    except SystemExit as left:  # by argparse
+        code = left.code
+    assert code == 0
+    assert capsys.readouterr().out.startswith(first)
+
+
+def test_a_config_named_as_a_tool_nearly_is_runs(run: Run, write_job: Write, steps: None, tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    write_job({"type": "good"}, name="train").rename(tmp_path / "config" / "train.yaml")
+    assert run("train").stdout == "good train\n"
+
+
+def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out.split("\nTools (")[1].splitlines()
+    named = [line.split()[0] for line in listed if line.startswith("  ")]
+    assert sorted(named) == sorted([*discover().tools(), "import"])
+    assert [line for line in listed if line.endswith(":") and line[0] != " "] == [f"{stage}:" for stage in STAGES[:3]]
+    assert named[:4] == ["new", "ui", "lint", "generate"]
+
+
 def test_foreign_text_reaches_the_terminal_as_escapes(run_py: Run, write_job, trainer, make_pictures, tmp_path) -> None:
     """Of metadata, file and folder names, captions, values and keys of a config."""
     tensors = {f"diffusion_model.img_in.lora_{part}.weight": numpy.ones((2, 2), numpy.float32) for part in "AB"}

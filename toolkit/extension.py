@@ -34,6 +34,11 @@ REGISTRY_VARIABLE = "AI_TOOLKIT_EXTENSIONS"
 EXAMPLE_EXTENSIONS = CONFIG_ROOT / "examples" / "extensions"
 
 
+FIRST_STAGE = "Begin"
+STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
+"""The headings under which `run.py --help` lists the tools."""
+
+
 class Extension:
     """One process type: a uid, and where its classes are. Each is imported when it is needed, and no sooner.
 
@@ -51,6 +56,9 @@ class Extension:
     purpose: str = ""
     """Of a tool, whose section is a `toolkit.config.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
     of `run.py --help`. Empty: the process is no command."""
+
+    stage: str = ""
+    """Of a tool: when it is used, one of `STAGES`, under which `run.py --help` lists it. Empty: the last."""
 
     process: str = ""
     """The process class, built as `(process_id, job, config)`. Its module may import torch."""
@@ -184,6 +192,14 @@ class ExtensionTable:
         """The uids of the tools, each with its purpose."""
         purposes = {found.uid: getattr(found.extension, "purpose", "") for found in self.found}
         return {uid: purpose for uid, purpose in sorted(purposes.items()) if purpose}
+
+    def stages(self) -> dict[str, list[str]]:
+        """The uids of the tools by stage, each in the order in which their table has them."""
+        found = {stage: [] for stage in STAGES}  # type: dict[str, list[str]]
+        for one in self.found:
+            if getattr(one.extension, "purpose", ""):
+                found.setdefault(getattr(one.extension, "stage", "") or STAGES[-1], []).append(one.uid)
+        return {stage: uids for stage, uids in found.items() if uids}
 
     def configs(self) -> Mapping[str, type[BaseModel]]:
         """The model of every uid that has one. An extension that cannot give it is reported, and left out."""

@@ -1,74 +1,104 @@
 """The tools: processes that are also commands (`run.py TOOL`). One table of all; a tool's folder is imported when it is
 used. A tool imports nothing of another, only what they share (`shared/`)."""
 
-from toolkit.extension import Extension
+from toolkit.extension import STAGES, Extension
 
 
-def _tool(uid: str, name: str, purpose: str, folder: str = "", command: str = "") -> type[Extension]:
+def _tool(stage: str, uid: str, name: str, purpose: str, folder: str = "", command: str = "") -> type[Extension]:
     """The extension class of a tool; see `Extension` for the arguments. Of `align` the folder, where none is given, is
     `align`, the section `.align.config:AlignConfig` and the process `.align.process:AlignProcess`."""
     place, stem = f".{folder or uid}", uid.title().replace("_", "")
-    attributes = {"uid": uid, "name": name, "purpose": purpose, "command": command, "__module__": __name__}
+    attributes = {
+        "uid": uid,
+        "name": name,
+        "purpose": purpose,
+        "stage": stage,
+        "command": command,
+        "__module__": __name__,
+    }
     places = {"config": f"{place}.config:{stem}Config", "process": f"{place}.process:{stem}Process"}
     return type(uid, (Extension,), attributes | places)
 
 
+BEGIN, AFTER, FILES, _ = STAGES
+
 AI_TOOLKIT_EXTENSIONS = [
-    _tool("align", "Align pairs", "write copies of pairs in which each reference lies on its image"),
-    _tool("ara", "Make an accuracy-recovery adapter", "make a LoRA that compensates for a model's quantization error"),
-    _tool("best", "Choose a checkpoint", "measure the saved LoRAs of a run and say which to use"),
+    _tool(BEGIN, "new", "New job", "write a job for a folder of images and this GPU, check it and show its plan"),
+    _tool(BEGIN, "ui", "Web page", "show all runs live in a browser; edit datasets, start jobs"),
     _tool(
+        BEGIN,
+        "lint",
+        "Lint",
+        "check a dataset: pairs, duplicates, blurred and enlarged images, captions, leaks; see what is trained",
+    ),
+    _tool(BEGIN, "generate", "Generate images", "generate images with a model and LoRAs, from text and references"),
+    _tool(
+        BEGIN,
+        "caption",
+        "Caption images",
+        "caption a folder of images, or the changes in pairs, with a vision-language model",
+    ),
+    _tool(BEGIN, "align", "Align pairs", "write copies of pairs in which each reference lies on its image"),
+    _tool(
+        BEGIN,
         "cache",
         "Cache",
         "encode a job's images and captions before it trains; list and prune the cache",
         command=".cache.config:CacheCommand",
     ),
     _tool(
-        "caption",
-        "Caption images",
-        "caption a folder of images, or the changes in pairs, with a vision-language model",
+        BEGIN,
+        "queue",
+        "Queue",
+        "run jobs and tools one after another, one per GPU; list, reorder, stop, retry them",
+        "ui",
     ),
-    _tool("diagrams", "Diagrams", "plot the losses, learning rates and step times of a run"),
+    _tool(AFTER, "grid", "Compare LoRAs", "compare checkpoints, strengths, prompts and seeds on one page"),
+    _tool(AFTER, "best", "Choose a checkpoint", "measure the saved LoRAs of a run and say which to use"),
+    _tool(AFTER, "report", "Report", "write one page on a run: samples over steps, curves, settings, dataset, files"),
+    _tool(AFTER, "diagrams", "Diagrams", "plot the losses, learning rates and step times of a run"),
     _tool(
-        "doctor",
-        "Examine a LoRA file",
-        "say why a LoRA file does nothing or too much: numbers, layers, alpha, programs, rounding",
-    ),
-    _tool("generate", "Generate images", "generate images with a model and LoRAs, from text and references"),
-    _tool("grid", "Compare LoRAs", "compare checkpoints, strengths, prompts and seeds on one page"),
-    _tool(
+        AFTER,
         "influence",
         "Find harmful images",
         "measure which training images of a run act against the others: wrong captions, foreign images",
     ),
     _tool(
-        "lint",
-        "Lint",
-        "check a dataset: pairs, duplicates, blurred and enlarged images, captions, leaks; see what is trained",
+        AFTER,
+        "publish",
+        "Publish a LoRA",
+        "upload a run's LoRA with a model card, samples and its report to the Hugging Face hub",
     ),
     _tool(
+        FILES,
         "inspect",
         "Inspect a LoRA file",
         "show the kind, rank, alpha, layers, norms and metadata of a LoRA file",
         "lora_tools",
     ),
     _tool(
+        FILES,
+        "doctor",
+        "Examine a LoRA file",
+        "say why a LoRA file does nothing or too much: numbers, layers, alpha, programs, rounding",
+    ),
+    _tool(
+        FILES,
         "convert",
         "Convert a LoRA file",
         "convert a LoRA file for ComfyUI, diffusers, kohya, musubi-tuner or ai-toolkit",
         "lora_tools",
     ),
-    _tool("resize", "Resize a LoRA", "reduce the rank of a LoRA, or turn a LoHa or LoKr into a LoRA", "lora_tools"),
-    _tool("merge", "Merge LoRAs", "merge LoRAs into a model, or several into one file", "lora_tools"),
-    _tool("extract", "Extract a LoRA", "extract a LoRA from a model and its fine-tuned version", "lora_tools"),
-    _tool("post_hoc_ema", "Post-hoc EMA", "average the checkpoints of a run", "lora_tools"),
-    _tool("new", "New job", "write a job for a folder of images and this GPU, check it and show its plan"),
     _tool(
-        "publish",
-        "Publish a LoRA",
-        "upload a run's LoRA with a model card, samples and its report to the Hugging Face hub",
+        FILES, "resize", "Resize a LoRA", "reduce the rank of a LoRA, or turn a LoHa or LoKr into a LoRA", "lora_tools"
     ),
-    _tool("queue", "Queue", "run jobs and tools one after another, one per GPU; list, reorder, stop, retry them", "ui"),
-    _tool("report", "Report", "write one page on a run: samples over steps, curves, settings, dataset, files"),
-    _tool("ui", "Web page", "show all runs live in a browser; edit datasets, start jobs"),
+    _tool(FILES, "merge", "Merge LoRAs", "merge LoRAs into a model, or several into one file", "lora_tools"),
+    _tool(FILES, "extract", "Extract a LoRA", "extract a LoRA from a model and its fine-tuned version", "lora_tools"),
+    _tool(FILES, "post_hoc_ema", "Post-hoc EMA", "average the checkpoints of a run", "lora_tools"),
+    _tool(
+        FILES,
+        "ara",
+        "Make an accuracy-recovery adapter",
+        "make a LoRA that compensates for a model's quantization error",
+    ),
 ]
