@@ -1,7 +1,8 @@
 """The web page: `python benchmarks/bench_ui.py`.
 
-Start to the first page, memory, the list of 200 runs, the page and curves of a run with a million metric lines and
-5,000 samples, what fifty watchers cost, how soon a new line is at a watcher, and, with Chromium, the first paint.
+Start to the first page, memory, the pages over 1,000 runs for one client and for a hundred, the page and curves of a
+run with a million metric lines and 5,000 samples, what fifty watchers cost, how soon a new line is at a watcher, and,
+with Chromium, the first paint.
 Times are those of whole HTTP requests to a page in a separate process: the median of several, and the first, which
 has no caches.
 """
@@ -34,6 +35,8 @@ if str(ROOT) not in sys.path:
 from benchmarks import report  # noqa: E402
 
 WATCH_S = 20.0
+PAGES = ("/", "/runs/run_001", "/datasets/ok", "/system", "/compare?run=run_001&run=run_002")
+"""What lists the runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,18 +46,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         output = Path(folder) / "output"
         for number in range(asked.runs):
             make_run(output / f"run_{number:03d}", 500, 8)
+        make_dataset(output.parent / "datasets" / "ok", 20)
         make_run(output / "large", asked.lines, asked.samples)
         with served(output) as (port, process, start_s):
             idle = resident(process)
-            runs = request_times(port, "/", asked.repeats)
+            pages = {path: request_times(port, path, asked.repeats) for path in PAGES}
+            crowd = many_clients(port, asked.clients)
+            of_runs = resident(process)
             page = request_times(port, "/runs/large", asked.repeats)
             curves = request_times(port, "/runs/large/curves", asked.repeats)
             part = request_times(port, f"/runs/large/curves?from=1000&to={asked.lines // 100}", asked.repeats)
             seen, load = watched(port, process, output / "run_000", asked.watchers)
             figures = {
                 "start_s": start_s,
-                "resident_mb": {"idle": idle, "after": resident(process)},
-                "runs_ms": runs,
+                "resident_mb": {"idle": idle, "pages_of_runs": of_runs, "after": resident(process)},
+                "pages_of_runs_ms": pages,
+                "clients_s": crowd,
                 "page_ms": page,
                 "curves_ms": curves,
                 "part_of_curves_ms": part,
@@ -68,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--samples", type=int, default=5_000)
     parser.add_argument("--watchers", type=int, default=50)
@@ -98,6 +106,13 @@ def make_run(folder: Path, lines: int, samples: int) -> None:
             file.write(json.dumps(event | {"prompts": ["a photo of mychar on a beach"] * 4}) + "\n")
     (folder / "log.txt").write_text("step 1\n" * 1000)
     (folder / "config.yaml").write_text(f"job: extension\nconfig:\n  name: {folder.name}\n  process: []\n")
+
+
+def make_dataset(folder: Path, images: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(images):
+        Image.new("RGB", (256, 256), (number * 9 % 255, 50, 90)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a photo")
 
 
 def metric_line(step: int) -> str:
@@ -138,6 +153,26 @@ def request_times(port: int, path: str, repeats: int) -> dict[str, float]:
         urlopen(f"http://127.0.0.1:{port}{path}", timeout=300).read()
         times.append((time.perf_counter() - begun) * 1000)
     return {"cold": round(times[0], 1), "warm": round(median(times[1:]), 1)}
+
+
+def many_clients(port: int, clients: int) -> dict[str, float]:
+    """Seconds of a request when so many clients ask for each of PAGES, all at one time."""
+    times: list[float] = []
+
+    def ask(first: int) -> None:
+        for path in (*PAGES[first:], *PAGES[:first]):
+            begun = time.perf_counter()
+            urlopen(f"http://127.0.0.1:{port}{path}", timeout=300).read()
+            times.append(time.perf_counter() - begun)
+
+    threads = [threading.Thread(target=ask, args=(number % len(PAGES),)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(times) < clients * len(PAGES):
+        raise RuntimeError(f"{len(times)} of {clients * len(PAGES)} requests were answered")
+    return {"median": round(median(times), 2), "longest": round(max(times), 2)}
 
 
 def watched(port: int, process: subprocess.Popen[bytes], folder: Path, watchers: int) -> tuple[float, float]:

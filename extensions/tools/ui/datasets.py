@@ -24,7 +24,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from extensions.tools.shared.suspects import suspects_of_run
+from extensions.tools.shared.suspects import FILE, FOLDER, suspects_of_run
 from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
 from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
@@ -37,7 +37,6 @@ from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import atomic_write, link, read_object, read_regular, write_json
-from toolkit.train.run_reader import list_runs
 
 LINT_S = 900
 """Seconds that a check of a dataset may take."""
@@ -405,7 +404,9 @@ def findings(data: Dataset) -> dict[str, Any]:
 def _suspects(data: Dataset) -> dict[str, str]:
     """Image of the dataset -> why `influence` suspects it."""
     found, folder = {}, os.path.realpath(data.folder)
-    for run in list_runs(data.ui.output):
+    for run in data.ui.runs():
+        if not os.path.exists(os.path.join(run.folder, FOLDER, FILE)):
+            continue  # of most: an error for each costs more
         for image, why in suspects_of_run(run.folder).items():
             if image.startswith(folder + os.sep):
                 found[str(data.folder / os.path.relpath(image, folder))] = f"{run.name}, {why}"

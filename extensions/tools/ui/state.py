@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, wraps
+from html import escape
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -26,6 +29,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES, duration
 from toolkit.files.writing import read_object, readable_size
+from toolkit.train.run_index import RunIndex
 from toolkit.train.run_reader import RunInfo, read_run
 
 if TYPE_CHECKING:
@@ -34,6 +38,9 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 THEMES = ("auto", "light", "dark")
 THEME_COOKIE = "atelier_theme"
+
+KEPT_S = 60.0
+"""Seconds for which a value is kept (`Ui.kept`)."""
 
 _BETWEEN = ":"
 """Between the folders of a job and of its process in a run's id: no file system of Windows allows it in a name, and a
@@ -72,6 +79,29 @@ class Ui:
     def settings(self) -> Path:
         """The file of what is set on the page."""
         return self.own / "settings.json"
+
+    def runs(self) -> tuple[RunInfo, ...]:
+        """All runs, in the order of their paths."""
+        index: RunIndex = self.memory.setdefault("runs", RunIndex(self.output))
+        return index.runs()
+
+    def run_ids(self) -> tuple[str, ...]:
+        """The ids of all runs."""
+        runs = self.runs()
+        of, ids = self.memory.get("ids", ((), ()))
+        if of is not runs:
+            ids = tuple(run_id(self, run.folder) for run in runs)
+            self.memory["ids"] = runs, ids
+        return tuple(ids)
+
+    def kept(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gave at most KEPT_S ago: for what takes long and rarely changes. Those who ask meanwhile wait."""
+        with self.memory.setdefault(("lock", key), Lock()):
+            made, value = self.memory.get(("kept", key), (-math.inf, None))
+            if time.monotonic() - made > KEPT_S:
+                value = make()
+                self.memory["kept", key] = time.monotonic(), value
+            return value
 
     def run(self, run_id: str) -> RunInfo:
         """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or one of its files is a link that
@@ -213,11 +243,28 @@ def _environment() -> Environment:
     environment.filters |= {
         "redacted": lambda text: redact_text(str(text)),
         "duration": duration,
+        "points": points,
+        "options": options,
         "size": readable_size,
         "address": lambda text: quote(str(text), safe="", errors="backslashreplace"),
         "time": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "",
     }
     return environment
+
+
+def points(values: Sequence[float], width: int, height: int) -> str:
+    """The points of a line through evenly spaced values, two or more, in a picture of that size."""
+    low, step = min(values), (width - 2) / (len(values) - 1)
+    scale = (height - 4) / (max(values) - low or 1)
+    return " ".join(
+        f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}" for index, value in enumerate(values)
+    )
+
+
+def options(texts: Iterable[str], chosen: str = "") -> str:
+    """The options of a list to choose from, as HTML: a loop of Jinja takes ten times as long for a thousand."""
+    pairs = ((text, escape(text)) for text in texts)
+    return "".join(f'<option value="{of}"{" selected" * (text == chosen)}>{of}</option>' for text, of in pairs)
 
 
 _MARKS = "[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"

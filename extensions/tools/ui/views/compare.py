@@ -16,7 +16,6 @@ from extensions.tools.ui.views.runs import cost
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import UserError
-from toolkit.train.run_reader import list_runs
 
 MOST = 6
 
@@ -32,14 +31,13 @@ def page(request: Request) -> Response:
     for column in columns:
         for index, prompt in column["prompts"].items():
             prompts.setdefault(index, prompt)
-    known = [run_id(ui, run.folder) for run in list_runs(ui.output)]
     data = [{"id": column["id"], "label": column["label"]} for column in columns]
     return render(
         request,
         "compare.html.j2",
         columns=columns,
         prompts=prompts,
-        known=known,
+        known=[*ui.run_ids(), *dict.fromkeys(f"{each['id']}@{step}" for each in columns for step in each["steps"])],
         empty=range(len(columns), max(2, min(MOST, len(columns) + 1))),
         differences=_differences(columns),
         data=data,

@@ -37,7 +37,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import open_regular, read_object, sha256_of, write_json
-from toolkit.train.run_reader import RunInfo, list_runs, read_events
+from toolkit.train.run_reader import RunInfo, read_events
 
 MOST_CURVES = 8
 """Curves of one diagram."""
@@ -90,7 +90,7 @@ def page(request: Request) -> Response:
         settings=settings_text(run.folder),
         events=[event_row(row) for row in news.get("events", [])[-200:]],
         warnings=[row for row in news.get("events", []) if row.get("event") == "warning"][-MOST_WARNINGS:],
-        others=[run_id(ui, other.folder) for other in list_runs(ui.output) if other.folder != run.folder],
+        others=[other for other in ui.run_ids() if other != run_id(ui, run.folder)],
         difference=_difference(ui, run, request.query_params.get("diff", "")),
         other=request.query_params.get("diff", ""),
         data={"id": run_id(ui, run.folder), "cursor": cursor, "status": status_of(run), "samples": samples},

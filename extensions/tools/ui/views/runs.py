@@ -1,7 +1,8 @@
-"""The first page: every run, the latest first."""
+"""The first page: the runs, the latest first, fifty on a page."""
 
 from __future__ import annotations
 
+import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,41 +12,55 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from extensions.tools.ui.series import sparkline
-from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json
+from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json, whole
 from toolkit.files import run_files
-from toolkit.train.run_reader import RunInfo, RunStatus, list_runs
+from toolkit.train.run_index import is_fresh, mark_of
+from toolkit.train.run_reader import RunInfo, RunStatus
 
-_OF_JSON = ("id", "name", "status", "step", "steps", "eta_s")
+PER_PAGE = 50
+MOST_KEPT = 500
+"""Runs whose lines are kept."""
+
 _BEFORE = datetime.fromtimestamp(0, UTC)
 
 
 def index(request: Request) -> Response:
-    """All runs, or those whose name or state holds each word of `q`. As JSON where that is asked for."""
+    """All runs, or those whose name or state holds each word of `q`: a page of them, or all as JSON where that is asked
+    for."""
     ui, wanted = ui_of(request), request.query_params.get("q", "")
     words = wanted.lower().split()
-    found = [
-        run for run in list_runs(ui.output) if all(word in f"{run.name} {run.status.value}".lower() for word in words)
-    ]
+    found = [run for run in ui.runs() if all(word in f"{run.name} {run.status.value}".lower() for word in words)]
     found.sort(key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE), reverse=True)
-    rows = [_row(ui, run) for run in found]
     if wants_json(request):
-        return Json([{key: row[key] for key in _OF_JSON} for row in rows])
-    return render(request, "runs.html.j2", rows=rows, wanted=wanted)
+        return Json([_facts(ui, run) for run in found])
+    pages = max(1, math.ceil(len(found) / PER_PAGE))
+    page = min(max(1, whole(request.query_params.get("page", "")) or 1), pages)
+    rows = [_row(ui, run) for run in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
+    return render(request, "runs.html.j2", rows=rows, wanted=wanted, page=page, pages=pages, count=len(found))
 
 
-def _row(ui: Ui, run: RunInfo) -> dict[str, Any]:
+def _facts(ui: Ui, run: RunInfo) -> dict[str, Any]:
     return {
         "id": run_id(ui, run.folder),
-        "run": run,
         "name": run.name,
         "status": run.status.value,
         "step": run.step,
         "steps": run.total_steps,
         "eta_s": run.eta_s,
-        "cost": cost(ui, run),
-        "spark": sparkline(run.folder / run_files.METRICS),
-        "sample": latest_sample(run.folder),
     }
+
+
+def _row(ui: Ui, run: RunInfo) -> dict[str, Any]:
+    """What a page shows of a run; its line and its sample are looked for again when their files have changed."""
+    known = ui.memory.setdefault("rows", {})
+    mark = mark_of(str(run.folder), run_files.METRICS, run_files.SAMPLES)
+    kept, shown = known.get(run.folder, ((), {}))
+    if kept != mark or is_fresh(mark):
+        if len(known) > MOST_KEPT:
+            known.clear()
+        shown = {"spark": sparkline(run.folder / run_files.METRICS), "sample": latest_sample(run.folder)}
+        known[run.folder] = mark, shown
+    return {**_facts(ui, run), "run": run, "cost": cost(ui, run), **shown}
 
 
 def cost(ui: Ui, run: RunInfo) -> float | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import shutil
 import subprocess
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,11 +21,7 @@ from extensions.tools.ui.views.queue import enqueue
 from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, nearest_folder, write_json
 from toolkit.system.host_memory import free_host_memory
 from toolkit.system.nvidia import ask_nvml
-from toolkit.train.run_reader import list_runs
 from toolkit.version import NAME, VERSION
-
-COUNTED_S = 60.0
-"""Seconds for which the size of the cache is kept, because it may have many files."""
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
@@ -54,10 +48,10 @@ def _page(request: Request, fault: str = "", code: int = 200) -> Response:
         gpus=gpus,
         memory=(free_host_memory(), _memory()),
         disks=_disks(ui),
-        cache=_cache_bytes(ui),
-        jobs=[(run_id(ui, run.folder), run.name) for run in list_runs(ui.output) if run.config],
-        versions={NAME: f"{VERSION} {_revision()}", "Python": platform.python_version(), **_packages()},
-        extensions=_extensions(),
+        cache=ui.kept("cache", lambda: _cache_bytes(ui)),
+        jobs=[(run_id(ui, run.folder), run.name) for run in ui.runs() if run.config],
+        versions=ui.kept("versions", _versions),
+        extensions=ui.kept("extensions", _extensions),
         token_variables=TOKEN_VARIABLES,
         hosts_variable=HOSTS_VARIABLE,
         hosts=os.environ.get(HOSTS_VARIABLE, ""),
@@ -80,16 +74,17 @@ def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:
 
 def _cache_bytes(ui: Ui) -> int:
     """Bytes of the cached latents and texts."""
-    counted, size = ui.memory.get("cache", (-math.inf, 0))
-    if time.monotonic() - counted > COUNTED_S:
-        size = sum(
-            os.lstat(os.path.join(top, name)).st_size
-            for top, _, names in os.walk(ui.output / CACHE_FOLDER)
-            for name in names
-            if os.path.lexists(os.path.join(top, name))
-        )
-        ui.memory["cache"] = time.monotonic(), size
-    return int(size)
+    return sum(
+        os.lstat(os.path.join(top, name)).st_size
+        for top, _, names in os.walk(ui.output / CACHE_FOLDER)
+        for name in names
+        if os.path.lexists(os.path.join(top, name))
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Name -> version of the program, Python and the packages; empty where it is not installed."""
+    return {NAME: f"{VERSION} {_revision()}", "Python": platform.python_version(), **_packages()}
 
 
 def _revision() -> str:
