@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 
 from benchmarks import bench_gpu, gpu_rows, kernel_rates
 from benchmarks.gpu_rows import CACHE, KERNELS, ROWS
+from tests.conftest import ROOT, child_environment
+from tests.stand_in_cuda import COMPILER
 
 QUICK = (
     "--size", "XS", "--device", "cpu", "--warm-up", "1", "--steps", "2", "--accumulation", "2", "--calls", "1",
@@ -171,3 +174,45 @@ def test_every_compiled_row_runs_from_the_command_line(
     bench_gpu.main([*QUICK, "--results", str(tmp_path / "gpu.jsonl"), "--rows", name, "--backend", backend])
     row, _ = json_lines(capsys.readouterr().out)
     assert row["status"] == "measured", (tmp_path / "gpu.log").read_text()
+
+
+ON_CUDA = """
+import json, sys, time
+
+import bitsandbytes  # looks for CUDA's own library where there is a device
+import torch
+from tests.stand_in_cuda import built, install
+
+install(built())
+
+class Event:
+    def __init__(self, enable_timing): pass
+    def record(self): self.at = time.perf_counter()
+    def synchronize(self): pass
+    def query(self): return True
+    def elapsed_time(self, end): return 1e3 * (end.at - self.at)
+
+torch.cuda.Event, torch.cuda.max_memory_reserved = Event, torch.cuda.max_memory_allocated
+torch.cuda.set_per_process_memory_fraction = lambda *_: None
+from benchmarks import bench_gpu
+print(json.dumps(bench_gpu.run_row(bench_gpu.arguments(sys.argv[1:]))))
+"""
+"""A row on the device that stands in for CUDA, which has no events of its own."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
+@pytest.mark.parametrize("name", ["9e", "0n"])
+def test_a_row_on_a_device_that_counts_its_memory(name: str, tmp_path: Path) -> None:
+    partial = tmp_path / "known.json"
+    given = (*QUICK, "--device", "cuda:0", "--dtype", "fp32", "--account", "--row", name, "--partial", str(partial))
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    run = subprocess.run([sys.executable, "-c", ON_CUDA, *given], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    result = json_lines(run.stdout)[-1]
+    assert 0 < result["training_gb"] <= result["peak_gb"] and result["s"] > 0
+    if name != "0n":
+        assert result["planned_training_gb"] > result["training_gb"]  # the plan rounds a tiny model up
+        assert "\nmemory account: peak " in run.stdout
+    assert json.loads(partial.read_text())["training_gb"] == pytest.approx(result["training_gb"], rel=1e-3)

@@ -74,7 +74,7 @@ def install(library: Path, total: int = TOTAL) -> Any:
 def snapshot(device: Any) -> dict[str, Any]:
     """The blocks of the device, in one segment; no event is recorded."""
     blocks = [
-        {"address": index, "size": size, "requested_size": size, "state": "active_allocated", "frames": []}
+        {"address": index, "size": size, "requested_size": size, "state": "active_allocated"}
         for index, size in enumerate(device.sizes())
     ]
     segment = {"device": 0, "total_size": sum(block["size"] for block in blocks), "blocks": blocks}

@@ -162,7 +162,8 @@ def _at_begin(
     reserved = sum(segment["total_size"] for segment in own)
     alive: dict[int, Block] = {}
     for block in (block for segment in own for block in segment["blocks"] if block["state"].startswith("active")):
-        alive[block["address"]] = (block.get("requested_size", block["size"]), block.get("frames", ()))
+        # Without frames: it was made before the recording began. Empty ones are of a thread without Python's stack.
+        alive[block["address"]] = (block.get("requested_size", block["size"]), block.get("frames"))
     for event in reversed(events):
         reserved -= _reserved_by(event)
         if event["action"] == "alloc":
