@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -488,6 +489,10 @@ def test_jobs_that_one_process_runs_in_turn_are_as_those_of_their_own(here: Job,
     here.run()
     assert found[0].metrics() == found[-1].metrics() == here.metrics()
     assert dict(os.environ) == before
+    killed = here.nursery.fork([here.write()], here.cwd, "killed", in_turn=True)
+    killed.end()
+    assert killed.code == -signal.SIGKILL
+    assert in_turn("after", [], "--dry-run")[0] == 0, "by another process"
 
 
 ELSEWHERE = """
