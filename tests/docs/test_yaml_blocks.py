@@ -81,6 +81,10 @@ def put_photos(job: dict[str, Any], place: Path) -> None:
             folder.mkdir(parents=True)
             for photo in photos:
                 shutil.copy(photo, folder)
+    for entry in job["config"]["process"][0].get("datasets", ()):
+        for suffix in values(entry, ("image_suffix", "control_suffix")):
+            for photo in photos:
+                shutil.copy(photo, place / entry["folder_path"] / f"{photo.stem}{suffix}{photo.suffix}")
     for pattern in values(job, ("url",)):
         write_shard(place / pattern.replace("*", "0"), 2)
     for name in values(job, ("lora", "assistant")):
