@@ -75,7 +75,7 @@ EFFICIENCY = 0.4
 computed again. Not measured with this program yet."""
 
 
-KERNELS_PER_BLOCK = 526
+KERNELS_PER_BLOCK = 353
 """Kernels that an uncompiled block launches in forward and backward, with a LoRA on all layers and everything
 recomputed. Source: benchmarks/bench_kernels.py (bf16; quantized blocks launch more)."""
 

@@ -180,10 +180,10 @@ def test_launching_kernels_may_take_longer_than_computing_again(
 
 
 def test_seconds_are_those_of_the_gpu_or_of_the_host() -> None:
-    """60 blocks: 24 x 3072^2 operations for a token, three times with `full`; 526 kernels of 8 us."""
+    """60 blocks: 24 x 3072^2 operations for a token, three times with `full`; 353 kernels of 8 us."""
     work = replace(published(1), tokens=10_000)
     assert step_seconds("full", work, 1e14) == pytest.approx(60 * 3 * 24 * 3072**2 * 10_000 / 1e14)
-    assert step_seconds("full", work, 1e18) == pytest.approx(60 * 526 * 8e-6)
+    assert step_seconds("full", work, 1e18) == pytest.approx(60 * 353 * 8e-6)
     assert step_seconds("none", work, 1e14) == pytest.approx(2 / 3 * step_seconds("full", work, 1e14))
 
 
