@@ -16,7 +16,7 @@ from extensions.from_scratch.losses_config import too_short
 from extensions.from_scratch.roles_config import RolesSection
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.dataset import area_of, sides_of
-from toolkit.config.train import OptimizerConfig, TrainConfig
+from toolkit.config.train import TrainConfig
 from toolkit.data.image_data import ImageData
 from toolkit.data.run_plan import SaveSize
 from toolkit.data.types import BucketedSample, Size
@@ -198,11 +198,6 @@ class RolesPlanner(Planner[SectionT]):
     def save_size(self) -> SaveSize | None:
         return self.step.save if self.step else None
 
-    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        for role in self.section.roles():
-            given = self.section.own_optimizer(role).model_fields_set
-            yield f"optimizers.{role}" if given else "train", self.section.role_optimizer(role)
-
     def length_notes(self, steps: int) -> Iterator[str]:
         if self.unknown_memory:
             yield f"memory: {self.unknown_memory}"
@@ -217,9 +212,6 @@ MEASURE = "extensions.from_scratch.memory:step_bytes"
 
 class VaePlanner(RolesPlanner[VaeTrainerConfig]):
     """The plan of an autoencoder's training."""
-
-    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        return [(f"optimizers.{role}", self.section.role_optimizer(role)) for role in self.section.roles()]
 
     def without_model(self) -> Iterator[str]:
         section, train = self.section, self.section.train

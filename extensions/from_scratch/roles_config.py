@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.losses_config import DISCRIMINATOR, DiscriminatorConfig, LossesConfig, discriminator_params
 from toolkit.config.findings import Diagnostic, below
-from toolkit.config.located import KeyPath
 from toolkit.config.process import JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
@@ -78,11 +77,11 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
             return {}
         return {"optimizer_params": discriminator_params(self.own_optimizer(role), self.train.optimizer)}
 
-    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
+    def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
         """Those of the roles; what a role does not give is in `train`."""
         for role in self.roles():
-            own = "lr_scheduler" in self.own_optimizer(role).model_fields_set
-            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
+            given = self.own_optimizer(role).model_fields_set
+            yield f"optimizers.{role}" if given else "train", self.role_optimizer(role)
 
     def check_optimizers(self, roles: Collection[str]) -> Iterator[Diagnostic]:
         """Mistakes in the entries of these roles."""

@@ -4,7 +4,7 @@ validation that they share. A trainer says what is planned (`planner_class`) and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -14,7 +14,6 @@ from torch import Tensor
 from jobs.process.trainer import AttachedT, EncodedT, ModelT, Setup, Trainer
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import JobContext
-from toolkit.config.train import OptimizerConfig
 from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import stream_source
 from toolkit.data.epoch_order import EpochSource, epoch_batches
@@ -107,9 +106,6 @@ class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
 
     def make_plan(self, data: ImageData) -> RunPlan:
         return self.planner.plan(data)
-
-    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        return self.planner.optimizers()
 
     def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
         return self.planner.corrections(data, revision)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,6 @@ import torch
 
 from jobs.process.base import BaseTrainProcess
 from toolkit.config.sections import TrainerConfig
-from toolkit.config.train import OptimizerConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
@@ -211,10 +210,6 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     def refuse_parts(self, data: DataT) -> None:
         """Raises UserError for data or a model with which the run cannot work, before its folder is written to."""
 
-    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        """The optimizers of the run, each with its key for messages."""
-        return [("train", self.section.train)]
-
     def refuse(self, data: DataT, plan: RunPlan) -> None:
         """Raises UserError for a run that cannot work, before its folder is written to: memory, disk, `refuse_parts`,
         optimizers."""
@@ -222,7 +217,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             raise UserError(reason)
         self.refuse_parts(data)
         device = self.process_group.device(pick_device(self.section.device, quiet=True))
-        for key, settings in self.optimizers():
+        for key, settings in self.section.optimizers_used():
             try:  # a step on a small weight
                 try_optimizer(settings.optimizer, settings.lr, settings.optimizer_params, device)
             except UserError as error:

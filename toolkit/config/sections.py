@@ -18,7 +18,6 @@ from toolkit.config.dataset import LOSS, DatasetConfig, ValidationConfig
 from toolkit.config.few_step import DeploymentConfig
 from toolkit.config.field_types import PathStr, path_hint, value_error
 from toolkit.config.findings import Findings, check_path, error
-from toolkit.config.located import KeyPath
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
 from toolkit.config.output import (
@@ -228,6 +227,10 @@ class TrainingSection(ProcessConfig):
         settings = super().recorded_settings()
         return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
 
+    def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        """The optimizers of the run, each with the key that has its settings."""
+        return [("train", self.train)]
+
 
 class TrainerConfig(TrainingSection):
     """What every trainer has, whatever it trains."""
@@ -274,10 +277,6 @@ class TrainerConfig(TrainingSection):
 class ImageTrainingSection(DatasetsSection, TrainingSection):
     """A training on folders of images, or on a stream of shards."""
 
-    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
-        """The optimizers of the run, and where their keys are."""
-        return [(("train",), self.train)]
-
     @property
     def micro_batches_per_step(self) -> int:
         """Micro-batches of an optimizer step: with several readers of a stream as many for each of them."""
@@ -312,7 +311,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
                 if optimizer.needs_length():
                     message = f"{optimizer.lr_scheduler!r} needs the number of steps, which is unknown: "
                     message += f"{self.train.epochs} epochs of a stream of unknown length. {remedy}"
-                    yield error(".".join(map(str, (*key, "lr_scheduler"))), message)
+                    yield error(f"{key}.lr_scheduler", message)
         if self.validation and self.validation.fraction is not None:
             message = "no fraction of a stream can be held out. Set 'folder_path' to images that are not part of it."
             yield error("validation.fraction", message)

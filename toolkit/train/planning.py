@@ -21,7 +21,6 @@ from toolkit.config.train import (
     LEAST_LATER,
     MAX_STEPS,
     UNTIL_THE_DATA_ENDS,
-    OptimizerConfig,
     TrainConfig,
 )
 from toolkit.data.captions import prompt_warnings
@@ -87,10 +86,6 @@ class Planner(ABC, Generic[SectionT]):
     def step_work(self, data: ImageData) -> StepWork | None:
         """What an optimizer step takes; None: not known."""
         return None
-
-    def optimizers(self) -> Iterable[tuple[str, OptimizerConfig]]:
-        """The optimizers of the run, each with its key for messages."""
-        return [("train", self.section.train)]
 
     def length_notes(self, steps: int) -> Iterator[str]:
         """Warnings of what a run of so many optimizer steps ends before: `stop_when` may average over more."""
@@ -176,7 +171,7 @@ class Planner(ABC, Generic[SectionT]):
     def _schedule_notes(self, steps: int) -> Iterator[str]:
         """Warnings where warm-up and decay of an optimizer's schedule do not fit into the run, and of a rate that comes
         to nothing early; once where they are the same."""
-        optimizers = list(self.optimizers())
+        optimizers = list(self.section.optimizers_used())
         found: dict[str, list[str]] = {}
         for key, settings in optimizers:
             scheduler, params = settings.lr_scheduler, settings.lr_scheduler_params

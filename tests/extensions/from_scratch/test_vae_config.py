@@ -105,3 +105,10 @@ def test_its_keys_are_in_the_schema() -> None:
 
     text = json.dumps(schema(discover().configs()))
     assert "vae_trainer" in text and "kl_warmup_steps" in text
+
+
+def test_each_optimizer_comes_with_the_key_of_its_settings(load: Load) -> None:
+    """A role without an entry is trained as `train` says."""
+    section = load(train={"lr": 0.5}, optimizers={"discriminator": {"lr": 0.25}}, discriminator={})
+    used = [(key, optimizer.lr) for key, optimizer in section.optimizers_used()]
+    assert used == [("train", 0.5), ("optimizers.discriminator", 0.25)]

@@ -75,8 +75,7 @@ def _measuring(section: TrainerConfig, validation: Validation | None, saving: Sa
         on_stop = validating.validate
         yield validating
     # The schedule of any role may follow its loss: by `train`, or by its own entry in `optimizers`.
-    entries = [entry for _, entry in getattr(section, "optimizers", None) or ()]
-    if any(settings.lr_scheduler == "plateau" for settings in (section.train, *entries)):
+    if any(settings.lr_scheduler == "plateau" for _, settings in section.optimizers_used()):
         yield PlateauCallback()
     if section.stop_when:
         yield EarlyStopping(section.stop_when, on_stop)
