@@ -195,17 +195,18 @@ def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[
     """
     train, trains_model = section.train, section.network.trains_model
     trained = [group for group in groups if not group.held_out]
-    if train.preservations() or not sum(group.uses for group in trained):  # these have passes of their own
+    if not sum(group.uses for group in trained):
         return None
     level = train.checkpointing_level()
     sizes = BatchSizes(section, facts, groups)
     weights = 0 if trains_model else count_trainable_params(section).weights
-    total = 0.0
+    total, kept = 0.0, len(train.preservations())  # each makes a pass without gradients and a whole one
     for group in trained:
         forward = of_forward(sizes.of_group(group).tokens, facts.width, facts.blocks, weights)
-        total += group.uses * forward.executed("full" if level == "auto" else level, trains_model)
+        whole = forward.executed("full" if level == "auto" else level, trains_model)
+        total += group.uses * ((1 + kept) * whole + kept * (forward.linear + forward.attention))
     images = train.batch_size * train.gradient_accumulation / read_distributed_env().world_size
-    kernels = share_of_rank(train)[1] * facts.blocks * KERNELS_PER_BLOCK
+    kernels = (1 + kept) * share_of_rank(train)[1] * facts.blocks * KERNELS_PER_BLOCK
     return StepWork(images * total / sum(group.uses for group in trained), kernels)
 
 

@@ -93,7 +93,8 @@ class SdPlanner(Planner[DiffusionSection]):
     def memory(self, data: ImageData) -> MemoryEstimate | None:
         if self.job.yet_to_come(self.section.model.folder()):
             return None
-        return plan_memory(self.section, groups_of(self.section, data), self.machine)
+        compiled = False if self.against_compiling else None
+        return plan_memory(self.section, groups_of(self.section, data), self.machine, compiled=compiled)
 
     def savings(self) -> Iterable[str]:
         return (change.text for change in suggestions(self.section))
@@ -105,6 +106,8 @@ class SdPlanner(Planner[DiffusionSection]):
         return SaveSize(trained.written * DTYPE_BYTES[section.save.dtype], state)
 
     def step_work(self, data: ImageData) -> StepWork | None:
+        if self.job.yet_to_come(self.section.model.folder()):
+            return None
         facts = self.family.footprint(self.section.model.files_folder())
         return step_work(self.section, facts, groups_of(self.section, data))
 

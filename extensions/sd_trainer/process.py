@@ -181,7 +181,7 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         beside.activate(ASSISTANT if self.section.train.assistant else "")
         if self._is_sharded:
             enable_forward_prefetch(diffusion_model.blocks())
-        block_runner = build_block_runner(self.section, diffusion_model, setup.device)
+        block_runner = build_block_runner(self.section, diffusion_model, setup.device, setup.plan.against_compiling)
         sharded = network.sharded_params()
         self.process_group.broadcast([p for name, p in network.parameters().items() if name not in sharded])
         steps, few = setup.plan.optimizer_steps, self.section.train.few_step_loss

@@ -51,8 +51,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def build_block_runner(section: DiffusionSection, model: DiffusionModel, device: torch.device) -> BlockRunner:
-    """The block runner of a section, for a model whose network is attached; before it the modulation cache."""
+def build_block_runner(
+    section: DiffusionSection, model: DiffusionModel, device: torch.device, against: str = ""
+) -> BlockRunner:
+    """The block runner of a section, for a model whose network is attached; before it the modulation cache. against:
+    `RunPlan.against_compiling`."""
     if reason := model.enable_modulation_cache(BlockSwap):
         logger.info(f"model.modulation_table: not possible here, {reason}")
     train, qtype = section.train, section.model.qtype if section.model.quantize else ""
@@ -63,7 +66,7 @@ def build_block_runner(section: DiffusionSection, model: DiffusionModel, device:
         DTYPES[train.dtype],
         train.checkpointing_level(),
         section.model.blocks_to_swap,
-        train.compile if decide_compiling(train.compile, device, qtype, sharded) else None,
+        train.compile if decide_compiling(train.compile, device, qtype, sharded, against) else None,
         section.network.trains_model,
     )
     runner.programs.on_stop.append(partial(_drop_int8_of_programs, section.model.int8_matmul, model, device))

@@ -135,7 +135,9 @@ class MemoryEstimate(Protocol):
 class StepWork(Protocol):
     """The part of `toolkit.memory.flops.StepWork` that plans use."""
 
-    def seconds(self, gpu: str) -> float | None: ...
+    def seconds(self, gpu: str, compiled: bool = True) -> float | None: ...
+
+    def against_compiling(self, gpu: str, steps: int) -> str: ...
 
 
 class Outlook(Protocol):
@@ -198,6 +200,9 @@ class RunPlan:
 
     step_work: StepWork | None = None
     """What an optimizer step takes, where it is known."""
+
+    against_compiling: str = ""
+    """Why `train.compile: auto` compiles nothing: it does not pay in so few steps. Empty: it does."""
 
     outlook: Outlook | None = None
     """Of a dry run: the model, disk, time, and what a start does with what is in the run's folder."""

@@ -61,11 +61,14 @@ def check_backend(settings: CompileConfig, device: torch.device, qtype: str = ""
         raise UserError(f"{settings.place}: {reason}. Write model.qtype: int8, or {settings.place}.enabled: false.")
 
 
-def decide_compiling(settings: CompileConfig, device: torch.device, qtype: str = "", sharded: bool = False) -> bool:
-    """Whether the blocks are compiled; logs why `auto` does not on CUDA. sharded: over ranks."""
+def decide_compiling(
+    settings: CompileConfig, device: torch.device, qtype: str = "", sharded: bool = False, against: str = ""
+) -> bool:
+    """Whether the blocks are compiled; logs why `auto` does not on CUDA. sharded: over ranks. against: why it does not
+    pay; empty where it does."""
     if settings.enabled != "auto" or device.type != "cuda":
         return settings.enabled is True
-    lack = "the blocks are sharded over the processes" if sharded else ""
+    lack = "the blocks are sharded over the processes" if sharded else against
     if not lack and settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
         lack = f"PyTorch knows no backend {settings.backend!r} here"
     if not lack and settings.backend == "inductor":

@@ -71,8 +71,10 @@ BF16_TFLOPS = {
 data sheets and white papers have it. Of several that match the longest counts."""
 
 EFFICIENCY = 0.4
-"""Of that, what training reaches: published steps of LoRAs on this model and its like come to 0.39 to 0.47 with what is
-computed again. Not measured with this program yet."""
+"""Of that, what training reaches with compiled blocks: 0.38 to 0.45 measured on an H100 (docs/measured.md)."""
+
+UNCOMPILED = 0.25
+"""The same without compiling: a step of 587 TFLOP took 2.40 s there."""
 
 
 KERNELS_PER_BLOCK = 353
@@ -83,18 +85,47 @@ LAUNCH_S = 8e-6
 """Seconds of the host for each of them, autograd included; an assumption. Small images leave a fast GPU waiting."""
 
 
+HOST_S = 65e-6
+"""Seconds of the host for each kernel of a whole training step that is not compiled: 2.40 s for 36,800 on an H100."""
+
+COMPILED_HOST_SHARE = 0.2
+"""Of them with compiled blocks, which launch fewer: the most that is compatible with 0.42 s for a step of the published
+model on an H100."""
+
+MEASURED_GPU = "H100"
+"""The GPU that these figures are of."""
+
+COMPILE_S = 47
+"""Seconds that compiling the blocks takes, the first time on a machine; measured on an H100 with 16 cores."""
+
+
 @dataclass(frozen=True)
 class StepWork:
     """What an optimizer step takes of one process."""
 
     flops: float
     kernels: int
-    """That the host starts."""
+    """That the host starts where blocks are not compiled."""
 
-    def seconds(self, gpu: str) -> float | None:
+    def seconds(self, gpu: str, compiled: bool = True) -> float | None:
         """On a GPU of this name; None where it is not known."""
-        reached = reached_flops(gpu)
-        return max(self.flops / reached, self.kernels * LAUNCH_S) if reached else None
+        reached, host_s = reached_flops(gpu), HOST_S * self.kernels
+        if not reached:
+            return None
+        if compiled:
+            return max(self.flops / reached, COMPILED_HOST_SHARE * host_s)
+        return max(self.flops / reached * EFFICIENCY / UNCOMPILED, host_s)
+
+    def against_compiling(self, gpu: str, steps: int) -> str:
+        """Why compiling the blocks does not pay in a run of so many optimizer steps; empty where it does, and on a GPU
+        that is not known."""
+        compiled, eager = self.seconds(gpu), self.seconds(gpu, compiled=False)
+        if not compiled or not eager or (saved := steps * (eager - compiled)) >= COMPILE_S:
+            return ""
+        return (
+            f"it takes about {COMPILE_S} s, and {steps:,} steps of {compiled:.2g} instead of {eager:.2g} s "
+            f"(calculated for {gpu}) save {saved:.0f} s"
+        )
 
 
 def reached_flops(gpu: str) -> float | None:

@@ -19,9 +19,9 @@ from toolkit.data.run_plan import RunPlan
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import duration
 from toolkit.files.writing import free_space, readable_size
-from toolkit.memory.flops import EFFICIENCY
+from toolkit.memory.flops import MEASURED_GPU
 from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
-from toolkit.system.nvidia import gpu_name, planned_refusal
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name, planned_refusal
 from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
@@ -114,7 +114,8 @@ class DiskOutlook(NamedTuple):
 
 
 class TimeOutlook(NamedTuple):
-    """The time of the optimizer steps that are left, calculated for the GPU that is there."""
+    """The time of the optimizer steps that are left, calculated for the GPU that is there. Where there is none, or its
+    rate is not known: for the one that was measured."""
 
     steps: int
     step_s: float
@@ -207,14 +208,14 @@ class Outlook:
             short = disk.needed_bytes - disk.there_bytes > disk.free_bytes
             lines = [f"warning: {line}: too little, saves are put off once the disk is full" if short else line]
         if begins and (time := self.time):
+            whole = f"{duration(time.seconds)} for {time.steps:,} steps of {time.step_s:.3g} s"
+            each = f"{time.step_s:.3g} s for each step"
             lines.append(
-                f"time: about {duration(time.steps * time.step_s)} for {time.steps:,} steps of {time.step_s:.3g} s, "
-                f"calculated for {time.calculated_for} at {EFFICIENCY:.0%} of its peak, not measured; loading, "
-                "encoding, saving and sampling come on top"
+                f"time: about {each if self.steps == UNTIL_THE_DATA_ENDS else whole}, calculated for "
+                f"{time.calculated_for}; loading, compiling, encoding, saving and sampling come on top"
             )
         elif begins:
-            why = "nor is the number of steps" if self.steps == UNTIL_THE_DATA_ENDS else "the first steps will tell"
-            lines.append(f"time: not known, {why}")
+            lines.append("time: the first steps will tell")
         if self.start:
             lines.append(self.start.line(self.steps))
         reasons = (reason.replace("\n", "\n    ") for reason in self.refusals)
@@ -249,11 +250,17 @@ def run_outlook(
         there = sum(state.size for state in list_checkpoints(folder))
         there += sum(file.size for file in list_network_files(folder))
         disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
-    gpu = gpu_name(section.device) if plan.step_work else ""
-    step_s = plan.step_work.seconds(gpu) if plan.step_work else None
-    if step_s and steps != UNTIL_THE_DATA_ENDS:
-        left = max(0, steps - start.step)
-        time = TimeOutlook(left, step_s, round(left * step_s, 1), gpu)
+    if plan.step_work:
+        compile = getattr(section.train, "compile", None)
+        compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
+        gpu = gpu_name(section.device)
+        step_s = plan.step_work.seconds(gpu, compiled)
+        is_for_gpu = bool(gpu) or (model is not None and model_bytes(model) > ACCIDENTAL_CPU_LIMIT)
+        if step_s is None and is_for_gpu:  # a small model is trained here, without a GPU
+            gpu, step_s = f"an {MEASURED_GPU}", plan.step_work.seconds(MEASURED_GPU, compiled)
+        if step_s:
+            left = 0 if steps == UNTIL_THE_DATA_ENDS else max(0, steps - start.step)
+            time = TimeOutlook(left, step_s, round(left * step_s, 1), gpu)
     return Outlook(models, steps, disk, time, start, refusals)
 
 

@@ -32,7 +32,7 @@ from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_from_config
 from toolkit.memory.oom_hints import advice_line, shortage_of
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
-from toolkit.system.nvidia import compiling_note
+from toolkit.system.nvidia import compiling_note, gpu_name
 from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.outlook import ModelOutlook, Outlook, run_outlook
 
@@ -48,6 +48,8 @@ class Planner(ABC, Generic[SectionT]):
         self.section = section
         self.job = job
         self.machine = machine or machine_from_config(section.device)
+        self.against_compiling = ""
+        """As `RunPlan.against_compiling`; known before `memory` is asked."""
 
     # ------------------------------------------------------------ what a trainer says
 
@@ -109,10 +111,14 @@ class Planner(ABC, Generic[SectionT]):
         """The plan once the datasets are scanned."""
         section, train = self.section, self.section.train
         batches, steps = data.micro_batches(train.batch_size), data.optimizer_steps(train)
-        memory = self.memory(data)
         # What `train.compile: auto` does on this machine, as far as it can be known without torch.
         asks = isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
+        work = self.step_work(data) if self.machine.kind == "cuda" else None
+        self.against_compiling = work.against_compiling(gpu_name(section.device), steps) if asks and work else ""
         compiling = compiling_note() if asks and self.machine.kind == "cuda" else None
+        if self.against_compiling:
+            compiling = f"train.compile auto: the blocks are not compiled: {self.against_compiling}"
+        memory = self.memory(data)
         pictures = section.sample_pictures() if hasattr(section, "sample_pictures") else ()
         return RunPlan(
             type=section.type,
@@ -139,7 +145,8 @@ class Planner(ABC, Generic[SectionT]):
             ),
             memory=memory,
             save_size=self.save_size() if memory else None,
-            step_work=self.step_work(data) if memory and self.machine.kind == "cuda" else None,
+            step_work=work if memory else None,
+            against_compiling=self.against_compiling,
             stream=data.stream.plan() if data.stream else None,
         )
 

@@ -15,8 +15,8 @@ from toolkit.config import load_job
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
-from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S
-from toolkit.train import outlook
+from toolkit.memory.flops import HOST_S, KERNELS_PER_BLOCK
+from toolkit.train import outlook, planning
 from toolkit.train.lock import run_lock
 
 Plan = Callable[..., tuple[dict[str, Any], str]]
@@ -66,14 +66,34 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(job, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"cuda:0": "NVIDIA L40S", "cuda:1": "NVIDIA GeForce GT 710"}
-    monkeypatch.setattr(outlook, "gpu_name", lambda device: here.get(device, ""))
+    for module in (outlook, planning):
+        monkeypatch.setattr(module, "gpu_name", lambda device: here.get(device, ""))
     found, words = plan(job(device="cuda:0", train={"gradient_accumulation": 3}))
     time = found["time"]
     assert (time["steps"], time["calculated_for"]) == (2, "NVIDIA L40S")
-    assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * LAUNCH_S)  # of two blocks
-    assert "calculated for NVIDIA L40S at 40% of its peak, not measured" in words
-    for device in ("cuda:1", "cpu"):
-        assert plan(job(device=device))[0]["time"] is None
+    # Of two blocks, which compiling does not pay for.
+    assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * HOST_S)
+    assert "calculated for NVIDIA L40S; loading, compiling, encoding" in words
+    published = {"model": {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}}
+    for others in ({"device": "cuda:1"}, {"device": "auto", **published}):  # its rate is not known; none is here
+        found, words = plan(job(**others))
+        assert found["time"]["calculated_for"] == "an H100" and "time: about " in words
+    for device in ("cpu", "auto"):  # the tiny model is trained without a GPU
+        found, words = plan(job(device=device))
+        assert found["time"] is None and "time: the first steps will tell" in words
+
+
+def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(
+    job, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "gpu_name", lambda device: "NVIDIA H100 80GB HBM3")
+    line = "the blocks are not compiled: it takes about 47 s, and 240 steps of 0.014 instead of 0.068 s"
+    assert (
+        f"train.compile auto: {line} (calculated for NVIDIA H100 80GB HBM3) save 13 s"
+        in plan(job(device="cuda:0", train={"steps": 240}))[1]
+    )
+    for train in ({"steps": 9000}, {"steps": 240, "compile": {"enabled": True}}):
+        assert "the blocks are not compiled" not in plan(job(device="cuda:0", train=train))[1]
 
 
 def test_what_is_said_of_a_folder_is_what_the_run_does(job, plan: Plan, run, tmp_path: Path) -> None:

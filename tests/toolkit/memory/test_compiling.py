@@ -224,6 +224,8 @@ def test_an_error_of_the_block_is_not_taken_for_one_of_the_compiler(
         ({"backend": "eager"}, "cuda", {"missing": "a C compiler"}, True, ""),
         ({"backend": "indcutor"}, "cuda", {}, False, "PyTorch knows no backend 'indcutor' here"),
         ({}, "cuda", {"sharded": True}, False, "the blocks are sharded over the processes"),
+        ({}, "cuda", {"against": "few steps"}, False, "few steps"),
+        ({"enabled": True}, "cuda", {"against": "few steps"}, True, ""),
         ({}, "cuda", {"qtype": "float8"}, False, "this GPU (compute capability 8.6) cannot compile blocks in 'float8'"),
     ],
 )
@@ -232,9 +234,8 @@ def test_auto_compiles_on_cuda_where_everything_is_there(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     monkeypatch.setattr(compiling, "_missing", lambda device: options.get("missing"))
-    found = decide_compiling(
-        CompileConfig(**keys), torch.device(device), options.get("qtype", ""), options.get("sharded", False)
-    )
+    asked = {name: value for name, value in options.items() if name != "missing"}
+    found = decide_compiling(CompileConfig(**keys), torch.device(device), **asked)
     assert found is compiled
     assert [text.partition(", which")[0] for text in said] == (
         [f"train.compile auto: the blocks are not compiled: {line}"] if line else []
