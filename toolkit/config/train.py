@@ -103,8 +103,9 @@ class CompileConfig(StrictModel):
     enabled: AutoOrBool = "auto"
     """Compile the blocks when they are first used, which takes a minute or more; steps are faster from then on. Results
     differ by rounding and, with dropout, by inductor's own random numbers. auto: on CUDA with Triton and a C compiler,
-    except with `parallel: fsdp`; when a compiled block fails, now or later, the step is computed again, and all blocks
-    run in eager mode from then on. true: its error ends the run."""
+    except with `parallel: fsdp`, and in a run so short that compiling takes longer than it saves, as the plan says.
+    When a compiled block fails, now or later, the step is computed again, and all blocks run in eager mode from then
+    on. true: its error ends the run."""
 
     backend: str = "inductor"
     """Backend of torch.compile. inductor needs a C++ compiler on the CPU, and Triton on CUDA."""
