@@ -144,6 +144,7 @@ def _without_comments(text: str) -> str:
 def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
     """Places where a command begins with a flag, and why: it is the end of the command above, which does not go on."""
     lines = text.splitlines()
+    mark = found.group().strip() if (found := _GOES_ON.search(text)) else "\\"
     for words in commands(text):
         first = words[0] if words else None
         if first is None or not _FLAG.match(first.text):
@@ -152,7 +153,7 @@ def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
         if not above or above.startswith("#"):
             what = f"line {first.at.line - 1} is {'a comment' if above else 'empty'}, which ends it. Remove that line."
         else:
-            what = f"the mark that continues it (\\) is missing at the end of line {first.at.line - 1}."
+            what = f"the mark that continues it ({mark}) is missing at the end of line {first.at.line - 1}."
         yield first.at, f"{first.text.partition('=')[0]!r} belongs to the command above: {what}"
 
 

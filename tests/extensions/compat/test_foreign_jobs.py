@@ -100,10 +100,10 @@ src\musubi_tuner\qwen_image_train_network.py ^
 --network_module networks.lora_qwen_image --network_dim 16 ^
 --max_train_epochs 10 --save_every_n_epochs 1 --seed 42 ^
 --output_dir "trainings\output" ^
---output_name "borsa_iblues_rossa_lora"
+--output_name "borsa_iblues_rossa_lora" ^
 --use_pinned_memory_for_block_swap
 """
-"""The same, issue 713, for cmd; its last line belongs to no command."""
+"""The same, issue 713, for cmd; with the mark before the last line, which is missing there."""
 
 VARIABLES = """\
 #!/bin/bash
