@@ -10,7 +10,7 @@ is known, and counted: `flash_backward`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -156,6 +156,12 @@ def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatc
 # ------------------------------------------------------------ the fiction of a device
 
 
+def norm_of_a_gpu(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float) -> Tensor:
+    """What `rms_norm` launches and keeps on a GPU: one kernel forward and one backward, as this norm. On a CPU it is
+    the formula."""
+    return nn.functional.layer_norm(x, shape, weight, None, eps)
+
+
 @contextmanager
 def as_on_a_device(live: LiveBytes) -> Iterator[None]:
     """Inside the block what the program puts on its device, or in the CPU memory, is there for `live`."""
@@ -168,8 +174,7 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
-        # One kernel forward and one backward on a GPU, as this norm; on a CPU it is the formula.
-        (blocks, "rms_norm"): lambda x, shape, weight, eps: nn.functional.layer_norm(x, shape, weight, None, eps),
+        (blocks, "rms_norm"): norm_of_a_gpu,
         (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
         (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
     }

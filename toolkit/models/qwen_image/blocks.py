@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -45,13 +44,13 @@ def with_fused_norms(model: Module) -> Module:
 
 
 class _Projected:
-    """An attention whose projections of this call are there."""
+    """An attention whose projections of this call are there, each until it is called."""
 
-    def __init__(self, attn: nn.Module, outputs: Mapping[str, Tensor]) -> None:
+    def __init__(self, attn: nn.Module, outputs: dict[str, Tensor]) -> None:
         self._attn, self._outputs = attn, outputs
 
     def __getattr__(self, name: str) -> Any:
-        return (lambda x: self._outputs[name]) if name in self._outputs else getattr(self._attn, name)
+        return (lambda x: self._outputs.pop(name)) if name in self._outputs else getattr(self._attn, name)
 
 
 class SharedProjections(QwenDoubleStreamAttnProcessor2_0):
