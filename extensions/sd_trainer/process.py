@@ -181,7 +181,9 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         beside.activate(ASSISTANT if self.section.train.assistant else "")
         if self._is_sharded:
             enable_forward_prefetch(diffusion_model.blocks())
-        block_runner = build_block_runner(self.section, diffusion_model, setup.device, setup.plan.against_compiling)
+        # A run that began compiled goes on so, whatever compiling takes now: its results stay those of one run.
+        against_compiling = "" if setup.resumption.ran_compiled else setup.plan.against_compiling
+        block_runner = build_block_runner(self.section, diffusion_model, setup.device, against_compiling)
         sharded = network.sharded_params()
         self.process_group.broadcast([p for name, p in network.parameters().items() if name not in sharded])
         steps, few = setup.plan.optimizer_steps, self.section.train.few_step_loss

@@ -103,7 +103,8 @@ class CompileConfig(StrictModel):
     enabled: AutoOrBool = "auto"
     """Compile the blocks when they are first used, which takes a minute or more; steps are faster from then on. Results
     differ by rounding and, with dropout, by inductor's own random numbers. auto: on CUDA with Triton and a C compiler,
-    except with `parallel: fsdp`, and in a run so short that compiling takes longer than it saves, as the plan says.
+    except with `parallel: fsdp`, and in a run so short that compiling takes longer than it saves: as long as the last
+    time on this machine, else 47 seconds; the plan says so.
     When a compiled block fails, now or later, the step is computed again, and all blocks run in eager mode from then
     on. true: its error ends the run."""
 

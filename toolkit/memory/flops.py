@@ -116,14 +116,14 @@ class StepWork:
             return max(self.flops / reached, COMPILED_HOST_SHARE * host_s)
         return max(self.flops / reached * EFFICIENCY / UNCOMPILED, host_s)
 
-    def against_compiling(self, gpu: str, steps: int) -> str:
+    def against_compiling(self, gpu: str, steps: int, compile_s: float = COMPILE_S) -> str:
         """Why compiling the blocks does not pay in a run of so many optimizer steps; empty where it does, and on a GPU
-        that is not known."""
+        that is not known. compile_s: seconds that compiling takes here."""
         compiled, eager = self.seconds(gpu), self.seconds(gpu, compiled=False)
-        if not compiled or not eager or (saved := steps * (eager - compiled)) >= COMPILE_S:
+        if not compiled or not eager or (saved := steps * (eager - compiled)) >= compile_s:
             return ""
         return (
-            f"it takes about {COMPILE_S} s, and {steps:,} steps of {compiled:.2g} instead of {eager:.2g} s "
+            f"it takes about {compile_s:.0f} s, and {steps:,} steps of {compiled:.2g} instead of {eager:.2g} s "
             f"(calculated for {gpu}) save {saved:.0f} s"
         )
 

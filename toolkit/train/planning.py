@@ -29,7 +29,9 @@ from toolkit.data.run_plan import RunPlan, SaveSize, StepWork, batch_note, folde
 from toolkit.data.types import BucketedSample
 from toolkit.errors import UserError
 from toolkit.files.writing import CACHE_FOLDER
+from toolkit.memory.compile_times import compile_seconds
 from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_from_config
+from toolkit.memory.flops import COMPILE_S
 from toolkit.memory.oom_hints import advice_line, shortage_of
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.system.nvidia import compiling_note, gpu_name
@@ -114,7 +116,9 @@ class Planner(ABC, Generic[SectionT]):
         # What `train.compile: auto` does on this machine, as far as it can be known without torch.
         asks = isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
         work = self.step_work(data) if self.machine.kind == "cuda" else None
-        self.against_compiling = work.against_compiling(gpu_name(section.device), steps) if asks and work else ""
+        if asks and work:
+            gpu = gpu_name(section.device)
+            self.against_compiling = work.against_compiling(gpu, steps, compile_seconds(gpu) or COMPILE_S)
         compiling = compiling_note() if asks and self.machine.kind == "cuda" else None
         if self.against_compiling:
             compiling = f"train.compile auto: the blocks are not compiled: {self.against_compiling}"

@@ -300,6 +300,11 @@ class ResumePlan:
                 "Restore the model, or give the job another name."
             )
 
+    @property
+    def ran_compiled(self) -> bool:
+        """Whether the checkpoint is one of a run with compiled blocks."""
+        return self.compiled is not None and all(self.compiled.values())
+
     def record_compiled(self, compiled: Mapping[str, bool]) -> None:
         """Records whether the blocks are compiled, as it stands at each save; logs what differs from the checkpoint."""
         self.record["compiled"] = compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from toolkit.train.run import Callback, Run
 
@@ -15,7 +16,9 @@ SETTLED_STEPS = 20
 class CompilingCallback(Callback):
     """Silent where no program is compiled, and where they are given up: there the reason is in the log."""
 
-    def __init__(self) -> None:
+    def __init__(self, remember: Callable[[float], None] = lambda seconds: None) -> None:
+        """remember: keeps the seconds for the plan of the next run."""
+        self._remember = remember
         self._seconds = 0.0
         self._since = 0
         self._said = False
@@ -37,4 +40,5 @@ class CompilingCallback(Callback):
         if self._said or not took.programs or not run.programs.used:
             return
         self._said = True
+        self._remember(took.seconds)
         logger.info(f"compiled {took.programs} program{'s' * (took.programs > 1)} in {took.seconds:.0f} s")

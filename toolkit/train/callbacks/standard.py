@@ -12,7 +12,9 @@ from toolkit.config.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.files.log import StatusLine
 from toolkit.files.run_files import EVENTS, GRAPH, EventLog
+from toolkit.memory.compile_times import remember_compile_seconds
 from toolkit.registry import FLUXFLOW_FILES, load_object
+from toolkit.system.nvidia import gpu_name
 from toolkit.train.anomalies import SILENT_STEPS, steps_to_wait
 from toolkit.train.callbacks.anomalies import AnomalyCallback
 from toolkit.train.callbacks.compiling import CompilingCallback
@@ -63,7 +65,17 @@ def standard_callbacks(
     network = getattr(section, "network", None)
     wait = steps_to_wait(network.module_dropout, network.rank_dropout, network.linear) if network else SILENT_STEPS
     anomalies = AnomalyCallback(EventLog(folder / EVENTS).add, dataset_of(section), wait)
-    return [*callbacks, CompilingCallback(), WatchdogCallback(), anomalies, *_overview(section, folder)]
+
+    def keep_compile_time(seconds: float) -> None:
+        remember_compile_seconds(gpu_name(section.device), seconds)
+
+    return [
+        *callbacks,
+        CompilingCallback(keep_compile_time),
+        WatchdogCallback(),
+        anomalies,
+        *_overview(section, folder),
+    ]
 
 
 def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveCallback) -> Iterator[Callback]:

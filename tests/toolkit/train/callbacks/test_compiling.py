@@ -45,12 +45,13 @@ def test_it_is_said_once_nothing_was_compiled_for_some_steps(run, said: list[str
 
 
 def test_a_short_run_says_it_at_its_end(run, said: list[str], monkeypatch) -> None:
-    callback = CompilingCallback()
+    kept: list[float] = []
+    callback = CompilingCallback(kept.append)
     callback.on_start(run)
     compile_one(monkeypatch)
     steps(run, callback, 3)
     callback.on_end(run, True)
-    assert said == ["compiled 1 program in 4 s"]
+    assert said == ["compiled 1 program in 4 s"] and kept == [pytest.approx(4.2)]
 
 
 @pytest.mark.parametrize("stopped", [False, True])
