@@ -123,6 +123,10 @@ def measured(name: str, row: Row, size: ModelSize, has_goal: bool) -> dict[str, 
     }
 
 
+UNCOMPILED = {"compile": {"enabled": False}}
+"""The simulation compiles nothing."""
+
+
 def section(folder: Path, row: Row, size: ModelSize) -> SdTrainerConfig:
     """The row as a process of a job. What `auto` would make of CUDA is written out: the simulation is on the CPU."""
     return SdTrainerConfig.model_validate(
@@ -130,7 +134,13 @@ def section(folder: Path, row: Row, size: ModelSize) -> SdTrainerConfig:
             "type": "sd_trainer",
             "network": {"type": "lora", "linear": RANK, **row.network},
             "datasets": [{"folder_path": "pictures"}],
-            "train": {"gradient_checkpointing": row.level, "optimizer": "adamw", "dtype": "bf16", **row.train},
+            "train": {
+                "gradient_checkpointing": row.level,
+                "optimizer": "adamw",
+                "dtype": "bf16",
+                **UNCOMPILED,
+                **row.train,
+            },
             "model": {
                 "name_or_path": str(folder),
                 "int8_matmul": False,

@@ -27,6 +27,9 @@ EXTRA_UNITS = {"full": 1, "full_offload": 3}
 """Extra units in the backward pass of a recomputed block, by checkpointing level: the gradient of its output.
 `full_offload` also has the input of the first block and the prefetched input of the previous block on the device."""
 
+COMPILED_AGAIN = 4
+"""Further units of a compiled block that is recomputed in half precision."""
+
 BESIDE_A_LAYER = 2
 """Units in the backward pass while a full layer is in memory in the compute dtype."""
 
@@ -92,8 +95,10 @@ class StepShape:
         """Bytes beyond `kept` in the backward pass of one block: the last one, which keeps all, or a recomputed one."""
         layer = (self.dequantized_bytes + self._of(self._units.change)) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
-        # A compiled block that is recomputed takes what an eager one does: measured, see docs/memory.md.
+        # A compiled block that is recomputed takes what an eager one does, and more: measured, see docs/memory.md.
         everything = replace(self, compiled=self.compiled and level == "none")._kept_by_block("none")
+        if self.compiled and level != "none" and self.number_bytes == 2:
+            everything += COMPILED_AGAIN * self._unit
         beyond = everything - self._kept_by_block(level)
         return int(beyond + EXTRA_UNITS.get(level, 0) * self._unit + at_work + self._products)
 

@@ -8,6 +8,7 @@ import pytest
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.memory.estimate import (
+    COMPILED_AGAIN,
     GAPS_AT_MOST,
     GAPS_OF_ALL,
     GAPS_SHARE,
@@ -40,7 +41,7 @@ def published(references: int, **changes) -> StepShape:
 
 
 @pytest.mark.parametrize(
-    ("level", "units"), [("none", 26.1), ("cheap", 11.1), ("keep_attention", 2.02), ("full", 1), ("full_offload", 0)]
+    ("level", "units"), [("none", 22.1), ("cheap", 11.1), ("keep_attention", 2.02), ("full", 1), ("full_offload", 0)]
 )
 def test_blocks_keep_what_the_level_says(level: str, units: float) -> None:
     assert SMALL.kept(level) == pytest.approx(10 * units * UNIT, rel=1e-3)
@@ -118,16 +119,17 @@ def test_compiled_blocks_keep_less_where_all_is_kept() -> None:
     assert compiled.kept("none") == pytest.approx(10 * 19.2 * UNIT, rel=1e-3)
     for level in ("cheap", "keep_attention", "full", "full_offload"):
         assert compiled.kept(level) == eager.kept(level)
-        assert step_peak(compiled, level) == step_peak(eager, level)
+        more = step_peak(compiled, level)[0] - step_peak(eager, level)[0]
+        assert more == pytest.approx(COMPILED_AGAIN * UNIT, abs=1)  # of the one block that is computed again
     # What a block takes in its backward pass is the same beside it.
     assert compiled.block_backward_bytes("none") == eager.block_backward_bytes("none")
 
 
 def test_dropout_float32_and_casts_take_more() -> None:
     plain = published(1)
-    assert published(1, dropout=True).kept("none") == pytest.approx(38.1 / 26.1 * plain.kept("none"), rel=1e-6)
+    assert published(1, dropout=True).kept("none") == pytest.approx(34.1 / 22.1 * plain.kept("none"), rel=1e-6)
     assert published(1, dropout=True).kept("full") == plain.kept("full")
-    assert published(1, number_bytes=4).kept("none") == pytest.approx(2 * 22.1 / 26.1 * plain.kept("none"), rel=1e-6)
+    assert published(1, number_bytes=4).kept("none") == pytest.approx(2 * 22.1 / 22.1 * plain.kept("none"), rel=1e-6)
     assert published(1, casts=1000).kept("none") == plain.kept("none") + 60_000
     assert published(1, kind="loha", casts=1000).kept("none") == published(1, kind="loha").kept("none")
 
@@ -139,7 +141,7 @@ def test_dropout_float32_and_casts_take_more() -> None:
         (H200, BF16, 1, "none"),
         (H200, BF16, 2, "cheap"),
         (H200, INT8, 1, "none"),
-        (H200, INT8, 2, "cheap"),  # 132 GB of 126
+        (H200, INT8, 2, "none"),
         (H200, INT8, 3, "cheap"),
         (80 * 2**30, BF16, 1, "cheap"),
         (80 * 2**30, BF16, 3, "keep_attention"),

@@ -96,7 +96,7 @@ class QwenImage21Family(FolderFamily):
     # Counted as those of `KINDS`, on blocks of width 256.
     activation_units: Mapping[str, ActivationUnits] = {
         "lora": ActivationUnits(
-            (30.4, 26.3),
+            (26.4, 26.3),
             (13.1, 13.1),
             (5.6, 5.5),
             (13.6, 13.3),
@@ -105,7 +105,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(12.1, 12.1),
         ),
         "dora": ActivationUnits(
-            (60.5, 35.3),
+            (56.5, 35.3),
             (24.2, 24.1),
             (19.4, 10.2),
             (27.6, 19.3),
@@ -115,7 +115,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(22.1, 22.1),
         ),
         "loha": ActivationUnits(
-            (30.4, 26.3),
+            (26.4, 26.3),
             (24.1, 24.1),
             (5.6, 5.5),
             (16.6, 16.3),
@@ -125,7 +125,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(12.1, 12.1),
         ),
         "lokr": ActivationUnits(
-            (40.3, 36.2),
+            (36.3, 36.2),
             (13.1, 13.1),
             (3.4, 3.2),
             (18.6, 18.3),
@@ -133,7 +133,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(12.1, 12.1),
         ),
         "full": ActivationUnits(
-            (33.3, 29.2),
+            (29.3, 29.2),
             (13.1, 13.1),
             (5.6, 5.5),
             (13.6, 13.6),
