@@ -213,7 +213,7 @@ def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None
         "timestep_type: logsnr, logit_mean: -6, logit_std: 2",
         "timestep_type: sigma, weighting_scheme: mode, mode_scale: 0.8",
         "timestep_type: sigma, weighting_scheme: logit_normal, logit_mean: 1",
-        "sigmoid_scale: 1.0, mode_scale: 1.29, discrete_flow_shift: , huber_c: 0.1, lr_scheduler_power: 1",
+        "sigmoid_scale: 1.0, mode_scale: 1.29, huber_c: 0.1, lr_scheduler_power: 1",
         "linear_timesteps: true",
         "steps: 3400, gradient_accumulation: 4",
         "steps: 3400, gradient_accumulation_steps: 1",

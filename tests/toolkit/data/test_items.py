@@ -15,7 +15,8 @@ from toolkit.models.interface import ModelFacts
 
 def section(*datasets) -> SimpleNamespace:
     train = SimpleNamespace(reg_weight=1.0)
-    return SimpleNamespace(datasets=datasets, streamed=None, reads_captions=True, trigger_word=None, train=train)
+    kinds = {"streamed": None, "validation": None, "reads_captions": True, "trigger_word": None}
+    return SimpleNamespace(datasets=datasets, train=train, **kinds)
 
 
 def test_every_image_is_an_item_at_each_of_its_sizes(tmp_path: Path, image, dataset) -> None:
