@@ -45,6 +45,9 @@ def test_the_commands_of_the_readme(run_py, write_job, folder: Path, tmp_path: P
         image = picture(index)
         image.paste(Image.new("RGB", (60, 60), (200, 30, 30)), (20, 20))
         image.save(tmp_path / "before" / f"{index}.png")
+    (tmp_path / "pairs").mkdir()
+    for name, index in (("a_start", 0), ("a_end", 1)):
+        picture(index).save(tmp_path / "pairs" / f"{name}.png")
     (tmp_path / "config").mkdir()
     write_job(train("images")).rename(tmp_path / "config" / "my_job.yaml")
     commands = [line for line in README.read_text().splitlines() if line.startswith("python run.py ")]
@@ -54,7 +57,7 @@ def test_the_commands_of_the_readme(run_py, write_job, folder: Path, tmp_path: P
         result = run_py(*words)
         codes[command.partition("  ")[0].removeprefix("python run.py ")] = result.returncode
         assert "Traceback" not in result.stderr
-    assert len(codes) == 6 and list(codes.values()) == [0, 1, 1, 1, 1, 0]  # at 1024 the pictures are small
+    assert len(codes) == 7 and list(codes.values()) == [0, 1, 1, 1, 1, 1, 0]  # at 1024 the pictures are small
     assert (tmp_path / "seen.html").is_file()
 
 
