@@ -37,7 +37,7 @@ from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
 
 TOLERANCE = 1e-5
-"""Relative, in float32: shared down-projections are done one by one, sums in another order."""
+"""Relative, in float32: sums are added in another order."""
 
 
 @pytest.fixture(autouse=True)
