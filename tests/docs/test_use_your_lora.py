@@ -1,59 +1,97 @@
-"""The lines of docs/use_your_lora.md, run on the tiny model with a LoRA that a job has just trained."""
+"""docs/use_your_lora.md as it stands: every block in its order, in a folder with two LoRAs that jobs have trained."""
 
 from __future__ import annotations
 
+import inspect
 import re
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import ROOT
+from tests.diffusers_reference import PIPELINE_MODULE
 
 PAGE = (ROOT / "docs" / "use_your_lora.md").read_text(encoding="utf-8")
-CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
-LORA = "output/my_character_24gb/my_character_24gb.safetensors"
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.DOTALL)
+PHOTOS = "config/examples/photos"
+HUB = "Qwen/Qwen-Image-Edit-2509"
+SMALL: dict[str, Any] = {"num_inference_steps": 2, "width": 64, "height": 64}
 
 
-def test_they_are_ten_lines_besides_the_imports() -> None:
-    lines = [line for line in CODE.splitlines() if line and not line.startswith(("import ", "from "))]
-    assert len(lines) == 10
+def test_the_lines_for_diffusers_are_few() -> None:
+    for language, code in BLOCKS:
+        lines = [line for line in code.splitlines() if line and not line.startswith(("import ", "from "))]
+        assert len(lines) <= 12 or language == "bash"
 
 
-def test_they_load_the_lora_of_a_job_and_draw_with_it(
+@pytest.fixture
+def make_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipelines sample in two steps at 64 x 64 pixels, whatever they are asked for; the same noise for each call."""
+    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 64 * 64)
+    for name in ("QwenImagePipeline", "QwenImageEditPlusPipeline"):
+        pipeline = getattr(diffusers, name)
+        own = inspect.unwrap(pipeline.__call__)
+
+        def smaller(self: Any, own: Callable = own, **asked: Any) -> Any:
+            with torch.no_grad():
+                return own(self, **{**asked, **SMALL, "generator": torch.manual_seed(1)})
+
+        monkeypatch.setattr(pipeline, "__call__", smaller)
+
+
+@pytest.mark.slow
+def test_every_block_runs_as_one_reads(
     trainer: Callable[..., dict],
     write_job: Callable[..., Path],
     run_py: Callable,
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    make_smaller: None,
 ) -> None:
-    job = trainer(ROOT / "config/examples/photos/40_photo", train={"steps": 3, "lr": 0.05})
-    trained = run_py(write_job(job, name="mine"), cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    lora = tmp_path / "output" / "mine" / "mine.safetensors"
-    here = {
-        "Qwen/Qwen-Image-Edit-2509": tiny_model.as_posix(),
-        LORA: lora.as_posix(),
-        "torch.bfloat16": "torch.float32",
-        "pipe.enable_model_cpu_offload()": "pipe.set_progress_bar_config(disable=True)",  # needs a GPU
-        "num_inference_steps=40": "num_inference_steps=2, width=64, height=64, generator=torch.manual_seed(1)",
-        "config/examples": (ROOT / "config/examples").as_posix(),
-        "mychar.png": (tmp_path / "mychar.png").as_posix(),
-    }
-    code = CODE
-    for there, ours in here.items():
-        assert code.count(there) == 1, there
-        code = code.replace(there, ours)
-    import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as pipeline_module
+    """The published model is the tiny one, in a local folder of its name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / PHOTOS, tmp_path / PHOTOS)
+    (tmp_path / HUB).parent.mkdir()
+    (tmp_path / HUB).symlink_to(tiny_model)
+    photos = tmp_path / PHOTOS / "40_photo"
+    model = {"name_or_path": HUB, "model_kwargs": {"match_target_res": True}}
+    sampled = {"samples": [{"prompt": "a cup", "width": 64, "height": 64, "sample_steps": 2}], "sample_every": 0}
+    small = {"train": {"steps": 3, "lr": 0.05}, "model": model, "sample": sampled}
+    character = trainer(photos, **small)
+    edit = trainer(photos, **small)
+    edit["datasets"][0] |= {"control_path": str(photos)}
+    for name, job in {"my_char": character, "my_edit": edit}.items():
+        trained = run_py(write_job(job, name=name))
+        assert trained.returncode == 0, trained.stderr
 
-    monkeypatch.setattr(pipeline_module, "VAE_IMAGE_SIZE", 64 * 64)
-    drawn: dict = {}
+    for language, code in BLOCKS:
+        if language == "python":
+            shows_its_lora(code)
+            continue
+        for line in code.splitlines():
+            python, program, *arguments = shlex.split(line)
+            assert (python, program) == (".venv/bin/python", "run.py")
+            short = ["--width", 64, "--height", 64, "--steps", 2] if arguments[0] == "generate" else []
+            done = run_py(*arguments, *short)
+            assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "generated").glob("*.png"))) == 2
+    assert {"mychar.png", "edited.png", "my_char_comfyui.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def shows_its_lora(code: str) -> None:
+    """Runs the lines; the image they save is another one without the LoRA."""
+    drawn: dict[str, Any] = {}
     exec(code, drawn)
-    assert (tmp_path / "mychar.png").is_file()
-
     with_it = np.asarray(drawn["result"].images[0])
-    drawn["pipe"].set_adapters("mychar", 0.0)
-    exec(code.splitlines()[-2], drawn)
+    drawn["pipe"].disable_lora()
+    call = next(line for line in code.splitlines() if line.startswith("result = "))
+    exec(call, drawn)
     assert not np.array_equal(np.asarray(drawn["result"].images[0]), with_it)

@@ -59,6 +59,9 @@ class ModelFacts:
     pipelines: tuple[str, ...]
     """Accepted values of `_class_name` in model_index.json."""
 
+    pipeline_without_images: tuple[str, Mapping[str, str | int]] | None = None
+    """diffusers' pipeline for a prompt without control images, and the attributes to set on it; None: `pipelines`."""
+
     published: Mapping[str, str] = {}
     """Hub id -> the name of the published model."""
 

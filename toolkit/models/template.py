@@ -33,6 +33,13 @@ class Template(NamedTuple):
         """What is in front of references and prompt."""
         return f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n"
 
+    def of_pipeline(self) -> dict[str, str | int]:
+        """The attributes of diffusers' pipeline that put this text around a prompt without references."""
+        return {
+            "prompt_template_encode": f"{self.prefix}{{}}{SUFFIX}",
+            "prompt_template_encode_start_idx": self.dropped_tokens,
+        }
+
 
 TEXT_TO_IMAGE = Template(
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "

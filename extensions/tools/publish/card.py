@@ -32,10 +32,11 @@ def model_card(
     repository. licence: see `PublishConfig`."""
     trigger = section.trigger_word if section else ""
     family = _family_of(section) if section else None
+    tasks = ("text-to-image", "image-to-image")
     data = ModelCardData(
         base_model=section.model.name_or_path if section and not section.model.is_path() else None,
         license=licence or (licence_of(section) if section else None),
-        pipeline_tag=("image-to-image" if family.max_references else "text-to-image") if family else None,
+        pipeline_tag=tasks[_makes_edits(section, family)] if section and family else None,
         tags=["lora", "diffusers", "template:sd-lora"],
         instance_prompt=trigger or None,
         widget=[{"text": image.prompt or " ", "output": {"url": name}} for name, image in samples] or None,
@@ -88,21 +89,30 @@ def _usage(
     model, of_folder = section.model.name_or_path, ""
     if section.model.is_path():
         model, of_folder = f"path/to/{section.model.public_name()}", "  # the folder of the base model"
-    image = 'image=[load_image("input.png")], ' if family.max_references else ""
+    image = 'image=[load_image("input.png")], ' if _makes_edits(section, family) else ""
+    pipeline, attributes = (None if image else family.pipeline_without_images) or (family.pipelines[0], {})
     return [
         f"{comfy} With diffusers:",
         "",
         "```python",
         "import torch",
-        f"from diffusers import {family.pipelines[0]}",
+        f"from diffusers import {pipeline}",
         *(["from diffusers.utils import load_image"] if image else []),
         "",
-        f'pipe = {family.pipelines[0]}.from_pretrained("{model}", dtype=torch.bfloat16){of_folder}',
+        f'pipe = {pipeline}.from_pretrained("{model}", dtype=torch.bfloat16){of_folder}',
         f'pipe.load_lora_weights("{repo}", weight_name="{file}")',
-        "pipe.enable_model_cpu_offload()",
+        *(f"pipe.{name} = {json.dumps(value)}" for name, value in attributes.items()),
+        "if torch.cuda.is_available():",
+        "    pipe.enable_model_cpu_offload()",
         f'images = pipe({image}prompt={json.dumps(prompt, ensure_ascii=False)}, negative_prompt=" ").images',
         "```",
     ]
+
+
+def _makes_edits(section: DiffusionSection, family: ModelFamily) -> bool:
+    """Whether the LoRA is used with images: it was trained with control images, or its model always has them."""
+    controls = any(dataset.control_path or dataset.control_suffix for dataset in section.datasets)
+    return bool(family.min_references or controls or any(each.ctrl_img for each in section.sample_pictures()))
 
 
 def section_of(run: RunInfo) -> DiffusionSection | None:

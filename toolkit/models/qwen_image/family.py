@@ -31,6 +31,7 @@ class QwenImageFamily(FolderFamily):
     title = "Qwen-Image-Edit-2509"
     licence = "Apache-2.0"
     pipelines = ("QwenImageEditPlusPipeline",)
+    pipeline_without_images: tuple[str, Mapping[str, str | int]] | None = ("QwenImagePipeline", EDIT_PLUS.of_pipeline())
     published: Mapping[str, str] = {
         "Qwen/Qwen-Image-Edit-2509": "Qwen-Image-Edit-2509",
         "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
@@ -149,6 +150,7 @@ class TextToImageFamily(QwenImageFamily):
     arch = "qwen_image"
     title = "Qwen-Image"
     pipelines = ("QwenImagePipeline",)
+    pipeline_without_images = None
     published: Mapping[str, str] = {"Qwen/Qwen-Image": "Qwen-Image", "Qwen/Qwen-Image-2512": "Qwen-Image-2512"}
     template = TEXT_TO_IMAGE
     modelspec = ("Qwen-Image", QwenImageFamily.modelspec[1])
@@ -167,6 +169,7 @@ class EditFamily(QwenImageFamily):
     arch = "qwen_image_edit"
     title = "Qwen-Image-Edit"
     pipelines = ("QwenImageEditPipeline",)
+    pipeline_without_images = None
     published: Mapping[str, str] = {"Qwen/Qwen-Image-Edit": "Qwen-Image-Edit"}
     template = EDIT
     modelspec = ("Qwen-Image-Edit", QwenImageFamily.modelspec[1])

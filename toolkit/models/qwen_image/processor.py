@@ -5,9 +5,14 @@ The trainer does not use this module: it encodes prompts with `prompts.py`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, Qwen2VLProcessor
+
+from toolkit.models.template import EDIT_PLUS
+
+if TYPE_CHECKING:
+    from diffusers import QwenImagePipeline
 
 
 class EditProcessor(Qwen2VLProcessor):
@@ -35,3 +40,11 @@ def add_image_positions(text_encoder: PreTrainedModel) -> None:
         return args, inputs
 
     text_encoder.register_forward_pre_hook(pass_ids, with_kwargs=True)
+
+
+def use_edit_template(pipeline: QwenImagePipeline) -> None:
+    """Makes the text-to-image pipeline put the words of Qwen-Image-Edit-2509 and 2511 around a prompt, as the trainer
+    does for these models when a sample has no control image. With its own words the images differ.
+    """
+    for name, value in EDIT_PLUS.of_pipeline().items():
+        setattr(pipeline, name, value)

@@ -165,10 +165,11 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
         "base_model: Qwen/Qwen-Image-Edit-2509",
         "license: apache-2.0",
         "instance_prompt: myc",
-        "pipeline_tag: image-to-image",
-        "from diffusers import QwenImageEditPlusPipeline",
-        'pipe = QwenImageEditPlusPipeline.from_pretrained("Qwen/Qwen-Image-Edit-2509", dtype=torch.bfloat16)',
-        'images = pipe(image=[load_image("input.png")], prompt="myc", negative_prompt=" ").images',
+        "pipeline_tag: text-to-image",
+        "from diffusers import QwenImagePipeline",
+        'pipe = QwenImagePipeline.from_pretrained("Qwen/Qwen-Image-Edit-2509", dtype=torch.bfloat16)',
+        "pipe.prompt_template_encode_start_idx = 64",
+        'images = pipe(prompt="myc", negative_prompt=" ").images',
         "| network | lora, rank 8, alpha 4 |",
         "| resolution | 512, 768 |",
         'pipe.load_lora_weights("me/my_char-lora", weight_name="my_char.safetensors")',
@@ -228,6 +229,15 @@ def test_a_preview_overwrites_nothing(run: Path, name: str) -> None:
     ("change", "lines", "absent"),
     [
         (("Qwen/Qwen-Image-Edit-2509", "models/mine"), ['"path/to/mine", dtype=torch.bfloat16)  # the f'], "base_m"),
+        (
+            ("resolution:", "control_path: /home/somebody/before, resolution:"),
+            [
+                "pipeline_tag: image-to-image",
+                "from diffusers import QwenImageEditPlusPipeline",
+                'images = pipe(image=[load_image("input.png")], prompt="myc", negative_prompt=" ").images',
+            ],
+            "prompt_template",
+        ),
         (("type: lora", "type: loha"), ["LoHa files load in ComfyUI; diffusers does not know"], "```python"),
     ],
 )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import QwenImageEditPlusPipeline
+from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline
 from PIL import Image
 
-from tests.diffusers_reference import REFERENCES
+from tests.diffusers_reference import REFERENCES, Member, drawn_by_pipeline, memory_stores, open_tiny, psnr
+from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.types import Size
 from toolkit.models.qwen_image.loading import TEXT_ENCODER
-from toolkit.models.qwen_image.processor import EditProcessor, add_image_positions
+from toolkit.models.qwen_image.processor import EditProcessor, add_image_positions, use_edit_template
 from toolkit.models.qwen_image.prompts import encoder_inputs, prompt_embedding, resize_condition_image
 from toolkit.models.vl_prompts import load_image_processor, load_text_model, load_tokenizer
+from toolkit.train.sampling import SamplePrompt, Sampler
 
 PROMPT = "the cat of Picture 1 holds the cup"
 
@@ -57,3 +61,19 @@ def test_a_text_without_images_and_ids_that_are_given_stay_as_they_are(pipeline:
     add_image_positions(pipeline.text_encoder)
     assert torch.equal(pipeline.text_encoder(**plain).logits, before)
     assert torch.equal(pipeline.text_encoder(**given).logits, placed)
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image-Edit-2509", "Qwen-Image-Edit-2511"])
+def test_the_pipeline_without_images_gives_the_images_of_an_edit_model(
+    member: Callable[[str], Member], name: str
+) -> None:
+    """A character on an edit model, as docs/use_your_lora.md shows it: with the pipeline's own words it is another."""
+    folder, prompt = member(name).folder, SamplePrompt("a cup", " ", Size(64, 64), 5, 2.0, 2, ())
+    model = open_tiny(folder)
+    ours = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
+    pipeline = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        assert psnr(ours, drawn_by_pipeline(pipeline, prompt)) < 40
+        use_edit_template(pipeline)
+        assert psnr(ours, drawn_by_pipeline(pipeline, prompt)) >= 60
