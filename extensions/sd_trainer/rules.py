@@ -17,12 +17,20 @@ from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.model_files import ModelFolder, single_files
+from toolkit.config.output import SampleConfig, SampleItem
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.settings import most_levels
 from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
-from toolkit.models.families import AnotherFamilyError, ModelFamily, family_for, published_names, single_file_faults
+from toolkit.models.families import (
+    AnotherFamilyError,
+    ModelFamily,
+    family_for,
+    published_names,
+    single_file_faults,
+    unlike_distilled,
+)
 from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
@@ -59,7 +67,7 @@ def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
         _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _schedule,
-        _noise_levels, _memory, _modulation_table, _compile, _processes, _images, _first_samples, _samples,
+        _noise_levels, _distilled, _memory, _modulation_table, _compile, _processes, _images, _first_samples, _samples,
         _validation, _files,
     ):  # fmt: skip
         yield from group(s)
@@ -217,6 +225,16 @@ def _noise_levels(s: DiffusionSection) -> Findings:
         yield error("train.noise_levels_per_sample", message)
 
 
+def _distilled(s: DiffusionSection) -> Findings:
+    """A model that is made for few steps, trained without an adapter that keeps it so."""
+    if not (family := _family(s)) or not family.sample_sigmas:
+        return
+    if not s.train.assistant:
+        remedy = f"Train on {next(iter(family.published))} and use the LoRA with this model, or set train.assistant."
+        message = f"{family.title} is distilled for {len(family.sample_sigmas)} steps, and training undoes that."
+        yield warning("model.name_or_path", f"{message} {remedy}")
+
+
 def _memory(s: DiffusionSection) -> Findings:
     model, count = s.model, s.model.blocks_to_swap
     if count and (blocks := _blocks(s)) is not None and count >= blocks:
@@ -351,19 +369,24 @@ def _first_samples(s: DiffusionSection) -> Findings:
 
 
 def _samples(s: DiffusionSection) -> Findings:
-    """Prompts and sizes that give something else than they say."""
+    """Prompts and sizes that give something else than they say, and steps that the model was not made for."""
+    family = _family(s)
     sizes = [(item.width, item.height) for item in s.sample_pictures()]
     if note := ModelFolder(s.model.files_folder()).size_note(sizes):
         yield warning("sample", note)
     for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
         if section is None:
             continue
-        for key, item in [(name, section), *((f"{name}.samples.{i}", item) for i, item in enumerate(section.samples))]:
+        items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
+        for key, item in items + [(f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)]:
             for side in ("width", "height"):
                 pixels = getattr(item, side) or 0  # not given: that of the section
                 if (generated := _generated(s, pixels)) != pixels:
                     message = f"the model cannot generate {pixels} pixels; images will be generated at {generated}."
                     yield warning(f"{key}.{side}", message)
+            found = unlike_distilled(family, item.sample_steps, item.guidance_scale) if family else ()
+            for what, message in found:
+                yield warning(f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}", message)
 
 
 def _generated(s: DiffusionSection, pixels: int) -> int:

@@ -31,6 +31,15 @@ def sigmas(steps: int, mu: float, terminal: float | None, levels: Sequence[float
     return torch.from_numpy(np.append(shifted, 0.0).astype(np.float32))
 
 
+def resampled(levels: Sequence[float], steps: int) -> tuple[float, ...]:
+    """A grid of noise levels for another number of steps: interpolated over its index, so that the first and the last
+    level stay; for one step the first. An empty grid stays empty."""
+    if not levels:
+        return ()
+    places = np.linspace(0, len(levels) - 1, steps)
+    return tuple(np.interp(places, range(len(levels)), levels).tolist())
+
+
 def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
     """Follows the velocity field from noise to an image, in float32.
 

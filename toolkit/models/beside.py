@@ -200,6 +200,7 @@ def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Can
     for text, where in (*texts, (path.name, "name")):
         if named := _named(str(text).split("/")[-1], found):
             return named, f"{named.title} {by}, which other models have too, and its {where}"
+    found = [one for one in found if not one.family.sample_sigmas] or found  # a distilled one has to be named
     if len({(one.family.arch, one.family.title) for one in found}) == 1:  # text to image: no version differs in use
         return found[0], f"{found[0].title} {by}"
     archs = " or ".join(dict.fromkeys(f"{one.family.arch}{_tag(one)}" for one in found))

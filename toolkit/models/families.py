@@ -320,6 +320,17 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
 
 
+def unlike_distilled(family: ModelFacts, steps: int | None, guidance: float | None) -> Iterator[tuple[str, str]]:
+    """`steps` or `guidance` of samples that a distilled model was not made for, and a message; None: not given."""
+    count = len(family.sample_sigmas)
+    if count and steps and steps != count:
+        what = f"{steps}: {family.title} is distilled for its {count} noise levels, which are resampled for other steps"
+        yield "steps", f"{what}. Use {count}, or leave it out."
+    if count and guidance and guidance > 1:
+        what = f"{guidance:g}: {family.title} is distilled for 1; with more, images wash out and take twice as long"
+        yield "guidance", f"{what}. Use 1, or leave it out."
+
+
 def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, str]]:
     """Keys of `model` whose file is not read, by its header, and why; nothing where the model's family is not known.
 

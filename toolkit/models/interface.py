@@ -140,7 +140,8 @@ class ModelFacts:
     """Steps of samples where none are given."""
 
     sample_sigmas: tuple[float, ...] = ()
-    """Noise levels in (0, 1], before the shift, of samples whose steps are not given; none: evenly spaced ones."""
+    """Noise levels in (0, 1], before the shift, that the model is distilled for; other numbers of steps resample them.
+    None: the model is not distilled, and its levels are evenly spaced."""
 
     embeds_guidance: bool = False
     """Whether the guidance scale is an input of the model: sampling then needs no negative prediction."""

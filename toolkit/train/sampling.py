@@ -24,7 +24,7 @@ from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder
 from toolkit.data.types import BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
 from toolkit.flow.loss import INTERPOLANTS
-from toolkit.flow.sampler import euler_sample, sigmas
+from toolkit.flow.sampler import euler_sample, resampled, sigmas
 from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.train.drift import Drift, drift_of
 from toolkit.train.interface import Progress
@@ -82,14 +82,15 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
     """The items of `sample` sections, with sizes that the family can generate."""
     prompts = []
     for item in items:
+        steps = item.sample_steps or family.sample_steps
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, trigger_word, add=False),
             negative=inject_trigger(item.neg, trigger_word, add=False),
             size=family.drawable(Size(item.width, item.height)),
             seed=item.seed,
             guidance_scale=family.guidance if item.guidance_scale is None else item.guidance_scale,
-            steps=item.sample_steps or family.sample_steps,
-            levels=() if item.sample_steps else family.sample_sigmas,
+            steps=steps,
+            levels=resampled(family.sample_sigmas, steps),
             flow_shift=item.flow_shift,
             references=tuple(Path(path).expanduser() for path in item.ctrl_img),
             mask=Mask(str(Path(item.mask_img).expanduser())) if item.mask_img else None,
@@ -132,6 +133,7 @@ def caption_prompts(
             seed=index,
             guidance_scale=guidance_scale,
             steps=steps,
+            levels=resampled(family.sample_sigmas, steps),
             references=tuple(map(Path, item.sample.control_images)),
             mask=item.sample.mask,
         )

@@ -92,7 +92,6 @@ class GenerateConfig(PicturesConfig):
         try:
             values: dict[str, Any] = {key: settings[key] for key in _SAME}
             values["seed"] = (settings["seed"],)
-            values["steps"] = None if settings.get("levels") else settings["steps"]
             values["prompt"] = (settings["prompt"],)
             values["reference"] = tuple(file["path"] for file in settings["reference"])
             values["lora"] = tuple(f"{file['path']}:{file['strength']!r}" for file in settings["lora"])
@@ -110,5 +109,5 @@ class GenerateConfig(PicturesConfig):
         return super().items()
 
 
-_SAME = ("negative", "width", "height", "cfg", "flow_shift", "lightning", "dtype")
+_SAME = ("negative", "width", "height", "cfg", "steps", "flow_shift", "lightning", "dtype")
 """Keys of an image's settings that are keys of the section with the same value."""

@@ -25,6 +25,7 @@ from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import free_space, readable_size, sha256_of
+from toolkit.flow.sampler import resampled
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend, decide_compiling
 from toolkit.memory.offload import BlockSwap
@@ -119,7 +120,7 @@ class PictureMaker:
         section, given = self.section, self.section.model_fields_set
         fast = section.lightning
         shift = LIGHTNING_SHIFT if fast and "flow_shift" not in given else section.flow_shift
-        steps = item.sample_steps or section.steps or fast
+        steps = item.sample_steps or section.steps or fast or self.family.sample_steps
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, section.trigger_word, add=False),
             negative=inject_trigger(
@@ -128,8 +129,8 @@ class PictureMaker:
             size=section.size_of(item, self.family),
             seed=seed,
             guidance_scale=cfg,
-            steps=steps or self.family.sample_steps,
-            levels=() if steps else self.family.sample_sigmas,
+            steps=steps,
+            levels=() if fast else resampled(self.family.sample_sigmas, steps),
             references=tuple(Path(path).expanduser() for path in item.ctrl_img or section.reference),
             flow_shift=item.flow_shift or shift,
             stretched=not fast,

@@ -28,7 +28,7 @@ from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.writing import file_in_the_way
-from toolkit.models.families import family_for, single_file_faults
+from toolkit.models.families import family_for, single_file_faults, unlike_distilled
 from toolkit.models.interface import ModelFacts
 
 SeedOrList = Annotated[
@@ -173,6 +173,11 @@ class PicturesConfig(ToolConfig):
         for key, fault in single_file_faults(self.model, self.model.files_folder()) if self.model else ():
             yield Diagnostic(("model", key), fault)
         yield from check_references(("reference",), self.reference, family, job)
+        cfgs = getattr(self, "cfg", None)
+        for cfg in cfgs if isinstance(cfgs, tuple) else (cfgs,):
+            keys = {"steps": "steps", "guidance": "cfg"}
+            found = unlike_distilled(family, self.steps, cfg)
+            yield from (Diagnostic((keys[key],), message, "warning") for key, message in found)
         for key in ("prompt", "prompts"):
             try:
                 items = self.read_items(key)
@@ -187,6 +192,8 @@ class PicturesConfig(ToolConfig):
                     if len(item.ctrl_img or self.reference) < family.min_references:
                         message = f"no reference image, but {family.title} edits one. Give --reference."
                         yield Diagnostic((key,), message, "warning")
+                    for flag, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
+                        yield Diagnostic((key,), f"{flag} {message}", "warning")
                     if note := family.prompt_note(self.found_model(), item.prompt):
                         yield Diagnostic((key,), note, "warning")
 

@@ -58,10 +58,21 @@ ONE = "samples: [{prompt: a}]"
 BLANK = "blank_prompt_preservation: true"
 OF_CLASS = "diff_output_preservation: true"
 IN_BACKWARD = "fused_backward_pass: true, optimizer: adafactor, max_grad_norm: 0"
+TURBO = "model: {name_or_path: Qwen/Qwen-Image-2.1-Turbo}"
 EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
     ("",),
+    (
+        f"{TURBO}, sample: {{{ONE}}}",
+        "W model.name_or_path: Qwen-Image-2.1-Turbo is distilled for 8 steps, and training undoes that. Train on Qwen/",
+    ),
+    (
+        f"{TURBO}, train: {{assistant: lora.safetensors}}, sample: {{sample_steps: 8, guidance_scale: 1, {ONE}}}, "
+        "first_sample: {samples: [{prompt: a, sample_steps: 12, guidance_scale: 4}]}",
+        "W first_sample.samples.0.sample_steps: 12: Qwen-Image-2.1-Turbo is distilled for its 8 noise levels, which",
+        "W first_sample.samples.0.guidance_scale: 4: Qwen-Image-2.1-Turbo is distilled for 1; with more, images wash",
+    ),
     ("model: {transformer_path: none.safetensors}", "E model.transformer_path: none.safetensors does not exist"),
     ("model: {text_encoder_path: none.safetensors}", "E model.text_encoder_path: none.safetensors does not exist"),
     (

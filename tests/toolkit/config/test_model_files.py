@@ -26,7 +26,7 @@ from toolkit.registry import FAMILIES
 
 OURS = (
     "and this program trains Qwen-Image-Edit-2509, Qwen-Image-Edit-2511, Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, "
-    "Qwen-Image-2.1, what is made from them, and latent flow models of its own."
+    "Qwen-Image-2.1, Qwen-Image-2.1-Turbo, what is made from them, and latent flow models of its own."
 )
 REMEDY = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
 

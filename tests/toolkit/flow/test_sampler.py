@@ -3,7 +3,7 @@ import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.flow.sampler import euler_sample, sigmas
+from toolkit.flow.sampler import euler_sample, resampled, sigmas
 from toolkit.models.interface import DynamicShift
 
 SHIFT = DynamicShift()
@@ -21,6 +21,13 @@ def test_noise_levels_are_those_of_diffusers() -> None:
         worst = max(worst, float((levels.double() - torch.tensor(case["sigmas"], dtype=torch.float64)).abs().max()))
         assert (1000 * levels[:-1]).tolist() == pytest.approx(case["timesteps"], abs=1e-3)
     at_most("noise levels (sigmas)", worst, 1e-6)
+
+
+def test_a_grid_is_resampled_over_its_index_between_the_same_ends() -> None:
+    grid = (1.0, 0.9, 0.5, 0.2)
+    assert resampled(grid, 4) == grid
+    assert resampled(grid, 7) == pytest.approx((1.0, 0.95, 0.9, 0.7, 0.5, 0.35, 0.2))
+    assert resampled(grid, 2) == (1.0, 0.2) and resampled(grid, 1) == (1.0,) and resampled((), 3) == ()
 
 
 def test_a_constant_velocity_is_followed_exactly() -> None:

@@ -79,6 +79,18 @@ def test_a_transformers_file_gives_the_bits_of_its_folder(
     assert section.vae_path == str(tmp_path / "Comfy Ü" / "models" / "vae" / "qwen" / "vae.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("qwen_image_2.1_turbo_bf16", "-Turbo"), ("qwen_image_2.1_bf16", ""), ("my_turbo", "")],
+)
+def test_a_distilled_model_with_the_weights_names_of_its_base_has_to_be_named(
+    name: str, told: str, folders: dict[str, Path], cache: Callable[..., Path], tmp_path: Path
+) -> None:
+    cache(folders["qwen_image_2"], f"Qwen/Qwen-Image-2.1{told}")
+    section = ModelConfig(name_or_path=str(write_comfyui(tmp_path, folders["qwen_image_2"], f"{name}.safetensors")))
+    assert section.name_or_path == f"Qwen/Qwen-Image-2.1{told}"
+
+
 def test_parts_are_found_beside_the_file_and_through_links(
     folders: dict[str, Path], cache: Callable[..., Path], tmp_path: Path
 ) -> None:

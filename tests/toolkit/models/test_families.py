@@ -66,6 +66,7 @@ def test_an_arch_that_is_not_supported_is_a_mistake_with_a_hint() -> None:
         ("Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_plus"),
         ("qwen/qwen-image-edit-2511", "qwen_image_edit_plus"),
         ("Qwen/Qwen-Image-2.1", "qwen_image_2"),
+        ("Qwen/Qwen-Image-2.1-Turbo", "qwen_image_2"),
     ],
 )
 def test_a_published_id_says_its_family_and_name(name: str, arch: str) -> None:
@@ -73,6 +74,19 @@ def test_a_published_id_says_its_family_and_name(name: str, arch: str) -> None:
     family = family_for(section)
     assert family.arch == arch and title_of(section, family).lower() == name.split("/")[1].lower()
     assert "not for commercial use" in family.licence if arch == "qwen_image_2" else family.licence == "Apache-2.0"
+
+
+def test_turbo_is_told_from_its_base_by_its_id_and_by_its_files(tmp_path: Path) -> None:
+    """Its noise levels are known before its folder is here, and are those of the folder then."""
+    base, turbo = (family_for(model(f"Qwen/Qwen-Image-2.1{end}")) for end in ("", "-Turbo"))
+    assert (base.sample_sigmas, base.sample_steps, base.guidance) == ((), 40, 1.0)
+    assert (len(turbo.sample_sigmas), turbo.sample_steps, turbo.guidance) == (8, 8, 1.0)
+    assert turbo.linear_layers(Path()) == base.linear_layers(Path()) and turbo.latent_channels == base.latent_channels
+    write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2"))
+    assert title_of(model(tmp_path), family_for(model(tmp_path))) == "Qwen-Image-2.1"
+    rewrite_json(tmp_path / "model_index.json", sample_sigmas=[1.0, 0.5])
+    found = family_for(model(tmp_path))
+    assert (title_of(model(tmp_path), found), found.sample_sigmas) == ("Qwen-Image-2.1-Turbo", (1.0, 0.5))
 
 
 def table_rows() -> list[tuple[str, str]]:

@@ -20,6 +20,12 @@ from toolkit.networks.kinds import ActivationUnits
 POSITIONS = 8192
 """Positions of text and images. Source: diffusers, transformer_qwenimage21.py, QwenImage21Rope."""
 
+TURBO = "Qwen-Image-2.1-Turbo"
+"""The member that is distilled for few steps: its model_index.json has `sample_sigmas`."""
+
+TURBO_SIGMAS = (1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568)
+"""Its noise levels, where its folder is not here yet. Source: Qwen/Qwen-Image-2.1-Turbo, model_index.json."""
+
 
 class QwenImage21Family(FolderFamily):
     """See `ModelFamily`."""
@@ -30,7 +36,7 @@ class QwenImage21Family(FolderFamily):
     title = "Qwen-Image-2.1"
     pipelines = ("QwenImage21Pipeline",)
     licence = "Qwen Research License: not for commercial use"
-    published: Mapping[str, str] = {"Qwen/Qwen-Image-2.1": "Qwen-Image-2.1"}
+    published: Mapping[str, str] = {"Qwen/Qwen-Image-2.1": "Qwen-Image-2.1", f"Qwen/{TURBO}": TURBO}
     modelspec = ("Qwen-Image-2.1", "https://github.com/QwenLM/Qwen-Image")
     size_multiple = 32
     pixel_channels = 4
@@ -147,10 +153,14 @@ class QwenImage21Family(FolderFamily):
     def __init__(self, latent_channels: int = 64, sample_sigmas: Sequence[float] = ()) -> None:
         self.latent_channels = latent_channels
         self.sample_sigmas = tuple(map(float, sample_sigmas))
-        self.sample_steps = len(sample_sigmas) or self.sample_steps
+        if sample_sigmas:
+            self.title, self.sample_steps = TURBO, len(sample_sigmas)
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
         return QwenImage21Family(self.transformer_config(folder)["in_channels"], sample_sigmas(folder / INDEX))
+
+    def of_title(self, title: str) -> QwenImage21Family:
+        return QwenImage21Family(sample_sigmas=TURBO_SIGMAS) if title == TURBO else self
 
     def drawable(self, pixels: Size) -> Size:
         """The pipeline rounds to 32, though a token has 16 pixels a side."""

@@ -103,18 +103,30 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
         assert bare.text == {} and psnr(bare.convert("RGB"), ours) == math.inf
 
 
-def test_noise_levels_of_the_model_are_in_the_name_and_made_again(generate, tmp_path: Path) -> None:
-    """As many even steps are another one."""
+def test_a_distilled_model_is_sampled_at_its_noise_levels(generate, tmp_path: Path) -> None:
+    """Other steps resample them, and are made again from the picture; both, and guidance, are warned of."""
     write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
     index = tmp_path / "model" / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7]}))
     asked = "--model model --prompt coffee --width 64 --height 64 --device cpu --output out"
-    first, second = generate(asked)[-1], generate(f"{asked} --steps 2")[-1]
-    assert first.name != second.name
+    first = generate(asked)[-1]
+    assert read_settings(first)["levels"] == [1.0, 0.7]
+    assert generate(f"{asked} --steps 2")[-1] == first
+    second = generate(f"{asked} --steps 3 --cfg 1.5")[-1]
+    assert read_settings(second)["levels"] == pytest.approx([1.0, 0.85, 0.7])
+    model = {"name_or_path": "model"}
+    assert not warnings(GenerateConfig(type="generate", model=model, prompt=("a --s 2 --l 1",), steps=2, cfg=1))
+    told = warnings(GenerateConfig(type="generate", model=model, prompt=("a --s 4 --l 4",), steps=3, cfg=1.5))
+    assert [(one.key[0], one.message.partition(" for ")[0]) for one in told] == [
+        ("steps", "3: Qwen-Image-2.1-Turbo is distilled"),
+        ("cfg", "1.5: Qwen-Image-2.1-Turbo is distilled"),
+        ("prompt", "steps 4: Qwen-Image-2.1-Turbo is distilled"),
+        ("prompt", "guidance 4: Qwen-Image-2.1-Turbo is distilled"),
+    ]
     assert Image.open(first).mode == "RGBA"
-    generate(f"--like {first} --output again")
+    generate(f"--like {second} --output again")
     (again,) = (tmp_path / "again").iterdir()
-    assert (again.name, again.read_bytes()) == (first.name, first.read_bytes())
+    assert (again.name, again.read_bytes()) == (second.name, second.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle, islice
@@ -284,23 +285,33 @@ def with_levels(unit_gain_21: Path, tmp_path: Path) -> Callable[[object], Path]:
     return make
 
 
-def test_levels_of_the_model_are_those_of_the_pipeline_where_no_steps_are_given(with_levels) -> None:
+@pytest.mark.parametrize("own_shift", [True, False])
+def test_levels_of_the_model_are_those_of_the_pipeline(with_levels, own_shift: bool) -> None:
+    """Those of the model where no steps are given, or as many; else resampled, as the pipeline is given them then,
+    which ignores `num_inference_steps`. With a shift by size, and with none, as the published Turbo has it."""
     folder = with_levels([1.0, 0.9, 0.5, 0.2])
+    if not own_shift:
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        (folder / "scheduler").unlink()
+        (folder / "scheduler").mkdir()
+        config |= {"use_dynamic_shifting": False, "shift": 1.0, "shift_terminal": None}
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     pipeline = load_pipeline(folder)
     pipeline.register_to_config(sample_sigmas=json.loads((folder / INDEX).read_text())["sample_sigmas"])
     given = {"prompt": PROMPT, "width": 128, "height": 96, "neg": "", "seed": 42, "guidance_scale": None}
     model, family = open_21(folder), FAMILY.of_folder(folder)
     images = []
-    for steps in (None, 4):
+    for steps, options in ((None, {}), (4, {}), (7, {"sigmas": [1.0, 0.95, 0.9, 0.7, 0.5, 0.35, 0.2]})):
         (prompt,) = sample_prompts([SamplePicture(**given, sample_steps=steps)], "", family)
-        assert (prompt.steps, prompt.guidance_scale) == (4, 1.0)
+        assert (prompt.steps, prompt.guidance_scale) == (steps or 4, 1.0)
         sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
         images.append(sampler.generate(0))
-        if steps is None:
-            (theirs,) = drawn_by_pipeline(pipeline, prompt)
-            torch.testing.assert_close(sampler._sigmas(prompt), pipeline.scheduler.sigmas, rtol=0, atol=1e-6)
-            at_least("sample with the model's own noise levels, dB", psnr(images[0], theirs), 60)
-    assert psnr(*images) < 50
+        (theirs,) = drawn_by_pipeline(pipeline, prompt, **options)
+        torch.testing.assert_close(sampler._sigmas(prompt), pipeline.scheduler.sigmas, rtol=0, atol=1e-6)
+        at_least(f"sample with {steps or 'the'} noise levels of the model, dB", psnr(images[-1], theirs), 60)
+        if not own_shift:
+            assert sampler._sigmas(prompt)[-2] == pytest.approx(0.2)
+    assert psnr(*images[:2]) == math.inf and psnr(*images[1:]) < 50
 
 
 @pytest.mark.parametrize(
