@@ -102,7 +102,7 @@ class QwenImage21Family(FolderFamily):
     # Counted as those of `KINDS`, on blocks of width 256.
     activation_units: Mapping[str, ActivationUnits] = {
         "lora": ActivationUnits(
-            (26.4, 26.3),
+            (28.9, 26.3),
             (13.1, 13.1),
             (5.6, 5.5),
             (13.6, 13.3),
@@ -111,7 +111,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(12.1, 12.1),
         ),
         "dora": ActivationUnits(
-            (56.5, 35.3),
+            (59.0, 35.3),
             (24.2, 24.1),
             (19.4, 10.2),
             (27.6, 19.3),
@@ -121,7 +121,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(22.1, 22.1),
         ),
         "loha": ActivationUnits(
-            (26.4, 26.3),
+            (28.9, 26.3),
             (24.1, 24.1),
             (5.6, 5.5),
             (16.6, 16.3),
@@ -131,7 +131,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(12.1, 12.1),
         ),
         "lokr": ActivationUnits(
-            (36.3, 36.2),
+            (38.9, 36.2),
             (13.1, 13.1),
             (3.4, 3.2),
             (18.6, 18.3),
@@ -139,7 +139,7 @@ class QwenImage21Family(FolderFamily):
             compiled_outputs=(12.1, 12.1),
         ),
         "full": ActivationUnits(
-            (29.3, 29.2),
+            (33.3, 29.2),
             (13.1, 13.1),
             (5.6, 5.5),
             (13.6, 13.6),
