@@ -26,8 +26,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.files.writing import python_path
-
 if TYPE_CHECKING:  # with it comes torch, which the first process of a machine does without
     from tests.faults.nursery import Child, Fault, Nursery
 
@@ -143,6 +141,8 @@ class Machine:
 
     def launch(self, cwd: Path, *words: object) -> None:
         """Starts torchrun in `cwd`."""
+        from toolkit.files.writing import python_path  # not at the top: as a script this module finds no `toolkit`
+
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": "/tmp", "PYTHONPATH": python_path()}
         name = f"{self.name}.{len(self.launched)}"
         child = self.nursery.fork([self.first, *words], cwd, name, main="tests.machines", environment=environment)

@@ -249,7 +249,7 @@ def encoded(folder: Path) -> None:
     """What a run does with a dataset before it trains."""
     datasets = (make_dataset(folder, resolution=(64,)),)
     section = SimpleNamespace(
-        datasets=datasets, streamed=None, reads_captions=True, trigger_word="x", train=TrainConfig()
+        datasets=datasets, streamed=None, reads_captions=True, trigger_word="x", validation=None, train=TrainConfig()
     )
     _, items = scan_items(section, 16)
     memory = TensorCache(None)
