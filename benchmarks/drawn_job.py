@@ -155,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = arguments(argv)
     own = SdTrainerProcess.build_callbacks
 
-    def build_callbacks(process: SdTrainerProcess, setup: Any, *rest: Any) -> list[Callback]:
-        return [*own(process, setup, *rest), Milestones(asked, setup.device)]
+    def build_callbacks(process: SdTrainerProcess) -> list[Callback]:
+        return [*own(process), Milestones(asked, process.device)]
 
     with drawn_models(WordyModel), mock.patch.object(SdTrainerProcess, "build_callbacks", build_callbacks):
         if code := run.main([asked.job]):

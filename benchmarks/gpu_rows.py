@@ -28,13 +28,10 @@ from benchmarks.random_weights import TEXT_TOKENS, RandomWeightsModel, drawn_mod
 from benchmarks.report import rounded
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.process import SdAttached, SdTrainerProcess
+from extensions.sd_trainer.process import SdTrainerProcess
 from jobs.job import ExtensionJob
-from jobs.process.image_trainer import EncodedImages
-from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.image_data import ImageData
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.types import PromptEmbeds
 from toolkit.errors import OutOfMemory, RunError, UserError
@@ -275,6 +272,7 @@ class Stopwatch(Callback):
         self._during: dict[str, float | None] = peaks(device)
         self._ready_s = self._first_step_s = 0.0
         self._profiler: Any = None
+        self.block_runner: BlockRunner | None = None
         self.planned_gb: float | None = None
         self.planned_training_bytes: Callable[[], int] | None = None
         self.losses: list[float] = []
@@ -301,6 +299,8 @@ class Stopwatch(Callback):
             if self._profiler:
                 self._profiler.stop()
                 self._profiler.export_chrome_trace(self._asked.trace)
+            if self.planned_training_bytes:  # it asks the trainer, which has forgotten all once its run has ended
+                self.planned_training_bytes = partial(int, self.planned_training_bytes())
             raise Measured
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -355,19 +355,19 @@ class MeasuredTrainer(SdTrainerProcess):
         super().__init__(*given)
         self._watch = watch
 
-    def make_plan(self, data: ImageData) -> RunPlan:
-        plan = super().make_plan(data)
+    def make_plan(self) -> RunPlan:
+        plan = super().make_plan()
         self._watch.planned_gb = plan.memory.device_bytes / GB if plan.memory and plan.memory.on_device else None
         return plan
 
-    def build_callbacks(self, setup: Setup, encoded: EncodedImages, attached: SdAttached) -> list[Callback]:
-        self.block_runner = attached.block_runner
-        return [self._watch, *super().build_callbacks(setup, encoded, attached)]
+    def build_callbacks(self) -> list[Callback]:
+        self._watch.block_runner = self.block_runner
+        return [self._watch, *super().build_callbacks()]
 
-    def _measure_memory(self, setup: Setup, run: Run, block_runner: BlockRunner) -> None:
-        super()._measure_memory(setup, run, block_runner)
+    def _measure_memory(self, run: Run) -> None:
+        super()._measure_memory(run)
         checks = [one for one in run.callbacks if isinstance(one, MemoryEstimateCheck)]
-        if checks and setup.device.type == "cuda":  # elsewhere nothing counts what training takes
+        if checks and self.device.type == "cuda":  # elsewhere nothing counts what training takes
             self._watch.planned_training_bytes = partial(checks[0].predict, True)
 
 
@@ -384,7 +384,7 @@ def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace,
         try:
             process.run()
         except Measured:
-            return process.block_runner.level
+            return watch.block_runner.level
     raise RuntimeError("the job ended before everything was measured")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,12 +26,10 @@ from extensions.from_scratch.latent_flow.text import refuse_encoder
 from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels
 from extensions.from_scratch.plan import FlowPlanner, pixels_at_once
 from extensions.from_scratch.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
-from extensions.from_scratch.trainer import LossBalance, RolesTrainer, TrainedVae
+from extensions.from_scratch.trainer import LossBalance, RolesTrainer
 from extensions.from_scratch.writers import FlowWriter
-from jobs.process.image_trainer import EncodedImages, Loader
-from jobs.process.trainer import Attached, Setup
+from jobs.process.image_trainer import Loader
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.image_data import ImageData
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
@@ -54,7 +50,6 @@ from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.interface import StepLosses, TrainStep
 from toolkit.train.loop import try_largest_batch
 from toolkit.train.optimizer_step import Role
-from toolkit.train.resumption import ResumePlan
 from toolkit.train.roles import build_role, step_in_backward
 from toolkit.train.run import Run
 
@@ -63,19 +58,6 @@ logger = logging.getLogger(__name__)
 
 CAPTIONS = 1000
 """First captions of a stream, of which a new tokenizer is made."""
-
-
-@dataclass(frozen=True)
-class FlowAttached(Attached):
-    """What is trained, by role, and the runner of the transformer's blocks."""
-
-    networks: Mapping[str, FullNetwork]
-    block_runner: BlockRunner
-    along: TrainedVae | None = None
-
-    @property
-    def programs(self) -> Programs:
-        return self.block_runner.programs
 
 
 class FlowStep(FlowMatchingStep):
@@ -87,18 +69,30 @@ class FlowStep(FlowMatchingStep):
         return losses
 
 
-class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttached]):
+class FlowTrainerProcess(RolesTrainer):
     """Trains a flow model on folders of images or a stream of shards; README.md lists its output files."""
 
     section: FlowTrainerConfig
+
+    model: LatentFlowModel
+
+    networks: Mapping[str, FullNetwork]
+    """By role."""
+
+    block_runner: BlockRunner
+    """Of the transformer's blocks."""
+
+    @property
+    def programs(self) -> Programs:
+        return self.block_runner.programs
 
     # ------------------------------------------------------------ before anything expensive
 
     planner_class = FlowPlanner
 
-    def refuse_parts(self, data: ImageData) -> None:
+    def refuse_parts(self) -> None:
         self._refuse_model()
-        super().refuse_parts(data)
+        super().refuse_parts()
 
     def _refuse_model(self) -> None:
         """Raises UserError for arguments of which no part can be made."""
@@ -128,7 +122,8 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
         with _within("model."):
             refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
 
-    def check_base(self, resumption: ResumePlan) -> None:
+    def check_base(self) -> None:
+        resumption = self.resumption
         hashes = self.process_group.run_on_rank0_and_broadcast(
             lambda: source_hashes(self.section.model) | start_hashes(self._start)
         )
@@ -146,61 +141,60 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
     def _dtype(self) -> torch.dtype:
         return DTYPES[self.section.train.dtype]
 
-    def open_model(self, setup: Setup[ImageData]) -> LatentFlowModel:
-        section, settings, device = self.section, self.section.train, setup.device
-        self.process_group.run_on_rank0_and_broadcast(partial(self._prepare_start, setup))
-        self.check_base(setup.resumption)
+    def open_model(self) -> None:
+        section, settings, device = self.section, self.section.train, self.device
+        self.process_group.run_on_rank0_and_broadcast(self._prepare_start)
+        self.check_base()
         check_backend(settings.compile, device, "")
         configure_cuda(device, settings.cuda_allow_tf32, settings.cuda_cudnn_benchmark)
         weights = DTYPES[section.weights_dtype()]
         options = ModelLoadOptions(folder=self._start, device=device, dtype=self._dtype, weights_dtype=weights)
-        return LatentFlowModel(options)
+        self.model = LatentFlowModel(options)
 
-    def _prepare_start(self, setup: Setup[ImageData]) -> None:
-        if setup.resumption.state:
-            require_start(self._start, setup.resumption.state)
+    def _prepare_start(self) -> None:
+        if self.resumption.state:
+            require_start(self._start, self.resumption.state)
             return
-        data = setup.data
+        data = self.data
         samples = data.stream.first(CAPTIONS) if data.stream else data.scan.samples
         captions = (sample.caption for sample in samples)
-        write_start(self.section.model, self._start, captions, setup.seed, self._measured(data), setup.device)
+        write_start(self.section.model, self._start, captions, self.seed, self._measured(), self.device)
 
-    def _measured(self, data: ImageData) -> tuple[Picture, ...]:
+    def _measured(self) -> tuple[Picture, ...]:
         """The images by which the scale of the latents is measured."""
         along = self.section.autoencoder
-        return Picture.some_of(data.items, data.stream, along.measured_images) if along else ()
+        return Picture.some_of(self.data.items, self.data.stream, along.measured_images) if along else ()
 
-    def encode(self, setup: Setup[ImageData], model: LatentFlowModel) -> EncodedImages:
-        section, data = self.section, setup.data
+    def encode(self) -> None:
+        section, data, model = self.section, self.data, self.model
         if section.trains_text():
             model.train_text_encoder()
         if section.autoencoder:
-            model.train_autoencoder(section.autoencoder.spade, setup.seed)
+            model.train_autoencoder(section.autoencoder.spade, self.seed)
         if not data.stream and (cut := model.count_cut({sample.caption for sample in data.scan.samples})):
             most = model.family.max_tokens
             captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
             logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
-        return self.encode_images(setup, model, latents=not section.autoencoder)
+        self.encode_images(model, latents=not section.autoencoder)
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 
-    def attach(self, setup: Setup[ImageData], model: LatentFlowModel, encoded: EncodedImages) -> FlowAttached:
-        section = self.section
+    def attach(self) -> None:
+        section, model = self.section, self.model
         modules: dict[str, nn.Module] = {FLOW: model.network_module}
         if section.trains_text():
             modules[TEXT_ENCODER] = model.text_encoder
-        networks = {role: self._network(role, module) for role, module in modules.items()}
+        self.networks = {role: self._network(role, module) for role, module in modules.items()}
         settings = section.train
-        compiled = settings.compile if decide_compiling(settings.compile, setup.device) else None
-        block_runner = BlockRunner(model, setup.device, self._dtype, settings.checkpointing_level(), 0, compiled)
-        roles = {role: self._role(setup, role, network) for role, network in networks.items()}
-        along = None
+        compiled = settings.compile if decide_compiling(settings.compile, self.device) else None
+        self.block_runner = BlockRunner(model, self.device, self._dtype, settings.checkpointing_level(), 0, compiled)
+        self.roles = {role: self._role(role, network) for role, network in self.networks.items()}
+        self.trained = None
         if section.autoencoder:
             every = section.measure_every()
-            scale = LatentScale(model.autoencoder, self._measured(setup.data), every) if every else None
-            along = self.trained_vae(setup, model.autoencoder, scale)
-            roles |= self.vae_roles(setup, along)
-        return FlowAttached(roles, networks, block_runner, along)
+            scale = LatentScale(model.autoencoder, self._measured(), every) if every else None
+            self.trained = self.trained_vae(model.autoencoder, scale)
+            self.roles |= self.vae_roles(self.trained)
 
     def _network(self, role: str, module: nn.Module) -> FullNetwork:
         network = FullNetwork(modules_with_weights(module), self._dtype)
@@ -209,15 +203,15 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
         logger.info(f"{role}: {count:,} trainable parameters")
         return network
 
-    def _role(self, setup: Setup[ImageData], name: str, network: Network) -> Role:
+    def _role(self, name: str, network: Network) -> Role:
         own, settings, group = self.section.role_optimizer(name), self.section.train, self.process_group
-        parameters, steps = network.parameters(), setup.plan.optimizer_steps
+        parameters, steps = network.parameters(), self.plan.optimizer_steps
         group.broadcast(list(parameters.values()))
         role = build_role(
             own,
             parameters,
             steps,
-            setup.seed,
+            self.seed,
             group,
             settings.ema_config,
             layer_of=network.module_name_of,
@@ -228,58 +222,55 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
             role.optimizer_step = step_in_backward(role, accumulates=self.section.micro_batches_per_step > 1)
         return role
 
-    def weights_writer(self, setup: Setup[ImageData], attached: FlowAttached) -> PrepareNetwork:
-        return FlowWriter(self._start, attached.networks, self.section.save, attached.along).snapshot
+    def weights_writer(self) -> PrepareNetwork:
+        return FlowWriter(self._start, self.networks, self.section.save, self.trained).snapshot
 
-    def validation(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Validation | None:
-        validator = encoded.validator
+    def validation(self) -> Validation | None:
+        validator = self.validator
         if validator is None:
             return None
-        return Validation(encoded.validate, validator.identity, lambda: validator.by_image)
+        return Validation(self.measure_validation, validator.identity, lambda: validator.by_image)
 
-    def samples(self, setup: Setup[ImageData], encoded: EncodedImages, attached: FlowAttached) -> Samples | None:
-        sampler = encoded.sampler
+    def samples(self) -> Samples | None:
+        sampler = self.sampler
         if sampler is None:
             return None
         return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts], drift=sampler.drift)
 
     # ------------------------------------------------------------ the loop
 
-    def fit(
-        self, setup: Setup[ImageData], run: Run, model: LatentFlowModel, encoded: EncodedImages, attached: FlowAttached
-    ) -> None:
-        settings = self.section.train
-        uses = setup.plan.samples_per_epoch
+    def fit(self, run: Run) -> None:
+        settings, model = self.section.train, self.model
+        uses = self.plan.samples_per_epoch
         named = FlowSettings.named_in(settings)
-        flow = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=tuple(attached.networks), **named)
+        flow = FlowStep(model, self.seed, samples_per_epoch=uses, roles=tuple(self.networks), **named)
         step: TrainStep[Any] = flow
-        if (along := attached.along) and self.section.autoencoder:
+        if (along := self.trained) and self.section.autoencoder:
             losses = self.section.autoencoder.losses
-            step = JointStep(along.step(losses, setup.seed, self._dtype), flow, model)
+            step = JointStep(along.step(losses, self.seed, self._dtype), flow, model)
             run.callbacks = [*run.callbacks, LossBalance(losses)]
             if along.scale:
                 along.scale.apply()
-        dataset = encoded.dataset
+        dataset = self.dataset
         loader: Loader[LatentBatch | JointBatch]
         if isinstance(dataset, StreamLatents):
             loader = JointStream(StreamPixels(dataset.stream), dataset) if along else dataset
         else:
-            of_flow = BatchLoader(dataset, setup.seed)
-            loader = JointLoader(PixelLoader(setup.data.items), of_flow) if along else of_flow
-        source, largest = self.batches(setup, run, loader, pixels_at_once)
+            of_flow = BatchLoader(dataset, self.seed)
+            loader = JointLoader(PixelLoader(self.data.items), of_flow) if along else of_flow
+        source, largest = self.batches(run, loader, pixels_at_once)
         if run.state.step < run.steps:
             batch = largest()
             latents = cast("JointStep", step).encoded(batch) if isinstance(batch, JointBatch) else batch
-            self._choose_checkpointing(run, model, attached, cast("LatentBatch", latents))
-            if line := try_largest_batch(run, batch, step, attached.block_runner.increase_checkpointing):
+            self._choose_checkpointing(run, cast("LatentBatch", latents))
+            if line := try_largest_batch(run, batch, step, self.block_runner.increase_checkpointing):
                 logger.info(line)
-            setup.resumption.record_compiled(attached.programs.record)
-        self.run_loop(setup, run, source, step)
+            self.resumption.record_compiled(self.programs.record)
+        self.run_loop(run, source, step)
 
-    def _choose_checkpointing(
-        self, run: Run, model: LatentFlowModel, attached: FlowAttached, batch: LatentBatch
-    ) -> None:
+    def _choose_checkpointing(self, run: Run, batch: LatentBatch) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
+        model, runner = self.model, self.block_runner
         tokens = model.num_tokens(batch.latents_BCHW, batch.prompts, batch.control_latents)
         train, transformer = self.section.train, model.network_module
         number, stored = DTYPE_BYTES[train.dtype], DTYPE_BYTES[self.section.weights_dtype()]
@@ -294,13 +285,13 @@ class FlowTrainerProcess(RolesTrainer[LatentFlowModel, EncodedImages, FlowAttach
             gradients=stored * weights,
             gradients_wait=train.gradient_accumulation > 1,
         )
-        attached.block_runner.warn_of_slow_attention(work, len(batch))
+        runner.warn_of_slow_attention(work, len(batch))
         to_come = 0
         for name, role in run.roles.items():
             own, shapes = self.section.role_optimizer(name), [tuple(p.shape) for p in role.parameters.values()]
             to_come += optimizer_bytes(own.optimizer, own.optimizer_params, shapes) - role.state_bytes
         gather = self.process_group.all_gather_object
-        attached.block_runner.choose_checkpointing(work, needed=max(0, to_come), gather=gather)
+        runner.choose_checkpointing(work, needed=max(0, to_come), gather=gather)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +31,6 @@ from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptu
 from extensions.from_scratch.plan import memory_advice
 from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
 from jobs.process.image_trainer import ImageTrainer
-from jobs.process.trainer import Attached, Setup
 from toolkit.data.image_data import ImageData
 from toolkit.errors import RunError, UserError
 from toolkit.networks.save import to_cpu_copies
@@ -42,10 +40,6 @@ from toolkit.train.roles import build_role
 from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)
-
-ModelT = TypeVar("ModelT")
-EncodedT = TypeVar("EncodedT")
-AttachedT = TypeVar("AttachedT", bound=Attached)
 
 
 @dataclass(frozen=True)
@@ -71,10 +65,13 @@ class TrainedVae:
         return copies
 
 
-class RolesTrainer(ImageTrainer[ModelT, EncodedT, AttachedT]):
+class RolesTrainer(ImageTrainer):
     """A trainer of several roles, of which one may be an autoencoder."""
 
     section: RolesSection
+
+    trained: TrainedVae | None
+    """The autoencoder; None where it is frozen."""
 
     @property
     def saves_folders(self) -> bool:
@@ -94,11 +91,11 @@ class RolesTrainer(ImageTrainer[ModelT, EncodedT, AttachedT]):
     def memory_advice(self) -> str:
         return memory_advice(self.section)
 
-    def refuse_parts(self, data: ImageData) -> None:
+    def refuse_parts(self) -> None:
         _ = self._perceptual  # its files are read before anything else
         if self.training and (gan := self.training.discriminator):
             try:
-                refuse_small_images(gan, data.sizes)
+                refuse_small_images(gan, self.data.sizes)
             except UserError as error:
                 raise UserError(f"{self.training.place}{error}") from error
 
@@ -108,36 +105,34 @@ class RolesTrainer(ImageTrainer[ModelT, EncodedT, AttachedT]):
         losses = self.training.losses if self.training else None
         return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses and losses.lpips else None
 
-    def trained_vae(
-        self, setup: Setup[ImageData], autoencoder: Autoencoder, scale: LatentScale | None = None
-    ) -> TrainedVae:
+    def trained_vae(self, autoencoder: Autoencoder, scale: LatentScale | None = None) -> TrainedVae:
         """The autoencoder, set to training, with its discriminator, which continues that of its folder, and LPIPS."""
         assert self.training
         autoencoder.module.train()
         adversary = None
         if gan := self.training.discriminator:
-            network = PatchDiscriminator(gan.channels, gan.layers, setup.seed)
+            network = PatchDiscriminator(gan.channels, gan.layers, self.seed)
             if self.training.model.name_or_path:
                 continue_discriminator(network, self.training.model.folder())
-            adversary = Adversary(network.to(setup.device), gan)
-        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
+            adversary = Adversary(network.to(self.device), gan)
+        perceptual = self._perceptual.to(self.device) if self._perceptual else None
         return TrainedVae(autoencoder, adversary, perceptual, scale)
 
-    def vae_roles(self, setup: Setup[ImageData], trained: TrainedVae) -> dict[str, Role]:
+    def vae_roles(self, trained: TrainedVae) -> dict[str, Role]:
         """The roles of the autoencoder and its discriminator, equal on all ranks."""
         assert self.training
-        steps, group = setup.plan.optimizer_steps, self.process_group
+        steps, group = self.plan.optimizer_steps, self.process_group
         parameters = trained_parameters(trained.autoencoder, self.training.model.train)
         if not parameters:
             raise RunError("model.train: nothing of the autoencoder is trained.")
         ema = self.section.train.ema_config
-        roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, setup.seed, group, ema)}
+        roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, self.seed, group, ema)}
         if scale := trained.scale:
             roles[VAE].after_step, roles[VAE].buffers = scale.after_step, scale.vectors()
         if trained.adversary:
             network, own = trained.adversary.network, self.section.role_optimizer(DISCRIMINATOR)
             weights = dict(network.named_parameters())
-            roles[DISCRIMINATOR] = build_role(own, weights, steps, setup.seed, group, after_step=network.after_step)
+            roles[DISCRIMINATOR] = build_role(own, weights, steps, self.seed, group, after_step=network.after_step)
             roles[DISCRIMINATOR].buffers = network.vectors()
         for name, role in roles.items():
             role.every = self.section.role_optimizer(name).every

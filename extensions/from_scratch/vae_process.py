@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 
@@ -23,11 +22,9 @@ from extensions.from_scratch.trainer import LossBalance, RolesTrainer, TrainedVa
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.writers import AutoencoderWriter
 from jobs.process.image_trainer import Loader
-from jobs.process.trainer import Attached, Setup
 from toolkit.config.dataset import LOSS
 from toolkit.data.cache import key_of
 from toolkit.data.fingerprint import file_digest
-from toolkit.data.image_data import ImageData
 from toolkit.data.images import ImageError, inspect_image
 from toolkit.data.items import bucket_for
 from toolkit.data.types import BucketedSample, Sample
@@ -44,27 +41,21 @@ from toolkit.train.run import Run
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class VaeAttached(Attached):
-    """The model, once its roles are made."""
-
-    model: TrainedVae
-
-
-class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
+class VaeTrainerProcess(RolesTrainer):
     """Trains an autoencoder on folders of images or a stream of shards; README.md lists its output files."""
 
     section: VaeTrainerConfig
+    trained: TrainedVae
 
     # ------------------------------------------------------------ before anything expensive
 
     planner_class = VaePlanner
 
-    def refuse_parts(self, data: ImageData) -> None:
+    def refuse_parts(self) -> None:
         model = self.section.model
         if not model.name_or_path:
             refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
-        super().refuse_parts(data)
+        super().refuse_parts()
         for path in self.section.sample.images if self.section.sample else ():
             try:
                 inspect_image(path)
@@ -73,30 +64,26 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
 
     # ------------------------------------------------------------ model, roles, callbacks
 
-    def open_model(self, setup: Setup[ImageData]) -> TrainedVae:
-        autoencoder = make_autoencoder(self.section.model, setup.seed, setup.device)
+    def open_model(self) -> None:
+        autoencoder = make_autoencoder(self.section.model, self.seed, self.device)
         count = sum(p.numel() for p in autoencoder.module.parameters())
-        logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {setup.device}")
-        trained = self.trained_vae(setup, autoencoder)
-        if adversary := trained.adversary:
+        logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {self.device}")
+        self.trained = self.trained_vae(autoencoder)
+        if adversary := self.trained.adversary:
             logger.info(f"discriminator: {sum(p.numel() for p in adversary.network.parameters()):,} parameters")
-        return trained
 
-    def encode(self, setup: Setup[ImageData], model: TrainedVae) -> TrainedVae:
-        return model
+    def attach(self) -> None:
+        self.roles = self.vae_roles(self.trained)
 
-    def attach(self, setup: Setup[ImageData], model: TrainedVae, encoded: TrainedVae) -> VaeAttached:
-        return VaeAttached(self.vae_roles(setup, model), model)
+    def weights_writer(self) -> PrepareNetwork:
+        pictures = Picture.some_of(self.data.items, self.data.stream, MEASURED_IMAGES)
+        return AutoencoderWriter(self.trained, self.section.save, pictures).snapshot
 
-    def weights_writer(self, setup: Setup[ImageData], attached: VaeAttached) -> PrepareNetwork:
-        pictures = Picture.some_of(setup.data.items, setup.data.stream, MEASURED_IMAGES)
-        return AutoencoderWriter(attached.model, self.section.save, pictures).snapshot
-
-    def validation(self, setup: Setup[ImageData], encoded: TrainedVae, attached: VaeAttached) -> Validation | None:
-        items = setup.data.held_out
+    def validation(self) -> Validation | None:
+        items = self.data.held_out
         if not items:
             return None
-        autoencoder = attached.model.autoencoder
+        autoencoder = self.trained.autoencoder
         by_image: dict[str, list[float]] = {}
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -114,15 +101,15 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
         identity = key_of(images=[(file_digest(item.sample.image), str(item.crop)) for item in items])
         return Validation(measure, identity, lambda: by_image)
 
-    def samples(self, setup: Setup[ImageData], encoded: TrainedVae, attached: VaeAttached) -> Samples | None:
+    def samples(self) -> Samples | None:
         settings = self.section.sample
         if settings is None or self.section.train.disable_sampling:
             return None
-        pictures = self._drawn(setup.data)
-        return Samples(partial(self._draw, attached.model.autoencoder, pictures), [one.name for one in pictures])
+        pictures = self._drawn()
+        return Samples(partial(self._draw, self.trained.autoencoder, pictures), [one.name for one in pictures])
 
-    def _drawn(self, data: ImageData) -> Sequence[Picture]:
-        settings = self.section.sample
+    def _drawn(self) -> Sequence[Picture]:
+        settings, data = self.section.sample, self.data
         assert settings is not None  # there are samples
         if not settings.images:
             if data.stream and not data.held_out:
@@ -153,25 +140,22 @@ class VaeTrainerProcess(RolesTrainer[TrainedVae, TrainedVae, VaeAttached]):
 
     # ------------------------------------------------------------ the loop
 
-    def fit(
-        self, setup: Setup[ImageData], run: Run, model: TrainedVae, encoded: TrainedVae, attached: VaeAttached
-    ) -> None:
-        section = self.section
-        step = model.step(section.losses, run.seed, DTYPES[section.train.dtype])
+    def fit(self, run: Run) -> None:
+        section, data = self.section, self.data
+        step = self.trained.step(section.losses, run.seed, DTYPES[section.train.dtype])
         run.callbacks = [*run.callbacks, LossBalance(section.losses)]
-        if self.process_group.is_single_process and setup.plan.memory:
+        if self.process_group.is_single_process and self.plan.memory:
             # Up to the end of the first step; of a resumed run with optimizer state.
-            allocated = setup.plan.memory.allocated
+            allocated = self.plan.memory.allocated
             run.callbacks = [
                 *run.callbacks,
-                *memory_check(lambda resumed: allocated("training" if resumed else "first step"), setup.device),
+                *memory_check(lambda resumed: allocated("training" if resumed else "first step"), self.device),
             ]
-        data = setup.data
         loader: Loader[PixelBatch] = StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
-        source, largest = self.batches(setup, run, loader, lambda item: prod(item.crop.bucket))
+        source, largest = self.batches(run, loader, lambda item: prod(item.crop.bucket))
         if run.state.step < run.steps and (line := try_largest_batch(run, largest(), step)):
             logger.info(line)
-        self.run_loop(setup, run, source, step)
+        self.run_loop(run, source, step)
 
 
 MEASURED_IMAGES = 256

@@ -27,14 +27,12 @@ from extensions.sd_trainer.setup import (
     load_pretrained_lora,
 )
 from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
-from jobs.process.image_trainer import EncodedImages, ImageTrainer
-from jobs.process.trainer import Attached, Setup
+from jobs.process.image_trainer import ImageTrainer
 from toolkit.config.dataset import LOSS, loss_in
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.image_data import ImageData
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
 from toolkit.flow.settings import FlowSettings
@@ -60,7 +58,6 @@ from toolkit.train.few_step import NEGATIVE, FewStepMixture, Teacher
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import try_largest_batch
-from toolkit.train.resumption import ResumePlan
 from toolkit.train.run import Run
 from toolkit.train.survival import SurvivalScores
 
@@ -73,43 +70,33 @@ FEW_STEP_LOSS = "train.few_step_loss"
 """Key of the file that is active in the micro-batches of `FewStepMixture`, instead of the assistant."""
 
 
-@dataclass(frozen=True)
-class SdModel:
-    """The model, whose parts are loaded on first use, the pretrained weights of the network, if any, and the files
-    beside it (`load_files_beside`)."""
+class SdTrainerProcess(ImageTrainer):
+    """Trains a network, or the model itself, on folders of images or a stream of shards; README.md lists its output
+    files."""
+
+    section: SdTrainerConfig
+    planner_class = SdPlanner
 
     model: DiffusionModel
-    start: dict[str, LayerDelta] | None
+    """Its parts are loaded on first use."""
+
+    pretrained: dict[str, LayerDelta] | None
+    """What the network begins with."""
+
     files: dict[str, tuple[Changes, float]]
-
-
-@dataclass(frozen=True)
-class SdAttached(Attached):
-    """The network on the model, the LoRA files beside it, and the runner of the blocks."""
+    """The LoRA files beside the network (`load_files_beside`), until `attach`."""
 
     network: Network
+
     beside: NamedAdapters
     block_runner: BlockRunner
+
     teacher: Teacher | None
     """Of `train.few_step_loss`."""
 
     @property
     def programs(self) -> Programs:
         return self.block_runner.programs
-
-    @contextmanager
-    def deployed(self, file: str = "") -> Iterator[None]:
-        """Inside the block the model is as it will be used: no dropout, no assistant, with this file beside it."""
-        with self.network.inference(), self.beside.using(file):
-            yield
-
-
-class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
-    """Trains a network, or the model itself, on folders of images or a stream of shards; README.md lists its output
-    files."""
-
-    section: SdTrainerConfig
-    planner_class = SdPlanner
 
     @property
     def saves_folders(self) -> bool:
@@ -123,41 +110,40 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             self.process_group.run_on_rank0_then_barrier(lambda: checked_family(self.section.model))
         return super().scan()
 
-    def refuse(self, data: ImageData, plan: RunPlan) -> None:
+    def refuse(self) -> None:
         check_device(self.section.device, model_bytes(self.section.model))  # first: the memory is that of the device
         checked_family(self.section.model)
-        super().refuse(data, plan)
+        super().refuse()
 
-    def refuse_parts(self, data: ImageData) -> None:
+    def refuse_parts(self) -> None:
         load_files_beside(self.section)
 
-    def check_base(self, resumption: ResumePlan) -> None:
+    def check_base(self) -> None:
         hashes = base_hashes(self.section.model)
         # Each machine may have a copy of its own.
         self.process_group.assert_equal_across_ranks({f"the model's {part}": hashes[part][:12] for part in hashes})
-        resumption.check_base(hashes)
+        self.resumption.check_base(hashes)
 
     # ------------------------------------------------------------ model and data
 
-    def open_model(self, setup: Setup[ImageData]) -> SdModel:
-        section, train, device, group = self.section, self.section.train, setup.device, self.process_group
-        self.check_base(setup.resumption)
-        start = None if setup.resumption.state else load_pretrained_lora(section)
+    def open_model(self) -> None:
+        section, train, device, group = self.section, self.section.train, self.device, self.process_group
+        self.check_base()
+        self.pretrained = None if self.resumption.state else load_pretrained_lora(section)
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
-        files = load_files_beside(section)
+        self.files = load_files_beside(section)
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         dtype, sharing = DTYPES[train.dtype], None
         if self._is_sharded:
             sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
-        settings, weights = self._as_planned(setup.plan).model, DTYPES[section.weights_dtype()]
-        model = load_base_model(settings, device, dtype, weights, sharing, section.training_folder)
-        return SdModel(model, start, files)
+        settings, weights = self._as_planned().model, DTYPES[section.weights_dtype()]
+        self.model = load_base_model(settings, device, dtype, weights, sharing, section.training_folder)
 
-    def _as_planned(self, plan: RunPlan) -> SdTrainerConfig:
+    def _as_planned(self) -> SdTrainerConfig:
         """The section with the modulation table that `auto` became in the plan."""
-        if not isinstance(plan.memory, MemoryEstimate):
+        if not isinstance(self.plan.memory, MemoryEstimate):
             return self.section
-        model = self.section.model.model_copy(update={"modulation_table": plan.memory.modulation_table})
+        model = self.section.model.model_copy(update={"modulation_table": self.plan.memory.modulation_table})
         return self.section.model_copy(update={"model": model})
 
     @property
@@ -165,41 +151,44 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         """Whether the model is sharded over the ranks."""
         return self.section.train.parallel == "fsdp" and not self.process_group.is_single_process
 
-    def encode(self, setup: Setup[ImageData], model: SdModel) -> EncodedImages:
-        predict = leading(model.model, self.process_group) if self._is_sharded else None
-        pictures = self.section.all_pictures()
-        return self.encode_images(setup, model.model, self.extra_prompts, predict, pictures=pictures)
+    def encode(self) -> None:
+        predict = leading(self.model, self.process_group) if self._is_sharded else None
+        self.encode_images(self.model, self.extra_prompts, predict, pictures=self.section.all_pictures())
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 
-    def attach(self, setup: Setup[ImageData], model: SdModel, encoded: EncodedImages) -> SdAttached:
-        diffusion_model = model.model
-        network = attach_network(self.section, diffusion_model, setup.seed, model.start)
+    def attach(self) -> None:
+        self.network = attach_network(self.section, self.model, self.seed, self.pretrained)
         dtype = DTYPES[self.section.train.dtype]
-        beside = NamedAdapters(diffusion_model.network_module, model.files, setup.device, dtype)
-        model.files.clear()  # the layers have what they need of them
-        beside.activate(ASSISTANT if self.section.train.assistant else "")
+        self.beside = NamedAdapters(self.model.network_module, self.files, self.device, dtype)
+        self.files.clear()  # the layers have what they need of them
+        self.beside.activate(ASSISTANT if self.section.train.assistant else "")
         if self._is_sharded:
-            enable_forward_prefetch(diffusion_model.blocks())
+            enable_forward_prefetch(self.model.blocks())
         # A run that began compiled goes on so, whatever compiling takes now: its results stay those of one run.
-        against_compiling = "" if setup.resumption.ran_compiled else setup.plan.against_compiling
-        block_runner = build_block_runner(self.section, diffusion_model, setup.device, against_compiling)
-        sharded = network.sharded_params()
-        self.process_group.broadcast([p for name, p in network.parameters().items() if name not in sharded])
-        steps, few = setup.plan.optimizer_steps, self.section.train.few_step_loss
-        roles = build_roles(self.section, network, steps, setup.seed, self.process_group)
-        teacher = Teacher(roles[NETWORK], few.first_step(steps)) if few else None
-        return SdAttached(roles, network, beside, block_runner, teacher)
+        against_compiling = "" if self.resumption.ran_compiled else self.plan.against_compiling
+        self.block_runner = build_block_runner(self.section, self.model, self.device, against_compiling)
+        sharded = self.network.sharded_params()
+        self.process_group.broadcast([p for name, p in self.network.parameters().items() if name not in sharded])
+        steps, few = self.plan.optimizer_steps, self.section.train.few_step_loss
+        self.roles = build_roles(self.section, self.network, steps, self.seed, self.process_group)
+        self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps)) if few else None
 
-    def weights_writer(self, setup: Setup[ImageData], attached: SdAttached) -> PrepareNetwork:
+    @contextmanager
+    def deployed(self, file: str = "") -> Iterator[None]:
+        """Inside the block the model is as it will be used: no dropout, no assistant, with this file beside it."""
+        with self.network.inference(), self.beside.using(file):
+            yield
+
+    def weights_writer(self) -> PrepareNetwork:
         in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
         kind = ModelFolderWriter if self.saves_folders else in_one
-        optimizer, steps = attached.roles[NETWORK].optimizer, setup.plan.optimizer_steps
-        metadata = job_metadata(self.section, self.meta, self.name, steps, setup.seed, optimizer, setup.plan)
-        return kind(attached.network, self.section, metadata).snapshot
+        optimizer, steps = self.roles[NETWORK].optimizer, self.plan.optimizer_steps
+        metadata = job_metadata(self.section, self.meta, self.name, steps, self.seed, optimizer, self.plan)
+        return kind(self.network, self.section, metadata).snapshot
 
-    def validation(self, setup: Setup[ImageData], encoded: EncodedImages, attached: SdAttached) -> Validation | None:
-        validator = encoded.validator
+    def validation(self) -> Validation | None:
+        validator = self.validator
         if validator is None:
             return None
 
@@ -207,28 +196,28 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
             of_others: dict[str, float] = {}
             # First: the losses of each image are those of the last pass.
             for key, way in self.section.deployments().items():
-                with attached.deployed(key):
+                with self.deployed(key):
                     others = validator.losses(should_stop)
                 if others is None:
                     return None
                 of_others[loss_in(way.label)] = others[LOSS]
-            with attached.deployed():
-                losses = encoded.validate(should_stop)
+            with self.deployed():
+                losses = self.measure_validation(should_stop)
             return None if losses is None else losses | of_others
 
         return Validation(measure, validator.identity, lambda: validator.by_image)
 
-    def samples(self, setup: Setup[ImageData], encoded: EncodedImages, attached: SdAttached) -> Samples | None:
-        sampler = encoded.sampler
+    def samples(self) -> Samples | None:
+        sampler = self.sampler
         if sampler is None:
             return None
 
         def generate(index: int) -> Image.Image:
-            with attached.deployed(sampler.prompts[index].beside):
+            with self.deployed(sampler.prompts[index].beside):
                 return sampler.generate(index)
 
         def without_network(index: int) -> Image.Image:
-            with attached.network.disabled():
+            with self.network.disabled():
                 return generate(index)
 
         prompts = sampler.prompts
@@ -245,11 +234,11 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         first_texts = texts[of_each_set:]
         return Samples(generate, texts[:of_each_set], first_texts, first.format, sampler.drift, ways, survival)
 
-    def build_run(self, setup: Setup[ImageData], model: SdModel, encoded: EncodedImages, attached: SdAttached) -> Run:
-        run = super().build_run(setup, model, encoded, attached)
+    def build_run(self) -> Run:
+        run = super().build_run()
         run.sharded = self._is_sharded
         if run.sharded:
-            install_command_handler(WorkerContext(model.model, attached.network, run))
+            install_command_handler(WorkerContext(self.model, self.network, run))
         return run
 
     # ------------------------------------------------------------ the loop, and what an extension adds to it
@@ -261,88 +250,83 @@ class SdTrainerProcess(ImageTrainer[SdModel, EncodedImages, SdAttached]):
         negative = {NEGATIVE: train.few_step_loss.neg or family.empty_negative} if train.few_step_loss else {}
         return {**train.preserved_prompts(sample.caption, sample.rules.trigger), **negative}
 
-    def make_step(
-        self, setup: Setup[ImageData], model: SdModel, encoded: EncodedImages, attached: SdAttached
-    ) -> FlowMatchingStep:
+    def make_step(self) -> FlowMatchingStep:
         """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
-        train, uses = self.section.train, setup.plan.samples_per_epoch
+        train, uses = self.section.train, self.plan.samples_per_epoch
         named = {**FlowSettings.named_in(train), "noise_levels": train.noise_levels_per_sample}
         make: Callable[..., FlowMatchingStep] = FlowMatchingStep
-        if (few := train.few_step_loss) and (teacher := attached.teacher):
-            with_lora, alone = (partial(attached.beside.using, name) for name in (FEW_STEP_LOSS, ""))
-            mixture = partial(FewStepMixture, few=few, network=attached.network, teacher=teacher)
+        if (few := train.few_step_loss) and (teacher := self.teacher):
+            with_lora, alone = (partial(self.beside.using, name) for name in (FEW_STEP_LOSS, ""))
+            mixture = partial(FewStepMixture, few=few, network=self.network, teacher=teacher)
             make = partial(mixture, with_lora=with_lora, alone=alone)
-        step = make(model.model, setup.seed, samples_per_epoch=uses, **named)
+        step = make(self.model, self.seed, samples_per_epoch=uses, **named)
         for name, factor in train.preservations().items():
-            step.extra_losses[name] = PriorPreservation(model.model, attached.network, name, factor)
+            step.extra_losses[name] = PriorPreservation(self.model, self.network, name, factor)
         return step
 
-    def fit(
-        self, setup: Setup[ImageData], run: Run, model: SdModel, encoded: EncodedImages, attached: SdAttached
-    ) -> None:
-        section, group, dataset = self.section, self.process_group, encoded.dataset
-        diffusion_model, network, block_runner = model.model, attached.network, attached.block_runner
-        step = self.make_step(setup, model, encoded, attached)
-        loader = BatchLoader(dataset, setup.seed) if isinstance(dataset, EncodedDataset) else dataset
+    def fit(self, run: Run) -> None:
+        section, group, dataset = self.section, self.process_group, self.dataset
+        model, network, block_runner = self.model, self.network, self.block_runner
+        step = self.make_step()
+        loader = BatchLoader(dataset, self.seed) if isinstance(dataset, EncodedDataset) else dataset
         source, largest = self.batches(
-            setup,
             run,
             loader,
-            partial(_pixels_in_model, diffusion_model),
+            partial(_pixels_in_model, model),
             section.train.group_by_length,
             # With low_vram each encoder moves to the device and back: not while a step or a sample is computed.
-            prefetched=not (setup.data.stream and section.model.low_vram),
+            prefetched=not (self.data.stream and section.model.low_vram),
         )
         if group.is_single_process:
-            self._measure_memory(setup, run, block_runner)
+            self._measure_memory(run)
         if run.state.step < run.steps:
             batch = largest()
 
             def first() -> tuple[LatentBatch, Tensor]:
                 """The first item of the first epoch and its noise, also in a resumed run."""
                 if isinstance(loader, BatchLoader):
-                    items, settings = setup.data.items, section.train
+                    items, settings = self.data.items, section.train
                     specs = epoch_batches(items, settings.batch_size, run.seed, 0, settings.group_by_length)
                     first_batch = loader.load(first_sample_spec(specs))
                 else:
                     first_batch = loader.first()
                 return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
-            compiled = attached.programs.used
-            choose_w8a8_layers(section, diffusion_model, network, setup.device, compiled, first, group)
+            compiled = self.programs.used
+            choose_w8a8_layers(section, model, network, self.device, compiled, first, group)
             existing_state_bytes, gather = sum(role.state_bytes for role in run.roles.values()), group.all_gather_object
             levels = max(step.levels(batch, row) for row in range(len(batch)))
             choose_checkpointing_level(
-                block_runner, section, diffusion_model, network, batch, existing_state_bytes, gather, levels
+                block_runner, section, model, network, batch, existing_state_bytes, gather, levels
             )
             # With a sharded model no rank may repeat a pass alone.
             ways_out = [] if self._is_sharded else [block_runner.increase_checkpointing]
             if line := try_largest_batch(run, batch, step, *ways_out):
                 logger.info(line)
-            setup.resumption.record_compiled(attached.programs.record)
+            self.resumption.record_compiled(self.programs.record)
 
         def latent_size(spec: BatchSpec) -> Size:
             if isinstance(dataset, StreamLatents):
                 return dataset.latent_size(spec)
-            return diffusion_model.family.latent_size(setup.data.items[spec.items[0]].crop.bucket)
+            return model.family.latent_size(self.data.items[spec.items[0]].crop.bucket)
 
-        self.run_loop(setup, run, _Announced(source, step, latent_size), step)
+        self.run_loop(run, _Announced(source, step, latent_size), step)
 
-    def _measure_memory(self, setup: Setup[ImageData], run: Run, block_runner: BlockRunner) -> None:
+    def _measure_memory(self, run: Run) -> None:
         """Compares the peak of the first step with the estimate, where memory can be measured."""
-        section, planned = self.section, self._as_planned(setup.plan)
-        on_gpu = setup.device.type == "cuda"
+        section, planned = self.section, self._as_planned()
+        on_gpu = self.device.type == "cuda"
         # On the CPU the peak is that of the whole process so far.
         phases = [] if on_gpu else ["encoding", "loading"]
         if (section.sample or section.first_sample) and section.draws_first() and not section.train.disable_sampling:
             phases.append("sampling")
 
         def predict(resumed: bool) -> int:
-            machine, groups = Machine("cuda" if on_gpu else "cpu"), groups_of(section, setup.data)
-            plan = plan_memory(planned, groups, machine, block_runner.level, block_runner.programs.used)
+            machine, groups = Machine("cuda" if on_gpu else "cpu"), groups_of(section, self.data)
+            plan = plan_memory(planned, groups, machine, self.block_runner.level, self.programs.used)
             return plan.allocated("training" if resumed else "first step", *phases)
 
-        run.callbacks = [*run.callbacks, *memory_check(predict, setup.device)]
+        run.callbacks = [*run.callbacks, *memory_check(predict, self.device)]
 
 
 @dataclass(frozen=True)

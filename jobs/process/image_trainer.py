@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor
 
-from jobs.process.trainer import AttachedT, EncodedT, ModelT, Setup, Trainer
+from jobs.process.trainer import Trainer
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import JobContext
 from toolkit.data.cache import ForgetfulCache
@@ -55,18 +54,110 @@ class StreamLoader(Loader[BatchT], Protocol[BatchT]):
         """A batch of so many images at the largest size, to see whether it fits into the memory."""
 
 
-@dataclass(frozen=True)
-class EncodedImages:
-    """What makes batches of latents, an encoded dataset or the encoder of a stream; and the sampler and validator with
-    their encoded inputs."""
+class ImageTrainer(Trainer):
+    """A trainer on images."""
+
+    section: Any
+    """An ImageTrainingSection and TrainerConfig."""
+
+    data: ImageData
+
+    planner_class: ClassVar[type[Planner]]
+
+    # What `encode_images` makes.
 
     dataset: EncodedDataset | StreamLatents
+    """What makes batches of latents: an encoded dataset, or the encoder of a stream."""
+
     sampler: Sampler | None
     validator: Validator | None
-    edits: Sampler | None = None
+
+    edits: Sampler | None
     """Generates what `validation.edits` asks for."""
 
-    def validate(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+    @cached_property
+    def planner(self) -> Planner:
+        """Plans the run on the device of the job."""
+        return self.planner_class(
+            self.section, JobContext(self.job.name, measures_memory=True), machine_of(self.section.device)
+        )
+
+    def scan(self) -> ImageData:
+        return self.planner.scan()
+
+    def fingerprint(self) -> DatasetHashes:
+        return self.data.hashes()
+
+    def make_plan(self) -> RunPlan:
+        return self.planner.plan(self.data)
+
+    def corrections(self, revision: int) -> list[ConfigChange]:
+        return self.planner.corrections(self.data, revision)
+
+    def written_at_begin(self) -> None:
+        self.data.scan.scan_cache.save()
+
+    # ------------------------------------------------------------ encoding
+
+    def encode_images(
+        self,
+        model: DiffusionModel,
+        extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
+        predict: Callable[..., Tensor] | None = None,
+        latents: bool = True,
+        pictures: Sequence[SamplePicture] | None = None,
+    ) -> None:
+        """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
+        training does not need.
+
+        extra_prompts: as of `encode_items`. predict: replaces `model.predict_velocity` in work that only rank 0 does.
+        latents: False where the encoder of images is trained: they are encoded at each use. pictures: sample images;
+        None: those of the section.
+        """
+        section, group = self.section, self.process_group
+        stores, dtype = CacheStores(self.training_folder), DTYPES[section.train.dtype]
+        if stream := self.data.stream:
+            keep_text, encoder = bool(section.requested_text_cache(stream.settings)), ItemEncoder(model, dtype)
+            self.dataset = StreamLatents(stream, model, encoder, self.seed, stores.on_disk, keep_text, extra_prompts)
+        else:
+            items, of_sample = self.data.items, stores.of_samples(section)
+            if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
+                share = items[group.rank :: group.world_size]
+                encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents)
+                group.all_gather_object("encoded")
+            self.dataset = encode_items(items, model, of_sample, dtype, self.progress, extra_prompts, latents)
+            what = "latents and text embeddings" if latents else "text embeddings"
+            self.status.finish(f"{what} of {len(items)} items are ready")
+        self.sampler = self.validator = self.edits = None
+        if group.is_main_process:
+            kept = stores.on_disk if latents else stores.on_disk._replace(latents=ForgetfulCache())
+
+            def encoded(prompts: Sequence[SamplePrompt]) -> Sampler | None:
+                if not prompts:
+                    return None
+                sampler = Sampler(model, prompts, self.dataset.encoder, kept, predict, self.watch_sampling)
+                sampler.encode(self.progress)
+                self.status.finish()
+                return sampler
+
+            pictures = section.sample_pictures() if pictures is None else pictures
+            if not section.train.disable_sampling:
+                self.sampler = encoded(sample_prompts(pictures, section.trigger_word, model.family))
+            if (split := self.data.split) and (measured := section.validation):
+                of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
+                held_out = encode_items(split.items, model, of_sample, dtype, self.progress)
+                self.status.finish()
+                self.validator = Validator(model, held_out, measured.timesteps, measured.seed, predict)
+                family, as_sampled = model.family, section.sample or SampleConfig()
+                steps, guidance = as_sampled.sample_steps or family.sample_steps, as_sampled.guidance_scale
+                guidance = family.guidance if guidance is None else guidance
+                self.edits = encoded(edit_prompts(split.items, measured.edits, family, steps, guidance))
+        if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
+            needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": bool(self.sampler or self.edits)}
+            parts = model.family.encoder_parts.items()
+            model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
+
+    def measure_validation(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """The losses of the validator, then the drift of the edits; None after a stop."""
         assert self.validator is not None
         losses = self.validator.losses(should_stop)
@@ -82,105 +173,10 @@ class EncodedImages:
                 drifts[index] = drift
         return losses | drift_metrics(drifts, f"validation/{PREFIX}")
 
-
-class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
-    """A trainer on images."""
-
-    section: Any
-    """An ImageTrainingSection and TrainerConfig."""
-
-    planner_class: ClassVar[type[Planner]]
-
-    @cached_property
-    def planner(self) -> Planner:
-        """Plans the run on the device of the job."""
-        return self.planner_class(
-            self.section, JobContext(self.job.name, measures_memory=True), machine_of(self.section.device)
-        )
-
-    def scan(self) -> ImageData:
-        return self.planner.scan()
-
-    def fingerprint(self, data: ImageData) -> DatasetHashes:
-        return data.hashes()
-
-    def make_plan(self, data: ImageData) -> RunPlan:
-        return self.planner.plan(data)
-
-    def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
-        return self.planner.corrections(data, revision)
-
-    def written_at_begin(self, data: ImageData) -> None:
-        data.scan.scan_cache.save()
-
-    # ------------------------------------------------------------ encoding
-
-    def encode_images(
-        self,
-        setup: Setup[ImageData],
-        model: DiffusionModel,
-        extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
-        predict: Callable[..., Tensor] | None = None,
-        latents: bool = True,
-        pictures: Sequence[SamplePicture] | None = None,
-    ) -> EncodedImages:
-        """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
-        training does not need.
-
-        extra_prompts: as of `encode_items`. predict: replaces `model.predict_velocity` in work that only rank 0 does.
-        latents: False where the encoder of images is trained: they are encoded at each use. pictures: sample images;
-        None: those of the section.
-        """
-        section, group = self.section, self.process_group
-        stores, dtype = CacheStores(self.training_folder), DTYPES[section.train.dtype]
-        dataset: EncodedDataset | StreamLatents
-        if stream := setup.data.stream:
-            keep_text, encoder = bool(section.requested_text_cache(stream.settings)), ItemEncoder(model, dtype)
-            dataset = StreamLatents(stream, model, encoder, setup.seed, stores.on_disk, keep_text, extra_prompts)
-        else:
-            items, of_sample = setup.data.items, stores.of_samples(section)
-            if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
-                share = items[group.rank :: group.world_size]
-                encode_items(share, model, of_sample, dtype, setup.progress, extra_prompts, latents)
-                group.all_gather_object("encoded")
-            dataset = encode_items(items, model, of_sample, dtype, setup.progress, extra_prompts, latents)
-            what = "latents and text embeddings" if latents else "text embeddings"
-            setup.status.finish(f"{what} of {len(items)} items are ready")
-        sampler = validator = edits = None
-        if group.is_main_process:
-            kept = stores.on_disk if latents else stores.on_disk._replace(latents=ForgetfulCache())
-
-            def encoded(prompts: Sequence[SamplePrompt]) -> Sampler | None:
-                if not prompts:
-                    return None
-                sampler = Sampler(model, prompts, dataset.encoder, kept, predict, setup.watch_sampling)
-                sampler.encode(setup.progress)
-                setup.status.finish()
-                return sampler
-
-            pictures = section.sample_pictures() if pictures is None else pictures
-            if not section.train.disable_sampling:
-                sampler = encoded(sample_prompts(pictures, section.trigger_word, model.family))
-            if (split := setup.data.split) and (measured := section.validation):
-                of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
-                held_out = encode_items(split.items, model, of_sample, dtype, setup.progress)
-                setup.status.finish()
-                validator = Validator(model, held_out, measured.timesteps, measured.seed, predict)
-                family, as_sampled = model.family, section.sample or SampleConfig()
-                steps, guidance = as_sampled.sample_steps or family.sample_steps, as_sampled.guidance_scale
-                guidance = family.guidance if guidance is None else guidance
-                edits = encoded(edit_prompts(split.items, measured.edits, family, steps, guidance))
-        if isinstance(dataset, EncodedDataset):  # a stream needs all encoders
-            needed = {"text_encoder": dataset.needs_text_encoder, "vae": bool(sampler or edits)}
-            parts = model.family.encoder_parts.items()
-            model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
-        return EncodedImages(dataset, sampler, validator, edits)
-
     # ------------------------------------------------------------ batches
 
     def batches(
         self,
-        setup: Setup[ImageData],
         run: Run,
         loader: Loader[BatchT],
         cost: Callable[[BucketedSample], int],
@@ -192,7 +188,7 @@ class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
         loader: makes them; of a stream a `StreamLoader`. cost: pixels of an item in the model. prefetched: False:
         batches are made between the steps.
         """
-        data, group, seed = setup.data, self.process_group, run.seed
+        data, group, seed = self.data, self.process_group, run.seed
         size = self.section.images_per_micro_batch
         workers = max(dataset.num_workers for dataset in self.section.datasets) if prefetched else 0
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
@@ -208,8 +204,8 @@ class ImageTrainer(Trainer[ImageData, ModelT, EncodedT, AttachedT]):
 
         return EpochSource(of_epoch, partial(loaded_ahead, loader.load, workers=workers)), largest
 
-    def run_loop(self, setup: Setup[ImageData], run: Run, source: BatchSource, step: TrainStep) -> None:
+    def run_loop(self, run: Run, source: BatchSource, step: TrainStep) -> None:
         """Trains to the end, or until a stop; then says what of a stream could not be used."""
         train(run, source, step)
-        if (stream := setup.data.stream) and (line := stream.unreadable.summary()):
+        if (stream := self.data.stream) and (line := stream.unreadable.summary()):
             logger.warning(line)

@@ -12,10 +12,10 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any
 
 import torch
 
@@ -59,58 +59,10 @@ from toolkit.train.run import Callback, LossScaler, Run
 
 logger = logging.getLogger(__name__)
 
-DataT = TypeVar("DataT")
-"""The result of `scan`."""
 
-ModelT = TypeVar("ModelT")
-"""The result of `open_model`."""
-
-
-@dataclass(frozen=True)
-class Setup(Generic[DataT]):
-    """What is known before the model is loaded."""
-
-    data: DataT
-    plan: RunPlan
-    resumption: ResumePlan
-    seed: int
-    device: torch.device
-    request: StopRequest
-    """Whether a signal requests a stop."""
-
-    status: StatusLine
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Shows progress; raises Interrupted where a signal requests a stop."""
-        self.status.update(f"{what} {done}/{total}")
-        self.request.check()  # what is already encoded stays in the cache
-
-    def watch_sampling(self, index: int, step: int, steps: int) -> bool:
-        """Shows how far a sample image is; True where a signal requests a stop (`watch` of a `Sampler`)."""
-        self.status.update(f"sample image {index + 1}, step {step}/{steps}", at_once=False)
-        return self.request.requested
-
-
-@dataclass(frozen=True)
-class Attached:
-    """What is trained."""
-
-    roles: dict[str, Role]
-
-    @property
-    def programs(self) -> Programs:
-        """The compiled programs that a step runs; by default none."""
-        return Programs()
-
-
-EncodedT = TypeVar("EncodedT")
-"""The result of `encode`."""
-
-AttachedT = TypeVar("AttachedT", bound=Attached)
-
-
-class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
-    """A process that trains: each step of `run` is a method, whose result is passed to the next ones.
+class Trainer(BaseTrainProcess):
+    """A process that trains: each step of `run` is a method. What it makes is an attribute, which the next ones read,
+    and which is gone once `run` ends.
 
     With several ranks only rank 0 writes, samples and validates.
     """
@@ -119,86 +71,117 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     section: TrainerConfig
 
+    # In the order of the steps that make them.
+
+    request: StopRequest
+    """Whether a signal requests a stop."""
+
+    data: Any
+    """The result of `scan`."""
+
+    plan: RunPlan
+    resumption: ResumePlan
+    seed: int
+    device: torch.device
+    status: StatusLine
+
+    roles: dict[str, Role]
+    """What is trained, with its optimizers; `attach` makes them."""
+
     @property
     def saves_folders(self) -> bool:
         """Whether the weights of a step are a folder, not a file."""
         return False
 
+    @property
+    def programs(self) -> Programs:
+        """The compiled programs that a step runs; by default none."""
+        return Programs()
+
     def run(self) -> None:
         group = self.process_group
-        with signals.defer_signals() as request:
-            data = self.scan()
-            plan = self.make_plan(data)
-            request.check()
-            with self.own_folder(request.check):
-                start = group.run_on_rank0_and_broadcast(lambda: self.choose_start(data, plan))
+        with self._attributes_until_the_end(), signals.defer_signals() as self.request:
+            self.data = self.scan()
+            self.plan = self.make_plan()
+            self.request.check()
+            with self.own_folder(self.request.check):
+                start = group.run_on_rank0_and_broadcast(self.choose_start)
                 self._see_state(start)
                 with tee_output(self.save_root / run_files.LOG) if group.is_main_process else nullcontext():
-                    logger.info(plan.render())
-                    if not self.is_complete(data, start):
-                        setup = self.set_up(data, plan, start, request)
+                    logger.info(self.plan.render())
+                    if not self.is_complete(start):
+                        self.set_up(start)
                         with recorded_end(self.save_root, self.name) if group.is_main_process else nullcontext():
-                            self.train(setup)
-                    request.check()
+                            self.train()
+                    self.request.check()
                     logger.info("next, to be pasted into a shell:")
                     for line in next_commands(self.save_root, self.name, self.section):
                         logger.info(f"  {line}")
-            request.check()
+            self.request.check()
 
-    def train(self, setup: Setup[DataT]) -> None:
+    @contextmanager
+    def _attributes_until_the_end(self) -> Iterator[None]:
+        """What is set on the process inside the block is removed at its end: the next process needs the memory."""
+        before = set(vars(self))
+        try:
+            yield
+        finally:
+            for name in vars(self).keys() - before:
+                delattr(self, name)
+
+    def train(self) -> None:
         """The run from the model to its end."""
-        with memory_account(setup.device, self.section.train.memory_account) as account:
-            model = self.open_model(setup)
-            encoded = self.encode(setup, model)
+        with memory_account(self.device, self.section.train.memory_account) as account:
+            self.open_model()
+            self.encode()
             account.take("encoding")
-            attached = self.attach(setup, model, encoded)
-            run = self.build_run(setup, model, encoded, attached)
+            self.attach()
+            run = self.build_run()
             if self.process_group.is_main_process:
                 run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
-            self.load_checkpoint(setup, run)
-            self.fit(setup, run, model, encoded, attached)
-            self.end(run, setup.request)
+            self.load_checkpoint(run)
+            self.fit(run)
+            self.end(run)
 
     # ------------------------------------------------------------ what a subclass implements
 
     @abstractmethod
-    def scan(self) -> DataT:
+    def scan(self) -> Any:
         """Finds the data, before anything expensive. Raises UserError for errors in it."""
 
     @abstractmethod
-    def fingerprint(self, data: DataT) -> DatasetHashes:
+    def fingerprint(self) -> DatasetHashes:
         """Hashes of the data, from which a resume tells what was added, removed and edited."""
 
     @abstractmethod
-    def make_plan(self, data: DataT) -> RunPlan:
+    def make_plan(self) -> RunPlan:
         """What the run will do: printed at the start, and by `--dry-run`."""
 
     @abstractmethod
-    def open_model(self, setup: Setup[DataT]) -> ModelT:
+    def open_model(self) -> None:
         """Loads the model, and what else training starts from."""
 
-    def encode(self, setup: Setup[DataT], model: ModelT) -> EncodedT:
+    def encode(self) -> None:
         """Precomputes what training reads from a cache, such as latents; by default nothing."""
-        return cast("EncodedT", setup.data)
 
     @abstractmethod
-    def attach(self, setup: Setup[DataT], model: ModelT, encoded: EncodedT) -> AttachedT:
-        """Creates what is trained, with its optimizers."""
+    def attach(self) -> None:
+        """Creates what is trained, with its optimizers: sets `roles`."""
 
     @abstractmethod
-    def weights_writer(self, setup: Setup[DataT], attached: AttachedT) -> PrepareNetwork:
+    def weights_writer(self) -> PrepareNetwork:
         """Copies the weights for the files of a step, and returns what writes them (`PrepareNetwork`)."""
 
-    def validation(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> Validation | None:
+    def validation(self) -> Validation | None:
         """What is measured on the validation split; None: nothing."""
         return None
 
-    def samples(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> Samples | None:
+    def samples(self) -> Samples | None:
         """The sample images that are generated; None: none."""
         return None
 
     @abstractmethod
-    def fit(self, setup: Setup[DataT], run: Run, model: ModelT, encoded: EncodedT, attached: AttachedT) -> None:
+    def fit(self, run: Run) -> None:
         """Calls `toolkit.train.loop.train` with the trainer's batches and its `TrainStep`."""
 
     # ------------------------------------------------------------ what a subclass may override
@@ -207,15 +190,15 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """What the user can change after an out-of-memory error, most effective first."""
         return ""
 
-    def refuse_parts(self, data: DataT) -> None:
+    def refuse_parts(self) -> None:
         """Raises UserError for data or a model with which the run cannot work, before its folder is written to."""
 
-    def refuse(self, data: DataT, plan: RunPlan) -> None:
+    def refuse(self) -> None:
         """Raises UserError for a run that cannot work, before its folder is written to: memory, disk, `refuse_parts`,
         optimizers."""
-        for reason in refusals(self.section, self.save_root, plan, machine_of(self.section.device)):
+        for reason in refusals(self.section, self.save_root, self.plan, machine_of(self.section.device)):
             raise UserError(reason)
-        self.refuse_parts(data)
+        self.refuse_parts()
         device = self.process_group.device(pick_device(self.section.device, quiet=True))
         for key, settings in self.section.optimizers_used():
             try:  # a step on a small weight
@@ -224,14 +207,14 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                 field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
 
-    def corrections(self, data: DataT, revision: int) -> list[ConfigChange]:
+    def corrections(self, revision: int) -> list[ConfigChange]:
         """What the program computes differently for this job than the one that recorded `revision`."""
         return corrections(revision, self.section.model_dump(mode="json"))
 
-    def check_base(self, resumption: ResumePlan) -> None:
+    def check_base(self) -> None:
         """Raises UserError where the checkpoint was trained on another base model (`ResumePlan.check_base`)."""
 
-    def written_at_begin(self, data: DataT) -> None:
+    def written_at_begin(self) -> None:
         """Saves results of the scan, once the run has started."""
 
     def move_aside(self) -> None:
@@ -262,7 +245,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
             raise OutOfMemory(f"{reason}. {self.memory_advice()}") from error
 
-    def choose_start(self, data: DataT, plan: RunPlan) -> Start:
+    def choose_start(self) -> Start:
         """How the run begins, after an old one that is in the way was moved aside.
 
         Raises UserError or RunError where the job cannot go on in its folder (`plan_start`).
@@ -273,11 +256,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         start = plan_start(
             self.save_root,
             self.section,
-            plan.optimizer_steps,
-            lambda: self.fingerprint(data),
+            self.plan.optimizer_steps,
+            self.fingerprint,
             options.restart,
             options.allow_change,
-            lambda revision: self.corrections(data, revision),
+            self.corrections,
         )
         if start.moves_aside:
             archive_run(self.save_root)
@@ -296,76 +279,87 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             {str(start.checkpoint): sha256_of(start.checkpoint / MANIFEST)[:12]}
         )
 
-    def is_complete(self, data: DataT, start: Start) -> bool:
+    def is_complete(self, start: Start) -> bool:
         """Whether nothing is left to do: the same job has done all its steps, or `stop_when` would end it again."""
         if start.complete_at is None:
             return False
         if start.new_place:
-            self.check_base(ResumePlan.of(start, self.section, self.fingerprint(data)))
+            self.resumption = ResumePlan.of(start, self.section, self.fingerprint())
+            self.check_base()
         logger.info(f"{self.save_root} is complete at step {start.complete_at}: nothing to do.")
         return True
 
-    def set_up(self, data: DataT, plan: RunPlan, start: Start, request: StopRequest) -> Setup[DataT]:
+    def set_up(self, start: Start) -> None:
         """Refuses a run that cannot work, and writes the first files of the folder."""
         group, writes = self.process_group, self.process_group.is_main_process
         for stem in (self.name, run_files.best_stem(self.name)) if self.saves_folders and writes else ():
             if reason := refusal(self.save_root / stem, run_files.is_own_result):
                 raise UserError(reason)
         if writes:
-            self.refuse(data, plan)
-        resumption = ResumePlan.of(start, self.section, self.fingerprint(data))
-        settings = dict(flatten_config(resumption.record["settings"]))
+            self.refuse()
+        self.resumption = ResumePlan.of(start, self.section, self.fingerprint())
+        settings = dict(flatten_config(self.resumption.record["settings"]))
         group.assert_equal_across_ranks({"the run's folder": str(self.save_root.absolute()), **settings})
         if writes:
             self.write_config()
-            self.written_at_begin(data)
+            self.written_at_begin()
         # The given seed, the one the run began with, or a random one, which is printed so that it can be repeated.
         random_seed = group.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
-        seed = self.training_seed or (saved_seed(start.checkpoint) if start.checkpoint else random_seed)
-        logger.info(f"training_seed {seed}")
-        device = group.device(pick_device(self.section.device))
-        logger.info(f"device {device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
-        return Setup(data, plan, resumption, seed, device, request, StatusLine())
+        self.seed = self.training_seed or (saved_seed(start.checkpoint) if start.checkpoint else random_seed)
+        logger.info(f"training_seed {self.seed}")
+        self.device = group.device(pick_device(self.section.device))
+        logger.info(f"device {self.device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
+        self.status = StatusLine()
 
-    def build_callbacks(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> list[Callback]:
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Shows progress; raises Interrupted where a signal requests a stop."""
+        self.status.update(f"{what} {done}/{total}")
+        self.request.check()  # what is already encoded stays in the cache
+
+    def watch_sampling(self, index: int, step: int, steps: int) -> bool:
+        """Shows how far a sample image is; True where a signal requests a stop (`watch` of a `Sampler`)."""
+        self.status.update(f"sample image {index + 1}, step {step}/{steps}", at_once=False)
+        return self.request.requested
+
+    def build_callbacks(self) -> list[Callback]:
         """The callbacks of the run, in call order; only rank 0 has any."""
-        status = StatusLine(every_s=0) if self.section.logging.log_every else setup.status
-        validation, samples = self.validation(setup, encoded, attached), self.samples(setup, encoded, attached)
+        status = StatusLine(every_s=0) if self.section.logging.log_every else self.status
+        validation, samples = self.validation(), self.samples()
         # All of a validation and of an image comes from blocks of one kind.
         if validation:
-            validation = replace(validation, measure=partial(attached.programs.whole, validation.measure))
+            validation = replace(validation, measure=partial(self.programs.whole, validation.measure))
         if samples:
-            samples = replace(samples, draw=partial(attached.programs.whole, samples.draw))
-        writer = self.weights_writer(setup, attached)
+            samples = replace(samples, draw=partial(self.programs.whole, samples.draw))
+        writer = self.weights_writer()
         return standard_callbacks(self.section, self.save_root, status, writer, validation, samples)
 
-    def build_run(self, setup: Setup[DataT], model: ModelT, encoded: EncodedT, attached: AttachedT) -> Run:
+    def build_run(self) -> Run:
         """The run before its first step."""
-        callbacks = self.build_callbacks(setup, encoded, attached) if self.process_group.is_main_process else []
+        callbacks = self.build_callbacks() if self.process_group.is_main_process else []
         run = Run(
             name=self.name,
             folder=self.save_root,
-            steps=setup.plan.optimizer_steps,
+            steps=self.plan.optimizer_steps,
             grad_accum_steps=self.section.micro_batches_per_step,
-            seed=setup.seed,
-            roles=attached.roles,
-            batches_per_epoch=setup.plan.micro_batches_per_epoch,
+            seed=self.seed,
+            roles=self.roles,
+            batches_per_epoch=self.plan.micro_batches_per_epoch,
             callbacks=callbacks,
-            checkpoint_metadata=setup.resumption.record,
+            checkpoint_metadata=self.resumption.record,
             oom_hint=self.memory_advice,
-            loss_scaler=LossScaler(setup.device) if self.section.train.dtype == "float16" else None,
-            metrics_sync_interval=1 if setup.device.type == "cpu" else FETCH_EVERY,
-            programs=attached.programs,
+            loss_scaler=LossScaler(self.device) if self.section.train.dtype == "float16" else None,
+            metrics_sync_interval=1 if self.device.type == "cpu" else FETCH_EVERY,
+            programs=self.programs,
             process_group=self.process_group,
-            should_stop=lambda: setup.request.requested,
+            should_stop=lambda: self.request.requested,
         )
         if self.section.save.states == "never":
-            run.status_fields[run_files.RECORD] = setup.resumption.record
+            run.status_fields[run_files.RECORD] = self.resumption.record
         return run
 
-    def load_checkpoint(self, setup: Setup[DataT], run: Run) -> None:
+    def load_checkpoint(self, run: Run) -> None:
         """Loads the checkpoint into the run; from here on all ranks have the same state."""
-        setup.resumption.apply(run)
+        self.resumption.apply(run)
         shared = {  # what decides how the ranks split the same batches
             "the dataset": run.checkpoint_metadata["dataset"],
             "the seed": run.seed,
@@ -375,11 +369,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         }
         self.process_group.assert_equal_across_ranks(shared)
 
-    def end(self, run: Run, request: StopRequest) -> None:
+    def end(self, run: Run) -> None:
         """Synchronises the stop reason; all ranks wait until rank 0 has saved."""
-        reports = self.process_group.all_gather_object((run.stop_reason, request.exit_code))
+        reports = self.process_group.all_gather_object((run.stop_reason, self.request.exit_code))
         run.stop_reason = next((reason for reason, _ in reports if reason), None)
-        request.exit_code = next((code for _, code in reports if code is not None), None)
+        self.request.exit_code = next((code for _, code in reports if code is not None), None)
         if run.stop_reason:
             logger.info(f"stopped by {run.stop_reason}")
             raise Interrupted(EXIT_DONE)  # requested by the user: the job ends here without an error

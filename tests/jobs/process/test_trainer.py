@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -81,7 +82,7 @@ PROCESS = '''
     import torch
     from torch import nn
 
-    from jobs.process.trainer import Attached, Trainer
+    from jobs.process.trainer import Trainer
     from toolkit.data.types import BatchSpec
     from toolkit.train.interface import StepLosses, TrainStep
     from toolkit.data.fingerprint import fingerprint
@@ -129,24 +130,24 @@ PROCESS = '''
         def scan(self):
             return scan_items(self.section, SIDE)
 
-        def fingerprint(self, data):
-            return fingerprint(data[0].samples)
+        def fingerprint(self):
+            return fingerprint(self.data[0].samples)
 
-        def make_plan(self, data):
-            return self.section.plan_of(self.job.name, *data)
+        def make_plan(self):
+            return self.section.plan_of(self.job.name, *self.data)
 
-        def open_model(self, setup):
-            torch.manual_seed(setup.seed)
+        def open_model(self):
+            torch.manual_seed(self.seed)
             width, code = 3 * SIDE * SIDE, self.section.code
-            return nn.Sequential(nn.Linear(width, code), nn.Dropout(0.2), nn.Linear(code, width))
+            self.model = nn.Sequential(nn.Linear(width, code), nn.Dropout(0.2), nn.Linear(code, width))
 
-        def attach(self, setup, model, encoded):
-            steps, parameters = setup.plan.optimizer_steps, dict(model.named_parameters())
+        def attach(self):
+            steps, parameters = self.plan.optimizer_steps, dict(self.model.named_parameters())
             settings = self.section.train
-            role = build_role(settings, parameters, steps, setup.seed, self.process_group, settings.ema_config)
-            return Attached({"autoencoder": role})
+            role = build_role(settings, parameters, steps, self.seed, self.process_group, settings.ema_config)
+            self.roles = {"autoencoder": role}
 
-        def weights_writer(self, setup, attached):
+        def weights_writer(self):
             def prepare(run, step):
                 stem = {None: run.name, "best": f"{run.name}_best"}.get(step) or step_stem(run.name, step)
                 file, info = run.folder / f"{stem}.safetensors", {"training_info": f'{{"step": {run.state.step}}}'}
@@ -160,8 +161,8 @@ PROCESS = '''
 
             return prepare
 
-        def fit(self, setup, run, model, encoded, attached):
-            items = encoded[1]
+        def fit(self, run):
+            items = self.data[1]
 
             def load(specs):
                 for spec in specs:
@@ -171,7 +172,7 @@ PROCESS = '''
                     yield Pictures(pixels_BCHW, spec, tuple(item.sample.image for item in samples))
 
             batches = partial(epoch_batches, items, self.section.train.batch_size, run.seed)
-            train(run, EpochSource(batches, load), Reconstruction(model))
+            train(run, EpochSource(batches, load), Reconstruction(self.model))
 '''
 
 
@@ -253,6 +254,21 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> Non
     for file in ("weights", "ema", "optimizer"):
         state = f"state/step_000000006/{file}.safetensors"
         assert same_tensors(stopped / state, whole / state), file
+
+
+def test_what_its_steps_have_made_is_gone_once_it_has_run(start, monkeypatch) -> None:
+    """A job keeps its processes, and the next one needs the memory."""
+    jobs = []
+
+    class KeptJob(ExtensionJob):
+        def run(self):
+            jobs.append((self, dict(vars(self.process[0]))))
+            super().run()
+
+    monkeypatch.setattr(sys.modules[__name__], "ExtensionJob", KeptJob)
+    assert (start() / "job.safetensors").is_file()
+    job, before = jobs[0]
+    assert vars(job.process[0]) == before
 
 
 def test_its_own_section_says_which_keys_may_change(start) -> None:
