@@ -30,8 +30,12 @@ QTYPES = tuple(QTYPE_BYTES)
 """All of `model.qtype`."""
 
 FP8_QTYPES = ("float8", "fp8_scaled")
-"""Those whose codes are E4M3, so that weights which a file has in it may stay as they are."""
+"""Those whose codes are E4M3."""
 
-STORED_FP8 = "stored_fp8"
-"""Attribute of a linear layer whose weight was read from a file in E4M3: its codes [O, I] and their float32 scales, one
-[1, 1], one of each row [O, 1] or of N blocks along it [O, N]. Quantizing takes them in place of the weight."""
+FILE_CODES = {**dict.fromkeys(FP8_QTYPES, "F8_E4M3"), "int8": "I8"}
+"""`model.qtype` -> the number type of a safetensors file whose codes may stay as they are."""
+
+STORED_CODES = "stored_codes"
+"""Attribute of a linear layer whose weight was read from a file in codes: the codes [O, I]; their float32 scales, one
+[1, 1], one of each row [O, 1] or of N blocks along it [O, N]; the inputs of a group that is rotated
+(`toolkit.rotation`), 0: none. Quantizing takes them in place of the weight."""

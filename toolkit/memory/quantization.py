@@ -22,7 +22,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
-from toolkit.number_types import FP8_QTYPES, STORED_FP8, UINT_BITS
+from toolkit.number_types import FILE_CODES, STORED_CODES, UINT_BITS
+from toolkit.rotation import regular_hadamard, rotate
 from toolkit.system.host_memory import malloc_trim
 
 
@@ -373,6 +374,31 @@ class WithRecoveryLora(QuantizedWeight):
         return self.stored.matmul_grad(g_MO).addmm_(low_MR, self.down_RI.to(g_MO.dtype))
 
 
+class RotatedQuantized(QuantizedWeight):
+    """A quantized weight Q whose groups of inputs are rotated by a symmetric R: the weight is Q R, and x times it
+    transposed is (x R) Q^T."""
+
+    rotation_SS: Tensor
+
+    def __init__(self, stored: QuantizedWeight, group: int, dtype: torch.dtype) -> None:
+        """stored: dequantizes to float32. group: inputs that are rotated together. dtype: of the weight."""
+        super().__init__((stored.shape[0], stored.shape[1]), dtype)
+        self.stored = stored
+        self.register_buffer("rotation_SS", regular_hadamard(group).to(stored.device, dtype))
+
+    def _rotated(self, rows: Tensor) -> Tensor:
+        return rotate(rows, self.rotation_SS.to(rows.dtype))
+
+    def dequantize(self) -> Tensor:
+        return self._rotated(self.stored.dequantize()).to(self.dtype)
+
+    def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        return self.stored.matmul(self._rotated(x_MI), bias_O)
+
+    def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        return self._rotated(self.stored.matmul_grad(g_MO))
+
+
 class QuantizedLinear(nn.Linear):
     """Replaces an `nn.Linear`; adapters attach to it in the same way.
 
@@ -423,7 +449,8 @@ def quantizer(
             assert isinstance(linear, nn.Linear)  # as those listed
             own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
             chosen = qtype if recovery is None or own else DEFAULT_RECOVERY_QTYPE
-            stored: tuple[Tensor, Tensor] | None = getattr(linear, STORED_FP8, None) if chosen in FP8_QTYPES else None
+            stored: tuple[Tensor, Tensor, int] | None = getattr(linear, STORED_CODES, None)
+            stored = stored if chosen in FILE_CODES else None
             weight = as_stored(*stored, linear.weight) if stored else quantize_weight(linear.weight.detach(), chosen)
             if make:
                 own = make(f"{name}.{layer}", linear.weight.detach(), weight)
@@ -437,16 +464,19 @@ def quantizer(
     return transform
 
 
-def as_stored(codes_OI: Tensor, scale_ON: Tensor, weight_OI: Tensor) -> QuantizedWeight:
+def as_stored(codes_OI: Tensor, scale_ON: Tensor, group: int, weight_OI: Tensor) -> QuantizedWeight:
     """The numbers of a file: code times scale, in the dtype of the weight that they are and on its device.
 
-    The arguments are as in `STORED_FP8`; codes are copied, so that the file is not needed any more.
+    The first arguments are as in `STORED_CODES`; codes are copied, so that the file is not needed any more.
     """
     codes_OI = codes_OI.to(weight_OI.device, copy=True)
     scale_ON = scale_ON.to(weight_OI.device, torch.float32, copy=True)
     if scale_ON.shape[1] > 1:
         return BlockwiseQuantized(codes_OI, scale_ON, weight_OI.dtype)
-    return RowwiseQuantized(codes_OI, scale_ON.expand(len(codes_OI), 1).contiguous(), weight_OI.dtype)
+    scale_O1 = scale_ON.expand(len(codes_OI), 1).contiguous()
+    if group:
+        return RotatedQuantized(RowwiseQuantized(codes_OI, scale_O1, torch.float32), group, weight_OI.dtype)
+    return RowwiseQuantized(codes_OI, scale_O1, weight_OI.dtype)
 
 
 @torch.no_grad()

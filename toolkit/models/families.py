@@ -173,10 +173,11 @@ class ModelLoadOptions:
     transform_text_block: BlockTransform | None = None
     """The same for the text encoder's layers."""
 
-    keeps_fp8: bool = False
-    """Weights of blocks that `files` has in fp8 come to `transform_block` as they are stored (`STORED_FP8`)."""
+    keeps_codes: str = ""
+    """Weights of blocks that `files` has in this number type, of `FILE_CODES`, come to `transform_block` as they are
+    stored (`STORED_CODES`). Empty: none."""
 
-    keeps_text_fp8: bool = False
+    keeps_text_codes: str = ""
     """The same for `transform_text_block`."""
 
     text_encoder_cache_tag: str = ""

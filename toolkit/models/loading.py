@@ -32,8 +32,9 @@ from toolkit.errors import RunError, UserError
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.single_file import Stored, shapes_of, shards_of, stored_weights
-from toolkit.number_types import FP8_QTYPES, STORED_FP8
+from toolkit.models.single_file import WEIGHT, Stored, rotations_of, shapes_of, shards_of, stored_weights
+from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
+from toolkit.rotation import regular_hadamard, rotate
 from toolkit.system.device import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class ShardReader:
                 raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
         self._stored = stored_weights(shapes_of(file), names) if file else {}
+        self._rotations = rotations_of(file) if file else {}
         self.names = set(self._stored or self._shard_of)
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -91,8 +93,8 @@ class ShardReader:
         """Name and shape of the weights of the single file that are matrices."""
         return {name: one.shape for name, one in self._stored.items() if len(one.shape) == 2}
 
-    def in_fp8(self) -> bool:
-        """Whether the single file has weights in fp8 of any kind."""
+    def in_codes(self) -> bool:
+        """Whether the single file has weights in fp8 of any kind, or in int8."""
         return any(self.dtype_of(one.name).itemsize == 1 for one in self._stored.values())
 
     def take(self, name: str) -> torch.Tensor:
@@ -102,16 +104,20 @@ class ShardReader:
         weight, scale = self._weight_and_scale(stored)
         if scale is None:
             return weight
-        return (weight.float().view(len(scale), scale.shape[1], -1) * scale[..., None]).view(weight.shape)
+        values = (weight.float().view(len(scale), scale.shape[1], -1) * scale[..., None]).view(weight.shape)
+        return rotate(values, regular_hadamard(group)) if (group := self._group(stored)) else values
 
-    def stored_fp8(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Codes and scales of a weight that the single file has in E4M3, as `STORED_FP8`; None: it has it in another
-        type."""
+    def stored_codes(self, name: str, kind: str) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+        """A weight that the single file has in this number type of `FILE_CODES`, as `STORED_CODES`; None: it has it in
+        another one."""
         stored = self._stored.get(name)
-        if stored is None or self.dtype_of(stored.name) != torch.float8_e4m3fn:
+        if stored is None or self._shard_of[stored.name].get_slice(stored.name).get_dtype() != kind:
             return None
         codes, scale = self._weight_and_scale(stored)
-        return codes, torch.ones(1, 1) if scale is None else scale
+        return codes, torch.ones(1, 1) if scale is None else scale, self._group(stored)
+
+    def _group(self, stored: Stored) -> int:
+        return self._rotations.get(stored.name.removesuffix(WEIGHT), 0)
 
     def _weight_and_scale(self, stored: Stored) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As they are in the file; scales float32, [1, 1], or [rows, blocks of a row]."""
@@ -126,12 +132,18 @@ class ShardReader:
 
 
 def fill(
-    module: nn.Module, reader: ShardReader, prefix: str, dtype: torch.dtype, skip: str = "\0", fp8_of: str = "\0"
+    module: nn.Module,
+    reader: ShardReader,
+    prefix: str,
+    dtype: torch.dtype,
+    skip: str = "\0",
+    codes: str = "",
+    codes_of: str = "",
 ) -> int:
     """Gives `module` its weights, copied out of the map in `dtype`; names under `skip` are left alone.
 
-    fp8_of: beginning of the names of linear layers that also get the codes of weights in E4M3, for quantizing
-    (`STORED_FP8`). Returns the number of those layers.
+    codes: number type of `FILE_CODES` whose weights linear layers also get as they are stored, for quantizing
+    (`STORED_CODES`); codes_of: beginning of the names of those layers. Returns their number.
     """
     wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(skip)}
     absent = [prefix + name for name in wanted if prefix + name not in reader.names]
@@ -144,10 +156,10 @@ def fill(
             raise RunError(f"{reader.folder}: {prefix}{name} {shapes}.")
     module.load_state_dict(state, strict=False, assign=True)
     kept = 0
-    for name, layer in module.named_modules() if fp8_of != "\0" else ():
+    for name, layer in module.named_modules() if codes else ():
         full = f"{prefix}{name}.weight"
-        if isinstance(layer, nn.Linear) and full.startswith(fp8_of) and (stored := reader.stored_fp8(full)):
-            setattr(layer, STORED_FP8, stored)
+        if isinstance(layer, nn.Linear) and full.startswith(codes_of) and (stored := reader.stored_codes(full, codes)):
+            setattr(layer, STORED_CODES, stored)
             kept += 1
     return kept
 
@@ -198,16 +210,17 @@ def fill_from_file(
     dtype: torch.dtype,
     names: Renaming,
     unused: Collection[str] = (),
-    fp8_of: str = "\0",
+    codes: str = "",
+    codes_of: str = "",
 ) -> Any:
-    """The module with the weights of a single file, frozen. unused: names that the file may have besides. fp8_of: see
-    `fill`.
+    """The module with the weights of a single file, frozen. unused: names that the file may have besides. codes,
+    codes_of: see `fill`.
 
     Raises RunError when they are not those of its config, or not finite.
     """
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
-        fill(module, reader, "", dtype, fp8_of=fp8_of)
+        fill(module, reader, "", dtype, codes=codes, codes_of=codes_of)
     if more := reader.names.difference(unused):
         raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
     check_finite(file, module)
@@ -229,6 +242,9 @@ def check_loaded(part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()
     if unexpected:
         raise RunError(f"{part}: weights that config.json does not account for: {some(unexpected)}.")
 
+
+CODES = {"F8_E4M3": "fp8 (e4m3fn)", "I8": "int8"}
+"""Number types of `FILE_CODES` in messages."""
 
 BLOCKS = "transformer_blocks"
 """Where the transformers of diffusers have their blocks."""
@@ -258,14 +274,14 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
     merge, kept = options.merge_fn() if options.merge_fn else None, 0
-    keeps_fp8 = options.keeps_fp8 and not merge  # merging changes the weights
+    codes = "" if merge else options.keeps_codes  # merging changes the weights
     with init_empty_weights(include_buffers=False):
         model = kind.from_config(kind.load_config(part))
     with ExitStack() as stack:
         reader = ShardReader(part, stack, options.files.get("transformer"))
         part = reader.folder
         for index, block in enumerate(model.transformer_blocks):
-            kept += fill(block, reader, f"{BLOCKS}.{index}.", dtype, fp8_of=BLOCKS if keeps_fp8 else "\0")
+            kept += fill(block, reader, f"{BLOCKS}.{index}.", dtype, codes=codes)
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
             check_finite(part, block, f"{BLOCKS}.{index}.")
@@ -283,10 +299,10 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
         if merge:
             merge(model, "")
         if kept:
-            logger.info(f"{part}: {kept} layers keep its fp8 codes and scales")
-        elif options.keeps_fp8 and reader.in_fp8():
-            why = "LoRAs are merged into them" if merge else "they are not in e4m3fn"
-            logger.info(f"{part}: its fp8 weights are quantized anew, since {why}")
+            logger.info(f"{part}: {kept} layers keep its {CODES[codes]} codes and scales")
+        elif options.keeps_codes and reader.in_codes():
+            why = "LoRAs are merged into them" if merge else f"they are not in {CODES[codes]}"
+            logger.info(f"{part}: its 8-bit weights are quantized again, since {why}")
     if reader.names:
         raise RunError(f"{part}: weights that config.json does not account for: {some(reader.names)}.")
     for name, child in model.named_children():
@@ -396,7 +412,9 @@ def load_model(
     folder = model_folder(model)
     family = family_for(model)
     table = device.type == "cuda" if model.modulation_table == "auto" else model.modulation_table
-    keeps_text = model.quantize_te and model.qtype_te in FP8_QTYPES and model.text_encoder_path is not None
+    keeps = FILE_CODES.get(model.qtype, "") if model.quantize and not model.accuracy_recovery_adapter else ""
+    keeps_text = FILE_CODES.get(model.qtype_te, "") if model.quantize_te and model.text_encoder_path else ""
+    as_stored = "-as-stored" if keeps_text and model.qtype_te in FP8_QTYPES else ""
     options = ModelLoadOptions(
         folder=folder,
         files=checked_files(model),
@@ -408,10 +426,10 @@ def load_model(
         modulation_table=bool(table) and block_sharing is None,
         transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,
         transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
-        keeps_fp8=model.quantize and model.qtype in FP8_QTYPES and not model.accuracy_recovery_adapter,
-        keeps_text_fp8=keeps_text,
+        keeps_codes=keeps,
+        keeps_text_codes=keeps_text,
         cpu_blocks=cpu_blocks,
-        text_encoder_cache_tag=model.qtype_te + "-as-stored" * keeps_text if model.quantize_te else "",
+        text_encoder_cache_tag=model.qtype_te + as_stored if model.quantize_te else "",
         low_vram=model.low_vram,
         text_encoder_cpu=model.text_encoder_cpu,
     )

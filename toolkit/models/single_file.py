@@ -2,7 +2,7 @@
 header alone. Imports no torch.
 
 Names are matched by table. What is in no table stays as it is, and is then a weight that the model does not have.
-Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py (scales of fp8).
+Source of the names: ComfyUI, model_detection.py (prefixes, markers), ops.py and utils.py (scales, layer formats).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from toolkit.config.model_files import lora_words
 from toolkit.files.safetensors_io import MAGIC, METADATA, read_header, tensor_shapes
@@ -36,10 +37,16 @@ def markers_of(title: str) -> list[str]:
 SHARD = re.compile(r"(?P<stem>.+)-(\d{5})-of-(?P<count>\d{5})\.safetensors")
 WEIGHT = ".weight"
 SCALES = (".scale_weight", ".weight_scale")
-"""Ends of names of what an fp8 weight is multiplied by: one number, one of each row, or of blocks [O, blocks, 1]."""
+"""Ends of names of what codes are multiplied by: one number, one of each row, or of blocks [O, blocks, 1]."""
 
 FORMAT = ".comfy_quant"
 """End of the name of JSON text that says how ComfyUI has quantized a layer, in its `format`."""
+
+FORMATS = "_quantization_metadata"
+"""Key of a file's metadata that says so of all layers, in older files."""
+
+READ_FORMATS = {"float8_e4m3fn": "F8_E4M3", "int8_tensorwise": "I8"}
+"""`format` -> number type of the codes. int8_convrot is the second with `convrot`."""
 
 UNUSED = (".scale_input", ".input_scale", FORMAT)
 """Scales of activations, for products in fp8, and FORMAT."""
@@ -99,7 +106,7 @@ def part_words(part: str) -> str:
     return OF_ENCODERS[part][0].removesuffix(" of this model")
 
 
-REMEDY = "Give the bf16 file, or one in fp8 (e4m3fn)."
+REMEDY = "Give the bf16 file, or one in fp8 (e4m3fn) or int8_convrot."
 
 
 @dataclass(frozen=True)
@@ -137,12 +144,52 @@ def stored_weights(shapes: Mapping[str, tuple[int, ...]], names: Callable[[str],
     return found
 
 
-def quantized_format(text: bytes) -> str:
-    """The `format` in a tensor FORMAT; what cannot be read is given as it is."""
+def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
+    """What one file says of how ComfyUI has quantized its layers, by their names there: `format` and its settings. Text
+    that cannot be read is the format itself. path: a file that `tensor_shapes` reads."""
+    with open_regular(path) as file:
+        header = read_header(file)
+        begin, texts = file.tell(), {}
+        for name in (name for name in header if name.endswith(FORMAT)):
+            first, last = header[name]["data_offsets"]
+            file.seek(begin + first)
+            texts[name.removesuffix(FORMAT)] = file.read(last - first).decode(errors="replace")
+    metadata = header.get(METADATA)
+    layers = _json(str(metadata.get(FORMATS))).get("layers") if isinstance(metadata, dict) else None
+    found = {**layers} if isinstance(layers, dict) else {}
+    found |= {layer: _json(text) or {"format": text} for layer, text in texts.items()}
+    return {layer: said if isinstance(said, dict) else {"format": said} for layer, said in found.items()}
+
+
+def _json(text: str) -> dict[str, Any]:
     try:
-        return str(json.loads(text)["format"])
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return text.decode(errors="replace")
+        return found if isinstance(found := json.loads(text), dict) else {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _group(said: Mapping[str, Any]) -> Any:
+    """Inputs of a layer that are rotated together; 0: it is not rotated."""
+    return said.get("convrot_groupsize", 256) if said.get("convrot") else 0
+
+
+def rotations_of(path: Path) -> dict[str, int]:
+    """Layers in `shards_of` whose inputs are rotated -> how many of them together."""
+    said = {layer: _group(each) for shard in shards_of(path) for layer, each in layer_formats(shard).items()}
+    return {layer: group for layer, group in said.items() if group}
+
+
+def _format_fault(said: Mapping[str, Any], weight: tuple[int, ...], has_scale: bool) -> str:
+    """Why a layer of this format and shape is not read; empty: it is."""
+    name, group = said.get("format"), _group(said)
+    if name not in READ_FORMATS:
+        return f"is in {name!r}, which is not read"
+    if READ_FORMATS[name] == "I8" and not has_scale:
+        return "is in int8 without a scale"
+    is_power = isinstance(group, int) and group > 3 and group.bit_count() == 1 and group.bit_length() % 2
+    if group and not (is_power and len(weight) == 2 and weight[1] % group == 0):
+        return f"of the shape {weight} is rotated in groups of {group!r}, which is not a power of 4 that divides it"
+    return ""
 
 
 def scale_fits(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
@@ -186,19 +233,21 @@ def _unread_file(path: Path) -> str:
                 return f"{path} is {words}, which is not read. {REMEDY}"
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror or error}). Give a file that this user may read."
-    shapes, types = tensor_shapes(path), set()
+    shapes, formats = tensor_shapes(path), layer_formats(path)
     with open_regular(path) as file:
         header = read_header(file)
-        begin = file.tell()
-        for name, entry in header.items():
-            if name.endswith(FORMAT):
-                first, last = entry["data_offsets"]
-                file.seek(begin + first)
-                said = quantized_format(file.read(last - first))
-                if said != "float8_e4m3fn":
-                    return f"{path}: {name.removesuffix(FORMAT)} is in {said!r}, which is not read. {REMEDY}"
-            elif name != METADATA:
-                types.add(entry["dtype"])
+    for layer, said in formats.items():
+        has_scale = any(layer + end in shapes for end in SCALES)
+        if fault := _format_fault(said, shapes.get(layer + WEIGHT, ()), has_scale):
+            return f"{path}: {layer} {fault}. {REMEDY}"
+    in_codes = {layer + WEIGHT for layer in formats}
+    types = {
+        entry["dtype"]
+        for name, entry in header.items()
+        if name != METADATA
+        and not name.endswith(FORMAT)
+        and (name not in in_codes or entry["dtype"] not in READ_FORMATS.values())
+    }
     for end, words in OTHER_QUANTIZATIONS.items():
         if any(name.endswith(end) for name in shapes):
             return f"{path} is {words}, which is not read. {REMEDY}"

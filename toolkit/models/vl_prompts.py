@@ -82,20 +82,19 @@ def load_text_model(
     dtype: torch.dtype,
     transform_block: BlockTransform | None = None,
     file: Path | None = None,
-    keeps_fp8: bool = False,
+    codes: str = "",
 ) -> PreTrainedModel:
     """The text encoder in a folder with its vision tower and without its language-model head, frozen, on the CPU.
 
-    kind: its class in transformers. file: its weights, in place of the folder's. keeps_fp8: those of its
-    layers in fp8 come to `transform_block` as stored. Raises RunError when they are not those of its config, or not
-    finite.
+    kind: its class in transformers. file: its weights, in place of the folder's. codes: those of its layers
+    in this number type come to `transform_block` as stored. Raises RunError when they are not those of its config, or
+    not finite.
     """
     of_kind, head = getattr(transformers, kind), (HEAD,)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
             model = of_kind(of_kind.config_class.from_json_file(part / "config.json")).model
-        layers = "language_model.layers." if keeps_fp8 else "\0"
-        model = fill_from_file(model, file, dtype, text_encoder_name, head, fp8_of=layers)
+        model = fill_from_file(model, file, dtype, text_encoder_name, head, codes, "language_model.layers.")
     else:
         with reading(part):
             encoder, info = of_kind.from_pretrained(part, dtype=dtype, **STRICTLY)

@@ -90,12 +90,12 @@ class MergeProcess(BaseExtensionProcess):
         logger.info(f"{output}: {len(files)} files merged into {len(changes)} layers; {loss}, by rounding")
 
     def _into_single_file(self, base: Path, pairs: Sequence[tuple[str, float]], output: Path) -> None:
-        """A transformer's file of a base that is one; of an fp8 base in bfloat16, unless `dtype` says otherwise."""
+        """A transformer's file of a base that is one; in bfloat16 of an 8-bit base, unless `dtype` says otherwise."""
         with ExitStack() as stack:
             reader, loss = ShardReader(base, stack, base), Loss()
             layers = {name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in reader.matrices().items()}
             files = [(read_adapter(Path(file).expanduser(), [layers]), strength) for file, strength in pairs]
-            changes, dtype = _changes(files), torch.bfloat16 if reader.in_fp8() else None
+            changes, dtype = _changes(files), torch.bfloat16 if reader.in_codes() else None
             markers = [name for name in map(without_prefix, shapes_of(base)) if MARKERS.get(name)]
             tensors = {}
             for name in sorted(reader.names):

@@ -277,7 +277,7 @@ def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
     assert refused.returncode == 2 and "base model: transformer differs" in refused.stderr, refused.stderr
     went_on = run_py(job("broken", moved), "-n", "long")
     assert went_on.returncode == 0
-    assert ("28 layers keep its fp8 codes and scales" in went_on.stdout) == bool(base)
+    assert ("28 layers keep its fp8 (e4m3fn) codes and scales" in went_on.stdout) == bool(base)
     layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(tiny_model)
     parts = ("alpha", "lora_A.weight", "lora_B.weight")  # after ComfyUI's own name of each layer, as on any base
     assert tensors_of(whole)[0].keys() == {f"diffusion_model.{layer}.{part}" for layer in layers for part in parts}

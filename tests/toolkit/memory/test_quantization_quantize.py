@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.diffusers_reference import open_tiny, relative
-from tests.golden_tables import FOLDER, golden
+from tests.golden_tables import FOLDER, drawn, golden
 from tests.measured import at_most
 from toolkit.data.types import PromptEmbeds
 from toolkit.memory.int8_calibration import int8_layers
@@ -17,12 +17,14 @@ from toolkit.memory.quantization import (
     Int8Matmuls,
     QuantizedLinear,
     QuantizedWeight,
+    as_stored,
     block_scaled,
     quantize_weight,
     quantizer,
 )
 from toolkit.networks.lora import LoraNetwork
 from toolkit.number_types import QTYPE_BYTES, QTYPE_ERRORS, QTYPES
+from toolkit.rotation import regular_hadamard, rotate
 
 MATRICES = load_file(FOLDER / "quantize_inputs.safetensors")
 
@@ -84,6 +86,27 @@ def same_weights(dequantized: torch.Tensor, matrix: torch.Tensor, case: dict, re
     assert float(whole.norm()) == pytest.approx(case["dequant_frobenius"], rel=rel)
     worst = float((whole - matrix.double()).abs().max())
     assert worst == pytest.approx(case["max_abs_err"], rel=1e-5)
+
+
+def test_weights_in_int8_convrot_are_those_of_comfy_kitchen() -> None:
+    for case in golden("comfyui_int8_convrot"):
+        shape, group = tuple(case["shape"]), case["convrot_groupsize"]
+        weight_OI = torch.from_numpy(drawn({"weight": shape}, case["seed"])["weight"]).float()
+        codes_OI = torch.tensor(case["codes"], dtype=torch.int8)
+        scale_O1 = torch.tensor(case["weight_scale"])[:, None]
+        stored = as_stored(codes_OI, scale_O1, group, weight_OI)
+        dequantized = stored.dequantize()
+        at_most(
+            f"int8_convrot of comfy-kitchen, {shape}",
+            relative(dequantized[0], torch.tensor(case["dequantized_row_0"])),
+            1e-6,
+        )
+        rotated = rotate(weight_OI, regular_hadamard(group))
+        assert torch.equal((rotated / scale_O1).round().to(torch.int8), codes_OI)
+        x_MI = weight_OI + 1
+        at_most("its product", relative(stored.matmul(x_MI, None), x_MI @ dequantized.t()), 1e-6)
+        g_MO = stored.matmul(x_MI, None)
+        at_most("its gradient", relative(stored.matmul_grad(g_MO), g_MO @ dequantized), 1e-6)
 
 
 def test_weights_in_fp8_scaled_are_those_of_musubi() -> None:

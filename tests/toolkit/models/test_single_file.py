@@ -13,14 +13,18 @@ from diffusers import AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.diffusers_reference import relative
+from tests.measured import at_most
 from tests.model_folders import ARCHS
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import is_needed, single_files
 from toolkit.config.process import JobContext
+from toolkit.data.types import PromptEmbeds
 from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import family_for, single_file_faults
 from toolkit.models.folder_family import with_single_files
 from toolkit.models.loading import ShardReader, base_hashes, load_model
+from toolkit.rotation import regular_hadamard, rotate
 
 Weights = dict[str, torch.Tensor]
 PREFIX = "model.diffusion_model."
@@ -150,12 +154,12 @@ def test_fp8_that_cannot_stay_is_quantized_anew_and_told(
     save_file(stored, file)
     with caplog.at_level("INFO"):
         kept = as_base(folder, file, qtype="float8")
-    assert f"{file}: {len(kept)} layers keep its fp8 codes and scales" in caplog.messages
+    assert f"{file}: {len(kept)} layers keep its fp8 (e4m3fn) codes and scales" in caplog.messages
     is_code = torch.float8_e4m3fn
     save_file({n: t.float().to(torch.float8_e5m2) if t.dtype == is_code else t for n, t in stored.items()}, file)
     with caplog.at_level("INFO"):
         as_base(folder, file, qtype="float8")
-    assert f"{file}: its fp8 weights are quantized anew, since they are not in e4m3fn" in caplog.messages
+    assert f"{file}: its 8-bit weights are quantized again, since they are not in fp8 (e4m3fn)" in caplog.messages
 
 
 @pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
@@ -178,8 +182,109 @@ def test_an_fp8_text_encoder_stays_as_it_is_stored(arch: str, folders: dict[str,
     assert model.cache_key("text_encoder").endswith("float8-as-stored")
 
 
+ROTATED = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+
+
+def text_tensor(said: object) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+
+
+def in_convrot(weights: Weights, said: dict[str, object] = ROTATED) -> list[Weights]:
+    """What a file in int8_convrot holds, its layers in what the file says of them, and the numbers that it means, in
+    float32. The rule is compared with comfy-kitchen's in test_quantization_quantize.py."""
+    stored, expected = {}, {}
+    for name, weight in weights.items():
+        expected[name] = stored[name] = weight.float()
+        if weight.ndim == 2 and "blocks" in name:
+            matrix = regular_hadamard(16) if said.get("convrot") else torch.eye(16)
+            rotated = rotate(weight.float(), matrix)
+            scale = rotated.abs().amax(1, keepdim=True) / 127
+            codes = (rotated / scale).round()
+            expected[name] = rotate(codes * scale, matrix)
+            layer = name.removesuffix(".weight")
+            stored[name] = codes.to(torch.int8)
+            stored |= {f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": text_tensor(said)}
+    return [stored, expected]
+
+
+def velocity(folder: Path, **keys: object) -> torch.Tensor:
+    """[1, C, 4, 4] at one level, in float32."""
+    section = ModelConfig(name_or_path=str(folder), **keys)
+    model = load_model(section, torch.device("cpu"), torch.float32, quantizer)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, model.family.latent_channels, 4, 4, generator=generator)
+    prompts = PromptEmbeds.stack([model.encode_prompt("a pipo", ())])
+    with torch.no_grad():
+        return model.predict_velocity(latents, torch.tensor([0.6]), prompts, [()])
+
+
+@pytest.mark.parametrize("said", [ROTATED, {"format": "int8_tensorwise"}], ids=["convrot", "plain"])
+@pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
+def test_an_int8_base_has_the_codes_the_scales_and_the_rotation_of_the_file(
+    arch: str, said: dict[str, object], folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the velocity of a float file with these numbers; converted without `quantize`, fused layers halved."""
+    folder, file, plain = folders[arch], tmp_path / "t.safetensors", tmp_path / "plain.safetensors"
+    stored, expected = in_convrot(as_comfyui(weights_of(folder)), said)
+    save_file(stored, file)
+    save_file(expected, plain)
+    assert_equal(loaded(folder, file), loaded(folder, plain))
+    as_one = ModelConfig(name_or_path=str(folder), transformer_path=str(plain))
+    numbers = load_model(as_one, torch.device("cpu"), torch.float32, quantizer).network_module.state_dict()
+    with caplog.at_level("INFO"):
+        layers = as_base(folder, file, qtype="int8")
+    assert f"{file}: {len(layers)} layers keep its int8 codes and scales" in caplog.messages
+    for name, layer in layers.items():
+        assert torch.equal(layer.weight.dequantize(), numbers[f"{name}.weight"].bfloat16())
+    as_stored = velocity(folder, transformer_path=str(file), quantize=True, qtype="int8")
+    of_numbers = velocity(folder, transformer_path=str(plain))
+    at_most(f"velocity of int8 as stored, {arch}, {said}", relative(as_stored, of_numbers), 1e-5)
+    assert relative(velocity(folder), of_numbers) > 1e-4  # which the quantization has moved
+    as_base(folder, file, qtype="float8")
+    assert caplog.messages[-1] == f"{file}: its 8-bit weights are quantized again, since they are not in fp8 (e4m3fn)"
+
+
+def test_a_text_encoder_in_int8_convrot_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, file = folders["qwen_image_2"], tmp_path / "text.safetensors"
+    weights = {name.replace("layers.", "blocks.layers."): w for name, w in part_weights(folder, "text_encoder").items()}
+    stored, expected = (
+        {k.replace("blocks.layers.", "layers."): w for k, w in one.items()} for one in in_convrot(weights)
+    )
+    save_file(stored, file)
+    found = encoders_of(folder, text_encoder_path=file)["text_encoder"]
+    save_file(expected, file)
+    assert_equal(found, encoders_of(folder, text_encoder_path=file)["text_encoder"])
+    assert any(weight.dtype == torch.int8 for weight in stored.values())
+
+
+def test_the_formats_of_layers_may_stand_in_the_metadata(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, file = folders["qwen_image_2"], tmp_path / "t.safetensors"
+    stored, _ = in_convrot(as_comfyui(weights_of(folder)))
+    save_file(stored, file)
+    expected = loaded(folder, file)
+    said = {name.removesuffix(".comfy_quant"): ROTATED for name in stored if name.endswith(".comfy_quant")}
+    bare = {name: weight for name, weight in stored.items() if not name.endswith(".comfy_quant")}
+    save_file(bare, file, metadata={"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": said})})
+    assert_equal(loaded(folder, file), expected)
+    save_file(bare, file)
+    assert "has weights in I8, which is not read" in fault_of(folder, transformer_path=file)
+
+
+def convrot(**changes: object) -> Callable[[Weights], None]:
+    def change(weights: Weights) -> None:
+        said = {LINEAR: weights[LINEAR].to(torch.int8), f"{LINEAR[:-7]}.comfy_quant": text_tensor(ROTATED | changes)}
+        weights |= {**said, f"{LINEAR}_scale": torch.ones(len(weights[LINEAR]), 1)}
+
+    return change
+
+
+def without_scale(weights: Weights) -> None:
+    convrot()(weights)
+    del weights[f"{LINEAR}_scale"]
+
+
 def other_format(weights: Weights) -> None:
-    weights["img_in.comfy_quant"] = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+    weights["img_in.comfy_quant"] = text_tensor({"format": "nvfp4"})
 
 
 @pytest.mark.parametrize(
@@ -195,6 +300,11 @@ def other_format(weights: Weights) -> None:
         (lambda w: w.update({"img_in.scale_weight": torch.zeros(3)}), "img_in.scale_weight is (3,), which is no scale"),
         (lambda w: w.update({"img_in.comfy_quant": torch.zeros(1, dtype=torch.uint8)}), "img_in is in '\\x00', which"),
         (other_format, "img_in is in 'nvfp4', which is not read"),
+        (convrot(format="int8_blockwise"), f"{LINEAR[:-7]} is in 'int8_blockwise', which is not read"),
+        (convrot(convrot_groupsize=32), "is rotated in groups of 32, which is not a power of 4 that divides it"),
+        (convrot(convrot_groupsize=256), "is rotated in groups of 256, which is not a power of 4 that divides it"),
+        (convrot(convrot_groupsize="16"), "is rotated in groups of '16', which"),
+        (without_scale, f"{LINEAR[:-7]} is in int8 without a scale"),
     ],
 )
 def test_another_file_is_answered_in_one_line(
@@ -271,7 +381,10 @@ def test_what_is_no_safetensors_file_is_told_by_its_first_bytes(folders: dict[st
     assert "what Git LFS has in the place of a file" in fault_of(folder, transformer_path=file)
     file.write_bytes(b"GGUF" + bytes(100))
     fault = fault_of(folder, transformer_path=file)
-    assert fault == f"{file} is a GGUF file, which is not read. Give the bf16 file, or one in fp8 (e4m3fn)."
+    assert (
+        fault
+        == f"{file} is a GGUF file, which is not read. Give the bf16 file, or one in fp8 (e4m3fn) or int8_convrot."
+    )
 
 
 def test_a_file_that_is_cut_off_is_damaged(folders: dict[str, Path], tmp_path: Path) -> None:

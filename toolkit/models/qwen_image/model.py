@@ -59,7 +59,7 @@ class QwenImageModel(QwenModel):
             return loading.load_vae(part, o.dtype, o.files.get(name))
         if name == "text_encoder":
             kind, file = loading.TEXT_ENCODER, o.files.get(name)
-            return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_fp8)
+            return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
         return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:

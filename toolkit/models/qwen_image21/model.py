@@ -46,7 +46,7 @@ class QwenImage21Model(QwenModel):
         if name == "processor":
             return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(part)
         kind, file = "Qwen3VLForConditionalGeneration", o.files.get(name)
-        encoder = vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_fp8)
+        encoder = vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
         # The transformer was trained on the features in front of the final norm.
         encoder.language_model.norm = torch.nn.Identity()
         return encoder
