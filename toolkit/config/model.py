@@ -168,9 +168,9 @@ class ModelConfig(StrictModel):
     a hub id (`docs/models.md`)."""
 
     transformer_path: PathStr | None = None
-    """Single safetensors file with the transformer's weights, used instead of those in the model folder: bf16, or fp8
-    with or without scales, with the parameter names of ComfyUI or diffusers; for a sharded file, the first shard
-    (`docs/models.md`)."""
+    """Single safetensors file with the transformer's weights, used instead of those in the model folder: bf16, fp8
+    with or without scales, or int8_convrot, with the parameter names of ComfyUI or diffusers; for a sharded file, the
+    first shard (`docs/models.md`)."""
 
     vae_path: PathStr | None = None
     """The same for the VAE; the parameter names of Wan's VAE, as in ComfyUI's file, are accepted as well."""

@@ -140,6 +140,11 @@ class LinearAdapterNetwork(Network):
         common = [target for target in self.targets if target in deltas]
         if not common:
             raise UserError("network.pretrained_lora_path: the file changes none of the layers this job trains.")
+        if biased := [target for target in common if deltas[target].bias is not None]:
+            what = f"the file changes biases ({biased[0]}), which a network does not train"
+            raise UserError(
+                f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
+            )
         if self.scale == 0:
             raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
         worst = max(self.load_layer(target, deltas[target]) for target in common)

@@ -116,6 +116,8 @@ def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
     found = FileLayers()
     for key, tensor in tensors.items():
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
+        if suffix and PARTS[suffix] == "bias":
+            continue  # one may stand without matrices
         if suffix:
             found.parts[key.removesuffix(suffix)][PARTS[suffix]] = tensor
         else:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit.errors import UserError
 from toolkit.networks.adapter import AdapterLinear, Addition, dequantized_weight, linear
-from toolkit.networks.lora_formats import LayerDelta, dora_norm, factor
+from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, dora_norm, factor
 
 Changes = Mapping[str, LayerDelta]
 """The changes of one file by full dotted module name."""
@@ -75,6 +77,8 @@ class AppliedAdapters:
         found: dict[str, Sequence[Addition]] = {}
         for name, layer in self._layers.items():
             changes = [(changes[name], strength) for changes, strength in chosen if name in changes and strength]
+            if layer.base_layer.bias is None and any(change.bias is not None for change, _ in changes):
+                raise UserError(f"the bias of {name} is changed. {NO_BIAS}")
             found[name] = [_addition(layer, change.to(self._device), strength) for change, strength in changes]
         return found
 
@@ -128,7 +132,7 @@ class NamedAdapters:
 def _in_dtype(changes: Changes, dtype: torch.dtype) -> Changes:
     """Plain LoRAs in the dtype in which they are used; what else is computed with stays in float32."""
     return {
-        name: LayerDelta({part: tensor.to(dtype) for part, tensor in change.parts.items()}, change.scale)
+        name: replace(change, parts={part: tensor.to(dtype) for part, tensor in change.parts.items()})
         if change.parts.keys() == {"up", "down"}
         else change
         for name, change in changes.items()
@@ -136,6 +140,14 @@ def _in_dtype(changes: Changes, dtype: torch.dtype) -> Changes:
 
 
 def _addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, strength: float) -> Addition:
+    add = _weight_addition(layer, change, strength)
+    if change.bias is None:
+        return add
+    bias_O = strength * change.bias
+    return lambda out, x: add(out, x) + bias_O.to(out.dtype)
+
+
+def _weight_addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, strength: float) -> Addition:
     if change.magnitude is not None:
         return _dora_addition(layer, change, strength)
     delta = _delta_product(change)

@@ -13,7 +13,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ PARTS = {
     **{f"{start}{part}.weight": part for start in (".lora_", ".lora.", "_lora.") for part in ("down", "up")},
     **{f".lora_linear_layer.{part}.weight": part for part in ("down", "up")},
     ".alpha": "alpha",
+    ".diff_b": "bias",
     ".dora_scale": "dora_scale",
     **{f".lora_magnitude_vector{end}": "row_norms" for end in ("", ".weight", ".default.weight")},
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
@@ -47,7 +48,6 @@ PARTS = {
 
 UNSUPPORTED_KEYS = {
     ".diff": "whole changes of weights (diff)",
-    ".diff_b": "changes of biases (diff_b)",
     ".set_weight": "whole weights (set_weight)",
     ".w_norm": "changes of norms (w_norm)",
     ".b_norm": "changes of norms (b_norm)",
@@ -75,6 +75,9 @@ MATMUL_PAIRS = (
 
 HEADER_METADATA = "lora_adapter_metadata"
 
+NO_BIAS = "This model has none there. Use the file with the model it is of."
+"""For a file that changes the bias of a layer without one."""
+
 
 @dataclass(frozen=True)
 class LayerDelta:
@@ -84,6 +87,9 @@ class LayerDelta:
     """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1]."""
 
     scale: float
+
+    bias: Tensor | None = None
+    """What is added to the layer's bias [O], float32. A layer whose bias alone is changed has matrices of rank 0."""
 
     @property
     def low_rank(self) -> tuple[Tensor, Tensor] | None:
@@ -107,9 +113,17 @@ class LayerDelta:
         return rows * more_rows, columns * more_columns
 
     @property
+    def has_weight(self) -> bool:
+        """False where its bias alone is changed."""
+        return "up" not in self.parts or bool(self.parts["up"].numel())
+
+    @property
     def is_zero(self) -> bool:
-        """Whether one of its factors is all zero; never of a DoRA, whose norms may change the weight all the same."""
-        return self.magnitude is None and (self.scale == 0 or not all(part.any() for part in self.parts.values()))
+        """Whether one of its factors is all zero, and its bias; never of a DoRA, whose norms may change the weight all
+        the same."""
+        if self.magnitude is not None or self.bias is not None:
+            return False
+        return self.scale == 0 or not all(part.any() for part in self.parts.values())
 
     def split(self, count: int) -> list[LayerDelta]:
         """The changes of `count` layers that have its outputs, one after the other and equally many. Raises ValueError
@@ -120,12 +134,17 @@ class LayerDelta:
         if any(len(self.parts[name]) % count for name in rows):
             raise ValueError(f"{list(rows)} cannot be split into {count}")
         of_each = [{name: rows[name][i] if name in rows else p for name, p in self.parts.items()} for i in range(count)]
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
         # Copies: safetensors writes no tensors that share memory.
-        return [LayerDelta({name: part.clone() for name, part in parts.items()}, self.scale) for parts in of_each]
+        return [
+            LayerDelta({name: part.clone() for name, part in parts.items()}, self.scale, bias)
+            for parts, bias in zip(of_each, biases, strict=True)
+        ]
 
     def to(self, device: torch.device) -> LayerDelta:
         """The same on another device."""
-        return LayerDelta({name: part.to(device) for name, part in self.parts.items()}, self.scale)
+        bias = None if self.bias is None else self.bias.to(device)
+        return LayerDelta({name: part.to(device) for name, part in self.parts.items()}, self.scale, bias)
 
     def applied_to(self, weight_OI: Tensor) -> Tensor:
         """The weight that the file makes of `weight_OI` (float32)."""
@@ -198,7 +217,11 @@ def parse_adapter_tensors(
     scales = header_settings(source, metadata or {})
     changes: dict[str, LayerDelta] = {}
     for name, parts in grouped.items():
-        for of_layer, change in split_change(source, name, _module(source, name, parts, scales), fused).items():
+        bias = _bias(source, name, parts)
+        if not parts and bias is None:
+            continue
+        whole = _module(source, name, parts, scales) if parts else _of_bias(name, bias, layers)
+        for of_layer, change in split_change(source, name, replace(whole, bias=bias), fused).items():
             if of_layer in changes or (of_layer != name and of_layer in grouped):
                 raise UserError(f"{source}: {of_layer} is changed twice, by itself and as a part of {name}.")
             changes[of_layer] = change
@@ -302,6 +325,25 @@ def _about_unknown(source: str, keys: list[str]) -> str:
 def ignores_alpha(parts: Collection[str]) -> bool:
     """Whether a layer has two full factors of a LoKr: its scale is 1, and its alpha may be infinite."""
     return "lokr_w1" in parts and "lokr_w2" in parts
+
+
+def _bias(source: str, name: str, parts: dict[str, Tensor]) -> Tensor | None:
+    """Takes the change of the bias out of the parts of a layer; None: there is none, or it is zero."""
+    bias_O = parts.pop("bias", None)
+    if bias_O is None or (bias_O.dim() == 1 and not bias_O.any()):
+        return None
+    if bias_O.dim() != 1 or (parts and not lacks_a_matrix(parts) and len(bias_O) != LayerDelta(parts, 1.0).shape[0]):
+        raise UserError(f"{source}: diff_b of {name} has the shape {list(bias_O.shape)}, which is not the layer's.")
+    if not torch.isfinite(bias_O).all():
+        raise UserError(f"{source}: {name} holds numbers that are not finite.")
+    return bias_O
+
+
+def _of_bias(name: str, bias_O: Tensor | None, layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> LayerDelta:
+    """No change of the weight of a layer; where its width is not known, of no inputs."""
+    assert bias_O is not None  # else nothing of the layer is changed
+    inputs = layers[name][0] if isinstance(layers, Mapping) and name in layers else 0
+    return LayerDelta({"up": torch.zeros(len(bias_O), 0), "down": torch.zeros(0, inputs)}, 1.0)
 
 
 def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[str, object]) -> LayerDelta:

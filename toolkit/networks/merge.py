@@ -2,7 +2,7 @@
 
 A weight W becomes W + multiplier (F - W), where F is W with the file applied; for a LoRA, LoHa or LoKr that is W plus
 multiplier times its delta. The order of the files matters only to a DoRA, whose norms are those of the weight before
-it. Sums are float32 and rounded once, to the model's dtype.
+it. A bias gets multiplier times its change. Sums are float32 and rounded once, to the model's dtype.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from toolkit.errors import UserError
-from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
+from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, load_adapter_file
 
 
 class BaseLora(Protocol):
@@ -86,10 +86,18 @@ class LoraMerger:
             layer = module.get_submodule(target.removeprefix(prefix))
             assert isinstance(layer, nn.Linear), target  # what the file changes are linear layers, not yet quantized
             weight_OI = layer.weight.data.to(torch.float32, copy=True)
-            for _, multiplier, changes in self._files:
+            bias_O = None if layer.bias is None else layer.bias.data.to(torch.float32, copy=True)
+            for file, multiplier, changes in self._files:
                 if target in changes:
-                    weight_OI += multiplier * changes.pop(target).to(weight_OI.device).delta_for(weight_OI)
+                    change = changes.pop(target).to(weight_OI.device)
+                    weight_OI += multiplier * change.delta_for(weight_OI)
+                    if change.bias is not None:
+                        if bias_O is None:
+                            raise UserError(f"model.base_loras: {file} changes the bias of {target}. {NO_BIAS}")
+                        bias_O += multiplier * change.bias
             layer.weight.data = weight_OI.to(layer.weight.dtype)
-            if not torch.isfinite(layer.weight.data).all():
+            if layer.bias is not None and bias_O is not None:
+                layer.bias.data = bias_O.to(layer.bias.dtype)
+            if not all(torch.isfinite(parameter.data).all() for parameter in layer.parameters()):
                 files = ", ".join(file for file, _, _ in self._files)
                 raise UserError(f"model.base_loras: {target} is not finite with {files}. Lower the multiplier.")

@@ -22,8 +22,9 @@ FORMS = {
     "default": (".lora_A.default.weight", ".lora_B.default.weight"),
     "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
     "lokr": (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b"),
+    "other": (".diff_b",),
 }
-"""Form -> ends of its keys. All others are "other"."""
+"""Form -> ends of its keys. All others are "other" too."""
 
 MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 PREFIXES = ("lora_transformer_", "lora_unet_", "lycoris_", "base_model.model.", "diffusion_model.", "transformer.", "")

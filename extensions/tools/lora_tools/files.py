@@ -105,6 +105,10 @@ def write_lowrank(
     ranks: list[int] = []
     loss = Loss()
     for name, change in changes:
+        if isinstance(change, LayerDelta) and change.bias is not None:
+            tensors[f"{FILE_PREFIX}{name}.diff_b"] = change.bias.to(dtype)
+            if not change.has_weight:
+                continue
         most, scale = section.rank or min(change.shape), 1.0
         if isinstance(change, LayerDelta):
             refuse_dora(name, change)

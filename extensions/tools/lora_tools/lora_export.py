@@ -21,6 +21,7 @@ from toolkit.errors import UserError
 from toolkit.networks.lora_formats import (
     HEADER_METADATA,
     MATMUL_PAIRS,
+    NO_BIAS,
     LayerDelta,
     fused_layers,
     own_names,
@@ -114,6 +115,9 @@ class Format:
     fused_form: str = ""
     """The form that the program finds such layers in; under their own names it skips them."""
 
+    bias: str = ""
+    """Key of what is added to a bias; empty: it does not read them."""
+
     flat_magnitude: bool = False
     """The norms are written as [O]."""
 
@@ -125,9 +129,11 @@ class Format:
 _DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
 FORMATS: dict[str, Format] = {
-    "comfyui": Format("ComfyUI", "diffusion_model.", column_magnitude=".dora_scale", fused_form="comfyui-fused"),
+    "comfyui": Format(
+        "ComfyUI", "diffusion_model.", column_magnitude=".dora_scale", bias=".diff_b", fused_form="comfyui-fused"
+    ),
     "comfyui-fused": Format(
-        "ComfyUI's fused layers", "diffusion_model.", column_magnitude=".dora_scale", is_fused=True
+        "ComfyUI's fused layers", "diffusion_model.", column_magnitude=".dora_scale", bias=".diff_b", is_fused=True
     ),
     "diffusers": Format(
         "diffusers",
@@ -160,6 +166,8 @@ def refusals(file: AdapterFile, target: Format) -> list[str]:
         if magnitude is not None and not _magnitude_key(magnitude, target):
             axis = "rows" if len(magnitude) > 1 else "columns"
             found[f"{target.title} does not read a DoRA with norms of {axis} as it is meant"] = None
+        if change.bias is not None and not target.bias:
+            found[f"{target.title} does not read changes of biases"] = None
     for parts in fused_layers(file.changes).values() if target.is_fused else ():
         kinds = sorted({kind_of(file.changes[part]) for part in parts if part in file.changes})
         if kinds not in (["lora"], ["loha"]):
@@ -208,6 +216,8 @@ def _fused(changes: Mapping[str, LayerDelta]) -> dict[str, LayerDelta]:
                 factors = [one.scale / scale if left in ("up", "hada_w1_a") else 1.0 for one in found]
                 pieces = [factor * one.parts[left] for factor, one in zip(factors, found, strict=True)]
                 made |= {left: torch.block_diag(*pieces), right: torch.cat([one.parts[right] for one in found])}
+        if any(one.bias is not None for one in found):
+            raise UserError(f"the bias of {whole} is changed. {NO_BIAS}")
         joined[whole] = LayerDelta(made, scale)
     return joined
 
@@ -231,7 +241,9 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
         written[".alpha"] = torch.tensor(change.scale * rank_of(parts))
     if magnitude is not None:
         written[_magnitude_key(magnitude, target)] = magnitude.flatten() if target.flat_magnitude else magnitude
-    return written
+    if change.bias is None:
+        return written
+    return {**(written if change.has_weight else {}), target.bias: change.bias}
 
 
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:

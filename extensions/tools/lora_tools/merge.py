@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,12 +20,14 @@ from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import weight_files
 from toolkit.errors import UserError
+from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import atomic_write_dir
 from toolkit.models.families import family_for
 from toolkit.models.loading import ShardReader
 from toolkit.models.parts import place_file, place_parts
 from toolkit.models.single_file import MARKERS, markers_of, shapes_of, without_prefix
-from toolkit.networks.lora_formats import LayerDelta, in_one, read_tensors
+from toolkit.networks.adapter import FILE_PREFIX
+from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, in_one, read_tensors
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora
 from toolkit.system.device import DTYPES
@@ -38,12 +40,21 @@ def _sources(files: Sequence[tuple[AdapterFile, float]]) -> str:
 
 
 def _changes(files: Sequence[tuple[AdapterFile, float]]) -> dict[str, list[tuple[LayerDelta, float]]]:
-    """Name of a weight -> what each file changes of it, and the file's strength."""
+    """Name of a weight or bias -> what each file changes of it, and the file's strength."""
     changes: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
     for file, strength in files:
         for name, change in file.changes.items():
             changes[f"{name}.weight"].append((change, strength))
+            if change.bias is not None:
+                changes[f"{name}.bias"].append((change, strength))
     return changes
+
+
+def _check_biases(changes: Collection[str], base: Collection[str]) -> int:
+    """The number of layers that are changed. Raises UserError for the bias of one without."""
+    if absent := [name for name in changes if name not in base]:
+        raise UserError(f"{absent[0]} is changed. {NO_BIAS}")
+    return len({name.rpartition(".")[0] for name in changes})
 
 
 class MergeProcess(BaseExtensionProcess):
@@ -72,6 +83,7 @@ class MergeProcess(BaseExtensionProcess):
         family = family_for(ModelConfig(name_or_path=str(base)))
         part = base / family.trained_part
         shards, changes, loss = weight_files(part), _changes(files), Loss()
+        layers = _check_biases(changes, {name for shard in shards for name in tensor_shapes(shard)})
 
         def merged_of(shard: Path) -> dict[str, Tensor]:
             weights, _ = read_tensors(shard)
@@ -79,7 +91,7 @@ class MergeProcess(BaseExtensionProcess):
 
         if not self.section.writes_folder():
             tensors = {name: weight for shard in shards for name, weight in merged_of(shard).items()}
-            self._write_single_file(output, in_one(tensors, markers_of(family.title)), files, len(changes), loss)
+            self._write_single_file(output, in_one(tensors, markers_of(family.title)), files, layers, loss)
             return
         with atomic_write_dir(output) as new:
             place_parts(base, new, without={family.trained_part})
@@ -87,21 +99,22 @@ class MergeProcess(BaseExtensionProcess):
                 place_file(other, new / family.trained_part / other.name)
             for shard in shards:
                 write_safetensors_verified(new / family.trained_part / shard.name, merged_of(shard), None)
-        logger.info(f"{output}: {len(files)} files merged into {len(changes)} layers; {loss}, by rounding")
+        logger.info(f"{output}: {len(files)} files merged into {layers} layers; {loss}, by rounding")
 
     def _into_single_file(self, base: Path, pairs: Sequence[tuple[str, float]], output: Path) -> None:
         """A transformer's file of a base that is one; in bfloat16 of an 8-bit base, unless `dtype` says otherwise."""
         with ExitStack() as stack:
             reader, loss = ShardReader(base, stack, base), Loss()
-            layers = {name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in reader.matrices().items()}
-            files = [(read_adapter(Path(file).expanduser(), [layers]), strength) for file, strength in pairs]
+            sizes = {name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in reader.matrices().items()}
+            files = [(read_adapter(Path(file).expanduser(), [sizes]), strength) for file, strength in pairs]
             changes, dtype = _changes(files), torch.bfloat16 if reader.in_codes() else None
+            layers = _check_biases(changes, reader.names)
             markers = [name for name in map(without_prefix, shapes_of(base)) if MARKERS.get(name)]
             tensors = {}
             for name in sorted(reader.names):
                 weight = reader.take(name)
                 tensors[name] = self._merged(name, weight.to(dtype or weight.dtype), changes.get(name, ()), loss)
-            self._write_single_file(output, in_one(tensors, markers), files, len(changes), loss)
+            self._write_single_file(output, in_one(tensors, markers), files, layers, loss)
 
     def _write_single_file(
         self,
@@ -119,7 +132,8 @@ class MergeProcess(BaseExtensionProcess):
             raise UserError(f"base: {name} is {weight.dtype}; {', '.join(DTYPES)} can be merged into.")
         changed = weight.float()
         for change, strength in changes:
-            changed = changed + strength * change.delta_for(changed)
+            of_bias = change.bias if name.endswith(".bias") else None
+            changed = changed + strength * (change.delta_for(changed) if of_bias is None else of_bias)
         written = changed.to(number_type(self.section.dtype, [weight.dtype])).contiguous()
         if changes:
             loss.add(changed - weight.float(), written.float() - weight.float())
@@ -131,6 +145,7 @@ class MergeProcess(BaseExtensionProcess):
         The largest strength stays in alpha, where nothing is rounded; what another differs from it by goes into `up`.
         """
         pairs: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
+        biases: dict[str, Tensor] = {}
         for file, strength in files:
             for name, change in file.changes.items():
                 refuse_dora(name, change)
@@ -141,8 +156,10 @@ class MergeProcess(BaseExtensionProcess):
                 if name in pairs and change.shape != pairs[name][0][0].shape:
                     raise UserError(f"{file.path}: {name} has another size than in the files before: another model's.")
                 pairs[name].append((change, strength * change.scale))
+                if change.bias is not None:
+                    biases[name] = biases.get(name, 0) + strength * change.bias
         dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
-        tensors: dict[str, Tensor] = {}
+        tensors = {f"{FILE_PREFIX}{name}.diff_b": bias.to(dtype) for name, bias in biases.items()}
         loss = Loss()
         for name, of_layer in pairs.items():
             scale = max((scale for _, scale in of_layer), key=abs) or 1.0
@@ -151,9 +168,10 @@ class MergeProcess(BaseExtensionProcess):
             meant_OI = scale * up @ down
             if self.section.rank and len(down) > self.section.rank:
                 up, down, _ = extract_lora(LayerDelta({"up": up, "down": down}, 1.0), self.section.rank)
-            of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
-            tensors |= of_file
-            loss.add(meant_OI, written_OI)
+            if len(down):
+                of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
+                tensors |= of_file
+                loss.add(meant_OI, written_OI)
         metadata = {"merged_from": _sources(files)}
         models = {file.metadata.get(BASE_MODEL) for file, _ in files}
         if len(models) == 1 and (model := models.pop()):

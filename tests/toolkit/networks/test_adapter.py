@@ -317,6 +317,13 @@ def test_a_dora_that_scales_output_rows_is_read_but_not_taken_over() -> None:
         network.load_pretrained({"layer": rows})
 
 
+def test_a_file_that_changes_biases_cannot_be_taken_over() -> None:
+    network = single(configured("lora"))[1]
+    change = LayerDelta({"up": torch.ones(6, 1), "down": torch.ones(1, 4)}, 1.0, torch.ones(6))
+    with pytest.raises(UserError, match=r"changes biases \(layer\), which a network does not train"):
+        network.load_pretrained({"layer": change})
+
+
 # ---------------------------------------------------------------- diffusers
 
 

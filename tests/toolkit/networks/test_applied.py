@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
-from toolkit.networks.applied import AppliedAdapters
+from toolkit.networks.applied import AppliedAdapters, NamedAdapters
 from toolkit.networks.lora_formats import LayerDelta
 
 CPU = torch.device("cpu")
@@ -66,6 +67,19 @@ def test_the_output_is_that_of_the_changed_weight(kind: str, qtype: str) -> None
     assert torch.equal(net[0](x), before)
     applied.use([])
     assert torch.equal(net[0](x), before)
+
+
+@pytest.mark.parametrize("parts", [lora().parts, {"up": torch.zeros(OUTPUTS, 0), "down": torch.zeros(0, INPUTS)}])
+def test_a_bias_is_added_by_its_strength(parts: dict[str, Tensor]) -> None:
+    net, x, bias_O = model(), matrix(7, 2, 5, INPUTS), matrix(8, OUTPUTS)
+    change = LayerDelta(parts, 0.7, bias_O)
+    expected = net[0](x) - 0.5 * (x @ change.delta().T + bias_O)
+    named = NamedAdapters(net, {"file": ({"0": change}, -0.5)}, CPU, torch.float32)
+    with named.using("file"):
+        torch.testing.assert_close(net[0](x), expected, rtol=1e-4, atol=1e-4)
+    net[1].bias = None
+    with pytest.raises(UserError, match="the bias of 1 is changed"):
+        AppliedAdapters(net, [{"1": change}], CPU).use([({"1": change}, 1.0)])
 
 
 def test_several_files_add_up_and_are_exchanged() -> None:

@@ -172,11 +172,30 @@ def test_a_saved_peft_adapter_means_what_peft_computes(tmp_path: Path) -> None:
     assert change.scale == 2.5
 
 
+def test_changes_of_biases_stand_beside_matrices_or_alone(tmp_path: Path) -> None:
+    """As ComfyUI's extraction writes them; those that are all zero are none. No alpha scales them."""
+    other = TO_Q.replace("to_q", "to_k")
+    tensors = {f"{TO_Q}.lora_A.weight": torch.ones(2, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}
+    tensors |= {f"{TO_Q}.alpha": torch.tensor(1.0), f"{TO_Q}.diff_b": torch.arange(5.0)}
+    tensors |= {f"{other}.diff_b": torch.ones(4), f"{TO_Q.replace('to_q', 'to_v')}.diff_b": torch.zeros(5)}
+    path = _written(tmp_path, tensors)
+    for layers in (MODULES, {name: (6, 5 if name == TO_Q else 4) for name in MODULES}):
+        changes = load_adapter_file(path, layers)
+        assert changes.keys() == {TO_Q, other}
+        assert torch.equal(changes[TO_Q].bias, torch.arange(5.0)) and changes[TO_Q].scale == 0.5
+        assert torch.equal(changes[other].bias, torch.ones(4)) and not changes[other].has_weight
+        assert not changes[other].delta().any() and not changes[other].is_zero
+    with pytest.raises(UserError, match=f"{other} has 6 inputs and 4 outputs there, 6 and 5 in this model"):
+        load_adapter_file(path, dict.fromkeys(MODULES, (6, 5)))
+    for wrong, words in ((torch.ones(4), "not the layer's"), (torch.full((5,), torch.nan), "not finite")):
+        with pytest.raises(UserError, match=words):
+            load_adapter_file(_written(tmp_path, tensors | {f"{TO_Q}.diff_b": wrong}), MODULES)
+
+
 @pytest.mark.parametrize(
     ("suffix", "words"),
     [
         ("diff", "holds whole changes of weights"),
-        ("diff_b", "holds changes of biases"),
         ("w_norm", "holds changes of norms"),
         ("oft_blocks", "holds an OFT"),
         ("on_input", "holds an IA3"),

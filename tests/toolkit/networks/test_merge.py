@@ -1,6 +1,7 @@
 """LoRA files merged into the model: the weights they make, in which precision, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,6 +146,18 @@ def test_weights_are_rounded_once(dtype: torch.dtype) -> None:
     found = merged(one_layer(dtype), *[(little, 1.0)] * 5)
     assert found.dtype == dtype
     assert torch.equal(found, (base.float() + 5 * little.delta()).to(dtype))
+
+
+def test_changes_of_biases_are_merged_and_refused_where_there_is_none() -> None:
+    model, bias_O = one_layer(torch.bfloat16), torch.full((5,), 1e-3)
+    expected_OI, expected_O = model[0].weight.float() + change().delta(), model[0].bias.float() + 2e-3 - 0.5e-3
+    alone = LayerDelta({"up": torch.zeros(5, 0), "down": torch.zeros(0, 6)}, 1.0, bias_O)
+    merged(model, (change(), 1.0), (alone, 2.0), (replace(alone, bias=-bias_O), 0.5))
+    assert torch.equal(model[0].weight, expected_OI.bfloat16())
+    assert torch.equal(model[0].bias, expected_O.bfloat16())
+    model[0].bias = None
+    with pytest.raises(UserError, match="a changes the bias of 0"):
+        merged(model, (alone, 1.0))
 
 
 def test_each_change_is_merged_once() -> None:

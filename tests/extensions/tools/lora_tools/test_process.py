@@ -187,6 +187,54 @@ def test_loras_add_up_to_one_without_loss_or_to_the_nearest_of_a_rank(
         torch.testing.assert_close(small[name].delta(), nearest, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def biased(write_lora, layers, tmp_path: Path) -> Path:
+    """A LoRA with changes of two biases, one of a layer whose weight stays."""
+    tensors = load_file(write_lora("a.safetensors", 1))
+    tensors[f"diffusion_model.{TO_Q}.diff_b"] = torch.arange(1.0, layers[TO_Q][1] + 1)
+    tensors["diffusion_model.img_in.diff_b"] = torch.ones(layers["img_in"][1])
+    save_file(tensors, tmp_path / "biased.safetensors")
+    return tmp_path / "biased.safetensors"
+
+
+def test_biases_are_kept_by_convert_and_resize_and_merged(
+    run, run_py, biased: Path, write_lora, tiny_model: Path, tmp_path: Path, capsys
+) -> None:
+    given = load_file(biased)
+    biases = {name: given[name] for name in given if name.endswith(".diff_b")}
+    run("convert", input=str(biased), output="comfyui.safetensors", to="comfyui")
+    assert_same(load_file(tmp_path / "comfyui.safetensors"), given)
+    run("resize", input=str(biased), output="small.safetensors", rank=2)
+    small = load_file(tmp_path / "small.safetensors")
+    assert_same({name: small[name] for name in biases}, biases)
+    assert len(small) == len(given) and small[f"diffusion_model.{TO_Q}.lora_A.weight"].shape[0] == 2
+    run("merge", lora=[f"{biased}:0.5", f"{biased}:0.25"], output="two.safetensors")
+    two = load_file(tmp_path / "two.safetensors")
+    assert_same({name: two[name] for name in biases}, {name: 0.75 * bias for name, bias in biases.items()})
+    run("merge", base=str(tiny_model), lora=f"{biased}:0.5", output="merged", dtype="float32")
+    before, after = transformer(tiny_model), transformer(tmp_path / "merged")
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert changed == {f"{TO_Q}.weight", f"{TO_Q}.bias", f"{TO_V}.weight", "img_in.bias"}
+    name = "diffusion_model.img_in.diff_b"
+    torch.testing.assert_close(after["img_in.bias"], before["img_in.bias"].float() + 0.5 * biases[name])
+    capsys.readouterr()
+    run("inspect", file=str(biased), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["biases"], told["ranks"]) == (2, {"3": 2})
+    assert told["readable_by"] == ["comfyui", "comfyui-fused"]
+    with pytest.raises(UserError, match="diffusers does not read changes of biases"):
+        run("convert", input=str(biased), output="x.safetensors", to="diffusers")
+    write_tiny_model(tmp_path / "other", TinySpec(arch="qwen_image_2"))
+    save_file({"diffusion_model.img_in.diff_b": torch.ones(64)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"img_in\.bias is changed\. This model has none there"):
+        run("merge", base=str(tmp_path / "other"), lora=str(tmp_path / "other.safetensors"), output="y")
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize(("keys", "ranks"), [({"rank": 2}, {2}), ({"share": 1.0}, {3}), ({"share": 0.5}, {1, 2})])
 def test_a_rank_is_given_or_follows_from_the_share_that_is_kept(
     run, write_lora, tiny_model: Path, layers, tmp_path: Path, said, keys: dict, ranks: set[int]
