@@ -86,6 +86,10 @@ class FlowTrainerProcess(RolesTrainer):
     def programs(self) -> Programs:
         return self.block_runner.programs
 
+    @property
+    def caches_latents(self) -> bool:
+        return not self.section.autoencoder
+
     # ------------------------------------------------------------ before anything expensive
 
     planner_class = FlowPlanner
@@ -175,7 +179,7 @@ class FlowTrainerProcess(RolesTrainer):
             most = model.family.max_tokens
             captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
             logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
-        self.encode_images(model, latents=not section.autoencoder)
+        self.encode_images()
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from extensions.sd_trainer.setup import (
 from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
 from jobs.process.image_trainer import ImageTrainer
 from toolkit.config.dataset import LOSS, loss_in
+from toolkit.config.output import SamplePicture
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.image_data import ImageData
@@ -152,8 +153,12 @@ class SdTrainerProcess(ImageTrainer):
         return self.section.train.parallel == "fsdp" and not self.process_group.is_single_process
 
     def encode(self) -> None:
-        predict = leading(self.model, self.process_group) if self._is_sharded else None
-        self.encode_images(self.model, self.extra_prompts, predict, pictures=self.section.all_pictures())
+        if self._is_sharded:
+            self.predict = leading(self.model, self.process_group)
+        self.encode_images()
+
+    def pictures(self) -> Sequence[SamplePicture]:
+        return self.section.all_pictures()
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 
@@ -265,52 +270,62 @@ class SdTrainerProcess(ImageTrainer):
         return step
 
     def fit(self, run: Run) -> None:
-        section, group, dataset = self.section, self.process_group, self.dataset
-        model, network, block_runner = self.model, self.network, self.block_runner
+        section, dataset = self.section, self.dataset
         step = self.make_step()
         loader = BatchLoader(dataset, self.seed) if isinstance(dataset, EncodedDataset) else dataset
         source, largest = self.batches(
             run,
             loader,
-            partial(_pixels_in_model, model),
+            partial(_pixels_in_model, self.model),
             section.train.group_by_length,
             # With low_vram each encoder moves to the device and back: not while a step or a sample is computed.
             prefetched=not (self.data.stream and section.model.low_vram),
         )
-        if group.is_single_process:
+        if self.process_group.is_single_process:
             self._measure_memory(run)
         if run.state.step < run.steps:
             batch = largest()
-
-            def first() -> tuple[LatentBatch, Tensor]:
-                """The first item of the first epoch and its noise, also in a resumed run."""
-                if isinstance(loader, BatchLoader):
-                    items, settings = self.data.items, section.train
-                    specs = epoch_batches(items, settings.batch_size, run.seed, 0, settings.group_by_length)
-                    first_batch = loader.load(first_sample_spec(specs))
-                else:
-                    first_batch = loader.first()
-                return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
-
-            compiled = self.programs.used
-            choose_w8a8_layers(section, model, network, self.device, compiled, first, group)
-            existing_state_bytes, gather = sum(role.state_bytes for role in run.roles.values()), group.all_gather_object
-            levels = max(step.levels(batch, row) for row in range(len(batch)))
-            choose_checkpointing_level(
-                block_runner, section, model, network, batch, existing_state_bytes, gather, levels
-            )
+            self._choose_w8a8_layers(run, loader, step)
+            self._choose_checkpointing(run, batch, step)
             # With a sharded model no rank may repeat a pass alone.
-            ways_out = [] if self._is_sharded else [block_runner.increase_checkpointing]
+            ways_out = [] if self._is_sharded else [self.block_runner.increase_checkpointing]
             if line := try_largest_batch(run, batch, step, *ways_out):
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
+        self.run_loop(run, _Announced(source, step, self._latent_size), step)
 
-        def latent_size(spec: BatchSpec) -> Size:
-            if isinstance(dataset, StreamLatents):
-                return dataset.latent_size(spec)
-            return model.family.latent_size(self.data.items[spec.items[0]].crop.bucket)
+    def _choose_w8a8_layers(self, run: Run, loader: BatchLoader | StreamLatents, step: FlowMatchingStep) -> None:
+        first, group = partial(self._first_item, run, loader, step), self.process_group
+        choose_w8a8_layers(self.section, self.model, self.network, self.device, self.programs.used, first, group)
 
-        self.run_loop(run, _Announced(source, step, latent_size), step)
+    def _first_item(
+        self, run: Run, loader: BatchLoader | StreamLatents, step: FlowMatchingStep
+    ) -> tuple[LatentBatch, Tensor]:
+        """The first item of the first epoch and its noise, also in a resumed run."""
+        if isinstance(loader, BatchLoader):
+            items, settings = self.data.items, self.section.train
+            specs = epoch_batches(items, settings.batch_size, run.seed, 0, settings.group_by_length)
+            batch = loader.load(first_sample_spec(specs))
+        else:
+            batch = loader.first()
+        return batch, step.sample_noise_and_t(batch.spec, batch.latents_BCHW.shape[1:])[0]
+
+    def _choose_checkpointing(self, run: Run, largest: LatentBatch, step: FlowMatchingStep) -> None:
+        choose_checkpointing_level(
+            self.block_runner,
+            self.section,
+            self.model,
+            self.network,
+            largest,
+            sum(role.state_bytes for role in run.roles.values()),
+            self.process_group.all_gather_object,
+            max(step.levels(largest, row) for row in range(len(largest))),
+        )
+
+    def _latent_size(self, spec: BatchSpec) -> Size:
+        if isinstance(self.dataset, StreamLatents):
+            return self.dataset.latent_size(spec)
+        return self.model.family.latent_size(self.data.items[spec.items[0]].crop.bucket)
 
     def _measure_memory(self, run: Run) -> None:
         """Compares the peak of the first step with the estimate, where memory can be measured."""

@@ -64,7 +64,15 @@ class ImageTrainer(Trainer):
 
     planner_class: ClassVar[type[Planner]]
 
+    model: DiffusionModel
+    """What `encode_images` encodes with; `open_model` sets it."""
+
+    predict: Callable[..., Tensor] | None = None
+    """Replaces `model.predict_velocity` in work that only rank 0 does."""
+
     # What `encode_images` makes.
+
+    stores: CacheStores
 
     dataset: EncodedDataset | StreamLatents
     """What makes batches of latents: an encoded dataset, or the encoder of a stream."""
@@ -99,63 +107,79 @@ class ImageTrainer(Trainer):
 
     # ------------------------------------------------------------ encoding
 
-    def encode_images(
-        self,
-        model: DiffusionModel,
-        extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
-        predict: Callable[..., Tensor] | None = None,
-        latents: bool = True,
-        pictures: Sequence[SamplePicture] | None = None,
-    ) -> None:
-        """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
-        training does not need.
+    @property
+    def caches_latents(self) -> bool:
+        """False where the encoder of images is trained: they are encoded at each use."""
+        return True
 
-        extra_prompts: as of `encode_items`. predict: replaces `model.predict_velocity` in work that only rank 0 does.
-        latents: False where the encoder of images is trained: they are encoded at each use. pictures: sample images;
-        None: those of the section.
-        """
-        section, group = self.section, self.process_group
-        stores, dtype = CacheStores(self.training_folder), DTYPES[section.train.dtype]
+    def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
+        """Further prompts of a sample by name, the same names for all (`encode_items`)."""
+        return {}
+
+    def pictures(self) -> Sequence[SamplePicture]:
+        """The sample images."""
+        return self.section.sample_pictures()
+
+    def encode_images(self) -> None:
+        """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
+        training does not need."""
+        self.stores = CacheStores(self.training_folder)
+        self.sampler = self.validator = self.edits = None
+        self._encode_dataset()
+        if self.process_group.is_main_process:
+            self._encode_samples()
+            self._encode_validation()
+        if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
+            needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": bool(self.sampler or self.edits)}
+            parts = self.model.family.encoder_parts.items()
+            self.model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
+
+    def _encode_dataset(self) -> None:
+        section, group, model = self.section, self.process_group, self.model
+        stores, dtype, extra_prompts = self.stores, DTYPES[section.train.dtype], self.extra_prompts
         if stream := self.data.stream:
             keep_text, encoder = bool(section.requested_text_cache(stream.settings)), ItemEncoder(model, dtype)
             self.dataset = StreamLatents(stream, model, encoder, self.seed, stores.on_disk, keep_text, extra_prompts)
-        else:
-            items, of_sample = self.data.items, stores.of_samples(section)
-            if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
-                share = items[group.rank :: group.world_size]
-                encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents)
-                group.all_gather_object("encoded")
-            self.dataset = encode_items(items, model, of_sample, dtype, self.progress, extra_prompts, latents)
-            what = "latents and text embeddings" if latents else "text embeddings"
-            self.status.finish(f"{what} of {len(items)} items are ready")
-        self.sampler = self.validator = self.edits = None
-        if group.is_main_process:
-            kept = stores.on_disk if latents else stores.on_disk._replace(latents=ForgetfulCache())
+            return
+        items, of_sample, latents = self.data.items, stores.of_samples(section), self.caches_latents
+        if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
+            share = items[group.rank :: group.world_size]
+            encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents)
+            group.all_gather_object("encoded")
+        self.dataset = encode_items(items, model, of_sample, dtype, self.progress, extra_prompts, latents)
+        what = "latents and text embeddings" if latents else "text embeddings"
+        self.status.finish(f"{what} of {len(items)} items are ready")
 
-            def encoded(prompts: Sequence[SamplePrompt]) -> Sampler | None:
-                if not prompts:
-                    return None
-                sampler = Sampler(model, prompts, self.dataset.encoder, kept, predict, self.watch_sampling)
-                sampler.encode(self.progress)
-                self.status.finish()
-                return sampler
+    def _encode_samples(self) -> None:
+        if not self.section.train.disable_sampling:
+            prompts = sample_prompts(self.pictures(), self.section.trigger_word, self.model.family)
+            self.sampler = self._encoded_sampler(prompts)
 
-            pictures = section.sample_pictures() if pictures is None else pictures
-            if not section.train.disable_sampling:
-                self.sampler = encoded(sample_prompts(pictures, section.trigger_word, model.family))
-            if (split := self.data.split) and (measured := section.validation):
-                of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
-                held_out = encode_items(split.items, model, of_sample, dtype, self.progress)
-                self.status.finish()
-                self.validator = Validator(model, held_out, measured.timesteps, measured.seed, predict)
-                family, as_sampled = model.family, section.sample or SampleConfig()
-                steps, guidance = as_sampled.sample_steps or family.sample_steps, as_sampled.guidance_scale
-                guidance = family.guidance if guidance is None else guidance
-                self.edits = encoded(edit_prompts(split.items, measured.edits, family, steps, guidance))
-        if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
-            needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": bool(self.sampler or self.edits)}
-            parts = model.family.encoder_parts.items()
-            model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
+    def _encode_validation(self) -> None:
+        section, model, split = self.section, self.model, self.data.split
+        if not split or not (measured := section.validation):
+            return
+        stores = self.stores
+        of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
+        held_out = encode_items(split.items, model, of_sample, DTYPES[section.train.dtype], self.progress)
+        self.status.finish()
+        self.validator = Validator(model, held_out, measured.timesteps, measured.seed, self.predict)
+        family, as_sampled = model.family, section.sample or SampleConfig()
+        steps, guidance = as_sampled.sample_steps or family.sample_steps, as_sampled.guidance_scale
+        guidance = family.guidance if guidance is None else guidance
+        self.edits = self._encoded_sampler(edit_prompts(split.items, measured.edits, family, steps, guidance))
+
+    def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
+        """Generates these, whose texts and images are encoded; None without any."""
+        if not prompts:
+            return None
+        kept = self.stores.on_disk
+        if not self.caches_latents:
+            kept = kept._replace(latents=ForgetfulCache())
+        sampler = Sampler(self.model, prompts, self.dataset.encoder, kept, self.predict, self.watch_sampling)
+        sampler.encode(self.progress)
+        self.status.finish()
+        return sampler
 
     def measure_validation(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """The losses of the validator, then the drift of the edits; None after a stop."""
