@@ -621,8 +621,8 @@ class TrainConfig(OptimizationConfig):
     fused_backward_pass: bool = False
     """Update each parameter during the last backward pass of a step, and free its gradient at once: less memory, and
     exactly the same weights if nothing is clipped. `max_grad_norm` then clips the gradient of each parameter
-    separately. With `compile: auto` a step in which blocks are compiled is computed twice, because a step in which
-    weights have moved cannot be repeated."""
+    separately. With `compile: auto` a step in which blocks are compiled, or meet a size for the first time, is computed
+    twice, because a step in which weights have moved cannot be repeated."""
 
     gradient_checkpointing: Checkpointing = "auto"
     """What is recomputed in the backward pass instead of stored: less memory, slower, and the same gradients (bit for

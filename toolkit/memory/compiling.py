@@ -169,6 +169,9 @@ class Programs:
         self.failure = ""
         """Why they were given up."""
 
+        self.sizes: set[tuple[torch.Size | None, ...]] = set()
+        """Of a block's inputs, of every call with gradients so far."""
+
         self._settings = settings
         self._begun = CompileTime()
         if settings:
@@ -184,6 +187,11 @@ class Programs:
     def may_stop(self) -> bool:
         """Whether they are given up once one fails."""
         return self.used and self._settings is not None and self._settings.enabled == "auto"
+
+    @property
+    def tried(self) -> tuple[int, int]:
+        """Changes where a pass may run a program that has not run before, or one at a size that it has not run at."""
+        return self.took.programs, len(self.sizes)
 
     @property
     def took(self) -> CompileTime:
@@ -261,6 +269,8 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
         def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             if not programs.used:
                 return run(block, *tensors)
+            if torch.is_grad_enabled():
+                programs.sizes.add(tuple(getattr(tensor, "shape", None) for tensor in tensors))
             try:
                 return program(block, *(_as_stream(tensor, settings) for tensor in tensors))
             except Exception as error:

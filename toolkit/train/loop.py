@@ -195,7 +195,8 @@ def _computed(
     """As `_forward_backward`. Where a compiled program fails that may be given up, all of it is computed again without
     programs, at a level of checkpointing that fits. What fails then too is raised as it is: it was not the program.
 
-    Raises _Untried, unless `tried`, where weights would move in the first backward pass of a program.
+    Raises _Untried, unless `tried`, where weights would move in the first backward pass of a program, or in its first
+    one at a size.
     """
     programs, reason = run.programs, ""
     while True:
@@ -258,7 +259,7 @@ class _Passes:
         self.roles = frozenset(name for name, role in run.roles.items() if trial or self.step % role.every == 0)
         self.is_last = False
         self._run, self._samples, self._trial, self._tried = run, samples, trial, tried
-        self._compiled, self._took = run.programs.used, run.programs.took
+        self._compiled, self._programs = run.programs.used, run.programs.tried
         for role in () if trial else [run.roles[name] for name in self.roles]:
             role.before_step(self.step)
             role.optimizer_step.begin_accumulation(role)
@@ -295,7 +296,7 @@ class _Passes:
         if self._compiled and not programs.used:  # given up in a forward pass, whose first blocks ran compiled
             raise _ProgramFailed
         moves = self.is_last and final and any(role.optimizer_step.in_backward for role in roles.values())
-        if moves and not self._tried and programs.may_stop and programs.took != self._took:
+        if moves and not self._tried and programs.may_stop and programs.tried != self._programs:
             raise _Untried
 
 

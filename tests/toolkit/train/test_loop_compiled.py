@@ -228,6 +228,20 @@ def test_no_weight_moves_in_the_first_backward_pass_of_a_program(toy, install, s
     expect_eager(toy, Blocks(AUTO), said, ERRORS[0], steps=3, accumulation=accumulation, fused=True)
 
 
+def test_no_weight_moves_in_the_first_backward_pass_at_a_size_of_a_program_that_exists(toy, install, said) -> None:
+    """One program for all sizes: its second pass at the third size fails, in the first block."""
+    seen = []
+
+    def second_fails(kind: str, tensors: list[Tensor]) -> Exception | None:
+        at_size = kind == "backward" and any(SIZES[2] in tensor.shape for tensor in tensors)
+        seen.extend([kind] * at_size)
+        return ERRORS[0] if at_size and len(seen) == 2 else None
+
+    install(second_fails)
+    expect_eager(toy, Blocks(CompileConfig(backend=NAME, dynamic=True)), said, ERRORS[0], steps=4, fused=True)
+    assert len(seen) == 2
+
+
 def test_a_program_that_fails_when_weights_have_moved_ends_the_run_with_advice(toy, install, said) -> None:
     runs = []
 
