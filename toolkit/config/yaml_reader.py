@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
+from toolkit.config.yaml_faults import quoted, syntax_fault
 from toolkit.files.redact import is_secret_variable
 from toolkit.files.writing import read_source
 
@@ -95,8 +94,18 @@ class _Loader(yaml.SafeLoader):
 
     depth = 0
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.marked: dict[str, tuple[int, int]] = {}
+        """Anchor of an unquoted text -> where it begins and ends, until an alias uses it."""
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         self.depth += 1
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            self.marked.pop(event.anchor, None)
+        elif isinstance(event, yaml.ScalarEvent) and event.anchor and event.style is None:
+            self.marked[event.anchor] = (event.start_mark.index, event.end_mark.index)
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
                 problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=self.peek_event().start_mark
@@ -111,109 +120,6 @@ class _Loader(yaml.SafeLoader):
         return super().resolve(kind, value, implicit)
 
 
-class _Remedy(NamedTuple):
-    """One row of `_REMEDIES`."""
-
-    problem: str
-    """Pattern in what PyYAML says."""
-
-    cause: Literal["here", "above", "opened"]
-    """Where the mistake is: where PyYAML stopped, in the line above, or where it began to read the part it is in."""
-
-    line: str
-    """Pattern in that line."""
-
-    remedy: str
-
-
-_NO_KEY_HERE = r"mapping values|'<block mapping start>'"
-
-_REMEDIES = (
-    _Remedy(r"'\\t'", "here", r"", "a tab. Indent with spaces."),
-    _Remedy(r"", "here", r"^\s*-[A-Za-z_]\w*\s*:", "'-' and the key are one word. Write a space after '-'."),
-    _Remedy(r"", "above", r"^\s*-[A-Za-z_]\w*\s*:", "'-' and the key are one word. Write a space after '-'."),
-    _Remedy(
-        r"escape",
-        "here",
-        r"\b[A-Za-z]:\\",
-        r"'\' begins an escape within double quotes. Write '/', or use single quotes; in WSL, C:\ is '/mnt/c/'.",
-    ),
-    _Remedy(
-        r"escape", "here", r"", r"'\' begins an escape within double quotes. Write '/' or '\\', or use single quotes."
-    ),
-    _Remedy(r"end of stream", "opened", r"", "the quote that opens here is never closed."),
-    _Remedy(r"expected ',' or", "opened", r"", "the bracket that opens here is not closed, or ',' is missing in it."),
-    _Remedy(r"could not find expected ':'", "opened", r"", "no ':' follows the key. Write 'key: value'."),
-    _Remedy(
-        _NO_KEY_HERE, "above", r"^\s*(- +)?\w+( +[^\s:]+)? *(#.*)?$", "no ':' follows the key. Write 'key: value'."
-    ),
-    _Remedy(_NO_KEY_HERE, "above", r"^\s*(- +)?\w+:[^\s:]", "no space follows the ':'. Write 'key: value'."),
-    _Remedy(r"mapping values", "here", r"\S#", "a comment needs a space before its '#'."),
-    _Remedy(r"mapping values", "here", r":\s.*:(\s|$)", "': ' stands twice in a line. Put the text in quotes."),
-    _Remedy(
-        r"expected <block end>",
-        "here",
-        r"(^|\s)(\[[^\]]*\]|\{[^}]*\})\s*[^\s#]",
-        "a text that begins with a bracket needs quotes around the whole: '[trigger], a photo'.",
-    ),
-    _Remedy(
-        r"'<scalar>'",
-        "opened",
-        r"[\"']",
-        "the quote that opens here closes within the text. Close it at the end, or use the other kind of quote.",
-    ),
-    _Remedy(rf"{_NO_KEY_HERE}|'-'|'\?'", "here", r"", "the indent fits none of the lines above."),
-    _Remedy(r"found character|undefined alias", "here", r"", "{problem}. If it begins a text, put the text in quotes."),
-    _Remedy(r"", "here", r"", "{problem}"),
-)
-"""The first row that fits an error is reported."""
-
-
-def _syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocation, KeyPath, str]:
-    """The place of the mistake, which is often above the place where PyYAML stopped, and what to write instead."""
-    lines = text.splitlines() or [""]
-    mark = error.problem_mark or error.context_mark
-    here = SourceLocation(mark.line + 1, mark.column + 1) if mark else SourceLocation(1, 1)
-    stopped = error.context_mark if "end of stream" in str(error.problem) else mark
-    opened = (stopped and _quote_before(text, stopped.index)) or error.context_mark or mark
-    above = here.line - 1
-    while above > 1 and re.match(r"\s*(#|$)", lines[above - 1]):
-        above -= 1
-    first = re.search(r"\S", lines[above - 1]) if above else None
-    places = {
-        "here": here,
-        "above": SourceLocation(above, first.start() + 1) if first else here,
-        "opened": SourceLocation(opened.line + 1, opened.column + 1) if opened else here,
-    }
-    problem = "; ".join(part for part in (error.problem, error.note) if part)
-    for place in (places["above"], places["here"]):
-        if _lacks_dash(lines, place):
-            return place, (), "not valid YAML: '- ' is missing in front of this item of a list."
-    for row in _REMEDIES:
-        place = places[row.cause]
-        line = lines[place.line - 1] if place.line <= len(lines) else ""
-        if re.search(row.problem, problem) and re.search(row.line, line):
-            return place, (), f"not valid YAML: {row.remedy.format(problem=problem)}"
-    raise AssertionError("the last row fits everything")
-
-
-def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
-    """Whether the line is a key beside a line of the same indent that begins with a dash."""
-    indents = [re.match(rf" {{{place.column - 1}}}- ", line) for line in lines[place.line - 2 : place.line + 1]]
-    is_key = any(re.match(r" *\w+:(\s|$)", line) for line in lines[place.line - 1 : place.line])
-    return is_key and place.column > 1 and any(indents)
-
-
-def _quote_before(text: str, end: int) -> yaml.Mark | None:
-    """Where the quoted text opens right behind which more text, or another quote, follows at `end`."""
-    last: yaml.Token | None = None
-    with suppress(yaml.YAMLError):  # PyYAML stopped within the token behind it
-        for token in takewhile(lambda token: token.start_mark.index < end, yaml.scan(text, Loader=yaml.SafeLoader)):
-            last = token
-    quoted = isinstance(last, yaml.ScalarToken) and last.style in ("'", '"')
-    return last.start_mark if last and quoted and not text[last.end_mark.index : end].strip() else None
-
-
 _TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)")
 """The beginning of a TOML file: the head of a table, or a key with its value."""
 
@@ -224,9 +130,10 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
         remedy = "Rename it, so that it ends in .toml: a config of musubi-tuner is then read."
         diagnostics.fatal(SourceLocation(1, 1), (), f"holds TOML, not YAML. {remedy}")
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        diagnostics.fatal(*_syntax_fault(text, error))
+        diagnostics.fatal(*syntax_fault(text, error))
     except yaml.reader.ReaderError as error:
         diagnostics.fatal(_place_of(text, error.position), (), f"not valid YAML: the character U+{error.character:04X}")
     if root is None:
@@ -238,14 +145,16 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
         if is_dataset:
             remedy = "It is another program's list of datasets, which is not read: see docs/coming_from.md."
         diagnostics.fatal(SourceLocation(1, 1), (), f"is not a mapping. {remedy}")
-    return _Builder(diagnostics).build(root, (), _place(root), -1)
+    unused = {start: text[start:end] for start, end in loader.marked.values()}
+    return _Builder(diagnostics, unused).build(root, (), _place(root), -1)
 
 
 class _Builder:
     """Turns YAML nodes into `ConfigNode`s; an alias becomes a copy of what it names, and copies are counted."""
 
-    def __init__(self, diagnostics: Diagnostics) -> None:
-        self.diagnostics = diagnostics
+    def __init__(self, diagnostics: Diagnostics, unused: Mapping[int, str]) -> None:
+        """unused: place in the file -> a text behind an anchor that no alias names."""
+        self.diagnostics, self.unused = diagnostics, unused
         self.count = 0
         self.open: list[yaml.Node] = []
 
@@ -265,7 +174,7 @@ class _Builder:
         else:
             value = self.scalar(node, path)
         self.open.pop()
-        return ConfigNode(
+        built = ConfigNode(
             value=value,
             path=path,
             key_at=key_at,
@@ -275,6 +184,10 @@ class _Builder:
             span=(node.start_mark.index, node.end_mark.index),
             aliased=node.start_mark.index < key_end,
         )
+        if (whole := self.unused.get(node.start_mark.index)) and isinstance(value, str | None):
+            message = f"{whole.split()[0]!r} is left out: '&' marks a value for an alias, '*', and the file has none. "
+            self.diagnostics.warn(built, f"{message}If it belongs to the text, put the text in quotes: {quoted(whole)}")
+        return built
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, ConfigNode]:
         entries: dict[str, ConfigNode] = {}
@@ -321,7 +234,9 @@ class _Builder:
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix(_TAG)
         if kind not in ("str", *_SCALARS):
-            self.diagnostics.error_at(_place(node), path, f"the tag {node.tag!r} is not supported. Leave it out.")
+            self.diagnostics.error_at(
+                _place(node), path, f"the tag {node.tag!r} is not supported. Leave it out, or put the text in quotes."
+            )
             return node.value
         try:
             value = scalar_value(node.value, kind)

@@ -82,9 +82,10 @@ def test_a_number_may_be_tagged_as_a_float() -> None:
         ("? [a]\n: b\n", "f:1:3: ?: a key must be text. Put it in quotes."),
         ("a: !!python/object:os.system x\n", "f:1:4: a: the tag 'tag:yaml.org,2002:python/object:os.system'"),
         ("a: !!int x\n", "f:1:4: a: 'x' is not of the kind int"),
-        ("a: b: c\n", "f:1:5: not valid YAML: ': ' stands twice in a line. Put the text in quotes."),
+        ("a: b: c\n", "f:1:5: not valid YAML: ': ' stands twice in a line. Put the text in quotes: \"b: c\""),
         ("a:\n\t- b\n", "f:2:1: not valid YAML: a tab. Indent with spaces."),
-        ("a: 1\n---\nb: 1\n", "f:2:1: not valid YAML: but found another document"),
+        ("a: 1\n---\nb: 1\n", "f:2:1: '---' begins a second document. Write one job per file; run.py "),
+        ("a: 1\n---\n# end\n", "f:2:1: '---' begins a second document, which is empty. Remove it."),
         ("a: *b\n", "f:1:4: not valid YAML: found undefined alias 'b'"),
         ("a: \x07\n", "f:1:4: not valid YAML"),
         ("", "f:1:1: is empty"),
@@ -108,7 +109,25 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
         ("a:\n  lr:1e-4\n  steps: 3\n", "2:3", "no space follows the ':'. Write 'key: value'."),
         ("a:\n  -b: x\n    c: 1\n", "2:3", "'-' and the key are one word. Write a space after '-'."),
         ("a:\n  - b: x\n  -b: y\n", "3:3", "'-' and the key are one word."),
-        ("a:\n  - b: [trigger], a temple\n", "2:17", "a text that begins with a bracket needs quotes around the whole"),
+        (
+            "a:\n  - b: [trigger], a temple\n",
+            "2:17",
+            'a text that begins with a bracket needs quotes around the whole: "[trigger], a temple"',
+        ),
+        (
+            "a:\n  - a photo: b: c # d\n",
+            "2:14",
+            "': ' stands twice in a line. Put the text in quotes: \"a photo: b: c\"",
+        ),
+        ("a:\n  - & b\n", "2:5", "a text cannot begin with '&' unless it is in quotes: \"& b\""),
+        ("a: **b**\n", "1:4", "a text cannot begin with '*' unless it is in quotes: \"**b**\""),
+        (
+            'a:\n  - *b*, 5" wide\n',
+            "2:5",
+            "found undefined alias 'b': no value above is marked '&'. If '*' belongs to the text, put the text in "
+            "quotes: '*b*, 5\" wide'",
+        ),
+        ("a: |b\n", "1:4", "a text cannot begin with '|' unless it is in quotes: \"|b\""),
         ("a: {b} c\n", "1:8", "a text that begins with a bracket"),
         ('a: 1\nb: "c\nd: e\n', "2:4", "the quote that opens here is never closed."),
         ('a: 1\nb: "c\nd: "e"\n', "2:4", "the quote that opens here closes within the text. Close it at the end"),
@@ -133,12 +152,21 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
         (
             "a: @b\n",
             "1:4",
-            "found character '@' that cannot start any token. If it begins a text, put the text in quotes.",
+            "a text cannot begin with '@' unless it is in quotes: \"@b\"",
         ),
     ],
 )
 def test_a_mistake_in_the_syntax_is_told_where_it_was_made_with_its_remedy(text: str, place: str, remedy: str) -> None:
     assert fault(text).startswith(f"f:{place}: not valid YAML: {remedy}")
+
+
+def test_the_beginning_of_a_text_that_yaml_takes_for_an_anchor_is_a_warning() -> None:
+    """Of texts whose anchor an alias uses, and of lists and mappings, nothing is said."""
+    diagnostics = Diagnostics("f")
+    root = read_yaml("a:\n  - &amp b\n  - &x c\n  - *x\nd: &y [1]\n", diagnostics)
+    assert root.data() == {"a": ["b", "c", "c"], "d": [1]}
+    [line] = diagnostics.warnings
+    assert line.startswith("f:2:5: a[0]: '&amp' is left out") and line.endswith('put the text in quotes: "&amp b"')
 
 
 @pytest.mark.parametrize(
