@@ -80,14 +80,14 @@ SHORT_LIST = 8
 def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> str:
     """The remedy for an unknown name: the known one that is close to it; then all of them with `list_all`.
 
-    Without, and with none that is close: the nearest three, or all of a short list.
+    Without, and with none that is close: all of a short list, nothing of a long one, whose names would mislead.
     """
     known = sorted(known)
     close = get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     if list_all or (not close and len(known) <= SHORT_LIST):
         return f"{hint}Known names: {', '.join(known)}."
-    return hint.strip() or f"The nearest names: {', '.join(get_close_matches(str(name), known, n=3, cutoff=0))}."
+    return hint.strip()
 
 
 def missing_package(package: str, what: str) -> str:

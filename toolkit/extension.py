@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from difflib import get_close_matches
 from hashlib import blake2b
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -22,10 +23,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
+from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
 from toolkit.registry import MISSING_PARTS, load_object
+from toolkit.version import COMMAND
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 REGISTRY_VARIABLE = "AI_TOOLKIT_EXTENSIONS"
 EXAMPLE_EXTENSIONS = CONFIG_ROOT / "examples" / "extensions"
 
+
+MOST_JOBS, MEANS_TRAINER = "sd_trainer", r"^(?:train|trainer|training|lora|lora_train\w*|train_lora|finetune)$"
+"""The type of most jobs, and what is written for it by those who do not know its name."""
 
 FIRST_STAGE = "Begin"
 STAGES = (FIRST_STAGE, "After a run", "LoRA files", "Others")
@@ -151,8 +156,17 @@ class ExtensionTable:
             raise UserError(f"more than one extension has the uid {uid!r}; keep one of:{folders}")
         if asked := [broken for broken in self.broken if broken.concerns(uid)]:
             raise UserError("\n".join(map(str, asked)))
-        remedy = did_you_mean(uid, {found.uid for found in self.found})
-        raise UserError("\n".join([f"unknown process type {uid!r}. {remedy}", *map(str, self.broken)]))
+        raise UserError("\n".join([f"unknown process type {uid!r}. {self._remedy(uid)}", *map(str, self.broken)]))
+
+    def _remedy(self, uid: str) -> str:
+        """What to write instead of a type that nobody has: the one like it, or the trainer of most jobs."""
+        known, tools = {found.uid for found in self.found}, self.tools()
+        near = get_close_matches(uid, known - tools.keys(), n=1, cutoff=0.75) or get_close_matches(uid, tools, n=1)
+        if MOST_JOBS in known and re.search(MEANS_TRAINER, uid):
+            near = [MOST_JOBS]
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        others = f"; the tools of '{COMMAND} --help' are types too" if tools else ""
+        return f"{hint}Known names: {', '.join(sorted(known - tools.keys()))}{others}."
 
     def find_config(self, uid: str) -> type[BaseModel] | None:
         """The model that checks a section of this type; None when the extension gives none."""

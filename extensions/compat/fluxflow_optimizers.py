@@ -91,7 +91,12 @@ class RoleOptimizers:
         if mode is not None and mode.value != "min":
             self.diagnostics.error(mode, f"{show(mode)}: a loss is to fall. Write min, or leave it out.")
         nodes = {key: tree(value, place) for key, value in params.items()}
-        return {"lr_scheduler": kind or "CosineAnnealingLR", "lr_scheduler_params": _gathered(nodes) if nodes else None}
+        # An empty mapping where there are none: without it the role would take those of the process, of a cosine.
+        own = _gathered(nodes or {"type": kind or tree(COSINE, place)})
+        return {
+            "lr_scheduler": kind or "CosineAnnealingLR",
+            "lr_scheduler_params": own if nodes else replace(own, value={}),
+        }
 
     def check(self, own: Mapping[str, ConfigNode], roles: Sequence[str], step: str) -> None:
         """Warns of entries that the step gives for roles which it does not train."""

@@ -20,11 +20,17 @@ KEYS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"model_type", "base_model_name"}),
     ),
     "a config of DiffSynth-Studio": (frozenset({"dataset_base_path", "lora_target_modules"}),),
-    "a config of kohya's GUI": (frozenset({"LoRA_type", "train_data_dir"}),),
+    "a config of kohya's GUI": (
+        frozenset({"LoRA_type"}),
+        frozenset({"LyCORIS_preset"}),
+        frozenset({"pretrained_model_name_or_path", "max_resolution"}),
+        frozenset({"pretrained_model_name_or_path", "model_list"}),
+    ),
     "a config of kohya's sd-scripts": (
         frozenset({"pretrained_model_name_or_path", "train_data_dir"}),
         frozenset({"pretrained_model_name_or_path", "dataset_config"}),
         frozenset({"pretrained_model_name_or_path", "network_module"}),
+        frozenset({"pretrained_model_name_or_path", "output_name"}),
     ),
 }
 """Whose file it is -> keys, all of which the files of one kind have; the first that fits counts."""

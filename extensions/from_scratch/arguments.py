@@ -162,7 +162,7 @@ def _out_of_range(name: str, value: Any) -> Iterator[Fault]:
             yield (name,), f"{number} is out of range: must be from {least:,} to {most:,}."
     for text in values:
         if isinstance(text, str) and (known := _choices(name)) and text not in known:
-            yield (name,), f"{text!r} is not one of them. {did_you_mean(text, known)}"
+            yield (name,), f"{text!r} is unknown. {did_you_mean(text, known)}"
 
 
 def _of_each_other(

@@ -128,6 +128,16 @@ def test_an_unknown_type_gets_the_nearest_and_the_broken_ones(
     assert "ZeroDivisionError" in str(caught.value)
 
 
+def test_what_people_write_for_a_trainer_leads_to_that_of_most_jobs() -> None:
+    """Tools are named by where they are listed, not all of them."""
+    table = discover()
+    for uid in ("train", "lora", "trainer"):
+        with pytest.raises(UserError) as caught:
+            table.find_config(uid)
+        assert f"unknown process type '{uid}'. Did you mean 'sd_trainer'? Known names: " in str(caught.value)
+        assert "post_hoc_ema" not in str(caught.value) and "'run.py --help'" in str(caught.value)
+
+
 def test_equal_uids_are_refused_only_when_asked_for(tmp_path: Path, simple_extension: Write) -> None:
     folders = [simple_extension("twice", folder="a"), simple_extension("twice", folder="b")]
     simple_extension("once", folder="a")

@@ -51,9 +51,9 @@ class StrictModel(BaseModel):
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
 
-    example: ClassVar[str] = ""
-    """What to write instead of a mere text or switch in the place of this section; "": its keys stand for themselves,
-    or such a value means something."""
+    lone_key: ClassVar[str] = ""
+    """The key that a text, number or switch in the place of this section is meant for; "": none, or such a value means
+    something."""
 
     not_used: ClassVar[frozenset[str]] = frozenset()
     """Sections that are accepted and not used: nothing is said of their values."""

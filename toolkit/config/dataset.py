@@ -284,7 +284,7 @@ class DatasetConfig(StrictModel):
     num_workers: int = Field(default=0, ge=0, le=1024)
     """Number of threads that prefetch batches. 0: batches are loaded in the main thread."""
 
-    example: ClassVar = "folder_path: photos"
+    lone_key: ClassVar = "folder_path"
     on_resume: ClassVar = {
         **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),
         "path_map": "harmless",  # the dataset is compared by its content
@@ -475,6 +475,7 @@ class ValidationConfig(StrictModel):
     """For `folder_path`. Not given: that of the first dataset, or of the process."""
 
     foreign: ClassVar = "validation"
+    lone_key: ClassVar = "fraction"
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:

@@ -76,7 +76,7 @@ class DeploymentConfig(FewStepLora):
     cfg: float = Field(default=1.0, ge=0, le=1000)
     """Strength of classifier-free guidance; 0 to 1: off."""
 
-    example: ClassVar = "lora: lightning.safetensors"
+    lone_key: ClassVar = "lora"
 
     @property
     def label(self) -> str:
@@ -121,7 +121,7 @@ class FewStepLossConfig(FewStepLora):
     teacher_steps: int = Field(default=2, ge=1, le=100)
     """Teacher steps for each step of the few-step LoRA. Each takes four forward passes, two without guidance."""
 
-    example: ClassVar = "lora: lightning.safetensors"
+    lone_key: ClassVar = "lora"
 
     def first_step(self, steps: int) -> int:
         """Optimizer steps before the first of these micro-batches in a run of so many."""

@@ -18,7 +18,7 @@ from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
 from toolkit.config.redacted_copy import job_text, saved_text, secret_scalars
-from toolkit.config.validate import validate
+from toolkit.config.validate import list_remedy, validate
 from toolkit.config.yaml_reader import (
     expand_variables,
     is_json,
@@ -182,6 +182,8 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
             diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
     if config is None or not isinstance(config.value, dict):
         message = "is required: a mapping with 'name' and 'process'."
+        if config is not None and isinstance(config.value, list):
+            message = "a list is not a mapping. Remove the '- ' before 'name' and 'process'."
         diagnostics.fatal((config or root).value_at, ("config",), message)
     return config
 
@@ -249,8 +251,12 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
     listed = config.value.get("process")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
         refuse_unknown(config, _IN_CONFIG, {}, diagnostics)
-        node = listed or config
-        diagnostics.error(node, "is required: a list of at least one process.", path=("config", "process"))
+        message = "is required: a list of at least one process."
+        if listed is not None and not listed.is_blank and listed.value != []:
+            is_type = isinstance(listed.value, str)
+            remedy = f"Write '- type: {listed.value}' below it." if is_type else list_remedy(listed)
+            message = f"{show(listed)} is not a list of processes. {remedy}"
+        diagnostics.error(listed or config, message, path=("config", "process"))
         return []
     watch = UnusedDefaults()
     normaliser = Normaliser(diagnostics, watch)

@@ -153,7 +153,9 @@ class Diagnostics:
         self.error_at(env, node.path if path is None else path, message)
 
     def error_at(self, env: SourceLocation, path: KeyPath, message: str) -> None:
-        """An error at a line and column; the same one is kept once."""
+        """An error at a line and column; the same one is kept once. A message may end in a space, where a remedy is
+        empty."""
+        message = message.rstrip()
         self._paths.add(dotted(path))
         self._errors[env, dotted(path), message] = InputError(self._place(env, path), message)
 

@@ -249,6 +249,7 @@ class ModelConfig(StrictModel):
         "int8_matmul": "changes the result",
     }
     foreign: ClassVar = "model"
+    lone_key: ClassVar = "name_or_path"
 
     _file_fault: str = PrivateAttr(default="")
     _file_note: str = PrivateAttr(default="")

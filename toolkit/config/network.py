@@ -166,6 +166,7 @@ class NetworkConfig(StrictModel):
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
     foreign: ClassVar = "network"
+    lone_key: ClassVar = "type"
     saved_weights: ClassVar[tuple[str, ...]] = ("pretrained_lora_path",)
 
     def check(self, job: JobContext) -> Findings:

@@ -16,6 +16,8 @@ from pydantic import AliasChoices, BaseModel
 from toolkit.config.base import StrictModel
 from toolkit.config.foreign import ForeignKeys, ForeignName, foreign_keys
 from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
+from toolkit.config.numbers import is_grouped
+from toolkit.config.yaml_faults import quoted
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as
 
@@ -118,7 +120,7 @@ class Normaliser:
                 continue
             if key not in known and not open_ended:
                 hint = odd_characters(key) or self.foreign.hint(key) or self.belongs(key, node)
-                self.unknown(child, f"unknown key. {hint or _near(key, fields, rows)}")
+                self.unknown(child, f"unknown key. {hint or _near(key, fields, rows) or all_keys(node)}")
                 continue
             self.defaults.known(child)
             if self.is_given(model, key, child) and self.is_supported(rows.get(key), key, node, neutral):
@@ -228,17 +230,26 @@ class Normaliser:
         model = section_model(annotation)
         if model and isinstance(node.value, dict):
             return self.section(model, node)
-        if model and issubclass(model, StrictModel) and model.example:
-            dash = "- " if isinstance(node.path[-1], int) else ""
-            message = f"{show(node)} is not a mapping of keys and values. Write '{dash}{model.example}'."
+        if model and issubclass(model, StrictModel) and model.lone_key:
+            message = f"{show(node)} is not a mapping of keys and values. {as_section(node, model.lone_key)}"
             self.diagnostics.error(node, message)
+        elif is_whole_number(annotation) and node.plain and is_grouped(node.text):
+            whole, digits = node.text.partition(".")[0], node.text.replace(".", "")
+            self.diagnostics.error(node, f"{show(node)} is {whole}, with decimals. Write {digits}, or {whole}.")
+            return None
         return node
 
 
 def _near(key: str, fields: Iterable[str], rows: Mapping[str, ForeignName]) -> str:
-    """The names like `key` that have an effect, or else those of the fields that come nearest."""
+    """The name like `key` that has an effect, or else the fields of a short section."""
     hint = did_you_mean(key, {*fields, *read_names(rows)}, list_all=False)
     return hint if hint.startswith("Did you mean") else did_you_mean(key, fields, list_all=False)
+
+
+def all_keys(section: ConfigNode) -> str:
+    """Where the keys of a section are listed."""
+    place = general(section.path)
+    return f"docs/config.md lists the keys of {repr(place) if place else 'a process'}."
 
 
 def read_names(rows: Mapping[str, ForeignName]) -> list[str]:
@@ -337,6 +348,21 @@ def is_number(annotation: Any) -> bool:
     """Whether the field wants a number and has no use for true or false."""
     parts = list(_parts(annotation))
     return any(part in (int, float) for part in parts) and bool not in parts
+
+
+def is_whole_number(annotation: Any) -> bool:
+    """Whether the field takes whole numbers only."""
+    parts = list(_parts(annotation))
+    return int in parts and float not in parts
+
+
+def as_section(node: ConfigNode, key: str) -> str:
+    """How to write a value that stands in the place of a section: under a key of it."""
+    text = node.text if node.plain else quoted(node.text)
+    odd = odd_characters(str(node.value))
+    if odd or isinstance(node.path[-1], int):
+        return odd or f"Write '- {key}: {text}'."
+    return f"Write '{node.path[-1]}: {{{key}: {text}}}'."
 
 
 def is_text(annotation: Any) -> bool:

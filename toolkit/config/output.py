@@ -119,6 +119,7 @@ class SaveConfig(SaveIntervalConfig):
     """For `push_to_hub`: create a private repository."""
 
     foreign: ClassVar = "save"
+    lone_key: ClassVar = "save_every"
 
     def check(self, job: JobContext) -> Findings:
         """An upload without a place, a rank for files that are not written."""
@@ -178,7 +179,7 @@ class SampleItem(StrictModel):
     includes how much the black area changed. Empty: none."""
 
     foreign: ClassVar = "sample_item"
-    example: ClassVar = "prompt: a photo"
+    lone_key: ClassVar = "prompt"
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
 
     def check(self, job: JobContext) -> Findings:
@@ -284,6 +285,7 @@ class SampleConfig(SampleIntervalConfig):
     with each of them too, and a survival score says how much of the LoRA's effect remains."""
 
     foreign: ClassVar = "sample"
+    lone_key: ClassVar = "sample_every"
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:

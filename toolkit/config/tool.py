@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocat
 from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
-from toolkit.errors import UserError, did_you_mean
+from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.version import COMMAND
 
@@ -138,9 +139,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        known_flags = [flag for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
-        help_ = foreign_keys().flag_remedy(unknown[0]) or did_you_mean(unknown[0], known_flags)
-        raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {help_}")
+        raise UserError(unknown_arguments(parser, unknown))
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
     given |= {taker: behind} if behind else {}
     diagnostics = FlagDiagnostics(parser.prog, model)
@@ -151,6 +150,19 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     assert process is not None  # its type is known
     text = json.dumps({"job": "extension", "config": {"name": uid, "process": [process.entry.raw]}}, indent=2)
     return JobConfig("extension", uid, {}, (process.entry,), diagnostics.warnings, Path(uid), redact_text(text))
+
+
+def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
+    """One line for each flag that a tool does not have; values that stand behind one are not told apart from it."""
+    known = [flag[2:] for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
+    flags = [word for word in unknown if word.startswith("-")] or list(unknown[:1])
+    lines = []
+    for word in dict.fromkeys(flags):
+        near = get_close_matches(word.partition("=")[0].lstrip("-").replace("_", "-"), known, n=1, cutoff=0.7)
+        hint = f"Did you mean '--{near[0]}'?" if near else f"'{parser.prog} --help' lists its flags."
+        help_ = foreign_keys().flag_remedy(word) or hint
+        lines.append(f"{parser.prog}: unknown argument {word!r}. {help_}")
+    return "\n".join(lines)
 
 
 def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> ConfigNode:

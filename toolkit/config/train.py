@@ -80,7 +80,7 @@ class EmaConfig(StrictModel):
     weights."""
 
     foreign: ClassVar = "ema"
-    example: ClassVar = "ema_config: {use_ema: true}"
+    lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
         """An average that never moves."""
@@ -651,6 +651,7 @@ class TrainConfig(OptimizationConfig):
         **dict.fromkeys(("full_bf16", "assistant"), "impossible"),
     }
     foreign: ClassVar = "train"
+    lone_key: ClassVar = "steps"
 
     def preservations(self) -> dict[str, float]:
         """The losses of prior preservation that are computed -> their factors."""

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, odd_characters, show
+from toolkit.config.numbers import number_remedy
+from toolkit.config.yaml_faults import quoted
 from toolkit.errors import did_you_mean
 
 _WRONG_KIND = {
@@ -46,7 +48,7 @@ def explain(error: ErrorDetails, node: ConfigNode) -> str:
         return _not_text(node)
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
-        return f"{value} is not one of them. {did_you_mean(str(node.value), choices)}"
+        return f"{value} is unknown. {did_you_mean(str(node.value), choices)}"
     if kind == "finite_number":
         return f"{value} is not a finite number."
     if kind in ("too_short", "too_long"):
@@ -61,28 +63,42 @@ def explain(error: ErrorDetails, node: ConfigNode) -> str:
     return error["msg"] if error["msg"].startswith(value) else f"{value}: {error['msg']}."
 
 
-_REMEDIES = {
-    r"\S(#|\s*//)": "A comment begins with a space and '#'.",
-    r"\d+\s*[xX×]\s*\d+": "Write one number; where several may stand, a list such as [512, 768].",
-}
-"""Pattern of a text that is no number -> what to write."""
-
-
 def _remedy(wanted: str, node: ConfigNode) -> str:
     """What to write where a value of another kind stands."""
     if wanted in ("list", "tuple"):
-        glued = next((key for key in node.value if re.match("-\\w", key)), "") if isinstance(node.value, dict) else ""
-        return f"Write a space after the '-' of {glued!r}." if glued else "Begin each entry with '- '."
+        return list_remedy(node)
+    if wanted == "model":
+        if isinstance(node.value, list) and all(isinstance(item.value, dict) for item in node.value):
+            return "Remove the '- ' before its keys."
+        return odd_characters(str(node.value)) or "Write its keys below it, indented, each as 'key: value'."
     if not isinstance(node.value, str):
         return ""
-    found = (remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, node.value))
-    return next(found, odd_characters(node.value))
+    return number_remedy(node.value, wanted == "int") or odd_characters(node.value)
+
+
+def list_remedy(node: ConfigNode) -> str:
+    """What to write where something else stands instead of a list."""
+    first = next(iter(node.value.items()), None) if isinstance(node.value, dict) else None
+    if first is None:
+        return "Begin each entry with '- '."
+    key, child = first
+    if re.match(r"-\w", key):
+        return f"Write a space after the '-' of {key!r}."
+    return f"Begin each entry with '- ': '- {key}:{f' {child.text}' if child.text else ''}'."
 
 
 def _not_text(node: ConfigNode) -> str:
-    if isinstance(node.value, dict | list) or node.value is None:
-        return f"{show(node)} is not text."
-    return f'{show(node)} is not text. Put it in quotes: "{node.text}"'
+    message = f"{show(node)} is not text."
+    if isinstance(node.value, dict):
+        [(key, child), *others] = node.value.items() or [("", node)]
+        if child.text and not others:
+            return f"{message} A ': ' makes a key of what stands before it. Put the text in quotes: " + quoted(
+                f"{key}: {child.text}"
+            )
+        return f"{message} If it is one, put it in quotes, the brackets too."
+    if isinstance(node.value, list):
+        return f"{message} Give one value; if the brackets or the dash belong to a text, put it in quotes."
+    return message if node.value is None else f'{message} Put it in quotes: "{node.text}"'
 
 
 def _number(value: float) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.yaml_faults import quoted, syntax_fault
+from toolkit.files.file_kinds import binary_kind
 from toolkit.files.redact import is_secret_variable
 from toolkit.files.writing import read_source
 
@@ -26,14 +27,28 @@ _JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?(?:\*/|\Z)|\t', re.D
 
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
     """The file as text. Raises ConfigErrors when it cannot be read."""
+    if kind := binary_kind(path):
+        diagnostics.fatal(_NOWHERE, (), kind)
     try:
         return read_source(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         diagnostics.fatal(_NOWHERE, (), f"does not exist (working directory: {Path.cwd()})")
     except UnicodeDecodeError as error:
-        diagnostics.fatal(_NOWHERE, (), f"is not UTF-8 text (byte {error.start}). Save it as UTF-8.")
+        diagnostics.fatal(*_wrong_encoding(error))
     except OSError as error:
         diagnostics.fatal(_NOWHERE, (), f"cannot be read: {error.strerror}")
+
+
+def _wrong_encoding(error: UnicodeDecodeError) -> tuple[SourceLocation, KeyPath, str]:
+    """The place of the first byte that is not UTF-8, and what it is in the encoding of Windows."""
+    data, start = bytes(error.object), error.start
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return SourceLocation(1, 1), (), "is UTF-16 text. Save it as UTF-8."
+    line = data.rfind(b"\n", 0, start) + 1
+    place = SourceLocation(data.count(b"\n", 0, start) + 1, len(data[line:start].decode("utf-8", "replace")) + 1)
+    letter = data[start : start + 1].decode("cp1252", "ignore")
+    meant = f" (in Windows-1252: {letter!r})" if letter.isprintable() and letter else ""
+    return place, (), f"is not UTF-8 text: the byte 0x{data[start]:02X}{meant}. Save the file as UTF-8."
 
 
 def is_json(path: str | Path) -> bool:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from extensions.tools.shared.keys import check_folder
-from toolkit.config.field_types import PathStr
+from toolkit.config.field_types import PathStr, value_error
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import INDEX, near_id
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
+from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
+from toolkit.models.families import UnknownFamilyError, family_for
+
+
+def _run_name(name: str) -> str:
+    if re.fullmatch(r"\w[\w.-]*", name):
+        return name
+    like = re.sub(r"[^\w.-]+", "_", name).strip("_.-") or "my_char"
+    raise value_error(f"{name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only. Write {like!r}.")
 
 
 class NewConfig(ToolConfig):
@@ -23,7 +35,7 @@ class NewConfig(ToolConfig):
     process_types: ClassVar[tuple[str, ...]] = ("new",)
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
-    job_name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
+    job_name: Annotated[str, AfterValidator(_run_name)] = Field(max_length=100)
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
 
     folder: PathStr
@@ -53,8 +65,7 @@ class NewConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder that is missing, a job that is there already."""
         path = self.path()
-        if self.model and (fault := ModelConfig(name_or_path=self.model).file_fault):
-            yield Diagnostic(("model",), fault)
+        yield from self._model_findings(job)
         yield from check_folder(("folder",), self.folder, job)
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
@@ -62,3 +73,22 @@ class NewConfig(ToolConfig):
             yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
         elif path.exists():
             yield Diagnostic(("output",), f"'{path}' exists and is never replaced. Give another --output or name.")
+
+    def _model_findings(self, job: JobContext) -> Iterable[Diagnostic]:
+        """What the job would say against the model, and a hub model of which nothing says the family."""
+        if not self.model:
+            return
+        section = ModelConfig(name_or_path=self.model)
+        faults = [finding for finding in section.check(job) if finding.severity == "error"]
+        yield from (replace(fault, key=("model",)) for fault in faults)
+        if not faults:
+            try:
+                family_for(section)
+            except UnknownFamilyError:
+                remedy = f"Run 'hf download {self.model} {INDEX}' and repeat the command."
+                message = (
+                    f"{self.model!r} is not on this disk, so its family is not known. {near_id(self.model)}{remedy}"
+                )
+                yield Diagnostic(("model",), message)
+            except UserError as error:
+                yield Diagnostic(("model",), str(error).removeprefix("model.name_or_path: "))

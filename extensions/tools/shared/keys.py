@@ -101,11 +101,23 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
     file = Path(path).expanduser()
     if job.will_write(file):
         return
+    if file.is_dir():
+        yield Diagnostic(key, f"{path!r} is a folder. {_file_in(file)}")
+        return
     if not file.is_file():
         yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}).")
         return
     if fault := unreadable(path):
         yield Diagnostic(key, fault)
+
+
+def _file_in(folder: Path) -> str:
+    """Which safetensors file of a folder to give: that of the folder's name, or the newest."""
+    with suppress(OSError):
+        files = sorted(folder.glob("*.safetensors"), key=lambda file: (file.stem == folder.name, file.stat().st_mtime))
+        if files:
+            return f"Give a file in it, such as '{files[-1]}'."
+    return "It holds no .safetensors file."
 
 
 def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from tests import fluxflow_guide as guide
+from toolkit.config import load_job
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
+from toolkit.extension import discover
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +90,34 @@ def test_schedules_end_at_a_share_of_the_rate() -> None:
         "vae", 0.05
     )
     assert own["lr_scheduler_params"] == {"T_max": 100, "eta_min_factor": 0.2}
-    assert (
-        "lr_scheduler_params" not in Step("schedulers: {vae: {type: ConstantLR}}").entry("vae")
-        or not Step("schedulers: {vae: {type: ConstantLR}}").entry("vae")["lr_scheduler_params"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs"),
+    [
+        ("LinearLR", ""),
+        ("ConstantLR", ""),
+        ("StepLR", "step needs 'step_size'"),
+        ("ExponentialLR", "exponential needs 'gamma'"),
+    ],
+)
+def test_a_schedule_without_arguments_takes_none_of_the_cosine_of_the_process(
+    kind: str, needs: str, folder: Path
+) -> None:
+    (folder / "a").mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "a" / "a.png")
+    (folder / "a.txt").write_text("a.png\ta photo\n")
+    job = f"schedulers: {{vae: {{type: {kind}}}}}"
+    (folder / "c.yaml").write_text(
+        "data: {data_path: a, captions_file: a.txt}\nmodel: {vae_dim: 16}\n"
+        f"training: {{output_path: out, n_epochs: 1, batch_size: 1, train_vae: true, optimization: {{{job}}}}}\n"
     )
+    try:
+        section = load_job("c.yaml", discover().find_config).processes[0].section
+    except ConfigErrors as error:
+        assert str(error) == f"c.yaml:3:109: training.optimization.schedulers.vae: {needs}, which is not given."
+    else:
+        assert section.optimizers.vae.lr_scheduler_params == {} and not needs
 
 
 def test_plateau_takes_the_mode_of_a_loss_only() -> None:

@@ -33,6 +33,16 @@ FILES = {
     "kohya's sd-scripts, datasets": ("data.toml", "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n", "1:1"),
     "kohya's sd-scripts": ("a.toml", "[m]\npretrained_model_name_or_path = 'a'\ntrain_data_dir = 'b'\n", "1:1"),
     "kohya's GUI": ("gui.json", '{"LoRA_type": "Standard", "train_data_dir": "a", "unet_lr": 1}', "1:1"),
+    "kohya's GUI, part": (
+        "gui.json",
+        '{"LoRA_type": "Flux1", "network_dim": 8, "output_name": "a", "sdxl": true}',
+        "1:1",
+    ),
+    "kohya's GUI, whole model": (
+        "gui.json",
+        '{"pretrained_model_name_or_path": "a", "max_resolution": "1024,1024", "image_folder": "b"}',
+        "1:1",
+    ),
 }
 """Whose it is -> name of a file, its text, the place in it."""
 

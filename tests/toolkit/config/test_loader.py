@@ -101,6 +101,15 @@ def test_a_key_of_a_process_outside_of_it_is_told_where_it_belongs(mistakes) -> 
         ("job: extension\nconfig:\n  process: [{type: drop_in}]", "3:3: config.name: is required"),
         ("job: extension\nconfig:\n  name: a", "3:3: config.process: is required: a list"),
         ("job: extension\nconfig: {name: a, process: []}", "2:28: config.process: is required: a list"),
+        ("job: extension\nconfig:\n  - name: a", "3:3: config: a list is not a mapping. Remove the '- ' before"),
+        (
+            "job: extension\nconfig: {name: a, process: drop_in}",
+            "2:28: config.process: 'drop_in' is not a list of processes. Write '- type: drop_in' below it.",
+        ),
+        (
+            "job: extension\nconfig:\n  name: a\n  process:\n    type: drop_in\n",
+            "5:5: config.process: a mapping is not a list of processes. Begin each entry with '- ': '- type: drop_in'.",
+        ),
         ("job: extension\nconfig: {name: a, process: [4]}", "2:29: process[0]: 4 is not a mapping"),
         ("job: extension\nconfig: {name: a, process: [{x: 1}]}", "2:29: process[0].type: is required"),
         ("job: extension\nconfig: {name: a, process: [{type: drop_on}]}", "2:36: process[0].type: unknown process"),

@@ -78,6 +78,16 @@ def test_errors_name_the_flag(line: str, message: str) -> None:
     assert str(refused.value).startswith(message)
 
 
+def test_all_unknown_flags_are_told_without_names_that_mislead() -> None:
+    with pytest.raises(UserError) as refused:
+        load("a --setps 3 --frobnicate --sigma_rle=2")
+    assert str(refused.value).splitlines() == [
+        "run.py draw: unknown argument '--setps'. Did you mean '--steps'?",
+        "run.py draw: unknown argument '--frobnicate'. 'run.py draw --help' lists its flags.",
+        "run.py draw: unknown argument '--sigma_rle=2'. Did you mean '--sigma-rel'?",
+    ]
+
+
 @pytest.mark.parametrize(
     "line", ["a b c", "a --more b c", "--source a b c", "--more b c --source=a", "--more b c -- a"]
 )

@@ -130,8 +130,8 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
         ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),
         ("{optimizer_args: [eps=1], optimizer_params: {eps: 2}}", "train.optimizer_args[0].eps: 'process[0].train."),
-        ("lr_scheduler: ExponentialLR", "train.lr_scheduler_params: exponential needs 'gamma'."),
-        ("lr_scheduler: step", "train.lr_scheduler_params: step needs 'step_size'."),
+        ("lr_scheduler: ExponentialLR", "train.lr_scheduler_params: exponential needs 'gamma', which is not given."),
+        ("lr_scheduler: step", "train.lr_scheduler_params: step needs 'step_size', which is not given."),
         ("lr_scheduler_params: {gamma: 1}", "train.lr_scheduler_params: constant has no 'gamma'."),
         ("optimizer: schedulefree_adamw, lr_scheduler: cosine", "train.lr_scheduler: 'optimizer: schedulefree_adamw'"),
         (

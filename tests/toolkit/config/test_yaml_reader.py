@@ -13,6 +13,7 @@ from toolkit.config import load_job
 from toolkit.config.located import Diagnostics
 from toolkit.config.yaml_reader import MAX_DEPTH, read_yaml, strip_json_comments
 from toolkit.errors import ConfigErrors
+from toolkit.files.safetensors_io import framed
 
 
 def read(text: str) -> Any:
@@ -116,16 +117,16 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
         ),
         (
             "a:\n  - a photo: b: c # d\n",
-            "2:14",
+            "2:15",
             "': ' stands twice in a line. Put the text in quotes: \"a photo: b: c\"",
         ),
         ("a:\n  - & b\n", "2:5", "a text cannot begin with '&' unless it is in quotes: \"& b\""),
         ("a: **b**\n", "1:4", "a text cannot begin with '*' unless it is in quotes: \"**b**\""),
         (
-            'a:\n  - *b*, 5" wide\n',
+            'a:\n  - *b c*, 5" wide\n',
             "2:5",
             "found undefined alias 'b': no value above is marked '&'. If '*' belongs to the text, put the text in "
-            "quotes: '*b*, 5\" wide'",
+            "quotes: '*b c*, 5\" wide'",
         ),
         ("a: |b\n", "1:4", "a text cannot begin with '|' unless it is in quotes: \"|b\""),
         ("a: {b} c\n", "1:8", "a text that begins with a bracket"),
@@ -238,9 +239,18 @@ def test_a_byte_order_mark_is_no_part_of_the_text(load) -> None:
 
 def test_a_file_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
-    path.write_bytes(b"job: \xff\xfe")
-    with pytest.raises(ConfigErrors, match="is not UTF-8 text"):
-        load_job(path, lambda name: None)
+    for data, said in (
+        (
+            b"job: a\nx: \xc3\xa4 M\xe4dchen\n",
+            r"job.yaml:2:7: is not UTF-8 text: the byte 0xE4 \(in Windows-1252: 'ä'\)",
+        ),
+        ("job: a".encode("utf-16"), "job.yaml:1:1: is UTF-16 text. Save it as UTF-8."),
+        (b"\x89PNG\r\n\x1a\n", r"is an image \(PNG\), not a job"),
+        (framed("{}") + b" " * 5_000_000, "is a safetensors file, not a job. 'run.py inspect FILE' shows"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ConfigErrors, match=said):
+            load_job(path, lambda name: None)
     with pytest.raises(ConfigErrors, match="cannot be read"):
         load_job(tmp_path, lambda name: None)
 

@@ -19,6 +19,8 @@ from tests.model_folders import write_header
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
+from toolkit.config.tool import load_tool
+from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
 
@@ -54,6 +56,25 @@ def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written
     assert refused.returncode == 2 and not (tmp_path / "config").exists()
     assert "Qwen-Image-Edit-2509 does not fit a GPU of 6 GB" in refused.stderr and "--gpu 8" in refused.stderr
     assert job_text(6, model=str(TINY)), "a small model fits any"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["my char!"], "job_name: 'my char!' cannot be the name of a run: letters, digits, "
+         "'_', '-' and '.' only. Write 'my_char'."),
+        (["a", "--model", "black-forest-labs/FLUX.1-dev"], "--model: 'black-forest-labs/FLUX.1-dev' is another"
+         " model (FLUX)"),
+        (["a", "--model", "me/finetune"], "--model: 'me/finetune' is not on this disk, so its family "
+         "is not known. Run 'hf"),
+        (["a", "--model", "Qwen/Qwen-Image-Edit-2508x"], "Did you mean 'Qwen/Qwen-Image-Edit-2509'? Run 'hf"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_what_to_write_instead(arguments: list[str], said: str) -> None:
+    name, *flags = arguments
+    with pytest.raises(UserError) as refused:
+        load_tool("new", NewConfig, [name, str(PHOTOS), *flags])
+    assert said in str(refused.value) and "arch" not in str(refused.value)
 
 
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:
