@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import index_of
+from jobs.places import places_of_datasets
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
 from toolkit.config.sections import DatasetsSection
 from toolkit.data.run_plan import RunPlan
@@ -59,7 +60,8 @@ def plan_job(
     for entry in config.processes:
         job = replace(job, begins_anew=entry.index >= first_anew)
         try:
-            plans.append(_plan_process(entry, job))
+            with places_of_datasets(entry):
+                plans.append(_plan_process(entry, job))
         except UserError as error:
             errors.append(error)
         if isinstance(entry.section, ProcessConfig):

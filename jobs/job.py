@@ -19,7 +19,7 @@ from toolkit.version import NAME, VERSION
 
 if TYPE_CHECKING:
     from jobs.job_state import JobState
-    from toolkit.config import JobConfig
+    from toolkit.config import JobConfig, ProcessEntry
     from toolkit.extension import ExtensionTable
 
 
@@ -95,7 +95,7 @@ class BaseJob:
                 continue
             if self.process_group.is_main_process:
                 state.begin(index)
-            run = partial(_run_to_its_end, process)
+            run = partial(_run_to_its_end, process, self.job_config.processes[index])
             try:
                 if getattr(process, "runs_everywhere", False):
                     run()
@@ -164,10 +164,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def _run_to_its_end(process: Any) -> None:
+def _run_to_its_end(process: Any, entry: ProcessEntry) -> None:
     """Runs a process; one that calls `sys.exit` has failed, as the processes after it would silently not run."""
+    from jobs.places import places_of_datasets  # here: it imports the config models, which --help does not need
+
     try:
-        process.run()
+        with places_of_datasets(entry):
+            process.run()
     except SystemExit as error:
         raise RunError(f"{type(process).__name__} called sys.exit({error.code!r}): it counts as failed.") from error
 

@@ -105,3 +105,26 @@ def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
     make_pictures(tmp_path / "drawn" / "edits" / "after", "c", "d")
     (tmp_path / "drawn" / "mascots.json").write_text("{}")
     assert "counted then" not in "".join(notes(tmp_path / "drawn"))
+
+
+def test_errors_in_a_dataset_follow_the_line_of_the_job_that_names_it() -> None:
+    """A folder that the job names is at its line; files in it, and rows of a table, follow that line."""
+    places = {
+        Path("photos"): "my_job.yaml:9:3: datasets[0].folder_path",
+        Path("a.csv"): "my_job.yaml:10:3: captions_file",
+    }
+    section = Trainer(type="trainer", mistakes=("photos/a/b.png", "empty", "a.csv:7", "photos/c.png", "photos"))
+    config = JobConfig(
+        "extension", "my_job", {}, (ProcessEntry(0, "trainer", None, {}, section, places),), (), Path("my_job.yaml"), ""
+    )
+    with pytest.raises(UserError) as caught:
+        plan_job(config)
+    assert str(caught.value).splitlines() == [
+        "my_job.yaml:9:3: datasets[0].folder_path: 'photos': bad",
+        "my_job.yaml:9:3: datasets[0].folder_path: 2 files of 'photos' cannot be used:",
+        "photos/a/b.png: bad",
+        "photos/c.png: bad",
+        "empty: bad",
+        "my_job.yaml:10:3: captions_file: 1 row of 'a.csv' cannot be used:",
+        "a.csv:7: bad",
+    ]

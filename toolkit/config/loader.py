@@ -320,8 +320,16 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
         # An unchecked section reads an unquoted `${STEPS}` as a number where its value is one.
         raw=node.data(lambda each: scalar_value(each.value) if each.plain and each.written is not None else each.value),
         section=section,
+        places=places_of_images(checked, diagnostics),
     )
     return _Process(node, entry, checked, complete=model is None or section is not None)
+
+
+def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path, str]:
+    """Text of a dataset or of the validation, which may be a path -> its place and key."""
+    sections = [process.child(key) for key in ("datasets", "validation")]
+    texts = (node for section in sections if section for node in section.walk() if isinstance(node.value, str))
+    return {Path(node.value).expanduser(): diagnostics.place(node) for node in texts if "\0" not in node.value}
 
 
 # ---------------------------------------------------------------- what needs the file system

@@ -192,6 +192,10 @@ class Diagnostics:
         if self._errors:
             raise ConfigErrors([self._errors[key] for key in sorted(self._errors)])
 
+    def place(self, node: ConfigNode) -> str:
+        """Where a value stands, with its key, as messages begin."""
+        return self._place(node.value_at, node.path)
+
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
         file = env.file or self.file
         where = f"{file}:{env.line}:{env.column}" if env.line else file

@@ -7,7 +7,7 @@ and print a plan."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +36,9 @@ class ProcessEntry:
 
     section: BaseModel | None
     """The checked section; None for an extension without a config model."""
+
+    places: Mapping[Path, str] = field(default_factory=dict, compare=False)
+    """Path that the job gives for images -> its place in the file, with the key."""
 
     @property
     def label(self) -> str:

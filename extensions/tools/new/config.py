@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from extensions.tools.shared.examples import WITHOUT_GPU, written_job
 from extensions.tools.shared.keys import check_folder
 from toolkit.config.field_types import PathStr, value_error
 from toolkit.config.model import ModelConfig
@@ -19,6 +21,8 @@ from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
 from toolkit.models.families import UnknownFamilyError, family_for
+from toolkit.system.nvidia import least_memory
+from toolkit.train.next_commands import command
 
 
 def _run_name(name: str) -> str:
@@ -58,6 +62,22 @@ class NewConfig(ToolConfig):
         """`output` as a path."""
         return Path(self.output or f"config/{self.job_name}.yaml").expanduser()
 
+    def job_text(self) -> str:
+        """The job. Raises UserError where the GPU is too small for the model."""
+        trigger = self.trigger_word or self.job_name
+        return written_job(self.job_name, self.folder, trigger, self.model, self.gpu_gb() or WITHOUT_GPU)
+
+    def gpu_gb(self) -> int:
+        """GB of the GPU that the job is for; 0: there is none."""
+        return self.gpu or round(least_memory() / 2**30)
+
+    def is_as_written(self) -> bool:
+        """Whether the file to write is there as this command writes it: an earlier call was interrupted, or found
+        mistakes in the images."""
+        with suppress(UserError, OSError, UnicodeDecodeError):
+            return self.path().read_text(encoding="utf-8") == self.job_text()
+        return False
+
     def preview(self) -> Path:
         """The page of `lint --preview`, beside the job."""
         return self.path().with_suffix(".html")
@@ -71,8 +91,10 @@ class NewConfig(ToolConfig):
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
         elif file := file_in_the_way(path.parent):
             yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
-        elif path.exists():
-            yield Diagnostic(("output",), f"'{path}' exists and is never replaced. Give another --output or name.")
+        elif path.exists() and not self.is_as_written():
+            message = f"'{path}' exists, with other contents, and is never replaced. "
+            message += f"Run it ({command(path)}), remove it, or give another --output or name."
+            yield Diagnostic(("output",), message)
 
     def _model_findings(self, job: JobContext) -> Iterable[Diagnostic]:
         """What the job would say against the model, and a hub model of which nothing says the family."""

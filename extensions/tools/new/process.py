@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import WITHOUT_GPU, pairs_in, written_job
+from extensions.tools.shared.examples import WITHOUT_GPU, pairs_in
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import RunError
 from toolkit.files.writing import TOOLKIT_ROOT, write_text
-from toolkit.system.nvidia import least_memory
 from toolkit.train.next_commands import command
 
 logger = logging.getLogger(__name__)
@@ -23,25 +22,25 @@ class NewProcess(BaseExtensionProcess):
     section: NewConfig
 
     def run(self) -> None:
-        """Raises RunError where the job has mistakes, UserError where the GPU is too small for the model; what `lint`
-        finds in the images is only shown."""
+        """Raises RunError where a start of the job would refuse it or its images, UserError where the GPU is too small
+        for the model; what else `lint` finds in the images is only shown."""
         super().run()
         section, path = self.section, self.section.path()
-        gpu = section.gpu or round(least_memory() / 2**30)
-        trigger = section.trigger_word or section.job_name
-        written = written_job(section.job_name, section.folder, trigger, section.model, gpu or WITHOUT_GPU)
+        was_there, text, gpu = path.exists(), section.job_text(), section.gpu_gb()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, written)
-        logger.info(
-            f"{path}: written for a GPU of {gpu or WITHOUT_GPU} GB" + ("" if gpu else " (none here; see --gpu)")
-        )
+        write_text(path, text)
+        done = "is there as written before" if was_there else "written"
+        logger.info(f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB" + ("" if gpu else " (none here; see --gpu)"))
         if names := pairs_in(section.folder):
             controls = ", ".join(f"X{control}" for control in names.controls)
             logger.info(f"pairs: the control images of X{names.image} are {controls}; docs/before_and_after_pairs.md")
         preview = section.preview()
         _run_py("lint", path, "--preview", "--output", preview)
         if _run_py(path, "--dry-run"):
-            raise RunError(f"{path}: was written but has the errors above. Correct them.")
+            raise RunError(
+                f"{path} was written, but a start would refuse what stands above. Correct it, in the images or in "
+                f"the job, then: {command(path)} --dry-run"
+            )
         logger.info(f"next: check {preview}, fix what was found, put your prompts into {path}, then")
         logger.info(f"  {command(path)}")
 

@@ -145,5 +145,23 @@ def test_a_job_that_exists_is_not_replaced(tmp_path: Path, run_py) -> None:
     job = tmp_path / "config" / "zuzu.yaml"
     job.write_text("mine")
     refused = run_py("new", "zuzu", PHOTOS)
-    assert refused.returncode == 2 and "exists and is never replaced" in refused.stderr
+    assert refused.returncode == 2 and "exists, with other contents, and is never replaced. Run it (" in refused.stderr
     assert job.read_text() == "mine"
+
+
+def test_images_that_a_start_refuses_are_not_called_errors_of_the_job_and_new_goes_on_where_it_was(
+    tmp_path: Path, run_py
+) -> None:
+    """Also where it was interrupted behind writing the job: the same command finds its own file."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("no image")
+    made = run_py("new", "zuzu", "photos", "--model", TINY)
+    assert made.returncode == 1
+    said = made.stderr.splitlines()
+    assert said[-3].startswith("config/zuzu.yaml:") and "datasets[0].folder_path: 1 file of 'photos' cannot" in said[-3]
+    assert said[-2].startswith("photos/a.png: is not a JPEG")
+    assert said[-1].startswith("config/zuzu.yaml was written, but a start would refuse what stands above.")
+    Image.effect_noise((160, 160), 99).save(tmp_path / "photos" / "a.png")
+    again = run_py("new", "zuzu", "photos", "--model", TINY)
+    assert again.returncode == 0, again.stderr
+    assert "config/zuzu.yaml: is there as written before" in again.stdout
