@@ -13,7 +13,7 @@ from toolkit.config.field_types import PathOrList, PathStr
 from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.errors import UserError
-from toolkit.files.writing import file_in_the_way, refusal
+from toolkit.files.writing import file_in_the_way, why_not_replaced
 
 
 class ModelFolderConfig(ProcessConfig):
@@ -44,7 +44,7 @@ class ModelFolderConfig(ProcessConfig):
         """A file or somebody else's folder where the folder belongs."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
-        elif reason := refusal(self.folder()):
+        elif reason := why_not_replaced(self.folder()):
             yield Diagnostic(("path",), reason)
 
 

@@ -35,7 +35,6 @@ from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.system.distributed_env import read_distributed_env
-from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.planning import Planner
 
 _ON_DISK = {
@@ -83,10 +82,6 @@ class SdPlanner(Planner[DiffusionSection]):
         if mistakes:
             raise DataErrors(mistakes)
         return data
-
-    def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
-        has_references = any(sample.control_images for sample in data.scan.samples)
-        return corrections(revision, self.section.model_dump(mode="json"), has_references)
 
     # ------------------------------------------------------------ memory and disk
 

@@ -27,7 +27,6 @@ from toolkit.memory.estimate import machine_of
 from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import DTYPES
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
-from toolkit.train.config_diff import ConfigChange
 from toolkit.train.drift import PREFIX, Drift, drift_metrics
 from toolkit.train.interface import TrainStep
 from toolkit.train.loop import train
@@ -98,9 +97,6 @@ class ImageTrainer(Trainer):
 
     def make_plan(self) -> RunPlan:
         return self.planner.plan(self.data)
-
-    def corrections(self, revision: int) -> list[ConfigChange]:
-        return self.planner.corrections(self.data, revision)
 
     def written_at_begin(self) -> None:
         self.data.scan.scan_cache.save()

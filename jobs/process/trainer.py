@@ -26,7 +26,7 @@ from toolkit.data.run_plan import RunPlan
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
-from toolkit.files.writing import refusal, sha256_of
+from toolkit.files.writing import sha256_of, why_not_replaced
 from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
 from toolkit.memory.estimate import machine_of
@@ -48,12 +48,12 @@ from toolkit.train.checkpoint_store import (
     remove_partial_writes,
     verify,
 )
-from toolkit.train.config_diff import ConfigChange, corrections, flatten_config
+from toolkit.train.config_diff import flatten_config
 from toolkit.train.lock import run_lock
 from toolkit.train.metrics_buffer import FETCH_EVERY
 from toolkit.train.next_commands import next_commands
 from toolkit.train.optimizer_step import Role
-from toolkit.train.planning import refusals
+from toolkit.train.planning import why_not_started
 from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
 from toolkit.train.run import Callback, LossScaler, Run
 
@@ -196,7 +196,7 @@ class Trainer(BaseTrainProcess):
     def refuse(self) -> None:
         """Raises UserError for a run that cannot work, before its folder is written to: memory, disk, `refuse_parts`,
         optimizers."""
-        for reason in refusals(self.section, self.save_root, self.plan, machine_of(self.section.device)):
+        for reason in why_not_started(self.section, self.save_root, self.plan, machine_of(self.section.device)):
             raise UserError(reason)
         self.refuse_parts()
         device = self.process_group.device(pick_device(self.section.device, quiet=True))
@@ -206,10 +206,6 @@ class Trainer(BaseTrainProcess):
             except UserError as error:
                 field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
-
-    def corrections(self, revision: int) -> list[ConfigChange]:
-        """What the program computes differently for this job than the one that recorded `revision`."""
-        return corrections(revision, self.section.model_dump(mode="json"))
 
     def check_base(self) -> None:
         """Raises UserError where the checkpoint was trained on another base model (`ResumePlan.check_base`)."""
@@ -260,7 +256,7 @@ class Trainer(BaseTrainProcess):
             self.fingerprint,
             options.restart,
             options.allow_change,
-            self.corrections,
+            self.plan.has_references,
         )
         if start.moves_aside:
             archive_run(self.save_root)
@@ -293,7 +289,7 @@ class Trainer(BaseTrainProcess):
         """Refuses a run that cannot work, and writes the first files of the folder."""
         group, writes = self.process_group, self.process_group.is_main_process
         for stem in (self.name, run_files.best_stem(self.name)) if self.saves_folders and writes else ():
-            if reason := refusal(self.save_root / stem, run_files.is_own_result):
+            if reason := why_not_replaced(self.save_root / stem, run_files.is_own_result):
                 raise UserError(reason)
         if writes:
             self.refuse()

@@ -148,7 +148,7 @@ def is_own_folder(path: Path, known_by: str = "") -> bool:
     return not names or known_by in names or (is_marked and not added_to(path))
 
 
-def refusal(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
+def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
     """Why what is at `path` must not be replaced; empty: nothing is there, or it is the program's own."""
     if not os.path.lexists(path) or is_own(path):
         return ""
@@ -201,7 +201,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
 
 
 def _require_own(path: Path, known_by: str) -> None:
-    if reason := refusal(path, lambda place: is_own_folder(place, known_by)):
+    if reason := why_not_replaced(path, lambda place: is_own_folder(place, known_by)):
         raise RunError(reason)
 
 

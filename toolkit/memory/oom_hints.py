@@ -61,7 +61,7 @@ def _has(plan: MemoryEstimate, limit: int) -> str:
     return f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
 
 
-def shortage_of(plan: MemoryEstimate, machine: Machine, memory_check: bool, without: Set[str] = frozenset()) -> str:
+def why_too_large(plan: MemoryEstimate, machine: Machine, memory_check: bool, without: Set[str] = frozenset()) -> str:
     """Why a run does not start; empty where it may fit, or where `memory_check` is off. without: phases that may not
     come."""
     peak = max(phase.total for phase in plan.phases if phase.name not in without)

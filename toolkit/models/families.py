@@ -403,12 +403,12 @@ class Download:
     free: int
     """Bytes."""
 
-    def shortage(self, name: str) -> str:
+    def why_no_room(self, name: str) -> str:
         """Why the model `name` does not fit on the disk; empty where it does, or its size is not known."""
-        return shortage(name, self.bytes or 0, self.free, self.folder)
+        return why_no_room(name, self.bytes or 0, self.free, self.folder)
 
 
-def shortage(name: str, needed: int, free: int, folder: Path) -> str:
+def why_no_room(name: str, needed: int, free: int, folder: Path) -> str:
     """Why a download of `needed` bytes does not fit into the hub cache `folder`; empty: it does."""
     if free >= needed * 1.02:
         return ""

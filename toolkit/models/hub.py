@@ -35,7 +35,7 @@ from toolkit.config.model_files import (
 )
 from toolkit.errors import UserError
 from toolkit.files.writing import free_space
-from toolkit.models.families import shortage
+from toolkit.models.families import why_no_room
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _print_download_size(name: str, revision: str | None, given: Collection[str]
     target = hub_cache()
     free = free_space(target) + downloaded_bytes(name)
     logger.info(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
-    if message := shortage(name, total, free, target):
+    if message := why_no_room(name, total, free, target):
         raise UserError(message)
 
 

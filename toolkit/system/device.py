@@ -11,7 +11,7 @@ import torch
 
 from toolkit.errors import UserError
 from toolkit.system.host_memory import free_host_memory
-from toolkit.system.nvidia import NO_MPS, last_device, likely_cause, read_facts, refusal
+from toolkit.system.nvidia import NO_MPS, last_device, likely_cause, read_facts, why_no_device
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def check_device(wanted: str, model_bytes: int) -> None:
     """
     if wanted == "cpu" or pick_device(wanted, quiet=True).type != "cpu":
         return
-    if message := refusal(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)):
+    if message := why_no_device(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)):
         raise UserError(message)
 
 

@@ -127,7 +127,7 @@ def likely_cause(facts: NvidiaFacts) -> str:
     return "this machine has no NVIDIA GPU: run the job on one that has."
 
 
-def refusal(device: str, model_bytes: int, cause: str) -> str:
+def why_no_device(device: str, model_bytes: int, cause: str) -> str:
     """Why a job does not start that would compute on the CPU without saying so; empty where its model is small.
 
     device: as the job gives it. model_bytes: of all parts of the model. cause: a sentence.
@@ -140,13 +140,13 @@ def refusal(device: str, model_bytes: int, cause: str) -> str:
     )
 
 
-def planned_refusal(device: str, model_bytes: int, facts: NvidiaFacts | None = None) -> str:
-    """`refusal` as far as it can be known without torch; empty where the job may start on this machine."""
+def why_no_device_here(device: str, model_bytes: int, facts: NvidiaFacts | None = None) -> str:
+    """`why_no_device` as far as it can be known without torch; empty where the job may start on this machine."""
     if device == "cpu" or model_bytes <= ACCIDENTAL_CPU_LIMIT or sys.platform == "darwin":
         return ""
     facts = facts or read_facts()
     cause = NO_MPS if device == "mps" else likely_cause(facts) or last_device(device, facts.usable)
-    return refusal(device, model_bytes, cause) if cause else ""
+    return why_no_device(device, model_bytes, cause) if cause else ""
 
 
 def last_device(device: str, count: int) -> str:

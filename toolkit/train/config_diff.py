@@ -42,7 +42,7 @@ def corrections(revision: int, section: Mapping[str, Any], has_references: bool 
     schedule = train.get("lr_scheduler_params", {})
     found: list[tuple[str, str, str]] = []
     if revision < 2:
-        if has_references:
+        if has_references and "network" in section:  # a text encoder that sees images is of a diffusion trainer
             what = "image positions in the text encoder"
             found.append((what, "one-dimensional, which the model was not made with", "three-dimensional"))
         if train.get("timestep_type") == "weighted":

@@ -123,7 +123,7 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
         # An owner whose lock cannot be seen is alive where it writes.
         unseen = previous if previous and (locked is None or not _is_here(previous)) else None
         if locked is False or (unseen and _writes(folder, unseen, check)):
-            raise RunError(refusal(folder, previous))
+            raise RunError(why_locked(folder, previous))
         if previous:
             logger.warning(
                 f"{folder}: stale lock of process {previous.pid} on {previous.host} removed (the process is gone)."
@@ -215,7 +215,7 @@ def _is_taken(file: IO[str]) -> bool | None:
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
-def refusal(folder: Path, owner: LockHolder | None) -> str:
+def why_locked(folder: Path, owner: LockHolder | None) -> str:
     """Why a run is refused in a folder that another process holds."""
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
     return f"{folder}: {who} is running in this folder. Wait for it, stop it, or give the job another name."

@@ -21,14 +21,14 @@ from toolkit.files.run_files import duration
 from toolkit.files.writing import free_space, readable_size
 from toolkit.memory.flops import MEASURED_GPU
 from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
-from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name, planned_refusal
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name, why_no_device_here
 from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
     step_of,
 )
-from toolkit.train.lock import read_lock, refusal
-from toolkit.train.resumption import Corrections, Start, plan_start
+from toolkit.train.lock import read_lock, why_locked
+from toolkit.train.resumption import Start, plan_start
 from toolkit.train.run_reader import list_checkpoints, list_network_files
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -95,11 +95,11 @@ class ModelOutlook:
             size = readable_size(found.bytes) if found.bytes is not None else "size unknown"
             yield f"download: {size}, to {found.folder} ({readable_size(found.free)} free)"
 
-    def refusals(self, device: str, model: ModelConfig) -> Iterator[str]:
+    def why_not_loaded(self, device: str, model: ModelConfig) -> Iterator[str]:
         """Why a run with this model does not start on this machine. device: as the job gives it."""
-        if self.family and not self.comes_later and (message := planned_refusal(device, model_bytes(model))):
+        if self.family and not self.comes_later and (message := why_no_device_here(device, model_bytes(model))):
             yield message
-        if self.download and (message := self.download.shortage(self.name)):
+        if self.download and (message := self.download.why_no_room(self.name)):
             yield message
 
 
@@ -179,7 +179,7 @@ class Outlook:
     disk: DiskOutlook | None = None
     time: TimeOutlook | None = None
     start: StartOutlook | None = None
-    refusals: tuple[str, ...] = ()
+    will_not_start: tuple[str, ...] = ()
     """Why the run does not start."""
 
     def to_json(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Outlook:
         return {
             **({"model": self.model.to_json()} if self.model else {}),
             **(trains if self.start else {}),
-            "will_not_start": list(self.refusals),
+            "will_not_start": list(self.will_not_start),
         }
 
     def head(self) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ class Outlook:
             lines.append("time: the first steps will tell")
         if self.start:
             lines.append(self.start.line(self.steps))
-        reasons = (reason.replace("\n", "\n    ") for reason in self.refusals)
+        reasons = (reason.replace("\n", "\n    ") for reason in self.will_not_start)
         return (*lines, *(f"warning: this will not start: {reason}" for reason in reasons))
 
 
@@ -227,24 +227,23 @@ def run_outlook(
     job: JobContext,
     plan: RunPlan,
     found: Callable[[], DatasetHashes],
-    corrections: Corrections = lambda revision: [],
     needed_bytes: int | None = None,
     model: ModelConfig | None = None,
-    refusals: tuple[str, ...] = (),
+    will_not_start: tuple[str, ...] = (),
 ) -> Outlook:
     """The outlook of a trainer's run.
 
-    found, corrections: as of `plan_start`. needed_bytes: of all states and files that are on the disk at once.
-    refusals: further reasons not to start.
+    found: as of `plan_start`. needed_bytes: of all states and files that are on the disk at once.
+    will_not_start: further reasons not to start.
     """
     folder, steps = section.run_folder(job), plan.optimizer_steps
-    start = _start(folder, section, job, steps, found, corrections)
+    start = _start(folder, section, job, steps, found, plan.has_references)
     models = ModelOutlook.of(model, job) if model else None
     if start.what == "complete":  # a run that has nothing to do needs nothing
-        refusals = ()
+        will_not_start = ()
     else:
-        of_model = tuple(models.refusals(section.device, model)) if models and model else ()
-        refusals = (*filter(None, [start.reason]), *of_model, *refusals)
+        of_model = tuple(models.why_not_loaded(section.device, model)) if models and model else ()
+        will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
     disk = time = None
     if needed_bytes is not None:
         there = sum(state.size for state in list_checkpoints(folder))
@@ -261,7 +260,7 @@ def run_outlook(
         if step_s:
             left = 0 if steps == UNTIL_THE_DATA_ENDS else max(0, steps - start.step)
             time = TimeOutlook(left, step_s, round(left * step_s, 1), gpu)
-    return Outlook(models, steps, disk, time, start, refusals)
+    return Outlook(models, steps, disk, time, start, will_not_start)
 
 
 def _start(
@@ -270,18 +269,18 @@ def _start(
     job: JobContext,
     steps: int,
     found: Callable[[], DatasetHashes],
-    corrections: Corrections,
+    has_references: bool,
 ) -> StartOutlook:
     """As the run decides it, but for the hashes of a state's files: only their sizes are compared."""
     lock = read_lock(folder)
     if lock.held:
-        return StartOutlook(folder, "refused", reason=refusal(folder, lock.owner))
+        return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
     try:
         check_writable(checkpoint_dir(folder))
         start = (
             Start(None, moves_aside=True)
             if job.begins_anew
-            else plan_start(folder, section, steps, found, job.restart, job.allow_change, corrections, by_hash=False)
+            else plan_start(folder, section, steps, found, job.restart, job.allow_change, has_references, by_hash=False)
         )
     except (UserError, RunError) as error:
         return StartOutlook(folder, "refused", reason=str(error))

@@ -32,10 +32,9 @@ from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.compile_times import compile_seconds
 from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_from_config
 from toolkit.memory.flops import COMPILE_S
-from toolkit.memory.oom_hints import advice_line, shortage_of
+from toolkit.memory.oom_hints import advice_line, why_too_large
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.system.nvidia import compiling_note, gpu_name
-from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.outlook import ModelOutlook, Outlook, run_outlook
 
 SectionT = TypeVar("SectionT", bound=Any)
@@ -97,10 +96,6 @@ class Planner(ABC, Generic[SectionT]):
         if stop and stop.below is not None and not stop.metric.startswith(LOSS) and stop.smooth > steps:
             mean = f"its mean is over {stop.smooth:,} steps (stop_when.smooth)"
             yield f"warning: stop_when has no effect: {mean}, and the run has {steps:,}"
-
-    def corrections(self, data: ImageData, revision: int) -> list[ConfigChange]:
-        """What the program computes differently for this job than the one that recorded `revision`."""
-        return corrections(revision, self.section.model_dump(mode="json"))
 
     def without_model(self) -> Iterator[str]:
         """The lines of a plan whose images cannot be counted, because an earlier process of the job writes the model;
@@ -166,13 +161,12 @@ class Planner(ABC, Generic[SectionT]):
         data = self.scan()
         plan, folder = self.plan(data), section.run_folder(self.job)
         # The section of a plan's line says it; `memory: ` is for an error.
-        refused = (reason.removeprefix("memory: ") for reason in refusals(section, folder, plan, self.machine))
+        refused = (reason.removeprefix("memory: ") for reason in why_not_started(section, folder, plan, self.machine))
         outlook = run_outlook(
             section,
             self.job,
             plan,
             data.hashes,
-            lambda revision: self.corrections(data, revision),
             disk_bytes(section, plan),
             section.model if isinstance(section.model, ModelConfig) else None,
             tuple(refused),
@@ -197,15 +191,15 @@ class Planner(ABC, Generic[SectionT]):
 # ------------------------------------------------------------ what a start refuses
 
 
-def shortage(section: TrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
+def why_it_lacks_memory(section: TrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
     """Why the run does not start; empty where it does: it may fit, or `memory_check: false` starts it all the same."""
     encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()  # then nothing may be left to encode
-    return shortage_of(plan, machine, section.memory_check, without={ENCODING} if encoded else frozenset())
+    return why_too_large(plan, machine, section.memory_check, without={ENCODING} if encoded else frozenset())
 
 
-def refusals(section: TrainerConfig, folder: Path, plan: RunPlan, machine: Machine) -> Iterator[str]:
+def why_not_started(section: TrainerConfig, folder: Path, plan: RunPlan, machine: Machine) -> Iterator[str]:
     """Why a run of this plan does not start, most important first. folder: of the run."""
-    if isinstance(plan.memory, MemoryEstimate) and (lack := shortage(section, machine, plan.memory)):
+    if isinstance(plan.memory, MemoryEstimate) and (lack := why_it_lacks_memory(section, machine, plan.memory)):
         yield f"memory: {lack}"
     try:
         if plan.save_size:

@@ -44,7 +44,7 @@ from toolkit.train.checkpoint_store import (
     step_of,
     verify,
 )
-from toolkit.train.config_diff import REVISION, ConfigChange, diff_configs
+from toolkit.train.config_diff import REVISION, ConfigChange, corrections, diff_configs
 from toolkit.train.lock import FILE as LOCK_FILE
 
 if TYPE_CHECKING:
@@ -122,10 +122,6 @@ def _move(paths: Iterable[Path], target: Path) -> None:
         path.rename(target / path.name)
 
 
-Corrections = Callable[[int], list[ConfigChange]]
-"""From the revision of the program that wrote a checkpoint to what this one computes differently."""
-
-
 @dataclass(frozen=True)
 class Start:
     """What a start of a job does with what is in its folder."""
@@ -159,16 +155,16 @@ def plan_start(
     found: Callable[[], DatasetHashes],
     restart: bool,
     allow_change: bool,
-    corrections: Corrections = lambda revision: [],
+    has_references: bool = False,
     by_hash: bool = True,
 ) -> Start:
     """What a start of the job in `folder` does; it changes nothing there.
 
     steps: optimizer steps of the whole run. found: gives the hashes of the dataset; called where there is a run to
-    compare with. restart: a run that cannot be resumed is moved aside. by_hash: whether checkpoints are verified by
-    their content. Raises RunError as `find_checkpoint`; UserError where the job differs from the one that wrote the
-    checkpoint in what cannot change, or without `allow_change` in what changes the result; of a complete run the
-    dataset counts as such.
+    compare with. has_references: as of `corrections`. restart: a run that cannot be resumed is moved aside. by_hash:
+    whether checkpoints are verified by their content. Raises RunError as `find_checkpoint`; UserError where the job
+    differs from the one that wrote the checkpoint in what cannot change, or without `allow_change` in what changes the
+    result; of a complete run the dataset counts as such.
     """
     checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
     if aside:
@@ -179,7 +175,7 @@ def plan_start(
             document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
             if document is None or (checkpoint is None and complete_at is None):
                 return Start(None, complete_at=complete_at)
-            changes = tuple(_differences(document, section, corrections))
+            changes = tuple(_differences(document, section, has_references))
             trained_on = str(document["dataset"])
             document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
         _refuse_changes(checkpoint or folder, changes, allow_change, bool(checkpoint and document.get("base")))
@@ -350,14 +346,15 @@ def _settings(section: ProcessConfig) -> dict[str, Any]:
     return redact_json(section.recorded_settings(), by_key=True)
 
 
-def _differences(document: Mapping[str, Any], section: ProcessConfig, corrections: Corrections) -> list[ConfigChange]:
+def _differences(document: Mapping[str, Any], section: ProcessConfig, has_references: bool) -> list[ConfigChange]:
     """What differs between a section and the job that wrote a record."""
     given = section.model_dump(mode="json", exclude_unset=True)
     recorded, wanted = redact_json(document["settings"], by_key=True), _settings(section)
     for settings in (recorded, wanted):
         if settings.get("training_seed") == 0:  # a random seed: that of the checkpoint
             settings["training_seed"] = document.get("seed", 0)
-    return diff_configs(type(section), recorded, wanted, given) + corrections(document.get("revision", 1))
+    corrected = corrections(document.get("revision", 1), section.model_dump(mode="json"), has_references)
+    return diff_configs(type(section), recorded, wanted, given) + corrected
 
 
 _ELSE = "give the job another name, or add --restart to move the old run aside and start anew."

@@ -22,7 +22,7 @@ from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import refusal
+from toolkit.files.writing import why_not_replaced
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import MakeLowRank
 from toolkit.models.families import model_bytes
@@ -77,7 +77,7 @@ class AraProcess(BaseExtensionProcess):
         for kind, (before, after) in errors.items():
             logger.info(f"{kind}: error {before:.4f} -> {after:.4f}")
         metadata = {"qtype": model.qtype, "base_model": model.public_name(), "mean_errors": json.dumps(errors)}
-        if reason := refusal(section.output_path(), is_own_file):
+        if reason := why_not_replaced(section.output_path(), is_own_file):
             raise RunError(reason)
         maker.write(section.output_path(), metadata)
         logger.info(f"{section.output_path()}: use it with qtype: {model.qtype}|{section.output_path()}")

@@ -17,7 +17,7 @@ from toolkit.config.sections import Device, DiffusionSection
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import best_stem
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import read_regular, refusal
+from toolkit.files.writing import read_regular, why_not_replaced
 from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
 
 NEUTRAL = (
@@ -117,7 +117,7 @@ class BestConfig(RunToolConfig):
         if Path(self.embedder).expanduser().is_file():
             yield Diagnostic(("embedder",), f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.")
         yield from check_page(self.output_path(), _is_measurement, "best.json")
-        if self.link and (reason := refusal(self.best_file(), is_own_file)):
+        if self.link and (reason := why_not_replaced(self.best_file(), is_own_file)):
             yield Diagnostic(("link",), reason)
         elif self.link and not self.overwrite and self.best_file().exists():
             remedy = "Set overwrite (--overwrite), or move it."

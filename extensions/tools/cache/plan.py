@@ -27,5 +27,5 @@ def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
         micro_batches_per_epoch=count_batches(items, config.train.batch_size),
         optimizer_steps=0,
         notes=(*yet_to_come(config.model, job), *scan.notes, *(validation_split.notes if validation_split else ())),
-        outlook=Outlook(model, refusals=tuple(model.refusals(config.device, config.model))),
+        outlook=Outlook(model, will_not_start=tuple(model.why_not_loaded(config.device, config.model))),
     )

@@ -13,7 +13,7 @@ from extensions.tools.shared.keys import check_loras, check_origins
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
 from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.files.writing import refusal
+from toolkit.files.writing import why_not_replaced
 
 NumberOrList = Annotated[
     tuple[Annotated[float, Field(ge=-100, le=1000)], ...],
@@ -63,5 +63,5 @@ class GridConfig(PicturesConfig):
         if not (self.prompt or self.prompts):
             yield Diagnostic(("prompt",), "is required. Or give 'prompts', a file of prompts.")
         index = Path(self.output).expanduser() / INDEX
-        if reason := refusal(index, is_page):
+        if reason := why_not_replaced(index, is_page):
             yield Diagnostic(("output",), reason)

@@ -16,7 +16,7 @@ from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import RunError, UserError
-from toolkit.files.writing import file_in_the_way, refusal
+from toolkit.files.writing import file_in_the_way, why_not_replaced
 
 Levels = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...],
@@ -82,7 +82,7 @@ class InfluenceConfig(RunToolConfig):
             yield Diagnostic(("run",), str(error))
         if file := file_in_the_way(self.output_folder().parent):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
-        elif reason := refusal(self.output_folder()):
+        elif reason := why_not_replaced(self.output_folder()):
             yield Diagnostic(("output",), reason)
 
     def plan(self, job: JobContext) -> RunPlan | None:

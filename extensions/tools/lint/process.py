@@ -18,7 +18,7 @@ from extensions.tools.shared.html_page import is_page
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
-from toolkit.files.writing import readable_size, refusal, write_text
+from toolkit.files.writing import readable_size, why_not_replaced, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class LintProcess(BaseExtensionProcess):
 
     def _write_preview(self, datasets: Sequence[Dataset], findings: Sequence[Finding]) -> None:
         path = Path(self.section.output).expanduser()
-        if reason := refusal(path, is_page):
+        if reason := why_not_replaced(path, is_page):
             raise RunError(reason)
         write_text(path, preview_page(datasets, findings))
         if not self.section.as_json:

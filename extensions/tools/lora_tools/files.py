@@ -15,7 +15,7 @@ from extensions.tools.shared.run_job import model_of
 from toolkit.config.model import ModelConfig
 from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import refusal
+from toolkit.files.writing import why_not_replaced
 from toolkit.models.families import family_for
 from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_formats import LayerDelta
@@ -53,7 +53,7 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
 def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a LoRA file, atomically. Raises RunError where it cannot be written, or would replace another program's
     file."""
-    if reason := refusal(path, is_own_file):
+    if reason := why_not_replaced(path, is_own_file):
         raise RunError(reason)
     write_safetensors_verified(path, tensors, metadata)
 

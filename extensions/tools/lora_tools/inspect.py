@@ -11,7 +11,7 @@ from typing import Any
 
 from extensions.tools.lora_tools.config import InspectConfig
 from extensions.tools.lora_tools.files import read_lora
-from extensions.tools.lora_tools.lora_export import FORMATS, AdapterFile, kind_of, refusals
+from extensions.tools.lora_tools.lora_export import FORMATS, AdapterFile, kind_of, why_not_exported
 from jobs.process import BaseExtensionProcess
 from toolkit.networks.adapter_health import health
 from toolkit.networks.lora_formats import rank_of, read_tensors
@@ -62,7 +62,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "norm": sqrt(sum(x["norm"] ** 2 for x in layers.values())),
         "norm_by_block": _by_block(layers),
         "first_key": keys[0],
-        "readable_by": [name for name, target in FORMATS.items() if not refusals(file, target)],
+        "readable_by": [name for name, target in FORMATS.items() if not why_not_exported(file, target)],
         "written_by": _writer(metadata),
         "metadata": metadata,
         "by_layer": layers,

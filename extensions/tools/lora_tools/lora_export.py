@@ -156,7 +156,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def refusals(file: AdapterFile, target: Format) -> list[str]:
+def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
     """Why a program would not read the file with its meaning; empty: it does."""
     found: dict[str, None] = {}
     for change in file.changes.values():
@@ -190,8 +190,8 @@ def _magnitude_key(magnitude: Tensor, target: Format) -> str:
 
 
 def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
-    """The tensors of the file in the form of a program. Raises UserError where that cannot hold it (`refusals`)."""
-    if reasons := refusals(file, target):
+    """The tensors of the file in the form of a program. Raises UserError where that cannot hold it."""
+    if reasons := why_not_exported(file, target):
         raise UserError(f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it.")
     tensors: dict[str, Tensor] = {}
     for module, change in (_fused(file.changes) if target.is_fused else file.changes).items():

@@ -9,7 +9,7 @@ from extensions.tools.report.config import FILE, ReportConfig
 from extensions.tools.report.page import report_page
 from extensions.tools.shared.html_page import is_page
 from jobs.process import BaseExtensionProcess
-from toolkit.files.writing import readable_size, refusal, write_text
+from toolkit.files.writing import readable_size, why_not_replaced, write_text
 from toolkit.train.run_reader import runs_in
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class ReportProcess(BaseExtensionProcess):
         super().run()
         for run in runs_in(self.section.folder()):
             path = Path(self.section.output).expanduser() if self.section.output else run.folder / FILE
-            if reason := refusal(path, is_page):
+            if reason := why_not_replaced(path, is_page):
                 logger.warning(reason)
                 continue
             section = self.section

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
 from toolkit.files.run_files import DRIFT, METRICS, VALIDATION, duration, read_status
-from toolkit.files.writing import atomic_write, os_error_as_run_error, read_regular, refusal, write_text
+from toolkit.files.writing import atomic_write, os_error_as_run_error, read_regular, why_not_replaced, write_text
 from toolkit.train.run_reader import Row, rows_by_step
 
 if TYPE_CHECKING:
@@ -230,7 +230,9 @@ def summarize(title: str, history: History) -> str:
 
 def _require_own(path: Path) -> None:
     """Raises RunError for a file that is neither an image of matplotlib nor a summary."""
-    if reason := refusal(path, lambda file: b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data):
+    if reason := why_not_replaced(
+        path, lambda file: b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data
+    ):
         raise RunError(reason)
 
 

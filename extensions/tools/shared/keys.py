@@ -14,7 +14,7 @@ from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import is_own_file
-from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, refusal
+from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, why_not_replaced
 from toolkit.models.adapter_origin import origin_findings, unreadable
 from toolkit.train.run_reader import runs_in
 
@@ -75,7 +75,7 @@ def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iter
     """A file to write (`output`) that is a folder, somebody else's, or lies below a file. example: a name for it."""
     if path.is_dir():
         yield Diagnostic(("output",), f"'{path}' is a folder. Give a file, such as '{path / example}'.")
-    elif reason := refusal(path, is_own):
+    elif reason := why_not_replaced(path, is_own):
         yield Diagnostic(("output",), reason)
     elif file := file_in_the_way(path.parent):
         yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
@@ -149,7 +149,7 @@ def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = Fa
         yield Diagnostic(("output",), f"{str(path)!r} must end in .safetensors.")
     elif there.exists() and there.is_dir() != folder:
         yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
-    elif reason := refusal(there, is_own_folder if folder else is_own_file):
+    elif reason := why_not_replaced(there, is_own_folder if folder else is_own_file):
         yield Diagnostic(("output",), reason)
     elif there.exists() and not (overwrite or job.was_finished):
         yield Diagnostic(("output",), f"'{path}' exists already. Give another place, or set overwrite (--overwrite).")

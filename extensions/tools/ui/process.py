@@ -10,7 +10,7 @@ from ctypes import CDLL
 from pathlib import Path
 
 from extensions.tools.ui.config import QueueConfig, UiConfig, queue_folder, token
-from extensions.tools.ui.queue import Queue, planned, refusal
+from extensions.tools.ui.queue import Queue, planned, why_not_queued
 from jobs.process import BaseExtensionProcess
 from toolkit.config.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
@@ -105,7 +105,7 @@ class QueueProcess(BaseExtensionProcess):
 
 def checked(argv: tuple[str, ...]) -> str:
     """A name for a command whose settings are right. Raises UserError for mistakes in them."""
-    if reason := refusal(argv, str(Path.cwd())):
+    if reason := why_not_queued(argv, str(Path.cwd())):
         raise UserError(reason)
     uid, *flags = argv
     if uid not in discover().tools():

@@ -117,7 +117,7 @@ class Entry(BaseModel):
     """Why it is not done, in one line."""
 
 
-def refusal(argv: Sequence[str], cwd: str) -> str:
+def why_not_queued(argv: Sequence[str], cwd: str) -> str:
     """Why a command is none for the queue; empty: it is a job file, or a tool, with flags."""
     if not argv or not all(map(_is_text, argv)):
         return "give a job file or a tool, and its flags, as text."
@@ -201,7 +201,7 @@ class Queue:
         """A new entry at the end, which the runner starts when a GPU is free. Raises UserError for what is no command
         for the queue; whether its settings are right is the caller's to check."""
         where = str((cwd or Path.cwd()).absolute())
-        if reason := refusal(argv, where):
+        if reason := why_not_queued(argv, where):
             raise UserError(reason)
         if redact_json(list(argv)) != list(argv):
             raise UserError("a secret stands in the command, and the queue's file would keep it. Set it as a variable.")

@@ -187,7 +187,7 @@ class Runner:
     def _start(self, entry: Entry, gpu: str) -> None:
         """Starts an entry, unless it was taken out meanwhile; one that cannot be started has failed."""
         queue, runs = self._queue, tuple[str, ...]()
-        reason = q.refusal(entry.argv, entry.cwd)
+        reason = q.why_not_queued(entry.argv, entry.cwd)
         if not reason and entry.argv[0] not in q.queued_tools():
             with suppress(UserError, OSError):  # what is wrong with it, its start will tell, with its exit code
                 runs = tuple(q.planned(entry.argv, entry.cwd)["folders"])

@@ -20,7 +20,7 @@ from toolkit.errors import RunError
 from toolkit.memory.estimate import GB, Machine, MemoryEstimate
 from toolkit.memory.oom_hints import advice_line, suggestions
 from toolkit.system import host_memory
-from toolkit.train.planning import shortage
+from toolkit.train.planning import why_it_lacks_memory
 
 CARD = Machine("cuda")
 INT8 = {"quantize": True, "qtype": "int8"}
@@ -386,11 +386,11 @@ def test_a_run_that_is_known_not_to_fit_does_not_start_unless_told_to(
     job, groups = grouped(section(model=INT8, training_folder=str(tmp_path)))
     found = plan_memory(job, groups, CARD, "full")
     machine = Machine("cuda", int(share * found.peak_bytes))
-    lack = shortage(job, machine, found)
+    lack = why_it_lacks_memory(job, machine, found)
     assert lack.startswith("" if starts else "the run needs 2") and (lack == "") == starts
     assert "memory_check: false" in lack or starts
     told = job.model_copy(update={"memory_check": False})
-    assert shortage(told, machine, found) == shortage(job, CARD, found) == ""
+    assert why_it_lacks_memory(told, machine, found) == why_it_lacks_memory(job, CARD, found) == ""
 
 
 def test_what_encoding_needs_does_not_count_where_it_may_be_done(tmp_path: Path) -> None:
@@ -398,6 +398,6 @@ def test_what_encoding_needs_does_not_count_where_it_may_be_done(tmp_path: Path)
     found = plan_memory(job, groups, CARD, "full")
     assert found.peak.name == "encoding"
     machine = Machine("cuda", int(0.9 * found.peak_bytes))
-    assert shortage(job, machine, found)
+    assert why_it_lacks_memory(job, machine, found)
     (tmp_path / "_cache").mkdir()
-    assert shortage(job, machine, found) == ""
+    assert why_it_lacks_memory(job, machine, found) == ""

@@ -206,12 +206,12 @@ def test_a_download_has_its_size_where_that_is_known(tmp_path: Path, monkeypatch
     assert sizes.pop("Qwen/Qwen-Image-Edit-2509") == pytest.approx(57.7e9, rel=0.001)
     assert sizes == {"someone/absent": None, "someone/part": total - 5}
     absent = found["someone/absent"]
-    assert absent and absent.folder == tmp_path / "hub" and absent.free > 0 and absent.shortage("x") == ""
+    assert absent and absent.folder == tmp_path / "hub" and absent.free > 0 and absent.why_no_room("x") == ""
 
 
 def test_a_download_that_does_not_fit_is_told(tmp_path: Path) -> None:
-    assert Download(100, tmp_path, 102).shortage("some/model") == ""
-    message = Download(100 * 10**9, tmp_path, 101 * 10**9).shortage("some/model")
+    assert Download(100, tmp_path, 102).why_no_room("some/model") == ""
+    message = Download(100 * 10**9, tmp_path, 101 * 10**9).why_no_room("some/model")
     assert message.startswith("model.name_or_path: some/model needs 100.0 GB") and "101.0 GB free" in message
 
 

@@ -17,8 +17,8 @@ from toolkit.system.nvidia import (
     half_precision,
     least_memory,
     likely_cause,
-    planned_refusal,
     read_facts,
+    why_no_device_here,
 )
 
 WELL = NvidiaFacts(torch_cuda="13.0", driver="580.65.06", devices=1)
@@ -71,7 +71,7 @@ def test_nothing_is_said_against_a_machine_that_is_well(facts: NvidiaFacts) -> N
 def test_only_a_large_model_without_a_device_that_is_not_meant_for_the_cpu_is_refused(
     device: str, model_bytes: int, facts: NvidiaFacts, refused: bool
 ) -> None:
-    message = planned_refusal(device, model_bytes, facts)
+    message = why_no_device_here(device, model_bytes, facts)
     assert bool(message) is refused
     assert not refused or (f"device: {device}: " in message and "2 GB" in message and "'device: cpu'" in message)
 

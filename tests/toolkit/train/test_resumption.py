@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +22,6 @@ from toolkit.data.folder import DatasetScan, FolderInfo
 from toolkit.data.types import Sample, Size
 from toolkit.errors import UserError
 from toolkit.train import resumption
-from toolkit.train.config_diff import corrections
 from toolkit.train.resumption import ResumePlan, Start, plan_start
 
 
@@ -94,15 +92,13 @@ def judge(state: Path, job: Job, found: DatasetScan, allow_change: bool = False)
 
 
 def resumption_of(state: Path | None, job: Job, found: DatasetScan, allow_change: bool) -> ResumePlan:
-    """As a trainer asks for it whose corrections are those of the program."""
+    """As a trainer asks for it."""
     has_references = any(sample.control_images for sample in found.samples)
-    plain = job.model_dump(mode="json")
     digests = fingerprint(found.samples)
     start = Start(None)
     if state:
-        revisions = partial(corrections, section=plain, has_references=has_references)
         with mock.patch.object(resumption, "find_checkpoint", lambda *_: (state, False)):
-            start = plan_start(state.parent.parent, job, 10**9, lambda: digests, False, allow_change, revisions)
+            start = plan_start(state.parent.parent, job, 10**9, lambda: digests, False, allow_change, has_references)
     return ResumePlan.of(start, job, digests)
 
 

@@ -13,7 +13,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, as_list, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.data.run_plan import RunPlan
-from toolkit.files.writing import file_in_the_way, refusal
+from toolkit.files.writing import file_in_the_way, why_not_replaced
 
 from .mascot import ALL, MARKS, NAMELESS, Casting
 from .words import ALWAYS_POSSIBLE, CHANGES, HAT_RATE, can_edit
@@ -228,7 +228,7 @@ class MascotsConfig(ProcessConfig):
         """A file or a folder of somebody else in the way, and settings that leave nothing to draw."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
-        elif reason := refusal(self.folder()):
+        elif reason := why_not_replaced(self.folder()):
             yield Diagnostic(("path",), reason)
         if self.crop and not LEAST_SIDE <= self.crop <= min(map(min, self.size)):
             message = f"{self.crop} is out of range: {LEAST_SIDE} to the shortest side of 'size', or 0."

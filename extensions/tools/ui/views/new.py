@@ -205,7 +205,7 @@ def act(request: Request, sent: Form) -> Response:
         if action in ("save", "start"):
             if not editor.file_name:
                 raise HTTPException(400, texts()["new"]["bad_file"])
-            if action == "start" and (editor.checked.plan is None or _refusals(editor.checked.plan)):
+            if action == "start" and (editor.checked.plan is None or _why_not_started(editor.checked.plan)):
                 raise HTTPException(400, texts()["new"]["not_started"])
             path = _save(ui, editor, editor.file_name)
             if action == "save":
@@ -334,7 +334,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _refusals(plan: Mapping[str, Any]) -> list[str]:
+def _why_not_started(plan: Mapping[str, Any]) -> list[str]:
     refused = [reason for process in plan["processes"] for reason in process.get("will_not_start", ())]
     return [*refused, *filter(None, [never_ends(plan)])]
 
@@ -364,7 +364,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         e=editor,
         faults=faults,
         plan=plan,
-        refusals=_refusals(plan) if plan else [],
+        refusals=_why_not_started(plan) if plan else [],
         cards=CARDS,
         gb=GB,
         numbers=NUMBERS,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, read_adapter, refusals
+from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, read_adapter, why_not_exported
 from tests.golden_tables import golden
 from toolkit.errors import UserError
 from toolkit.models.qwen_image.family import FAMILY
@@ -32,7 +32,7 @@ def read(path: Path):
 @pytest.mark.parametrize(("name", "to"), list(product(FILES, FORMATS)))
 def test_a_file_keeps_its_meaning_in_every_form_that_can_hold_it(name: str, to: str, tmp_path: Path) -> None:
     file = read(GOLDEN / "lora_files" / name)
-    if reasons := refusals(file, FORMATS[to]):
+    if reasons := why_not_exported(file, FORMATS[to]):
         assert file.kinds[0] in ("loha", "lokr") and FORMATS[to].title in reasons[0]
         with pytest.raises(UserError, match="does not read a Lo"):
             export(file, FORMATS[to])
@@ -40,7 +40,7 @@ def test_a_file_keeps_its_meaning_in_every_form_that_can_hold_it(name: str, to: 
     save_file(export(file, FORMATS[to]), tmp_path / "converted.safetensors")
     for back in FORMATS:
         converted = read(tmp_path / "converted.safetensors")
-        if refusals(converted, FORMATS[back]):
+        if why_not_exported(converted, FORMATS[back]):
             continue
         save_file(export(converted, FORMATS[back]), tmp_path / "back.safetensors")
         again = read(tmp_path / "back.safetensors")
@@ -83,7 +83,7 @@ def test_metadata_that_would_scale_twice_is_not_kept(tmp_path: Path) -> None:
 def test_a_dora_goes_where_its_norms_are_read_as_they_are_meant(tmp_path: Path, shape, reads: set[str]) -> None:
     file = read(lora(tmp_path, 3.0, torch.float32, dora_scale=torch.rand(shape) + 1))
     assert file.kinds == ("dora",)
-    assert {name for name, target in FORMATS.items() if not refusals(file, target)} == reads
+    assert {name for name, target in FORMATS.items() if not why_not_exported(file, target)} == reads
     weight = torch.randn(128, 128)
     for name in reads:
         save_file(export(file, FORMATS[name]), tmp_path / "out.safetensors")

@@ -16,7 +16,7 @@ import pytest
 
 from extensions.tools.ui import commands
 from extensions.tools.ui import queue as module
-from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, refusal
+from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, why_not_queued
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT
 from toolkit.errors import RunError, UserError
@@ -375,7 +375,7 @@ def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
         ["merge", "--output", "x"],
         [str(ROOT / "config/examples/quickstart.yaml")],
     ):
-        assert refusal(argv, str(yard.folder)) == ""
+        assert why_not_queued(argv, str(yard.folder)) == ""
     for argv in (
         [],
         ["/bin/sh"],
@@ -388,8 +388,8 @@ def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
         ["\udc80"],
         [7],
     ):
-        assert refusal(argv, str(yard.folder))
-    assert "gone" in refusal(["merge"], str(yard.folder / "nowhere"))
+        assert why_not_queued(argv, str(yard.folder))
+    assert "gone" in why_not_queued(["merge"], str(yard.folder / "nowhere"))
     with pytest.raises(UserError, match="secret"):
         yard.queue.add(["publish", "--token", "hf_abcdefghijklmnopqrstuvwxyz"], "p")
     for id_ in ("..", "../lock", "000001\n", "٠٠٠٠٠١", "000009"):
