@@ -158,8 +158,7 @@ class _Report(NamedTuple):
 
     uses: list[tuple[int, int]]
     sources: list[SampleSource]
-    shared: set[str]
-    """These three as of `StepLossBuffer`."""
+    """Both as of `StepLossBuffer`."""
 
     roles: list[str]
     """Roles that had a loss."""
@@ -195,7 +194,6 @@ def all_reduce_gradients_and_losses(
         report = _Report(
             own.uses,
             own.sources,
-            own.shared,
             list(own.shares),
             list(own.per_sample),
             counts,
@@ -257,7 +255,6 @@ def _summands(
     whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
     sources = {use: source for report in reports for use, source in zip(report.uses, report.sources, strict=True)}
     whole.uses, whole.sources = samples, [sources[use] for use in samples]
-    whole.shared = set().union(*(report.shared for report in reports))
     return numbers, whole
 
 

@@ -53,8 +53,8 @@ class StepLosses:
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
     """Metric name -> one value per sample [B], on any device, such as the timestep t; or [B, K], one for each noise
-    level of a sample, with NaN as the `t` of those that it lacks. `loss` among them takes the place of the losses' sum.
-    """
+    level of a sample, with NaN as the `t` of those that it lacks. `loss` among them takes the place of the loss of the
+    first role."""
 
     numbers: dict[str, Tensor] = field(default_factory=dict)
     """Metric name -> one value of the batch (0-dim). Of an accumulation step the mean is logged, weighted by the
@@ -134,6 +134,9 @@ class StepResult:
     """Epoch the step's last micro-batch belongs to, counted from 0."""
 
     loss: float
+    """Of the run's first role, as its optimizer sees it: the weighted sum of its terms, without the discriminator's own
+    loss. NaN in a step that does not train it."""
+
     lr: float
     grad_norm: float
     samples: int

@@ -246,7 +246,7 @@ def _accumulate(
                 if not is_out_of_memory(error):
                     raise
                 raise _NoMemory(batch) from error
-        passes.losses.add(batch, losses, passes.roles)
+        passes.losses.add(batch, losses, passes.roles, run.main_role)
     return passes.losses
 
 
@@ -271,7 +271,6 @@ class _Passes:
         roles = {name: self._run.roles[name] for name in shares}
         self._check_programs(roles, final)
         first = {id(losses[name]): name for name in reversed(shares)}  # of the roles with one loss the first has it
-        self.losses.shared |= shares.keys() - set(first.values())
         for name, share in shares.items():
             self.losses.shares[name].append(share.detach())
         if self.is_last and final and not self._trial:

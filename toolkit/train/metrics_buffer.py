@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -101,9 +101,6 @@ class StepLossBuffer:
         self.shares: dict[str, list[Tensor]] = defaultdict(list)
         """Role -> of each micro-batch its share of the mean loss over the accumulation step's samples, 0-dim."""
 
-        self.shared: set[str] = set()
-        """Roles whose loss is that of another one, and counts there."""
-
         self.per_sample: dict[str, list[Tensor]] = defaultdict(list)
         self.numbers: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         """Metric name -> of each micro-batch that has it: number of samples, and their mean (0-dim)."""
@@ -114,13 +111,13 @@ class StepLossBuffer:
         self.uses: list[tuple[int, int]] = []
         """(epoch, position) of each sample."""
 
-    def add(self, batch: Batch, losses: StepLosses, roles: Collection[str]) -> None:
-        """Adds the losses and metrics of one micro-batch, except `shares`. roles: those trained in this step."""
+    def add(self, batch: Batch, losses: StepLosses, roles: Collection[str], main: str) -> None:
+        """Adds the losses and metrics of one micro-batch, except `shares`. roles: those trained in this step. main: the
+        role whose loss is that of the step."""
         shape = batch.describe()
         self.sources.extend(SampleSource(name, shape) for name in batch.names)
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
-        learned = list({id(loss_B): loss_B for role, loss_B in losses.by_role.items() if role in roles}.values())
-        loss_B = {"loss": cast("Tensor", sum(learned))} if learned else {}
+        loss_B = {"loss": losses.by_role[main]} if main in roles and main in losses.by_role else {}
         for name, values in {**loss_B, **losses.per_sample}.items():
             for level, values_B in enumerate(values.detach().view(len(values), -1).unbind(1)):
                 self.per_sample[f"{name}{LEVEL}{level}" if level else name].append(values_B)
@@ -153,8 +150,11 @@ class PendingStepMetrics:
         means = (mean for counted in self.losses.numbers.values() for _, mean in counted)
         return [*itertools.chain(*of_roles), *samples, *means, *self.numbers.values()]
 
-    def result(self, values: Iterator[list[float]], step_s: float, data_s: float, compiled: bool = False) -> StepResult:
-        """The step as callbacks see it. values: the values of each of `tensors`."""
+    def result(
+        self, values: Iterator[list[float]], main: str, step_s: float, data_s: float, compiled: bool = False
+    ) -> StepResult:
+        """The step as callbacks see it. values: the values of each of `tensors`. main: the role whose loss is that of
+        the step; NaN where it was not trained."""
         by_role = {}
         for name in self.norms:
             loss = sum(next(values)[0] for _ in self.losses.shares[name])
@@ -179,10 +179,9 @@ class PendingStepMetrics:
             for name, role in by_role.items():
                 numbers |= {f"loss/{name}": role.loss, f"grad_norm/{name}": role.grad_norm}
         steps = list(by_role.values())
-        own = [role.loss for name, role in by_role.items() if name not in self.losses.shared]
         return replace(
             self.known,
-            loss=sum(own) if own else float("nan"),
+            loss=by_role[main].loss if main in by_role else math.nan,
             grad_norm=steps[0].grad_norm if len(steps) == 1 else math.hypot(*(role.grad_norm for role in steps)),
             per_sample=by_sample,
             sources=tuple(sources),
@@ -235,7 +234,8 @@ class MetricsBuffer:
         compiled = any(step.known.compile_s for step in pending)
         for step in pending:
             self._publish(
-                step.result(values, step_s, data_s, compiled), [source.name for source in step.losses.sources]
+                step.result(values, self._run.main_role, step_s, data_s, compiled),
+                [source.name for source in step.losses.sources],
             )
         self._flushed_at = time.monotonic()
 

@@ -140,6 +140,11 @@ class Run:
             yield
 
     @property
+    def main_role(self) -> str:
+        """The first role, whose loss is that of a step."""
+        return next(iter(self.roles), "")
+
+    @property
     def interrupted(self) -> bool:
         """Whether a stop is requested before the run is complete."""
         return self.stop_reason is not None or self.should_stop()

@@ -39,6 +39,7 @@ def test_both_learn_and_the_scale_of_the_latents_stays(start, flow_job, pictures
     diffusers.AutoencoderKL.from_pretrained(folder / "job" / "vae")
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert {"loss_flow", "loss_l1", "loss_kl", "loss_gen", "loss_disc", "loss/vae", "loss/flow"} <= line.keys()
+    assert line["loss"] == line["loss/flow"], "the loss of what the run is for, without those of the other roles"
 
 
 def test_a_frozen_encoder_keeps_the_latents(start, flow_job, pictures: Path, vae: Path) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from toolkit.config.train import CompileConfig
 from toolkit.data.epoch_order import epoch_cursor
@@ -17,6 +18,7 @@ from toolkit.memory import compiling
 from toolkit.memory.compiling import CompileTime, Programs
 from toolkit.train.interface import StepLosses, TrainState
 from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS
+from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback
 
 NAN = float("nan")
@@ -105,6 +107,28 @@ def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recor
     assert run.roles["network"].ema.updates == 2
     assert (run.state.step, run.state.skipped, run.state.samples) == (3, 1, 7)
     assert not math.isfinite(recorder.results[1].loss)
+
+
+def test_the_loss_of_a_step_is_that_of_the_first_role(toy, recorder) -> None:
+    """Not a sum with a discriminator's own; in a step that does not train the first role it is no number."""
+    run = toy.run(4, callbacks=[recorder], accumulation=2)
+    weights = {"v": nn.Parameter(torch.ones(1))}
+    run.roles["other"] = Role(weights, torch.optim.SGD(weights.values(), lr=0.0), lr=0.1, schedule=lambda step: 1.0)
+    run.roles["network"].every = 2
+    good = toy.step(run)
+
+    def step(batch) -> StepLosses:
+        losses = good(batch)
+        return StepLosses(losses.by_role | {"other": 100 * weights["v"].expand(len(batch)) ** 2}, losses.per_sample)
+
+    toy.train(run, step)
+    for result in recorder.results:
+        if "network" in result.by_role:
+            own = result.per_sample["loss"]
+            assert result.loss == result.by_role["network"].loss == pytest.approx(sum(own) / len(own))
+        else:
+            assert math.isnan(result.loss) and "loss" not in result.per_sample
+    assert ["network" in result.by_role for result in recorder.results] == [True, False, True, False]
 
 
 def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:

@@ -79,8 +79,8 @@ def ask_to_stop(run: Run) -> None:
 WRITE_EVERY_S = 1.0
 
 
-_TERM = re.compile(r"^loss_(?!.*_weighted$)|_loss$")
-"""In the names of metrics that are the terms of a loss."""
+_TERM = re.compile(r"^loss_(?!scale$|disc_|.*_weighted$)|^loss/|_loss$")
+"""In the names of metrics that are the terms of a loss (docs/logging.md)."""
 
 
 class StatusCallback(Callback):
@@ -105,10 +105,11 @@ class StatusCallback(Callback):
     def on_metrics(self, run: Run, result: StepResult) -> None:
         if not result.compiled:
             self._recent_s.append(result.step_s)
-        # Of several roles the first one's loss is shown: in a sum the discriminator's would hide the autoencoder's.
-        main = result.by_role.get(next(iter(run.roles), "")) or (self._last if result.by_role else None) or result
-        self._last = result = replace(result, loss=main.loss)
-        if not result.skipped:
+        is_trained = not result.by_role or run.main_role in result.by_role
+        if not is_trained and self._last:  # a step of other roles alone: the loss of the last one that has one
+            result = replace(result, loss=self._last.loss)
+        self._last = result
+        if is_trained and not result.skipped:
             self._losses.append(result.loss)
         if not self.log_every or due(result.step, self.log_every):
             self.line.update(self._text(run, result))
@@ -143,9 +144,7 @@ class StatusCallback(Callback):
             f"lr {result.lr:.1e}",
             memory_text(),
         ]
-        terms = {_TERM.sub("", name): value for name, value in result.extra_metrics.items() if _TERM.search(name)}
-        if len(terms) > 1:  # of a sum: what each of its terms is, before its weight
-            parts.append(", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
+        parts.append(terms_text(result))
         if run.state.skipped:
             parts.append(f"{run.state.skipped} skipped")
         return " | ".join(part for part in parts if part)
@@ -170,6 +169,15 @@ class StatusCallback(Callback):
             **more,
         }
         write_json(run.folder / run_files.STATUS, document, durable=status != "running")
+
+
+def terms_text(result: StepResult) -> str:
+    """The terms of a loss that is a sum, each before its weight; empty for a loss of one term."""
+    of_roles = {f"loss/{role}" for role in result.by_role}
+    names = [name for name in result.extra_metrics if _TERM.search(name) and name not in of_roles]
+    if len(names) < 2 and not any(name.startswith("loss/") for name in names):
+        return ""
+    return ", ".join(f"{_TERM.sub('', name)} {result.extra_metrics[name]:.4g}" for name in names)
 
 
 @contextmanager

@@ -108,21 +108,27 @@ def test_the_line_tells_the_terms_of_a_sum(run, result) -> None:
     callback, stream = hook_on()
     callback.on_start(run)
     numbers = {"loss_recon": 0.25, "loss_kl": 12.0, "loss_kl_weighted": 0.12, "kl_beta": 0.01, "contrast_loss": 0.5}
-    callback.on_metrics(run, replace(result(10), extra_metrics={**numbers, "loss/vae": 0.9, "d_real": 1.0}))
-    assert " | recon 0.25, kl 12, contrast 0.5" in stream.getvalue()
+    numbers |= {"loss_scale": 65536.0, "loss_disc": 2.0, "loss_disc_real": 1.0, "loss/vae": 0.9, "d_real": 1.0}
+    by_role = {"vae": RoleResult(0.9, 0.1, 1.0)}
+    callback.on_metrics(run, replace(result(10), extra_metrics=numbers, by_role=by_role))
+    assert " | recon 0.25, kl 12, contrast 0.5, disc 2" in stream.getvalue()
     callback, stream = hook_on()
     callback.on_metrics(run, replace(result(10), extra_metrics={"loss_flow": 0.25}))
     assert "flow" not in stream.getvalue()
+    callback, stream = hook_on()
+    callback.on_metrics(run, replace(result(10), extra_metrics={"loss/few_step": 0.125}))
+    assert " | few_step 0.125" in stream.getvalue()
 
 
-def test_of_several_roles_the_first_ones_loss_is_shown(run, result) -> None:
+def test_a_step_of_other_roles_alone_keeps_the_loss_of_the_last_that_had_one(run, result) -> None:
     callback, stream = hook_on()
     run.roles = {"vae": SimpleNamespace(), "discriminator": SimpleNamespace()}
     callback.on_start(run)
     for step, names in enumerate([("vae", "discriminator"), ("discriminator",), ("vae", "discriminator")], 1):
         losses = {"vae": 0.25, "discriminator": 2.0}
         by_role = {name: RoleResult(losses[name], 0.1, 1.0) for name in names}
-        callback.on_metrics(run, result(step, loss=2.25, by_role=by_role))
+        callback.on_metrics(run, result(step, loss=0.25 if "vae" in names else float("nan"), by_role=by_role))
+        assert "loss 0.2500" in callback._text(run, callback._last)
     callback.on_end(run, finished=True)
     assert "loss 0.2500 | avg 0.2500" in stream.getvalue()
     assert status(run)["loss"] == 0.25
