@@ -357,4 +357,10 @@ class _Estimator:
             "weights of the table": TABULATED_LAYERS * self.facts.blocks * pinned(self.modulation_layer),
             "swapped blocks": min(self.model.blocks_to_swap, self.facts.blocks) * pinned(self.block_at_rest),
             "average": self._swapped_average(),
+            "transformers of sample.also": self._others(),
         }
+
+    def _others(self) -> int:
+        """Bytes of the other models' weights that wait for samples."""
+        count = sum(bool(way.model) for way in self.section.deployments().values())
+        return count * (self.blocks + self.facts.other_params * self.own)

@@ -30,7 +30,7 @@ from toolkit.flow.settings import describe_levels
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.flops import StepWork
 from toolkit.memory.oom_hints import suggestions
-from toolkit.models.families import ModelFamily, family_for, title_of, unknown_family, yet_to_come
+from toolkit.models.families import ModelFamily, deployed_grid, family_for, title_of, unknown_family, yet_to_come
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
@@ -185,8 +185,10 @@ class SdPlanner(Planner[DiffusionSection]):
             what += f"; the target is what the LoRA alone changes in {few.teacher_steps} steps for each of them"
             yield f"train.few_step_loss: {since}{what}"
         for way in self.section.deployments().values():
+            beside = f" with {Path(way.model or way.lora).name}" if way.model or way.lora else ""
+            where = "; its transformer waits in CPU memory" if way.model else ""
             yield (
-                f"samples also in {way.steps} steps at CFG {way.cfg:g} with {Path(way.lora).name} ({way.label}); "
+                f"samples also in {deployed_grid(way)[0]} steps at CFG {way.cfg:g}{beside} ({way.label}){where}; "
                 "the survival score needs each image once without the network too"
             )
         model = self.section.model

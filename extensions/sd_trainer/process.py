@@ -59,6 +59,7 @@ from toolkit.train.few_step import NEGATIVE, FewStepMixture, Teacher
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import try_largest_batch
+from toolkit.train.other_model import OtherWeights, load_other_models
 from toolkit.train.run import Run
 from toolkit.train.survival import SurvivalScores
 
@@ -90,6 +91,10 @@ class SdTrainerProcess(ImageTrainer):
     network: Network
 
     beside: NamedAdapters
+
+    others: OtherWeights
+    """Of `sample.also`."""
+
     block_runner: BlockRunner
 
     teacher: Teacher | None
@@ -163,6 +168,7 @@ class SdTrainerProcess(ImageTrainer):
     # ------------------------------------------------------------ what is trained, and the callbacks
 
     def attach(self) -> None:
+        self.others = load_other_models(self.section, self.model)
         self.network = attach_network(self.section, self.model, self.seed, self.pretrained)
         dtype = DTYPES[self.section.train.dtype]
         self.beside = NamedAdapters(self.model.network_module, self.files, self.device, dtype)
@@ -181,8 +187,9 @@ class SdTrainerProcess(ImageTrainer):
 
     @contextmanager
     def deployed(self, file: str = "") -> Iterator[None]:
-        """Inside the block the model is as it will be used: no dropout, no assistant, with this file beside it."""
-        with self.network.inference(), self.beside.using(file):
+        """Inside the block the model is as it will be used: no dropout, no assistant, with this file beside it, or the
+        weights of this other model."""
+        with self.network.inference(), self.beside.using(file), self.others.using(file):
             yield
 
     def weights_writer(self) -> PrepareNetwork:

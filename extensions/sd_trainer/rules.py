@@ -139,12 +139,34 @@ def _weight_files(s: DiffusionSection) -> Findings:
 def _files_beside(s: DiffusionSection) -> Findings:
     """LoRA files that are active beside the network, where there is none, or where they cannot be switched."""
     sharded = s.train.parallel == "fsdp" and read_distributed_env().world_size > 1
-    for key in s.files_beside():
+    for key in dict.fromkeys((*s.files_beside(), *s.deployments())):
         if s.network.trains_model:
             message = "network.type 'full' trains the weights that this file changes. Remove it, or train an adapter."
             yield error(key, message)
         elif sharded:
             yield error(key, "is not supported with 'parallel: fsdp'. Remove it, or use 'parallel: ddp'.")
+    yield from _other_models(s)
+
+
+def _other_models(s: DiffusionSection) -> Findings:
+    """Models of `sample.also` that are of another family, or whose weights cannot be exchanged with the model's."""
+    for key, way in s.deployments().items():
+        try:
+            other, own = (family_for(s.other_model(way)), family_for(s.model)) if way.model else (None, None)
+        except UserError:  # another rule reports the model
+            continue
+        if not other or not own:
+            continue
+        is_distilled = other.sample_sigmas != own.sample_sigmas
+        if other.arch != own.arch or (other.title != own.title and not is_distilled):  # 2511 computes unlike 2509
+            yield error(key, f"{way.model} is {other.title}, which {own.title} does not compute. Give one of its kind.")
+        if s.model.blocks_to_swap:
+            yield error(key, "is not supported with 'model.blocks_to_swap'. Remove one of them.")
+        tabulated = own.footprint(s.model.files_folder()).modulation_layers
+        if tabulated and s.model.modulation_table is not False:
+            yield error(key, "needs 'model.modulation_table: false'. Set it, or remove this entry.")
+        for what, message in unlike_distilled(other, way.steps, way.cfg):
+            yield warning(f"{key.removesuffix('model')}{'steps' if what == 'steps' else 'cfg'}", message)
 
 
 def _optimizer(s: DiffusionSection) -> Findings:

@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.model import ModelConfig
 
 MAX_NAME = 40
 """Characters of a name that is part of a file name."""
@@ -51,9 +54,6 @@ class FewStepLora(StrictModel):
     weight: float = 1.0
     """Its strength; 0 is an error."""
 
-    steps: int = Field(default=4, ge=1, le=1000)
-    """Denoising steps."""
-
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, which are then not stretched to the terminal level of the model; 3 for
     Qwen-Image-Lightning. Not given: the model's own. 0 is an error: there would be no noise."""
@@ -70,23 +70,54 @@ class FewStepLora(StrictModel):
 class DeploymentConfig(FewStepLora):
     """`sample.also[]`: a deployment of the LoRA. Each sample image is generated with these settings too."""
 
+    lora: PathStr = ""
+    """The few-step LoRA file, such as Qwen-Image-Lightning, of this or another program. Empty: none."""
+
+    model: PathStr = ""
+    """Another model of the family (hub id, folder or file), such as Qwen/Qwen-Image-2.1-Turbo: its transformer, with
+    the settings of the section `model`, stands in the place of the trained one's, and waits in CPU memory otherwise.
+    Empty: the model that is trained."""
+
+    levels: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Noise levels of the steps, falling, without the 0 at the end; used as they are unless `flow_shift` is given.
+    Empty: those of `model` if it is distilled, else evenly spaced ones."""
+
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    """Denoising steps; another number than there are levels resamples these. Not given: one for each level, else 4 with
+    `lora`, or the default of `model`."""
+
     name: str = Field(default="", max_length=MAX_NAME)
-    """Name of its images and of its survival score. Empty: the name of the LoRA file."""
+    """Name of its images and of its survival score. Empty: the name of the LoRA file or the model."""
 
     cfg: float = Field(default=1.0, ge=0, le=1000)
     """Strength of classifier-free guidance; 0 to 1: off."""
 
     lone_key: ClassVar = "lora"
 
+    def key(self, index: int) -> str:
+        """What messages call it, as an entry of `sample.also`."""
+        return f"sample.also.{index}.{'model' if self.model else 'lora'}"
+
     @property
     def label(self) -> str:
         """The name, as far as it may be part of a file name."""
-        return re.sub(r"[^A-Za-z0-9-]+", "-", self.name or Path(self.lora).stem).strip("-")[:MAX_NAME] or "also"
+        name = self.name or Path(self.model).name or Path(self.lora).stem
+        return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:MAX_NAME] or "also"
 
     def check(self, job: JobContext) -> Findings:
-        """A file that is missing, guidance that few-step LoRAs are not made for."""
-        yield from super().check(job)
-        if self.cfg > 1:
+        """A file or model that is missing, levels that do not fall, guidance that few-step LoRAs are not made for."""
+        if self.lora:
+            yield from super().check(job)
+        if self.model:
+            found = ModelConfig(name_or_path=self.model).check(job)
+            yield from (replace(one, key=("model",)) for one in found)
+        if self.lora and self.model:
+            yield error("lora", "a LoRA beside another model is not supported. Give one of both.")
+        elif not (self.lora or self.model or self.levels):
+            yield error("lora", "is required. Or give 'model', or 'levels'.")
+        if any(below >= level for level, below in pairwise(self.levels)):
+            yield error("levels", "have to fall, from at most 1 to above 0.")
+        if self.cfg > 1 and self.lora:
             yield warning("cfg", f"{self.cfg:g}: few-step LoRAs are made for 1; higher values oversaturate the images.")
 
 
@@ -102,6 +133,9 @@ def check_labels(also: Iterable[DeploymentConfig]) -> Findings:
 class FewStepLossConfig(FewStepLora):
     """`train.few_step_loss`: in the later micro-batches the few-step LoRA is active, and the network is trained to have
     the effect there that it has without it in more steps, with guidance."""
+
+    steps: int = Field(default=4, ge=1, le=1000)
+    """Denoising steps."""
 
     share: float = Field(default=1.0, gt=0, le=1)
     """Fraction of the later micro-batches, chosen at random by the seed; below 1 the others learn from the images as

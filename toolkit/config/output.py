@@ -301,7 +301,7 @@ class SampleConfig(SampleIntervalConfig):
     def all_items(self) -> tuple[SamplePicture, ...]:
         """Those of `sample_items`, then the same in each way of `also`."""
         items = self.sample_items()
-        keys = [(f"sample.also.{index}.lora", entry) for index, entry in enumerate(self.also)]
+        keys = [(entry.key(index), entry) for index, entry in enumerate(self.also)]
         return (*items, *(item.model_copy(update={"also": key}) for key in keys for item in items))
 
     def sample_items(self) -> tuple[SamplePicture, ...]:

@@ -344,13 +344,19 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
         """Key, as messages name it -> LoRA file that is active beside the network at times, and its strength."""
-        also = {key: (entry.lora, entry.weight) for key, entry in self.deployments().items()}
+        also = {key: (entry.lora, entry.weight) for key, entry in self.deployments().items() if entry.lora}
         return {f"train.{key}": file for key, file in self.train.files_beside().items()} | also
 
     def deployments(self) -> dict[str, DeploymentConfig]:
-        """Key of the file -> the entry of `sample.also`."""
+        """Key of the file or model -> the entry of `sample.also`."""
         also = self.sample.also if self.sample else ()
-        return {f"sample.also.{index}.lora": entry for index, entry in enumerate(also)}
+        return {entry.key(index): entry for index, entry in enumerate(also)}
+
+    def other_model(self, way: DeploymentConfig) -> ModelConfig:
+        """The model of an entry of `sample.also`, loaded as that of the section is."""
+        files = {"name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision", "arch"}
+        own = self.model.model_dump(exclude_unset=True, exclude=files)
+        return ModelConfig.model_validate({**own, "name_or_path": way.model})
 
     def all_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, the same in each way of `sample.also`, then those of `first_sample`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.config.few_step import DeploymentConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import (
     INDEX,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+
+FEW_STEPS = 4
+"""Of an entry of `sample.also` that gives none."""
 
 LOOKAHEAD_BATCHES = 32
 """Micro-batches whose timesteps are prefetched at once."""
@@ -319,6 +323,13 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
     except UnknownFamilyError as unknown:
         yield str(unknown).removeprefix("model.name_or_path: ")
         yield f"sizes, buckets and memory are planned at the start, once its {INDEX} is here"
+
+
+def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
+    """Steps of an entry of `sample.also`, and the noise levels that it resamples to them; none: evenly spaced ones."""
+    other = family_for(ModelConfig(name_or_path=way.model)) if way.model else None
+    levels = way.levels or (other.sample_sigmas if other else ())
+    return way.steps or len(levels) or (other.sample_steps if other else FEW_STEPS), levels
 
 
 def unlike_distilled(family: ModelFacts, steps: int | None, guidance: float | None) -> Iterator[tuple[str, str]]:

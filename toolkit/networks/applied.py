@@ -114,8 +114,8 @@ class NamedAdapters:
         self._active = ""
 
     def activate(self, name: str) -> None:
-        """From here on this file is active; none with an empty name."""
-        self._applied.activate(self._additions[name] if name else {})
+        """From here on this file is active; none with a name that has no file, such as an empty one."""
+        self._applied.activate(self._additions.get(name, {}))
         self._active = name
 
     @contextmanager

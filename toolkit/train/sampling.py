@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from toolkit.config.few_step import DeploymentConfig
+from toolkit.config.model import ModelConfig
 from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import image_size
@@ -25,7 +26,10 @@ from toolkit.data.types import BucketedSample, Mask, PromptEmbeds, ResizeCrop, S
 from toolkit.errors import UserError
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, resampled, sigmas
-from toolkit.models.interface import DiffusionModel, ModelFacts
+from toolkit.models.families import deployed_grid
+from toolkit.models.folder_family import dynamic_shift
+from toolkit.models.interface import DiffusionModel, DynamicShift, ModelFacts
+from toolkit.models.loading import model_folder
 from toolkit.train.drift import Drift, drift_of
 from toolkit.train.interface import Progress
 
@@ -53,6 +57,9 @@ class SamplePrompt:
     flow_shift: float | None = None
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""
 
+    shift: DynamicShift | None = None
+    """Time shift of the model that it is generated with; None: of the sampler's."""
+
     stretched: bool = True
     """Whether the sigmas are stretched to the model's last one (`DynamicShift.shift_terminal`), where it has one."""
 
@@ -60,7 +67,7 @@ class SamplePrompt:
     """Noise levels before the shift, as many as steps; none: evenly spaced ones."""
 
     beside: str = ""
-    """Key of the LoRA file with which it is generated (`DiffusionSection.files_beside`); empty: none."""
+    """Key of the LoRA file or other model with which it is generated (`DiffusionSection.deployments`); empty: none."""
 
     deployment: str = ""
     """What that way of sampling is called."""
@@ -100,14 +107,17 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
 
 
 def deployed(prompt: SamplePrompt, key: str, way: DeploymentConfig) -> SamplePrompt:
-    """The prompt as an entry of `sample.also` asks for it; a few-step LoRA has its own schedule."""
+    """The prompt as an entry of `sample.also` asks for it; a few-step LoRA or another model has its own schedule."""
+    steps, levels = deployed_grid(way)
+    flow_shift = 1.0 if way.levels and way.flow_shift is None else way.flow_shift
     return replace(
         prompt,
         guidance_scale=way.cfg,
-        steps=way.steps,
-        levels=(),
-        flow_shift=way.flow_shift,
-        stretched=way.flow_shift is None,
+        steps=steps,
+        levels=resampled(levels, steps),
+        shift=dynamic_shift(model_folder(ModelConfig(name_or_path=way.model))) if way.model else None,
+        flow_shift=flow_shift,
+        stretched=flow_shift is None,
         beside=key,
         deployment=way.label,
     )
@@ -234,7 +244,7 @@ class Sampler:
         return lambda x_t_BCHW, t_B, *guidance: predict(x_t_BCHW, t_B, prompts, references, *guidance)
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
-        shift, family = self.model.dynamic_shift, self.model.family
+        shift, family = item.shift or self.model.dynamic_shift, self.model.family
         mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:
             mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)

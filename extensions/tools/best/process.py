@@ -39,6 +39,7 @@ from toolkit.models.loading import checked_family
 from toolkit.networks.applied import AppliedAdapters, Changes
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.train.drift import drift_metrics
+from toolkit.train.other_model import load_other_models
 from toolkit.train.paired import CONFIDENCE, AsGood, LossesByImage, as_good_as_the_lowest
 from toolkit.train.run_reader import NetworkFile
 from toolkit.train.sampling import SamplePrompt, Sampler, caption_prompts, deployed, edit_prompts, sample_prompts
@@ -160,7 +161,10 @@ class _Bench:
             self._photos_ND = self._embedded(trained)
             self._references = {name: self._embedded(own[: config.images]) for name, own in characters.items()}
         self._read = partial(load_adapter_file, layers=family.every_linear_layer(training.model.files_folder()))
-        self._ways = {key: (self._read(Path(way.lora).expanduser()), way.weight) for key, way in ways.items()}
+        self._ways: dict[str, tuple[Changes, float]] = {
+            key: (self._read(Path(way.lora).expanduser()) if way.lora else {}, way.weight) for key, way in ways.items()
+        }
+        self._others = load_other_models(training, model)
         self.files: list[NetworkFile] = []
         """Those that can be read: a run that broke down may have saved some that cannot."""
         beside = [changes for changes, _ in self._ways.values()]
@@ -238,7 +242,8 @@ class _Bench:
         for key, beside in self._ways.items():
             self._adapters.use([*own, beside])
             indices = [index for index, prompt in enumerate(prompts) if prompt.beside == key]
-            features.append(self._features([self._samples.generate(index) for index in indices]))
+            with self._others.using(key):
+                features.append(self._features([self._samples.generate(index) for index in indices]))
         if not own:
             self._base_features = features
             return {}

@@ -66,6 +66,16 @@ def test_lora_files_beside_the_network_count_once_each(tmp_path: Path) -> None:
     assert "LoRA files beside it" not in phase(plan(), "training").parts
 
 
+def test_another_model_of_the_samples_waits_in_main_memory() -> None:
+    """In the type of the trained one: 14.2 GB of Qwen-Image-2.1 in bfloat16, 7.2 in int8."""
+    base, also = {"name_or_path": "Qwen/Qwen-Image-2.1"}, [{"model": "Qwen/Qwen-Image-2.1-Turbo"}]
+    for model, size in (({}, 14.2), ({"quantize": True}, 7.2)):
+        found = plan(model=base | model, sample={"samples": [{"prompt": "a"}], "also": also})
+        assert kept(found, "transformers of sample.also") / GB == pytest.approx(size, abs=0.1)
+        alone = plan(model=base | model, sample={"samples": [{"prompt": "a"}]})
+        assert phase(found, "sampling").parts == phase(alone, "sampling").parts
+
+
 def phase(found: MemoryEstimate, name: str) -> Any:
     return next(phase for phase in found.phases if phase.name == name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.diffusers_reference import rewrite_json
 from tests.running import lines, run_job, run_tool
 from toolkit.config.dataset import LOSS, loss_in
 from toolkit.errors import UserError
+from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.run_reader import list_samples, read_events
 
 OUTPUTS = {"transformer_blocks.0.attn.to_out.0": 64, "transformer_blocks.0.img_mod.1": 384, "proj_out": 64}
@@ -167,6 +170,50 @@ def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Pa
     assert len({last[LOSS], last[loss_in("fast")], last[loss_in("assistant")]}) == 3
 
 
+@pytest.fixture
+def turbo(tmp_path: Path) -> tuple[Path, Path]:
+    """A tiny Qwen-Image-2.1, and another one with its encoders that is distilled, with the scheduler of the published
+    Turbo."""
+    base, other = tmp_path / "base", tmp_path / "turbo"
+    for seed, folder in enumerate((base, other)):
+        write_tiny_model(folder, TinySpec(arch="qwen_image_2", seed=seed))
+    for part in base.iterdir():
+        if part.name not in ("transformer", "model_index.json", "scheduler"):
+            shutil.rmtree(other / part.name, ignore_errors=True)
+            (other / part.name).unlink(missing_ok=True)
+            (other / part.name).symlink_to(part)
+    rewrite_json(other / "model_index.json", sample_sigmas=[1.0, 0.8, 0.3])
+    rewrite_json(other / "scheduler/scheduler_config.json", use_dynamic_shifting=False, shift=1.0, shift_terminal=None)
+    return base, other
+
+
+@pytest.mark.parametrize(
+    "model", [{}, pytest.param({"quantize": True, "qtype": "int8"}, marks=pytest.mark.slow)], ids=["whole", "int8"]
+)
+def test_samples_of_another_model_are_those_of_the_lora_on_it(run, turbo: tuple[Path, Path], model: dict) -> None:
+    """At its noise levels; what is trained, and the other samples, are the same as without it."""
+    base, other = map(str, turbo)
+    keys = {"validation": None, "network": {"type": "lora", "linear": 4, "linear_alpha": 4}}
+    sample, on_base = {**SAMPLE, "format": "png", "sample_every": 1}, {**model, "name_or_path": base}
+    plain = run("plain", model=on_base, sample=sample, **keys)
+    also = run("also", model=on_base, sample={**sample, "also": [{"model": other}, {"levels": [1.0, 0.6]}]}, **keys)
+    assert losses(plain) == losses(also)
+    assert (plain / "job.safetensors").read_bytes() == (also / "job.safetensors").read_bytes()
+    for step in range(3):
+        first = [(folder / "samples" / f"{step:09d}_0.png").read_bytes() for folder in (plain, also)]
+        assert first[0] == first[1]
+    assert [sample.prompt for sample in list_samples(also)][1:3] == ["a fox [turbo, 3 steps]", "a fox [also, 2 steps]"]
+    *_, event = [line for line in read_events(also).rows if line["event"] == "sample"]
+    run_tool("best", [str(also), "--steps", "2", "--images", "2"])
+    *_, final = json.loads((also / "best.json").read_text())["files"]
+    assert final["survival"].keys() == event["survival"].keys() == {"turbo", "also"}
+    lora = {**keys["network"], "pretrained_lora_path": str(also / "job.safetensors")}
+    sample = {**sample, "sample_steps": None}
+    there = run("there", {"steps": 1}, {**model, "name_or_path": other}, sample=sample, validation=None, network=lora)
+    images = [(also / "samples" / "000000002_1_turbo.png"), there / "samples" / "000000000_0.png"]
+    assert images[0].read_bytes() == images[1].read_bytes()
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
@@ -174,9 +221,14 @@ def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Pa
         ({"also": [{"lora": "wide.safetensors"}]}, r"sample\.also\[0\]\.lora: wide\.safetensors is of another model"),
         ({"also": [*ALSO, ALSO[0]]}, r"also\[2\]\.name: another entry has the name 'fast' too"),
         ({"also": [{"lora": "other.safetensors", "weight": 0}]}, r"also\[0\]\.weight: 0 switches the LoRA off"),
+        ({"also": [{"steps": 4}]}, r"also\[0\]\.lora: is required\. Or give 'model', or 'levels'"),
+        ({"also": [{"levels": [0.5, 0.5]}]}, r"also\[0\]\.levels: have to fall"),
+        ({"also": [{"model": "none"}]}, r"also\[0\]\.model: 'none' is neither a folder nor a hub id"),
+        ({"also": [{"model": "base", "lora": "other.safetensors"}]}, r"also\[0\]\.lora: .* is not supported"),
+        ({"also": [{"model": "base"}]}, r"also\[0\]\.model: base is Qwen-Image-2\.1, which Qwen-Image-Ed"),
     ],
 )
-def test_a_way_of_sampling_that_cannot_be_is_refused(run, tmp_path: Path, sample, message) -> None:
+def test_a_way_of_sampling_that_cannot_be_is_refused(run, turbo, tmp_path: Path, sample, message) -> None:
     write_lora(tmp_path / "wide.safetensors", inputs=32)
     with pytest.raises(UserError, match=message):
         run("output", sample={**SAMPLE, **sample})

@@ -59,6 +59,8 @@ BLANK = "blank_prompt_preservation: true"
 OF_CLASS = "diff_output_preservation: true"
 IN_BACKWARD = "fused_backward_pass: true, optimizer: adafactor, max_grad_norm: 0"
 TURBO = "model: {name_or_path: Qwen/Qwen-Image-2.1-Turbo}"
+AS_TURBO = "model: Qwen/Qwen-Image-2.1-Turbo"
+BASE_OF_TURBO = "model: {name_or_path: Qwen/Qwen-Image-2.1"
 EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
@@ -72,6 +74,21 @@ ROWS: list[tuple[str, ...]] = [
         "first_sample: {samples: [{prompt: a, sample_steps: 12, guidance_scale: 4}]}",
         "W first_sample.samples.0.sample_steps: 12: Qwen-Image-2.1-Turbo is distilled for its 8 noise levels, which",
         "W first_sample.samples.0.guidance_scale: 4: Qwen-Image-2.1-Turbo is distilled for 1; with more, images wash",
+    ),
+    (f"{BASE_OF_TURBO}}}, sample: {{also: [{{{AS_TURBO}}}], {ONE}}}",),
+    (
+        f"{BASE_OF_TURBO}, blocks_to_swap: 5}}, sample: {{also: [{{{AS_TURBO}, cfg: 4}}], {ONE}}}",
+        "E sample.also.0.model: is not supported with 'model.blocks_to_swap'",
+        "W sample.also.0.cfg: 4: Qwen-Image-2.1-Turbo is distilled for 1",
+    ),
+    (
+        f"{BASE_OF_TURBO}}}, {FULL}, sample: {{also: [{{{AS_TURBO}, levels: [1, 0.5]}}], {ONE}}}",
+        "E sample.also.0.model: network.type 'full' trains the weights that this file changes",
+    ),
+    (
+        f"sample: {{also: [{{model: Qwen/Qwen-Image-Edit-2511}}], {ONE}}}",
+        "E sample.also.0.model: Qwen/Qwen-Image-Edit-2511 is Qwen-Image-Edit-2511, which Qwen-Image-Edit-2509 does not",
+        "E sample.also.0.model: needs 'model.modulation_table: false'",
     ),
     ("model: {transformer_path: none.safetensors}", "E model.transformer_path: none.safetensors does not exist"),
     ("model: {text_encoder_path: none.safetensors}", "E model.text_encoder_path: none.safetensors does not exist"),

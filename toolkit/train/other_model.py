@@ -1,0 +1,81 @@
+"""`sample.also[].model`: samples of another model of the family, with the network that is trained.
+
+The weights of the other transformer wait in CPU memory. While samples are generated with it they stand in the place of
+the trained model's: tensor by tensor, in the same storage, so that quantized layers, adapters and compiled programs,
+which hold these tensors, compute with the other model. Text encoder and VAE are those of the trained model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.config.sections import DiffusionSection
+from toolkit.errors import UserError
+from toolkit.models.interface import DiffusionModel
+from toolkit.train.base_model import load_base_model
+
+logger = logging.getLogger(__name__)
+
+
+class OtherWeights:
+    """The weights of a module, and those of others that can stand in their place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """module: with its own layers alone; adapters may be attached to it later."""
+        self._own = _tensors(module)
+        self._others: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, key: str, module: nn.Module) -> None:
+        """Keeps the weights of another module, on the CPU. Raises UserError, which names the key, unless its tensors
+        have the same names, shapes and dtypes."""
+        found = _tensors(module)
+        unlike = sorted(found.keys() ^ self._own.keys()) or [
+            name
+            for name, tensor in self._own.items()
+            if (tensor.shape, tensor.dtype) != (found[name].shape, found[name].dtype)
+        ]
+        if unlike:
+            raise UserError(f"{key}: its weights are not those of the trained model ({unlike[0]}). Give a model of it.")
+        self._others[key] = {name: tensor.cpu() for name, tensor in found.items()}
+
+    @contextmanager
+    def using(self, key: str) -> Iterator[None]:
+        """Inside the block the weights of this key are in the module; its own with a key that has none."""
+        if key not in self._others:
+            yield
+            return
+        self._exchange(key)
+        try:
+            yield
+        finally:
+            self._exchange(key)
+
+    @torch.no_grad()
+    def _exchange(self, key: str) -> None:
+        others = self._others[key]
+        for name, tensor in self._own.items():
+            before = tensor.to("cpu", copy=True)
+            tensor.copy_(others[name])
+            others[name] = before
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once."""
+    return dict([*module.named_parameters(), *module.named_buffers()])
+
+
+def load_other_models(section: DiffusionSection, model: DiffusionModel) -> OtherWeights:
+    """The transformers of `sample.also[].model`, prepared as that of `model`, whose network is not attached yet."""
+    others = OtherWeights(model.network_module)
+    dtype = next(model.network_module.parameters()).dtype
+    for key, way in section.deployments().items():
+        if way.model:
+            logger.info(f"{key}: loading the transformer of {way.model}")
+            other = load_base_model(section.other_model(way), torch.device("cpu"), dtype)
+            others.add(key, other.network_module)
+    return others
