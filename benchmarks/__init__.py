@@ -2,5 +2,5 @@
 
 import logging
 
-# Remarks of libraries while they are imported are no part of a report.
+# Remarks of libraries while they are imported are not part of a report.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -168,7 +168,7 @@ def two(tiny: TinyModel, count: int, sheet: Path | None) -> dict[str, float]:
         halves = picture.crop((0, 0, SIDE // 2, SIDE)), picture.crop((SIDE // 2, 0, SIDE, SIDE))
         return [row["colour"] for row in tiny.seen(halves)]
 
-    # A half is no picture that the classifier knows: it must see the same in the sample as in the drawing.
+    # A half is not a picture that the classifier knows: it must see the same in the sample as in the drawing.
     drawn = [draw(pair.after, SIDE, SIDE) for pair in pairs]
     right = [colours(ours) == colours(theirs) for ours, theirs in zip(pictures, drawn, strict=True)]
     return {"colours of both": _share(right)}

@@ -90,7 +90,7 @@ def load_pipeline(folder: Path) -> Any:
 
 
 def image_argument(pictures: Sequence[Image.Image]) -> dict[str, Any]:
-    """References as an argument of a pipeline. One is no list: the first Qwen-Image-Edit's does not resize a list."""
+    """References as an argument of a pipeline. One is not a list: that of the first Edit resizes no list."""
     return {"image": pictures[0] if len(pictures) == 1 else list(pictures)} if pictures else {}
 
 

@@ -469,7 +469,7 @@ def test_a_series_forwards_the_signal_and_starts_no_further_one(start, number: i
     assert output.splitlines()[-1].endswith("not run")
 
 
-# ---------------------------------------------------------------- texts that are no paths
+# ---------------------------------------------------------------- texts that are not paths
 
 
 @pytest.mark.parametrize(

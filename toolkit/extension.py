@@ -60,7 +60,7 @@ class Extension:
 
     purpose: str = ""
     """Of a tool, whose section is a `toolkit.config.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
-    of `run.py --help`. Empty: the process is no command."""
+    of `run.py --help`. Empty: the process is not a command."""
 
     stage: str = ""
     """Of a tool: when it is used, one of `STAGES`, under which `run.py --help` lists it. Empty: the last."""

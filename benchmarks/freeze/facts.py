@@ -47,7 +47,7 @@ OF_THIS_MOMENT = re.compile(
 the sizes of pages, whose markup may change."""
 
 NAMING = re.compile(r"[\w./%+-]*\d[\w./%+-]*|\w+(?:[./_]\w+)+")
-"""Words of a text that are no prose: numbers, paths, file names, keys."""
+"""Words of a text that are not prose: numbers, paths, file names, keys."""
 
 PLACE = re.compile(r"(\S+:\d+:\d+: )?[^\s:]*[^\s:,.](?=: )")
 """Of a message: line and column, and the key, file or folder."""

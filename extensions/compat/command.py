@@ -285,7 +285,7 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
             continue
         name, equals, value = word.text[2:].partition("=")
         meant = [flag for flag in ROWS if flag.startswith(name)]
-        name = meant[0] if len(meant) == 1 else name  # a beginning that is no other's, as there
+        name = meant[0] if len(meant) == 1 else name  # a beginning that no other has, as in musubi-tuner
         values = [word._replace(text=value)] if equals else []
         while waiting and not waiting[0].text.startswith("--") and (name in MANY or not values):
             values.append(waiting.pop(0))
@@ -320,7 +320,7 @@ def _with_file(given: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[s
     if node is None:
         return given
     path = Path(str(node.value)).expanduser()
-    path = path if path.suffix else path.with_suffix(".toml")  # as there
+    path = path if path.suffix else path.with_suffix(".toml")  # as musubi-tuner does
     root = file_root(path, diagnostics)
     diagnostics.raise_errors()
     for name, of_file in flat(root).items() if root else ():

@@ -86,7 +86,9 @@ class _Guide:
     ) -> ConfigNode:
         if root is not None and not self.reads(root):
             given = ", ".join(f"--{flag}" for flag in flags)
-            diagnostics.fatal(root.value_at, (), f"{given}: goes with a file of FluxFlow's guide (data:, training:).")
+            diagnostics.fatal(
+                root.value_at, (), f"{given}: only applies to a file of FluxFlow's guide (data:, training:)."
+            )
         return with_flags(root, flags, diagnostics)
 
     def as_job(
@@ -353,7 +355,9 @@ class _Reader:
             if name in switches:
                 values = {**values, switches[name]: replace(item, value=True)}
             elif name not in alone:
-                self.diagnostics.error(item, f"{show(item)} is no part. {did_you_mean(name, [*switches, *alone])}")
+                self.diagnostics.error(
+                    item, f"{show(item)} is not a known part. {did_you_mean(name, [*switches, *alone])}"
+                )
             elif name != "compressor" and "vae" not in names:
                 remedy = "Freeze 'vae' or 'compressor', or leave it out."
                 self.diagnostics.error(item, f"{show(item)} cannot be frozen by itself. {remedy}")
@@ -393,7 +397,7 @@ class _Reader:
         node = entries.get(chosen.value)
         if node is None:
             hint = did_you_mean(str(chosen.value), entries) if entries else "There is no 'training.pipeline.datasets'."
-            self.diagnostics.error(chosen, f"{show(chosen)} is no dataset of the pipeline. {hint}")
+            self.diagnostics.error(chosen, f"{show(chosen)} is not a dataset of the pipeline. {hint}")
             return {}
         if not isinstance(node.value, dict):
             self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
@@ -403,7 +407,7 @@ class _Reader:
             self._add(level, "data_path", level.pop("image_folder"))
         kind = level.pop("type", None)
         if kind is not None and kind.value not in ("local", "webdataset"):
-            self.diagnostics.error(kind, f"{show(kind)} is no kind of dataset. Write local or webdataset.")
+            self.diagnostics.error(kind, f"{show(kind)} is not a kind of dataset. Write local or webdataset.")
         elif kind is not None:
             level["use_webdataset"] = replace(kind, value=kind.value == "webdataset")
         return level
@@ -818,14 +822,17 @@ def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
         with path.open("rb") as file:
             header = read_header(file)
     except (OSError, ValueError) as error:
-        return None, f"is no safetensors file ({error})."
+        return None, f"is not a safetensors file ({error})."
     said = header.get(METADATA, {}).get(FLUXFLOW_PARTS)
     if said is None:
         names = {name.partition(".")[0] for name in header if name != METADATA}
         theirs = sorted(names & {"compressor", "expander", "flow_processor", "diffuser", "text_encoder", "D_img"})
         if theirs:
             held = ", ".join(theirs)
-            return None, f"holds weights of FluxFlow's own architecture ({held}), which is another: train them anew."
+            return (
+                None,
+                f"holds weights of FluxFlow's own architecture ({held}), which differs: train them again.",
+            )
         return None, "was not written by a step of this program: give the folder of a model."
     folder = path.parent / str(json.loads(said)["folder"])
     if not folder.is_dir():

@@ -30,7 +30,7 @@ class ForeignJobs:
         reads: Callable[[ConfigNode], bool],
         reader: Callable[[ConfigNode, Path, str | None, Diagnostics, Mapping[str, str]], Reader],
     ) -> None:
-        """reads: whether a file that is no job is of this kind. reader: of one, with the arguments of `as_job`."""
+        """reads: whether a file that is not a job is of this kind. reader: of one, with the arguments of `as_job`."""
         self.reads, self._reader = reads, reader
 
     def with_flags(

@@ -198,7 +198,7 @@ class _Reader:
         return found
 
     def _with_texts(self, level: Level) -> Level:
-        """What has a value; in the place of one that is no text, which is told, stands any text."""
+        """What has a value; in the place of one that is not text, which is reported, stands any text."""
         given = {key: node for key, node in level.items() if not node.is_blank}
         for key in SWITCHES & given.keys():
             if not isinstance(given[key].value, bool):
@@ -369,7 +369,9 @@ class _Reader:
         for key, schedules in HEEDED_BY.items():
             node = self.given.get(key)
             if node is not None and node.value not in (0, "0") and schedule not in schedules:
-                self.diagnostics.warn(node, f"has no effect, as there: only {' and '.join(schedules)} heed it.")
+                self.diagnostics.warn(
+                    node, f"has no effect, as in musubi-tuner: only {' and '.join(schedules)} heed it."
+                )
                 self._set(f"train.{key}", None, self.process)
         seed = self.given.get("seed")
         if seed is None:
@@ -398,7 +400,7 @@ class _Reader:
             if not self.adapter:
                 self._set(f"train.{key}", node, self.process)
             elif node is not None and node.value is True:
-                self.diagnostics.warn(node, f"has no effect: an adapter is trained {instead}, as there.")
+                self.diagnostics.warn(node, f"has no effect: an adapter is trained {instead}, as in musubi-tuner.")
         if streams is not None and streams.value is True:
             message = "has no effect: one file is written while training goes on, from a copy in main memory."
             self.diagnostics.warn(streams, message if not self.adapter else "has no effect on an adapter.")
@@ -428,7 +430,7 @@ class _Reader:
         for key, value in SAMPLES.items():
             self._set(f"sample.{key}", _their(key, value), self.process)
         for key, node in given.items():
-            if node.value != {"flow_shift": 0, "seed": -1}.get(key):  # which ask for nothing
+            if node.value != {"flow_shift": 0, "seed": -1}.get(key):  # which have no effect
                 self._set(f"sample.{key}", node, self.process)
         if "width" not in given:
             self.defaults["samples of"] = f"{SAMPLES['width']} x {SAMPLES['height']} pixels"
@@ -445,15 +447,15 @@ class _Reader:
             return [{"folder_path": made(self.root, ".")}]
         path = self._found(str(node.value))
         if path is None and os.path.exists(os.path.expanduser(str(node.value))):
-            self.diagnostics.error(node, f"{show(node)} is no file. Give the file with the datasets.")
+            self.diagnostics.error(node, f"{show(node)} is not a file. Give the file with the datasets.")
         root = file_root(path, self.diagnostics) if path else None
         entries = self._entries(map_paths(root, self.moved)) if root else []
-        if path and not entries:  # which is told: that line is enough
+        if path and not entries:  # which is reported: that line is enough
             self.diagnostics.mark(node.path)
         return entries or [{"folder_path": node}]
 
     def _entries(self, root: ConfigNode) -> list[Any]:
-        """The datasets of the file; none where it has none, which is told."""
+        """The datasets of the file; none where it has none, which is reported."""
         for key, child in root.value.items():
             if key not in ("general", "datasets"):
                 hint = "It belongs in [general] or [[datasets]]." if key in OF_DATASETS else did_you_mean(
@@ -494,7 +496,7 @@ class _Reader:
             message = "is required: the folder of the images."
             self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
         if not {"image_directory", "image_jsonl_file"} & given.keys():
-            dataset["folder_path"] = made(item, ".")  # what is missing is told
+            dataset["folder_path"] = made(item, ".")  # what is missing is reported
         elif len({"image_directory", "image_jsonl_file"} & given.keys()) == 2:
             message = "'image_directory' is given as well. Give one of them."
             self.diagnostics.error(given["image_jsonl_file"], message, at_key=True)
@@ -569,7 +571,7 @@ class _Reader:
                 self.lost += [at(path, folder) for folder in lost_folders(str(path.value), self.moved)]
 
     def _found(self, written: str) -> Path | None:
-        """Where a file is: in the working directory, as there, or beside the config."""
+        """Where a file is: in the working directory, as in musubi-tuner, or beside the config."""
         expanded = os.path.expanduser(written)
         return next((place for place in (Path(expanded), self.folder / expanded) if os.path.isfile(place)), None)
 

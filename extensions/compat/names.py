@@ -39,7 +39,7 @@ def idle(says: str, ours: str = "", **more: Any) -> ForeignName:
 
 
 def refused(*passes: Any, ours: str = "", says: str = "", **more: Any) -> ForeignName:
-    """Known and not supported. passes: the values that ask for nothing."""
+    """Known and not supported. passes: the values that have no effect."""
     return ForeignName("refused", tuple(ours.split()), says, passes=passes, **more)
 
 
@@ -512,7 +512,7 @@ NAMES: dict[tuple[str, str], Names] = {
         ),
         "control_directory": is_(
             "datasets[].control_path",
-            "`a.png`, then `a_0.png`, `a_1.png` and so on, for `a.jpg`, as there; other endings are listed",
+            "`a.png`, then `a_0.png`, `a_1.png` and so on, for `a.jpg`, as in musubi-tuner; other endings are listed",
         ),
         "control_resolution": near(
             f"{_CONTROL} model.model_kwargs.match_target_res",
@@ -543,7 +543,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "discrete_flow_shift": is_(
             "train.discrete_flow_shift", "0 is an error with `timestep_type: shift`", default=1.0
         ),
-        "logit_mean": is_("train.logit_mean", "0: the middle; above 0 less noise, as there"),
+        "logit_mean": is_("train.logit_mean", "0: the middle; above 0 less noise, as in musubi-tuner"),
         "logit_std": is_("train.logit_std", "0 is an error"),
         "num_timestep_buckets": is_("train.num_timestep_buckets", "0: off"),
         "show_timesteps": absent("noise levels are not plotted; metrics.jsonl has the mean of each step, `t_mean`"),

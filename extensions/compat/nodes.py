@@ -54,7 +54,7 @@ def of_file(node: ConfigNode, file: str) -> ConfigNode:
 
 
 def file_root(path: Path, diagnostics: Diagnostics, list_key: str = "") -> ConfigNode | None:
-    """The root of a TOML or JSON file that another one names; None where it cannot be read, which is told.
+    """The root of a TOML or JSON file that another one names; None where it cannot be read, which is reported.
 
     list_key: the key under which a list becomes a mapping, as a root always is one here.
     """

@@ -45,12 +45,13 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
 - The commands that encode latents and captions are not needed: the training does it, and knows files by their content.
   In advance: `python run.py cache train.sh`. Pasted alone they are an error that says so: they do not name the folder
   of the training, where the cache is.
-- All layers of the blocks are trained, as there: its default pattern that should leave out modulation matches no name.
+- All layers of the blocks are trained, as in musubi-tuner: its default pattern, meant to leave out modulation, matches
+  no name.
 - A script may assign variables and arrays above its command, and write `${NAME:-default}`. What a condition or a loop
   decides is not guessed: such a variable is an error with its name.
 - `lr_decay_steps` counts for `warmup_stable_decay` alone, `lr_scheduler_min_lr_ratio` for that, `cosine_with_min_lr`
   and `rex`; for others they are left out with a line.
-- `optimizer_type = "adafactor"` has `scale_parameter` unless its arguments say otherwise, as there. Without
+- `optimizer_type = "adafactor"` has `scale_parameter` unless its arguments say otherwise, as in musubi-tuner. Without
   `relative_step=False` it takes a learning rate of its own there; here that is an error with the remedy.
 - `include_patterns` alone restricts nothing there, and is left out with a line; as a key of our `network` it does.
 - `save_last_n_steps` is a distance in steps there; it becomes the number of files within it.
@@ -61,7 +62,7 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
 - `seed = 0` is a seed there and a random one here; a line says so. States of its runs are not read: `network_weights`
   goes on from a LoRA file.
 - Without `network_module` and other `network_` keys the model itself is trained, as by `qwen_image_train.py`, and the
-  transformer alone is written, in one file. `blocks_to_swap` goes with `fused_backward_pass` then.
+  transformer alone is written, in one file. `blocks_to_swap` then requires `fused_backward_pass`.
 - Its other scripts are commands here: generating (`run.py generate`, with `--compile`, `--output_type`, `--latent_path`
   and `--blocks_to_swap`), captions, merging, averages, conversion, extraction. `run.py import` prints the command, and
   a file that begins with one runs. They and `network_weights` find the files of a run by the names that they have there
@@ -72,7 +73,8 @@ python run.py job.toml --map /old/disk=/data    # paths of another machine, in t
 - An accumulation of gradients goes on in the next epoch (there the end of an epoch is a step), and images whose
   references differ in shape share a batch (there not): fewer steps of the same images.
 - Keys that a front end keeps in the same file (`training_mode`, `dataset_resolution_width`) are one line;
-  those of SECourses' for samples (`sample_width`, `sample_cfg_scale` and so on) are the defaults of prompts, as there.
+  those of SECourses' for samples (`sample_width`, `sample_cfg_scale` and so on) are the defaults of prompts,
+  as in that program.
 - A flag and a key of `--config_file` with unlike values are an error with both values (there the flag wins).
 
 In a YAML job its names are read too, where the column says; elsewhere they are unknown, and the message says ours.

@@ -34,7 +34,7 @@ UNSUPPORTED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gr", "ctrl_idx"), ("0", "0.0")),
     **dict.fromkeys(("p2", "n2", "a", "ref", "ev", "i", "ei", "cn", "of"), ()),
 }
-"""Flag -> the values that ask for nothing and therefore pass."""
+"""Flag -> the values that have no effect and therefore pass."""
 
 _FLAG = re.compile(r"(?<!\S)--([A-Za-z]\w*)(?!\S)")
 _QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*')(?!\S)""")

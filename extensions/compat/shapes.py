@@ -184,7 +184,7 @@ def _swapped(section: type[BaseModel], entries: Entries, diagnostics: Diagnostic
         return
     part = 1.0 if share is None else share.value
     if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
-        diagnostics.error(share or switch, f"{show(share or switch)} is no share. Write a number from 0 to 1.")
+        diagnostics.error(share or switch, f"{show(share or switch)} is not a share. Write a number from 0 to 1.")
         return
     blocks = _blocks(entries)
     count = min(round(blocks * part), blocks - 1)
@@ -225,7 +225,7 @@ def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
 
 
 def _paired(paths: ConfigNode, multipliers: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
-    """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as there."""
+    """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as in musubi-tuner."""
     factors = list(multipliers.value) if multipliers else []
     if multipliers is not None and len(factors) > len(paths.value):
         diagnostics.error(
@@ -295,7 +295,7 @@ _ALGOS = ("lora", "loha", "lokr")
 """LyCORIS' names that are names of kinds here."""
 
 _IDLE_ARGUMENTS = ("verbose", "conv_dim", "conv_alpha")
-"""Of `network_args`: what asks for nothing there."""
+"""Of `network_args`: what has no effect in musubi-tuner."""
 
 
 def _reshape_network(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
@@ -515,7 +515,7 @@ def _sample_of(
 
 
 def _text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
-    """The text of a file with prompts; None where it cannot be read, which is told."""
+    """The text of a file with prompts; None where it cannot be read, which is reported."""
     path = Path(file.value).expanduser()
     if diagnostics.reported(file.path):
         return None  # among what is lost

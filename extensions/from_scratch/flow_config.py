@@ -65,7 +65,7 @@ MEASURE_EVERY = 100
 RESERVED_NAMES = ("start", "state", "samples", "control", "superseded")
 """Other folders in the folder of a run, next to the model's own folder `<name>/`."""
 
-if TYPE_CHECKING:  # the checker knows no Literal that is computed
+if TYPE_CHECKING:  # mypy does not accept a computed Literal
     from toolkit.data.stream_dataset import StreamDataset
 
     AutoencoderClass = str
@@ -282,7 +282,7 @@ class FlowModelConfig(StrictModel):
         try:
             given = self.family()
         except (RunError, UserError):
-            return  # it is told of `vae`
+            return  # it is reported for `vae`
         if given.latent_channels != own.latent_channels:
             channels = f"its latents have {given.latent_channels} channels, those of the model {own.latent_channels}."
             yield Diagnostic(("vae",), channels)

@@ -71,7 +71,7 @@ class LossesConfig(StrictModel):
     """Over channels and pixels of the latents. With mean the weight fits any size of image."""
 
     latent_noise: float = Field(default=0.0, ge=0, le=10)
-    """Noise on the latents before they are decoded, in standard deviations of the latents: its strength is drawn anew
+    """Noise on the latents before they are decoded, in standard deviations of the latents: its strength is drawn again
     for each image, half of a normal distribution of this deviation. A decoder that is trained with it makes clean
     images of the inexact latents of a diffusion model; 0.1 to 0.3 with `model.train: decoder`, at the end. 0: none."""
 

@@ -1,5 +1,5 @@
 """The memory of a run, by one step on fake tensors: they have sizes and no numbers, so that a step of any size takes
-seconds and no memory. The trainers' own modules and train steps run, so that nothing about a class is said twice.
+seconds and no memory. The trainers' own modules and train steps run, so that nothing about a class is written twice.
 
 The tensors are those of a "cpu", because fake tensors of a GPU cannot go backward in a build without CUDA; what a GPU
 computes otherwise is in `_stand_ins`. No figure of a GPU is measured yet."""

@@ -117,7 +117,7 @@ class TinyModelConfig(ModelFolderConfig):
             yield Diagnostic(("zero_cond_t",), f"a model of {self.arch} has no such setting. Remove it.")
         for index, path in enumerate(self.captions):
             if not Path(path).expanduser().is_dir() and not job.will_write(Path(path)):
-                yield Diagnostic(("captions", index), f"{path!r} is no folder. Give one that holds captions.")
+                yield Diagnostic(("captions", index), f"{path!r} is not a folder. Give one that holds captions.")
 
     def texts(self) -> tuple[str, ...]:
         """The captions, in the order of their files. Raises UserError where a folder holds none."""

@@ -38,7 +38,7 @@ def write_start(
     pictures: Iterable[Picture] = (),
     device: torch.device | str = "cpu",
 ) -> None:
-    """Writes the folder, anew where it is there. captions: of all images, for a tokenizer. pictures: by which the scale
+    """Writes the folder, again where it exists. captions: of all images, for a tokenizer. pictures: by which the scale
     of the latents of random weights is measured, on this device."""
     with atomic_write_dir(folder, known_by=INDEX) as made:
         if model.name_or_path:
@@ -76,7 +76,7 @@ def require_start(folder: Path, checkpoint: Path) -> None:
         with atomic_write_dir(folder, known_by=INDEX) as made:
             place_parts(own, made, without=())
     elif fault := FAMILY.config_error(folder):
-        remedy = "Restore the folder, or add --restart to move the old run aside and start anew."
+        remedy = "Restore the folder, or add --restart to move the old run aside and start over."
         raise RunError(f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}")
 
 

@@ -185,7 +185,7 @@ def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, i
 
 
 def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str, plan: RunPlan | None) -> dict[str, Any]:
-    """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
+    """The standard's `date` is left out (see above), and `prediction_type`, which has no value for flow matching."""
     architecture, implementation = family_for(section.model).modelspec
     network, train = section.network, section.train
     width, height = _resolution(section, plan)
@@ -211,7 +211,7 @@ def _base_model(section: DiffusionSection) -> str:
     """The model's public name; where it came from a variable, the unexpanded text."""
     model = section.model
     written = section.as_written(model.name_or_path, "model", "name_or_path")
-    if written == model.name_or_path or model.file_note:  # of a file its model is told
+    if written == model.name_or_path or model.file_note:  # of a file its model is named
         return model.public_name()
     return _last_part(written) if model.is_path() else written
 

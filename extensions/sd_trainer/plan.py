@@ -40,7 +40,7 @@ from toolkit.train.planning import Planner
 _ON_DISK = {
     "always": ", each state {} on disk",
     "at_end": ", and one state of {} at the end, on disk",
-    "never": " on disk, no state: a stopped run begins anew",
+    "never": " on disk, no state: a stopped run starts over",
 }
 """`save.states` -> what it means, behind the size of a file."""
 
@@ -158,7 +158,7 @@ class SdPlanner(Planner[DiffusionSection]):
         if stream := self.section.streamed:
             kept = ["latents"] if stream.cache_latents_to_disk else []
             kept += ["text embeddings"] if self.section.requested_text_cache(stream) else []
-            where = f"; {' and '.join(kept)} are kept on the disk" if kept else ", at each use anew"
+            where = f"; {' and '.join(kept)} are kept on the disk" if kept else ", at each use again"
             yield f"images and captions are encoded as they come{where}; VAE and text encoder stay loaded"
         multiple = self.family.size_multiple
         for dataset in self.section.datasets:

@@ -301,7 +301,7 @@ def test_the_pages_table_of_sizes_is_what_is_made() -> None:
 
 def test_flags_do_not_go_with_a_job_of_ours(workplace: Path, write_job: Callable[..., Path]) -> None:
     flags = {"lr": ["1"]}
-    with pytest.raises(ConfigErrors, match="--lr: goes with a file of FluxFlow's guide"):
+    with pytest.raises(ConfigErrors, match="--lr: only applies to a file of FluxFlow's guide"):
         load_job(write_job({"type": "vae_trainer"}), EXTENSIONS.find_config, flags=flags)
 
 

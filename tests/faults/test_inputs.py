@@ -131,7 +131,7 @@ def test_pictures_of_every_mode_train_together(job: Job, pictures: Path) -> None
 def test_a_compiler_that_is_not_there_is_named_before_anything_is_encoded(job: Job) -> None:
     job.section["train"]["compile"] = {"enabled": True, "backend": "indcutor"}
     output = job.run(code=2)
-    assert "train.compile.backend: PyTorch knows no 'indcutor'" in output and "latents" not in output
+    assert "train.compile.backend: PyTorch has no backend 'indcutor'" in output and "latents" not in output
 
 
 @pytest.mark.slow

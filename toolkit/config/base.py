@@ -56,7 +56,7 @@ class StrictModel(BaseModel):
     something."""
 
     not_used: ClassVar[frozenset[str]] = frozenset()
-    """Sections that are accepted and not used: nothing is said of their values."""
+    """Sections that are accepted and not used: their values are not reported."""
 
     on_resume: ClassVar[Mapping[str, ChangeKind | Callable[[Mapping[str, Any]], ChangeKind]]] = {}
     """Field, or ALL_OTHERS -> what its change means for a run that resumes, with all below it; may depend on the

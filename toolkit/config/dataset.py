@@ -388,7 +388,7 @@ NOT_OF_STREAMS = {
     **dict.fromkeys(("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"),
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
 }
-"""Keys of a folder -> why they do not go with `url`."""
+"""Keys of a folder -> why they cannot be combined with `url`."""
 
 
 IMAGES = "Give a folder of images, or a zip file of one."

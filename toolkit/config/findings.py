@@ -1,8 +1,8 @@
 """What a section says against its values: errors, and warnings about what is allowed but does nothing.
 
 Each section says it in its `check`, one `if` and one line per message; `base.all_findings` asks a section and those
-below it, and puts the place before each key. What concerns two sections is said by the one above both; combinations in
-the whole section of a trainer stand in its `rules.py`, bounds of a single value at its field.
+below it, and puts the place before each key. What concerns two sections is reported by the one above both;
+combinations in the whole section of a trainer stand in its `rules.py`, bounds of a single value at its field.
 """
 
 from __future__ import annotations

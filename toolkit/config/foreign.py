@@ -23,7 +23,7 @@ class ForeignName(NamedTuple):
 
     how: Literal["is", "near", "shaped", "idle", "refused", "absent"]
     """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours` does something like it. idle:
-    asks for nothing that is missing here. refused: an error unless its value is one of `passes`. absent: not here."""
+    needs nothing that is missing here. refused: an error unless its value is one of `passes`. absent: not here."""
 
     ours: tuple[str, ...] = ()
     """Keys of a job, each with its place as the reference page writes it: `datasets[].num_repeats`."""
@@ -32,10 +32,10 @@ class ForeignName(NamedTuple):
     """How the meaning differs, or why there is no such key."""
 
     passes: tuple[Any, ...] = ()
-    """Of `refused`: the values that ask for nothing."""
+    """Of `refused`: the values that have no effect."""
 
     needs: str = ""
-    """Of `refused`: the switch beside it that it says more of; where that is off, it asks for nothing."""
+    """Of `refused`: the switch beside it that it says more of; where that is off, it has no effect."""
 
     on: str = ""
     """Of `idle`: why it is an error unless it is false, and the remedy."""
@@ -64,7 +64,7 @@ class ForeignKeys(Protocol):
         """The entries of a section, known and given keys only, with its own fields for those that are `shaped`."""
 
     def idle(self, key: str, is_blank: bool = False) -> str:
-        """Why a key asks for nothing wherever it stands; empty for all others. is_blank: it has no value."""
+        """Why a key has no effect wherever it stands; empty for all others. is_blank: it has no value."""
 
     def hint(self, key: str) -> str:
         """What to write instead of a key that is unknown where it stands; empty where no program has it."""
@@ -97,7 +97,7 @@ class ForeignFile(Protocol):
     """Whether its own text is kept beside the results, instead of the job that it became."""
 
     def reads(self, root: ConfigNode) -> bool:
-        """Whether a file that is no job is of this kind."""
+        """Whether a file that is not a job is of this kind."""
 
     def with_flags(
         self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics

@@ -81,7 +81,7 @@ _PARTED = WithJsonSchema(
 
 _LAYERED = "Qwen-Image-Layered generates several images at once, and cannot be trained."
 _NO_FAMILY = {"qwen_image_layered": _LAYERED, "layered": _LAYERED}
-"""Other programs' names of models that cannot be trained, which are no typing errors -> why not."""
+"""Other programs' names of models that cannot be trained, which are not typing errors -> why not."""
 
 
 ARCH_SPELLINGS = {
@@ -152,7 +152,7 @@ def _from_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-if TYPE_CHECKING:  # the checker knows no Literal that is computed
+if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Arch = str
 else:
     Arch = Literal[tuple(FAMILIES)]

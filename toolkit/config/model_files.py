@@ -165,7 +165,7 @@ class ModelFolder:
         """`_class_name` of model_index.json. Raises UserError, which names the file, when it has none."""
         pipeline = read_model_json(self.index, default={}).get("_class_name")
         if not isinstance(pipeline, str) or not pipeline:
-            raise UserError(f"{self.index}: has no '_class_name', so it is no model's. {_AGAIN}")
+            raise UserError(f"{self.index}: has no '_class_name', so it is not a model index. {_AGAIN}")
         return pipeline
 
     def index_fault(self) -> str:

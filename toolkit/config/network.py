@@ -77,7 +77,7 @@ Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(as_list), schema_of_li
 """One regular expression or a list of them."""
 
 
-if TYPE_CHECKING:  # the checker knows no Literal that is computed
+if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Algo: TypeAlias = str
     Kind: TypeAlias = str
 else:

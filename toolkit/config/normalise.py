@@ -127,7 +127,7 @@ class Normaliser:
                 entries[key] = child
         if neutral:
             names = ", ".join(str(child.path[-1]) for child in neutral[1:])
-            self.diagnostics.warn(neutral[0], f"asks for nothing at this value{names and f' (nor {names})'}.")
+            self.diagnostics.warn(neutral[0], f"has no effect at this value{names and f' (same for {names})'}.")
         entries = strict.rewrite(self.foreign.reshape(model, entries, self.diagnostics), self.diagnostics)
         for old, row in rows.items():
             if row.how == "is" and old in entries:
@@ -193,7 +193,7 @@ class Normaliser:
     def is_supported(self, row: ForeignName | None, key: str, section: ConfigNode, neutral: list[ConfigNode]) -> bool:
         """False for names that do nothing here (one warning) and for those not built yet (an error).
 
-        row: of another program's key. section: where it stands. neutral: gets those whose value asks for nothing.
+        row: of another program's key. section: where it stands. neutral: gets those whose value has no effect.
         """
         child = section.value[key]
         if row is None:

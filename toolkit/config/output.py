@@ -414,7 +414,7 @@ class LoggingConfig(StrictModel):
 
 
 def _is_installed(package: str) -> bool:
-    """Without importing it. A mere folder of that name, such as W&B's own `wandb/`, is no package."""
+    """Without importing it. A mere folder of that name, such as W&B's own `wandb/`, is not a package."""
     spec = find_spec(package)
     return spec is not None and spec.origin is not None
 

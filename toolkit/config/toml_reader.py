@@ -34,7 +34,7 @@ Places = dict[KeyPath, tuple[SourceLocation, SourceLocation]]
 
 
 def read_toml(text: str, diagnostics: Diagnostics, file: str = "") -> ConfigNode | None:
-    """The root of a file; None, with an error at line and column, where it is no TOML.
+    """The root of a file; None, with an error at line and column, where it is not valid TOML.
 
     file: its name, where it is not the config itself.
     """
@@ -101,7 +101,7 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _is_yaml(text: str) -> bool:
-    """Whether a text that is no TOML is YAML, or JSON, which is YAML too."""
+    """Whether a text that is not valid TOML is YAML, or JSON, which is YAML too."""
     try:
         return isinstance(yaml.safe_load(text), dict if text.lstrip()[:1] != "[" else list)
     except (yaml.YAMLError, ValueError, RecursionError):  # such as a date that no calendar has

@@ -38,7 +38,7 @@ MEASURABLE = 0.3
 """Least correlation of the edges, once they lie on each other, of a measure that is believed."""
 
 CERTAIN = 4.0
-"""So many standard errors is a drift that is told."""
+"""A drift of so many standard errors is reported."""
 
 MOST_ERROR = 0.25
 """Largest standard error, in pixels as they are looked at, of a measure that is believed: patches of a blurred or

@@ -208,7 +208,7 @@ class _Whereabouts:
 
 
 _Rows = Iterator[tuple[int, str | None, TableRow]]
-"""Line, name, what is said of it; without a name the caption is the error."""
+"""Line, name, what is reported of it; without a name the caption is the error."""
 
 
 def _rows(path: str, text: str, moved: Mapping[str, str]) -> _Rows:
@@ -252,7 +252,7 @@ def _csv_rows(text: str) -> _Rows:
         for row in reader:
             yield _named(reader.line_num, row)
     except csv.Error as error:
-        yield reader.line_num, None, TableRow(f"cannot be read as CSV: {error}. Mend the line")
+        yield reader.line_num, None, TableRow(f"cannot be read as CSV: {error}. Fix the line")
 
 
 def _json_lines(text: str) -> _Rows:
@@ -261,7 +261,7 @@ def _json_lines(text: str) -> _Rows:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, None, TableRow(f"is no JSON: {getattr(error, 'msg', error)}. Mend the line")
+                yield number, None, TableRow(f"is not valid JSON: {getattr(error, 'msg', error)}. Fix the line")
                 continue
             yield _named(number, row if isinstance(row, dict) else {})
 
@@ -270,7 +270,7 @@ def _json_rows(text: str) -> _Rows:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = f"is no JSON: {getattr(error, 'msg', error)}. Mend it, or write a line for each image"
+        reason = f"is not valid JSON: {getattr(error, 'msg', error)}. Fix it, or write a line for each image"
         yield getattr(error, "lineno", 1), None, TableRow(reason)
         return
     rows = whole if isinstance(whole, list) else [whole]
@@ -307,7 +307,7 @@ def _first_of(keys: Iterable[Any], wanted: Sequence[str]) -> str | None:
 
 
 _SHOWN = 40
-"""So many characters of a line are told."""
+"""So many characters of a line are shown."""
 
 
 def image_name(path: str) -> str:
@@ -427,7 +427,7 @@ _COMMON_WORDS = (
     "illustration sketch cartoon anime man woman girl boy person people child cat dog full upper side front back wide "
     "medium low high black white young old small large smiling standing sitting walking looking"
 )
-"""Lower-case words with which captions begin that are no trigger words."""
+"""Lower-case words with which captions begin that are not trigger words."""
 
 
 def usual_word(captions: Sequence[str]) -> tuple[str, int]:

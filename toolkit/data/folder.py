@@ -141,7 +141,7 @@ def scan_datasets(
 
     reg_weight: factor on the loss of regularisation images. scan_cache: results of earlier scans, which is updated; it
     makes the scan faster and does not change its result. forgiven: takes the errors instead, and the images that have
-    one are left out. read_captions: whether the training does; otherwise nothing is said of missing ones. also: other
+    one are left out. read_captions: whether the training does; otherwise missing ones are not reported. also: other
     sections, whose control images are not left over.
     """
     findings = _Findings(scan_cache or ScanCache(), read_captions)
@@ -238,7 +238,7 @@ class _Folder:
 
     table_path: str | None
     whole: DirectoryListing
-    """`listing` with the control images and masks that are told by a suffix."""
+    """`listing` with the control images and masks that are named by a suffix."""
 
     captions: list[str] = field(default_factory=list)
     """Of each image, in their order; '' for none."""
@@ -285,7 +285,7 @@ class _Folder:
         return [image_name(inside + files[0]) for files in self.listing.images.values()]
 
     def table_names(self) -> list[str]:
-        """What the images are called in a table of captions: with their suffix, or as there without it."""
+        """What the images are called in a table of captions: with their suffix, or as in the table without it."""
         table, names = self.table or {}, self.image_names()
         return [name if name in table or (stem := split_suffix(name)[0]) not in table else stem for name in names]
 
@@ -424,7 +424,7 @@ def _folders_of_table(
             images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
             folder.listing = replace(listing, images=images)
             for name in sorted(names.difference(called.values())):
-                findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {path} and is no image")
+                findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {path} and is not an image")
             yield folder
 
 

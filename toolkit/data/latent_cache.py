@@ -374,7 +374,7 @@ def _fill_cache(
     if unreadable:
         raise RunError("\n".join(unreadable))
     if nothing := dict.fromkeys(entry.what for group in groups for entry in group if entry.key in weightless):
-        logger.warning(f"these count nowhere, so nothing is learned from their images: {shorten(nothing)}")
+        logger.warning(f"these masks are black everywhere, so nothing is learned from their images: {shorten(nothing)}")
 
 
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Control images and masks: which files belong to an image by their names, and which belong to none.
 
-Files that nobody uses are told with the place they lie in: they were put there to be used.
+Files that nobody uses are listed with the folder they are in: they were put there to be used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAIRS = (
 
 
 class PairNames(NamedTuple):
-    """The suffixes by which pairs in one folder are told."""
+    """The suffixes by which pairs in one folder are recognised."""
 
     image: str
     controls: tuple[str, ...]

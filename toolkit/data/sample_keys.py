@@ -48,7 +48,7 @@ class SampleKeys:
         if self.caption not in label:
             raise LookupError(f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})")
         if not isinstance(label[self.caption], str):
-            raise ValueError(f"{self.caption} is no text")
+            raise ValueError(f"{self.caption} is not text")
         label[self.caption].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
         return label[self.caption].strip()
 

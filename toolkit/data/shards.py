@@ -289,7 +289,7 @@ class _WebFile(io.RawIOBase):
         if self._length is not None and known not in (None, self._length):
             raise RunError(f"{name}: was {self._length:,} bytes long and is {length} now. Start again.")
         self._length = known or self._length
-        if response.status != 206 and at:  # the server knows no ranges: what lies before is read and dropped
+        if response.status != 206 and at:  # the server does not support ranges: what lies before is read and dropped
             for start in range(0, at, 1 << 18):
                 wanted = min(1 << 18, at - start)
                 if len(response.read(wanted)) < wanted:
@@ -308,7 +308,7 @@ class _WebFile(io.RawIOBase):
         where = f"{self._shard.name}: the connection broke at byte {self._at:,} ({what})"
         if attempt == len(self._pauses):
             raise RunError(f"{where}, {attempt + 1} times in a row. Resume when the server can be reached.") from error
-        if attempt:  # an idle connection is closed by many servers: once is no news
+        if attempt:  # an idle connection is closed by many servers: once is not worth a word
             logger.warning(f"{where}. Next attempt in {self._pauses[attempt]:g} s.")
         if self._stop.wait(self._pauses[attempt]):
             raise RunError(f"{where}. The run is being stopped.") from error

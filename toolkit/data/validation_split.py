@@ -91,7 +91,7 @@ def split_validation(
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     note = f"validation: {_count(len(chosen), 'image')} held out, not trained on ({listed})"
     split = ValidationSplit(measured, True, (f"{note}; {cost(len(measured), settings)} each time",))
-    left = []  # of the folders; one that is held out whole goes with its images
+    left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
         if samples := tuple(sample for sample in folder.samples if _place(sample) not in chosen):
             # Which images had no caption file is not known any more; there are not more of them than images.

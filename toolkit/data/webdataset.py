@@ -388,7 +388,7 @@ class ShardStream:
             others = (each for each in islice(samples, 1, _LOOKED_THROUGH) if each.key == found.key)
             try:
                 other = next(others, None)
-            except _DAMAGED:  # which is told when it is read
+            except _DAMAGED:  # which is reported when it is read
                 return ""
         if other is None or not other.fields.keys() - found.fields.keys():
             return ""

@@ -110,7 +110,7 @@ def opened(file: str | Path, limits: Limits | None = None) -> Iterator[tuple[zip
                 )
             yield archive, members
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise OSError(f"is no zip file that can be read: {error}. Make it again, or give a folder") from error
+        raise OSError(f"is not a readable zip file: {error}. Make it again, or give a folder") from error
 
 
 def _check_directory(file: str | Path, limits: Limits) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 REDACTED = "<redacted>"
 
 SHORTEST = 6
-"""Shorter values are no secrets, and to replace them would tear ordinary text apart."""
+"""Shorter values are not secrets, and to replace them would tear ordinary text apart."""
 
 _PART = 4
 """So many of its characters give a value away where a message shortens it."""
@@ -40,7 +40,7 @@ _PLAIN = re.compile(
 _SECRET_KEY = re.compile(
     r"(?:(?:^|[_-])(?:token|secret)|(?<!image)(?<!label)(?<!caption)[_-]key|^apikey|password|passwd)$", re.IGNORECASE
 )
-"""The three that are no secrets name what is in the shards of a stream."""
+"""The three that are not secrets name what is in the shards of a stream."""
 
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-)?\}")
 

@@ -155,7 +155,7 @@ def _nearest_level(t_B: Tensor) -> Tensor:
 
 def bell(t_B: Tensor) -> Tensor:
     """A bell around the middle, 0 at pure noise, mean 1. Source: ai-toolkit, `linear_timesteps`."""
-    # In float32, as there: beside the foot of the bell the rounding is part of the number.
+    # In float32, as in ai-toolkit: beside the foot of the bell the rounding is part of the number.
     place_B = (1000 * (1 - t_B)).float() / 1000 - 0.5
     return ((torch.exp(-2 * place_B**2) - BELL_FOOT) / BELL_MEAN).to(t_B).clamp(min=0)
 

@@ -228,7 +228,7 @@ SAMPLING_RUN = TimestepSampling(torch.rand, inference_timesteps, increasing=Fals
 def sampling_for(settings: FlowSettings) -> TimestepSampling:
     """The sampling these settings choose.
 
-    A loss weighed by a bell goes with even draws, whatever `timestep_type`. Source: ai-toolkit, `linear_timesteps`.
+    A loss weighed by a bell requires even draws, whatever `timestep_type`. Source: ai-toolkit, `linear_timesteps`.
     """
     if settings.linear_timesteps or settings.linear_timesteps2:
         return SAMPLINGS["linear"]

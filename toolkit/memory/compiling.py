@@ -52,7 +52,8 @@ def check_backend(settings: CompileConfig, device: torch.device, qtype: str = ""
         return
     if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
         message = (
-            f"{settings.place}.backend: PyTorch knows no {settings.backend!r} here. Write inductor, or leave it out."
+            f"{settings.place}.backend: PyTorch has no backend {settings.backend!r} on this machine. Write "
+            "inductor, or leave it out."
         )
         raise UserError(message)
     if settings.backend == "inductor" and (missing := _missing(device)):
@@ -70,7 +71,7 @@ def decide_compiling(
         return settings.enabled is True
     lack = "the blocks are sharded over the processes" if sharded else against
     if not lack and settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
-        lack = f"PyTorch knows no backend {settings.backend!r} here"
+        lack = f"PyTorch has no backend {settings.backend!r} on this machine"
     if not lack and settings.backend == "inductor":
         lack = f"inductor needs {missing}" if (missing := _missing(device)) else _unable(device, qtype)
     if lack:
@@ -328,5 +329,5 @@ def _user_message(error: Exception, limit: int, place: str) -> str | None:
     cause = getattr(error, "inner_exception", error)
     if isinstance(cause, InvalidCxxCompiler | GPUTooOldForTriton | TritonMissing):
         reason = str(cause).splitlines()[0]
-        return f"{place}: inductor cannot compile here ({reason}). Write enabled: false, or mend that."
+        return f"{place}: inductor cannot compile here ({reason}). Write enabled: false, or fix that."
     return None

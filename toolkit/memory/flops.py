@@ -18,7 +18,7 @@ BACKWARD_ATTENTION = 2.0
 """Of what the forward pass takes, without what kernels compute again."""
 
 BACKWARD_ATTENTION_EXECUTED = 2.5
-"""With it: flash attention makes the scores anew (https://arxiv.org/abs/2307.08691, section 3.1.2)."""
+"""With it: flash attention computes the scores again (https://arxiv.org/abs/2307.08691, section 3.1.2)."""
 
 RECOMPUTED = {
     "none": (0, 0),

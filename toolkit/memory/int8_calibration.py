@@ -27,7 +27,7 @@ from toolkit.memory.int8_matmul import (
 from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 
 MOST_PATTERNS = 4
-"""Largest number of different block patterns (which layers use int8 matmuls) with compilation: each compiles anew."""
+"""Largest number of different block patterns (which layers use int8 matmuls) with compilation: each has its program."""
 
 
 def int8_layers(model: nn.Module) -> list[RowwiseQuantized]:
@@ -113,7 +113,7 @@ def choose_with_few_patterns(
 
 
 def _flags(error: LayerErrors | None) -> Pattern:
-    """The pattern of one layer. error: None for a layer that is no candidate."""
+    """The pattern of one layer. error: None for a layer that is not a candidate."""
     if error is None:
         return (False,) * len(Int8Matmuls._fields)
     return tuple(is_small(error[direction]) if direction in error else None for direction in Int8Matmuls._fields)

@@ -123,7 +123,7 @@ def _is_offline() -> bool:
 
 
 def transformer_fault(name: str) -> str:
-    """Why the file `name` is no transformer that can be trained, with the remedy; empty: it has the keys of one."""
+    """Why the file `name` is not a transformer that can be trained, with the remedy; empty: it has the keys of one."""
     path = Path(name).expanduser()
     try:
         fault = unread(path) or _no_transformer(path, name)
@@ -135,7 +135,7 @@ def transformer_fault(name: str) -> str:
 def _no_transformer(path: Path, name: str) -> str:
     """What a readable file is instead of a transformer that can be trained; empty: it has the keys of one."""
     if words := lora_words(path):
-        return f"{name!r} is no model. {words}"
+        return f"{name!r} is not a model. {words}"
     if parts := encoders_in(encoder_stored(path)):
         remedy = "Give the transformer as model.name_or_path."
         return f"{name!r} is {part_words(parts[0])}: that is model.{parts[0]}_path. {remedy}"
@@ -273,7 +273,7 @@ def _fitting(path: Path, part: str, expected: tuple[tuple[str, Any], ...]) -> tu
 @lru_cache(256)
 def _fault_of(file: Path, part: str, expected: tuple[tuple[str, Any], ...], *stamp: int) -> str | None:
     """Why a file is not this part; None: it is; empty: it is something else altogether. stamp: when it changes, it is
-    looked at anew."""
+    looked at again."""
     try:
         if part not in encoders_in(encoder_stored(file)):
             return ""

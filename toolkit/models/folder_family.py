@@ -113,7 +113,7 @@ class FolderFamily(ModelFamily):
 
     @abstractmethod
     def norms(self, config: Mapping[str, int]) -> dict[str, int]:
-        """The modules with weights that are no linear layers: name -> weights. A name that starts with a dot is one of
+        """The modules with weights that are not linear layers: name -> weights. A name that starts with a dot is one of
         each block."""
 
     def transformer_config(self, folder: Path) -> dict[str, int]:

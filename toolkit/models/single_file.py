@@ -26,7 +26,7 @@ OTHER_PARTS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model
 """Beginnings of the names of other parts, in a checkpoint of ComfyUI that holds them all: they are not read from it."""
 
 MARKERS = {"scaled_fp8": "", "__index_timestep_zero__": "Qwen-Image-Edit-2511"}
-"""Tensors that are no weights -> title of the one model whose files have it; empty: of any."""
+"""Tensors that are not weights -> title of the one model whose files have it; empty: of any."""
 
 
 def markers_of(title: str) -> list[str]:
@@ -253,7 +253,7 @@ def _unread_file(path: Path) -> str:
             return f"{path} is {words}, which is not read. {REMEDY}"
     for one in stored_weights(shapes).values():
         if one.scale and not scale_fits(shapes[one.scale], shapes[one.name]):
-            return f"{path}: {one.scale} is {shapes[one.scale]}, which is no scale of its weight. {REMEDY}"
+            return f"{path}: {one.scale} is {shapes[one.scale]}, which is not a scale of its weight. {REMEDY}"
     if other := types - NUMBER_TYPES:
         return f"{path}: has weights in {', '.join(sorted(other))}, which is not read. {REMEDY}"
     return ""
@@ -319,7 +319,7 @@ def single_file_fault(
     missing, unexpected = expected.keys() - stored.keys(), stored.keys() - expected.keys()
     if unexpected:
         if words := lora_words(path):
-            return f"{path} is no transformer. {words}"
+            return f"{path} is not a transformer. {words}"
         if parts := encoders_in(encoder_stored(path)):
             return f"{path}: this is {part_words(parts[0])}: that is model.{parts[0]}_path. Give a file of {title}."
         other = next((other for other, names in others.items() if len(stored.keys() - names) < len(unexpected)), "")

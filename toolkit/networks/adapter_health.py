@@ -56,7 +56,7 @@ UNLIKE = 4.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a LoRA file is told."""
+    """One thing that is reported of a LoRA file."""
 
     check: str
     message: str
@@ -277,7 +277,7 @@ def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping
         yield Finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
     if several := [name for name in have if read.parts[name]["alpha"].numel() != 1]:
         shape = list(read.parts[several[0]]["alpha"].shape)
-        message = f"alpha is no single number, but {shape}, in {_count(several, len(used))}."
+        message = f"alpha is not a single number, but {shape}, in {_count(several, len(used))}."
         yield Finding("alpha_absurd", message, "Take the file as its trainer saved it.", tuple(several))
     scales = {name: change.scale for name, change in used.items() if math.isfinite(change.scale)}
     if none := [name for name, scale in scales.items() if scale == 0]:

@@ -95,7 +95,7 @@ class AppliedAdapters:
 class NamedAdapters:
     """Adapter files beside a trained network, of which at most one is active at a time; exchanging them costs nothing.
 
-    They are no part of the network: they have no gradient and are in none of its files.
+    They are not part of the network: they have no gradient and are in none of its files.
     """
 
     def __init__(

@@ -129,7 +129,7 @@ class LoraNetwork(LinearAdapterNetwork):
         for block in blocks:
             layers = [layer for layer in block.modules() if isinstance(layer, LoraLinear)]
             if layers:
-                setattr(block, "adapter_casts", BlockCasts(layers))  # noqa: B010 - mypy knows no plain attribute of a module
+                setattr(block, "adapter_casts", BlockCasts(layers))  # noqa: B010 - mypy does not accept a plain attribute of a module
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
         """Pads a smaller rank; truncates a larger one or another kind by SVD.

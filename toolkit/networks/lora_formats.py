@@ -424,7 +424,7 @@ def header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
         check_count(sum(map(len, patterns)))
         numbers = [found.get("r"), found.get("lora_alpha"), *(value for each in patterns for value in each.values())]
     except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{source}: {HEADER_METADATA} in its header is no JSON mapping ({error}).") from error
+        raise UserError(f"{source}: {HEADER_METADATA} in its header is not a JSON mapping ({error}).") from error
     if odd := [number for number in numbers if not isinstance(number, int | float | None)]:
         raise UserError(f"{source}: {HEADER_METADATA} in its header holds {odd[0]!r} where a number has to be.")
     return found

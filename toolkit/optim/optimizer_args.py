@@ -163,7 +163,7 @@ def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> 
     impossible = {
         "differentiable": value and "is not possible for weights that are trained",
         "relative_step": value and "is not possible: the learning rate is 'lr'",
-        "warmup_init": value and "is not possible: it goes with relative_step",
+        "warmup_init": value and "is not possible: it requires relative_step",
         "nesterov": value and (not given.get("momentum") or given.get("dampening")) and "needs momentum, undampened",
         "amsgrad": value and name.endswith("8bit") and "is not possible with 8 bits",
         "optim_bits": value != 32 and "is not possible, only 32",

@@ -168,7 +168,7 @@ def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, 
     }
     defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
-        for entry, value in group.items():  # what is no setting has moved away from what the constructor gave
+        for entry, value in group.items():  # what is not a setting has moved away from what the constructor gave
             counted = isinstance(value, Tensor) or entry not in defaults or value != defaults[entry]
             if counted and entry not in ("params", "lr", "initial_lr"):
                 flat[f"{GROUPS}/{index}/{entry}"] = value

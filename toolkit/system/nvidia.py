@@ -177,7 +177,7 @@ def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
     """The number type of 16 bits that suits this machine's GPUs, else float32; and why, in one sentence."""
     facts = facts or read_facts()
     if facts.torch_cuda is None or not facts.usable:
-        return "float32", "float32 is used: without an NVIDIA GPU 16 bits are no faster, and less exact."
+        return "float32", "float32 is used: without an NVIDIA GPU 16 bits are not faster, and are less exact."
     capability = min(filter(None, (gpu.capability for gpu in ask_nvml()[1])), default=8)
     if capability < 8:
         return "float16", f"float16 is used: GPUs of compute capability {capability} have no bfloat16."

@@ -154,7 +154,7 @@ def costs_per_sample(groups: Sequence[tuple[Mapping[str, int], float]]) -> dict[
     """Seconds that one sample takes in a micro-batch of each shape, from groups of samples by shape and their seconds.
 
     Least squares of the relative error, drawn a little to one cost for all shapes, so that shapes which only come
-    together have one too. Groups that are far off are left out then: a pause of the system is no cost of a shape.
+    together have one too. Groups that are far off are left out then: a pause of the system is not a cost of a shape.
     """
     shapes = sorted({shape for samples, _ in groups for shape in samples})
     counts_GS = np.array([[samples.get(shape, 0) for shape in shapes] for samples, _ in groups], dtype=float)
@@ -367,7 +367,7 @@ class RunawayLoss:
             return None
         then = [value for _, block in part.blocks for value in block]
         own = median(part.block) - median(then)
-        # Others that fall, as those that are learned by heart, are no rise of this one.
+        # Others that fall, as those that are learned by heart, do not raise this one.
         rise = own - max(0.0, median(others_now) - median(others_then))
         error = math.sqrt(sum(_error(values) ** 2 for values in (part.block, then, others_then, others_now)))
         # Means of blocks scatter more than their values say where few images make up a block.

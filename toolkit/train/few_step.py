@@ -4,7 +4,7 @@ In the later micro-batches, or a share of them, the few-step LoRA is active, at 
 sampled. x_t is what the sampling with it makes of the noise up to that level. The target is the velocity of the model
 with the few-step LoRA but without the network, plus what the teacher, the mean of the network, changes in many steps:
 the difference that it makes to the velocity that leads from x_t to where the model without the few-step LoRA, with
-guidance, arrives at the next level in several Euler steps. So errors of the few-step LoRA itself are no part of it.
+guidance, arrives at the next level in several Euler steps. So errors of the few-step LoRA itself are not part of it.
 Only the network learns; the few-step LoRA is frozen, and the target has no gradient. Each level counts the same, as
 each is one step of the sampling.
 
@@ -74,7 +74,7 @@ class Teacher:
 
     @torch.no_grad()
     def _take_in(self, step: int) -> None:
-        """Once in each step from the first one on. It begins anew in a resumed run whose first one has moved to a later
+        """Once in each step from the first one on. It starts over in a resumed run whose first one has moved to a later
         step."""
         if not self.has_begun(step):
             return

@@ -357,7 +357,7 @@ def _differences(document: Mapping[str, Any], section: ProcessConfig, has_refere
     return diff_configs(type(section), recorded, wanted, given) + corrected
 
 
-_ELSE = "give the job another name, or add --restart to move the old run aside and start anew."
+_ELSE = "give the job another name, or add --restart to move the old run aside and start over."
 
 
 def _refuse_changes(state: Path, changes: Iterable[ConfigChange], allow_change: bool, knows_base: bool) -> None:

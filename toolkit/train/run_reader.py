@@ -355,7 +355,7 @@ def step_of_row(row: Row) -> int:
 class StepRows:
     """The rows of a `.jsonl` file in the order of their optimizer steps, each step once: a row replaces earlier rows of
     its step and later steps; lines without a step, damaged ones and one that is being written are left out. They are
-    read anew each time they are iterated: of a million rows 16 MB stay in memory, and what a run writes meanwhile does
+    read again each time they are iterated: of a million rows 16 MB stay in memory, and what a run writes meanwhile does
     not show."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -438,7 +438,7 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
 
 
 def _generated(path: Path, ms: str | None) -> datetime | None:
-    """By the milliseconds in its name; of a name without, by the file's own time. None for one that is no time."""
+    """By the milliseconds in its name; of a name without, by the file's own time. None for one that is not a time."""
     try:
         return datetime.fromtimestamp(int(ms) / 1000 if ms else path.stat().st_mtime, UTC)
     except (ValueError, OverflowError, OSError):
@@ -523,7 +523,7 @@ def _text(row: Row, key: str) -> str | None:
 
 
 def _texts(row: Row, key: str) -> list[str]:
-    """Of a list; of what is none, an empty one. What is no text in it is empty, so that places stay."""
+    """Of a list; of what is none, an empty one. What is not text in it is empty, so that places stay."""
     value = row.get(key)
     return [each if isinstance(each, str) else "" for each in value] if isinstance(value, list) else []
 

@@ -34,7 +34,7 @@ METADATA = ".metadata"
 SEEN_WITHIN_S = 60.0
 """Seconds in which a network volume shows one machine what another has written."""
 
-# What it says of overlapping copies and shared storages is no matter of a user's.
+# What it says of overlapping copies and shared storages does not concern a user.
 logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
 
 

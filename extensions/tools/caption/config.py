@@ -140,7 +140,7 @@ class CaptionConfig(ToolConfig):
         return Path(self.text_encoder_path).expanduser() if self.text_encoder_path else None
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """False: whether captions are missing is looked up anew."""
+        """False: whether captions are missing is looked up again."""
         return False
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:

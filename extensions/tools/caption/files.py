@@ -200,7 +200,7 @@ class Table(Captions):
     def __init__(self, config: CaptionConfig, path: Path) -> None:
         """Reads the table. A last line without its end counts where it is a caption, else it goes to the trash.
 
-        Raises UserError for a line that is no caption.
+        Raises UserError for a line that is not a caption.
         """
         super().__init__(config, path.parent)
         self.path = path

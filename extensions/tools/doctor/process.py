@@ -305,9 +305,7 @@ def _of_model(
     for stem, name in names.items():
         by_name.setdefault(name, []).append(stem)
     if twice := [found[0] for found in by_name.values() if len(found) > 1]:
-        message = (
-            f"{len(twice)} layers are there twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
-        )
+        message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
         yield Finding("twice", message, "Keep one of the names: programs use one and drop the other.", tuple(twice))
 
 

@@ -387,14 +387,14 @@ class Check:
 
 
 CHECKS: dict[str, Check] = {
-    "unusable": Check(unusable, "files that a training refuses", "Mend or remove them."),
+    "unusable": Check(unusable, "files that a training refuses", "Fix or remove them."),
     "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
     "unpaired": Check(unpaired, "control images and masks without an image", "Give them the name of their image."),
     "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
     "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
     "pair_shift": Check(pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."),
     "same_as_reference": Check(same_as_reference, "images equal to their reference", "Remove the pair."),
-    "duplicate": Check(duplicate, "images that are there twice", "Keep the better one, or use its folder's repeats."),
+    "duplicate": Check(duplicate, "duplicate images", "Keep the better one, or use its folder's repeats."),
     "leak": Check(leak, "images of the validation that are trained on", "Remove one of the two."),
     "blurred": Check(blurred, "blurred images", "Take a sharper one."),
     "enlarged": Check(enlarged, "images enlarged from smaller ones", "Take the original, at a lower resolution."),

@@ -98,7 +98,7 @@ class LintConfig(ToolConfig):
 
     least_detail: float = Field(default=0.35, ge=0)
     """blurred: below this share of the finest detail in the next coarser one. Images as they were taken or drawn
-    have 0.7 to 1.4, blurred by 2 pixels 0.25. Where there are traces of an enlargement they are told as `enlarged`. 0:
+    have 0.7 to 1.4, blurred by 2 pixels 0.25. Traces of an enlargement are reported as `enlarged`. 0:
     off."""
 
     least_size: float = Field(default=0.5, ge=0)

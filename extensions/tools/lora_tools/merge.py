@@ -151,7 +151,8 @@ class MergeProcess(BaseExtensionProcess):
                 refuse_dora(name, change)
                 if change.low_rank is None:
                     raise UserError(
-                        f"{file.path}: {name} is no LoRA: only those add up to one. Make one of it: run.py resize."
+                        f"{file.path}: {name} is not a LoRA; only LoRAs can be merged into one file. "
+                        "Convert it first with run.py resize."
                     )
                 if name in pairs and change.shape != pairs[name][0][0].shape:
                     raise UserError(f"{file.path}: {name} has another size than in the files before: another model's.")

@@ -65,7 +65,7 @@ def _step_of(file: Path) -> int | None:
 def average(files: Sequence[Path], betas: Sequence[float]) -> dict[str, Tensor]:
     """The average of files with the same keys, oldest first, in the dtypes of the first; computed in float32.
 
-    betas: of each file but the first. Alphas, and what is no floating-point number, have to be equal in all. Raises
+    betas: of each file but the first. Alphas, and what is not a floating-point number, have to be equal in all. Raises
     UserError where the files do not match.
     """
     first, _ = read_tensors(files[0])

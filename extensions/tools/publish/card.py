@@ -127,7 +127,7 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
 
 
 def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:
-    """What is told of the training: names and numbers."""
+    """What the card says of the training: names and numbers."""
     network, train = section.network, section.train
     yield "network", f"{network.type}, rank {network.linear}, alpha {network.linear_alpha:g}"
     yield "steps", run.step if run.step is not None else train.steps

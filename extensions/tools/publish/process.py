@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 REPORT, WEIGHTS = "report.html", ".safetensors"
 MOST_SECONDS = 60
 AGAIN = (408, 429)
-"""Statuses below 500 that another attempt may mend."""
+"""Statuses below 500 that another attempt may fix."""
 
 
 class PublishProcess(BaseExtensionProcess):

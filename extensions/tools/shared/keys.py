@@ -82,7 +82,7 @@ def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iter
 
 
 def split_strength(text: str) -> tuple[str, float]:
-    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength that is no number."""
+    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength that is not a number."""
     path, colon, strength = text.rpartition(":")
     if not colon or "/" in strength or "\\" in strength or strength.endswith(".safetensors"):
         return text, 1.0
@@ -97,7 +97,7 @@ def split_strength(text: str) -> tuple[str, float]:
 
 
 def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
-    """A file that is missing, or is no safetensors file."""
+    """A file that is missing, or is not a safetensors file."""
     file = Path(path).expanduser()
     if job.will_write(file):
         return
@@ -121,7 +121,7 @@ def _file_in(folder: Path) -> str:
 
 
 def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Diagnostic]:
-    """LoRA files that are missing or of another kind, strengths that are no numbers."""
+    """LoRA files that are missing or of another kind, strengths that are not numbers."""
     for index, text in enumerate(files):
         try:
             file, _ = split_strength(text)
@@ -132,7 +132,7 @@ def check_loras(key: str, files: Sequence[str], job: JobContext) -> Iterator[Dia
 
 
 def check_origins(key: str, files: Sequence[str], find: Callable[[], ModelConfig]) -> Iterator[Diagnostic]:
-    """LoRA files (FILE[:STRENGTH]) of another model than `find` gives. What cannot be read is said elsewhere."""
+    """LoRA files (FILE[:STRENGTH]) of another model than `find` gives. What cannot be read is reported elsewhere."""
     with suppress(UserError):
         model = find()
         for index, text in enumerate(files):

@@ -155,7 +155,7 @@ class PicturesConfig(ToolConfig):
         return frozenset({Path(self.output).expanduser().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Prompts that cannot be read, references that are no images, a file in the way."""
+        """Prompts that cannot be read, references that are not images, a file in the way."""
         if file := file_in_the_way(Path(self.output).expanduser()):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
         yield from check_loras("lora", self.lora, job)

@@ -64,7 +64,7 @@ def below(folder: Path, name: str) -> Path:
 
 
 def shown(text: str) -> str:
-    """A text that any page can hold: bytes of a file's name that are no UTF-8 are escaped, secrets redacted."""
+    """A text that any page can hold: bytes of a file's name that are not UTF-8 are escaped, secrets redacted."""
     return redact_text(text.encode(errors="backslashreplace").decode())
 
 
@@ -247,7 +247,7 @@ def caption_version(image: FoundImage) -> str:
 
 def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
     """Writes the captions of images, as they are, into one file of the page's trash, before they are replaced: JSON of
-    file name -> text, bytes that are no UTF-8 as Python's surrogate escapes. Raises OSError."""
+    file name -> text, bytes that are not UTF-8 as Python's surrogate escapes. Raises OSError."""
     files = [file for image in images if (file := caption_file(image)).exists()]
     old = {data.id_of(str(file)): read_regular(file).decode(errors="surrogateescape") for file in files}
     if old:

@@ -36,7 +36,7 @@ IDLE_S = 30.0
 
 def thumbnail(ui: Ui, path: Path, side: int) -> Path:
     """The JPEG of an image whose longer side is the least of SIDES that is not below `side`; named by the file and its
-    version. Raises ImageError for what is no image, OSError for what cannot be read or written."""
+    version. Raises ImageError for what is not an image, OSError for what cannot be read or written."""
     side = next((each for each in SIDES if each >= side), SIDES[-1])
     if not stat.S_ISREG((about := os.stat(path)).st_mode):
         raise ImageError(path, "is not a file")  # a pipe would be waited for

@@ -207,7 +207,7 @@ class JobText:
                 del place[path[-1]]
             else:
                 place[path[-1]] = wanted
-        except (IndexError, KeyError, TypeError) as error:  # the path leads through a value that is no section
+        except (IndexError, KeyError, TypeError) as error:  # the path leads through a value that is not a section
             raise ValueError(path) from error
         for new in map(JobText, texts):
             if new.root is not None and repr(new.root.data()) == repr(expected):

@@ -198,7 +198,7 @@ class Queue:
         self._seen: dict[str, tuple[tuple[int, ...], Entry]] = {}
 
     def add(self, argv: Sequence[str], name: str, cwd: Path | None = None) -> Entry:
-        """A new entry at the end, which the runner starts when a GPU is free. Raises UserError for what is no command
+        """A new entry at the end, started by the runner when a GPU is free. Raises UserError for what is not a command
         for the queue; whether its settings are right is the caller's to check."""
         where = str((cwd or Path.cwd()).absolute())
         if reason := why_not_queued(argv, where):

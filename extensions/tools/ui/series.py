@@ -117,7 +117,7 @@ class Series:
         return f"{self._generation}-{self.last_step}"
 
     def rows_since(self, cursor: str) -> list[dict[str, Any]] | None:
-        """The rows of steps after a cursor. None: the curves are no more what they were, or there are too many rows."""
+        """The rows of steps after a cursor. None: the curves are not what they were, or there are too many rows."""
         generation, _, step = cursor.partition("-")
         with self._lock:
             seen = -1 if step == "-1" else whole(step)

@@ -206,7 +206,7 @@ def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
 
 
 def as_json(data: Any) -> str:
-    """JSON of what files hold: lone surrogates escaped, and of what is no JSON as `finite`."""
+    """JSON of what files hold: lone surrogates escaped, and of what is not valid JSON as `finite`."""
     try:
         return json.dumps(data, allow_nan=False)
     except ValueError:

@@ -97,7 +97,7 @@ class Part:
         return {"offset": length, "hash": f"{crc:08x}"}
 
     def add(self, offset: int, piece: bytes | bytearray, crc: str) -> int:
-        """Appends a piece, all of it or nothing; offset 0 begins anew. Returns the bytes that are here then. Raises
+        """Appends a piece, all of it or nothing; offset 0 starts over. Returns the bytes that are here then. Raises
         Refused for a piece that was damaged, too long, or is of another place than the next; OSError for the disk."""
         if f"{zlib.crc32(piece):08x}" != crc:
             raise Refused("a piece was damaged on its way. Send it again")

@@ -435,7 +435,7 @@ def test_keys_that_only_the_repositorys_examples_have(read) -> None:
             f"10:9: {AT}.train_diff_full: 'train_diff_full' and 'train_diff' mean the same, but false and true were "
             "given. Remove one of them.",
         ),
-        (("train_vae: true", "dataset: web"), f"9:18: {AT}.dataset: 'web' is no dataset of the pipeline. "
+        (("train_vae: true", "dataset: web"), f"9:18: {AT}.dataset: 'web' is not a dataset of the pipeline. "
          "There is no 'training.pipeline.datasets'."),
     ],
 )  # fmt: skip
@@ -589,8 +589,7 @@ def test_another_vae_dim_than_the_checkpoints_is_told(checkpoint, read) -> None:
     [
         (
             {"compressor.a": {}, "flow_processor.b": {}}, True,
-            "holds weights of FluxFlow's own architecture (compressor, flow_processor), which is another: train them "
-            "anew.",
+            "holds weights of FluxFlow's own architecture (compressor, flow_processor), which differs: train them again.",
         ),
         ({"weights": {}}, True, "was not written by a step of this program: give the folder of a model."),
         (

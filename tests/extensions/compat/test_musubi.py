@@ -147,7 +147,8 @@ def test_block_swap_of_a_whole_model_and_what_only_counts_there(load: Callable[.
     config = load(f"{lora}full_bf16 = true\n")
     assert section(config).network.type == "lora" and not section(config).train.full_bf16
     assert any(
-        "full_bf16: has no effect: an adapter is trained in float32, as there." in line for line in config.warnings
+        "full_bf16: has no effect: an adapter is trained in float32, as in musubi-tuner." in line
+        for line in config.warnings
     )
 
 
@@ -387,8 +388,12 @@ def test_numbered_references_of_one_folder_and_several_datasets(
         (JOB, DATA.replace("et = true", "et = 'true'"), "data.toml:4:17: general.enable_bucket: 'true' is not true or"),
         (f"{JOB}edit_plus = 'true'\n", DATA, "job.toml:5:13: edit_plus: 'true' is not true or false."),
         (JOB.replace("data.toml", "x" * 300), DATA, "job.toml:2:18: dataset_config: "),
-        (JOB.replace("data.toml", "pairs"), DATA, "job.toml:2:18: dataset_config: 'pairs' is no file. Give the file"),
-        (JOB.replace("data.toml", "/dev/zero"), DATA, "job.toml:2:18: dataset_config: '/dev/zero' is no file. Give"),
+        (
+            JOB.replace("data.toml", "pairs"),
+            DATA,
+            "job.toml:2:18: dataset_config: 'pairs' is not a file. Give the file",
+        ),
+        (JOB.replace("data.toml", "/dev/zero"), DATA, "job.toml:2:18: dataset_config: '/dev/zero' is not a file. Give"),
         (
             JOB.replace("/transformer", "/vae"),
             DATA,

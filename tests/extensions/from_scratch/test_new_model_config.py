@@ -78,7 +78,7 @@ def test_a_model_is_still_there_when_its_index_is(tmp_path) -> None:
 
 
 def test_captions_are_folders_of_text(load, tmp_path) -> None:
-    with pytest.raises(ConfigErrors, match=r"process\[0\]\.captions: .* is no folder"):
+    with pytest.raises(ConfigErrors, match=r"process\[0\]\.captions: .* is not a folder"):
         load(path=str(tmp_path / "model"), captions=str(tmp_path / "words"))
     (tmp_path / "words").mkdir()
     section = load(path=str(tmp_path / "model"), captions=str(tmp_path / "words")).processes[0].section

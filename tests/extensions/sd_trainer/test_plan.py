@@ -177,7 +177,7 @@ def test_the_words_tell_when_a_state_is_written(plan, tmp_path: Path, monkeypatc
 
     assert "kB on disk" in of("always") and "each state" in of("always")
     assert " and one state of " in of("at_end")
-    assert of("never").endswith(" on disk, no state: a stopped run begins anew")
+    assert of("never").endswith(" on disk, no state: a stopped run starts over")
     always, never = (plan(save={"states": states, "save_every": 1}).memory for states in ("always", "never"))
     assert always.allocated("training") > never.allocated("training")
 

@@ -108,7 +108,7 @@ def test_a_dry_run_opens_no_more_than_the_first_shard_and_imports_no_torch(
     assert result.returncode == 0, result.stderr
     assert f"stream of 3 shards: {shards}/0.tar to {shards}/2.tar; number of samples not known" in result.stdout
     assert f"first sample: {shards}/0.tar/000, 64x48 pixels, caption 'tok 0/0'" in result.stdout
-    assert "encoded as they come, at each use anew; VAE and text encoder stay loaded" in result.stdout
+    assert "encoded as they come, at each use again; VAE and text encoder stay loaded" in result.stdout
     result = run_py(write_job(streamed()), "--dry-run", "--json")
     (plan,) = json.loads(result.stdout)["processes"]
     assert plan["stream"]["shards"] == 3 and plan["stream"]["samples"] is None and plan["datasets"] == []

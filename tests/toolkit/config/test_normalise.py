@@ -146,7 +146,7 @@ def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(
         )
     )
     assert [line.split("process[0].")[1] for line in job.warnings] == [
-        "train.unload_text_encoder: asks for nothing at this value (nor noise_offset)."
+        "train.unload_text_encoder: has no effect at this value (same for noise_offset)."
     ]
 
 

@@ -1,4 +1,4 @@
-"""YAML 1.2, JSON with comments, files that are no text, `${VAR}` and its forms."""
+"""YAML 1.2, JSON with comments, files that are not text, `${VAR}` and its forms."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_a_line_of_a_table_that_cannot_be_used_is_named(data: Path, dataset, nam
     with pytest.raises(DataErrors) as caught:
         scan_datasets([dataset(data / "b", captions_file=str(data / name))], None)
     assert [mistake.place for mistake in caught.value.errors] == [f"{data / name}:{line}"]
-    assert ("is no JSON: " in str(caught.value)) == (name != "x.csv" and text[-2:] in ("[[", ", }", " }", "\n}"))
+    assert ("is not valid JSON: " in str(caught.value)) == (name != "x.csv" and text[-2:] in ("[[", ", }", " }", "\n}"))
 
 
 # ---------------------------------------------------------------- control images, and images by their lines

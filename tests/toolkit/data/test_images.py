@@ -80,7 +80,7 @@ def test_exif_rotation_is_applied_exactly_once(tmp_path: Path, suffix: str, orie
 
 def test_damaged_exif_leaves_the_picture_usable(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    quarters().save(path, exif=b"Exif\0\0garbage that is no TIFF header")
+    quarters().save(path, exif=b"Exif\0\0garbage that is not a TIFF header")
     assert open_image(path).size == image_size(path) == (48, 32)
 
 

@@ -330,7 +330,7 @@ def test_masks_that_leave_nothing_are_named_at_each_start(halves, tmp_path: Path
     for name in "ab":
         Image.new("L", (32, 16)).save(tmp_path / "mask" / f"{name}.png")
     masks = {"mask_path": str(tmp_path / "mask")}
-    line = "these count nowhere, so nothing is learned from their images: "
+    line = "these masks are black everywhere, so nothing is learned from their images: "
     line += ", ".join(f"mask of {tmp_path / 'data' / name}.png" for name in "ab")
     for _ in range(2):
         encode(halves(**masks))

@@ -362,7 +362,7 @@ def test_samples_that_cannot_be_read_are_named_and_counted(tmp_path: Path, said:
         f"{prefix}1: left out: its json cannot be read: Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1).",
         f"{prefix}2: left out: its json cannot be read: no object with keys.",
-        f"{prefix}3: left out: its json cannot be read: prompt is no text.",
+        f"{prefix}3: left out: its json cannot be read: prompt is not text.",
         f"{prefix}4: left out: it has no jpg or jpeg or png or webp, only json. Further ones are only counted.",
     ]
     with pytest.raises(

@@ -84,7 +84,7 @@ def test_an_adapter_adds_no_product_to_a_matrix(
     settings = CompileConfig(enabled=True, backend="lowered", fullgraph=True)
     found = gradients(checkpoint_wrapper(level), compile_wrapper(settings))
     forward, backward = graphs
-    # A bias stays where it is: it is no matrix. The last layer is not computed again.
+    # A bias stays where it is: it is not a matrix. The last layer is not computed again.
     assert added(forward) == ({} if qtype else {1: LAYERS})
     assert added(backward) == ({} if qtype else {1: LAYERS - 1})
     assert products_of(forward, 3 * RANK) == 1 and products_of(forward, RANK) == LAYERS - 3  # query, key and value

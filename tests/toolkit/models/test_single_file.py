@@ -298,7 +298,10 @@ def other_format(weights: Weights) -> None:
         (lambda w: w.update({"__index_timestep_zero__": torch.zeros(0)}), "this is Qwen-Image-Edit-2511. Give a"),
         (lambda w: w.update({LINEAR: w[LINEAR].to(torch.uint8)}), "has weights in U8, which is not read. Give"),
         (lambda w: w.update({"img_in.weight.absmax": torch.zeros(2)}), "is in nf4 or another type of bitsandbytes"),
-        (lambda w: w.update({"img_in.scale_weight": torch.zeros(3)}), "img_in.scale_weight is (3,), which is no scale"),
+        (
+            lambda w: w.update({"img_in.scale_weight": torch.zeros(3)}),
+            "img_in.scale_weight is (3,), which is not a scale",
+        ),
         (lambda w: w.update({"img_in.comfy_quant": torch.zeros(1, dtype=torch.uint8)}), "img_in is in '\\x00', which"),
         (other_format, "img_in is in 'nvfp4', which is not read"),
         (convrot(format="int8_blockwise"), f"{LINEAR[:-7]} is in 'int8_blockwise', which is not read"),
@@ -373,7 +376,9 @@ def test_a_file_of_something_else_is_told_as_that(folders: dict[str, Path], tmp_
         save_file(part_weights(folder, part), file)
         assert fault_of(folder, transformer_path=file).startswith(f"{file}: this is {words}")
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, file)
-    assert fault_of(folder, transformer_path=file).startswith(f"{file} is no transformer. It is a LoRA: give the model")
+    assert fault_of(folder, transformer_path=file).startswith(
+        f"{file} is not a transformer. It is a LoRA: give the model"
+    )
 
 
 def test_what_is_no_safetensors_file_is_told_by_its_first_bytes(folders: dict[str, Path], tmp_path: Path) -> None:

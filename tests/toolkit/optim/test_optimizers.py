@@ -111,7 +111,7 @@ def test_prodigys_estimate_is_part_of_the_state() -> None:
     numerator = optimizer.param_groups[0]["d_numerator"]
     assert (plain["param_groups/0/k"], plain["param_groups/0/d_numerator"]) == (3, numerator) and numerator != 0
     assert not {"param_groups/0/d_coef", "param_groups/0/lr", "param_groups/0/betas"} & set(plain), (
-        "settings are no state"
+        "settings are not state"
     )
 
 
@@ -200,7 +200,7 @@ def test_an_8_bit_step_waits_for_the_device_at_most_once_and_learns_the_same(
 
 
 def train(name: str, step_ok: list[bool], arguments: dict | None = None):
-    """Steps with the gradients of their numbers, those that are not taken with gradients that are no numbers."""
+    """Steps with the gradients of their numbers, those that are not taken with gradients that are not numbers."""
     parameters = start()
     optimizer = build_optimizer(name, parameters, 1e-2, ARGUMENTS.get(name, {}) | (arguments or {}))
     done = 0

@@ -133,7 +133,7 @@ def test_three_skipped_steps_end_the_run_before_anything_is_saved_after_them(toy
 
 
 def _after(toy, run: Run, good_steps: int):
-    """The toy's step, whose loss is no number after so many steps."""
+    """The toy's step, whose loss is not a number after so many steps."""
     good = toy.step(run)
 
     def step(batch) -> StepLosses:

@@ -135,7 +135,7 @@ def test_what_changes_the_result_is_refused_and_listed(state: Path, same: Datase
         judge(state, job, same)
     lines = str(refused.value).splitlines()
     assert "  train.lr: 0.1 -> 0.2" in lines and "  train.optimizer: 'adamw' -> 'adam'" in lines
-    assert not any("train.steps" in line for line in lines), "a harmless key is no reason"
+    assert not any("train.steps" in line for line in lines), "a harmless key is not a reason"
     assert str(state) in lines[0]
 
 

@@ -1,7 +1,7 @@
 """Says in the log, and as an event `warning`, when something looks wrong while a run trains; never stops it.
 
-What is looked at, and the limits: `toolkit.train.anomalies`. Everything is learned anew in each process, so that a
-resume begins without a history, and says again what is still wrong.
+What is looked at, and the limits: `toolkit.train.anomalies`. Each process learns everything from the beginning, so that
+a resume begins without a history, and says again what is still wrong.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class AnomalyCallback(Callback):
         return self._sets.add(self._features([folder / SAMPLES / file for file in files], texts))
 
     def _earlier_sets(self, folder: Path, but: set[str]) -> SampleSets:
-        """The sets that the run has already, the first and the last; nothing is said of them."""
+        """The sets that the run has already, the first and the last; they are not reported."""
         sets, by_step = SampleSets(), dict[int, list[tuple[Path, str]]]()
         for sample in list_samples(folder):
             if sample.path.name not in but and sample.step < self._step:

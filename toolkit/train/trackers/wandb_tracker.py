@@ -80,7 +80,7 @@ class WandbTracker(Tracker):
         self._child.wait()
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it ended silently")
 
 
 def run_id(run: RunInfo) -> str:

@@ -35,7 +35,7 @@ def _size(value: Any) -> tuple[int, int]:
     elif isinstance(value, str) and (found := re.fullmatch(r"\s*(\d{1,6})\s*(?:[x×]\s*(\d{1,6})\s*)?", value)):
         sides = (int(found[1]), int(found[2] or found[1]))
     if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise value_error(f"{value!r} is no size. Write pixels such as 128, or width x height such as '192x128'.")
+        raise value_error(f"{value!r} is not a size. Write pixels such as 128, or width x height such as '192x128'.")
     if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
         raise value_error(f"{value!r} is out of range: sides are {LEAST_SIDE} to {MOST_SIDE} pixels.")
     return sides[0], sides[1]
@@ -85,7 +85,7 @@ class OnlyConfig(StrictModel):
     """What is on the belly."""
 
     eyes: Annotated[Names, *_some_of(ALL["eyes"])] = ()
-    """Eyes, and the mouth that goes with them."""
+    """Eyes, and the mouth that belongs to them."""
 
     hat: Annotated[Names, *_some_of(ALL["hat"])] = ()
     """Hats."""

@@ -121,7 +121,7 @@ class Casting:
     def looks(self) -> tuple[tuple[str, str, str], ...]:
         """The bodies, colours and hats that are drawn together; none where the rule of the held-out ones forbids all.
 
-        No hat is there twice: a third of the mascots have none.
+        No hat appears twice: a third of the mascots have none.
         """
         return _looks(self.characters, *(self.values(name) for name in ("body", "colour", "hat")), bool(self.fixed))
 

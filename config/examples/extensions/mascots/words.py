@@ -114,7 +114,7 @@ def _colour(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
 
 
 def _other(attribute: str, words: Callable[[str, Lots], str]) -> Callable[[Mascot, Casting, Lots], Change | None]:
-    """The change of an attribute that goes with all others."""
+    """The change of an attribute that fits all others."""
 
     def change(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
         values = [value for value in casting.values(attribute) if value != getattr(mascot, attribute)]
@@ -148,7 +148,7 @@ CHANGES: dict[str, Callable[[Mascot, Casting, Lots], Change | None]] = {
 
 
 ALWAYS_POSSIBLE = ("held", "pose", "place", "eyes")
-"""Changes that go with every mascot, where there are two values."""
+"""Changes that fit every mascot, where there are two values."""
 
 
 def can_edit(casting: Casting, changes: Collection[str] = CHANGES) -> bool:

@@ -67,7 +67,7 @@ if (slider) {
   slider.addEventListener('input', showSamples);
   select.addEventListener('change', () => { slider.value = samples.steps.indexOf(Number(select.value)); showSamples(); });
   for (const input of [...document.querySelectorAll('[name=mode]'), other, $('share')]) input.addEventListener('input', showSamples);
-  let figure = null;  // of the sample that is shown large; its links are made anew with each step
+  let figure = null;  // of the sample that is shown large; its links are made again with each step
   const caption = link => {
     figure = link.closest('figure');
     return `${link.dataset.step ?? ''} ${figure.querySelector('figcaption').textContent}`;

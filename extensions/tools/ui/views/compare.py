@@ -71,7 +71,7 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
 
 
 def _settings(text: str) -> dict[str, str]:
-    """Each key of a job with its value, as written; empty where it is no YAML."""
+    """Each key of a job with its value, as written; empty where it is not valid YAML."""
     found: dict[str, str] = {}
 
     def walk(node: ConfigNode, path: str) -> None:

@@ -132,7 +132,7 @@ def show(request: Request) -> Response:
     job = _without_secrets(_read(path))
     try:
         editor.job = job.set(job.path(NAME), _unused(ui, job.get(job.path(NAME))), True)
-    except ValueError:  # a file that is no job: the check says so
+    except ValueError:  # a file that is not a job: the check says so
         editor.job = job
     return _page(request, editor)
 

@@ -322,7 +322,7 @@ def report(request: Request) -> Response:
 
 
 def _favourites(ui: Ui) -> dict[str, list[str]]:
-    with suppress(TypeError):  # names that are no list: a file that another program has changed
+    with suppress(TypeError):  # names that are not a list: a file that another program has changed
         found = read_object(ui.own / "favourites.json")
         return {run: [str(name) for name in names] for run, names in found.items()}
     return {}

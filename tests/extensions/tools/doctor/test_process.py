@@ -304,7 +304,7 @@ BROKEN = {
     "peft for comfyui": Broken("not_loaded", "lora", renamed(("diffusion_model", "base_model.model")), COMFYUI),
     "lora_transformer for comfyui": Broken("not_loaded", "lora", flat("lora_transformer_"), COMFYUI),
     "header for comfyui": Broken("alpha_in_header", "to_diffusers", flags=COMFYUI, metadata=HEADER),
-    "header that is no JSON": Broken("bad_header", "to_diffusers", metadata={"lora_adapter_metadata": "{"}),
+    "header that is not valid JSON": Broken("bad_header", "to_diffusers", metadata={"lora_adapter_metadata": "{"}),
     "alpha as a text": Broken(
         "bad_header", "to_diffusers", metadata={"lora_adapter_metadata": '{"r": 4, "lora_alpha": "8"}'}
     ),

@@ -325,7 +325,7 @@ def test_layers_that_comfyui_skips_are_one_line(
         ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is not a number"),
         ("merge", {"lora": "a.safetensors", "output": "x", "base": "here"}, "'here' holds no model_index.json"),
         ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "must end in .safetensors"),
-        ("merge", {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"}, "is no model. It is a LoRA"),
+        ("merge", {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"}, "is not a model. It is a LoRA"),
         (
             "merge",
             {"lora": "a.safetensors", "output": "x", "base": "a.safetensors"},

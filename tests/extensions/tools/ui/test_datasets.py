@@ -205,7 +205,7 @@ def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) 
     page.post("/datasets/pipo/view", data={"references": "before", "masks": "_mask", "resolution": "512"})
     text = page.get("/datasets/pipo").text
     assert "/datasets/before/thumbs/a.png" in text and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
-    assert "3 images" in text, "the mask is no image of its own"
+    assert "3 images" in text, "the mask is not an image of its own"
     assert text.count("has no control image") == 2
 
 

@@ -48,8 +48,11 @@ def test_values_are_found_whatever_their_case(load) -> None:
     ("section", "message"),
     [
         ({"size": 16}, r"size.*: 16 is out of range: sides are 32 to 1024 pixels"),
-        ({"size": "wide"}, r"size.*: 'wide' is no size. Write pixels such as 128, or width x height such as '192x128'"),
-        ({"size": [True]}, r"size.*: True is no size"),
+        (
+            {"size": "wide"},
+            r"size.*: 'wide' is not a size. Write pixels such as 128, or width x height such as '192x128'",
+        ),
+        ({"size": [True]}, r"size.*: True is not a size"),
         ({"size": []}, r"size"),
         ({"count": -1}, r"count"),
         ({"seed": 2**32}, r"seed"),
