@@ -26,7 +26,7 @@ MOST_BYTES = 1_000_000
 
 
 class Mistake(Exception):
-    """Of whoever set the variables."""
+    """A mistake of whoever set the variables."""
 
 
 def main(folder: Path) -> int:

@@ -67,7 +67,7 @@ class JobState:
         self._keep_first(index, **{self._entries[index].label: self._begun})
 
     def _digest(self, entry: ProcessEntry) -> str:
-        """Of the settings, and of what the process reads; empty where nothing is recorded, so nobody asks."""
+        """Digest of the settings, and of what the process reads; empty where nothing is recorded, so nobody asks."""
         if self.path is None:
             return ""
         text = json.dumps(redact_json(entry.raw, by_key=True), sort_keys=True, default=str)

@@ -41,7 +41,7 @@ class Module:
     """None: a namespace package, or one that is built in."""
 
     folders: tuple[str, ...]
-    """Of a package: where its modules are."""
+    """Folders of a package's modules."""
 
     @property
     def package(self) -> str:

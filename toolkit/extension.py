@@ -59,11 +59,11 @@ class Extension:
     """What `--list-extensions` shows."""
 
     purpose: str = ""
-    """Of a tool, whose section is a `toolkit.config.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
+    """For a tool, whose section is a `toolkit.config.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
     of `run.py --help`. Empty: the process is not a command."""
 
     stage: str = ""
-    """Of a tool: when it is used, one of `STAGES`, under which `run.py --help` lists it. Empty: the last."""
+    """For a tool: when it is used, one of `STAGES`, under which `run.py --help` lists it. Empty: the last."""
 
     process: str = ""
     """The process class, built as `(process_id, job, config)`. Its module may import torch."""
@@ -72,7 +72,7 @@ class Extension:
     """The pydantic model of the section. Empty: the section is handed over unchecked. Its module imports no torch."""
 
     command: str = ""
-    """Of a tool: the `ToolConfig` whose keys are its flags. Empty: the section's."""
+    """For a tool: the `ToolConfig` whose keys are its flags. Empty: the section's."""
 
     @classmethod
     def get_process(cls) -> type:

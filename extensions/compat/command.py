@@ -167,7 +167,7 @@ class _Variables:
         """The array whose lines are being read."""
 
         self.depth = 0
-        """Of `if`, loops and cases around a line."""
+        """Number of `if`, loops and cases around a line."""
 
     def words(self, raw: str, place: SourceLocation) -> list[_Word]:
         """A word as the program gets it: none of what is empty, several of a variable that holds several."""

@@ -193,7 +193,7 @@ class _Reader:
         self.shared = self._sections()
         self.out = self._output(name)
         self.rates: dict[str, ConfigNode] = {}
-        """Of `preserve_lr`: role -> its saved rate."""
+        """From `preserve_lr`: role -> its saved rate."""
 
     def job(self) -> ConfigNode:
         """The whole job."""
@@ -414,7 +414,7 @@ class _Reader:
 
     @staticmethod
     def _resolution(values: Level) -> Any:
-        """Of an entry of `datasets`."""
+        """The resolution of an entry of `datasets`."""
         size, smaller = values.get("img_size", 1024), values.get("reduced_min_sizes")
         if smaller is None:
             return size

@@ -86,7 +86,7 @@ class FluxflowFiles(Callback):
             self._file.close()
 
     def _name_metrics(self) -> None:
-        """Of a single step the file has a second name; where that is a copy, it is up to date at the end."""
+        """The file of a single step has a second name; where that is a copy, it is up to date at the end."""
         if self.place == "only":
             path = Path(self._file.name)
             link(path, path.with_name("training_metrics.jsonl"), durable=False)

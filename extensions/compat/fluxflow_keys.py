@@ -31,10 +31,10 @@ class Key:
     """What it is here, for the page: a key of the process in backticks, or a sentence."""
 
     least: float = -math.inf
-    """Of a number: the smallest that means something."""
+    """Smallest number that means something."""
 
     most: float = math.inf
-    """Of a number: the largest."""
+    """Largest number."""
 
     default: Any = None
     """The value where nothing is given, for the page."""

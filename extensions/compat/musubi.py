@@ -134,7 +134,8 @@ DTYPES = {"no": "float32"}
 """Other value of `mixed_precision` -> ours."""
 
 SAMPLES = {"width": 256, "height": 256, "sample_steps": 20, "guidance_scale": 4.0}
-"""Of images that are drawn during training, where a prompt does not say it. Source: musubi-tuner, `sample_prompts`."""
+"""Defaults of images that are drawn during training, where a prompt does not say it. Source: musubi-tuner,
+`sample_prompts`."""
 
 HEEDED_BY = {
     "lr_decay_steps": ("warmup_stable_decay",),

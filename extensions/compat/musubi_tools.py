@@ -55,7 +55,7 @@ RESIZED = ("resize_control_to_image_size", "resize_control_to_official_size")
 """Flags that say how large control images are."""
 
 LEAST_CONTROL, MOST_CONTROL = 64, 4096
-"""Of `control_resolution`."""
+"""Bounds of `control_resolution`."""
 
 FLAGS = {
     "model_org": "--base", "model_tuned": "--tuned", "dim": "--rank", "output_file": "--output",

@@ -295,7 +295,7 @@ _ALGOS = ("lora", "loha", "lokr")
 """LyCORIS' names that are names of kinds here."""
 
 _IDLE_ARGUMENTS = ("verbose", "conv_dim", "conv_alpha")
-"""Of `network_args`: what has no effect in musubi-tuner."""
+"""Keys of `network_args` that have no effect in musubi-tuner."""
 
 
 def _reshape_network(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:

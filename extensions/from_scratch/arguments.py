@@ -40,7 +40,7 @@ LEAST_VOCABULARY = 259
 """Tokens of the smallest tokenizer that is made from captions: every byte, and three special ones."""
 
 MOST_LAYERS = 200
-"""Of a network, or of one of its levels: three times those of the largest published ones."""
+"""Layers of a network, or of one of its levels: three times those of the largest published ones."""
 
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     (r"dual_attention_layers", 0, MOST_LAYERS),

@@ -73,7 +73,7 @@ class AutoencoderConfig(StrictModel):
     """What is trained. decoder: the latents stay what they are, so that a flow model of them stays valid."""
 
     initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
-    """Of random weights: the log variance of the latents at the start. 0 drowns the mean in noise for some hundred
+    """With random weights: the log variance of the latents at the start. 0 drowns the mean in noise for some hundred
     steps."""
 
     spade: bool | None = None

@@ -98,7 +98,7 @@ class Autoencoder:
         return mean_BCHW + noise_BCHW * (0.5 * logvar_BCHW).exp()
 
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """The dtype of its weights."""
         return next(self.module.parameters()).dtype
 
     def has_spade(self) -> bool:

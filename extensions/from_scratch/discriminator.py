@@ -25,7 +25,7 @@ from toolkit.system.seeding import global_generator
 logger = logging.getLogger(__name__)
 
 SLOPE = 0.2
-"""Of the leaky ReLU."""
+"""Slope of the leaky ReLU."""
 
 
 class PatchDiscriminator(nn.Module):

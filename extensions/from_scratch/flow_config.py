@@ -193,7 +193,7 @@ class FlowModelConfig(StrictModel):
         return LatentFlowFamily.of_parts(vae, transformer, self.prediction, self.text_encoder.max_tokens)
 
     def class_of_transformer(self, job: JobContext) -> str:
-        """Of diffusers; empty where the folder is not here yet or cannot be read."""
+        """The diffusers class; empty where the folder is not here yet or cannot be read."""
         if not self.name_or_path:
             return self.transformer.class_name
         if job.yet_to_come(self.name_or_path) or path_fault(self.name_or_path):
@@ -317,17 +317,18 @@ class FlowOptimizersConfig(StrictModel):
     """`optimizers`: what differs from `train` for one of the roles."""
 
     flow: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Of the transformer."""
+    """Optimizer of the transformer."""
 
     text_encoder: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Of the text encoder, where it is trained. Its `lr`, where not given, is a tenth of the transformer's."""
+    """Optimizer of the text encoder, where it is trained. Its `lr`, where not given, is a tenth of the
+    transformer's."""
 
     vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Of the autoencoder, where it is trained along."""
+    """Optimizer of the autoencoder, where it is trained too."""
 
     discriminator: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Of the discriminator. Its betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they are not
-    given."""
+    """Optimizer of the discriminator. Its betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they
+    are not given."""
 
 
 class FlowTrainerConfig(RolesSection):
@@ -514,8 +515,8 @@ class FlowTrainerConfig(RolesSection):
     # ------------------------------------------------------------ the plan
 
     def inputs_digest(self, job: JobContext) -> str:
-        """Of the images, as a resume compares them; empty where they cannot be read, which the run reports, and of a
-        stream, whose settings say which it is."""
+        """Digest of the images, as a resume compares them; empty where they cannot be read, which the run reports, and
+        of a stream, whose settings say which it is."""
         if self.streamed:
             return ""
         try:

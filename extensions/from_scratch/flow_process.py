@@ -80,7 +80,7 @@ class FlowTrainerProcess(RolesTrainer):
     """By role."""
 
     block_runner: BlockRunner
-    """Of the transformer's blocks."""
+    """Runs the transformer's blocks."""
 
     @property
     def programs(self) -> Programs:

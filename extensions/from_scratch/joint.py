@@ -75,7 +75,7 @@ class JointLoader:
 
     pixels: PixelLoader
     encoded: BatchLoader
-    """Of the texts and masks."""
+    """Loads texts and masks."""
 
     def load(self, spec: BatchSpec) -> JointBatch:
         """The batch on the CPU. Raises RunError for a file that cannot be read any more."""
@@ -93,7 +93,7 @@ class JointStream:
 
     pixels: StreamPixels
     encoded: StreamLatents
-    """Of the texts."""
+    """Loads the texts."""
 
     def load(self, spec: BatchSpec) -> JointBatch:
         """The batch on the CPU. What of it cannot be used is treated as by `pixels` and `encoded`."""

@@ -107,5 +107,5 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _unit(features_BCHW: Tensor) -> Tensor:
-    """Of unit length at each pixel."""
+    """Features scaled to unit length at each pixel."""
     return features_BCHW / (features_BCHW.square().sum(1, keepdim=True).sqrt() + EPSILON)

@@ -97,7 +97,7 @@ class Picture:
 
     @classmethod
     def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
-        """Of the first so many samples of a stream those whose image is whole, each at its own size; their files stay
+        """Those of the first `count` samples of a stream whose image is whole, each at its own size; their files stay
         in memory. Raises RunError as `StreamDataset.first`."""
         loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
         items = stream.at_own_size(stream.first(count))

@@ -53,11 +53,11 @@ class Work(NamedTuple):
     width: int
     height: int
     references: int = 0
-    """Of each image, each about as large as it."""
+    """References of each image, each about as large as it."""
 
     @property
     def pixels(self) -> int:
-        """Of all images, references included."""
+        """Pixels of all images, references included."""
         return self.images * self.width * self.height * (1 + self.references)
 
     @staticmethod
@@ -87,7 +87,7 @@ class StepBytes:
     """Role -> number of weights that are trained."""
 
     weights: int
-    """Of all modules that are there during a step."""
+    """Weights of all modules that exist during a step."""
 
     step: int
     """Beyond them at the peak of a step: activations, gradients, the images."""
@@ -96,7 +96,7 @@ class StepBytes:
     average: int
     save: SaveSize
     encoding: int = 0
-    """Of a pass that encodes one image before training; 0: there is none."""
+    """Bytes of a pass that encodes one image before training; 0: there is none."""
 
     def estimate(self, on_gpu: bool) -> MemoryEstimate:
         """Phase by phase, with what an allocator and a process take in any case."""

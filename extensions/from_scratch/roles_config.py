@@ -28,7 +28,7 @@ class AutoencoderTraining:
     losses: LossesConfig
     discriminator: DiscriminatorConfig | None
     place: str = ""
-    """Of the section that holds both, for messages, with a dot at its end."""
+    """Key of the section that holds both, for messages, with a dot at its end."""
 
 
 class RolesSection(ImageTrainingSection, TrainerConfig):

@@ -31,7 +31,7 @@ from toolkit.models.loading import check_finite
 from toolkit.system.seeding import global_generator
 
 PREFIX = "spade."
-"""Of its weights in the autoencoder's state dict."""
+"""Prefix of its weights in the autoencoder's state dict."""
 
 NORMS = {"GroupNorm": "num_channels", "QwenImageRMS_norm": "gamma"}
 """Class of the norms that are modulated -> its attribute with the channels: a number, or one value for each."""

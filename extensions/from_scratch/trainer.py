@@ -101,7 +101,7 @@ class RolesTrainer(ImageTrainer):
 
     @cached_property
     def _perceptual(self) -> PerceptualDistance | None:
-        """Of `losses.lpips`, loaded once."""
+        """The distance of `losses.lpips`, loaded once."""
         losses = self.training.losses if self.training else None
         return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses and losses.lpips else None
 

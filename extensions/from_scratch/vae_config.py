@@ -36,10 +36,10 @@ class OptimizersConfig(StrictModel):
     is on where its optimizer is an AdamW and they are not given."""
 
     vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Of the autoencoder."""
+    """Optimizer of the autoencoder."""
 
     discriminator: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
-    """Of the discriminator."""
+    """Optimizer of the discriminator."""
 
 
 class ReconstructionsConfig(SampleIntervalConfig):

@@ -88,7 +88,7 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             yield error("name" if self.name else "network.type", message)
 
     def inputs_digest(self, job: JobContext) -> str:
-        """Of the images, as a resume compares them; empty where they cannot be read, which the run reports."""
+        """Digest of the images, as a resume compares them; empty where they cannot be read, which the run reports."""
         from extensions.sd_trainer.plan import dataset_digest
 
         return dataset_digest(self)

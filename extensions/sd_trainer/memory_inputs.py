@@ -182,7 +182,7 @@ def trained_bytes(section: DiffusionSection) -> int:
 
 
 def share_of_rank(train: TrainConfig) -> tuple[int, int]:
-    """Of one rank the images of its largest micro-batch, and its micro-batches per optimizer step."""
+    """The images of one rank's largest micro-batch, and its micro-batches per optimizer step."""
     processes, count = read_distributed_env().world_size, train.gradient_accumulation
     splits = splits_per_micro_batch(count, processes)
     return -(-train.batch_size // splits), -(-count * min(splits, train.batch_size) // processes)

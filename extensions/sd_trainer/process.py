@@ -93,12 +93,12 @@ class SdTrainerProcess(ImageTrainer):
     beside: NamedAdapters
 
     others: OtherWeights
-    """Of `sample.also`."""
+    """Weights of other models, for `sample.also`."""
 
     block_runner: BlockRunner
 
     teacher: Teacher | None
-    """Of `train.few_step_loss`."""
+    """The teacher of `train.few_step_loss`."""
 
     @property
     def programs(self) -> Programs:
@@ -358,7 +358,7 @@ class _Announced:
     source: BatchSource
     step: FlowMatchingStep
     latent_size: Callable[[BatchSpec], Size]
-    """Of the latents of a batch."""
+    """Size of the latents of a batch."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         return self.source.iterate(cursor)

@@ -120,8 +120,8 @@ def descriptions(section: type[BaseModel]) -> dict[str, str]:
 
 
 def all_findings(section: BaseModel, job: JobContext) -> Iterator[Diagnostic]:
-    """Of all sections below this one, then of this one: of two errors at one place the first is shown. A model that is
-    not a `StrictModel` has no findings, but those below it may."""
+    """Findings of all sections below this one, then of this one: of two errors at one place the first is shown. A model
+    that is not a `StrictModel` has no findings, but those below it may."""
     not_used = section.not_used if isinstance(section, StrictModel) else ()
     for name, value in section:
         if isinstance(value, BaseModel) and name not in not_used:

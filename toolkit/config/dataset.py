@@ -149,7 +149,7 @@ class WebDatasetConfig(StrictModel):
 
 
 CAPTION_SUFFIXES = (".txt", ".caption")
-"""Of files with the caption of one image."""
+"""Suffixes of files with the caption of one image."""
 
 
 class DatasetConfig(StrictModel):

@@ -99,7 +99,8 @@ PER_PARAMETER_OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor")
 """Optimizers known to step a parameter by nothing but its own gradient and state."""
 
 CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload")
-"""Of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the device."""
+"""Values of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the
+device."""
 
 
 Checkpointing = Annotated[bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=True)]

@@ -32,13 +32,13 @@ class ForeignName(NamedTuple):
     """How the meaning differs, or why there is no such key."""
 
     passes: tuple[Any, ...] = ()
-    """Of `refused`: the values that have no effect."""
+    """For `refused`: the values that have no effect."""
 
     needs: str = ""
-    """Of `refused`: the switch beside it that it says more of; where that is off, it has no effect."""
+    """For `refused`: the switch beside it that it says more of; where that is off, it has no effect."""
 
     on: str = ""
-    """Of `idle`: why it is an error unless it is false, and the remedy."""
+    """For `idle`: why it is an error unless it is false, and the remedy."""
 
     tool: str = ""
     """The command that does it, as `run.py` takes it: `generate --negative`."""
@@ -48,7 +48,7 @@ class ForeignName(NamedTuple):
 
     @property
     def field(self) -> str:
-        """Of `is`: the key in the section where it stands."""
+        """For `is`: the key in the section where it stands."""
         return self.ours[0].rpartition(".")[2]
 
 
@@ -134,13 +134,13 @@ _BEFORE = (
 """A line that prepares the shell, or decides whether what follows runs."""
 
 SHELL_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".sbatch", ".slurm", ".env")
-"""Of files that can only be read for the command in them."""
+"""Suffixes of files that can only be read for the command in them."""
 
 NO_COMMAND = (
     "holds no command that is read. Give the command that starts the training in quotes to 'run.py import', or alone "
     "in a file."
 )
-"""Of such a file, or of a program."""
+"""Suffixes of such a file, or of a program."""
 
 _COMMAND = re.compile(
     rf"(?:[ \t]*(?>(?:{_BEFORE})(?:(?:(?<=[\\`^])|(?<=[\\`^]\r))\r?\n.*)*)?\r?\n)*"

@@ -25,7 +25,7 @@ class SourceLocation(NamedTuple):
     line: int
     column: int
     file: str = ""
-    """Of another file that the config names; empty: the config itself."""
+    """Name of another file that the config names; empty: the config itself."""
 
 
 @dataclass(frozen=True)

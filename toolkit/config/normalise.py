@@ -92,7 +92,7 @@ class Normaliser:
         self.defaults = defaults
         self.foreign = foreign or foreign_keys()
         self.model: type[BaseModel] | None = None
-        """Of the process that was read last."""
+        """Model of the process that was read last."""
 
     def process(self, model: type[BaseModel], node: ConfigNode) -> ConfigNode:
         """The section of a process, under the names of `model`."""
@@ -285,7 +285,7 @@ def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[st
 
 
 def merge_aliases(current: ConfigNode | None, other: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """Of two nodes that mean one field the one to keep: the process's own before a default's."""
+    """The one to keep of two nodes that mean one field: the process's own before a default's."""
     if current is None or (current.from_defaults and not other.from_defaults):
         return other
     differs = current.data() != other.data()

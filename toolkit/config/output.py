@@ -240,7 +240,7 @@ class SampleIntervalConfig(StrictModel):
         return self.sample_every, 0
 
     def check(self, job: JobContext) -> Findings:
-        """Of two intervals one decides."""
+        """Reports two intervals of which only one decides."""
         if (epochs := self.interval()[1]) and self.sample_every and "sample_every" in self.model_fields_set:
             reason = f"has no effect: 'sample_every_n_epochs: {epochs}' takes precedence. Remove one of them."
             yield warning("sample_every", reason)

@@ -118,7 +118,7 @@ def _other_names(foreign: Mapping[str, ForeignName]) -> str:
         "Accepted with a warning, no effect": [
             f"`{key}` ({row.says})" for key, row in foreign.items() if row.how == "idle"
         ],
-        "Of these, refused unless false": [f"`{key}`" for key, row in foreign.items() if row.on],
+        "Refused unless false": [f"`{key}`" for key, row in foreign.items() if row.on],
         "Not supported yet": [f"`{key}`" for key, row in foreign.items() if row.how == "refused"],
     }
     return "".join(f"\n{title}: {'; '.join(names)}.\n" for title, names in lists.items() if names)

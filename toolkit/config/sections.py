@@ -336,7 +336,7 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
     on_resume: ClassVar = {"first_sample": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Of the files beside the network, too, what is in them counts."""
+        """For files beside the network, too, their contents count."""
         settings = super().recorded_settings()
         for key, (file, _) in self.train.files_beside().items():
             settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())

@@ -282,7 +282,7 @@ PRESERVATIONS = ("diff_output_preservation", "blank_prompt_preservation")
 """Switches of losses that hold the base model's prediction for another prompt; `<switch>_multiplier` is the factor."""
 
 LEAST_SHIFT = 0.001
-"""Of `discrete_flow_shift`, as of `sample.flow_shift`; 0.001 turns a noise level of 0.91 into 0.01."""
+"""Least value of `discrete_flow_shift` and of `sample.flow_shift`; 0.001 turns a noise level of 0.91 into 0.01."""
 
 SCHEDULES_WITHOUT_LENGTH = (
     "constant", "constant_with_warmup", "inverse_sqrt", "step", "exponential", "piecewise_constant", "plateau",

@@ -74,7 +74,7 @@ class Alignment(NamedTuple):
     """A point of the image at p from its middle is at (1 + zoom) R(rotation) p + shift in the reference."""
 
     zoom: float
-    """Of the reference against the image, 0.02: 2 % larger there."""
+    """Scale of the reference against the image; 0.02 is 2 % larger."""
 
     rotation: float
     """Degrees, clockwise as images are seen."""
@@ -89,7 +89,7 @@ class Alignment(NamedTuple):
     """Standard error of the drift, pixels: how far the patches are from telling the same."""
 
     size: tuple[int, int]
-    """Of the image: width, height."""
+    """Width and height of the image."""
 
     @property
     def is_measurable(self) -> bool:

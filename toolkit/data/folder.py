@@ -68,7 +68,7 @@ REGULARISATION = (
     "its name says that these are regularisation images, and they are trained as what is to be learned, with the "
     "trigger word. If they are, give the folder as a dataset with 'is_reg: true'"
 )
-"""Of a folder that `named_as_regularisation` knows and its dataset does not."""
+"""Message for a folder that `named_as_regularisation` knows and its dataset does not."""
 
 _UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
@@ -226,7 +226,7 @@ class _Folder:
     """One folder of images, with what belongs to each image."""
 
     index: int
-    """Of its entry in `datasets`."""
+    """Index of its entry in `datasets`."""
 
     dataset: DatasetConfig
     listing: DirectoryListing
@@ -241,7 +241,7 @@ class _Folder:
     """`listing` with the control images and masks that are named by a suffix."""
 
     captions: list[str] = field(default_factory=list)
-    """Of each image, in their order; '' for none."""
+    """Caption of each image, in their order; '' for none."""
 
     controls: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
     """By the stem of their image, as the masks."""

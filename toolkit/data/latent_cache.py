@@ -130,7 +130,7 @@ class ItemEncoder:
         self._channels = model.family.pixel_channels
         self._sees_references = model.family.text_sees_references
         self.dtype = dtype
-        """Of what is encoded."""
+        """Dtype of the encoded tensors."""
         self._identity = cache(model.cache_key)
         self._sizes: dict[str, Size] = {}
         self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time

@@ -15,7 +15,7 @@ from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.errors import InputError
 
 CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
-"""Of files that hold the caption of the image beside them."""
+"""Suffixes of files that hold the caption of the image beside them."""
 
 
 PAIRS = (
@@ -66,7 +66,7 @@ class Slot(NamedTuple):
     """`control` or `mask`: prefix of the keys in the config."""
 
     end: str
-    """Of the names, behind the stem of the image."""
+    """End of the names, behind the stem of the image."""
 
     listings: Sequence[DirectoryListing]
     """Looked through in this order."""
@@ -75,7 +75,7 @@ class Slot(NamedTuple):
     """Whether an image may have none."""
 
     image_end: str = ""
-    """Of the stem of the image, instead of which `end` stands."""
+    """End of the image's stem, instead of which `end` stands."""
 
     def wanted(self, stem: str) -> str:
         """The stem that is looked for, of an image's."""

@@ -89,7 +89,7 @@ class StreamPlan:
     first_shard: str
     last_shard: str
     samples: int
-    """Of one epoch, as the job says; 0: not known."""
+    """Samples of one epoch, as the job says; 0: not known."""
 
     first_sample: str
     first_size: Size
@@ -155,10 +155,10 @@ class SaveSize:
     """Bytes that a save takes on the disk."""
 
     file: int
-    """Of a file, or folder, of weights."""
+    """Bytes of a file, or folder, of weights."""
 
     state: int
-    """Of a state; 0: none is written."""
+    """Bytes of a state; 0: none is written."""
 
     def check(self, folder: Path) -> None:
         """Raises UserError when not even one state and one file would fit on the disk of `folder`."""
@@ -205,7 +205,7 @@ class RunPlan:
     """Why `train.compile: auto` compiles nothing: it does not pay in so few steps. Empty: it does."""
 
     outlook: Outlook | None = None
-    """Of a dry run: the model, disk, time, and what a start does with what is in the run's folder."""
+    """For a dry run: the model, disk, time, and what a start does with what is in the run's folder."""
 
     @property
     def has_references(self) -> bool:

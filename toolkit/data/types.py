@@ -169,7 +169,7 @@ class PromptEmbeds:
     """Text embeddings of a batch, padded at the end to the longest."""
 
     embeds_BLD: Tensor
-    """Of a model whose text encoder is trained: token ids [B, L], which it embeds at each use."""
+    """With a trained text encoder: token ids [B, L], which it embeds at each use."""
 
     lengths: tuple[int, ...]
     """Valid tokens of each item."""

@@ -121,7 +121,7 @@ class Unreadable:
         """Samples since the run started, unreadable ones included."""
 
         self.samples = 0
-        """Of these, unreadable."""
+        """Unreadable ones among these."""
 
         self.last = ""
         """Name and reason of the last one."""

@@ -71,7 +71,7 @@ def unpacked(file: str, home: Path) -> Path:
 
 
 class Limits(NamedTuple):
-    """Of an archive that comes from elsewhere."""
+    """Limits of an archive that comes from elsewhere."""
 
     files: int
 
@@ -79,7 +79,7 @@ class Limits(NamedTuple):
     """Bytes of all of them, unpacked."""
 
     ratio: int
-    """Of the bytes unpacked to those packed, from `FREE_RATIO` bytes on."""
+    """Ratio of the unpacked bytes to the packed ones, from `FREE_RATIO` bytes on."""
 
 
 FREE_RATIO = 50 * 10**6

@@ -52,7 +52,7 @@ FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_
 model folders."""
 
 _MODEL_FILES = ("model_index.json", "config.json")
-"""Of which one is in each folder that diffusers loads: of a pipeline, or of a single model such as an autoencoder."""
+"""One of these is in each folder that diffusers loads: of a pipeline, or of a single model such as an autoencoder."""
 
 FINISHED = "finished"
 """`status` in run.json of a run that is complete, everything written."""

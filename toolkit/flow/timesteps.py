@@ -219,10 +219,10 @@ SIGMA_DENSITIES = {
     "logit_normal": TimestepSampling(torch.randn, logit_normal, discrete=True, increasing=False),
     "mode": TimestepSampling(torch.rand, mode, discrete=True),
 }
-"""Of `timestep_type sigma`, by `weighting_scheme`."""
+"""Sampling for `timestep_type sigma`, by `weighting_scheme`."""
 
 SAMPLING_RUN = TimestepSampling(torch.rand, inference_timesteps, increasing=False)
-"""Of `timestep_type shift` without a `discrete_flow_shift`."""
+"""Sampling for `timestep_type shift` without a `discrete_flow_shift`."""
 
 
 def sampling_for(settings: FlowSettings) -> TimestepSampling:

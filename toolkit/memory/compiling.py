@@ -171,7 +171,7 @@ class Programs:
         """Why they were given up."""
 
         self.sizes: set[tuple[torch.Size | None, ...]] = set()
-        """Of a block's inputs, of every call with gradients so far."""
+        """Sizes of a block's inputs, of every call with gradients so far."""
 
         self._settings = settings
         self._begun = CompileTime()

@@ -61,7 +61,7 @@ class StepShape:
     """`network.type`."""
 
     units: ActivationUnits | None = None
-    """Of the model's blocks with this kind; None: those of `KINDS`."""
+    """Units of the model's blocks with this kind; None: those of `KINDS`."""
 
     dropout: bool = False
     largest_layer: int = 0

@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 
 WEIGHTS_PER_TOKEN = 12
-"""Of a block, in units of D^2: query, key, value and output of attention, and 4 D wide layers up and down. Each stream
-has its own, and a token goes through those of its stream."""
+"""Weights of a block, in units of D^2: query, key, value and output of attention, and 4 D wide layers up and down. Each
+stream has its own, and a token goes through those of its stream."""
 
 BACKWARD_ATTENTION = 2.0
-"""Of what the forward pass takes, without what kernels compute again."""
+"""Share of what the forward pass takes, without what kernels compute again."""
 
 BACKWARD_ATTENTION_EXECUTED = 2.5
 """With it: flash attention computes the scores again (https://arxiv.org/abs/2307.08691, section 3.1.2)."""
@@ -32,7 +32,7 @@ RECOMPUTED = {
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one forward pass."""
+    """Floating-point operations of one forward pass."""
 
     linear: float
     attention: float
@@ -71,7 +71,7 @@ BF16_TFLOPS = {
 data sheets and white papers have it. Of several that match the longest counts."""
 
 EFFICIENCY = 0.4
-"""Of that, what training reaches with compiled blocks: 0.38 to 0.45 measured on an H100 (docs/measured.md)."""
+"""Share of it that training reaches with compiled blocks: 0.38 to 0.45 measured on an H100 (docs/measured.md)."""
 
 UNCOMPILED = 0.25
 """The same without compiling: a step of 587 TFLOP took 2.40 s there."""
@@ -89,8 +89,8 @@ HOST_S = 65e-6
 """Seconds of the host for each kernel of a whole training step that is not compiled: 2.40 s for 36,800 on an H100."""
 
 COMPILED_HOST_SHARE = 0.2
-"""Of them with compiled blocks, which launch fewer: the most that is compatible with 0.42 s for a step of the published
-model on an H100."""
+"""Share of it with compiled blocks, which launch fewer: the most that is compatible with 0.42 s for a step of the
+published model on an H100."""
 
 MEASURED_GPU = "H100"
 """The GPU that these figures are of."""

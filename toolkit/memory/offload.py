@@ -107,7 +107,7 @@ class HostBlock:
             part.point_to(memory)
 
     def versions(self) -> list[int]:
-        """Of its tensors: others after any of them was written to in place, wherever it lies."""
+        """Versions of its tensors, which change when any of them was written to in place, wherever it lies."""
         return [part.tensor._version for part in self.parts]
 
 
@@ -120,7 +120,7 @@ class _Buffer:
         """Index of the swapped block that is in it, or being copied to it."""
         self.arrived: torch.cuda.Event | None = None
         self.versions: list[int] = []
-        """Of the block's tensors when it came; empty once one of them may have been stepped."""
+        """Versions of the block's tensors when it came; empty once one of them may have been stepped."""
 
 
 class BlockSwap:

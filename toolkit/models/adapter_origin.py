@@ -1,4 +1,4 @@
-"""Of which model a LoRA file is, by its header alone. Imports no torch."""
+"""The model that a LoRA file belongs to, by its header alone. Imports no torch."""
 
 from __future__ import annotations
 

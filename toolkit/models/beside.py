@@ -50,7 +50,7 @@ PART_FOLDERS = {"vae": ("vae",), "text_encoder": ("text_encoders", "clip", "text
 """Folders of ComfyUI's `models` for transformers, and for each part beside them. Source: ComfyUI, folder_paths.py."""
 
 SUFFIXES = (".safetensors", ".sft")
-"""Of files that may be a part, in small letters."""
+"""Suffixes of files that may be a part, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Candidate:
     title: str
     family: ModelFamily
     folder: Path = Path()
-    """Of its configs; where it is not here, the published sizes count."""
+    """Folder of its configs; where it is not here, the published sizes count."""
 
 
 def parts_around(name: str, arch: str | None, revision: str | None, given: Mapping[str, str]) -> Around | None:

@@ -52,7 +52,7 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def text_encoder_weights(config: Mapping[str, Any], layers: int, width: int) -> Shapes:
-    """Of Qwen2.5-VL or Qwen3-VL with its vision tower, as transformers' module without its head has them.
+    """Weights of Qwen2.5-VL or Qwen3-VL with its vision tower, as transformers' module without its head has them.
 
     config: of the model; where it is empty or has not the key, it is the published one with these layers and this
     hidden size. Qwen3-VL is the one whose published hidden size is 4096, or whose `model_type` says so.
@@ -73,7 +73,7 @@ def text_encoder_weights(config: Mapping[str, Any], layers: int, width: int) -> 
 
 
 def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shapes:
-    """Of AutoencoderKLQwenImage, or with `decoder_base_dim` among the keys of AutoencoderKLQwenImage21.
+    """Weights of AutoencoderKLQwenImage, or with `decoder_base_dim` among the keys of AutoencoderKLQwenImage21.
 
     published: the keys below as the published config has them, for those that `config` has not.
     """

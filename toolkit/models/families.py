@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 FEW_STEPS = 4
-"""Of an entry of `sample.also` that gives none."""
+"""Steps of an entry of `sample.also` that gives none."""
 
 LOOKAHEAD_BATCHES = 32
 """Micro-batches whose timesteps are prefetched at once."""
@@ -51,7 +51,7 @@ MOST_ROWS = 192
 
 
 CONFIG_BYTES = 20_000_000
-"""Of configs, tokenizer and processor of a published model at most: the download where files give all weights."""
+"""Bytes of configs, tokenizer and processor of a published model at most: the download where files give all weights."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ MOST_LAYERS, WIDEST = 1000, 10**5
 
 TOKENIZER_FILES = "tokenizer.json|vocab.json tokenizer.json|merges.txt"
 PROCESSOR_FILES = "preprocessor_config.json|processor_config.json"
-"""Of `ModelFacts.parts`."""
+"""Processor files of `ModelFacts.parts`."""
 
 _AGAIN = "Copy or download the model again."
 
@@ -265,7 +265,7 @@ def text_config(folder: Path) -> dict[str, Any]:
 
 
 def text_size(stored: Mapping[str, int]) -> EncoderSize:
-    """Of a text encoder's weights: name -> number."""
+    """Size of a text encoder, by its weights: name -> number."""
     unused = sum(count for name, count in stored.items() if name.startswith("lm_head"))
     linears = sum(count for name, count in stored.items() if OF_TEXT_LAYERS.fullmatch(name))
     return EncoderSize(linears, sum(stored.values()) - linears - unused, unused)

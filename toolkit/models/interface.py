@@ -66,7 +66,7 @@ class ModelFacts:
     """Hub id -> the name of the published model."""
 
     licence: str = ""
-    """Of the published weights, for the plan; empty: that of their owner."""
+    """Licence of the published weights, for the plan; empty: their owner's."""
 
     parts: Mapping[str, str]
     """Subfolder of a model folder -> the files that it has to contain, or patterns of their names, separated by spaces;

@@ -115,7 +115,7 @@ class Stored:
 
     name: str
     shape: tuple[int, ...]
-    """Of the weight, not of the tensor that it is rows of."""
+    """Shape of the weight, not of the tensor that it is rows of."""
 
     scale: str = ""
     """The tensor that it is to be multiplied by; empty: none."""

@@ -46,11 +46,12 @@ WORDS = (
 """Text the tiny tokenizer has whole words for, beside the template; everything else falls back to bytes."""
 
 MOST_TOKENS = 1000
-"""Of the tokenizer, without special ones. What words leave free becomes syllables, as invented names have them."""
+"""Most tokens of the tokenizer, without special ones. What words leave free becomes syllables, as invented names have
+them."""
 
 VISION_PIXELS = 56 * 56
-"""Of a reference for the text encoder that knows captions: one or two tokens. Its weights are random, so that more
-would say no more and make each step dearer."""
+"""Pixels of a reference for the text encoder that knows captions: one or two tokens. Its weights are random, so that
+more would say no more and make each step dearer."""
 
 HEAD_DIM = 32
 ROPE_AXES = (8, 12, 12)

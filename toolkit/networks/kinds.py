@@ -40,7 +40,7 @@ class ActivationUnits:
     """Kept for the backward pass where nothing is recomputed."""
 
     matmul_outputs: Pair = (11.1, 11.1)
-    """Of these, matmul and attention outputs (what `cheap` saves)."""
+    """Those of them that are matmul and attention outputs (what `cheap` saves)."""
 
     backward: Pair = (6.4, 6.4)
     """Further memory in the backward pass, besides kept or recomputed activations."""

@@ -46,7 +46,7 @@ class LowRankLinear(AdapterLinear):
         self.lora_B.data.zero_()
 
     def delta_norm(self) -> Tensor:
-        """Of the low-rank part, without a magnitude."""
+        """Norm of the low-rank part, without a magnitude."""
         return self.scale * product_norm(self.lora_B, self.lora_A)
 
 

@@ -98,7 +98,7 @@ class LayerDelta:
 
     @property
     def magnitude(self) -> Tensor | None:
-        """Of a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of output rows."""
+        """For a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of output rows."""
         return self.parts.get("dora_scale")
 
     @property

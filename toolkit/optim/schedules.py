@@ -25,7 +25,7 @@ class ScheduleArgs:
     """The lengths of a run in optimizer steps, and what its schedule may need: the keys `lr_*` of `train`."""
 
     steps: int
-    """Of the whole run."""
+    """Steps of the whole run."""
 
     warmup: float = 0
     """Steps in which the rate rises; below 1 a share of all steps."""

@@ -49,7 +49,7 @@ BUCKET_BYTES = 64 * 2**20
 """Tensors are reduced in buckets of about this size: few calls, and little extra memory."""
 
 TIMEOUT_MIN = 30
-"""Of a collective, with gloo and NCCL alike: PyTorch's own default for NCCL is 10."""
+"""Timeout of a collective, with gloo and NCCL alike: PyTorch's own default for NCCL is 10."""
 
 RENDEZVOUS_TIMEOUT_MIN = 10.0
 """Minutes that the ranks wait for each other at the start."""

@@ -104,7 +104,7 @@ PARENT_GONE: int | None = getattr(signal, "SIGRTMAX", None)
 one, and a second SIGTERM would end the save."""
 
 _PR_SET_PDEATHSIG = 1
-"""Of linux/prctl.h."""
+"""From linux/prctl.h."""
 
 
 def ignore() -> None:

@@ -68,7 +68,7 @@ VERIFY_THREADS = 2
 
 
 FileEntry = Mapping[str, Any]
-"""Of a file in a manifest: `size` in bytes, `sha256`."""
+"""Entry of a file in a manifest: `size` in bytes, `sha256`."""
 
 
 @dataclass(frozen=True)

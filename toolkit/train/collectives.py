@@ -170,7 +170,7 @@ class _Report(NamedTuple):
     """Name of a metric per batch -> samples of the micro-batches that have it."""
 
     with_gradient: list[bool]
-    """Of each parameter that is not sharded, whether it has a gradient on this rank."""
+    """For each parameter that is not sharded, whether it has a gradient on this rank."""
 
     failure: str
     """Why this rank has given up its compiled programs; empty: it has not."""

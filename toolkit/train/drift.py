@@ -22,14 +22,15 @@ from toolkit.data.types import Mask
 PREFIX = "drift/"
 
 BLACK = 16
-"""Of a mask, 0 to 255: pixels darker than this lie outside."""
+"""In a mask, 0 to 255: pixels darker than this lie outside."""
 
 
 class Drift(NamedTuple):
     """How a sample lies on its reference."""
 
     found: Alignment
-    """Of the sample on the reference: a positive shift is one to the right and down, a positive zoom is larger."""
+    """Alignment of the sample on the reference: a positive shift is one to the right and down, a positive zoom is
+    larger."""
 
     outside_mask: float | None = None
     """Mean absolute change of a colour value outside the mask, 0 to 255; None without a mask."""

@@ -134,8 +134,8 @@ class StepResult:
     """Epoch the step's last micro-batch belongs to, counted from 0."""
 
     loss: float
-    """Of the run's first role, as its optimizer sees it: the weighted sum of its terms, without the discriminator's own
-    loss. NaN in a step that does not train it."""
+    """Loss of the run's first role, as its optimizer sees it: the weighted sum of its terms, without the
+    discriminator's own loss. NaN in a step that does not train it."""
 
     lr: float
     grad_norm: float

@@ -241,7 +241,7 @@ def _myself() -> LockHolder:
 
 
 def boot_id() -> str:
-    """Of this start of the machine; empty where the system has none."""
+    """Identifies this start of the machine; empty where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

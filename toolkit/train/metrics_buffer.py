@@ -106,7 +106,7 @@ class StepLossBuffer:
         """Metric name -> of each micro-batch that has it: number of samples, and their mean (0-dim)."""
 
         self.sources: list[SampleSource] = []
-        """Of each sample."""
+        """Source of each sample."""
 
         self.uses: list[tuple[int, int]] = []
         """(epoch, position) of each sample."""

@@ -265,7 +265,7 @@ def clip_(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
 
 
 def _total_norm(role: Role, norms: Mapping[str, Tensor]) -> Tensor:
-    """Of all gradients, from the norm of each; empty ones are counted where that is asked for."""
+    """Norm of all gradients, from the norm of each; empty ones are counted where that is asked for."""
     device = next(iter(norms.values())).device
     norms_P = torch.stack([norm.to(device) for norm in norms.values()])
     if role.zero_gradients:

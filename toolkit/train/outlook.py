@@ -50,7 +50,7 @@ class ModelOutlook:
     """An earlier process of the job writes it."""
 
     bytes: int | None
-    """Of its weights here; None where they are not here."""
+    """Bytes of its weights here; None where they are not here."""
 
     download: Download | None
     files: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class DiskOutlook(NamedTuple):
 
     needed_bytes: int
     there_bytes: int
-    """Of it, what an earlier start has left in the folder."""
+    """Bytes of it that an earlier start has left in the folder."""
 
     free_bytes: int
 
@@ -174,7 +174,7 @@ class Outlook:
 
     model: ModelOutlook | None = None
     steps: int = 0
-    """Of the whole run."""
+    """Steps of the whole run."""
 
     disk: DiskOutlook | None = None
     time: TimeOutlook | None = None

@@ -79,7 +79,7 @@ class Planner(ABC, Generic[SectionT]):
 
     @property
     def pixel_channels(self) -> int:
-        """Of the model's images, as of `ModelFacts`."""
+        """Channels of the model's images, as of `ModelFacts`."""
         return 3
 
     def save_size(self) -> SaveSize | None:

@@ -523,7 +523,7 @@ def _text(row: Row, key: str) -> str | None:
 
 
 def _texts(row: Row, key: str) -> list[str]:
-    """Of a list; of what is none, an empty one. What is not text in it is empty, so that places stay."""
+    """The texts of a list; empty for anything else. What is not text in it is empty, so that places stay."""
     value = row.get(key)
     return [each if isinstance(each, str) else "" for each in value] if isinstance(value, list) else []
 

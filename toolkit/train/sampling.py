@@ -52,7 +52,7 @@ class SamplePrompt:
     steps: int
     references: tuple[Path, ...] = ()
     mask: Mask | None = None
-    """Of the first reference that has the shape of the image: what may change is white."""
+    """The mask of the first reference that has the shape of the image: what may change is white."""
 
     flow_shift: float | None = None
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""

@@ -47,7 +47,7 @@ class Rows:
 
     @property
     def full_bytes(self) -> int:
-        """Of the tensor, on all ranks."""
+        """Bytes of the tensor, on all ranks."""
         return int(torch.Size(self.shard.shape).numel()) * self.tensor.element_size()
 
 

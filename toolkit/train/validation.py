@@ -45,7 +45,7 @@ class Validator:
         self._seed = seed
         self._loader = BatchLoader(dataset, seed)
         self.by_image: dict[str, list[float]] = {}
-        """Of the latest `losses`: hash of an image -> its losses, one per size and noise level."""
+        """The latest `losses`: hash of an image -> its losses, one per size and noise level."""
 
     @property
     def identity(self) -> str:

@@ -51,7 +51,7 @@ class BestConfig(RunToolConfig):
     with references, or of captions where none has any. 0: none."""
 
     most_drift: float | None = Field(default=None, gt=0)
-    """Of `edits`: a LoRA whose edits are off by more pixels on average is not recommended, unless all are. Not given:
+    """For `edits`: a LoRA whose edits are off by more pixels on average is not recommended, unless all are. Not given:
     drift decides nothing."""
 
     prompts: StrOrList = NEUTRAL

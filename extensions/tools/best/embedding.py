@@ -22,7 +22,7 @@ from toolkit.system.device import check_device
 
 KEY = "embedder"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, where the model's files name none."""
+"""ImageNet's, where the model's files name none."""
 
 
 class Embedder:

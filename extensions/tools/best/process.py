@@ -215,7 +215,7 @@ class _Bench:
         return Measured(name, step, losses[LOSS], drift, distance(drawn_ND, self._photos_ND), heard, **more)
 
     def who_appears(self, path: Path) -> Table | None:
-        """Of a file; None where there are fewer than two characters, or no embedder."""
+        """Table for a file; None where there are fewer than two characters, or no embedder."""
         if self._embedder is None or not self._asked:
             return None
         self._status.update("characters")

@@ -84,8 +84,9 @@ PROGRAMS = {
         "Convert it: run.py convert FILE OUT --to comfyui; of a LoHa, LoKr or DoRA extract a LoRA first "
         "(run.py resize).",
         skips=r"[._](?:img|txt)_mod[._]1$|[._]img_mlp[._](?:gate_layer|gate_up|proj)$",
-        why_skipped="it leaves out the modulation layers, unless QWENIMAGE_LORA_APPLY_AWQ_MOD=1 is set, and knows no "
-        "layers of Qwen-Image-2.1. Train without them (network.ignore_if_contains), or merge it before quantizing.",
+        why_skipped="it leaves out the modulation layers, unless QWENIMAGE_LORA_APPLY_AWQ_MOD=1 is set, and does not "
+        "support layers of Qwen-Image-2.1. Train without them (network.ignore_if_contains), or merge it before "
+        "quantizing.",
     ),
     "musubi": Program(
         "musubi-tuner 0.3.4 (30c658c)",

@@ -51,7 +51,7 @@ class InfluenceConfig(RunToolConfig):
     gradient together; at most a fifth of the images are."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the noise, which is the same for all images; 0 is a valid seed."""
+    """Seed of the noise, which is the same for all images; 0 is a valid seed."""
 
     device: Device = "auto"
     """Where to compute: auto, cuda, cuda:N, mps or cpu."""

@@ -44,7 +44,7 @@ class Measurement:
     """Each training image once, at the first of its sizes; those of regularisation are left out."""
 
     groups: tuple[int, ...]
-    """Of each image: which ones it is compared with. A group is an entry of `datasets`, or all the small ones."""
+    """For each image, which ones it is compared with. A group is an entry of `datasets`, or all the small ones."""
 
     validation: tuple[BucketedSample, ...]
     """Empty: each image is measured against the others of its group."""
@@ -134,7 +134,7 @@ def _is_variant(path: Path) -> bool:
 
 
 def _spread(files: Sequence[NetworkFile], most: int) -> list[NetworkFile]:
-    """Of each step one file, in the order of their use: the first near `BEST_PLACE`, then the last, then others, each
+    """One file of each step, in the order of their use: the first near `BEST_PLACE`, then the last, then others, each
     as far as possible from those before."""
     by_step = {file.step or 0: file for file in files}
     last = max(by_step)

@@ -39,7 +39,7 @@ MODES = {
 """Pillow's name of an unusual mode -> its own."""
 
 UNLIKE_BITS = 24
-"""Of the 128: images with so many different bits do not show the same."""
+"""Images with so many different bits of 128 do not show the same."""
 
 MARGIN_BITS = 16
 """So much nearer is a reference to another image than to its own where their order is wrong."""
@@ -51,7 +51,7 @@ class Finding:
 
     check: str
     file: str
-    """Of a folder: what is wrong with it as a whole."""
+    """For a folder: what is wrong with it as a whole."""
 
     message: str
 

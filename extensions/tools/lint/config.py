@@ -55,22 +55,22 @@ class LintConfig(ToolConfig):
     """A job, of which every dataset is checked as it would be trained, or a folder of images."""
 
     control_path: Paths = ()
-    """Of a folder: the folders of its reference images."""
+    """For a folder: the folders of its reference images."""
 
     control_suffix: Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
-    """Of a folder: the suffixes of its reference images, as `datasets[].control_suffix`."""
+    """For a folder: the suffixes of its reference images, as `datasets[].control_suffix`."""
 
     image_suffix: str = ""
-    """Of a folder: the suffix of its images, as `datasets[].image_suffix`."""
+    """For a folder: the suffix of its images, as `datasets[].image_suffix`."""
 
     resolution: int = Field(default=1024, ge=32)
-    """Of a folder: the size that it is trained at, as `datasets[].resolution`."""
+    """For a folder: the size that it is trained at, as `datasets[].resolution`."""
 
     trigger_word: str = ""
-    """Of a folder: the word that each caption is to hold."""
+    """For a folder: the word that each caption is to hold."""
 
     default_caption: str = ""
-    """Of a folder: the caption of images that have none, as `datasets[].default_caption`."""
+    """For a folder: the caption of images that have none, as `datasets[].default_caption`."""
 
     suspects: Paths = ()
     """Lists of images that `run.py influence` wrote (`suspects.txt`). Of a job: besides the one in its run's folder."""

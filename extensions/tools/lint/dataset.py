@@ -73,7 +73,7 @@ class Look(NamedTuple):
     """Variance of the Laplacian of the crop."""
 
     detail: float
-    """Of the crop: what is lost by halving it, against what is lost by halving it again, the least of three such
+    """What the crop loses by halving it, against what is lost by halving it again, the least of three such
     octaves; infinity for a flat one."""
 
     resampled: bool
@@ -126,7 +126,7 @@ class Dataset:
     name: str
     items: list[Item] = field(default_factory=list)
     mistakes: list[InputError] = field(default_factory=list)
-    """Of files that a training would refuse."""
+    """Files that a training would refuse."""
 
     unused: tuple[tuple[str, str], ...] = ()
     """Files that are not used though they seem meant to be, and why."""
@@ -242,7 +242,7 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
 
 
 def _size_multiple(section: ImageTrainingSection) -> int | None:
-    """Of the sides of a bucket, in pixels. None: not known, of a model that an earlier process writes."""
+    """Multiple of the sides of a bucket, in pixels. None: not known, of a model that an earlier process writes."""
     model: Any = getattr(section, "model", None)
     if hasattr(model, "latent_scale"):  # an autoencoder
         try:

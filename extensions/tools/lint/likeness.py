@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy
 
 LEAST_CORRELATION = 0.6
-"""Of two small images that are worth aligning. One cut by 5 % has 0.82 to 0.99 to the whole, textures alone less."""
+"""Least correlation of two small images that are worth aligning. One cut by 5 % has 0.82 to 0.99 to the whole, textures
+alone less."""
 
 NEAREST = 3
 """So many of the most similar images are aligned with one."""
@@ -35,7 +36,7 @@ def is_flat(small_SS3: numpy.ndarray) -> bool:
 def most_like(
     pictures_NSS3: numpy.ndarray, others_NSS3: numpy.ndarray, least: float, earlier: bool, at_once: int = 256
 ) -> Iterator[tuple[int, int, bool]]:
-    """Of each image that is one of the others: the places of both, and whether it is mirrored.
+    """For each image that is one of the others: the places of both, and whether it is mirrored.
 
     least: the lowest `likeness`. earlier: only others before the image count, of the same list.
     """

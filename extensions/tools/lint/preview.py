@@ -25,7 +25,7 @@ class Shown(NamedTuple):
     address: str = ""
     problem: str = ""
     name: str = ""
-    """Of a reference's file."""
+    """Name of a reference's file."""
 
 
 def preview_page(datasets: Sequence[Dataset], findings: Sequence[Finding]) -> str:

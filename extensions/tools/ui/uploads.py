@@ -38,7 +38,7 @@ MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
 """Bytes of a file at the most, by its suffix; a file of another one is not taken."""
 
 MOST_REPEATS = 10_000
-"""Of a folder that is made here."""
+"""Most repeats of a folder that is made here."""
 
 ARCHIVE = Limits(5000, 20 * 10**9, 100)
 KEPT_S = 7 * 24 * 3600

@@ -589,7 +589,8 @@ def test_another_vae_dim_than_the_checkpoints_is_told(checkpoint, read) -> None:
     [
         (
             {"compressor.a": {}, "flow_processor.b": {}}, True,
-            "holds weights of FluxFlow's own architecture (compressor, flow_processor), which differs: train them again.",
+            "holds weights of FluxFlow's own architecture (compressor, flow_processor), which differs: train them "
+            "again.",
         ),
         ({"weights": {}}, True, "was not written by a step of this program: give the folder of a model."),
         (

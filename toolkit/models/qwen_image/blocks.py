@@ -18,7 +18,7 @@ with block_import("bitsandbytes", ASKED_BY):
 Module = TypeVar("Module", bound=nn.Module)
 
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
-"""Of the attention of both streams, image and text: layers that read the same input."""
+"""Projections of the attention of both streams, image and text: layers that read the same input."""
 
 
 class FusedRMSNorm(RMSNorm):

@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
 
 KeysValues = tuple[Tensor, Tensor]
-"""Of a block's prefix, [B, H, P, E] each."""
+"""Keys and values of a block's prefix, [B, H, P, E] each."""
 
 
 ImageShape = tuple[int, int, int]

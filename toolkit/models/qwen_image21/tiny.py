@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CHANNELS = 16
-"""Of the latents; the published model has 64."""
+"""Channels of the latents; the published model has 64."""
 
 TEMPLATE = SYSTEM + USER + REFERENCE.format(1, "") + SUFFIX
 

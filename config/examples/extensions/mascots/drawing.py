@@ -247,7 +247,7 @@ class Build:
 
     shapes: tuple[Shape, ...]
     shoulder: Point
-    """Of the right arm; the left one is its mirror image."""
+    """The right arm's shoulder; the left one is its mirror image."""
 
     top: float
     """Where a hat sits."""
@@ -333,12 +333,12 @@ class Stance:
     """From the shoulder."""
 
     bend: Point
-    """Of the elbow, from the shoulder."""
+    """Bend at the elbow, from the shoulder."""
 
     left: Point | None = None
     left_bend: Point | None = None
     raised: float = 0.0
-    """Of the whole body over the ground; below 0 it is lower."""
+    """Height of the whole body above the ground; below 0 it is lower."""
 
     foot: Point = (12, -4)
     sitting: bool = False
@@ -448,7 +448,7 @@ PATTERN_MIDDLES = (
     ((-0.6, 4.5), (0.6, 4.5), (0.0, -5.5)),
     ((-0.55, -6.0), (0.55, -6.0), (-0.55, 6.0), (0.55, 6.0)),
 )
-"""Of the shapes of a pattern, in half widths of the belly and units, from its middle."""
+"""Places of the shapes of a pattern, in half widths of the belly and units, from its middle."""
 
 
 def _heart(x: float, y: float, size: float) -> tuple[Shape, ...]:

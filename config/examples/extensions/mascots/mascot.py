@@ -28,7 +28,7 @@ MARKS = ("stripes", "spots", "heart")
 """No picture for pretraining shows one of these."""
 
 NONE = "none"
-"""Of a hat, of what is held and of a mark."""
+"""No hat, nothing held, no mark."""
 
 ALL: dict[str, tuple[str, ...]] = {
     "body": BODIES + RESERVED_BODIES,
@@ -72,7 +72,7 @@ class Mascot:
     mark: str = NONE
     hat: str = NONE
     hat_colour: str = "red"
-    """Of the hat; it means nothing without one."""
+    """Colour of the hat; has no effect without one."""
 
     held: str = NONE
     pose: str = "standing"

@@ -169,7 +169,7 @@ def edit(seed: int, index: int, casting: Casting, changes: Collection[str] = CHA
 
 
 HAT_RATE = 0.4
-"""Of edits of two mascots, the share in which the first puts on the hat of the second."""
+"""Share of the edits of two mascots in which the first puts on the hat of the second."""
 
 
 def edit_of_two(seed: int, index: int, casting: Casting, hat_rate: float = HAT_RATE) -> Pair:
