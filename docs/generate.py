@@ -1,6 +1,6 @@
 """Writes docs/config.md and docs/job.schema.json from the section models, docs/coming_from.md from the table of other
-programs' names, the drawing in docs/architecture.md from the imports, and config/examples/train_*.yaml from their
-template: `python docs/generate.py`."""
+programs' names, the drawing in docs/architecture.md from the imports, config/examples/train_*.yaml from their template,
+and the guides' tables of GPUs: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from docs.drawing import drawing  # noqa: E402
+from docs.gpu_table import with_tables  # noqa: E402
 from extensions.compat.page import page  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reference import render, schema  # noqa: E402
@@ -28,6 +29,9 @@ BEGIN, END = "<!-- drawing -->\n", "<!-- end of the drawing -->\n"
 
 BY_HAND = "<!-- by hand -->\n"
 """What stands below this mark is kept."""
+
+WITH_TABLES = ("first_character.md", "ten_keys.md")
+"""Guides with a table of GPUs."""
 
 FIRST = ("sd_trainer", "cache", "tiny_model")
 
@@ -51,6 +55,10 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "config.md": render(models),
         coming_from: f"{page(models)}\n{BY_HAND}{kept}",
         ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
+        **{
+            page: with_tables(page.read_text(encoding="utf-8"))
+            for page in (ROOT / "docs" / name for name in WITH_TABLES)
+        },
         **dict(examples()),
     }
 
