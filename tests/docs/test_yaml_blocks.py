@@ -117,7 +117,7 @@ def test_a_command_of_the_pages_can_be_given(run_py: Run, tmp_path: Path, comman
     program, script, *arguments = shlex.split(command, comments=True)
     assert (program, script) == (".venv/bin/python", "run.py")
     if arguments[0] in ("new", "lint"):
-        shutil.copytree(PHOTOS, tmp_path / "dataset")
+        shutil.copytree(PHOTOS, tmp_path / "datasets" / "mychar")
     else:
         shutil.copy(ROOT / EXAMPLE, tmp_path / "config" / "my_character.yaml")
     is_planned = arguments[0] in ("new", "lint") or "--dry-run" in arguments
