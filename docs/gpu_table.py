@@ -10,7 +10,7 @@ MARKED = re.compile(r"(?s)(<!-- GPUs of (\S+) -->\n)(.*?)(<!-- end of the table 
 """A table in a page, between its marks: the mark, the model's hub id, the table, the other mark."""
 
 PEAK = re.compile(r"(?m)^\| (\d+) GB \|.*\| (\S+) GB \|$")
-"""Of a row: the least memory of the GPU, and the planned peak."""
+"""The least memory of the GPU and the planned peak of a row."""
 
 HEAD = "| GPU, at least | `run.py new` writes | example | planned peak |\n|---|---|---|---|\n"
 

@@ -73,6 +73,7 @@ WITHOUT_MIRROR = {
     "tests/benchmarks/test_readme.py": "the commands that benchmarks/README.md gives",
     "tests/docker/test_publishing.py": "the workflows that publish the image, and the template that RunPod takes",
     "tests/docs/test_english.py": "messages, docstrings and pages",
+    "tests/docs/test_guides_and_program.py": "sentences of the guides that a job or the page has to bear out",
     "tests/docs/test_links.py": "links within all pages",
     "tests/docs/test_yaml_blocks.py": "the YAML blocks and commands of all pages that advise",
     "tests/extensions/tools/ui/test_browser.py": "the page in Chromium",

@@ -24,6 +24,7 @@ from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from toolkit.data.image_data import ImageData
 from toolkit.memory.estimate import GB
+from toolkit.system.nvidia import likely_cause, read_facts
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -87,6 +88,15 @@ def test_the_header_of_an_example_says_the_memory_that_its_plan_says(plans: dict
     peak = plans[example]["processes"][0]["memory"]["device_bytes"] / 1e9
     assert f"planned peak {peak:.1f} GB." in head
     assert peak < int(re.search(r"one (\d+) GB GPU", head)[1])
+
+
+@pytest.mark.parametrize("example", REAL)
+def test_what_an_example_says_of_its_device_is_what_its_plan_says(plans: dict[str, dict], example: str) -> None:
+    """The model is too large for a CPU: without a GPU the run does not start."""
+    (line,) = re.findall(r"^ +device: (.*)$", (CONFIG.parent / example).read_text(encoding="utf-8"), re.MULTILINE)
+    assert " ".join(line.split()) == "cuda:0 # the first GPU; this model is not trained without one"
+    refused = [reason for reason in plans[example]["processes"][0]["will_not_start"] if reason.startswith("device: ")]
+    assert len(refused) == (likely_cause(read_facts()) != "")
 
 
 @pytest.mark.parametrize("example", REAL)

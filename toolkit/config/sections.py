@@ -148,8 +148,9 @@ class TrainingSection(ProcessConfig):
     """The run's files go to `<training_folder>/<name>/`."""
 
     device: Device = "auto"
-    """Device to train on: auto, cuda, cuda:N, mps or cpu. If it is not available, models of up to 2 GB run on the CPU;
-    larger ones are refused unless this is `cpu`."""
+    """Device to train on: auto, cuda, cuda:N, mps or cpu. auto: the best there is. One that is not available is an
+    error. Without a GPU models of up to 2 GB run on the CPU with auto, and with cuda:0, which every job of ai-toolkit
+    has."""
 
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """Console output, curves and trackers."""

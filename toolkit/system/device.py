@@ -19,35 +19,39 @@ logger = logging.getLogger(__name__)
 def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best there is.
 
-    Without the wanted accelerator: one warning (none if `quiet`), then the CPU; `check_device` refuses that for a large
-    model.
+    Raises UserError where a device was chosen that is not there. `cuda:0` (`ANY_DEVICE`) is then the CPU, with one
+    warning (none if `quiet`); `check_device` refuses that for a large model.
     """
+    check_device(wanted, 0)
     if wanted == "auto":
         wanted = "cuda:0" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
-    device = torch.device(wanted)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        if not quiet:
-            logger.warning(
-                f"device: {wanted} is not available ({torch.cuda.device_count()} CUDA devices); using the CPU."
-            )
-        return torch.device("cpu")
-    if device.type == "mps" and not _has_mps():
-        if not quiet:
-            logger.warning("device: mps is not available; using the CPU.")
-        return torch.device("cpu")
-    return device
+    if _is_there(wanted):
+        return torch.device(wanted)
+    if not quiet:
+        logger.warning(f"device: {wanted} is not available ({torch.cuda.device_count()} CUDA devices); using the CPU.")
+    return torch.device("cpu")
 
 
 def check_device(wanted: str, model_bytes: int) -> None:
-    """Raises UserError where a large model (`ACCIDENTAL_CPU_LIMIT`) would be computed on the CPU, and the job does not
-    say so: no other device can be used. The message has the likely cause.
+    """Raises UserError where the job's device cannot be used: a chosen one, or, of a large model
+    (`ACCIDENTAL_CPU_LIMIT`), any but the CPU. The message has the likely cause.
 
-    wanted: the config's `device`. model_bytes: of all parts of the model.
+    wanted: the config's `device`. model_bytes: of all parts of the model; 0: not known.
     """
-    if wanted == "cpu" or pick_device(wanted, quiet=True).type != "cpu":
+    if wanted == "auto" and (torch.cuda.is_available() or _has_mps()):
+        return
+    if wanted != "auto" and _is_there(wanted):
         return
     if message := why_no_device(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)):
         raise UserError(message)
+
+
+def _is_there(wanted: str) -> bool:
+    """Whether PyTorch can use the device of this name."""
+    device = torch.device(wanted)
+    if device.type == "cuda":
+        return (device.index or 0) < torch.cuda.device_count()
+    return device.type != "mps" or _has_mps()
 
 
 def _no_cuda(wanted: str) -> str:

@@ -24,6 +24,9 @@ CUDA Compatibility, "Minor Version Compatibility"."""
 ACCIDENTAL_CPU_LIMIT = 2_000_000_000
 """Bytes of a model above which it is computed on the CPU only where the job says `device: cpu`."""
 
+ANY_DEVICE = ("auto", "cuda:0")
+"""Values of `device` with which a small model is trained on the CPU where there is no GPU. Every job of ai-toolkit has
+`cuda:0`; each other value chooses a device."""
 
 NO_MPS = "mps is a device of Apple's machines: leave 'device' out, or write 'auto'."
 
@@ -128,25 +131,41 @@ def likely_cause(facts: NvidiaFacts) -> str:
 
 
 def why_no_device(device: str, model_bytes: int, cause: str) -> str:
-    """Why a job does not start that would compute on the CPU without saying so; empty where its model is small.
+    """Why a job does not start whose device cannot be used; empty where a small model is trained on the CPU instead.
 
-    device: as the job gives it. model_bytes: of all parts of the model. cause: a sentence.
+    device: as the job gives it. model_bytes: of all parts of the model; 0: not known. cause: a sentence.
     """
-    if model_bytes <= ACCIDENTAL_CPU_LIMIT:
+    missing = f"device: {device}: no such device can be used here"
+    if model_bytes > ACCIDENTAL_CPU_LIMIT:
+        size = f"a model of {model_bytes / 1e9:.0f} GB"
+        return (
+            f"{missing}, and {size} is trained on the CPU only where the job says 'device: cpu'. Likely cause: {cause}"
+        )
+    if device in ANY_DEVICE:
         return ""
-    return (
-        f"device: {device}: no such device can be used here, and a model of {model_bytes / 1e9:.0f} GB is trained on "
-        f"the CPU only where the job says 'device: cpu'. Likely cause: {cause}"
-    )
+    return f"{missing}. Write 'device: auto' for the best device that can, or 'cpu'. Likely cause: {cause}"
 
 
 def why_no_device_here(device: str, model_bytes: int, facts: NvidiaFacts | None = None) -> str:
     """`why_no_device` as far as it can be known without torch; empty where the job may start on this machine."""
-    if device == "cpu" or model_bytes <= ACCIDENTAL_CPU_LIMIT or sys.platform == "darwin":
+    cause = _cause_here(device, facts)
+    return why_no_device(device, model_bytes, cause) if cause else ""
+
+
+def cpu_instead_here(device: str, facts: NvidiaFacts | None = None) -> str:
+    """A line where the CPU is used although the job names a device, as far as it can be known without torch."""
+    cause = _cause_here(device, facts)
+    if not cause or device == "auto" or why_no_device(device, 0, cause):
+        return ""
+    return f"device: {device}: no such device can be used here: the CPU is used. Likely cause: {cause}"
+
+
+def _cause_here(device: str, facts: NvidiaFacts | None) -> str:
+    """Why the device cannot be used, as far as it can be known without torch; empty: nothing speaks against it."""
+    if device == "cpu" or sys.platform == "darwin":
         return ""
     facts = facts or read_facts()
-    cause = NO_MPS if device == "mps" else likely_cause(facts) or last_device(device, facts.usable)
-    return why_no_device(device, model_bytes, cause) if cause else ""
+    return NO_MPS if device == "mps" else likely_cause(facts) or last_device(device, facts.usable)
 
 
 def last_device(device: str, count: int) -> str:

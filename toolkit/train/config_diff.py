@@ -24,6 +24,8 @@ class ConfigChange:
     old: Any
     new: Any
     kind: ChangeKind
+    of_program: bool = False
+    """Whether the program computes it differently, not the job."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.old!r} -> {self.new!r}"
@@ -61,7 +63,7 @@ def corrections(revision: int, section: Mapping[str, Any], has_references: bool 
         what = "losses.contrast of images with a nearly constant channel"
         now = "as a ratio to a standard deviation of 0.1; other images as before"
         found.append((what, "as a ratio to almost nothing", now))
-    return [ConfigChange(what, old, new, "changes the result") for what, old, new in found]
+    return [ConfigChange(what, old, new, "changes the result", of_program=True) for what, old, new in found]
 
 
 FORMER_VALUES = {"losses.l1": 0.0}

@@ -97,7 +97,8 @@ class ModelOutlook:
 
     def why_not_loaded(self, device: str, model: ModelConfig) -> Iterator[str]:
         """Why a run with this model does not start on this machine. device: as the job gives it."""
-        if self.family and not self.comes_later and (message := why_no_device_here(device, model_bytes(model))):
+        size = model_bytes(model) if self.family and not self.comes_later else 0
+        if message := why_no_device_here(device, size):
             yield message
         if self.download and (message := self.download.why_no_room(self.name)):
             yield message

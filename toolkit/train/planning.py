@@ -34,7 +34,7 @@ from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_f
 from toolkit.memory.flops import COMPILE_S
 from toolkit.memory.oom_hints import advice_line, why_too_large
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
-from toolkit.system.nvidia import compiling_note, gpu_name
+from toolkit.system.nvidia import compiling_note, cpu_instead_here, gpu_name, why_no_device_here
 from toolkit.train.outlook import ModelOutlook, Outlook, run_outlook
 
 SectionT = TypeVar("SectionT", bound=Any)
@@ -153,25 +153,30 @@ class Planner(ABC, Generic[SectionT]):
         """The plan with what a start would do, as far as both are known already."""
         section = self.section
         if lines := tuple(self.without_model()):
-            outlook = (
-                Outlook(ModelOutlook.of(section.model, self.job)) if isinstance(section.model, ModelConfig) else None
-            )
+            outlook = None
+            if isinstance(section.model, ModelConfig):
+                found = ModelOutlook.of(section.model, self.job)
+                outlook = Outlook(found, will_not_start=tuple(found.why_not_loaded(section.device, section.model)))
             name, steps = section.display_name(self.job), section.train.steps
             return RunPlan(section.type, name, (), 0, 0, steps, notes=lines, outlook=outlook)
         data = self.scan()
         plan, folder = self.plan(data), section.run_folder(self.job)
         # The section of a plan's line says it; `memory: ` is for an error.
-        refused = (reason.removeprefix("memory: ") for reason in why_not_started(section, folder, plan, self.machine))
+        refused = [reason.removeprefix("memory: ") for reason in why_not_started(section, folder, plan, self.machine)]
+        model = section.model if isinstance(section.model, ModelConfig) else None
+        if model is None and (message := why_no_device_here(section.device, 0)):
+            refused.insert(0, message)
         outlook = run_outlook(
             section,
             self.job,
             plan,
             data.hashes,
             disk_bytes(section, plan),
-            section.model if isinstance(section.model, ModelConfig) else None,
+            model,
             tuple(refused),
         )
-        return replace(plan, outlook=outlook)
+        on_cpu = "" if outlook.will_not_start else cpu_instead_here(section.device)
+        return replace(plan, outlook=outlook, notes=(*plan.notes, *filter(None, [on_cpu and f"warning: {on_cpu}"])))
 
     def _schedule_notes(self, steps: int) -> Iterator[str]:
         """Warnings where warm-up and decay of an optimizer's schedule do not fit into the run, and of a rate that comes

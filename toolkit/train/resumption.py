@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.config.process import ProcessConfig
 from toolkit.config.sections import TrainerConfig
-from toolkit.config.train import UNTIL_THE_DATA_ENDS, StopWhenConfig
+from toolkit.config.train import SCHEDULES_WITHOUT_LENGTH, UNTIL_THE_DATA_ENDS, StopWhenConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.errors import RunError, UserError
@@ -178,7 +178,7 @@ def plan_start(
             changes = tuple(_differences(document, section, has_references))
             trained_on = str(document["dataset"])
             document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
-        _refuse_changes(checkpoint or folder, changes, allow_change, bool(checkpoint and document.get("base")))
+        _refuse_changes(checkpoint or folder, changes, section, allow_change, bool(checkpoint and document.get("base")))
         if complete_at is not None and not allow_change and trained_on != digest_of(dataset := found()):
             change = _change(_fingerprint_file(folder, trained_on), dataset)
             raise UserError(
@@ -357,26 +357,48 @@ def _differences(document: Mapping[str, Any], section: ProcessConfig, has_refere
     return diff_configs(type(section), recorded, wanted, given) + corrected
 
 
+_LENGTH = ("train.steps", "train.epochs", "train.step_limit")
 _ELSE = "give the job another name, or add --restart to move the old run aside and start over."
 
 
-def _refuse_changes(state: Path, changes: Iterable[ConfigChange], allow_change: bool, knows_base: bool) -> None:
-    """Raises UserError for changes that a resume cannot take. knows_base: the files of the model are compared, so that
-    it may lie elsewhere."""
-    by_kind: dict[str, str] = {}
+def _refuse_changes(
+    state: Path, changes: Iterable[ConfigChange], section: TrainerConfig, allow_change: bool, knows_base: bool
+) -> None:
+    """Raises UserError for changes that a resume cannot take; it begins with the changed keys. knows_base: the files of
+    the model are compared, so that it may lie elsewhere."""
+    by_kind: dict[str, list[ConfigChange]] = {}
     for change in changes:
         kind = "impossible" if change.kind == "place" and not knows_base else change.kind
-        by_kind[kind] = f"{by_kind.get(kind, '')}  {change}\n"
+        by_kind.setdefault(kind, []).append(change)
     if listed := by_kind.get("impossible"):
         raise UserError(
-            f"{state} was written with different settings, and these cannot change:\n{listed}Restore them, {_ELSE}"
+            f"{_lines(listed)}this cannot change: {state} was written with different settings. Restore them, {_ELSE}"
         )
     if (listed := by_kind.get("changes the result")) and not allow_change:
-        raise UserError(
-            f"{state} was made by a job, or an earlier version of this program, that differs in what changes the "
-            f"result:\n{listed}"
-            f"Restore the settings, add --allow-change to resume with the new values, {_ELSE}"
+        raise UserError(f"{_lines(listed)}{_why(listed, state, section)}")
+
+
+def _lines(changes: Sequence[ConfigChange]) -> str:
+    """Each change on its line, the first at the beginning."""
+    return "".join(f"{'  ' * bool(index)}{change}\n" for index, change in enumerate(changes))
+
+
+def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -> str:
+    """Why these change the result, and what can be done."""
+    if all(change.key in _LENGTH for change in changes):
+        name = section.train.lr_scheduler
+        ends = (
+            "its warm-up is a share of them" if name in SCHEDULES_WITHOUT_LENGTH else f"'{name}' ends with the last one"
         )
+        return (
+            f"the learning rate of each step depends on the number of steps: {ends}. Two ways: add --allow-change to "
+            f"continue {state} with the rates of the new number; or train all steps again: {_ELSE}"
+        )
+    by = "an earlier version of this program" if all(change.of_program for change in changes) else "different settings"
+    return (
+        f"this changes the result, and {state} was trained with {by}. Restore the settings, add --allow-change to "
+        f"resume with the new values, {_ELSE}"
+    )
 
 
 def _change(old: Path, found: DatasetHashes) -> str:

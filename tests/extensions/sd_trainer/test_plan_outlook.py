@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.dry_run import plan_job
+from tests.conftest import ROOT
 from tests.light_start import FORBID
 from tests.running import run_job
 from toolkit.config import load_job
@@ -82,6 +83,14 @@ def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(job, plan: Plan, m
     for device in ("cpu", "auto"):  # the tiny model is trained without a GPU
         found, words = plan(job(device=device))
         assert found["time"] is None and "time: the first steps will tell" in words
+
+
+def test_the_time_of_a_step_is_not_kept_and_the_guide_does_not_promise_it(job, plan: Plan, run) -> None:
+    run(job())
+    assert "time: the first steps will tell" in plan(job(train={"steps": 3}))[1]
+    guide = " ".join((ROOT / "docs" / "first_character.md").read_text(encoding="utf-8").split())
+    assert "The time is calculated" in guide and "on a CPU `the first steps will tell`" in guide
+    assert "earlier run" not in guide
 
 
 def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(
@@ -168,6 +177,23 @@ def test_a_large_model_without_a_gpu_is_told_and_so_is_its_download(
     assert f"download: 57.7 GB, to {tmp_path / 'hub'} (" in words
     assert "warning: this will not start: device: auto: " in words and "driver 570.1 is too old" in words
     assert "device: " not in " ".join(plan(job(device="auto"))[0]["will_not_start"]), "the tiny model may start"
+
+
+def test_a_chosen_device_that_is_not_there_is_an_error_and_the_first_gpu_may_be_the_cpu(
+    job, plan: Plan, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small model; a dry run says both before the run does."""
+    from toolkit.system import nvidia
+
+    monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts(None, None, 0))
+    for device in ("cuda", "cuda:1"):
+        (reason,) = plan(job(device=device))[0]["will_not_start"]
+        assert reason.startswith(f"device: {device}: no such device can be used here. Write 'device: auto'")
+        assert run(job(device=device)).startswith(f"device: {device}: no such device can be used here")
+    found, words = plan(job(device="cuda:0"))
+    assert found["will_not_start"] == [] and "warning: device: cuda:0: no such device" in words
+    assert "device: cuda:0 is not available" in run(job(device="cuda:0"))
+    assert "no such device" not in plan(job(device="auto"))[1]
 
 
 def test_all_of_it_needs_no_torch_no_network_and_no_file(job, run, run_py, tmp_path: Path) -> None:

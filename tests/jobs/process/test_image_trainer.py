@@ -107,7 +107,7 @@ def test_new_complete_changed_and_resumed(trains, tmp_path: Path, capsys: pytest
     run(trains())
     assert "is complete at step 2: nothing to do" in capsys.readouterr().out
     plan, error = refused(trains(changed=True))
-    assert plan == [error] and "was written with different settings, and these cannot change:" in error
+    assert plan == [error] and "this cannot change: " in error and "was written with different settings" in error
     plan, error = refused(trains(train={"lr": 0.5}))
     assert plan == [error] and "train.lr: " in error and "--allow-change" in error
     assert files(folder) == written
@@ -137,3 +137,9 @@ def test_an_optimizer_that_fails_on_the_device_of_the_job(trains, tmp_path: Path
     with pytest.raises(UserError, match=said):
         run(trains(train={"optimizer": "torch.optim.SparseAdam"}))
     assert not files(tmp_path / "output" / "job")
+
+
+def test_a_device_that_is_not_there_is_refused_by_the_plan_and_the_start(trains, tmp_path: Path) -> None:
+    plan, error = refused(trains(device="cuda:99"))
+    assert plan == [error] and error.startswith("device: cuda:99: no such device can be used here.")
+    assert not (tmp_path / "output").exists()

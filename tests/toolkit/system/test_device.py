@@ -33,15 +33,22 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         (1, False, "cuda", "cuda"),
         (2, False, "cpu", "cpu"),
         (0, True, "mps", "mps"),
-        *((cuda, False, wanted, "") for cuda, wanted in ((0, "cuda:0"), (0, "cuda"), (1, "cuda:1"), (0, "mps"))),
+        (0, False, "cuda:0", ""),
     ],
 )
-def test_the_wanted_device_is_taken_or_one_warning_names_the_cpu(
+def test_the_wanted_device_is_taken_and_of_the_first_gpu_one_warning_names_the_cpu(
     said: list[str], machine, cuda: int, mps: bool, wanted: str, chosen: str
 ) -> None:
     machine(cuda, mps)
     assert pick_device(wanted) == torch.device(chosen or "cpu")
     assert [wanted in note and "CPU" in note for note in said] == ([] if chosen else [True])
+
+
+@pytest.mark.parametrize(("cuda", "wanted"), [(0, "cuda"), (1, "cuda:1"), (0, "cuda:1"), (0, "mps")])
+def test_a_chosen_device_that_is_not_there_is_an_error_with_what_to_write(machine, cuda: int, wanted: str) -> None:
+    machine(cuda)
+    with pytest.raises(UserError, match=rf"^device: {wanted}: no such device .*'device: auto' .* Likely cause: \S"):
+        pick_device(wanted, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +58,8 @@ def test_the_wanted_device_is_taken_or_one_warning_names_the_cpu(
         (1, "cuda:1", 57_700_000_000, "device: cuda:1: .* the last CUDA device here is cuda:0"),
         (0, "mps", 57_700_000_000, "device: mps: .* mps is a device of Apple's machines"),
         (0, "cpu", 57_700_000_000, ""),
+        (0, "cuda:0", 1_999_999_999, ""),
+        (0, "cuda", 1_999_999_999, "device: cuda: "),
         (0, "auto", 1_999_999_999, ""),
         (1, "auto", 57_700_000_000, ""),
     ],

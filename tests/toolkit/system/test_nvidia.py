@@ -13,6 +13,7 @@ from toolkit.system.nvidia import (
     Gpu,
     NvidiaFacts,
     ask_nvml,
+    cpu_instead_here,
     gpu_name,
     half_precision,
     least_memory,
@@ -65,6 +66,7 @@ def test_nothing_is_said_against_a_machine_that_is_well(facts: NvidiaFacts) -> N
         ("cuda", LARGE, WELL, False),
         ("auto", LARGE, WELL, False),
         ("auto", ACCIDENTAL_CPU_LIMIT, NOTHING, False),
+        ("cuda:0", ACCIDENTAL_CPU_LIMIT, NOTHING, False),
         ("cpu", LARGE, NOTHING, False),
     ],
 )
@@ -74,6 +76,28 @@ def test_only_a_large_model_without_a_device_that_is_not_meant_for_the_cpu_is_re
     message = why_no_device_here(device, model_bytes, facts)
     assert bool(message) is refused
     assert not refused or (f"device: {device}: " in message and "2 GB" in message and "'device: cpu'" in message)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there torch has to be asked")
+@pytest.mark.parametrize(
+    ("device", "facts", "is_refused", "is_cpu"),
+    [
+        ("cuda", NOTHING, True, False),
+        ("cuda:1", WELL, True, False),
+        ("mps", WELL, True, False),
+        ("cuda:0", NOTHING, False, True),
+        ("cuda:0", WELL, False, False),
+        ("auto", NOTHING, False, False),
+        ("cpu", NOTHING, False, False),
+    ],
+)
+def test_a_dry_run_says_what_becomes_of_a_device_that_is_not_there(
+    device: str, facts: NvidiaFacts, is_refused: bool, is_cpu: bool
+) -> None:
+    """Of a small model: a chosen device is refused; cuda:0 is the CPU, which the plan says."""
+    assert bool(why_no_device_here(device, 0, facts)) is is_refused
+    assert bool(line := cpu_instead_here(device, facts)) is is_cpu
+    assert not is_cpu or (f"device: {device}: " in line and "the CPU is used" in line)
 
 
 def test_the_facts_of_this_machine_agree_with_torch() -> None:

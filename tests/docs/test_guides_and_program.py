@@ -1,0 +1,44 @@
+"""What the guides say in words and the program does: one answer in both."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from extensions.tools.shared.examples import MODELS, written_job
+from extensions.tools.ui.config import UiConfig
+from tests.conftest import ROOT
+from toolkit.config import load_job
+from toolkit.extension import discover
+
+KINDS = {".md", ".yaml", ".j2", ".py"}
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for place in ("README.md", "docs", "config", "extensions", "toolkit", "jobs", "run.py")
+    for path in (ROOT / place, *(ROOT / place).rglob("*"))
+    if path.suffix in KINDS
+]
+FOLDER = re.compile(r"(?<![\w/:-])(?:\./)?(datasets?)/(?=[a-z0-9])")
+"""A folder of datasets as a path begins with it; an address of the page begins with `/`."""
+
+
+def test_guides_put_images_where_the_page_looks_for_them() -> None:
+    named = {page: set(FOLDER.findall((ROOT / page).read_text(encoding="utf-8"))) for page in PAGES}
+    assert {page: found for page, found in named.items() if found - {UiConfig.model_fields["datasets"].default}} == {}
+    assert {"README.md", "docs/first_character.md", "docs/before_and_after_pairs.md"} <= {p for p in named if named[p]}
+
+
+def test_more_steps_resume_as_the_guide_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a job for a published model; that for a small one has the quickstart's schedule, which ends with the run."""
+    monkeypatch.chdir(tmp_path)
+    depends = {}
+    for model in (*(model.id for model in MODELS), str(ROOT / "config/examples/tiny_mascots")):
+        (tmp_path / "job.yaml").write_text(written_job("a", str(ROOT / "config/examples/photos"), "a", model, 24))
+        depends[model] = load_job("job.yaml", discover().find_config).processes[0].section.train.needs_length()
+    assert [model for model, needs in depends.items() if needs] == [str(ROOT / "config/examples/tiny_mascots")]
+    guide = " ".join((ROOT / "docs" / "first_character.md").read_text(encoding="utf-8").split())
+    assert (
+        "needs `--allow-change` for that; the jobs that `new` writes for the published models have `constant`" in guide
+    )
