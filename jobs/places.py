@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit.config.process import ProcessEntry
-from toolkit.errors import DataErrors, InputError
+from toolkit.errors import DataErrors, Diagnostic
 
 
 @contextmanager
@@ -20,9 +20,9 @@ def places_of_datasets(entry: ProcessEntry) -> Iterator[None]:
         raise DataErrors(list(_placed(error, entry.places))) from error
 
 
-def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[InputError]:
+def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[Diagnostic]:
     """An error of a folder or file that the job names is at its line; those of files inside follow that line."""
-    by_line: dict[Path | None, list[InputError]] = {}
+    by_line: dict[Path | None, list[Diagnostic]] = {}
     for mistake in error.errors:
         path = Path(re.sub(r":\d+$", "", mistake.place))
         by_line.setdefault(next((at for at in (path, *path.parents) if at in places), None), []).append(mistake)
@@ -31,9 +31,9 @@ def _placed(error: DataErrors, places: Mapping[Path, str]) -> Iterator[InputErro
             yield from mistakes
             continue
         own = [mistake for mistake in mistakes if Path(mistake.place) == named]
-        yield from (InputError(places[named], f"{str(named)!r}: {mistake.message}") for mistake in own)
+        yield from (Diagnostic((places[named],), f"{str(named)!r}: {mistake.message}") for mistake in own)
         if others := [mistake for mistake in mistakes if Path(mistake.place) != named]:
             what = "row" if all(mistake.place.startswith(f"{named}:") for mistake in others) else "file"
             count = f"{len(others)} {what}{'' if len(others) == 1 else 's'}"
-            yield InputError(places[named], f"{count} of {str(named)!r} cannot be used:")
+            yield Diagnostic((places[named],), f"{count} of {str(named)!r} cannot be used:")
             yield from others

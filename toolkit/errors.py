@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
+from typing import Literal
 
 EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE = 0, 1, 2
 EXIT_SIGINT, EXIT_SIGTERM = 130, 75
@@ -43,15 +44,34 @@ class Interrupted(BaseException):
         self.exit_code = exit_code
 
 
-@dataclass(frozen=True)
-class InputError:
-    """One error in the user's input, printed as `place: message`."""
+KeyPath = tuple[str | int, ...]
+"""Keys from the top of a file or of a section down, such as ("datasets", 0, "folder_path")."""
 
-    place: str
-    """file:line:column and the dotted key for a config, a path for a dataset."""
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """Something that is wrong, or worth knowing: in a job, a dataset, a file, the numbers of a run."""
+
+    key: KeyPath
+    """The keys from the section down; else one text, such as "file:line:column: dotted.key" or a path. Of a LoRA file
+    its layers; empty: none in particular."""
 
     message: str
-    """The value that was found and what to write instead."""
+    """The value that was found, and what to write instead where `remedy` does not say it."""
+
+    severity: Severity = "error"
+    check: str = ""
+    """Name of the check that found it."""
+
+    cause: str = ""
+    remedy: str = ""
+
+    @property
+    def place(self) -> str:
+        """The key, as it is printed."""
+        return ".".join(map(str, self.key))
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"
@@ -60,7 +80,7 @@ class InputError:
 class InputErrors(UserError):
     """All errors found in one pass over the input, one line each."""
 
-    def __init__(self, mistakes: Sequence[InputError]) -> None:
+    def __init__(self, mistakes: Sequence[Diagnostic]) -> None:
         super().__init__("\n".join(str(mistake) for mistake in mistakes))
         self.errors = tuple(mistakes)
 

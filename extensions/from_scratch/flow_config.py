@@ -36,7 +36,7 @@ from toolkit.config.findings import warning
 from toolkit.config.located import KeyPath
 from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault
 from toolkit.config.output import SampleConfig, SamplePicture
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.process import JobContext
 from toolkit.config.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
@@ -44,7 +44,7 @@ from toolkit.data.image_data import ImageData
 from toolkit.data.items import refuse_large, refuse_references, sample_inputs, scan_items, too_large
 from toolkit.data.types import Size
 from toolkit.data.validation_split import forward_passes, split_validation
-from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.models.interface import PREDICTIONS
 
 FLOW, TEXT_ENCODER = "flow", "text_encoder"
@@ -530,7 +530,7 @@ class FlowTrainerConfig(RolesSection):
     def stream(self) -> StreamDataset | None:
         stream = super().stream()
         if stream and (reason := too_large(stream.largest, self.model.family())):
-            raise DataErrors([InputError("datasets[0].resolution", reason)])
+            raise DataErrors([Diagnostic(("datasets[0].resolution",), reason)])
         return stream
 
     def scan(self) -> ImageData:
@@ -543,6 +543,6 @@ class FlowTrainerConfig(RolesSection):
         for index, item in enumerate(self.sample_pictures()):
             key = f"sample.samples[{index}]"
             if reason := too_large(family.drawable(Size(item.width, item.height)), family):
-                raise DataErrors([InputError(key, reason)])
+                raise DataErrors([Diagnostic((key,), reason)])
             sample_inputs(key, item, family)
         return ImageData(scan, items, split, self.stream())

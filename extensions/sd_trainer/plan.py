@@ -24,7 +24,7 @@ from toolkit.data.items import sample_inputs, too_large
 from toolkit.data.run_plan import SaveSize
 from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
-from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.writing import readable_size
 from toolkit.flow.settings import describe_levels
 from toolkit.memory.estimate import MemoryEstimate
@@ -61,7 +61,7 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def scan(self) -> ImageData:
         cache = ScanCache.beside(self.section.training_folder)
-        family, section, mistakes = self.family, self.section, list[InputError]()
+        family, section, mistakes = self.family, self.section, list[Diagnostic]()
         data = ImageData(*scan_and_split(section, family, cache), open_stream(section, family.size_multiple))
         # Sample prompts with too many control images, or one that cannot be used, or that are too long for the model,
         # where that can be checked already.
@@ -74,11 +74,11 @@ class SdPlanner(Planner[DiffusionSection]):
                     mistakes += error.errors
                     continue
                 if reason := too_large(family.drawable(size), family):
-                    mistakes.append(InputError(place, reason))
+                    mistakes.append(Diagnostic((place,), reason))
                 for key, text in (("prompt", item.prompt), ("neg", item.neg or "")):
                     is_sure = len(text) <= family.sure_prompt
                     if not is_sure and (message := family.prompt_error(section.model, text, size, references)):
-                        mistakes.append(InputError(f"{place}.{key}", f"has {message}"))
+                        mistakes.append(Diagnostic((f"{place}.{key}",), f"has {message}"))
         if mistakes:
             raise DataErrors(mistakes)
         return data

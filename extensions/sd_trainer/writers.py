@@ -83,8 +83,8 @@ class LoraWriter:
             for file, tensors in copies.items():
                 write_safetensors_verified(file, tensors, metadata or None)
                 if step is None and isinstance(self.network, LinearAdapterNetwork):
-                    for finding in [one for one in health(tensors, metadata) if one.is_wrong][:1]:
-                        logger.warning(f"{file.name}: {finding} See run.py doctor.")
+                    for wrong in [one for one in health(tensors, metadata) if one.severity == "error"][:1]:
+                        logger.warning(f"{file.name}: {wrong.message} {wrong.remedy} See run.py doctor.")
             files = list(copies)
             return files + self._extract(run, files[0], weights, metadata, step, done) if weights else files
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from jobs.dry_run import plan_job
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
 from toolkit.data.run_plan import RunPlan
-from toolkit.errors import DataErrors, InputError, UserError
+from toolkit.errors import DataErrors, Diagnostic, UserError
 
 
 class Writer(ProcessConfig):
@@ -25,7 +25,7 @@ class Trainer(ProcessConfig):
     def plan(self, job: JobContext) -> RunPlan:
         self.seen.append(job)
         if self.mistakes:
-            raise DataErrors([InputError(place, "bad") for place in self.mistakes])
+            raise DataErrors([Diagnostic((place,), "bad") for place in self.mistakes])
         return RunPlan(self.type, self.display_name(job), (), 8, 4, 12, requested_epochs=3)
 
 

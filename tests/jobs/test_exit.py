@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from jobs.exit import report, run_with_exit_code
-from toolkit.errors import ConfigErrors, InputError, Interrupted, ReportedExit, RunError, UserError
+from toolkit.errors import ConfigErrors, Diagnostic, Interrupted, ReportedExit, RunError, UserError
 
 
 def raised(error: BaseException) -> BaseException:
@@ -21,7 +21,7 @@ def raised(error: BaseException) -> BaseException:
     ("error", "code", "words"),
     [
         (UserError("wrong"), 2, "wrong\n"),
-        (ConfigErrors([InputError("a:1:1", "x"), InputError("a:2:1", "y")]), 2, "a:1:1: x\na:2:1: y\n"),
+        (ConfigErrors([Diagnostic(("a:1:1",), "x"), Diagnostic(("a:2:1",), "y")]), 2, "a:1:1: x\na:2:1: y\n"),
         (RunError("cannot go on"), 1, "cannot go on\n"),
         (Interrupted(75), 75, "Stopped.\n"),
         (KeyboardInterrupt(), 130, "Stopped.\n"),

@@ -1,10 +1,10 @@
 """What is an error, and what each kind says."""
 
-from toolkit.errors import ConfigErrors, InputError, Interrupted, RunError, UserError, did_you_mean, missing_package
+from toolkit.errors import ConfigErrors, Diagnostic, Interrupted, RunError, UserError, did_you_mean, missing_package
 
 
 def test_all_mistakes_are_in_the_message_one_line_each() -> None:
-    error = ConfigErrors([InputError("a.yaml:1:2", "first"), InputError("a.yaml:3:4", "second")])
+    error = ConfigErrors([Diagnostic(("a.yaml:1:2",), "first"), Diagnostic(("a.yaml:3:4",), "second")])
     assert str(error) == "a.yaml:1:2: first\na.yaml:3:4: second"
     assert [mistake.place for mistake in error.errors] == ["a.yaml:1:2", "a.yaml:3:4"]
 

@@ -11,25 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from toolkit.config.field_types import moved_hint, path_hint
-from toolkit.config.located import KeyPath
+from toolkit.errors import Diagnostic, Severity
 from toolkit.files.archives import archive_in
-
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """What a check of a section found: where in the section, and what to do about it."""
-
-    key: KeyPath
-    """Path from the section, such as ("datasets", 0, "folder_path")."""
-
-    message: str
-    severity: Severity = "error"
-
 
 Findings = Iterable[Diagnostic]
 

@@ -32,7 +32,7 @@ from toolkit.config.yaml_reader import (
     strip_json_comments,
     written_with_variables,
 )
-from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
+from toolkit.errors import ConfigErrors, Diagnostic, UserError, did_you_mean
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
@@ -87,7 +87,7 @@ def load_job(
     `unexpanded_text` is the job under our names, whatever the file is.
     """
     if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
-        raise ConfigErrors([InputError("-n", f"{name!r} {fault}")])
+        raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
     diagnostics = Diagnostics(str(path))
     text, written = read_written(path, flags, command, diagnostics)
     remember_secrets(text, written, env)

@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from toolkit.errors import ConfigErrors, InputError
-
-KeyPath = tuple[str | int, ...]
-"""Path of a value: mapping keys and list indices from the outside in."""
+from toolkit.errors import ConfigErrors, Diagnostic
+from toolkit.errors import KeyPath as KeyPath
 
 DEFAULTS: KeyPath = ("config", "defaults")
 
@@ -141,7 +139,7 @@ class Diagnostics:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self._errors: dict[tuple[SourceLocation, str, str], InputError] = {}
+        self._errors: dict[tuple[SourceLocation, str, str], Diagnostic] = {}
         self._warnings: dict[tuple[SourceLocation, str], None] = {}
         self._paths: set[str] = set()
         self.notes: list[str] = []
@@ -157,7 +155,7 @@ class Diagnostics:
         empty."""
         message = message.rstrip()
         self._paths.add(dotted(path))
-        self._errors[env, dotted(path), message] = InputError(self._place(env, path), message)
+        self._errors[env, dotted(path), message] = Diagnostic((self._place(env, path),), message)
 
     def fatal(self, env: SourceLocation, path: KeyPath, message: str) -> NoReturn:
         """An error behind which nothing can be read."""

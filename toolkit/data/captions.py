@@ -25,7 +25,7 @@ from toolkit.config.yaml_reader import moved_path
 from toolkit.data.directory import DirectoryListing, real_path, split_suffix
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules
-from toolkit.errors import InputError
+from toolkit.errors import Diagnostic
 from toolkit.files.writing import read_chunks
 from toolkit.system import seeding
 
@@ -54,7 +54,7 @@ def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suff
     ]
 
 
-def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistakes: list[InputError]) -> list[str]:
+def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistakes: list[Diagnostic]) -> list[str]:
     """The first caption of each image that is not empty, in the order of `listing.images`; '' for none.
 
     files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
@@ -63,12 +63,12 @@ def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistake
     found = [""] * len(listing.images)
     for names in files:
         wanted = [name for name, text in zip(names, found, strict=True) if name and not text and name not in texts]
-        mistakes += [InputError(listing.path(name), no_files[name]) for name in wanted if name in no_files]
+        mistakes += [Diagnostic((listing.path(name),), no_files[name]) for name in wanted if name in no_files]
         unread = [name for name in wanted if name not in no_files]
         paths = [listing.path(name) for name in unread]
         for name, text in zip(unread, thread_map(_caption_or_error, paths), strict=True):
             if isinstance(text, CaptionError):
-                mistakes.append(InputError(str(text.path), text.reason))
+                mistakes.append(Diagnostic((str(text.path),), text.reason))
             else:
                 texts[name] = text
         found = [text or texts.get(name, "") for name, text in zip(names, found, strict=True)]
@@ -111,7 +111,7 @@ NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
 
 
 def read_captions_file(
-    path: str, mistakes: list[InputError], moved: Mapping[str, str] = NOTHING_MOVED
+    path: str, mistakes: list[Diagnostic], moved: Mapping[str, str] = NOTHING_MOVED
 ) -> dict[str, TableRow]:
     """The rows of a table, by name. moved: `DatasetConfig.path_map`.
 
@@ -124,20 +124,20 @@ def read_captions_file(
     try:
         text = _read_text(os.path.expanduser(path))
     except CaptionError as error:
-        mistakes.append(InputError(path, error.reason))
+        mistakes.append(Diagnostic((path,), error.reason))
         return {}
     rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
     for number, written, row in _rows(path, text, moved):
         if written is None:
-            mistakes.append(InputError(f"{path}:{number}", row.caption))
+            mistakes.append(Diagnostic((f"{path}:{number}",), row.caption))
             continue
         if os.path.isabs(written):
             written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
         name = image_name(written)
         if name in first:
             reason = f"{name!r} has a caption in line {first[name]}. Remove one of them"
-            mistakes.append(InputError(f"{path}:{number}", reason))
+            mistakes.append(Diagnostic((f"{path}:{number}",), reason))
         else:
             first[name], rows[name] = number, row
     return rows

@@ -58,7 +58,7 @@ from toolkit.data.partners import (
 )
 from toolkit.data.threads import thread_map
 from toolkit.data.types import NO_FLIP, PLACEHOLDERS, Flip, Mask, Sample
-from toolkit.errors import DataErrors, InputError
+from toolkit.errors import DataErrors, Diagnostic
 
 READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
@@ -133,7 +133,7 @@ def scan_datasets(
     trigger_word: str | None,
     reg_weight: float = 1.0,
     scan_cache: ScanCache | None = None,
-    forgiven: list[InputError] | None = None,
+    forgiven: list[Diagnostic] | None = None,
     read_captions: bool = True,
     also: Sequence[Any] = (),
 ) -> DatasetScan:
@@ -177,7 +177,7 @@ class FoundImage(NamedTuple):
     """Whether another image has the same name but for the suffix, which is an error of the dataset."""
 
 
-def find_images(dataset: DatasetConfig) -> tuple[list[FoundImage], list[InputError], list[str]]:
+def find_images(dataset: DatasetConfig) -> tuple[list[FoundImage], list[Diagnostic], list[str]]:
     """The images of a dataset as a scan finds them, errors, and notes. Only caption files are read."""
     findings, images = _Findings(ScanCache(), read_captions=True), list[FoundImage]()
     for folder in _find([dataset], findings):
@@ -204,13 +204,13 @@ class _Findings:
 
     scan_cache: ScanCache
     read_captions: bool
-    mistakes: list[InputError] = field(default_factory=list)
+    mistakes: list[Diagnostic] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     unpaired: list[tuple[str, str]] = field(default_factory=list)
 
     def mistake(self, place: str, message: str) -> None:
-        self.mistakes.append(InputError(place, message))
+        self.mistakes.append(Diagnostic((place,), message))
 
     def listing(self, folder: str, key: str = "") -> DirectoryListing | None:
         """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
@@ -719,7 +719,7 @@ def _not_used(
 
 
 def _check(
-    folders: Sequence[_Folder], trigger_word: str | None, forgiven: list[InputError] | None, findings: _Findings
+    folders: Sequence[_Folder], trigger_word: str | None, forgiven: list[Diagnostic] | None, findings: _Findings
 ) -> None:
     """Reads the facts of every image that is used, then warns of what is allowed but rarely meant.
 

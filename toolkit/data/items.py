@@ -22,7 +22,7 @@ from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.images import ImageError, image_size, inspect_image, reference_error
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.errors import DataErrors, InputError, UserError
+from toolkit.errors import DataErrors, Diagnostic, UserError
 
 if TYPE_CHECKING:
     from toolkit.config.sections import ImageTrainingSection
@@ -99,7 +99,7 @@ def scan_items(
     section: ImageTrainingSection,
     size_multiple: int,
     scan_cache: ScanCache | None = None,
-    forgiven: list[InputError] | None = None,
+    forgiven: list[Diagnostic] | None = None,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
@@ -122,7 +122,7 @@ def scan_items(
         (folder, most), *_ = uses.most_common(1)
         limit = f"at most {MAX_USES:,} can be put in order. Lower its repeats"
         reason = f"{most:,} uses of images per epoch, {uses.total():,} with all folders; {limit}"
-        raise DataErrors([InputError(folder, reason)])
+        raise DataErrors([Diagnostic((folder,), reason)])
     return scan, items
 
 
@@ -131,7 +131,7 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     most = family.max_references
     found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
     if found:
-        raise DataErrors([InputError(image, family.too_many_references(count)) for image, count in found.items()])
+        raise DataErrors([Diagnostic((image,), family.too_many_references(count)) for image, count in found.items()])
 
 
 def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size]:
@@ -149,7 +149,7 @@ def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size
                 if reason := reference_error(sizes[-1]):
                     raise ImageError(path, reason)
         except (ImageError, UserError) as error:
-            raise DataErrors([InputError(f"{place}.{key}", str(error))]) from error
+            raise DataErrors([Diagnostic((f"{place}.{key}",), str(error))]) from error
     return sizes[: len(item.ctrl_img)]
 
 
@@ -158,7 +158,7 @@ def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:
     if family.longest_side is not None:
         found = {sample.image: reason for sample, crop in items if (reason := too_large(crop.bucket, family))}
         if found:
-            raise DataErrors([InputError(image, reason) for image, reason in found.items()])
+            raise DataErrors([Diagnostic((image,), reason) for image, reason in found.items()])
 
 
 def too_large(size: Size, family: ModelFacts) -> str:
@@ -185,4 +185,4 @@ def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, su
             if message:
                 found[sample.image] = message
     if found:
-        raise DataErrors([InputError(image, f"its caption has {message}") for image, message in found.items()])
+        raise DataErrors([Diagnostic((image,), f"its caption has {message}") for image, message in found.items()])

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
-from toolkit.errors import InputError
+from toolkit.errors import Diagnostic
 
 CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 """Suffixes of files that hold the caption of the image beside them."""
@@ -102,7 +102,7 @@ def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
 
 
 def partners_of(
-    stem: str, image: ImageFile, slot: Slot, wanted: LookedFor, mistakes: list[InputError]
+    stem: str, image: ImageFile, slot: Slot, wanted: LookedFor, mistakes: list[Diagnostic]
 ) -> list[ImageFile]:
     """The mask, or the control images of an image: the file of its stem, then `<stem>_0`, `<stem>_1` and so on that are
     not of another image's name. From the first folder that has any."""
@@ -114,14 +114,14 @@ def partners_of(
         for each in stems:
             if len(names := listing.images[each]) > 1:
                 reason = f"{slot.what}s share the stem {each!r}: {', '.join(names)}. Rename one"
-                mistakes.append(InputError(listing.path(names[0]), reason))
+                mistakes.append(Diagnostic((listing.path(names[0]),), reason))
                 return []
         if stems:
             return [ImageFile(listing, listing.images[each][0]) for each in stems]
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
         reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
-        mistakes.append(InputError(image.path, reason))
+        mistakes.append(Diagnostic((image.path,), reason))
     return []
 
 

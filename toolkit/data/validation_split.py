@@ -17,7 +17,7 @@ from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
 from toolkit.data.types import BucketedSample, CaptionRules, Sample
-from toolkit.errors import InputError, UserError
+from toolkit.errors import Diagnostic, UserError
 from toolkit.models.interface import ModelFacts
 from toolkit.system import seeding
 
@@ -64,7 +64,7 @@ def split_validation(
     items: tuple[BucketedSample, ...],
     size_multiple: int,
     cost: Cost,
-    forgiven: list[InputError] | None = None,
+    forgiven: list[Diagnostic] | None = None,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """What is left to train on, and what `section.validation` takes or brings; None without that section.
 

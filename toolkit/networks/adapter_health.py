@@ -10,14 +10,14 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolkit.errors import UserError
+from toolkit.errors import Diagnostic, Severity, UserError
 from toolkit.networks.lora_formats import (
     HEADER_METADATA,
     MATMUL_PAIRS,
@@ -54,23 +54,15 @@ UNLIKE = 4.0
 """By this factor the strength of a layer may differ from that of most."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is reported of a LoRA file."""
+def finding(
+    check: str, message: str, remedy: str, layers: Sequence[str] = (), severity: Severity = "error"
+) -> Diagnostic:
+    """One thing that is reported of a LoRA file.
 
-    check: str
-    message: str
-    """What it is, and where."""
-
-    remedy: str
-    layers: tuple[str, ...] = ()
-    """As the file names them; empty: all, or none in particular."""
-
-    is_wrong: bool = True
-    """False: worth knowing, and the file may be sound all the same."""
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.remedy}"
+    layers: as the file names them; empty: all, or none in particular. severity: warning: worth knowing, and the file
+    may be sound all the same.
+    """
+    return Diagnostic(tuple(layers), message, severity, check, remedy=remedy)
 
 
 @dataclass
@@ -169,7 +161,7 @@ _BROKEN = {
 }
 
 
-def health(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Finding]:
+def health(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Diagnostic]:
     """What is wrong with a file, worst first; empty: nothing, by its numbers.
 
     Costs one pass over the tensors. Whether the layers are those of a model is not asked.
@@ -177,11 +169,11 @@ def health(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[F
     read = layers_of(tensors)
     sound = read.sound(metadata)
     unread, (_, fault) = _unread(read, len(tensors)), settings_of(metadata)
-    header = [Finding("bad_header", fault, "Convert the original file again; diffusers stops at it.")] if fault else []
+    header = [finding("bad_header", fault, "Convert the original file again; diffusers stops at it.")] if fault else []
     return [*unread, *_broken(read), *_untrained(sound), *header, *_alphas(read, sound, metadata)]
 
 
-def _unread(read: FileLayers, count: int) -> Iterator[Finding]:
+def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
     if not read.unknown:
         return
     names = sorted(read.unknown)
@@ -189,10 +181,10 @@ def _unread(read: FileLayers, count: int) -> Iterator[Finding]:
     kind = f"hold {what}" if what else "are of no known form of a LoRA"
     of_all = f"All {count}" if len(names) == count else f"{len(names)} of {count}"
     remedy = "Extract a LoRA of it (run.py extract)." if what else "Give a LoRA file, not a model or a text encoder."
-    yield Finding("unknown_keys", f"{of_all} keys {kind}, such as {names[0]!r}.", remedy, tuple(names))
+    yield finding("unknown_keys", f"{of_all} keys {kind}, such as {names[0]!r}.", remedy, tuple(names))
 
 
-def _broken(read: FileLayers) -> Iterator[Finding]:
+def _broken(read: FileLayers) -> Iterator[Diagnostic]:
     by_fault: dict[str, list[str]] = defaultdict(list)
     for name, parts in read.parts.items():
         alpha = parts.get("alpha")
@@ -202,10 +194,10 @@ def _broken(read: FileLayers) -> Iterator[Finding]:
             by_fault[fault].append(name)
     for fault, (message, remedy) in _BROKEN.items():
         if names := by_fault[fault]:
-            yield Finding(fault, f"{_count(names, len(read.parts))} hold {message}", remedy, tuple(names))
+            yield finding(fault, f"{_count(names, len(read.parts))} hold {message}", remedy, tuple(names))
 
 
-def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Finding]:
+def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
     if not sound:
         return
     # Of a scale that is 0 or not believed `_alphas` speaks.
@@ -218,21 +210,21 @@ def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Finding]:
         side = "lora_B (the up matrix)" if ups and not any(up.any() for up in ups) else "one of the matrices"
         state = ", and lora_A is as it was initialised: no step was taken" if _is_initial(sound) else ""
         remedy = "Train again, and see that the loss has a gradient (grad_norm above 0 in metrics.jsonl)."
-        yield Finding("untrained", f"{side} is all zero in all {len(sizes)} layers{state}. It does nothing.", remedy)
+        yield finding("untrained", f"{side} is all zero in all {len(sizes)} layers{state}. It does nothing.", remedy)
         return
     if max(sizes.values()) < NEARLY_NOTHING:
         message = f"All {len(sound)} layers are nearly zero: {max(sizes.values()):.1g} of the usual size of a weight."
-        yield Finding("nearly_zero", message, "Train longer, or with a higher lr; it changes nothing that is seen.")
+        yield finding("nearly_zero", message, "Train longer, or with a higher lr; it changes nothing that is seen.")
         return
     least = min(NEARLY_NOTHING, FADED * max(sizes.values()))
     zero = [name for name, size in sizes.items() if not size or size < least]
     if zero and not _is_end_of_text(zero, sound):
         message = f"{_count(zero, len(sound))} are zero or nearly: they were never trained, or lost their numbers."
-        yield Finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
+        yield finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
     if huge := [name for name, size in sizes.items() if size > EXPLODED]:
         message = f"{_count(huge, len(sound))} are up to {max(sizes.values()):.2g} times as large as a model's weights."
         remedy = "The training broke down: take an earlier file of the run; train with a lower lr."
-        yield Finding("exploded", message, remedy, tuple(huge))
+        yield finding("exploded", message, remedy, tuple(huge))
 
 
 def _size(change: LayerDelta) -> float:
@@ -261,27 +253,27 @@ def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
     return set(zero) <= last and set(zero) < set(sound)
 
 
-def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Finding]:
+def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
     used = {name: c for name, c in sound.items() if not ignores_alpha(c.parts)}
     have = [name for name in used if "alpha" in read.parts[name]]
     kohya = [name for name in used if name.startswith("lora_unet_")]
     if kohya and not have:
         message = f"No layer has an alpha, and files of this form always have one: {_says(metadata)}"
-        yield Finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
+        yield finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
     elif have and len(have) < len(used):
         names = tuple(name for name in used if name not in have)
         message = f"{_count(names, len(used))} lack the alpha that the others have: their strength is 1."
-        yield Finding("alpha_lost", message, "Convert the original file again.", names)
+        yield finding("alpha_lost", message, "Convert the original file again.", names)
     elif not have and used and (times := _lost_by_header(metadata)):
         message = f"Its keys have no alpha, and {times}"
-        yield Finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
+        yield finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
     if several := [name for name in have if read.parts[name]["alpha"].numel() != 1]:
         shape = list(read.parts[several[0]]["alpha"].shape)
         message = f"alpha is not a single number, but {shape}, in {_count(several, len(used))}."
-        yield Finding("alpha_absurd", message, "Take the file as its trainer saved it.", tuple(several))
+        yield finding("alpha_absurd", message, "Take the file as its trainer saved it.", tuple(several))
     scales = {name: change.scale for name, change in used.items() if math.isfinite(change.scale)}
     if none := [name for name, scale in scales.items() if scale == 0]:
-        yield Finding(
+        yield finding(
             "alpha_zero",
             f"alpha is 0 in {_count(none, len(scales))}: they have no effect.",
             "Write the alpha of the training into the file (usually the rank).",
@@ -290,7 +282,7 @@ def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping
     least, most = USUAL_SCALES
     if odd := [name for name, scale in scales.items() if scale and not least <= scale <= most]:
         shown = f"{scales[odd[0]]:.4g}"
-        yield Finding(
+        yield finding(
             "alpha_absurd",
             f"alpha / rank, the strength, is {shown} in {_count(odd, len(scales))}.",
             "Look for the alpha of the training; it was changed on the way.",
@@ -306,12 +298,12 @@ def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping
         if unlike and len(have) == len(used) and len(alphas) > 1:  # one for layers of several ranks is meant so
             shown = f"the strength alpha / rank is {rest[unlike[0]]:.3g}, and {usual:g} in most"
             remedy = "See that all layers have the alpha of the training."
-            yield Finding("alpha_unlike", f"In {_count(unlike, len(rest))} {shown}.", remedy, tuple(unlike))
+            yield finding("alpha_unlike", f"In {_count(unlike, len(rest))} {shown}.", remedy, tuple(unlike))
     if HEADER_METADATA in metadata and scales and not have and any(abs(s - 1) > 1e-3 for s in scales.values()):
         scale = next(s for s in scales.values() if abs(s - 1) > 1e-3)
         message = f"The strength {scale:.3g} is in the header alone, which diffusers reads and ComfyUI does not."
         remedy = "For ComfyUI: run.py convert --to comfyui."
-        yield Finding("alpha_in_header", message, remedy, is_wrong=False)
+        yield finding("alpha_in_header", message, remedy, severity="warning")
 
 
 def _lost_by_header(metadata: Mapping[str, str]) -> str:

@@ -17,24 +17,13 @@ from statistics import fmean, median
 import numpy as np
 from PIL import Image
 
+from toolkit.errors import Diagnostic
 from toolkit.system.readings import Reading
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that looks wrong."""
-
-    kind: str
-    """`step_time`, `loss`, `gradient` or `samples`."""
-
-    message: str
-    cause: str
-    """As far as it is known."""
-
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.message}. Cause: {self.cause}. {self.remedy}"
+def _found(kind: str, message: str, cause: str, remedy: str) -> Diagnostic:
+    """kind: `step_time`, `loss`, `gradient` or `samples`. cause: as far as it is known."""
+    return Diagnostic((), message, "warning", kind, cause, remedy)
 
 
 # ------------------------------------------------------------ step time
@@ -97,7 +86,7 @@ class SlowSteps:
         data_s: float,
         reading: Reading,
         compiled: bool = False,
-    ) -> Finding | None:
+    ) -> Diagnostic | None:
         """A group of `steps` optimizer steps that took `step_s` seconds each, `data_s` of them waiting for data.
 
         samples: shape of a micro-batch -> samples of the group in such ones. reading: at the end of the group.
@@ -124,7 +113,7 @@ class SlowSteps:
         self._known.update(group.samples.keys())
         self._costs = costs_per_sample([(group.samples, group.step_s * group.steps) for group in self._reference])
 
-    def _judge(self) -> Finding | None:
+    def _judge(self) -> Diagnostic | None:
         recent = list(self._recent)
         if sum(group.steps for group in recent) < WINDOW_STEPS or len(recent) < 3:
             return None
@@ -147,7 +136,7 @@ class SlowSteps:
         self._said = True
         usual = now.step_s / ratio
         message = f"steps take {ratio:.1f} times as long as before: {now.step_s:.2f} s, usually {usual:.2f} s"
-        return Finding("step_time", message, cause, remedy)
+        return _found("step_time", message, cause, remedy)
 
 
 def costs_per_sample(groups: Sequence[tuple[Mapping[str, int], float]]) -> dict[str, float]:
@@ -310,7 +299,7 @@ class RunawayLoss:
         self._values: deque[tuple[int, float, frozenset[tuple[str, str]]]] = deque(maxlen=self.MEMORY)
         self._count = 0
 
-    def add(self, samples: Iterable[SampleLoss]) -> Iterable[Finding]:
+    def add(self, samples: Iterable[SampleLoss]) -> Iterable[Diagnostic]:
         """The samples of one step; those whose loss is not finite and positive do not count."""
         found = []
         for sample in samples:
@@ -337,7 +326,7 @@ class RunawayLoss:
             self._bands[band] = (mean + (logarithm - mean) / (count + 1), count + 1)
         return logarithm - mean
 
-    def _judge(self, key: tuple[str, str], part: _Part) -> Finding | None:
+    def _judge(self, key: tuple[str, str], part: _Part) -> Diagnostic | None:
         rise = self._rise(key, part)
         if rise is None or rise[0] < RISE or rise[1] < DEVIATIONS[0]:
             if rise is None or rise[0] < RISE / 2:
@@ -352,7 +341,7 @@ class RunawayLoss:
         kind, name = key
         what = f"the loss of {kind} {name} is {math.exp(rise[0]):.1f} times what it was, compared with all other images"
         remedy = f"Look at the images and captions of this {kind} (run.py lint), or lower its weight or train.lr."
-        return Finding("loss", what, f"not known; it is this {kind} alone", remedy)
+        return _found("loss", what, f"not known; it is this {kind} alone", remedy)
 
     def _rise(self, key: tuple[str, str], part: _Part) -> tuple[float, float] | None:
         """By how much the part's block rose more than all others did in the same time, also in standard deviations."""
@@ -432,7 +421,7 @@ class SilentLayers:
         """The parameters that are looked at."""
         return tuple(self._layer_of)
 
-    def add(self, steps: Mapping[str, int], absent: Iterable[str]) -> Finding | None:
+    def add(self, steps: Mapping[str, int], absent: Iterable[str]) -> Diagnostic | None:
         """steps: parameter -> optimizer steps in a row without a gradient. absent: those where there was none at all,
         as nothing that is learned depends on them."""
         silent_for: dict[str, int] = {}
@@ -459,7 +448,7 @@ class SilentLayers:
         if unused.issuperset(new):
             cause = "the loss does not depend on them: the model does not use these layers, or they are frozen"
         remedy = "They learn nothing: leave them out (network_kwargs.ignore_if_contains), or look at what feeds them."
-        return Finding("gradient", f"{which} had no gradient for {self.wait} steps", cause, remedy)
+        return _found("gradient", f"{which} had no gradient for {self.wait} steps", cause, remedy)
 
     def _is_end_of_text(self, layer: str) -> bool:
         block = _BLOCK.search(layer)
@@ -524,7 +513,7 @@ class SampleSets:
         self._difference, self._roughness = 0.0, math.inf
         self._said: set[str] = set()
 
-    def add(self, samples: Sequence[tuple[str, SampleFeatures]]) -> Iterable[Finding]:
+    def add(self, samples: Sequence[tuple[str, SampleFeatures]]) -> Iterable[Diagnostic]:
         """samples: the text of each image of a set, and its features."""
         if not samples:
             return []
@@ -534,11 +523,11 @@ class SampleSets:
         is_alike = differ is not None and differ < ALIKE and self._difference >= DIFFERENT
         if self._is_new("noise", is_noise):
             message = f"the sample images are noise: roughness {rough:.2f} of 1, before {self._roughness:.2f}"
-            found.append(Finding("samples", message, _BROKEN, _EARLIER))
+            found.append(_found("samples", message, _BROKEN, _EARLIER))
         if self._is_new("alike", is_alike and not is_noise):
             message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
             before = f", before by up to {self._difference:.0f}"
-            found.append(Finding("samples", message + before, _BROKEN, _EARLIER))
+            found.append(_found("samples", message + before, _BROKEN, _EARLIER))
         self._difference = max(self._difference, differ or 0.0)
         self._roughness = min(self._roughness, rough) if rough else self._roughness
         return found

@@ -19,7 +19,7 @@ from toolkit.data.alignment import Alignment, measure, onto_image
 from toolkit.data.folder import scan_datasets
 from toolkit.data.images import ImageError, open_image, open_mask
 from toolkit.data.types import Sample
-from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import atomic_write_dir, os_error_as_run_error, write_text
 
@@ -65,7 +65,7 @@ class AlignProcess(BaseExtensionProcess):
             mask_path=section.mask_path or None,
             mask_optional=bool(section.mask_path),
         )
-        mistakes: list[InputError] = []
+        mistakes: list[Diagnostic] = []
         samples = scan_datasets([settings], None, forgiven=mistakes, read_captions=False).samples
         if mistakes:
             raise DataErrors(mistakes)

@@ -18,11 +18,11 @@ from extensions.tools.doctor.rounding import Rounding, predicted, rounding
 from extensions.tools.shared.run_job import model_of
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
-from toolkit.errors import RunError, UserError
+from toolkit.errors import Diagnostic, RunError, UserError
 from toolkit.models.adapter_origin import ARCHITECTURE, named_families, origin_findings, other_model
 from toolkit.models.families import ModelFamily, family_for
 from toolkit.models.loading import ShardReader
-from toolkit.networks.adapter_health import TEXT_SIDE, Finding, health, is_own, layers_of
+from toolkit.networks.adapter_health import TEXT_SIDE, finding, health, is_own, layers_of
 from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors, split_change
 from toolkit.registry import FAMILIES
 
@@ -54,37 +54,37 @@ class DoctorProcess(BaseExtensionProcess):
         section = self.section
         tensors, metadata = read_tensors(Path(section.file).expanduser())
         found, rounded, title = self._examine(tensors, metadata)
-        wrong = [finding for finding in found if finding.is_wrong]
+        wrong = [one for one in found if one.severity == "error"]
         if section.as_json:
-            rows = [{**vars(finding), "layers": list(finding.layers)} for finding in found]
+            rows = [as_json(one) for one in found]
             told = {"file": section.file, "model": title, "sound": not wrong, "findings": rows, "rounding": rounded}
             print(json.dumps(told, indent=2))
         else:
             print("\n".join(render(section.file, title, found, rounded)))
         if wrong:
-            names = ", ".join(dict.fromkeys(finding.check for finding in wrong))
+            names = ", ".join(dict.fromkeys(one.check for one in wrong))
             raise RunError(f"{section.file}: {len(wrong)} thing{'s' * (len(wrong) > 1)} wrong: {names}")
 
     def _examine(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> tuple[list[Finding], dict[str, Any] | None, str]:
+    ) -> tuple[list[Diagnostic], dict[str, Any] | None, str]:
         """Findings, what is rounded away, and the title of the model."""
         section, read = self.section, layers_of(tensors)
         if not tensors:
-            return [Finding("empty", "It holds no tensors.", "Take the file as its trainer saved it.")], None, ""
+            return [finding("empty", "It holds no tensors.", "Take the file as its trainer saved it.")], None, ""
         found = health(tensors, metadata)
         bases = self._bases()
         found_in = ((one, _located(read.parts, one.layers)) for one in bases)
         base, names = max(found_in, key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))))
         sound, rounded = read.sound(metadata), None
         found += _of_model(read.parts, names, base, sound)
-        if len(names) == len(read.parts) and not any(finding.check == "size" for finding in found):
+        if len(names) == len(read.parts) and not any(one.check == "size" for one in found):
             found += _missing(names, base, metadata)
         found += self._of_metadata(metadata, base, found)
         if section.program:
-            found = [finding for finding in found if finding.check != "alpha_in_header"]
+            found = [one for one in found if one.check != "alpha_in_header"]
             found += program_findings(PROGRAMS[section.program], tensors, metadata)
-        if section.base_dtype and not any(finding.is_wrong and finding.check in UNMEASURABLE for finding in found):
+        if section.base_dtype and not any(one.severity == "error" and one.check in UNMEASURABLE for one in found):
             rounded = self._rounded({names[stem]: change for stem, change in sound.items()}, base)
             found += self._of_rounding(rounded)
         return found, rounded, self._title(metadata, base) if names else ""
@@ -108,20 +108,19 @@ class DoctorProcess(BaseExtensionProcess):
         published = [family for family in map(FAMILIES.load, FAMILIES) if family.published]
         return [_base(family, Path(next(iter(family.published))), None) for family in published]
 
-    def _of_metadata(self, metadata: Mapping[str, str], base: Base, found: list[Finding]) -> Iterator[Finding]:
+    def _of_metadata(self, metadata: Mapping[str, str], base: Base, found: list[Diagnostic]) -> Iterator[Diagnostic]:
         """Another base, by what the file says of itself; nothing where its layers have told it already."""
-        if any(finding.check in ("other_model", "other_layers") for finding in found):
+        if any(one.check in ("other_model", "other_layers") for one in found):
             return
         if base.model:
             for one in origin_findings("", str(Path(self.section.file).expanduser()), base.model, base.folder):
-                is_wrong = one.severity == "error"
-                yield Finding("other_base", one.message, "Use it with the model it is of.", is_wrong=is_wrong)
+                yield finding("other_base", one.message, "Use it with the model it is of.", severity=one.severity)
         elif (named := named_families(metadata)) and not any(_kin(family, base.family) for family in named):
             message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
-            yield Finding("other_base", message, "Take the file as its trainer saved it.")
+            yield finding("other_base", message, "Take the file as its trainer saved it.")
         if OTHER_ARCHITECTURES.match(said := metadata.get(ARCHITECTURE, "")):
             message = f"Its metadata say {said}, and its layers have the names of those of {base.family.title}."
-            yield Finding("other_base", message, "Use it with the model it is of.")
+            yield finding("other_base", message, "Use it with the model it is of.")
 
     # ------------------------------------------------------------ rounding
 
@@ -151,7 +150,7 @@ class DoctorProcess(BaseExtensionProcess):
         each = {name: {"lost": one.lost, "noise": one.noise} for name, one in by_layer.items()}
         return {**told, "by_layer": each}
 
-    def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Finding]:
+    def _of_rounding(self, rounded: Mapping[str, Any]) -> Iterator[Diagnostic]:
         if rounded["lost"] < self.section.most_lost:
             return
         lost = [name for name, one in rounded["by_layer"].items() if one["lost"] >= self.section.most_lost]
@@ -164,7 +163,7 @@ class DoctorProcess(BaseExtensionProcess):
             "Do not merge it into those: merge into the bf16 model and quantize that (run.py merge), or load it beside "
             "the weights, as run.py generate does."
         )
-        yield Finding("rounded_away", message, remedy, tuple(lost))
+        yield finding("rounded_away", message, remedy, tuple(lost))
 
 
 OTHER_ARCHITECTURES = re.compile(r"flux|stable-diffusion|sd3|wan|hunyuan|z-?image|lumina|chroma", re.IGNORECASE)
@@ -222,7 +221,7 @@ def _misnamed(stems: Iterable[str], layers: Mapping[str, tuple[int, int]]) -> di
     return {stem: names[rest] for stem, rest in bare.items() if stem not in located and rest in names}
 
 
-def _missing(names: Mapping[str, str], base: Base, metadata: Mapping[str, str]) -> Iterator[Finding]:
+def _missing(names: Mapping[str, str], base: Base, metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
     """Layers that have gone: of a file of this program all that its training chose, else those that blocks on both
     sides have."""
     fused = fused_layers(base.layers)
@@ -245,7 +244,7 @@ def _missing(names: Mapping[str, str], base: Base, metadata: Mapping[str, str]) 
         gone += [of_block[n] for n in holes if n != max(of_block) or not TEXT_SIDE.search(of_block[n])]
     if gone:
         message = f"{len(gone)} layers are missing that it was trained with, such as {gone[0]}."
-        yield Finding("missing", message, "Take the file as its trainer saved it: this one has lost them.", tuple(gone))
+        yield finding("missing", message, "Take the file as its trainer saved it: this one has lost them.", tuple(gone))
 
 
 def _has_all(metadata: Mapping[str, str]) -> bool:
@@ -261,34 +260,34 @@ def _has_all(metadata: Mapping[str, str]) -> bool:
 
 def _of_model(
     stems: Mapping[str, Any], names: Mapping[str, str], base: Base, sound: Mapping[str, LayerDelta]
-) -> Iterator[Finding]:
+) -> Iterator[Diagnostic]:
     """Layers that the model lacks or has in another size, and those that are changed twice."""
     left, title = [stem for stem in stems if stem not in names], base.family.title
     if encoder := [stem for stem in left if names and TEXT_ENCODER.match(stem)]:
         message = f"{len(encoder)} of {len(stems)} layers are of a text encoder, such as {encoder[0]}."
         remedy = f"Programs leave them out: {title} has no LoRA on its text encoder. Train without it."
-        yield Finding("other_layers", message, remedy, tuple(encoder))
+        yield finding("other_layers", message, remedy, tuple(encoder))
         left = [stem for stem in left if stem not in encoder]
     if misnamed := _misnamed(left, base.layers):
         stem, name = next(iter(misnamed.items()))
         message = f"{len(misnamed)} of {len(stems)} layers have too much before their name: {stem} is {name}."
         remedy = "No program finds them. Save it again, or rename the keys (safetensors) to diffusion_model.LAYER."
-        yield Finding("prefix", message, remedy, tuple(misnamed))
+        yield finding("prefix", message, remedy, tuple(misnamed))
         left = [stem for stem in left if stem not in misnamed]
     families = [one for one in map(FAMILIES.load, FAMILIES) if one.published and not _kin(one, base.family)]
     ours = (one.title for one in families if len(_located(stems, _base(one, Path(), None).layers)) == len(stems))
     if left and (known := next(ours, "") or other_model(left)):
         message = f"It is a LoRA of {known}; {title} has other layers."
-        yield Finding("other_model", message, "Use it with the model it is of.")
+        yield finding("other_model", message, "Use it with the model it is of.")
         return
     if left and len(left) >= len(names):
         message = f"{len(left)} of {len(stems)} layers are of no model that is known here, such as {left[0]}."
-        yield Finding("other_model", message, "Use it with the model it is of.", tuple(left))
+        yield finding("other_model", message, "Use it with the model it is of.", tuple(left))
         return
     if left:
         message = f"{len(left)} of {len(stems)} layers are none of {title}, such as {left[0]}."
         remedy = "Programs leave them out; use it with the model it was trained on."
-        yield Finding("other_layers", message, remedy, tuple(left))
+        yield finding("other_layers", message, remedy, tuple(left))
     odd = {
         stem: change for stem, change in sound.items() if stem in names and not _fits(change, base.layers[names[stem]])
     }
@@ -300,13 +299,13 @@ def _of_model(
             f"inputs and {change.shape[0]} outputs, there {inputs} and {outputs}."
         )
         remedy = "Use it with the model it is of" + ("." if base.is_given else ", or give that (--model).")
-        yield Finding("size", message, remedy, tuple(odd))
+        yield finding("size", message, remedy, tuple(odd))
     by_name: dict[str, list[str]] = {}
     for stem, name in names.items():
         by_name.setdefault(name, []).append(stem)
     if twice := [found[0] for found in by_name.values() if len(found) > 1]:
         message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
-        yield Finding("twice", message, "Keep one of the names: programs use one and drop the other.", tuple(twice))
+        yield finding("twice", message, "Keep one of the names: programs use one and drop the other.", tuple(twice))
 
 
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
@@ -328,17 +327,20 @@ def _sum(found: Any) -> Rounding:
     return total
 
 
-def render(file: str, title: str, found: list[Finding], rounded: Mapping[str, Any] | None) -> list[str]:
+def as_json(one: Diagnostic) -> dict[str, Any]:
+    layers, is_wrong = list(one.key), one.severity == "error"
+    return {"check": one.check, "message": one.message, "remedy": one.remedy, "layers": layers, "is_wrong": is_wrong}
+
+
+def render(file: str, title: str, found: list[Diagnostic], rounded: Mapping[str, Any] | None) -> list[str]:
     """The report as lines."""
     lines = [f"{file}: a LoRA of {title}" if title else file]
-    for finding in found:
-        lines += [
-            f"{'' if finding.is_wrong else 'note: '}{finding.check}: {finding.message}",
-            f"  do: {finding.remedy}",
-        ]
-        if finding.layers:
-            more = f" and {len(finding.layers) - SHOWN} more" if len(finding.layers) > SHOWN else ""
-            lines.append(f"  where: {', '.join(finding.layers[:SHOWN])}{more}")
+    for one in found:
+        note = "note: " if one.severity == "warning" else ""
+        lines += [f"{note}{one.check}: {one.message}", f"  do: {one.remedy}"]
+        if one.key:
+            more = f" and {len(one.key) - SHOWN} more" if len(one.key) > SHOWN else ""
+            lines.append(f"  where: {', '.join(map(str, one.key[:SHOWN]))}{more}")
     if rounded:
         how = "measured on the model's weights" if rounded["measured"] else "predicted; weights were not read"
         lines.append(f"merged into {rounded['base_dtype']}: {rounded['lost']:.1%} of the change is lost ({how})")
@@ -347,6 +349,6 @@ def render(file: str, title: str, found: list[Finding], rounded: Mapping[str, An
             lines.append(f"  {low:.1%} to {high:.1%} if the weights are half or twice as large as 1 / sqrt(inputs)")
         worst = sorted(rounded["by_layer"].items(), key=lambda pair: -pair[1]["lost"])[:SHOWN]
         lines += [f"  {one['lost']:7.1%} lost, noise {one['noise']:.2f}  {name}" for name, one in worst]
-    if not any(finding.is_wrong for finding in found):
+    if not any(one.severity == "error" for one in found):
         lines.append("sound: nothing wrong was found")
     return lines

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from toolkit.errors import Diagnostic
 from toolkit.models.interface import ROWS_OF
-from toolkit.networks.adapter_health import Finding, settings_of
+from toolkit.networks.adapter_health import finding, settings_of
 from toolkit.networks.lora_formats import header_scale
 
 FORMS = {
@@ -111,7 +112,9 @@ def split_key(key: str) -> tuple[str, str]:
     return key.removesuffix(end) if end else re.sub(r"[._]lora[._].*$", "", key), form
 
 
-def program_findings(program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Finding]:
+def program_findings(
+    program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
     """What of a file the program would not load, or not as it is meant."""
     has_alpha = any(key.endswith(".alpha") for key in tensors)
     refused: dict[str, list[str]] = defaultdict(list)
@@ -130,21 +133,21 @@ def program_findings(program: Program, tensors: Mapping[str, Tensor], metadata: 
         names = tuple(dict.fromkeys(name for found in refused.values() for name in found))
         shown = " and ".join(list(refused)[:2])
         message = f"{program.title} does not load {len(names)} of {len(layers)} layers: keys of the form {shown}."
-        yield Finding("not_loaded", message, program.remedy, names)
+        yield finding("not_loaded", message, program.remedy, names)
     rows = [split_key(k)[0] for k, t in tensors.items() if k.endswith(MAGNITUDES) and (t.dim() == 1 or len(t) > 1)]
     columns = [split_key(k)[0] for k in tensors if k.endswith(MAGNITUDES) and split_key(k)[0] not in rows]
     for kind, found, reads in (("rows", rows, program.reads_rows), ("columns", columns, program.reads_columns)):
         named = all(k.endswith(MAGNITUDES[0]) for k in tensors if k.endswith(MAGNITUDES))
         if found and not (reads and named == (kind == "columns")):
             message = f"{program.title} does not read a DoRA with norms of {kind} as it is meant ({len(found)} layers)."
-            yield Finding("dora", message, "Extract a LoRA of it (docs/loras.md).", tuple(found))
+            yield finding("dora", message, "Extract a LoRA of it (docs/loras.md).", tuple(found))
     if program.skips and (left := [name for name in layers if re.search(program.skips, name)]):
         message = f"{program.title} skips {len(left)} of {len(layers)} layers, such as {left[0]}:"
-        yield Finding("layers_skipped", message, program.why_skipped, tuple(left))
+        yield finding("layers_skipped", message, program.why_skipped, tuple(left))
     scale = header_scale(settings_of(metadata)[0], "")
     if scale != 1 and has_alpha and program.reads_header:
         message = f"{program.title} scales it twice: by the alpha keys, and by {scale:.3g} in the header."
-        yield Finding("alpha_twice", message, program.remedy)
+        yield finding("alpha_twice", message, program.remedy)
     elif scale != 1 and not has_alpha and not program.reads_header:
         message = f"{program.title} uses it with strength 1: the {scale:.3g} in the header is read by diffusers alone."
-        yield Finding("alpha_in_header", message, program.remedy)
+        yield finding("alpha_in_header", message, program.remedy)

@@ -19,6 +19,7 @@ from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.folder import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.types import PLACEHOLDERS
+from toolkit.errors import Diagnostic
 
 if TYPE_CHECKING:
     from extensions.tools.lint.config import LintConfig
@@ -43,17 +44,6 @@ UNLIKE_BITS = 24
 
 MARGIN_BITS = 16
 """So much nearer is a reference to another image than to its own where their order is wrong."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong with a file."""
-
-    check: str
-    file: str
-    """For a folder: what is wrong with it as a whole."""
-
-    message: str
 
 
 Found = Iterator[tuple[str, str]]
@@ -413,15 +403,15 @@ CHECKS: dict[str, Check] = {
 """Name -> the check. In the order in which they are reported."""
 
 
-def run_checks(data: Dataset, config: LintConfig) -> Iterator[Finding]:
+def run_checks(data: Dataset, config: LintConfig) -> Iterator[Diagnostic]:
     """All findings, each once, in the order of the table."""
     for name, check in CHECKS.items():
         if name not in config.skip:
             found = dict.fromkeys(check.function(data, config))
-            yield from (Finding(name, file, message) for file, message in found)
+            yield from (Diagnostic((file,), message, "warning", name) for file, message in found)
 
 
-def names_of(findings: Sequence[Finding]) -> str:
+def names_of(findings: Sequence[Diagnostic]) -> str:
     """How many files each check found, in words."""
     counts = Counter(finding.check for finding in findings)
     return shorten(f"{name} {count}" for name, count in counts.items())

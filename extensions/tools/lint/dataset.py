@@ -30,7 +30,7 @@ from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.threads import thread_map
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample
 from toolkit.data.validation_split import split_validation
-from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.archives import archive_in
 from toolkit.files.writing import find_config
@@ -125,7 +125,7 @@ class Dataset:
 
     name: str
     items: list[Item] = field(default_factory=list)
-    mistakes: list[InputError] = field(default_factory=list)
+    mistakes: list[Diagnostic] = field(default_factory=list)
     """Files that a training would refuse."""
 
     unused: tuple[tuple[str, str], ...] = ()
@@ -304,7 +304,7 @@ def _fill(
     for done, ((sample, sizes, is_held_out), result) in enumerate(zip(work, measured, strict=True), 1):
         progress(done, len(work))
         if isinstance(result, ImageError):
-            found.mistakes.append(InputError(sample.image, result.reason))
+            found.mistakes.append(Diagnostic((sample.image,), result.reason))
             continue
         of = own if own and is_held_out else settings(sample)
         smallest = min(of.resolution, key=area_of)

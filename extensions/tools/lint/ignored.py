@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 
-from extensions.tools.lint.checks import CHECKS, Finding
+from extensions.tools.lint.checks import CHECKS
 from toolkit.data.captions import CaptionError, read_caption
-from toolkit.errors import UserError, did_you_mean
+from toolkit.errors import Diagnostic, UserError, did_you_mean
 
 LIST = "lint_ignore.txt"
 SUFFIX = ".lint"
@@ -36,10 +36,10 @@ class Ignored:
         self._listed = cache(_listed)
         self._beside = cache(_beside)
 
-    def __contains__(self, finding: Finding) -> bool:
+    def __contains__(self, finding: Diagnostic) -> bool:
         """Whether it is not to be told. Raises UserError for a rule that names no check."""
-        folder, name = (finding.file, "") if os.path.isdir(finding.file) else os.path.split(finding.file)
-        rules = [*self._listed(folder), *(self._beside(os.path.splitext(finding.file)[0] + SUFFIX) if name else ())]
+        folder, name = (finding.place, "") if os.path.isdir(finding.place) else os.path.split(finding.place)
+        rules = [*self._listed(folder), *(self._beside(os.path.splitext(finding.place)[0] + SUFFIX) if name else ())]
         return any(fnmatchcase(name, pattern) and (not checks or finding.check in checks) for pattern, checks in rules)
 
 

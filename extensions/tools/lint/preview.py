@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from extensions.tools.lint.checks import CHECKS, Finding
+from extensions.tools.lint.checks import CHECKS
 from extensions.tools.lint.dataset import Dataset, Item
 from extensions.tools.shared.html_page import embedded, page
 from toolkit.data.images import ImageError, open_image, resize_cover_crop
+from toolkit.errors import Diagnostic
 
 MOST_IMAGES = 300
 """Images on a page; those with findings come first."""
@@ -28,11 +29,11 @@ class Shown(NamedTuple):
     """Name of a reference's file."""
 
 
-def preview_page(datasets: Sequence[Dataset], findings: Sequence[Finding]) -> str:
+def preview_page(datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) -> str:
     """The page of all datasets together."""
-    by_file: dict[str, list[Finding]] = defaultdict(list)
+    by_file: dict[str, list[Diagnostic]] = defaultdict(list)
     for finding in findings:
-        by_file[finding.file].append(finding)
+        by_file[finding.place].append(finding)
     sections = []
     for data in datasets:  # those with findings first, else as they are trained
         ordered = sorted(data.items, key=lambda item: item.sample.image not in by_file)
@@ -42,8 +43,8 @@ def preview_page(datasets: Sequence[Dataset], findings: Sequence[Finding]) -> st
         Path(__file__).with_name("preview.html.j2"),
         "What is trained",
         counts=f"{sum(len(data.items) for data in datasets):,} images, {len(findings):,} findings",
-        any_found=any(finding.file in shown for finding in findings),
-        others=[finding for finding in findings if finding.file not in shown][:1000],  # unreadable, references, folders
+        any_found=any(finding.place in shown for finding in findings),
+        others=[one for one in findings if one.place not in shown][:1000],  # unreadable, references, folders
         checks=CHECKS,
         by_file=by_file,
         datasets=sections,

@@ -9,14 +9,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.lint.checks import CHECKS, Finding, names_of, run_checks
+from extensions.tools.lint.checks import CHECKS, names_of, run_checks
 from extensions.tools.lint.config import LintConfig
 from extensions.tools.lint.dataset import Dataset, read_datasets
 from extensions.tools.lint.ignored import Ignored
 from extensions.tools.lint.preview import preview_page
 from extensions.tools.shared.html_page import is_page
 from jobs.process import BaseExtensionProcess
-from toolkit.errors import RunError
+from toolkit.errors import Diagnostic, RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import readable_size, why_not_replaced, write_text
 
@@ -48,7 +48,7 @@ class LintProcess(BaseExtensionProcess):
                 print(line)
         left = f" ({ignored} ignored)" if ignored else ""
         if told:
-            files = _count(len({finding.file for finding in told}), "file")
+            files = _count(len({finding.place for finding in told}), "file")
             of = _count(images, "image")
             raise RunError(f"{_count(len(told), 'finding')} in {files}, of {of}{left}: {names_of(told)}")
         if not section.as_json:
@@ -65,7 +65,7 @@ class LintProcess(BaseExtensionProcess):
 
         return show
 
-    def _write_preview(self, datasets: Sequence[Dataset], findings: Sequence[Finding]) -> None:
+    def _write_preview(self, datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) -> None:
         path = Path(self.section.output).expanduser()
         if reason := why_not_replaced(path, is_page):
             raise RunError(reason)
@@ -78,9 +78,9 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def as_json(findings: Sequence[Finding], images: int, ignored: int) -> dict[str, Any]:
+def as_json(findings: Sequence[Diagnostic], images: int, ignored: int) -> dict[str, Any]:
     """The findings as one JSON object."""
-    rows = [{"check": each.check, "file": each.file, "message": each.message} for each in findings]
+    rows = [{"check": each.check, "file": each.place, "message": each.message} for each in findings]
     return {"images": images, "ignored": ignored, "findings": rows}
 
 
@@ -97,11 +97,11 @@ def pairs(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
     ]
 
 
-def render(findings: Sequence[Finding]) -> list[str]:
+def render(findings: Sequence[Diagnostic]) -> list[str]:
     """A heading for each check, and a line for each finding."""
     lines = []
     for name, check in CHECKS.items():
         if found := [finding for finding in findings if finding.check == name]:
             lines += [f"{name}: {check.title}. {check.remedy}"]
-            lines += [f"  {finding.file}: {finding.message}" for finding in found] + [""]
+            lines += [f"  {finding.place}: {finding.message}" for finding in found] + [""]
     return lines

@@ -58,7 +58,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "parameters": sum(tensor.numel() for change in file.changes.values() for tensor in change.parts.values()),
         "biases": sum(change.bias is not None for change in file.changes.values()),
         "zero_layers": sum(change.is_zero for change in file.changes.values()),
-        "wrong": [str(finding) for finding in health(tensors, metadata) if finding.is_wrong],
+        "wrong": [f"{one.message} {one.remedy}" for one in health(tensors, metadata) if one.severity == "error"],
         "norm": sqrt(sum(x["norm"] ** 2 for x in layers.values())),
         "norm_by_block": _by_block(layers),
         "first_key": keys[0],

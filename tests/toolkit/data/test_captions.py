@@ -20,7 +20,7 @@ from toolkit.data.captions import (
 )
 from toolkit.data.directory import list_folder
 from toolkit.data.types import CaptionRules
-from toolkit.errors import InputError
+from toolkit.errors import Diagnostic
 
 
 def test_text_is_stripped_of_mark_whitespace_and_carriage_returns(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
     def captions(*suffixes: str) -> list[str]:
         return find_captions(listing, caption_files(listing, suffixes), mistakes)
 
-    mistakes: list[InputError] = []
+    mistakes: list[Diagnostic] = []
     assert list(listing.images) == list("abcdef")
     assert captions(".cap", ".txt") == ["second", "b", "", "", "", "f"]
     assert "f.txt" not in listing.texts  # nobody wants to know
@@ -77,7 +77,7 @@ def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(tmp_path
         (tmp_path / name).with_suffix(".png").touch()
     listing = list_folder(str(tmp_path))
     (tmp_path / "d.txt").unlink()
-    mistakes: list[InputError] = []
+    mistakes: list[Diagnostic] = []
     assert find_captions(listing, caption_files(listing, (".txt",)), mistakes) == ["", "b", "", ""]
     assert [Path(mistake.place).name for mistake in mistakes] == ["a.txt", "c.txt", "d.txt"]
     assert "cannot be read: No such file" in mistakes[2].message

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from toolkit.errors import Diagnostic
 from toolkit.system.readings import Reading
 from toolkit.train.anomalies import (
-    Finding,
     RunawayLoss,
     SampleLoss,
     SampleSets,
@@ -40,7 +40,7 @@ def steps_of(
     factor: float = 2.0,
     data: float = 0.0,
     reading: Callable[[int, bool], Reading] = lambda step, slow: Reading(),
-) -> Iterator[Finding]:
+) -> Iterator[Diagnostic]:
     """What is found in a run with jitter of 10 %, a cold start, and a pause of the system now and then; its steps are
     of three shapes, and those of `pooled` steps are known as one mean. From one step to another they take longer."""
     random, slow_steps, group = np.random.default_rng(seed), SlowSteps(), []
@@ -76,7 +76,7 @@ def test_steps_that_compile_are_not_slow(compiled: bool) -> None:
 def test_steps_that_take_twice_as_long_are_reported_once_per_episode(pooled: int) -> None:
     for seed in range(10):
         (found,) = steps_of(seed, 900, pooled, slow_from=600)
-        assert found.kind == "step_time" and found.cause == "not known" and "times as long" in found.message
+        assert found.check == "step_time" and found.cause == "not known" and "times as long" in found.message
     again = SlowSteps()
     times = [1.0] * 60 + [2.0] * 60 + [1.0] * 60 + [2.0] * 60
     assert sum(again.add(Counter(a=1), 1, seconds, 0.0, Reading()) is not None for seconds in times) == 2
@@ -151,7 +151,9 @@ def test_costs_of_shapes_that_only_come_together_are_told_apart() -> None:
 # ------------------------------------------------------------ loss
 
 
-def losses_of(seed: int, steps: int = 400, runaway: str = "", factor: float = 6.0, begin: int = 250) -> list[Finding]:
+def losses_of(
+    seed: int, steps: int = 400, runaway: str = "", factor: float = 6.0, begin: int = 250
+) -> list[Diagnostic]:
     """What is found in the losses of a run: they fall by half, depend on t by a factor of 30 and on the image by 3, and
     scatter. Dataset a has 70 % of the samples; the buckets wide and high mix both. `runaway` grows within 40 steps."""
     random, losses, found = np.random.default_rng(seed), RunawayLoss(), []
@@ -181,7 +183,7 @@ def test_a_loss_that_runs_away_is_reported_with_its_part(runaway: str) -> None:
     for seed in range(5):
         (found,) = losses_of(seed, runaway=runaway)
         kind = "bucket" if runaway == "wide" else "dataset"
-        assert f"the loss of {kind} {runaway} is" in found.message and found.kind == "loss"
+        assert f"the loss of {kind} {runaway} is" in found.message and found.check == "loss"
 
 
 def test_a_loss_of_all_images_that_rises_is_no_part_of_them() -> None:

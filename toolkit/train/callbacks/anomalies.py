@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from toolkit.errors import RunError
+from toolkit.errors import Diagnostic, RunError
 from toolkit.files.run_files import SAMPLES
 from toolkit.system.readings import Reading, read_machine
 from toolkit.train.anomalies import (
-    Finding,
     RunawayLoss,
     SampleFeatures,
     SampleLoss,
@@ -117,7 +116,7 @@ class AnomalyCallback(Callback):
             for finding in self._look_at(self._folder, details["files"], details.get("prompts") or ()):
                 self._say(finding)
 
-    def _slow_steps(self, results: Sequence[StepResult]) -> Finding | None:
+    def _slow_steps(self, results: Sequence[StepResult]) -> Diagnostic | None:
         samples: Counter[str] = Counter()
         for result in results:
             # A discriminator or another loss that begins later takes its time.
@@ -144,7 +143,7 @@ class AnomalyCallback(Callback):
                 parts["dataset"] = dataset
             yield SampleLoss(parts, loss, t)
 
-    def _look_at(self, folder: Path, files: Sequence[str], texts: Sequence[str]) -> Iterable[Finding]:
+    def _look_at(self, folder: Path, files: Sequence[str], texts: Sequence[str]) -> Iterable[Diagnostic]:
         if self._sets is None:
             self._sets = self._earlier_sets(folder, set(files))
         return self._sets.add(self._features([folder / SAMPLES / file for file in files], texts))
@@ -169,12 +168,12 @@ class AnomalyCallback(Callback):
                 logger.debug("%s: cannot be read", path)
         return found
 
-    def _say(self, finding: Finding | None) -> None:
+    def _say(self, finding: Diagnostic | None) -> None:
         if finding is None:
             return
-        logger.warning(f"step {self._step}: {finding}")
+        logger.warning(f"step {self._step}: {finding.message}. Cause: {finding.cause}. {finding.remedy}")
         try:
-            details = {"kind": finding.kind, "message": finding.message, "cause": finding.cause}
+            details = {"kind": finding.check, "message": finding.message, "cause": finding.cause}
             self.report(EVENT, step=self._step, **details, remedy=finding.remedy)
         except RunError as error:  # a full disk, say: the next save says so too, and decides
             logger.warning(str(error))

@@ -9,17 +9,18 @@ import numpy
 import pytest
 from PIL import Image, ImageFilter
 
-from extensions.tools.lint.checks import CHECKS, Finding, run_checks
+from extensions.tools.lint.checks import CHECKS, run_checks
 from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.lint.dataset import read_datasets
 from extensions.tools.lint.likeness import most_like
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
+from toolkit.errors import Diagnostic
 
 DEFAULTS = ("--resolution", "256")
 
 
-def lint(*flags: str) -> list[Finding]:
+def lint(*flags: str) -> list[Diagnostic]:
     """The findings of the command with these flags."""
     config = section_of("lint", flags)
     return [finding for data in read_datasets(config, lambda *_: None) for finding in run_checks(data, config)]
@@ -27,7 +28,7 @@ def lint(*flags: str) -> list[Finding]:
 
 def found(*flags: str) -> set[tuple[str, str]]:
     """Checks and names of files."""
-    return {(finding.check, Path(finding.file).name) for finding in lint("photos", *DEFAULTS, *flags)}
+    return {(finding.check, Path(finding.place).name) for finding in lint("photos", *DEFAULTS, *flags)}
 
 
 def blur(folder: Path) -> None:
@@ -125,7 +126,7 @@ def test_the_trigger_word_of_a_folder_stands_in_each_caption_as_it_is_written(fo
     (folder / "0.txt").write_text("Ohwx man")
     (folder / "1.txt").write_text("an ohwxman")
     (folder / "2.txt").write_text("")
-    told = {Path(each.file).name: each.message for each in lint("photos", *DEFAULTS, "--trigger-word", "ohwx")}
+    told = {Path(each.place).name: each.message for each in lint("photos", *DEFAULTS, "--trigger-word", "ohwx")}
     assert told["0.png"] == "has no 'ohwx' in these letters in its caption, so it is put in front: 'Ohwx man'"
     assert told["1.png"].startswith("has 'ohwx' only inside another word, so it is not put in front")
     assert told["2.png"] == "has no caption: it trains with 'ohwx' alone" and len(told) == 3

@@ -105,7 +105,7 @@ CAPTIONS = {
 def found_in(*flags: str) -> set[tuple[str, str]]:
     config = section_of("lint", flags)
     findings = [each for data in read_datasets(config, lambda *_: None) for each in run_checks(data, config)]
-    return {(each.check, Path(each.file).name) for each in findings}
+    return {(each.check, Path(each.place).name) for each in findings}
 
 
 def plant(folder: Path, pictures: list[Image.Image], seed: int) -> list[tuple[set, set]]:
