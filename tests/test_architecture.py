@@ -67,48 +67,8 @@ ROOMS_MAY_IMPORT = {
 FLOW_LIBRARIES = {"torch", "numpy"}
 """All that the mathematics may import besides the standard library."""
 
-WITHOUT_MIRROR = {
-    "tests/test_architecture.py": "the shape of all",
-    "tests/test_golden.py": "what tests/golden/README.md promises of all tables",
-    "tests/benchmarks/test_readme.py": "the commands that benchmarks/README.md gives",
-    "tests/docker/test_publishing.py": "the workflows that publish the image, and the template that RunPod takes",
-    "tests/docs/test_english.py": "messages, docstrings and pages",
-    "tests/docs/test_guides_and_program.py": "sentences of the guides that a job or the page has to bear out",
-    "tests/docs/test_links.py": "links within all pages",
-    "tests/docs/test_yaml_blocks.py": "the YAML blocks and commands of all pages that advise",
-    "tests/extensions/tools/ui/test_browser.py": "the page in Chromium",
-    "tests/extensions/tools/ui/test_from_nothing.py": "the whole way through the page in Chromium",
-    "tests/extensions/tools/lint/test_recall.py": "all checks together, on faults planted in photographs",
-    "tests/extensions/from_scratch/test_anomalies.py": "whole sound jobs of both trainers, while they are watched",
-    "tests/extensions/sd_trainer/test_blocks.py": "rules of the keys that say how blocks are run",
-    "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",
-    "tests/extensions/sd_trainer/test_matrix.py": "whole jobs, every kind with every other",
-    "tests/extensions/sd_trainer/test_measuring.py": "whole jobs that are validated, and end by a number",
-    "tests/faults/test_machines.py": "whole jobs on two machines",
-    "tests/faults/test_autoencoders.py": "whole jobs that train autoencoders, killed",
-    "tests/faults/test_canary.py": "files that name code, by every reader, tool and route",
-    "tests/faults/test_queue_kills.py": "the queue, whatever of it is killed",
-    "tests/faults/test_cuda.py": "whole jobs on a CUDA device, one that is none or a real one",
-    "tests/faults/test_anomalies.py": "whole jobs with something wrong that does not end them",
-    "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
-    "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",
-    "tests/faults/test_families.py": "whole jobs on a tiny model of every family",
-    "tests/faults/test_fluxflow_guide.py": "whole jobs of FluxFlow's guide",
-    "tests/faults/test_going_on.py": "whole jobs that go on from what is there",
-    "tests/faults/test_inputs.py": "whole jobs on odd and broken files",
-    "tests/faults/test_kills.py": "saves that die at any write",
-    "tests/faults/test_models.py": "whole jobs that name another model, or one that is not complete",
-    "tests/faults/test_mutations.py": "random damage to everything that is read",
-    "tests/faults/test_processes.py": "whole jobs that several processes run together",
-    "tests/faults/test_secrets.py": "every byte that whole jobs leave",
-    "tests/faults/test_shared_out.py": "whole jobs that train a model which several processes share out",
-    "tests/faults/test_stops.py": "whole jobs that are stopped and killed",
-    "tests/toolkit/train/test_roles.py": "several roles on the real loop, against plain PyTorch",
-    "tests/toolkit/config/test_zero_empty_null.py": "what 0 and nothing mean, in every section",
-    "tests/toolkit/models/qwen_image/test_parity.py": "the whole adapter against diffusers' own pipeline",
-    "tests/toolkit/models/qwen_image21/test_parity.py": "the whole adapter against diffusers' own pipeline",
-}
-"""Test files that test no one module, and what they test."""
+OF_WHOLE_JOBS = "tests/faults"
+"""The one folder of tests that mirrors no room: whole jobs, killed, damaged and on odd machines."""
 
 
 def tracked(*folders: str) -> list[str]:
@@ -500,19 +460,16 @@ def test_every_extension_gives_its_config_and_its_process() -> None:
 
 
 def mirrors(name: str) -> bool:
-    """Whether tests/a/test_b.py, or a part of its tests in tests/a/test_b_part.py, stands for a file a/b.* or for the
-    folder a/b."""
-    place = Path(name).relative_to("tests")
-    subjects = {path.stem.lower() for path in (ROOT / place.parent).glob("*")}
-    words = place.stem.removeprefix("test_").split("_")
-    return any("_".join(words[:count]) in subjects for count in range(1, len(words) + 1))
+    """Whether tests/a/b/test_x.py lies in the mirror of a room, the folder a/b."""
+    folder = Path(name).parent
+    return folder.as_posix() == OF_WHOLE_JOBS or (ROOT / folder.relative_to("tests")).is_dir()
 
 
-def test_each_test_file_is_named_after_what_it_tests() -> None:
+def test_each_test_file_lies_in_the_mirror_of_a_room() -> None:
     files = [name for name in tracked("tests") if Path(name).name.startswith("test_")]
     assert len(files) > 40
-    assert {name for name in files if not mirrors(name)} - set(WITHOUT_MIRROR) == set()
-    assert [name for name in WITHOUT_MIRROR if not (ROOT / name).is_file()] == []
+    assert not mirrors("tests/toolkit/nowhere/test_x.py")
+    assert [name for name in files if not mirrors(name)] == []
 
 
 def private_names(text: str) -> list[str]:
