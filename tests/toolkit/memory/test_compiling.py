@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,17 +36,10 @@ from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 TOLERANCE = 1e-5
 """Relative, in float32: sums are added in another order."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(), torch._functorch.config.patch():
-        yield
-    torch._dynamo.reset()
 
 
 def stack(level: str, backend: str = "eager", **options) -> Stack:

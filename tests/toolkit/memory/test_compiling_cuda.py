@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,18 +15,10 @@ from toolkit.config.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("fresh_compiler")]
 
 TOLERANCE = 1e-4
 """Relative, in float32: fused operations sum in another order."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(), torch._functorch.config.patch():
-        yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

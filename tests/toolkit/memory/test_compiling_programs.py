@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -22,19 +21,12 @@ from toolkit.models.qwen_image21.prompts import SLOTS
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 SIZES = ((64, 64), (48, 80), (80, 48), (64, 96), (96, 64), (32, 64))
 CAPTIONS = 20
 MOST = 3
 """Of the first size, of all others, and of samples, which have no gradient."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(), torch._functorch.config.patch():
-        yield
-    torch._dynamo.reset()
 
 
 def compiled_model(folder: Path, backend: str, table: bool = False) -> DiffusionModel:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,18 +27,12 @@ from toolkit.memory.quantization import Int8Matmuls
 from toolkit.networks.lora import DoraNetwork
 from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 ROWS = 2 * TOKENS
 ROOT = Path(__file__).resolve().parents[3]
 IN_INT8 = Int8Matmuls(forward=True, backward=True)
 OTHERS = ("int8", "float8", "fp8_scaled", "uint3")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(), torch._functorch.config.patch():
-        yield
-    torch._dynamo.reset()
 
 
 @dataclass

@@ -1,0 +1,19 @@
+"""Fixtures of tests that compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled yet, and settings of the compiler are restored afterwards."""
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(), torch._functorch.config.patch():
+        yield
+    torch._dynamo.reset()
