@@ -106,7 +106,9 @@ def run_tool(argv: Sequence[str]) -> int:
     if model is None or not issubclass(model, ToolConfig):
         raise UserError(f"{uid} cannot be run as a command. Use it as a process in a job.")
     if {"-h", "--help"} & set(flags):
-        tool_parser(uid, model).print_help()
+        from toolkit.train.next_commands import command
+
+        tool_parser(uid, model, command=command()).print_help()
         return EXIT_DONE
     config = load_tool(uid, model, flags)
     print_warnings(config)
@@ -347,7 +349,8 @@ def load(
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Runs jobs: YAML, JSON or JSONC files that list processes.",
+        usage=f"{COMMAND} [options] CONFIG ...\n       {COMMAND} TOOL [options]",
+        description="Runs jobs: YAML, JSON or JSONC files that list processes. Runs tools: see below.",
         epilog=epilog() if {"-h", "--help"} & set(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -373,6 +376,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "The flags of FluxFlow's training guide (--data_path, --train_vae, ...) make a job without a file, or change "
         "one of its files: docs/coming_from_fluxflow.md",
     )
+    for flag, action in list(parser._option_string_actions.items()):  # --dry_run is --dry-run; the help shows one
+        parser._option_string_actions.setdefault(flag[:2] + flag[2:].replace("-", "_"), action)
     try:
         flags, rest = load_object(FOREIGN_FLAGS)(argv, list(parser._option_string_actions))
     except UserError as error:

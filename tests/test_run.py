@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from safetensors.numpy import save_file
 
 from run import main
 from tests.light_start import FORBID
+from toolkit.config.tool import tool_parser
 from toolkit.extension import STAGES, discover
 from toolkit.version import NAME, VERSION
 
@@ -128,7 +131,7 @@ def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(words: lis
     ("words", "first"),
     [
         (["--version"], f"{NAME} {VERSION}"),
-        (["help"], "usage: run.py [-h]"),
+        (["help"], "usage: run.py [options] CONFIG"),
         (["help", "new"], "usage: run.py new"),
         (["import", "--help"], "usage: run.py import"),
     ],
@@ -156,6 +159,36 @@ def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
     assert sorted(named) == sorted([*discover().tools(), "import"])
     assert [line for line in listed if line.endswith(":") and line[0] != " "] == [f"{stage}:" for stage in STAGES[:3]]
     assert named[:4] == ["new", "ui", "lint", "generate"]
+
+
+@pytest.mark.parametrize("uid", sorted(discover().tools()))
+def test_the_help_of_a_tool_begins_with_what_it_does_and_an_example(uid: str, capsys) -> None:
+    """Its own flags stand before those of memory and compilation, each in one spelling; the example has no other."""
+    model = discover().find_command(uid)
+    assert main([uid, "--help"]) == 0
+    usage, does, example, *groups = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: run.py {uid} [options]") and len(usage.splitlines()) == 1
+    assert does[0].isupper() and does[0].isalpha()
+    intro, line = example.splitlines()
+    assert (
+        intro == "Example, once the quickstart has run:" and line.endswith(f" {uid} {model.example}") and model.example
+    )
+    headings = [group.partition("\n")[0] for group in groups]
+    assert headings == sorted(headings, key=["positional arguments:", "options:", "model, memory and device:",
+                                             "compilation:", *headings[-1:]].index)  # fmt: skip
+    flags = re.findall(r"^  (--\S+)", "\n".join(groups), re.M)
+    assert flags and not any("_" in flag for flag in flags)
+    tool_parser(uid, model).parse_args(shlex.split(model.example))
+
+
+def test_a_flag_is_taken_in_both_spellings(tmp_path: Path, capsys) -> None:
+    for flag in ("--list-extensions", "--list_extensions"):
+        assert main([flag]) == 0
+    with pytest.raises(SystemExit):
+        main(["a.yaml", "--dry_rum", "--frobnicate", "--restart_fom=a"])
+    said = capsys.readouterr().err
+    for words in ("Did you mean '--dry-run'?", "--frobnicate: unknown flag. run.py --help", "'--restart-from'?"):
+        assert words in said
 
 
 def test_foreign_text_reaches_the_terminal_as_escapes(run_py: Run, write_job, trainer, make_pictures, tmp_path) -> None:

@@ -193,9 +193,10 @@ def names_in(place: str) -> list[str]:
 def split_flags(argv: Sequence[str], own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The guide's flags with the texts behind them, and all other arguments. own: the program's own options.
 
-    A switch has no text, or `true` or `false`. Raises UserError for a flag that neither knows, one that is given
+    A switch has no text, or `true` or `false`. Raises UserError for all flags that neither knows, one that is given
     twice, and one without its value.
     """
+    unknown: list[str] = []
     flags: dict[str, list[str]] = {}
     rest: list[str] = []
     waiting = list(argv)
@@ -203,17 +204,21 @@ def split_flags(argv: Sequence[str], own: Sequence[str]) -> tuple[dict[str, list
         token = waiting.pop(0)
         name, equals, value = token.removeprefix("--").partition("=")
         if token == "--":  # what follows are file names
-            return flags, [*rest, token, *waiting]
+            rest += [token, *waiting]
+            break
         if not token.startswith("--") or (name not in FLAGS and any(o.startswith(f"--{name}") for o in own)):
             rest.append(token)
             continue
         if name not in FLAGS:
-            raise UserError(f"--{name}: unknown flag. {_near(name, own)}")
+            unknown.append(f"--{name}: unknown flag. {_near(name, own)}")
+            continue
         if name in flags:
             raise UserError(f"--{name}: is given twice. Remove one of them.")
         flags[name] = [value] if equals else _values(FLAGS[name].kind, waiting)
         if not flags[name] and FLAGS[name].kind != "switch":
             raise UserError(f"--{name}: needs a value.")
+    if unknown:
+        raise UserError("\n".join(unknown))
     return flags, rest
 
 
@@ -230,7 +235,7 @@ def _values(kind: Kind, waiting: list[str]) -> list[str]:
 
 
 def _near(name: str, own: Sequence[str]) -> str:
-    known = [*FLAGS, *(option.removeprefix("--") for option in own if option.startswith("--"))]
+    known = [*FLAGS, *(option.removeprefix("--") for option in own if option.startswith("--") and "_" not in option)]
     hint = did_you_mean(name, known, list_all=False)
     if hint.startswith("Did you mean"):
         return hint.replace("'", "'--", 1)

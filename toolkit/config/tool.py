@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +51,22 @@ class ToolConfig(ProcessConfig):
     """Field that is a section -> those of its keys that have flags, dotted where they are deeper. The first has the
     flag of the section itself: `--model M --qtype int4` is `model: {name_or_path: M, qtype: int4}`."""
 
+    example: ClassVar[str] = ""
+    """Words behind the command of the example in its help, as they are typed in a shell. They work on what the
+    quickstart leaves in output/."""
+
+    @classmethod
+    def about(cls) -> str:
+        """What the tool does: the description of the section as a sentence, without the words before the colon."""
+        text = re.sub(r"^`[^`]*`: ", "", " ".join((cls.__doc__ or "").split()))
+        return text[:1].upper() + text[1:]
+
+
+def accept(parser: argparse.ArgumentParser, action: argparse.Action, *spellings: str) -> None:
+    """Takes further spellings of a flag, which the help does not show."""
+    for spelling in spellings:
+        parser._option_string_actions.setdefault(spelling, action)
+
 
 class FlagParser(argparse.ArgumentParser):
     """Raises UserError for wrong arguments, with the nearest known flag."""
@@ -56,20 +76,65 @@ class FlagParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}. '{self.prog} --help' shows what it takes.")
 
 
-def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = ()) -> FlagParser:
-    """The flags of a tool, with the fields' descriptions as help. as_flags: positional fields that have flags."""
-    about, places = " ".join((model.__doc__ or "").split()), [flag_of(model, key) for key in model.positional]
-    epilog = f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}." if places else None
-    parser = FlagParser(prog=f"{COMMAND} {uid}", description=about, epilog=epilog, allow_abbrev=False)
-    keys = (key for key in model.model_fields if key not in (*model.positional, "type", "name"))
-    for name in (*model.positional, *keys):
+_COLUMNS = 100
+"""Width of the help where the terminal is wider: longer lines are hard to read."""
+
+_OF_THE_MACHINE = ("device", "dtype", "quantize")
+"""Keys of tools that stand with those of the model."""
+
+_GROUPS = {"model": "model, memory and device", "compile": "compilation"}
+"""Section of a tool -> the heading over its flags, which stand behind the tool's own."""
+
+
+def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = (), command: str = "") -> FlagParser:
+    """The flags of a tool, with the fields' descriptions as help: its own first. as_flags: positional fields that have
+    flags. command: how this program is started, for the example."""
+    example = f"Example, once the quickstart has run:\n  {command} {uid} {model.example}".rstrip()
+    parser = FlagParser(
+        prog=f"{COMMAND} {uid}",
+        usage=" ".join([f"{COMMAND} {uid} [options]", *map(str.upper, model.positional)]),
+        description="\n\n".join([_wrapped(model.about()), *([example] if command and model.example else [])]),
+        epilog=_epilog(uid, model),
+        allow_abbrev=False,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=_columns()),
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    keys = [key for key in model.model_fields if key not in (*model.positional, "type", "name")]
+    for name in (*model.positional, *sorted(keys, key=lambda key: _group(model, key) is not None)):
         for dotted in [f"{name}.{key}" for key in model.sections[name]] if name in model.sections else [name]:
             field, about_it = field_at(model, dotted)
-            _add(parser, model, dotted, field, about_it.replace("%", "%%"), name not in as_flags)
+            title = _group(model, dotted)
+            group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title)) if title else parser
+            _add(parser, group, model, dotted, field, about_it.replace("%", "%%"), name not in as_flags)
     for name in _idle(model):
-        flags = dict.fromkeys((flag_of(model, name), f"--{name}"))
-        parser.add_argument(*flags, dest=name, nargs="?", const="true", help=argparse.SUPPRESS)
+        action = parser.add_argument(flag_of(model, name), dest=name, nargs="?", const="true", help=argparse.SUPPRESS)
+        accept(parser, action, f"--{name}")
     return parser
+
+
+def _columns() -> int:
+    return min(shutil.get_terminal_size().columns - 2, _COLUMNS)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _columns(), break_on_hyphens=False, break_long_words=False)
+
+
+def _epilog(uid: str, model: type[ToolConfig]) -> str:
+    """How else the tool is called, and where its documentation is."""
+    places = [flag_of(model, key) for key in model.positional]
+    lines = [f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}."] if places else []
+    lines.append(f"In a job: 'type: {uid}', with the same keys. All keys: docs/config.md")
+    return "\n".join(lines)
+
+
+def _group(model: type[ToolConfig], dotted: str) -> str | None:
+    """The heading over a flag; None: it is one of the tool's own. The name of a model is."""
+    section, _, key = dotted.partition(".")
+    if not key:
+        return _GROUPS["model"] if section in _OF_THE_MACHINE and "device" in model.model_fields else None
+    is_name = is_text(field_at(model, dotted)[0].annotation) and key == model.sections[section][0]
+    return None if is_name else _GROUPS.get(section, section)
 
 
 def _idle(model: type[ToolConfig]) -> list[str]:
@@ -84,8 +149,16 @@ def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
     return field_at(inner, below) if inner else (model.model_fields[key], descriptions(model).get(key, ""))
 
 
-def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInfo, about: str, by_place: bool) -> None:
-    """One flag; by_place: without a flag, where the field is positional."""
+def _add(
+    parser: FlagParser,
+    group: argparse._ActionsContainer,
+    model: type[ToolConfig],
+    name: str,
+    field: FieldInfo,
+    about: str,
+    by_place: bool,
+) -> None:
+    """One flag, in a group of the help; by_place: without a flag, where the field is positional."""
     many, last = item_annotation(field.annotation) is not Any, name.rpartition(".")[2]
     if by_place and name in model.positional:
         optional = "*" if many else "?"
@@ -101,9 +174,10 @@ def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInf
         options |= {"nargs": "+", "action": "extend"}
     else:
         options["required"] = field.is_required() and "." not in name  # of a section it may come from elsewhere
+    shown = " (required)" if options.get("required") else shown
     flag = flag_of(model, name)
-    flags = dict.fromkeys((flag, f"--{name}" if "." not in name else f"--{flag[2:].replace('-', '_')}"))
-    parser.add_argument(*flags, dest=name, default=None, help=about + shown, **options)
+    action = group.add_argument(flag, dest=name, default=None, help=about + shown, **options)
+    accept(parser, action, f"--{flag[2:].replace('-', '_')}", *([] if "." in name else [f"--{name}"]))
 
 
 def flag_of(model: type[ToolConfig], key: str) -> str:

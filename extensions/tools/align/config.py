@@ -22,6 +22,9 @@ class AlignConfig(ToolConfig):
     originals stay as they are."""
 
     process_types: ClassVar[tuple[str, ...]] = ("align",)
+    example: ClassVar[str] = (
+        "config/examples/pairs/after --control-path config/examples/pairs/before --output output/aligned"
+    )
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: PathStr

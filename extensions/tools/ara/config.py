@@ -18,6 +18,7 @@ class AraConfig(FileToolConfig):
     """`type: ara`: makes an accuracy-recovery adapter: a LoRA that compensates for a model's quantization error."""
 
     process_types: ClassVar[tuple[str, ...]] = ("ara",)
+    example: ClassVar[str] = "output/recovery.safetensors --model config/examples/tiny_mascots --qtype int4"
     positional: ClassVar[tuple[str, ...]] = ("output",)
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "model": ("name_or_path", "revision", "qtype", "low_vram", "blocks_to_swap")

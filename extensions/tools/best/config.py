@@ -32,6 +32,7 @@ class BestConfig(RunToolConfig):
     """`type: best`: measures the saved LoRAs of a run on its images and prompts, and says which to use."""
 
     process_types: ClassVar[tuple[str, ...]] = ("best",)
+    example: ClassVar[str] = "output/quickstart --samples 2"
 
     images: int = Field(default=16, ge=1)
     """Most images whose loss is measured, and most training images that samples are compared with."""

@@ -96,6 +96,7 @@ class CacheCommand(CacheOptions, ToolConfig):
     """`run.py cache JOB`: encodes the datasets and sample prompts of a training job, as `type: cache` does."""
 
     positional: ClassVar[tuple[str, ...]] = ("job",)
+    example: ClassVar[str] = "config/examples/quickstart.yaml"
 
     job: PathStr
     """The job: a file, or the name of one in config/."""

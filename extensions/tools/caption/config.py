@@ -44,6 +44,7 @@ class CaptionConfig(ToolConfig):
     """`type: caption`: captions the images of a folder, or the changes from reference images to them."""
 
     process_types: ClassVar[tuple[str, ...]] = ("caption",)
+    example: ClassVar[str] = "output/quickstart_pictures/pipo/pictures --format tsv --output output/captions.tsv"
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: PathStr

@@ -17,6 +17,7 @@ class DiagramsConfig(RunToolConfig):
     """`type: diagrams`: plots the curves of runs, running or finished, as PNG files, and writes a text summary."""
 
     process_types: ClassVar[tuple[str, ...]] = ("diagrams",)
+    example: ClassVar[str] = "output/quickstart"
 
     run: PathStr
     """Folder of a run, or one with several."""

@@ -21,6 +21,7 @@ class DoctorConfig(ToolConfig):
     something is. Nothing is changed."""
 
     process_types: ClassVar[tuple[str, ...]] = ("doctor",)
+    example: ClassVar[str] = "output/quickstart/quickstart.safetensors"
     positional: ClassVar[tuple[str, ...]] = ("file",)
     flags: ClassVar[dict[str, str]] = {"as_json": "--json", "program": "--for"}
 

@@ -22,6 +22,9 @@ class GenerateConfig(PicturesConfig):
     """`type: generate`: generates images with a model and LoRAs, from text and up to 10 references."""
 
     process_types: ClassVar[tuple[str, ...]] = ("generate",)
+    example: ClassVar[str] = (
+        '--lora output/quickstart/quickstart.safetensors --prompt "a pipo mascot, waving, at the beach"'
+    )
 
     cfg: float | None = Field(default=None, ge=0, le=1000)
     """Scale of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time. Not given:

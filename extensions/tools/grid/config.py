@@ -27,10 +27,13 @@ INDEX = "index.html"
 
 
 class GridConfig(PicturesConfig):
-    """`type: grid`: images of each LoRA file and strength, for each prompt, cfg and seed, on one page for a
-    browser."""
+    """`type: grid`: generates images with each LoRA file and strength, for each prompt, cfg and seed, and shows them
+    on one page for a browser."""
 
     process_types: ClassVar[tuple[str, ...]] = ("grid",)
+    example: ClassVar[str] = (
+        '--lora output/quickstart/quickstart.safetensors --strength 0.5 1 --prompt "a pipo mascot, waving"'
+    )
     saved_weights: ClassVar[tuple[str, ...]] = ("lora", "also")
 
     lora: PathOrList

@@ -31,6 +31,7 @@ class InfluenceConfig(RunToolConfig):
     LoRAs of a run, and writes a page sorted by it and a list of suspects. No image is moved or changed."""
 
     process_types: ClassVar[tuple[str, ...]] = ("influence",)
+    example: ClassVar[str] = "output/quickstart"
 
     reference: Annotated[Literal["auto", "validation", "others"], OneOf()] = "auto"
     """What an image acts on. validation: the images of the run's validation. others: the other training images. auto:

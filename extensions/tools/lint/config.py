@@ -48,6 +48,7 @@ class LintConfig(ToolConfig):
     something. Nothing is changed."""
 
     process_types: ClassVar[tuple[str, ...]] = ("lint",)
+    example: ClassVar[str] = "config/examples/quickstart.yaml --preview"
     positional: ClassVar[tuple[str, ...]] = ("path",)
     flags: ClassVar[dict[str, str]] = {"as_json": "--json"}
 

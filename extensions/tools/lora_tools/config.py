@@ -57,6 +57,7 @@ class InspectConfig(LoraToolConfig):
     """`type: inspect`: prints what is in a LoRA file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("inspect",)
+    example: ClassVar[str] = "output/quickstart/quickstart.safetensors"
     saved_weights: ClassVar[tuple[str, ...]] = ("file",)
     reads: ClassVar[str] = "file"
     positional: ClassVar[tuple[str, ...]] = ("file",)
@@ -73,6 +74,7 @@ class ConvertConfig(WritingToolConfig):
     """`type: convert`: converts a LoRA file for another program."""
 
     process_types: ClassVar[tuple[str, ...]] = ("convert",)
+    example: ClassVar[str] = "output/quickstart/quickstart.safetensors output/for_kohya.safetensors --to kohya"
     saved_weights: ClassVar[tuple[str, ...]] = ("input",)
     reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
@@ -109,9 +111,10 @@ class RankConfig(WritingToolConfig):
 
 
 class ResizeConfig(RankConfig):
-    """`type: resize`: the nearest LoRA of a rank to a LoRA, LoHa or LoKr file."""
+    """`type: resize`: makes the nearest LoRA of a rank from a LoRA, LoHa or LoKr file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("resize",)
+    example: ClassVar[str] = "output/quickstart/quickstart.safetensors output/rank_4.safetensors --rank 4"
     saved_weights: ClassVar[tuple[str, ...]] = ("input",)
     reads: ClassVar[str] = "input"
     positional: ClassVar[tuple[str, ...]] = ("input", "output")
@@ -121,9 +124,12 @@ class ResizeConfig(RankConfig):
 
 
 class ExtractConfig(RankConfig):
-    """`type: extract`: the nearest LoRA of a rank to the difference of two models."""
+    """`type: extract`: makes the nearest LoRA of a rank from the difference of two models."""
 
     process_types: ClassVar[tuple[str, ...]] = ("extract",)
+    example: ClassVar[str] = (
+        "output/extracted.safetensors --base config/examples/tiny_mascots --tuned output/merged --rank 4"
+    )
     saved_weights: ClassVar[tuple[str, ...]] = ("base", "tuned")
     positional: ClassVar[tuple[str, ...]] = ("output",)
 
@@ -157,9 +163,12 @@ def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
 
 
 class MergeConfig(WritingToolConfig):
-    """`type: merge`: LoRAs merged into a model folder, or several into one file."""
+    """`type: merge`: merges LoRAs into a model folder, or several into one file."""
 
     process_types: ClassVar[tuple[str, ...]] = ("merge",)
+    example: ClassVar[str] = (
+        "--base config/examples/tiny_mascots --lora output/quickstart/quickstart.safetensors --output output/merged"
+    )
     saved_weights: ClassVar[tuple[str, ...]] = ("base", "lora")
 
     base: PathStr = ""
@@ -215,9 +224,10 @@ class MergeConfig(WritingToolConfig):
 
 
 class PostHocEmaConfig(WritingToolConfig):
-    """`type: post_hoc_ema`: an average of the checkpoints of a run, chosen after training."""
+    """`type: post_hoc_ema`: averages the files of a run, with a width that is chosen after the training."""
 
     process_types: ClassVar[tuple[str, ...]] = ("post_hoc_ema",)
+    example: ClassVar[str] = "output/quickstart/quickstart_0*.safetensors --output output/average.safetensors"
     saved_weights: ClassVar[tuple[str, ...]] = ("files",)
     positional: ClassVar[tuple[str, ...]] = ("files",)
 

@@ -37,6 +37,7 @@ class NewConfig(ToolConfig):
     GPU, then checks the images (`lint`, with a preview page) and prints the plan."""
 
     process_types: ClassVar[tuple[str, ...]] = ("new",)
+    example: ClassVar[str] = "my_char config/examples/photos --model config/examples/tiny_mascots"
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
 
     job_name: Annotated[str, AfterValidator(_run_name)] = Field(max_length=100)

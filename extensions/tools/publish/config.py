@@ -26,6 +26,7 @@ class PublishConfig(RunToolConfig):
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("publish",)
+    example: ClassVar[str] = "output/quickstart --repo my_lora --preview output/upload"
 
     repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=96)
     """Repository: `name` for your own account, or `owner/name`. It is created if it does not exist."""

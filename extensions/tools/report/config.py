@@ -16,10 +16,11 @@ FILE = "report.html"
 
 
 class ReportConfig(RunToolConfig):
-    """`type: report`: one HTML page of a run, running or finished, that opens without a network: samples over steps,
-    curves, settings, dataset, events, files."""
+    """`type: report`: writes one HTML page of a run, running or finished, that opens without a network: samples over
+    steps, curves, settings, dataset, events, files."""
 
     process_types: ClassVar[tuple[str, ...]] = ("report",)
+    example: ClassVar[str] = "output/quickstart"
 
     run: PathStr
     """Folder of a run, or a folder that contains several runs: one page is written for each."""

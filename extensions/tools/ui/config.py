@@ -46,6 +46,7 @@ class UiConfig(ToolConfig):
     address that it prints."""
 
     process_types: ClassVar[tuple[str, ...]] = ("ui",)
+    example: ClassVar[str] = "--output output"
 
     output: PathStr = "output"
     """Folder of the runs, the `training_folder` of jobs."""
@@ -111,6 +112,7 @@ class QueueConfig(ToolConfig):
     `retry ID`, `clear`. What follows `add` is the command's own, so `--output` stands before it."""
 
     process_types: ClassVar[tuple[str, ...]] = ("queue",)
+    example: ClassVar[str] = "add config/examples/quickstart.yaml"
     positional: ClassVar[tuple[str, ...]] = ("action", "words")
     verbatim: ClassVar[tuple[str, str]] = ("add", "words")
 
