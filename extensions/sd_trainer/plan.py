@@ -125,6 +125,9 @@ class SdPlanner(Planner[DiffusionSection]):
     def describe_model(self, data: ImageData) -> Iterator[str]:
         """What is done with the model and with the images, where a user may not expect it."""
         yield from yet_to_come(self.section.model, self.job)
+        if terms := self.family.terms:
+            kept = f'what is published of this training has to display "{terms.display}" and come with a notice'
+            yield f"licence: {kept}, which run.py publish writes ({terms.link})"
         yield from data_parallel_notes(self.section.train)
         yield from self._inputs(data)
         yield from self._passes(data)

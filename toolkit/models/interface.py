@@ -46,6 +46,21 @@ ROWS_OF = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
 and equally many. Source: ComfyUI, ldm/qwen_image21/model.py, SwiGLUFeedForward: the gate's rows come first."""
 
 
+@dataclass(frozen=True)
+class LicenceTerms:
+    """What a licence asks of whoever publishes a LoRA that was trained on the weights."""
+
+    name: str
+    """Its `license_name` on the hub."""
+
+    link: str
+    display: str
+    """What the documentation of the LoRA has to display."""
+
+    notice: str
+    """The text of the file `NOTICE` beside the LoRA."""
+
+
 class ModelFacts:
     """Constants of a model family, known before any file is read. `toolkit.models.families.ModelFamily` has what
     depends on a model folder."""
@@ -65,8 +80,15 @@ class ModelFacts:
     published: Mapping[str, str] = {}
     """Hub id -> the name of the published model."""
 
+    terms: LicenceTerms | None = None
+    """What that licence asks of whoever publishes what is made with the weights; None: nothing."""
+
     licence: str = ""
     """Licence of the published weights, for the plan; empty: their owner's."""
+
+    training_adapter: tuple[str, str] = ("", "")
+    """Hub id and file of a published adapter for `train.assistant`, against LoRAs that collapse into texture; empty:
+    none is needed."""
 
     parts: Mapping[str, str]
     """Subfolder of a model folder -> the files that it has to contain, or patterns of their names, separated by spaces;

@@ -12,7 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from extensions.tools.shared.run_job import training_section
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import UserError
+from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import readable_size, sha256_of
+from toolkit.models.adapter_origin import named_families
 from toolkit.models.families import ModelFamily, family_for
 from toolkit.networks.kinds import KINDS
 from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
@@ -31,11 +33,14 @@ def model_card(
     """The text of README.md. section: `section_of` the run. repo: `owner/name`. samples: each with its name in the
     repository. licence: see `PublishConfig`."""
     trigger = section.trigger_word if section else ""
-    family = _family_of(section) if section else None
+    family = family_of(section, loras)
+    terms = family.terms if family and not licence else None
     tasks = ("text-to-image", "image-to-image")
     data = ModelCardData(
         base_model=section.model.name_or_path if section and not section.model.is_path() else None,
-        license=licence or (licence_of(section) if section else None),
+        license="other" if terms else licence or (licence_of(section) if section else None),
+        license_name=terms.name if terms else None,
+        license_link=terms.link if terms else None,
         pipeline_tag=tasks[_makes_edits(section, family)] if section and family else None,
         tags=["lora", "diffusers", "template:sd-lora"],
         instance_prompt=trigger or None,
@@ -43,6 +48,8 @@ def model_card(
     )
     lines = ["---", data.to_yaml().rstrip("\n"), "---", "", f"# {run.name}", ""]
     lines += [f"A LoRA for {section.model.public_name()}." if section else "A LoRA.", ""]
+    if family and (asked := family.terms):
+        lines += [f"**{asked.display}**. {asked.notice} [Licence]({asked.link}).", ""]
     if trigger:
         lines += [f"**Trigger word**: `{trigger}`", ""]
     for name, image in samples:
@@ -63,11 +70,14 @@ def model_card(
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _family_of(section: DiffusionSection) -> ModelFamily | None:
+def family_of(section: DiffusionSection | None, loras: Sequence[NetworkFile]) -> ModelFamily | None:
+    """The family of the base model: by the run's section, else by the metadata of its files; None: not known."""
     try:
-        return family_for(section.model)
-    except UserError:  # the model's folder was moved, or is another one now
-        return None
+        if section:
+            return family_for(section.model)
+    except UserError as error:  # the model's folder was moved, or is another one now
+        logger.debug("%s", error)
+    return next(iter(named_families(read_metadata(loras[-1].path))), None) if loras else None
 
 
 def _usage(

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-from extensions.tools.publish.card import model_card, section_of
+from extensions.tools.publish.card import family_of, model_card, section_of
 from extensions.tools.publish.config import PublishConfig
 from extensions.tools.publish.private import public_text
 from jobs.job import ExtensionJob
@@ -110,6 +110,10 @@ class PublishProcess(BaseExtensionProcess):
             files[REPORT] = report if section.full_report else self._public_report(workplace / REPORT)
         if told := [name for name in files if contains_secret(name)]:
             raise UserError(f"the name of {redact_text(told[0])} holds a secret. Rename the file.")
+        if (family := family_of(trained, loras)) and family.terms:
+            files["NOTICE"] = f"{family.terms.notice}\n".encode()
+            if trained and (text := trained.model.files_folder() / "LICENSE").is_file():
+                files["LICENSE"] = text
         files["README.md"] = public(model_card(run, trained, repo, loras, shown, section.licence)).encode()
         sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
         logger.info(f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}")

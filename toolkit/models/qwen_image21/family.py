@@ -15,6 +15,7 @@ from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, reference_size
+from toolkit.models.interface import LicenceTerms
 from toolkit.networks.kinds import ActivationUnits
 
 POSITIONS = 8192
@@ -27,6 +28,16 @@ TURBO_SIGMAS = (1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0
 """Its noise levels, where its folder is not here yet. Source: Qwen/Qwen-Image-2.1-Turbo, model_index.json."""
 
 
+RESEARCH_LICENCE = LicenceTerms(
+    name="qwen-research",
+    link="https://huggingface.co/Qwen/Qwen-Image-2.1/blob/main/LICENSE",
+    display="Built with Qwen",
+    notice="Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. "
+    "All Rights Reserved.",
+)
+"""Source: Qwen RESEARCH LICENSE AGREEMENT of 2024-09-19, sections 3 c and 4 b."""
+
+
 class QwenImage21Family(FolderFamily):
     """See `ModelFamily`."""
 
@@ -36,6 +47,11 @@ class QwenImage21Family(FolderFamily):
     title = "Qwen-Image-2.1"
     pipelines = ("QwenImage21Pipeline",)
     licence = "Qwen Research License: not for commercial use"
+    terms = RESEARCH_LICENCE
+    training_adapter = (
+        "ShootTheSound/Fizgig-Qwen-Image-2.1-Training-Adapter",
+        "fizgig_qwen_image_2.1_training_adapter.safetensors",
+    )
     published: Mapping[str, str] = {"Qwen/Qwen-Image-2.1": "Qwen-Image-2.1", f"Qwen/{TURBO}": TURBO}
     modelspec = ("Qwen-Image-2.1", "https://github.com/QwenLM/Qwen-Image")
     size_multiple = 32
@@ -154,7 +170,7 @@ class QwenImage21Family(FolderFamily):
         self.latent_channels = latent_channels
         self.sample_sigmas = tuple(map(float, sample_sigmas))
         if sample_sigmas:
-            self.title, self.sample_steps = TURBO, len(sample_sigmas)
+            self.title, self.sample_steps, self.training_adapter = TURBO, len(sample_sigmas), ("", "")
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
         return QwenImage21Family(self.transformer_config(folder)["in_channels"], sample_sigmas(folder / INDEX))

@@ -22,6 +22,7 @@ from tests.running import run_tool
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import sha256_of
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -248,6 +249,33 @@ def test_the_card_says_how_the_file_is_loaded(
     publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
     card = Path("p/README.md").read_text()
     assert all(line in card for line in lines) and absent not in card and "BASE_MODEL" not in card, card
+
+
+@pytest.mark.parametrize("job_is_there", [True, False])
+def test_what_the_licence_of_the_base_asks_for_is_written(run: Path, job_is_there: bool) -> None:
+    """By the job, or the LoRA's metadata where the job cannot be read; `--licence` gives the card another licence."""
+    base = run.parent.parent / "base"
+    write_tiny_model(base, TinySpec(arch="qwen_image_2"))
+    (base / "LICENSE").write_text("the agreement")
+    job = (run / "config.yaml").read_text().replace("Qwen/Qwen-Image-Edit-2509, quantize: true, qtype: int4", str(base))
+    (run / "config.yaml").write_text(job if job_is_there else "job: {")
+    save_file({"a": torch.ones(1)}, run / "my_char.safetensors", {"modelspec.architecture": "Qwen-Image-2.1/lora"})
+    publish("output/my_char", "--repo", "me/x", "--preview", "p")
+    card, notice = Path("p/README.md").read_text(), Path("p/NOTICE").read_text()
+    assert notice.startswith(
+        "Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. "
+    )
+    assert f"**Built with Qwen**. {notice.strip()} [Licence](https://huggingface.co/Qwen/Qwen-Image-2.1/blob/" in card
+    assert "license: other\nlicense_name: qwen-research\nlicense_link: https://huggingface.co/Qwen/" in card
+    assert Path("p/LICENSE").exists() == job_is_there
+    publish("output/my_char", "--repo", "me/x", "--preview", "q", "--licence", "cc-by-4.0")
+    card = Path("q/README.md").read_text()
+    assert "license: cc-by-4.0" in card and "license_name" not in card and "**Built with Qwen**" in card
+
+
+def test_an_apache_base_asks_for_nothing(run: Path) -> None:
+    publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
+    assert not Path("p/NOTICE").exists() and "Built with" not in Path("p/README.md").read_text()
 
 
 def test_what_goes_wrong_ends_with_the_command_that_repeats_it(hub: Hub, run: Path, monkeypatch) -> None:
