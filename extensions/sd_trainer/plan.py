@@ -14,6 +14,7 @@ from extensions.sd_trainer.memory_inputs import (
     step_work,
 )
 from extensions.sd_trainer.memory_plan import plan_memory
+from extensions.sd_trainer.rules import LARGE_MODEL_BLOCKS
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
@@ -182,6 +183,10 @@ class SdPlanner(Planner[DiffusionSection]):
         if used := self.section.train.assistant:
             name = Path(used.path).name
             yield f"train.assistant: {name} times {used.multiplier:g} is on in training, off in samples and validation"
+        elif self._needs_assistant():
+            hub_id, file = self.family.training_adapter
+            what = "LoRAs of this model may collapse into texture while the loss falls; others avoid it with"
+            yield f"train.assistant: none. {what} {hub_id}/{file} (docs/models.md)"
         if few := self.section.train.few_step_loss:
             since = f"after {few.start:.0%} of the steps, " if few.start else ""
             what = f"{few.share:.0%} of the micro-batches with {Path(few.lora).name}, at its {few.steps} noise levels"
@@ -210,6 +215,11 @@ class SdPlanner(Planner[DiffusionSection]):
         elif model.qtype in QTYPE_ERRORS:
             lost = f"{model.qtype}: each weight is off by {100 * QTYPE_ERRORS[model.qtype]:.2g} %"
             yield f"{lost}; an accuracy-recovery adapter for {model.qtype} ('{model.qtype}|file') corrects it"
+
+    def _needs_assistant(self) -> bool:
+        """Whether an adapter is trained on a model of full size that has a training adapter."""
+        known = self.family.training_adapter[0] and not self.section.network.trains_model
+        return bool(known) and self.family.block_count(self.section.model.files_folder()) >= LARGE_MODEL_BLOCKS
 
     def _adapter(self) -> Iterator[str]:
         """What is held of the base model, and what that costs; a warning where the rank is above that of whole

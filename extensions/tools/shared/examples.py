@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import published_family
 from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import named_as_regularisation
 from toolkit.data.partners import PairNames, pair_names
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes
+from toolkit.models.interface import ModelFacts
+from toolkit.registry import FAMILIES
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
 
 NOTES = 44
@@ -179,14 +182,16 @@ def model_of(name: str) -> Model:
     """The published model whose examples suit a hub id, folder or file: that model, or one of its family."""
     section = ModelConfig(name_or_path=name)
     by_id = (model for model in MODELS if model.id == section.name_or_path)
-    arch = arch_of(section) or (section.file_note and family_for(section).arch)
+    known = published_family(section.name_or_path)
+    arch = arch_of(section) or (section.file_note and family_for(section).arch) or (known and known.arch)
     return next(by_id, None) or next((model for model in MODELS if model.arch == arch), MODELS[0])
 
 
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
     own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": "config/examples/photos", "id": model.id}
-    return _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, **own)
+    adapter = FAMILIES.load(model.arch).training_adapter
+    return _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, adapter=adapter, adapter_here="", **own)
 
 
 def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> str:
@@ -197,6 +202,10 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
         return _with_regularisation(_with_pairs(_small_job(_quoted(model), **own), folder), folder)
     like = model_of(model) if model else MODELS[0]
+    family = FAMILIES.load(like.arch)
+    with suppress(UserError):  # of a model that is not known the family is that of the example
+        family = family_for(ModelConfig(name_or_path=model or like.id))
+    like = like._replace(steps=family.sample_steps if family.sample_sigmas else like.steps)
     card = next((card for card in like.cards.values() if gpu >= card.least_gb), None)
     if card is None:
         least = min(card.least_gb for card in like.cards.values())
@@ -204,9 +213,23 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
             f"gpu: {like.title} does not fit a GPU of {gpu} GB, whatever its settings: the smallest has {least} GB. "
             f"Write the job for one that you rent or borrow with --gpu {least} or more, or give a smaller --model."
         )
-    text = _fill(like, card, written=True, id=_quoted(model or like.id), **own)
+    here = downloaded_adapter(family)
+    own |= {"id": _quoted(model or like.id), "adapter_here": _quoted(here) if here else ""}
+    text = _fill(like, card, written=True, adapter=family.training_adapter, **own)
     text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
     return _with_regularisation(text, folder)
+
+
+def downloaded_adapter(family: ModelFacts) -> str:
+    """The file of the family's training adapter in `loras` or the hub cache; empty: it is in neither, or there is
+    none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    hub_id, file = family.training_adapter
+    if not hub_id or (Path("loras") / file).is_file():
+        return hub_id and f"loras/{file}"
+    found = try_to_load_from_cache(hub_id, file)
+    return found if isinstance(found, str) else ""
 
 
 def pairs_in(folder: str) -> PairNames | None:

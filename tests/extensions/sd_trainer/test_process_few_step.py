@@ -73,6 +73,12 @@ def test_the_assistant_is_on_in_training_and_off_in_what_the_run_shows_and_saves
     assert load_file(plain / "job.safetensors").keys() == load_file(with_it / "job.safetensors").keys()
     with safe_open(with_it / "job.safetensors", "pt") as file:
         assert json.loads(file.metadata()["assistant"]) == {"file": "assistant.safetensors", "multiplier": 1.0}
+    # Of a network that learns nothing the files change nothing: what the assistant changes is in none of them.
+    idle = run("idle", {"assistant": "assistant.safetensors", "lr": 0}, save={"dtype": "float32", "save_every": 1})
+    for path in idle.glob("*.safetensors"):
+        saved = load_file(path)
+        ups = [weight for name, weight in saved.items() if "lora_B" in name]
+        assert saved.keys() == load_file(plain / "job.safetensors").keys() and ups and not any(map(torch.any, ups))
 
 
 MOD = {"type": "lora", "linear": 4, "linear_alpha": 4, "network_kwargs": {"only_if_contains": ["attn", "img_mod"]}}

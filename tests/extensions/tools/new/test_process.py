@@ -51,6 +51,33 @@ def test_the_job_fits_the_gpu_it_is_written_for(
     assert "zuzu (sd_trainer)" in plan and str(PHOTOS) in plan and (model or "Qwen/Qwen-Image-Edit-2509") in plan
 
 
+def test_the_training_adapter_of_the_model_is_named_and_used_where_it_is(tmp_path: Path, monkeypatch) -> None:
+    """As a comment, with the line that downloads it; as a key once it is in `loras` or the hub cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub_id, file = family_for(ModelConfig(name_or_path="Qwen/Qwen-Image-2.1")).training_adapter
+    text = job_text(24, model="Qwen/Qwen-Image-2.1")
+    assert f"\n        # assistant: loras/{file}\n        # hf download {hub_id} {file} --local-dir loras\n" in text
+    plan = plan_of(text, tmp_path)
+    assert "train.assistant: none. LoRAs of this model may collapse into texture" in plan and f"{hub_id}/{file}" in plan
+    assert 'licence: what is published of this training has to display "Built with Qwen" and come with' in plan
+    snapshot = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}" / "snapshots" / ("0" * 40)
+    for folder in (snapshot, tmp_path / "loras"):
+        folder.mkdir(parents=True)
+        (folder.parents[1] / "refs").mkdir(exist_ok=True)
+        (folder.parents[1] / "refs" / "main").write_text("0" * 40)
+        (folder / file).write_bytes(b"")
+        path = f"loras/{file}" if folder.name == "loras" else folder / file
+        assert f'\n        assistant: "{path}"\n' in job_text(24, model="Qwen/Qwen-Image-2.1")
+    for other in ("", "Qwen/Qwen-Image-2.1-Turbo"):
+        text = job_text(24, model=other)
+        plan = plan_of(text, tmp_path)
+        assert "assistant:" not in text + plan and ("Built with Qwen" in plan) == bool(other)
+    assert "sample_steps: 8\n" in text
+    (warning,) = load_job(str(tmp_path / "zuzu.yaml"), discover().find_config).warnings
+    assert "Qwen-Image-2.1-Turbo is distilled for 8 steps" in warning
+
+
 def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written(tmp_path: Path, run_py) -> None:
     refused = run_py("new", "zuzu", PHOTOS, "--gpu", "6")
     assert refused.returncode == 2 and not (tmp_path / "config").exists()
