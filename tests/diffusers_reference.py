@@ -189,7 +189,7 @@ def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
     dataset = encode_photos(model, photo_item(Size(96, 64), REFERENCES[:1]))
     (entries,) = dataset.entries
     x_t_BCHW = torch.randn((len(levels), 16, 8, 12), generator=torch.Generator().manual_seed(0))
-    prompts = PromptEmbeds.stack([entries.caption.read()] * len(levels))
+    prompts = PromptEmbeds.stack([next(iter(entries.captions.values())).read()] * len(levels))
     references = [tuple(each.read() for each in entries.references)] * len(levels)
     return x_t_BCHW, torch.tensor(levels), prompts, references
 

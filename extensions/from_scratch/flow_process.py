@@ -160,8 +160,9 @@ class FlowTrainerProcess(RolesTrainer):
             require_start(self._start, self.resumption.state)
             return
         data = self.data
-        samples = data.stream.first(CAPTIONS) if data.stream else data.scan.samples
-        captions = (sample.caption for sample in samples)
+        streamed = data.stream.first(CAPTIONS) if data.stream else ()
+        folders = (text for sample in data.scan.samples for text in sample.texts)
+        captions = (sample.caption for sample in streamed) if data.stream else folders
         write_start(self.section.model, self._start, captions, self.seed, self._measured(), self.device)
 
     def _measured(self) -> tuple[Picture, ...]:
@@ -175,7 +176,9 @@ class FlowTrainerProcess(RolesTrainer):
             model.train_text_encoder()
         if section.autoencoder:
             model.train_autoencoder(section.autoencoder.spade, self.seed)
-        if not data.stream and (cut := model.count_cut({sample.caption for sample in data.scan.samples})):
+        if not data.stream and (
+            cut := model.count_cut({text for sample in data.scan.samples for text in sample.texts})
+        ):
             most = model.family.max_tokens
             captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
             logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")

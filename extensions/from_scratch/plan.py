@@ -271,7 +271,7 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
 
     def describe_model(self, data: ImageData) -> Iterator[str]:
         yield from super().describe_model(data)
-        captions = {item.sample.caption for item in data.items}
+        captions = {text for item in data.items for text in item.sample.texts}
         if len(captions) == 1 and len({item.sample.image for item in data.items}) > 1:
             caption = captions.pop()
             found = f"all captions are {caption!r}" if caption else "no image has a caption"

@@ -247,7 +247,7 @@ def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSamp
             sample = item.sample
             key = item.crop.bucket, len(sample.control_images), sample.rules.shuffle_tokens, is_held_out
             uses, longest = found.get(key, (0, 0))
-            found[key] = uses + sample.repeats, max(longest, len(sample.caption))
+            found[key] = uses + sample.repeats, max(longest, *map(len, sample.texts))
     return tuple(ItemGroup(*key, uses, longest) for key, (uses, longest) in found.items())
 
 

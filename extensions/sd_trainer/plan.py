@@ -145,7 +145,7 @@ class SdPlanner(Planner[DiffusionSection]):
             if count:
                 has = f"{what}s have" if count > 1 else f"{what} has"
                 yield f"warning: {count:,} {has} no reference image, and {title} is made to edit one. Give {key}."
-        captions = [(f"{sample.image}: its caption has", sample.caption) for sample in data.scan.samples]
+        captions = [(f"{each.image}: its caption has", text) for each in data.scan.samples for text in each.texts]
         prompts = [(f"sample: {shorten(one.prompt, 40)!r} has", one.prompt) for one in self.section.sample_pictures()]
         for texts in (captions, prompts):
             found = ((where, self.family.prompt_note(self.section.model, text)) for where, text in texts)

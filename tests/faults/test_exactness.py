@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Job
+from tests.faults.conftest import Job, draw_pictures
 
 OF_THEIR_OWN_KIND = {
     "adamw8bit": {},
@@ -67,6 +68,15 @@ def test_workers_and_caches_change_nothing(job: Job, workers: int, to_disk: bool
 
 def test_captions_that_are_shuffled_anew_at_each_use_are_the_same(job: Job) -> None:
     job.section["datasets"][0]["shuffle_tokens"] = True
+    job.change(train__steps=4, train__batch_size=2)
+    assert_going_back_changes_nothing(job)
+
+
+def test_captions_that_are_drawn_at_each_use_are_the_same(job: Job, tmp_path: Path) -> None:
+    folder = draw_pictures(tmp_path / "several", "a", "b", "c")
+    for file in folder.glob("*.txt"):
+        file.write_text(f"{file.stem}\na drawing of {file.stem}\nsomething", encoding="utf-8")
+    job.section["datasets"][0] |= {"folder_path": str(folder), "captions": "lines"}
     job.change(train__steps=4, train__batch_size=2)
     assert_going_back_changes_nothing(job)
 

@@ -69,6 +69,18 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job
     assert_same_images(job, whole)
 
 
+def test_two_processes_draw_the_captions_that_one_does(job: Job, tmp_path: Path) -> None:
+    folder = draw_pictures(tmp_path / "several", "a", "b", "c")
+    for file in folder.glob("*.txt"):
+        file.write_text(f"{file.stem}\na drawing of {file.stem}\nsomething", encoding="utf-8")
+    job.section["datasets"][0] |= {"folder_path": str(folder), "captions": "lines"}
+    (tmp_path / "alone").mkdir()
+    alone = Job(job.nursery, tmp_path / "alone", copy.deepcopy(job.section))
+    alone.run()
+    run_together(job)
+    assert_same_but_for_rounding(job, alone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(job: Job, tmp_path: Path, parallel: str) -> None:

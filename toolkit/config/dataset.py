@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from toolkit.config.base import StrictModel
-from toolkit.config.field_types import PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
+from toolkit.config.field_types import OneOf, PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
@@ -179,6 +179,11 @@ class DatasetConfig(StrictModel):
     caption_ext: Extensions = CAPTION_SUFFIXES
     """Extension of the caption files, with or without the dot; of a list, the first that exists is read. A `.json` file
     has its caption under the key `caption`."""
+
+    captions: Annotated[Literal["one", "lines"], OneOf()] = "one"
+    """one: the text of an image is one caption, line breaks included. lines: each of its lines is a caption, in `.json`
+    and `.jsonl` also each text of a list; one of them is drawn each time the image is used, by `training_seed`.
+    Prefix, trigger word, dropout and shuffling apply to the one that is drawn; the validation uses the first."""
 
     default_caption: str = ""
     """Caption of images that have none, or an empty one."""
@@ -378,6 +383,7 @@ NOT_OF_STREAMS = {
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "caption_from_name": "its captions are in the shards (webdataset.label_key)",
+    "captions": "a sample of a stream has one caption",
     **dict.fromkeys(
         ("control_path", "control_suffix", "image_suffix", "control_optional"), "a stream has no control images"
     ),
@@ -514,7 +520,7 @@ class ValidationConfig(StrictModel):
         """`folder_path` as a dataset; what it does not say comes from `datasets`, those that are trained on."""
         first = next((dataset for dataset in datasets if not dataset.is_reg), datasets[0])
         sizes = dict.fromkeys(size for dataset in datasets if not dataset.is_reg for size in dataset.resolution)
-        settings: dict[str, Any] = {"caption_prefix": first.caption_prefix}
+        settings: dict[str, Any] = {"caption_prefix": first.caption_prefix, "captions": first.captions}
         settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
         settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}

@@ -1,5 +1,5 @@
 """Captions: read from the files beside images or from one table; prefix and trigger word added once at the scan;
-dropout and shuffling at each use."""
+one of several, dropout and shuffling at each use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from toolkit.config.findings import is_absolute
 from toolkit.config.yaml_reader import moved_path
 from toolkit.data.directory import DirectoryListing, real_path, split_suffix
 from toolkit.data.threads import thread_map
-from toolkit.data.types import PLACEHOLDERS, CaptionRules
+from toolkit.data.types import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.errors import Diagnostic
 from toolkit.files.writing import read_chunks
 from toolkit.system import seeding
@@ -37,6 +37,21 @@ class CaptionError(ValueError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+LIST = "\0"
+"""Between the captions of a list in JSON. No caption file has it."""
+
+
+def captions_of(text: str) -> list[str]:
+    """The captions of a text, with `captions: lines`: its lines that are not empty, and the entries of a list."""
+    return [line for part in re.split(f"[{LIST}\n]", text) if (line := part.strip())]
+
+
+def _listed(value: Any) -> Any:
+    """A list of texts as one text with LIST; any other value as it is."""
+    is_texts = isinstance(value, list) and value and all(isinstance(each, str) for each in value)
+    return LIST.join(each.strip() for each in value) if is_texts else value
 
 
 def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = "") -> list[list[str]]:
@@ -77,7 +92,7 @@ def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistake
 
 def _caption_or_error(path: str) -> str | CaptionError:
     try:
-        return read_caption(path)
+        return _caption_in(path)
     except CaptionError as error:
         return error
 
@@ -283,13 +298,13 @@ def _json_rows(text: str) -> _Rows:
 
 def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, TableRow]:
     name, caption = (row.get(_first_of(row, keys)) for keys in (_NAMES, _CAPTIONS))
-    if isinstance(caption, str) and isinstance(row.get(_TAGS), str) and _first_of(row, _CAPTIONS) != _TAGS:
-        caption = ", ".join(filter(None, (caption.strip(), row[_TAGS].strip())))
+    if (key := _first_of(row, _CAPTIONS)) != _TAGS:
+        caption = _listed(caption)
+        if key and isinstance(caption, str) and isinstance(tags := row.get(_TAGS), str):
+            caption = LIST.join(", ".join(filter(None, (each.strip(), tags.strip()))) for each in caption.split(LIST))
     if isinstance(name, str) and name.strip() and isinstance(caption, str | None):
         return number, name.strip(), TableRow((caption or "").strip(), _references(row))
     reason = f"has no {_NAMES[0]!r} and {_CAPTIONS[0]!r} of text. Give both, or remove the line"
-    if isinstance(name, str) and isinstance(caption, list):
-        reason = f"has a list of {len(caption)} captions for {name!r}. Give one of them as text"
     return number, None, TableRow(reason)
 
 
@@ -317,24 +332,29 @@ def image_name(path: str) -> str:
 
 def read_caption(path: Path | str) -> str:
     """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n; of a `.json` file the
-    caption in it.
+    caption in it, of a list there a line for each.
 
     Raises CaptionError for any other file.
     """
+    return _caption_in(path).replace(LIST, "\n")
+
+
+def _caption_in(path: Path | str) -> str:
+    """`read_caption`, a list as LIST has it."""
     text = _read_text(path)
     if split_suffix(str(path))[1] != ".json":
         return text.strip()
     try:
         row = json.loads(text)
-        caption = row if isinstance(row, str) else row[_first_of(row, _CAPTIONS)]
-        return caption.strip()
+        caption = row[_first_of(row, _CAPTIONS)] if isinstance(row, dict) else row
+        return _listed(caption).strip()
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         reason = f"holds no {_CAPTIONS[0]!r} of text. Write one, or take .json out of caption_ext"
         raise CaptionError(path, reason) from error
 
 
 def with_caption(path: Path | str, caption: str) -> str:
-    """The text of a caption file with another caption in it; what else a `.json` file says stays.
+    """The text of a caption file with another caption in it; what else a `.json` file says stays, and a list one.
 
     Raises CaptionError for a `.json` file that holds none.
     """
@@ -342,7 +362,9 @@ def with_caption(path: Path | str, caption: str) -> str:
         return caption + "\n" if caption else ""
     read_caption(path)
     row = json.loads(_read_text(path))
-    row = caption if isinstance(row, str) else row | {_first_of(row, _CAPTIONS): caption}
+    key = _first_of(row, _CAPTIONS) if isinstance(row, dict) else None
+    new = captions_of(caption) if isinstance(row[key] if key else row, list) else caption
+    row = row | {key: new} if key else new
     return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -440,6 +462,13 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
     count = sum(text.startswith(word) for text in captions)
     is_one = count >= 0.8 * len(captions) and word and word.lower() not in _COMMON_WORDS.split()
     return (word, count) if is_one else ("", 0)
+
+
+def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
+    """The caption of one use out of those of the sample: any with equal probability, keyed as `caption_for_use`."""
+    if not sample.captions:
+        return sample.caption
+    return sample.captions[int(seeding.uniform(seed, "caption", epoch, position) * len(sample.captions))]
 
 
 def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, position: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.data.captions import caption_for_use
+from toolkit.data.captions import caption_for_use, drawn_caption
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.threads import loaded_ahead
@@ -78,6 +78,11 @@ class LatentBatch:
         return f"latents {tuple(self.latents_BCHW.shape)}{more}"
 
 
+def _uses(spec: BatchSpec) -> list[tuple[int, int, int]]:
+    """Item, position and epoch of each use of a batch."""
+    return [(index, position, spec.epoch) for index, position in zip(spec.items, spec.positions, strict=True)]
+
+
 @dataclass(frozen=True)
 class BatchLoader:
     """Batches of an encoded dataset; each is a pure function of its spec and the seed."""
@@ -92,6 +97,7 @@ class BatchLoader:
         """The batch on the CPU, in the dtype it was stored in."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
+        extra = [entry.extra[self._drawn(*use)] for entry, use in zip(entries, _uses(spec), strict=True)]
         return LatentBatch(
             latents_BCHW=torch.stack([entry.latents.read() for entry in entries]),
             prompts=self.prompts(spec),
@@ -101,15 +107,13 @@ class BatchLoader:
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self.masks(spec),
             extra_prompts={
-                name: PromptEmbeds.stack([entry.extra[name].read_all() for entry in entries])
-                for name in entries[0].extra
+                name: PromptEmbeds.stack([prompts[name].read_all() for prompts in extra]) for name in extra[0]
             },
         )
 
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """The texts of a batch."""
-        uses = zip(spec.items, spec.positions, strict=True)
-        return PromptEmbeds.stack([self._text(index, position, spec.epoch) for index, position in uses])
+        return PromptEmbeds.stack([self._text(*use) for use in _uses(spec)])
 
     def masks(self, spec: BatchSpec) -> Tensor | None:
         """Loss masks [B, 1, H, W]; ones for an item without a mask. None when no item has one."""
@@ -121,16 +125,19 @@ class BatchLoader:
         whole_1HW = torch.ones_like(given[0])
         return torch.stack([whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks])
 
+    def _drawn(self, index: int, position: int, epoch: int) -> str:
+        """The caption of one use before it is dropped or shuffled."""
+        return drawn_caption(self.dataset.items[index].sample, self.seed, epoch, position)
+
     def _text(self, index: int, position: int, epoch: int) -> EncodedPrompt:
-        """The text of one use: the cached caption, the cached empty one, or a text encoded now."""
+        """The text of one use: a cached caption, the cached empty one, or a text encoded now."""
         sample, entries = self.dataset.items[index].sample, self.dataset.entries[index]
-        caption = caption_for_use(sample.caption, sample.rules, self.seed, epoch, position)
+        drawn = self._drawn(index, position, epoch)
+        caption = caption_for_use(drawn, sample.rules, self.seed, epoch, position)
         if sample.rules.shuffle_tokens:
             encode_prompt = self.encode_prompt or self.dataset.encoder.encode_prompt
             return encode_prompt(caption, self.dataset.items[index])
-        entry = entries.caption if caption else entries.empty
-        assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
-        return entry.read_all()
+        return entries.captions[caption].read_all()
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,11 @@ def _cut(
     items: Sequence[BucketedSample], queue: Sequence[tuple[int, int]], batch_size: int, epoch: int
 ) -> list[BatchSpec]:
     """The queue's batches, the short one last. What is more than one batch is sorted by length: by references, then by
-    words and signs of the caption, which the length of the text follows for any tokenizer."""
+    words and signs of the longest caption, which the length of the text follows for any tokenizer."""
 
     def length(use: tuple[int, int]) -> tuple[int, int]:
         sample = items[use[0]].sample
-        return len(sample.control_images), len(WORDS.findall(sample.caption))
+        return len(sample.control_images), max(len(WORDS.findall(text)) for text in sample.texts)
 
     full = len(queue) // batch_size * batch_size
     uses = [*sorted(queue[:full], key=length), *queue[full:]] if len(queue) > batch_size else queue

@@ -73,6 +73,8 @@ def _digest(sample: Sample) -> str:
     more: dict[str, Any] = {"mask": file_digest(sample.mask.file)} if sample.mask else {}
     if any(sample.flip):
         more["flip"] = sample.flip
+    if sample.captions:
+        more["captions"] = sample.captions
     return key_of(
         image=file_digest(sample.image),
         controls=[file_digest(path) for path in sample.control_images],

@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 
 from toolkit.config.dataset import DatasetConfig, area_of
 from toolkit.data.captions import (
+    LIST,
     NOTHING_MOVED,
     TABLES,
     TableRow,
     add_prefix,
     caption_files,
     caption_rules,
+    captions_of,
     find_captions,
     image_name,
     lost_folders,
@@ -188,7 +190,7 @@ def find_images(dataset: DatasetConfig) -> tuple[list[FoundImage], list[Diagnost
             files.sort(key=lambda name: not listing.texts.get(name))  # the first that is not empty is read
             references = tuple(image.path for image in folder.controls.get(stem, ()))
             mask = folder.masks[stem].path if stem in folder.masks else ""
-            captions = tuple(map(listing.path, files))
+            captions, caption = tuple(map(listing.path, files)), caption.replace(LIST, "\n")
             images += [
                 FoundImage(
                     listing.path(name), folder.repeats, caption, captions, table, references, mask, len(names) > 1
@@ -583,6 +585,10 @@ def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> Non
         for stem, row in zip(listing.images, rows, strict=True):
             if row.references:
                 folder.controls[stem] = tuple(_named_references(folder, row, findings))
+    for (_, image), text in zip(folder.images(), folder.captions, strict=True):
+        if LIST in text and dataset.captions == "one" and findings.read_captions:
+            reason = f"has a list of {text.count(LIST) + 1} captions. Give 'captions: lines', or one of them as text"
+            findings.mistake(image.path, reason)
     folder.named = set(folder.controls)
     for slot in folder.slots:
         for stem, image in folder.images():
@@ -741,13 +747,20 @@ def _check(
 
 def _several_lines(folders: Sequence[_Folder]) -> Iterator[str]:
     """Notes captions with line breaks: other programs take one of the lines."""
+    whole = [folder for folder in folders if folder.dataset.captions == "one"]
     captions = [
-        (name, text) for folder in folders for name, text in zip(folder.image_names(), folder.captions, strict=True)
+        (name, text) for folder in whole for name, text in zip(folder.image_names(), folder.captions, strict=True)
     ]
     if several := [name for name, text in captions if "\n" in text]:
         are = "has" if len(several) == 1 else "have"
         what = f"{len(several):,} of {_count(len(captions), 'caption')} {are} several lines"
-        yield f"{what}, which are trained together, as one caption with line breaks: {shorten(several)}"
+        how = "trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
+        yield f"{what}, which are {how}: {shorten(several)}"
+
+
+def _texts(text: str, dataset: DatasetConfig) -> list[str]:
+    """The captions of an image by the text of its file or row: one, empty for none, or several."""
+    return (captions_of(text) or [""]) if dataset.captions == "lines" else [text]
 
 
 def _read_facts(folders: Sequence[_Folder], findings: _Findings) -> None:
@@ -868,9 +881,10 @@ def _check_captions(folder: _Folder, trigger: str) -> Iterator[str]:
         what = f"{_count(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
         yield f"{what}. {remedy}"
     if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:
-        word, count = usual_word([text for text in captions if text])
+        texts = [text for caption in captions for text in _texts(caption, dataset)]
+        word, count = usual_word([text for text in texts if text])
         if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
-            what = f"{count} of {len(used)} captions begin with {word!r}, and there is no trigger_word"
+            what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
             yield f"{what}. If it is yours, give 'trigger_word: {word}'"
 
 
@@ -895,9 +909,13 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
         stem: Mask(mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
         for stem, mask in folder.masks.items()
     }
+    captions = [
+        tuple(trained_caption(each, dataset, rules, add_trigger) for each in _texts(text, dataset))
+        for text in folder.captions
+    ]
     columns = (
         [listing.prefix + name for name in names],
-        [trained_caption(caption, dataset, rules, add_trigger) for caption in folder.captions],
+        [texts[0] for texts in captions],
         repeat(folder.repeats),
         [listing.facts[name].size for name in names],
         repeat(listing.folder),
@@ -908,6 +926,7 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
         repeat(dataset.canvas),
         repeat(NO_FLIP),
         repeat(folder.index),
+        [texts if len(texts) > 1 else () for texts in captions],
     )
     samples = tuple(map(Sample._make, zip(*columns, strict=False)))  # one by one they take half as long again
     if flips != [NO_FLIP]:

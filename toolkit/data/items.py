@@ -180,9 +180,10 @@ def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, su
     """
     found: dict[str, str] = {}
     for sample, crop in items:
-        if len(sample.caption) > sure and sample.image not in found:
-            message = fault(sample.caption, crop.bucket, [image_size(path) for path in sample.control_images])
-            if message:
-                found[sample.image] = message
+        for text in sample.texts:
+            if len(text) > sure and sample.image not in found:
+                message = fault(text, crop.bucket, [image_size(path) for path in sample.control_images])
+                if message:
+                    found[sample.image] = message
     if found:
         raise DataErrors([Diagnostic((image,), f"its caption has {message}") for image, message in found.items()])

@@ -240,17 +240,17 @@ class ItemEncoder:
 
 @dataclass(frozen=True)
 class ItemEntries:
-    """The cache entries of one item. A text that is encoded at each use is None."""
+    """The cache entries of one item."""
 
     latents: CacheEntry
     references: tuple[CacheEntry, ...]
     mask: CacheEntry | None
-    caption: CacheEntry | None
-    empty: CacheEntry | None
-    """The empty caption: present when a use may drop the caption, or when there is none."""
+    captions: Mapping[str, CacheEntry]
+    """By each caption that a use may have, the empty one where it may be dropped or there is none. Empty: texts are
+    encoded at each use."""
 
-    extra: Mapping[str, CacheEntry] = field(default_factory=dict)
-    """Further prompts by name."""
+    extra: Mapping[str, Mapping[str, CacheEntry]] = field(default_factory=dict)
+    """By each caption of the sample, further prompts by name."""
 
     def masks(self) -> tuple[CacheEntry, ...]:
         return (self.mask,) if self.mask else ()
@@ -259,7 +259,8 @@ class ItemEntries:
         return (self.latents, *self.references, *self.masks())
 
     def texts(self) -> tuple[CacheEntry, ...]:
-        return tuple(entry for entry in (self.caption, self.empty, *self.extra.values()) if entry)
+        of_extra = (entry for entries in self.extra.values() for entry in entries.values())
+        return (*self.captions.values(), *of_extra)
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class EncodedDataset:
     @property
     def needs_text_encoder(self) -> bool:
         """Whether some text is encoded during training, so that the text encoder has to stay."""
-        return any(entries.caption is None and entries.empty is None for entries in self.entries)
+        return any(not entries.captions for entries in self.entries)
 
 
 def encode_items(
@@ -297,12 +298,13 @@ def encode_items(
     cached and make damaged entries again.
     Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
     """
-    extra = [extra_prompts(item.sample) for item in items]
+    extra = [{text: extra_prompts(item.sample._replace(caption=text)) for text in item.sample.texts} for item in items]
     longer = [
-        item._replace(sample=item.sample._replace(caption=text))
-        for item, texts in zip(items, extra, strict=True)
+        item._replace(sample=item.sample._replace(caption=text, captions=()))
+        for item, prompts in zip(items, extra, strict=True)
+        for caption, texts in prompts.items()
         for text in texts.values()
-        if len(text) > len(item.sample.caption)
+        if len(text) > len(caption)
     ]
     refuse_long_captions([*items, *longer], model.prompt_error, model.family.sure_prompt)
     encoder = ItemEncoder(model, dtype)
@@ -317,21 +319,21 @@ def encode_items(
 
 
 def _entries(
-    item: BucketedSample, encoder: ItemEncoder, stores: CachePair, extra_prompts: Mapping[str, str]
+    item: BucketedSample, encoder: ItemEncoder, stores: CachePair, extra_prompts: Mapping[str, Mapping[str, str]]
 ) -> ItemEntries:
     sample = item.sample
-    caption = empty = None
-    if not sample.rules.shuffle_tokens:
-        caption = encoder.text(item, sample.caption, stores) if sample.caption else None
-        if sample.rules.dropout_rate > 0 or caption is None:
-            empty = encoder.text(item, "", stores)
+    captions = () if sample.rules.shuffle_tokens else sample.texts
+    if captions and sample.rules.dropout_rate > 0:
+        captions += ("",)
     return ItemEntries(
         encoder.latents(item, stores),
         encoder.references(item, stores),
         encoder.mask(item, stores),
-        caption,
-        empty,
-        {name: encoder.text(item, prompt, stores) for name, prompt in extra_prompts.items()},
+        {text: encoder.text(item, text, stores) for text in captions},
+        {
+            caption: {name: encoder.text(item, prompt, stores) for name, prompt in prompts.items()}
+            for caption, prompts in extra_prompts.items()
+        },
     )
 
 

@@ -41,6 +41,9 @@ class FolderPlan:
     images: int
     repeats: int
     missing_captions: int
+    captions: dict[int, int]
+    """Number of captions -> images with that number."""
+
     references: dict[int, int]
     """Number of control images -> images with that number."""
 
@@ -76,6 +79,7 @@ class FolderPlan:
             "images": self.images,
             "repeats": self.repeats,
             "missing_captions": self.missing_captions,
+            "captions": {str(count): images for count, images in self.captions.items()},
             "references": {str(count): images for count, images in self.references.items()},
             "buckets": [asdict(bucket) for bucket in self.buckets],
         }
@@ -316,6 +320,7 @@ def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample])
                 images=len(images),
                 repeats=folder.repeats,
                 missing_captions=folder.missing_captions,
+                captions=dict(sorted(Counter(len(sample.texts) for sample in images).items())),
                 references=dict(sorted(Counter(len(sample.control_images) for sample in images).items())),
                 buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
                 flips=len(folder.samples) // max(1, len(images)),
@@ -338,6 +343,9 @@ def _folder_lines(folder: FolderPlan) -> str:
     ]
     if (cut := _cut_off(folder)) and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
+    if max(folder.captions, default=1) > 1:
+        several = ", ".join(f"{images} with {count}" for count, images in folder.captions.items())
+        lines.append(f"    captions: {several}; one is drawn at each use")
     if folder.masks:
         lines.append(f"    masks: {folder.masks} of {folder.images}")
     if folder.is_reg:

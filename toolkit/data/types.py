@@ -116,6 +116,14 @@ class Sample(NamedTuple):
     dataset: int = 0
     """Index of its entry in `datasets`."""
 
+    captions: tuple[str, ...] = ()
+    """All captions, where there are several: one of them is drawn at each use. `caption` is the first."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every caption that may be used."""
+        return self.captions or (self.caption,)
+
     @property
     def name(self) -> str:
         """The image's file without its folder."""

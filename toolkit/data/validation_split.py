@@ -129,9 +129,10 @@ def forward_passes(items: int, settings: ValidationConfig) -> str:
 
 
 def as_measured(item: BucketedSample) -> BucketedSample:
-    """The item as it is measured: always with its caption, and no sample counts more than another."""
+    """The item as it is measured: always with its caption (the first of several), and no sample counts more than
+    another."""
     rules = CaptionRules(trigger=item.sample.rules.trigger)
-    return item._replace(sample=item.sample._replace(rules=rules, repeats=1, loss_weight=1.0))
+    return item._replace(sample=item.sample._replace(rules=rules, repeats=1, loss_weight=1.0, captions=()))
 
 
 def _place(sample: Sample) -> str:

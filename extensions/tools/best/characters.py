@@ -52,11 +52,11 @@ def nearest(references: Mapping[str, Tensor], embed: Callable[[Sequence[Image.Im
 
 
 def images_of(words: Sequence[str], items: Iterable[BucketedSample]) -> dict[str, list[BucketedSample]]:
-    """Word -> the images whose caption has it, and none of the others: each file once."""
+    """Word -> the images whose captions have it, and none of the others: each file once."""
     found: dict[str, dict[str, BucketedSample]] = {word: {} for word in words}
     patterns = {word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words}
     for item in items:
-        named = [word for word, pattern in patterns.items() if pattern.search(item.sample.caption)]
+        named = [word for word, pattern in patterns.items() if pattern.search("\n".join(item.sample.texts))]
         if len(named) == 1:
             found[named[0]].setdefault(item.sample.image, item)
     return {word: list(images.values()) for word, images in found.items()}

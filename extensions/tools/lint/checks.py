@@ -269,32 +269,38 @@ def trigger(data: Dataset, config: LintConfig) -> Found:
         return
     for item in data.items:
         word = item.sample.rules.trigger or data.trigger
-        text = item.sample.caption if item.written is None else item.written
-        whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
-        rest = text.removeprefix(f"{word} ")
-        if item.is_reg:
-            if whole.search(text):
-                yield item.sample.image, f"is a regularisation image, and its caption names {word!r}: {_short(text)}"
-        elif text and not whole.search(text) and not nearly_placeholders(text):  # those are garbled
-            if word in text:
-                yield (
-                    item.sample.image,
-                    f"has {word!r} only inside another word, so it is not put in front: {_short(text)}",
-                )
-            elif item.written is not None:
-                other = " in these letters" if word.lower() in text.lower() else ""
-                yield item.sample.image, f"has no {word!r}{other} in its caption, so it is put in front: {_short(text)}"
-        elif rest != text and not whole.search(rest) and word.lower() in rest.lower():
-            yield item.sample.image, f"has {word!r} in other letters, and once more in front: {_short(text)}"
+        for text in _texts(item):
+            yield from ((item.sample.image, message) for message in _of_trigger(item, word, text))
+
+
+def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
+    """What is wrong with the trigger word in one caption."""
+    whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+    rest = text.removeprefix(f"{word} ")
+    if item.is_reg:
+        if whole.search(text):
+            yield f"is a regularisation image, and its caption names {word!r}: {_short(text)}"
+    elif text and not whole.search(text) and not nearly_placeholders(text):  # those are garbled
+        if word in text:
+            yield f"has {word!r} only inside another word, so it is not put in front: {_short(text)}"
+        elif item.written is not None:
+            other = " in these letters" if word.lower() in text.lower() else ""
+            yield f"has no {word!r}{other} in its caption, so it is put in front: {_short(text)}"
+    elif rest != text and not whole.search(rest) and word.lower() in rest.lower():
+        yield f"has {word!r} in other letters, and once more in front: {_short(text)}"
+
+
+def _texts(item: Item) -> tuple[str, ...]:
+    """The captions as they are written, or as they are trained where only that is known."""
+    return item.sample.texts if item.written is None else (item.written,)
 
 
 def _usual_word(data: Dataset) -> Found:
     """Captions without the word that nearly all others begin with: a trigger word that was written by hand."""
-    captions = {
-        item.sample.image: item.sample.caption for item in data.items if item.sample.caption and not item.is_reg
-    }
-    word, count = usual_word([*captions.values()])
-    for image, text in captions.items():
+    items = [item for item in data.items if item.sample.caption and not item.is_reg]
+    captions = list(dict.fromkeys((item.sample.image, text) for item in items for text in item.sample.texts))
+    word, count = usual_word([text for _, text in captions])
+    for image, text in captions:
         if word not in text:
             yield image, f"has no {word!r}, with which {count} of {len(captions)} captions begin: {_short(text)}"
 
@@ -304,7 +310,7 @@ def same_caption(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         is_said_once = item.references or item.held_out  # one instruction for all pairs is common
         if item.sample.caption not in ("", item.sample.rules.trigger) and not is_said_once:
-            by_folder[item.sample.folder].append(item.sample.caption)
+            by_folder[item.sample.folder] += item.sample.texts
     for folder, captions in by_folder.items():
         if len(captions) > 2 and len(set(captions)) == 1:
             yield folder, f"all {len(captions)} captions are the same: {_short(captions[0])}"
@@ -312,14 +318,22 @@ def same_caption(data: Dataset, config: LintConfig) -> Found:
 
 def garbled(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        text = item.sample.caption if item.written is None else item.written
-        letters = sum(map(str.isalnum, text))
-        if found := _GARBLED.search(text):
-            yield item.sample.image, f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}"
-        elif 2 * letters < len("".join(text.split())):
-            yield item.sample.image, f"its caption has hardly any letters: {_short(text)}"
-        for placeholder in nearly_placeholders(text):
-            yield item.sample.image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
+        image = item.sample.image
+        for text in _texts(item):
+            letters = sum(map(str.isalnum, text))
+            if found := _GARBLED.search(text):
+                yield image, f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}"
+            elif 2 * letters < len("".join(text.split())):
+                yield image, f"its caption has hardly any letters: {_short(text)}"
+            for placeholder in nearly_placeholders(text):
+                yield image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
+
+
+def several_lines(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        if lines := item.sample.caption.count("\n"):
+            shown = _short(item.sample.caption)
+            yield item.sample.image, f"has a caption of {lines + 1} lines, which are trained as one: {shown}"
 
 
 _GARBLED = re.compile(
@@ -331,11 +345,12 @@ _GARBLED = re.compile(
 
 def long_caption(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        if data.prompt_error:
-            if message := data.prompt_error(item.sample, item.crops[0]):
-                yield item.sample.image, f"its caption has {message}"
-        elif (count := _tokens(item.sample.caption)) > config.most_tokens:
-            yield item.sample.image, f"its caption has about {count} tokens, more than {config.most_tokens}"
+        for text in item.sample.texts:
+            if data.prompt_error:
+                if message := data.prompt_error(item.sample._replace(caption=text), item.crops[0]):
+                    yield item.sample.image, f"its caption has {message}"
+            elif (count := _tokens(text)) > config.most_tokens:
+                yield item.sample.image, f"its caption has about {count} tokens, more than {config.most_tokens}"
 
 
 def _tokens(text: str) -> int:
@@ -395,6 +410,7 @@ CHECKS: dict[str, Check] = {
     "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),
     "trigger": Check(trigger, "captions without the trigger word", "Write the word as the job has it."),
     "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
+    "several_lines": Check(several_lines, "captions of several lines", "For one of them per use, 'captions: lines'."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
     "regularisation": Check(regularisation, "folders named as regularisation images", "Give them is_reg: true."),

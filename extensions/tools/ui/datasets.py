@@ -134,6 +134,7 @@ class Dataset:
         return DatasetConfig(
             folder_path=str(self.folder),
             caption_ext=(*CAPTION_SUFFIXES, ".json"),  # a job has to name the last one; the page says so
+            captions="lines",  # a job has to ask for them; the page says so too
             control_path=(references,) if references else (),
             control_suffix=(suffix,) if suffix else (),
             mask_path=masks or None,

@@ -22,8 +22,8 @@ from toolkit.train.interface import TrainState
 @pytest.fixture
 def plan() -> RunPlan:
     """5 images of 3 repeats at two sizes, 2 of 4 in a folder of the same name: 23 uses, in 12 batches."""
-    many = FolderPlan("data/a/3_many", 5, 3, 0, {0: 4, 2: 1}, (BucketCount(64, 64, 4), BucketCount(64, 96, 1)))
-    few = FolderPlan("/secret/b/3_many/", 2, 4, 0, {0: 2}, (BucketCount(64, 96, 2),), is_reg=True)
+    many = FolderPlan("data/a/3_many", 5, 3, 0, {1: 5}, {0: 4, 2: 1}, (BucketCount(64, 64, 4), BucketCount(64, 96, 1)))
+    few = FolderPlan("/secret/b/3_many/", 2, 4, 0, {1: 2}, {0: 2}, (BucketCount(64, 96, 2),), is_reg=True)
     return RunPlan("sd_trainer", "maya", (many, few), 23, 12, 30, accumulation=2)
 
 

@@ -117,6 +117,7 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
             "datasets: [{url: a.tar, folder_path: photos}]",
             "datasets[0].folder_path: cannot be combined with 'url': a dataset is either a folder or a",
         ),
+        ("datasets: [{url: a.tar, captions: lines}]", "datasets[0].captions: cannot be combined with 'url': "),
         ("datasets: [{url: a.tar, num_repeats: 2}]", "datasets[0].num_repeats: cannot be combined with 'url': "),
         ("datasets: [{url: a.tar, control_path: photos}]", "datasets[0].control_path: cannot be combined with 'url': "),
         ("datasets: [{url: a.tar, flip_x: true}]", "datasets[0].flip_x: cannot be combined with 'url': "),

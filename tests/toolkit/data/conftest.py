@@ -37,6 +37,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "captions_file": None,
         "path_map": {},
         "caption_from_name": False,
+        "captions": "one",
         "caption_prefix": "",
         "caption_dropout_rate": 0.0,
         "shuffle_tokens": False,

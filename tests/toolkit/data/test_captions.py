@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from toolkit.data.captions import (
     add_prefix,
     caption_files,
     caption_for_use,
+    drawn_caption,
     find_captions,
     inject_trigger,
     prompt_warnings,
@@ -19,7 +21,7 @@ from toolkit.data.captions import (
     with_caption,
 )
 from toolkit.data.directory import list_folder
-from toolkit.data.types import CaptionRules
+from toolkit.data.types import CaptionRules, Sample, Size
 from toolkit.errors import Diagnostic
 
 
@@ -141,6 +143,8 @@ def test_a_table_that_cannot_be_read_is_a_mistake(tmp_path: Path, raw: bytes | N
         ("a.txt", "old", "another\n"),
         ("a.json", '"old"', '"another"\n'),
         ("a.json", '{"x": 1, "Prompt": "old"}', '{\n  "x": 1,\n  "Prompt": "another"\n}\n'),
+        ("a.json", '{"text": ["old"]}', '{\n  "text": [\n    "another"\n  ]\n}\n'),
+        ("a.json", '["old"]', '[\n  "another"\n]\n'),
     ],
 )
 def test_a_caption_is_exchanged_and_read_again(tmp_path: Path, name: str, old: str, new: str) -> None:
@@ -150,6 +154,23 @@ def test_a_caption_is_exchanged_and_read_again(tmp_path: Path, name: str, old: s
     assert with_caption(file, "another") == new
     file.write_text(new)
     assert read_caption(file) == "another"
+
+
+def test_a_list_is_shown_and_written_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"caption": [" one ", "two"]}')
+    assert read_caption(tmp_path / "a.json") == "one\ntwo"
+    assert json.loads(with_caption(tmp_path / "a.json", "one\n\nthree\nfour")) == {"caption": ["one", "three", "four"]}
+
+
+def test_one_of_several_captions_is_drawn_by_seed_epoch_and_position() -> None:
+    sample = Sample("a.png", "a", 1, Size(8, 8), "f", captions=("a", "b", "c"))
+    uses = [(epoch, position) for epoch in range(20) for position in range(30)]
+    drawn = [drawn_caption(sample, 3, *use) for use in uses]
+    assert drawn == [drawn_caption(sample, 3, *use) for use in uses]
+    assert all(170 < drawn.count(text) < 230 for text in "abc")  # 200 of each on average, 12 is one deviation
+    other = [drawn_caption(sample, 4, *use) for use in uses]
+    assert 0.6 < sum(one != two for one, two in zip(drawn, other, strict=True)) / len(uses) < 0.73
+    assert drawn_caption(sample._replace(captions=()), 3, 0, 0) == "a"
 
 
 def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from toolkit.data.cache import TensorCache
-from toolkit.data.captions import caption_for_use
+from toolkit.data.captions import caption_for_use, drawn_caption
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.folder import scan_datasets
@@ -77,6 +77,34 @@ def test_a_dropped_caption_uses_the_cached_empty_one(load_photos) -> None:
         assert loader.load(batch_spec).prompts.lengths == (len(sample.control_images) + len(caption.split()) + 1,)
         dropped += not caption
     assert 0 < dropped < 15
+
+
+def test_each_use_has_one_of_the_captions_and_its_further_prompts(load_photos) -> None:
+    """All are encoded before, each once; of two losses the prompts follow the caption, also where it is dropped."""
+    loader, adapter = load_photos(dropout_rate=0.3)
+    texts = ("one", "one two", "one two three")
+    items = [item._replace(sample=item.sample._replace(captions=texts)) for item in loader.dataset.items]
+    adapter.prompts.clear()
+    stores = CachePair(TensorCache(None), TensorCache(None))
+    encoded = encode_items(
+        items, adapter, lambda _: stores, torch.float32,
+        extra_prompts=lambda sample: {"of_class": f"{sample.caption} of class", "blank": ""},
+    )  # fmt: skip
+    plain = sorted(text for text, references in adapter.prompts if not references)
+    assert plain == sorted(["", *texts, *(f"{text} of class" for text in texts)])
+    adapter.unload_encoders()
+    loader, seen = BatchLoader(encoded, SEED), set[tuple[int, bool]]()
+    assert encoded.needs_text_encoder is False
+    for batch_spec in all_specs(loader, 1):
+        (index,), (position,) = batch_spec.items, batch_spec.positions
+        drawn = drawn_caption(items[index].sample, SEED, 0, position)
+        caption = caption_for_use(drawn, items[index].sample.rules, SEED, 0, position)
+        batch, more = loader.load(batch_spec), len(items[index].sample.control_images) + 1
+        assert batch.prompts.lengths == (more + len(caption.split()),)
+        assert batch.extra_prompts["of_class"].lengths == (more + len(drawn.split()) + 2,)
+        assert batch.extra_prompts["blank"].lengths == (more,)
+        seen.add((len(drawn.split()), bool(caption)))
+    assert seen == {(count, kept) for count in (1, 2, 3) for kept in (True, False)}
 
 
 def test_shuffled_captions_are_encoded_as_they_are_used(load_photos) -> None:

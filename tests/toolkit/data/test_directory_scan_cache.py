@@ -98,8 +98,8 @@ def test_each_folder_is_listed_once_per_start(scan, data: Path, monkeypatch) -> 
     listing = directory.list_folder
     monkeypatch.setattr(directory, "list_folder", lambda *path: listed.append(Path(path[0]).name) or listing(*path))
     read = []
-    text = captions.read_caption
-    monkeypatch.setattr(captions, "read_caption", lambda path: read.append(Path(path).name) or text(path))
+    text = captions._caption_in
+    monkeypatch.setattr(captions, "_caption_in", lambda path: read.append(Path(path).name) or text(path))
     scan()
     assert sorted(listed) == ["3_data", "before", "masks"] and sorted(read) == sorted(set(read)) and len(read) == 6
 

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -492,9 +493,74 @@ def test_captions_of_several_lines_are_told_once(tmp_path: Path, image, dataset)
     sections = [dataset(tmp_path / name, resolution=(64,)) for name in ("x", "y")]
     scan = scan_datasets(sections, None)
     assert [sample.caption for sample in scan.samples] == ["a cat\nsits", "a cat", "a cat\n\nsits"]
-    together = "are trained together, as one caption with line breaks: a.png, c.png"
-    assert scan.notes == (f"2 of 3 captions have several lines, which {together}",)
+    together = "are trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
+    assert scan.notes == (f"2 of 3 captions have several lines, which {together}: a.png, c.png",)
     assert scan_datasets(sections, None, read_captions=False).notes == ()
+
+
+def test_each_line_is_a_caption_with_prefix_and_trigger_word(tmp_path: Path, image, dataset) -> None:
+    for name, text in (("a", " a cat\r\n\r\n  sks sits \n"), ("b", "a cat\n"), ("c", "[name], d\ne\ne"), ("d", "")):
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    keys = {"captions": "lines", "caption_prefix": "drawn", "default_caption": "none"}
+    scan = scan_datasets([dataset(tmp_path, **keys)], "sks")
+    assert [sample.caption for sample in scan.samples] == [
+        "sks drawn. a cat", "sks drawn. a cat", "drawn. sks, d", "sks drawn. none",
+    ]  # fmt: skip
+    assert [sample.captions for sample in scan.samples] == [
+        ("sks drawn. a cat", "drawn. sks sits"), (), ("drawn. sks, d", "sks drawn. e", "sks drawn. e"), (),
+    ]  # fmt: skip
+    assert not [note for note in scan.notes if "lines" in note] and scan.folders[0].missing_captions == 1
+    plain = scan_datasets([dataset(tmp_path, captions="lines", is_reg=True)], "sks")
+    assert plain.samples[0].texts == ("a cat", "sks sits") and plain.samples[1].texts == ("a cat",)
+    before = fingerprint(scan.samples)
+    (tmp_path / "a.txt").write_text("a cat\nsks stands")
+    after = fingerprint(scan_datasets([dataset(tmp_path, **keys)], "sks").samples)
+    assert [name for name in before if before[name] != after[name]] == [f"{tmp_path}/a.png"]
+
+
+TEXTS = ["a cat", "two\nlines"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("a.json", {"caption": TEXTS}),
+        ("a.json", TEXTS),
+        ("x.json", {"a.png": TEXTS}),
+        ("x.json", [{"file_name": "a.png", "prompt": TEXTS}]),
+        ("x.jsonl", {"file_name": "a.png", "text": TEXTS}),
+    ],
+)
+def test_a_list_in_json_is_several_captions_only_where_it_is_asked_for(
+    tmp_path: Path, image, dataset, file: str, text: object
+) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / file).write_text(json.dumps(text))
+    sections = [dataset(tmp_path, caption_ext=(".json",), captions=captions) for captions in ("lines", "one")]
+    scan = scan_datasets(sections[:1], None)
+    assert [sample.captions for sample in scan.samples] == [("a cat", "two", "lines")]
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets(sections, None)
+    [mistake] = caught.value.errors
+    assert mistake.place == str(tmp_path / "a.png")
+    assert mistake.message == "has a list of 2 captions. Give 'captions: lines', or one of them as text"
+    assert not scan_datasets(sections, None, read_captions=False).samples[1].captions
+
+
+@pytest.mark.parametrize("row", [{"text": ["a", 3]}, {"text": []}, {"tags": ["a", "b"]}])
+def test_a_list_of_something_else_is_refused(tmp_path: Path, image, dataset, row: dict) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"file_name": "a.png"} | row))
+    with pytest.raises(DataErrors, match="has no 'file_name' and 'caption' of text"):
+        scan_datasets([dataset(tmp_path, captions_file=str(tmp_path / "x.jsonl"), captions="lines")], None)
+
+
+def test_tags_of_a_table_follow_each_caption_of_a_list(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "x.json").write_text(json.dumps({"a": {"caption": ["one", "two"], "tags": "indoors"}}))
+    scan = scan_datasets([dataset(tmp_path, captions_file=str(tmp_path / "x.json"), captions="lines")], None)
+    assert scan.samples[0].captions == ("one, indoors", "two, indoors")
 
 
 @pytest.mark.parametrize(

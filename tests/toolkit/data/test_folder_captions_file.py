@@ -175,7 +175,7 @@ def test_tags_of_kohya_s_metadata_are_the_end_of_the_caption(data: Path, dataset
         ("x.jsonl", "[" * 100_000, 1),
         ("x.jsonl", '{"file_name": "a.png", "text": "one"}\n{"text": "two", }', 2),
         ("x.jsonl", '{"file_name": "a.png", "text": 3}', 1),
-        ("x.jsonl", '{"file_name": "a.png", "text": ["one", "two"]}', 1),
+        ("x.jsonl", '{"file_name": "a.png", "text": ["one", 2]}', 1),
         ("x.json", '[{"file_name": "a.png", "text": "one"},\n\n 3]', 2),
         ("x.json", '{"a.png": "one",\n}', 2),
     ],

@@ -79,6 +79,7 @@ def test_json_has_exactly_the_documented_shape() -> None:
                 "images": 3,
                 "repeats": 20,
                 "missing_captions": 1,
+                "captions": {"1": 3},
                 "references": {"2": 3},
                 "buckets": [{"width": 576, "height": 448, "images": 3}, {"width": 864, "height": 672, "images": 3}],
             }

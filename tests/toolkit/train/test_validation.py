@@ -158,4 +158,4 @@ def test_captions_are_those_of_the_items(adapter, photos: EncodedDataset) -> Non
     recording = Recording()
     Validator(recording, photos, 1, 0).losses()
     for (_, _, prompts, _), entries in zip(recording.asked, photos.entries, strict=True):
-        assert torch.equal(prompts.embeds_BLD[0], entries.caption.read())
+        assert torch.equal(prompts.embeds_BLD[0], next(iter(entries.captions.values())).read())

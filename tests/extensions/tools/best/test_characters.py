@@ -47,6 +47,8 @@ def test_images_of_a_character_are_those_that_name_it_alone() -> None:
     items = [
         BucketedSample(Sample(f"{index}.png", text, 1, Size(8, 8), "f"), crop) for index, text in enumerate(captions)
     ]
+    both = items[3].sample._replace(captions=("ben", "ben with anna"))
+    items.append(items[3]._replace(sample=both._replace(image="6.png")))
     found = images_of(["anna", "ben"], [*items, items[0]])
     assert {word: [item.sample.image for item in own] for word, own in found.items()} == {
         "anna": ["0.png", "1.png"],

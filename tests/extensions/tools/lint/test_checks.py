@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.lint.dataset import read_datasets
 from extensions.tools.lint.likeness import most_like
 from tests.extensions.tools.lint.conftest import picture
+from tests.conftest import ROOT
 from tests.running import section_of
 from toolkit.errors import Diagnostic
 
@@ -138,6 +140,23 @@ def test_one_caption_for_all_is_told_of_the_folder(folder: Path) -> None:
     assert found() == {("same_caption", "photos")}
 
 
+def test_captions_of_several_lines_are_told_and_each_is_checked_where_they_are_meant(folder: Path) -> None:
+    (folder / "0.txt").write_text("ohwx man, outside\nan ohwxman")
+    told = [each for each in lint("photos", *DEFAULTS) if each.check == "several_lines"]
+    assert [Path(each.file).name for each in told] == ["0.png"]
+    assert told[0].message.startswith("has a caption of 2 lines, which are trained as one: ")
+    section = {
+        "type": "sd_trainer",
+        "trigger_word": "ohwx",
+        "model": {"name_or_path": str(ROOT / "config/examples/tiny_mascots")},
+    }
+    section |= {"datasets": [{"folder_path": "photos", "captions": "lines", "resolution": 128}]}
+    job = {"job": "extension", "config": {"name": "j", "process": [section]}}
+    Path("job.json").write_text(json.dumps(job))
+    found = [each.message for each in lint("job.json") if each.check in ("several_lines", "trigger")]
+    assert found == ["has 'ohwx' only inside another word, so it is not put in front: 'an ohwxman'"]
+
+
 def test_pairs_are_compared_with_all_others(folder: Path) -> None:
     before, second = folder.parent / "before", folder.parent / "second"
     for made in (before, second):
@@ -199,6 +218,7 @@ def test_every_check_is_tested_here() -> None:
     others = {
         "pair_shift",
         "same_caption",
+        "several_lines",
         "leak",
         "garbled",
         "unused",

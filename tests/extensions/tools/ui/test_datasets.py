@@ -255,6 +255,11 @@ def test_captions_of_json_keep_their_other_keys_and_tables_are_not_edited(page: 
     assert "caption_ext: .json" in page.get("/datasets/pipo").text
     assert save(page, "4_pipo/c.png", "edited", version(page, "4_pipo/c.png")).status_code == 200
     assert json.loads(file.read_text()) == {"width": 64, "text": "edited"}
+    file.write_text('{"width": 64, "text": ["one", "two"]}')
+    text = page.get("/datasets/pipo").text
+    assert "one\ntwo</textarea>" in text and text.count("one of them at each use") == 1
+    assert save(page, "4_pipo/c.png", "one\nthree", version(page, "4_pipo/c.png")).status_code == 200
+    assert json.loads(file.read_text()) == {"width": 64, "text": ["one", "three"]}
     folder = ui.datasets / "table"
     picture(folder / "x.png")
     (folder / "captions.tsv").write_text("x.png\tfrom the table\n")

@@ -37,7 +37,7 @@ def mixed(adapter: QwenImageModel):
         photo_item(SIZE, (tall,), CAPTIONS[2]),
     ]
     dataset = encode_photos(adapter, *items)
-    prompts = PromptEmbeds.stack([entries.caption.read() for entries in dataset.entries])
+    prompts = PromptEmbeds.stack([next(iter(entries.captions.values())).read() for entries in dataset.entries])
     references = [tuple(each.read() for each in entries.references) for entries in dataset.entries]
     generator = torch.Generator().manual_seed(3)
     x_t_BCHW = torch.randn((6, 16, 12, 16), generator=generator)
