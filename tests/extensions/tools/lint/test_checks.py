@@ -14,8 +14,8 @@ from extensions.tools.lint.checks import CHECKS, run_checks
 from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.lint.dataset import read_datasets
 from extensions.tools.lint.likeness import most_like
-from tests.extensions.tools.lint.conftest import picture
 from tests.conftest import ROOT
+from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
 from toolkit.errors import Diagnostic
 
@@ -143,7 +143,7 @@ def test_one_caption_for_all_is_told_of_the_folder(folder: Path) -> None:
 def test_captions_of_several_lines_are_told_and_each_is_checked_where_they_are_meant(folder: Path) -> None:
     (folder / "0.txt").write_text("ohwx man, outside\nan ohwxman")
     told = [each for each in lint("photos", *DEFAULTS) if each.check == "several_lines"]
-    assert [Path(each.file).name for each in told] == ["0.png"]
+    assert [Path(each.place).name for each in told] == ["0.png"]
     assert told[0].message.startswith("has a caption of 2 lines, which are trained as one: ")
     section = {
         "type": "sd_trainer",
