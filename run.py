@@ -1,4 +1,4 @@
-"""The command line: `python run.py config/my_char.yaml`, or the flags of FluxFlow's training guide.
+"""The command line: `run.py config/my_char.yaml`, or the flags of FluxFlow's training guide.
 
 One config runs in this process. Several run one after another, each in a fresh interpreter. Started by `torchrun` or
 `accelerate launch`, several processes run one config together (docs/multi_gpu.md).
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import ExtensionJob, JobOptions, exit, multi_run
+from toolkit.commands import command
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
 from toolkit.extension import FIRST_STAGE, discover
 from toolkit.files import log, redact
@@ -176,7 +177,7 @@ def import_job(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, config.unexpanded_text)
-    print(f"{output}: written. Next: python run.py {output} --dry-run")
+    print(f"{output}: written. Next: {command(output, '--dry-run')}")
     return EXIT_DONE
 
 
@@ -218,8 +219,7 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
 
 
 def print_tool(words: Sequence[str], notes: Sequence[str]) -> None:
-    command = [shlex.join(["python", "run.py", *words])] if words else []
-    print("\n".join([*(f"# {note}" for note in notes), *command]))
+    print("\n".join([*(f"# {note}" for note in notes), *([command(*words)] if words else [])]))
 
 
 def moved_folders(pairs: Sequence[str]) -> dict[str, str]:

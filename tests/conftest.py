@@ -59,8 +59,8 @@ def pytest_runtest_setup() -> None:
 
 
 def readme_commands(page: str, tool: str) -> list[list[str]]:
-    """The flags of each `python run.py TOOL ...` that stands on a line of its own in a page."""
-    begin = f"python run.py {tool} "
+    """The flags of each `.venv/bin/python run.py TOOL ...` that stands on a line of its own in a page."""
+    begin = f".venv/bin/python run.py {tool} "
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     return [shlex.split(line.removeprefix(begin), comments=True) for line in lines if line.startswith(begin)]
 

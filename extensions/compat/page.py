@@ -16,8 +16,8 @@ _HEAD = """\
 <!-- Written by docs/generate.py from extensions/compat/names.py, but for what stands below the mark "by hand". -->
 # Coming from another program
 
-A file of musubi-tuner, ai-toolkit or FluxFlow runs as it is. `python run.py FILE --dry-run` shows what it becomes,
-`python run.py import FILE` writes it as a job under the names of this program, with a comment behind each value that
+A file of musubi-tuner, ai-toolkit or FluxFlow runs as it is. `run.py FILE --dry-run` shows what it becomes,
+`run.py import FILE` writes it as a job under the names of this program, with a comment behind each value that
 says where it came from.
 
 | from | what is read | more |
@@ -33,17 +33,17 @@ keys that matter, by hand | [below](#programs-whose-files-are-not-read) |
 ## musubi-tuner
 
 ```bash
-python run.py job.toml --dry-run                # a training config; dataset_config names its datasets
-python run.py train.sh                          # a file whose first line is `accelerate launch ... --flags`
-python run.py import train.sh --output job.yaml # our job, each line with its origin; an existing file stays
-python run.py import "python src/musubi_tuner/qwen_image_train_network.py --dit ..."
-python run.py job.toml --map /old/disk=/data    # paths of another machine, in tables too
+.venv/bin/python run.py job.toml --dry-run                # a training config; dataset_config names its datasets
+.venv/bin/python run.py train.sh                          # a file whose first line is `accelerate launch ... --flags`
+.venv/bin/python run.py import train.sh --output job.yaml # our job, each line with its origin; an existing file stays
+.venv/bin/python run.py import "python src/musubi_tuner/qwen_image_train_network.py --dit ..."
+.venv/bin/python run.py job.toml --map /old/disk=/data    # paths of another machine, in tables too
 ```
 
 - **A key that is left out means what it means there**: rank 4, alpha 1, learning rate 2e-6, 1600 steps, `sigma` noise
   levels, float32 files, only the final file. One line names the defaults that were taken where ours differ.
 - The commands that encode latents and captions are not needed: the training does it, and knows files by their content.
-  In advance: `python run.py cache train.sh`. Pasted alone they are an error that says so: they do not name the folder
+  In advance: `run.py cache train.sh`. Pasted alone they are an error that says so: they do not name the folder
   of the training, where the cache is.
 - All layers of the blocks are trained, as in musubi-tuner: its default pattern, meant to leave out modulation, matches
   no name.

@@ -20,6 +20,9 @@ PAGES = [
     for path in (ROOT / place, *(ROOT / place).rglob("*"))
     if path.suffix in KINDS
 ]
+PLAIN_PYTHON = re.compile(r"(?<![/\w.-])python3? run\.py")
+"""A command without the environment that README makes."""
+
 FOLDER = re.compile(r"(?<![\w/:-])(?:\./)?(datasets?)/(?=[a-z0-9])")
 """A folder of datasets as a path begins with it; an address of the page begins with `/`."""
 
@@ -28,6 +31,14 @@ def test_guides_put_images_where_the_page_looks_for_them() -> None:
     named = {page: set(FOLDER.findall((ROOT / page).read_text(encoding="utf-8"))) for page in PAGES}
     assert {page: found for page, found in named.items() if found - {UiConfig.model_fields["datasets"].default}} == {}
     assert {"README.md", "docs/first_character.md", "docs/before_and_after_pairs.md"} <= {p for p in named if named[p]}
+
+
+def test_commands_are_those_of_the_environment_that_readme_makes() -> None:
+    """Pages, examples' headers and messages; messages name the interpreter that runs (`toolkit.commands`)."""
+    assert ".venv/bin/python run.py" in (ROOT / "README.md").read_text(encoding="utf-8")
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+    docstring = re.compile(r'"""(?s:.*?)"""')
+    assert [page for page, text in texts.items() if PLAIN_PYTHON.search(docstring.sub("", text))] == []
 
 
 def test_more_steps_resume_as_the_guide_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from toolkit.commands import command
 from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.captions import inject_trigger
 from toolkit.files.run_files import final_files, step_files
-from toolkit.files.writing import TOOLKIT_ROOT
-from toolkit.version import COMMAND, IS_INSTALLED
 
 MOST_COLUMNS = 4
 """LoRA files that the command of a grid names: the last ones."""
@@ -27,16 +23,6 @@ class HasSamples(Protocol):
     trigger_word: str
 
     def sample_pictures(self) -> Sequence[SamplePicture]: ...
-
-
-def command(*arguments: object) -> str:
-    """A command of this program: with the interpreter that runs it, paths relative where they are in the working
-    directory."""
-    if IS_INSTALLED:
-        return shlex.join([COMMAND, *map(str, arguments)])
-    python = Path(sys.executable)  # not resolved: of a virtual environment it is a link
-    name = python.name if shutil.which(python.name) == str(python) else _relative(python)
-    return shlex.join(map(str, (name, _relative(TOOLKIT_ROOT / "run.py"), *arguments)))
 
 
 def next_commands(folder: Path, name: str, section: object) -> list[str]:
@@ -83,7 +69,3 @@ def _flags(section: HasSamples) -> Iterator[object]:
         yield from ("--flow-shift", f"{picture.flow_shift:g}")
     if picture.ctrl_img:
         yield from ("--reference", *picture.ctrl_img)
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

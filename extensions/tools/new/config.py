@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from extensions.tools.shared.examples import WITHOUT_GPU, written_job
 from extensions.tools.shared.keys import check_folder
+from toolkit.commands import command
 from toolkit.config.field_types import PathStr, value_error
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import INDEX, near_id
@@ -22,7 +23,6 @@ from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
 from toolkit.models.families import UnknownFamilyError, family_for
 from toolkit.system.nvidia import least_memory
-from toolkit.train.next_commands import command
 
 
 def _run_name(name: str) -> str:

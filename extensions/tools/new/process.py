@@ -9,9 +9,9 @@ import sys
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import WITHOUT_GPU, pairs_in
 from jobs.process import BaseExtensionProcess
+from toolkit.commands import command
 from toolkit.errors import RunError
 from toolkit.files.writing import TOOLKIT_ROOT, write_text
-from toolkit.train.next_commands import command
 
 logger = logging.getLogger(__name__)
 

@@ -89,9 +89,7 @@ def _usage(
 ) -> list[str]:
     """How the file is loaded: with the pipeline of diffusers, where that has one for the model and reads the file."""
     if not (section and family and family.published):
-        return [
-            f"`python run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."
-        ]
+        return [f"`run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."]
     comfy = "In ComfyUI: put the file into `models/loras`."
     if warning := KINDS[section.network.type].format_warning:
         return [f"{comfy} {warning}"]

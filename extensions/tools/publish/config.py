@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -10,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from extensions.tools.shared.keys import RunToolConfig
+from toolkit.commands import command
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import flag_of
@@ -63,7 +63,7 @@ class PublishConfig(RunToolConfig):
         """What repeats this on a command line."""
         given = self.model_dump(exclude={"type", "name", "run"}, exclude_defaults=True)
         flags = [text for key, value in given.items() for text in (flag_of(type(self), key), _shown(value))]
-        return shlex.join(["python", "run.py", "publish", self.run, *flags])
+        return command("publish", self.run, *flags)
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder without a run or without a LoRA."""

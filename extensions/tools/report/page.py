@@ -20,12 +20,13 @@ from extensions.tools.shared.run_records import (
     trained_for,
     which_file,
 )
+from toolkit.commands import command, command_for_others
 from toolkit.data.images import ImageError, open_image
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import duration, final_files, read_status
 from toolkit.files.writing import readable_size
-from toolkit.train.next_commands import command, next_commands
+from toolkit.train.next_commands import next_commands
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SAMPLES = 240
@@ -128,7 +129,7 @@ def _result(run: RunInfo) -> tuple[str, list[str]]:
         section = training_section(run, check_files=False)
     except UserError:  # another trainer, or a job that is not read any more: the file is there all the same
         section = None
-    lines = [line.replace(command(), "python run.py", 1) for line in next_commands(run.folder, run.name, section)]
+    lines = [line.replace(command(), command_for_others(), 1) for line in next_commands(run.folder, run.name, section)]
     return str(files[0]), lines[:-1]  # the last one makes this page
 
 

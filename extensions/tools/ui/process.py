@@ -12,6 +12,7 @@ from pathlib import Path
 from extensions.tools.ui.config import QueueConfig, UiConfig, queue_folder, token
 from extensions.tools.ui.queue import Queue, planned, why_not_queued
 from jobs.process import BaseExtensionProcess
+from toolkit.commands import command
 from toolkit.config.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
@@ -96,11 +97,17 @@ class QueueProcess(BaseExtensionProcess):
                 logger.info(f"{entry.id}  {entry.state:8}  {shlex.join(entry.argv)}{about}")
         elif action == "add":
             entry = queue.add(words, checked(words))
-            runner = "" if queue.has_runner() else " Next: python run.py queue run"
+            runner = "" if queue.has_runner() else f" Next: {_run_the_queue(self.section)}"
             logger.info(f"{entry.id}: {entry.name} waits.{runner}")
         else:
             getattr(queue, action)(*words)
             logger.info(f"{action}: done")
+
+
+def _run_the_queue(section: QueueConfig) -> str:
+    """The command that works on the queue of this folder of runs."""
+    elsewhere = () if section.output == "output" else ("--output", section.output)
+    return command("queue", *elsewhere, "run")
 
 
 def checked(argv: tuple[str, ...]) -> str:

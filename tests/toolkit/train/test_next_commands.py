@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import ROOT
+from toolkit.commands import command
 from toolkit.config.sections import DiffusionSection
-from toolkit.train.next_commands import command, next_commands
+from toolkit.train.next_commands import next_commands
 
 SAMPLE = {
     "width": 64,
@@ -30,14 +27,6 @@ def section(**changes: object) -> DiffusionSection:
         "datasets": [{"folder_path": "d"}],
         **changes,
     })  # fmt: skip
-
-
-def test_they_are_relative_to_the_working_directory_and_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))
-    monkeypatch.chdir(ROOT)
-    assert command("report", "my run") == ".venv/bin/python run.py report 'my run'"
-    monkeypatch.chdir(tmp_path)
-    assert command() == f"{ROOT}/.venv/bin/python {ROOT}/run.py"
 
 
 def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(tmp_path: Path) -> None:

@@ -50,12 +50,12 @@ def test_the_commands_of_the_readme(run_py, write_job, folder: Path, tmp_path: P
         picture(index).save(tmp_path / "pairs" / f"{name}.png")
     (tmp_path / "config").mkdir()
     write_job(train("images")).rename(tmp_path / "config" / "my_job.yaml")
-    commands = [line for line in README.read_text().splitlines() if line.startswith("python run.py ")]
+    commands = [line for line in README.read_text().splitlines() if line.startswith(".venv/bin/python run.py ")]
     codes = {}
     for command in commands:
         words = shlex.split(command, comments=True)[2:]
         result = run_py(*words)
-        codes[command.partition("  ")[0].removeprefix("python run.py ")] = result.returncode
+        codes[command.partition("  ")[0].removeprefix(".venv/bin/python run.py ")] = result.returncode
         assert "Traceback" not in result.stderr
     assert len(codes) == 7 and list(codes.values()) == [0, 1, 1, 1, 1, 1, 0]  # at 1024 the pictures are small
     assert (tmp_path / "seen.html").is_file()

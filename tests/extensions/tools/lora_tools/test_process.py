@@ -526,7 +526,8 @@ def test_the_commands_of_the_page_run(
     monkeypatch.chdir(tmp_path)
     extensions = discover()
     lines = re.findall(
-        r"`python run\.py ([^`]*)`", (ROOT / "extensions/tools/lora_tools/README.md").read_text(encoding="utf-8")
+        r"`\.venv/bin/python run\.py ([^`]*)`",
+        (ROOT / "extensions/tools/lora_tools/README.md").read_text(encoding="utf-8"),
     )
     assert len(lines) == 8
     for line in lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from extensions.tools.publish.config import PublishConfig
 from tests.conftest import readme_commands
 from tests.http_server import QuietHandler, serving
 from tests.running import run_tool
+from toolkit.commands import command
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import sha256_of
@@ -279,7 +281,7 @@ def test_an_apache_base_asks_for_nothing(run: Path) -> None:
 
 
 def test_what_goes_wrong_ends_with_the_command_that_repeats_it(hub: Hub, run: Path, monkeypatch) -> None:
-    again = "python run.py publish output/my_char --repo x"
+    again = re.escape(command("publish", "output/my_char", "--repo", "x"))
     hub.failures = [500] * 2
     with pytest.raises(RunError, match=rf"the hub rejects it .*then: {again} --attempts 2$"):
         publish("output/my_char", "--repo", "x", "--attempts", "2")

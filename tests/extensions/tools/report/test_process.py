@@ -16,7 +16,7 @@ README = Path(__file__).parents[4] / "extensions" / "tools" / "report" / "README
 @pytest.mark.slow
 def test_the_commands_of_the_readme_and_a_job(run_py, write_job, run: Path, tmp_path: Path) -> None:
     run.rename(run.parent / "my_char")
-    commands = [line for line in README.read_text().splitlines() if line.startswith("python run.py ")]
+    commands = [line for line in README.read_text().splitlines() if line.startswith(".venv/bin/python run.py ")]
     for command in commands[1:]:
         result = run_py(*shlex.split(command, comments=True)[2:])
         assert (result.returncode, result.stderr, result.stdout.count(".html: ")) == (0, "", 1)

@@ -19,6 +19,7 @@ from extensions.tools.ui import queue as module
 from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, why_not_queued
 from extensions.tools.ui.runner import Runner
 from tests.conftest import ROOT
+from toolkit.commands import command
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
 
@@ -398,13 +399,14 @@ def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
     assert yard.queue.entries() == ()
 
 
-def test_the_command_lists_adds_and_runs(yard, run_py):
+def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     (yard.folder / "m.yaml").write_text((ROOT / "config/examples/quickstart.yaml").read_text().replace("240", "x"))
     assert run_py("queue", "add", "m.yaml").returncode == 2  # a mistake in the job
     assert "--rank: -1" in run_py("queue", "add", "merge", "--rank=-1", "--lora", "a", "--output", "b").stderr
     (yard.folder / "empty").mkdir()
     added = run_py("queue", "add", "lint", "empty", "--json")
-    assert "run.py queue run" in added.stdout + added.stderr
+    monkeypatch.chdir(yard.folder)
+    assert f"waits. Next: {command('queue', 'run')}\n" in added.stdout + added.stderr, "the interpreter that runs"
     listed = run_py("queue")
     assert "000001  waiting   lint empty --json" in listed.stdout + listed.stderr
     assert run_py("queue", "run").returncode == 0

@@ -1,0 +1,37 @@
+"""Commands of this program that it prints, ready to be pasted into a shell."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from toolkit.files.writing import TOOLKIT_ROOT
+from toolkit.version import COMMAND, IS_INSTALLED
+
+
+def command(*arguments: object) -> str:
+    """A command of this program: with the interpreter that runs it, paths relative where they are in the working
+    directory."""
+    return shlex.join([*program(), *map(str, arguments)])
+
+
+def command_for_others(*arguments: object) -> str:
+    """The same for a page that is passed on: without a path of this machine."""
+    words = program()
+    shown = words if not any(Path(word).is_absolute() for word in words) else ("python", "run.py")
+    return shlex.join([*shown, *map(str, arguments)])
+
+
+def program() -> tuple[str, ...]:
+    """The words that start this program."""
+    if IS_INSTALLED:
+        return (COMMAND,)
+    python = Path(sys.executable)  # not resolved: of a virtual environment it is a link
+    name = python.name if shutil.which(python.name) == str(python) else _relative(python)
+    return str(name), str(_relative(TOOLKIT_ROOT / "run.py"))
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
