@@ -30,7 +30,7 @@ from toolkit.extension import FIRST_STAGE, discover
 from toolkit.files import log, redact
 from toolkit.files.writing import find_config, moved_examples, read_source
 from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, collection_paused, load_object
-from toolkit.system import distributed, signals
+from toolkit.system import distributed, signals, threads
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.system.torch_version import check_torch_version, prepare_allocator
 from toolkit.version import COMMAND, NAME, VERSION
@@ -128,6 +128,7 @@ def run_processes(
     with collection_paused(), signals.defer_signals() as request:
         for entry in config.processes:
             extensions.process_class(entry.type)  # imports what it needs
+        threads.use_free_cores()
         gc.freeze()  # modules stay: no later search for cycles goes through them
         job = ExtensionJob(config, extensions, options, process_group)
     request.check()

@@ -31,14 +31,16 @@ from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
 from toolkit.memory.estimate import machine_of
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
-from toolkit.system import signals
+from toolkit.system import signals, threads
 from toolkit.system.device import is_out_of_memory, pick_device
 from toolkit.system.signals import StopRequest
+from toolkit.system.threads import ThreadChoice
 from toolkit.train.callbacks.memory_account import MemoryAccountCallback
 from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import standard_callbacks
 from toolkit.train.callbacks.status import recorded_end
+from toolkit.train.callbacks.threads import ThreadsCallback
 from toolkit.train.callbacks.validation import Validation
 from toolkit.train.checkpoint_state import saved_seed
 from toolkit.train.checkpoint_store import (
@@ -139,6 +141,8 @@ class Trainer(BaseTrainProcess):
             run = self.build_run()
             if self.process_group.is_main_process:
                 run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
+            if self.chooses_threads():
+                run.callbacks = [*run.callbacks, ThreadsCallback(ThreadChoice(threads.free_cores()))]
             self.load_checkpoint(run)
             self.fit(run)
             self.end(run)
@@ -305,7 +309,15 @@ class Trainer(BaseTrainProcess):
         logger.info(f"training_seed {self.seed}")
         self.device = group.device(pick_device(self.section.device))
         logger.info(f"device {self.device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
+        if self.chooses_threads():
+            free, cores = threads.free_cores(), threads.usable_cores()
+            found = "1" if free == 1 else "found by the first steps"
+            logger.info(f"threads of the CPU: {found} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them")
         self.status = StatusLine()
+
+    def chooses_threads(self) -> bool:
+        """Whether the number of threads is found by the program: on a CPU, alone, unless the environment says it."""
+        return self.device.type == "cpu" and self.process_group.is_single_process and not threads.is_given()
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Shows progress; raises Interrupted where a signal requests a stop."""

@@ -1,0 +1,42 @@
+"""The threads of a training on a CPU: the callback, and a whole run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit.system.threads import ThreadChoice
+from toolkit.train.callbacks.threads import ThreadsCallback
+
+
+def test_a_slow_step_with_two_threads_is_followed_by_steps_with_one(toy, result, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    used: list[int] = []
+    callback, run = ThreadsCallback(ThreadChoice(4), used.append), toy.run(9)
+    callback.on_start(run)
+    for step in range(1, 10):
+        callback.on_metrics(run, result(step, step_s=0.67 if used[-1] == 1 else 16.5))
+    assert used == [1, 2, 1]
+    assert caplog.messages == ["1 thread of the CPU: a step takes 0.67 s with 1, 16.5 s with 2"]
+
+
+def test_compiled_steps_keep_their_threads(toy, result) -> None:
+    used: list[int] = []
+    callback, run = ThreadsCallback(ThreadChoice(4), used.append), toy.run(9)
+    callback.on_start(run)
+    run.programs = SimpleNamespace(used=True)
+    for step in range(1, 10):
+        callback.on_metrics(run, result(step, step_s=1.0))
+    assert used == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [True, False])
+def test_a_run_says_that_it_finds_its_threads(run_py, write_job, trainer, make_pictures, tmp_path: Path, given) -> None:
+    job = write_job(trainer(make_pictures(tmp_path / "photos", "a", "b")))
+    done = run_py(job, env={"OMP_NUM_THREADS": "1" if given else ""})
+    assert done.returncode == 0, done.stderr
+    assert ("threads of the CPU: " in done.stdout) != given

@@ -1,0 +1,33 @@
+"""Chooses the threads of a training on a CPU by the times of its first steps (`toolkit.system.threads`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from toolkit.system.threads import ThreadChoice
+from toolkit.train.interface import StepResult
+from toolkit.train.run import Callback, Run
+
+logger = logging.getLogger(__name__)
+
+
+class ThreadsCallback(Callback):
+    """Computes with as many threads as the choice says, from the first step on. Results differ by rounding at most."""
+
+    def __init__(self, choice: ThreadChoice, set_threads: Callable[[int], None] = torch.set_num_threads) -> None:
+        self.choice, self._set_threads = choice, set_threads
+
+    def on_start(self, run: Run) -> None:
+        self._set_threads(self.choice.threads)
+
+    def on_metrics(self, run: Run, result: StepResult) -> None:
+        if result.compiled or run.programs.used:  # a program is compiled for a number of threads
+            return
+        before = self.choice.threads
+        if line := self.choice.observe(result.step_s):
+            logger.info(line)
+        if self.choice.threads != before:
+            self._set_threads(self.choice.threads)
