@@ -14,6 +14,7 @@ from extensions.sd_trainer.memory_inputs import (
     step_work,
 )
 from extensions.sd_trainer.memory_plan import plan_memory
+from extensions.sd_trainer.plan_settings import settings_lines
 from extensions.sd_trainer.rules import LARGE_MODEL_BLOCKS
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
@@ -134,6 +135,7 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from self._passes(data)
         yield from self._weights()
         yield from self._adapter()
+        yield from settings_lines(self.section, self.family)
 
     def _inputs(self, data: ImageData) -> Iterator[str]:
         """Warnings of images and prompts with fewer references than the model was published with, and of captions and

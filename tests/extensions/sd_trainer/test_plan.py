@@ -52,6 +52,46 @@ def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> 
     assert "warning: lr: 1 optimizer steps after the start the rate is below a" in plan(train=falling).render()
 
 
+SETTINGS = {
+    "optimizer: adamw (weight_decay 0.1), learning rate 0.01, constant; clipping 1": {
+        "train": {"optimizer_params": {"weight_decay": 0.1}}
+    },
+    "optimizer: adamw8bit, learning rate 0.01, constant; clipping 1": {"train": {"optimizer": "adamw8bit"}},
+    "optimizer: adamw, learning rate 0.002, constant; clipping 1": {"train": {"lr": 0.002}},
+    "optimizer: adamw, learning rate 0.01, cosine, warm-up 1 steps; no clipping": {
+        "train": {"lr_scheduler": "cosine", "lr_warmup_steps": 1, "max_grad_norm": 0}
+    },
+    "noise levels: weighted": {"train": {"timestep_type": "weighted"}},
+    "samples: none": {"sample": {"prompts": ["a cup"]}, "train": {"disable_sampling": True}},
+    "samples: before step 1, every 9 steps, at the end; 1 of 20 steps at guidance 4: 'a cup'": {
+        "sample": {"prompts": ["a cup"], "sample_every": 9}
+    },
+    "samples: every 9 steps, at the end; 2 of 8 steps at guidance 2.5: 'a cup', 'a dog'": {
+        "sample": {"prompts": ["a cup", "a dog"], "sample_every": 9, "sample_steps": 8, "guidance_scale": 2.5},
+        "train": {"skip_first_sample": True},
+    },
+}
+"""A line of the plan -> the keys that it is about."""
+
+
+@pytest.mark.parametrize("line", SETTINGS)
+def test_the_settings_of_the_training_and_its_samples_are_in_the_plan(plan, line: str) -> None:
+    """A key that is lost from the job changes the plan."""
+    assert line in plan(**SETTINGS[line]).notes
+    assert line not in plan().notes or line == "samples: none"
+
+
+def test_the_share_of_captions_that_are_left_out_is_in_the_plan(plan, tmp_path: Path) -> None:
+    def datasets(*rates: float) -> list[dict]:
+        names = zip(("3_many", "4_few"), rates, strict=True)
+        return [{"folder_path": str(tmp_path / name), "caption_dropout_rate": rate} for name, rate in names]
+
+    assert "caption dropout: 5 % of the uses train without caption" in plan(datasets=datasets(0.05, 0.05)).notes
+    (line,) = (note for note in plan(datasets=datasets(0, 0.15)).notes if note.startswith("caption dropout: "))
+    assert "15 % of the uses of " in line and line.endswith("4_few") and "0 % of the uses of " in line
+    assert not any(note.startswith("caption dropout") for note in plan(datasets=datasets(0, 0)).notes)
+
+
 def test_references_of_samples_are_opened_before_anything_expensive(plan, make_pictures, tmp_path: Path) -> None:
     text, damaged, good = tmp_path / "a.png", tmp_path / "b.png", str(tmp_path / "3_many" / "a.png")
     text.write_text("no image")
