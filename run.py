@@ -362,7 +362,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("-r", "--recover", action="store_true", help="continue with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
-    add("--restart", action="store_true", help="run finished processes too; move runs aside that cannot be resumed")
+    add(
+        "--restart",
+        action="store_true",
+        help="run finished work again; its old run, or one that cannot be resumed, is moved aside",
+    )
     add("--restart-from", metavar="PROCESS", help="start over from this process; old results are moved aside")
     add("--allow-change", action="store_true", help="resume even if the job differs from the saved one")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")

@@ -28,8 +28,8 @@ class JobOptions:
     """Command-line options for every process of a job."""
 
     restart: bool = False
-    """Move a run aside that cannot be resumed, and start over: no checkpoint of it is good, or it is of another job or,
-    where it is complete, of another dataset. Finished processes run again."""
+    """Run finished processes again. A run that is complete is moved aside and starts over, and so does one that cannot
+    be resumed: no checkpoint of it is good, or it is of another job. Any other run resumes."""
 
     allow_change: bool = False
     """Resume from a checkpoint although the job differs from the one that wrote it."""

@@ -161,10 +161,10 @@ def plan_start(
     """What a start of the job in `folder` does; it changes nothing there.
 
     steps: optimizer steps of the whole run. found: gives the hashes of the dataset; called where there is a run to
-    compare with. has_references: as of `corrections`. restart: a run that cannot be resumed is moved aside. by_hash:
-    whether checkpoints are verified by their content. Raises RunError as `find_checkpoint`; UserError where the job
-    differs from the one that wrote the checkpoint in what cannot change, or without `allow_change` in what changes the
-    result; of a complete run the dataset counts as such.
+    compare with. has_references: as of `corrections`. restart: a run that is complete, or cannot be resumed, is moved
+    aside. by_hash: whether checkpoints are verified by their content. Raises RunError as `find_checkpoint`; UserError
+    where the job differs from the one that wrote the checkpoint in what cannot change, or without `allow_change` in
+    what changes the result; of a complete run the dataset counts as such.
     """
     checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
     if aside:
@@ -179,6 +179,8 @@ def plan_start(
             trained_on = str(document["dataset"])
             document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
         _refuse_changes(checkpoint or folder, changes, section, allow_change, bool(checkpoint and document.get("base")))
+        if complete_at is not None and restart:
+            return Start(None, moves_aside=True)
         if complete_at is not None and not allow_change and trained_on != digest_of(dataset := found()):
             change = _change(_fingerprint_file(folder, trained_on), dataset)
             raise UserError(

@@ -113,6 +113,8 @@ def test_new_complete_changed_and_resumed(trains, tmp_path: Path, capsys: pytest
     assert files(folder) == written
     found = planned(trains(train={"steps": 3}))
     assert (found["start"]["what"], found["start"]["step"], found["will_not_start"]) == ("resumes", 2, [])
+    assert planned(trains(), restart=True)["start"]["moves_aside"], "finished work runs again"
+    assert planned(trains(train={"steps": 3}), restart=True)["start"]["what"] == "resumes"
     run(trains(train={"steps": 3}))
     assert f"resuming from {Path('output/job/state/step_000000002')}" in capsys.readouterr().out
     moved = planned(trains(changed=True), restart=True)["start"]

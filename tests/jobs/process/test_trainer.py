@@ -330,8 +330,11 @@ def test_a_complete_run_of_another_job_is_neither_complete_nor_touched(
     assert "moved the old run to" in capsys.readouterr().out
     assert (tmp_path / "output" / "job.old-1" / "job.safetensors").read_bytes() == before
     assert len(losses(folder)) == 6
-    start(**keys, options=JobOptions(restart=True))
+    start(**keys)
     assert "complete at step 6: nothing to do" in capsys.readouterr().out
+    start(**keys, options=JobOptions(restart=True))
+    assert "moved the old run to" in capsys.readouterr().out
+    assert (tmp_path / "output" / "job.old-2").is_dir() and len(losses(folder)) == 6
 
 
 def test_a_dry_run_shows_its_plan_and_writes_nothing(start, tmp_path: Path, capsys) -> None:
