@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES, Curve, History, is_wide
 from toolkit.config.dataset import CAPTION_SUFFIXES
@@ -69,16 +70,29 @@ EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
 """Diagrams of values without noise, for which a running mean would only lag."""
 
 
+T = TypeVar("T")
+
+
+def in_diagrams(curves: Iterable[T], name: Callable[[T], str]) -> Iterator[tuple[str, list[T]]]:
+    """Title and curves of each diagram that has any; a curve is in the first one that takes it."""
+    left = list(curves)
+    for title, takes in DIAGRAMS:
+        found, left = [c for c in left if takes(name(c))], [c for c in left if not takes(name(c))]
+        if found:
+            yield title, found
+
+
 def diagrams(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """The diagrams of a run, for the script of the page. curves: of at most MOST_POINTS points."""
-    drawn = []
-    for title, takes in DIAGRAMS:
-        found, curves = [c for c in curves if takes(c.name)], [c for c in curves if not takes(c.name)]
-        if found:
-            shown = [_drawn(curve, smoothed=title not in EXACT) for curve in found[:MOST_CURVES]]
-            left_out = [redact_text(curve.name) for curve in found[MOST_CURVES:]]
-            drawn.append({"title": title, "log": is_wide(found), "curves": shown, "leftOut": left_out})
-    return drawn
+    return [
+        {
+            "title": title,
+            "log": is_wide(found),
+            "curves": [_drawn(curve, smoothed=title not in EXACT) for curve in found[:MOST_CURVES]],
+            "leftOut": [redact_text(curve.name) for curve in found[MOST_CURVES:]],
+        }
+        for title, found in in_diagrams(curves, attrgetter("name"))
+    ]
 
 
 def _drawn(curve: Curve, smoothed: bool) -> dict[str, Any]:

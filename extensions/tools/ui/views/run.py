@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -18,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from extensions.tools.shared.run_records import (
-    DIAGRAMS,
     EXACT,
+    MOST_CURVES,
     event_row,
+    in_diagrams,
     sample_rows,
     saved_files,
     settings_text,
@@ -38,9 +40,6 @@ from toolkit.files import run_files
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import open_regular, read_object, sha256_of, write_json
 from toolkit.train.run_reader import RunInfo, read_events
-
-MOST_CURVES = 8
-"""Curves of one diagram."""
 
 POLL_S = 0.5
 """Seconds between two looks at a run's files."""
@@ -201,26 +200,20 @@ def curves(request: Request) -> Response:
     rows = [row for row in read_events(run.folder).rows if type(row.get("step")) is int and row["step"] >= 0]
     marks = [row for row in rows if row.get("event") not in _UNMARKED][-500:]
     told = [[row["step"], redact_text(str(row.get("event", "")))] for row in marks]
-    return Json({"diagrams": list(_diagrams(found)), "marks": told})
+    diagrams = [
+        {
+            "title": title,
+            "exact": title in EXACT,
+            "curves": shown[:MOST_CURVES],
+            "left_out": [curve["name"] for curve in shown[MOST_CURVES:]],
+        }
+        for title, shown in in_diagrams(found.values(), itemgetter("name"))
+    ]
+    return Json({"diagrams": diagrams, "marks": told})
 
 
 _UNMARKED = ("memory",)
 """Events that belong to no place of a curve."""
-
-
-def _diagrams(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The diagrams in the order of DIAGRAMS; a curve is in the first one that takes it."""
-    left = list(found)
-    for title, takes in DIAGRAMS:
-        names = [name for name in left if takes(name)]
-        left = [name for name in left if name not in names]
-        if names:
-            yield {
-                "title": title,
-                "exact": title in EXACT,
-                "curves": [found[name] for name in names[:MOST_CURVES]],
-                "left_out": names[MOST_CURVES:],
-            }
 
 
 def _lines(here: Feed) -> list[dict[str, Any]]:
