@@ -26,11 +26,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from extensions.sd_trainer.memory_inputs import group_items  # noqa: E402
-from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models.tiny import TinySpec, write_tiny_model  # noqa: E402
+from toolkit.plan.memory_inputs import group_items  # noqa: E402
+from toolkit.plan.memory_plan import Machine, plan_memory  # noqa: E402
 
 SPEC = TinySpec(layers=6, heads=24)
 """Width 768: 130 million weights."""

@@ -24,11 +24,12 @@ from benchmarks.random_weights import DRAWN_SIZES, TEXT_TOKENS, write_folder  # 
 from benchmarks.simulation import simulate  # noqa: E402
 from benchmarks.synthetic import RANK, ModelSize  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from extensions.sd_trainer.memory_inputs import LETTERS_PER_TOKEN, group_items  # noqa: E402
-from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
-from toolkit.memory.estimate import GB, MemoryEstimate  # noqa: E402
+from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models.qwen_image.family import FAMILY  # noqa: E402
+from toolkit.plan.memory import MemoryEstimate  # noqa: E402
+from toolkit.plan.memory_inputs import LETTERS_PER_TOKEN, group_items  # noqa: E402
+from toolkit.plan.memory_plan import Machine, plan_memory  # noqa: E402
 
 PHASES = ("loading", "first step", "training")
 ON_HOST = ("weights of the table", "swapped blocks", "activations, offloaded")

@@ -32,7 +32,6 @@ from extensions.sd_trainer.process import SdTrainerProcess
 from jobs.job import ExtensionJob
 from toolkit.config.loader import load_job
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.run_plan import RunPlan
 from toolkit.data.types import PromptEmbeds
 from toolkit.errors import OutOfMemory, RunError, UserError
 from toolkit.files import log
@@ -41,6 +40,7 @@ from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
+from toolkit.plan.run_plan import RunPlan
 from toolkit.system.device import is_out_of_memory
 from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
 from toolkit.train.flow_step import FlowMatchingStep

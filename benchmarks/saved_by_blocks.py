@@ -33,7 +33,6 @@ from torch._inductor.decomposition import select_decomp_table  # noqa: E402
 
 from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from extensions.sd_trainer.memory_inputs import count_trainable_params, step_shape  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
 from toolkit.config.field_types import CHECKPOINTING_LEVELS  # noqa: E402
 from toolkit.data.types import PromptEmbeds  # noqa: E402
@@ -42,6 +41,7 @@ from toolkit.models.families import ModelLoadOptions, family_for  # noqa: E402
 from toolkit.models.interface import DiffusionModel  # noqa: E402
 from toolkit.models.tiny import HEAD_DIM, TinySpec, write_tiny_model  # noqa: E402
 from toolkit.networks.kinds import KINDS  # noqa: E402
+from toolkit.plan.memory_inputs import count_trainable_params, step_shape  # noqa: E402
 from toolkit.system.device import DTYPES  # noqa: E402
 from toolkit.system.seeding import global_generator  # noqa: E402
 

@@ -10,8 +10,8 @@ from jobs.job import index_of
 from jobs.places import places_of_datasets
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
 from toolkit.config.sections import DatasetsSection
-from toolkit.data.run_plan import RunPlan
 from toolkit.errors import InputErrors, UserError
+from toolkit.plan.run_plan import RunPlan
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from extensions.from_scratch.plan import StepBytes
 from jobs import ExtensionJob, JobOptions
 from toolkit.config import load_job
 from toolkit.config.tool import load_tool
-from toolkit.data.run_plan import SaveSize
 from toolkit.extension import discover
+from toolkit.plan.run_plan import SaveSize
 
 
 def lines(path: Path) -> list[dict]:

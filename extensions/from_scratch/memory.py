@@ -42,7 +42,6 @@ from extensions.from_scratch.pixels import PixelBatch
 from extensions.from_scratch.plan import FLOAT, StepBytes, Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.run_plan import SaveSize
 from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
@@ -54,6 +53,7 @@ from toolkit.models.loading import NO_CODE
 from toolkit.networks.full import FullNetwork, modules_with_weights
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
+from toolkit.plan.run_plan import SaveSize
 from toolkit.system.device import DTYPES
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.interface import Backward

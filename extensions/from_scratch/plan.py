@@ -18,12 +18,11 @@ from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.dataset import area_of, sides_of
 from toolkit.config.train import TrainConfig
 from toolkit.data.image_data import ImageData
-from toolkit.data.run_plan import SaveSize
 from toolkit.data.types import BucketedSample, Size
-from toolkit.memory.estimate import (
+from toolkit.memory.estimate import GAPS_SHARE
+from toolkit.plan.memory import (
     CUDA_CONTEXT,
     ENCODING,
-    GAPS_SHARE,
     HOST_FRAGMENTATION,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
@@ -31,11 +30,12 @@ from toolkit.memory.estimate import (
     Phase,
     positive,
 )
-from toolkit.memory.oom_hints import smaller_resolution
+from toolkit.plan.oom_hints import smaller_resolution
+from toolkit.plan.planning import Planner
+from toolkit.plan.run_plan import SaveSize
 from toolkit.registry import load_object
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.train.accumulation import splits_per_micro_batch
-from toolkit.train.planning import Planner
 
 FLOAT = 4
 """Bytes of a float32."""

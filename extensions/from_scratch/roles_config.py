@@ -13,7 +13,7 @@ from toolkit.config.process import JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
 from toolkit.data.image_data import ImageData, open_stream
-from toolkit.data.run_plan import RunPlan
+from toolkit.plan.run_plan import RunPlan
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:

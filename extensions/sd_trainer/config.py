@@ -16,7 +16,7 @@ from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
 
 if TYPE_CHECKING:
-    from toolkit.data.run_plan import RunPlan
+    from toolkit.plan.run_plan import RunPlan
 
 
 def _child(entries: dict[str, ConfigNode], section: str, key: str) -> ConfigNode | None:
@@ -89,12 +89,12 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
 
     def inputs_digest(self, job: JobContext) -> str:
         """Digest of the images, as a resume compares them; empty where they cannot be read, which the run reports."""
-        from extensions.sd_trainer.plan import dataset_digest
+        from toolkit.plan.diffusion import dataset_digest
 
         return dataset_digest(self)
 
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps."""
-        from extensions.sd_trainer.plan import SdPlanner
+        from toolkit.plan.diffusion import SdPlanner
 
         return SdPlanner(self, job).dry_run()

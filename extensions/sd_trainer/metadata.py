@@ -16,9 +16,9 @@ from typing import Any
 
 from toolkit.config.dataset import area_of, sides_of
 from toolkit.config.sections import DiffusionSection
-from toolkit.data.run_plan import RunPlan
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
+from toolkit.plan.run_plan import RunPlan
 from toolkit.version import NAME, VERSION
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

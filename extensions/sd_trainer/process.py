@@ -13,10 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import groups_of
-from extensions.sd_trainer.memory_plan import plan_memory
 from extensions.sd_trainer.metadata import job_metadata
-from extensions.sd_trainer.plan import SdPlanner
 from extensions.sd_trainer.setup import (
     attach_network,
     build_block_runner,
@@ -39,15 +36,18 @@ from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Cu
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend
-from toolkit.memory.estimate import Machine, MemoryEstimate
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
-from toolkit.memory.oom_hints import memory_advice
 from toolkit.models.families import family_for, model_bytes
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.applied import Changes, NamedAdapters
 from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
+from toolkit.plan.diffusion import SdPlanner
+from toolkit.plan.memory import Machine
+from toolkit.plan.memory_inputs import groups_of
+from toolkit.plan.memory_plan import plan_memory
+from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, check_device, configure_cuda
 from toolkit.train.base_model import load_base_model
 from toolkit.train.callbacks.sample import Samples
@@ -147,7 +147,7 @@ class SdTrainerProcess(ImageTrainer):
 
     def _as_planned(self) -> SdTrainerConfig:
         """The section with the modulation table that `auto` became in the plan."""
-        if not isinstance(self.plan.memory, MemoryEstimate):
+        if self.plan.memory is None:
             return self.section
         model = self.section.model.model_copy(update={"modulation_table": self.plan.memory.modulation_table})
         return self.section.model_copy(update={"model": model})

@@ -24,6 +24,7 @@ from toolkit.errors import UserError
 from toolkit.flow.settings import most_levels
 from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 from toolkit.models.families import (
+    LARGE_MODEL_BLOCKS,
     AnotherFamilyError,
     ModelFamily,
     family_for,
@@ -57,8 +58,6 @@ HIGHEST_LR = {
 
 ADAPTER_LR = 5e-4
 """Learning rate above which an adapter of a large model tends to burn (docs/first_character.md)."""
-
-LARGE_MODEL_BLOCKS = 20
 
 TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp4)(?![a-z0-9])")
 

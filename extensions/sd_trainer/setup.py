@@ -10,13 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extensions.sd_trainer.memory_inputs import (
-    count_trainable_params,
-    num_shards,
-    optimizer_temp_bytes,
-    step_shape,
-    unsharded_block_bytes,
-)
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
 from toolkit.errors import OutOfMemory, UserError
@@ -25,7 +18,6 @@ from toolkit.memory.compiling import decide_compiling
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
 from toolkit.memory.int8_matmul import MAX_ERROR, Int8Matmul, is_exact
 from toolkit.memory.offload import BlockSwap
-from toolkit.memory.oom_hints import memory_advice
 from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
 from toolkit.models.interface import DiffusionModel
@@ -35,6 +27,14 @@ from toolkit.networks.interface import Network
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.targets import select_target_modules
+from toolkit.plan.memory_inputs import (
+    count_trainable_params,
+    num_shards,
+    optimizer_temp_bytes,
+    step_shape,
+    unsharded_block_bytes,
+)
+from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, is_out_of_memory
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.distributed_env import read_distributed_env

@@ -19,18 +19,18 @@ from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.image_data import ImageData
 from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
-from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Sample
-from toolkit.memory.estimate import machine_of
 from toolkit.models.interface import DiffusionModel
+from toolkit.plan.memory import machine_of
+from toolkit.plan.planning import Planner
+from toolkit.plan.run_plan import RunPlan
 from toolkit.system.device import DTYPES
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.drift import PREFIX, Drift, drift_metrics
 from toolkit.train.interface import TrainStep
 from toolkit.train.loop import train
-from toolkit.train.planning import Planner
 from toolkit.train.run import Run
 from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, edit_prompts, sample_prompts
 from toolkit.train.validation import Validator

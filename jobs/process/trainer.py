@@ -22,15 +22,17 @@ import torch
 from jobs.process.base import BaseTrainProcess
 from toolkit.config.sections import TrainerConfig
 from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.run_plan import RunPlan
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
 from toolkit.files.writing import sha256_of, why_not_replaced
 from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
-from toolkit.memory.estimate import machine_of
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
+from toolkit.plan.memory import machine_of
+from toolkit.plan.next_commands import next_commands
+from toolkit.plan.planning import why_not_started
+from toolkit.plan.run_plan import RunPlan
 from toolkit.system import signals, threads
 from toolkit.system.device import is_out_of_memory, pick_device
 from toolkit.system.signals import StopRequest
@@ -53,9 +55,7 @@ from toolkit.train.checkpoint_store import (
 from toolkit.train.config_diff import flatten_config
 from toolkit.train.lock import run_lock
 from toolkit.train.metrics_buffer import FETCH_EVERY
-from toolkit.train.next_commands import next_commands
 from toolkit.train.optimizer_step import Role
-from toolkit.train.planning import why_not_started
 from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
 from toolkit.train.run import Callback, LossScaler, Run
 

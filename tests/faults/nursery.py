@@ -35,7 +35,7 @@ MODULES = [
     "run",
     "toolkit.config",
     "extensions.sd_trainer.config",
-    "extensions.sd_trainer.plan",
+    "toolkit.plan.diffusion",
     "extensions.sd_trainer.process",
     "extensions.from_scratch.vae_process",
     "toolkit.models.tiny",

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from jobs.dry_run import plan_job
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
-from toolkit.data.run_plan import RunPlan
 from toolkit.errors import DataErrors, Diagnostic, UserError
+from toolkit.plan.run_plan import RunPlan
 
 
 class Writer(ProcessConfig):

@@ -134,5 +134,5 @@ class ProcessConfig(StrictModel):
         return ""
 
     def plan(self, job: JobContext) -> Any:
-        """What a run would do, as a `toolkit.data.run_plan.RunPlan`, or None. May scan the dataset; writes nothing."""
+        """What a run would do, as a `toolkit.plan.run_plan.RunPlan`, or None. May scan the dataset; writes nothing."""
         return None

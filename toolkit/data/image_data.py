@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.config.train import OptimizationConfig
+from toolkit.data.counts import optimizer_steps
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
 from toolkit.data.folder import DatasetScan
-from toolkit.data.run_plan import optimizer_steps
 from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import ValidationSplit
 

@@ -7,14 +7,12 @@ and fragmentation use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
 
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
 from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
-from toolkit.system.host_memory import free_host_memory
 
 GAPS_SHARE, GAPS_AT_MOST, GAPS_OF_ALL = 0.08, 300_000_000, 0.04
 """What PyTorch's CUDA allocator reserves beyond the tensors: a share of the activations, bytes at most, and a share
@@ -196,168 +194,6 @@ def fastest_level_that_fits(levels: Iterable[str], free: int, work: StepShape, f
 
 
 GB = 10**9
-GPU_SIZES_GB = (8, 12, 16, 24, 48, 80)
-"""GPU sizes in GB that an estimate is compared with."""
-
-CUDA_CONTEXT = int(0.7 * GB)
-"""Bytes on the GPU besides tensors: CUDA context, kernels, workspaces of the libraries."""
-
-PROCESS_BASELINE = int(0.44 * GB)
-"""Bytes of the interpreter and the libraries with a CPU build of PyTorch; measured, see docs/memory.md."""
-
-PROCESS_BASELINE_WITH_CUDA = int(2.5 * GB)
-"""The same with a CUDA build; an assumption."""
-
-HOST_FRAGMENTATION = 1.5
-"""Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured, see docs/memory.md."""
-
-
-def gaps_on_host(activations: float, level: str = "full") -> float:
-    """Bytes that glibc's allocator holds beside so many bytes of activations, at every level."""
-    return (HOST_FRAGMENTATION - 1) * activations
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The device type of a job, and its memory."""
-
-    kind: Literal["cuda", "cpu"]
-    limit: int | None = None
-    """Bytes of memory; None: not known."""
-
-    capability: int | None = None
-    """Major compute capability of a GPU; None: not known."""
-
-
-def machine_from_config(device: str) -> Machine:
-    """The machine a config's `device` means, as far as that is known without torch: `auto` is a GPU."""
-    return Machine("cpu", free_host_memory() or None) if device in ("cpu", "mps") else Machine("cuda")
-
-
-def machine_of(device: str) -> Machine:
-    """The machine that a config's `device` is. Imports torch."""
-    from torch.cuda import get_device_capability as capability
-
-    from toolkit.system.device import pick_device, total_memory
-
-    found = pick_device(device, quiet=True)
-    if found.type != "cuda":
-        return machine_from_config("cpu")
-    return Machine("cuda", total_memory(found), capability(found)[0])
-
-
-NOT_OF_TENSORS = ("context", "gaps")
-"""Entries that PyTorch does not count as allocated on a device."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Peak bytes of one phase of a job on the compute device, by consumer."""
-
-    name: str
-    parts: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
-
-ENCODING = "encoding"
-"""The phase that is skipped where everything is cached already; the estimate does not check the cache."""
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Memory of one rank of a job."""
-
-    phases: tuple[Phase, ...]
-    on_device: bool
-    """False: it runs on the CPU, and everything is in main memory."""
-
-    host: Mapping[str, int] = field(default_factory=dict)
-    """Peak bytes of main memory beside a device, by consumer; on the CPU empty."""
-
-    notes: tuple[str, ...] = ()
-    """Lines for the user about what the numbers include."""
-
-    modulation_table: bool = False
-    """Whether the numbers are those with `model.modulation_table`."""
-
-    @property
-    def peak(self) -> Phase:
-        """The phase that takes most."""
-        return max(self.phases, key=lambda phase: phase.total)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Peak in the memory of the compute device."""
-        return self.peak.total
-
-    @property
-    def device_bytes(self) -> int:
-        """Peak on a device; 0 on the CPU."""
-        return self.peak_bytes if self.on_device else 0
-
-    @property
-    def host_bytes(self) -> int:
-        """Peak in main memory."""
-        return sum(self.host.values()) if self.on_device else self.peak_bytes
-
-    def allocated(self, *names: str) -> int:
-        """Peak of tensors in these phases on the compute device; on the CPU with the process baseline."""
-        left_out = NOT_OF_TENSORS if self.on_device else ()
-        phases = [phase for phase in self.phases if phase.name in names]
-        return max((p.total - sum(p.parts.get(part, 0) for part in left_out) for p in phases), default=0)
-
-    def card(self) -> int | None:
-        """GB of the smallest GPU that the job fits; None where there is none, or no GPU is needed."""
-        if not self.on_device:
-            return None
-        return next((card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB), None)
-
-    def render(self) -> str:
-        """One line for the plan of a run."""
-        shares = _shares(self.peak.name, self.peak.parts)
-        if not self.on_device:
-            return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
-        card = self.card()
-        fits = f"fits {gpu_of(card)}" if card else f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
-        return (
-            f"memory: peak {gigabytes(self.peak_bytes)} on the GPU ({shares}): {fits}; "
-            f"{gigabytes(self.host_bytes)} of main memory"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Bytes, for `--dry-run --json`."""
-        device = {
-            "device_bytes": self.peak_bytes,
-            "device_phase": self.peak.name,
-            "fits_cards_gb": [card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB],
-        }
-        return {
-            **(device if self.on_device else {}),
-            "host_bytes": self.host_bytes,
-            "phases": {phase.name: dict(phase.parts) for phase in self.phases},
-            "notes": list(self.notes),
-        }
-
-
-def positive(parts: Mapping[str, float]) -> dict[str, int]:
-    """Whole bytes, without what takes nothing."""
-    return {name: int(size) for name, size in parts.items() if int(size) > 0}
-
-
-def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
-    """The phase and its largest consumers."""
-    least = 0.01 * sum(parts.values())
-    largest = sorted(parts.items(), key=lambda part: -part[1])[:most]
-    shown = [f"{name} {gigabytes(size, unit='')}" for name, size in largest if size >= least]
-    return f"{phase}{', if not cached yet' if phase == ENCODING else ''}: {', '.join(shown)}"
-
-
-def gpu_of(size: int) -> str:
-    """A GPU of so many GB, with its article."""
-    return f"{'an' if str(size).startswith('8') else 'a'} {size} GB GPU"
 
 
 def gigabytes(size: float, unit: str = " GB") -> str:

@@ -50,6 +50,9 @@ MOST_ROWS = 192
 """Timesteps that a modulation cache keeps; 4.4 MB each on the published model in bfloat16."""
 
 
+LARGE_MODEL_BLOCKS = 20
+"""Blocks from which on a model is of full size."""
+
 CONFIG_BYTES = 20_000_000
 """Bytes of configs, tokenizer and processor of a published model at most: the download where files give all weights."""
 

@@ -21,7 +21,7 @@ from toolkit.files.writing import CACHE_FOLDER, find_config
 from toolkit.train.run_reader import RunStatus, list_runs
 
 if TYPE_CHECKING:
-    from toolkit.data.run_plan import RunPlan
+    from toolkit.plan.run_plan import RunPlan
 
 
 class CacheOptions(ProcessConfig):

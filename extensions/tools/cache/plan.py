@@ -6,10 +6,10 @@ from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.directory import ScanCache
 from toolkit.data.epoch_order import count_batches
-from toolkit.data.run_plan import RunPlan, folder_plans
 from toolkit.data.validation_split import scan_and_split
 from toolkit.models.families import family_for, unknown_family, yet_to_come
-from toolkit.train.outlook import ModelOutlook, Outlook
+from toolkit.plan.outlook import ModelOutlook, Outlook
+from toolkit.plan.run_plan import RunPlan, folder_plans
 
 
 def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:

@@ -14,9 +14,9 @@ from extensions.tools.shared.suspects import FOLDER
 from toolkit.config.field_types import OneOf, PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
-from toolkit.data.run_plan import RunPlan
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import file_in_the_way, why_not_replaced
+from toolkit.plan.run_plan import RunPlan
 
 Levels = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...],

@@ -26,7 +26,7 @@ from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import duration, final_files, read_status
 from toolkit.files.writing import readable_size
-from toolkit.train.next_commands import next_commands
+from toolkit.plan.next_commands import next_commands
 from toolkit.train.run_reader import RunInfo, RunStatus
 
 MOST_SAMPLES = 240

@@ -10,9 +10,9 @@ import pytest
 from extensions.from_scratch.plan import VaePlanner, Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.process import JobContext
-from toolkit.data.run_plan import RunPlan
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.memory.estimate import Machine
+from toolkit.plan.memory import Machine
+from toolkit.plan.run_plan import RunPlan
 
 JOB, MEASURED = JobContext("job"), JobContext("job", measures_memory=True)
 

@@ -9,11 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.extensions.sd_trainer.test_memory_plan import item, phase
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import group_items, groups_of
-from extensions.sd_trainer.memory_plan import Machine, plan_memory
-from tests.extensions.sd_trainer.test_memory_plan import item, phase
 from tests.running import lines, run_job
 from tests.toolkit.data.shard_server import write_shard
 from toolkit.config import load_job
@@ -21,6 +19,8 @@ from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
+from toolkit.plan.memory_inputs import group_items, groups_of
+from toolkit.plan.memory_plan import Machine, plan_memory
 
 Run = Callable[..., tuple[bytes, list[dict]]]
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from extensions.sd_trainer import setup as int8_products
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import count_trainable_params, step_shape
 from extensions.sd_trainer.setup import build_block_runner, choose_checkpointing_level, choose_w8a8_layers
 from tests import running
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
@@ -33,6 +32,7 @@ from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized, WithRecov
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
+from toolkit.plan.memory_inputs import count_trainable_params, step_shape
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.base_model import block_quantizer
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT, child_environment
 from toolkit.config.tool import ToolConfig
 from toolkit.extension import discover
-from toolkit.train.next_commands import command
+from toolkit.plan.next_commands import command
 
 FIRST = ("merge",)
 """Those whose results another one reads."""

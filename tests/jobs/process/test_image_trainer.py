@@ -22,7 +22,7 @@ from toolkit.config import load_job
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
-from toolkit.memory import estimate
+from toolkit.plan import memory
 
 GAN = {"channels": 4, "layers": 1}
 ALONG = {"autoencoder": {"losses": {"kl": 0}}}
@@ -123,7 +123,7 @@ def test_new_complete_changed_and_resumed(trains, tmp_path: Path, capsys: pytest
 
 def test_too_large_for_the_memory_or_the_disk(trains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(estimate, "free_host_memory", lambda: 10**8)
+        patch.setattr(memory, "free_host_memory", lambda: 10**8)
         plan, error = refused(trains())
         assert plan[0].startswith("the run needs ") and error.startswith("memory: the run needs ")
         assert "0.10 GB of main memory are free" in plan[0] and "0.10 GB of main memory are free" in error

@@ -20,7 +20,7 @@ from tests.toolkit.config.conftest import trainer
 from toolkit.config.base import StrictModel
 from toolkit.config.foreign import foreign_keys
 from toolkit.config.reference import distinct_sections
-from toolkit.data.run_plan import optimizer_steps
+from toolkit.data.counts import optimizer_steps
 from toolkit.optim.schedules import build_schedule, in_steps
 
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit.memory.estimate import GB, Machine, MemoryEstimate, Phase, machine_of
+from toolkit.memory.estimate import GB
+from toolkit.plan.memory import Machine, MemoryEstimate, Phase, machine_of
 from toolkit.system import device
 
 

@@ -25,7 +25,7 @@ from toolkit.models.families import (
     yet_to_come,
 )
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.train.outlook import ModelOutlook
+from toolkit.plan.outlook import ModelOutlook
 
 
 def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:

@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, as_list, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.data.run_plan import RunPlan
 from toolkit.files.writing import file_in_the_way, why_not_replaced
+from toolkit.plan.run_plan import RunPlan
 
 from .mascot import ALL, MARKS, NAMELESS, Casting
 from .words import ALWAYS_POSSIBLE, CHANGES, HAT_RATE, can_edit

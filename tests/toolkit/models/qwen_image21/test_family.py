@@ -14,13 +14,6 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from benchmarks import simulation
 from benchmarks.live_bytes import LiveBytes
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import (
-    LETTERS_PER_TOKEN,
-    BatchSizes,
-    ItemGroup,
-    count_trainable_params,
-    step_shape,
-)
 from extensions.sd_trainer.rules import findings
 from extensions.sd_trainer.setup import attach_network, build_block_runner
 from tests.diffusers_21 import open_21
@@ -33,6 +26,7 @@ from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.qwen_image21.prompts import SLOTS
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.kinds import KINDS
+from toolkit.plan.memory_inputs import LETTERS_PER_TOKEN, BatchSizes, ItemGroup, count_trainable_params, step_shape
 
 
 def sizes(module: torch.nn.Module) -> dict[str, int]:

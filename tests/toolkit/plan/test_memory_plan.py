@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
-from extensions.sd_trainer.memory_plan import plan_memory
 from tests.processes import several
 from toolkit.data.types import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
-from toolkit.memory.estimate import GB, Machine, MemoryEstimate
-from toolkit.memory.oom_hints import advice_line, suggestions
+from toolkit.memory.estimate import GB
+from toolkit.plan.memory import Machine, MemoryEstimate
+from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, group_items
+from toolkit.plan.memory_plan import plan_memory
+from toolkit.plan.oom_hints import advice_line, suggestions, why_too_large
 from toolkit.system import host_memory
-from toolkit.train.planning import why_it_lacks_memory
 
 CARD = Machine("cuda")
 INT8 = {"quantize": True, "qtype": "int8"}
@@ -396,11 +396,11 @@ def test_a_run_that_is_known_not_to_fit_does_not_start_unless_told_to(
     job, groups = grouped(section(model=INT8, training_folder=str(tmp_path)))
     found = plan_memory(job, groups, CARD, "full")
     machine = Machine("cuda", int(share * found.peak_bytes))
-    lack = why_it_lacks_memory(job, machine, found)
+    lack = why_too_large(job, machine, found)
     assert lack.startswith("" if starts else "the run needs 2") and (lack == "") == starts
     assert "memory_check: false" in lack or starts
     told = job.model_copy(update={"memory_check": False})
-    assert why_it_lacks_memory(told, machine, found) == why_it_lacks_memory(job, CARD, found) == ""
+    assert why_too_large(told, machine, found) == why_too_large(job, CARD, found) == ""
 
 
 def test_what_encoding_needs_does_not_count_where_it_may_be_done(tmp_path: Path) -> None:
@@ -408,6 +408,6 @@ def test_what_encoding_needs_does_not_count_where_it_may_be_done(tmp_path: Path)
     found = plan_memory(job, groups, CARD, "full")
     assert found.peak.name == "encoding"
     machine = Machine("cuda", int(0.9 * found.peak_bytes))
-    assert why_it_lacks_memory(job, machine, found)
+    assert why_too_large(job, machine, found)
     (tmp_path / "_cache").mkdir()
-    assert why_it_lacks_memory(job, machine, found) == ""
+    assert why_too_large(job, machine, found) == ""

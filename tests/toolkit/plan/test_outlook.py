@@ -18,7 +18,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
 from toolkit.memory.flops import HOST_S, KERNELS_PER_BLOCK
-from toolkit.train import outlook, planning
+from toolkit.plan import outlook, planning
 from toolkit.train.lock import run_lock
 
 Plan = Callable[..., tuple[dict[str, Any], str]]

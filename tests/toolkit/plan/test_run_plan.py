@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from toolkit.data.counts import optimizer_steps
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.folder import FolderInfo, scan_datasets
 from toolkit.data.items import cover, make_items
-from toolkit.data.run_plan import RunPlan, batch_note, folder_plans, optimizer_steps
 from toolkit.data.types import BucketedSample, Sample, Size
+from toolkit.plan.run_plan import RunPlan, batch_note, folder_plans
 
 
 def make_folder(name: str, images: int, repeats: int, size=(1024, 1024), references: int = 0):

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.extensions.sd_trainer.test_memory_plan import item, section
 
-from extensions.sd_trainer.memory_inputs import (
+from tests.processes import several
+from toolkit.data.types import BucketedSample
+from toolkit.memory.estimate import StepShape
+from toolkit.memory.flops import COMPILED_HOST_SHARE, HOST_S, KERNELS_PER_BLOCK, StepWork
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.plan.memory_inputs import (
     BatchSizes,
     LargestBatch,
     count_trainable_params,
@@ -15,12 +21,6 @@ from extensions.sd_trainer.memory_inputs import (
     step_shape,
     step_work,
 )
-from tests.extensions.sd_trainer.test_memory_plan import item, section
-from tests.processes import several
-from toolkit.data.types import BucketedSample
-from toolkit.memory.estimate import StepShape
-from toolkit.memory.flops import COMPILED_HOST_SHARE, HOST_S, KERNELS_PER_BLOCK, StepWork
-from toolkit.models.qwen_image.family import FAMILY
 
 LORA = 147_456_000
 

@@ -7,7 +7,7 @@ the job cannot continue. Imports no torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,18 +24,25 @@ from toolkit.config.train import (
     TrainConfig,
 )
 from toolkit.data.captions import prompt_warnings
+from toolkit.data.counts import optimizer_steps
+from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.image_data import ImageData
-from toolkit.data.run_plan import RunPlan, SaveSize, StepWork, batch_note, folder_plans, optimizer_steps
 from toolkit.data.types import BucketedSample
-from toolkit.errors import UserError
-from toolkit.files.writing import CACHE_FOLDER
+from toolkit.errors import RunError, UserError
+from toolkit.files.writing import free_space
 from toolkit.memory.compile_times import compile_seconds
-from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, machine_from_config
-from toolkit.memory.flops import COMPILE_S
-from toolkit.memory.oom_hints import advice_line, why_too_large
+from toolkit.memory.flops import COMPILE_S, MEASURED_GPU, StepWork
+from toolkit.models.families import model_bytes
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
-from toolkit.system.nvidia import compiling_note, cpu_instead_here, gpu_name, why_no_device_here
-from toolkit.train.outlook import ModelOutlook, Outlook, run_outlook
+from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
+from toolkit.plan.oom_hints import advice_line, why_too_large
+from toolkit.plan.outlook import DAMAGED, DiskOutlook, ModelOutlook, Outlook, StartOutlook, TimeOutlook
+from toolkit.plan.run_plan import RunPlan, SaveSize, batch_note, folder_plans
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, compiling_note, cpu_instead_here, gpu_name, why_no_device_here
+from toolkit.train.checkpoint_store import check_writable, checkpoint_dir, step_of
+from toolkit.train.lock import read_lock, why_locked
+from toolkit.train.resumption import Start, plan_start
+from toolkit.train.run_reader import list_checkpoints, list_network_files
 
 SectionT = TypeVar("SectionT", bound=Any)
 """Both an ImageTrainingSection and a TrainerConfig."""
@@ -193,18 +200,86 @@ class Planner(ABC, Generic[SectionT]):
             yield f"warning: {line}" + (f" ({', '.join(keys)})" if len(keys) < len(optimizers) else "")
 
 
+# ------------------------------------------------------------ what a start would do
+
+
+def run_outlook(
+    section: TrainerConfig,
+    job: JobContext,
+    plan: RunPlan,
+    found: Callable[[], DatasetHashes],
+    needed_bytes: int | None = None,
+    model: ModelConfig | None = None,
+    will_not_start: tuple[str, ...] = (),
+) -> Outlook:
+    """The outlook of a trainer's run.
+
+    found: as of `plan_start`. needed_bytes: of all states and files that are on the disk at once.
+    will_not_start: further reasons not to start.
+    """
+    folder, steps = section.run_folder(job), plan.optimizer_steps
+    start = _start(folder, section, job, steps, found, plan.has_references)
+    models = ModelOutlook.of(model, job) if model else None
+    if start.what == "complete":  # a run that has nothing to do needs nothing
+        will_not_start = ()
+    else:
+        of_model = tuple(models.why_not_loaded(section.device, model)) if models and model else ()
+        will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
+    disk = time = None
+    if needed_bytes is not None:
+        there = sum(state.size for state in list_checkpoints(folder))
+        there += sum(file.size for file in list_network_files(folder))
+        disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
+    if plan.step_work:
+        compile = getattr(section.train, "compile", None)
+        compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
+        gpu = gpu_name(section.device)
+        step_s = plan.step_work.seconds(gpu, compiled)
+        is_for_gpu = bool(gpu) or (model is not None and model_bytes(model) > ACCIDENTAL_CPU_LIMIT)
+        if step_s is None and is_for_gpu:  # a small model is trained here, without a GPU
+            gpu, step_s = f"an {MEASURED_GPU}", plan.step_work.seconds(MEASURED_GPU, compiled)
+        if step_s:
+            left = 0 if steps == UNTIL_THE_DATA_ENDS else max(0, steps - start.step)
+            time = TimeOutlook(left, step_s, round(left * step_s, 1), gpu)
+    return Outlook(models, steps, disk, time, start, will_not_start)
+
+
+def _start(
+    folder: Path,
+    section: TrainerConfig,
+    job: JobContext,
+    steps: int,
+    found: Callable[[], DatasetHashes],
+    has_references: bool,
+) -> StartOutlook:
+    """As the run decides it, but for the hashes of a state's files: only their sizes are compared."""
+    lock = read_lock(folder)
+    if lock.held:
+        return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
+    try:
+        check_writable(checkpoint_dir(folder))
+        start = (
+            Start(None, moves_aside=True)
+            if job.begins_anew
+            else plan_start(folder, section, steps, found, job.restart, job.allow_change, has_references, by_hash=False)
+        )
+    except (UserError, RunError) as error:
+        return StartOutlook(folder, "refused", reason=str(error))
+    except DAMAGED as error:
+        return StartOutlook(folder, "refused", reason=f"{folder}: a state cannot be read ({error}).")
+    if start.complete_at is not None:
+        return StartOutlook(folder, "complete", start.complete_at, new_place=start.new_place)
+    if start.checkpoint:
+        return StartOutlook(folder, "resumes", step_of(start.checkpoint), new_place=start.new_place)
+    return StartOutlook(folder, "new", moves_aside=start.moves_aside and folder.is_dir() and any(folder.iterdir()))
+
+
 # ------------------------------------------------------------ what a start refuses
-
-
-def why_it_lacks_memory(section: TrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
-    """Why the run does not start; empty where it does: it may fit, or `memory_check: false` starts it all the same."""
-    encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()  # then nothing may be left to encode
-    return why_too_large(plan, machine, section.memory_check, without={ENCODING} if encoded else frozenset())
 
 
 def why_not_started(section: TrainerConfig, folder: Path, plan: RunPlan, machine: Machine) -> Iterator[str]:
     """Why a run of this plan does not start, most important first. folder: of the run."""
-    if isinstance(plan.memory, MemoryEstimate) and (lack := why_it_lacks_memory(section, machine, plan.memory)):
+    if plan.memory and (lack := why_too_large(section, machine, plan.memory)):
         yield f"memory: {lack}"
     try:
         if plan.save_size:

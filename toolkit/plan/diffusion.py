@@ -7,15 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
-from extensions.sd_trainer.memory_inputs import (
-    BatchSizes,
-    count_trainable_params,
-    groups_of,
-    step_work,
-)
-from extensions.sd_trainer.memory_plan import plan_memory
-from extensions.sd_trainer.plan_settings import settings_lines
-from extensions.sd_trainer.rules import LARGE_MODEL_BLOCKS
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
@@ -23,21 +14,32 @@ from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.image_data import ImageData, open_stream
 from toolkit.data.items import sample_inputs, too_large
-from toolkit.data.run_plan import SaveSize
 from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.writing import readable_size
 from toolkit.flow.settings import describe_levels
-from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.flops import StepWork
-from toolkit.memory.oom_hints import suggestions
-from toolkit.models.families import ModelFamily, deployed_grid, family_for, title_of, unknown_family, yet_to_come
+from toolkit.models.families import (
+    LARGE_MODEL_BLOCKS,
+    ModelFamily,
+    deployed_grid,
+    family_for,
+    title_of,
+    unknown_family,
+    yet_to_come,
+)
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
+from toolkit.plan.memory import MemoryEstimate
+from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, step_work
+from toolkit.plan.memory_plan import plan_memory
+from toolkit.plan.oom_hints import suggestions
+from toolkit.plan.planning import Planner
+from toolkit.plan.run_plan import SaveSize
+from toolkit.plan.settings import settings_lines
 from toolkit.system.distributed_env import read_distributed_env
-from toolkit.train.planning import Planner
 
 _ON_DISK = {
     "always": ", each state {} on disk",

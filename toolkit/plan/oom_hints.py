@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from toolkit.config.dataset import Rectangle, area_of, sides_of
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
-from toolkit.config.sections import DiffusionSection
-from toolkit.memory.estimate import GB, GPU_SIZES_GB, Machine, MemoryEstimate, gigabytes, gpu_of
+from toolkit.config.sections import DiffusionSection, TrainerConfig
+from toolkit.files.writing import CACHE_FOLDER
+from toolkit.memory.estimate import GB, gigabytes
 from toolkit.number_types import QTYPE_BYTES
+from toolkit.plan.memory import ENCODING, GPU_SIZES_GB, Machine, MemoryEstimate, gpu_of
 from toolkit.system.distributed_env import read_distributed_env
 
 TOLERANCE = 0.05
@@ -61,11 +64,11 @@ def _has(plan: MemoryEstimate, limit: int) -> str:
     return f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
 
 
-def why_too_large(plan: MemoryEstimate, machine: Machine, memory_check: bool, without: Set[str] = frozenset()) -> str:
-    """Why a run does not start; empty where it may fit, or where `memory_check` is off. without: phases that may not
-    come."""
-    peak = max(phase.total for phase in plan.phases if phase.name not in without)
-    if machine.limit is None or not memory_check or peak <= (1 + TOLERANCE) * machine.limit:
+def why_too_large(section: TrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
+    """Why a run does not start; empty where it may fit, or where `memory_check` is off."""
+    encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()  # then nothing may be left to encode
+    peak = max(phase.total for phase in plan.phases if not (encoded and phase.name == ENCODING))
+    if machine.limit is None or not section.memory_check or peak <= (1 + TOLERANCE) * machine.limit:
         return ""
     return (
         f"the run needs {gigabytes(peak)}, and {_has(plan, machine.limit)}. Change what the plan suggests, or write "

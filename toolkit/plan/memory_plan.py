@@ -12,7 +12,28 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from extensions.sd_trainer.memory_inputs import (
+from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.model import AUTO_RANK
+from toolkit.config.model_files import single_files
+from toolkit.config.sections import DiffusionSection
+from toolkit.errors import RunError
+from toolkit.memory.estimate import StepShape, gaps_on_gpu, step_peak
+from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
+from toolkit.models.folder_family import with_single_files
+from toolkit.networks.kinds import KINDS
+from toolkit.number_types import DTYPE_BYTES, FP8_QTYPES
+from toolkit.plan.memory import (
+    CUDA_CONTEXT,
+    ENCODING,
+    PROCESS_BASELINE,
+    PROCESS_BASELINE_WITH_CUDA,
+    Machine,
+    MemoryEstimate,
+    Phase,
+    gaps_on_host,
+    positive,
+)
+from toolkit.plan.memory_inputs import (
     FLOAT,
     BatchSizes,
     ItemGroup,
@@ -25,29 +46,6 @@ from extensions.sd_trainer.memory_inputs import (
     trained_bytes,
     unsharded_block_bytes,
 )
-from toolkit.config.field_types import CHECKPOINTING_LEVELS
-from toolkit.config.model import AUTO_RANK
-from toolkit.config.model_files import single_files
-from toolkit.config.sections import DiffusionSection
-from toolkit.errors import RunError
-from toolkit.memory.estimate import (
-    CUDA_CONTEXT,
-    ENCODING,
-    PROCESS_BASELINE,
-    PROCESS_BASELINE_WITH_CUDA,
-    Machine,
-    MemoryEstimate,
-    Phase,
-    StepShape,
-    gaps_on_gpu,
-    gaps_on_host,
-    positive,
-    step_peak,
-)
-from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
-from toolkit.models.folder_family import with_single_files
-from toolkit.networks.kinds import KINDS
-from toolkit.number_types import DTYPE_BYTES, FP8_QTYPES
 from toolkit.system.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.system.host_memory import pinned_bytes
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import LETTERS_PER_TOKEN, group_items
-from extensions.sd_trainer.memory_plan import plan_memory
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.memory.estimate import GB, Machine
+from toolkit.memory.estimate import GB
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS
 from toolkit.models.qwen_image.family import FAMILY
+from toolkit.plan.memory import Machine
+from toolkit.plan.memory_inputs import LETTERS_PER_TOKEN, group_items
+from toolkit.plan.memory_plan import plan_memory
 
 TEXT_TOKENS = {0: 80, 1: 280}
 """References -> text tokens of the measured batch."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.commands import command
 from toolkit.config.sections import DiffusionSection
-from toolkit.train.next_commands import next_commands
+from toolkit.plan.next_commands import next_commands
 
 SAMPLE = {
     "width": 64,

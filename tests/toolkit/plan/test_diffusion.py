@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.plan import data_parallel_notes
 from tests.processes import several
 from toolkit.config import JobContext, load_job
 from toolkit.config.train import TrainConfig
-from toolkit.data.run_plan import RunPlan
 from toolkit.errors import DataErrors
 from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.plan.diffusion import data_parallel_notes
+from toolkit.plan.run_plan import RunPlan
 from toolkit.system import nvidia
 
 

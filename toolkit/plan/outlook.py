@@ -4,7 +4,7 @@ with what is in the run's folder. Asks what the run itself asks; imports no torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,24 +12,11 @@ from typing import Any, Literal, NamedTuple
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import single_files
 from toolkit.config.process import JobContext
-from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
-from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.run_plan import RunPlan
-from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import duration
-from toolkit.files.writing import free_space, readable_size
-from toolkit.memory.flops import MEASURED_GPU
+from toolkit.files.writing import readable_size
 from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
-from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name, why_no_device_here
-from toolkit.train.checkpoint_store import (
-    check_writable,
-    checkpoint_dir,
-    step_of,
-)
-from toolkit.train.lock import read_lock, why_locked
-from toolkit.train.resumption import Start, plan_start
-from toolkit.train.run_reader import list_checkpoints, list_network_files
+from toolkit.system.nvidia import why_no_device_here
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a JSON file of a run raises that is damaged."""
@@ -171,7 +158,7 @@ class StartOutlook:
 
 @dataclass(frozen=True)
 class Outlook:
-    """All of it, as far as a process has it; see `toolkit.data.run_plan.RunPlan.outlook`."""
+    """All of it, as far as a process has it; see `toolkit.plan.run_plan.RunPlan.outlook`."""
 
     model: ModelOutlook | None = None
     steps: int = 0
@@ -221,74 +208,3 @@ class Outlook:
             lines.append(self.start.line(self.steps))
         reasons = (reason.replace("\n", "\n    ") for reason in self.will_not_start)
         return (*lines, *(f"warning: this will not start: {reason}" for reason in reasons))
-
-
-def run_outlook(
-    section: TrainerConfig,
-    job: JobContext,
-    plan: RunPlan,
-    found: Callable[[], DatasetHashes],
-    needed_bytes: int | None = None,
-    model: ModelConfig | None = None,
-    will_not_start: tuple[str, ...] = (),
-) -> Outlook:
-    """The outlook of a trainer's run.
-
-    found: as of `plan_start`. needed_bytes: of all states and files that are on the disk at once.
-    will_not_start: further reasons not to start.
-    """
-    folder, steps = section.run_folder(job), plan.optimizer_steps
-    start = _start(folder, section, job, steps, found, plan.has_references)
-    models = ModelOutlook.of(model, job) if model else None
-    if start.what == "complete":  # a run that has nothing to do needs nothing
-        will_not_start = ()
-    else:
-        of_model = tuple(models.why_not_loaded(section.device, model)) if models and model else ()
-        will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
-    disk = time = None
-    if needed_bytes is not None:
-        there = sum(state.size for state in list_checkpoints(folder))
-        there += sum(file.size for file in list_network_files(folder))
-        disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
-    if plan.step_work:
-        compile = getattr(section.train, "compile", None)
-        compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
-        gpu = gpu_name(section.device)
-        step_s = plan.step_work.seconds(gpu, compiled)
-        is_for_gpu = bool(gpu) or (model is not None and model_bytes(model) > ACCIDENTAL_CPU_LIMIT)
-        if step_s is None and is_for_gpu:  # a small model is trained here, without a GPU
-            gpu, step_s = f"an {MEASURED_GPU}", plan.step_work.seconds(MEASURED_GPU, compiled)
-        if step_s:
-            left = 0 if steps == UNTIL_THE_DATA_ENDS else max(0, steps - start.step)
-            time = TimeOutlook(left, step_s, round(left * step_s, 1), gpu)
-    return Outlook(models, steps, disk, time, start, will_not_start)
-
-
-def _start(
-    folder: Path,
-    section: TrainerConfig,
-    job: JobContext,
-    steps: int,
-    found: Callable[[], DatasetHashes],
-    has_references: bool,
-) -> StartOutlook:
-    """As the run decides it, but for the hashes of a state's files: only their sizes are compared."""
-    lock = read_lock(folder)
-    if lock.held:
-        return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
-    try:
-        check_writable(checkpoint_dir(folder))
-        start = (
-            Start(None, moves_aside=True)
-            if job.begins_anew
-            else plan_start(folder, section, steps, found, job.restart, job.allow_change, has_references, by_hash=False)
-        )
-    except (UserError, RunError) as error:
-        return StartOutlook(folder, "refused", reason=str(error))
-    except DAMAGED as error:
-        return StartOutlook(folder, "refused", reason=f"{folder}: a state cannot be read ({error}).")
-    if start.complete_at is not None:
-        return StartOutlook(folder, "complete", start.complete_at, new_place=start.new_place)
-    if start.checkpoint:
-        return StartOutlook(folder, "resumes", step_of(start.checkpoint), new_place=start.new_place)
-    return StartOutlook(folder, "new", moves_aside=start.moves_aside and folder.is_dir() and any(folder.iterdir()))

@@ -10,7 +10,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from tests.processes import several
 from toolkit.config.base import all_findings
 from toolkit.config.process import JobContext
-from toolkit.memory.oom_hints import MemorySaving, memory_advice, suggestions
+from toolkit.plan.oom_hints import MemorySaving, memory_advice, suggestions
 
 FRUGAL = {
     "name_or_path": "x/y",

@@ -8,14 +8,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, prod
 from pathlib import Path
-from textwrap import shorten
-from typing import Any, Protocol
+from typing import Any
 
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.data.counts import StreamPlan
 from toolkit.data.folder import FolderInfo
 from toolkit.data.types import BucketedSample, ResizeCrop, Size
 from toolkit.errors import UserError
 from toolkit.files.writing import free_space, readable_size
+from toolkit.memory.flops import StepWork
+from toolkit.plan.memory import MemoryEstimate
+from toolkit.plan.outlook import Outlook
 
 WARNING = "warning: "
 """Begins the notes that are printed together at the end of a plan."""
@@ -83,75 +86,6 @@ class FolderPlan:
             "references": {str(count): images for count, images in self.references.items()},
             "buckets": [asdict(bucket) for bucket in self.buckets],
         }
-
-
-@dataclass(frozen=True)
-class StreamPlan:
-    """A stream of shards, of which only the first samples are known."""
-
-    shards: int
-    first_shard: str
-    last_shard: str
-    samples: int
-    """Samples of one epoch, as the job says; 0: not known."""
-
-    first_sample: str
-    first_size: Size
-    first_caption: str
-    largest: Size
-    """The largest size of a batch."""
-
-    epochs: int | None = None
-    """How often it is read through, where that decides the number of steps."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "shards": self.shards,
-            "first_shard": self.first_shard,
-            "last_shard": self.last_shard,
-            "samples": self.samples or None,
-            "largest": {"width": self.largest.width, "height": self.largest.height},
-        }
-
-    def lines(self) -> str:
-        places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
-        count = f"{self.samples:,} samples as given" if self.samples else "number of samples not known"
-        caption = f"caption {shorten(self.first_caption, 60)!r}" if self.first_caption else "no caption"
-        lines = [
-            f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
-            f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",
-            f"    batches of up to {self.largest} pixels",
-        ]
-        if self.epochs is not None:
-            passes = "once" if self.epochs == 1 else f"{self.epochs} times"
-            lines.append(f"    read through {passes}: how many steps that are is not known")
-        return "\n".join(lines)
-
-
-class MemoryEstimate(Protocol):
-    """The part of `toolkit.memory.estimate.MemoryEstimate` that plans use."""
-
-    def to_json(self) -> dict[str, Any]: ...
-
-    def allocated(self, *phases: str) -> int: ...
-
-
-class StepWork(Protocol):
-    """The part of `toolkit.memory.flops.StepWork` that plans use."""
-
-    def seconds(self, gpu: str, compiled: bool = True) -> float | None: ...
-
-    def against_compiling(self, gpu: str, steps: int, compile_s: float) -> str: ...
-
-
-class Outlook(Protocol):
-    """The part of `toolkit.train.outlook.Outlook` that plans use."""
-
-    def to_json(self) -> dict[str, Any]: ...
-
-    def head(self) -> tuple[str, ...]: ...
-
-    def tail(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -273,13 +207,6 @@ class RunPlan:
         lines = [*self.notes, *(self.outlook.tail() if self.outlook else ())]
         warnings = dict.fromkeys([*cut, *(line for line in lines if line.startswith(WARNING))])
         return [line for line in lines if line not in warnings], [*warnings]
-
-
-def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int, limit: int = 0) -> int:
-    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step; else `steps`; at most `limit`."""
-    if epochs > 0:
-        steps = ceil(epochs * micro_batches_per_epoch / accumulation)
-    return min(steps, limit) if limit else steps
 
 
 def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:

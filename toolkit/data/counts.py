@@ -1,0 +1,60 @@
+"""What is counted of the data before it is read: the steps that it gives, and a stream of which little is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from textwrap import shorten
+from typing import Any
+
+from toolkit.data.types import Size
+
+
+def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int, limit: int = 0) -> int:
+    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step; else `steps`; at most `limit`."""
+    if epochs > 0:
+        steps = ceil(epochs * micro_batches_per_epoch / accumulation)
+    return min(steps, limit) if limit else steps
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """A stream of shards, of which only the first samples are known."""
+
+    shards: int
+    first_shard: str
+    last_shard: str
+    samples: int
+    """Samples of one epoch, as the job says; 0: not known."""
+
+    first_sample: str
+    first_size: Size
+    first_caption: str
+    largest: Size
+    """The largest size of a batch."""
+
+    epochs: int | None = None
+    """How often it is read through, where that decides the number of steps."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shards": self.shards,
+            "first_shard": self.first_shard,
+            "last_shard": self.last_shard,
+            "samples": self.samples or None,
+            "largest": {"width": self.largest.width, "height": self.largest.height},
+        }
+
+    def lines(self) -> str:
+        places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
+        count = f"{self.samples:,} samples as given" if self.samples else "number of samples not known"
+        caption = f"caption {shorten(self.first_caption, 60)!r}" if self.first_caption else "no caption"
+        lines = [
+            f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
+            f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",
+            f"    batches of up to {self.largest} pixels",
+        ]
+        if self.epochs is not None:
+            passes = "once" if self.epochs == 1 else f"{self.epochs} times"
+            lines.append(f"    read through {passes}: how many steps that are is not known")
+        return "\n".join(lines)
