@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.extensions.sd_trainer.test_memory_plan import item, phase
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.running import lines, run_job
 from tests.toolkit.data.shard_server import write_shard
+from tests.toolkit.plan.test_memory_plan import item, phase
 from toolkit.config import load_job
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.types import Size

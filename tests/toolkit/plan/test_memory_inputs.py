@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.extensions.sd_trainer.test_memory_plan import item, section
 
 from tests.processes import several
+from tests.toolkit.plan.test_memory_plan import item, section
 from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import COMPILED_HOST_SHARE, HOST_S, KERNELS_PER_BLOCK, StepWork

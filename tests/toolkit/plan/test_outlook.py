@@ -18,7 +18,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
 from toolkit.memory.flops import HOST_S, KERNELS_PER_BLOCK
-from toolkit.plan import outlook, planning
+from toolkit.plan import planning
 from toolkit.train.lock import run_lock
 
 Plan = Callable[..., tuple[dict[str, Any], str]]
@@ -68,8 +68,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(job, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"cuda:0": "NVIDIA L40S", "cuda:1": "NVIDIA GeForce GT 710"}
-    for module in (outlook, planning):
-        monkeypatch.setattr(module, "gpu_name", lambda device: here.get(device, ""))
+    monkeypatch.setattr(planning, "gpu_name", lambda device: here.get(device, ""))
     found, words = plan(job(device="cuda:0", train={"gradient_accumulation": 3}))
     time = found["time"]
     assert (time["steps"], time["calculated_for"]) == (2, "NVIDIA L40S")

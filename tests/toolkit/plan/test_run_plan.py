@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.data.counts import optimizer_steps
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.folder import FolderInfo, scan_datasets
@@ -111,14 +112,14 @@ def test_optimizer_steps_per_epoch_need_not_be_whole() -> None:
     assert "with accumulation 3, 1,133.33 optimizer steps per epoch" in make_plan(SEED_001, accumulation=3).render()
 
 
-def test_mirrored_copies_are_counted_and_said(tmp_path: Path, image, dataset) -> None:
+def test_mirrored_copies_are_counted_and_said(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        image(tmp_path / "2_x" / f"{name}.png", 64, 64)
-        image(tmp_path / "reg" / f"{name}.png", 64, 64)
+        make_image(tmp_path / "2_x" / f"{name}.png", 64, 64)
+        make_image(tmp_path / "reg" / f"{name}.png", 64, 64)
     Image.new("RGBA", (64, 64)).save(tmp_path / "2_x" / "c.png")
     sections = [
-        dataset(tmp_path / "2_x", flip_x=True, flip_y=True, alpha_mask=True),
-        dataset(tmp_path / "reg", is_reg=True, flip_x=True),
+        make_dataset(tmp_path / "2_x", flip_x=True, flip_y=True, alpha_mask=True),
+        make_dataset(tmp_path / "reg", is_reg=True, flip_x=True),
     ]
     plan = make_plan(scan_datasets(sections, None).folders, (64, 32))
     assert [(folder.images, folder.sizes, folder.flips, folder.samples) for folder in plan.datasets] == [
@@ -131,10 +132,10 @@ def test_mirrored_copies_are_counted_and_said(tmp_path: Path, image, dataset) ->
     assert text.count("regularisation images") == 1 and "masks: 1 of 3" in text and text.count("masks") == 1
 
 
-def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_path: Path, image, dataset) -> None:
+def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_path: Path) -> None:
     for name, height in (("a", 64), ("b", 90), ("c", 70)):
-        image(tmp_path / f"{name}.png", 64, height)
-    folders = scan_datasets([dataset(tmp_path)], None).folders
+        make_image(tmp_path / f"{name}.png", 64, height)
+    folders = scan_datasets([make_dataset(tmp_path)], None).folders
     lines = make_plan(folders, (64,), notes=("warning: first", "disk: 1 GB")).render().splitlines()
     assert lines[-4:-1] == ["  disk: 1 GB", "  2 warnings:", lines[-2]] and lines[-1] == "  warning: first"
     # Each is cut to 64 x 64: (26 of 90 + 0 + 6 of 70) / 3.
