@@ -22,7 +22,6 @@ from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
 from toolkit.models.families import UnknownFamilyError, family_for
-from toolkit.plan.next_commands import command
 from toolkit.system.nvidia import least_memory
 
 

@@ -47,7 +47,8 @@ CONFIG = '''
     from toolkit.config.sections import DatasetsSection, TrainerConfig
     from toolkit.data.items import scan_items
     from toolkit.data.epoch_order import count_batches
-    from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
+    from toolkit.data.counts import optimizer_steps
+    from toolkit.plan.run_plan import RunPlan, folder_plans
 
 
     class AutoencoderConfig(DatasetsSection, TrainerConfig):
