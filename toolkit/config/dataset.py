@@ -200,6 +200,10 @@ class DatasetConfig(StrictModel):
     """Use the file name, with spaces for `_`, as the caption of images that have none: `a_red_cat.jpg` is `a red cat`.
     Takes precedence over `default_caption`."""
 
+    skip_unreadable: bool = False
+    """Leave out images whose file is damaged, animated or of another format, with those whose control image or mask is;
+    the plan names them. Off: they are errors."""
+
     path_map: dict[str, str] = Field(default_factory=dict)
     """Maps folders of another machine, at the beginning of paths in `captions_file`, to folders here:
     `{/old/disk: /data}`. The option `--map OLD=NEW` sets it for all datasets."""
@@ -392,6 +396,7 @@ NOT_OF_STREAMS = {
         "a stream has no masks",
     ),
     **dict.fromkeys(("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"),
+    "skip_unreadable": "a stream leaves out samples that it cannot read",
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",
 }
 """Keys of a folder -> why they cannot be combined with `url`."""

@@ -731,7 +731,7 @@ def _check(
 
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the images that have one are left out.
     """
-    _read_facts(folders, findings)
+    _skip_unreadable(folders, _read_facts(folders, findings), findings)
     if mistakes := list(dict.fromkeys(findings.mistakes)):
         if forgiven is None:
             raise DataErrors(mistakes)
@@ -763,8 +763,9 @@ def _texts(text: str, dataset: DatasetConfig) -> list[str]:
     return (captions_of(text) or [""]) if dataset.captions == "lines" else [text]
 
 
-def _read_facts(folders: Sequence[_Folder], findings: _Findings) -> None:
-    """Reads the images, each once: few of them whole, of many the header and the end."""
+def _read_facts(folders: Sequence[_Folder], findings: _Findings) -> dict[str, str]:
+    """Reads the images, each once: few of them whole, of many the header and the end. Path -> error of those that
+    cannot be read."""
     wanted: dict[DirectoryListing, dict[str, None]] = {}
     for folder in folders:
         wanted.setdefault(folder.listing, {}).update(dict.fromkeys(chain(*folder.listing.images.values())))
@@ -784,20 +785,43 @@ def _read_facts(folders: Sequence[_Folder], findings: _Findings) -> None:
         except ImageError as error:
             return error.reason
 
-    all_good = True
+    unreadable: dict[str, str] = {}
     for image, found in zip(unread, thread_map(look, unread, at_once), strict=True):
         if isinstance(found, str):
-            findings.mistake(image.path, found)
-            all_good = False
+            unreadable[image.path] = found
         else:
             image.listing.facts[image.name] = found
     for image in chain.from_iterable(chain.from_iterable(folder.controls.values() for folder in folders)):
         if image.facts and (reason := reference_error(image.facts.size)):
             findings.mistake(image.path, reason)
-    if all_good:
-        for listing, names in wanted.items():
-            noted = ((name, note) for name in sorted(names) for note in listing.facts[name].notes if note != CLEAR)
-            findings.notes += [f"{listing.path(name)}: {note}" for name, note in noted]
+    for listing, names in wanted.items():
+        read = (name for name in sorted(names) if name in listing.facts)
+        noted = ((name, note) for name in read for note in listing.facts[name].notes if note != CLEAR)
+        findings.notes += [f"{listing.path(name)}: {note}" for name, note in noted]
+    return unreadable
+
+
+def _skip_unreadable(folders: Sequence[_Folder], unreadable: Mapping[str, str], findings: _Findings) -> None:
+    """Leaves out images that cannot be read, or whose control image or mask cannot, of datasets with
+    `skip_unreadable`; those of others are errors."""
+    wrong: dict[str, None] = {}
+    for folder in folders:
+        files = {*map(folder.listing.path, chain(*folder.listing.images.values()))}
+        files |= {image.path for _, image in folder.partners()}
+        found = [path for path in unreadable if path in files]
+        if not folder.dataset.skip_unreadable:
+            wrong |= dict.fromkeys(found)
+            continue
+        before = len(folder.listing.images)
+        _leave_out(folder, found)
+        if not folder.listing.images:
+            wrong |= dict.fromkeys(found)
+        elif found:
+            what = f"{before - len(folder.listing.images):,} of {_count(before, 'image')} left out (skip_unreadable)"
+            reasons = "; ".join(f"{os.path.basename(path)} {unreadable[path]}" for path in found[:3])
+            findings.notes.append(f"warning: {folder.listing.folder}: {what}: {reasons}")
+    for path in wrong:
+        findings.mistake(path, unreadable[path])
 
 
 def _leave_out(folder: _Folder, places: Collection[str]) -> None:

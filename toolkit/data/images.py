@@ -27,7 +27,9 @@ from toolkit.data.types import Flip, Mask, ResizeCrop, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff"}
+)
 """File name endings (lower case) that are read as images."""
 
 MAX_PIXELS = 120_000_000

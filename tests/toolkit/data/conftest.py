@@ -54,6 +54,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "alpha_mask": False,
         "mask_min_value": 0.0,
         "invert_mask": False,
+        "skip_unreadable": False,
         "flip_x": False,
         "flip_y": False,
         "loss_multiplier": 1.0,
