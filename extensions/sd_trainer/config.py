@@ -11,6 +11,7 @@ from toolkit.config.dataset import LOSS, loss_at, loss_in, noise_levels
 from toolkit.config.findings import Findings, error
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
+from toolkit.config.preference import DISTANCE, MARGIN, RIGHT
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
@@ -74,8 +75,18 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
         few = ["few_step"] if self.train.few_step_loss else []
+        pairs = (MARGIN, RIGHT, DISTANCE) if self.train.preference else ()
         extra = (f"loss/{name}" for name in (*self.train.preservations(), *few))
-        of_a_step = ("loss", "grad_norm", "lr", "t_mean", *extra, *scaled, *(f"max_norm/{name}" for name in limited))
+        of_a_step = (
+            "loss",
+            "grad_norm",
+            "lr",
+            "t_mean",
+            *extra,
+            *pairs,
+            *scaled,
+            *(f"max_norm/{name}" for name in limited),
+        )
         ways = [loss_in(way.label) for way in self.deployments().values()] if levels else []
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels), *ways)
 

@@ -75,6 +75,10 @@ def job_metadata(
     if few := section.train.few_step_loss:
         file = named(few.lora, "train", "few_step_loss", "lora")
         used["few_step_loss"] = {"file": file, **few.model_dump(mode="json", exclude={"lora"})}
+    if preference := section.train.preference:
+        used["preference"] = preference.model_dump(mode="json", exclude={"reference"})
+        if preference.reference:
+            used["preference"]["reference"] = named(preference.reference, "train", "preference", "reference")
     kohya = _training(section, meta, name, steps, seed, optimizer) | (_datasets(plan, section) if plan else {})
     ours = {
         "training_info": {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -60,6 +60,7 @@ from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import try_largest_batch
 from toolkit.train.other_model import OtherWeights, load_other_models
+from toolkit.train.preference import PreferenceStep
 from toolkit.train.run import Run
 from toolkit.train.survival import SurvivalScores
 
@@ -67,6 +68,9 @@ logger = logging.getLogger(__name__)
 
 ASSISTANT = "train.assistant"
 """Key of the file that is active in training."""
+
+PREFERENCE = "train.preference"
+"""Key of the file that the reference of `PreferenceStep` has in the place of the network."""
 
 FEW_STEP_LOSS = "train.few_step_loss"
 """Key of the file that is active in the micro-batches of `FewStepMixture`, instead of the assistant."""
@@ -192,6 +196,15 @@ class SdTrainerProcess(ImageTrainer):
         with self.network.inference(), self.beside.using(file), self.others.using(file):
             yield
 
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside the block the model is what `train.preference` compares the network with."""
+        with ExitStack() as stack:
+            stack.enter_context(self.network.disabled())
+            if PREFERENCE in self.section.files_beside():
+                stack.enter_context(self.beside.using(PREFERENCE))
+            yield
+
     def weights_writer(self) -> PrepareNetwork:
         in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
         kind = ModelFolderWriter if self.saves_folders else in_one
@@ -271,6 +284,9 @@ class SdTrainerProcess(ImageTrainer):
             with_lora, alone = (partial(self.beside.using, name) for name in (FEW_STEP_LOSS, ""))
             mixture = partial(FewStepMixture, few=few, network=self.network, teacher=teacher)
             make = partial(mixture, with_lora=with_lora, alone=alone)
+        if train.preference:
+            named["noise_levels"] = 1
+            make = partial(PreferenceStep, preference=train.preference, reference=self.reference)
         step = make(self.model, self.seed, samples_per_epoch=uses, **named)
         for name, factor in train.preservations().items():
             step.extra_losses[name] = PriorPreservation(self.model, self.network, name, factor)
@@ -371,4 +387,5 @@ def _pixels_in_model(model: DiffusionModel, item: BucketedSample) -> int:
     """Pixels of an item in the transformer, control images taken as square: a measure of its memory."""
     bucket, references = item.crop.bucket, len(item.sample.control_images)
     square = Size(max(bucket), max(bucket))
-    return prod(bucket) + (references and references * prod(model.reference_size(square, bucket)))
+    pixels = prod(bucket) + (references and references * prod(model.reference_size(square, bucket)))
+    return pixels * (2 if item.sample.worse else 1)  # of a pair both images are in it

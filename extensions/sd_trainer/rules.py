@@ -65,7 +65,7 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 def findings(s: DiffusionSection) -> Findings:
     """All checks of several subsections together."""
     for group in (
-        _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _schedule,
+        _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _preference, _schedule,
         _noise_levels, _distilled, _memory, _modulation_table, _compile, _processes, _images, _first_samples, _samples,
         _validation, _files,
     ):  # fmt: skip
@@ -115,7 +115,7 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
 
 def _weight_files(s: DiffusionSection) -> Findings:
     files = {f"model.base_loras.{index}.path": lora.path for index, lora in enumerate(s.model.base_loras)}
-    ends = {"train.assistant": ".path", "train.few_step_loss": ".lora"}
+    ends = {"train.assistant": ".path", "train.few_step_loss": ".lora", "train.preference": ".reference"}
     files |= {key + ends.get(key, ""): file for key, (file, _) in s.files_beside().items()}
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
@@ -216,6 +216,24 @@ def _preservation(s: DiffusionSection) -> Findings:
     if train.diff_output_preservation and not train.diff_output_preservation_class:
         message = "is not set, so the trigger word is removed. Set what it is an example of, such as 'woman'."
         yield warning("train.diff_output_preservation_class", message)
+
+
+def _preference(s: DiffusionSection) -> Findings:
+    train = s.train
+    if train.preference is None:
+        return
+    if s.network.trains_model:
+        message = "needs the model without its adapter, and network.type 'full' has no adapter. Remove it."
+        yield error("train.preference", message)
+    if s.streamed:
+        yield error("train.preference", "a stream has no pairs. Give a table of them (docs/preferences.md).")
+    if train.few_step_loss:
+        yield error("train.few_step_loss", "cannot be combined with 'train.preference'. Remove one of them.")
+    if train.preference.reference and train.assistant:
+        yield error("train.preference.reference", "cannot be combined with 'train.assistant'. Remove one of them.")
+    if train.noise_levels_per_sample not in (1, "auto"):
+        message = "a pair has one noise level. Use 1, or leave it out."
+        yield error("train.noise_levels_per_sample", message)
 
 
 def _schedule(s: DiffusionSection) -> Findings:

@@ -14,6 +14,7 @@ from toolkit.config.few_step import AssistantConfig, FewStepLossConfig, from_pat
 from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, OneOf, reader_of, value_error
 from toolkit.config.findings import Findings, JobContext, error, warning
 from toolkit.config.network import Pattern
+from toolkit.config.preference import PreferenceConfig
 from toolkit.errors import UserError
 from toolkit.flow.settings import (
     HUBER_SCHEDULES,
@@ -614,6 +615,9 @@ class TrainConfig(OptimizationConfig):
     """Late in the training, train the network for use with a few-step LoRA: to have the same effect there as alone in
     many steps (docs/few_step_loras.md). None without this section."""
 
+    preference: PreferenceConfig | None = None
+    """Learn from pairs of images of which one is better (docs/preferences.md). None without this section."""
+
     full_bf16: bool = False
     """With network.type full and `dtype: bf16`: the trained weights and their gradients are bf16 too, which halves
     their memory. Updates are computed in float32 and rounded stochastically, so that small ones are not lost."""
@@ -666,10 +670,11 @@ class TrainConfig(OptimizationConfig):
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
         """Key -> LoRA file that is active beside the network in training, and its strength."""
-        assistant, few = self.assistant, self.few_step_loss
+        assistant, few, preference = self.assistant, self.few_step_loss, self.preference
         return {
             **({"assistant": (assistant.path, assistant.multiplier)} if assistant else {}),
             **({"few_step_loss": (few.lora, few.weight)} if few else {}),
+            **({"preference": (preference.reference, 1.0)} if preference and preference.reference else {}),
         }
 
     def checkpointing_level(self) -> str:

@@ -100,7 +100,7 @@ def _caption_or_error(path: str) -> str | CaptionError:
 TABLES = (".tsv", ".csv", ".jsonl", ".json")
 """Endings of files with the captions of many images."""
 
-_NAMES = ("file_name", "filename", "image_path", "image", "file", "path", "name", "edited_image")
+_NAMES = ("better", "file_name", "filename", "image_path", "image", "file", "path", "name", "edited_image")
 _CAPTIONS = ("caption", "text", "prompt", "edit_prompt", "description", "tags")
 _TAGS = "tags"
 """Behind another caption of the row, after a comma, as in kohya's metadata."""
@@ -109,6 +109,9 @@ _REFERENCES = re.compile(
     r"(?:control(?:_path|_images?)?|references?|(?:reference|edit|original|source|conditioning)_images?)(?:_([0-9]+))?"
 )
 """Columns of control images; with a number there are several, in its order."""
+
+_WORSE = ("worse", "rejected")
+"""Columns of the image that is liked less than that of the row: a path, or a list of paths."""
 
 
 class TableRow(NamedTuple):
@@ -119,6 +122,9 @@ class TableRow(NamedTuple):
 
     references: tuple[str, ...] = ()
     """Paths of its control images as they are written, relative to the folder of the images or of the table."""
+
+    worse: tuple[str, ...] = ()
+    """Paths of the images that are liked less, written likewise."""
 
 
 NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
@@ -150,7 +156,9 @@ def read_captions_file(
         if os.path.isabs(written):
             written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
         name = image_name(written)
-        if name in first:
+        if name in first and (given := rows[name]).worse and row.worse and given[:2] == row[:2]:
+            rows[name] = given._replace(worse=tuple(dict.fromkeys(given.worse + row.worse)))
+        elif name in first:
             reason = f"{name!r} has a caption in line {first[name]}. Remove one of them"
             mistakes.append(Diagnostic((f"{path}:{number}",), reason))
         else:
@@ -229,8 +237,8 @@ _Rows = Iterator[tuple[int, str | None, TableRow]]
 def _rows(path: str, text: str, moved: Mapping[str, str]) -> _Rows:
     readers = {".csv": _csv_rows, ".jsonl": _json_lines, ".json": _json_rows}
     for number, written, row in readers.get(split_suffix(path)[1], _tab_rows)(text):
-        references = tuple(moved_path(reference, moved) for reference in row.references)
-        yield number, written and moved_path(written, moved), row._replace(references=references)
+        references, worse = (tuple(moved_path(path, moved) for path in paths) for paths in row[1:])
+        yield number, written and moved_path(written, moved), row._replace(references=references, worse=worse)
 
 
 def lost_folders(path: str, moved: Mapping[str, str] = NOTHING_MOVED) -> list[str]:
@@ -240,7 +248,7 @@ def lost_folders(path: str, moved: Mapping[str, str] = NOTHING_MOVED) -> list[st
         text = _read_text(os.path.expanduser(path))
     except CaptionError:
         return []
-    named = chain.from_iterable((name or "", *row.references) for _, name, row in _rows(path, text, moved))
+    named = chain.from_iterable((name or "", *row.references, *row.worse) for _, name, row in _rows(path, text, moved))
     folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
     return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
 
@@ -303,7 +311,11 @@ def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, TableR
         if key and isinstance(caption, str) and isinstance(tags := row.get(_TAGS), str):
             caption = LIST.join(", ".join(filter(None, (each.strip(), tags.strip()))) for each in caption.split(LIST))
     if isinstance(name, str) and name.strip() and isinstance(caption, str | None):
-        return number, name.strip(), TableRow((caption or "").strip(), _references(row))
+        return (
+            number,
+            name.strip(),
+            TableRow((caption or "").strip(), _references(row), _paths([_first_of(row, _WORSE)], row)),
+        )
     reason = f"has no {_NAMES[0]!r} and {_CAPTIONS[0]!r} of text. Give both, or remove the line"
     return number, None, TableRow(reason)
 
@@ -312,7 +324,12 @@ def _references(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """The control images of a row, in the order of their numbers."""
     columns = ((key, _REFERENCES.fullmatch(key.strip().lower())) for key in row if isinstance(key, str))
     numbered = sorted((int(match[1] or -1), key) for key, match in columns if match)
-    values = chain.from_iterable(value if isinstance(value := row[key], list) else [value] for _, key in numbered)
+    return _paths([key for _, key in numbered], row)
+
+
+def _paths(keys: Iterable[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The paths in these columns of a row, each with one or a list."""
+    values = chain.from_iterable(value if isinstance(value := row.get(key), list) else [value] for key in keys)
     return tuple(value.strip() for value in values if isinstance(value, str) and value.strip())
 
 

@@ -19,6 +19,7 @@ from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import Batch, BatchSpec, BucketedSample, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds
+from toolkit.system.seeding import uniform
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ class LatentBatch:
     extra_prompts: Mapping[str, PromptEmbeds] = field(default_factory=dict)
     """Embeddings of further prompts by name (`encode_items`)."""
 
+    worse: tuple[Tensor | None, ...] = ()
+    """For each item the latents [C, H, W] of an image that is liked less; None: it has none. Empty: none has one."""
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -70,6 +74,7 @@ class LatentBatch:
             loss_weight_B=self.loss_weight_B[rows],
             loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
             extra_prompts={name: prompts.select(rows) for name, prompts in self.extra_prompts.items()},
+            worse=tuple(self.worse[row] for row in rows) if self.worse else (),
         )
 
     def describe(self) -> str:
@@ -109,7 +114,17 @@ class BatchLoader:
             extra_prompts={
                 name: PromptEmbeds.stack([prompts[name].read_all() for prompts in extra]) for name in extra[0]
             },
+            worse=self.worse(spec) if any(entry.worse for entry in entries) else (),
         )
+
+    def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
+        """Of each item's images that are liked less the one of this use."""
+        found: list[Tensor | None] = []
+        for index, position in zip(spec.items, spec.positions, strict=True):
+            entries = self.dataset.entries[index].worse
+            drawn = uniform(self.seed, "worse", spec.epoch, position) if len(entries) > 1 else 0.0
+            found.append(entries[int(drawn * len(entries))].read() if entries else None)
+        return tuple(found)
 
     def prompts(self, spec: BatchSpec) -> PromptEmbeds:
         """The texts of a batch."""

@@ -71,6 +71,8 @@ def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
 def _digest(sample: Sample) -> str:
     # Only where there are any: images with neither keep the hash that older checkpoints recorded.
     more: dict[str, Any] = {"mask": file_digest(sample.mask.file)} if sample.mask else {}
+    if sample.worse:
+        more["worse"] = [file_digest(path) for path in sample.worse]
     if any(sample.flip):
         more["flip"] = sample.flip
     if sample.captions:

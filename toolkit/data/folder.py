@@ -48,6 +48,7 @@ from toolkit.data.images import (
     inspect_image,
     reference_error,
 )
+from toolkit.data.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.partners import (
     LookedFor,
     Slot,
@@ -128,6 +129,11 @@ class DatasetScan:
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
         return tuple(chain.from_iterable(folder.samples for folder in self.folders))
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a better and a worse image."""
+        return len({(sample.image, worse) for sample in self.samples for worse in sample.worse})
 
 
 def scan_datasets(
@@ -250,6 +256,9 @@ class _Folder:
 
     masks: dict[str, ImageFile] = field(default_factory=dict)
     """Mask images; the image itself where its own opacity is the mask."""
+
+    worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
+    """Images that are liked less, by the stem of their better one."""
 
     slots: list[Slot] = field(default_factory=list)
     """Where control images and masks are looked for."""
@@ -569,6 +578,10 @@ def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> Non
     With `control_optional` a missing slot is skipped and later ones move up: slot 2 alone becomes the only control
     image.
     """
+    if any(row.worse for row in (folder.table or {}).values()):  # what it does not name was not chosen
+        named = zip(folder.listing.images.items(), folder.table_names(), strict=True)
+        images = dict(image for image, name in named if name in (folder.table or {}))
+        folder.listing = replace(folder.listing, images=images)
     listing, dataset = folder.listing, folder.dataset
     for stem, files in listing.images.items():
         if len(files) > 1:
@@ -584,7 +597,9 @@ def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> Non
         folder.captions = [row.caption for row in rows]
         for stem, row in zip(listing.images, rows, strict=True):
             if row.references:
-                folder.controls[stem] = tuple(_named_references(folder, row, findings))
+                folder.controls[stem] = tuple(_named_files(folder, row.references, "as a control image", findings))
+            if row.worse:
+                folder.worse[stem] = tuple(_named_files(folder, row.worse, "as a worse image", findings))
     for (_, image), text in zip(folder.images(), folder.captions, strict=True):
         if LIST in text and dataset.captions == "one" and findings.read_captions:
             reason = f"has a list of {text.count(LIST) + 1} captions. Give 'captions: lines', or one of them as text"
@@ -603,9 +618,9 @@ def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> Non
         folder.masks = dict(folder.images())
 
 
-def _named_references(folder: _Folder, row: TableRow, findings: _Findings) -> Iterator[ImageFile]:
-    """The control images that a row of the table names: in the folder of the images, else from that of the table."""
-    for path in row.references:
+def _named_files(folder: _Folder, paths: Iterable[str], named: str, findings: _Findings) -> Iterator[ImageFile]:
+    """The images that a row of the table names: in the folder of the images, else from that of the table."""
+    for path in paths:
         folders = (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""), ".")
         written = dict.fromkeys((path, path.replace("\\", "/")))
         places = [path] if os.path.isabs(path) else [join(place or ".", each) for place in folders for each in written]
@@ -614,7 +629,7 @@ def _named_references(folder: _Folder, row: TableRow, findings: _Findings) -> It
         if listing and os.path.basename(found) in listing.versions:
             yield ImageFile(listing, os.path.basename(found))
         elif listing:
-            findings.mistake(found, f"is named in {folder.table_path} as a control image and is not there")
+            findings.mistake(found, f"is named in {folder.table_path} {named} and is not there")
 
 
 def _slots(folder: _Folder, findings: _Findings) -> list[Slot]:
@@ -732,6 +747,9 @@ def _check(
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the images that have one are left out.
     """
     _skip_unreadable(folders, _read_facts(folders, findings), findings)
+    pairs = [pair for folder in folders for pair in _pairs(folder)]
+    findings.mistakes += pair_mistakes(pairs)
+    findings.notes += contradictions(pairs)
     if mistakes := list(dict.fromkeys(findings.mistakes)):
         if forgiven is None:
             raise DataErrors(mistakes)
@@ -769,7 +787,7 @@ def _read_facts(folders: Sequence[_Folder], findings: _Findings) -> dict[str, st
     wanted: dict[DirectoryListing, dict[str, None]] = {}
     for folder in folders:
         wanted.setdefault(folder.listing, {}).update(dict.fromkeys(chain(*folder.listing.images.values())))
-        for listing, name in chain(*folder.controls.values(), folder.masks.values()):
+        for listing, name in chain(*folder.controls.values(), *folder.worse.values(), folder.masks.values()):
             wanted.setdefault(listing, {})[name] = None
     images = [ImageFile(listing, name) for listing, names in wanted.items() for name in names]
     inspect, at_once = inspect_image, 16
@@ -828,7 +846,8 @@ def _leave_out(folder: _Folder, places: Collection[str]) -> None:
     """Forgets the images that have an error: in their own file, or in one that belongs to them."""
 
     def is_good(stem: str, files: tuple[str, ...]) -> bool:
-        partners = (*folder.controls.get(stem, ()), *((folder.masks[stem],) if stem in folder.masks else ()))
+        masks = (folder.masks[stem],) if stem in folder.masks else ()
+        partners = (*folder.controls.get(stem, ()), *masks, *folder.worse.get(stem, ()))
         used = (folder.listing.path(files[0]), *(image.path for image in partners))
         return len(files) == 1 and not any(path in places for path in used)
 
@@ -837,6 +856,11 @@ def _leave_out(folder: _Folder, places: Collection[str]) -> None:
     folder.captions = [text for stem, text in zip(images, folder.captions, strict=True) if stem in good]
     folder.masks = {stem: mask for stem, mask in folder.masks.items() if stem in good}
     folder.listing = replace(folder.listing, images=good)
+
+
+def _pairs(folder: _Folder) -> Iterator[Pair]:
+    for (stem, image), caption in zip(folder.images(), folder.captions, strict=True):
+        yield from (Pair(image, worse, caption) for worse in folder.worse.get(stem, ()))
 
 
 def _check_masks(folder: _Folder) -> Iterator[str]:
@@ -951,6 +975,7 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
         repeat(NO_FLIP),
         repeat(folder.index),
         [texts if len(texts) > 1 else () for texts in captions],
+        [tuple(image.path for image in folder.worse.get(stem, ())) for stem in listing.images],
     )
     samples = tuple(map(Sample._make, zip(*columns, strict=False)))  # one by one they take half as long again
     if flips != [NO_FLIP]:

@@ -143,6 +143,11 @@ class ItemEncoder:
         what = f"latents of {sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
 
+    def worse(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
+        """Latents [C, H, W] of the images that are liked less, fitted to the same bucket."""
+        sample, crop = item
+        return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in sample.worse)
+
     def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
         """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of `latents`. Raises ImageError."""
         sample, crop = item
@@ -252,11 +257,14 @@ class ItemEntries:
     extra: Mapping[str, Mapping[str, CacheEntry]] = field(default_factory=dict)
     """By each caption of the sample, further prompts by name."""
 
+    worse: tuple[CacheEntry, ...] = ()
+    """Latents of the images that are liked less."""
+
     def masks(self) -> tuple[CacheEntry, ...]:
         return (self.mask,) if self.mask else ()
 
     def images(self) -> tuple[CacheEntry, ...]:
-        return (self.latents, *self.references, *self.masks())
+        return (self.latents, *self.references, *self.worse, *self.masks())
 
     def texts(self) -> tuple[CacheEntry, ...]:
         of_extra = (entry for entries in self.extra.values() for entry in entries.values())
@@ -334,6 +342,7 @@ def _entries(
             caption: {name: encoder.text(item, prompt, stores) for name, prompt in prompts.items()}
             for caption, prompts in extra_prompts.items()
         },
+        encoder.worse(item, stores),
     )
 
 

@@ -119,6 +119,9 @@ class Sample(NamedTuple):
     captions: tuple[str, ...] = ()
     """All captions, where there are several: one of them is drawn at each use. `caption` is the first."""
 
+    worse: tuple[str, ...] = ()
+    """Paths of the images that somebody likes less, for `train.preference`."""
+
     @property
     def texts(self) -> tuple[str, ...]:
         """Every caption that may be used."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from toolkit.config.dataset import sides_of
+from toolkit.config.preference import FEW_PAIRS
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.directory import ScanCache
@@ -83,6 +84,9 @@ class SdPlanner(Planner[DiffusionSection]):
                     is_sure = len(text) <= family.sure_prompt
                     if not is_sure and (message := family.prompt_error(section.model, text, size, references)):
                         mistakes.append(Diagnostic((f"{place}.{key}",), f"has {message}"))
+        if section.train.preference and not data.stream and not data.scan.pairs:
+            message = "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt'"
+            mistakes.append(Diagnostic(("train.preference",), f"{message} as captions_file of a dataset"))
         if mistakes:
             raise DataErrors(mistakes)
         return data
@@ -138,6 +142,26 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from self._weights()
         yield from self._adapter()
         yield from settings_lines(self.section, self.family)
+        yield from self._pairs(data)
+
+    def _pairs(self, data: ImageData) -> Iterator[str]:
+        """What is done with pairs of a better and a worse image; warnings of few, and of those that nothing uses."""
+        preference = self.section.train.preference
+        count, images = data.scan.pairs, sum(bool(sample.worse) for sample in data.scan.samples)
+        if count and not preference:
+            yield f"warning: the worse images of {count:,} pairs are not used. Set train.preference to learn from them"
+        if not preference:
+            return
+        beside = f" with {Path(preference.reference).name}" if preference.reference else ""
+        yield (
+            f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the model"
+            f"{beside or ' alone'}. A pair takes two passes of two images, one of them without gradients"
+        )
+        if count < FEW_PAIRS:
+            yield (
+                f"warning: {count} pairs: below {FEW_PAIRS} a run learns these images rather than what the better ones "
+                "have in common. Vote on more"
+            )
 
     def _inputs(self, data: ImageData) -> Iterator[str]:
         """Warnings of images and prompts with fewer references than the model was published with, and of captions and

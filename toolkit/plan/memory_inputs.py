@@ -204,7 +204,8 @@ def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[
     for group in trained:
         forward = of_forward(sizes.of_group(group).tokens, facts.width, facts.blocks, weights)
         whole = forward.executed("full" if level == "auto" else level, trains_model)
-        total += group.uses * ((1 + kept) * whole + kept * (forward.linear + forward.attention))
+        without = kept + (group.compared and train.preference is not None)  # passes without gradients
+        total += group.uses * ((1 + kept) * whole + without * (forward.linear + forward.attention))
     images = train.batch_size * train.gradient_accumulation / read_distributed_env().world_size
     kernels = (1 + kept) * share_of_rank(train)[1] * facts.blocks * KERNELS_PER_BLOCK
     return StepWork(images * total / sum(group.uses for group in trained), kernels)
@@ -238,17 +239,21 @@ class ItemGroup:
     streamed: bool = False
     """Whether they are encoded as they come from a stream."""
 
+    compared: bool = False
+    """Whether each is compared with a worse image (`train.preference`)."""
+
 
 def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()) -> tuple[ItemGroup, ...]:
     """Groups items: there may be very many, and the estimate uses them often. held_out: the validation split."""
-    found: dict[tuple[Size, int, bool, bool], tuple[int, int]] = {}
+    found: dict[tuple[Size, int, bool, bool, bool], tuple[int, int]] = {}
     for split, is_held_out in ((items, False), (held_out, True)):
         for item in split:
             sample = item.sample
-            key = item.crop.bucket, len(sample.control_images), sample.rules.shuffle_tokens, is_held_out
+            shuffled, compared = sample.rules.shuffle_tokens, bool(sample.worse) and not is_held_out
+            key = item.crop.bucket, len(sample.control_images), shuffled, is_held_out, compared
             uses, longest = found.get(key, (0, 0))
             found[key] = uses + sample.repeats, max(longest, *map(len, sample.texts))
-    return tuple(ItemGroup(*key, uses, longest) for key, (uses, longest) in found.items())
+    return tuple(ItemGroup(*key[:4], uses, longest, compared=key[4]) for key, (uses, longest) in found.items())
 
 
 def groups_of(section: DiffusionSection, data: ImageData) -> tuple[ItemGroup, ...]:
@@ -320,8 +325,10 @@ class BatchSizes:
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
         """A batch of so many images of a group."""
+        preference = self._section.train.preference
+        images *= 2 if group.compared and preference else 1
         one = self._image(images, prod(group.bucket), group.references, group.longest)
-        if not self._facts.shares_prefix or group.held_out:
+        if not self._facts.shares_prefix or group.held_out or preference:
             return one
         asked = self._section.train.noise_levels_per_sample
         return replace(one, levels=levels_of(asked, one.references, *one.prefix_and_target))

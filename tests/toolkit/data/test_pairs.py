@@ -1,0 +1,75 @@
+"""Tables of pairs: which images are compared, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from toolkit.config.dataset import DatasetConfig
+from toolkit.data.folder import scan_datasets
+from toolkit.data.types import Sample
+from toolkit.errors import DataErrors
+
+Row = dict[str, object]
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Callable[..., tuple[tuple[Sample, ...], tuple[str, ...]]]:
+    """The samples and notes of a table with these rows, beside the images a.png, b.png, c.png and large.png."""
+    for name, side in (("a", 64), ("b", 64), ("c", 64), ("large", 96)):
+        Image.new("RGB", (side, side), "teal").save(tmp_path / f"{name}.png")
+
+    def scan(*rows: Row, **keys: object) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+        table = tmp_path / "votes.jsonl"
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = scan_datasets([DatasetConfig(captions_file=str(table), **keys)], None)
+        return found.samples, found.notes
+
+    return scan
+
+
+def pair(better: str = "a.png", worse: object = "b.png", prompt: str = "a cat", **more: object) -> Row:
+    return {"better": better, "worse": worse, "prompt": prompt, **more}
+
+
+def names(sample: Sample) -> list[str]:
+    return [Path(path).name for path in (sample.image, *sample.worse)]
+
+
+def test_only_the_better_images_are_trained_each_with_its_worse_ones(scan, tmp_path: Path) -> None:
+    rows = pair(), pair(worse="c.png"), pair("c.png", ["b.png"], control="large.png")
+    samples, _ = scan(*rows)
+    assert [names(sample) for sample in samples] == [["a.png", "b.png", "c.png"], ["c.png", "b.png"]]
+    assert [Path(path).name for path in samples[1].control_images] == ["large.png"]
+    again, _ = scan(*rows, folder_path=str(tmp_path))
+    assert [names(sample) for sample in again] == [names(sample) for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (pair(worse="large.png"), r"a\.png: is 64x64, and its worse image .*large\.png 96x96: both images .* one size"),
+        (pair(worse="a.png"), "a.png: is the better and the worse image of one pair"),
+        (pair(prompt=""), "a.png: has no prompt"),
+        (pair(worse="gone.png"), r"gone\.png: is named in .*votes\.jsonl as a worse image and is not there"),
+        (pair("gone.png"), r"gone\.png: is named in .*votes\.jsonl and is not an image"),
+    ],
+)
+def test_pairs_that_teach_nothing_are_refused(scan, row: Row, said: str) -> None:
+    with pytest.raises(DataErrors, match=said):
+        scan(pair("b.png", "c.png"), row)
+
+
+def test_one_better_image_has_one_prompt(scan) -> None:
+    with pytest.raises(DataErrors, match=r"votes\.jsonl:2: 'a\.png' has a caption in line 1"):
+        scan(pair(), pair(worse="c.png", prompt="a dog"))
+
+
+def test_votes_that_contradict_each_other_are_counted(scan) -> None:
+    _, notes = scan(pair(), pair("b.png", "a.png"), pair("c.png", "a.png"))
+    assert any("1 of 2 pairs are preferred both ways" in note for note in notes)
+    assert not any("both ways" in note for note in scan(pair(), pair("b.png", "c.png"))[1])

@@ -1,0 +1,101 @@
+"""`train.preference`: Diffusion-DPO for flow matching.
+
+For a pair of images of one prompt and the same control images, better (w) and worse (l), with the same noise and t:
+
+    -log sigmoid(-beta / 2 * ((e(w) - e_ref(w)) - (e(l) - e_ref(l))))
+
+e is the mean squared error of the predicted velocity, e_ref that of the model without the network (or with another
+LoRA file in its place). Both images are in one micro-batch: one forward pass without gradients for the reference, one
+with gradients. Source: Wallace et al. 2023, arXiv:2311.12908, equation 14; with velocities, Liu et al. 2025,
+arXiv:2501.13918. The weight of t is constant, as there.
+
+Shape suffixes: P pairs, 2P better images and then worse ones, C channels, H/W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from toolkit.config.preference import DISTANCE, MARGIN, RIGHT, PreferenceConfig
+from toolkit.data.dataloader import LatentBatch
+from toolkit.flow.loss import loss_per_sample
+from toolkit.models.interface import DiffusionModel
+from toolkit.system.device import to_device
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.interface import StepLosses
+
+
+class PreferenceStep(FlowMatchingStep):
+    """A flow matching step in which images that have a worse one are compared with it; others are as usual."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        seed: int,
+        preference: PreferenceConfig,
+        reference: Callable[[], AbstractContextManager[None]],
+        **settings: Any,
+    ) -> None:
+        """reference: inside its block the model is the reference. settings: as of `FlowMatchingStep`."""
+        super().__init__(model, seed, **settings)
+        self.preference, self._reference = preference, reference
+
+    def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
+        pairs = [row for row, worse_CHW in enumerate(batch.worse) if worse_CHW is not None]
+        if not pairs:
+            return super().__call__(batch, step)
+        compared = self._compare(batch if len(pairs) == len(batch) else batch.select(pairs), step)
+        if len(pairs) == len(batch):
+            return compared
+        others = [row for row in range(len(batch)) if row not in pairs]
+        plain = super().__call__(batch.select(others), step)
+        order = torch.tensor([*pairs, *others]).argsort()
+
+        def joined(of_pairs: Tensor, of_others: Tensor) -> Tensor:
+            return torch.cat([of_pairs, of_others])[order.to(of_pairs.device)]
+
+        by_role = {role: joined(loss, plain.by_role[role]) for role, loss in compared.by_role.items()}
+        t_B = joined(compared.per_sample["t"], plain.per_sample["t"])
+        return StepLosses(dict.fromkeys(self.roles, by_role[self.roles[0]]), {"t": t_B}, compared.numbers)
+
+    def _compare(self, batch: LatentBatch, step: int) -> StepLosses:
+        """The losses [P] of a batch of pairs."""
+        count = len(batch)
+        worse_PCHW = torch.stack([worse_CHW for worse_CHW in batch.worse if worse_CHW is not None])
+        of_worse = replace(batch, latents_BCHW=worse_PCHW)
+        lessons = zip(self.lesson(batch, 1), self.lesson(of_worse, 1), strict=True)
+        x_t_2PCHW, target_2PCHW, t_2P = (torch.cat(both) for both in lessons)
+        prompts = batch.prompts.select([*range(count)] * 2)
+        predict = partial(self.model.predict_velocity, x_t_2PCHW, t_2P, prompts, batch.control_latents * 2)
+        with torch.no_grad(), self._reference():
+            of_reference_2PCHW = predict().float()
+        predicted_2PCHW = predict().float()
+        device = predicted_2PCHW.device
+        target_2PCHW, t_2P = to_device(target_2PCHW, device), to_device(t_2P, device)
+        weight: Tensor | float = 1.0
+        if (mask_P1HW := batch.loss_mask_B1HW) is not None:
+            weight = to_device(mask_P1HW, device).repeat(2, 1, 1, 1)
+
+        def error(velocity_2PCHW: Tensor) -> Tensor:
+            return ((velocity_2PCHW - target_2PCHW).square() * weight).flatten(1).mean(1)
+
+        gain_w, gain_l = (error(predicted_2PCHW) - error(of_reference_2PCHW)).chunk(2)
+        margin_P = -self.preference.beta / 2 * (gain_w - gain_l)
+        loss_P = -logsigmoid(margin_P)
+        if self.preference.sft_weight:
+            mask = None if mask_P1HW is None else to_device(mask_P1HW, device)
+            parts = predicted_2PCHW[:count], target_2PCHW[:count], t_2P[:count]
+            plain_P = loss_per_sample(*parts, mask, self.settings) * to_device(self.weighting(t_2P[:count]), device)
+            loss_P = loss_P + self.preference.sft_weight * plain_P
+        loss_P = loss_P * to_device(batch.loss_weight_B, device)
+        moved = (predicted_2PCHW - of_reference_2PCHW).square().mean()
+        numbers = {MARGIN: margin_P.mean(), RIGHT: (margin_P > 0).float().mean(), DISTANCE: moved}
+        return StepLosses(dict.fromkeys(self.roles, loss_P), {"t": t_2P[:count]}, numbers)
