@@ -100,7 +100,7 @@ def _caption_or_error(path: str) -> str | CaptionError:
 TABLES = (".tsv", ".csv", ".jsonl", ".json")
 """Endings of files with the captions of many images."""
 
-_NAMES = ("better", "file_name", "filename", "image_path", "image", "file", "path", "name", "edited_image")
+_NAMES = ("file_name", "filename", "image_path", "image", "file", "path", "name", "edited_image", "better")
 _CAPTIONS = ("caption", "text", "prompt", "edit_prompt", "description", "tags")
 _TAGS = "tags"
 """Behind another caption of the row, after a comma, as in kohya's metadata."""

@@ -118,7 +118,7 @@ class BatchLoader:
         )
 
     def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:
-        """Of each item's images that are liked less the one of this use."""
+        """For each item the one of its worse images that this use is compared with."""
         found: list[Tensor | None] = []
         for index, position in zip(spec.items, spec.positions, strict=True):
             entries = self.dataset.entries[index].worse

@@ -202,10 +202,11 @@ def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[
     weights = 0 if trains_model else count_trainable_params(section).weights
     total, kept = 0.0, len(train.preservations())  # each makes a pass without gradients and a whole one
     for group in trained:
-        forward = of_forward(sizes.of_group(group).tokens, facts.width, facts.blocks, weights)
+        batch, is_pair = sizes.of_group(group), group.compared and train.preference is not None
+        forward = of_forward(batch.tokens // batch.images, facts.width, facts.blocks, weights)
         whole = forward.executed("full" if level == "auto" else level, trains_model)
-        without = kept + (group.compared and train.preference is not None)  # passes without gradients
-        total += group.uses * ((1 + kept) * whole + without * (forward.linear + forward.attention))
+        without = kept + is_pair  # passes without gradients
+        total += group.uses * batch.images * ((1 + kept) * whole + without * (forward.linear + forward.attention))
     images = train.batch_size * train.gradient_accumulation / read_distributed_env().world_size
     kernels = (1 + kept) * share_of_rank(train)[1] * facts.blocks * KERNELS_PER_BLOCK
     return StepWork(images * total / sum(group.uses for group in trained), kernels)

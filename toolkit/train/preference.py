@@ -7,7 +7,7 @@ For a pair of images of one prompt and the same control images, better (w) and w
 e is the mean squared error of the predicted velocity, e_ref that of the model without the network (or with another
 LoRA file in its place). Both images are in one micro-batch: one forward pass without gradients for the reference, one
 with gradients. Source: Wallace et al. 2023, arXiv:2311.12908, equation 14; with velocities, Liu et al. 2025,
-arXiv:2501.13918. The weight of t is constant, as there.
+arXiv:2501.13918. The weight of t is constant, as in these papers.
 
 Shape suffixes: P pairs, 2P better images and then worse ones, C channels, H/W latent height and width.
 """

@@ -113,6 +113,13 @@ def test_tokens_are_those_of_all_images_and_texts() -> None:
     assert largest.tokens == 2 * (4096 + 2 * 1024 + 100)
 
 
+def test_both_images_of_a_pair_are_in_the_batch() -> None:
+    pairs, groups = section(train={"preference": {}}), group_items([item(worse=("b.png",)), item()])
+    facts = FAMILY.footprint(pairs.model.folder())
+    assert BatchSizes(pairs, facts, groups).batch(2).images == 4
+    assert BatchSizes(section(), facts, groups).batch(2).images == 2  # nothing compares them
+
+
 def test_a_batch_has_no_more_images_than_its_bucket_has_uses_and_none_that_is_held_out() -> None:
     found = sizes(item(references=0, repeats=2), item(512, references=0, repeats=9))
     assert [found.batch(most).images for most in (1, 2)] == [1, 2]
@@ -170,3 +177,6 @@ def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
     kept = work_of(item(), train=full | {"blank_prompt_preservation": True})
     assert kept is not None and kept.kernels == 2 * one.kernels
     assert kept.flops == pytest.approx(2 * one.flops + 168e12, rel=0.01)
+    # Both images of a pair, and both without gradients.
+    pair = work_of(item(worse=("b.png",)), train=full | {"preference": {}})
+    assert pair is not None and pair.flops == pytest.approx(2 * one.flops + 2 * 168e12, rel=0.01)
