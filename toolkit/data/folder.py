@@ -826,6 +826,7 @@ def _skip_unreadable(folders: Sequence[_Folder], unreadable: Mapping[str, str], 
     for folder in folders:
         files = {*map(folder.listing.path, chain(*folder.listing.images.values()))}
         files |= {image.path for _, image in folder.partners()}
+        files |= {image.path for image in chain.from_iterable(folder.worse.values())}
         found = [path for path in unreadable if path in files]
         if not folder.dataset.skip_unreadable:
             wrong |= dict.fromkeys(found)

@@ -64,6 +64,17 @@ def test_pairs_that_teach_nothing_are_refused(scan, row: Row, said: str) -> None
         scan(pair("b.png", "c.png"), row)
 
 
+def test_a_worse_image_that_cannot_be_read_is_named_or_left_out(scan, tmp_path: Path) -> None:
+    rows = pair(), pair("c.png", "a.png")
+    scan(*rows)
+    (tmp_path / "b.png").write_bytes(b"not an image")
+    with pytest.raises(DataErrors, match=r"b\.png"):
+        scan(*rows)
+    samples, notes = scan(*rows, skip_unreadable=True)
+    assert [names(sample) for sample in samples] == [["c.png", "a.png"]]
+    assert any("1 of 2 images left out" in note for note in notes)
+
+
 def test_one_better_image_has_one_prompt(scan) -> None:
     with pytest.raises(DataErrors, match=r"votes\.jsonl:2: 'a\.png' has a caption in line 1"):
         scan(pair(), pair(worse="c.png", prompt="a dog"))
