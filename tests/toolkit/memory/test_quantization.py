@@ -48,7 +48,7 @@ def stored(kind: str, dtype: torch.dtype, in_int8: Int8Matmuls | None = None) ->
         return WithRecoveryLora(quantize_weight(weight_OI, "int4"), up_OR, down_RI)
     if kind == "as_stored":
         scale_O1 = weight_OI.float().abs().amax(1, keepdim=True) / 448
-        return as_stored((weight_OI.float() / scale_O1).to(torch.float8_e4m3fn), scale_O1, weight_OI)
+        return as_stored((weight_OI.float() / scale_O1).to(torch.float8_e4m3fn), scale_O1, 0, weight_OI)
     weight = quantize_weight(weight_OI, kind)
     if kind == "int8" and in_int8:
         weight.in_int8 = in_int8
