@@ -85,6 +85,7 @@ VARIANTS = {
     "together, nameless": replace(TOGETHER, names=False),
     "masks": replace(TOGETHER, masks=True),
     "alone and together": replace(ALONE, together=15),
+    "alone and together, preserved": replace(ALONE, together=15, others=False, train=PRESERVED),
 }
 
 
@@ -184,19 +185,17 @@ class Judge:
     def rows(self, pictures: Sequence[Image.Image]) -> list[dict[str, str]]:
         return self.classifier.attributes(pixels_of(pictures))
 
-    def names(self, pictures: Sequence[Image.Image]) -> list[str]:
-        found = self.rows(pictures)
-        looks = {name: {key: of[key] for key in LOOKS} for name, of in CHARACTERS.items()}
-        return [
-            next((name for name, of in looks.items() if of == {key: row[key] for key in LOOKS}), NOBODY)
-            for row in found
-        ]
+    def names(self, pictures: Sequence[Image.Image], keys: Sequence[str] = LOOKS) -> list[str]:
+        looks = {name: {key: of[key] for key in keys} for name, of in CHARACTERS.items()}
+        seen = [{key: row[key] for key in keys} for row in self.rows(pictures)]
+        return [next((name for name, of in looks.items() if of == row), NOBODY) for row in seen]
 
     def halves(self, pictures: Sequence[Image.Image]) -> list[tuple[str, str]]:
-        """Who is to the left and to the right: each figure has half the size, on the same ground."""
-        half, top = SIDE // 2, SIDE // 2 - 6
+        """Who is to the left and to the right, by colour and mark: each figure has half the size, on the same ground,
+        and the classifier does not know such outlines."""
+        half, top = SIDE // 2, SIDE // 2 - 8
         sides = [[p.crop((left, top, left + half, top + half)) for p in pictures] for left in (0, half)]
-        return list(zip(*map(self.names, sides), strict=True))
+        return list(zip(*(self.names(side, ("colour", "mark")) for side in sides), strict=True))
 
 
 def share(found: Sequence[bool]) -> float:

@@ -273,7 +273,7 @@ class SdTrainerProcess(ImageTrainer):
         sample, are cached as captions are and come with each batch (`LatentBatch.extra_prompts`)."""
         train, family = self.section.train, family_for(self.section.model)
         negative = {NEGATIVE: train.few_step_loss.neg or family.empty_negative} if train.few_step_loss else {}
-        return {**train.preserved_prompts(sample.caption, sample.rules.trigger), **negative}
+        return {**train.preserved_prompts(sample.caption, self.section.trigger_words()), **negative}
 
     def make_step(self) -> FlowMatchingStep:
         """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -588,8 +588,8 @@ class TrainConfig(OptimizationConfig):
 
     diff_output_preservation: bool = False
     """Preserve the base model's prediction for each caption with `diff_output_preservation_class` in place of the
-    trigger word: adds the mean squared difference from the prediction without the adapter to the loss. Prevents the
-    trained subject from spreading to its whole class. Each step takes about twice as long."""
+    trigger words, those of all datasets: adds the mean squared difference from the prediction without the adapter to
+    the loss. Prevents the trained subject from spreading to its whole class. Each step takes about twice as long."""
 
     diff_output_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on this loss. 0: it is not computed."""
@@ -662,9 +662,12 @@ class TrainConfig(OptimizationConfig):
         factors = {name: getattr(self, f"{name}_multiplier") for name in PRESERVATIONS if getattr(self, name)}
         return {name: factor for name, factor in factors.items() if factor}
 
-    def preserved_prompts(self, caption: str, trigger: str) -> dict[str, str]:
-        """The prompts of these losses for one caption. trigger: the word that the class is put for; empty: none."""
-        of_class = caption.replace(trigger, self.diff_output_preservation_class) if trigger else caption
+    def preserved_prompts(self, caption: str, triggers: Collection[str]) -> dict[str, str]:
+        """The prompts of these losses for one caption. triggers: all words that the class is put for, also those of
+        other datasets: what is learned of them must not be held back where a caption names them."""
+        of_class = caption
+        for word in sorted(triggers, key=len, reverse=True):  # one may be the beginning of another
+            of_class = of_class.replace(word, self.diff_output_preservation_class)
         prompts = {"diff_output_preservation": of_class, "blank_prompt_preservation": ""}
         return {name: prompts[name] for name in self.preservations()}
 

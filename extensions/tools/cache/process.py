@@ -69,7 +69,7 @@ class CacheProcess(BaseExtensionProcess):
             lambda _: stores,
             dtype,
             progress,
-            lambda sample: section.train.preserved_prompts(sample.caption, sample.rules.trigger),
+            lambda sample: section.train.preserved_prompts(sample.caption, section.trigger_words()),
             workers=self.section.workers,
             verify=not self.section.skip_existing,
         )

@@ -26,6 +26,7 @@ from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
 from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.rotation import regular_hadamard, rotate
 
 Run = Callable[..., subprocess.CompletedProcess]
 PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"
@@ -245,19 +246,31 @@ def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_n
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("base", [{}, {"quantize": True, "qtype": "float8"}], ids=["converted", "as stored"])
-def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
-    run_py: Run, stop_at, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path, base: dict
+@pytest.mark.parametrize(
+    ("code", "base"),
+    [("fp8", {}), ("fp8", {"quantize": True, "qtype": "float8"}), ("int8", {"quantize": True, "qtype": "int8"})],
+    ids=["converted", "as stored", "int8_convrot as stored"],
+)
+def test_a_base_in_one_8_bit_file_trains_goes_on_after_a_kill_and_generates(
+    run_py: Run, stop_at, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path, code: str, base: dict
 ) -> None:
     stored: dict[str, torch.Tensor] = {}
     shards = [tensors_of(path)[0] for path in (tiny_model / "transformer").glob("*.safetensors")]
     for name, weight in ChainMap(*shards).items():
         stored[f"model.diffusion_model.{name}"] = weight
         if weight.ndim == 2 and "transformer_blocks" in name:
-            scale = weight.abs().max().float() / 448
-            stored[f"model.diffusion_model.{name}"] = (weight.float() / scale).to(torch.float8_e4m3fn)
-            stored[f"model.diffusion_model.{name.removesuffix('.weight')}.weight_scale"] = scale
-    file, moved, other = (tmp_path / f"{name}.safetensors" for name in ("fp8", "moved", "other"))
+            layer = f"model.diffusion_model.{name.removesuffix('.weight')}"
+            if code == "fp8":
+                scale = weight.abs().max().float() / 448
+                stored[f"{layer}.weight"] = (weight.float() / scale).to(torch.float8_e4m3fn)
+            else:
+                rotated = rotate(weight.float(), regular_hadamard(64))
+                scale = rotated.abs().amax(1, keepdim=True) / 127
+                stored[f"{layer}.weight"] = (rotated / scale).round().to(torch.int8)
+                said = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 64}'
+                stored[f"{layer}.comfy_quant"] = torch.tensor(list(said), dtype=torch.uint8)
+            stored[f"{layer}.weight_scale"] = scale
+    file, moved, other = (tmp_path / f"{name}.safetensors" for name in (code, "moved", "other"))
     save_file(stored, file)
     other_bias = {name: weight + 1 for name, weight in stored.items() if name.endswith("img_in.bias")}
     save_file(stored | other_bias, other)
@@ -277,7 +290,8 @@ def test_a_base_in_one_fp8_file_trains_goes_on_after_a_kill_and_generates(
     assert refused.returncode == 2 and "base model: transformer differs" in refused.stderr, refused.stderr
     went_on = run_py(job("broken", moved), "-n", "long")
     assert went_on.returncode == 0
-    assert ("28 layers keep its fp8 (e4m3fn) codes and scales" in went_on.stdout) == bool(base)
+    kept = {"fp8": "fp8 (e4m3fn)", "int8": "int8"}[code]
+    assert (f"28 layers keep its {kept} codes and scales" in went_on.stdout) == bool(base)
     layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(tiny_model)
     parts = ("alpha", "lora_A.weight", "lora_B.weight")  # after ComfyUI's own name of each layer, as on any base
     assert tensors_of(whole)[0].keys() == {f"diffusion_model.{layer}.{part}" for layer in layers for part in parts}

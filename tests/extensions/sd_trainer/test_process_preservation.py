@@ -75,12 +75,28 @@ def section(network: str = "lora", trigger_word: str = "zxq", **train: object) -
 
 def test_a_factor_of_zero_costs_no_pass() -> None:
     none = section(**BLANK | {"blank_prompt_preservation_multiplier": 0})
-    assert none.train.preservations() == none.train.preserved_prompts("zxq runs", "zxq") == {}
+    assert none.train.preservations() == none.train.preserved_prompts("zxq runs", ["zxq"]) == {}
     name = "loss/blank_prompt_preservation"
     assert name in section(**BLANK).logged_numbers() and name not in none.logged_numbers()
     train = section(**OF_CLASS, **BLANK).train
-    assert train.preserved_prompts("zxq runs", "zxq") == {
+    assert train.preserved_prompts("zxq runs", ["zxq"]) == {
         "diff_output_preservation": "dog runs",
         "blank_prompt_preservation": "",
     }
-    assert train.preserved_prompts("runs", "")["diff_output_preservation"] == "runs"
+    assert train.preserved_prompts("runs", [])["diff_output_preservation"] == "runs"
+
+
+@pytest.mark.parametrize("kind", ["cache", "sd_trainer"])
+def test_the_class_stands_for_the_trigger_words_of_all_datasets(
+    kind: str, write_job, trainer, make_pictures, tmp_path: Path, monkeypatch
+) -> None:
+    """Else a caption that names two characters would hold back what is learned of the other one."""
+    photos = str(make_pictures(tmp_path / "photos", "a"))
+    Path(photos, "a.txt").write_text("zxq beside zx")
+    monkeypatch.chdir(tmp_path)
+    datasets = [{"folder_path": photos, "trigger_word": word, "resolution": 64} for word in ("zx", "zxq")]
+    job = trainer(photos, datasets=datasets, training_folder="output", train={"steps": 1, **OF_CLASS})
+    run_job(write_job({**job, "type": kind}))
+    assert len(list(Path("output/_cache/text").rglob("*.safetensors"))) == 2  # the caption, and "dog beside dog"
+    prompts = section(**OF_CLASS).train.preserved_prompts("zxq beside zx", ["zx", "zxq"])
+    assert prompts == {"diff_output_preservation": "dog beside dog"}
