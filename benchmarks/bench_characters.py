@@ -42,6 +42,8 @@ CHARACTERS = {
 }
 SCENES = {"pose": ("standing", "jumping", "sitting"), "place": ("meadow", "room", "night"), "hat": (NONE, "cap")}
 NEW = {name: tuple(value for value in ALL[name] if value not in (NONE, *SCENES[name])) for name in SCENE}
+BOTH = "both"
+
 USES = 150
 """Uses of the pictures of both characters in an epoch, beside 48 of others."""
 
@@ -197,6 +199,15 @@ class Judge:
         sides = [[p.crop((left, top, left + half, top + half)) for p in pictures] for left in (0, half)]
         return list(zip(*(self.names(side, ("colour", "mark")) for side in sides), strict=True))
 
+    def who(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """Who is in each picture: one character in its middle, or in one half with the other nowhere, or both."""
+        halves = [{name for name in pair if name != NOBODY} for pair in self.halves(pictures)]
+        whole = self.names(pictures)
+        return [
+            name if name != NOBODY or not found else found.pop() if len(found) == 1 else BOTH
+            for name, found in zip(whole, halves, strict=True)
+        ]
+
 
 def share(found: Sequence[bool]) -> float:
     return sum(found) / len(found)
@@ -210,8 +221,8 @@ def table_of(
     for name in CHARACTERS:
         asked = [scene(name, kind, index, only) for index in range(count)]
         pictures = tiny.samples([caption(mascot) for mascot in asked])
-        seen = judge.names(pictures)
-        table[name] = {who: share([one == who for one in seen]) for who in (*CHARACTERS, NOBODY)}
+        seen = judge.who(pictures)
+        table[name] = {who: share([one == who for one in seen]) for who in (*CHARACTERS, BOTH, NOBODY)}
         rows = zip(judge.rows(pictures), asked, strict=True)
         follows += [all(row[key] == getattr(mascot, key) for key in SCENE) for row, mascot in rows]
     return table, share(follows)

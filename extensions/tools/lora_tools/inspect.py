@@ -106,7 +106,8 @@ def render(found: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {' and '.join(found['kinds'])}, {found['dtype']}",
-            f"layers {found['layers']}, parameters {found['parameters']:,}",
+            f"layers {found['layers']}, parameters {found['parameters']:,}"
+            + f", biases {found['biases']}" * bool(found["biases"]),
             f"rank {counted(found['ranks'])}; alpha {counted(found['alphas'])}",
             f"keys such as {found['first_key']}",
             f"can be written for: {', '.join(found['readable_by'])} (run.py convert)",

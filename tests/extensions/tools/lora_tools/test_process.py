@@ -221,6 +221,8 @@ def test_biases_are_kept_by_convert_and_resize_and_merged(
     run("inspect", file=str(biased), as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["biases"], told["ranks"]) == (2, {"3": 2})
+    run("inspect", file=str(biased))
+    assert re.search(r"layers 3, parameters [0-9,]+, biases 2$", capsys.readouterr().out, re.MULTILINE)
     assert told["readable_by"] == ["comfyui", "comfyui-fused"]
     with pytest.raises(UserError, match="diffusers does not read changes of biases"):
         run("convert", input=str(biased), output="x.safetensors", to="diffusers")
