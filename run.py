@@ -107,7 +107,7 @@ def run_tool(argv: Sequence[str]) -> int:
     if model is None or not issubclass(model, ToolConfig):
         raise UserError(f"{uid} cannot be run as a command. Use it as a process in a job.")
     if {"-h", "--help"} & set(flags):
-        from toolkit.plan.next_commands import command
+        from toolkit.commands import command
 
         tool_parser(uid, model, command=command()).print_help()
         return EXIT_DONE

@@ -54,8 +54,8 @@ class JobState:
 
     def describe(self, index: int) -> str:
         """A line for the user about a process that is skipped."""
-        place = f"process {index + 1} of {len(self._entries)}"
-        return f"{place}, {self._entries[index].label}: finished before, nothing to do (--restart runs it again)"
+        entry, place = self._entries[index], f"process {index + 1} of {len(self._entries)}"
+        return f"{place}, {entry.name or entry.type}: finished before, nothing to do (--restart runs it again)"
 
     def begin(self, index: int) -> None:
         """Records that process `index` runs: it and those after it are no longer finished."""

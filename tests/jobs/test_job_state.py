@@ -121,7 +121,7 @@ def test_the_finished_ones_are_skipped_and_named(start, tmp_path: Path, capsys: 
     capsys.readouterr()
     assert start(*STEPS) == [2]
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("process 1 of 3, [0] step: finished before")
+    assert first.startswith("process 1 of 3, step: finished before")
     assert second.startswith("process 2 of 3, second: finished before")
     assert start(*STEPS) == []
     assert start(*STEPS, restart=True) == [0, 1, 2]

@@ -920,7 +920,9 @@ def _check_captions(folder: _Folder, trigger: str) -> Iterator[str]:
         outcome = f"with {trigger!r} alone" if trigger else "with an empty prompt, as there is no trigger_word"
         share = f"{len(missing):,} of {_count(len(used), 'image')} {'have' if many else 'has'}"
         first = split_suffix(missing[0])[0] + dataset.caption_ext[0]
-        remedy = f"Write {first}{' etc.' * many}, or give 'default_caption'"
+        is_there = folder.listing.files.get(first)
+        what = f"{first} is empty: write the caption into it" if is_there else f"Write {first}"
+        remedy = f"{what}{' etc.' * many}, or give 'default_caption'"
         yield f"{share} no caption ({shorten(missing)}) and {'train' if many else 'trains'} {outcome}. {remedy}"
     together = "\n".join(used)
     literal = [each for each in PLACEHOLDERS if each in together and not trigger]

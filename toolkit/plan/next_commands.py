@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,7 +11,7 @@ from toolkit.commands import command
 from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.captions import inject_trigger
-from toolkit.files.run_files import final_files, step_files
+from toolkit.files.run_files import final_files, step_files, step_in
 
 MOST_COLUMNS = 4
 """LoRA files that the command of a grid names: the last ones."""
@@ -41,7 +42,11 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
         model = section.model.name_or_path
         whole = command("generate", "--model", model, "--transformer-path", files[0], *shown)
         return [report] if Path(model).expanduser().is_file() else [whole, report]
-    saved = [paths[0] for _, paths in sorted(step_files(folder, name).items())][-MOST_COLUMNS:]
+    by_step = {step: paths[0] for step, paths in step_files(folder, name).items()}
+    last = step_in(files[0])
+    if by_step and max(by_step) < last < math.inf:  # the last step has no file of its own
+        by_step[int(last)] = files[0]
+    saved = [file for _, file in sorted(by_step.items())][-MOST_COLUMNS:]
     compared = saved if len(saved) > 1 else [files[0], "--strength", 0.5, 0.75, 1]
     return [
         command("generate", "--lora", files[0], *shown),

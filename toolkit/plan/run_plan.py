@@ -290,7 +290,7 @@ def _cut_off(folder: FolderPlan) -> str:
     line = f"cropped to the buckets: {folder.cut:.1%} of an image on average, most of {', '.join(shares)}"
     if folder.most_cut[0][1] <= MOST_CUT:
         return line
-    return f"{WARNING}{folder.folder}: {line}. See the crops with run.py lint --preview, or crop them yourself"
+    return f"{WARNING}{folder.folder}: {line}. run.py lint --preview shows the crops and a resolution that cuts less"
 
 
 def _product(folder: FolderPlan) -> str:

@@ -18,6 +18,7 @@ from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.folder import REGULARISATION, named_as_regularisation, shorten
+from toolkit.data.items import bucket_for
 from toolkit.data.types import PLACEHOLDERS
 from toolkit.errors import Diagnostic
 
@@ -228,9 +229,21 @@ def aspect(data: Dataset, config: LintConfig) -> Found:
         ratio = max(size) / min(size)
         if cut > config.most_cut:
             bucket = f"{crop.bucket.width} x {crop.bucket.height}"
-            yield item.sample.image, f"loses {cut:.0%}: it is {size.width} x {size.height}, its bucket {bucket}"
+            what = f"loses {cut:.0%}: it is {size.width} x {size.height}, its bucket {bucket}"
+            yield item.sample.image, what + _finer(item, data.multiple, cut)
         elif ratio > config.most_aspect:
             yield item.sample.image, f"is {ratio:.1f} times as long as wide: {size.width} x {size.height}"
+
+
+def _finer(item: Item, multiple: int, cut: float) -> str:
+    """The next resolution that cuts off less than half as much: at a low one the sizes of buckets lie far apart."""
+    first = item.resolution if isinstance(item.resolution, int) else 0
+    for side in range(first + multiple, 2 * first + 1, multiple):
+        crop = bucket_for(item.sample.size, side, multiple)
+        share = 1 - prod(crop.bucket) / prod(crop.scaled)
+        if share < cut / 2:
+            return f"; at 'resolution: {side}' it loses {share:.0%}"
+    return ""
 
 
 def transparent(data: Dataset, config: LintConfig) -> Found:
@@ -404,7 +417,7 @@ CHECKS: dict[str, Check] = {
     "blurred": Check(blurred, "blurred images", "Take a sharper one."),
     "enlarged": Check(enlarged, "images enlarged from smaller ones", "Take the original, at a lower resolution."),
     "tiny": Check(tiny, "images much smaller than the resolution", "Lower the resolution, or remove them."),
-    "aspect": Check(aspect, "shapes that are cut off, or very long", "Crop them by hand."),
+    "aspect": Check(aspect, "shapes that are cut off, or very long", "Crop them, or take a resolution that is named."),
     "transparent": Check(transparent, "transparent images", "Give datasets[].background, or alpha_mask."),
     "mode": Check(mode, "unusual kinds of pixels", "Save them as 8-bit RGB."),
     "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),

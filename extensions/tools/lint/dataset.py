@@ -124,6 +124,9 @@ class Dataset:
     """The images of one process of a job, or of a folder."""
 
     name: str
+    multiple: int = SIZE_MULTIPLE
+    """Pixels of which the sides of its buckets are multiples."""
+
     items: list[Item] = field(default_factory=list)
     mistakes: list[Diagnostic] = field(default_factory=list)
     """Files that a training would refuse."""
@@ -214,7 +217,7 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
             raise UserError(
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )
-    multiple = _size_multiple(section) or SIZE_MULTIPLE
+    multiple = found.multiple = _size_multiple(section) or SIZE_MULTIPLE
     cache = ScanCache.beside(section.training_folder)
     scan, items, split = split_validation(
         section,

@@ -16,8 +16,12 @@ alone less."""
 NEAREST = 3
 """So many of the most similar images are aligned with one."""
 
-MOST_DIFFERENT = 50
-"""Grey values: where 1 % of two aligned images differ by more, something is changed in one of them."""
+MOST_DIFFERENT, OF_CONTRAST, LEAST_DIFFERENT = 50, 0.15, 3
+"""Grey values, share of an image's contrast, grey values at least: where 1 % of two aligned images differ by more,
+something is changed in one of them. A flat drawing in pale colours differs by little where it shows another shape."""
+
+MOST_STRETCHED = 1.3
+"""Ratio of the scales of rows and columns: a copy that was cut is stretched less."""
 
 PROMISING = 0.75
 """Below this `likeness` two images are not looked at further."""
@@ -99,7 +103,12 @@ def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
         explained = float(1 - (left.var() - min(NOISE**2, left.var(), y.var() / 20)) / max(y.var(), 1e-6))
         if explained < PROMISING:
             return 0.0
-    return explained if numpy.percentile(numpy.abs(left).max(-1), 99) <= MOST_DIFFERENT else 0.0
+    stretched = (1 + move[0]) / (1 + move[2])
+    if not 1 / MOST_STRETCHED <= stretched <= MOST_STRETCHED:
+        return 0.0
+    contrast = numpy.subtract(*numpy.percentile(y, [99, 1]))
+    allowed = min(MOST_DIFFERENT, max(LEAST_DIFFERENT, OF_CONTRAST * contrast))
+    return explained if numpy.percentile(numpy.abs(left).max(-1), 99) <= allowed else 0.0
 
 
 def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, child_environment
+from toolkit.commands import command
 from toolkit.config.tool import ToolConfig
 from toolkit.extension import discover
-from toolkit.plan.next_commands import command
 
 FIRST = ("merge",)
 """Those whose results another one reads."""

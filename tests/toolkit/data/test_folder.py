@@ -128,6 +128,9 @@ def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) 
     ]
     for words in ({"default_caption": "a thing"}, {"is_reg": True}):
         assert warnings_of(dataset(tmp_path, resolution=(64,), **words), trigger=None) == []
+    (tmp_path / "b.txt").write_text("\n")
+    [told] = warnings_of(bare, trigger=None)
+    assert told.endswith("b.txt is empty: write the caption into it, or give 'default_caption'")
 
 
 @pytest.mark.parametrize("placeholder", ["[trigger]", "[name]"])

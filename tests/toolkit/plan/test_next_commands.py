@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.commands import command
 from toolkit.config.sections import DiffusionSection
+from toolkit.files.safetensors_io import save_file
 from toolkit.plan.next_commands import next_commands
 
 SAMPLE = {
@@ -42,6 +43,12 @@ def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(tmp
     files = [f"{folder}/x_{step:09}.safetensors" for step in range(3, 7)]
     assert grid[2:] == ["grid", "--lora", *files, *picture, "--output", f"{folder}/grid"]
     assert report[2:] == ["report", str(folder)]
+
+    # Trained on from step 6 to 8, without a save at the end: the newest file has no step in its name.
+    save_file({}, folder / "x.safetensors", {"training_info": '{"step": 8}'})
+    _, grid, _ = map(shlex.split, next_commands(folder, "x", sampled))
+    assert grid[4:8] == [*files[1:], f"{folder}/x.safetensors"]
+    (folder / "x.safetensors").write_bytes(b"")
 
     for file in files[1:]:
         Path(file).unlink()

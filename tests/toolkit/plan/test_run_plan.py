@@ -139,7 +139,7 @@ def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_pat
     lines = make_plan(folders, (64,), notes=("warning: first", "disk: 1 GB")).render().splitlines()
     assert lines[-4:-1] == ["  disk: 1 GB", "  2 warnings:", lines[-2]] and lines[-1] == "  warning: first"
     # Each is cut to 64 x 64: (26 of 90 + 0 + 6 of 70) / 3.
-    assert "cropped to the buckets: 12.5% of an image on average, most of b.png 29%, c.png 9%. See" in lines[-2]
+    assert "cropped to the buckets: 12.5% of an image on average, most of b.png 29%, c.png 9%. run.py lint" in lines[-2]
     (folder,) = folders
     small = replace(folder, samples=folder.samples[2:])
     assert (

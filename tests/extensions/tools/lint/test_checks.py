@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from extensions.tools.lint.checks import CHECKS, run_checks
 from extensions.tools.lint.config import CHECK_NAMES
-from extensions.tools.lint.dataset import read_datasets
+from extensions.tools.lint.dataset import SMALL_SIDE, read_datasets
 from extensions.tools.lint.likeness import most_like
 from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
@@ -226,3 +226,32 @@ def test_every_check_is_tested_here() -> None:
         "regularisation",
     }  # test_process.py, test_recall.py
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES
+
+
+@pytest.mark.parametrize("colours", [("red", "white"), ("#787878", "#8c8c8c"), ("gray", "white")])
+def test_flat_drawings_of_other_shapes_are_not_duplicates(colours: tuple[str, str]) -> None:
+    """Where the colours are pale, a shape that differs is a small difference; a rectangle is not a stretched square. A
+    resized copy is found."""
+    boxes = {"square": (30, 30, 98, 98), "rectangle": (20, 40, 108, 88), "circle": (30, 30, 98, 98)}
+    hexagon = [(64, 25), (100, 45), (100, 85), (64, 105), (28, 85), (28, 45)]
+    drawn = []
+    for name in (*boxes, "hexagon", "copy"):
+        image = Image.new("RGB", (128, 128), colours[1])
+        pen = ImageDraw.Draw(image)
+        if name in ("hexagon", "copy"):
+            pen.polygon(hexagon, colours[0])
+        else:
+            (pen.ellipse if name == "circle" else pen.rectangle)(boxes[name], colours[0])
+        image = image.resize((100, 100)) if name == "copy" else image
+        drawn.append(numpy.asarray(image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)))
+    pairs = list(most_like(numpy.stack(drawn), numpy.stack(drawn), 0.97, earlier=True))
+    assert pairs == [(4, 3, False)]
+
+
+def test_an_image_that_the_coarse_sizes_cut_gets_a_resolution(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    picture(1, 160, 120).save("photos/a.png")
+    (tmp_path / "photos" / "a.txt").write_text("a photo")
+    [finding] = [each for each in lint("photos", "--resolution", "128") if each.check == "aspect"]
+    assert finding.message.endswith("its bucket 128 x 128; at 'resolution: 160' it loses 6%")
