@@ -284,6 +284,7 @@ def _small_job(model: str, name: str, folder: str, trigger: str) -> str:
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
         assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")
+    body = body.replace("output/quickstart/", "output/<name>/")  # in comments; the name may change
     return f"# {WRITTEN} from config/examples/{example.name}. Guide: docs/first_character.md\njob: {body}"
 
 

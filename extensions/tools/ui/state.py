@@ -26,6 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from extensions.tools.shared.html_page import finite
 from extensions.tools.ui.config import MOST_PRICE, OWN
 from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES, duration
 from toolkit.files.writing import read_object, readable_size
@@ -242,6 +243,7 @@ def _environment() -> Environment:
     environment.tests["search_state"] = lambda kind: str(kind).startswith("state")
     environment.filters |= {
         "redacted": lambda text: redact_text(str(text)),
+        "linked": lambda text: linked(redact_text(str(text))),
         "duration": duration,
         "points": points,
         "options": options,
@@ -265,6 +267,29 @@ def options(texts: Iterable[str], chosen: str = "") -> str:
     """The options of a list to choose from, as HTML: a loop of Jinja takes ten times as long for a thousand."""
     pairs = ((text, escape(text)) for text in texts)
     return "".join(f'<option value="{of}"{" selected" * (text == chosen)}>{of}</option>' for text, of in pairs)
+
+
+_COMMAND = re.compile(r"run\.py ([a-z_]+)(?: --[a-z-]+)*")
+_KEY = re.compile(r"&#x27;((?:\w+(?:\[\])?\.)*[a-z]+(?:_[a-z0-9]+)+)(?:: [^&]*)?&#x27;")
+"""A key of a job in a message: in quotes, perhaps with its sections or a value."""
+
+
+@cache
+def _tools() -> frozenset[str]:
+    return frozenset(discover().tools())
+
+
+def linked(text: str) -> str:
+    """A line of the command line as HTML: commands lead to the page's tools, and keys to where the page has them."""
+
+    def tool(found: re.Match[str]) -> str:
+        return f'<a href="/tools/{found[1]}">{found[1]}</a>' if found[1] in _tools() else found[0]
+
+    def key(found: re.Match[str]) -> str:
+        name = found[1].rpartition(".")[2]
+        return f'<button name="action" value="search:{name}" formaction="/new#keys" class="key">{found[0]}</button>'
+
+    return _KEY.sub(key, _COMMAND.sub(tool, str(escape(text))))  # both patterns match escaped text alone
 
 
 _MARKS = "[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"

@@ -40,7 +40,8 @@ from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import least_memory
 
 NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
-NUMBERS = ("train.steps", "network.linear", "datasets[].resolution", "save.save_every", "sample.sample_every")
+RANK = "network.linear"
+NUMBERS = ("train.steps", RANK, "datasets[].resolution", "save.save_every", "sample.sample_every")
 TEXTS = (NAME, FOLDER, TRIGGER, MODEL)
 CARDS = (8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
@@ -122,16 +123,22 @@ def show(request: Request) -> Response:
         path = inside(EXAMPLES, asked["example"]) if "example" in asked else inside(ui.jobs, asked["job"])
     else:
         gpu, dataset = round(least_memory() / GB), asked.get("dataset", "")
-        editor.card = str(max((card for card in CARDS if card <= gpu), default=CARDS[0]) if gpu else WITHOUT_GPU)
+        editor.card = str(max((card for card in CARDS if card <= gpu), default=CARDS[0]) if gpu else "")
         name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
-        begun = {NAME: _unused(ui, name), TRIGGER: name, FOLDER: str(ui.datasets / dataset) if dataset else ""}
+        begun = {
+            NAME: _unused(ui, name),
+            TRIGGER: _unknown_word(name),
+            FOLDER: str(ui.datasets / dataset) if dataset else "",
+        }
         editor.job = _made(begun | {MODEL: MODELS[0].id if gpu else _short(TINY)}, editor.card)
         return _page(request, editor)
     if path is None:
         raise HTTPException(404, texts()["new"]["no_config"])
     job = _without_secrets(_read(path))
     try:
-        editor.job = job.set(job.path(NAME), _unused(ui, job.get(job.path(NAME))), True)
+        name = job.get(job.path(NAME))
+        new = _unused(ui, name)
+        editor.job = _comments_of(job.set(job.path(NAME), new, True), name, new)
     except ValueError:  # a file that is not a job: the check says so
         editor.job = job
     return _page(request, editor)
@@ -167,6 +174,22 @@ def _without_secrets(text: str) -> JobText:
     return JobText(saved_text(text, job.root, None, rewrite=False) if job.root and is_job else redact_text(text))
 
 
+def _comments_of(job: JobText, name: str, new: str) -> JobText:
+    """The job with its run's folder in comments where they name that of the job that it was copied from."""
+    folder = job.get(job.path("training_folder")) or "output"
+    text = re.sub(
+        rf"(?m)(#.*)(?<=[\s/]){re.escape(f'{folder}/{name}/')}", lambda found: f"{found[1]}{folder}/{new}/", job.text
+    )
+    return JobText(text)
+
+
+def _unknown_word(name: str) -> str:
+    """A word that no model knows, made of a name: `annsmt` of Anna Smith. A real person's name would bring along whom
+    the model takes for it, and words of it are separate in a prompt."""
+    letters = "".join(re.findall(r"[a-z0-9]", name.lower()))
+    return (letters[:1] + re.sub(r"[aeiou]", "", letters[1:]))[:6].ljust(4, "x")
+
+
 def _unused(ui: Ui, name: str) -> str:
     """A name like this one that no run and no job file has."""
     stem = re.sub(r"_\d+$", "", name)
@@ -183,6 +206,8 @@ def act(request: Request, sent: Form) -> Response:
     """What a button of the form does, or a change in it."""
     ui = ui_of(request)
     action = sent.get("action", "check")
+    if action.startswith("search:"):  # a key in a message
+        action, sent["wanted"] = "search", action.removeprefix("search:")
     if replaced := sent.get("version_of_theirs"):  # the file is to be replaced as it was shown
         action, sent["loaded"], sent["version"] = "save", sent.get("their_file", ""), replaced
     kept: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
@@ -237,6 +262,10 @@ def _take(editor: Editor, sent: Mapping[str, str]) -> None:
         with suppress(UserError, OSError, ValueError):  # a model that is none: the check says so
             editor.job = _remade(editor.job, editor.shown, changed)
     kinds = {key.name: key.is_text for key in editor.keys or ()}
+    rank, alpha = (editor.job.path(f"network.{key}") for key in ("linear", "linear_alpha"))
+    if RANK in changed and editor.job.get(rank) == editor.job.get(alpha) and changed[RANK].strip():
+        with suppress(ValueError):  # where both are equal they stay so, and the strength of the network with them
+            editor.job = editor.job.set(alpha, changed[RANK], False)
     for key, value in changed.items():
         with suppress(ValueError):
             editor.job = _put(editor.job, key, value, key in TEXTS or kinds.get(key, False))
@@ -366,6 +395,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         plan=plan,
         refusals=_why_not_started(plan) if plan else [],
         cards=CARDS,
+        has_gpu=least_memory() > 0,
         gb=GB,
         numbers=NUMBERS,
         folders=[(str(ui.datasets / name), name) for name in _subfolders(ui.datasets)],

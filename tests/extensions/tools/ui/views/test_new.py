@@ -482,4 +482,41 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
 def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(client, ui):
     (ui.output / "photo").mkdir(parents=True)
     page = client.get("/new?dataset=40_photo").text
-    assert 'name="key:config.name" value="photo_2"' in page and 'name="key:trigger_word" value="photo"' in page
+    assert 'name="key:config.name" value="photo_2"' in page and 'name="key:trigger_word" value="phtx"' in page
+
+
+def test_a_folder_named_after_a_person_gives_a_word_that_no_model_knows(client, ui):
+    shutil.copytree(PHOTOS, ui.datasets / "20_Anna Smith")
+    page = Page(client, "/new?dataset=20_Anna Smith")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("Anna Smith", "annsmt")
+
+
+def test_without_a_gpu_the_page_promises_none(client, ui):
+    page = Page(client, "/new?dataset=40_photo")
+    assert page.form.fields["card"] == "" and "no GPU here" in page.answer.text
+    page.press("check")
+    assert "which this machine does not have" in page.answer.text or "on the GPU" not in page.answer.text
+
+
+def test_the_other_rank_key_follows_where_it_is_equal(client, ui):
+    page = Page(client, "/new?dataset=40_photo")
+    page.fill({"yaml": page.yaml.replace("linear_alpha: 32", "linear_alpha: 16"), "key:network.linear": "16"})
+    page.fill({"key:network.linear": "8"})
+    assert "linear: 8\n" in page.yaml and "linear_alpha: 8\n" in page.yaml
+    page.fill({"yaml": page.yaml.replace("linear_alpha: 8", "linear_alpha: 4")}).fill({"key:network.linear": "32"})
+    assert "linear: 32\n" in page.yaml and "linear_alpha: 4\n" in page.yaml
+
+
+def test_a_copy_of_a_job_names_its_own_folder_in_comments(client, ui):
+    for address in ("/new?example=quickstart.yaml", "/new?dataset=40_photo"):
+        (ui.output / "quickstart").mkdir(parents=True, exist_ok=True)
+        assert "output/quickstart/" not in Page(client, address).yaml.replace("output/quickstart_", "")
+
+
+def test_commands_and_keys_in_what_the_check_says_lead_to_the_page(client, ui):
+    (ui.datasets / "40_photo" / "coffee.txt").unlink()
+    page = Page(client, "/new?dataset=40_photo").fill({"key:trigger_word": ""})
+    assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
+    assert 'value="search:default_caption" formaction="/new#keys"' in page.answer.text
+    page.press("search:default_caption")
+    assert page.form.fields["wanted"] == "default_caption" and "key:datasets[].default_caption" in page.form.fields
