@@ -274,12 +274,16 @@ def measured(name: str, steps: int, count: int, judge: Judge) -> dict[str, Any]:
             os.chdir(here)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--variant", choices=VARIANTS, nargs="*", default=[*VARIANTS])
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--count", type=int, default=40, help="samples of each kind")
-    asked = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = arguments(argv)
     timing.one_thread()
     report.card("characters", f"{asked.steps} steps, {asked.count} samples of each kind")
     judge, found = Judge(trained()), {}
