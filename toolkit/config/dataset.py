@@ -415,6 +415,11 @@ LOSS = "validation/loss"
 """The mean over all images and noise levels; `validation/loss_t0.125` and so on are those of one level."""
 
 
+TEXTURE = "validation/texture"
+"""Energy of high frequencies in the x0 that is predicted at the highest noise level, over that in the image; 1: as
+much."""
+
+
 def noise_levels(count: int) -> tuple[float, ...]:
     """The middles of `count` equal parts of (0, 1)."""
     return tuple((index + 0.5) / count for index in range(count))

@@ -1,5 +1,5 @@
 """What looks wrong in the numbers of a run: slow steps, the loss of one part of the data that runs away, layers without
-a gradient, sample images that are all alike or noise.
+a gradient, sample images that are all alike or noise, or turn into texture.
 
 Each detector is given numbers and returns what it found; none knows a clock, a device or a file. A fault is found once,
 and again only after all was well in between. How often they are wrong: docs/while_it_trains.md.
@@ -22,7 +22,7 @@ from toolkit.system.readings import Reading
 
 
 def _found(kind: str, message: str, cause: str, remedy: str) -> Diagnostic:
-    """kind: `step_time`, `loss`, `gradient` or `samples`. cause: as far as it is known."""
+    """kind: `step_time`, `loss`, `gradient`, `samples` or `texture`. cause: as far as it is known."""
     return Diagnostic((), message, "warning", kind, cause, remedy)
 
 
@@ -319,6 +319,11 @@ class RunawayLoss:
             self._count += 1
         return found
 
+    def falls(self) -> bool:
+        """Whether the latest losses are below the first ones of their bands."""
+        latest = [value for _, value, _ in list(self._values)[-4 * BLOCK :]]
+        return bool(latest) and fmean(latest) < 0
+
     def _value(self, sample: SampleLoss) -> float:
         band, logarithm = min(int(sample.t * BANDS), BANDS - 1), math.log(sample.loss)
         mean, count = self._bands.get(band, (logarithm, 0))
@@ -473,6 +478,9 @@ class SampleFeatures:
     """Half the mean square difference of neighbours, as a share of the variance: 1 of white noise, 0.1 to 0.5 of
     images; 0 of an image of one colour. A neighbour is 8 pixels away: what a decoder makes of one latent."""
 
+    texture: float
+    """As `texture_of`."""
+
 
 def features_of(image: Image.Image) -> SampleFeatures:
     """The features of one sample image."""
@@ -483,7 +491,33 @@ def features_of(image: Image.Image) -> SampleFeatures:
     variance = float(grey.var())
     steps = np.concatenate([np.diff(grey, axis=0).ravel() ** 2, np.diff(grey, axis=1).ravel() ** 2])
     thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=float)
-    return SampleFeatures(thumbnail, float(steps.mean() / 2 / variance) if variance > 1 else 0.0)
+    return SampleFeatures(thumbnail, float(steps.mean() / 2 / variance) if variance > 1 else 0.0, texture_of(image))
+
+
+HIGH = 0.125
+"""Cycles per pixel: a quarter of the Nyquist frequency. What is above it is texture."""
+
+TILE, FLAT, FLOOR = 16, 0.25, 2.0
+"""Pixels of the side of an area; the share of them that is flat, those with the least energy below HIGH; and the
+deviation (of 255) below which an area has no texture, as JPEG and rounding make it."""
+
+
+def texture_of(image: Image.Image) -> float:
+    """Share of spectral energy above HIGH in the flat areas of an image: 0 to 0.1 of most, 0.9 of a fine pattern."""
+    grey_HW = np.asarray(image.convert("L"), dtype=float)
+    rows, columns = (side // TILE for side in grey_HW.shape)
+    if not rows * columns:
+        return 0.0
+    cut_HW = grey_HW[: rows * TILE, : columns * TILE]
+    tiles_NTT = cut_HW.reshape(rows, TILE, columns, TILE).swapaxes(1, 2).reshape(-1, TILE, TILE)
+    window_T = np.hanning(TILE + 2)[1:-1]
+    window_TT = np.outer(window_T, window_T) / np.mean(window_T**2)
+    energy_NTT = np.abs(np.fft.fft2((tiles_NTT - tiles_NTT.mean((1, 2), keepdims=True)) * window_TT)) ** 2 / TILE**4
+    radius_TT = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
+    high_N, low_N = (energy_NTT[:, part].sum(1) for part in (radius_TT > HIGH, radius_TT <= HIGH))
+    flat = np.argsort(low_N)[: max(1, round(FLAT * len(low_N)))]
+    high, low = high_N[flat].mean(), low_N[flat].mean()
+    return float(high / (high + low + FLOOR**2))
 
 
 def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
@@ -501,8 +535,36 @@ def difference(samples: Sequence[tuple[str, SampleFeatures]]) -> float | None:
 ALIKE, DIFFERENT = 6.0, 20.0
 """Sample images of different prompts are alike below the first difference, if they once differed by the second."""
 
+RISE_OF_SAMPLES, RISE_OF_PREDICTED = 0.1, 0.5
+"""How far the texture of sample images, and `validation/texture`, may rise above the first ones."""
+
 NOISE, IMAGE = 0.8, 0.6
 """Sample images are noise above the first roughness, if it once was below the second."""
+
+
+class RisingTexture:
+    """Compares the texture of images with that of the first ones. It counts only while the loss falls: a network that
+    draws a pattern everywhere may well have the lower loss."""
+
+    def __init__(self, what: str, rise: float) -> None:
+        """what: the images, in the plural. rise: how far above all of the first ones their median may be."""
+        self._what, self._rise, self._first, self._said = what, rise, math.nan, False
+
+    def add(self, textures: Sequence[float], loss_falls: bool) -> Diagnostic | None:
+        """textures: of a set of images, the first of which is that to compare with."""
+        if math.isnan(self._first):
+            self._first = max(textures)
+        now = median(textures)
+        if now <= self._first + self._rise or not loss_falls:
+            self._said = self._said and now > self._first + self._rise
+            return None
+        if self._said:
+            return None
+        self._said = True
+        message = f"{self._what} turn into texture while the loss falls: high frequencies {now:.2f}, at first at most"
+        cause = "the images of the dataset have it, or the network collapses into it, which the loss does not show"
+        remedy = "If they have none, take an earlier file, and set train.assistant or lower train.lr (docs/models.md)."
+        return _found("texture", f"{message} {self._first:.2f}", cause, remedy)
 
 
 class SampleSets:
@@ -511,10 +573,11 @@ class SampleSets:
 
     def __init__(self) -> None:
         self._difference, self._roughness = 0.0, math.inf
+        self._texture = RisingTexture("the sample images", RISE_OF_SAMPLES)
         self._said: set[str] = set()
 
-    def add(self, samples: Sequence[tuple[str, SampleFeatures]]) -> Iterable[Diagnostic]:
-        """samples: the text of each image of a set, and its features."""
+    def add(self, samples: Sequence[tuple[str, SampleFeatures]], loss_falls: bool = False) -> Iterable[Diagnostic]:
+        """samples: the text of each image of a set, and its features. loss_falls: since the run began."""
         if not samples:
             return []
         differ, rough = difference(samples), median(features.roughness for _, features in samples)
@@ -528,6 +591,8 @@ class SampleSets:
             message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
             before = f", before by up to {self._difference:.0f}"
             found.append(_found("samples", message + before, _BROKEN, _EARLIER))
+        if textured := self._texture.add([features.texture for _, features in samples], loss_falls and not found):
+            found.append(textured)
         self._difference = max(self._difference, differ or 0.0)
         self._roughness = min(self._roughness, rough) if rough else self._roughness
         return found

@@ -11,7 +11,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from toolkit.config.dataset import LOSS, loss_at, noise_levels
+from toolkit.config.dataset import LOSS, TEXTURE, loss_at, noise_levels
 from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.fingerprint import file_digest
@@ -20,6 +20,7 @@ from toolkit.data.types import BatchSpec
 from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
 from toolkit.models.interface import DiffusionModel
 from toolkit.system.seeding import generator
+from toolkit.train.anomalies import HIGH
 
 
 class Validator:
@@ -61,6 +62,7 @@ class Validator:
         """
         self._model.prefetch_timesteps(self._levels)
         by_level: list[list[float]] = [[] for _ in self._levels]
+        textures: list[float] = []
         by_image: dict[str, list[float]] = {}
         for index, item in enumerate(self._dataset.items):
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
@@ -71,24 +73,45 @@ class Validator:
             for level, losses in zip(self._levels, by_level, strict=True):
                 if should_stop():
                     return None
-                losses.append(loss_at_level(self._model, self._predict, batch, noise_BCHW, level).item())
+                loss, predicted_x0_BCHW = measure_at_level(self._model, self._predict, batch, noise_BCHW, level)
+                losses.append(loss.item())
+            # Of the highest level, where least of the image is given and most is the network's own.
+            textures.append(high_energy(predicted_x0_BCHW) / max(high_energy(batch.latents_BCHW), 1e-12))
             of_image = by_image.setdefault(key[0], [])
             of_image += [losses[-1] for losses in by_level]
         self.by_image = by_image
         means = [fmean(losses) for losses in by_level]
-        return {LOSS: fmean(means)} | {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
+        of_levels = {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
+        return {LOSS: fmean(means)} | of_levels | {TEXTURE: fmean(textures)}
 
 
 def loss_at_level(
     model: DiffusionModel, predict: Callable[..., Tensor], batch: LatentBatch, noise_BCHW: Tensor, level: float
 ) -> Tensor:
-    """The unweighted loss [1] of a batch of one image with this noise at noise fraction `level`, in [0, 1]. predict: as
-    `model.predict_velocity`."""
+    """The loss of `measure_at_level`."""
+    return measure_at_level(model, predict, batch, noise_BCHW, level)[0]
+
+
+def measure_at_level(
+    model: DiffusionModel, predict: Callable[..., Tensor], batch: LatentBatch, noise_BCHW: Tensor, level: float
+) -> tuple[Tensor, Tensor]:
+    """The unweighted loss [1] of a batch of one image with this noise at noise fraction `level`, in [0, 1], and the
+    image x0 [1, C, H, W] that the prediction gives, on the CPU. predict: as `model.predict_velocity`."""
     t_B = torch.tensor([level])
     mix = INTERPOLANTS[model.family.prediction].mix
     x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
     predicted_BCHW = predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
+    share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[0]  # of the noise in x_t: of the error in x0
+    x0_BCHW = batch.latents_BCHW + share_B111 * (target_BCHW - predicted_BCHW.detach().cpu())
     device, mask_B1HW = predicted_BCHW.device, batch.loss_mask_B1HW
     if mask_B1HW is not None:
         mask_B1HW = mask_B1HW.to(device)
-    return loss_per_sample(predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW)
+    return loss_per_sample(predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW), x0_BCHW
+
+
+def high_energy(latents_BCHW: Tensor) -> float:
+    """Mean square of what is above a quarter of the Nyquist frequency in latents, over all channels."""
+    height, width = latents_BCHW.shape[-2:]
+    radius_HW = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
+    energy_BCHW = torch.fft.fft2(latents_BCHW.float(), norm="ortho").abs().square()
+    return float(energy_BCHW[..., radius_HW > HIGH].sum() / energy_BCHW.numel())

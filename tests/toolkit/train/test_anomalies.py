@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from PIL import Image
 from toolkit.errors import Diagnostic
 from toolkit.system.readings import Reading
 from toolkit.train.anomalies import (
+    RisingTexture,
     RunawayLoss,
     SampleLoss,
     SampleSets,
@@ -22,6 +24,7 @@ from toolkit.train.anomalies import (
     costs_per_sample,
     features_of,
     steps_to_wait,
+    texture_of,
 )
 
 SOUND_RUNS = range(50)
@@ -321,3 +324,56 @@ def test_the_same_prompt_may_give_the_same_image() -> None:
     sets = SampleSets()
     sets.add(a_set(*map(image_of, range(3))))
     assert not sets.add([("one prompt", features_of(image_of(1)))] * 3)
+
+
+# ------------------------------------------------------------ texture
+
+
+def woven(image: Image.Image, period: int = 4, amplitude: int = 12) -> Image.Image:
+    """The image with a pattern everywhere."""
+    y, x = np.mgrid[: image.height, : image.width]
+    pattern = amplitude * np.sign(np.sin(2 * np.pi * x / period + 0.1) * np.sin(2 * np.pi * y / period + 0.1))
+    return Image.fromarray(np.clip(np.asarray(image, float) + pattern[..., None], 0, 255).astype(np.uint8))
+
+
+def test_texture_is_the_energy_of_high_frequencies_in_flat_areas() -> None:
+    """A disc, a gradient, rounding and JPEG have none; a pattern has, whatever else is in the image."""
+    image, half = image_of(3), image_of(3)
+    half.paste(image_of(0, "noise").crop((0, 0, 64, 128)), (0, 0))  # fine detail in one half, as of leaves
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    for sound in (image, half, Image.open(file), Image.new("RGB", (128, 128), "red"), Image.new("L", (9, 9))):
+        assert texture_of(sound) < 0.1
+    assert texture_of(woven(image)) > 0.9 and texture_of(woven(half)) > 0.9
+    assert texture_of(woven(image, period=32)) < 0.3  # shapes are not texture
+
+
+def test_rising_texture_is_reported_once_and_only_while_the_loss_falls() -> None:
+    texture = RisingTexture("images", rise=0.1)
+    assert texture.add([0.2, 0.05], True) is None
+    assert texture.add([0.25, 0.29, 0.9], True) is None  # the median is within
+    assert texture.add([0.35, 0.35, 0.1], False) is None
+    found = texture.add([0.35, 0.35, 0.1], True)
+    assert found and found.check == "texture" and "high frequencies 0.35, at first at most 0.20" in found.message
+    assert texture.add([0.5], True) is None and texture.add([0.1], True) is None
+    assert texture.add([0.5], True)
+
+
+def test_samples_that_turn_into_texture_are_reported_and_noise_is_reported_as_noise() -> None:
+    images = [image_of(index) for index in range(3)]
+    sets = SampleSets()
+    assert not sets.add(a_set(*images), True) and not sets.add(a_set(*map(woven, images)), False)
+    (found,) = sets.add(a_set(*map(woven, images)), True)
+    assert found.message.startswith("the sample images turn into texture")
+    (found,) = sets.add(a_set(*(image_of(index, "noise") for index in range(3))), True)
+    assert "are noise" in found.message
+
+
+@pytest.mark.parametrize(("trend", "falls"), [(0.99, True), (1.01, False)])
+def test_whether_the_loss_falls_is_told_by_losses_of_the_same_noise_levels(trend: float, falls: bool) -> None:
+    """Losses differ by more over the noise level than over the run."""
+    random, losses = np.random.default_rng(0), RunawayLoss()
+    for step in range(200):
+        t = float(random.random())
+        losses.add([SampleLoss({"dataset": "a"}, (0.1 + t) * trend**step, t)])
+    assert losses.falls() == falls and not RunawayLoss().falls()

@@ -18,7 +18,7 @@ from toolkit.data.types import CaptionRules, PromptEmbeds, Size
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
-from toolkit.train.validation import Validator, noise_levels
+from toolkit.train.validation import Validator, high_energy, noise_levels
 
 SIZE = Size(96, 64)
 
@@ -95,6 +95,25 @@ def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(photos: EncodedDatase
         noise_BCHW = 2**0.5 * x_t_BCHW - latents_BCHW  # at t = 1/2 both have the weight 1 / sqrt(2)
         expected.append(((noise_BCHW - latents_BCHW) / 2**0.5).square().mean().item())
     assert losses["validation/loss"] == pytest.approx(fmean(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v"])
+def test_texture_is_that_of_the_predicted_image_over_that_of_the_image(photos: EncodedDataset, prediction: str) -> None:
+    """Of a prediction of zero the image is x_t, or cos(pi t / 2) x_t."""
+    recording = Recording()
+    recording.family = LatentFlowFamily(prediction=prediction) if prediction == "v" else FAMILY
+    found = Validator(recording, photos, timesteps=1, seed=0).losses()["validation/texture"]
+    scale, pairs = (1, 0.5**0.5)[prediction == "v"], zip(photos.entries, recording.asked, strict=True)
+    shares = [high_energy(scale * x_t) / high_energy(one.latents.read()[None]) for one, (x_t, *_) in pairs]
+    assert found == pytest.approx(fmean(shares), rel=1e-4)
+
+
+def test_high_energy_begins_at_a_quarter_of_the_nyquist_frequency() -> None:
+    x_W = torch.arange(32.0)
+    for waves, is_high in ((2, False), (4, False), (5, True), (16, True)):
+        wave_BCHW = torch.cos(2 * torch.pi * waves * x_W / 32).expand(1, 1, 32, 32)
+        whole = float(wave_BCHW.square().mean())
+        assert high_energy(wave_BCHW) == pytest.approx(whole if is_high else 0, abs=1e-5)
 
 
 def test_the_same_weights_give_the_same_bits_and_nothing_is_drawn(adapter, photos: EncodedDataset) -> None:

@@ -6,6 +6,7 @@ a resume begins without a history, and says again what is still wrong.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -17,10 +18,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from toolkit.config.dataset import TEXTURE
 from toolkit.errors import Diagnostic, RunError
-from toolkit.files.run_files import SAMPLES
+from toolkit.files.run_files import SAMPLES, VALIDATION
 from toolkit.system.readings import Reading, read_machine
 from toolkit.train.anomalies import (
+    RISE_OF_PREDICTED,
+    RisingTexture,
     RunawayLoss,
     SampleFeatures,
     SampleLoss,
@@ -71,6 +75,7 @@ class AnomalyCallback(Callback):
         self._losses = RunawayLoss()
         self._layers: dict[str, SilentLayers] = {}
         self._sets: SampleSets | None = None
+        self._predicted: RisingTexture | None = None
         self._results: list[StepResult] = []
         self._looked_at = 0
         self._reading, self._read_at = Reading(), float("-inf")
@@ -116,6 +121,17 @@ class AnomalyCallback(Callback):
             for finding in self._look_at(self._folder, details["files"], details.get("prompts") or ()):
                 self._say(finding)
 
+    def on_validation(self, run: Run, losses: dict[str, float]) -> None:
+        """Compares the texture of what is predicted with the first in the run's file."""
+        if TEXTURE not in losses:
+            return
+        self._step = run.state.step
+        if self._predicted is None:
+            self._predicted = RisingTexture("the images that the validation predicts", RISE_OF_PREDICTED)
+            with (run.folder / VALIDATION).open(encoding="utf-8") as file:
+                self._predicted.add([json.loads(file.readline()).get(TEXTURE, losses[TEXTURE])], False)
+        self._say(self._predicted.add([losses[TEXTURE]], self._losses.falls()))
+
     def _slow_steps(self, results: Sequence[StepResult]) -> Diagnostic | None:
         samples: Counter[str] = Counter()
         for result in results:
@@ -146,7 +162,8 @@ class AnomalyCallback(Callback):
     def _look_at(self, folder: Path, files: Sequence[str], texts: Sequence[str]) -> Iterable[Diagnostic]:
         if self._sets is None:
             self._sets = self._earlier_sets(folder, set(files))
-        return self._sets.add(self._features([folder / SAMPLES / file for file in files], texts))
+        features = self._features([folder / SAMPLES / file for file in files], texts)
+        return self._sets.add(features, self._losses.falls())
 
     def _earlier_sets(self, folder: Path, but: set[str]) -> SampleSets:
         """The sets that the run has already, the first and the last; they are not reported."""

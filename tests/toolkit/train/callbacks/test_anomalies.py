@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.toolkit.train.test_anomalies import image_of
+from tests.toolkit.train.test_anomalies import image_of, woven
 from toolkit.config.train import CompileConfig
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec
@@ -18,7 +18,9 @@ from toolkit.files.run_files import EventLog
 from toolkit.memory.compiling import Programs
 from toolkit.system.readings import Reading
 from toolkit.train import metrics_buffer
+from toolkit.train.anomalies import RunawayLoss
 from toolkit.train.callbacks.anomalies import AnomalyCallback
+from toolkit.train.callbacks.metrics import append_row
 from toolkit.train.interface import StepLosses
 from toolkit.train.roles import step_in_backward
 from toolkit.train.run import Run
@@ -164,9 +166,8 @@ def write_set(folder: Path, step: int, kind: str) -> dict:
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     files = [f"{step:09d}_{index}.png" for index in range(2)]
     for index, file in enumerate(files):
-        image_of(0 if kind == "alike" else step + index, "noise" if kind == "noise" else "image").save(
-            folder / "samples" / file
-        )
+        image = image_of(0 if kind == "alike" else step + index, "noise" if kind == "noise" else "image")
+        (woven(image) if kind == "texture" else image).save(folder / "samples" / file)
     return {"step": step, "epoch": 0, "files": files, "prompts": ["a", "b"]}
 
 
@@ -185,6 +186,29 @@ def test_samples_are_compared_with_those_before_also_after_a_resume(toy, said, k
         callback.event("sample", **details)
         assert len(said) == (step == 20)
     assert message in said[0]
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
+    toy, said, monkeypatch: pytest.MonkeyPatch, resumes: bool
+) -> None:
+    monkeypatch.setattr(RunawayLoss, "falls", lambda self: True)
+    toy.folder.mkdir()
+    events, run = EventLog(toy.folder / "events.jsonl"), toy.run(50)
+    for step in (0, 10, 20):
+        if step == 0 or (step == 20 and resumes):
+            callback = AnomalyCallback(lambda *_, **__: None)
+        if step:
+            callback.on_start(run)
+        details = write_set(toy.folder, step, "texture" if step == 20 else "image")
+        events.add("sample", **details)
+        callback.event("sample", **details)
+        losses = {"validation/loss": 1.0, "validation/texture": 2.0 if step == 20 else 0.8}
+        append_row(toy.folder / "validation.jsonl", {"step": step, **losses})
+        callback.on_validation(run, losses)
+    assert [line.partition(":")[2].partition(" turn")[0] for line in said] == [
+        " the sample images", " the images that the validation predicts"
+    ]  # fmt: skip
 
 
 def test_a_full_disk_does_not_end_the_run(toy, watched, said: list[str]) -> None:
