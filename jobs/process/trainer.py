@@ -30,7 +30,7 @@ from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.plan.memory import machine_of
-from toolkit.plan.next_commands import next_commands
+from toolkit.plan.next_commands import lead_on, next_commands
 from toolkit.plan.planning import why_not_started
 from toolkit.plan.run_plan import RunPlan
 from toolkit.system import signals, threads
@@ -117,7 +117,7 @@ class Trainer(BaseTrainProcess):
                             self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
-                    for line in next_commands(self.save_root, self.name, self.section):
+                    for line in (*lead_on(self.section), *next_commands(self.save_root, self.name, self.section)):
                         logger.info(f"  {line}")
             self.request.check()
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.bench_learning import Example, as_it_is, measure, of_character, of_pairs
 from benchmarks.bench_mascots import GUIDANCE_OF, TinyModel, load, text, vae
-from benchmarks.mascot_classifier import MascotClassifier, train
+from benchmarks.mascot_classifier import MascotClassifier, pixels_of, train
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
 from toolkit.data.latent_cache import ItemEncoder
@@ -110,8 +110,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.mark.slow
 def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(finished: Finished) -> None:
-    sheet, _, *lines = finished.printed.splitlines()[-5:]
+    sheet, _, own, page, *lines = finished.printed.splitlines()[-7:]
     assert sheet.endswith("output/quickstart/samples/overview.png")
+    assert " new my_char datasets/my_char" in own and page.split("#")[0].strip().endswith(" ui")
     for line in lines:
         done = subprocess.run(line, shell=True, cwd=finished.folder.parents[1], env=child_environment())
         assert done.returncode == 0, line
@@ -119,6 +120,7 @@ def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(finished: Fini
     assert len(list((finished.folder.parents[1] / "generated").glob("a-pipo-mascot*.png"))) == 1
     steps = {path.name.partition("_")[0] for path in (finished.folder / "samples").glob("*.jpg")}
     assert steps == {f"{step:09}" for step in (0, 80, 160, 240)}
+    assert len(list(finished.folder.glob("quickstart_*.safetensors"))) == 3, "the file of each set is kept"
     with Image.open(finished.folder / "samples" / "overview.png") as sheet:
         assert min(sheet.size) > 4 * 128
 
@@ -141,9 +143,39 @@ def test_the_character_is_there_afterwards_and_the_others_still_are(
     """On fewer samples than those of the benchmark: the bounds allow for sampling error."""
     before = of_character(JOB.tiny("", classifier), JOB.job(), 30)
     after = of_character(JOB.tiny(str(finished.lora()), classifier), JOB.job(), 30)
-    least = {"character": 0.75, "pose": 0.5, "place": 0.8, "hat": 0.5, "others": 0.85}
+    least = {"character": 0.75, "pose": 0.5, "place": 0.8, "hat": 0.7, "others": 0.85}
     assert before["character"] == 0, before
     assert {name: after[name] for name in least if after[name] < least[name]} == {}, after
+
+
+WANTED = (
+    "star teal stripes big_eyes none balloon waving room",
+    "star teal stripes big_eyes none none waving snow",
+    "star teal stripes big_eyes crown none cheering beach",
+    "round orange none big_eyes crown none cheering snow",
+    "round blue none big_eyes cap none waving meadow",
+)
+"""The last column of the sheet, by prompt: body, colour, mark, eyes, hat, held, pose, place."""
+
+
+@pytest.mark.slow
+def test_the_last_column_of_the_sheet_is_its_best(finished: Finished, classifier: MascotClassifier) -> None:
+    """By the classifier at every set: what was learned is there, and what was known is not lost. One thing of eight may
+    be another one, as rounding differs between processors."""
+    names = ("body", "colour", "mark", "eyes", "hat", "held", "pose", "place")
+
+    def right(step: int) -> list[int]:
+        images = [Image.open(path) for path in sorted((finished.folder / "samples").glob(f"{step:09}_*.jpg"))]
+        rows = classifier.attributes(pixels_of([image.convert("RGB") for image in images]))
+        return [
+            sum(row[name].replace(" ", "_") == value for name, value in zip(names, wanted.split(), strict=True))
+            for row, wanted in zip(rows, WANTED, strict=True)
+        ]
+
+    found = {step: right(step) for step in (0, 80, 160, 240)}
+    assert min(found[240]) >= 7 and sum(found[240]) >= 38, found
+    assert all(sum(found[step]) < sum(found[240]) for step in (0, 80)), found
+    assert max(found[0][:3]) <= 6, "the model alone does not know pipo"
 
 
 @pytest.mark.slow

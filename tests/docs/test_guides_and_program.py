@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,10 @@ from tests.conftest import ROOT
 from toolkit.config import load_job
 from toolkit.extension import discover
 
-KINDS = {".md", ".yaml", ".j2", ".py"}
-PAGES = [
-    path.relative_to(ROOT).as_posix()
-    for place in ("README.md", "docs", "config", "extensions", "toolkit", "jobs", "run.py")
-    for path in (ROOT / place, *(ROOT / place).rglob("*"))
-    if path.suffix in KINDS
-]
+PLACES = ("README.md", "docs", "config", "extensions", "toolkit", "jobs", "run.py")
+LISTED = subprocess.run(["git", "ls-files", *PLACES], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+PAGES = [name for name in LISTED.splitlines() if name.endswith((".md", ".yaml", ".j2", ".py"))]
+
 PLAIN_PYTHON = re.compile(r"(?<![/\w.-])python3? run\.py")
 """A command without the environment that README makes."""
 

@@ -12,6 +12,7 @@ from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.captions import inject_trigger
 from toolkit.files.run_files import final_files, step_files, step_in
+from toolkit.files.writing import CONFIG_ROOT
 
 MOST_COLUMNS = 4
 """LoRA files that the command of a grid names: the last ones."""
@@ -52,6 +53,18 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
         command("generate", "--lora", files[0], *shown),
         command("grid", "--lora", *compared, *shown, "--output", folder / "grid"),
         report,
+    ]
+
+
+def lead_on(section: object) -> list[str]:
+    """What comes after an example of this program on its small model: one's own images, and the page."""
+    if not isinstance(section, DiffusionSection) or not section.model.is_path():
+        return []
+    if not section.model.folder().is_relative_to((CONFIG_ROOT / "examples").resolve()):
+        return []
+    return [
+        f"{command('new', 'my_char', 'datasets/my_char')}   # your own images, in that folder: docs/first_character.md",
+        f"{command('ui')}   # all of it in a browser: docs/web.md",
     ]
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import ROOT
 from toolkit.commands import command
 from toolkit.config.sections import DiffusionSection
 from toolkit.files.safetensors_io import save_file
-from toolkit.plan.next_commands import next_commands
+from toolkit.plan.next_commands import lead_on, next_commands
 
 SAMPLE = {
     "width": 64,
@@ -70,3 +73,12 @@ def test_a_whole_transformer_in_a_file_is_used_beside_its_model(tmp_path: Path) 
     generate, report = map(shlex.split, next_commands(tmp_path, "x", full))
     assert generate[2:7] == ["generate", "--model", "m", "--transformer-path", f"{tmp_path}/x.safetensors"]
     assert report[2] == "report"
+
+
+def test_an_example_on_the_small_model_leads_on_to_ones_own_images_and_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    own, page = lead_on(section(model={"name_or_path": "config/examples/tiny_mascots"}))
+    assert own.startswith(f"{command('new', 'my_char', 'datasets/my_char')} ") and page.startswith(f"{command('ui')} ")
+    assert lead_on(section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"})) == lead_on(object()) == []
