@@ -171,9 +171,9 @@ class DrawnWeights:
         is_scale = drawn.dim() == 1 and name.endswith(".weight")  # of a norm
         return drawn.add_(1) if is_scale else drawn
 
-    def stored_fp8(self, name: str) -> None:
-        """No weight is drawn in E4M3."""
+    def stored_codes(self, name: str, kind: str) -> None:
+        """No weight is drawn in codes."""
 
-    def in_fp8(self) -> bool:
-        """No weight is drawn in E4M3."""
-        return False
+    def in_codes(self) -> str:
+        """No weight is drawn in codes."""
+        return ""

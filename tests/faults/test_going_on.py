@@ -100,7 +100,7 @@ def test_a_checkpoint_without_a_record_of_its_base_goes_on_where_it_was(finished
     shutil.copytree(tiny_model, finished.cwd / "other")
     finished.change(model__name_or_path=str(finished.cwd / "other"), train__steps=8)
     said = finished.run(code=2)
-    assert "  model.name_or_path: " in said and "cannot change" in said
+    assert "model.name_or_path: " in said and "cannot change" in said
     finished.change(model__name_or_path=str(tiny_model))
     finished.run()
     assert finished.steps() == list(range(1, 9))

@@ -34,7 +34,7 @@ SD3, QWEN, BERT = "SD3Transformer2DModel", "QwenImageTransformer2DModel", "BertC
         (KL, "block_out_channels", [8] * 40, "has 40 entries: must be from 1 to 10."),
         (KL, "block_out_channels", None, "null is not a list."),
         (KL, "down_block_types", ["DownEncoderBlock2D"], "has 1 entries, block_out_channels 2. Give it 2."),
-        (KL, "up_block_types", ["UpDecoderBlock"] * 2, "not one of them. Did you mean 'UpDecoderBlock2D'?"),
+        (KL, "up_block_types", ["UpDecoderBlock"] * 2, "'UpDecoderBlock' is unknown. Did you mean 'UpDecoderBlock2D'?"),
         (KL, "down_block_types", ["CrossAttnDownBlock2D"] * 2, "'CrossAttnDownBlock2D' is unknown."),
         (KL, "down_block_types", "DownEncoderBlock2D", "is not a list."),
         (KL, "latent_channels", "4", "'4' is not a whole number."),

@@ -170,7 +170,7 @@ def header_of_huge_png() -> bytes:
         ("a\nb.png", png(), "control"),
         (".hidden.png", png(), "hidden"),
         ("empty.png", b"", "is not a JPEG"),
-        ("zip.zip", b"PK\x03\x04 not really", "no zip file"),
+        ("zip.zip", b"PK\x03\x04 not really", "not a readable zip file"),
         ("table.csv", b"\xff\xfe", "not UTF-8"),
     ],
 )
@@ -241,7 +241,7 @@ def with_link() -> bytes:
         (with_link(), "leads out"),
         (zipped({"bomb.png": b"\0" * 60_000_000}), "at most"),
         (zipped({f"{number}.txt": b"" for number in range(5001)}), "more than 5,000 files"),
-        (zipped({"a.png": png()})[:-8], "no zip file"),
+        (zipped({"a.png": png()})[:-8], "not a readable zip file"),
     ],
     ids=["dots", "root", "link", "bomb", "count", "cut"],
 )
@@ -261,7 +261,7 @@ def test_a_form_without_script_takes_several_files(page: TestClient, ui: Ui) -> 
     sent += [("file", ("cut.zip", b"PK")), ("file", ("all.zip", zipped({"z.txt": b"z"}))), ("file", ("x/b.png", red))]
     answer = page.post("/datasets/d/files", files=sent, headers={"accept": "text/html"})
     assert answer.status_code == 422
-    for said in ("added as a-2.png", "is not a JPEG", "no zip file", "its name is hidden, or holds"):
+    for said in ("added as a-2.png", "is not a JPEG", "not a readable zip file", "its name is hidden, or holds"):
         assert said in answer.text
     assert files(ui)["z.txt"] == b"z"
     assert files(ui)["a-2.txt"] == b"red one" and files(ui)["a-2.png"] == red
