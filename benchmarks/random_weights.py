@@ -174,6 +174,6 @@ class DrawnWeights:
     def stored_codes(self, name: str, kind: str) -> None:
         """No weight is drawn in codes."""
 
-    def in_codes(self) -> str:
+    def in_codes(self) -> bool:
         """No weight is drawn in codes."""
-        return ""
+        return False

@@ -121,7 +121,10 @@ def test_a_resume_knows_the_assistant_by_its_content(run, tmp_path: Path) -> Non
         ({"train": {"assistant": "wide.safetensors"}}, r"train\.assistant: wide\.safetensors is of another model"),
         ({"train": {"assistant": "text.safetensors"}}, r"train\.assistant: .text\.safetensors. cannot be read"),
         ({"train": {"assistant": "nan.safetensors"}}, r"train\.assistant: nan\.safetensors: .* not finite"),
-        ({"train": {"few_step_loss": "other.safetensors"}}, r"'other\.safetensors' is not a mapping of keys and values\. Write 'few_step_loss: "),
+        (
+            {"train": {"few_step_loss": "other.safetensors"}},
+            r"'other\.safetensors' is not a mapping of keys and values\. Write 'few_step_loss: ",
+        ),
         ({"train": {"few_step_loss": {"steps": 4}}}, r"few_step_loss\.lora: is required"),
         ({"train": {"few_step_loss": {"lora": "none.safetensors"}}}, r"lora: 'none\.safetensors' does not exist"),
         ({"train": {"few_step_loss": {"lora": "wide.safetensors"}}}, r"lora: wide\.safetensors is of another model"),
