@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +22,10 @@ from toolkit.config.base import Entries
 from toolkit.config.field_types import gather_slots
 from toolkit.config.foreign import foreign_keys
 from toolkit.config.located import ConfigNode, Diagnostics, show
-from toolkit.config.model import QTYPE_SPELLINGS
+from toolkit.config.model import part_recovery
 from toolkit.config.normalise import listed, merge_aliases, place_in
+from toolkit.config.prompts import text_of
 from toolkit.errors import did_you_mean
-from toolkit.files.writing import read_source
-from toolkit.number_types import QTYPES
 from toolkit.optim.optimizer_args import NO_LITERAL
 from toolkit.registry import FOREIGN_DATASETS, load_object
 
@@ -153,12 +151,12 @@ TO_TRAIN = {
 def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`base_weights` and `base_weights_multiplier` become `base_loras`.
 
-    `qtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types;
+    `quantize_dtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types;
     `extras_name_or_path` is where all but the transformer is.
     """
     _with_extras(entries, diagnostics)
     _switched(entries, diagnostics)
-    _parted(entries, diagnostics)
+    part_recovery(entries, "quantize_dtype", diagnostics)
     _swapped(section, entries, diagnostics)
     weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
     if weights is None or weights.value == []:
@@ -258,25 +256,6 @@ def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
         if node is not None:
             entries[switch] = merge_aliases(entries.get(switch), replace(node, value=True), diagnostics)
             entries[kind] = merge_aliases(entries.get(kind), replace(node, value=qtype), diagnostics)
-
-
-def _parted(entries: Entries, diagnostics: Diagnostics) -> None:
-    """`qtype: int4|file` as qtype and accuracy_recovery_adapter, as in ai-toolkit."""
-    for key in ("qtype", "quantize_dtype"):
-        node = entries.get(key)
-        if node is not None and isinstance(node.value, str) and "|" in node.value:
-            qtype, file = (part.strip() for part in node.value.split("|", 1))
-            written = node.written and node.written.rpartition("|")[2].strip()
-            entries[key] = replace(node, value=qtype)
-            if file and qtype.lower() not in {*QTYPES, *QTYPE_SPELLINGS}:
-                message = f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
-                diagnostics.error(node, f"{message}its adapter makes up for the errors of {qtype} alone.")
-            elif file:
-                adapter = entries.get("accuracy_recovery_adapter")
-                moved = replace(node, value=file, written=written)
-                entries["accuracy_recovery_adapter"] = merge_aliases(adapter, moved, diagnostics)
-            else:
-                diagnostics.error(node, "needs a file after '|'.")
 
 
 # ------------------------------------------------------------ network
@@ -432,41 +411,24 @@ def _compiled(entries: Entries, diagnostics: Diagnostics) -> None:
 
 
 def _sample_item(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """Flags in the prompt become keys, `ctrl_img_1..10` one list."""
+    """Flags in the prompt become keys."""
     read_flags(entries, diagnostics)
-    gather_slots(entries, "ctrl_img", diagnostics)
     return entries
 
 
 def _sample(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`prompts` become `samples`, and so does a text among `samples`."""
-    given = [entries.pop(key) for key in ("prompts", "sample_prompts") if key in entries]
-    given += [entries["samples"]] if "samples" in entries and entries["samples"].data() != [] else []
-    if len(given) > 1:
-        diagnostics.error(given[0], f"{str(given[1].path[-1])!r} is given as well. Remove one of them.", at_key=True)
-    elif given and given[0] is not entries.get("samples"):
-        entries["samples"] = _items(given[0], diagnostics)
-    elif given and isinstance(given[0].value, list):
-        items = [
-            replace(item, value={"prompt": item}) if isinstance(item.value, str) else item for item in given[0].value
-        ]
-        entries["samples"] = replace(given[0], value=items)
+    """`sample_prompts` are `prompts`, and a file of them in JSON or TOML is read."""
+    if theirs := entries.pop("sample_prompts", None):
+        if ours := entries.pop("prompts", None):
+            message = "'sample_prompts' is given as well. Remove one of them."
+            diagnostics.error(ours, message, at_key=True)
+            return entries
+        entries["prompts"] = theirs
+    given, has_samples = entries.get("prompts"), "samples" in entries and entries["samples"].data() != []
+    is_file = given and isinstance(given.value, str) and given.value.lower().endswith((".json", ".toml"))
+    if given and is_file and not has_samples:
+        entries["samples"] = replace(entries.pop("prompts"), value=_samples_of(given, diagnostics))
     return entries
-
-
-def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    """A list of prompts, or a file of them, as a list of samples."""
-    if isinstance(prompts.value, str) and prompts.value.lower().endswith((".json", ".toml")):
-        return replace(prompts, value=_samples_of(prompts, diagnostics))
-    if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
-        lines = _lines(prompts, diagnostics)
-    elif isinstance(prompts.value, list):
-        lines = prompts.value
-    else:
-        remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
-        diagnostics.error(prompts, f"is not a list. {remedy}")
-        lines = []
-    return replace(prompts, value=[replace(line, value={"prompt": line}) for line in lines])
 
 
 _OF_PROMPT = {
@@ -482,7 +444,7 @@ _OF_PROMPT = {
 def _samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML with `[prompt]`, which all of its
     `[[prompt.subset]]` share."""
-    if _text_of(file, diagnostics) is None:
+    if text_of(file, diagnostics) is None:
         return []
     root = file_root(Path(file.value).expanduser(), diagnostics, "prompts")
     given = root.value if root is not None else {}
@@ -512,40 +474,6 @@ def _sample_of(
             hint = did_you_mean(key, list(_OF_PROMPT), list_all=False) or "Leave it out."
             diagnostics.error(placed, f"{show(node)} is not supported. {hint}")
     return replace(file, value=sample)
-
-
-def _text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
-    """The text of a file with prompts; None where it cannot be read, which is reported."""
-    path = Path(file.value).expanduser()
-    if diagnostics.reported(file.path):
-        return None  # among what is lost
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
-            return None
-        return read_source(path).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
-        return None
-
-
-def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
-    """The prompts of a text file; blank lines and those that begin with `#` are left out."""
-    path, text = Path(file.value).expanduser(), _text_of(file, diagnostics)
-    if text is None:
-        return []
-    lines = text.splitlines()
-    prompts = [
-        replace(file, value=line.strip(), path=(*file.path, f"{path.name}:{number}"), text=line.strip(), plain=False)
-        for number, line in enumerate(lines, start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    if not prompts:
-        diagnostics.error(
-            file, f"{show(file)} holds no prompt. Write one per line; '#' begins a line that is left out."
-        )
-    return prompts
 
 
 def _save(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:

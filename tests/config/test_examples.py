@@ -22,7 +22,9 @@ from extensions.from_scratch.plan import Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
+from toolkit.config import load_job, normalise
 from toolkit.data.image_data import ImageData
+from toolkit.extension import discover
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import likely_cause, read_facts
 
@@ -56,6 +58,33 @@ def workplace(tmp_path: Path) -> Path:
 
 def test_the_quickstart_is_among_them() -> None:
     assert "config/examples/quickstart.yaml" in EXAMPLES
+
+
+class NoForeignKeys:
+    """A table of other programs' keys without any."""
+
+    def rows(self, section):
+        return {}
+
+    def reshape(self, section, entries, diagnostics):
+        return entries
+
+    def idle(self, key, is_blank=False):
+        return ""
+
+    hint = flag_remedy = idle
+
+    def named(self, place):
+        return ()
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, *FROM_SCRATCH])
+def test_each_is_read_without_a_word_of_other_programs(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(normalise, "foreign_keys", NoForeignKeys)
+    assert load_job(Path(name), discover().find_config).processes
 
 
 @pytest.fixture(scope="module")

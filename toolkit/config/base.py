@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
 from toolkit.config.findings import Diagnostic, Findings, JobContext, below, warning
+from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
 
 Entries = dict[str, ConfigNode]
@@ -44,6 +45,9 @@ class StrictModel(BaseModel):
     foreign: ClassVar[str] = ""
     """The groups of other programs' keys that this section reads, separated by spaces: those of the table that
     `toolkit.config.foreign` finds."""
+
+    other_shapes: ClassVar[Mapping[str, ForeignName]] = {}
+    """Keys of our own that are not fields: `rewrite` turns them into some."""
 
     foreign_groups: ClassVar[tuple[str, ...]] = ()
     """Those groups and those of the sections it is composed of."""

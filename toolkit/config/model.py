@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -28,7 +29,7 @@ from toolkit.config.model_files import (
     model_fault,
     single_files,
 )
-from toolkit.config.normalise import listed
+from toolkit.config.normalise import listed, merge_aliases
 from toolkit.number_types import QTYPES
 from toolkit.registry import FAMILIES, PARTS_AROUND, load_object
 
@@ -156,6 +157,25 @@ if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Arch = str
 else:
     Arch = Literal[tuple(FAMILIES)]
+
+
+def part_recovery(entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics) -> None:
+    """`qtype: int4|file`, where `key` says it, as qtype and accuracy_recovery_adapter."""
+    node = entries.get(key)
+    if node is None or not isinstance(node.value, str) or "|" not in node.value:
+        return
+    qtype, file = (part.strip() for part in node.value.split("|", 1))
+    written = node.written and node.written.rpartition("|")[2].strip()
+    entries[key] = replace(node, value=qtype)
+    if file and qtype.lower() not in {*QTYPES, *QTYPE_SPELLINGS}:
+        message = f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
+        diagnostics.error(node, f"{message}its adapter makes up for the errors of {qtype} alone.")
+    elif file:
+        adapter = entries.get("accuracy_recovery_adapter")
+        moved = replace(node, value=file, written=written)
+        entries["accuracy_recovery_adapter"] = merge_aliases(adapter, moved, diagnostics)
+    else:
+        diagnostics.error(node, "needs a file after '|'.")
 
 
 class ModelConfig(StrictModel):
@@ -287,7 +307,8 @@ class ModelConfig(StrictModel):
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single base LoRA becomes a list."""
+        """A single base LoRA becomes a list; `qtype: int4|file` is parted."""
+        part_recovery(entries, "qtype", diagnostics)
         if "base_loras" in entries:
             entries["base_loras"] = listed(entries["base_loras"])
         return entries

@@ -109,7 +109,7 @@ class Normaliser:
             return node
         fields = field_names(model)
         strict = model if issubclass(model, StrictModel) else StrictModel
-        rows = self.foreign.rows(model)
+        rows = other_names(model, self.foreign)
         known = {*fields, *also_known, *rows}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
@@ -178,7 +178,7 @@ class Normaliser:
         if name and model.model_fields[name].is_required():
             self.diagnostics.error(child, "needs a value.")
             return False
-        row = self.foreign.rows(model).get(key)
+        row = other_names(model, self.foreign).get(key)
         fields = [name, *(ours.rpartition(".")[2] for ours in (row.ours if row else ()))]
         name = next((each for each in fields if each in model.model_fields), None)
         if name and child.value is None and child.text == "":
@@ -252,6 +252,12 @@ def all_keys(section: ConfigNode) -> str:
     return f"docs/config.md lists the keys of {repr(place) if place else 'a process'}."
 
 
+def other_names(section: type[BaseModel], foreign: ForeignKeys) -> Mapping[str, ForeignName]:
+    """What a section reads besides its fields: its other shapes, and the keys of other programs."""
+    own = section.other_shapes if issubclass(section, StrictModel) else {}
+    return {**own, **foreign.rows(section)} if own else foreign.rows(section)
+
+
 def read_names(rows: Mapping[str, ForeignName]) -> list[str]:
     """The names of other programs that have an effect."""
     return [key for key, row in rows.items() if row.how in ("is", "shaped")]
@@ -272,7 +278,7 @@ def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[st
         if section in found:
             continue
         found.add(section)
-        for key in read_names(foreign_keys.rows(section)):
+        for key in read_names(other_names(section, foreign_keys)):
             foreign.setdefault(key, []).append(at)
         for key, name in field_names(section).items():
             places.setdefault(key, []).append(at)

@@ -14,10 +14,12 @@ from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.few_step import DeploymentConfig, check_labels
-from toolkit.config.field_types import Dtype, OneOf, PathStr, Slots
+from toolkit.config.field_types import Dtype, OneOf, PathStr, Slots, gather_slots, slot_names
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
+from toolkit.config.prompts import prompts_to_samples
 from toolkit.files.redact import REDACTED, contains_secret
 
 
@@ -179,8 +181,17 @@ class SampleItem(StrictModel):
     includes how much the black area changed. Empty: none."""
 
     foreign: ClassVar = "sample_item"
+    other_shapes: ClassVar = dict.fromkeys(
+        slot_names("ctrl_img"), ForeignName("shaped", ("sample.samples[].ctrl_img",))
+    )
     lone_key: ClassVar = "prompt"
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
+
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """`ctrl_img_1..10` become one list."""
+        gather_slots(entries, "ctrl_img", diagnostics)
+        return entries
 
     def check(self, job: JobContext) -> Findings:
         """Control images and a mask that are missing."""
@@ -285,12 +296,18 @@ class SampleConfig(SampleIntervalConfig):
     with each of them too, and a survival score says how much of the LoRA's effect remains."""
 
     foreign: ClassVar = "sample"
+    other_shapes: ClassVar = {
+        "prompts": ForeignName(
+            "shaped", ("sample.samples",), "samples, as a list of prompts, or as a text file with one prompt per line"
+        )
+    }
     lone_key: ClassVar = "sample_every"
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single entry of `also` becomes a list."""
+        """`prompts` become `samples`; a single entry of `also` becomes a list."""
         entries = super().rewrite(entries, diagnostics)
+        prompts_to_samples(entries, diagnostics)
         return entries | {"also": listed(entries["also"])} if "also" in entries else entries
 
     def check(self, job: JobContext) -> Findings:

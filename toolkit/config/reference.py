@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from toolkit.config.base import StrictModel, descriptions
 from toolkit.config.foreign import ForeignName, foreign_keys
-from toolkit.config.normalise import item_annotation, section_model
+from toolkit.config.normalise import item_annotation, other_names, section_model
 
 Models = Mapping[str, type[BaseModel]]
 
@@ -88,7 +88,7 @@ def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, typ
 
 def _section(path: str, model: type[BaseModel]) -> str:
     properties = model.model_json_schema()["properties"]
-    foreign, described = foreign_keys().rows(model), descriptions(model)
+    foreign, described = other_names(model, foreign_keys()), descriptions(model)
     rows = [
         f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(described.get(name) or '')} "
         f"| {_names(name, path, foreign)} |"
@@ -182,7 +182,7 @@ def keys(models: Models) -> dict[str, bool]:
     told = ("title", "author", "description", "license", "tags", "training_comment")
     found = dict.fromkeys(("config.name", "config.defaults", *(f"meta.{name}" for name in told)), True)
     for path, section in distinct_sections(models):
-        refused = [name for name, row in foreign_keys().rows(section).items() if row.how == "refused"]
+        refused = [name for name, row in other_names(section, foreign_keys()).items() if row.how == "refused"]
         found |= {dotted(path, name): False for name in refused}
         found |= {dotted(path, name): True for name in section.model_fields}
     return found
@@ -243,7 +243,7 @@ def schema(models: Models) -> dict[str, Any]:
 
 def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> None:
     properties = definition["properties"]
-    for key, row in foreign_keys().rows(section).items():
+    for key, row in other_names(section, foreign_keys()).items():
         if row.how == "is":
             added = {**properties[row.field], "deprecated": True, "description": f"Means `{row.field}`."}
         elif row.how == "shaped":
