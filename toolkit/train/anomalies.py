@@ -319,10 +319,10 @@ class RunawayLoss:
             self._count += 1
         return found
 
-    def falls(self) -> bool:
-        """Whether the latest losses are below the first ones of their bands."""
+    def rises(self) -> bool:
+        """Whether the latest losses are clearly above the first ones of their bands, or there are none."""
         latest = [value for _, value, _ in list(self._values)[-4 * BLOCK :]]
-        return bool(latest) and fmean(latest) < 0
+        return not latest or fmean(latest) > RISE / 3
 
     def _value(self, sample: SampleLoss) -> float:
         band, logarithm = min(int(sample.t * BANDS), BANDS - 1), math.log(sample.loss)
@@ -543,28 +543,28 @@ NOISE, IMAGE = 0.8, 0.6
 
 
 class RisingTexture:
-    """Compares the texture of images with that of the first ones. It counts only while the loss falls: a network that
-    draws a pattern everywhere may well have the lower loss."""
+    """Compares the texture of images with that of the first ones. It counts only while the loss does not rise, which
+    would be another fault: a network that draws a pattern everywhere may well have the lower loss."""
 
     def __init__(self, what: str, rise: float) -> None:
         """what: the images, in the plural. rise: how far above all of the first ones their median may be."""
         self._what, self._rise, self._first, self._said = what, rise, math.nan, False
 
-    def add(self, textures: Sequence[float], loss_falls: bool) -> Diagnostic | None:
+    def add(self, textures: Sequence[float], loss_rises: bool) -> Diagnostic | None:
         """textures: of a set of images, the first of which is that to compare with."""
         if math.isnan(self._first):
             self._first = max(textures)
         now = median(textures)
-        if now <= self._first + self._rise or not loss_falls:
+        if now <= self._first + self._rise or loss_rises:
             self._said = self._said and now > self._first + self._rise
             return None
         if self._said:
             return None
         self._said = True
-        message = f"{self._what} turn into texture while the loss falls: high frequencies {now:.2f}, at first at most"
+        message = f"{self._what} turn into texture: high frequencies {now:.2f}, at first at most {self._first:.2f}"
         cause = "the images of the dataset have it, or the network collapses into it, which the loss does not show"
         remedy = "If they have none, take an earlier file, and set train.assistant or lower train.lr (docs/models.md)."
-        return _found("texture", f"{message} {self._first:.2f}", cause, remedy)
+        return _found("texture", message, cause, remedy)
 
 
 class SampleSets:
@@ -576,8 +576,8 @@ class SampleSets:
         self._texture = RisingTexture("the sample images", RISE_OF_SAMPLES)
         self._said: set[str] = set()
 
-    def add(self, samples: Sequence[tuple[str, SampleFeatures]], loss_falls: bool = False) -> Iterable[Diagnostic]:
-        """samples: the text of each image of a set, and its features. loss_falls: since the run began."""
+    def add(self, samples: Sequence[tuple[str, SampleFeatures]], loss_rises: bool = True) -> Iterable[Diagnostic]:
+        """samples: the text of each image of a set, and its features. loss_rises: since the run began."""
         if not samples:
             return []
         differ, rough = difference(samples), median(features.roughness for _, features in samples)
@@ -591,7 +591,7 @@ class SampleSets:
             message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
             before = f", before by up to {self._difference:.0f}"
             found.append(_found("samples", message + before, _BROKEN, _EARLIER))
-        if textured := self._texture.add([features.texture for _, features in samples], loss_falls and not found):
+        if textured := self._texture.add([features.texture for _, features in samples], loss_rises or bool(found)):
             found.append(textured)
         self._difference = max(self._difference, differ or 0.0)
         self._roughness = min(self._roughness, rough) if rough else self._roughness

@@ -129,8 +129,8 @@ class AnomalyCallback(Callback):
         if self._predicted is None:
             self._predicted = RisingTexture("the images that the validation predicts", RISE_OF_PREDICTED)
             with (run.folder / VALIDATION).open(encoding="utf-8") as file:
-                self._predicted.add([json.loads(file.readline()).get(TEXTURE, losses[TEXTURE])], False)
-        self._say(self._predicted.add([losses[TEXTURE]], self._losses.falls()))
+                self._predicted.add([json.loads(file.readline()).get(TEXTURE, losses[TEXTURE])], True)
+        self._say(self._predicted.add([losses[TEXTURE]], self._losses.rises()))
 
     def _slow_steps(self, results: Sequence[StepResult]) -> Diagnostic | None:
         samples: Counter[str] = Counter()
@@ -163,7 +163,7 @@ class AnomalyCallback(Callback):
         if self._sets is None:
             self._sets = self._earlier_sets(folder, set(files))
         features = self._features([folder / SAMPLES / file for file in files], texts)
-        return self._sets.add(features, self._losses.falls())
+        return self._sets.add(features, self._losses.rises())
 
     def _earlier_sets(self, folder: Path, but: set[str]) -> SampleSets:
         """The sets that the run has already, the first and the last; they are not reported."""

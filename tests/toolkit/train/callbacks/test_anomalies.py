@@ -192,7 +192,7 @@ def test_samples_are_compared_with_those_before_also_after_a_resume(toy, said, k
 def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
     toy, said, monkeypatch: pytest.MonkeyPatch, resumes: bool
 ) -> None:
-    monkeypatch.setattr(RunawayLoss, "falls", lambda self: True)
+    monkeypatch.setattr(RunawayLoss, "rises", lambda self: False)
     toy.folder.mkdir()
     events, run = EventLog(toy.folder / "events.jsonl"), toy.run(50)
     for step in (0, 10, 20):
