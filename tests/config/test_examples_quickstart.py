@@ -116,7 +116,7 @@ def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(finished: Fini
     for line in lines:
         done = subprocess.run(line, shell=True, cwd=finished.folder.parents[1], env=child_environment())
         assert done.returncode == 0, line
-    assert len(list((finished.folder / "grid").glob("*.png"))) == 3 and (finished.folder / "report.html").is_file()
+    assert len(list((finished.folder / "grid").glob("*.png"))) == 4 and (finished.folder / "report.html").is_file()
     assert len(list((finished.folder.parents[1] / "generated").glob("a-pipo-mascot*.png"))) == 1
     steps = {path.name.partition("_")[0] for path in (finished.folder / "samples").glob("*.jpg")}
     assert steps == {f"{step:09}" for step in (0, 80, 160, 240)}
