@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -117,13 +118,17 @@ def measured(run: Path) -> tuple[list[float], list[float], list[str]]:
     return first, [row[TEXTURE] for row in rows], lines
 
 
-def main() -> None:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="of pictures and runs")
     parser.add_argument("--sound", type=int, default=50)
     parser.add_argument("--planted", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")
-    asked = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = arguments(argv)
     folder = asked.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     report.card("texture", f"{asked.sound} sound and {asked.planted} planted runs of {STEPS} steps")

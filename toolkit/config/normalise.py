@@ -146,11 +146,13 @@ class Normaliser:
         if isinstance(node.value, list):
             return replace(node, value=[self.saved(item) for item in node.value])
         text = node.value if isinstance(node.value, str) else ""
-        file, colon, strength = text.rpartition(":") if not text.endswith(".safetensors") else (text, "", "")
-        found = saved_as(file if colon else text)
+        file, colon, strength = text.rpartition(":")
+        if not colon or text.endswith(".safetensors"):
+            file, colon, strength = text, "", ""
+        found = saved_as(file)
         if found is None:
             return node
-        self.diagnostics.warn(node, f"{file if colon else text!r} is found as '{found}', where its run wrote it.")
+        self.diagnostics.warn(node, f"{file!r} is found as '{found}', where its run wrote it.")
         written = f"{found}{colon}{strength}"
         return replace(node, value=written, text=written)
 

@@ -84,7 +84,9 @@ class EmaConfig(StrictModel):
     lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
-        """An average that never moves."""
+        """An average that never moves, or that nobody asked for."""
+        if not self.use_ema and "use_ema" not in self.model_fields_set:
+            yield from self.unused("ema_decay", " without 'use_ema: true'.")
         if self.use_ema and self.ema_decay == 1 and not self.use_num_updates:
             message = "with 1 the average never changes: samples and saved files would use the initial weights. "
             message += "A typical value is 0.999."

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.running import section_of
 from tests.toolkit.config.conftest import trainer
 
 
@@ -156,6 +161,16 @@ def test_a_key_without_effect_is_one_warning_line(load) -> None:
         "job.yaml:9:9: process[0].model.is_flux: has no effect: this trains Qwen-Image.",
         "job.yaml:10:7: process[0].performance_log_every: has no effect: metrics.jsonl has the times of every step.",
     )
+
+
+@pytest.mark.parametrize("strength", ["", ":0.5"])
+def test_the_folder_of_a_run_stands_for_its_file(tmp_path: Path, tiny_model: Path, strength: str) -> None:
+    run = tmp_path / "my"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    save_file({"a": torch.zeros(1)}, run / "my.safetensors")
+    section = section_of("generate", ["--lora", f"{run}{strength}", "--prompt", "x", "--model", tiny_model])
+    assert list(section.lora) == [f"{run / 'my.safetensors'}{strength}"]
 
 
 def test_a_key_that_was_removed_names_the_tool(load) -> None:

@@ -185,6 +185,7 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
             "lr_scheduler: linear, lr_scheduler_params: {end_factor: 0.1}",
             "lr_scheduler_params.end_factor: the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1'",
         ),
+        ("ema_config: {ema_decay: 0.9}", "ema_config.ema_decay: has no effect without 'use_ema: true'."),
         ("steps: 3400, gradient_accumulation_steps: 4", "gradient_accumulation_steps: steps, save_every and sample_ev"),
         ("max_train_steps: 10, gradient_accumulation_steps: 4", "would stop after 10, which are 2 optimizer steps."),
         ("gradient_accumulation_steps: 4", "steps: 1000 is 4,000 micro-batches; "),
