@@ -77,7 +77,9 @@ class AppliedAdapters:
         found: dict[str, Sequence[Addition]] = {}
         for name, layer in self._layers.items():
             changes = [(changes[name], strength) for changes, strength in chosen if name in changes and strength]
-            if layer.base_layer.bias is None and any(change.bias is not None for change, _ in changes):
+            base = layer.base_layer  # nn.Identity where a table has its outputs, to which the change is added
+            has_no_bias = hasattr(base, "bias") and base.bias is None
+            if has_no_bias and any(change.bias is not None for change, _ in changes):
                 raise UserError(f"the bias of {name} is changed. {NO_BIAS}")
             found[name] = [_addition(layer, change.to(self._device), strength) for change, strength in changes]
         return found

@@ -21,7 +21,7 @@ from toolkit.errors import Interrupted, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
 from toolkit.train import validation
-from toolkit.train.validation import loss_at_level
+from toolkit.train.validation import measure_at_level
 
 LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
 
@@ -172,11 +172,12 @@ def test_a_run_whose_validation_loss_does_not_fall_any_more_is_ended(
         stop_when={"no_better_within": "95%"},
     )
 
-    def rising(*batch) -> torch.Tensor:
+    def rising(*batch) -> tuple[torch.Tensor, torch.Tensor]:
         done = [len(lines(path)) for path in Path().glob(f"{section['training_folder']}/run/validation.jsonl")]
-        return loss_at_level(*batch) + 0.2 * max(0, sum(done) - 3)
+        loss, x0_BCHW = measure_at_level(*batch)
+        return loss + 0.2 * max(0, sum(done) - 3), x0_BCHW
 
-    monkeypatch.setattr(validation, "loss_at_level", rising)
+    monkeypatch.setattr(validation, "measure_at_level", rising)
     ends = []
     for name in ("broken", "whole"):
         section["training_folder"], folder = name, tmp_path / name / "run"
