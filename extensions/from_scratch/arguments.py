@@ -143,13 +143,24 @@ def _of_other_types(class_name: str, parameters: type[BaseModel], given: Mapping
         parameters.model_validate_json(to_json(given, inf_nan_mode="constants"))
     except ValidationError as error:
         for found in error.errors(include_url=False):
-            key, at = found["loc"], SourceLocation(0, 0)
+            key = found["loc"]
             if found["type"] == "extra_forbidden":
                 hint = did_you_mean(str(key[0]), parameters.model_fields)
                 yield key[:1], f"{class_name} has no such argument. {hint}"
             else:
-                value = ConfigNode(found["input"], key, at, at, text=json.dumps(found["input"]))
+                value = _as_written(found["input"], key)
                 yield tuple(part for part in key if part in given or isinstance(part, int)), explain(found, value)
+
+
+def _as_written(value: Any, path: KeyPath) -> ConfigNode:
+    """A value of a mapping as a node, without a place in a file."""
+    inside = value
+    if isinstance(value, dict):
+        inside = {name: _as_written(each, (*path, name)) for name, each in value.items()}
+    elif isinstance(value, list):
+        inside = [_as_written(each, (*path, index)) for index, each in enumerate(value)]
+    at = SourceLocation(0, 0)
+    return ConfigNode(inside, path, at, at, text="" if inside is not value else json.dumps(value))
 
 
 def _out_of_range(name: str, value: Any) -> Iterator[Fault]:

@@ -222,7 +222,7 @@ def _another_folder(job: Job, _: TwoMachines) -> list:
 
 
 REFUSED: dict[str, tuple[Callable[[Job, TwoMachines], list], str]] = {
-    "images": (_hide_the_images, "{images}: "),
+    "images": (_hide_the_images, "'{images}': "),
     "state": (_hide_the_state, "state/step_000000002: process 1 does not see this state"),
     "another state": (_another_state, "state/step_000000002 is not the same in all processes"),
     "model": (_another_model, "the model's transformer is not the same in all processes"),

@@ -329,7 +329,7 @@ def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path
     """Text of a dataset or of the validation, which may be a path -> its place and key."""
     sections = [process.child(key) for key in ("datasets", "validation")]
     texts = (node for section in sections if section for node in section.walk() if isinstance(node.value, str))
-    return {Path(node.value).expanduser(): diagnostics.place(node) for node in texts if "\0" not in node.value}
+    return {Path(os.path.expanduser(node.value)): diagnostics.place(node) for node in texts if "\0" not in node.value}
 
 
 # ---------------------------------------------------------------- what needs the file system
