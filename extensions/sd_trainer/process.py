@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -199,10 +199,8 @@ class SdTrainerProcess(ImageTrainer):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside the block the model is what `train.preference` compares the network with."""
-        with ExitStack() as stack:
-            stack.enter_context(self.network.disabled())
-            if PREFERENCE in self.section.files_beside():
-                stack.enter_context(self.beside.using(PREFERENCE))
+        has_file = PREFERENCE in self.section.files_beside()
+        with self.network.disabled(), self.beside.using(PREFERENCE) if has_file else nullcontext():
             yield
 
     def weights_writer(self) -> PrepareNetwork:

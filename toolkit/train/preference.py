@@ -52,9 +52,9 @@ class PreferenceStep(FlowMatchingStep):
         pairs = [row for row, worse_CHW in enumerate(batch.worse) if worse_CHW is not None]
         if not pairs:
             return super().__call__(batch, step)
-        compared = self._compare(batch if len(pairs) == len(batch) else batch.select(pairs), step)
         if len(pairs) == len(batch):
-            return compared
+            return self._compare(batch)
+        compared = self._compare(batch.select(pairs))
         others = [row for row in range(len(batch)) if row not in pairs]
         plain = super().__call__(batch.select(others), step)
         order = torch.tensor([*pairs, *others]).argsort()
@@ -62,11 +62,11 @@ class PreferenceStep(FlowMatchingStep):
         def joined(of_pairs: Tensor, of_others: Tensor) -> Tensor:
             return torch.cat([of_pairs, of_others])[order.to(of_pairs.device)]
 
-        by_role = {role: joined(loss, plain.by_role[role]) for role, loss in compared.by_role.items()}
+        loss_B = joined(compared.by_role[self.roles[0]], plain.by_role[self.roles[0]])  # all roles have this one
         t_B = joined(compared.per_sample["t"], plain.per_sample["t"])
-        return StepLosses(dict.fromkeys(self.roles, by_role[self.roles[0]]), {"t": t_B}, compared.numbers)
+        return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B}, compared.numbers)
 
-    def _compare(self, batch: LatentBatch, step: int) -> StepLosses:
+    def _compare(self, batch: LatentBatch) -> StepLosses:
         """The losses [P] of a batch of pairs."""
         count = len(batch)
         worse_PCHW = torch.stack([worse_CHW for worse_CHW in batch.worse if worse_CHW is not None])
@@ -80,9 +80,10 @@ class PreferenceStep(FlowMatchingStep):
         predicted_2PCHW = predict().float()
         device = predicted_2PCHW.device
         target_2PCHW, t_2P = to_device(target_2PCHW, device), to_device(t_2P, device)
-        weight: Tensor | float = 1.0
-        if (mask_P1HW := batch.loss_mask_B1HW) is not None:
-            weight = to_device(mask_P1HW, device).repeat(2, 1, 1, 1)
+        mask_P1HW = batch.loss_mask_B1HW
+        if mask_P1HW is not None:
+            mask_P1HW = to_device(mask_P1HW, device)
+        weight = 1.0 if mask_P1HW is None else mask_P1HW.repeat(2, 1, 1, 1)
 
         def error(velocity_2PCHW: Tensor) -> Tensor:
             return ((velocity_2PCHW - target_2PCHW).square() * weight).flatten(1).mean(1)
@@ -91,9 +92,10 @@ class PreferenceStep(FlowMatchingStep):
         margin_P = -self.preference.beta / 2 * (gain_w - gain_l)
         loss_P = -logsigmoid(margin_P)
         if self.preference.sft_weight:
-            mask = None if mask_P1HW is None else to_device(mask_P1HW, device)
             parts = predicted_2PCHW[:count], target_2PCHW[:count], t_2P[:count]
-            plain_P = loss_per_sample(*parts, mask, self.settings) * to_device(self.weighting(t_2P[:count]), device)
+            plain_P = loss_per_sample(*parts, mask_P1HW, self.settings) * to_device(
+                self.weighting(t_2P[:count]), device
+            )
             loss_P = loss_P + self.preference.sft_weight * plain_P
         loss_P = loss_P * to_device(batch.loss_weight_B, device)
         moved = (predicted_2PCHW - of_reference_2PCHW).square().mean()
