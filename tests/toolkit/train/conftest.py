@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
 from toolkit.data.types import Batch, BatchSpec, PromptEmbeds
+from toolkit.models.interface import DynamicShift
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.ema import Ema
 from toolkit.train.interface import StepLosses, StepResult, TrainStep
 from toolkit.train.loop import train, try_largest_batch
@@ -186,3 +189,26 @@ def result() -> Callable[..., StepResult]:
         return StepResult(step=step, **fields | changes)
 
     return make
+
+
+class Model(nn.Module):
+    """A linear layer over the channels, moved by the prompt."""
+
+    family = FAMILY
+    dynamic_shift = DynamicShift()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references) -> Tensor:
+        moved_BHWC = x_t_BCHW.permute(0, 2, 3, 1) + prompts.embeds_BLD[:, None]
+        return self.layer(moved_BHWC).permute(0, 3, 1, 2)
+
+
+@pytest.fixture
+def adapted() -> tuple[Model, LoraNetwork]:
+    model = Model()
+    network = LoraNetwork(["layer"], rank=1, alpha=1, dropout=0, seed=1)
+    network.attach(model)
+    return model, network

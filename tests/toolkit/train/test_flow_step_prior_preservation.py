@@ -4,41 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import LATENTS, make_batch
 from toolkit.data.types import PromptEmbeds
-from toolkit.models.interface import DynamicShift
-from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 
 OF_CLASS = PromptEmbeds(torch.full((3, 1, 1), 0.5), (1, 1, 1))
-
-
-class Model(nn.Module):
-    """A linear layer over the channels, moved by the prompt."""
-
-    family = FAMILY
-    dynamic_shift = DynamicShift()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 2)
-
-    def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references) -> Tensor:
-        moved_BHWC = x_t_BCHW.permute(0, 2, 3, 1) + prompts.embeds_BLD[:, None]
-        return self.layer(moved_BHWC).permute(0, 3, 1, 2)
-
-
-@pytest.fixture
-def adapted() -> tuple[Model, LoraNetwork]:
-    model = Model()
-    network = LoraNetwork(["layer"], rank=1, alpha=1, dropout=0, seed=1)
-    network.attach(model)
-    return model, network
 
 
 def trained(network: LoraNetwork) -> None:

@@ -9,22 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import LATENTS, make_batch
-from tests.toolkit.train.test_flow_step_prior_preservation import Model, trained
+from tests.toolkit.train.test_flow_step_prior_preservation import trained
 from toolkit.config.preference import DISTANCE, MARGIN, RIGHT, PreferenceConfig
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.preference import PreferenceStep
 
 WORSE = LATENTS.flip(0) * 0.7
-
-
-@pytest.fixture
-def adapted() -> tuple[Model, LoraNetwork]:
-    model = Model()
-    network = LoraNetwork(["layer"], rank=1, alpha=1, dropout=0, seed=1)
-    network.attach(model)
-    return model, network
 
 
 def step_of(model: Model, network: LoraNetwork, **settings: float) -> PreferenceStep:
