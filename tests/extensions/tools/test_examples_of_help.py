@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, child_environment
-from toolkit.commands import command
 from toolkit.config.tool import ToolConfig
 from toolkit.extension import discover
 
@@ -25,7 +24,7 @@ def test_the_examples_run_on_what_the_quickstart_leaves(tmp_path: Path) -> None:
     """All but that of the page, which does not end, and that of captions, which downloads a model."""
     (tmp_path / "config").mkdir()  # `new` writes into it
     (tmp_path / "config" / "examples").symlink_to(ROOT / "config" / "examples")
-    start = command().replace(os.path.relpath(ROOT / "run.py"), str(ROOT / "run.py"))
+    start = f"{sys.executable} {ROOT / 'run.py'}"
 
     def typed(words: str) -> subprocess.CompletedProcess:
         return subprocess.run(
