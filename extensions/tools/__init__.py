@@ -54,6 +54,7 @@ AI_TOOLKIT_EXTENSIONS = [
         "ui",
     ),
     _tool(AFTER, "grid", "Compare LoRAs", "compare checkpoints, strengths, prompts and seeds on one page"),
+    _tool(AFTER, "prefer", "Images to vote on", "make several images of each prompt, to say which are better"),
     _tool(AFTER, "best", "Choose a checkpoint", "measure the saved LoRAs of a run and say which to use"),
     _tool(AFTER, "report", "Report", "write one page on a run: samples over steps, curves, settings, dataset, files"),
     _tool(AFTER, "diagrams", "Diagrams", "plot the losses, learning rates and step times of a run"),

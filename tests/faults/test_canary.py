@@ -114,6 +114,7 @@ TOOLS = {
     "merge": ["--lora", "FILE", "FILE", "--output", "merged.safetensors"],
     "new": ["a_job", "data", "--model", "model"],
     "post_hoc_ema": ["RUN", "--output", "ema.safetensors"],
+    "prefer": ["RUN", "--prompt", "x"],
     "publish": ["RUN", "--repo", "x/y", "--preview", "preview"],
     "queue": ["add", "JOB"],
     "report": ["RUN"],

@@ -86,9 +86,6 @@ def pictures(
     section: GenerateConfig, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]
 ) -> Iterator[Picture]:
     """An image of each item for each seed, but for items with a seed of their own."""
-    usual = 1.0 if section.lightning else maker.family.guidance
-    cfg = usual if section.cfg is None else section.cfg
     for item in items:
-        scale = cfg if item.guidance_scale is None else item.guidance_scale
         for seed in section.seed if item.seed is None else (item.seed,):
-            yield maker.picture(item, seed, scale, loras)
+            yield maker.picture(item, seed, maker.cfg_of(item, section.cfg), loras)

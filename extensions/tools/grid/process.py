@@ -12,7 +12,6 @@ from extensions.tools.shared.generation import LoraFile, PictureMaker
 from extensions.tools.shared.keys import split_strength
 from jobs.process import BaseExtensionProcess
 from toolkit.files.writing import write_text
-from toolkit.models.interface import ModelFacts
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +29,11 @@ class GridProcess(BaseExtensionProcess):
         also = [LoraFile.of(text) for text in section.also]
         columns = [(), *((lora,) for lora in self._loras())]
         index = maker.folder / INDEX
+        cfgs = section.cfg or (None,)
         rows = [
             Row([maker.picture(item, seed, cfg, (*also, *loras)) for loras in columns])
             for item in section.items()
-            for cfg in self._cfgs(item.guidance_scale, maker.family)
+            for cfg in dict.fromkeys(maker.cfg_of(item, each) for each in cfgs)
             for seed in (section.seed if item.seed is None else (item.seed,))
         ]
 
@@ -50,10 +50,3 @@ class GridProcess(BaseExtensionProcess):
         for text in self.section.lora:
             fixed = split_strength(text)[0] != text
             yield from (LoraFile.of(text, strength) for strength in ((None,) if fixed else self.section.strength))
-
-    def _cfgs(self, of_item: float | None, family: ModelFacts) -> tuple[float, ...]:
-        """The guidance scales of an item's rows."""
-        section = self.section
-        if of_item is not None:
-            return (of_item,)
-        return section.cfg or (1.0 if section.lightning else family.guidance,)

@@ -114,6 +114,11 @@ class PictureMaker:
         self._programs = Programs()
         self._in_use: list[tuple[str, float]] = []
 
+    def cfg_of(self, item: SampleItem, given: float | None = None) -> float:
+        """The guidance scale of an item: its own, else the given one, else the model's default."""
+        usual = 1.0 if self.section.lightning else self.family.guidance
+        return next(scale for scale in (item.guidance_scale, given, usual) if scale is not None)
+
     def picture(self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()) -> Picture:
         """An image of one item: what it does not give itself comes from the section. Raises UserError for a size that
         the model cannot make."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from toolkit.config.loader import load_job
@@ -15,7 +16,7 @@ from toolkit.extension import discover
 from toolkit.files.run_files import CONFIG, FOLDER_METADATA
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.families import published_names
-from toolkit.train.run_reader import RunInfo, read_run
+from toolkit.train.run_reader import RunInfo, list_network_files, read_run
 
 BASE_MODEL = "base_model"
 """Key of the metadata: the model as `ModelConfig.public_name` has it, so that no path of a user is given away."""
@@ -34,6 +35,15 @@ def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection
         if isinstance(section, DiffusionSection) and section.display_name(JobContext(job.name)) == run.name:
             return section
     raise UserError(f"{run.folder}: this run does not save LoRAs.")
+
+
+def last_saved(folder: Path) -> Path | None:
+    """The file, or folder, of weights that a run has saved last, of one step the final and of several the main one;
+    None: it has saved none."""
+    found = [file for file in reversed(list_network_files(folder)) if file.kind != "best"]
+    found.sort(key=lambda file: (file.kind != "final", len(file.path.name)))  # stable, and the first of equals is taken
+    step = lambda file: math.inf if file.step is None else file.step  # noqa: E731
+    return max(found, key=step).path if found else None
 
 
 def model_of(file: Path) -> ModelConfig:

@@ -1,0 +1,38 @@
+"""Makes the images of a section, and the file that says which belong together."""
+
+from __future__ import annotations
+
+import logging
+
+from extensions.tools.prefer.config import PreferConfig
+from extensions.tools.shared.candidates import VOTES, Group, add_groups
+from extensions.tools.shared.generation import LoraFile, PictureMaker
+from extensions.tools.shared.keys import split_strength
+from jobs.process import BaseExtensionProcess
+from toolkit.commands import command
+
+logger = logging.getLogger(__name__)
+
+
+class PreferProcess(BaseExtensionProcess):
+    """The candidates are listed first, so that one can vote while they are made; a stop keeps those that are."""
+
+    section: PreferConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section.resolved()
+        maker = PictureMaker(section, [split_strength(text)[0] for text in section.lora])
+        loras = [LoraFile.of(text) for text in section.lora]
+        pictures = [
+            maker.picture(item, first + place, maker.cfg_of(item, section.cfg), loras)
+            for item in section.items()
+            for first in [section.seed if item.seed is None else item.seed]
+            for place in range(section.count)
+        ]
+        add_groups(maker.folder, (Group.of(each.settings, each.name, maker.folder) for each in pictures))
+        maker.make(pictures)
+        logger.info(
+            f"{maker.folder}: {len(pictures)} images to vote on: {command('ui')}, Datasets, {maker.folder.name}. "
+            f"Each vote is a line of {maker.folder / VOTES}"
+        )

@@ -1,0 +1,93 @@
+"""Images of one prompt, of which somebody says which are better: as `candidates.jsonl` in their folder names them, one
+line for each prompt, or as the settings in the images say. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from extensions.tools.shared.image_files import Settings, read_settings
+from toolkit.errors import UserError
+from toolkit.files.writing import read_regular, write_text
+
+CANDIDATES = "candidates.jsonl"
+VOTES = "votes.jsonl"
+"""In the same folder: the votes, which are a table of captions (docs/preferences.md)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one prompt and the same control images, made by one model."""
+
+    prompt: str
+    control: tuple[str, ...] = ()
+    """Paths of the control images from the folder."""
+
+    lora: tuple[str, ...] = ()
+    """Paths of the LoRA files, from the working directory."""
+
+    model: str = ""
+    seed: tuple[int, ...] = ()
+    files: tuple[str, ...] = ()
+    """Names of the images, one for each seed."""
+
+    @classmethod
+    def of(cls, settings: Settings, file: str, folder: Path) -> Group:
+        """The group of one image. settings: of `image_files.Settings`. Raises UserError where they are not."""
+        try:
+            control = tuple(os.path.relpath(os.path.expanduser(one["path"]), folder) for one in settings["reference"])
+            lora = tuple(str(one["path"]) for one in settings["lora"])
+            model, seed = str(settings["model"]["name_or_path"]), int(settings["seed"])
+            return cls(str(settings["prompt"]), control, lora, model, (seed,), (file,))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"'{folder / file}' has no settings of an image ({error}).") from None
+
+
+def joined(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """One group for each prompt, its control images and its model, with all files."""
+    found: dict[Group, dict[str, int]] = {}
+    for group in groups:
+        found.setdefault(replace(group, seed=(), files=()), {}).update(zip(group.files, group.seed, strict=True))
+    return tuple(replace(key, seed=(*files.values(),), files=(*files,)) for key, files in found.items())
+
+
+def read_groups(folder: Path) -> tuple[Group, ...]:
+    """The groups that `candidates.jsonl` names; without it those of the PNG images in the folder that say how they were
+    made. Raises UserError for a `candidates.jsonl` that is not of this program."""
+    path = folder / CANDIDATES
+    try:
+        text = read_regular(path).decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return joined(_of_images(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    groups: list[Group] = []
+    for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
+        try:
+            row = json.loads(line)
+            lists = {key: tuple(map(kind, row[key])) for key, kind in _LISTS.items()}
+            groups += joined([Group(str(row["prompt"]), model=str(row["model"]), **lists)])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            remedy = "Remove the line, or give another folder"
+            raise UserError(f"{path}:{number}: was not written by this program. {remedy}") from None
+    return tuple(groups)
+
+
+_LISTS = {"control": str, "lora": str, "seed": int, "files": str}
+
+
+def _of_images(folder: Path) -> Iterable[Group]:
+    for path in sorted(folder.glob("*.png")):
+        with suppress(UserError):
+            yield Group.of(read_settings(path), path.name, folder)
+
+
+def add_groups(folder: Path, groups: Iterable[Group]) -> None:
+    """Adds groups to `candidates.jsonl`. Raises UserError as `read_groups`, RunError where it cannot be written."""
+    there = read_groups(folder) if (folder / CANDIDATES).exists() else ()
+    rows = (json.dumps(asdict(group), ensure_ascii=False) for group in joined((*there, *groups)))
+    write_text(folder / CANDIDATES, "".join(f"{row}\n" for row in rows))
