@@ -11,6 +11,7 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from posixpath import normpath
@@ -112,6 +113,10 @@ _REFERENCES = re.compile(
 
 _WORSE = ("worse", "rejected")
 """Columns of the image that is liked less than that of the row: a path, or a list of paths."""
+
+
+UNDECIDED = "vote"
+"""A line of JSON with this key, and with none of `_NAMES`, is skipped: neither of two images is better, it says why."""
 
 
 class TableRow(NamedTuple):
@@ -253,6 +258,26 @@ def lost_folders(path: str, moved: Mapping[str, str] = NOTHING_MOVED) -> list[st
     return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
 
 
+def undecided(path: str) -> int:
+    """How many lines of a table are skipped, because neither of two images is better."""
+    count = 0
+    for line in _read_text(os.path.expanduser(path)).split("\n") if split_suffix(path)[1] == ".jsonl" else ():
+        with suppress(ValueError, RecursionError):
+            count += _is_undecided(json.loads(line))
+    return count
+
+
+def _is_undecided(row: object) -> bool:
+    return isinstance(row, dict) and UNDECIDED in row and _first_of(row, _NAMES) is None
+
+
+def line_naming(path: str, named: str, moved: Mapping[str, str] = NOTHING_MOVED) -> str:
+    """The table with the first line in which a file is named so, as file:line."""
+    rows = _rows(path, _read_text(os.path.expanduser(path)), moved)
+    found = (at for at, name, row in rows if named in (name, image_name(name or ""), *row.references, *row.worse))
+    return f"{path}:{number}" if (number := next(found, 0)) else path
+
+
 def _tab_rows(text: str) -> _Rows:
     for number, line in enumerate(text.split("\n"), 1):
         written, tab, caption = line.partition("\t")
@@ -286,7 +311,8 @@ def _json_lines(text: str) -> _Rows:
             except (ValueError, RecursionError) as error:
                 yield number, None, TableRow(f"is not valid JSON: {getattr(error, 'msg', error)}. Fix the line")
                 continue
-            yield _named(number, row if isinstance(row, dict) else {})
+            if not _is_undecided(row):
+                yield _named(number, row if isinstance(row, dict) else {})
 
 
 def _json_rows(text: str) -> _Rows:

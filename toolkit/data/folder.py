@@ -30,11 +30,13 @@ from toolkit.data.captions import (
     captions_of,
     find_captions,
     image_name,
+    line_naming,
     lost_folders,
     nearly_placeholders,
     placed,
     read_captions_file,
     trained_caption,
+    undecided,
     usual_word,
     with_slashes,
 )
@@ -435,7 +437,8 @@ def _folders_of_table(
             images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
             folder.listing = replace(listing, images=images)
             for name in sorted(names.difference(called.values())):
-                findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {path} and is not an image")
+                line = line_naming(path, name, dataset.path_map)
+                findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {line} and is not an image")
             yield folder
 
 
@@ -629,7 +632,8 @@ def _named_files(folder: _Folder, paths: Iterable[str], named: str, findings: _F
         if listing and os.path.basename(found) in listing.versions:
             yield ImageFile(listing, os.path.basename(found))
         elif listing:
-            findings.mistake(found, f"is named in {folder.table_path} {named} and is not there")
+            place = line_naming(str(folder.table_path), path, folder.dataset.path_map)
+            findings.mistake(found, f"is named in {place} {named} and is not there")
 
 
 def _slots(folder: _Folder, findings: _Findings) -> list[Slot]:
@@ -750,6 +754,9 @@ def _check(
     pairs = [pair for folder in folders for pair in _pairs(folder)]
     findings.mistakes += pair_mistakes(pairs)
     findings.notes += contradictions(pairs)
+    for path in dict.fromkeys(folder.table_path for folder in folders if folder.worse and folder.table_path):
+        if count := undecided(path):
+            findings.notes.append(f"{path}: {_count(count, 'vote')} for neither of two images: not used")
     if mistakes := list(dict.fromkeys(findings.mistakes)):
         if forgiven is None:
             raise DataErrors(mistakes)

@@ -55,8 +55,9 @@ def test_only_the_better_images_are_trained_each_with_its_worse_ones(scan, tmp_p
         (pair(worse="large.png"), r"a\.png: is 64x64, and its worse image .*large\.png 96x96: both images .* one size"),
         (pair(worse="a.png"), "a.png: is the better and the worse image of one pair"),
         (pair(prompt=""), "a.png: has no prompt"),
-        (pair(worse="gone.png"), r"gone\.png: is named in .*votes\.jsonl as a worse image and is not there"),
-        (pair("gone.png"), r"gone\.png: is named in .*votes\.jsonl and is not an image"),
+        (pair(worse="gone.png"), r"gone\.png: is named in .*votes\.jsonl:2 as a worse image and is not there"),
+        (pair("gone.png"), r"gone\.png: is named in .*votes\.jsonl:2 and is not an image"),
+        (pair(control="gone.png"), r"gone\.png: is named in .*votes\.jsonl:2 as a control image and is not there"),
     ],
 )
 def test_pairs_that_teach_nothing_are_refused(scan, row: Row, said: str) -> None:
@@ -84,3 +85,13 @@ def test_votes_that_contradict_each_other_are_counted(scan) -> None:
     _, notes = scan(pair(), pair("b.png", "a.png"), pair("c.png", "a.png"))
     assert any("1 of 2 pairs are preferred both ways" in note for note in notes)
     assert not any("both ways" in note for note in scan(pair(), pair("b.png", "c.png"))[1])
+
+
+def test_votes_for_neither_image_are_skipped_and_counted(scan, tmp_path: Path) -> None:
+    neither = {"vote": "same", "images": ["a.png", "c.png"], "prompt": "a cat"}
+    samples, notes = scan(neither, pair(), neither | {"vote": "both bad"})
+    assert [names(sample) for sample in samples] == [["a.png", "b.png"]]
+    assert f"{tmp_path / 'votes.jsonl'}: 2 votes for neither of two images: not used" in notes
+    samples, _ = scan(pair() | {"vote": "better"})  # a column of somebody's own table
+    assert [names(sample) for sample in samples] == [["a.png", "b.png"]]
+    assert not any("votes for neither" in note for note in scan(pair())[1])
