@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from diffusers import QwenImageTransformer2DModel
 from optimum.quanto.tensor.grouped import group
 from optimum.quanto.tensor.packed import PackedTensor
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.live_bytes import LiveBytes, Peak
@@ -45,6 +46,7 @@ from toolkit.system.distributed import ProcessGroup
 from toolkit.train import loop, metrics_buffer
 from toolkit.train.base_model import cpu_block_indices
 from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.preference import PreferenceStep
 from toolkit.train.run import Callback, Run
 
 DEVICE = torch.device("cpu")
@@ -71,8 +73,11 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         live.phase("attaching")
         network = attach_network(section, model, SEED, None)
         build_block_runner(section, model, DEVICE)
-        step = FlowMatchingStep(model, SEED)
+        step, preference = FlowMatchingStep(model, SEED), section.train.preference
         batch, level = batch_of(size, references, DTYPES[section.train.dtype]), torch.tensor([0.5])
+        if preference:
+            step = PreferenceStep(model, SEED, preference, network.disabled)
+            batch = replace(batch, worse=(torch.empty_like(batch.latents_BCHW[0]),))
         step.sample_noise_and_t = lambda spec, shape_CHW, levels: (torch.empty((1, *shape_CHW)), level)
         roles = build_roles(section, network, STEPS, SEED, ProcessGroup())
         run = Run("simulated", Path(), STEPS, 1, SEED, roles, callbacks=[Phases(live)], metrics_sync_interval=STEPS + 1)
@@ -176,6 +181,7 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
         (blocks, "rms_norm"): norm_of_a_gpu,
         (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
+        (FakeTensor, "tolist"): lambda levels: [0.5] * levels.numel(),  # put together they have no numbers
         (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
     }
     with ExitStack() as stack:

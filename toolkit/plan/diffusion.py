@@ -34,7 +34,7 @@ from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.plan.memory import MemoryEstimate
-from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, step_work
+from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards, step_work
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
 from toolkit.plan.planning import Planner
@@ -84,12 +84,24 @@ class SdPlanner(Planner[DiffusionSection]):
                     is_sure = len(text) <= family.sure_prompt
                     if not is_sure and (message := family.prompt_error(section.model, text, size, references)):
                         mistakes.append(Diagnostic((f"{place}.{key}",), f"has {message}"))
-        if section.train.preference and not data.stream and not data.scan.pairs:
-            message = "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt'"
-            mistakes.append(Diagnostic(("train.preference",), f"{message} as captions_file of a dataset"))
+        if section.train.preference and not data.stream:
+            mistakes += self._unpaired(data)
         if mistakes:
             raise DataErrors(mistakes)
         return data
+
+    def _unpaired(self, data: ImageData) -> Iterator[Diagnostic]:
+        """No pairs at all; with a sharded model, whose ranks have to make as many passes as each other, images of
+        which there is none."""
+        alone = [sample.image for sample in data.scan.samples if not sample.worse]
+        if not data.scan.pairs:
+            message = "no image has a worse one. Give a table with the columns 'better', 'worse' and 'prompt'"
+            yield Diagnostic(("train.preference",), f"{message} as captions_file of a dataset")
+        elif alone and num_shards(self.section.train) > 1:
+            message = (
+                f"{len(alone):,} of the images, such as {alone[0]}, have no worse one, which 'train.parallel: fsdp'"
+            )
+            yield Diagnostic(("train.preference",), f"{message} needs for each. Remove them, or use 'parallel: ddp'")
 
     # ------------------------------------------------------------ memory and disk
 

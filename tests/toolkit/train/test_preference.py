@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import LATENTS, make_batch
 from tests.toolkit.train.test_flow_step_prior_preservation import trained
 from toolkit.config.preference import DISTANCE, MARGIN, RIGHT, PreferenceConfig
+from toolkit.data.dataloader import LatentBatch
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.preference import PreferenceStep
@@ -95,3 +97,20 @@ def test_the_ordinary_loss_of_the_better_image_is_added_by_its_weight(adapted) -
 def test_half_a_batch_keeps_its_own_worse_images() -> None:
     first, second = pairs(0, 2).halves()
     assert first.worse[1] is None and torch.equal(first.worse[0], WORSE[0]) and torch.equal(second.worse[0], WORSE[2])
+
+
+def test_a_pair_takes_two_thirds_more_than_two_images(adapted) -> None:
+    """Passes forward and backward, counted as matrix products; a step backward of a LoRA is as much as one forward."""
+    model, network = adapted
+    two = replace(make_batch(LATENTS), worse=()).select([0, 1])
+
+    def operations(step: FlowMatchingStep, batch: LatentBatch) -> int:
+        with FlopCounterMode(display=False) as counter:
+            step(batch).by_role[NETWORK].sum().backward()
+        return counter.get_total_flops()
+
+    plain = operations(FlowMatchingStep(model, 1), two)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        FlowMatchingStep(model, 1)(two)
+    one_pair = operations(step_of(model, network), pairs(0).select([0]))
+    assert 0 < one_pair <= plain + counter.get_total_flops() and one_pair <= 1.6 * plain
