@@ -121,7 +121,7 @@ class Forecast:
     @property
     def is_over(self) -> bool:
         """Whether no later checkpoint will be better than the best by what these images show."""
-        return self.gain < self.resolvable
+        return self.gain <= self.resolvable
 
 
 def forecast(losses: Mapping[int, LossesByImage], end: int, confidence: float) -> Forecast | None:

@@ -228,7 +228,7 @@ def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, 
     saved = extra.get(STOP_KEY, {})
     if settings.no_better_within is not None:
         found = saved.get(FORECAST, {})
-        if found.get("confidence") != settings.no_better_within or found["gain"] >= found["resolvable"]:
+        if found.get("confidence") != settings.no_better_within or found["gain"] > found["resolvable"]:
             return None
         return (
             f"stop_when: at {settings.no_better_within:.4g} confidence no later step will be better than step "
