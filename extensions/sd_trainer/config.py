@@ -11,7 +11,7 @@ from toolkit.config.dataset import LOSS, loss_at, loss_in, noise_levels
 from toolkit.config.findings import Findings, error
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
-from toolkit.config.preference import DISTANCE, MARGIN, RIGHT
+from toolkit.config.preference import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, MARGIN, RIGHT
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
@@ -88,7 +88,8 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             *(f"max_norm/{name}" for name in limited),
         )
         ways = [loss_in(way.label) for way in self.deployments().values()] if levels else []
-        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels), *ways)
+        held_out = (HELD_OUT_RIGHT, HELD_OUT_MARGIN) if levels and pairs else ()
+        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels), *ways, *held_out)
 
     def check(self, job: JobContext) -> Findings:
         """Combinations of keys of several subsections."""

@@ -63,6 +63,7 @@ from toolkit.train.other_model import OtherWeights, load_other_models
 from toolkit.train.preference import PreferenceStep
 from toolkit.train.run import Run
 from toolkit.train.survival import SurvivalScores
+from toolkit.train.validation import ComparedWith
 
 logger = logging.getLogger(__name__)
 
@@ -214,13 +215,15 @@ class SdTrainerProcess(ImageTrainer):
         validator = self.validator
         if validator is None:
             return None
+        if preference := self.section.train.preference:
+            validator.compared = ComparedWith(preference.beta, self.reference)
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
             of_others: dict[str, float] = {}
             # First: the losses of each image are those of the last pass.
             for key, way in self.section.deployments().items():
                 with self.deployed(key):
-                    others = validator.losses(should_stop)
+                    others = validator.losses(should_stop, key)
                 if others is None:
                     return None
                 of_others[loss_in(way.label)] = others[LOSS]

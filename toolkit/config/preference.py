@@ -14,13 +14,17 @@ MARGIN, RIGHT, DISTANCE = "preference/margin", "preference/right", "preference/d
 """Metrics of the pairs of a step: the mean argument of the sigmoid; the share of pairs of which the network prefers the
 better image; the mean squared difference between its velocity and that of the reference."""
 
+HELD_OUT_RIGHT, HELD_OUT_MARGIN = f"validation/{RIGHT}", f"validation/{MARGIN}"
+"""Metrics of the pairs of the validation."""
+
 FEW_PAIRS = 10
 """Below so many pairs a run learns these images rather than what they have in common."""
 
 
 class PreferenceConfig(StrictModel):
     """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose table has a column `worse`
-    (docs/preferences.md). Images without one are trained as usual."""
+    (docs/preferences.md). Images without one are trained as usual. With `validation`, the loss of the validation is the
+    share of held-out pairs that the network orders wrong."""
 
     beta: float = Field(default=2000.0, gt=0, le=1e7)
     """How closely the network stays to the reference: the higher, the less it departs from it. 0 is an error."""

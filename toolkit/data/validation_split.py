@@ -6,7 +6,7 @@ Imports no torch: a dry run counts them too.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -50,7 +50,8 @@ def scan_and_split(
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache)
-    scan, items, validation_split = split_validation(section, *scanned, multiple, forward_passes)
+    pairs = section.train.preference is not None
+    scan, items, validation_split = split_validation(section, *scanned, multiple, forward_passes, pairs=pairs)
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
     refuse_large(everything, family)
@@ -65,12 +66,13 @@ def split_validation(
     size_multiple: int,
     cost: Cost,
     forgiven: list[Diagnostic] | None = None,
+    pairs: bool = False,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """What is left to train on, and what `section.validation` takes or brings; None without that section.
 
     section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: what a validation of so many items takes,
-    in words. Raises UserError when nothing would be left, DataErrors naming every offending file of the validation's
-    folder.
+    in words. pairs: only images that have a worse one are measured, where there are any. Raises UserError when nothing
+    would be left, DataErrors naming every offending file of the validation's folder.
     """
     settings = section.validation
     if settings is None:
@@ -79,18 +81,20 @@ def split_validation(
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
         own = scan_datasets([dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also)
-        found = make_items(own.samples, lambda _: dataset.resolution, size_multiple)
+        found = make_items(_measured(own.samples, pairs), lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in own.folders)
-        note = f"validation: {dataset.folder_path}, {_count(len(own.samples), 'image')}"
+        note = f"validation: {dataset.folder_path}, {_count(len(_measured(own.samples, pairs)), 'image')}"
         note += f", {missing} without caption" if missing else ""
-        notes = (f"{note}; {cost(len(found), settings)} each time", *own.notes)
+        notes = (f"{note}; {cost(_images(found, pairs), settings)} each time", *own.notes)
         return scan, items, ValidationSplit(tuple(map(as_measured, found)), False, notes)
-    chosen = _held_out([s for folder in scan.folders if not folder.is_reg for s in folder.samples], settings)
-    measured = tuple(as_measured(each) for each in items if _place(each.sample) in chosen and not any(each.sample.flip))
-    names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, chosen))
+    samples = _measured([s for folder in scan.folders if not folder.is_reg for s in folder.samples], pairs)
+    chosen = _held_out(samples, settings, pairs)
+    shown = chosen & set(map(_place, samples))
+    measured = tuple(as_measured(each) for each in items if _place(each.sample) in shown and not any(each.sample.flip))
+    names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    note = f"validation: {_count(len(chosen), 'image')} held out, not trained on ({listed})"
-    split = ValidationSplit(measured, True, (f"{note}; {cost(len(measured), settings)} each time",))
+    note = f"validation: {_count(len(shown), 'image')} held out, not trained on ({listed})"
+    split = ValidationSplit(measured, True, (f"{note}; {cost(_images(measured, pairs), settings)} each time",))
     left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
         if samples := tuple(sample for sample in folder.samples if _place(sample) not in chosen):
@@ -101,25 +105,47 @@ def split_validation(
     return replace(scan, folders=tuple(left)), trained, split
 
 
-def _held_out(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]:
-    """The images that `settings.fraction` holds out, by absolute path; a file that is used twice counts once.
+def _measured(samples: Sequence[Sample], pairs: bool) -> Sequence[Sample]:
+    return [sample for sample in samples if sample.worse and pairs] or samples
+
+
+def _images(items: Sequence[BucketedSample], pairs: bool) -> int:
+    """How many are measured; of pairs both."""
+    return sum(1 + len(item.sample.worse) * pairs for item in items)
+
+
+def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool) -> set[str]:
+    """The images that `settings.fraction` holds out, by absolute path; a file that is used twice counts once. Pairs
+    that have an image in common are held out together.
 
     Drawn by the names of file and folder: neither the order of the datasets nor where they lie matters.
     """
-    places = {_place(sample) for sample in samples}
+    places, together = set[str](), dict[str, set[str]]()
+    for sample in samples:
+        places.add(_place(sample))
+        if sample.worse and pairs:
+            of_pair = (_place(sample._replace(image=path)) for path in (sample.image, *sample.worse))
+            joined = set[str]().union(*(together.get(place, {place}) for place in of_pair))
+            together |= dict.fromkeys(joined, joined)
     assert settings.fraction is not None  # a validation has a folder or a fraction
     count = max(1, round(settings.fraction * len(places)))
-    if count >= len(places):
-        raise UserError(
-            f"validation.fraction: of {_count(len(places), 'image')} none would be left to train on. "
-            "Add images, or give validation.folder_path."
-        )
 
     def key(place: str) -> tuple[int, str]:
         folder, name = os.path.split(place)
         return seeding.key(settings.seed, "held out", os.path.basename(folder), name), place
 
-    return set(sorted(places, key=key)[:count])
+    chosen = set[str]()
+    for place in sorted(places, key=key):
+        if count > 0 and place not in chosen:
+            chosen |= (group := together.get(place, {place}))
+            count -= len(group & places)
+    if places <= chosen:
+        why = " (pairs that have an image in common are held out together)" if together else ""
+        raise UserError(
+            f"validation.fraction: of {_count(len(places), 'image')} none would be left to train on{why}. "
+            "Add images, or give validation.folder_path."
+        )
+    return chosen
 
 
 def forward_passes(items: int, settings: ValidationConfig) -> str:

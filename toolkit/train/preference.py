@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid
 
 from toolkit.config.preference import DISTANCE, MARGIN, RIGHT, PreferenceConfig
 from toolkit.data.dataloader import LatentBatch
-from toolkit.flow.loss import loss_per_sample
+from toolkit.flow.loss import loss_per_sample, margin
 from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import to_device
 from toolkit.train.flow_step import FlowMatchingStep
@@ -89,7 +89,7 @@ class PreferenceStep(FlowMatchingStep):
             return ((velocity_2PCHW - target_2PCHW).square() * weight).flatten(1).mean(1)
 
         gain_w, gain_l = (error(predicted_2PCHW) - error(of_reference_2PCHW)).chunk(2)
-        margin_P = -self.preference.beta / 2 * (gain_w - gain_l)
+        margin_P = margin(self.preference.beta, gain_w, gain_l)
         loss_P = -logsigmoid(margin_P)
         if self.preference.sft_weight:
             parts = predicted_2PCHW[:count], target_2PCHW[:count], t_2P[:count]

@@ -5,28 +5,41 @@ Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from toolkit.config.dataset import LOSS, TEXTURE, loss_at, noise_levels
+from toolkit.config.preference import HELD_OUT_MARGIN, HELD_OUT_RIGHT
 from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.fingerprint import file_digest
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.types import BatchSpec
-from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
+from toolkit.flow.loss import INTERPOLANTS, loss_per_sample, margin
 from toolkit.models.interface import DiffusionModel
 from toolkit.system.seeding import generator
 from toolkit.train.anomalies import HIGH
 
 
+class ComparedWith(NamedTuple):
+    """What `train.preference` compares the network with."""
+
+    beta: float
+    reference: Callable[[], AbstractContextManager[None]]
+    """Inside its block the model is the reference."""
+
+
 class Validator:
     """Mean squared error of what the model predicts, unweighted, one image and timestep at a time.
 
-    It uses no shared random generator and changes no weights.
+    With `compared`, and a dataset of pairs: the share of the pairs, at each timestep, of which the network does not
+    prefer the better image. It uses no shared random generator and changes no weights.
     """
 
     def __init__(
@@ -45,6 +58,8 @@ class Validator:
         self._levels = noise_levels(timesteps)
         self._seed = seed
         self._loader = BatchLoader(dataset, seed)
+        self.compared: ComparedWith | None = None
+        self._of_reference: dict[tuple[str, int], list[list[float]]] = {}
         self.by_image: dict[str, list[float]] = {}
         """The latest `losses`: hash of an image -> its losses, one per size and noise level."""
 
@@ -52,17 +67,20 @@ class Validator:
     def identity(self) -> str:
         """Hash of all that decides the losses besides the weights: losses compare only where it is the same."""
         entries = [[entry.key for entry in (*e.images(), *e.texts())] for e in self._dataset.entries]
-        return key_of(entries=entries, levels=self._levels, seed=self._seed)
+        more = {"pairs": True} if self.compared else {}
+        return key_of(entries=entries, levels=self._levels, seed=self._seed, **more)
 
     @torch.no_grad()
-    def losses(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    def losses(self, should_stop: Callable[[], bool] = lambda: False, way: str = "") -> dict[str, float] | None:
         """The mean loss and the loss of each timestep, by their logged names.
 
-        should_stop: called before each forward pass. Returns None after it returned True.
+        should_stop: called before each forward pass. Returns None after it returned True. way: what the model is
+        deployed with; the errors of the reference are measured once for each.
         """
         self._model.prefetch_timesteps(self._levels)
         by_level: list[list[float]] = [[] for _ in self._levels]
         textures: list[float] = []
+        margins: list[Tensor] = []
         by_image: dict[str, list[float]] = {}
         for index, item in enumerate(self._dataset.items):
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
@@ -70,19 +88,66 @@ class Validator:
             key = (file_digest(item.sample.image), str(item.crop.bucket))
             random = generator(self._seed, "validation", *key)
             noise_BCHW = torch.randn((1, *batch.latents_BCHW.shape[1:]), generator=random)
-            for level, losses in zip(self._levels, by_level, strict=True):
-                if should_stop():
-                    return None
-                loss, predicted_x0_BCHW = measure_at_level(self._model, self._predict, batch, noise_BCHW, level)
-                losses.append(loss.item())
+            if (found := self._at_levels(batch, noise_BCHW, should_stop)) is None:
+                return None
+            of_levels, predicted_x0_BCHW = found
             # Of the highest level, where least of the image is given and most is the network's own.
             textures.append(high_energy(predicted_x0_BCHW) / max(high_energy(batch.latents_BCHW), 1e-12))
-            of_image = by_image.setdefault(key[0], [])
-            of_image += [losses[-1] for losses in by_level]
+            if self.compared and self._dataset.entries[index].worse:
+                margin_NL = self._margins(index, batch, noise_BCHW, of_levels, should_stop, way)
+                if margin_NL is None:
+                    return None
+                margins.append(margin_NL.mean())
+                of_levels = (margin_NL <= 0).double().mean(0).tolist()
+            for losses, loss in zip(by_level, of_levels, strict=True):
+                losses.append(loss)
+            by_image.setdefault(key[0], []).extend(of_levels)
         self.by_image = by_image
         means = [fmean(losses) for losses in by_level]
-        of_levels = {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
-        return {LOSS: fmean(means)} | of_levels | {TEXTURE: fmean(textures)}
+        numbers = {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
+        if margins:
+            numbers |= {HELD_OUT_RIGHT: 1 - fmean(means), HELD_OUT_MARGIN: float(torch.stack(margins).mean())}
+        return {LOSS: fmean(means)} | numbers | {TEXTURE: fmean(textures)}
+
+    def _at_levels(
+        self, batch: LatentBatch, noise_BCHW: Tensor, should_stop: Callable[[], bool]
+    ) -> tuple[list[float], Tensor] | None:
+        """The loss of a batch of one image at each level, and the image [1, C, H, W] that the prediction gives at the
+        highest one; None after a stop."""
+        losses: list[float] = []
+        for level in self._levels:
+            if should_stop():
+                return None
+            loss, predicted_x0_BCHW = measure_at_level(self._model, self._predict, batch, noise_BCHW, level)
+            losses.append(loss.item())
+        return losses, predicted_x0_BCHW
+
+    def _margins(
+        self,
+        index: int,
+        batch: LatentBatch,
+        noise_BCHW: Tensor,
+        of_better: list[float],
+        should_stop: Callable[[], bool],
+        way: str,
+    ) -> Tensor | None:
+        """`margin` of the N worse images of an item at L levels [N, L]; None after a stop."""
+        assert self.compared
+        worse = [replace(batch, latents_BCHW=entry.read()[None]) for entry in self._dataset.entries[index].worse]
+
+        def errors(batches: Sequence[LatentBatch]) -> list[list[float]] | None:
+            found = [self._at_levels(each, noise_BCHW, should_stop) for each in batches]
+            return None if None in found else [each[0] for each in found if each]
+
+        of_worse, of_reference = errors(worse), self._of_reference.get((way, index))
+        if of_reference is None:
+            with self.compared.reference():
+                of_reference = errors([batch, *worse])
+        if of_worse is None or of_reference is None:
+            return None
+        self._of_reference[way, index] = of_reference
+        gain_NL = torch.tensor([of_better, *of_worse]) - torch.tensor(of_reference)
+        return margin(self.compared.beta, gain_NL[:1], gain_NL[1:])
 
 
 def loss_at_level(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.rules import findings
 from tests.running import lines, run_job
-from toolkit.config.preference import DISTANCE, MARGIN, RIGHT
+from toolkit.config.preference import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, MARGIN, RIGHT
 from toolkit.errors import DataErrors
 
 ROWS = [("a", ["b"]), ("c", ["a", "b"]), ("d", [])]
@@ -19,8 +19,8 @@ ROWS = [("a", ["b"]), ("c", ["a", "b"]), ("d", [])]
 
 @pytest.fixture
 def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch) -> Callable[..., tuple[bytes, list[dict]]]:
-    """Runs a job with these keys of `train` on two better images, and one that is compared with none; returns the LoRA
-    and the lines of its metrics."""
+    """Runs a job with these keys, and these of `train`, on two better images, and one that is compared with none;
+    returns the LoRA and the lines of its metrics."""
     photos = make_pictures(tmp_path / "votes", "a", "b", "c", "d")
     table = photos / "votes.jsonl"
     table.write_text(
@@ -31,14 +31,16 @@ def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch) -> Calla
     )
     monkeypatch.chdir(tmp_path)
 
-    def run(folder: str, rows: bool = True, start: str | None = None, **train: object) -> tuple[bytes, list[dict]]:
+    def run(
+        folder: str, rows: bool = True, start: str | None = None, keys: Mapping[str, object] = {}, **train: object
+    ) -> tuple[bytes, list[dict]]:
         section = trainer(
             photos,
             training_folder=folder,
             network={"type": "lora", "linear": 4, "linear_alpha": 4, "pretrained_lora_path": start},
             train={"steps": 4, "lr": 0.01, "batch_size": 2, "max_grad_norm": 0, **train},
         )
-        section["datasets"] = [{"captions_file": str(table), "resolution": 64}]
+        section |= {"datasets": [{"captions_file": str(table), "resolution": 64}], **keys}
         if not rows:
             table.write_text(json.dumps({"better": "a.png", "prompt": "a"}))
         run_job(write_job(section))
@@ -72,6 +74,44 @@ def test_the_reference_may_be_a_lora(run, tmp_path: Path) -> None:
 def test_a_table_without_pairs_is_refused(run) -> None:
     with pytest.raises(DataErrors, match=r"train\.preference: no image has a worse one"):
         run("none", rows=False, preference={})
+
+
+@pytest.fixture
+def held_out(make_pictures, tmp_path: Path) -> dict[str, object]:
+    """A validation of eight pairs, and of an image that is compared with none."""
+    photos = make_pictures(tmp_path / "others", *(f"{kind}{number}" for kind in "bw" for number in range(9)))
+    rows = [{"better": f"b{number}.png", "worse": f"w{number}.png", "prompt": "a"} for number in range(8)]
+    rows.append({"better": "b8.png", "prompt": "a"})
+    (photos / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"folder_path": str(photos), "captions_file": str(photos / "pairs.jsonl"), "every": 2, "timesteps": 2}
+
+
+def test_the_validation_says_how_many_held_out_pairs_are_right(run, held_out, tmp_path: Path) -> None:
+    run("job", keys={"validation": held_out}, preference={"beta": 500})
+    folder = tmp_path / "job" / "job"
+    first, _, last = lines(folder / "validation.jsonl")
+    assert (first["validation/loss"], first[HELD_OUT_RIGHT], first[HELD_OUT_MARGIN]) == (1, 0, 0)
+    assert last[HELD_OUT_MARGIN] != 0 and 0 < last[HELD_OUT_RIGHT] == 1 - last["validation/loss"]
+    by_image = lines(folder / "validation_images.jsonl")[-1]["losses"]
+    assert len(by_image) == 8 and {loss for losses in by_image.values() for loss in losses} <= {0, 1}
+    best = json.loads((folder / "run.json").read_text())["best"]
+    assert best["loss"] == min(row["validation/loss"] for row in lines(folder / "validation.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_run_stops_once_no_later_step_orders_more_held_out_pairs_right(run, held_out, tmp_path: Path) -> None:
+    """The pairs are those that are trained on, so that all of them are right in the end."""
+    table = {"captions_file": held_out["captions_file"], "resolution": 64}
+    keys = {"datasets": [table], "validation": held_out, "stop_when": {"no_better_within": "95%"}}
+    run("job", keys=keys, preference={"beta": 500}, steps=60)
+    status = json.loads((tmp_path / "job" / "job" / "run.json").read_text())
+    assert status["status"] == "finished" and "no later step will be better than step" in status["reason"]
+
+
+def test_a_stop_may_wait_for_a_share_of_held_out_pairs(run, held_out) -> None:
+    stop = {"metric": "validation/loss", "below": 0.9, "smooth": 1, "check_every": 1}
+    _, rows = run("job", keys={"validation": held_out, "stop_when": stop}, preference={"beta": 500}, steps=8)
+    assert len(rows) < 8
 
 
 @pytest.mark.parametrize(
