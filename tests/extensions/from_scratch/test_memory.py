@@ -124,6 +124,7 @@ def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
     assert found.weights > 4 * (both + 14e6)  # so is VGG16, of LPIPS
 
 
+@pytest.mark.slow
 def test_smaller_settings_lower_the_plan(flow_job, pictures: Path) -> None:
     def found(images: int = 4, references: int = 0, **changes: Any) -> StepBytes:
         section = FlowTrainerConfig.model_validate(flow_job(pictures, QWEN_21, **changes))

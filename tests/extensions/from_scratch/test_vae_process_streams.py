@@ -122,6 +122,7 @@ def test_a_run_that_waits_for_a_server_is_stopped_at_once_with_a_state(
     assert state.name == f"step_{done:09d}"
 
 
+@pytest.mark.slow
 def test_a_resume_opens_the_shards_it_stands_in_at_their_bytes(
     start, streamed, tmp_path: Path, said: list[str]
 ) -> None:
@@ -250,6 +251,7 @@ def test_a_dry_run_names_the_shards_without_torch_and_refusals_are_one_line(
     assert "a-secret-token" not in result.stdout + result.stderr and not (tmp_path / "output" / "job").exists()
 
 
+@pytest.mark.slow
 def test_epochs_of_unknown_length_are_read_through(start, streamed, shards: Path, said: list[str]) -> None:
     url, train = f"{shards}/*.tar", {"epochs": 2, "lr_scheduler": "constant"}
     folder = start(streamed(url, train=train, save={"save_every_n_epochs": 1}))

@@ -107,6 +107,7 @@ def test_trained_blocks_that_are_swapped_learn_the_same_bits(
     assert all(torch.equal(move, of_away[name]) for name, move in of_here.items())
 
 
+@pytest.mark.slow
 def test_bf16_weights_learn_as_float32_ones_do(losses) -> None:
     """30 steps whose updates are too small for bf16: rounded to the nearest number, hardly a weight would move."""
     (plain, moves), (rounded, of_rounded) = (

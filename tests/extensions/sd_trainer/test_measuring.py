@@ -132,6 +132,7 @@ def test_what_is_held_out_is_neither_trained_on_nor_counted(start, write_job, tr
     assert len(losses(tmp_path / "output" / "held")) == 8
 
 
+@pytest.mark.slow
 def test_the_next_process_runs_after_a_stop_and_both_are_skipped_then(
     start, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:

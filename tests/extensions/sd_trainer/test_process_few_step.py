@@ -246,6 +246,7 @@ def test_a_way_of_sampling_that_cannot_be_is_refused(run, turbo, tmp_path: Path,
 FEW = {"lora": "other.safetensors", "share": 0.5, "start": 0.1, "steps": 2, "flow_shift": 3}
 
 
+@pytest.mark.slow
 def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -> None:
     keys = {"assistant": "assistant.safetensors", "few_step_loss": FEW, "gradient_accumulation": 2}
     whole = run("whole", {**keys, "steps": 6})

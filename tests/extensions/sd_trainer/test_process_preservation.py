@@ -38,6 +38,7 @@ def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch) -> Calla
     return run
 
 
+@pytest.mark.slow
 def test_a_run_holds_both_prompts_and_resumes_bit_for_bit(run, tmp_path: Path) -> None:
     keys = {**OF_CLASS, **BLANK}
     whole, rows = run("whole", **keys)

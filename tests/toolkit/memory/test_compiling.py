@@ -112,6 +112,7 @@ def test_scales_and_rates_are_constants_of_a_program(
     assert inputs and not [value for value in inputs if isinstance(value, Tensor) and value.dim() == 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [pytest.param("cheap", marks=pytest.mark.slow), "full"])
 def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
     """A block's modulation has one row for each image."""

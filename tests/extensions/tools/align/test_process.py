@@ -110,6 +110,7 @@ def test_lint_align_and_samples_tell_a_move_with_one_sign(
         assert numbers == [pytest.approx(value, abs=0.15 if at > 1 else 0.02) for at, value in enumerate(move)]
 
 
+@pytest.mark.slow
 def test_masks_are_cut_as_their_images_are(folder: Path) -> None:
     """One is the image itself, at half its size; `good` is not moved, and `other` has none."""
     Path("masks").mkdir()
