@@ -179,15 +179,17 @@ def rotations_of(path: Path) -> dict[str, int]:
     return {layer: group for layer, group in said.items() if group}
 
 
-def _format_fault(said: Mapping[str, Any], weight: tuple[int, ...], has_scale: bool) -> str:
-    """Why a layer of this format and shape is not read; empty: it is."""
+def _format_fault(said: Mapping[str, Any], weight: tuple[int, ...], stored: str, has_scale: bool) -> str:
+    """Why a layer of this format and shape, with this number type, is not read; empty: it is."""
     name, group = said.get("format"), _group(said)
     if name not in READ_FORMATS:
         return f"is in {name!r}, which is not read"
+    if (stored == "I8") != (READ_FORMATS[name] == "I8"):
+        return f"is in {name!r} by what the file says, and its weight is {stored}"
     if READ_FORMATS[name] == "I8" and not has_scale:
         return "is in int8 without a scale"
     is_power = isinstance(group, int) and group > 3 and group.bit_count() == 1 and group.bit_length() % 2
-    if group and not (is_power and len(weight) == 2 and weight[1] % group == 0):
+    if said.get("convrot") and not (is_power and len(weight) == 2 and weight[1] % group == 0):
         return f"of the shape {weight} is rotated in groups of {group!r}, which is not a power of 4 that divides it"
     return ""
 
@@ -234,20 +236,17 @@ def _unread_file(path: Path) -> str:
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror or error}). Give a file that this user may read."
     shapes, formats = tensor_shapes(path), layer_formats(path)
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith(OTHER_PARTS)}
     with open_regular(path) as file:
         header = read_header(file)
     for layer, said in formats.items():
+        if (name := layer + WEIGHT) not in shapes:  # of another part, or the weights that are missing say so
+            continue
         has_scale = any(layer + end in shapes for end in SCALES)
-        if fault := _format_fault(said, shapes.get(layer + WEIGHT, ()), has_scale):
+        if fault := _format_fault(said, shapes[name], header[name]["dtype"], has_scale):
             return f"{path}: {layer} {fault}. {REMEDY}"
     in_codes = {layer + WEIGHT for layer in formats}
-    types = {
-        entry["dtype"]
-        for name, entry in header.items()
-        if name != METADATA
-        and not name.endswith(FORMAT)
-        and (name not in in_codes or entry["dtype"] not in READ_FORMATS.values())
-    }
+    types = {header[name]["dtype"] for name in shapes.keys() - in_codes if not name.endswith(FORMAT)}
     for end, words in OTHER_QUANTIZATIONS.items():
         if any(name.endswith(end) for name in shapes):
             return f"{path} is {words}, which is not read. {REMEDY}"

@@ -52,7 +52,10 @@ def as_comfyui(weights: Weights) -> Weights:
 
 def in_a_checkpoint(weights: Weights) -> Weights:
     """With a VAE and a text encoder in the same file, which are not read."""
-    others = {"vae.decoder.conv1.weight": torch.zeros(2), "text_encoders.qwen.norm.weight": torch.zeros(2)}
+    of_text = "text_encoders.qwen.proj"  # in a number format that is not read
+    others = {"vae.decoder.conv1.weight": torch.zeros(2), f"{of_text}.weight_scale_2": torch.zeros(2)}
+    others |= {f"{of_text}.weight": torch.zeros(2, dtype=torch.uint8)}
+    others |= {f"{of_text}.comfy_quant": text_tensor({"format": "nvfp4"})}
     return as_comfyui(weights) | others
 
 
@@ -308,6 +311,9 @@ def other_format(weights: Weights) -> None:
         (convrot(convrot_groupsize=32), "is rotated in groups of 32, which is not a power of 4 that divides it"),
         (convrot(convrot_groupsize=256), "is rotated in groups of 256, which is not a power of 4 that divides it"),
         (convrot(convrot_groupsize="16"), "is rotated in groups of '16', which"),
+        (convrot(convrot_groupsize=0), "is rotated in groups of 0, which"),
+        (convrot(format="float8_e4m3fn"), "is in 'float8_e4m3fn' by what the file says, and its weight is I8"),
+        (lambda w: [convrot()(w), w.pop(LINEAR)], f"missing weights: {LINEAR}. Give the whole"),
         (without_scale, f"{LINEAR[:-7]} is in int8 without a scale"),
     ],
 )
