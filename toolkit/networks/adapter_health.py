@@ -24,6 +24,7 @@ from toolkit.networks.lora_formats import (
     PARTS,
     UNSUPPORTED_KEYS,
     LayerDelta,
+    adds_nothing,
     check_parts,
     header_scale,
     header_settings,
@@ -72,6 +73,9 @@ class FileLayers:
     parts: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     """Stem of the keys -> part (`lora_formats.PARTS`, alpha too) -> tensor as it is."""
 
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    """Stem of the keys -> what is added to the layer's bias; its matrices may be missing."""
+
     unknown: list[str] = field(default_factory=list)
     """Keys of no known form."""
 
@@ -108,9 +112,11 @@ def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
     found = FileLayers()
     for key, tensor in tensors.items():
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
+        if adds_nothing(key, tensor):
+            continue
         if suffix and PARTS[suffix] == "bias":
-            continue  # one may stand without matrices
-        if suffix:
+            found.biases[key.removesuffix(suffix)] = tensor
+        elif suffix:
             found.parts[key.removesuffix(suffix)][PARTS[suffix]] = tensor
         else:
             found.unknown.append(key)
@@ -155,7 +161,7 @@ _BROKEN = {
         "Take the file as its trainer saved it; if it was converted, convert it again.",
     ),
     "misfit": (
-        "matrices that do not fit: they cannot be multiplied, or lora_A and lora_B are exchanged.",
+        "matrices or biases that do not fit: they cannot be multiplied or added, or lora_A and lora_B are exchanged.",
         "Take the file as its trainer saved it: this one was put together wrongly.",
     ),
 }
@@ -192,9 +198,21 @@ def _broken(read: FileLayers) -> Iterator[Diagnostic]:
         bad_alpha = alpha is not None and is_used and not torch.isfinite(alpha.float()).all()
         if fault := "not_finite" if bad_alpha else _faults(_matrices(parts)):
             by_fault[fault].append(name)
+    sound, broken = read.sound({}), {name for names in by_fault.values() for name in names}
+    for name, bias_O in read.biases.items():
+        if name not in broken and (fault := _bias_fault(bias_O, sound.get(name))):
+            by_fault[fault].append(name)
     for fault, (message, remedy) in _BROKEN.items():
         if names := by_fault[fault]:
-            yield finding(fault, f"{_count(names, len(read.parts))} hold {message}", remedy, tuple(names))
+            count = len(read.parts.keys() | read.biases.keys())
+            yield finding(fault, f"{_count(names, count)} hold {message}", remedy, tuple(names))
+
+
+def _bias_fault(bias_O: Tensor, change: LayerDelta | None) -> str:
+    """The check that a change of a bias fails, or empty. change: that of the layer's weight."""
+    if not torch.isfinite(bias_O.float()).all():
+        return "not_finite"
+    return "misfit" if bias_O.dim() != 1 or (change and len(bias_O) != change.shape[0]) else ""
 
 
 def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:

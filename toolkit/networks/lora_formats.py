@@ -64,6 +64,10 @@ UNSUPPORTED_KEYS = {
 }
 """Suffix of a key of a form that is not read -> what it is, for the message."""
 
+ADDED = (".diff", ".diff_b")
+"""Suffixes of what is added to a weight or bias. Zeros, as ComfyUI extracts them of each norm and bias that did not
+change, are ignored, whatever layer they are of."""
+
 MATMUL_PAIRS = (
     ("up", "down"),
     ("hada_w1_a", "hada_w1_b"),
@@ -204,6 +208,8 @@ def parse_adapter_tensors(
     key_of: dict[tuple[str, str], str] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
+        if adds_nothing(key, tensor):
+            continue
         place = _locate(key, names)
         if place is None:
             unknown.append(key)
@@ -218,9 +224,7 @@ def parse_adapter_tensors(
     changes: dict[str, LayerDelta] = {}
     for name, parts in grouped.items():
         bias = _bias(source, name, parts)
-        if not parts and bias is None:
-            continue
-        whole = _module(source, name, parts, scales) if parts else _of_bias(name, bias, layers)
+        whole = _module(source, name, parts, scales) if parts else _of_bias(fused.get(name, (name,))[0], bias, layers)
         for of_layer, change in split_change(source, name, replace(whole, bias=bias), fused).items():
             if of_layer in changes or (of_layer != name and of_layer in grouped):
                 raise UserError(f"{source}: {of_layer} is changed twice, by itself and as a part of {name}.")
@@ -298,6 +302,11 @@ def own_names(keys: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def adds_nothing(key: str, tensor: Tensor) -> bool:
+    """Whether it is one of ADDED, and zero."""
+    return key.endswith(ADDED) and not tensor.float().any()
+
+
 def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
     """(module name, part) of a key."""
     suffix = max((s for s in PARTS if key.endswith(s)), key=len, default=None)
@@ -315,7 +324,8 @@ def _about_unknown(source: str, keys: list[str]) -> str:
     for key in keys:
         what = next((what for suffix, what in UNSUPPORTED_KEYS.items() if key.endswith(suffix)), None)
         if what:
-            return f"{source}: holds {what}, as {key!r}. Only LoRA, DoRA, LoHa and LoKr can be read."
+            remedy = " In ComfyUI, extract it with bias_diff off." * key.endswith(ADDED)
+            return f"{source}: holds {what}, as {key!r}. Only LoRA, DoRA, LoHa and LoKr can be read.{remedy}"
     for key in keys:
         if any(key.endswith(suffix) for suffix in PARTS):
             return f"{source}: {len(keys)} keys are of layers that this model does not have, such as {key!r}."
@@ -328,9 +338,9 @@ def ignores_alpha(parts: Collection[str]) -> bool:
 
 
 def _bias(source: str, name: str, parts: dict[str, Tensor]) -> Tensor | None:
-    """Takes the change of the bias out of the parts of a layer; None: there is none, or it is zero."""
+    """Takes the change of the bias out of the parts of a layer; None: there is none."""
     bias_O = parts.pop("bias", None)
-    if bias_O is None or (bias_O.dim() == 1 and not bias_O.any()):
+    if bias_O is None:
         return None
     if bias_O.dim() != 1 or (parts and not lacks_a_matrix(parts) and len(bias_O) != LayerDelta(parts, 1.0).shape[0]):
         raise UserError(f"{source}: diff_b of {name} has the shape {list(bias_O.shape)}, which is not the layer's.")
@@ -340,9 +350,9 @@ def _bias(source: str, name: str, parts: dict[str, Tensor]) -> Tensor | None:
 
 
 def _of_bias(name: str, bias_O: Tensor | None, layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> LayerDelta:
-    """No change of the weight of a layer; where its width is not known, of no inputs."""
+    """No change of the weight of a layer; where its width is not known, of no inputs. name: of it, or of a part."""
     assert bias_O is not None  # else nothing of the layer is changed
-    inputs = layers[name][0] if isinstance(layers, Mapping) and name in layers else 0
+    inputs = layers[name][0] if isinstance(layers, Mapping) else 0
     return LayerDelta({"up": torch.zeros(len(bias_O), 0), "down": torch.zeros(0, inputs)}, 1.0)
 
 

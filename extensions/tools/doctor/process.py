@@ -78,6 +78,7 @@ class DoctorProcess(BaseExtensionProcess):
         base, names = max(found_in, key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))))
         sound, rounded = read.sound(metadata), None
         found += _of_model(read.parts, names, base, sound)
+        found += _of_biases(read.biases, base) if names or base.is_given else ()
         if len(names) == len(read.parts) and not any(one.check == "size" for one in found):
             found += _missing(names, base, metadata)
         found += self._of_metadata(metadata, base, found)
@@ -306,6 +307,17 @@ def _of_model(
     if twice := [found[0] for found in by_name.values() if len(found) > 1]:
         message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
         yield finding("twice", message, "Keep one of the names: programs use one and drop the other.", tuple(twice))
+
+
+def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]:
+    """Changes of biases that the model lacks."""
+    weights, fused = base.family.weight_shapes(base.folder), fused_layers(base.layers)
+    names = {stem: fused.get(name, (name,))[0] for stem, name in _located(biases, base.layers).items()}
+    absent = [stem for stem in biases if f"{names.get(stem)}.bias" not in weights]
+    if weights and absent:
+        of_all = f"{len(absent)} of {len(biases)} biases that it changes"
+        message = f"{of_all} are none of {base.family.title}, such as that of {absent[0]}."
+        yield finding("other_layers", message, "Use it with the model it is of.", tuple(absent))
 
 
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:

@@ -103,8 +103,9 @@ def write_lowrank(
     written."""
     tensors: dict[str, Tensor] = {}
     ranks: list[int] = []
-    loss = Loss()
+    layers, loss = 0, Loss()
     for name, change in changes:
+        layers += 1
         if isinstance(change, LayerDelta) and change.bias is not None:
             tensors[f"{FILE_PREFIX}{name}.diff_b"] = change.bias.to(dtype)
             if not change.has_weight:
@@ -123,8 +124,8 @@ def write_lowrank(
         tensors |= of_layer
         loss.add(change.delta() if isinstance(change, LayerDelta) else change, written_OI)
     write_lora(section.output_path(), tensors, metadata)
-    of_ranks = f"rank {min(ranks)}" if len(set(ranks)) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
-    logger.info(f"{section.output}: {len(ranks)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
+    of_ranks = f"ranks {min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else f"rank {max(ranks, default=0)}"
+    logger.info(f"{section.output}: {layers} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
 
 
 def refuse_dora(name: str, change: LayerDelta) -> None:

@@ -105,12 +105,12 @@ def render(found: Mapping[str, Any]) -> str:
     metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
     return "\n".join(
         [
-            f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {' and '.join(found['kinds'])}, {found['dtype']}",
+            f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {' and '.join(found['kinds']) or 'no change'}, {found['dtype']}",
             f"layers {found['layers']}, parameters {found['parameters']:,}"
             + f", biases {found['biases']}" * bool(found["biases"]),
-            f"rank {counted(found['ranks'])}; alpha {counted(found['alphas'])}",
+            f"rank {counted(found['ranks']) or 'none'}; alpha {counted(found['alphas']) or 'none'}",
             f"keys such as {found['first_key']}",
-            f"can be written for: {', '.join(found['readable_by'])} (run.py convert)",
+            f"can be written for: {', '.join(found['readable_by']) or 'none'} (run.py convert)",
             f"written by: {found['written_by']}",
             *wrong,
             f"norm of the change {found['norm']:.4g}; by block:",

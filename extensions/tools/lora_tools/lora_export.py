@@ -56,7 +56,8 @@ class AdapterFile:
 def read_adapter(path: Path, models: Collection[Layers], any_model: bool = False) -> AdapterFile:
     """Reads a file whose model has the linear layers of one of `models`. any_model: or layers of other names.
 
-    Raises UserError where it cannot be read or is of none of them, with what the first of them lacks.
+    Raises UserError where it cannot be read or is of none of them, with what the first of them lacks,
+    and without `any_model` where it changes nothing.
     """
     tensors, metadata = read_tensors(path)
     if not tensors:
@@ -68,6 +69,8 @@ def read_adapter(path: Path, models: Collection[Layers], any_model: bool = False
         except UserError as error:
             refused.append(error)
             continue
+        if not changes and not any_model:
+            raise UserError(f"{path}: changes nothing: all that it adds is zero. Give another file.")
         dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dim() == 2}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         return AdapterFile(path, changes, dtype, metadata)

@@ -146,6 +146,7 @@ class MergeProcess(BaseExtensionProcess):
         """
         pairs: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
         biases: dict[str, Tensor] = {}
+        outputs: dict[str, int] = {}
         for file, strength in files:
             for name, change in file.changes.items():
                 refuse_dora(name, change)
@@ -154,9 +155,11 @@ class MergeProcess(BaseExtensionProcess):
                         f"{file.path}: {name} is not a LoRA; only LoRAs can be merged into one file. "
                         "Convert it first with run.py resize."
                     )
-                if name in pairs and change.shape != pairs[name][0][0].shape:
+                of_weight = pairs[name][0][0].shape if change.has_weight and name in pairs else change.shape
+                if change.shape != of_weight or change.shape[0] != outputs.setdefault(name, change.shape[0]):
                     raise UserError(f"{file.path}: {name} has another size than in the files before: another model's.")
-                pairs[name].append((change, strength * change.scale))
+                if change.has_weight:
+                    pairs[name].append((change, strength * change.scale))
                 if change.bias is not None:
                     biases[name] = biases.get(name, 0) + strength * change.bias
         dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
@@ -169,14 +172,13 @@ class MergeProcess(BaseExtensionProcess):
             meant_OI = scale * up @ down
             if self.section.rank and len(down) > self.section.rank:
                 up, down, _ = extract_lora(LayerDelta({"up": up, "down": down}, 1.0), self.section.rank)
-            if len(down):
-                of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
-                tensors |= of_file
-                loss.add(meant_OI, written_OI)
+            of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
+            tensors |= of_file
+            loss.add(meant_OI, written_OI)
         metadata = {"merged_from": _sources(files)}
         models = {file.metadata.get(BASE_MODEL) for file, _ in files}
         if len(models) == 1 and (model := models.pop()):
             metadata[BASE_MODEL] = model
         write_lora(output, tensors, metadata)
         said = str(dtype).removeprefix("torch.")
-        logger.info(f"{output}: {len(files)} files in {len(pairs)} layers, {said}; {loss}")
+        logger.info(f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}")

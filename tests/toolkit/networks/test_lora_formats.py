@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from toolkit.errors import UserError
+from toolkit.models.interface import ROWS_OF
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.lora_formats import load_adapter_file
 
@@ -173,11 +174,12 @@ def test_a_saved_peft_adapter_means_what_peft_computes(tmp_path: Path) -> None:
 
 
 def test_changes_of_biases_stand_beside_matrices_or_alone(tmp_path: Path) -> None:
-    """As ComfyUI's extraction writes them; those that are all zero are none. No alpha scales them."""
+    """As ComfyUI's extraction writes them; zeros are ignored, of norms too. No alpha scales them."""
     other = TO_Q.replace("to_q", "to_k")
     tensors = {f"{TO_Q}.lora_A.weight": torch.ones(2, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}
     tensors |= {f"{TO_Q}.alpha": torch.tensor(1.0), f"{TO_Q}.diff_b": torch.arange(5.0)}
     tensors |= {f"{other}.diff_b": torch.ones(4), f"{TO_Q.replace('to_q', 'to_v')}.diff_b": torch.zeros(5)}
+    tensors |= {f"{TO_Q.replace('to_q', 'norm_q')}.{end}": torch.zeros(3) for end in ("diff", "diff_b")}
     path = _written(tmp_path, tensors)
     for layers in (MODULES, {name: (6, 5 if name == TO_Q else 4) for name in MODULES}):
         changes = load_adapter_file(path, layers)
@@ -192,10 +194,18 @@ def test_changes_of_biases_stand_beside_matrices_or_alone(tmp_path: Path) -> Non
             load_adapter_file(_written(tmp_path, tensors | {f"{TO_Q}.diff_b": wrong}), MODULES)
 
 
+def test_the_bias_alone_of_a_layer_that_comfyui_has_in_one_is_that_of_its_parts(tmp_path: Path) -> None:
+    parts = [f"blocks.0.{part}" for part in ROWS_OF["img_mlp.gate_up"]]
+    path = _written(tmp_path, {"diffusion_model.blocks.0.img_mlp.gate_up.diff_b": torch.arange(1.0, 11)})
+    changes = load_adapter_file(path, dict.fromkeys(parts, (6, 5)))
+    assert [change.bias.tolist() for change in changes.values()] == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert [*changes] == parts and {change.shape for change in changes.values()} == {(5, 6)}
+
+
 @pytest.mark.parametrize(
     ("suffix", "words"),
     [
-        ("diff", "holds whole changes of weights"),
+        ("diff", "holds whole changes of weights .* In ComfyUI, extract it with bias_diff off"),
         ("w_norm", "holds changes of norms"),
         ("oft_blocks", "holds an OFT"),
         ("on_input", "holds an IA3"),

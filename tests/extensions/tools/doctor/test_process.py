@@ -123,6 +123,14 @@ def test_a_sound_file_is_not_accused(place: Place, capsys: pytest.CaptureFixture
     assert told["sound"] and checks(told) == set(), told["findings"]
 
 
+def test_biases_and_zeros_that_comfyui_extracts_are_sound(place: Place, capsys, tmp_path: Path) -> None:
+    tensors = load_file(place.folder / "lora.safetensors")
+    with_bias(1)(tensors)
+    zeros = {f"diffusion_model.transformer_blocks.0.attn.norm_q.{end}": torch.zeros(4) for end in ("diff", "diff_b")}
+    save_file(tensors | zeros, tmp_path / "a.safetensors")
+    assert examine(place, tmp_path / "a.safetensors", capsys, "--model", place.models["own"])["findings"] == []
+
+
 # ------------------------------------------------------------ broken files
 
 
@@ -214,6 +222,17 @@ def with_text_encoder(tensors: Tensors) -> None:
         tensors[f"lora_te_text_model_encoder_layers_{index}_mlp_fc1.alpha"] = torch.tensor(2.0)
 
 
+def with_bias(value: float, more: int = 0, where: str = "attn.to_q") -> Callable[[Tensors], None]:
+    """Adds a change of the bias of a layer, of its outputs and so many more."""
+
+    def damage(tensors: Tensors) -> None:
+        key = next(key for key in sorted(tensors) if where in key and B in key)
+        bias = torch.full((len(tensors[key]) + more,), value)
+        tensors[key.replace(f".{B}.weight", ".diff_b")] = bias
+
+    return damage
+
+
 class Broken(NamedTuple):
     """A damage, and what it is to be called."""
 
@@ -256,6 +275,9 @@ BROKEN = {
     "all nan": Broken("not_finite", "lora", scaled("lora_", NAN)),
     "nan in lokr": Broken("not_finite", "lokr", one_value("lokr_w1", NAN)),
     "nan alpha": Broken("not_finite", "lora", scaled("alpha", NAN, count=1)),
+    "nan bias": Broken("not_finite", "lora", with_bias(NAN)),
+    "bias of another size": Broken("misfit", "lora", with_bias(1, more=1)),
+    "bias on 2.1": Broken("other_layers", "2.1", with_bias(1), "--model 2.1"),
     "rank zero": Broken("rank_zero", "lora", both(mapped(A, lambda t: t[:0]), mapped(B, lambda t: t[:, :0]))),
     "up lost": Broken("incomplete", "lora", without(B, count=1)),
     "down lost": Broken("incomplete", "lora", without(A, "blocks.0.")),

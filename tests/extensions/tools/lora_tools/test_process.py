@@ -232,6 +232,29 @@ def test_biases_are_kept_by_convert_and_resize_and_merged(
         run("merge", base=str(tmp_path / "other"), lora=str(tmp_path / "other.safetensors"), output="y")
 
 
+def test_biases_alone_are_converted_resized_and_merged(run, layers, said, write_lora, tmp_path: Path) -> None:
+    """With a file that changes the weight of the same layer too; a file of zeros alone changes nothing."""
+    key, outputs = f"diffusion_model.{TO_Q}.diff_b", layers[TO_Q][1]
+    for name, bias in (("alone", torch.ones(outputs)), ("longer", torch.ones(outputs + 1)), ("zero", torch.zeros(4))):
+        save_file({key: bias}, tmp_path / f"{name}.safetensors")
+    run("convert", input="alone.safetensors", output="converted.safetensors", to="comfyui")
+    run("resize", input="alone.safetensors", output="small.safetensors", rank=2)
+    assert "small.safetensors: 1 layers, rank 0, float32" in said[-1]
+    lora = write_lora("a.safetensors", 1)
+    for index, files in enumerate((["alone.safetensors", str(lora)], [str(lora), "alone.safetensors"])):
+        run("merge", lora=files, output=f"two_{index}.safetensors")
+        assert_same(load_file(tmp_path / f"two_{index}.safetensors"), load_file(lora) | {key: torch.ones(outputs)})
+        assert f"2 files in {len(load_file(lora)) // 3} layers" in said[-1]
+    for name in ("converted", "small"):
+        assert_same(load_file(tmp_path / f"{name}.safetensors"), {key: torch.ones(outputs)})
+    with pytest.raises(UserError, match=r"longer.safetensors: .*to_q has another size than in the files before"):
+        run("merge", lora=["alone.safetensors", "longer.safetensors"], output="x.safetensors")
+    for tool, keys in (("convert", {"to": "comfyui"}), ("resize", {"rank": 2})):
+        with pytest.raises(UserError, match=r"zero.safetensors: changes nothing: all that it adds is zero"):
+            run(tool, input="zero.safetensors", output="y.safetensors", **keys)
+    assert not (tmp_path / "y.safetensors").exists()
+
+
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
