@@ -100,12 +100,13 @@ def render(found: Mapping[str, Any]) -> str:
     blocks = [
         f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}" for name, norm in found["norm_by_block"].items()
     ]
+    kinds = " and ".join(found["kinds"]) or "no change"
     more = f" ({len(found['wrong']) - 1} more)" if len(found["wrong"]) > 1 else ""
     wrong = [f"wrong: {line}{more} See run.py doctor." for line in found["wrong"][:1]]
     metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
     return "\n".join(
         [
-            f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {' and '.join(found['kinds']) or 'no change'}, {found['dtype']}",
+            f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {kinds}, {found['dtype']}",
             f"layers {found['layers']}, parameters {found['parameters']:,}"
             + f", biases {found['biases']}" * bool(found["biases"]),
             f"rank {counted(found['ranks']) or 'none'}; alpha {counted(found['alphas']) or 'none'}",
