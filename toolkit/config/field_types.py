@@ -69,7 +69,7 @@ def reader_of(
 
     def read(value: Any) -> str:
         if not isinstance(value, str):
-            raise value_error(f"{value!r} is not one of {_listed(names)}{also}.")
+            raise value_error(f"is not a name. Use {_listed(names)}{also}.")
         folded = value.strip().lower()
         if folded in names:
             return folded

@@ -60,7 +60,7 @@ def explain(error: ErrorDetails, node: ConfigNode) -> str:
     for name, message in _WRONG_KIND.items():
         if kind.startswith(f"{name}_"):
             return " ".join(filter(None, (value, message, _remedy(name, node))))
-    return error["msg"] if error["msg"].startswith(value) else f"{value}: {error['msg']}."
+    return error["msg"] if error["msg"].startswith(value) else f"{value}: {error['msg'].removesuffix('.')}."
 
 
 def _remedy(wanted: str, node: ConfigNode) -> str:

@@ -50,9 +50,9 @@ def captions_of(text: str) -> list[str]:
 
 
 def _listed(value: Any) -> Any:
-    """A list of texts as one text with LIST; any other value as it is."""
+    """A list of texts as one text with LIST, without empty ones; any other value as it is."""
     is_texts = isinstance(value, list) and value and all(isinstance(each, str) for each in value)
-    return LIST.join(each.strip() for each in value) if is_texts else value
+    return LIST.join(filter(None, map(str.strip, value))) if is_texts else value
 
 
 def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = "") -> list[list[str]]:

@@ -55,6 +55,8 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("num_repeats: 0", "num_repeats: 0 is out of range: must be >= 1."),
         ("background: clear", "background: 'clear' is not a valid colour."),
         ("control_transparent_color: [0, 1]", "control_transparent_color: is not a valid colour."),
+        ("captions: [a, b]", "captions: a list: is not a name. Use 'one' or 'lines'."),
+        ("captions: true", "captions: true: is not a name. Use 'one' or 'lines'."),
         ("captions_file: photos", "captions_file: 'photos' is not a file. Give a text file whose lines are file name"),
         ("control_path: [a, b, c, d, e, f, g, h, i, j, k]", "control_path: has 11 entries: must be at most 10."),
         ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
@@ -74,7 +76,7 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
 )
 def test_mistakes_of_a_dataset(faults, keys: str, message: str) -> None:
     (found,) = faults(f"datasets: [{{folder_path: photos, {keys}}}]")
-    assert found.startswith(f"datasets[0].{message}")
+    assert found.startswith(f"datasets[0].{message}") and ".." not in found.replace("...", "")
 
 
 def test_a_validation_set_may_have_a_rectangle_or_that_of_the_datasets(section) -> None:

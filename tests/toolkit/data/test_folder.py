@@ -522,7 +522,7 @@ def test_each_line_is_a_caption_with_prefix_and_trigger_word(tmp_path: Path, ima
     assert [name for name in before if before[name] != after[name]] == [f"{tmp_path}/a.png"]
 
 
-TEXTS = ["a cat", "two\nlines"]
+TEXTS = ["a cat", " ", "two\nlines"]
 
 
 @pytest.mark.parametrize(
@@ -549,6 +549,19 @@ def test_a_list_in_json_is_several_captions_only_where_it_is_asked_for(
     assert mistake.place == str(tmp_path / "a.png")
     assert mistake.message == "has a list of 2 captions. Give 'captions: lines', or one of them as text"
     assert not scan_datasets(sections, None, read_captions=False).samples[1].captions
+
+
+def test_a_list_of_empty_texts_is_no_caption(tmp_path: Path, image, dataset) -> None:
+    for name, text in (("a cat", ["", " "]), ("b", ["a dog", ""])):
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(json.dumps(text))
+    for captions in ("lines", "one"):
+        keys = {"caption_ext": (".json",), "captions": captions}
+        scan = scan_datasets([dataset(tmp_path, **keys)], None)
+        assert [sample.texts for sample in scan.samples] == [("",), ("a dog",)]
+        assert scan.folders[0].missing_captions == 1
+        named = scan_datasets([dataset(tmp_path, **keys, caption_from_name=True)], None)
+        assert [sample.texts for sample in named.samples] == [("a cat",), ("a dog",)]
 
 
 @pytest.mark.parametrize("row", [{"text": ["a", 3]}, {"text": []}, {"tags": ["a", "b"]}])

@@ -229,7 +229,7 @@ def sample_sigmas(index: Path) -> tuple[float, ...]:
     found = (read_model_json(index).get("sample_sigmas") if index.is_file() else None) or []
     if not isinstance(found, list) or not all(type(level) in (int, float) for level in found):
         raise UserError(f"{index}: sample_sigmas: has to be a list of numbers. Copy the published file.")
-    if any(below >= level for level, below in pairwise([*found, 0])) or max(found, default=0) > 1:
+    if not all(below < level <= 1 for level, below in pairwise([*found, 0])):  # nor where one is not a number
         raise UserError(f"{index}: sample_sigmas: have to fall, from at most 1 to above 0. Copy the published file.")
     return tuple(map(float, found))
 
