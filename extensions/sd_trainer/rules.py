@@ -16,7 +16,7 @@ from toolkit.config.dataset import LOSS
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
-from toolkit.config.model_files import ModelFolder, single_files
+from toolkit.config.model_files import INDEX, ModelFolder, near_id, single_files
 from toolkit.config.output import SampleConfig, SampleItem
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.types import Size
@@ -27,6 +27,7 @@ from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     AnotherFamilyError,
     ModelFamily,
+    UnknownFamilyError,
     family_for,
     published_names,
     single_file_faults,
@@ -149,12 +150,18 @@ def _files_beside(s: DiffusionSection) -> Findings:
 
 def _other_models(s: DiffusionSection) -> Findings:
     """Models of `sample.also` that are of another family, or whose weights cannot be exchanged with the model's."""
-    for key, way in s.deployments().items():
+    own = _family(s)
+    for key, way in s.deployments().items() if own else ():
         try:
-            other, own = (family_for(s.other_model(way)), family_for(s.model)) if way.model else (None, None)
-        except UserError:  # another rule reports the model
+            other = family_for(s.other_model(way)) if way.model else None
+        except UnknownFamilyError:
+            message = f"{way.model} is not on this disk, so its family is not known. {near_id(way.model)}"
+            yield error(key, f"{message}Run 'hf download {way.model} {INDEX}' first.")
             continue
-        if not other or not own:
+        except UserError as fault:
+            yield error(key, str(fault).removeprefix("model.name_or_path: "))
+            continue
+        if not other:
             continue
         is_distilled = other.sample_sigmas != own.sample_sigmas
         if other.arch != own.arch or (other.title != own.title and not is_distilled):  # 2511 computes unlike 2509

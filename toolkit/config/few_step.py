@@ -27,6 +27,18 @@ def from_path(key: str) -> Any:
     return lambda value: {key: value} if isinstance(value, str) else value
 
 
+_ON_THE_HUB = re.compile(r"([\w.-]+)/([\w.-]+)/([\w.-]+\.safetensors)")
+
+
+def _remedy(path: str) -> str:
+    """What to do where a LoRA file is not there: one that is named as on the hub has to be downloaded."""
+    named = _ON_THE_HUB.fullmatch(path)
+    if named is None or Path(named[1]).exists():
+        return "Give a LoRA file."
+    owner, name, file = named.groups()
+    return f"If it is on the hub, run 'hf download {owner}/{name} {file} --local-dir loras' and give loras/{file}."
+
+
 class AssistantConfig(StrictModel):
     """`train.assistant`: a LoRA file that is added to the frozen model during training only."""
 
@@ -40,7 +52,7 @@ class AssistantConfig(StrictModel):
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing, or read for nothing."""
-        yield from check_path("path", self.path, "Give a LoRA file.", job, file=True)
+        yield from check_path("path", self.path, _remedy(self.path), job, file=True)
         if self.multiplier == 0:
             yield error("multiplier", "0 switches the assistant off. Remove 'train.assistant', or give its strength.")
 
@@ -62,7 +74,7 @@ class FewStepLora(StrictModel):
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing, or read for nothing."""
-        yield from check_path("lora", self.lora, "Give a LoRA file.", job, file=True)
+        yield from check_path("lora", self.lora, _remedy(self.lora), job, file=True)
         if self.weight == 0:
             yield error("weight", "0 switches the LoRA off. Remove this entry, or give its strength.")
 

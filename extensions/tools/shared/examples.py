@@ -200,7 +200,8 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     no known family, and for a GPU that is too small for the model."""
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
-        return _with_regularisation(_with_pairs(_small_job(_quoted(model), **own), folder), folder)
+        family = family_for(ModelConfig(name_or_path=model))
+        return _with_regularisation(_with_pairs(_small_job(family, _quoted(model), **own), folder), folder)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
     with suppress(UserError):  # of a model that is not known the family is that of the example
@@ -270,7 +271,7 @@ def _with_pairs(text: str, folder: str) -> str:
     return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: found[0] + lines, text, count=1)
 
 
-def _small_job(model: str, name: str, folder: str, trigger: str) -> str:
+def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: str) -> str:
     example = EXAMPLES / "quickstart.yaml"
     yours = {
         r"(?<=config:\n)  name: \S+": f"  name: {name}",
@@ -278,6 +279,9 @@ def _small_job(model: str, name: str, folder: str, trigger: str) -> str:
         r"folder_path: \S+": f"folder_path: {folder}",
         r"name_or_path: \S+": f"name_or_path: {model}",
     }
+    if family.sample_sigmas:  # distilled, for its own steps and guidance
+        yours[r"sample_steps: \S+"] = f"sample_steps: {family.sample_steps}"
+        yours[r"guidance_scale: \S+"] = f"guidance_scale: {family.guidance:g}"
     text = example.read_text(encoding="utf-8")
     for pattern, replacement in (*SMALL, *yours.items()):
         filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement

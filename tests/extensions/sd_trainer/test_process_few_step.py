@@ -118,6 +118,10 @@ def test_a_resume_knows_the_assistant_by_its_content(run, tmp_path: Path) -> Non
     ("keys", "message"),
     [
         ({"train": {"assistant": "none.safetensors"}}, r"assistant: .none\.safetensors. does not exist"),
+        (
+            {"train": {"assistant": "me/its/a.safetensors"}},
+            r"run 'hf download me/its a\.safetensors --local-dir",
+        ),
         ({"train": {"assistant": "wide.safetensors"}}, r"train\.assistant: wide\.safetensors is of another model"),
         ({"train": {"assistant": "text.safetensors"}}, r"train\.assistant: .text\.safetensors. cannot be read"),
         ({"train": {"assistant": "nan.safetensors"}}, r"train\.assistant: nan\.safetensors: .* not finite"),

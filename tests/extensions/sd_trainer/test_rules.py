@@ -77,6 +77,10 @@ ROWS: list[tuple[str, ...]] = [
     ),
     (f"{BASE_OF_TURBO}}}, sample: {{also: [{{{AS_TURBO}}}], {ONE}}}",),
     (
+        f"{BASE_OF_TURBO}}}, sample: {{also: [{{model: Qwen/Qwen-Image-2.1-Trubo}}], {ONE}}}",
+        "E sample.also.0.model: Qwen/Qwen-Image-2.1-Trubo is not on this disk, so its family is not known. Did you",
+    ),
+    (
         f"{BASE_OF_TURBO}, blocks_to_swap: 5}}, sample: {{also: [{{{AS_TURBO}, cfg: 4}}], {ONE}}}",
         "E sample.also.0.model: is not supported with 'model.blocks_to_swap'",
         "W sample.also.0.cfg: 4: Qwen-Image-2.1-Turbo is distilled for 1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -23,6 +24,7 @@ from toolkit.config.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
+from toolkit.models.tiny import TinySpec, write_tiny_model
 
 PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
 TINY = ROOT / "config" / "examples" / "tiny_mascots"
@@ -76,6 +78,14 @@ def test_the_training_adapter_of_the_model_is_named_and_used_where_it_is(tmp_pat
     assert "sample_steps: 8\n" in text
     (warning,) = load_job(str(tmp_path / "zuzu.yaml"), discover().find_config).warnings
     assert "Qwen-Image-2.1-Turbo is distilled for 8 steps" in warning
+
+
+def test_a_small_distilled_model_is_sampled_as_it_is_made_for(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "fast", TinySpec(arch="qwen_image_2"))
+    index = tmp_path / "fast" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": [1.0, 0.7, 0.4]}))
+    text = job_text(24, model=str(tmp_path / "fast"))
+    assert "sample_steps: 3\n" in text and "guidance_scale: 1\n" in text
 
 
 def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written(tmp_path: Path, run_py) -> None:

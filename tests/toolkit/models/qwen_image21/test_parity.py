@@ -317,7 +317,7 @@ def test_levels_of_the_model_are_those_of_the_pipeline(with_levels, own_shift: b
 @pytest.mark.parametrize(
     ("found", "told"),
     [("1, 0.5", "has to be a list of numbers"), ([1.0, None], "list of numbers"), ([True], "list of numbers")]
-    + [(wrong, "have to fall") for wrong in ([0.5, 1.0], [1.5, 0.5], [1.0, 0.0], [1.0, 1.0], [1.0, math.nan], [math.nan])],
+    + [(wrong, "have to fall") for wrong in ([0.5, 1.0], [1.5, 0.5], [1.0, 0.0], [1.0, 1.0], [1.0, math.nan])],
 )
 def test_levels_that_are_none_are_refused(with_levels, found: object, told: str) -> None:
     with pytest.raises(UserError, match=rf"model_index.json: sample_sigmas: .*{told}"):
