@@ -150,8 +150,9 @@ def _files_beside(s: DiffusionSection) -> Findings:
 
 def _other_models(s: DiffusionSection) -> Findings:
     """Models of `sample.also` that are of another family, or whose weights cannot be exchanged with the model's."""
-    own = _family(s)
-    for key, way in s.deployments().items() if own else ():
+    if not (own := _family(s)):
+        return
+    for key, way in s.deployments().items():
         try:
             other = family_for(s.other_model(way)) if way.model else None
         except UnknownFamilyError:

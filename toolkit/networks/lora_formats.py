@@ -234,6 +234,14 @@ def parse_adapter_tensors(
     return changes
 
 
+def check_biases(source: str, changes: Mapping[str, LayerDelta], weights: Collection[str]) -> None:
+    """Raises UserError where a file changes the bias of a layer without one. weights: names of all of the model; none:
+    not known."""
+    biases = (name for name, change in changes.items() if change.bias is not None)
+    if weights and (absent := next((name for name in biases if f"{name}.bias" not in weights), "")):
+        raise UserError(f"{source}: the bias of {absent} is changed. {NO_BIAS}")
+
+
 def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Layers of ComfyUI's weights that the model has in parts (`ROWS_OF`) -> the parts; for the layers of a model, or
     those of them that a file changes."""

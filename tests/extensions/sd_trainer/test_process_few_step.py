@@ -247,6 +247,16 @@ def test_a_way_of_sampling_that_cannot_be_is_refused(run, turbo, tmp_path: Path,
         run("output", sample={**SAMPLE, **sample})
 
 
+def test_the_file_that_changes_a_bias_the_model_lacks_is_named(run, turbo, tmp_path: Path) -> None:
+    save_file({"diffusion_model.img_in.diff_b": torch.ones(64)}, tmp_path / "biased.safetensors")
+    for train, sample, key in (
+        ({"assistant": "biased.safetensors"}, SAMPLE, r"train\.assistant"),
+        ({}, {**SAMPLE, "also": [{"lora": "biased.safetensors"}]}, r"sample\.also\.0\.lora"),
+    ):
+        with pytest.raises(UserError, match=rf"{key}: biased\.safetensors: the bias of img_in is changed\. This model"):
+            run("output", train, {"name_or_path": "base"}, sample=sample, validation=None)
+
+
 FEW = {"lora": "other.safetensors", "share": 0.5, "start": 0.1, "steps": 2, "flow_shift": 3}
 
 

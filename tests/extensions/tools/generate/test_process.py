@@ -129,6 +129,14 @@ def test_a_distilled_model_is_sampled_at_its_noise_levels(generate, tmp_path: Pa
     assert (again.name, again.read_bytes()) == (second.name, second.read_bytes())
 
 
+def test_a_bias_that_the_model_lacks_is_told_with_its_file(generate, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
+    save_file({"diffusion_model.img_in.diff_b": torch.ones(64)}, tmp_path / "biased.safetensors")
+    asked = "--model model --prompt coffee --width 64 --height 64 --device cpu --output out"
+    with pytest.raises(UserError, match=r"^biased\.safetensors: the bias of img_in is changed\. This model has none"):
+        generate(f"{asked} --lora biased.safetensors")
+
+
 @pytest.mark.parametrize(
     "quantized",
     [
