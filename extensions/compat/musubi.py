@@ -534,10 +534,10 @@ class _Reader:
         """The area of the references: theirs is that of the image unless they say another."""
         told = [node for node in given if node.value is not False]
         value = at(told[0] if told else control, not told)
-        self._one_for_all("model.model_kwargs.match_target_res", value, "the size of references")
+        self._one_for_all("model.model_kwargs.match_target_res", value, "the size of control images")
         for node in told:
             if node.value is True:
-                message = "references are scaled to the area of control_resolution, 1024 x 1024 if left out."
+                message = "control images are scaled to the area of control_resolution, 1024 x 1024 if left out."
                 self.diagnostics.warn(node, message)
                 continue
             sides = node.data() if isinstance(node.data(), list) else [node.data()] * 2
@@ -545,7 +545,7 @@ class _Reader:
                 self.diagnostics.error(node, f"{sides} is not a size. Write one number of pixels, or [width, height].")
                 continue
             side = at(node, math.isqrt(sides[0] * sides[1]))
-            self._one_for_all("model.model_kwargs.control_resolution", side, "the size of references")
+            self._one_for_all("model.model_kwargs.control_resolution", side, "the size of control images")
 
     def _one_for_all(self, place: str, node: ConfigNode, what: str) -> None:
         *above, last = place.split(".")

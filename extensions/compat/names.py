@@ -202,7 +202,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "buckets": idle("images are always grouped by size"),
         "bucket_tolerance": idle("sides are always multiples of 32"),
         "prefetch_factor": idle("batches are small, everything is encoded before"),
-        "full_size_control_images": idle("references always keep their own size"),
+        "full_size_control_images": idle("control images always keep their own size"),
         **each("fps do_i2v auto_frame_count trim_auto_frame_count_tail", idle("it concerns videos")),
         **each("do_audio audio_preserve_pitch audio_normalize", idle("it concerns audio")),
         **each(
@@ -215,7 +215,7 @@ NAMES: dict[tuple[str, str], Names] = {
             idle("what is cached is encoded one at a time, each once"),
         ),
         "fast_image_size": idle("the size of an image is always read from its header"),
-        "replay_transforms": idle("references are flipped with their image"),
+        "replay_transforms": idle("control images are flipped with their image"),
         "debug": idle("the log has one level"),
         **each("use_short_captions short_and_long_captions", idle("a caption is one text file")),
         **each(
@@ -516,9 +516,9 @@ NAMES: dict[tuple[str, str], Names] = {
         ),
         "control_resolution": near(
             f"{_CONTROL} model.model_kwargs.match_target_res",
-            "the side of a square of that area; left out, there: references follow their image, `match_target_res`",
+            "the side of a square of that area; left out, there: control images follow their image, `match_target_res`",
         ),
-        "no_resize_control": near(_CONTROL, "references are always scaled to an area; the side of its square"),
+        "no_resize_control": near(_CONTROL, "control images are always scaled to an area; the side of its square"),
         "cache_directory": near("datasets[].cache_latents_to_disk", "one cache for all runs, in the training folder"),
         "enable_bucket": idle("images are always grouped by size; one size for all is a rectangle as `resolution`"),
         "bucket_no_upscale": idle("images are enlarged only as far as sides of multiples of 32 demand"),
@@ -617,7 +617,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "ckpt_dir": absent(_ONE_FOLDER),
         **each(
             "rcm_debug_save rcm_dilate_size rcm_kernel_size rcm_relative_threshold rcm_threshold",
-            absent("references are not masked while an image is generated"),
+            absent("control images are not masked while an image is generated"),
         ),
         "additional_parameters": absent("nothing is started by a command line that could be added to"),
         "config_file": absent("the job is the configuration"),

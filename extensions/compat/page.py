@@ -68,10 +68,10 @@ keys that matter, by hand | [below](#programs-whose-files-are-not-read) |
   a file that begins with one runs. They and `network_weights` find the files of a run by the names that they have there
   (`OUT/NAME.safetensors`, `NAME-000003.safetensors`, `NAME-step00000012.safetensors`) in the folder `OUT/NAME`, and say
   so.
-- Bucket sides are multiples of 32 (there 16), small images are not enlarged, references are scaled to the area of
+- Bucket sides are multiples of 32 (there 16), small images are not enlarged, control images are scaled to the area of
   `control_resolution` or of their image.
 - An accumulation of gradients goes on in the next epoch (there the end of an epoch is a step), and images whose
-  references differ in shape share a batch (there not): fewer steps of the same images.
+  control images differ in shape share a batch (there not): fewer steps of the same images.
 - Keys that a front end keeps in the same file (`training_mode`, `dataset_resolution_width`) are one line;
   those of SECourses' for samples (`sample_width`, `sample_cfg_scale` and so on) are the defaults of prompts,
   as in that program.

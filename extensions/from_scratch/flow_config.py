@@ -491,7 +491,7 @@ class FlowTrainerConfig(RolesSection):
                 message = "needs the model without its adapter, and a flow_trainer trains the model itself. Remove it."
                 yield Diagnostic(("train", key), message)
         if self.train.noise_levels_per_sample != 1:
-            message = "text and references of these transformers see the image's noise level. Remove it."
+            message = "text and control images of these transformers see the image's noise level. Remove it."
             yield Diagnostic(("train", "noise_levels_per_sample"), message)
         if self.train.parallel == "fsdp":
             yield Diagnostic(("train", "parallel"), "'fsdp' is not supported by flow_trainer yet. Remove it.")

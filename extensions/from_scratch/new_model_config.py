@@ -104,7 +104,7 @@ class TinyModelConfig(ModelFolderConfig):
     """Family of the model."""
 
     zero_cond_t: bool = False
-    """References are modulated at t = 0, as in Qwen-Image-Edit-2511; for `arch: qwen_image_edit_plus`."""
+    """Control images are modulated at t = 0, as in Qwen-Image-Edit-2511; for `arch: qwen_image_edit_plus`."""
 
     captions: PathOrList = ()
     """Folders of `.txt` files that the tokenizer is trained on, for a model that is to be trained from random weights:

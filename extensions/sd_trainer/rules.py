@@ -268,7 +268,7 @@ def _noise_levels(s: DiffusionSection) -> Findings:
         yield error("train.num_timestep_buckets", "a stream needs 'datasets[0].webdataset.samples' for this. Set both.")
     asked, family = s.train.noise_levels_per_sample, _family(s)
     if family and asked != "auto" and most_levels(asked) > 1 and not family.shares_prefix:
-        message = f"in a {family.title} text and references see the image's noise level. Use 1, or leave it out."
+        message = f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out."
         yield error("train.noise_levels_per_sample", message)
 
 
@@ -449,7 +449,7 @@ def _validation(s: DiffusionSection) -> Findings:
     folder = validation.folder_path is not None
     if validation.edits and not (validation.control_path if folder else any(d.references[1] for d in s.datasets)):
         key = "validation.control_path" if folder else "datasets[].control_path"
-        yield warning("validation.edits", f"has no effect: no image has a reference. Give {key}.")
+        yield warning("validation.edits", f"has no effect: no image has a control image. Give {key}.")
     if validation.folder_path is not None and not s.streamed:
         folders = (validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
         first, *others = (Path(folder).expanduser().resolve() for folder in folders)

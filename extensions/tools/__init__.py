@@ -31,14 +31,14 @@ AI_TOOLKIT_EXTENSIONS = [
         "Lint",
         "check a dataset: pairs, duplicates, blurred and enlarged images, captions, leaks; see what is trained",
     ),
-    _tool(BEGIN, "generate", "Generate images", "generate images with a model and LoRAs, from text and references"),
+    _tool(BEGIN, "generate", "Generate images", "generate images with a model and LoRAs, from text and control images"),
     _tool(
         BEGIN,
         "caption",
         "Caption images",
         "caption a folder of images, or the changes in pairs, with a vision-language model",
     ),
-    _tool(BEGIN, "align", "Align pairs", "write copies of pairs in which each reference lies on its image"),
+    _tool(BEGIN, "align", "Align pairs", "write copies of pairs in which each control image lies on its image"),
     _tool(
         BEGIN,
         "cache",
@@ -53,9 +53,9 @@ AI_TOOLKIT_EXTENSIONS = [
         "run jobs and tools one after another, one per GPU; list, reorder, stop, retry them",
         "ui",
     ),
-    _tool(AFTER, "grid", "Compare LoRAs", "compare checkpoints, strengths, prompts and seeds on one page"),
+    _tool(AFTER, "grid", "Compare LoRAs", "compare LoRA files, strengths, prompts and seeds on one page"),
     _tool(AFTER, "prefer", "Images to vote on", "make several images of each prompt, to say which are better"),
-    _tool(AFTER, "best", "Choose a checkpoint", "measure the saved LoRAs of a run and say which to use"),
+    _tool(AFTER, "best", "Choose a LoRA file", "measure the saved LoRAs of a run and say which to use"),
     _tool(AFTER, "report", "Report", "write one page on a run: samples over steps, curves, settings, dataset, files"),
     _tool(AFTER, "diagrams", "Diagrams", "plot the losses, learning rates and step times of a run"),
     _tool(
@@ -95,7 +95,7 @@ AI_TOOLKIT_EXTENSIONS = [
     ),
     _tool(FILES, "merge", "Merge LoRAs", "merge LoRAs into a model, or several into one file", "lora_tools"),
     _tool(FILES, "extract", "Extract a LoRA", "extract a LoRA from a model and its fine-tuned version", "lora_tools"),
-    _tool(FILES, "post_hoc_ema", "Post-hoc EMA", "average the checkpoints of a run", "lora_tools"),
+    _tool(FILES, "post_hoc_ema", "Post-hoc EMA", "average the LoRA files of a run", "lora_tools"),
     _tool(
         FILES,
         "ara",

@@ -164,7 +164,7 @@ def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_s
 def test_the_example_of_pairs_trains_with_its_control_images_and_learns(run_py: Run, workplace: Path) -> None:
     result = run_py("config/examples/edit_pairs.yaml", cwd=workplace)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
-    assert "references: 3 with 1" in result.stdout
+    assert "control images: 3 with 1" in result.stdout
     folder = workplace / "output" / "edit_pairs"
     assert (folder / "edit_pairs.safetensors").is_file()
     assert len(list((folder / "samples").iterdir())) == 3

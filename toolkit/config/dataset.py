@@ -1,4 +1,4 @@
-"""`datasets[]`: one folder of images with captions and references, or a stream of shards; `validation`: held-out
+"""`datasets[]`: one folder of images with captions and control images, or a stream of shards; `validation`: held-out
 images."""
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ class DatasetConfig(StrictModel):
     """Number of leading parts that `shuffle_tokens` leaves in place. 0: none."""
 
     control_path: Slots = ()
-    """Folder of reference images, or a list of folders in slot order, matched by file stem: `a.png`, then `a_0.png`,
-    `a_1.png` and so on for `a.jpg`. Empty: no references."""
+    """Folder of control images, or a list of folders in slot order, matched by file stem: `a.png`, then `a_0.png`,
+    `a_1.png` and so on for `a.jpg`. Empty: no control images."""
 
     control_suffix: StrOrList = ()
     """Instead of `control_path`, for control images in the same folder: the suffix of their names, in slot order. With
@@ -238,7 +238,7 @@ class DatasetConfig(StrictModel):
     `a.txt`. Other images of the folder are not used. Empty: none."""
 
     control_optional: bool = False
-    """Train images without a match in a control folder without that reference, instead of raising an error."""
+    """Train images without a match in a control folder without that control image, instead of raising an error."""
 
     mask_path: PathStr | None = None
     """Folder of masks, matched by file stem: the loss is weighted by the brightness of the mask, white is 1.
@@ -262,11 +262,11 @@ class DatasetConfig(StrictModel):
     """Invert the mask: the black or transparent area is trained."""
 
     flip_x: bool = False
-    """Also use each image flipped horizontally, with its references and mask: two samples per image, or four together
-    with `flip_y`."""
+    """Also use each image flipped horizontally, with its control images and mask: two samples per image, or four
+    together with `flip_y`."""
 
     flip_y: bool = False
-    """Also use each image flipped vertically, with its references and mask."""
+    """Also use each image flipped vertically, with its control images and mask."""
 
     loss_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of these images. 0: nothing is learned from them (one warning)."""
@@ -276,7 +276,7 @@ class DatasetConfig(StrictModel):
     and `train.reg_weight` scales their loss. They alternate with the other images, as often as their repeats say."""
 
     cache_latents: bool = True
-    """Compute the latents of images and references once, before training. With `url` they are encoded during
+    """Compute the latents of images and control images once, before training. With `url` they are encoded during
     training."""
 
     cache_latents_to_disk: bool = True
@@ -287,7 +287,7 @@ class DatasetConfig(StrictModel):
     true keeps what is encoded during training."""
 
     background: Annotated[str, AfterValidator(_colour)] = "white"
-    """Colour behind transparent pixels of images and references: a name or "#rrggbb". A model with an alpha channel
+    """Colour behind transparent pixels of images and control images: a name or "#rrggbb". A model with an alpha channel
     (Qwen-Image-2.1) is trained on the transparency itself unless this is given."""
 
     num_workers: int = Field(default=0, ge=0, le=1024)
@@ -465,15 +465,14 @@ class ValidationConfig(StrictModel):
     so that runs with different seeds are comparable."""
 
     edits: int = Field(default=0, ge=0)
-    """Number of images with references that are also generated from their captions and references, to measure how far
-    the edits drift from the references (docs/edits_that_shift.md). Each costs as much as a sample of its size. 0:
-    none."""
+    """Number of images with control images that are also generated from these and their captions, to measure how far
+    the edits drift from them (docs/edits_that_shift.md). Each costs as much as a sample of its size. 0: none."""
 
     control_path: Slots = ()
-    """Reference images for `folder_path`, as in a dataset."""
+    """Control images for `folder_path`, as in a dataset."""
 
     control_optional: bool = False
-    """For `folder_path`: measure images without a match without that reference, instead of raising an error."""
+    """For `folder_path`: measure images without a match without that control image, instead of raising an error."""
 
     resolution: Resolution | None = None
     """For `folder_path`: size in pixels, one or a list. Not given: every size of the datasets."""

@@ -113,16 +113,16 @@ class ModelKwargs(StrictModel):
     """`model.model_kwargs`: settings of the model family."""
 
     match_target_res: bool = False
-    """Scale references to the pixel area of the image they belong to, instead of `control_resolution`."""
+    """Scale control images to the pixel area of the image they belong to, instead of `control_resolution`."""
 
     control_resolution: int = Field(1024, ge=64, le=4096)
-    """References are scaled to the area of a square of this side in pixels; diffusers uses 1024. Smaller references
-    save memory: half the side is a quarter of their tokens."""
+    """Control images are scaled to the area of a square of this side in pixels; diffusers uses 1024. Smaller ones save
+    memory: half the side is a quarter of their tokens."""
 
     foreign: ClassVar = "model_kwargs"
 
     def reference_area(self) -> int:
-        """Pixels of a reference; 0: as many as its target has."""
+        """Pixels of a control image; 0: as many as its target has."""
         return 0 if self.match_target_res else self.control_resolution**2
 
 

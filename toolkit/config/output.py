@@ -173,11 +173,11 @@ class SampleItem(StrictModel):
     an error: there would be no noise."""
 
     ctrl_img: Slots = ()
-    """Reference image, or list of up to 10 in slot order, as many as the model takes; none: the image is generated from
+    """Control image, or list of up to 10 in slot order, as many as the model takes; none: the image is generated from
     text alone."""
 
     mask_img: PathStr = ""
-    """Mask of the reference image that has the shape of the sample: white may change. The drift of the samples then
+    """Mask of the control image that has the shape of the sample: white may change. The drift of the samples then
     includes how much the black area changed. Empty: none."""
 
     foreign: ClassVar = "sample_item"
@@ -200,7 +200,7 @@ class SampleItem(StrictModel):
         if self.mask_img:
             yield from check_path("mask_img", self.mask_img, "Give an image file.", job, file=True)
             if not self.ctrl_img:
-                yield error("mask_img", "needs a reference image to compare with. Give ctrl_img, or remove it.")
+                yield error("mask_img", "needs a control image to compare with. Give ctrl_img, or remove it.")
 
 
 class SamplePicture(SampleItem):
@@ -240,7 +240,7 @@ class SampleIntervalConfig(StrictModel):
 
     overview: bool = False
     """Also combine all sets in one image, `samples/overview.png`: training images, then a row for each sample, with its
-    reference images on the left and a column for each step. Its path is printed at the end of the run."""
+    control images on the left and a column for each step. Its path is printed at the end of the run."""
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two sets, of which at most one is above 0."""

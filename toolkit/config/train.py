@@ -175,7 +175,7 @@ class StopWhenConfig(StrictModel):
 
     no_better_within: Confidence | None = None
     """A confidence level, such as 95%. The process ends when the validation losses, compared image by image, show that
-    no later checkpoint of the run will be better than the best one so far by more than these images can resolve. Of 100
+    no later step of the run will be better than the best one so far by more than these images can resolve. Of 100
     runs that still improve, it ends at most 5. Needs the section `validation` with at least 8 images and an `every`,
     and 5 validations after the best one (docs/when_to_stop.md)."""
 
@@ -559,10 +559,10 @@ class TrainConfig(OptimizationConfig):
     equally often in each epoch. 0: off."""
 
     noise_levels_per_sample: Annotated[NoiseLevels, BeforeValidator(_level_counts)] = 1
-    """Number of noise levels of each image that share one pass over its text and references, each from a different
+    """Number of noise levels of each image that share one pass over its text and control images, each from a different
     equal part of the distribution; their losses are averaged. Cheaper than as many images, but less varied. 0 is an
-    error. A list: by the number of references, the last for more. `auto`: 4 if text and references are at least as long
-    as the image, else 1. Only for models whose references do not attend to the image (Qwen-Image-2.1)."""
+    error. A list: by the number of control images, the last for more. `auto`: 4 if text and control images are at least
+    as long as the image, else 1. Only for models whose control images do not attend to the image (Qwen-Image-2.1)."""
 
     content_or_style: Annotated[Literal["balanced", "content", "style"], OneOf()] = "balanced"
     """Bias of the noise levels in addition to `timestep_type`: content to high levels, style to low ones (u^3 for a

@@ -108,9 +108,8 @@ def reference_error(size: Size) -> str:
     """Why an image of this size cannot be a reference, or an empty string."""
     if max(size) <= MAX_REFERENCE_ASPECT * min(size):
         return ""
-    return (
-        f"is {size.width} x {size.height}: as a reference at most {MAX_REFERENCE_ASPECT} times as long as wide. Crop it"
-    )
+    most = f"as a control image at most {MAX_REFERENCE_ASPECT} times as long as wide"
+    return f"is {size.width} x {size.height}: {most}. Crop it"
 
 
 def open_image(

@@ -172,7 +172,7 @@ class ItemEncoder:
         def entry(path: str) -> CacheEntry:
             size = self._reference_size(path, item)
             key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
-            what = f"latents of reference {path}"
+            what = f"latents of control image {path}"
             return CacheEntry(
                 what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
             )
@@ -221,7 +221,7 @@ class ItemEncoder:
             try:
                 self._sizes[path] = image_size(path)
             except ImageError as error:
-                raise RunError(f"reference {error}") from error
+                raise RunError(f"control image {error}") from error
         return self._model.reference_size(self._sizes[path], item.crop.bucket)
 
     def encode_image(self, pixels_PHW: Tensor) -> Tensor:

@@ -110,6 +110,6 @@ def describe_levels(found: Sequence[tuple[int, int, float]]) -> str:
     """A plan's line. found: references, levels and `cost_of` of each kind of image."""
     said = []
     for references, levels, cost in sorted(set(found)):
-        what = f"{references} reference{'s' * (references != 1)}"
+        what = f"{references} control image{'s' * (references != 1)}"
         said.append(f"{what}: {levels} levels cost {cost:.2f} of {levels} passes" if levels > 1 else f"{what}: 1 level")
     return f"noise levels per sample: {'; '.join(said)}"

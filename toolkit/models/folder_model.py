@@ -118,7 +118,7 @@ class FolderModel(DiffusionModel):
         if guidance_B is not None:
             raise ValueError(f"a {self.family.title} has no guidance input")
         if (most := max(map(len, references), default=0)) > self.family.max_references:
-            raise ValueError(f"{most} references, and this model takes at most {self.family.max_references}")
+            raise ValueError(f"{most} control images, and this model takes at most {self.family.max_references}")
         # Items of different shapes have different positions; texts of different lengths would need an attention mask.
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for row, latents in enumerate(references):

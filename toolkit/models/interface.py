@@ -204,7 +204,7 @@ class ModelFacts:
 
     def too_many_references(self, count: int, key: str = "control_path") -> str:
         """The error message for more control images than `max_references`. key: theirs in the config."""
-        given = f"has {count} reference image{'s' * (count > 1)}, and {self.title} takes"
+        given = f"has {count} control image{'s' * (count > 1)}, and {self.title} takes"
         if not self.max_references:
             return f"{given} none. Leave {key} out."
         return f"{given} at most {self.max_references}. Shorten {key}."

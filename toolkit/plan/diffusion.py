@@ -184,7 +184,7 @@ class SdPlanner(Planner[DiffusionSection]):
         for count, what, key in ((images, "image", "control_path"), (samples, "sample prompt", "ctrl_img")):
             if count:
                 has = f"{what}s have" if count > 1 else f"{what} has"
-                yield f"warning: {count:,} {has} no reference image, and {title} is made to edit one. Give {key}."
+                yield f"warning: {count:,} {has} no control image, and {title} is made to edit one. Give {key}."
         captions = [(f"{each.image}: its caption has", text) for each in data.scan.samples for text in each.texts]
         prompts = [(f"sample: {shorten(one.prompt, 40)!r} has", one.prompt) for one in self.section.sample_pictures()]
         for texts in (captions, prompts):

@@ -265,7 +265,7 @@ def _folder_lines(folder: FolderPlan) -> str:
     buckets = ", ".join(f"{b.width}x{b.height} ({b.images})" for b in folder.buckets)
     lines = [
         f"  {folder.folder}: {_product(folder)} = {folder.samples:,} samples",
-        f"    references: {references if set(folder.references) != {0} else 'none'}",
+        f"    control images: {references if set(folder.references) != {0} else 'none'}",
         f"    buckets: {buckets}",
     ]
     if (cut := _cut_off(folder)) and not cut.startswith(WARNING):

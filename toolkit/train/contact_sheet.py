@@ -93,7 +93,7 @@ def _drawn(
         pen.text((left, 0), "training images", fill="black", font=font)
         pen.line((0, above - _GAP, total, above - _GAP), fill="grey")
     for step, x in columns.items():
-        pen.text((x, above + 2), "references" if step is None else f"step {step}", fill="black", font=font)
+        pen.text((x, above + 2), "control images" if step is None else f"step {step}", fill="black", font=font)
     top = above + _LINE + _GAP
     for row in rows:
         for line in titles[row]:

@@ -18,8 +18,8 @@ Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list(
 
 
 class AlignConfig(ToolConfig):
-    """`type: align`: writes copies of pairs in which each reference lies on its image, and a page that shows them. The
-    originals stay as they are."""
+    """`type: align`: writes copies of pairs in which each control image lies on its image, and a page that shows them.
+    The originals stay as they are."""
 
     process_types: ClassVar[tuple[str, ...]] = ("align",)
     example: ClassVar[str] = (
@@ -31,7 +31,7 @@ class AlignConfig(ToolConfig):
     """Folder of the images, as `datasets[].folder_path`."""
 
     control_path: Paths
-    """The folders of their reference images, as `datasets[].control_path`."""
+    """The folders of their control images, as `datasets[].control_path`."""
 
     mask_path: PathStr = ""
     """Folder of their masks, as `datasets[].mask_path`; images without one are fine. They are cut as their images are.
@@ -54,7 +54,7 @@ class AlignConfig(ToolConfig):
         yield from super().check(job)
         yield from check_folder(("folder",), self.folder, job)
         if not self.control_path:
-            yield Diagnostic(("control_path",), "is required: the folder of the reference images (--control-path).")
+            yield Diagnostic(("control_path",), "is required: the folder of the control images (--control-path).")
         for slot, folder in enumerate(self.control_path):
             yield from check_folder(("control_path", slot), folder, job)
         if self.mask_path:

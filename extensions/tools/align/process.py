@@ -70,7 +70,7 @@ class AlignProcess(BaseExtensionProcess):
         if mistakes:
             raise DataErrors(mistakes)
         if not samples:
-            raise UserError(f"{section.folder}: holds no images with references.")
+            raise UserError(f"{section.folder}: holds no images with control images.")
         if output.exists():
             raise RunError(f"'{output}' is there already, and nothing is replaced. Give another folder.")
         line, pairs = StatusLine(), list[Pair]()

@@ -48,8 +48,8 @@ class BestConfig(RunToolConfig):
     """Words that name the characters of the LoRA in captions, for the table of who appears when whom is asked for: with
     `embedder`, of the recommended file. Empty: the trigger words of the datasets, where there are several."""
     edits: int = Field(default=0, ge=0)
-    """Most edits generated with each LoRA to measure how far they drift from their references: of the run's own prompts
-    with references, or of captions where none has any. 0: none."""
+    """Most edits generated with each LoRA to measure how far they drift from their control images: of the run's own
+    prompts with control images, or of captions where none has any. 0: none."""
 
     most_drift: float | None = Field(default=None, gt=0)
     """For `edits`: a LoRA whose edits are off by more pixels on average is not recommended, unless all are. Not given:

@@ -324,7 +324,7 @@ def _edits(
     own = [one for one in sample_prompts(training.sample_pictures(), training.trigger_word, family) if one.references]
     edits = own[: config.edits] or edit_prompts((*measured, *trained), config.edits, family, config.steps, 1.0)
     if not edits:
-        logger.warning("edits: the run has neither prompts nor images with references: no drift is measured")
+        logger.warning("edits: the run has neither prompts nor images with control images: no drift is measured")
     return edits
 
 

@@ -41,7 +41,7 @@ TABLES = {"jsonl": "captions.jsonl", "tsv": "captions.tsv"}
 
 
 class CaptionConfig(ToolConfig):
-    """`type: caption`: captions the images of a folder, or the changes from reference images to them."""
+    """`type: caption`: captions the images of a folder, or the changes from control images to them."""
 
     process_types: ClassVar[tuple[str, ...]] = ("caption",)
     example: ClassVar[str] = "output/quickstart_pictures/pipo/pictures --format tsv --output output/captions.tsv"
@@ -59,7 +59,7 @@ class CaptionConfig(ToolConfig):
     tokenizer and image processor are used."""
 
     pairs: PathStr = ""
-    """Folder of reference images with the same names: captions describe the change from them to the images in
+    """Folder of control images with the same names: captions describe the change from them to the images in
     `folder`."""
 
     format: Literal["txt", "jsonl", "tsv"] = "txt"
@@ -150,7 +150,7 @@ class CaptionConfig(ToolConfig):
             if given := getattr(self, key):
                 yield from check_folder((key,), given, job)
         if self.pairs and self.pairs_path().resolve() == self.folder_path().resolve():
-            yield Diagnostic(("pairs",), "is the same folder as 'folder'. Give the folder of the reference images.")
+            yield Diagnostic(("pairs",), "is the same folder as 'folder'. Give the folder of the control images.")
         if self.output and self.format == "txt":
             yield Diagnostic(("output",), "has no effect with format txt, which writes a file beside each image.")
         if (table := self.table()) and self.output and (table.is_dir() or file_in_the_way(table.parent)):

@@ -61,7 +61,7 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
             if len(names) > 1:
                 refused.append(ImageError(path, f"{names[1]} has the same caption file. Rename one of them"))
             elif config.pairs and stem not in references:
-                refused.append(ImageError(path, f"has no reference of its name in {config.pairs_path() / below}"))
+                refused.append(ImageError(path, f"has no control image of its name in {config.pairs_path() / below}"))
             else:
                 images.append(CaptionedImage(image_name((below / names[0]).as_posix()), path, references.get(stem)))
     if not images and not refused:

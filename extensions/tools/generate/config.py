@@ -19,7 +19,7 @@ from toolkit.models.families import family_for
 
 
 class GenerateConfig(PicturesConfig):
-    """`type: generate`: generates images with a model and LoRAs, from text and up to 10 references."""
+    """`type: generate`: generates images with a model and LoRAs, from text and up to 10 control images."""
 
     process_types: ClassVar[tuple[str, ...]] = ("generate",)
     example: ClassVar[str] = (

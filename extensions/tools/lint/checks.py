@@ -84,7 +84,7 @@ def pair_order(data: Dataset, config: LintConfig) -> Found:
                 far, near, its = int(own[here]), int(line[nearest]), int(own[nearest])
                 # Where the other reference fits its own image, the two images only resemble each other.
                 if far > UNLIKE_BITS and 2 * near < far and its > max(UNLIKE_BITS, 2 * near):
-                    shown = f"shows what {items[nearest].references[slot].path} shows, and not its own reference"
+                    shown = f"shows what {items[nearest].references[slot].path} shows, and not its own control image"
                     yield items[here].sample.image, f"{shown} {items[here].references[slot].path}"
     yield from _slots(data)
 
@@ -105,8 +105,8 @@ def _slots(data: Dataset) -> Found:
     if count >= 4 and count >= 0.8 * counts.total():
         for image, (slot, is_clear) in near.items():
             if is_clear and slot != usual:
-                what = f"resembles its reference {slot + 1}, and {count} of {counts.total()} images their reference"
-                yield image, f"{what} {usual + 1}: are they exchanged?"
+                others = f"{count} of {counts.total()} images number {usual + 1}"
+                yield image, f"resembles its control image {slot + 1}, and {others}: are they exchanged?"
 
 
 def pair_shape(data: Dataset, config: LintConfig) -> Found:
@@ -121,7 +121,7 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
                 unlike.append((item, reference, max(ratio, 1 / ratio)))
         if len(pairs) - len(unlike) >= max(3, 0.7 * len(pairs)):
             for item, reference, ratio in unlike:
-                what = f"its reference {reference.path} has another shape, by {ratio - 1:.0%}"
+                what = f"its control image {reference.path} has another shape, by {ratio - 1:.0%}"
                 yield item.sample.image, f"{what}: edited areas do not line up"
 
 
@@ -129,7 +129,7 @@ def pair_shift(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for reference in item.references:
             if (found := reference.alignment) and found.is_off(config.most_drift):
-                what = f"is off its reference {reference.path} by up to {found.drift:.1f} pixels"
+                what = f"is off its control image {reference.path} by up to {found.drift:.1f} pixels"
                 yield item.sample.image, f"{what} ({found}): the model learns to move what it edits"
 
 
@@ -138,7 +138,7 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
         for reference in item.references:
             if reference.difference <= config.reference_difference:
                 told = "this pair teaches the model to leave images unchanged"
-                yield item.sample.image, f"is identical to its reference {reference.path}: {told}"
+                yield item.sample.image, f"is identical to its control image {reference.path}: {told}"
 
 
 # ------------------------------------------------------------ the same image twice
@@ -408,10 +408,10 @@ CHECKS: dict[str, Check] = {
     "unusable": Check(unusable, "files that a training refuses", "Fix or remove them."),
     "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
     "unpaired": Check(unpaired, "control images and masks without an image", "Give them the name of their image."),
-    "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
-    "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
+    "pair_order": Check(pair_order, "control images that belong to another image", "Rename them."),
+    "pair_shape": Check(pair_shape, "control images of another shape than their image", "Crop both alike."),
     "pair_shift": Check(pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."),
-    "same_as_reference": Check(same_as_reference, "images equal to their reference", "Remove the pair."),
+    "same_as_reference": Check(same_as_reference, "images equal to their control image", "Remove the pair."),
     "duplicate": Check(duplicate, "duplicate images", "Keep the better one, or use its folder's repeats."),
     "leak": Check(leak, "images of the validation that are trained on", "Remove one of the two."),
     "blurred": Check(blurred, "blurred images", "Take a sharper one."),

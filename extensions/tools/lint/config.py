@@ -56,10 +56,10 @@ class LintConfig(ToolConfig):
     """A job, of which every dataset is checked as it would be trained, or a folder of images."""
 
     control_path: Paths = ()
-    """For a folder: the folders of its reference images."""
+    """For a folder: the folders of its control images."""
 
     control_suffix: Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
-    """For a folder: the suffixes of its reference images, as `datasets[].control_suffix`."""
+    """For a folder: the suffixes of its control images, as `datasets[].control_suffix`."""
 
     image_suffix: str = ""
     """For a folder: the suffix of its images, as `datasets[].image_suffix`."""
@@ -83,7 +83,7 @@ class LintConfig(ToolConfig):
     """Print one JSON object."""
 
     preview: bool = False
-    """Write a page that shows what is trained: each crop with its references and its final caption."""
+    """Write a page that shows what is trained: each crop with its control images and its final caption."""
 
     output: PathStr = "lint.html"
     """File of that page. A page of this program is replaced, any other file is not."""
@@ -116,8 +116,8 @@ class LintConfig(ToolConfig):
     compressing and resizing change at edges. 0: equal ones only."""
 
     most_drift: float = Field(default=0.5, ge=0)
-    """pair_shift: above so many pixels by which a corner of an image is off its reference, of images up to 1024 pixels
-    long; of larger ones at that size. 0: all that are certain to be off."""
+    """pair_shift: above so many pixels by which a corner of an image is off its control image, of images up to 1024
+    pixels long; of larger ones at that size. 0: all that are certain to be off."""
 
     most_tokens: int = Field(default=512, ge=1)
     """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""

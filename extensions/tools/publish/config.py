@@ -35,7 +35,7 @@ class PublishConfig(RunToolConfig):
     """Create a private repository. The visibility of an existing one is not changed; a public one is refused."""
 
     files: Literal["final", "all"] = "final"
-    """final: the final LoRA, or the last checkpoint. all: also those of the steps and the best one."""
+    """final: the final LoRA file, or the last one that was saved. all: also those of the steps and the best one."""
 
     samples: int = Field(default=6, ge=0, le=100)
     """Maximum number of samples, of the last step. 0: none."""

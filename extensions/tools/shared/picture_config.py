@@ -105,11 +105,11 @@ class PicturesConfig(ToolConfig):
     """Negative prompt; empty: one space."""
 
     reference: Slots = ()
-    """Up to 10 reference images in slot order, as many as the model accepts; none: text to image."""
+    """Up to 10 control images in slot order, as many as the model accepts; none: text to image."""
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384. Without width and height: the model's default size closest to the aspect ratio of the first
-    reference, or the square one; a model trained from scratch has the sizes it was trained on."""
+    control image, or the square one; a model trained from scratch has the sizes it was trained on."""
 
     height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384."""
@@ -190,7 +190,7 @@ class PicturesConfig(ToolConfig):
                 for item in items:
                     yield from check_references((key,), item.ctrl_img, family, job)
                     if len(item.ctrl_img or self.reference) < family.min_references:
-                        message = f"no reference image, but {family.title} edits one. Give --reference."
+                        message = f"no control image, but {family.title} edits one. Give --reference."
                         yield Diagnostic((key,), message, "warning")
                     for flag, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
                         yield Diagnostic((key,), f"{flag} {message}", "warning")
@@ -245,7 +245,7 @@ def check_references(
     """More references than the model takes, files that are missing or no images."""
     if len(paths) > family.max_references:
         takes = f"at most {family.max_references}. Give fewer." if family.max_references else "none. Remove them."
-        yield Diagnostic(key, f"{len(paths)} references: {family.title} takes {takes}")
+        yield Diagnostic(key, f"{len(paths)} control images: {family.title} takes {takes}")
     for path in paths:
         file = Path(path).expanduser()
         if job.will_write(file):

@@ -334,7 +334,7 @@ def test_a_table_of_images_names_them_from_the_working_directory(
     plan = run_py("job.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert plan.stdout.splitlines()[1].startswith("  left out, and therefore as in musubi-tuner: network_dim 4, ")
-    assert "pairs/after: 2 x 3 = 6 samples" in plan.stdout and "references: 1 with 1, 1 with 2" in plan.stdout
+    assert "pairs/after: 2 x 3 = 6 samples" in plan.stdout and "control images: 1 with 1, 1 with 2" in plan.stdout
 
 
 def test_paths_in_a_table_can_be_moved_and_lost_ones_are_in_the_one_list(
@@ -357,7 +357,7 @@ def test_paths_in_a_table_can_be_moved_and_lost_ones_are_in_the_one_list(
     for words in (["job.toml", *moved], ["job.yaml"]):
         plan = run_py(*words, "--dry-run")
         assert plan.returncode == 0, plan.stderr
-        assert "2 x 1 = 2 samples" in plan.stdout and "references: 1 with 0, 1 with 1" in plan.stdout
+        assert "2 x 1 = 2 samples" in plan.stdout and "control images: 1 with 0, 1 with 1" in plan.stdout
 
 
 def test_numbered_references_of_one_folder_and_several_datasets(
@@ -370,7 +370,7 @@ def test_numbered_references_of_one_folder_and_several_datasets(
     load(f"{JOB}edit_plus = true\n", f'{DATA}{more}num_repeats = 2\ncontrol_directory = "pairs/before"\n')
     plan = run_py("job.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr
-    assert plan.stdout.count("references: 3 with 2") == 2 and "3 x 1 + 3 x 2 = 9 samples" in plan.stdout
+    assert plan.stdout.count("control images: 3 with 2") == 2 and "3 x 1 + 3 x 2 = 9 samples" in plan.stdout
 
 
 @pytest.mark.parametrize(

@@ -215,9 +215,9 @@ ROWS: list[tuple[str, ...]] = [
     ("first_sample: {width: 64}", "E first_sample: has no prompts, and inherits none"),
     ("first_sample: {samples: [{prompt: a, ctrl_img: no.png}]}", "E first_sample.samples.0.ctrl_img.0: 'no.png' does"),
     ("sample: {samples: [{prompt: a, mask_img: no.png}]}", "E sample.samples.0.mask_img: 'no.png' does not exist",
-     "E sample.samples.0.mask_img: needs a reference image to compare with"),
-    ("validation: {fraction: 0.5, edits: 1}", "W validation.edits: has no effect: no image has a reference. Give dat"),
-    ("validation: {folder_path: other, edits: 1}", "W validation.edits: has no effect: no image has a reference. Giv"),
+     "E sample.samples.0.mask_img: needs a control image to compare with"),
+    ("validation: {fraction: 0.5, edits: 1}", "W validation.edits: has no effect: no image has a control image"),
+    ("validation: {folder_path: other, edits: 1}", "W validation.edits: has no effect: no image has a control image"),
     ("validation: {fraction: 0.5, edits: 1}, datasets: [{folder_path: photos, control_path: other}]",),
     ("train: {force_first_sample: true}", "W train.force_first_sample: has no effect without a 'sample' section."),
     (f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: true}}",
@@ -232,7 +232,7 @@ ROWS: list[tuple[str, ...]] = [
      "W sample.samples.0.height: the model cannot generate 70 pixels; images will be generated at 64."),
     ("datasets: [{folder_path: photos, control_path: [other, other, other]}]",),
     ("datasets: [{folder_path: photos, control_path: [other, other, other, other]}]",
-     "E datasets.0.control_path: has 4 reference images, and Qwen-Image-Edit-2509 takes at most 3. Shorten control"),
+     "E datasets.0.control_path: has 4 control images, and Qwen-Image-Edit-2509 takes at most 3. Shorten control"),
     ("datasets: [{folder_path: photos, control_path: [other, other, other, other], control_optional: true}]",),
     # ---------------------------------------- validation, what is measured
     *((f"stop_when: {{metric: {metric}, below: 1}}", f"E stop_when.metric: '{metric}' {fault}") for metric, fault in (

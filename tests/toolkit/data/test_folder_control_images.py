@@ -250,4 +250,4 @@ def test_a_reference_that_is_too_long_for_its_width_is_named(tmp_path: Path, ima
         scan_datasets([section], None)
     (mistake,) = caught.value.errors
     assert mistake.place == str(tmp_path / "ref" / "a.png")
-    assert mistake.message.startswith(f"is {size[0]} x {size[1]}: as a reference at most 200 times as long as wide")
+    assert mistake.message.startswith(f"is {size[0]} x {size[1]}: as a control image at most 200 times as long as wide")

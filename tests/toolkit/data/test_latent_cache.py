@@ -240,7 +240,7 @@ def test_all_unreadable_pictures_are_named_once_the_others_are_done(items, encod
         encode(items, adapter=adapter)
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
         f"latents of {items[0].sample.image}",
-        f"latents of reference {items[1].sample.control_images[0]}",
+        f"latents of control image {items[1].sample.control_images[0]}",
     ]
     assert adapter.calls == {"images": 3}  # b, c and the reference of a
 

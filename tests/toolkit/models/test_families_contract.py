@@ -254,7 +254,7 @@ def test_references_are_refused_where_the_family_takes_none(unlike_job, make_pic
     sample = {"samples": [{"prompt": "a cat", "ctrl_img": picture}], "sample_every": 1, "width": 64, "height": 64}
     unlike_job("sample", sample=sample)
     unlike_job("held_out", validation={"folder_path": photos, "control_path": controls, "every": 1})
-    takes = "has 1 reference image, and Unlike-1 takes none. Leave"
+    takes = "has 1 control image, and Unlike-1 takes none. Leave"
     for name, said in {
         "dataset": rf"datasets\[0\]\.control_path: {takes} control_path out\.",
         "held_out": rf"a\.png: {takes} control_path out\.",

@@ -104,7 +104,7 @@ def test_references_of_samples_are_opened_before_anything_expensive(plan, make_p
         plan(sample={"samples": samples}, first_sample={"samples": [{"prompt": "y", "ctrl_img": str(damaged)}]})
     first, mask, thin, second = map(str, caught.value.errors)
     assert mask.startswith(f"sample.samples[2].mask_img: {text}: is not a JPEG")
-    assert thin.startswith(f"sample.samples[3].ctrl_img: {narrow}: is 5 x 2000: as a reference at most 200 times")
+    assert thin.startswith(f"sample.samples[3].ctrl_img: {narrow}: is 5 x 2000: as a control image at most 200 times")
     assert first.startswith(
         f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image"
     )
@@ -145,7 +145,7 @@ def test_a_model_that_edits_one_image_says_where_none_is_given(plan, make_pictur
     model, picture = {"name_or_path": "Qwen/Qwen-Image-Edit"}, str(tmp_path / "ref" / "a.png")
     sample = {"samples": [{"prompt": "x"}, {"prompt": "y", "ctrl_img": picture}]}
     words = plan(model=model, sample=sample, datasets=[{"folder_path": folder}]).render()
-    made = "no reference image, and Qwen-Image-Edit is made to edit one. Give"
+    made = "no control image, and Qwen-Image-Edit is made to edit one. Give"
     assert f"warning: 2 images have {made} control_path." in words
     assert f"warning: 1 sample prompt has {made} ctrl_img." in words
     paired = [{"folder_path": folder, "control_path": references}]

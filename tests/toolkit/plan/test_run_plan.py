@@ -99,8 +99,8 @@ def test_render_shows_each_folder_and_the_further_lines() -> None:
     text = make_plan(SEED_001, (1024, 512), notes=("disk: about 1 GB",)).render()
     for part in (
         "data/40_char: 70 x 40 x 2 sizes = 5,600 samples",
-        "references: none",
-        "references: 30 with 1",
+        "control images: none",
+        "control images: 30 with 1",
         "buckets: 512x512 (70), 1024x1024 (70)",
         "without caption: 1 of 70",
         "disk: about 1 GB",

@@ -196,7 +196,7 @@ class QwenImage21Family(FolderFamily):
 
         if (count := count_text_tokens(prompt, len(seen), folder / "processor")) <= most:
             return None
-        beside = f" beside {len(seen)} reference{'s' * (len(seen) > 1)}" if seen else ""
+        beside = f" beside {len(seen)} control image{'s' * (len(seen) > 1)}" if seen else ""
         return f"{count:,} text tokens; the model has room for {most:,}{beside}. Shorten the text."
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:

@@ -148,7 +148,7 @@ def reference(request: Request) -> Response:
     paths = references(ui, run)
     index, slot = request.path_params["index"], request.path_params["slot"]
     if index >= len(paths) or slot >= len(paths[index]):
-        raise HTTPException(404, "no such reference")
+        raise HTTPException(404, "no such control image")
     return image(ui, paths[index][slot], _whole(request, "side", 400) or 400)
 
 

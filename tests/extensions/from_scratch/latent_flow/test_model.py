@@ -118,7 +118,7 @@ def test_rows_with_unlike_references_are_predicted_as_alone(tmp_path: Path) -> N
     assert model.num_tokens(x_BCHW, prompts, given) == text + 5 * 16 + 3 * (8 + 8) + 2 * 1
     assert model.reference_size(Size(100, 50), Size(40, 72)) == Size(76, 36)
     assert model.family.max_references == 3
-    with pytest.raises(ValueError, match="4 references, and this model takes at most 3"):
+    with pytest.raises(ValueError, match="4 control images, and this model takes at most 3"):
         model.predict_velocity(x_BCHW[:1], levels[:1], prompts.select([0]), [(small,) * 4])
 
 

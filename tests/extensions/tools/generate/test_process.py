@@ -271,7 +271,7 @@ def test_a_flow_model_draws_from_text_and_takes_no_references(
     monkeypatch.setattr(Sampler, "latents", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
     with pytest.raises(RunError, match="Give --quantize"):
         generate(f"{line} --seed 7")
-    with pytest.raises(UserError, match="1 references: latent flow model takes none"):
+    with pytest.raises(UserError, match="1 control images: latent flow model takes none"):
         generate(f"{line} --reference {REFERENCES[0]}")
     with pytest.raises(UserError, match="size 256x64: this model generates images with sides of 4 to 128 pixels"):
         generate(f"{line} --width 256 --height 64")
@@ -411,7 +411,7 @@ def test_wrong_input_is_one_line_before_anything_is_loaded(
 def test_a_model_that_edits_one_image_says_where_none_is_given(model: str, given: str, notes: int) -> None:
     section = section_of("generate", shlex.split(f"--model Qwen/Qwen-Image-{model} --prompt x {given}"))
     found = [one.message for one in warnings(section)]
-    assert found == ["no reference image, but Qwen-Image-Edit edits one. Give --reference."] * notes
+    assert found == ["no control image, but Qwen-Image-Edit edits one. Give --reference."] * notes
 
 
 def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(

@@ -182,7 +182,7 @@ def test_the_page_shows_what_is_trained(run, browser: Browser, folder: Path, tmp
     assert browser.run("return document.querySelectorAll('.crop img').length") == 7
     assert browser.run("return document.querySelectorAll('.references img').length") == 7
     assert "an ohwx man" not in browser.text() and "ohwx <b>wide</b>" in browser.text()
-    assert browser.text("article").startswith("reference 1") and "has no caption" in browser.text("article .bad")
+    assert browser.text("article").startswith("control image 1") and "has no caption" in browser.text("article .bad")
     browser.click("#only")
     seen = "return [...document.querySelectorAll('article')].filter(node => node.offsetHeight).length"
     assert browser.run(seen) == 2

@@ -79,7 +79,7 @@ def test_the_fault_says_how_long_it_is_and_how_long_it_may_be(tiny_model: Path) 
     fault = prompt_fault(tiny_model, words(5000), TARGET, [Size(451, 300)], area=0)
     # 5 tokens end the template; an image is 187 and the 7 around it; the longer side is 4 tokens from the middle.
     assert fault == (
-        "5,199 text tokens; a target of 128x96 beside 1 reference leaves room for 4,092. Shorten the text."
+        "5,199 text tokens; a target of 128x96 beside 1 control image leaves room for 4,092. Shorten the text."
     )
 
 

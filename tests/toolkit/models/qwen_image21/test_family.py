@@ -109,7 +109,7 @@ def test_levels_in_one_pass_are_for_models_that_share_it(tmp_path: Path) -> None
     of_2509 = {"name_or_path": "Qwen/Qwen-Image-Edit-2509", "arch": "qwen_image_edit_plus"}
     found = findings(section_of(tmp_path, levels=[1, 1, 4], **of_2509))
     assert [str(one.message) for one in found if "noise_levels_per_sample" in str(one.key)] == [
-        "in a Qwen-Image-Edit-2509 text and references see the image's noise level. Use 1, or leave it out."
+        "in a Qwen-Image-Edit-2509 text and control images see the image's noise level. Use 1, or leave it out."
     ]
 
 
@@ -123,7 +123,7 @@ def test_levels_in_one_pass_are_for_models_that_share_it(tmp_path: Path) -> None
 def test_a_plan_says_what_levels_in_one_pass_save(tmp_path: Path, asked: object, said: list[str]) -> None:
     groups = [ItemGroup(Size(1024, 1024), count, False, False, uses=1, longest=30) for count in (0, 1, 3)]
     sizes = BatchSizes(section_of(tmp_path, levels=asked), FAMILY.footprint(tmp_path), groups)
-    of_each = "0 references: {}; 1 reference: {}; 3 references: {}".format(*said)
+    of_each = "0 control images: {}; 1 control image: {}; 3 control images: {}".format(*said)
     assert describe_levels(list(sizes.noise_levels())) == f"noise levels per sample: {of_each}"
 
 
