@@ -8,11 +8,13 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 INSTEAD = {
     r"(?<![Tt]here) (is|are) no (?!longer|such|need|more|one\b|other)": "is not a, are not",
     r"\b[Kk]nows no\b": "does not support, has no",
@@ -28,9 +30,27 @@ INSTEAD = {
 }
 """Pattern -> what to write."""
 
+ONE_WORD = {
+    r"\b[Rr]eference images?\b": "control image",
+    r"(?<![\w`./-])[Rr]eferences\b(?![/_`])": "control images",
+    r"\b([Ww]hich|[Cc]hoose a|earlier|later|best|compare|this) checkpoints?\b": "LoRA file, which other programs load",
+}
+"""The same of a thing that has one word (docs/glossary.md), in what users read. `--reference`, the reference of
+`train.preference` and that of an `influence` are other things."""
 
-def found(text: str) -> list[str]:
-    return [hit.group() for pattern in INSTEAD for hit in re.finditer(pattern, text, re.MULTILINE)]
+OF_DEVELOPERS = (
+    *("docs/architecture.md", "docs/correctness.md", "docs/extending.md", "docs/extensions.md", "docs/internals.md"),
+    *("docs/measured.md", "docs/reliability.md", "CHANGELOG.md", "CONTRIBUTING.md"),
+)
+"""Pages about the code, whose names say `references`."""
+
+ROW = re.compile(r"^\| .*", re.MULTILINE)
+CODE = re.compile(r"""\{[%{].*?[%}]\}|class="[^"]*"|"\w+":""")
+"""Of templates and JSON."""
+
+
+def found(text: str, patterns: Iterable[str] = INSTEAD) -> list[str]:
+    return [hit.group() for pattern in patterns for hit in re.finditer(pattern, text, re.MULTILINE)]
 
 
 def files(*patterns: str) -> list[Path]:
@@ -51,6 +71,48 @@ def test_each_phrase_is_found(text: str) -> None:
 )
 def test_what_is_english_is_not(text: str) -> None:
     assert not found(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["3 reference images", "references: none", "Choose a checkpoint.", "which checkpoint to use", "no references"],
+)
+def test_a_second_word_for_a_thing_is_found(text: str) -> None:
+    assert found(text, ONE_WORD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["give `--reference`", "close to the reference", "in `aligned/references`", "resumes from its last checkpoint"],
+)
+def test_another_thing_of_that_name_is_not(text: str) -> None:
+    assert not found(text, ONE_WORD)
+
+
+def spoken(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of messages, and of the keys' descriptions, which the help and docs/config.md show."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
+    quiet = {id(node.body[0].value) for node in nodes if node.body and isinstance(node.body[0], ast.Expr)}
+    if "config" not in path.as_posix():
+        lines = [line for node in nodes for line in node.body if isinstance(line, ast.Expr)]
+        quiet |= {id(line.value) for line in lines}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in quiet:
+            yield node.lineno, node.value
+
+
+def test_a_thing_has_one_word_in_messages_and_guides() -> None:
+    wrong = []
+    for path in files("*.py"):
+        texts = [(line, text) for line, text in spoken(path) if " " in text and "[a-z" not in text and "|" not in text]
+        wrong += [f"{path.relative_to(ROOT)}:{line}: {hit!r}" for line, text in texts for hit in found(text, ONE_WORD)]
+    for path in files("*.md", "*.yaml", "*.html", "*.j2", "*/texts.json"):
+        if str(path.relative_to(ROOT)) not in OF_DEVELOPERS:
+            text = CODE.sub("", path.read_text(encoding="utf-8"))
+            prose = ROW.sub("", text) if path.name in ("memory.md", "multi_gpu.md") else text  # rows of benchmarks
+            wrong += [f"{path.relative_to(ROOT)}: {hit!r}" for hit in found(prose, ONE_WORD)]
+    assert wrong == []
 
 
 def test_messages_and_docstrings_are_free_of_them() -> None:

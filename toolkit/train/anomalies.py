@@ -2,7 +2,7 @@
 a gradient, sample images that are all alike or noise, or turn into texture.
 
 Each detector is given numbers and returns what it found; none knows a clock, a device or a file. A fault is found once,
-and again only after all was well in between. How often they are wrong: docs/while_it_trains.md.
+and again only after all was well in between. How often they are wrong: docs/correctness.md.
 """
 
 from __future__ import annotations
