@@ -157,7 +157,7 @@ def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: s
 
 def test_pairs_are_shown_together(images: Path, caption: Caption, make_pictures, tmp_path: Path) -> None:
     before = make_pictures(tmp_path / "before", "a", "b", captions=False)
-    with pytest.raises(RunError, match=r"1 of 3 images have no new caption: .*c\.png: has no reference"):
+    with pytest.raises(RunError, match=r"1 of 3 images have no new caption: .*c\.png: has no control image"):
         caption(images, "--pairs", before, "--format", "jsonl")
     rows = [json.loads(line) for line in (images / "captions.jsonl").read_text().splitlines()]
     assert [row["control_path"] for row in rows] == [str(before / "a.png"), str(before / "b.png")]
