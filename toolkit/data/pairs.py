@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ def pair_mistakes(pairs: Sequence[Pair]) -> Iterator[Diagnostic]:
         elif better.facts and worse.facts and better.facts.size != worse.facts.size:
             sizes = f"{better.facts.size}, and its worse image {worse.path} {worse.facts.size}"
             message = f"is {sizes}: both images of a pair need one size. Remove the line"
+        elif better.facts and worse.facts and filecmp.cmp(better.path, worse.path, shallow=False):
+            message = f"is the same as its worse image {worse.path}. Remove the line"
         else:
             continue
         yield Diagnostic((better.path,), message)

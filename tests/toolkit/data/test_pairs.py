@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,11 @@ Row = dict[str, object]
 
 @pytest.fixture
 def scan(tmp_path: Path) -> Callable[..., tuple[tuple[Sample, ...], tuple[str, ...]]]:
-    """The samples and notes of a table with these rows, beside the images a.png, b.png, c.png and large.png."""
-    for name, side in (("a", 64), ("b", 64), ("c", 64), ("large", 96)):
-        Image.new("RGB", (side, side), "teal").save(tmp_path / f"{name}.png")
+    """The samples and notes of a table with these rows, beside the images a.png, b.png, c.png, large.png and copy.png,
+    which is a.png."""
+    for name, side, colour in (("a", 64, "teal"), ("b", 64, "red"), ("c", 64, "blue"), ("large", 96, "teal")):
+        Image.new("RGB", (side, side), colour).save(tmp_path / f"{name}.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "copy.png")
 
     def scan(*rows: Row, **keys: object) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
         table = tmp_path / "votes.jsonl"
@@ -54,6 +57,7 @@ def test_only_the_better_images_are_trained_each_with_its_worse_ones(scan, tmp_p
     [
         (pair(worse="large.png"), r"a\.png: is 64x64, and its worse image .*large\.png 96x96: both images .* one size"),
         (pair(worse="a.png"), "a.png: is the better and the worse image of one pair"),
+        (pair(worse="copy.png"), r"a\.png: is the same as its worse image .*copy\.png\. Remove the line"),
         (pair(prompt=""), "a.png: has no prompt"),
         (pair(worse="gone.png"), r"gone\.png: is named in .*votes\.jsonl:2 as a worse image and is not there"),
         (pair("gone.png"), r"gone\.png: is named in .*votes\.jsonl:2 and is not an image"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from toolkit.data.types import CaptionRules
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
@@ -186,12 +187,13 @@ def table(folder: Path, worse: Mapping[int, list[int]], plain: int = 0) -> Path:
 
 
 @pytest.fixture
-def votes(image, dataset, tmp_path: Path):
+def votes(dataset, tmp_path: Path):
     """A dataset of such a table."""
+    (tmp_path / "votes").mkdir()
 
     def make(worse: Mapping[int, list[int]], plain: int = 0):
         for number in (*worse, *(n for rest in worse.values() for n in rest), *range(90, 90 + plain)):
-            image(tmp_path / "votes" / f"q{number}.png", 64, 64)
+            Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / "votes" / f"q{number}.png")
         return dataset(tmp_path / "votes", captions_file=str(table(tmp_path / "votes", worse, plain)))
 
     return make
