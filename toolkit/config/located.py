@@ -6,6 +6,7 @@ an error is always reported where the user typed it."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Diagnostics:
     def error_at(self, env: SourceLocation, path: KeyPath, message: str) -> None:
         """An error at a line and column; the same one is kept once. A message may end in a space, where a remedy is
         empty."""
-        message = message.rstrip()
+        message = _with_short_words(message.rstrip())
         self._paths.add(dotted(path))
         self._errors[env, dotted(path), message] = Diagnostic((self._place(env, path),), message)
 
@@ -197,4 +198,9 @@ class Diagnostics:
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
         file = env.file or self.file
         where = f"{file}:{env.line}:{env.column}" if env.line else file
-        return f"{where}: {dotted(path)}" if path else where
+        return f"{where}: {_with_short_words(dotted(path))}" if path else where
+
+
+def _with_short_words(text: str) -> str:
+    """A message without words that fill screens, such as a whole file that is taken for a key."""
+    return re.sub(r"\S{1000,}", lambda found: found[0][:100] + "...", text)

@@ -11,11 +11,14 @@ from typing import Any
 import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
-from toolkit.config.yaml_reader import MAX_DEPTH
+from toolkit.config.yaml_reader import MAX_DEPTH, MOST_DIGITS
 
 _KEY = r"(?:[\w-]+|\"[^\"]*\"|'[^']*')"
 _HEAD = re.compile(rf"\s*(\[\[?)\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*\]")
 _STATEMENT = re.compile(rf"\s*({_KEY}(?:\s*\.\s*{_KEY})*)\s*=\s*")
+_LONG = re.compile(rf"(?:^|[\[{{,])\s*(?:{_KEY}\s*\.\s*){{{MAX_DEPTH}}}", re.MULTILINE)
+"""A key of more parts than values may be nested: tomllib takes a time that grows with their square."""
+
 _AT = re.compile(r"\s*\((?:at line (\d+), column (\d+)|at end of document)\)")
 
 _REMEDIES = (
@@ -72,6 +75,9 @@ def _is_deeper(data: Any, levels: int) -> bool:
 def _faults(text: str) -> Iterator[tuple[int, int, str]]:
     """Line, column and message of each fault: a statement that has one is left out, and what follows is read again."""
     lines, before = text.replace("\r\n", "\n").removesuffix("\n").split("\n"), 0
+    if found := _LONG.search(text):
+        yield text.count("\n", 0, found.end()) + 1, 1, DEEP
+        return
     while True:
         try:
             tomllib.loads("\n".join([*lines, ""]))
@@ -80,8 +86,11 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
             yield 1, 1, DEEP
             return
         except ValueError as error:
-            if not isinstance(error, tomllib.TOMLDecodeError):  # a number of thousands of digits
-                yield 1, 1, f"not valid TOML: {error}."
+            if not isinstance(error, tomllib.TOMLDecodeError):
+                digits = re.search(rf"[0-9_]{{{MOST_DIGITS},}}", text)
+                line = text.count("\n", 0, digits.start()) + 1 if digits else 1
+                what = f"a number has more than {MOST_DIGITS:,} digits" if digits else str(error)
+                yield line, 1, f"not valid TOML: {what}."
                 return
             found = _AT.search(str(error))
             place = (int(found[1]), int(found[2])) if found and found[1] else None
@@ -147,8 +156,8 @@ def _places(text: str, file: str) -> Places:
                 SourceLocation(at, statement.start(1) + 1, file),
                 SourceLocation(at, statement.end() + 1, file),
             )
-            while at < len(lines) and not _is_whole("\n".join(lines[first:at])):
-                at += 1
+            ends = (end for end in range(at, len(lines)) if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end]))
+            at = next((end for end in ends if _is_whole("\n".join(lines[first:end]))), len(lines))
     return places
 
 

@@ -69,6 +69,9 @@ def _blank(match: re.Match[str]) -> str:
 MAX_NODES = 100_000
 MAX_DEPTH = 64
 
+MOST_DIGITS = 4300
+"""Digits of a whole number, as Python itself reads."""
+
 _TAG = "tag:yaml.org,2002:"
 
 # The core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema).
@@ -100,6 +103,8 @@ def scalar_value(text: str, kind: str | None = None) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
+        if len(text) > MOST_DIGITS:
+            raise ValueError(f"a number of {len(text):,} digits, of which at most {MOST_DIGITS:,} are read.")
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 

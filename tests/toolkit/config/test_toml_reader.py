@@ -106,7 +106,9 @@ def test_all_faults_are_told_each_at_its_own_line(text: str, lines: list[int]) -
         ("a = " + "[" * 70 + "]" * 70, "1:1: nested deeper than 64 levels."),
         (".".join("a" * 3000) + " = 1", "1:1: nested deeper than 64 levels."),
         ("a = " + "{b = " * 5000, "1:1: nested deeper than 64 levels."),
-        ("a = " + "9" * 5000, "not valid TOML: Exceeds the limit"),
+        (".".join("a" * 200_000) + " = 1", "1:1: nested deeper than 64 levels."),
+        ("\nx = {" + ".".join("a" * 200_000) + " = 1}", "2:1: nested deeper than 64 levels."),
+        ("\na = " + "9" * 5000, "2:1: not valid TOML: a number has more than 4,300 digits."),
         ("a = 2024-99-99", "not valid TOML"),
         ("a: 2024-99-99", "not valid TOML"),
     ],
@@ -117,3 +119,21 @@ def test_what_no_config_holds_is_one_line(text: str, fault: str) -> None:
     with pytest.raises(ConfigErrors) as caught:
         diagnostics.raise_errors()
     assert fault in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_list_of_many_lines_is_read_in_time_that_grows_with_it() -> None:
+    """One more attempt per line would take minutes."""
+    text = "a = [\n" + "'x',\n" * 20_000 + "]\nb = 1\n"
+    root = read_toml(text, Diagnostics("c.toml"))
+    assert root is not None and len(root.value["a"].value) == 20_000 and root.value["b"].value_at[:2] == (20_003, 5)
+
+
+def test_a_key_that_fills_screens_is_cut_in_messages() -> None:
+    diagnostics = Diagnostics("c.toml")
+    root = read_toml("x" * 50_000 + " = 1", diagnostics)
+    assert root is not None
+    (key,) = root.value
+    diagnostics.error(root.value[key], f"{key}: unknown key.")
+    with pytest.raises(ConfigErrors) as caught:
+        diagnostics.raise_errors()
+    assert len(str(caught.value)) < 300 and "xxx... unknown key." in str(caught.value)
