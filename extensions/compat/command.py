@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +38,9 @@ LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run", "torch.distr
 """Modules after `python -m` that start the script behind them."""
 
 _GOES_ON = re.compile(r"[ \t]*(?:\\|\^|`)[ \t]*\r?\n")
-_FLAG = re.compile(r"--[A-Za-z]")
+_FLAG = re.compile(r"[-\u2010-\u2015\u2212]+[A-Za-z]")
+"""The beginning of a flag, of one dash too, or of those that editors make of two."""
+
 
 _WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\\[ "'$\\]|[^\s"']|["'][^\n]*)+""")
 _QUOTED = re.compile(r"""\\["']|"(?:\\.|[^"\\])*"|'[^']*'""")
@@ -110,14 +114,19 @@ def commands(text: str) -> Iterator[list[_Word]]:
     values, unless what runs decides them."""
     flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), _without_comments(text))
     known = _Variables()
+    starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]  # of the lines, continued or not
     start = 0
     for line in flat_text.splitlines(keepends=True):
         words: list[_Word] = []
         waits = False  # for the file that output goes to
         for found in _WORD.finditer(line):
-            raw, place = found.group(), _place(text, start + found.start())
+            raw, index = found.group(), start + found.start()
+            number = bisect(starts, index)
+            place = SourceLocation(number, index - starts[number - 1] + 1)
             if raw[0] == "#":
                 break
+            is_last = len(raw) > 1 and raw[-1] == ";" and raw[-2] != "\\"
+            raw = raw.removesuffix(";") if is_last else raw
             is_open = bool(re.search("[\"']", _QUOTED.sub("", raw)) and not _WINDOWS.match(raw))
             to_file, names_file = bool(_TO_FILE.fullmatch(raw)), raw[-1] in "<>"
             if raw in ("&&", ";", "|", "||", "&"):
@@ -126,6 +135,9 @@ def commands(text: str) -> Iterator[list[_Word]]:
             elif not (to_file or waits):
                 words += [word._replace(is_open=is_open) for word in known.words(raw, place)]
             waits = to_file and names_file
+            if is_last:
+                yield known.after_assignments(words)
+                words = []
         yield known.after_assignments(words)
         start += len(line)
 
@@ -142,12 +154,16 @@ def _without_comments(text: str) -> str:
 
 
 def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
-    """Places where a command begins with a flag, and why: it is the end of the command above, which does not go on."""
-    lines = text.splitlines()
+    """Places where a command begins with a flag, or has flags and no script below one that has one, and why: it is the
+    end of the command above, which does not go on."""
+    lines, is_above = text.splitlines(), False
     mark = found.group().strip() if (found := _GOES_ON.search(text)) else "\\"
     for words in commands(text):
-        first = words[0] if words else None
-        if first is None or not _FLAG.match(first.text):
+        first, was_above = words[0] if words else None, is_above
+        is_above = first is not None and parted(words)[0] is not None
+        flags = {word.text[2:].partition("=")[0] for word in words if word.text.startswith("--")}
+        is_end = was_above and not is_above and not flags.isdisjoint(ROWS)
+        if first is None or not (is_end or _FLAG.match(first.text)):
             continue
         above = lines[first.at.line - 2].strip() if first.at.line > 1 else ""
         if not above or above.startswith("#"):
@@ -210,11 +226,6 @@ class _Variables:
             self.values |= {found[1]: found[2] for found in assigned}
             return []
         return words
-
-
-def _place(text: str, index: int) -> SourceLocation:
-    before = text[:index]
-    return SourceLocation(before.count("\n") + 1, index - before.rfind("\n"))
 
 
 def _unquoted(word: str, variables: Mapping[str, str]) -> str:
@@ -281,6 +292,8 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
         if not word.text.startswith("--"):
             is_variable = word.text.startswith("${")
             hint = "Set the variable, or write what it stands for." if is_variable else odd_characters(word.text)
+            if _FLAG.match(word.text):
+                hint = "A flag begins with two plain '-'."
             diagnostics.error_at(word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip())
             continue
         name, equals, value = word.text[2:].partition("=")

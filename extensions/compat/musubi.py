@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -586,7 +587,7 @@ class _Reader:
         old = "OLD" if old in ("", "/") else old
         for node in self.lost:
             if is_absolute(str(node.value)):
-                message = f"is not on this machine. Where it lies elsewhere: --map {old}=NEW"
+                message = f"is not on this machine. Where it lies elsewhere: --map {shlex.quote(f'{old}=NEW')}"
             else:
                 message = f"does not exist (working directory: {Path.cwd()})."
             self.diagnostics.error(node, f"{show(node)} {message}")

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from extensions.compat.command import read_command
 from run import foreign_tool, print_tool
 from tests.conftest import ROOT
 from tests.extensions.compat.test_musubi import DATA
 from toolkit.commands import command as pasted
 from toolkit.config import load_job
 from toolkit.config.foreign import COMMAND_LINE, is_command
+from toolkit.config.located import Diagnostics
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 
@@ -392,6 +394,33 @@ def test_a_command_of_another_script_that_lost_its_mark_is_refused() -> None:
         UserError, match=r"^line 3: '--attn_mode' belongs to the command above: .* at the end of line 2"
     ):
         foreign_tool(IMAGES.replace("--infer_steps 2 \\", "--infer_steps 2"))
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("  32 --max_train_steps 5", "3:3"),  # the value of a flag above
+        ("  -network_dim 32", "3:3"),
+        ("  \u2014network_dim 32", "3:3"),  # as editors write two of them
+        ('\t"--network_dim" 32', "3:2"),
+    ],
+)
+def test_an_end_of_a_command_on_its_own_line_is_told_however_it_begins(line: str, place: str) -> None:
+    diagnostics = Diagnostics("x.sh")
+    with pytest.raises(ConfigErrors, match=f"^x.sh:{place}: .* belongs to the command above: the mark .* of line 2"):
+        read_command(f"python qwen_image_train_network.py \\\n --dit model --network_dim\n{line}\n", diagnostics)
+
+
+def test_a_semicolon_ends_a_command_and_is_no_part_of_its_last_word() -> None:
+    root = read_command("cd x; python qwen_image_train_network.py --output_name l; echo done;\n", Diagnostics("x.sh"))
+    assert root.value["output_name"].value == "l"
+
+
+def test_a_flag_with_another_dash_inside_a_command_is_told() -> None:
+    diagnostics = Diagnostics("x.sh")
+    read_command("python qwen_image_train_network.py --output_name l \u2013dit a\n", diagnostics)
+    with pytest.raises(ConfigErrors, match=r"'\u2013dit' belongs to no flag. A flag begins with two plain '-'\."):
+        diagnostics.raise_errors()
 
 
 def test_a_file_with_such_a_command_runs(run_py: Callable[..., Any]) -> None:
