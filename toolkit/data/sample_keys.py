@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.data.images import IMAGE_SUFFIXES
@@ -12,6 +12,9 @@ TEXTS = ("txt", "text", "transcript", "caption", "cap")
 """Extensions of files that are the text itself."""
 
 JSON = ("json", "jsn")
+
+CAPTIONS = ("caption", "text", "prompt", "description", "tags")
+"""Keys under which other programs have captions in JSON."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ class SampleKeys:
         label[self.caption].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
         return label[self.caption].strip()
 
-    def remedy(self, key: str, fields: Collection[str]) -> str:
-        """What the keys would have to be for a sample with these fields, as far as names tell it. key: the sample's."""
-        if not any(each in fields for each in self.image):
+    def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
+        """What the keys would have to be for a sample with these files, as far as they tell it. key: the sample's."""
+        has_image = any(each in fields for each in self.image)
+        if not has_image:
             found = [field for field in fields if "." + last_part(field) in IMAGE_SUFFIXES]
             kind = "image_key"
         elif self.label not in fields or last_part(self.label) in JSON:
@@ -63,13 +67,24 @@ class SampleKeys:
         else:
             return ""
         if not found:
-            return ""
+            key = self._caption_key(fields) if kind == "label_key" else ""
+            return f"set caption_key: {key}" if key else ""
         first = min(found)
-        if "." not in first:
-            return f"set {kind}: {first}"
+        if "." not in first or has_image:  # whose name ends where that of the sample does
+            others = f" (or {', '.join(sorted(found)[1:])})" if found[1:] else ""
+            return f"set {kind}: {first}{others}"
         names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
         ways = f"Set {kind}: {first}, or take" if len(found) == 1 else "Take"
         return f"{names}. {ways} the dots out of the names"
+
+    def _caption_key(self, fields: Mapping[str, bytes]) -> str:
+        """The key of the label whose text is most likely the caption; empty where there is none."""
+        try:
+            label = json.loads(fields.get(self.label, b""))
+        except (ValueError, RecursionError):
+            return ""
+        texts = [key for key, value in label.items() if isinstance(value, str)] if isinstance(label, dict) else []
+        return next((key for key in CAPTIONS if key in texts), texts[0] if len(texts) == 1 else "")
 
 
 def last_part(extension: str) -> str:

@@ -371,6 +371,10 @@ class ShardStream:
                 reason += f": {remedy}" if remedy else ""
         except ImageError as error:
             reason = f"its image {error.reason}"
+        except UnicodeDecodeError as error:
+            reason = f"its {self.keys.label} is not UTF-8 text: byte 0x{error.object[error.start]:02x}"
+            remedy = "save it as UTF-8"
+            reason += f" at offset {error.start}: {remedy}"
         except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
@@ -385,14 +389,19 @@ class ShardStream:
         if shard.is_remote:
             return ""
         with closing(read_tar(shard, found.byte, self.pauses, wanted=())) as samples:
-            others = (each for each in islice(samples, 1, _LOOKED_THROUGH) if each.key == found.key)
+            name = found.key.rpartition("/")[2]
+            named = (each for each in islice(samples, 1, _LOOKED_THROUGH) if each.key.rpartition("/")[2] == name)
+            others = (each for each in named if each.fields.keys() - found.fields.keys())
             try:
                 other = next(others, None)
             except _DAMAGED:  # which is reported when it is read
                 return ""
-        if other is None or not other.fields.keys() - found.fields.keys():
+        if other is None:
             return ""
         shown = _listed(other.fields.keys() - found.fields.keys())
+        if other.key != found.key:
+            what = f"its {shown} lies in another folder of the shard, as {other.key!r}"
+            return f"{what}, and files of a sample share their folder. Pack them into one"
         return f"its {shown} lies elsewhere in the shard, and files of a sample are neighbours. Pack it sorted by name"
 
 

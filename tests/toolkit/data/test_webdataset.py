@@ -262,7 +262,7 @@ def test_the_caption_is_where_the_keys_say(keys: SampleKeys, fields: dict[str, b
         (SampleKeys(label="txt"), "it has no txt, only json, png: set label_key: json"),
         (
             SampleKeys(caption="text"),
-            r"it has no text in its json \(whose keys are prompt\), only json, png\. Set image_key, label_key",
+            r"it has no text in its json \(whose keys are prompt\), only json, png: set caption_key: prompt\.",
         ),
     ],
 )
@@ -305,6 +305,27 @@ ODD = {
         SampleKeys(label="txt"),
         "only 000.png, 000.txt, 001.png, 001.txt, 002.png and 9 more: a name ends at its first dot, and 000.png stands "
         "behind that of 'IMG'. Take the dots out of the names.",
+    ),
+    "a caption under another key of the JSON": (
+        [f for name, text in PAIRS for f in ((f"{name}.json", b'{"w": "9", "text": "x"}'), (f"{name}.png", png()))],
+        SampleKeys(),
+        "it has no prompt in its json (whose keys are text, w), only json, png: set caption_key: text.",
+    ),
+    "texts whose keys have a dot": (
+        [f for name, text in PAIRS for f in ((f"{name}.a.txt", text), (f"{name}.b.txt", text), (f"{name}.png", png()))],
+        SampleKeys(),
+        "it has no json, only a.txt, b.txt, png: set label_key: a.txt (or b.txt).",
+    ),
+    "images and texts in two folders": (
+        [(f"img/{name}.png", png()) for name, _ in PAIRS] + [(f"txt/{name}.txt", text) for name, text in PAIRS],
+        SampleKeys(label="txt"),
+        "only png: its txt lies in another folder of the shard, as 'txt/004', and files of a sample share their "
+        "folder. Pack them into one.",
+    ),
+    "a text in another encoding": (
+        [file for name, _ in PAIRS for file in ((f"{name}.png", png()), (f"{name}.txt", b"caf\xe9"))],
+        SampleKeys(label="txt"),
+        "its txt is not UTF-8 text: byte 0xe9 at offset 3: save it as UTF-8.",
     ),
     "all images, then all texts": (
         [(f"{name}.png", png()) for name, _ in PAIRS] + [(f"{name}.txt", text) for name, text in PAIRS],
@@ -525,7 +546,7 @@ SHARDS = {
     "a label that is not UTF-8": (
         with_label(b'{"prompt": "\xff"}'),
         1,
-        "its json cannot be read: 'utf-8' codec",
+        "its json is not UTF-8 text: byte 0xff at offset 12: save it as UTF-8.",
     ),
     "a label nested deeply": (
         with_label(b"[" * 100_000),
