@@ -12,6 +12,7 @@ from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from posixpath import normpath
@@ -154,11 +155,12 @@ def read_captions_file(
         return {}
     rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
+    is_there = lru_cache(os.path.isdir)  # one folder has many images
     for number, written, row in _rows(path, text, moved):
         if written is None:
             mistakes.append(Diagnostic((f"{path}:{number}",), row.caption))
             continue
-        if os.path.isabs(written):
+        if os.path.isabs(written) and is_there(os.path.dirname(written)):
             written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
         name = image_name(written)
         if name in first and (given := rows[name]).worse and row.worse and given[:2] == row[:2]:
@@ -246,14 +248,15 @@ def _rows(path: str, text: str, moved: Mapping[str, str]) -> _Rows:
         yield number, written and moved_path(written, moved), row._replace(references=references, worse=worse)
 
 
-def lost_folders(path: str, moved: Mapping[str, str] = NOTHING_MOVED) -> list[str]:
+def lost_folders(path: str, moved: Mapping[str, str] = NOTHING_MOVED, images: bool = True) -> list[str]:
     """Folders that a table names by absolute paths and that are not on this machine; none of one that cannot be
-    read."""
+    read. images: those of the images too, not of what belongs to them alone."""
     try:
         text = _read_text(os.path.expanduser(path))
     except CaptionError:
         return []
-    named = chain.from_iterable((name or "", *row.references, *row.worse) for _, name, row in _rows(path, text, moved))
+    rows = _rows(path, text, moved)
+    named = chain.from_iterable(((images and name) or "", *row.references, *row.worse) for _, name, row in rows)
     folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
     return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
 
@@ -295,7 +298,7 @@ def _csv_rows(text: str) -> _Rows:
         columns = reader.fieldnames or ()
         if not (_first_of(columns, _NAMES) and _first_of(columns, _CAPTIONS)):
             reason = f"{', '.join(columns)[:_SHOWN]!r} is not a header with {_NAMES[0]!r} and {_CAPTIONS[0]!r}"
-            yield 1, None, TableRow(f"{reason}. Add one with these names")
+            yield 1, None, TableRow(f"{reason}. Add one with these names, and commas between them")
             return
         for row in reader:
             yield _named(reader.line_num, row)
@@ -332,10 +335,14 @@ def _json_rows(text: str) -> _Rows:
 
 def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, TableRow]:
     name, caption = (row.get(_first_of(row, keys)) for keys in (_NAMES, _CAPTIONS))
-    if (key := _first_of(row, _CAPTIONS)) != _TAGS:
-        caption = _listed(caption)
-        if key and isinstance(caption, str) and isinstance(tags := row.get(_TAGS), str):
-            caption = LIST.join(", ".join(filter(None, (each.strip(), tags.strip()))) for each in caption.split(LIST))
+    tags = row.get(_TAGS)
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        tags = ", ".join(tags)
+    if (key := _first_of(row, _CAPTIONS)) == _TAGS:
+        caption = tags
+    elif isinstance(caption := _listed(caption), str | None) and key and isinstance(tags, str):
+        each_of = (caption or "").split(LIST)
+        caption = LIST.join(", ".join(filter(None, (each.strip(), tags.strip()))) for each in each_of)
     if isinstance(name, str) and name.strip() and isinstance(caption, str | None):
         return (
             number,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -55,7 +56,9 @@ from toolkit.data.partners import (
     LookedFor,
     Slot,
     captions_beside,
+    in_yaml,
     looked_for,
+    pair_folders,
     pair_names,
     partners_of,
     shared,
@@ -313,7 +316,7 @@ def _find(datasets: Sequence[DatasetConfig], findings: _Findings) -> list[_Folde
         own = [folder for folder in _image_folders(index, dataset, findings) if _accept(folder, findings)]
         for path, group in groupby(own, key=lambda folder: folder.table_path):
             with_table = [*group]
-            # One that is empty could not be read, or leaves each image to be counted.
+            # One that is empty could not be read.
             if with_table[0].table and dataset.folder_path:
                 _place_table(dataset, str(path), with_table, findings)
         folders += own
@@ -338,8 +341,7 @@ def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[_Folder], 
     unused = [name for name in rows if name not in names]
     if len(unused) == len(rows):
         what = f"none of its {_count(len(rows), 'line')} names an image of {dataset.place}"
-        shown = f"It has {unused[0]!r}, the folder {next(iter(names), '')!r}"
-        findings.mistake(path, f"{what}. {shown}: write paths from that folder")
+        findings.mistake(path, f"{what}. {_unlike(unused, list(names))}")
         return
     if unnamed := [name for name in names if name not in rows]:
         what = f"{len(unnamed)} of {len(names)} images have no line in {path}"
@@ -349,16 +351,38 @@ def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[_Folder], 
         findings.notes.append(f"{path}: {what}: {shorten(unused)}")
 
 
+def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
+    """How the names of a table differ from those of the images, by the first two that are nearly the same."""
+
+    def key(name: str) -> str:
+        return split_suffix(os.path.basename(name.replace("\\", "/")))[0].casefold()
+
+    of_images = {key(name): name for name in reversed(images)}
+    near = next((name for name in written if key(name) in of_images), written[0])
+    image = of_images.get(key(near), next(iter(images), ""))
+    is_letters = key(near) in of_images and os.path.dirname(near) == os.path.dirname(image)
+    remedy = "write suffix and letters as that file has them" if is_letters else "write paths from that folder"
+    return f"It has {near!r}, the folder {image!r}: {remedy}"
+
+
 def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> Iterator[_Folder]:
     """The image folders of one entry: its own, or its subfolders."""
     path, table = dataset.folder_path, None
     if dataset.captions_file is not None:
-        if lost := lost_folders(dataset.captions_file, dataset.path_map):
+        # Images of a folder are found by what follows the folders of another machine, where that is sure.
+        if lost := lost_folders(dataset.captions_file, dataset.path_map, images=not path):
             for folder in lost:
                 what = f"names files in {folder}, which is not on this machine"
-                findings.mistake(dataset.captions_file, f"{what}. Where it lies elsewhere: --map {folder}=NEW")
+                remedy = f"--map {shlex.quote(f'{folder}=NEW')}"
+                findings.mistake(dataset.captions_file, f"{what}. Where it lies elsewhere: {remedy}")
             return
+        before = len(findings.mistakes)
         table = read_captions_file(dataset.captions_file, findings.mistakes, dataset.path_map)
+        if not table and len(findings.mistakes) == before:
+            findings.mistake(
+                dataset.captions_file, "has no line. Write one for each image, or take 'captions_file' out"
+            )
+            return
         if not path:
             yield from _folders_of_table(index, dataset, table, findings)
             return
@@ -374,7 +398,9 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
             findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
         images = _without_partners(top, dataset)
         if not images.images:
-            findings.mistake(path, f"no name of an image in it ends with image_suffix {dataset.image_suffix!r}")
+            example = next(chain.from_iterable(top.images.values()))
+            what = f"no name of an image in it ends with image_suffix {dataset.image_suffix!r}"
+            findings.mistake(path, f"{what}. It has {example!r}: write the suffix with its letters")
         yield _Folder(index, dataset, images, None, table, dataset.captions_file, top)
         return
     listings = [(name, findings.listing(join(path, name))) for name in _subfolders(top, dataset)]
@@ -383,6 +409,7 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
         if listing and listing.images:
             images = _without_partners(listing, dataset)
             yield _Folder(index, dataset, images, name, table, dataset.captions_file, listing)
+    _note_pair_folders(dataset, {name: listing.images for name, listing in listings if listing}, findings)
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not any(listing and listing.images for _, listing in listings):
         remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -396,6 +423,16 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
         findings.notes.append(f"warning: {path}: {what}. {remedy}")
     elif empty:
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
+
+
+def _note_pair_folders(dataset: DatasetConfig, inside: Mapping[str, Collection[str]], findings: _Findings) -> None:
+    """Notes two subfolders that look like the images and control images of pairs, which both are trained."""
+    if not dataset.control_path and (pair := pair_folders(inside)):
+        images, controls = (join(dataset.folder_path, name) for name in pair)
+        looks = f"its subfolders {pair[0]!r} and {pair[1]!r} look like pairs, and each image is trained by itself"
+        looks = f"{looks}. For pairs give 'folder_path: {images}' and 'control_path: {controls}'"
+        findings.notes.append(f"warning: {dataset.folder_path}: {looks}")
+        findings.unpaired.append((dataset.folder_path, looks))
 
 
 def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: _Findings) -> list[str]:
@@ -518,7 +555,10 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
     used, ignored = set(chain.from_iterable(captions)), dict[tuple[str, str], list[str]]()
     for name, written in listing.files.items():
         if written not in used:
-            ignored.setdefault(_why_ignored(name, listing, caption_ext), []).append(written)
+            why = _why_ignored(name, listing, caption_ext)
+            if why == _NO_IMAGE and caption_ext and not any(used) and _is_table_of_others(listing, written):
+                why = _TABLE_OF_OTHERS
+            ignored.setdefault(why, []).append(written)
     for (reason, remedy), names in ignored.items():
         if remedy:
             _not_used(listing, names, reason, remedy, findings, findings.unused)
@@ -526,7 +566,8 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
             findings.notes.append(f"{listing.folder}: ignored, {reason}: {shorten(names)}")
     if not (dataset.image_suffix or dataset.control_suffix) and (pairs := pair_names(listing.images)):
         optional = ", control_optional: true" if pairs.optional else ""
-        given = f"image_suffix: {pairs.image}, control_suffix: [{', '.join(pairs.controls)}]{optional}"
+        controls = ", ".join(map(in_yaml, pairs.controls))
+        given = f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]{optional}"
         looks = f"its images look like pairs, and each is trained by itself. For pairs give '{given}'"
         findings.notes.append(f"warning: {listing.folder}: {looks}")
         findings.unpaired.append((listing.folder, looks))
@@ -561,7 +602,20 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
         return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
     if caption_ext and _table_of(listing, listing.files[name]):
         return "captions of images that have caption files, or another table", "Give one as 'captions_file'"
-    return "not an image", ""
+    return _NO_IMAGE
+
+
+_NO_IMAGE = "not an image", ""
+_TABLE_OF_OTHERS = "table of captions that names no image of the folder", "Write the names as the images have them"
+
+
+def _is_table_of_others(listing: DirectoryListing, name: str) -> bool:
+    """Whether a file is a table of captions, by lines that name images."""
+    if split_suffix(name)[1] not in TABLES or name in listing.no_files:
+        return False
+    mistakes = list[Diagnostic]()
+    table = read_captions_file(listing.path(name), mistakes)
+    return not mistakes and any(split_suffix(each)[1] in IMAGE_SUFFIXES for each in table)
 
 
 def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = NOTHING_MOVED) -> dict[str, TableRow]:

@@ -131,7 +131,12 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     most = family.max_references
     found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
     if found:
-        raise DataErrors([Diagnostic((image,), family.too_many_references(count)) for image, count in found.items()])
+        raise DataErrors(
+            [
+                Diagnostic((image,), family.too_many_references(count, "the list of its control images"))
+                for image, count in found.items()
+            ]
+        )
 
 
 def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size]:

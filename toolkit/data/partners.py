@@ -19,15 +19,19 @@ CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 
 
 PAIRS = (
-    ("_end", "_start"),
-    ("_after", "_before"),
-    ("_target", "_control"),
-    ("_target", "_source"),
-    ("_output", "_input"),
-    ("_edited", "_original"),
+    ("end", "start"),
+    ("after", "before"),
+    ("target", "control"),
+    ("target", "source"),
+    ("output", "input"),
+    ("edited", "original"),
 )
-"""How other programs name image and control image of a pair in one folder; `a_start2` is a second control image of
-`a_end`. The first are those of fal and Pruna."""
+"""How other programs name image and control image of a pair in one folder: `a_end` and `a_start`, of which `a_start2`
+is a second control image. The first are those of fal and Pruna."""
+
+IMAGES = frozenset({*(image for image, _ in PAIRS), "image"})
+CONTROLS = frozenset({*(control for _, control in PAIRS), "reference", "conditioning"})
+"""Names of the folders of a pair, some with an `s`."""
 
 
 class PairNames(NamedTuple):
@@ -44,12 +48,39 @@ class PairNames(NamedTuple):
 def pair_names(stems: Collection[str]) -> PairNames | None:
     """The suffixes of a folder of which at least half of the images are pairs by their names; else None."""
     for image, control in PAIRS:
-        roots = {stem.removesuffix(image) for stem in stems if stem.endswith(image)}
-        pattern = re.compile(rf"(.+)({re.escape(control)}[0-9]*)")
+        size = len(image) + 1
+        named = (stem[-size:] for stem in stems if len(stem) > size and stem[1 - size :].lower() == image)
+        ends = Counter(end for end in named if end[0] in "-_ .")
+        if not ends:
+            continue
+        end = max(ends, key=ends.__getitem__)  # as most of them write it
+        roots = {stem.removesuffix(end) for stem in stems if stem.endswith(end)}
+        pattern = re.compile(rf"(.+)([-_ .](?i:{control})[0-9]*)")
         matches = [match for match in map(pattern.fullmatch, stems) if match and match[1] in roots]
         counts = Counter(match[2] for match in matches)
-        if 2 * (len(matches) + len({match[1] for match in matches})) > len(stems):
-            return PairNames(image, tuple(sorted(counts, key=_number)), min(counts.values()) < len(roots))
+        if matches and 2 * (len(matches) + len({match[1] for match in matches})) >= len(stems):
+            return PairNames(end, tuple(sorted(counts, key=_number)), min(counts.values()) < len(roots))
+    return None
+
+
+def in_yaml(suffix: str) -> str:
+    """A suffix as YAML reads it as text."""
+    return f'"{suffix}"' if suffix[0] in " -" else suffix
+
+
+def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | None:
+    """The folders of images and control images among several, by their names and those of at least half of the images;
+    else None. folders: each with the stems of its images."""
+
+    def named(names: Collection[str]) -> list[str]:
+        words = {folder: re.sub(r"^[0-9]+_", "", folder.lower()) for folder in folders}
+        return [folder for folder, word in words.items() if word in names or word.removesuffix("s") in names]
+
+    for image in named(IMAGES):
+        for control in named(CONTROLS):
+            both = len({*folders[image]} & {*folders[control]})
+            if both and 2 * both >= len(folders[image]):
+                return image, control
     return None
 
 

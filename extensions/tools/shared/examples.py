@@ -16,7 +16,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import published_family
 from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import named_as_regularisation
-from toolkit.data.partners import PairNames, pair_names
+from toolkit.data.partners import PairNames, in_yaml, pair_names
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes
@@ -264,7 +264,7 @@ def _with_pairs(text: str, folder: str) -> str:
     """A job with the keys of pairs that lie in one folder."""
     if (names := pairs_in(folder)) is None:
         return text
-    keys = [f"image_suffix: {names.image}", f"control_suffix: [{', '.join(names.controls)}]"]
+    keys = [f"image_suffix: {in_yaml(names.image)}", f"control_suffix: [{', '.join(map(in_yaml, names.controls))}]"]
     keys += ["control_optional: true"] if names.optional else []
     keys[0] = _noted(f"          {keys[0]}", "pairs: docs/before_and_after_pairs.md").strip()
     lines = "".join(f"          {key}\n" for key in keys)

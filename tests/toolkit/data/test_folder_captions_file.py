@@ -1,6 +1,7 @@
 """Captions of a whole dataset from one file."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -159,11 +160,53 @@ def test_a_table_of_which_no_line_is_an_image_s_is_a_mistake(data: Path, dataset
     assert mistake.message == f"{reason}: write paths from that folder"
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("C.JPG", "It has 'C.JPG', the folder 'c.png': write suffix and letters as that file has them"),
+        ("q/x.png q/c.png", "It has 'q/c.png', the folder 'c.png': write paths from that folder"),
+    ],
+)
+def test_what_nearly_names_an_image_is_shown_beside_it(data: Path, dataset, written: str, shown: str) -> None:
+    (data / "q").mkdir()
+    (data / "q" / "c.png").write_bytes(b"")  # so that the folder is not one of another machine
+    (data / "x.tsv").write_text("\n".join(f"{name}\tone" for name in written.split()))
+    with pytest.raises(DataErrors, match=re.escape(shown)):
+        scan_datasets([dataset(data / "b", captions_file=str(data / "x.tsv"))], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("x.jsonl", "\n"), ("x.csv", "file_name,text\n"), ("x.json", "{}"), ("x.json", "[]"), ("x.tsv", "")],
+)
+def test_a_table_without_a_line_is_a_mistake(data: Path, dataset, name: str, text: str) -> None:
+    (data / name).write_text(text)
+    for folder in ("", data / "b"):
+        with pytest.raises(DataErrors) as caught:
+            scan_datasets([dataset(folder, captions_file=str(data / name))], None)
+        remedy = "Write one for each image, or take 'captions_file' out"
+        assert str(caught.value) == f"{data / name}: has no line. {remedy}"
+
+
+def test_a_table_beside_the_images_that_names_none_of_them_is_told(data: Path, dataset) -> None:
+    (data / "b" / "metadata.jsonl").write_text('{"file_name": "other.png", "text": "one"}')
+    (data / "b" / "settings.json").write_text('{"version": "1"}')
+    for caption in data.glob("b/*.txt"):
+        caption.unlink()
+    scan = scan_datasets([dataset(data / "b")], "sks")
+    told = "table of captions that names no image of the folder. Write the names as the images have them"
+    assert scan.unused == ((f"{data}/b/metadata.jsonl", told),)
+    (data / "b" / "a.txt").write_text("its own")
+    assert scan_datasets([dataset(data / "b")], "sks").unused == ()
+
+
 def test_tags_of_kohya_s_metadata_are_the_end_of_the_caption(data: Path, dataset) -> None:
     rows = {"a": {"caption": "a cat sits", "tags": "indoors, table"}, "c": {"tags": "outdoors"}}
-    (data / "x.json").write_text(json.dumps(rows))
-    scan = scan_datasets([dataset(data / "b", captions_file=str(data / "x.json"))], None)
-    assert [sample.caption for sample in scan.samples] == ["a cat sits, indoors, table", "outdoors"]
+    lists = {"a": {"caption": "a cat sits", "tags": ["indoors", "table"]}, "c": {"caption": None, "tags": ["outdoors"]}}
+    for table in (rows, lists):
+        (data / "x.json").write_text(json.dumps(table))
+        scan = scan_datasets([dataset(data / "b", captions_file=str(data / "x.json"))], None)
+        assert [sample.caption for sample in scan.samples] == ["a cat sits, indoors, table", "outdoors"]
 
 
 @pytest.mark.parametrize(
@@ -259,6 +302,23 @@ def test_folders_of_another_machine_in_a_table_are_moved_or_told(data: Path, dat
     assert str(caught.value) == (
         f"{table}: names files in /old/disk, which is not on this machine. Where it lies elsewhere: --map /old/disk=NEW"
     )
+
+
+@pytest.mark.parametrize("old", ["C:\\\\My Files\\\\set\\\\", "/old disk/set/", "https://x.org/set/"])
+def test_images_in_the_given_folder_are_found_by_what_follows_that_of_another_machine(
+    data: Path, dataset, old: str
+) -> None:
+    table = data / "t.jsonl"
+    table.write_text("\n".join(f'{{"file_name": "{old}{name}", "text": "{name}"}}' for name in ("a.png", "c.png")))
+    scan = scan_datasets([dataset(data / "b", captions_file=str(table))], None)
+    assert [sample.caption for sample in scan.samples] == ["a.png", "c.png"]
+    assert len([note for note in scan.notes if "at the beginning of its names is left out" in note]) == 1
+
+
+def test_a_folder_with_a_space_is_quoted_in_the_remedy(data: Path, dataset) -> None:
+    (data / "t.csv").write_text("file_name,text\nC:\\My Files\\a.png,one\n")
+    with pytest.raises(DataErrors, match=r"--map 'C:/My Files=NEW'$"):
+        scan_datasets([dataset("", captions_file=str(data / "t.csv"))], None)
 
 
 def test_a_file_name_is_the_caption_of_an_image_without_one(image, dataset, tmp_path: Path) -> None:

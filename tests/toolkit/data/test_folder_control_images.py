@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import DataErrors
@@ -175,7 +176,7 @@ def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image
     assert [Path(path).name for path, _ in scan.unpaired] == ["c_start.png", "other.png"] and not scan.unused
     with pytest.raises(DataErrors, match=r"b_end.png: has no control image 'b_start2'"):
         scan_datasets([dataset(tmp_path, **FAL)], None)
-    with pytest.raises(DataErrors, match="no name of an image in it ends with image_suffix '_after'"):
+    with pytest.raises(DataErrors, match=r"image_suffix '_after'. It has 'a_end.png': write"):
         scan_datasets([dataset(tmp_path / "4_x", image_suffix="_after")], None)
 
 
@@ -185,18 +186,47 @@ def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image
         ("a_start a_end b_start b_start2 b_end", "_end, control_suffix: [_start, _start2], control_optional: true"),
         ("a_start a_start2 a_start10 a_end", "_end, control_suffix: [_start, _start2, _start10]"),
         ("a_before a_after b_before b_after c d", "_after, control_suffix: [_before]"),
+        ("a_START a_END b_START b_END c_end", "_END, control_suffix: [_START]"),
+        ("a-start a-end", '"-end", control_suffix: ["-start"]'),
+        ("a before|a after|b before|b after", '" after", control_suffix: [" before"]'),
+        ("a_start a_end b c", "_end, control_suffix: [_start]"),
         ("a_end b_end c_start d_start", ""),
         ("a_start a_end b c d e", ""),
         ("the_end week_end", ""),
     ],
 )
 def test_images_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, names: str, given: str) -> None:
-    for name in names.split():
+    for name in names.split("|") if "|" in names else names.split():
         image(tmp_path / f"{name}.png")
     scan = scan_datasets([dataset(tmp_path)], "sks")
     found = [note.partition("give '")[2] for note in notes_of(scan, "look like pairs")]
     assert found == ([f"image_suffix: {given}'"] if given else [])
     assert [path for path, _ in scan.unpaired] == [str(tmp_path)] * bool(given)
+    if given:
+        keys = yaml.safe_load("{image_suffix: " + given + "}")
+        assert all(
+            scan_datasets([dataset(tmp_path, **keys | {"control_optional": True})], "sks").samples[0].control_images
+        )
+
+
+@pytest.mark.parametrize(
+    ("files", "pair"),
+    [
+        ("end/a end/b start/a start/b", ("end", "start")),
+        ("10_Targets/a 10_controls/a x/b", ("10_Targets", "10_controls")),
+        ("images/a images/b images/c references/a", None),
+        ("end/a start/b", None),
+        ("a/1 b/1", None),
+    ],
+)
+def test_subfolders_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, files: str, pair) -> None:
+    for file in files.split():
+        image(tmp_path / f"{file}.png")
+    scan = scan_datasets([dataset(tmp_path)], "sks")
+    given = f"'folder_path: {tmp_path}/{pair[0]}' and 'control_path: {tmp_path}/{pair[1]}'" if pair else ""
+    told = notes_of(scan, "look like pairs")
+    assert [note.partition("For pairs give ")[2] for note in told] == [given] * bool(pair)
+    assert [path for path, _ in scan.unpaired] == [str(tmp_path)] * bool(pair)
 
 
 # ---------------------------------------------------------------- masks
