@@ -15,6 +15,7 @@ from typing import NamedTuple
 from extensions.compat import not_read
 from extensions.compat.foreign_jobs import SCRIPT
 from extensions.compat.musubi import FULL, LORA, ROWS, flat
+from extensions.compat.musubi import TEXTS as OF_TEXT
 from extensions.compat.names import NAMES
 from extensions.compat.nodes import file_root
 from toolkit.config.foreign import NO_COMMAND
@@ -306,6 +307,9 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
             tools = "It is a flag of another script." if name in NAMES["musubi", "flags"] else ""
             hint = odd_characters(name) or tools or did_you_mean(name, ROWS, list_all=False)
             diagnostics.error(_node(name, word, name), f"--{name}: unknown flag. {hint}", at_key=True)
+            continue
+        if not values and (name in MANY or name in OF_TEXT):
+            diagnostics.error(_node(name, word, name), f"--{name}: has no value. Write one, or leave the flag out.")
             continue
         is_text = TEXTS.fullmatch(name) is not None
         nodes = [_node(each.text, each, name, is_text) for each in values]

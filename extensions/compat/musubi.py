@@ -187,7 +187,7 @@ class _Reader:
     def _refuse_empty(self) -> None:
         """Tells keys without a value with which a training there ends."""
         for key, node in flat(self.root).items():
-            if key in NOT_EMPTY and node.is_blank:
+            if key in NOT_EMPTY and (node.is_blank or not str(node.value).strip()):
                 self.diagnostics.error(node, f"has no value, which is an error there too. {NOT_EMPTY[key]}.")
 
     def _with_more(self, level: Level) -> Level:

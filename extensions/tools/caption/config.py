@@ -132,7 +132,9 @@ class CaptionConfig(ToolConfig):
     def _of_a_file(cls, data: Any) -> Any:
         """A file as `model` gives the weights alone."""
         model = data.get("model") if isinstance(data, dict) else None
-        if not isinstance(model, str) or data.get("text_encoder_path") or not os.path.isfile(os.path.expanduser(model)):
+        if not isinstance(model, str) or data.get("text_encoder_path"):
+            return data
+        if not (model.endswith(".safetensors") or os.path.isfile(os.path.expanduser(model))):
             return data
         return {**data, "text_encoder_path": model, "model": CAPTIONER}
 

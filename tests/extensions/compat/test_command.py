@@ -411,6 +411,18 @@ def test_an_end_of_a_command_on_its_own_line_is_told_however_it_begins(line: str
         read_command(f"python qwen_image_train_network.py \\\n --dit model --network_dim\n{line}\n", diagnostics)
 
 
+def test_a_flag_whose_value_is_missing_is_told() -> None:
+    diagnostics = Diagnostics("x.sh")
+    read_command("python qwen_image_train_network.py --dit --vae a --network_args --seed 3\n", diagnostics)
+    with pytest.raises(ConfigErrors) as caught:
+        diagnostics.raise_errors()
+    told = "has no value. Write one, or leave the flag out."
+    assert str(caught.value).splitlines() == [
+        f"x.sh:1:36: dit: --dit: {told}",
+        f"x.sh:1:50: network_args: --network_args: {told}",
+    ]
+
+
 def test_a_semicolon_ends_a_command_and_is_no_part_of_its_last_word() -> None:
     root = read_command("cd x; python qwen_image_train_network.py --output_name l; echo done;\n", Diagnostics("x.sh"))
     assert root.value["output_name"].value == "l"

@@ -433,8 +433,9 @@ def test_what_its_front_end_writes_for_off_is_off(load: Callable[..., JobConfig]
 
 @pytest.mark.parametrize("key", ["output_dir", "vae", "text_encoder"])
 def test_what_may_not_be_empty_there_is_refused(load: Callable[..., JobConfig], key: str) -> None:
-    (told,) = faults(load, f'{JOB}{key} = ""\n')
-    assert told.startswith("job.toml:5:") and f"{key}: has no value, which is an error there too. " in told
+    for nothing in ('""', "'  '"):
+        told, *_ = faults(load, f"{JOB}{key} = {nothing}\n")
+        assert told.startswith("job.toml:5:") and f"{key}: has no value, which is an error there too. " in told
 
 
 def test_adafactor_has_the_defaults_of_its_class_as_there(load: Callable[..., JobConfig]) -> None:

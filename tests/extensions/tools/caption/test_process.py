@@ -214,6 +214,7 @@ def test_wrong_input_is_told_before_the_model_is_loaded(images: Path, caption: C
     for flags, words in [
         (("--model", tmp_path / "clip"), "is 'clip'. Only 'qwen2_5_vl'"),
         (("--model", images), "holds no config.json"),
+        (("--model", "none/x.safetensors"), "text-encoder-path: 'none/x.safetensors' does not exist"),
         (("--pairs", images), "is the same folder as 'folder'"),
         (("--output", "x.txt"), "has no effect with format txt"),
         (("--format", "csv"), "'csv'"),
