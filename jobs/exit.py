@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError
+from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError, with_short_words
 from toolkit.files.log import escape_controls
 from toolkit.files.redact import redact_text
 
@@ -60,7 +60,7 @@ def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
 
 def print_error(text: str) -> None:
     """Prints one message to standard error, redacted here because a secret may span several lines."""
-    print(escape_controls(redact_text(text)), file=sys.stderr, flush=True)
+    print(escape_controls(with_short_words(redact_text(text))), file=sys.stderr, flush=True)
 
 
 def _hint_at_missing_module(error: BaseException) -> None:

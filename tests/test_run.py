@@ -527,6 +527,16 @@ def test_what_is_no_config_and_no_path_is_one_line(words: list[str], said: str, 
     assert said in errors and len(errors.splitlines()) == 1, errors
 
 
+def test_a_name_that_fills_screens_is_cut_in_the_error(tmp_path, capfd) -> None:
+    from toolkit.files.safetensors_io import framed
+
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    (tmp_path / "x.safetensors").write_bytes(framed(json.dumps({"a" * 50_000: entry})))
+    assert main(["inspect", str(tmp_path / "x.safetensors")]) == 2
+    errors = capfd.readouterr().err
+    assert "aaa..." in errors and len(errors) < 2000
+
+
 def test_a_pipe_is_read_once(write_job: Write, steps: None, tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
     path, pipe = write_job({"type": "good"}, name="good"), tmp_path / "pipe"

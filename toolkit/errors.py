@@ -6,6 +6,7 @@ keeps its traceback. `Interrupted` is not an error: it carries the signal that e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -115,3 +116,8 @@ def missing_package(package: str, what: str) -> str:
     if find_spec(package) is None:
         return f"{what} need the package {package!r}, which is not installed. Run: pip install {package}"
     return ""
+
+
+def with_short_words(text: str) -> str:
+    """A message without words that fill screens, such as a whole file that is taken for the name of a key."""
+    return re.sub(r"\S{1000,}", lambda found: found[0][:100] + "...", text)

@@ -6,13 +6,12 @@ an error is always reported where the user typed it."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from toolkit.errors import ConfigErrors, Diagnostic
+from toolkit.errors import ConfigErrors, Diagnostic, with_short_words
 from toolkit.errors import KeyPath as KeyPath
 
 DEFAULTS: KeyPath = ("config", "defaults")
@@ -154,7 +153,7 @@ class Diagnostics:
     def error_at(self, env: SourceLocation, path: KeyPath, message: str) -> None:
         """An error at a line and column; the same one is kept once. A message may end in a space, where a remedy is
         empty."""
-        message = _with_short_words(message.rstrip())
+        message = with_short_words(message.rstrip())
         self._paths.add(dotted(path))
         self._errors[env, dotted(path), message] = Diagnostic((self._place(env, path),), message)
 
@@ -198,9 +197,4 @@ class Diagnostics:
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
         file = env.file or self.file
         where = f"{file}:{env.line}:{env.column}" if env.line else file
-        return f"{where}: {_with_short_words(dotted(path))}" if path else where
-
-
-def _with_short_words(text: str) -> str:
-    """A message without words that fill screens, such as a whole file that is taken for a key."""
-    return re.sub(r"\S{1000,}", lambda found: found[0][:100] + "...", text)
+        return f"{where}: {with_short_words(dotted(path))}" if path else where

@@ -60,7 +60,14 @@ def read_header(file: BinaryIO) -> Header:
         raise ValueError("its header is cut off")
     if length > MOST_HEADER:
         raise ValueError(f"its header has {length:,} bytes, and {MOST_HEADER:,} are the most")
-    header = json.loads(file.read(length))
+    try:
+        header = json.loads(file.read(length))
+    except RecursionError:
+        raise ValueError("its header is nested too deep") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        raise ValueError("a number in its header has too many digits") from None
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     return header

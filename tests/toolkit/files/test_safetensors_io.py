@@ -86,6 +86,15 @@ def test_a_header_that_safetensors_would_not_read_is_not_read(monkeypatch: pytes
         read_header(io.BytesIO(framed('{"a": 1234567890}')))
 
 
+@pytest.mark.parametrize(
+    ("header", "fault"),
+    [("[" * 100_000, "its header is nested too deep"), ('{"a": ' + "9" * 5000 + "}", "has too many digits")],
+)
+def test_what_the_parser_of_json_does_not_take_is_said_in_words(header: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        read_header(io.BytesIO(framed(header)))
+
+
 def test_the_first_pattern_that_is_the_end_of_a_name_gives_the_scale() -> None:
     patterns = {"to_q": 2, "attn.to_q": 4, "o_q": 8}
     settings = {"r": 1, "rank_pattern": patterns, "lora_alpha": 16}
