@@ -18,7 +18,8 @@ from tests.extensions.tools.ui.test_queue import Yard, yard  # noqa: F401 - a fi
 
 KILLS = int(os.environ.get("QUEUE_KILLS", "40"))
 
-KINDS = ("shell", "shell", "job", "job", "runner", "all")
+KINDS = ("shell", "shell", "job", "job", "runner", "all", "shell and runner", "job and runner")
+"""What is killed at once."""
 
 JOB = """
 import fcntl, json, os, sys, time
@@ -55,6 +56,7 @@ def victims(yard: Yard) -> dict[str, list[int]]:  # noqa: F811
     jobs = [pid for entry in running for pid in yard.queue.processes(entry) if pid not in shells]
     runners = [runner.pid for runner in yard.runners if runner.poll() is None]
     found = {"shell": shells, "job": jobs, "runner": runners, "all": shells + jobs + runners}
+    found |= {f"{kind} and runner": found[kind] + runners for kind in ("shell", "job") if found[kind] and runners}
     return {kind: pids for kind, pids in found.items() if pids}
 
 
@@ -81,7 +83,7 @@ def test_no_kill_puts_two_jobs_on_a_gpu_or_loses_one(yard: Yard) -> None:  # noq
         found = victims(yard)
         if found.keys() & {"shell", "job"}:
             kind = chance.choice([kind for kind in KINDS if kind in found])
-            for pid in found[kind] if kind == "all" else [chance.choice(found[kind])]:
+            for pid in found[kind] if kind == "all" or " " in kind else [chance.choice(found[kind])]:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:

@@ -13,6 +13,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
+from toolkit.files.archives import archive_in
 from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, why_not_replaced
 from toolkit.models.adapter_origin import origin_findings, unreadable
@@ -67,7 +68,11 @@ class FileToolConfig(ToolConfig):
 def check_folder(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
     """A folder to read that is missing, unless an earlier process of the job writes it."""
     folder = Path(path).expanduser()
-    if not folder.is_dir() and not job.will_write(folder):
+    if folder.is_dir() or job.will_write(folder):
+        return
+    if archive_in(path):
+        yield Diagnostic(key, f"{path!r} is a zip file, which jobs read and this tool does not. Unpack it.")
+    else:
         yield Diagnostic(key, f"{path!r} is not a folder (working directory: {Path.cwd()}).")
 
 

@@ -114,6 +114,12 @@ def test_a_mistake_names_what_to_write_instead(arguments: list[str], said: str) 
     assert said in str(refused.value) and "arch" not in str(refused.value)
 
 
+def test_a_zip_file_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "my set.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"my set\.zip' is a zip file, which jobs read and this tool does not. Unpack"):
+        load_tool("new", NewConfig, ["a", str(tmp_path / "my set.zip"), "--model", str(TINY)])
+
+
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:
     asked = {"folder": r'it\1 "is" mine: #1', "trigger": "ohwx 'a' \\g<0>", "model": str(TINY)}
     path = tmp_path / "zuzu.yaml"
@@ -137,6 +143,13 @@ def test_regularisation_images_beside_the_character_are_a_dataset(tmp_path: Path
     character, regularisation = load_job(str(path), discover().find_config).processes[0].section.datasets
     assert (character.folder_path, character.is_reg) == (f"{tmp_path}/my images/40_zuzu", False)
     assert (regularisation.folder_path, regularisation.is_reg) == (f"{tmp_path}/my images/1_reg_dog", True)
+
+
+def test_suffixes_of_pairs_are_text_in_the_job_whatever_stands_before_them(tmp_path: Path) -> None:
+    for name in ("a AFTER", "a BEFORE"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    plan = plan_of(job_text(24, folder=str(tmp_path), model=str(TINY)), tmp_path)
+    assert f"{tmp_path}: 1 x 1 = 1 samples" in " ".join(plan.split()) and "1 with 1" in plan
 
 
 @pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
