@@ -245,7 +245,7 @@ def _unquoted(word: str, variables: Mapping[str, str]) -> str:
     if _WINDOWS.match(word):
         return word.replace('"', "").replace("'", "")
     parts = []
-    for part in re.findall(r"""'[^']*'|"(?:\\.|[^"\\])*"|[^'"]+""", word):
+    for part in re.findall(r"""'[^']*'|"(?:\\.|[^"\\])*"|(?:\\.|[^'"\\])+|\\""", word):
         if part[0] == "'":
             parts.append(part[1:-1])
         else:

@@ -89,7 +89,7 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
     if tool == "generate" and "save_merged_model" in given:  # which generates no image then
         tool, defaults = SCRIPTS["merge_lora.py"]
         given = {name: values for name, values in given.items() if name in OF_MERGING or name in PARTS}
-    words, notes = [tool, *positional], list[str]()
+    words, notes = [tool, *positional], [_left_out(script.text) for script, _ in scripts[1:]]
     strengths = given.pop("lora_multiplier", [])
     words += _model(given, tool, known[tool])
     if tool == "generate" and "control_image_path" in given:
@@ -107,6 +107,11 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
     for flag, value in defaults.items():
         words += [flag, value] if flag not in words else []
     return words, notes
+
+
+def _left_out(script: str) -> str:
+    """The line of a script that stands behind the one that is read."""
+    return f"{script} is left out: {NOT_NEEDED.get(script, 'one command is read at a time. Give it by itself')}."
 
 
 def _grouped(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -409,6 +410,32 @@ def test_an_end_of_a_command_on_its_own_line_is_told_however_it_begins(line: str
     diagnostics = Diagnostics("x.sh")
     with pytest.raises(ConfigErrors, match=f"^x.sh:{place}: .* belongs to the command above: the mark .* of line 2"):
         read_command(f"python qwen_image_train_network.py \\\n --dit model --network_dim\n{line}\n", diagnostics)
+
+
+@pytest.mark.parametrize(
+    ("pasted", "meant"),
+    [
+        ("'a \"b\" c'\\''d'", 'a "b" c\'d'),  # a quote within quotes, as shells have it
+        ('"a \\"b\\" c"', 'a "b" c'),
+        ("a\\ b", "a b"),
+        ("it\\'s", "it's"),
+        ("\"it's\"' \"'b", "it's \"b"),
+    ],
+)
+def test_quotes_within_quotes_are_those_of_the_shell(pasted: str, meant: str) -> None:
+    assert shlex.split(pasted) == [meant]
+    made = foreign_tool(f"python qwen_image_generate_image.py --dit model --prompt {pasted} --seed 1")
+    assert made is not None and made[0][made[0].index("--prompt") + 1] == meant
+
+
+def test_commands_behind_the_one_that_is_read_are_named() -> None:
+    tool, cached = "python convert_lora.py --input a --output b --target other", "python qwen_image_cache_latents.py"
+    made = foreign_tool(f"{tool} && {tool}; {cached} --vae x\n")
+    assert made is not None and made[1] == [
+        "convert_lora.py is left out: one command is read at a time. Give it by itself.",
+        "qwen_image_cache_latents.py is left out: images and captions are encoded before the training, by the training "
+        "itself.",
+    ]
 
 
 def test_a_flag_whose_value_is_missing_is_told() -> None:
