@@ -379,9 +379,10 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
         before = len(findings.mistakes)
         table = read_captions_file(dataset.captions_file, findings.mistakes, dataset.path_map)
         if not table and len(findings.mistakes) == before:
-            findings.mistake(
-                dataset.captions_file, "has no line. Write one for each image, or take 'captions_file' out"
-            )
+            votes = undecided(dataset.captions_file)
+            what = "has votes for neither of two images alone" if votes else "has no line"
+            remedy = "Vote on more" if votes else "Write one for each image"
+            findings.mistake(dataset.captions_file, f"{what}. {remedy}, or take 'captions_file' out")
             return
         if not path:
             yield from _folders_of_table(index, dataset, table, findings)

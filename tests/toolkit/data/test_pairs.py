@@ -99,3 +99,5 @@ def test_votes_for_neither_image_are_skipped_and_counted(scan, tmp_path: Path) -
     samples, _ = scan(pair() | {"vote": "better"})  # a column of somebody's own table
     assert [names(sample) for sample in samples] == [["a.png", "b.png"]]
     assert not any("votes for neither" in note for note in scan(pair())[1])
+    with pytest.raises(DataErrors, match=r"votes\.jsonl: has votes for neither of two images alone\. Vote on more"):
+        scan(neither)
