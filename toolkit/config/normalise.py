@@ -9,6 +9,7 @@ import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
@@ -19,7 +20,7 @@ from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, ge
 from toolkit.config.numbers import is_grouped
 from toolkit.config.yaml_faults import quoted
 from toolkit.errors import did_you_mean
-from toolkit.files.run_files import saved_as
+from toolkit.files.run_files import saved_as, saved_like
 
 
 def merge_defaults(process: ConfigNode, defaults: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
@@ -144,8 +145,14 @@ class Normaliser:
     def saved(self, node: ConfigNode) -> ConfigNode:
         """A name of weights, `FILE` or `FILE:STRENGTH`, or a list of them, as this program has it."""
         if isinstance(node.value, list):
-            return replace(node, value=[self.saved(item) for item in node.value])
+            items = [self.saved(item) for item in node.value]
+            parts = [item.value if isinstance(item.value, list) else [item] for item in items]
+            return replace(node, value=[*chain.from_iterable(parts)])
         text = node.value if isinstance(node.value, str) else ""
+        if of_pattern := saved_like(text):
+            names = ", ".join(file.name for file in of_pattern)
+            self.diagnostics.warn(node, f"{text!r} is found in '{of_pattern[0].parent}': {names}.")
+            return replace(node, value=[replace(node, value=str(file), text=str(file)) for file in of_pattern])
         file, colon, strength = text.rpartition(":")
         if not colon or text.endswith(".safetensors"):
             file, colon, strength = text, "", ""

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,20 @@ def _saved_as(file: Path) -> Path | None:
         steps = [*step_files(run, match["name"]).values(), final_files(run, match["name"])]
         found += [each[0] for each in steps if each and _epoch_in(each[0]) == int(match["epoch"])]
     return next((each for each in found if each.suffix), None) or next(iter(found), None)
+
+
+def saved_like(pattern: str) -> list[Path]:
+    """The files of a pattern that no shell has replaced: those in its folder, else the step files of the run whose
+    epoch files musubi-tuner would call `OUT/NAME-*.safetensors`. None for other texts."""
+    file = Path(pattern).expanduser() if "*" in pattern else Path()
+    if "*" not in file.name or "*" in str(file.parent) or file.suffix != ".safetensors":
+        return []
+    with suppress(OSError, ValueError):
+        name, _, rest = file.name.partition("*")
+        name = name.rstrip("-") if rest == file.suffix else ""
+        steps = step_files(file.parent / name, name) if name else {}
+        return sorted(file.parent.glob(file.name)) or [steps[step][0] for step in sorted(steps)]
+    return []
 
 
 def _epoch_in(path: Path) -> int:

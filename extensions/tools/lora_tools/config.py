@@ -253,7 +253,9 @@ class PostHocEmaConfig(WritingToolConfig):
         if len(self.files) == 1 and Path(self.files[0]).expanduser().is_dir():
             yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give its files.")
             return
-        if len(self.files) < 2:
+        if len(self.files) == 1 and "*" in self.files[0]:
+            yield Diagnostic(("files",), f"{self.files[0]!r} matches no file (working directory: {Path.cwd()}).")
+        elif len(self.files) < 2:
             yield Diagnostic(("files",), "give at least two.")
         for index, file in enumerate(self.files):
             yield from check_safetensors(("files", index), file, job)

@@ -338,6 +338,7 @@ CHAIN = {
     "--infer_steps 1 --save_path images --lora_multiplier 1.0 --lora_weight out/0100.safetensors",
     "post_hoc_ema": "lora_post_hoc_ema.py out/0100-000001.safetensors out/0100-000002.safetensors out/0100.safetensors "
     "--output_file out/ema.safetensors --beta 0.95",
+    "all epochs": "lora_post_hoc_ema.py out/0100-*.safetensors --output_file out/all.safetensors --sigma_rel 0.2",
     "convert": "convert_lora.py --input out/0100-000001.safetensors --output out/comfy.safetensors --target other",
     "convert the average": "convert_lora.py --input out/ema.safetensors --output out/b.safetensors --target other",
     "of a step": "convert_lora.py --input out/0100-step00000003.safetensors --output out/c.safetensors --target other",
@@ -356,7 +357,8 @@ def test_commands_that_follow_a_training_find_its_files(run_py: Callable[..., An
         done = run_py("next.sh")
         assert done.returncode == 0, (name, done.stderr)
         if "out/0100" in command:
-            assert "is found as 'out/0100/0100" in done.stderr, name
+            told = "is found in 'out/0100': 0100_000000001" if "*" in command else "is found as 'out/0100/0100"
+            assert told in done.stderr, name
     again = COMMAND.replace("--output_name 0100", "--output_name more --network_weights out/0100.safetensors")
     Path("again.sh").write_text(again)
     planned = run_py("again.sh", "--dry-run")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from toolkit.files.run_files import saved_as
+from toolkit.files.run_files import saved_as, saved_like
 
 
 @pytest.fixture
@@ -51,3 +51,21 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_name_of_musubi_tuner_leads_to_the_file_of_the_run(out: Path, asked: str, found: str | None) -> None:
     assert saved_as(f"out/{asked}") == (None if found is None else Path("out", found))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("my-*.safetensors", ["my/my_000000004", "my/my_000000008"]),
+        ("my*.safetensors", ["my/my_000000004", "my/my_000000008"]),
+        ("th*.safetensors", ["there"]),  # which lie there
+        ("other-*.safetensors", []),
+        ("my.safetensors", []),
+        ("*", []),
+        ("*/my-*.safetensors", []),
+        ("**.safetensors", []),
+        ("my-*\0.safetensors", []),
+    ],
+)
+def test_a_pattern_of_epoch_files_leads_to_those_of_the_run(out: Path, pattern: str, found: list[str]) -> None:
+    assert saved_like(f"out/{pattern}") == [Path("out", f"{name}.safetensors") for name in found]
