@@ -151,20 +151,17 @@ def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, obj
 
 
 def licence_of(section: DiffusionSection) -> str | None:
-    """The licence that the base model's own card names; None where that cannot be read."""
-    model = section.model
+    """The licence that the base model's own card names; None, which the log says, where it names none."""
+    model, why = section.model, "its model card names none"
     try:
         if model.is_path():
             page = model.folder() / "README.md"
-            return _licence(ModelCard.load(page).data) if page.is_file() else None
-        return _licence(HfApi().model_info(model.name_or_path, revision=model.revision).card_data)
+            data = ModelCard.load(page).data if page.is_file() else None
+        else:
+            data = HfApi().model_info(model.name_or_path, revision=model.revision).card_data
+        if licence := getattr(data, "license", None):
+            return str(licence)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, OSError, ValueError) as error:
-        logger.info(
-            f"the licence of {model.public_name()} is not known ({type(error).__name__}); set it with --licence"
-        )
-        return None
-
-
-def _licence(data: ModelCardData | None) -> str | None:
-    licence = getattr(data, "license", None)
-    return str(licence) if licence else None
+        why = type(error).__name__
+    logger.info(f"the licence of {model.public_name()} is not known ({why}); set it with --licence")
+    return None

@@ -275,6 +275,21 @@ def test_what_the_licence_of_the_base_asks_for_is_written(run: Path, job_is_ther
     assert "license: cc-by-4.0" in card and "license_name" not in card and "**Built with Qwen**" in card
 
 
+def test_a_licence_that_is_not_known_is_told(run: Path, said: list[str]) -> None:
+    """Of a local base without a card, and with one that names none."""
+    base = run.parent.parent / "base"
+    write_tiny_model(base, TinySpec(arch="qwen_image"))
+    job = (run / "config.yaml").read_text().replace("Qwen/Qwen-Image-Edit-2509, quantize: true, qtype: int4", str(base))
+    (run / "config.yaml").write_text(job)
+    for folder, page in (("p", None), ("q", "---\ntags: [a]\n---\n"), ("r", "---\nlicense: mit\n---\n")):
+        if page:
+            (base / "README.md").write_text(page)
+        said.clear()
+        publish("output/my_char", "--repo", "me/x", "--preview", folder)
+        told = "the licence of base is not known (its model card names none); set it with --licence"
+        assert (told in said, "license: mit" in Path(folder, "README.md").read_text()) == (folder < "r", folder == "r")
+
+
 def test_an_apache_base_asks_for_nothing(run: Path) -> None:
     publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
     assert not Path("p/NOTICE").exists() and "Built with" not in Path("p/README.md").read_text()
