@@ -132,6 +132,18 @@ def test_mirrored_copies_are_counted_and_said(tmp_path: Path) -> None:
     assert text.count("regularisation images") == 1 and "masks: 1 of 3" in text and text.count("masks") == 1
 
 
+def test_images_are_counted_by_their_captions(tmp_path: Path) -> None:
+    for name, text in (("a", "one\ntwo\n"), ("b", "one"), ("c", "one\n\ntwo"), ("d", "")):
+        make_image(tmp_path / f"{name}.png", 64, 64)
+        (tmp_path / f"{name}.txt").write_text(text)
+    told = [
+        make_plan(scan_datasets([make_dataset(tmp_path, captions=captions)], None).folders, (64,)).render()
+        for captions in ("lines", "one")
+    ]
+    assert "    captions: 2 with 1, 2 with 2; one is drawn at each use\n" in told[0]
+    assert "    without caption: 1 of 4\n" in told[0] and "is drawn" not in told[1]
+
+
 def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_path: Path) -> None:
     for name, height in (("a", 64), ("b", 90), ("c", 70)):
         make_image(tmp_path / f"{name}.png", 64, height)
