@@ -36,6 +36,7 @@ KEYS = {
     "ArrowUp": "\ue013",
     "ArrowRight": "\ue014",
     "ArrowDown": "\ue015",
+    "Backspace": "\ue003",
     "Escape": "\ue00c",
     "Enter": "\ue007",
     "Tab": "\ue004",

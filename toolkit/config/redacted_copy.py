@@ -129,4 +129,9 @@ def _dump(root: ConfigNode, new_name: str | None) -> str:
     data = root.data(scalar)
     if new_name is not None:
         data["config"] = {"name": new_name} | data["config"] | {"name": new_name}
+    return as_yaml(data)
+
+
+def as_yaml(data: Any) -> str:
+    """Plain data as a block of YAML, keys in their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)

@@ -27,13 +27,13 @@ class Group:
     control: tuple[str, ...] = ()
     """Paths of the control images from the folder."""
 
-    lora: tuple[str, ...] = ()
-    """Paths of the LoRA files, from the working directory."""
-
     model: str = ""
     seed: tuple[int, ...] = ()
+    lora: tuple[tuple[str, ...], ...] = ()
+    """Paths of the LoRA files of each image, from the working directory."""
+
     files: tuple[str, ...] = ()
-    """Names of the images, one for each seed."""
+    """Names of the images; seed and lora have an item for each."""
 
     @classmethod
     def of(cls, settings: Settings, file: str, folder: Path) -> Group:
@@ -42,17 +42,27 @@ class Group:
             control = tuple(os.path.relpath(os.path.expanduser(one["path"]), folder) for one in settings["reference"])
             lora = tuple(str(one["path"]) for one in settings["lora"])
             model, seed = str(settings["model"]["name_or_path"]), int(settings["seed"])
-            return cls(str(settings["prompt"]), control, lora, model, (seed,), (file,))
+            return cls(str(settings["prompt"]), control, model, (seed,), (lora,), (file,))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"'{folder / file}' has no settings of an image ({error}).") from None
 
 
 def joined(groups: Iterable[Group]) -> tuple[Group, ...]:
     """One group for each prompt, its control images and its model, with all files."""
-    found: dict[Group, dict[str, int]] = {}
+    found: dict[Group, dict[str, tuple[int, tuple[str, ...]]]] = {}
     for group in groups:
-        found.setdefault(replace(group, seed=(), files=()), {}).update(zip(group.files, group.seed, strict=True))
-    return tuple(replace(key, seed=(*files.values(),), files=(*files,)) for key, files in found.items())
+        rows = zip(group.files, group.seed, group.lora, strict=True)
+        key = replace(group, seed=(), lora=(), files=())
+        found.setdefault(key, {}).update({file: (seed, lora) for file, seed, lora in rows})
+    return tuple(
+        replace(
+            key,
+            files=(*rows,),
+            seed=tuple(seed for seed, _ in rows.values()),
+            lora=tuple(lora for _, lora in rows.values()),
+        )
+        for key, rows in found.items()
+    )
 
 
 def read_groups(folder: Path) -> tuple[Group, ...]:
@@ -69,15 +79,13 @@ def read_groups(folder: Path) -> tuple[Group, ...]:
     for number, line in enumerate(filter(str.strip, text.split("\n")), 1):
         try:
             row = json.loads(line)
-            lists = {key: tuple(map(kind, row[key])) for key, kind in _LISTS.items()}
-            groups += joined([Group(str(row["prompt"]), model=str(row["model"]), **lists)])
+            files, control = (tuple(map(str, row[key])) for key in ("files", "control"))
+            seed, lora = tuple(map(int, row["seed"])), tuple(tuple(map(str, each)) for each in row["lora"])
+            groups += joined([Group(str(row["prompt"]), control, str(row["model"]), seed, lora, files)])
         except (ValueError, KeyError, TypeError, RecursionError):
             remedy = "Remove the line, or give another folder"
             raise UserError(f"{path}:{number}: was not written by this program. {remedy}") from None
     return tuple(groups)
-
-
-_LISTS = {"control": str, "lora": str, "seed": int, "files": str}
 
 
 def _of_images(folder: Path) -> Iterable[Group]:

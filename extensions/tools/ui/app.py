@@ -12,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from extensions.tools.ui.guard import Guard, protect
 from extensions.tools.ui.state import HERE, Ui, render, texts
-from extensions.tools.ui.views import compare, datasets, new, queue, run, runs, system, tools
+from extensions.tools.ui.views import compare, datasets, new, queue, run, runs, system, tools, votes
 
 
 def _get(path: str, view: object) -> Route:
@@ -69,6 +69,11 @@ ROUTES = [
     _post("/datasets/{d}/files", datasets.upload_form),
     _get("/datasets/{d}/images/{name:path}", datasets.image),
     _get("/datasets/{d}/thumbs/{name:path}", datasets.thumb),
+    _get("/votes/{kind}/{id}", votes.show),
+    _post("/votes/{kind}/{id}", votes.vote),
+    _get("/votes/{kind}/{id}/images/{name}", votes.candidate),
+    _get("/votes/{kind}/{id}/control/{digest}", votes.control),
+    _post("/votes/{kind}/{id}/train", votes.train),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),

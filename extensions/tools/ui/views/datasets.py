@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
+from extensions.tools.shared.candidates import CANDIDATES
 from extensions.tools.ui import datasets, state, uploads
 from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
 from extensions.tools.ui.decoder import SIDES, decoder, thumbnail
@@ -178,6 +179,7 @@ def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[upl
         piece=uploads.PIECE,
         multiple=SIZE_MULTIPLE,
         told=told,
+        has_candidates=(data.folder / CANDIDATES).is_file(),
     )
 
 

@@ -126,18 +126,18 @@ def show(request: Request) -> Response:
         editor.card = str(max((card for card in CARDS if card <= gpu), default=CARDS[0]) if gpu else "")
         name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
         begun = {
-            NAME: _unused(ui, name),
+            NAME: unused_name(ui, name),
             TRIGGER: _unknown_word(name),
             FOLDER: str(ui.datasets / dataset) if dataset else "",
         }
-        editor.job = _made(begun | {MODEL: MODELS[0].id if gpu else _short(TINY)}, editor.card)
+        editor.job = _made(begun | {MODEL: MODELS[0].id if gpu else short(TINY)}, editor.card)
         return _page(request, editor)
     if path is None:
         raise HTTPException(404, texts()["new"]["no_config"])
-    job = _without_secrets(_read(path))
+    job = _without_secrets(read_job(path))
     try:
         name = job.get(job.path(NAME))
-        new = _unused(ui, name)
+        new = unused_name(ui, name)
         editor.job = _comments_of(job.set(job.path(NAME), new, True), name, new)
     except ValueError:  # a file that is not a job: the check says so
         editor.job = job
@@ -147,7 +147,7 @@ def show(request: Request) -> Response:
 def opened(request: Request) -> Response:
     """A job file of the page's folder."""
     ui, name = ui_of(request), request.path_params["file"]
-    text = _read(inside(ui.jobs, name))
+    text = read_job(inside(ui.jobs, name))
     editor = Editor(_without_secrets(text), file=name, loaded=name, version=_hash(text), tab=secrets.token_urlsafe(8))
     if editor.job.text != text:
         editor.version = ""  # what is shown must not replace what it was made of
@@ -155,7 +155,7 @@ def opened(request: Request) -> Response:
     return _page(request, editor)
 
 
-def _read(path: Path) -> str:
+def read_job(path: Path) -> str:
     try:
         with open_regular(path) as file:
             data = file.read(MOST_BYTES + 1)
@@ -190,7 +190,7 @@ def _unknown_word(name: str) -> str:
     return (letters[:1] + re.sub(r"[aeiou]", "", letters[1:]))[:6].ljust(4, "x")
 
 
-def _unused(ui: Ui, name: str) -> str:
+def unused_name(ui: Ui, name: str) -> str:
     """A name like this one that no run and no job file has."""
     stem = re.sub(r"_\d+$", "", name)
     taken = lambda each: (ui.output / each).exists() or (ui.jobs / f"{each}{_YAML[0]}").exists()  # noqa: E731
@@ -230,9 +230,9 @@ def act(request: Request, sent: Form) -> Response:
         if action in ("save", "start"):
             if not editor.file_name:
                 raise HTTPException(400, texts()["new"]["bad_file"])
-            if action == "start" and (editor.checked.plan is None or _why_not_started(editor.checked.plan)):
+            if action == "start" and (editor.checked.plan is None or why_not_started(editor.checked.plan)):
                 raise HTTPException(400, texts()["new"]["not_started"])
-            path = _save(ui, editor, editor.file_name)
+            path = save(ui, editor, editor.file_name)
             if action == "save":
                 return RedirectResponse(f"/jobs/{path.name}", 303)
             enqueue(ui, [str(path)], editor.checked.plan["job"] if editor.checked.plan else path.stem)
@@ -345,13 +345,13 @@ def _import(editor: Editor, content: str, file_name: str) -> None:
     editor.told += filter(None, [told.strip()])
 
 
-def _save(ui: Ui, editor: Editor, name: str) -> Path:
+def save(ui: Ui, editor: Editor, name: str) -> Path:
     """Writes the job file. Raises HTTPException 409 where it holds what this page did not load."""
     ui.jobs.mkdir(parents=True, exist_ok=True)
     path = inside(ui.jobs, name)
     with _saving:
         if path.exists() or path.is_symlink():
-            theirs = _read(path)
+            theirs = read_job(path)
             if editor.job.text != theirs and (name != editor.loaded or _hash(theirs) != editor.version):
                 editor.theirs, editor.their_version = theirs, _hash(theirs)
                 raise HTTPException(409, texts()["new"]["conflict"].format(file=name))
@@ -359,11 +359,16 @@ def _save(ui: Ui, editor: Editor, name: str) -> Path:
     return path
 
 
+def save_new(ui: Ui, name: str, text: str) -> Path:
+    """Writes a job file of a name that none has. Raises HTTPException as `save`."""
+    return save(ui, Editor(JobText(text)), name)
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _why_not_started(plan: Mapping[str, Any]) -> list[str]:
+def why_not_started(plan: Mapping[str, Any]) -> list[str]:
     refused = [reason for process in plan["processes"] for reason in process.get("will_not_start", ())]
     return [*refused, *filter(None, [never_ends(plan)])]
 
@@ -393,7 +398,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         e=editor,
         faults=faults,
         plan=plan,
-        refusals=_why_not_started(plan) if plan else [],
+        refusals=why_not_started(plan) if plan else [],
         cards=CARDS,
         has_gpu=least_memory() > 0,
         gb=GB,
@@ -409,20 +414,20 @@ def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
     """Models of this machine, and published ones: what a job writes, and what it is called."""
     near = [TINY / INDEX, *Path("models").glob(f"*/{INDEX}")]
     near += [index for depth in ("*", "*/*") for index in ui.output.glob(f"{depth}/{INDEX}")]
-    here = [_short(index.parent) for index in near if index.is_file()]
+    here = [short(index.parent) for index in near if index.is_file()]
     here += [
         folder.removeprefix("models--").replace("--", "/")
         for folder in _subfolders(hub_cache())
         if folder.startswith("models--") and any((hub_cache() / folder).glob(f"snapshots/*/{INDEX}"))
     ]
-    titles = {_short(TINY): texts()["new"]["tiny"], **{model.id: model.title for model in MODELS}}
+    titles = {short(TINY): texts()["new"]["tiny"], **{model.id: model.title for model in MODELS}}
     return {
         "here": [(name, titles.get(name, name)) for name in dict.fromkeys(here)],
         "published": [(model.id, model.title) for model in MODELS if model.id not in here],
     }
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """Relative to the working directory where it lies in it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

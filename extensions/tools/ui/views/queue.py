@@ -97,6 +97,20 @@ def _images(queue: Queue, entry: Entry) -> list[Path]:
     return [path for path in dict.fromkeys(told) if path.is_file()][-MOST_IMAGES:]
 
 
+def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
+    """The folder of the images that an ended entry has made, and the entry's name. Raises HTTPException 404 where it
+    has made none."""
+    queue = queue_of(ui)
+    try:
+        entry = queue.entry(id_)
+    except UserError as error:
+        raise HTTPException(404, str(error)) from error
+    folders = {path.parent for path in _images(queue, entry)}
+    if len(folders) != 1:
+        raise HTTPException(404, "no images of one folder")
+    return folders.pop(), entry.name
+
+
 def result(request: Request) -> Response:
     """One of these images; always made small, so that it is an image whatever the file holds."""
     queue, place = queue_of(ui_of(request)), request.path_params["index"]

@@ -39,14 +39,14 @@ def test_candidates_are_made_once_and_more_are_added(prefer, unit_gain_model: Pa
     (tmp_path / "prompts.txt").write_text(f"tea\na cup --d 7 --ci {REFERENCES[0]}\n")
     line = f"mine.safetensors:0.5 --model {unit_gain_model} --prompts prompts.txt --count 2 {ONE_STEP}"
     tea, cup = prefer(line)
-    assert (tea.prompt, tea.seed, tea.control, tea.lora) == ("tea", (42, 43), (), ("mine.safetensors",))
+    assert (tea.prompt, tea.seed, tea.control, tea.lora) == ("tea", (42, 43), (), (("mine.safetensors",),) * 2)
     assert (cup.prompt, cup.seed) == ("a cup", (7, 8)) and cup.model == str(unit_gain_model)
     (control,) = cup.control
     assert (tmp_path / "out" / control).resolve() == Path(REFERENCES[0]).resolve()
     settings = read_settings(tmp_path / "out" / cup.files[1])
     assert (settings["seed"], settings["lora"][0]["strength"]) == (8, 0.5)
     rows = lines(tmp_path / "out" / "candidates.jsonl")
-    assert [[*row] for row in rows] == [["prompt", "control", "lora", "model", "seed", "files"]] * 2
+    assert [[*row] for row in rows] == [["prompt", "control", "model", "seed", "lora", "files"]] * 2
 
     images = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
     assert len(images) == 4

@@ -1,0 +1,143 @@
+"""Votes on the images of a prompt: which pairs there are, and what was said of each.
+
+Each vote is a line of `votes.jsonl` beside the images, on the disk before it is answered; the file is a table of pairs
+as it stands (docs/preferences.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, pairwise, zip_longest
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from zlib import crc32
+
+from extensions.tools.shared.candidates import VOTES, Group
+from extensions.tools.ui.state import inside
+from toolkit.data.captions import UNDECIDED
+from toolkit.data.images import IMAGE_SUFFIXES, ImageError, image_size
+from toolkit.files.redact import redact_json
+from toolkit.files.writing import fsync, os_error_as_run_error, read_regular, write_text
+
+MOST_COMPARED = 4
+"""Up to so many images of a prompt are each compared with each; in a larger group only with the next one."""
+
+LEFT, RIGHT, SAME, BAD = CHOICES = ("left", "right", "same", "both bad")
+
+_writing = Lock()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of one prompt, as they are shown."""
+
+    left: str
+    right: str
+    group: Group
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Both, in no order."""
+        return frozenset((self.left, self.right))
+
+
+def pairs_of(groups: Iterable[Group]) -> list[Pair]:
+    """The pairs to vote on: one of each group, then the second of each. Which image is left is drawn from their names,
+    so that no order in time is seen."""
+    columns = []
+    for group in groups:
+        files = [file for file in group.files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+        couples = combinations(files, 2) if len(files) <= MOST_COMPARED else pairwise(files)
+        swapped = ((a, b)[:: -1 if crc32(f"{a}\n{b}".encode()) & 1 else 1] for a, b in couples)
+        columns.append([Pair(*couple, group) for couple in swapped])
+    found = {pair.names: pair for row in zip_longest(*columns) for pair in row if pair and len(pair.names) == 2}
+    return [*found.values()]
+
+
+@dataclass
+class Ballot:
+    """The pairs of a folder and the votes on them."""
+
+    folder: Path
+    pairs: Sequence[Pair]
+
+    @cached_property
+    def votes(self) -> list[dict[str, Any]]:
+        """Lines of `votes.jsonl`; one that is not an object counts as an empty one."""
+        return [_row(line) for line in self._lines()]
+
+    @property
+    def file(self) -> Path:
+        """`votes.jsonl`. Raises HTTPException 404 for a link that leads out of the folder."""
+        return inside(self.folder, VOTES)
+
+    @property
+    def decided(self) -> list[dict[str, Any]]:
+        """The votes that a run learns from."""
+        return [row for row in self.votes if "better" in row]
+
+    def next_pairs(self, most: int) -> list[Pair]:
+        """The first pairs without a vote whose images are there and have one size."""
+        known, found = {_names(row) for row in self.votes}, []
+        for pair in self.pairs:
+            if len(found) == most:
+                break
+            if pair.names not in known and self._is_shown(pair):
+                found.append(pair)
+        return found
+
+    def _is_shown(self, pair: Pair) -> bool:
+        with suppress(ImageError, OSError):
+            left, right = (image_size(inside(self.folder, name)) for name in (pair.left, pair.right))
+            return left == right
+        return False
+
+    def vote(self, names: frozenset[str], choice: str) -> bool:
+        """Writes what somebody says of a pair; False where it is none, or has a vote. Raises RunError where the disk
+        cannot be written."""
+        pair = next((each for each in self.pairs if each.names == names), None)
+        if pair is None or choice not in CHOICES or names in map(_names, self.votes):
+            return False
+        better, worse = (pair.left, pair.right) if choice == LEFT else (pair.right, pair.left)
+        said: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
+        if choice in (LEFT, RIGHT):
+            said = {"better": better, "worse": worse}
+        row = {**said, "prompt": pair.group.prompt, "control": [*pair.group.control]}
+        with _writing:
+            self._write([*self._lines(), json.dumps(redact_json(row), ensure_ascii=False)])
+        return True
+
+    def undo(self) -> None:
+        """Takes the last line out."""
+        with _writing:
+            self._write(self._lines()[:-1])
+
+    def _lines(self) -> list[str]:
+        try:
+            text = read_regular(self.file).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return []
+        return [line for line in text.split("\n") if line.strip()]
+
+    def _write(self, lines: Sequence[str]) -> None:
+        """A file beside the old one takes its place, and both are on the disk: no moment leaves a piece of a line."""
+        write_text(self.file, "".join(f"{line}\n" for line in lines))
+        with os_error_as_run_error(self.folder):
+            fsync(self.folder)
+        self.__dict__.pop("votes", None)
+
+
+def _row(line: str) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        if isinstance(row := json.loads(line), dict):
+            return row
+    return {}
+
+
+def _names(row: dict[str, Any]) -> frozenset[str]:
+    images = row.get("images", [row.get("better"), row.get("worse")])
+    return frozenset(name for name in images if isinstance(name, str)) if isinstance(images, list) else frozenset()
