@@ -5,6 +5,7 @@ as it stands (docs/preferences.md)."""
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -81,7 +82,7 @@ class Ballot:
         return [row for row in self.votes if "better" in row]
 
     def next_pairs(self, most: int) -> list[Pair]:
-        """The first pairs without a vote whose images are there and have one size."""
+        """The first pairs without a vote that can be shown."""
         known, found = {_names(row) for row in self.votes}, []
         for pair in self.pairs:
             if len(found) == most:
@@ -91,9 +92,10 @@ class Ballot:
         return found
 
     def _is_shown(self, pair: Pair) -> bool:
+        """Whether both images are there, of one size, and not the same."""
         with suppress(ImageError, OSError):
-            left, right = (image_size(inside(self.folder, name)) for name in (pair.left, pair.right))
-            return left == right
+            left, right = (inside(self.folder, name) for name in (pair.left, pair.right))
+            return image_size(left) == image_size(right) and not filecmp.cmp(left, right, shallow=False)
         return False
 
     def vote(self, names: frozenset[str], choice: str) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import Mock
+from zlib import crc32
 
 import pytest
 from PIL import Image
@@ -25,7 +26,7 @@ from toolkit.errors import RunError
 
 def drawn(folder: Path, *names: str, side: int = 32) -> tuple[str, ...]:
     for name in names:
-        Image.new("RGB", (side, side), "teal").save(folder / name)
+        Image.new("RGB", (side, side), f"#{crc32(name.encode()) & 0xFFFFFF:06x}").save(folder / name)
     return names
 
 
@@ -54,7 +55,11 @@ def test_pairs_are_asked_in_turns_and_not_twice(tmp_path: Path, cats: Group) -> 
     ballot = Ballot(tmp_path, pairs)
     (tmp_path / pairs[0].left).unlink()
     drawn(tmp_path, pairs[1].right, side=48)
-    assert ballot.next_pairs(2)[0] is pairs[2]  # of the first an image is gone, of the second one has another size
+    (tmp_path / pairs[2].right).write_bytes((tmp_path / pairs[2].left).read_bytes())
+    shown = ballot.next_pairs(
+        20
+    )  # of the first an image is gone, of the second the size differs, the third are the same
+    assert len(shown) > 3 and not any(pair in shown for pair in pairs[:3])
 
 
 def test_each_vote_is_a_line_and_is_taken_back(tmp_path: Path, cats: Group) -> None:
@@ -115,6 +120,7 @@ VOTER = """
 import sys
 from pathlib import Path
 from unittest.mock import Mock
+from zlib import crc32
 from extensions.tools.shared.candidates import Group
 from extensions.tools.ui.votes import Ballot, pairs_of
 names = tuple(f"{number}.png" for number in range(2000))

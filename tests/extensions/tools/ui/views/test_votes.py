@@ -39,8 +39,8 @@ def voted(ui: Ui) -> Path:
     """A dataset with two images each of a prompt and of an edit."""
     folder = ui.datasets / "cats_votes"
     folder.mkdir()
-    for name in ("a", "b", "c", "d", "photo"):
-        Image.new("RGB", (32, 32), "teal").save(folder / f"{name}.png")
+    for name, colour in zip(("a", "b", "c", "d", "photo"), ("teal", "red", "lime", "navy", "gold"), strict=True):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
     edit = Group("make it <night>", ("photo.png",), "", (1, 2), ((), ()), files=("c.png", "d.png"))
     add_groups(folder, [Group("a cat", seed=(1, 2), lora=((), ()), files=("a.png", "b.png")), edit])
     return folder
@@ -94,7 +94,7 @@ def test_images_of_a_tool_are_voted_on_from_the_queue(client: TestClient, ui: Ui
     for seed, name in ((1, ""), (2, "x"), (3, "y")):
         lora = [str(ui.output.parent / f"{name}.safetensors")] if name else []
         settings = base | {"seed": seed, "lora": [{"path": path, "strength": 1, "sha256": "0"} for path in lora]}
-        write_picture(folder / f"{seed}{len(lora)}.png", Image.new("RGB", (32, 32)), settings)
+        write_picture(folder / f"{seed}{len(lora)}.png", Image.new("RGB", (32, 32), (seed, 0, 0)), settings)
     Image.new("RGB", (32, 32)).save(folder / "mine.png")
     assert client.get(f"/votes/queue/{entry.id}").status_code == 404
     queue.save(entry, state=DONE)
