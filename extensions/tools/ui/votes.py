@@ -53,8 +53,9 @@ def pairs_of(groups: Iterable[Group]) -> list[Pair]:
     for group in groups:
         files = [file for file in group.files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
         couples = combinations(files, 2) if len(files) <= MOST_COMPARED else pairwise(files)
-        swapped = ((a, b)[:: -1 if crc32(f"{a}\n{b}".encode()) & 1 else 1] for a, b in couples)
-        columns.append([Pair(*couple, group) for couple in swapped])
+        columns.append(
+            [Pair(b, a, group) if crc32(f"{a}\n{b}".encode()) & 1 else Pair(a, b, group) for a, b in couples]
+        )
     found = {pair.names: pair for row in zip_longest(*columns) for pair in row if pair and len(pair.names) == 2}
     return [*found.values()]
 
@@ -83,7 +84,8 @@ class Ballot:
 
     def next_pairs(self, most: int) -> list[Pair]:
         """The first pairs without a vote that can be shown."""
-        known, found = {_names(row) for row in self.votes}, []
+        known = {_names(row) for row in self.votes}
+        found: list[Pair] = []
         for pair in self.pairs:
             if len(found) == most:
                 break
