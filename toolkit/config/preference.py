@@ -23,8 +23,8 @@ FEW_PAIRS = 10
 
 class PreferenceConfig(StrictModel):
     """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose table has a column `worse`
-    (docs/preferences.md). Images without one are trained as usual. With `validation`, the loss of the validation is the
-    share of held-out pairs that the network orders wrong."""
+    (docs/preferences.md). Images without one are trained as usual. With `validation`, its loss is that of held-out
+    pairs."""
 
     beta: float = Field(default=2000.0, gt=0, le=1e7)
     """How closely the network stays to the reference: the higher, the less it departs from it. 0 is an error."""

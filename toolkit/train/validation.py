@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from toolkit.config.dataset import LOSS, TEXTURE, loss_at, noise_levels
 from toolkit.config.preference import HELD_OUT_MARGIN, HELD_OUT_RIGHT
@@ -38,8 +39,8 @@ class ComparedWith(NamedTuple):
 class Validator:
     """Mean squared error of what the model predicts, unweighted, one image and timestep at a time.
 
-    With `compared`, and a dataset of pairs: the share of the pairs, at each timestep, of which the network does not
-    prefer the better image. It uses no shared random generator and changes no weights.
+    With `compared`, and a dataset of pairs: the loss of `train.preference`. It uses no shared random generator and
+    changes no weights.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class Validator:
                 margin_NL = self._margins(index, batch, noise_BCHW, of_levels, should_stop, way)
                 if margin_NL is None:
                     return None
-                margins.append(margin_NL.mean())
-                of_levels = (margin_NL <= 0).double().mean(0).tolist()
+                margins.append(margin_NL)
+                of_levels = (-logsigmoid(margin_NL)).mean(0).tolist()
             for losses, loss in zip(by_level, of_levels, strict=True):
                 losses.append(loss)
             by_image.setdefault(key[0], []).extend(of_levels)
@@ -106,7 +107,8 @@ class Validator:
         means = [fmean(losses) for losses in by_level]
         numbers = {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
         if margins:
-            numbers |= {HELD_OUT_RIGHT: 1 - fmean(means), HELD_OUT_MARGIN: float(torch.stack(margins).mean())}
+            numbers[HELD_OUT_RIGHT] = fmean((margin_NL > 0).float().mean().item() for margin_NL in margins)
+            numbers[HELD_OUT_MARGIN] = fmean(margin_NL.mean().item() for margin_NL in margins)
         return {LOSS: fmean(means)} | numbers | {TEXTURE: fmean(textures)}
 
     def _at_levels(

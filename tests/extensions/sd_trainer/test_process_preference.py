@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -90,26 +92,34 @@ def test_the_validation_says_how_many_held_out_pairs_are_right(run, held_out, tm
     run("job", keys={"validation": held_out}, preference={"beta": 500})
     folder = tmp_path / "job" / "job"
     first, _, last = lines(folder / "validation.jsonl")
-    assert (first["validation/loss"], first[HELD_OUT_RIGHT], first[HELD_OUT_MARGIN]) == (1, 0, 0)
-    assert last[HELD_OUT_MARGIN] != 0 and 0 < last[HELD_OUT_RIGHT] == 1 - last["validation/loss"]
+    assert (first["validation/loss"], first[HELD_OUT_MARGIN]) == (pytest.approx(math.log(2)), 0)
+    assert last[HELD_OUT_MARGIN] != 0 and first[HELD_OUT_RIGHT] == 0 < last[HELD_OUT_RIGHT]
     by_image = lines(folder / "validation_images.jsonl")[-1]["losses"]
-    assert len(by_image) == 8 and {loss for losses in by_image.values() for loss in losses} <= {0, 1}
+    of_pairs = fmean(loss for losses in by_image.values() for loss in losses)
+    assert len(by_image) == 8 and of_pairs == pytest.approx(last["validation/loss"])
     best = json.loads((folder / "run.json").read_text())["best"]
     assert best["loss"] == min(row["validation/loss"] for row in lines(folder / "validation.jsonl"))
 
 
 @pytest.mark.slow
-def test_a_run_stops_once_no_later_step_orders_more_held_out_pairs_right(run, held_out, tmp_path: Path) -> None:
-    """The pairs are those that are trained on, so that all of them are right in the end."""
-    table = {"captions_file": held_out["captions_file"], "resolution": 64}
-    keys = {"datasets": [table], "validation": held_out, "stop_when": {"no_better_within": "95%"}}
+def test_a_run_stops_once_no_later_step_is_better_for_held_out_pairs(run, held_out, tmp_path: Path) -> None:
+    """The pairs of the training, exchanged: each step is worse than the one before."""
+    pairs = Path(str(held_out["captions_file"]))
+    rows = [{"better": f"w{number}.png", "worse": f"b{number}.png", "prompt": "a"} for number in range(8)]
+    exchanged = pairs.with_name("exchanged.jsonl")
+    exchanged.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {
+        "datasets": [{"captions_file": str(pairs), "resolution": 64}],
+        "validation": held_out | {"captions_file": str(exchanged)},
+        "stop_when": {"no_better_within": "95%"},
+    }
     run("job", keys=keys, preference={"beta": 500}, steps=60)
     status = json.loads((tmp_path / "job" / "job" / "run.json").read_text())
     assert status["status"] == "finished" and "no later step will be better than step" in status["reason"]
 
 
-def test_a_stop_may_wait_for_a_share_of_held_out_pairs(run, held_out) -> None:
-    stop = {"metric": "validation/loss", "below": 0.9, "smooth": 1, "check_every": 1}
+def test_a_stop_may_wait_for_the_loss_of_held_out_pairs(run, held_out) -> None:
+    stop = {"metric": "validation/loss", "below": 0.69, "smooth": 1, "check_every": 1}
     _, rows = run("job", keys={"validation": held_out, "stop_when": stop}, preference={"beta": 500}, steps=8)
     assert len(rows) < 8
 

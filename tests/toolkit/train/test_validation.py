@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -216,11 +217,11 @@ def validator_of(model: Liking, dataset: EncodedDataset, beta: float = 10.0) -> 
     return validator
 
 
-def test_the_loss_of_pairs_is_the_share_that_is_not_preferred(of_pairs: EncodedDataset) -> None:
+def test_the_loss_of_pairs_is_that_of_their_margins(of_pairs: EncodedDataset) -> None:
     model = Liking()
     validator = validator_of(model, of_pairs)
     at_start = validator.losses()
-    assert (at_start["validation/loss"], at_start["validation/preference/right"]) == (1, 0)  # it prefers neither
+    assert at_start["validation/loss"] == pytest.approx(math.log(2)) and at_start["validation/preference/right"] == 0
     assert at_start["validation/preference/margin"] == 0
     model.factor, model.asked[:] = -0.2, []
     found = validator.losses()
@@ -237,11 +238,12 @@ def test_the_loss_of_pairs_is_the_share_that_is_not_preferred(of_pairs: EncodedD
         margins.append([-10 / 2 * (gains[0] - worse) for worse in gains[1:]])
     flat = [margin for of_level in margins for margin in of_level]
     assert found["validation/preference/margin"] == pytest.approx(fmean(flat), rel=1e-4)
-    wrong = [fmean(margin <= 0 for margin in of_level) for of_level in margins]
-    assert 0 < fmean(wrong) < 1
-    assert list(validator.by_image.values()) == [wrong]
-    assert [found[f"validation/loss_t{level:g}"] for level in noise_levels(2)] == wrong
-    assert found["validation/loss"] == fmean(wrong) == 1 - found["validation/preference/right"]
+    losses = [fmean(math.log1p(math.exp(-margin)) for margin in of_level) for of_level in margins]
+    assert next(iter(validator.by_image.values())) == pytest.approx(losses, rel=1e-4)
+    assert [found[f"validation/loss_t{level:g}"] for level in noise_levels(2)] == pytest.approx(losses, rel=1e-4)
+    assert found["validation/loss"] == pytest.approx(fmean(losses), rel=1e-4)
+    right = fmean(margin > 0 for margin in flat)
+    assert found["validation/preference/right"] == right and 0 < right < 1
 
 
 def noise_of(model: Liking, level: float, dataset: EncodedDataset) -> Tensor:
