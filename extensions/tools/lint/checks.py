@@ -148,8 +148,8 @@ def duplicate(data: Dataset, config: LintConfig) -> Found:
     for held_out in (False, True):
         items = _distinct_files(item for item in data.items if item.held_out == held_out)
         pictures = _pictures(items)
-        for here, other, mirrored in most_like(pictures, pictures, config.least_likeness, earlier=True):
-            yield items[here].sample.image, _alike(items[other], mirrored)
+        for here, other, orientation in most_like(pictures, pictures, config.least_likeness, earlier=True):
+            yield items[here].sample.image, _alike(items[other], orientation)
 
 
 def leak(data: Dataset, config: LintConfig) -> Found:
@@ -157,8 +157,8 @@ def leak(data: Dataset, config: LintConfig) -> Found:
     held_out = _distinct_files(item for item in data.items if item.held_out)
     if trained and held_out:
         found = most_like(_pictures(held_out), _pictures(trained), config.least_likeness, earlier=False)
-        for here, other, mirrored in found:
-            message = f"is in the validation, but trained on: {_alike(trained[other], mirrored)}"
+        for here, other, orientation in found:
+            message = f"is in the validation, but trained on: {_alike(trained[other], orientation)}"
             yield held_out[here].sample.image, message
 
 
@@ -171,8 +171,8 @@ def _pictures(items: Sequence[Item]) -> numpy.ndarray:
     return numpy.array([item.look.small for item in items]).reshape(-1, SMALL_SIDE, SMALL_SIDE, 3)
 
 
-def _alike(other: Item, mirrored: bool) -> str:
-    return f"shows what {other.sample.image} shows{', mirrored' * mirrored}"
+def _alike(other: Item, orientation: str) -> str:
+    return f"shows what {other.sample.image} shows{orientation and f', {orientation}'}"
 
 
 def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
@@ -441,6 +441,6 @@ def run_checks(data: Dataset, config: LintConfig) -> Iterator[Diagnostic]:
 
 
 def names_of(findings: Sequence[Diagnostic]) -> str:
-    """How many files each check found, in words."""
+    """How many findings each check has, in words."""
     counts = Counter(finding.check for finding in findings)
     return shorten(f"{name} {count}" for name, count in counts.items())

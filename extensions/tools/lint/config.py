@@ -89,9 +89,9 @@ class LintConfig(ToolConfig):
     """File of that page. A page of this program is replaced, any other file is not."""
 
     least_likeness: float = Field(default=0.97, ge=0, le=1)
-    """duplicate, leak: from this share of one image on that the other explains once it lies on it, also mirrored.
-    Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other images at most 0.94.
-    0: what resembles it from afar as well."""
+    """duplicate, leak: from this share of one image on that the other explains once it lies on it, also mirrored
+    or turned by quarters. Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other images at
+    most 0.94. 0: what resembles it from afar as well."""
 
     least_sharpness: float = Field(default=25, ge=0)
     """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255, if fine detail is missing

@@ -24,7 +24,7 @@ from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.alignment import LARGEST, Alignment, measure, same_shape
 from toolkit.data.captions import inject_trigger
 from toolkit.data.directory import ScanCache
-from toolkit.data.folder import DatasetScan, scan_datasets
+from toolkit.data.folder import DatasetScan, find_images, scan_datasets
 from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
 from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.threads import thread_map
@@ -195,19 +195,22 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
     )
     found = Dataset(config.path, trigger=config.trigger_word)
     found.measures_shift = "pair_shift" not in config.skip
-    scan = scan_datasets([settings], None, forgiven=found.mistakes)
+    scan = scan_datasets([settings], config.trigger_word or None, forgiven=found.mistakes)
     items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
     _fill(found, scan, items, (), lambda _: settings, progress)
     if not found.items and not scan.folders:
         raise DataErrors(found.mistakes)
     if trigger := config.trigger_word:
-        found.items = [_with_trigger(item, trigger) for item in found.items]
+        captions = {image.path: image.caption for image in find_images(settings)[0]}
+        default = config.default_caption
+        found.items = [_with_written(item, captions[item.sample.image] or default, trigger) for item in found.items]
     return found
 
 
-def _with_trigger(item: Item, trigger: str) -> Item:
-    written = item.sample.caption
-    return replace(item, sample=item.sample._replace(caption=inject_trigger(written, trigger).strip()), written=written)
+def _with_written(item: Item, caption: str, trigger: str) -> Item:
+    """The item with its caption as its file has it, of several the first; the placeholders in it are filled in."""
+    first = caption.splitlines()[0] if len(item.sample.texts) > 1 else caption
+    return replace(item, written=inject_trigger(first, trigger, add=False).strip())
 
 
 def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callable[[int, int], None]) -> Dataset:

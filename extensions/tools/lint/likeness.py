@@ -1,11 +1,11 @@
-"""Whether two small images are of the same one: also cut a little, resized, compressed, brightened or mirrored.
+"""Whether two small images are of the same one: also cut a little, resized, compressed, brightened, turned or mirrored.
 
 Shape suffixes: N images, S side of a small image in pixels; 3 is red, green, blue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy
 
@@ -13,8 +13,8 @@ LEAST_CORRELATION = 0.6
 """Least correlation of two small images that are worth aligning. One cut by 5 % has 0.82 to 0.99 to the whole, textures
 alone less."""
 
-NEAREST = 3
-"""So many of the most similar images are aligned with one."""
+NEAREST = 6
+"""So many of the most similar images, each in every orientation, are aligned with one."""
 
 MOST_DIFFERENT, OF_CONTRAST, LEAST_DIFFERENT = 50, 0.15, 3
 """Grey values, share of an image's contrast, grey values at least: where 1 % of two aligned images differ by more,
@@ -33,31 +33,49 @@ FLAT = 1.5
 """Standard deviation below which an image has nothing to be recognised by."""
 
 
+def _turned(quarters: int, mirrored: bool) -> Callable[[numpy.ndarray], numpy.ndarray]:
+    """Small images [..., S, S, 3] -> the same, mirrored left to right if asked for, then turned left."""
+    return lambda pictures: numpy.rot90(pictures[..., ::-1, :] if mirrored else pictures, quarters, (-3, -2))
+
+
+ORIENTATIONS = {
+    "": _turned(0, mirrored=False),
+    "turned left": _turned(1, mirrored=False),
+    "upside down": _turned(2, mirrored=False),
+    "turned right": _turned(3, mirrored=False),
+    "mirrored": _turned(0, mirrored=True),
+    "mirrored and turned left": _turned(1, mirrored=True),
+    "mirrored top to bottom": _turned(2, mirrored=True),
+    "mirrored and turned right": _turned(3, mirrored=True),
+}
+"""How a copy may lie on its original, in words -> what brings the small original there. Small images have no aspect
+ratio, so that a portrait can be turned to a landscape."""
+
+
 def is_flat(small_SS3: numpy.ndarray) -> bool:
     return bool(small_SS3.std(axis=(0, 1)).max() < FLAT)
 
 
 def most_like(
     pictures_NSS3: numpy.ndarray, others_NSS3: numpy.ndarray, least: float, earlier: bool, at_once: int = 256
-) -> Iterator[tuple[int, int, bool]]:
-    """For each image that is one of the others: the places of both, and whether it is mirrored.
+) -> Iterator[tuple[int, int, str]]:
+    """For each image that is one of the others: the places of both, and its orientation (`ORIENTATIONS`).
 
     least: the lowest `likeness`. earlier: only others before the image count, of the same list.
     """
-    known, mirrored = _normalised(others_NSS3), _normalised(others_NSS3[:, :, ::-1])
+    known, names = [_normalised(turn(others_NSS3)) for turn in ORIENTATIONS.values()], list(ORIENTATIONS)
     for start in range(0, len(pictures_NSS3), at_once):
         looked_for = _normalised(pictures_NSS3[start : start + at_once])
-        both = numpy.stack([looked_for @ known.T, looked_for @ mirrored.T], axis=-1)
-        for row, correlations in enumerate(both):
+        for row, correlations in enumerate(numpy.stack([looked_for @ each.T for each in known], axis=-1)):
             here = start + row
             seen = correlations[:here] if earlier else correlations
             flat = seen.reshape(-1)
             nearest = numpy.argpartition(-flat, NEAREST)[:NEAREST] if len(flat) > NEAREST else numpy.arange(len(flat))
             for place in sorted(nearest, key=lambda place: -flat[place]):
-                other, is_mirrored = divmod(int(place), 2)
-                there = others_NSS3[other][:, :: -1 if is_mirrored else 1]
+                other, orientation = int(place) // len(names), names[int(place) % len(names)]
+                there = ORIENTATIONS[orientation](others_NSS3[other])
                 if flat[place] >= LEAST_CORRELATION and likeness(pictures_NSS3[here], there) >= least:
-                    yield here, other, bool(is_mirrored)
+                    yield here, other, orientation
                     break
 
 

@@ -46,13 +46,11 @@ class LintProcess(BaseExtensionProcess):
         else:
             for line in render(told):
                 print(line)
-        left = f" ({ignored} ignored)" if ignored else ""
+        checked = f"{_count(images, 'image')} checked" + f", {_count(ignored, 'finding')} ignored" * bool(ignored)
         if told:
-            files = _count(len({finding.place for finding in told}), "file")
-            of = _count(images, "image")
-            raise RunError(f"{_count(len(told), 'finding')} in {files}, of {of}{left}: {names_of(told)}")
+            raise RunError(f"{_count(len(told), 'finding')}: {names_of(told)}. {checked}.")
         if not section.as_json:
-            logger.info(f"{section.path}: {_count(images, 'image')}, nothing found{left}")
+            logger.info(f"{section.path}: nothing found. {checked}.")
 
     def _progress(self) -> Any:
         line = StatusLine()

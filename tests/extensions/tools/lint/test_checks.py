@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from extensions.tools.lint.checks import CHECKS, run_checks
 from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.lint.dataset import SMALL_SIDE, read_datasets
-from extensions.tools.lint.likeness import most_like
+from extensions.tools.lint.likeness import ORIENTATIONS, most_like
 from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
@@ -134,6 +134,18 @@ def test_the_trigger_word_of_a_folder_stands_in_each_caption_as_it_is_written(fo
     assert told["2.png"] == "has no caption: it trains with 'ohwx' alone" and len(told) == 3
 
 
+def test_a_placeholder_in_a_caption_of_a_folder_is_the_trigger_word(folder: Path) -> None:
+    for index in range(6):
+        (folder / f"{index}.txt").write_text(f"[trigger] at place {index}")
+    (folder / "0.txt").write_text("somewhere else")
+    config = section_of("lint", ("photos", *DEFAULTS, "--trigger-word", "ohwx"))
+    [data] = read_datasets(config, lambda *_: None)
+    captions = [item.sample.caption for item in sorted(data.items, key=lambda item: item.sample.image)]
+    assert captions == ["ohwx somewhere else", *(f"ohwx at place {index}" for index in range(1, 6))]
+    [told] = run_checks(data, config)
+    assert told.message == "has no 'ohwx' in its caption, so it is put in front: 'somewhere else'"
+
+
 def test_one_caption_for_all_is_told_of_the_folder(folder: Path) -> None:
     for path in folder.glob("*.txt"):
         path.write_text("a man")
@@ -208,9 +220,20 @@ def test_a_copy_is_found_among_two_thousand() -> None:
     pictures = numpy.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=numpy.uint8)
     pictures = pictures.repeat(8, axis=1).repeat(8, axis=2)
     pictures[1500] = pictures[12, :, ::-1] // 2 + 40
-    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == [(1500, 12, True)]
+    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == [(1500, 12, "mirrored")]
     pictures[1500, 10:16, 10:16] = [255, 0, 0]  # something is changed in it
     assert list(most_like(pictures, pictures, 0.97, earlier=True)) == []
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_copy_is_found_in_every_orientation(folder: Path, orientation: str) -> None:
+    """The file itself is turned, so that the picture of 256 x 192 pixels is one of 192 x 256."""
+    turned = Image.fromarray(ORIENTATIONS[orientation](numpy.asarray(picture(3))))
+    turned.resize((turned.width * 3 // 4, turned.height * 3 // 4)).save(folder / "bad.png")
+    (folder / "bad.txt").write_text("ohwx man somewhere")
+    [told] = lint("photos", *DEFAULTS, "--skip", "tiny", "enlarged", "blurred")
+    assert (told.check, Path(told.place).name) == ("duplicate", "bad.png")
+    assert told.message.endswith(f"3.png shows{orientation and f', {orientation}'}")
 
 
 def test_every_check_is_tested_here() -> None:
@@ -245,7 +268,7 @@ def test_flat_drawings_of_other_shapes_are_not_duplicates(colours: tuple[str, st
         image = image.resize((100, 100)) if name == "copy" else image
         drawn.append(numpy.asarray(image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BOX)))
     pairs = list(most_like(numpy.stack(drawn), numpy.stack(drawn), 0.97, earlier=True))
-    assert pairs == [(4, 3, False)]
+    assert pairs == [(4, 3, "")]
 
 
 def test_an_image_that_the_coarse_sizes_cut_gets_a_resolution(tmp_path: Path, monkeypatch) -> None:
