@@ -5,7 +5,8 @@
 "musubi" is musubi-tuner's command line (kohya's trainers share many options), its dataset file and the program that
 writes its files, at commit 30c658c; each option has one row. "ai-toolkit": commit 27a03a9; its keys mostly have the
 same names here. "other": several programs, or earlier versions of this one. A new place of an option is a change of its
-row, never a second one. Literals, since a table in YAML takes 15 to 100 times as long to load.
+row, never a second one. "kohya" (sd-scripts and its GUI), "diffusers" (its scripts): what neither file nor command
+is read of. Literals, since a table in YAML takes 15 to 100 times as long to load.
 """
 
 from __future__ import annotations
@@ -622,6 +623,71 @@ NAMES: dict[tuple[str, str], Names] = {
         "additional_parameters": absent("nothing is started by a command line that could be added to"),
         "config_file": absent("the job is the configuration"),
     },
+    # Keys that are never read: they become an error that says what they are here.
+    ("kohya", ""): {
+        "image_dir": near("datasets[].folder_path"),
+        "train_data_dir": near("datasets[].folder_path"),
+        "reg_data_dir": near("datasets[].is_reg", "a dataset with that folder, and `is_reg: true`"),
+        **each("metadata_file in_json", near("datasets[].captions_file")),
+        "conditioning_data_dir": near("datasets[].control_path"),
+        "class_tokens": near("datasets[].default_caption"),
+        "dataset_repeats": near("datasets[].num_repeats"),
+        "shuffle_caption": near("datasets[].shuffle_tokens"),
+        "keep_tokens_separator": near("datasets[].keep_tokens", "a number of tags"),
+        "enable_wildcard": near("datasets[].captions", "`lines`: one line of the file for each use"),
+        "caption_dropout_every_n_epochs": near("datasets[].caption_dropout_rate", "a share of the uses"),
+        "flip_aug": near("datasets[].flip_x", "every image is used twice, once mirrored"),
+        "masked_loss": near("datasets[].mask_path datasets[].alpha_mask"),
+        **each("color_aug face_crop_aug_range", absent("images are mirrored at most, never changed otherwise")),
+        **each(
+            "caption_separator secondary_separator caption_tag_dropout_rate token_warmup_min token_warmup_step",
+            absent("tags are separated by commas and used from the first step on"),
+        ),
+        **each(
+            "min_bucket_reso max_bucket_reso bucket_reso_steps max_resolution",
+            near("datasets[].resolution", "the area of an image; buckets follow from it"),
+        ),
+        "pretrained_model_name_or_path": near("model.name_or_path"),
+        "lowram": near("model.low_vram"),
+        "train_batch_size": near("train.batch_size"),
+        "prior_loss_weight": near("train.reg_weight"),
+        "lr_warmup": near("train.lr_warmup_steps"),
+        "epoch": near("train.epochs"),
+        **each("use_8bit_adam use_lion_optimizer", near("train.optimizer", "a name, such as `adamw8bit`")),
+        **each("cache_text_encoder_outputs cache_text_encoder_outputs_to_disk", near("train.cache_text_embeddings")),
+        "LoRA_type": near("network.type"),
+        "sample_sampler": near("sample.sampler"),
+        "network_train_unet_only": absent("only the transformer is ever trained"),
+        **each(
+            "network_train_text_encoder_only learning_rate_te stop_text_encoder_training",
+            absent("the text encoder is not trained"),
+        ),
+        **each("clip_skip max_token_length weighted_captions", absent("it concerns CLIP, which Qwen-Image has not")),
+        **each("v2 v_parameterization", absent("it concerns Stable Diffusion, and only Qwen-Image models are trained")),
+        **each(
+            "noise_offset_random_strength multires_noise_iterations multires_noise_discount ip_noise_gamma "
+            "ip_noise_gamma_random_strength adaptive_noise_scale zero_terminal_snr scale_v_pred_loss_like_noise_pred "
+            "v_pred_like_loss debiased_estimation_loss",
+            absent("it concerns models that predict noise"),
+        ),
+        "save_model_as": absent("a LoRA is always one safetensors file"),
+        **each("vae_batch_size no_half_vae", absent(_ENCODED)),
+        "mem_eff_attn": absent(_KERNEL),
+    },
+    ("diffusers", ""): {
+        "instance_data_dir": near("datasets[].folder_path"),
+        "class_data_dir": near("datasets[].is_reg", "a dataset with that folder, and `is_reg: true`"),
+        "instance_prompt": near("datasets[].default_caption"),
+        "random_flip": near("datasets[].flip_x"),
+        "center_crop": absent("images are cropped to the bucket of their shape, around the middle"),
+        "num_train_epochs": near("train.epochs"),
+        "lora_alpha": near("network.linear_alpha"),
+        "lora_dropout": near("network.dropout"),
+        **each("validation_prompt num_validation_images", near("sample.samples", "as prompts, a list")),
+        "checkpointing_steps": near("save.save_every"),
+        "checkpoints_total_limit": near("save.max_states_to_keep"),
+        "report_to": near("logging.log_with"),
+    },
     # Flags of its scripts on our commands: "is" the key of any tool that has it, else what to write instead.
     ("musubi", "flags"): {
         **each("output_file save_path save_to", is_("output")),
@@ -641,7 +707,7 @@ NAMES: dict[tuple[str, str], Names] = {
             absent("One folder in diffusers layout has transformer, VAE and text encoder: write --model FOLDER."),
         ),
         "model_path": is_("model"),
-        "image_size": absent("Write --height H --width W."),
+        **each("image_size size", absent("Write --height H --width W.")),
         **each("lora_multiplier ratios", absent("Write the strength behind the file: --lora FILE:0.8.")),
         "models": absent("Write --lora FILE:0.8 FILE:0.5."),
         "edit": absent("Whether a model edits is read from its files. Leave it out, and give --reference."),

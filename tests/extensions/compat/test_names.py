@@ -109,6 +109,13 @@ def test_an_option_has_one_row() -> None:
     assert sorted(keys) == sorted(OPTIONS)
 
 
+def test_a_name_of_programs_that_are_not_read_hides_none_that_is() -> None:
+    """Such a name becomes an error: it is neither a key of ours nor one that is read."""
+    unread = {key for program in ("kohya", "diffusers") for key in NAMES[program, ""]}
+    read = {key for program, _, key, _ in ROWS if program not in ("kohya", "diffusers")}
+    assert not unread & (read | {key.rpartition(".")[2] for key in KNOWN})
+
+
 def test_each_group_is_that_of_a_section() -> None:
     groups = {group for _, section in distinct_sections(section_models()) for group in section.foreign_groups}
     assert groups == {group for _, group in NAMES} - {"", "flags"} == PLACES.keys()
@@ -176,6 +183,23 @@ def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
         ("datasets: [{image_jsonl_file: a, folder_path: photos}]", "datasets[0].image_jsonl_file: unknown key. musubi"),
         ("save: {huggingface_repo_id: me/x}", "save.huggingface_repo_id: unknown key. musubi-tuner's 'huggingface_rep"),
         ("sample: {interactive: true}", "sample.interactive: unknown key. musubi-tuner's 'interactive' is 'run.py gen"),
+        (
+            "datasets: [{flip_aug: true}]",
+            "datasets[0].flip_aug: unknown key. kohya's 'flip_aug' is 'datasets[].flip_x' h",
+        ),
+        (
+            "datasets: [{class_tokens: a}]",
+            "datasets[0].class_tokens: unknown key. kohya's 'class_tokens' is 'datasets[]",
+        ),
+        (
+            "train: {train_data_dir: a}",
+            "train.train_data_dir: unknown key. kohya's 'train_data_dir' is 'datasets[].folde",
+        ),
+        ("train: {v2: true}", "train.v2: unknown key. kohya's 'v2' is not supported: it concerns Stable Diffusion"),
+        (
+            "instance_prompt: a",
+            "instance_prompt: unknown key. diffusers' 'instance_prompt' is 'datasets[].default_capti",
+        ),
         ("train: {metadata_title: a}", "train.metadata_title: unknown key. musubi-tuner's 'metadata_title' is 'meta.t"),
     ],
 )
