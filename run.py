@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,19 @@ from toolkit.version import COMMAND, NAME, VERSION
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""
+
+OTHER_WORDS = {
+    **dict.fromkeys(("check", "plan", "validate", "test"), f"{COMMAND} {{}} --dry-run"),
+    **dict.fromkeys(("resume", "continue"), f"{COMMAND} {{}} (a job that is run again resumes)"),
+    **dict.fromkeys(("sample", "infer", "inference"), f"{COMMAND} generate --lora FILE --prompt TEXT"),
+    **dict.fromkeys(("create", "init", "make"), f"{COMMAND} new {{}}"),
+    "version": f"{COMMAND} --version",
+    "list": f"{COMMAND} --help, which lists the tools",
+}
+"""First word that is neither a config nor a tool -> what to write, with the other words in it."""
+
+JOB_SWITCHES = ("--dry-run", "--restart", "--allow-change", "--recover", "-r", "--json", "--memory")
+"""Options without a value, which tools do not have, or have behind their name."""
 
 RUN_WORDS = ("train", "run", "start")
 """What other programs write before the name of a job."""
@@ -63,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with log.shown():
             return exit.run_with_exit_code(run_tool, argv)
     try:
-        if argv and (said := other_word(argv)):
+        if argv and (said := other_word(argv) or tool_behind(argv)):
             exit.print_error(said)
             return EXIT_MISTAKE
         arguments = parse_arguments(argv)
@@ -90,10 +104,22 @@ def other_word(argv: Sequence[str]) -> str:
         return ""
     if word in RUN_WORDS and others:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
+    if word in OTHER_WORDS and (others or word in ("version", "list")):
+        return f"{word}: neither a config nor a tool. Write: {OTHER_WORDS[word].format(shlex.join(others))}".rstrip()
     near = get_close_matches(word, [*discover().tools(), "import"], n=1, cutoff=0.7)
     return (
         f"{word}: neither a config nor a tool. Did you mean: {shlex.join([COMMAND, near[0], *others])}" if near else ""
     )
+
+
+def tool_behind(argv: Sequence[str]) -> str:
+    """What to write where switches for jobs stand before the name of a tool; empty for all others."""
+    before = list(takewhile(lambda word: word.replace("_", "-") in JOB_SWITCHES, argv))
+    tool, *others = argv[len(before) :] or [""]
+    if not before or tool not in discover().tools() or is_config(tool):
+        return ""
+    write = shlex.join([COMMAND, tool, *others])
+    return f"{tool}: the name of a tool comes first, and {' '.join(before)} is for jobs. Write: {write}"
 
 
 def run_tool(argv: Sequence[str]) -> int:

@@ -120,11 +120,53 @@ EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
         (["genrate"], "Did you mean: run.py generate"),
         (["train", "my job.yaml"], "train: a job is run by its name alone. Write: run.py 'my job.yaml'"),
         (["qqq"], "qqq: no such config."),
+        (["check", "my job.yaml"], "check: neither a config nor a tool. Write: run.py 'my job.yaml' --dry-run"),
+        (["resume", "a.yaml"], "Write: run.py a.yaml (a job that is run again resumes)"),
+        (["version"], "Write: run.py --version"),
+        (
+            ["--dry-run", "lint", "x"],
+            "lint: the name of a tool comes first, and --dry-run is for jobs. Write: run.py lint x",
+        ),
+        (
+            ["lint", "x", "--dry-run"],
+            "unknown argument '--dry-run'. It is an option for jobs: a tool does what it does at",
+        ),
     ],
 )
 def test_a_word_that_is_nearly_a_tool_gets_the_command_that_was_meant(words: list[str], said: str, capsys) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--steps 5", "--steps: unknown flag. It is a key of a job: write 'train.steps' into the job."),
+        ("--train.steps 5", "--train.steps: unknown flag. It is a key of a job: write 'train.steps' into the job."),
+        ("--trigger-word x", "It is a key of a job: write 'trigger_word' into the job."),
+        (
+            "--network_dim 16 --dataset_config x.toml",
+            "--network_dim: unknown flag. It is musubi-tuner's flag: give its whole command in quotes to "
+            "'run.py import', or write 'network.linear' into a job.\n--dataset_config: unknown flag. "
+            "It is musubi-tuner's flag",
+        ),
+        ("--flip_aug", "It is kohya's flag, whose commands are not read: write 'datasets[].flip_x' into a job."),
+        ("--dryrun", "--dryrun: unknown flag. Did you mean '--dry-run'?"),
+        ("-dry-run", "-dry-run: unknown flag. Did you mean '--dry-run'?"),
+        ("--frobnicate 5", "--frobnicate: unknown flag. run.py --help lists"),
+    ],
+)
+def test_a_flag_that_is_a_key_of_a_job_or_of_another_program_says_where_it_belongs(
+    flags: str, said: str, capsys
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["job.yaml", *flags.split()])
+    assert said in capsys.readouterr().err
+
+
+def test_a_flag_of_the_guide_beside_a_job_names_the_key(write_job: Write, capsys) -> None:
+    assert main([str(write_job({"type": "sd_trainer"})), "--lr", "1"]) == 2
+    assert "and this is a job. --lr: It is a key of a job: write 'train.lr' into the job." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from extensions.compat.fluxflow_keys import (
 )
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from extensions.compat.fluxflow_sections import DATASETS, kind_of, section_of
+from extensions.compat.keys import not_a_flag
 from extensions.compat.nodes import at, made, tree
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import merge_aliases
@@ -86,9 +87,9 @@ class _Guide:
     ) -> ConfigNode:
         if root is not None and not self.reads(root):
             given = ", ".join(f"--{flag}" for flag in flags)
-            diagnostics.fatal(
-                root.value_at, (), f"{given}: only applies to a file of FluxFlow's guide (data:, training:)."
-            )
+            remedies = "".join(f" --{flag}: {remedy}" for flag in flags if (remedy := not_a_flag(flag)))
+            message = f"{given}: only applies to a file of FluxFlow's guide (data:, training:), and this is a job."
+            diagnostics.fatal(root.value_at, (), f"{message}{remedies}")
         return with_flags(root, flags, diagnostics)
 
     def as_job(

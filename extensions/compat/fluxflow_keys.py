@@ -4,8 +4,10 @@ command line and docs/coming_from_fluxflow.md. Imports nothing heavy: `run.py --
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from toolkit.errors import UserError, did_you_mean
@@ -206,11 +208,14 @@ def split_flags(argv: Sequence[str], own: Sequence[str]) -> tuple[dict[str, list
         if token == "--":  # what follows are file names
             rest += [token, *waiting]
             break
+        if re.match(r"-[a-z]{2}", token) and f"-{token}" in own:  # two letters behind one dash are two short options
+            unknown.append(f"{token}: unknown flag. Did you mean '-{token}'?")
+            continue
         if not token.startswith("--") or (name not in FLAGS and any(o.startswith(f"--{name}") for o in own)):
             rest.append(token)
             continue
         if name not in FLAGS:
-            unknown.append(f"--{name}: unknown flag. {_near(name, own)}")
+            unknown.append(f"--{name}: unknown flag. {_near_own(name, own) or _not_a_flag(name) or _near(name, own)}")
             continue
         if name in flags:
             raise UserError(f"--{name}: is given twice. Remove one of them.")
@@ -232,6 +237,19 @@ def _values(kind: Kind, waiting: list[str]) -> list[str]:
         if kind != "texts":
             break
     return values
+
+
+def _near_own(name: str, own: Sequence[str]) -> str:
+    """The program's own option that is nearly a flag; empty where none is."""
+    known = [option.removeprefix("--") for option in own if option.startswith("--") and "_" not in option]
+    near = get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.8)
+    return f"Did you mean '--{near[0]}'?" if near else ""
+
+
+def _not_a_flag(name: str) -> str:
+    from extensions.compat.keys import not_a_flag  # here: it reads the whole table of names
+
+    return not_a_flag(name)
 
 
 def _near(name: str, own: Sequence[str]) -> str:

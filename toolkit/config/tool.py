@@ -73,7 +73,8 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """argparse's own message, as an error of the user."""
-        raise UserError(f"{self.prog}: {message}. '{self.prog} --help' shows what it takes.")
+        usage = " ".join((self.usage or "").split())
+        raise UserError(f"{self.prog}: {message}. Usage: {usage}. '{self.prog} --help' shows what it takes.")
 
 
 _COLUMNS = 100
@@ -226,6 +227,10 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     return JobConfig("extension", uid, {}, (process.entry,), diagnostics.warnings, Path(uid), redact_text(text))
 
 
+OF_JOBS = ("--dry-run", "--restart", "--restart-from", "--allow-change", "--recover")
+"""Options of the command line that runs jobs; tools have none of them."""
+
+
 def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
     """One line for each flag that a tool does not have; values that stand behind one are not told apart from it."""
     known = [flag[2:] for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
@@ -234,6 +239,10 @@ def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str]) -
     for word in dict.fromkeys(flags):
         near = get_close_matches(word.partition("=")[0].lstrip("-").replace("_", "-"), known, n=1, cutoff=0.7)
         hint = f"Did you mean '--{near[0]}'?" if near else f"'{parser.prog} --help' lists its flags."
+        if not word.startswith("-"):
+            hint = f"Each value stands behind its flag: {hint}" if not near else hint
+        if word.partition("=")[0].replace("_", "-") in OF_JOBS:
+            hint = "It is an option for jobs: a tool does what it does at once."
         help_ = foreign_keys().flag_remedy(word) or hint
         lines.append(f"{parser.prog}: unknown argument {word!r}. {help_}")
     return "\n".join(lines)

@@ -39,6 +39,9 @@ MAGIC = {
     b"<!DO": "a web page",
     b"<htm": "a web page",
     b"<HTM": "a web page",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"RIFF": "an image or a film",
 }
 """First bytes of a file -> what it is."""
 
@@ -50,14 +53,15 @@ def read_header(file: BinaryIO) -> Header:
     """The header of an open file, which then stands where the tensors begin. Raises ValueError when it is damaged, or
     the file is of another kind."""
     start = file.read(LENGTH_BYTES)
-    if words := MAGIC.get(start[:4]):
+    if words := next((words for magic, words in MAGIC.items() if start.startswith(magic)), ""):
         raise ValueError(f"it is {words}")
     length = int.from_bytes(start, "little")
     here = file.tell()
     room = file.seek(0, 2) - here
     file.seek(here)
     if len(start) < LENGTH_BYTES or length > room:
-        raise ValueError("its header is cut off")
+        is_text = len(start) == LENGTH_BYTES and start.decode("ascii", "replace").replace("\n", " ").isprintable()
+        raise ValueError("it is a text file" if is_text and start.isascii() else "its header is cut off")
     if length > MOST_HEADER:
         raise ValueError(f"its header has {length:,} bytes, and {MOST_HEADER:,} are the most")
     try:

@@ -12,8 +12,9 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -58,9 +59,29 @@ def find_config(argument: str) -> Path:
             return place
     if len(os.fsencode(argument)) > MOST_NAME_BYTES:
         raise UserError(f"{argument[:80]!r}... is neither a file nor a command that can be read.")
-    what = "is a folder, not a config file" if os.path.isdir(given) else "no such config"
+    what = _folder_instead(given) if os.path.isdir(given) else f"no such config.{_near_config(bases)}"
     looked = "".join(f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases)
-    raise UserError(f"{argument}: {what}. Working directory: {os.getcwd()}. Looked for:{looked}")
+    raise UserError(f"{argument}: {what} Working directory: {os.getcwd()}. Looked for:{looked}")
+
+
+def _folder_instead(folder: Path) -> str:
+    """What to do with a folder that is given instead of a config."""
+    jobs = sorted(str(folder / name) for name in os.listdir(folder) if name.endswith(CONFIG_SUFFIXES[:2]))
+    if jobs:
+        return f"is a folder, not a config file. Give a file: {', '.join(jobs[:3])}{', ...' * (len(jobs) > 3)}."
+    remedy = f"For images in it, 'run.py new NAME {folder}' writes a job, and 'run.py lint {folder}' checks them."
+    return f"is a folder, not a config file. {remedy}"
+
+
+def _near_config(bases: Iterable[Path]) -> str:
+    """A sentence with the config whose name is that of one of these but for its suffix, or nearly; empty without."""
+    for base in bases:
+        with suppress(OSError, ValueError):
+            found = [name for name in sorted(os.listdir(base.parent)) if name.endswith(CONFIG_SUFFIXES)]
+            same = [name for name in found if os.path.splitext(name)[0].lower() == base.stem.lower()]
+            if near := same or get_close_matches(base.name, found, n=1, cutoff=0.8):
+                return f" Did you mean {str(base.parent / near[0])!r}?"
+    return ""
 
 
 def moved_examples(path: str | Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import check_folder, check_page
-from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
+from toolkit.config.field_types import PathStr, as_list, near_path, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
@@ -131,7 +131,9 @@ class LintConfig(ToolConfig):
             try:
                 find_config(self.path)
             except UserError as error:
-                yield Diagnostic(("path",), f"{self.path!r} is neither a folder of images nor a job. {error}")
+                yield Diagnostic(
+                    ("path",), f"{self.path!r} is neither a folder of images nor a job. {near_path(self.path)}{error}"
+                )
             for key in self.model_fields_set.intersection(OF_A_FOLDER):
                 yield Diagnostic(
                     (key,), f"is for a folder of images; the job {self.path!r} says it itself. Leave it out."

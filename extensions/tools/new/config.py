@@ -87,7 +87,11 @@ class NewConfig(ToolConfig):
         """A folder that is missing, a job that is there already."""
         path = self.path()
         yield from self._model_findings(job)
-        yield from check_folder(("folder",), self.folder, job)
+        if Path(self.job_name).is_dir() and not Path(self.folder).exists():
+            message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first. "
+            yield Diagnostic(("folder",), f"{message}Write: {command('new', self.folder, self.job_name)}")
+        else:
+            yield from check_folder(("folder",), self.folder, job)
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
         elif file := file_in_the_way(path.parent):

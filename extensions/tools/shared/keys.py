@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from toolkit.config.field_types import PathStr
+from toolkit.config.field_types import PathStr, near_path
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
@@ -73,7 +73,7 @@ def check_folder(key: tuple[str | int, ...], path: str, job: JobContext) -> Iter
     if archive_in(path):
         yield Diagnostic(key, f"{path!r} is a zip file, which jobs read and this tool does not. Unpack it.")
     else:
-        yield Diagnostic(key, f"{path!r} is not a folder (working directory: {Path.cwd()}).")
+        yield Diagnostic(key, f"{path!r} is not a folder (working directory: {Path.cwd()}). {near_path(path)}".rstrip())
 
 
 def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iterator[Diagnostic]:

@@ -63,7 +63,10 @@ def test_flags_are_read_as_the_values_of_a_job_are() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "run.py draw: the following arguments are required: SOURCE"),
+        (
+            "",
+            "run.py draw: the following arguments are required: SOURCE. Usage: run.py draw [options] SOURCE MORE. 'run",
+        ),
         ("a --setps 3", "run.py draw: unknown argument '--setps'. Did you mean '--steps'?"),
         ("a --sigma-rel 0", "run.py draw: --sigma-rel: 0 is out of range: must be > 0."),
         ("a --steps many", "run.py draw: --steps: 'many' is not a whole number."),

@@ -313,6 +313,25 @@ def test_a_source_is_a_file_or_a_pipe_that_ends(tmp_path: Path, monkeypatch: pyt
         writer.wait(30)
 
 
+def test_what_is_not_a_config_says_what_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("jobs").mkdir()
+    for name in ("my_char.yml", "jobs/other.yaml"):
+        Path(name).write_text("job: extension")
+    told = {
+        "photos": r"photos: is a folder, not a config file\. For images in it, 'run\.py new NAME photos' writes a job",
+        "jobs": r"jobs: is a folder, not a config file\. Give a file: jobs/other\.yaml\.",
+        "my_char.yaml": r"my_char\.yaml: no such config\. Did you mean 'my_char\.yml'\?",
+        "jobs/othr.yaml": r"Did you mean 'jobs/other\.yaml'\?",
+        "jobs/other.yml": r"Did you mean 'jobs/other\.yaml'\?",
+        "nothing.yaml": r"nothing\.yaml: no such config\. Working directory",
+    }
+    for given, message in told.items():
+        with pytest.raises(UserError, match=message):
+            find_config(given)
+
+
 @pytest.mark.parametrize("text", ["x" * 5000, "a/" * 3000, "y" * 300, "a\0b", "loop/x", "\udc80"])
 def test_a_name_that_no_file_can_have_is_not_found(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -318,6 +318,10 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
     assert "'b.safetensors' exists already" in refused.stderr
     assert "'pickle.pt' cannot be read as a safetensors file" in refused.stderr
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 photo")
+    (tmp_path / "job.yaml").write_text("job: extension\n")
+    for name, what in (("photo.jpg", "an image"), ("job.yaml", "a text file")):
+        assert f"cannot be read as a safetensors file (it is {what})" in run_py("inspect", name).stderr
     refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
     assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
 

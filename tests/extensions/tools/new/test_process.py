@@ -120,6 +120,16 @@ def test_a_zip_file_is_to_be_unpacked(tmp_path: Path) -> None:
         load_tool("new", NewConfig, ["a", str(tmp_path / "my set.zip"), "--model", str(TINY)])
 
 
+def test_a_folder_in_the_place_of_the_name_is_told_with_the_command(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(
+        UserError, match=r"folder: 'zuzu' is not a folder, and 'photos' is one: the name comes first\. "
+    ) as said:
+        load_tool("new", NewConfig, ["photos", "zuzu"])
+    assert str(said.value).endswith(" new zuzu photos")
+
+
 def test_what_was_asked_for_is_in_the_job_whatever_characters_it_has(tmp_path: Path) -> None:
     asked = {"folder": r'it\1 "is" mine: #1', "trigger": "ohwx 'a' \\g<0>", "model": str(TINY)}
     path = tmp_path / "zuzu.yaml"
