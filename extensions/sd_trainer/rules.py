@@ -19,7 +19,6 @@ from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.model_files import INDEX, ModelFolder, near_id, single_files
 from toolkit.config.output import SampleConfig, SampleItem
 from toolkit.config.sections import DiffusionSection
-from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.flow.settings import most_levels
 from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
@@ -30,6 +29,7 @@ from toolkit.models.families import (
     UnknownFamilyError,
     family_for,
     published_names,
+    rounded_side,
     single_file_faults,
     unlike_distilled,
 )
@@ -424,22 +424,16 @@ def _samples(s: DiffusionSection) -> Findings:
     for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
         if section is None:
             continue
+        if name == "sample" and not section.samples:
+            yield warning(name, "has no prompts: no images are generated. Give 'prompts'.")
         items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
         for key, item in items + [(f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)]:
             for side in ("width", "height"):
-                pixels = getattr(item, side) or 0  # not given: that of the section
-                if (generated := _generated(s, pixels)) != pixels:
-                    message = f"the model cannot generate {pixels} pixels; images will be generated at {generated}."
+                if family and (message := rounded_side(family, getattr(item, side))):
                     yield warning(f"{key}.{side}", message)
             found = unlike_distilled(family, item.sample_steps, item.guidance_scale) if family else ()
             for what, message in found:
                 yield warning(f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}", message)
-
-
-def _generated(s: DiffusionSection, pixels: int) -> int:
-    """The side that the model generates."""
-    family = _family(s)
-    return family.drawable(Size(pixels, pixels)).width if family else pixels
 
 
 def _validation(s: DiffusionSection) -> Findings:

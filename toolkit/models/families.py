@@ -28,6 +28,7 @@ from toolkit.config.model_files import (
     single_files,
 )
 from toolkit.config.process import JobContext
+from toolkit.data.types import Size
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
@@ -344,6 +345,15 @@ def unlike_distilled(family: ModelFacts, steps: int | None, guidance: float | No
     if count and guidance and guidance > 1:
         what = f"{guidance:g}: {family.title} is distilled for 1; with more, images wash out and take twice as long"
         yield "guidance", f"{what}. Use 1, or leave it out."
+
+
+def rounded_side(family: ModelFacts, pixels: int | None) -> str:
+    """A warning where the model cannot generate images with a side of so many pixels; empty where it can, or for None:
+    not given."""
+    drawn = family.drawable(Size(pixels, pixels)).width if pixels else pixels
+    if drawn == pixels:
+        return ""
+    return f"the model cannot generate {pixels} pixels; images will be generated at {drawn}."
 
 
 def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, str]]:

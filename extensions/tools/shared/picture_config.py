@@ -28,7 +28,7 @@ from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.writing import file_in_the_way
-from toolkit.models.families import family_for, single_file_faults, unlike_distilled
+from toolkit.models.families import family_for, rounded_side, single_file_faults, unlike_distilled
 from toolkit.models.interface import ModelFacts
 
 SeedOrList = Annotated[
@@ -178,6 +178,9 @@ class PicturesConfig(ToolConfig):
             keys = {"steps": "steps", "guidance": "cfg"}
             found = unlike_distilled(family, self.steps, cfg)
             yield from (Diagnostic((keys[key],), message, "warning") for key, message in found)
+        for key in ("width", "height"):
+            if message := rounded_side(family, getattr(self, key)):
+                yield Diagnostic((key,), message, "warning")
         for key in ("prompt", "prompts"):
             try:
                 items = self.read_items(key)
@@ -191,6 +194,8 @@ class PicturesConfig(ToolConfig):
                     yield from check_references((key,), item.ctrl_img, family, job)
                     if len(item.ctrl_img or self.reference) < family.min_references:
                         message = f"no control image, but {family.title} edits one. Give --reference."
+                        yield Diagnostic((key,), message, "warning")
+                    for message in filter(None, (rounded_side(family, side) for side in (item.width, item.height))):
                         yield Diagnostic((key,), message, "warning")
                     for flag, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
                         yield Diagnostic((key,), f"{flag} {message}", "warning")

@@ -103,6 +103,16 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
         assert bare.text == {} and psnr(bare.convert("RGB"), ours) == math.inf
 
 
+def test_a_size_that_the_model_cannot_draw_is_told(tiny_model: Path) -> None:
+    """As a job's `sample` tells it."""
+    model = {"name_or_path": str(tiny_model)}
+    section = GenerateConfig(type="generate", model=model, prompt=("a", "b --w 100"), width=130, height=128)
+    assert [(one.key[0], one.message) for one in warnings(section)][:2] == [
+        ("width", "the model cannot generate 130 pixels; images will be generated at 128."),
+        ("prompt", "the model cannot generate 100 pixels; images will be generated at 96."),
+    ]
+
+
 def test_a_distilled_model_is_sampled_at_its_noise_levels(generate, tmp_path: Path) -> None:
     """Other steps resample them, and are made again from the picture; both, and guidance, are warned of."""
     write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
