@@ -131,15 +131,15 @@ class MemoryEstimate:
             return None
         return next((card for card in GPU_SIZES_GB if self.peak_bytes <= card * GB), None)
 
-    def render(self) -> str:
-        """One line for the plan of a run."""
+    def render(self, gpu: str = "the GPU") -> str:
+        """One line for the plan of a run. gpu: what the device is called, such as "a GPU" where none is here."""
         shares = _shares(self.peak.name, self.peak.parts)
         if not self.on_device:
             return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
         card = self.card()
         fits = f"fits {gpu_of(card)}" if card else f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
         return (
-            f"memory: peak {gigabytes(self.peak_bytes)} on the GPU ({shares}): {fits}; "
+            f"memory: peak {gigabytes(self.peak_bytes)} on {gpu} ({shares}): {fits}; "
             f"{gigabytes(self.host_bytes)} of main memory"
         )
 

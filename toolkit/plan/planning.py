@@ -38,7 +38,14 @@ from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
 from toolkit.plan.oom_hints import advice_line, why_too_large
 from toolkit.plan.outlook import DAMAGED, DiskOutlook, ModelOutlook, Outlook, StartOutlook, TimeOutlook
 from toolkit.plan.run_plan import RunPlan, SaveSize, batch_note, folder_plans
-from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, compiling_note, cpu_instead_here, gpu_name, why_no_device_here
+from toolkit.system.nvidia import (
+    ACCIDENTAL_CPU_LIMIT,
+    compiling_note,
+    cpu_instead_here,
+    gpu_name,
+    has_no_gpu,
+    why_no_device_here,
+)
 from toolkit.train.checkpoint_store import check_writable, checkpoint_dir, step_of
 from toolkit.train.lock import read_lock, why_locked
 from toolkit.train.resumption import Start, plan_start
@@ -75,7 +82,7 @@ class Planner(ABC, Generic[SectionT]):
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
         """Lines on the memory: the peak, what the numbers include, what to change where it is too little."""
-        yield memory.render()
+        yield memory.render("a GPU, which is not available here" if has_no_gpu() else "the GPU")
         yield from memory.notes
         if line := advice_line(memory, self.machine, self.savings()):
             yield line

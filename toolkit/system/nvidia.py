@@ -84,6 +84,11 @@ def read_facts() -> NvidiaFacts:
     )
 
 
+def has_no_gpu() -> bool:
+    """Whether PyTorch can certainly use no CUDA device of this machine, as far as it can be known without torch."""
+    return sys.platform == "darwin" or bool(likely_cause(read_facts()))
+
+
 def ask_nvml() -> tuple[str | None, list[Gpu]]:
     """The driver and its GPUs, by the library that nvidia-smi uses; (None, []) where it is not here."""
     version, gpus = ctypes.create_string_buffer(96), list[Gpu]()

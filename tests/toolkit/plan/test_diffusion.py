@@ -41,6 +41,12 @@ def test_repeats_batches_and_epochs_are_counted(plan) -> None:
     assert (found.accumulation, found.requested_epochs) == (4, 3)
 
 
+def test_a_machine_without_a_gpu_is_not_said_to_have_one(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cause, gpu in (("none", "a GPU, which is not available here"), ("", "the GPU")):
+        monkeypatch.setattr(nvidia, "likely_cause", lambda _, cause=cause: cause)
+        assert re.search(rf"memory: peak [\d.]+ GB on {gpu} \(", plan().render())
+
+
 def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> None:
     """Of epochs only the plan knows how many steps they are: here 5."""
     train = {"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation": 4, "lr_warmup_steps": 3}
