@@ -360,6 +360,9 @@ def _differences(document: Mapping[str, Any], section: ProcessConfig, has_refere
 
 
 _LENGTH = ("train.steps", "train.epochs", "train.step_limit")
+_ANOTHER_JOB = 6
+"""From so many settings that differ on, the folder is told to be another job's; below, the settings are."""
+
 _ELSE = "give the job another name, or add --restart to move the old run aside and start over."
 
 
@@ -372,12 +375,23 @@ def _refuse_changes(
     for change in changes:
         kind = "impossible" if change.kind == "place" and not knows_base else change.kind
         by_kind.setdefault(kind, []).append(change)
+    differing = [change for kind in ("impossible", "changes the result") for change in by_kind.get(kind, [])]
+    if len(differing) >= _ANOTHER_JOB and not (allow_change and not by_kind.get("impossible")):
+        raise UserError(
+            f"{state} is of another job of this name: {len(differing)} settings differ.\n"
+            f"{_indented(differing)}To keep both runs, {_ELSE}"
+        )
     if listed := by_kind.get("impossible"):
         raise UserError(
             f"{_lines(listed)}this cannot change: {state} was written with different settings. Restore them, {_ELSE}"
         )
     if (listed := by_kind.get("changes the result")) and not allow_change:
         raise UserError(f"{_lines(listed)}{_why(listed, state, section)}")
+
+
+def _indented(changes: Sequence[ConfigChange]) -> str:
+    shown = "".join(f"  {change}\n" for change in changes[:_ANOTHER_JOB])
+    return shown + (f"  and {len(changes) - _ANOTHER_JOB} more\n" if len(changes) > _ANOTHER_JOB else "")
 
 
 def _lines(changes: Sequence[ConfigChange]) -> str:

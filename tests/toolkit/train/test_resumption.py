@@ -140,6 +140,16 @@ def test_what_changes_the_result_is_refused_and_listed(state: Path, same: Datase
     assert len(lines) == 3 and f"{state} was trained with different settings" in lines[2]
 
 
+def test_another_job_in_the_folder_is_told_before_its_settings(state: Path, same: DatasetScan) -> None:
+    job = changed("train", lr=0.2, optimizer="adam", steps=20, batch_size=2, max_grad_norm=3.0, lr_scheduler="cosine")
+    with pytest.raises(UserError) as refused:
+        judge(state, job, same)
+    first, *listed, last = str(refused.value).splitlines()
+    assert first == f"{state} is of another job of this name: 6 settings differ."
+    assert len(listed) == 6 and last.startswith("To keep both runs, give the job another name")
+    assert judge(state, job, same, allow_change=True)
+
+
 def test_more_steps_of_a_schedule_that_ends_with_the_run_have_two_ways(state: Path, same: DatasetScan) -> None:
     document = json.loads((state / "state.json").read_text())
     document["settings"]["train"]["lr_scheduler"] = "cosine"
