@@ -184,6 +184,11 @@ def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:
         "Write '[trigger]' into those that are to show what is trained"
     )
     assert [*prompt_warnings(prompts[:2], ["zxq"])] == [] == [*prompt_warnings(["any"], [])]
+    marked = ["a (cup:1.3), <lora:my_char:0.8>", "a cup (10:30), (small)"]
+    (told,) = prompt_warnings(marked, [])
+    assert told.startswith(
+        "warning: sample: prompts with '(cup:1.3)', '<lora:my_char:0.8>': weights and LoRAs of other"
+    )
     (literal,) = prompt_warnings(prompts[:2], [])
     assert literal.endswith("1 of 2 prompts with '[trigger]', which nothing replaces. Give the job a 'trigger_word'")
 
