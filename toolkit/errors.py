@@ -104,7 +104,8 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
     Without, and with none that is close: all of a short list, nothing of a long one, whose names would mislead.
     """
     known = sorted(known)
-    close = get_close_matches(str(name), known, n=1)
+    same = [each for each in known if each.lower() == str(name).lower()]
+    close = same or get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     if list_all or (not close and len(known) <= SHORT_LIST):
         return f"{hint}Known names: {', '.join(known)}."

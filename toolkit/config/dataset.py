@@ -306,7 +306,7 @@ class DatasetConfig(StrictModel):
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """A single resolution becomes a list. A stream keeps latents only where the job says so."""
-        entries = _with_listed_resolution(entries)
+        entries = _with_listed_resolution(entries, diagnostics)
         key = "cache_latents_to_disk"
         if (url := entries.get("url")) and key not in entries:
             entries = entries | {key: replace(url, value=False, text="false", path=(*url.path[:-1], key))}
@@ -377,8 +377,17 @@ class DatasetConfig(StrictModel):
         yield from check_path("mask_path", self.mask_path, "Give a folder of masks.", job)
 
 
-def _with_listed_resolution(entries: dict[str, ConfigNode]) -> dict[str, ConfigNode]:
-    return entries | {key: listed(node) for key, node in entries.items() if key == "resolution"}
+def _with_listed_resolution(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+    """A single resolution as a list; the plan says what equal ones are taken for."""
+    node = entries.get("resolution")
+    if node is None:
+        return entries
+    sizes = node.data()
+    if isinstance(sizes, list) and len(sizes) > 1 and isinstance(sizes[0], int) and sizes.count(sizes[0]) == len(sizes):
+        side = sizes[0]
+        note = f"{diagnostics.place(node)}: {sizes} is taken as one size, {side}: the area of a square of {side} pixels"
+        diagnostics.notes.append(f"{note}, aspect ratio kept")
+    return {**entries, "resolution": listed(node)}
 
 
 NOT_OF_STREAMS = {
@@ -495,7 +504,7 @@ class ValidationConfig(StrictModel):
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """A single resolution becomes a list. The process's own source comes before one of `config.defaults`."""
-        entries = _with_listed_resolution(entries)
+        entries = _with_listed_resolution(entries, diagnostics)
         sources = [key for key in ("folder_path", "fraction") if key in entries]
         if len(sources) == 2:
             dropped = [key for key in sources if entries[key].from_defaults]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +31,10 @@ def value_error(message: str) -> PydanticCustomError:
     return PydanticCustomError("mistake", "{message}", {"message": message})
 
 
+_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""What a switch may be written as; YAML 1.2 reads all but the first of each kind as text."""
+
+
 class OneOf:
     """A name out of a list, in upper or lower case: those of the field's Literal, or the given ones."""
 
@@ -50,7 +55,8 @@ class OneOf:
 
         def read(value: Any) -> Any:
             folded = str(value).strip().lower()
-            return folded == "true" if self.or_bool and folded in ("true", "false") else read_name(value)
+            is_switch = self.or_bool and folded in _SWITCH and folded not in self.names
+            return _SWITCH[folded] if is_switch else read_name(value)
 
         return no_info_before_validator_function(read, handler(source))
 
@@ -147,6 +153,15 @@ def path_hint(path: str) -> str:
         if found := re.search(pattern, path):
             return words.format(found.group(), *found.groups())
     return odd_characters(path)
+
+
+def near_path(path: str) -> str:
+    """A sentence with what lies beside a path that leads nowhere and has nearly its name; empty without."""
+    given = Path(path).expanduser()
+    with suppress(OSError, ValueError):
+        if near := get_close_matches(given.name, os.listdir(given.parent), n=1, cutoff=0.75):
+            return f"Did you mean {str(given.with_name(near[0]))!r}? "
+    return ""
 
 
 def moved_hint(path: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from toolkit.config.field_types import moved_hint, path_hint
+from toolkit.config.field_types import moved_hint, near_path, path_hint
 from toolkit.errors import Diagnostic, Severity
 from toolkit.files.archives import archive_in
 
@@ -81,7 +81,7 @@ def check_path(key: str, path: str | None, remedy: str, job: JobContext, *, file
     if not file and archive_in(path):
         return
     if not resolved.exists():
-        offer = path_hint(path) or remedy + moved_hint(path)
+        offer = path_hint(path) or near_path(path) + remedy + moved_hint(path)
         yield error(key, f"{path!r} does not exist (working directory: {Path.cwd()}). {offer}")
     elif file != resolved.is_file():
         yield error(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")

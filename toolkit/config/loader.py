@@ -19,6 +19,7 @@ from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
 from toolkit.config.redacted_copy import job_text, saved_text, secret_scalars
 from toolkit.config.validate import list_remedy, validate
+from toolkit.config.yaml_faults import quoted
 from toolkit.config.yaml_reader import (
     expand_variables,
     is_json,
@@ -104,6 +105,7 @@ def load_job(
     if check_files:
         check_processes(processes, JobContext(job_name), diagnostics)
     warn_of_odd_quotes(root, diagnostics)
+    warn_of_cut_texts(written, text, diagnostics)
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
     meta = root.value.get("meta")
@@ -372,6 +374,30 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
             diagnostics.error(process.node, f"writes '{file}', as an earlier process does. Give it another output.")
         job = JobContext(job.name, job.earlier_outputs | outputs)
+
+
+_TEXT_KEY = re.compile(
+    r"prompts?|neg|negative|(?:trigger_word|caption_prefix|default_caption|instruction|name|ctrl_img|url)\w*|\w*(?:path|folder)"
+)
+"""Keys whose value may hold a '#': sentences, words, names of files."""
+
+_CUT_WORD, _CUT_PROMPT = re.compile(r" #\S"), re.compile(r" #")
+"""What follows a text that a '#' ends though it may belong to it: behind a single space, where a comment usually has
+two, and, but for prompts in a list, with no space behind it."""
+
+
+def warn_of_cut_texts(root: ConfigNode, text: str, diagnostics: Diagnostics) -> None:
+    """Warns of texts without quotes that end at a '#' of a YAML comment and seem to go on. text: of the file."""
+    for node in root.walk():
+        if not (node.plain and isinstance(node.value, str) and node.span[1]) or node.aliased:
+            continue
+        *_, key = (part for part in ("", *node.path) if isinstance(part, str))
+        is_prompt = isinstance(node.path[-1], int) and key == "prompts"
+        pattern = _CUT_PROMPT if is_prompt else _CUT_WORD
+        if _TEXT_KEY.fullmatch(key) and pattern.match(text, node.span[1]):
+            rest = text[node.span[1] :].partition("\n")[0].rstrip()
+            remedy = f"If it belongs to the text, put the text in quotes: {quoted(node.text + rest)}"
+            diagnostics.warn(node, f"ends before {rest.strip()!r}: ' #' begins a comment. {remedy}")
 
 
 def warn_of_odd_quotes(root: ConfigNode, diagnostics: Diagnostics) -> None:

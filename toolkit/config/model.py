@@ -20,7 +20,7 @@ from pydantic import (
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
-from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.model_files import (
     SINGLE_FILE_PARTS,
     WEIGHT_FILES,
@@ -307,8 +307,14 @@ class ModelConfig(StrictModel):
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single base LoRA becomes a list; `qtype: int4|file` is parted."""
+        """A single base LoRA becomes a list; `qtype: int4|file` is parted. A number type in the place of the switch is
+        an error."""
         part_recovery(entries, "qtype", diagnostics)
+        for switch, qtype in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
+            node = entries.get(switch)
+            if node and isinstance(node.value, str) and node.value.lower() in {*QTYPES, *QTYPE_SPELLINGS}:
+                remedy = f"Write '{switch}: true' and '{qtype}: {node.value}'."
+                diagnostics.error(node, f"{show(node)} is neither true nor false. {remedy}")
         if "base_loras" in entries:
             entries["base_loras"] = listed(entries["base_loras"])
         return entries

@@ -69,13 +69,16 @@ class UnusedDefaults:
                 diagnostics.error(node, message, at_key=True)
 
 
+_NO_DEFAULT = "the default is none"
+
+
 def _default_of(model: type[BaseModel], name: str) -> str:
     """What is taken where a field is not given."""
     default = model.model_fields[name].get_default(call_default_factory=True, validated_data={})
     if isinstance(default, BaseModel):
         return "the defaults of its keys are taken"
     if default is None or default == "" or default == () or default == {}:
-        return "the default is none"
+        return _NO_DEFAULT
     text = str(default).lower() if isinstance(default, bool) else str(default)
     return f"the default is {text}"
 
@@ -179,18 +182,24 @@ class Normaliser:
             self.diagnostics.error(child, message, at_key=True)
 
     def is_given(self, model: type[BaseModel], key: str, child: ConfigNode) -> bool:
-        """False for null and "": the default applies. An error where there is no default."""
+        """False for null and "": the default applies. An error where there is no default; a warning where something is
+        taken that is not written: a default, or those of a section that has no keys."""
         may_be_empty = model.may_be_empty if issubclass(model, StrictModel) else ()
-        if not child.is_blank or (child.value == "" and key in may_be_empty):
-            return True
         name = field_names(model).get(key)
+        if not child.is_blank or (child.value == "" and key in may_be_empty):
+            is_section = name and section_model(model.model_fields[name].annotation)
+            if child.value == {} and model is self.model and is_section:
+                self.diagnostics.warn(child, "has no keys: the defaults of its keys are taken.")
+            return True
         if name and model.model_fields[name].is_required():
             self.diagnostics.error(child, "needs a value.")
             return False
         row = other_names(model, self.foreign).get(key)
         fields = [name, *(ours.rpartition(".")[2] for ours in (row.ours if row else ()))]
         name = next((each for each in fields if each in model.model_fields), None)
-        if name and child.value is None and child.text == "":
+        # A written null says "not given". Programs that write jobs put "" where a text is not given.
+        is_left_out = child.value is None and child.text == ""
+        if name and (is_left_out or (child.value == "" and _default_of(model, name) != _NO_DEFAULT)):
             self.diagnostics.warn(child, f"has no value, and counts as not given: {_default_of(model, name)}.")
         return False
 
@@ -362,7 +371,7 @@ def item_annotation(annotation: Any) -> Any:
 def is_number(annotation: Any) -> bool:
     """Whether the field wants a number and has no use for true or false."""
     parts = list(_parts(annotation))
-    return any(part in (int, float) for part in parts) and bool not in parts
+    return any(part in (int, float) for part in parts) and not {bool, str} & set(parts)
 
 
 def is_whole_number(annotation: Any) -> bool:

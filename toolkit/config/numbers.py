@@ -10,6 +10,7 @@ _SIZE = r"\d+\s*[xX×]\s*\d+"
 _POWER = r"(?:(\S+?)\s*[*x×]\s*)?10\s*(?:\^|\*\*)\s*(-?\d+)"
 _GROUPED = r"[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+|(?:\.\d{3}){2,})"
 _LIST = r"\d+(?:\s*[,;]\s*\d+)+"
+_SIDES = r"([1-9]\d{1,4})\s*,\s*([1-9]\d{1,4})"
 _DECIMAL_COMMA = r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)"
 _UNIT = r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(?:%|[a-zA-Z]{2,6}|[,;])"
 
@@ -27,6 +28,8 @@ def number_remedy(text: str, whole: bool) -> str:
         _DECIMAL_COMMA if not whole else r"(?!)": lambda found: f"{found[1]}.{found[2]}",
         _UNIT: lambda found: found[1],
     }
+    if whole and (sides := _sides(text)):
+        return f"Write {sides[0]}." if len(set(sides)) == 1 else f"Write {sides} where a list may stand."
     found = ((read, re.fullmatch(pattern, text.strip())) for pattern, read in readings.items())
     meant = [read(match) for read, match in found if match][:1]
     if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):
@@ -34,6 +37,13 @@ def number_remedy(text: str, whole: bool) -> str:
         if not any(number.startswith("0") for number in numbers):
             meant.append(f"[{', '.join(numbers)}] where a list may stand")
     return f"Write {', or '.join(meant)}." if meant else ""
+
+
+def _sides(text: str) -> list[int]:
+    """The sides of an image that a text lists, such as `512,768`, which is no number of six digits; else nothing."""
+    found = re.fullmatch(_SIDES, text.strip())
+    numbers = [int(number) for number in found.groups()] if found else []
+    return numbers if all(number >= 64 and number % 8 == 0 for number in numbers) else []
 
 
 def is_grouped(text: str) -> bool:

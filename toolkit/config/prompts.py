@@ -35,7 +35,18 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
         diagnostics.error(prompts, f"is not a list. {remedy}")
         lines = []
-    return replace(prompts, value=[replace(line, value={"prompt": line}) for line in lines])
+    return replace(
+        prompts, value=[replace(line, value={"prompt": line}) for line in lines if _is_text(line, diagnostics)]
+    )
+
+
+def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
+    """False for a mapping with the keys of a sample, which is reported here."""
+    if isinstance(line.value, dict) and "prompt" in line.value:
+        message = "is a mapping, and 'prompts' are texts. Write it in 'samples' instead, with its keys"
+        diagnostics.error(line, f"{message}: '- prompt: {line.value['prompt'].text}'.")
+        return False
+    return True
 
 
 def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:

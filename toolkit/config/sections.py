@@ -36,13 +36,19 @@ from toolkit.files.writing import file_in_the_way, sha256_of
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
 
+def _device_number(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise value_error(f"{value} is not a valid device. Write 'cuda:{value}'.")
+    return value
+
+
 def _device(value: str) -> str:
     if not re.fullmatch(_DEVICE, value):
         raise value_error(f"{value!r} is not a valid device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'.")
     return value
 
 
-Device = Annotated[str, AfterValidator(_device)]
+Device = Annotated[str, BeforeValidator(_device_number, json_schema_input_type=str), AfterValidator(_device)]
 """auto, cuda, cuda:N, mps or cpu."""
 
 

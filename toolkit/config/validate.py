@@ -57,16 +57,26 @@ def explain(error: ErrorDetails, node: ConfigNode) -> str:
         return f"has {context['actual_length']} entries: must be {bound} {limit}."
     if kind in ("value_error", "assertion_error"):
         return str(context["error"])
+    if isinstance(node.value, list) and (kind.startswith(("int_", "float_", "bool_"))):
+        return f"{value} is not one value. {_single(node)}"
     for name, message in _WRONG_KIND.items():
         if kind.startswith(f"{name}_"):
             return " ".join(filter(None, (value, message, _remedy(name, node))))
-    return error["msg"] if error["msg"].startswith(value) else f"{value}: {error['msg'].removesuffix('.')}."
+    is_shown = error["msg"].startswith((value, "["))
+    return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
+
+
+def _single(node: ConfigNode) -> str:
+    texts = [item.text for item in node.value]
+    return f"Write {texts[0]}, without brackets or dash." if len(texts) == 1 and texts[0] else "Give one of them."
 
 
 def _remedy(wanted: str, node: ConfigNode) -> str:
     """What to write where a value of another kind stands."""
     if wanted in ("list", "tuple"):
         return list_remedy(node)
+    if wanted == "dict" and isinstance(node.value, str):
+        return _mapping_remedy(node)
     if wanted == "model":
         if isinstance(node.value, list) and all(isinstance(item.value, dict) for item in node.value):
             return "Remove the '- ' before its keys."
@@ -74,6 +84,15 @@ def _remedy(wanted: str, node: ConfigNode) -> str:
     if not isinstance(node.value, str):
         return ""
     return number_remedy(node.value, wanted == "int") or odd_characters(node.value)
+
+
+def _mapping_remedy(node: ConfigNode) -> str:
+    """What to write instead of a text where a mapping is wanted: `weight_decay=0.1 eps=1e-8` are keys with values."""
+    pairs = [part.partition("=") for part in re.split(r"[\s,;]+", node.value.strip())]
+    if not all(key and sign and value for key, sign, value in pairs):
+        return "Write its keys below it, indented, each as 'key: value'."
+    keys = ", ".join(f"{key}: {value}" for key, _, value in pairs)
+    return f"Write '{node.path[-1]}: {{{keys}}}'."
 
 
 def list_remedy(node: ConfigNode) -> str:
@@ -97,8 +116,16 @@ def _not_text(node: ConfigNode) -> str:
             )
         return f"{message} If it is one, put it in quotes, the brackets too."
     if isinstance(node.value, list):
+        is_entry = len(node.path) > 2 and isinstance(node.path[-2], int) and node.path[-3] != "process"
+        if is_entry and all(item.text for item in node.value):
+            return f"{message} For several write an entry of '{node.path[-3]}' for each: {_entries(node)}"
         return f"{message} Give one value; if the brackets or the dash belong to a text, put it in quotes."
     return message if node.value is None else f'{message} Put it in quotes: "{node.text}"'
+
+
+def _entries(node: ConfigNode) -> str:
+    """The texts of a list, each as the entry of a list of sections."""
+    return ", ".join(f"'- {node.path[-1]}: {item.text}'" for item in node.value)
 
 
 def _number(value: float) -> str:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from tests.conftest import ROOT
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import load_job
-from toolkit.config.loader import LONGEST_RUN_NAME
+from toolkit.config.loader import LONGEST_RUN_NAME, warn_of_cut_texts
+from toolkit.config.located import Diagnostics
 from toolkit.config.model import ModelConfig
+from toolkit.config.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
 from toolkit.files.run_files import FILE_SUFFIXES, step_stem
 from toolkit.files.writing import atomic_write
@@ -374,3 +377,34 @@ def test_a_file_where_the_folder_of_the_run_belongs_is_one_line(mistakes, tmp_pa
     (tmp_path / "output" / "test").symlink_to("test")
     (line,) = mistakes(trainer())
     assert line.endswith(f"process[0].training_folder: '{tmp_path}/output/test' {message}")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("sample:\n  prompts:\n    - a cup #1 in the world", "ends before '#1 in the world'"),
+        ("sample:\n  prompts:\n    - a cup # 1", "ends before '# 1'"),
+        ("sample:\n  prompts: [a]\n  neg: blurry #bad", "ends before '#bad'"),
+        ("trigger_word: my #char", 'put the text in quotes: "my #char"'),
+        ("datasets:\n  - folder_path: photos #2", "ends before '#2'"),
+        ("sample:\n  prompts:\n    - a cup   # the first", ""),
+        ('sample:\n  prompts:\n    - "a cup" # the first', ""),
+        ("sample: {prompts: [a]}  #two of them", ""),
+        ("trigger_word: ohwx # the word", ""),
+        ("trigger_word: ohwx   #the word", ""),
+        ("network: {type: lora} #lora", ""),
+        ("training_seed: 7 #lucky", ""),
+    ],
+)
+def test_a_text_that_a_hash_cuts_off_is_told_and_a_comment_is_not(load, line: str, told: str) -> None:
+    found = [line for line in load(trainer(line)).warnings if "begins a comment" in line]
+    assert len(found) == bool(told) and told in "".join(found)
+
+
+def test_the_comments_of_the_examples_are_comments() -> None:
+    files = sorted((ROOT / "config").rglob("*.yaml"))
+    assert len(files) > 20
+    for file in files:
+        text, diagnostics = file.read_text(encoding="utf-8"), Diagnostics(str(file))
+        warn_of_cut_texts(read_yaml(text, diagnostics), text, diagnostics)
+        assert diagnostics.warnings == ()

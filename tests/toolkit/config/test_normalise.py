@@ -93,6 +93,41 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
             "datasets[0].resolution: '512, 768' is not a whole number. Write [512, 768] where a list may stand.",
         ),
         (
+            "datasets: [{folder_path: photos, resolution: '512,512'}]",
+            "datasets[0].resolution: '512,512' is not a whole number. Write 512.",
+        ),
+        ("sample: {width: '512,768'}", "sample.width: '512,768' is not a whole number. Write [512, 768] where a list"),
+        (
+            "train: {optimizer_params: 'weight_decay=0.1 eps=1e-8'}",
+            "train.optimizer_params: 'weight_decay=0.1 eps=1e-8' is not a mapping of keys and values. Write "
+            "'optimizer_params: {weight_decay: 0.1, eps: 1e-8}'.",
+        ),
+        (
+            "train: {optimizer_params: none}",
+            "train.optimizer_params: 'none' is not a mapping of keys and values. Write its",
+        ),
+        (
+            "datasets: [{folder_path: [photos, more]}]",
+            "datasets[0].folder_path: a list is not text. For several write an entry of 'datasets' for each: "
+            "'- folder_path: photos', '- folder_path: more'",
+        ),
+        (
+            "sample: {prompts: [{prompt: a cup, seed: 1}]}",
+            "sample.prompts[0]: is a mapping, and 'prompts' are texts. Write it in 'samples' instead, with its keys: "
+            "'- prompt: a cup'.",
+        ),
+        ("train: {LR: 3}", "train.LR: unknown key. Did you mean 'lr'?"),
+        ("train: {steps: [4]}", "train.steps: a list is not one value. Write 4, without brackets or dash."),
+        ("train: {steps: [4, 5]}", "train.steps: a list is not one value. Give one of them."),
+        ("trigger_word: [a, b]", "trigger_word: a list is not text. Give one value; if the brackets or"),
+        ("resume: true", "resume: True is not a step. Write 'auto', 'never', a step number or the path of a state"),
+        ("device: 1", "device: 1 is not a valid device. Write 'cuda:1'."),
+        (
+            "model: {name_or_path: ./model, quantize: int8}",
+            "model.quantize: 'int8' is neither true nor false. Write 'quantize: true' and 'qtype: int8'.",
+        ),
+        ("datasets: [{folder_path: photo}]", "datasets[0].folder_path: 'photo' does not exist"),
+        (
             "train: {steps: '2,000'}",
             "train.steps: '2,000' is not a whole number. Write 2000.",
         ),
@@ -126,7 +161,10 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("use_ema: true", "use_ema: unknown key. It belongs in 'train.ema_config'."),
         ("train: {trigger_word: x}", "train.trigger_word: unknown key. It belongs in the process, beside 'train'"),
         ("train: {frobnicate: 3}", "train.frobnicate: unknown key. docs/config.md lists the keys of 'train'."),
-        ("train: {clip_skip: 3}", "train.clip_skip: unknown key. docs/config.md lists the keys of 'train'."),
+        (
+            "train: {clip_skip: 3}",
+            "train.clip_skip: unknown key. kohya's 'clip_skip' is not supported: it concerns CLIP",
+        ),
         ("train: {lr_warmup_steps: 10.5}", "train.lr_warmup_steps: 10.5 is neither a number of steps nor a frac"),
         ("model: {name_or_path: ./model, lora_path: a}", "model.lora_path: 'a' is not supported yet. The nearest h"),
         ("train: {max_loss: {a: 3}}", "train.max_loss: a mapping is not supported yet. Leave this key out."),
@@ -266,11 +304,24 @@ def test_the_defaults_of_one_process_are_not_changed_by_another(load) -> None:
 
 
 def test_a_key_without_a_value_is_told_with_what_is_taken(load) -> None:
-    empty = "train: {steps: , lr: null, skip_first_sample: }", "save:", 'trigger_word: ""', "sample: {prompts: }"
+    train = """train: {steps: , lr: null, skip_first_sample: , batch_size: "", optimizer: ''}"""
+    empty = train, "save:", "logging: {}", "network: {network_kwargs: {}}", 'trigger_word: ""', "sample: {prompts: }"
     counts = "has no value, and counts as not given:"
     assert [line.split("process[0].")[1] for line in load(trainer(*empty)).warnings] == [
         f"train.steps: {counts} the default is 1000.",
         f"train.skip_first_sample: {counts} the default is false.",
+        f"train.batch_size: {counts} the default is 1.",
+        f"train.optimizer: {counts} the default is adamw8bit.",
         f"save: {counts} the defaults of its keys are taken.",
+        "logging: has no keys: the defaults of its keys are taken.",
+        "sample: has no prompts: no images are generated. Give 'prompts'.",
         f"sample.prompts: {counts} the default is none.",
     ]
+
+
+def test_equal_sizes_are_told_what_they_are_taken_for(load) -> None:
+    [note] = load(trainer("datasets: [{folder_path: photos, resolution: [128, 128]}]")).notes
+    assert note.endswith(
+        "resolution: [128, 128] is taken as one size, 128: the area of a square of 128 pixels, aspect ratio kept"
+    )
+    assert load(trainer("datasets: [{folder_path: photos, resolution: [128]}]")).notes == ()
