@@ -106,6 +106,7 @@ def load_job(
         check_processes(processes, JobContext(job_name), diagnostics)
     warn_of_odd_quotes(root, diagnostics)
     warn_of_cut_texts(written, text, diagnostics)
+    warn_of_empty_sections(written, processes, diagnostics)
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
     meta = root.value.get("meta")
@@ -374,6 +375,18 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
             diagnostics.error(process.node, f"writes '{file}', as an earlier process does. Give it another output.")
         job = JobContext(job.name, job.earlier_outputs | outputs)
+
+
+def warn_of_empty_sections(written: ConfigNode, processes: Sequence[_Process | None], diagnostics: Diagnostics) -> None:
+    """Warns of sections of a process without any key (`train: {}`), which are written and say nothing."""
+    for process in filter(None, processes):
+        node, rest = written.find(("config", "process", process.entry.index))
+        section = process.entry.section
+        if rest or section is None or not isinstance(node.value, dict):
+            continue
+        for key, child in node.value.items():
+            if child.value == {} and isinstance(getattr(section, key, None), BaseModel):
+                diagnostics.warn(child, "has no keys: the defaults of its keys are taken.")
 
 
 _TEXT_KEY = re.compile(

@@ -79,6 +79,8 @@ def _default_of(model: type[BaseModel], name: str) -> str:
         return "the defaults of its keys are taken"
     if default is None or default == "" or default == () or default == {}:
         return _NO_DEFAULT
+    if isinstance(default, tuple):
+        default = ", ".join(map(str, default))
     text = str(default).lower() if isinstance(default, bool) else str(default)
     return f"the default is {text}"
 
@@ -182,25 +184,26 @@ class Normaliser:
             self.diagnostics.error(child, message, at_key=True)
 
     def is_given(self, model: type[BaseModel], key: str, child: ConfigNode) -> bool:
-        """False for null and "": the default applies. An error where there is no default; a warning where something is
-        taken that is not written: a default, or those of a section that has no keys."""
+        """False for null and "": the default applies. An error where there is no default; a warning where nothing is
+        written, and of an empty text in the place of another default. A written null is meant."""
         may_be_empty = model.may_be_empty if issubclass(model, StrictModel) else ()
         name = field_names(model).get(key)
         if not child.is_blank or (child.value == "" and key in may_be_empty):
-            is_section = name and section_model(model.model_fields[name].annotation)
-            if child.value == {} and model is self.model and is_section:
-                self.diagnostics.warn(child, "has no keys: the defaults of its keys are taken.")
             return True
         if name and model.model_fields[name].is_required():
             self.diagnostics.error(child, "needs a value.")
             return False
         row = other_names(model, self.foreign).get(key)
         fields = [name, *(ours.rpartition(".")[2] for ours in (row.ours if row else ()))]
-        name = next((each for each in fields if each in model.model_fields), None)
-        # A written null says "not given". Programs that write jobs put "" where a text is not given.
+        optional = (
+            each for each in fields if each in model.model_fields and not model.model_fields[each].is_required()
+        )
+        name = next(optional, None)
         is_left_out = child.value is None and child.text == ""
-        if name and (is_left_out or (child.value == "" and _default_of(model, name) != _NO_DEFAULT)):
-            self.diagnostics.warn(child, f"has no value, and counts as not given: {_default_of(model, name)}.")
+        is_empty_text = child.value == "" and child.written is None and key in field_names(model)
+        default = _default_of(model, name) if name and (is_left_out or is_empty_text) else ""
+        if default and (is_left_out or default != _NO_DEFAULT):
+            self.diagnostics.warn(child, f"has no value, and counts as not given: {default}.")
         return False
 
     def warn_no_effect(self, child: ConfigNode, reason: str) -> None:

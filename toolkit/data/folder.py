@@ -993,12 +993,27 @@ def _check_captions(folder: _Folder, trigger: str) -> Iterator[str]:
         remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
         what = f"{_count(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
         yield f"{what}. {remedy}"
+    if not dataset.is_reg:
+        yield from _odd_captions(dict(zip(names, used, strict=True)), trigger)
     if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:
         texts = [text for caption in captions for text in _texts(caption, dataset)]
         word, count = usual_word([text for text in texts if text])
         if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
             what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
             yield f"{what}. If it is yours, give 'trigger_word: {word}'"
+
+
+def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
+    """Captions that are probably written otherwise than they are meant. captions: of each image, with its prefix."""
+    if quoted := [
+        name for name, text in captions.items() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    ]:
+        yield f"{_count(len(quoted), 'caption')} in quotation marks, which are trained as part of it: {shorten(quoted)}"
+    folded = trigger.lower()
+    other = [name for name, text in captions.items() if folded in text.lower() and trigger not in text]
+    if trigger and other:
+        what = f"{_count(len(other), 'caption')} with {trigger!r} in other letters, so that it is put in front as well"
+        yield f"{what}: {shorten(other)}"
 
 
 # ---------------------------------------------------------------- build: the samples

@@ -184,11 +184,11 @@ def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
         ("save: {huggingface_repo_id: me/x}", "save.huggingface_repo_id: unknown key. musubi-tuner's 'huggingface_rep"),
         ("sample: {interactive: true}", "sample.interactive: unknown key. musubi-tuner's 'interactive' is 'run.py gen"),
         (
-            "datasets: [{flip_aug: true}]",
+            "datasets: [{folder_path: photos, flip_aug: true}]",
             "datasets[0].flip_aug: unknown key. kohya's 'flip_aug' is 'datasets[].flip_x' h",
         ),
         (
-            "datasets: [{class_tokens: a}]",
+            "datasets: [{folder_path: photos, class_tokens: a}]",
             "datasets[0].class_tokens: unknown key. kohya's 'class_tokens' is 'datasets[]",
         ),
         (
@@ -447,7 +447,7 @@ MODEL_DEFAULTS = (
         f"datasets: [{{folder_path: photos, {DATASET_DEFAULTS}}}]",
         f"model: {{name_or_path: ./model, {MODEL_DEFAULTS}}}",
         "network: {lorm: null}",
-        "sample: {adapter_conditioning_scale: 1.0, refiner_start_at: 0.5, extra_values: []}",
+        "sample: {prompts: [a], adapter_conditioning_scale: 1.0, refiner_start_at: 0.5, extra_values: []}",
     ],
     ids=["train", "datasets", "model", "network", "sample"],
 )
@@ -455,7 +455,7 @@ def test_its_defaults_of_what_is_not_here_are_notes(load, line: str) -> None:
     """Source: ai-toolkit, toolkit/config_modules.py."""
     job = load(trainer(line))
     assert all("no effect" in note for note in job.warnings)
-    plain = "sample: {}" if line.startswith("sample") else ""
+    plain = "sample: {prompts: [a]}" if line.startswith("sample") else ""
     assert job.processes[0].section == load(trainer(plain)).processes[0].section
 
 

@@ -324,19 +324,23 @@ def test_any_number_that_the_section_logs_may_end_the_run() -> None:
 @pytest.mark.parametrize(
     ("keys", "first"),
     [
-        ("sample: {}", True),
-        ("sample: {sample_at_first: true}", True),
-        ("sample: {sample_at_first: false}", False),
-        ("sample: {}, train: {skip_first_sample: true}", False),
-        ("sample: {}, train: {force_first_sample: true}", True),
-        (f"sample: {{}}, first_sample: {{{ONE}}}", True),
-        ("sample: {sample_at_first: false}, train: {skip_first_sample: true}", False),
-        ("sample: {sample_at_first: true}, train: {skip_first_sample: false}", True),
+        (f"sample: {{{ONE}}}", True),
+        (f"sample: {{{ONE}, sample_at_first: true}}", True),
+        (f"sample: {{{ONE}, sample_at_first: false}}", False),
+        (f"sample: {{{ONE}}}, train: {{skip_first_sample: true}}", False),
+        (f"sample: {{{ONE}}}, train: {{force_first_sample: true}}", True),
+        (f"sample: {{{ONE}}}, first_sample: {{{ONE}}}", True),
+        (f"sample: {{{ONE}, sample_at_first: false}}, train: {{skip_first_sample: true}}", False),
+        (f"sample: {{{ONE}, sample_at_first: true}}, train: {{skip_first_sample: false}}", True),
     ],
 )
 def test_each_key_says_by_itself_whether_a_first_set_is_generated(keys: str, first: bool) -> None:
     assert section(keys).draws_first() is first
     check(keys)
+
+
+def test_samples_without_prompts_are_told() -> None:
+    check("sample: {sample_every: 2}", "W sample: has no prompts: no images are generated. Give 'prompts'.")
 
 
 def test_the_run_folder_is_the_jobs_or_the_processs_below_it() -> None:

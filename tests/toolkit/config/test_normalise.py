@@ -311,7 +311,7 @@ def test_a_key_without_a_value_is_told_with_what_is_taken(load) -> None:
         f"train.steps: {counts} the default is 1000.",
         f"train.skip_first_sample: {counts} the default is false.",
         f"train.batch_size: {counts} the default is 1.",
-        f"train.optimizer: {counts} the default is adamw8bit.",
+        f"train.optimizer: {counts} the default is adamw.",
         f"save: {counts} the defaults of its keys are taken.",
         "logging: has no keys: the defaults of its keys are taken.",
         "sample: has no prompts: no images are generated. Give 'prompts'.",

@@ -144,6 +144,16 @@ def test_a_placeholder_without_a_trigger_word_is_a_warning(tmp_path: Path, image
     assert warnings_of(data, trigger="sks") == []
 
 
+def test_captions_in_quotes_and_a_trigger_word_in_other_letters_are_warnings(tmp_path: Path, image, dataset) -> None:
+    for name, text in {"a": "sks at night", "b": "Sks, smiling", "c": '"sks in the rain"'}.items():
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert warnings_of(dataset(tmp_path, resolution=(64,))) == [
+        "1 caption in quotation marks, which are trained as part of it: c.png",
+        "1 caption with 'sks' in other letters, so that it is put in front as well: b.png",
+    ]
+
+
 @pytest.mark.parametrize("text", ["[Trigger] in a garden", "{trigger} in a garden", "<trigger word>, smiling"])
 def test_what_only_looks_like_a_placeholder_is_a_warning(tmp_path: Path, image, dataset, text: str) -> None:
     for name in "ab":

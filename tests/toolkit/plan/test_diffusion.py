@@ -44,7 +44,7 @@ def test_repeats_batches_and_epochs_are_counted(plan) -> None:
 def test_a_machine_without_a_gpu_is_not_said_to_have_one(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     for cause, gpu in (("none", "a GPU, which is not available here"), ("", "the GPU")):
         monkeypatch.setattr(nvidia, "likely_cause", lambda _, cause=cause: cause)
-        assert re.search(rf"memory: peak [\d.]+ GB on {gpu} \(", plan().render())
+        assert re.search(rf"memory: peak [\d.]+ GB on {gpu} \(", plan(device="auto").render())
 
 
 def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> None:
