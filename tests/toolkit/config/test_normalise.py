@@ -116,6 +116,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
             "sample.prompts[0]: is a mapping, and 'prompts' are texts. Write it in 'samples' instead, with its keys: "
             "'- prompt: a cup'.",
         ),
+        ("train: {optimizer: [adamw, lion]}", "train.optimizer: ['adamw', 'lion'] is not one of 'adamw' or"),
         ("train: {LR: 3}", "train.LR: unknown key. Did you mean 'lr'?"),
         ("train: {steps: [4]}", "train.steps: a list is not one value. Write 4, without brackets or dash."),
         ("train: {steps: [4, 5]}", "train.steps: a list is not one value. Give one of them."),
@@ -179,6 +180,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
 def test_what_is_wrong_is_one_line_under_the_written_name(faults, line: str, message: str) -> None:
     (found,) = faults(*line.splitlines())
     assert found.startswith(message)
+    assert not found.endswith(("..", ":."))
 
 
 def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(load) -> None:
