@@ -62,7 +62,7 @@ def explain(error: ErrorDetails, node: ConfigNode) -> str:
     for name, message in _WRONG_KIND.items():
         if kind.startswith(f"{name}_"):
             return " ".join(filter(None, (value, message, _remedy(name, node))))
-    is_shown = error["msg"].startswith((value, "["))
+    is_shown = error["msg"].lower().startswith(value.lower())  # a switch is `True` for a validator
     return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
 
 

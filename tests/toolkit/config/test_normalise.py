@@ -116,7 +116,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
             "sample.prompts[0]: is a mapping, and 'prompts' are texts. Write it in 'samples' instead, with its keys: "
             "'- prompt: a cup'.",
         ),
-        ("train: {optimizer: [adamw, lion]}", "train.optimizer: ['adamw', 'lion'] is not one of 'adamw' or"),
+        ("train: {optimizer: [adamw, lion]}", "train.optimizer: a list: is not a name. Use 'adamw' or"),
         ("train: {LR: 3}", "train.LR: unknown key. Did you mean 'lr'?"),
         ("train: {steps: [4]}", "train.steps: a list is not one value. Write 4, without brackets or dash."),
         ("train: {steps: [4, 5]}", "train.steps: a list is not one value. Give one of them."),
