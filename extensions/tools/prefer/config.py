@@ -43,7 +43,7 @@ class PreferConfig(PicturesConfig):
     """Scale of classifier-free guidance; 0 to 1: off. Not given: the model's default, 4 for most."""
 
     seed: int = Field(default=42, ge=0, lt=2**62)
-    """Seed of the first image of each prompt; the others have the following ones."""
+    """Seed of the first image of each prompt; the others have the following ones. 0 is a valid seed."""
 
     output: PathStr = ""
     """Folder of the images and of the votes on them. Empty: `datasets/<name of the source>_votes`. What exists in it
