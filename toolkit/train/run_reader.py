@@ -21,7 +21,8 @@ import math
 import os
 import re
 from array import array
-from collections import Counter
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ Row = dict[str, Any]
 _MOVED_ASIDE = re.compile(r".+\.old-\d+")
 _TAIL_BYTES = 4096
 """Bytes before the offset of a cursor that its hash covers."""
+
+_LONGEST_LINE = 2**24
 
 
 class RunStatus(StrEnum):
@@ -319,12 +322,12 @@ def read_events(folder: Path, since: str = "") -> Rows:
             rows = [row for line in data[:end].splitlines() if (row := row_of(line)) is not None]
             cursor = f"{offset + end}-{digest_before(file, offset + end)}"
     except OSError as error:
-        _tell(path, error)
+        tell_unreadable(path, error)
         return Rows((), "", anew=True)
     return Rows(tuple(rows), cursor, anew=offset == 0)
 
 
-def _tell(path: Path, error: OSError) -> None:
+def tell_unreadable(path: Path, error: OSError) -> None:
     """A file that is there and cannot be read is worth a line; most runs lack one or the other."""
     if not isinstance(error, FileNotFoundError):
         logger.warning(f"{path}: cannot be read: {error.strerror or error}")
@@ -354,64 +357,69 @@ def step_of_row(row: Row) -> int:
 
 class StepRows:
     """The rows of a `.jsonl` file in the order of their optimizer steps, each step once: a row replaces earlier rows of
-    its step and later steps; lines without a step, damaged ones and one that is being written are left out. They are
-    read again each time they are iterated: of a million rows 16 MB stay in memory, and what a run writes meanwhile does
-    not show."""
+    its step and later steps; lines without a step, damaged ones and one that is being written are left out. Only their
+    places are kept, so a million rows take 16 MB. The file may grow, go back or be replaced (`read`)."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.counts: Counter[str] = Counter()
-        """Name -> how many rows have it."""
-        self._file = file
-        self._offsets, steps = array("q"), array("q")
-        for offset, line in self._lines():
-            row = row_of(line) or {}
-            if not 0 <= (step := step_of_row(row)) < 2**63:
-                continue
-            while steps and steps[-1] >= step:
-                self.counts.subtract(self._row_at(self._offsets.pop()).keys())
-                steps.pop()
-            self._offsets.append(offset)
-            steps.append(step)
-            self.counts.update(row.keys())
+    def __init__(self) -> None:
+        self.steps = array("q")
+        """The step of each row, ascending."""
+
+        self._offsets = array("q")
+        self._end, self._digest = 0, ""
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.steps)
 
-    def __iter__(self) -> Iterator[Row]:
-        wanted = iter(self._offsets)
-        following = next(wanted, None)
-        for offset, line in self._lines():
-            if offset == following:
-                yield row_of(line) or {}
-                following = next(wanted, None)
+    def read(self, file: BinaryIO) -> Iterator[tuple[int, Row]]:
+        """Reads what was appended to the file since the last call, or all of it if it was replaced. Yields each row
+        with its index; an index that was used before means that the earlier rows from there on no longer count."""
+        if self._end and digest_before(file, self._end) != self._digest:
+            del self.steps[:], self._offsets[:]
+            self._end = 0
+        for offset, line in _lines(file, self._end):
+            self._end = offset + len(line)
+            row = row_of(line) or {}
+            if 0 <= (step := step_of_row(row)) < 2**63:
+                index = bisect_left(self.steps, step)
+                del self.steps[index:], self._offsets[index:]
+                self.steps.append(step)
+                self._offsets.append(offset)
+                yield index, row
+        self._digest = digest_before(file, self._end)
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Each complete line with its place."""
-        offset = self._file.seek(0)
-        for line in self._file:
-            if line.endswith(b"\n"):
-                yield offset, line
-            offset += len(line)
+    def between(self, file: BinaryIO, begin: int = 0, end: int | None = None) -> Iterator[Row]:
+        """The rows from one index to another, read from the file again."""
+        for offset in self._offsets[begin:end]:
+            file.seek(offset)
+            yield row_of(file.readline(_LONGEST_LINE)) or {}
 
-    def _row_at(self, offset: int) -> Row:
-        here = self._file.tell()
-        self._file.seek(offset)
-        row = row_of(self._file.readline())
-        self._file.seek(here)
-        return row or {}
+
+def _lines(file: BinaryIO, begin: int) -> Iterator[tuple[int, bytes]]:
+    """Each complete line from an offset on, with where it begins; others may read the file meanwhile. Of a line longer
+    than any that a run writes only its end comes, which is not a row."""
+    while True:
+        file.seek(begin)
+        line = file.readline(_LONGEST_LINE)
+        if line.endswith(b"\n"):
+            yield begin, line
+        elif len(line) < _LONGEST_LINE:
+            return
+        begin += len(line)
 
 
 @contextmanager
-def rows_by_step(path: Path) -> Iterator[StepRows]:
+def rows_by_step(path: Path) -> Iterator[Iterator[Row]]:
     """The rows of metrics.jsonl, validation.jsonl or drift.jsonl inside the block, for runs of any length; none where
-    the file is missing."""
+    the file is missing. What a run writes meanwhile does not show."""
     file: BinaryIO = io.BytesIO()
     try:
         file = open_regular(path)
     except OSError as error:
-        _tell(path, error)
+        tell_unreadable(path, error)
     with file:
-        yield StepRows(file)
+        rows = StepRows()
+        deque(rows.read(file), maxlen=0)
+        yield rows.between(file)
 
 
 # ------------------------------------------------------------ files

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.shared.diagrams import History, read_history
 from extensions.tools.shared.html_page import embedded, link_to, page
 from extensions.tools.shared.run_job import training_section
 from extensions.tools.shared.run_records import (
@@ -17,9 +16,9 @@ from extensions.tools.shared.run_records import (
     sample_rows,
     saved_files,
     settings_text,
-    trained_for,
     which_file,
 )
+from extensions.tools.shared.series import IN_STEPS, Series, series_of
 from toolkit.commands import command, command_for_others
 from toolkit.data.images import ImageError, open_image
 from toolkit.errors import UserError
@@ -53,8 +52,8 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
         except ImageError:
             return None
 
-    history = read_history(run.folder, MOST_POINTS)
-    curves = diagrams(history.curves)
+    series = [each.update() for each in series_of(run.folder)]
+    curves = diagrams(curve for each in series for curve in each.curves(points=MOST_POINTS))
     rows, all_steps = sample_rows(run.folder, MOST_SAMPLES if embed else None)
     steps = sorted({sample.step for row in rows for sample in row.samples})
     samples = [
@@ -81,7 +80,7 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
         share=share,
         status=status,
         tone={"finished": "good", "failed": "bad", "killed": "bad"}.get(status, "faint"),
-        facts=_facts(run, history, status, share),
+        facts=_facts(run, series[0], status, share),
         result=result,
         commands=commands,
         filled=[title for title, found in sections.items() if found],
@@ -100,17 +99,18 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     )
 
 
-def _facts(run: RunInfo, history: History, status: str, share: bool) -> dict[str, str]:
+def _facts(run: RunInfo, metrics: Series, status: str, share: bool) -> dict[str, str]:
     """The facts of a run; empty what is not recorded."""
-    step = max((s for s in (run.step, history.last["step"] if history.last else None) if s is not None), default=None)
+    step = max(metrics.last_step, -1 if run.step is None else run.step)
+    seconds = metrics.total(*IN_STEPS)
     loss = "" if run.loss is None else f"{run.loss:.4g}"
     return {
-        "Steps": "" if step is None else f"{step:,}" + (f" of {run.total_steps:,}" if run.total_steps else ""),
+        "Steps": "" if step < 0 else f"{step:,}" + (f" of {run.total_steps:,}" if run.total_steps else ""),
         "Images seen": "" if run.samples is None else f"{run.samples:,}",
         "Loss": loss and f"{loss}, mean of the last 50 steps",
         "Best validation": "" if run.best_loss is None else f"{run.best_loss:.4g} at step {run.best_step}",
         **which_file(run.folder),
-        "Trained": trained_for(history),
+        "Time in steps": duration(seconds) if seconds else "",
         "Speed": "" if run.step_s is None else f"{run.step_s:.3g} s per step",
         "Skipped steps": str(run.skipped or ""),
         "Time left": "" if run.eta_s is None or status != RunStatus.RUNNING else duration(run.eta_s),

@@ -89,12 +89,22 @@ function logTicks(low, high) {
   return inside.filter((_, index) => index % every === 0);
 }
 
+// The mean of the latest points, a twentieth of all.
+function smoothed(values) {
+  const few = Math.max(1, Math.floor(values.length / 20));
+  return values.map((_, index) => {
+    const latest = values.slice(Math.max(0, index + 1 - few), index + 1);
+    return latest.reduce((sum, value) => sum + value, 0) / latest.length;
+  });
+}
+
 function chart(diagram) {
   const left = 58, right = 10, top = 10, bottom = 24;
-  const curves = diagram.curves.map((curve, index) => ({ ...curve, colour: 'var(--series-' + index % 6 + ')',
+  const curves = diagram.curves.map((curve, index) => ({ ...curve, values: curve.mean,
+    smooth: diagram.exact || curve.mean.length <= 30 ? [] : smoothed(curve.mean), colour: 'var(--series-' + index % 6 + ')',
     dash: index < 6 ? 'none' : '6 4', on: true }));
-  const isPositive = curves.every(curve => curve.values.every(value => value === null || value > 0));
-  let isLog = diagram.log && isPositive;
+  const lowest = Math.min(...curves.flatMap(curve => curve.low)), isPositive = lowest > 0;
+  let isLog = isPositive && Math.max(...curves.flatMap(curve => curve.high)) > 20 * lowest;
 
   const svg = make('svg', { role: 'img', 'aria-label': diagram.title });
   const toggle = make('button', { type: 'button' });
@@ -116,7 +126,7 @@ function chart(diagram) {
     legend.append(button);
     return value;
   });
-  if (diagram.leftOut.length) legend.append(make('span', { class: 'faint' }, 'not drawn: ' + diagram.leftOut.join(', ')));
+  if (diagram.left_out.length) legend.append(make('span', { class: 'faint' }, 'not drawn: ' + diagram.left_out.join(', ')));
 
   let x, scale, drawnWidth;
   function draw() {

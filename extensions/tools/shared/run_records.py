@@ -6,18 +6,17 @@ Every text is redacted here: escaped for a page, a secret would not be found any
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES, Curve, History, is_wide
+from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
+from extensions.tools.shared.series import Curve
 from toolkit.config.dataset import CAPTION_SUFFIXES
 from toolkit.files.redact import redact, redact_json, redact_text
-from toolkit.files.run_files import CONFIG, duration, parse_time
+from toolkit.files.run_files import CONFIG
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import open_regular, read_object, read_regular, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
@@ -70,43 +69,22 @@ EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
 """Diagrams of values without noise, for which a running mean would only lag."""
 
 
-T = TypeVar("T")
-
-
-def in_diagrams(curves: Iterable[T], name: Callable[[T], str]) -> Iterator[tuple[str, list[T]]]:
-    """Title and curves of each diagram that has any; a curve is in the first one that takes it."""
-    left = list(curves)
+def diagrams(curves: Iterable[Curve]) -> list[dict[str, Any]]:
+    """The diagrams of a run, for the script of its page; a curve is in the first one that takes it."""
+    left, drawn = list(curves), []
     for title, takes in DIAGRAMS:
-        found, left = [c for c in left if takes(name(c))], [c for c in left if not takes(name(c))]
+        found, left = [c for c in left if takes(c.name)], [c for c in left if not takes(c.name)]
         if found:
-            yield title, found
+            shown, names = [_drawn(curve) for curve in found[:MOST_CURVES]], [c.name for c in found[MOST_CURVES:]]
+            more = {"exact": title in EXACT, "left_out": [redact_text(name) for name in names]}
+            drawn.append({"title": title, "curves": shown, **more})
+    return drawn
 
 
-def diagrams(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """The diagrams of a run, for the script of the page. curves: of at most MOST_POINTS points."""
-    return [
-        {
-            "title": title,
-            "log": is_wide(found),
-            "curves": [_drawn(curve, smoothed=title not in EXACT) for curve in found[:MOST_CURVES]],
-            "leftOut": [redact_text(curve.name) for curve in found[MOST_CURVES:]],
-        }
-        for title, found in in_diagrams(curves, attrgetter("name"))
-    ]
-
-
-def _drawn(curve: Curve, smoothed: bool) -> dict[str, Any]:
-    smooth = curve.smoothed() if smoothed and len(curve.steps) > MOST_POINTS // 10 else ()
-    return {
-        "name": redact_text(curve.name),
-        "steps": [round(step, 1) for step in curve.steps],
-        "values": [_short(value) for value in curve.values],
-        "smooth": [_short(value) for value in smooth],
-    }
-
-
-def _short(value: float) -> float | None:
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+def _drawn(curve: Curve) -> dict[str, Any]:
+    values = {"low": curve.low, "high": curve.high, "mean": curve.mean}
+    short = {kind: [float(f"{value:.5g}") for value in found] for kind, found in values.items()}
+    return {"name": redact_text(curve.name), "steps": curve.steps, **short}
 
 
 # ------------------------------------------------------------ samples
@@ -322,13 +300,3 @@ def _told(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) if value else "none"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
-
-
-def trained_for(history: History) -> str:
-    """The time that all recorded steps took together, and the span from the first to the last; empty: not recorded."""
-    if history.seconds is None:
-        return ""
-    ends = (history.first or {}, history.last or {})
-    times = [time for row in ends if (time := parse_time(str(row.get("time", ""))))]
-    span = (times[-1] - times[0]).total_seconds() if len(times) == 2 else 0.0
-    return f"{duration(history.seconds)} in steps" + (f", {duration(span)} from the first to the last" if span else "")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.ui.series import Series
+from extensions.tools.shared.series import series_of
 from extensions.tools.ui.state import Ui, whole
 from toolkit.files import run_files
 from toolkit.files.redact import redact_json, redact_text
@@ -27,11 +27,8 @@ class Feed:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.metrics = Series(folder / run_files.METRICS)
-        measured = (Series(folder / name) for name in (run_files.VALIDATION, run_files.DRIFT))
-        self.series = (self.metrics, *measured)
-        """The numbers of steps, then what is measured at intervals."""
-
+        self.series = series_of(folder)
+        self.metrics = self.series[0]
         self._run: RunInfo | None = None
         self._read_at = 0.0
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from extensions.tools.shared.run_records import settings_text
+from extensions.tools.shared.series import IN_STEPS
 from extensions.tools.ui.live import feed
 from extensions.tools.ui.state import Ui, render, run_id, texts, ui_of, whole
 from extensions.tools.ui.views.run import sample_table
@@ -53,8 +54,7 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
     steps = samples["steps"]
     shown = min(steps, key=lambda each: abs(each - (steps[-1] if step is None else step)), default=None)
     place = steps.index(shown) if shown is not None else 0
-    metrics = feed(ui, run.folder).metrics
-    metrics.update()
+    metrics = feed(ui, run.folder).metrics.update()
     return {
         "id": run_id(ui, run.folder),
         "label": run.name + (f" @{shown}" if step is not None else ""),
@@ -64,8 +64,8 @@ def _column(ui: Ui, text: str) -> dict[str, Any]:
         "files": {row["index"]: row["files"][place] for row in samples["rows"]},
         "prompts": {row["index"]: row["prompt"] for row in samples["rows"]},
         "cost": cost(ui, run),
-        "seconds": metrics.total("step_s", "compile_s"),
-        "line": [value for value in metrics.curves(points=120)[1].get("loss", {}).get("mean", []) if value is not None],
+        "seconds": metrics.total(*IN_STEPS),
+        "line": next((curve.mean for curve in metrics.curves(points=120) if curve.name == "loss"), []),
         "settings": _settings(settings_text(run.folder)),
     }
 

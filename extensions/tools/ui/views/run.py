@@ -6,7 +6,6 @@ import asyncio
 import difflib
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -19,20 +18,18 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from extensions.tools.shared.run_records import (
-    EXACT,
-    MOST_CURVES,
+    diagrams,
     event_row,
-    in_diagrams,
     sample_rows,
     saved_files,
     settings_text,
     which_file,
 )
+from extensions.tools.shared.series import IN_STEPS, MOST_BUCKETS, Curve
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.live import Feed, feed, status_of
 from extensions.tools.ui.queue import CONTROL
-from extensions.tools.ui.series import MOST_BUCKETS
 from extensions.tools.ui.state import Form, Json, Ui, as_json, conflicts, inside, posted, render, run_id, ui_of, whole
 from extensions.tools.ui.views.runs import cost
 from toolkit.errors import RunError, UserError
@@ -74,7 +71,7 @@ def page(request: Request) -> Response:
         run=run,
         id=run_id(ui, run.folder),
         cost=cost(ui, run),
-        seconds=here.metrics.total("step_s", "compile_s"),
+        seconds=here.metrics.total(*IN_STEPS),
         memory=next((row for row in reversed(news.get("events", [])) if row.get("event") == "memory"), {}),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
         samples=samples,
@@ -193,34 +190,20 @@ def curves(request: Request) -> Response:
     end = _whole(request, "to", -1)
     bounds = (_whole(request, "from", 0), None if end < 0 else end)
     points = max(2, min(_whole(request, "points", 800), MOST_BUCKETS))
-    read = (series.curves(*bounds, points) for series in feed(ui, run.folder).update().series)
-    found = {
-        name: {"name": name, "steps": steps, **values} for steps, curves in read for name, values in curves.items()
-    }
+    found = (curve for series in feed(ui, run.folder).update().series for curve in series.curves(*bounds, points))
     rows = [row for row in read_events(run.folder).rows if type(row.get("step")) is int and row["step"] >= 0]
     marks = [row for row in rows if row.get("event") not in _UNMARKED][-500:]
     told = [[row["step"], redact_text(str(row.get("event", "")))] for row in marks]
-    diagrams = [
-        {
-            "title": title,
-            "exact": title in EXACT,
-            "curves": shown[:MOST_CURVES],
-            "left_out": [curve["name"] for curve in shown[MOST_CURVES:]],
-        }
-        for title, shown in in_diagrams(found.values(), itemgetter("name"))
-    ]
-    return Json({"diagrams": diagrams, "marks": told})
+    return Json({"diagrams": diagrams(found), "marks": told})
 
 
 _UNMARKED = ("memory",)
 """Events that belong to no place of a curve."""
 
 
-def _lines(here: Feed) -> list[dict[str, Any]]:
-    """The main curves as lines for a page without its script."""
-    curves = (curve for series in here.series for curve in series.curves(points=240)[1].items())
-    means = ((name, [value for value in values["mean"] if value is not None]) for name, values in curves)
-    return [{"name": name, "values": values, "last": values[-1]} for name, values in means if values]
+def _lines(here: Feed) -> list[Curve]:
+    """The curves as lines for a page without its script."""
+    return [curve for series in here.series for curve in series.curves(points=240)]
 
 
 # ------------------------------------------------------------ live

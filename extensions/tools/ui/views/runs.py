@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from extensions.tools.ui.series import sparkline
+from extensions.tools.shared.series import sparkline
 from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json, whole
 from toolkit.files import run_files
 from toolkit.train.run_index import is_fresh, mark_of

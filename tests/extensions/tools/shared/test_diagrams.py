@@ -1,29 +1,24 @@
-"""The curves of a run: which there are, and what becomes of gaps and long runs."""
+"""The figures of a run, and its summary in words."""
 
 from __future__ import annotations
 
 import json
-import math
 import tracemalloc
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from random import Random
 from statistics import fmean
 
 import pytest
 from PIL import Image
 
 from extensions.tools.shared import diagrams
-from extensions.tools.shared.diagrams import Curve, History, draw_diagrams, history_of, read_history, summarize
+from extensions.tools.shared.diagrams import draw_diagrams, ends, smoothed, summarize
+from extensions.tools.shared.series import Curve, series_of
 from toolkit.errors import RunError
 
 
 def row(step: int, **numbers: float | None) -> dict:
     return {"step": step, "epoch": 0, "samples": step, "time": "2026-01-01T00:00:00Z", "step_s": 0.5, **numbers}
-
-
-def history(rows: list[dict]) -> History:
-    return history_of(rows, Counter(name for each in rows for name in each))
 
 
 def write_run(folder: Path, rows: list[dict], validation: list[dict] = ()) -> Path:
@@ -33,49 +28,13 @@ def write_run(folder: Path, rows: list[dict], validation: list[dict] = ()) -> Pa
     return folder
 
 
-def test_a_number_is_a_curve_a_null_is_a_gap_and_one_without_numbers_is_none() -> None:
-    curves = history([row(1, loss=2.0, loss_kl=None), row(2, loss=None), row(4, loss=1.0, late=3.0)]).curves
-    found = {curve.name: curve for curve in curves}
-    assert list(found) == ["step_s", "loss", "late"]
-    assert found["loss"].steps == [1, 2, 4] and found["late"].steps == [4]
-    assert [math.isnan(value) for value in found["loss"].values] == [False, True, False]
-
-
-def curve(values: list[float], most: int = 2_000) -> Curve:
-    made = Curve("loss", len(values), most)
-    for step, value in enumerate(values):
-        made.add(step, value)
-    made.end()
-    return made
-
-
-def test_the_running_mean_keeps_gaps_and_a_long_curve_is_thinned_without_losing_its_sum() -> None:
+def test_the_running_mean_and_the_means_of_the_ends_are_of_a_twentieth() -> None:
     values = [float(step % 7) for step in range(100)]
-    values[50] = math.nan
-    smoothed = curve(values).smoothed()
-    assert math.isnan(smoothed[50]) and smoothed[51] == pytest.approx(
-        (values[47] + values[48] + values[49] + values[51]) / 4
-    )
-    long = curve([1.0] * 5_000 + [3.0] * 5_000)
-    assert len(long.steps) == 2_000 and sum(long.values) / 2_000 == 2.0 and long.steps[0] == 2.0
-
-
-@pytest.mark.parametrize("count", [1, 19, 20, 300, 301, 2_000, 2_001, 7_003])
-@pytest.mark.parametrize("most", [300, 2_000])
-def test_what_is_thinned_while_it_is_read_is_what_all_values_together_give(count: int, most: int) -> None:
-    """Bit by bit, against the plain way: groups of equal width, their finite values' means."""
-    lots = Random(count)
-    values = [math.nan if lots.random() < 0.1 else lots.lognormvariate(0, 1) for _ in range(count)]
-    values[-1] = 0.5
-    made, width = curve(values, most), math.ceil(count / most)
-    groups = [values[start : start + width] for start in range(0, count, width)]
-    finite = [[value for value in group if math.isfinite(value)] for group in groups]
-    assert list(map(repr, made.values)) == [repr(fmean(group) if group else math.nan) for group in finite]
-    assert made.steps == [fmean(range(count)[start : start + width]) for start in range(0, count, width)]
-    kept = [value for value in values if math.isfinite(value)]
-    few = max(1, min(50, len(kept) // 20))
-    assert made.ends() == (fmean(kept[:few]), fmean(kept[-few:]))
-    assert (made.lowest, made.highest) == ((min(kept), values.index(min(kept))), max(kept))
+    curve = Curve("loss", list(range(100)), values, values, values)
+    assert smoothed(values)[51] == pytest.approx(fmean(values[47:52])) and smoothed(values)[0] == 0
+    assert ends(curve) == (fmean(values[:5]), fmean(values[-5:]))
+    assert ends(replace(curve, mean=values * 20)) == (fmean(values[:50]), fmean(values[-50:]))
+    assert smoothed([]) == []
 
 
 def test_a_run_of_many_steps_is_read_in_little_memory(tmp_path: Path) -> None:
@@ -83,11 +42,19 @@ def test_a_run_of_many_steps_is_read_in_little_memory(tmp_path: Path) -> None:
     rows = [row(step, loss=1 / step, lr=1e-3, grad_norm=0.5) for step in range(1, 20_001)]
     run = write_run(tmp_path / "run", rows)
     tracemalloc.start()
-    found = read_history(run)
+    metrics = series_of(run)[0].update()
+    text = summarize("run", [metrics])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2e6 and [len(each.steps) for each in found.curves] == [2_000] * 4
-    assert found.seconds == 10_000 and (found.first, found.last) == (rows[0], rows[-1])
+    assert peak < 2e6 and [len(curve.steps) for curve in metrics.curves()] == [1250] * 4
+    assert "time of the steps: 2h46m" in text and "steps: 20000, epochs: 1, samples: 20000" in text
+    assert text.splitlines()[6].split() == [
+        "loss",
+        "0.00907807",
+        "5.10262e-05",
+        "5e-05",
+        "20000",
+    ]  # 50 points of 16 steps
 
 
 def test_only_figures_with_curves_are_written(tmp_path: Path) -> None:
@@ -119,11 +86,12 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
         (tmp_path / "graph" / mine).write_bytes(drawn)
 
 
-def test_the_summary_has_first_last_and_lowest() -> None:
+def test_the_summary_has_first_last_and_lowest(tmp_path: Path) -> None:
     rows = [row(step, loss=abs(step - 60) + 1.0) for step in range(1, 101)]
-    line = next(line for line in summarize("run", history(rows)).splitlines() if line.startswith("loss"))
+    text = summarize("run", [series_of(write_run(tmp_path, rows))[0].update()], skipped=3)
+    line = next(line for line in text.splitlines() if line.startswith("loss"))
     assert line.split() == ["loss", "58", "39", "1", "60"]  # means of 5, the 20th part
-    assert "time of the steps: 50s" in summarize("run", history(rows))
+    assert "time of the steps: 50s; skipped steps: 3" in text
 
 
 def test_one_loss_under_several_names_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from extensions.tools.ui.series import MOST_RECENT, Series, sparkline
+from extensions.tools.shared.series import MOST_RECENT, Curve, Series, series_of, sparkline
+from toolkit.train import run_reader
 from toolkit.train.run_reader import rows_by_step
 
 
@@ -22,24 +23,30 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
+def named(curves: list[Curve], name: str) -> Curve:
+    [found] = [curve for curve in curves if curve.name == name]
+    return found
+
+
 def check(series: Series, folder: Path) -> None:
     """The buckets tile the steps that `rows_by_step` has, and hold their extremes and means."""
     series.update()
     with rows_by_step(folder / "metrics.jsonl") as rows:
         truth = {row["step"]: row["loss"] for row in rows}
-    steps, curves = series.curves()
     assert series.last_step == max(truth, default=-1)
-    ends = [*steps[1:], series.last_step + 1] if steps else []
-    for at, (begin, end) in enumerate(zip(steps, ends, strict=True)):
-        values = [value for step, value in truth.items() if begin <= step < end and value is not None]
-        loss = curves.get("loss")
-        if not values:
-            assert loss is None or (loss["low"][at], loss["high"][at], loss["mean"][at]) == (None, None, None)
-            continue
-        assert loss["low"][at] == pytest.approx(min(values), rel=1e-4)
-        assert loss["high"][at] == pytest.approx(max(values), rel=1e-4)
-        assert loss["mean"][at] == pytest.approx(math.fsum(values) / len(values), rel=1e-4)
-    assert min(truth, default=0) >= (steps[0] if truth else 0)
+    finite = {step: value for step, value in truth.items() if value is not None}
+    loss = named(series.curves(), "loss") if finite else Curve("loss", [], [], [], [])
+    ends = [*loss.steps[1:], series.last_step + 1][: len(loss.steps)]
+    covered = 0
+    for at, (begin, end) in enumerate(zip(loss.steps, ends, strict=True)):
+        values = [value for step, value in finite.items() if begin <= step < end]
+        covered += len(values)
+        assert (loss.low[at], loss.high[at]) == (min(values), max(values))
+        assert loss.mean[at] == pytest.approx(math.fsum(values) / len(values))
+    assert covered == len(finite)
+    if finite:
+        assert series.lowest(loss) == (min(finite.values()), min(finite, key=finite.__getitem__))
+    assert series.last_row().get("step", -1) == series.last_step
     total = pytest.approx(math.fsum(v for v in truth.values() if v is not None))
     assert series.total("loss") == total and series.total("loss", "no such number") == total
 
@@ -76,12 +83,12 @@ def test_no_spike_is_lost_and_a_part_is_read_finer(tmp_path: Path) -> None:
     path.write_text("".join(line(step, 99.0 if step == 7777 else 1.0) for step in range(1, 20_001)))
     series = Series(path, most=64)
     series.update()
-    steps, whole = series.curves(points=20)
-    assert len(steps) <= 20
-    assert max(whole["loss"]["high"]) == 99.0
-    steps, part = series.curves(7770, 7790, points=40)
-    assert steps[part["loss"]["high"].index(99.0)] == 7777
-    assert series.curves(1, 20_000, points=64)[1]["loss"]["high"].count(99.0) == 1
+    [whole] = series.curves(points=20)
+    assert len(whole.steps) <= 20
+    assert max(whole.high) == 99.0
+    [part] = series.curves(7770, 7790, points=40)
+    assert part.steps[part.high.index(99.0)] == 7777
+    assert series.curves(1, 20_000, points=64)[0].high.count(99.0) == 1
 
 
 def test_a_curve_that_begins_late_has_no_values_before(tmp_path: Path) -> None:
@@ -89,9 +96,8 @@ def test_a_curve_that_begins_late_has_no_values_before(tmp_path: Path) -> None:
     path.write_text(line(1, 0.5) + line(2, 0.4) + line(3, 0.3, late=7, odd=math.nan, text="no number", yes=True))
     series = Series(path)
     series.update()
-    _, curves = series.curves()
-    assert [*curves] == ["loss", "late"]
-    assert curves["late"]["mean"] == [None, None, 7]
+    assert [(curve.name, curve.steps) for curve in series.curves()] == [("loss", [1, 2, 3]), ("late", [3])]
+    assert named(series.curves(), "late").mean == [7]
 
 
 def test_a_watcher_gets_each_new_row_once_and_is_told_when_the_past_changes(tmp_path: Path) -> None:
@@ -119,12 +125,29 @@ def test_a_watcher_gets_each_new_row_once_and_is_told_when_the_past_changes(tmp_
         series.rows_since(odd)
 
 
-def test_a_line_without_an_end_and_one_that_is_too_long_are_no_rows(tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_by_one_without_rows_has_no_curves(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line(1, 0.5))
+    series = Series(path).update()
+    cursor = series.cursor()
+    path.write_text("not a row of a run\n" * 9)
+    assert series.update().curves() == [] and series.rows_since(cursor) is None
+
+
+def test_the_numbers_of_a_run_are_those_of_its_steps_and_what_is_measured(tmp_path: Path) -> None:
+    for name in ("metrics", "validation", "drift"):
+        (tmp_path / f"{name}.jsonl").write_text(line(4, 0.5, **{f"{name}/own": 1}))
+    names = [[curve.name for curve in series.update().curves()] for series in series_of(tmp_path)]
+    assert names == [["loss", "metrics/own"], ["validation/loss", "validation/own"], ["loss", "drift/own"]]
+
+
+def test_a_line_without_an_end_and_one_that_is_too_long_are_no_rows(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(run_reader, "_LONGEST_LINE", 65_536)
     path = tmp_path / "metrics.jsonl"
     path.write_text(line(1, 0.5) + '{"x": "' + "y" * 200_000 + '"}\n' + line(2, 0.4) + line(2**64, 1.0))
     series = Series(path)
     series.update()
-    assert series.curves()[0] == [1, 2]
+    assert named(series.curves(), "loss").steps == [1, 2]
     append(path, '{"x": "' + "y" * 200_000)
     series.update()
     append(path, '"}\n' + line(3, 0.4))

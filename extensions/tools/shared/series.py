@@ -1,0 +1,270 @@
+"""The numbers of a run as curves, for files of any length: at most so many buckets of steps, each with the least and
+greatest value, so that no spike is lost. What a file gets at its end is added; a part is read again, finer. Imports no
+torch."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.files.run_files import DRIFT, METRICS, VALIDATION
+from toolkit.files.writing import open_regular
+from toolkit.train.run_reader import Row, StepRows, row_of, tell_unreadable
+
+MOST_BUCKETS = 2048
+"""Buckets of a file, an even number, more than a screen has columns. When all are used, pairs are merged."""
+
+MOST_RECENT = 2000
+"""Rows that are sent as they are to those who watch."""
+
+SPARK_POINTS = 32
+"""Points of a sparkline."""
+
+IN_STEPS = ("step_s", "compile_s")
+"""The numbers whose total is the time in steps."""
+
+_LONGEST_LINE = 65_536
+_MOST_COLUMNS = 200
+_NO_NUMBERS = frozenset({"step", "epoch", "samples"})
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over the steps of a run: a point for each bucket that has a value of it."""
+
+    name: str
+    steps: list[int]
+    """First step of each bucket."""
+
+    low: list[float]
+    high: list[float]
+    mean: list[float]
+
+
+class _Column:
+    """One number: count, sum, least and greatest of each bucket, up to the last one that has a value."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.low, self.high = array("l"), array("d"), array("d"), array("d")
+
+    def add(self, bucket: int, value: float) -> None:
+        if missing := bucket + 1 - len(self.count):
+            self.count.extend([0] * missing)
+            for values, empty in ((self.sum, 0.0), (self.low, math.inf), (self.high, -math.inf)):
+                values.extend([empty] * missing)
+        self.count[bucket] += 1
+        self.sum[bucket] += value
+        if value < self.low[bucket]:
+            self.low[bucket] = value
+        if value > self.high[bucket]:
+            self.high[bucket] = value
+
+    def halve(self) -> None:
+        """Makes one bucket of each two."""
+        for name, join in (("count", sum), ("sum", sum), ("low", min), ("high", max)):
+            values = getattr(self, name)
+            joined = [join(values[at : at + 2]) for at in range(0, len(values), 2)]
+            setattr(self, name, array(values.typecode, joined))
+
+    def cut(self, bucket: int) -> None:
+        """Forgets the buckets from one on."""
+        for values in (self.count, self.sum, self.low, self.high):
+            del values[bucket:]
+
+    def curve(self, name: str, groups: Iterable[tuple[int, slice]]) -> Curve:
+        """A point for each group of buckets that has a value. groups: their first steps, and which they are."""
+        filled = [(step, group, count) for step, group in groups if (count := sum(self.count[group]))]
+        steps, mean = [step for step, _, _ in filled], [sum(self.sum[group]) / count for _, group, count in filled]
+        low, high = [min(self.low[group]) for _, group, _ in filled], [max(self.high[group]) for _, group, _ in filled]
+        return Curve(name, steps, low, high, mean)
+
+
+class _Buckets:
+    """The numbers of rows in buckets of equally many rows."""
+
+    def __init__(self, prefix: str, most: int) -> None:
+        """prefix: of the names of curves, where they do not have it. most: buckets, an even number."""
+        self._prefix, self.most = prefix, most
+        self.columns: dict[str, _Column] = {}
+        self.width, self.count = 1, 0
+        """Rows of each bucket, and of all."""
+
+    def add(self, row: Row) -> None:
+        if self.count == self.most * self.width:
+            for column in self.columns.values():
+                column.halve()
+            self.width *= 2
+        bucket = self.count // self.width
+        self.count += 1
+        for name, value in row.items():
+            if name in _NO_NUMBERS or not _is_number(value):
+                continue
+            if name not in self.columns and len(self.columns) < _MOST_COLUMNS:
+                self.columns[name] = _Column()
+            if (found := self.columns.get(name)) is not None:
+                found.add(bucket, value)
+
+    def cut(self, count: int) -> None:
+        """Forgets the bucket of a row, and those after it."""
+        bucket = count // self.width
+        self.count = bucket * self.width
+        for column in self.columns.values():
+            column.cut(bucket)
+
+    def curves(self, steps: Sequence[int], begin: int, end: int, points: int) -> list[Curve]:
+        """The curves of the buckets from one to another that have values. steps: of all rows."""
+        every = max(1, math.ceil((end - begin) / max(1, points)))
+        groups = [(steps[at * self.width], slice(at, min(at + every, end))) for at in range(begin, end, every)]
+        return [
+            column.curve(name if name.startswith(self._prefix) else f"{self._prefix}{name}", groups)
+            for name, column in self.columns.items()
+            if any(column.count[begin:end])
+        ]
+
+
+class Series:
+    """The numbers of metrics.jsonl, validation.jsonl or drift.jsonl by step."""
+
+    def __init__(self, path: Path, prefix: str = "", most: int = MOST_BUCKETS) -> None:
+        """prefix, most: as of `_Buckets`."""
+        self._path, self._prefix = path, prefix
+        self._lock = threading.Lock()
+        self._generation = time.time_ns()
+        self._stamp: tuple[int, ...] = ()
+        self._told = ""
+        self._rows, self._buckets = StepRows(), _Buckets(prefix, most)
+
+    @property
+    def last_step(self) -> int:
+        """Of the last row; -1: there is none."""
+        return self._rows.steps[-1] if len(self._rows) else -1
+
+    def update(self) -> Series:
+        """Reads what was appended, or the whole file if it was replaced. A missing file has no rows."""
+        with self._lock:
+            try:
+                found = self._path.stat()
+                stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+                if stamp != self._stamp:
+                    self._stamp = stamp
+                    self._read()
+            except OSError as error:
+                if self._told != (told := str(error)):
+                    tell_unreadable(self._path, error)
+                    self._told = told
+                self._stamp, self._rows = (), StepRows()
+                self._go_back(0)
+        return self
+
+    def _read(self) -> None:
+        """Adds the rows that follow those read before; a row of an earlier step replaces what was after it."""
+        with open_regular(self._path) as file:
+            for index, row in self._rows.read(file):
+                if index < self._buckets.count:
+                    for kept in self._rows.between(file, self._go_back(index), index):
+                        self._buckets.add(kept)
+                self._buckets.add(row)
+        self._go_back(len(self._rows))
+
+    def _go_back(self, count: int) -> int:
+        """Forgets the rows from an index on, and those before it in its bucket. Returns how many are left."""
+        if count < self._buckets.count:
+            self._generation += 1
+            self._buckets.cut(count)
+        return self._buckets.count
+
+    def cursor(self) -> str:
+        """A cursor for `rows_since` behind all current rows."""
+        return f"{self._generation}-{self.last_step}"
+
+    def rows_since(self, cursor: str) -> list[Row] | None:
+        """The numbers of the steps after a cursor. None: the curves are not what they were, or there are too many
+        rows."""
+        generation, _, step = cursor.partition("-")
+        with self._lock:
+            if generation != str(self._generation) or not re.fullmatch(r"-1|\d{1,18}", step, re.ASCII):
+                return None
+            begin = bisect_right(self._rows.steps, int(step))
+            if len(self._rows) - begin > MOST_RECENT:
+                return None
+            rows = self._rows_between(begin, len(self._rows))
+            return [{name: value for name, value in row.items() if _is_number(value)} for row in rows if "step" in row]
+
+    def _rows_between(self, begin: int, end: int) -> list[Row]:
+        """Those that can still be read."""
+        try:
+            with open_regular(self._path) as file:
+                return list(self._rows.between(file, begin, end))
+        except OSError:
+            return []
+
+    def last_row(self) -> Row:
+        """The row of the last step; empty where there is none."""
+        with self._lock:
+            count = len(self._rows)
+            return (self._rows_between(count - 1, count) or [{}])[0]
+
+    def total(self, *names: str) -> float:
+        """The sum of these numbers over all rows; 0 where there is none."""
+        with self._lock:
+            columns = self._buckets.columns
+            return sum(sum(columns[name].sum) for name in names if name in columns)
+
+    def curves(self, begin: int = 0, end: int | None = None, points: int = MOST_BUCKETS) -> list[Curve]:
+        """The curves of the steps from `begin` to `end`, without those that have no value there. A part that has few
+        buckets is read from the file again, finer."""
+        with self._lock:
+            steps, buckets, width = self._rows.steps, self._buckets, self._buckets.width
+            first, after = bisect_left(steps, begin), len(steps) if end is None else bisect_right(steps, end)
+            if first >= after:
+                return []
+            chosen = first // width, math.ceil(after / width)
+            if width > 1 and chosen[1] - chosen[0] < min(points, buckets.most) // 2:
+                part = _Buckets(self._prefix, max(2, points // 2 * 2))
+                for row in self._rows_between(first, after):
+                    part.add(row)
+                return part.curves(steps[first:after], 0, math.ceil(part.count / part.width), points)
+            return buckets.curves(steps, *chosen, points)
+
+    def lowest(self, curve: Curve) -> tuple[float, int]:
+        """The lowest value of one of the curves, and its step."""
+        value = min(curve.low)
+        at = curve.low.index(value)
+        end = curve.steps[at + 1] - 1 if at + 1 < len(curve.steps) else None
+        part = next((each for each in self.curves(curve.steps[at], end) if each.name == curve.name), curve)
+        return value, part.steps[part.low.index(min(part.low))]
+
+
+def series_of(folder: Path) -> tuple[Series, Series, Series]:
+    """The numbers of a run: of its steps, then what is measured at intervals."""
+    return Series(folder / METRICS), Series(folder / VALIDATION, "validation/"), Series(folder / DRIFT)
+
+
+def sparkline(path: Path, points: int = SPARK_POINTS) -> list[float]:
+    """The course of the loss from evenly spaced lines of a file, without reading it whole."""
+    values: list[float] = []
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+            for index in range(points):
+                file.seek(size * index // points)
+                if index:
+                    file.readline(_LONGEST_LINE)
+                value = (row_of(file.readline(_LONGEST_LINE)) or {}).get("loss")
+                if value is not None and _is_number(value):
+                    values.append(float(value))
+    except OSError:
+        return []
+    return values
+
+
+def _is_number(value: object) -> bool:
+    """Neither infinite, nor NaN, nor an integer that no float can be."""
+    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]  # a number by now
