@@ -13,6 +13,7 @@ from extensions.tools.shared.run_records import (
     dataset_images,
     diagrams,
     events,
+    marks,
     sample_rows,
     saved_files,
     settings_text,
@@ -36,6 +37,10 @@ MOST_IMAGES = 300
 
 SAMPLE_SIDE, THUMBNAIL_SIDE = 512, 112
 """Pixels of the longer side of an image that is put into the page."""
+
+_FILES = ("LICENSE", "uPlot.min.css", "uPlot.iife.min.js", "curves.css", "curves.js")
+CURVES = [Path(__file__).parents[1] / "shared" / "curves" / name for name in _FILES]
+"""Licence, look and script of the diagrams, which the page of a run has too."""
 
 _LONGEST_TEXT = 100_000
 
@@ -75,7 +80,8 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     return page(
         Path(__file__).with_name("report.html.j2"),
         redact_text(run.name),
-        data={"diagrams": curves},
+        shared=CURVES,
+        data={"diagrams": curves, "marks": [] if share else marks(run.folder)},
         run=run,
         share=share,
         status=status,

@@ -1,19 +1,4 @@
 
-function make(tag, attributes, ...children) {
-  const svg = ['svg', 'path', 'line', 'text', 'g', 'circle'].includes(tag);
-  const node = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes || {})) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
-
-function shortNumber(value) {
-  if (value === null || value === undefined) return '';
-  const size = Math.abs(value);
-  if (size && (size < 0.001 || size >= 1e6)) return value.toExponential(2).replace('e+', 'e');
-  return String(Number(value.toPrecision(4)));
-}
-
 // ---- samples: one step of all prompts at a time
 
 function samples() {
@@ -70,142 +55,35 @@ function samples() {
   go(place);
 }
 
-// ---- curves
+// ---- curves, as on the page of a run; a part of them is cut out of what the report holds
 
-function ticks(low, high, most) {
-  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
-  const width = [1, 2, 5, 10].map(n => n * power).find(n => n >= rough);
-  const found = [];
-  for (let n = Math.ceil(low / width); n * width <= high + width * 1e-9; n++) found.push(Number((n * width).toPrecision(12)));
-  return found;
-}
-
-function logTicks(low, high) {
-  const found = [];
-  for (let power = Math.floor(low); power <= Math.ceil(high); power++)
-    for (const n of high - low < 2 ? [1, 2, 5] : [1]) found.push(power + Math.log10(n));
-  const inside = found.filter(n => n >= low && n <= high);
-  const every = Math.ceil(inside.length / 7);
-  return inside.filter((_, index) => index % every === 0);
-}
-
-// The mean of the latest points, a twentieth of all.
-function smoothed(values) {
-  const few = Math.max(1, Math.floor(values.length / 20));
-  return values.map((_, index) => {
-    const latest = values.slice(Math.max(0, index + 1 - few), index + 1);
-    return latest.reduce((sum, value) => sum + value, 0) / latest.length;
-  });
-}
-
-function chart(diagram) {
-  const left = 58, right = 10, top = 10, bottom = 24;
-  const curves = diagram.curves.map((curve, index) => ({ ...curve, values: curve.mean,
-    smooth: diagram.exact || curve.mean.length <= 30 ? [] : smoothed(curve.mean), colour: 'var(--series-' + index % 6 + ')',
-    dash: index < 6 ? 'none' : '6 4', on: true }));
-  const lowest = Math.min(...curves.flatMap(curve => curve.low)), isPositive = lowest > 0;
-  let isLog = isPositive && Math.max(...curves.flatMap(curve => curve.high)) > 20 * lowest;
-
-  const svg = make('svg', { role: 'img', 'aria-label': diagram.title });
-  const toggle = make('button', { type: 'button' });
-  const legend = make('div', { class: 'legend' });
-  const card = make('div', { class: 'card chart' },
-    make('div', { class: 'chart-head' }, make('h3', {}, diagram.title), toggle), svg, legend);
-  toggle.hidden = !isPositive;
-  const values = curves.map(curve => {
-    const value = make('b');
-    const swatch = make('i');
-    const [full, gap] = curve.dash === 'none' ? [14, 14] : [6, 8];
-    swatch.style.background = 'repeating-linear-gradient(90deg, ' + curve.colour + ' 0 ' + full + 'px, transparent 0 ' + gap + 'px)';
-    const button = make('button', { type: 'button', 'aria-pressed': 'true' }, swatch, curve.name, value);
-    button.addEventListener('click', () => {
-      curve.on = !curve.on;
-      button.setAttribute('aria-pressed', curve.on);
-      draw();
-    });
-    legend.append(button);
-    return value;
-  });
-  if (diagram.left_out.length) legend.append(make('span', { class: 'faint' }, 'not drawn: ' + diagram.left_out.join(', ')));
-
-  let x, scale, drawnWidth;
+function curves() {
+  const area = document.getElementById('plots');
+  if (!area) return;
+  const {diagrams, marks} = pageData(), smooth = document.getElementById('smooth'), log = document.getElementById('log');
+  let range = null;
+  const plots = new Map();
+  const zoomed = (from, to) => { range = from === null ? null : [from, to]; draw(); };
+  const shared = {share: () => Number(smooth.value) / 100, log: () => log.checked, marks: () => marks,
+    texts: {step: 'step'}, zoomed};
+  function within(curve) {
+    if (!range) return curve;
+    const inside = (_, index) => curve.steps[index] >= range[0] && curve.steps[index] <= range[1];
+    const cut = ['steps', 'low', 'high', 'mean'].map(kind => [kind, curve[kind].filter(inside)]);
+    return {...curve, ...Object.fromEntries(cut)};
+  }
   function draw() {
-    const width = drawnWidth = svg.clientWidth, height = svg.clientHeight;
-    svg.setAttribute('viewBox', '0 0 ' + width + ' ' + height);
-    svg.replaceChildren();
-    toggle.textContent = isLog ? 'logarithmic' : 'linear';
-    const seen = curves.filter(curve => curve.on);
-    const of = value => isLog ? Math.log10(value) : value;
-    const steps = seen.flatMap(curve => curve.steps);
-    const all = seen.flatMap(curve => curve.values).filter(value => value !== null).map(of).sort((a, b) => a - b);
-    if (!all.length || !width) return;
-    // A few wild steps do not flatten all others: they leave the picture.
-    const dense = seen.some(curve => curve.smooth.length);
-    let low = all[0], high = dense ? all[Math.ceil(0.995 * (all.length - 1))] : all[all.length - 1];
-    const pad = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
-    low -= pad; high += pad;
-    let first = steps.reduce((a, b) => Math.min(a, b)), last = steps.reduce((a, b) => Math.max(a, b));
-    if (first === last) { first -= 1; last += 1; }
-    x = step => left + (step - first) / (last - first) * (width - left - right);
-    const y = value => top + (high - of(value)) / (high - low) * (height - top - bottom);
-    scale = { first, last };
-    const clamp = value => Math.max(top - 2, Math.min(height - bottom, y(value)));
-    for (const tick of isLog ? logTicks(low, high) : ticks(low, high, 5)) {
-      const at = isLog ? y(10 ** tick) : y(tick);
-      svg.append(make('line', { class: 'grid', x1: left, x2: width - right, y1: at, y2: at }));
-      svg.append(make('text', { x: left - 6, y: at + 4, 'text-anchor': 'end' }, shortNumber(isLog ? 10 ** tick : tick)));
+    for (const {title, exact, curves, left_out} of diagrams) {
+      if (!plots.has(title)) plots.set(title, new Diagram(area, title, shared));
+      plots.get(title).show(curves.map(within), exact, left_out.length ? `not plotted: ${left_out.join(', ')}` : '');
     }
-    for (const tick of ticks(first, last, Math.max(2, width / 110)).filter(Number.isInteger)) {
-      svg.append(make('text', { x: x(tick), y: height - 7, 'text-anchor': 'middle' }, tick.toLocaleString('en')));
-    }
-    for (const curve of seen) {
-      const line = list => {
-        let path = '', pen = false;
-        list.forEach((value, index) => {
-          if (value === null) { pen = false; return; }
-          path += (pen ? 'L' : 'M') + x(curve.steps[index]).toFixed(1) + ' ' + clamp(value).toFixed(1);
-          pen = true;
-        });
-        return path;
-      };
-      if (curve.smooth.length) svg.append(make('path', { class: 'raw', d: line(curve.values), stroke: curve.colour }));
-      const main = curve.smooth.length ? curve.smooth : curve.values;
-      svg.append(make('path', { d: line(main), stroke: curve.colour, 'stroke-dasharray': curve.dash }));
-      if (main.length <= 30) main.forEach((value, index) => {
-        if (value !== null) svg.append(make('circle', { cx: x(curve.steps[index]), cy: clamp(value), r: 2.5, fill: curve.colour }));
-      });
-    }
-    show(null);
   }
-  // The values at a step; null: those of the end.
-  function show(step) {
-    svg.querySelectorAll('.cursor, .cursor-step').forEach(node => node.remove());
-    curves.forEach((curve, index) => {
-      const list = curve.smooth.length ? curve.smooth : curve.values;
-      let best = -1;
-      curve.steps.forEach((at, place) => {
-        if (list[place] === null) return;
-        if (best < 0 || step === null || Math.abs(at - step) < Math.abs(curve.steps[best] - step)) best = place;
-      });
-      values[index].textContent = best < 0 ? '' : shortNumber(list[best]);
-    });
-    if (step === null) return;
-    svg.append(make('line', { class: 'cursor', x1: x(step), x2: x(step), y1: top, y2: svg.clientHeight - bottom }));
-    const beyond = x(step) > svg.clientWidth / 2;
-    svg.append(make('text', { class: 'cursor-step', x: x(step) + (beyond ? -5 : 5), y: top + 10,
-      'text-anchor': beyond ? 'end' : 'start' }, 'step ' + Math.round(step).toLocaleString('en')));
-  }
-  toggle.addEventListener('click', () => { isLog = !isLog; draw(); });
-  svg.addEventListener('pointermove', event => {
-    if (!x) return;
-    const share = (event.clientX - svg.getBoundingClientRect().left - left) / (svg.clientWidth - left - right);
-    show(scale.first + Math.min(1, Math.max(0, share)) * (scale.last - scale.first));
-  });
-  svg.addEventListener('pointerleave', () => { if (x) show(null); });
-  new ResizeObserver(() => { if (svg.clientWidth !== drawnWidth) draw(); }).observe(svg);
-  return card;
+  for (const input of [smooth, log]) input.addEventListener('input', draw);
+  document.getElementById('whole').addEventListener('click', () => zoomed(null));
+  const recolour = () => { plots.forEach(plot => { plot.names = ''; }); draw(); };
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', recolour);
+  draw();
 }
 
 samples();
-const curvesShown = document.getElementById('curves');
-if (curvesShown) curvesShown.append(...pageData().diagrams.map(chart));
+curves();

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from base64 import b64encode
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,22 +29,29 @@ _HERE = Path(__file__).parent
 _GENERATOR = '<meta name="generator" content="Atelier">'
 
 
-def page(template: Path, title: str, *, css: str = "", data: object = None, **values: object) -> str:
+def page(
+    template: Path, title: str, *, css: str = "", shared: Sequence[Path] = (), data: object = None, **values: object
+) -> str:
     """A whole document with the look that all pages of the program share.
 
     template: `NAME.html.j2`, which extends page.html.j2; of it `{{ text | redacted }}` is without secrets. NAME.css and
-    NAME.js beside it are the page's own look and script. css: further lines of style. data: a JSON value, which the
-    script reads with `pageData()`. values: what the template names.
+    NAME.js beside it are the page's own look and script. css: further lines of style. shared: files of style, script
+    and licence that other pages have too, modules without imports among them. data: a JSON value, which the script
+    reads with `pageData()`. values: what the template names.
     Raises ValueError where style or script would end their own elements.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     own = template.with_name(template.name.removesuffix(".html.j2"))
     style, script = (
-        "".join(file.with_suffix(f".{kind}").read_text(encoding="utf-8") for file in (_HERE / "page", own))
-        for kind in ("css", "js")
+        "".join(
+            file.read_text(encoding="utf-8")
+            for file in (_HERE / f"page{kind}", *(f for f in shared if f.suffix == kind), own.with_suffix(kind))
+        )
+        for kind in (".css", ".js")
     )
-    style += css
+    licences = "".join(f"/*\n{file.read_text(encoding='utf-8')}*/\n" for file in shared if not file.suffix)
+    style, script = style + css, licences + re.sub(r"(?m)^export ", "", script)
     if "</" in style + script:
         raise ValueError("css and js must not hold '</'")
     policy = (

@@ -87,6 +87,19 @@ def _drawn(curve: Curve) -> dict[str, Any]:
     return {"name": redact_text(curve.name), "steps": curve.steps, **short}
 
 
+_UNMARKED = ("memory",)
+"""Events that belong to no place of a curve."""
+
+MOST_MARKS = 500
+
+
+def marks(folder: Path) -> list[tuple[int, str]]:
+    """Step and name of the latest events that belong to a step, for the diagrams."""
+    rows = [row for row in read_events(folder).rows if type(row.get("step")) is int and row["step"] >= 0]
+    marked = [row for row in rows if row.get("event") not in _UNMARKED][-MOST_MARKS:]
+    return [(row["step"], redact_text(str(row.get("event", "")))) for row in marked]
+
+
 # ------------------------------------------------------------ samples
 
 

@@ -77,6 +77,7 @@ ROUTES = [
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
     _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),
+    Mount("/static/curves", StaticFiles(directory=HERE.parent / "shared" / "curves")),
     Mount("/static", StaticFiles(directory=HERE / "static")),
 ]
 """What can be asked for. GET changes nothing; the guard stands before all but /login, /healthz and /static/."""

@@ -1,6 +1,6 @@
 // The page of one run: what is new arrives as events, samples are compared, curves are zoomed.
 import {renew, tell, texts, viewer} from './page.js';
-import {Diagram} from './curves.js';
+import {Diagram} from './curves/curves.js';
 
 const {id, cursor, status: first, samples} = JSON.parse(document.getElementById('run').textContent);
 const here = `/runs/${encodeURIComponent(id)}`;

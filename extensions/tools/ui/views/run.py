@@ -20,6 +20,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from extensions.tools.shared.run_records import (
     diagrams,
     event_row,
+    marks,
     sample_rows,
     saved_files,
     settings_text,
@@ -36,7 +37,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import open_regular, read_object, sha256_of, write_json
-from toolkit.train.run_reader import RunInfo, read_events
+from toolkit.train.run_reader import RunInfo
 
 POLL_S = 0.5
 """Seconds between two looks at a run's files."""
@@ -191,14 +192,7 @@ def curves(request: Request) -> Response:
     bounds = (_whole(request, "from", 0), None if end < 0 else end)
     points = max(2, min(_whole(request, "points", 800), MOST_BUCKETS))
     found = (curve for series in feed(ui, run.folder).update().series for curve in series.curves(*bounds, points))
-    rows = [row for row in read_events(run.folder).rows if type(row.get("step")) is int and row["step"] >= 0]
-    marks = [row for row in rows if row.get("event") not in _UNMARKED][-500:]
-    told = [[row["step"], redact_text(str(row.get("event", "")))] for row in marks]
-    return Json({"diagrams": diagrams(found), "marks": told})
-
-
-_UNMARKED = ("memory",)
-"""Events that belong to no place of a curve."""
+    return Json({"diagrams": diagrams(found), "marks": marks(run.folder)})
 
 
 def _lines(here: Feed) -> list[Curve]:

@@ -131,7 +131,7 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(browser: Browser, 
     seen = "[...document.querySelectorAll('#samples-shown [data-step]:not(p.faint)')].filter(n => !n.hidden)"
     shown = f"return {seen}.map(n => n.dataset.step)"
     assert browser.run(shown) == ["120", "120"] and browser.text("#step-shown") == "step 120"
-    assert browser.run("return document.querySelectorAll('.chart svg path').length") >= 6
+    assert browser.run("return document.querySelectorAll('.plot canvas').length") >= 6
     browser.run("document.getElementById('step').focus()")
     browser.press("ArrowLeft")
     assert browser.run(shown) == ["60", "60"] and "no image at step 60" in browser.text("#samples-shown")
@@ -142,8 +142,10 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(browser: Browser, 
     assert browser.run("return document.querySelector('#large img').naturalWidth") == 64
     browser.press("Escape")
     assert browser.run("return document.getElementById('large').open") is False
-    browser.click(".legend button")
-    assert browser.run("return document.querySelectorAll('.chart svg')[0].querySelectorAll('path').length") == 0
+    browser.click(".plot .u-series:last-child th")
+    assert browser.run("return document.querySelectorAll('.u-legend .u-off').length") == 1
+    browser.run("document.getElementById('log').click()")
+    assert browser.errors() == []
     write_page(run, embed=False)
     browser.open(path, width=400, dark=True)
     assert browser.is_as_wide_as_the_window() and browser.requests_elsewhere() == []
