@@ -357,7 +357,7 @@ def test_commands_that_follow_a_training_find_its_files(run_py: Callable[..., An
         done = run_py("next.sh")
         assert done.returncode == 0, (name, done.stderr)
         if "out/0100" in command:
-            told = "is found in 'out/0100': 0100_000000001" if "*" in command else "is found as 'out/0100/0100"
+            told = "is found in 'out/0100': 0100_000000003" if "*" in command else "is found as 'out/0100/0100"
             assert told in done.stderr, name
     again = COMMAND.replace("--output_name 0100", "--output_name more --network_weights out/0100.safetensors")
     Path("again.sh").write_text(again)
