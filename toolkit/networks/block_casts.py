@@ -50,10 +50,10 @@ class _CastTogether(torch.autograd.Function):
         ctx.dtype, ctx.rows = parameters[0].dtype, []
         given, stacks, places = iter(parameters), [], []
         for count in counts:
-            stack = [next(given) for _ in range(count)]
-            ctx.rows.append([len(parameter) for parameter in stack])
-            stacks.append(stack[0].new_empty((sum(ctx.rows[-1]), stack[0].shape[1]), dtype=dtype))
-            places += stacks[-1].split(ctx.rows[-1])
+            shapes = [next(given).shape for _ in range(count)]
+            ctx.rows.append(rows := [shape[0] for shape in shapes])
+            stacks.append(stack := parameters[0].new_empty((sum(rows), shapes[0][1]), dtype=dtype))
+            places += [stack] if count == 1 else stack.split(rows)
         torch._foreach_copy_(places, parameters)
         return tuple(stacks)
 
@@ -66,7 +66,10 @@ class _CastTogether(torch.autograd.Function):
         of_stack = iter(wide)
         found: list[Tensor | None] = []
         for gradient, rows in zip(gradients, ctx.rows, strict=True):
-            found += [None] * len(rows) if gradient is None else next(of_stack).split(rows)
+            if gradient is None:
+                found += [None] * len(rows)
+            else:
+                found += [next(of_stack)] if len(rows) == 1 else next(of_stack).split(rows)
         return None, None, *found
 
 
@@ -91,8 +94,8 @@ class BlockCasts:
             self._drop()
 
     def _cast(self, dtype: torch.dtype) -> None:
-        groups = [group for layer in self._layers if (group := layer.fused_group) and group.is_shared()]
-        shared = list(dict.fromkeys(groups))
+        groups = dict.fromkeys(group for layer in self._layers if (group := layer.fused_group))
+        shared = [group for group in groups if group.is_shared()]
         alone = [layer for layer in self._layers if layer.fused_group not in shared]
         stacks = [
             *([layer.lora_A for layer in group.layers] for group in shared),
@@ -101,15 +104,18 @@ class BlockCasts:
         ]
         parameters = [parameter for stack in stacks for parameter in stack]
         casts = iter(_CastTogether.apply(dtype, [len(stack) for stack in stacks], *parameters))
-        for group in shared:
-            group.cast_down = next(casts)
-        for layer in alone:
-            layer.cast_down = next(casts)
+        for owner in (*shared, *alone):
+            _set(owner, "cast_down", next(casts))
         for layer in self._layers:
-            layer.cast_up = next(casts)
+            _set(layer, "cast_up", next(casts))
 
     def _drop(self) -> None:
         for layer in self._layers:
-            layer.cast_down = layer.cast_up = None
+            _set(layer, "cast_down", None)
+            _set(layer, "cast_up", None)
             if layer.fused_group:
                 layer.fused_group.cast_down = None
+
+
+_set = object.__setattr__
+"""A module's own looks in all of its registers first, which takes ten times as long."""
