@@ -11,6 +11,8 @@ from toolkit.models.tiny import write_tiny_model
 
 slow = pytest.mark.slow
 
+LEVELS = ("none", "cheap", "keep_attention", "full")
+
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -21,13 +23,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("family", "kind", "qtype", "level"),
     [
         ("2509", "lora", "", "full"),
-        *(pytest.param("2509", "lora", "", level, marks=slow) for level in ("none", "cheap", "keep_attention")),
+        *(pytest.param("2509", "lora", "", level, marks=slow) for level in LEVELS[:-1]),
         *(
             pytest.param("2509", "lora", qtype, level, marks=slow)
-            for qtype in ("int8", "int4")
-            for level in ("none", "full")
+            for qtype in ("int8", "int4", "fp8_scaled")
+            for level in LEVELS
         ),
-        *(pytest.param("2509", kind, "", "none", marks=slow) for kind in ("dora", "loha", "lokr", "full")),
+        *(
+            pytest.param("2509", kind, "", level, marks=slow)
+            for kind in ("dora", "loha", "lokr", "full")
+            for level in LEVELS
+        ),
         *(pytest.param(family, "lora", "", "none", marks=slow) for family in ("2511", "2.1")),
         pytest.param("2.1", "lora", "", "cheap", marks=slow),
     ],

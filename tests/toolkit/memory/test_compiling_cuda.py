@@ -10,6 +10,7 @@ import torch
 from torch.utils._triton import has_triton
 
 from tests.toolkit.memory.test_compiling import IN_INT8, close
+from tests.toolkit.memory.test_compiling_layouts import differences
 from tests.toolkit.memory.toy_blocks import WIDTH, Stack
 from toolkit.config.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
@@ -76,3 +77,12 @@ def test_programs_of_any_size(cuda: torch.device, inductor: str) -> None:
     for tokens in (20, 12, 28):
         found, expected = stack.gradients(tokens=tokens), plain.gradients(tokens=tokens)
         assert close(found, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("level", ["none", "cheap", "full"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_what_the_device_returns_is_laid_out_as_the_compiler_was_told(
+    cuda: torch.device, dtype: torch.dtype, level: str
+) -> None:
+    """cuDNN's log-sum-exp was not, while TORCH_CUDNN_SDPA_AVOID_RECOMPILE was set."""
+    assert differences(cuda, dtype, level) == []

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 ROWS = 2 * TOKENS
 ROOT = Path(__file__).resolve().parents[3]
 IN_INT8 = Int8Matmuls(forward=True, backward=True)
+SLOW = pytest.mark.slow
 OTHERS = ("int8", "float8", "fp8_scaled", "uint3")
 
 
@@ -83,23 +84,31 @@ def train(level: str, backend: str = "divided", **options) -> None:
     stack.wrap(checkpoint_wrapper(level, WIDTH), compile_wrapper(settings)).gradients()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"qtype": "int4"},
-        {"qtype": "int8", "in_int8": IN_INT8},
-        *(pytest.param({"qtype": qtype}, marks=pytest.mark.slow) for qtype in OTHERS),
-        pytest.param({"qtype": "int4", "kind": DoraNetwork}, marks=pytest.mark.slow),
-        pytest.param({"kind": LohaNetwork}, marks=pytest.mark.slow),
-        pytest.param({"kind": LokrNetwork}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+BLOCKS = [
+    {},
+    {"qtype": "int4"},
+    {"qtype": "int8", "in_int8": IN_INT8},
+    *(pytest.param({"qtype": qtype}, marks=SLOW) for qtype in OTHERS),
+    pytest.param({"qtype": "int4", "kind": DoraNetwork}, marks=SLOW),
+    pytest.param({"kind": LohaNetwork}, marks=SLOW),
+    pytest.param({"kind": LokrNetwork}, marks=SLOW),
+]
+"""Formats of the weights and kinds of the network."""
+
+
+@pytest.mark.parametrize("options", BLOCKS, ids=str)
 def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Program], options: dict) -> None:
     """On torch 2.11 what is inside an autograd.Function has no tag: each block kept its weights and activations."""
     train("full", **options)
     assert [(program.made, program.untagged) for program in programs] == [([], [])]
+
+
+@SLOW
+@pytest.mark.parametrize("level", ["cheap", "keep_attention", "full_offload"])
+@pytest.mark.parametrize("options", BLOCKS, ids=str)
+def test_checkpointing_sees_every_operation(programs: list[Program], level: str, options: dict) -> None:
+    train(level, **options)
+    assert [program.untagged for program in programs] == [[]]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +116,8 @@ def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Prog
     [
         ("int4", None),
         ("int8", IN_INT8),
-        pytest.param("int8", Int8Matmuls(forward=True), marks=pytest.mark.slow),
-        *(pytest.param(qtype, None, marks=pytest.mark.slow) for qtype in OTHERS),
+        pytest.param("int8", Int8Matmuls(forward=True), marks=SLOW),
+        *(pytest.param(qtype, None, marks=SLOW) for qtype in OTHERS),
     ],
 )
 def test_no_level_keeps_a_dequantized_weight(programs: list[Program], qtype: str | None, in_int8) -> None:
@@ -123,8 +132,8 @@ def test_no_level_keeps_a_dequantized_weight(programs: list[Program], qtype: str
     ("qtype", "in_int8"),
     [
         (None, None),
-        pytest.param("int4", None, marks=pytest.mark.slow),
-        pytest.param("int8", IN_INT8, marks=pytest.mark.slow),
+        pytest.param("int4", None, marks=SLOW),
+        pytest.param("int8", IN_INT8, marks=SLOW),
     ],
 )
 def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None, in_int8) -> None:
@@ -145,10 +154,11 @@ CACHED = [
     {"level": "cheap", "qtype": "int8", "in_int8": IN_INT8},
     {"level": "none", "qtype": "int8"},
     {"level": "keep_attention"},
+    {"level": "full", "qtype": "fp8_scaled", "kind": DoraNetwork},
 ]
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("row", range(len(CACHED)))
 def test_a_second_process_compiles_nothing(tmp_path: Path, row: int) -> None:
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
