@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.failing_programs import ERRORS, NAME, Fails, never, programs
 from tests.running import lines, run_job
+from toolkit.errors import RunError
 from toolkit.train.checkpoint_store import read_checkpoint_json
 from toolkit.train.run_reader import list_checkpoints
 
@@ -39,14 +40,23 @@ def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.M
     """Runs a job on the CPU as if its blocks were compiled there (`auto`), and returns its folder."""
     folders = make_pictures(tmp_path / "close", "a", "b"), make_pictures(tmp_path / "wide", "c", size=(128, 96))
 
-    def run(name: str, fails: Fails | None, steps: int = 2, factor: float = 1.0, **changes: object) -> Path:
-        """fails: None where the blocks are not compiled. factor: as of `Backend`."""
+    def run(
+        name: str,
+        fails: Fails | None,
+        steps: int = 2,
+        factor: float = 1.0,
+        train: Mapping[str, object] | None = None,
+        allow_change: bool = True,
+        **changes: object,
+    ) -> Path:
+        """fails: None where the blocks are not compiled. factor: as of `Backend`. train: further keys of it."""
         monkeypatch.setattr("extensions.sd_trainer.setup.decide_compiling", lambda *_: fails is not None)
-        train = {"steps": steps, "gradient_accumulation": 2, "compile": {"backend": NAME} if fails else False}
-        section = trainer(*folders, train=train, training_folder=str(tmp_path / name), **changes)
+        compiling = {"backend": NAME} if fails else False
+        keys = {"steps": steps, "gradient_accumulation": 2, "compile": compiling, **(train or {})}
+        section = trainer(*folders, train=keys, training_folder=str(tmp_path / name), **changes)
         section["datasets"][1]["resolution"] = 96
         with programs(fails or never, factor):
-            run_job(write_job(section), allow_change=True)
+            run_job(write_job(section), allow_change=allow_change)
         return tmp_path / name / "job"
 
     return run
@@ -102,3 +112,25 @@ def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(run, said
     rows = lines(found / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "compile_s" in row] == [1]  # the trial has compiled the largest size
+
+
+@pytest.mark.slow
+def test_a_fused_pass_that_fails_halfway_ends_with_advice_and_the_last_save_is_whole(run, tmp_path: Path) -> None:
+    """Some weights of step 3 have moved. As the message says, the job goes on from there uncompiled."""
+    fused = {
+        "network": {"type": "full"},
+        "save": {"dtype": "float32", "save_every": 2},
+        "train": {"fused_backward_pass": True, "gradient_accumulation": 1},
+        "steps": 3,
+        "allow_change": False,
+    }
+    passes: list[str] = []
+    whole = run("whole", lambda kind, tensors: passes.extend([kind] * (kind == "backward")), **fused)
+    with pytest.raises(RunError, match=r"in the middle of a fused backward pass .*, when some weights had moved"):
+        run("auto", fails_in("backward", len(passes) - 1), **fused)  # in the first block, the last one to be passed
+    assert list(states_of(tmp_path / "auto" / "job")) == [2]
+    found = run("auto", None, **fused)
+    rows, expected = (lines(folder / "metrics.jsonl") for folder in (found, whole))
+    # With weights of step 3 the loss of step 3 would be another one.
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+    assert list(states_of(found)) == [2, 3]
