@@ -154,7 +154,6 @@ CACHED = [
     {"level": "cheap", "qtype": "int8", "in_int8": IN_INT8},
     {"level": "none", "qtype": "int8"},
     {"level": "keep_attention"},
-    {"level": "full", "qtype": "fp8_scaled", "kind": DoraNetwork},
 ]
 
 
