@@ -48,7 +48,8 @@ class _CastTogether(torch.autograd.Function):
         """counts: parameters of each stack, which have the same number of columns."""
         ctx.set_materialize_grads(False)
         ctx.dtype, ctx.rows = parameters[0].dtype, []
-        given, stacks, places = iter(parameters), [], []
+        given, stacks = iter(parameters), []
+        places: list[Tensor] = []
         for count in counts:
             shapes = [next(given).shape for _ in range(count)]
             ctx.rows.append(rows := [shape[0] for shape in shapes])
