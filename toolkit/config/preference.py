@@ -26,7 +26,7 @@ class PreferenceConfig(StrictModel):
     (docs/preferences.md). Images without one are trained as usual. With `validation`, its loss is that of held-out
     pairs."""
 
-    beta: float = Field(default=300.0, gt=0, le=1e7)
+    beta: float = Field(default=350.0, gt=0, le=1e7)
     """How closely the network stays to the reference: the higher, the less it departs from it. 0 is an error."""
 
     sft_weight: float = Field(default=0.0, ge=0, le=1e6)
