@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from benchmarks.bench_mascots import GUIDANCE_OF, TinyModel, load, text, vae
 from benchmarks.mascot_classifier import MascotClassifier, pixels_of, train
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
+from tests.docs.pages import blocks
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import Size
 from toolkit.train.sampling import SamplePrompt, Sampler
@@ -123,6 +125,21 @@ def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(finished: Fini
     assert len(list(finished.folder.glob("quickstart_*.safetensors"))) == 3, "the file of each set is kept"
     with Image.open(finished.folder / "samples" / "overview.png") as sheet:
         assert min(sheet.size) > 4 * 128
+
+
+@pytest.mark.slow
+def test_it_prints_and_leaves_what_its_page_shows(finished: Finished) -> None:
+    """docs/quickstart.md: each line is printed, with other numbers and where it ends in dots; each file is there."""
+    printed, _, left = (block.text for block in blocks("docs/quickstart.md", "text"))
+    for line in printed.splitlines():
+        pattern = re.sub(r"\d[\d,]*(\\.\d+)?", r"[\\d,.]+", re.escape(line).replace(re.escape("..."), ".*"))
+        assert re.search(f"^{pattern}$", finished.printed, re.MULTILINE), (line, finished.printed)
+    folder = finished.folder.parent
+    for line in left.splitlines()[1:]:
+        names = re.split(r"\s{2,}", line.strip())[0:2] if "metrics" in line else re.split(r"\s{2,}", line.strip())[:1]
+        base = finished.folder if line.startswith(" " * 4) else folder
+        for name in " ".join(names).split():
+            assert list(base.glob(name.rstrip("/"))), name
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from extensions.tools.shared.examples import MODELS, written_job
 from extensions.tools.ui.config import UiConfig
 from tests.conftest import ROOT
+from tests.docs.pages import blocks
 from toolkit.config import load_job
+from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 
 PLACES = ("README.md", "docs", "config", "extensions", "toolkit", "jobs", "run.py")
@@ -37,6 +40,41 @@ def test_commands_are_those_of_the_environment_that_readme_makes() -> None:
     texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
     docstring = re.compile(r'"""(?s:.*?)"""')
     assert [page for page, text in texts.items() if PLAIN_PYTHON.search(docstring.sub("", text))] == []
+
+
+def test_mistakes_are_reported_as_the_quickstart_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the key, the value and what to write instead; the lines are those of another job."""
+    monkeypatch.chdir(tmp_path)
+    job = written_job("a", str(ROOT / "config/examples/photos"), "a", MODELS[0].id, 24)
+    wrong = job.replace("linear_alpha: 16", "linear_alpa: 16").replace("scheduler: flowmatch", "scheduler: ddpm")
+    (tmp_path / "my_char.yaml").write_text(wrong, encoding="utf-8")
+    with pytest.raises(ConfigErrors) as caught:
+        load_job("my_char.yaml", discover().find_config)
+    block = next(block for block in blocks("docs/quickstart.md", "text") if "linear_alpa" in block.text)
+    place = re.compile(r"^\S+?:\d+:\d+: ", re.MULTILINE)
+    assert place.sub("", str(caught.value)) == place.sub("", block.text.strip())
+
+
+def test_the_prompt_with_flags_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pictures: Callable
+) -> None:
+    """docs/saving.md: every flag of the example, and those of its table."""
+    (example,) = blocks("docs/saving.md", "text")
+    (tmp_path / "prompts.txt").write_text(example.text, encoding="utf-8")
+    job = written_job("a", str(ROOT / "config/examples/photos"), "a", MODELS[0].id, 24)
+    before, _, after = job.partition("        samples:\n")
+    (tmp_path / "job.yaml").write_text(f"{before}        prompts: prompts.txt\n{after[after.index('meta:') :]}")
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "photos", "a")
+    (sample,) = load_job("job.yaml", discover().find_config).processes[0].section.sample_pictures()
+    assert sample.prompt == "a portrait of [trigger]"
+    page = (ROOT / "docs" / "saving.md").read_text(encoding="utf-8")
+    keys = re.findall(r"^\| `--\w+`.*?\| (`\w+`(?:, `\w+`)*)", page, re.MULTILINE)
+    given = {key: getattr(sample, key) for row in keys for key in re.findall(r"\w+", row)}
+    assert given == {
+        **{"width": 768, "height": 1024, "sample_steps": 30, "seed": 7, "guidance_scale": 3.5, "neg": "blurry, dark"},
+        **{"flow_shift": 3, "ctrl_img": ("photos/a.png",)},
+    }
 
 
 def test_more_steps_resume_as_the_guide_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
