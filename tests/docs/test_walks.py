@@ -327,7 +327,8 @@ class Walk:
         for line in filter(None, block.text.splitlines()):
             pattern = ".*".join(map(re.escape, line.strip().split("...")))
             pattern = re.sub(r"(\\[-+])?\d[\d,]*(\\\.\d+)?", r"[-+]?[\\d,.]+", pattern)
-            assert re.search(re.sub(r"(\\ )+", r"\\s+", pattern), self.printed), (line, self.printed)
+            spaced = re.sub(r"(\\ )+", r"\\s+", pattern)
+            assert re.search(rf"^\s*{spaced}", self.printed, re.MULTILINE), (line, self.printed)
 
 
 def answers(address: str) -> bool:
