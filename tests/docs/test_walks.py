@@ -26,6 +26,7 @@ from tests.conftest import ROOT, child_environment
 from tests.docs.pages import EXAMPLE, PAGES, PHOTOS, Block, blocks, lora_files, put_photos, whole_job
 from tests.faults.nursery import Child
 from tests.processes import free_port
+from toolkit.errors import EXIT_SIGTERM
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 EDIT, SINGLE_STREAM = "Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-2.1"
@@ -79,6 +80,7 @@ NOT_RUN = {
     "accelerate launch --multi_gpu": "starts one process on a CPU, as the page says",
     "python launch.py --nnodes 2": "takes two machines",
     "export WANDB_API_KEY": "an account",
+    ".venv/bin/python run.py queue --output runs stop": "stops what runs: tests/extensions/tools/ui/test_queue.py does",
     "tensorboard --logdir": "another program, which serves until it is stopped",
 }
 """How commands begin that CI cannot run -> why."""
@@ -113,6 +115,7 @@ SMALL = {"width": 64, "height": 64, "sample_steps": 1}
 SHORTER_FLAGS = {
     "best": ("--steps", 1, "--samples", 1, "--images", 3, "--prompts", "a lake"),
     "caption": ("--help",),  # needs a model that captions
+    "prefer": ("--width", 64, "--height", 64, "--steps", 1),
 }
 """Flags that a tool gets besides."""
 
@@ -313,7 +316,7 @@ class Walk:
         child = self.start_py(*arguments, "--port", port, env=environment)
         child.wait_until(lambda: answers(f"http://127.0.0.1:{port}/"))
         child.send(signal.SIGTERM)
-        assert child.wait() == 0
+        assert child.wait() == EXIT_SIGTERM, child.output
 
     def launch(self, words: list[str]) -> None:
         shorten(self.place / words[-1])
@@ -413,12 +416,10 @@ def prepare(page: str, place: Path, trained: Path, run_py: Callable) -> None:
         photo.transform(photo.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC).save(
             place / "datasets" / "after" / "07.png"
         )
+    if page == "docs/preferences.md":
+        (place / "prompts.txt").write_text("a cup\na boat\n", encoding="utf-8")
     if page == "docs/models.md":
         put_single_files(place)
-    if page == "docs/web.md":  # the third entry of another queue
-        for _ in range(3):
-            done = run_py("queue", "--output", "runs", "add", "config/my_char.yaml", "--dry-run")
-            assert done.returncode == 0, done.stderr
 
 
 def put_single_files(home: Path) -> None:
