@@ -83,3 +83,6 @@ def test_processes_that_share_out_the_model_need_pairs_alone(of_pairs: Job, tmp_
     assert (
         "1 of the images, such as " in said and "d.png, have no worse one, which 'train.parallel: fsdp' needs" in said
     )
+    votes(tmp_path / "votes", PAIRS)
+    of_pairs.change(train__preference__share=0.5)
+    assert "train.preference.share: is below 1: processes would make different passes" in run_together(of_pairs, 2)

@@ -40,7 +40,7 @@ def number_remedy(text: str, whole: bool) -> str:
 
 
 def _sides(text: str) -> list[int]:
-    """The sides of an image that a text lists, such as `512,768`, which is no number of six digits; else nothing."""
+    """The sides of an image that a text lists, such as `512,768`, which does not mean 512768; else nothing."""
     found = re.fullmatch(_SIDES, text.strip())
     numbers = [int(number) for number in found.groups()] if found else []
     return numbers if all(number >= 64 and number % 8 == 0 for number in numbers) else []

@@ -29,6 +29,10 @@ class PreferenceConfig(StrictModel):
     beta: float = Field(default=350.0, gt=0, le=1e7)
     """How closely the network stays to the reference: the higher, the less it departs from it. 0 is an error."""
 
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the micro-batches in which pairs are compared, chosen at random by the seed; in the others the better
+    images are trained as usual. 0 is an error: omit the section."""
+
     sft_weight: float = Field(default=0.0, ge=0, le=1e6)
     """Factor on the ordinary loss of the better image, which is added. 0: none."""
 

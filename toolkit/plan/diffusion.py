@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from toolkit.config.dataset import sides_of
-from toolkit.config.preference import FEW_PAIRS
+from toolkit.config.preference import FEW_PAIRS, PreferenceConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.directory import ScanCache
@@ -84,13 +84,13 @@ class SdPlanner(Planner[DiffusionSection]):
                     is_sure = len(text) <= family.sure_prompt
                     if not is_sure and (message := family.prompt_error(section.model, text, size, references)):
                         mistakes.append(Diagnostic((f"{place}.{key}",), f"has {message}"))
-        if section.train.preference and not data.stream:
-            mistakes += self._unpaired(data)
+        if (preference := section.train.preference) and not data.stream:
+            mistakes += self._unpaired(data, preference)
         if mistakes:
             raise DataErrors(mistakes)
         return data
 
-    def _unpaired(self, data: ImageData) -> Iterator[Diagnostic]:
+    def _unpaired(self, data: ImageData, preference: PreferenceConfig) -> Iterator[Diagnostic]:
         """No pairs at all; with a sharded model, whose ranks have to make as many passes as each other, images of
         which there is none."""
         alone = [sample.image for sample in data.scan.samples if not sample.worse]
@@ -102,6 +102,9 @@ class SdPlanner(Planner[DiffusionSection]):
                 f"{len(alone):,} of the images, such as {alone[0]}, have no worse one, which 'train.parallel: fsdp'"
             )
             yield Diagnostic(("train.preference",), f"{message} needs for each. Remove them, or use 'parallel: ddp'")
+        elif preference.share < 1 and num_shards(self.section.train) > 1:
+            message = "is below 1: processes would make different passes, which 'train.parallel: fsdp' does not allow"
+            yield Diagnostic(("train.preference.share",), f"{message}. Leave it out, or use 'parallel: ddp'")
 
     # ------------------------------------------------------------ memory and disk
 
@@ -165,9 +168,10 @@ class SdPlanner(Planner[DiffusionSection]):
         if not preference:
             return
         beside = f" with {Path(preference.reference).name}" if preference.reference else ""
+        some = f", in {preference.share:.0%} of the micro-batches" if preference.share < 1 else ""
         yield (
             f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the model"
-            f"{beside or ' alone'}. A pair takes two passes of two images, one of them without gradients"
+            f"{beside or ' alone'}{some}. A pair takes two passes of two images, one of them without gradients"
         )
         if count < FEW_PAIRS:
             yield (

@@ -29,12 +29,16 @@ from toolkit.data.dataloader import LatentBatch
 from toolkit.flow.loss import loss_per_sample, margin
 from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import to_device
+from toolkit.system.seeding import uniform
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.interface import StepLosses
 
 
 class PreferenceStep(FlowMatchingStep):
-    """A flow matching step in which images that have a worse one are compared with it; others are as usual."""
+    """A flow matching step in which images that have a worse one are compared with it; others are as usual.
+
+    In which micro-batches depends on the seed, the epoch and the place of their first item alone: a resume repeats it.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,9 @@ class PreferenceStep(FlowMatchingStep):
         self.preference, self._reference = preference, reference
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
-        pairs = [row for row, worse_CHW in enumerate(batch.worse) if worse_CHW is not None]
+        drawn = uniform(self.seed, "preference batch", batch.spec.epoch, batch.spec.positions[0])
+        compares = drawn < self.preference.share
+        pairs = [row for row, worse_CHW in enumerate(batch.worse) if compares and worse_CHW is not None]
         if not pairs:
             return super().__call__(batch, step)
         if len(pairs) == len(batch):

@@ -143,7 +143,7 @@ class Series:
 
     @property
     def last_step(self) -> int:
-        """Of the last row; -1: there is none."""
+        """The step of the last row; -1 without rows."""
         return self._rows.steps[-1] if len(self._rows) else -1
 
     def update(self) -> Series:

@@ -73,6 +73,22 @@ def test_its_gradient_leads_to_the_better_image_and_votes_exchanged_away_from_it
     torch.testing.assert_close(of_both[0], -of_both[1])  # at margin 0 both are as sure
 
 
+def test_pairs_are_compared_in_a_share_of_the_micro_batches(adapted) -> None:
+    model, network = adapted
+    trained(network)
+    whole, half, plain = step_of(model, network), step_of(model, network, share=0.5), FlowMatchingStep(model, 1)
+    compared = 0
+    for place in range(40):
+        batch = replace(pairs(0, 1, 2), spec=replace(pairs().spec, positions=(place, 97, 98)))
+        found = half(batch).by_role[NETWORK]
+        expected = [step(batch).by_role[NETWORK] for step in (whole, plain)]
+        is_compared = torch.equal(found, expected[0])
+        assert is_compared != torch.equal(found, expected[1])
+        assert torch.equal(half(batch).by_role[NETWORK], found), "a resume repeats it"
+        compared += is_compared
+    assert 10 <= compared <= 30
+
+
 @pytest.mark.parametrize("rows", [(1,), (0, 2)])
 def test_images_without_a_worse_one_are_trained_as_usual(adapted, rows: tuple[int, ...]) -> None:
     model, network = adapted
