@@ -131,11 +131,9 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     most = family.max_references
     found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
     if found:
+        what = "the list of its control images" if most else "control_path"  # numbered files are in that list too
         raise DataErrors(
-            [
-                Diagnostic((image,), family.too_many_references(count, "the list of its control images"))
-                for image, count in found.items()
-            ]
+            [Diagnostic((image,), family.too_many_references(count, what)) for image, count in found.items()]
         )
 
 
