@@ -132,7 +132,10 @@ def test_it_prints_and_leaves_what_its_page_shows(finished: Finished) -> None:
     """docs/quickstart.md: each line is printed, with other numbers and where it ends in dots; each file is there."""
     printed, _, left = (block.text for block in blocks("docs/quickstart.md", "text"))
     for line in printed.splitlines():
-        pattern = re.sub(r"\d[\d,]*(\\.\d+)?", r"[\\d,.]+", re.escape(line).replace(re.escape("..."), ".*"))
+        if line.startswith("threads of the CPU"):
+            continue  # not printed where OMP_NUM_THREADS is set, as in tests
+        shown = re.sub(r"\d+s, ETA \d+s", "..., ETA ...", line.replace(".venv/bin/python run.py", "..."))
+        pattern = re.sub(r"\d[\d,]*(\\\.\d+)?", r"[\\d,.]+", re.escape(shown).replace(re.escape("..."), ".*"))
         assert re.search(f"^{pattern}$", finished.printed, re.MULTILINE), (line, finished.printed)
     folder = finished.folder.parent
     for line in left.splitlines()[1:]:
