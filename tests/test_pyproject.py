@@ -86,7 +86,7 @@ def test_the_command_plans_and_writes_jobs(atelier: str, elsewhere: Path) -> Non
     assert f"{Path(atelier).parents[1]}" in plan and "samples" in plan
     shutil.copytree(ROOT / "config" / "examples" / "photos" / "40_photo", "40_photo")
     told = subprocess.run([atelier, "lint", "40_photo"], capture_output=True, text=True).stderr
-    assert "of 3 images" in told
+    assert "3 images checked" in told
 
 
 @pytest.mark.slow
