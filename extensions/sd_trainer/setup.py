@@ -25,7 +25,7 @@ from toolkit.models.loading import model_folder
 from toolkit.networks.applied import Changes
 from toolkit.networks.interface import Network
 from toolkit.networks.kinds import KINDS
-from toolkit.networks.lora_formats import LayerDelta, check_biases, load_adapter_file
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.targets import select_target_modules
 from toolkit.plan.memory_inputs import (
     count_trainable_params,
@@ -184,13 +184,13 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
     Raises UserError, which names the key, for a file that cannot be read, is of another model or changes nothing.
     """
     family, folder = family_for(section.model), model_folder(section.model)
-    layers = family.every_linear_layer(folder)
-    read = cache(lambda file: load_adapter_file(Path(file).expanduser(), layers))  # several keys may name one file
+    layers, weights = family.every_linear_layer(folder), family.weight_shapes(folder)
+    # Several keys may name one file.
+    read = cache(lambda file: load_adapter_file(Path(file).expanduser(), layers, weights))
     found: dict[str, tuple[Changes, float]] = {}
     for key, (file, strength) in section.files_beside().items():
         try:
             changes = read(file)
-            check_biases(file, changes, family.weight_shapes(folder))
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
         if all(change.is_zero for change in changes.values()):

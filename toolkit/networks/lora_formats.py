@@ -184,15 +184,22 @@ def factor(parts: Mapping[str, Tensor], name: str) -> Tensor:
     return parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
 
 
-def load_adapter_file(path: Path, layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> dict[str, LayerDelta]:
+def load_adapter_file(
+    path: Path, layers: Mapping[str, tuple[int, int]] | Iterable[str], weights: Collection[str] = ()
+) -> dict[str, LayerDelta]:
     """The changes a file makes, by full dotted module name.
 
-    layers: names of all linear layers of the model; a mapping to (inputs, outputs) has the shapes checked too. Raises
-    UserError when the file cannot be read, holds keys of no known form or of layers this model does not have, lacks a
-    matrix, has matrices that do not fit, or holds numbers that are not finite.
+    layers: names of all linear layers of the model; a mapping to (inputs, outputs) has the shapes checked too. weights:
+    names of all weights and biases of the model, for which changes of biases are checked; none: not known. Raises
+    UserError when the file cannot be read, holds keys of no known form or of layers or biases this model does not have,
+    lacks a matrix, has matrices that do not fit, or holds numbers that are not finite.
     """
     tensors, metadata = read_tensors(path)
-    return parse_adapter_tensors(tensors, layers, str(path), metadata)
+    changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
+    biases = (name for name, change in changes.items() if change.bias is not None)
+    if weights and (absent := next((name for name in biases if f"{name}.bias" not in weights), "")):
+        raise UserError(f"{path}: the bias of {absent} is changed. {NO_BIAS}")
+    return changes
 
 
 def parse_adapter_tensors(
@@ -232,14 +239,6 @@ def parse_adapter_tensors(
     if isinstance(layers, Mapping):
         _check_shapes(source, changes, layers)
     return changes
-
-
-def check_biases(source: str, changes: Mapping[str, LayerDelta], weights: Collection[str]) -> None:
-    """Raises UserError where a file changes the bias of a layer without one. weights: names of all of the model; none:
-    not known."""
-    biases = (name for name, change in changes.items() if change.bias is not None)
-    if weights and (absent := next((name for name in biases if f"{name}.bias" not in weights), "")):
-        raise UserError(f"{source}: the bias of {absent} is changed. {NO_BIAS}")
 
 
 def fused_layers(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -33,7 +33,7 @@ from toolkit.models.families import model_bytes
 from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.applied import AppliedAdapters
-from toolkit.networks.lora_formats import LayerDelta, check_biases, load_adapter_file
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
 from toolkit.train.base_model import load_base_model
 from toolkit.train.sampling import SamplePrompt, Sampler, to_pil
@@ -95,14 +95,14 @@ class PictureMaker:
         check_device(section.device, model_bytes(self.config))
         self.files = tuple(dict.fromkeys(loras))
         family, folder = checked_family(self.config), self.config.files_folder()
-        layers = family.every_linear_layer(folder)
-        read = partial(load_adapter_file, layers=layers)
+        layers, weights = family.every_linear_layer(folder), family.weight_shapes(folder)
+        read = partial(load_adapter_file, layers=layers, weights=weights)
         self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(FILES_IN_MEMORY)(
             lambda path: read(Path(path).expanduser())
         )
         """The changes of a file. Not all files of a long run fit into memory together."""
         for path in self.files:
-            check_biases(path, self.changes(path), family.weight_shapes(folder))
+            self.changes(path)
         self.folder = Path(section.output).expanduser()
         self._suffixes = tuple(suffixes)
         self.base = {part: digest[:16] for part, digest in base_hashes(self.config).items()}
