@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from extensions.tools.shared.examples import WITHOUT_GPU, written_job
-from extensions.tools.shared.keys import check_folder
+from extensions.tools.shared.keys import check_folder, name_like
 from toolkit.commands import command
 from toolkit.config.field_types import PathStr, value_error
 from toolkit.config.model import ModelConfig
@@ -28,8 +28,8 @@ from toolkit.system.nvidia import least_memory
 def _run_name(name: str) -> str:
     if re.fullmatch(r"\w[\w.-]*", name):
         return name
-    like = re.sub(r"[^\w.-]+", "_", name).strip("_.-") or "my_char"
-    raise value_error(f"{name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only. Write {like!r}.")
+    message = f"{name!r} cannot be the name of a run: letters, digits, '_', '-' and '.' only."
+    raise value_error(f"{message} Write {name_like(name, 'my_char')!r}.")
 
 
 class NewConfig(ToolConfig):

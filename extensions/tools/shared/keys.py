@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -63,6 +64,11 @@ class FileToolConfig(ToolConfig):
     def writes_folder(self) -> bool:
         """Whether `output` is a folder."""
         return False
+
+
+def name_like(text: str, otherwise: str) -> str:
+    """A name that a job can have, from any text; `otherwise` where no letter is left."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("_.-") or otherwise
 
 
 def check_folder(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:

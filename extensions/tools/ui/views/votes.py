@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.candidates import CANDIDATES, Group, joined, read_groups
+from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.run_job import last_saved
 from extensions.tools.shared.run_records import sample_rows
 from extensions.tools.ui.commands import check_job
@@ -135,7 +135,7 @@ def _page(request: Request, place: Place, status: int = 200, faults: tuple[str, 
 def _more(ui: Ui, place: Place) -> str:
     """The form of `run.py prefer`, filled in for more images of these prompts; empty where the source is not known."""
     is_there = (place.folder / CANDIDATES).is_file()
-    output = place.folder if is_there else ui.datasets / f"{_word(place.title)}_votes"
+    output = place.folder if is_there else ui.datasets / f"{name_like(place.title, 'votes')}_votes"
     prompts = dict.fromkeys(group.prompt for group in place.groups[:MOST_PROMPTS])
     fields = {"source": place.source, "output": short(output), "prompt": [*prompts] or [""]}
     return f"/tools/prefer?{urlencode(fields, doseq=True)}" if place.source else ""
@@ -190,7 +190,8 @@ def train(request: Request, form: Form) -> Response:
     if not ballot.decided:
         raise HTTPException(400, texts()["votes"]["none_decided"])
     model = next((group.model for group in place.groups if group.model), "")
-    name = unused_name(ui, f"{_word(place.title.removesuffix('_votes')).removesuffix('_voted')}_voted")
+    before = name_like(place.title.removesuffix("_votes"), "votes").removesuffix("_voted")
+    name = unused_name(ui, f"{before}_voted")
     with conflicts():
         prompts = [*dict.fromkeys(row["prompt"] for row in ballot.decided)]
         job = base_job(place.run.config if place.run else None, lora, model, place.folder, prompts)
@@ -202,8 +203,3 @@ def train(request: Request, form: Form) -> Response:
         return _page(request, place, 400, tuple(faults), path.name)
     enqueue(ui, [str(path)], checked.plan["job"])
     return RedirectResponse("/queue", 303)
-
-
-def _word(name: str) -> str:
-    """A name that a run can have."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("_.-") or "votes"
