@@ -81,9 +81,10 @@ def split_validation(
         dataset = settings.dataset(section.datasets)
         also = [] if section.streamed else section.datasets
         own = scan_datasets([dataset], section.trigger_word, 1.0, scan.scan_cache, forgiven, also=also)
-        found = make_items(_measured(own.samples, pairs), lambda _: dataset.resolution, size_multiple)
+        samples = _measured(own.samples, pairs)
+        found = make_items(samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in own.folders)
-        note = f"validation: {dataset.folder_path}, {_count(len(_measured(own.samples, pairs)), 'image')}"
+        note = f"validation: {dataset.folder_path}, {_count(len(samples), 'image')}"
         note += f", {missing} without caption" if missing else ""
         notes = (f"{note}; {cost(_images(found, pairs), settings)} each time", *own.notes)
         return scan, items, ValidationSplit(tuple(map(as_measured, found)), False, notes)

@@ -82,7 +82,8 @@ class Planner(ABC, Generic[SectionT]):
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
         """Lines on the memory: the peak, what the numbers include, what to change where it is too little."""
-        yield memory.render("a GPU, which is not available here" if has_no_gpu() else "the GPU")
+        is_elsewhere = memory.on_device and has_no_gpu()
+        yield memory.render("a GPU, which is not available here" if is_elsewhere else "the GPU")
         yield from memory.notes
         if line := advice_line(memory, self.machine, self.savings()):
             yield line
