@@ -1,4 +1,4 @@
-"""The job that learns from votes: that of the run whose LoRA it goes on from, or the one that `run.py new` writes."""
+"""The job that learns from votes: a copy of the job that trained the LoRA, or a new one as `run.py new` writes it."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(run, said
 
 @pytest.mark.slow
 def test_a_fused_pass_that_fails_halfway_ends_with_advice_and_the_last_save_is_whole(run, tmp_path: Path) -> None:
-    """Some weights of step 3 have moved. As the message says, the job goes on from there uncompiled."""
+    """Some weights of step 3 have moved. The job resumes from the last save uncompiled, as the message says."""
     fused = {
         "network": {"type": "full"},
         "save": {"dtype": "float32", "save_every": 2},
