@@ -3,14 +3,13 @@
 A dataset is one folder of images, or a folder whose direct subfolders hold them. A leading `<int>_` in the name of the
 folder that holds the images is how often each is used per epoch.
 
-A scan has three stages: `_find` matches the names of files, `_check` reads the images, `_build` makes the samples.
+A scan has three stages: `_find` matches names of files, `folder_check` reads the images, `_build` makes the samples.
 Every offending file is collected before anything is reported, and files that are not used are listed with the reason.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,39 +18,30 @@ from functools import cached_property
 from itertools import chain, groupby, repeat
 from typing import Any, NamedTuple
 
-from toolkit.config.dataset import DatasetConfig, area_of
+from toolkit.config.dataset import DatasetConfig
 from toolkit.data.captions import (
     LIST,
     NOTHING_MOVED,
     TABLES,
     TableRow,
-    add_prefix,
     caption_files,
     caption_rules,
-    captions_of,
     find_captions,
     image_name,
     line_naming,
     lost_folders,
-    nearly_placeholders,
     placed,
     read_captions_file,
     trained_caption,
     undecided,
-    usual_word,
     with_slashes,
 )
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
+from toolkit.data.folder_check import check_images
+from toolkit.data.found import REPEATS, FoundFolder, ScanFindings, count_of, matched_name, shorten, texts_of
 from toolkit.data.images import (
-    CLEAR,
     IMAGE_SUFFIXES,
-    ImageError,
-    ImageInfo,
-    inspect_header,
-    inspect_image,
-    reference_error,
 )
-from toolkit.data.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.partners import (
     LookedFor,
     Slot,
@@ -64,29 +54,14 @@ from toolkit.data.partners import (
     shared,
     unpaired,
 )
-from toolkit.data.threads import thread_map
-from toolkit.data.types import NO_FLIP, PLACEHOLDERS, Flip, Mask, Sample
-from toolkit.errors import DataErrors, Diagnostic
-
-READ_WHOLE = 2000
-"""Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
-damaged in between is then found, and all of it named, when the images are encoded."""
-
-REGULARISATION = (
-    "its name says that these are regularisation images, and they are trained as what is to be learned, with the "
-    "trigger word. If they are, give the folder as a dataset with 'is_reg: true'"
-)
-"""Message for a folder that `named_as_regularisation` knows and its dataset does not."""
+from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
+from toolkit.errors import Diagnostic
 
 _UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
-_LISTED_NAMES = 20
 _LOOKED_INTO = 1000
 """Folders below one without images that are looked into."""
-
-_REPEATS = re.compile(r"([0-9]+)_")
-_NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")  # `40 char`, `40-char`; not the date 2024-05-01
 
 
 @dataclass(frozen=True)
@@ -157,10 +132,10 @@ def scan_datasets(
     one are left out. read_captions: whether the training does; otherwise missing ones are not reported. also: other
     sections, whose control images are not left over.
     """
-    findings = _Findings(scan_cache or ScanCache(), read_captions)
+    findings = ScanFindings(scan_cache or ScanCache(), read_captions)
     folders = _find(datasets, findings)
     _note_partners(folders, also, findings)
-    _check(folders, trigger_word, forgiven, findings)
+    check_images(folders, trigger_word, forgiven, findings)
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
     return DatasetScan(infos, notes, tuple(findings.unused), tuple(findings.unpaired), findings.scan_cache)
@@ -192,7 +167,7 @@ class FoundImage(NamedTuple):
 
 def find_images(dataset: DatasetConfig) -> tuple[list[FoundImage], list[Diagnostic], list[str]]:
     """The images of a dataset as a scan finds them, errors, and notes. Only caption files are read."""
-    findings, images = _Findings(ScanCache(), read_captions=True), list[FoundImage]()
+    findings, images = ScanFindings(ScanCache(), read_captions=True), list[FoundImage]()
     for folder in _find([dataset], findings):
         listing, table = folder.listing, folder.table_path or ""
         columns = [] if table else _caption_files(folder)
@@ -211,107 +186,12 @@ def find_images(dataset: DatasetConfig) -> tuple[list[FoundImage], list[Diagnost
     return images, list(dict.fromkeys(findings.mistakes)), findings.notes
 
 
-@dataclass
-class _Findings:
-    """What the stages of a scan share: errors, notes and unused files of all datasets, so that they come at once."""
-
-    scan_cache: ScanCache
-    read_captions: bool
-    mistakes: list[Diagnostic] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    unused: list[tuple[str, str]] = field(default_factory=list)
-    unpaired: list[tuple[str, str]] = field(default_factory=list)
-
-    def mistake(self, place: str, message: str) -> None:
-        self.mistakes.append(Diagnostic((place,), message))
-
-    def listing(self, folder: str, key: str = "") -> DirectoryListing | None:
-        """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
-        try:
-            return self.scan_cache.listing(folder)
-        except OSError as error:
-            self.mistake(folder, f"{key and f'{key} '}cannot be read as a folder: {error.strerror or error}")
-            return None
-
-
-@dataclass
-class _Folder:
-    """One folder of images, with what belongs to each image."""
-
-    index: int
-    """Index of its entry in `datasets`."""
-
-    dataset: DatasetConfig
-    listing: DirectoryListing
-    subfolder: str | None
-    """Its name within the folder of the dataset; None: it is that folder."""
-
-    table: dict[str, TableRow] | None
-    """The rows of one file by `image_name`; None: captions are in files beside the images."""
-
-    table_path: str | None
-    whole: DirectoryListing
-    """`listing` with the control images and masks that are named by a suffix."""
-
-    captions: list[str] = field(default_factory=list)
-    """Caption of each image, in their order; '' for none."""
-
-    controls: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
-    """By the stem of their image, as the masks."""
-
-    masks: dict[str, ImageFile] = field(default_factory=dict)
-    """Mask images; the image itself where its own opacity is the mask."""
-
-    worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
-    """Images that are liked less, by the stem of their better one."""
-
-    slots: list[Slot] = field(default_factory=list)
-    """Where control images and masks are looked for."""
-
-    named: set[str] = field(default_factory=set)
-    """Stems of the images whose control images the table names."""
-
-    def images(self) -> Iterator[tuple[str, ImageFile]]:
-        """Each image with its stem."""
-        return ((stem, ImageFile(self.listing, files[0])) for stem, files in self.listing.images.items())
-
-    def partners(self) -> Iterator[tuple[str, ImageFile]]:
-        """Stems of images, each with a control image or the mask."""
-        yield from ((stem, image) for stem, found in self.controls.items() for image in found)
-        yield from self.masks.items()
-
-    def places(self) -> Iterator[tuple[Slot, DirectoryListing]]:
-        """Each slot with each folder that is looked through for it."""
-        return ((slot, listing) for slot in self.slots for listing in slot.listings)
-
-    def partner_paths(self) -> Iterator[tuple[str, str]]:
-        """The keys of folders of control images and masks, and the folders."""
-        yield from (("control_path", path) for path in self.dataset.control_path)
-        if self.dataset.mask_path and not self.dataset.alpha_mask:
-            yield "mask_path", self.dataset.mask_path
-
-    @property
-    def repeats(self) -> int:
-        """How often each of its images is used per epoch."""
-        return self.dataset.num_repeats or repeats_of(self.listing.folder) or 1
-
-    def image_names(self) -> list[str]:
-        """The paths of the images from the folder of the dataset."""
-        inside = f"{self.subfolder}/" if self.subfolder else ""
-        return [image_name(inside + files[0]) for files in self.listing.images.values()]
-
-    def table_names(self) -> list[str]:
-        """What the images are called in a table of captions: with their suffix, or as in the table without it."""
-        table, names = self.table or {}, self.image_names()
-        return [name if name in table or (stem := split_suffix(name)[0]) not in table else stem for name in names]
-
-
 # ---------------------------------------------------------------- find: names of files
 
 
-def _find(datasets: Sequence[DatasetConfig], findings: _Findings) -> list[_Folder]:
+def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[FoundFolder]:
     """The folders with images, and for each image its caption, control images and mask."""
-    folders: list[_Folder] = []
+    folders: list[FoundFolder] = []
     for index, dataset in enumerate(datasets):
         own = [folder for folder in _image_folders(index, dataset, findings) if _accept(folder, findings)]
         for path, group in groupby(own, key=lambda folder: folder.table_path):
@@ -328,7 +208,7 @@ def _find(datasets: Sequence[DatasetConfig], findings: _Findings) -> list[_Folde
     return folders
 
 
-def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[_Folder], findings: _Findings) -> None:
+def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[FoundFolder], findings: ScanFindings) -> None:
     """Brings the rows of a table to the names of the images, and notes images and rows without each other."""
     table = folders[0].table or {}
     images = [*chain.from_iterable(folder.image_names() for folder in folders)]
@@ -340,7 +220,7 @@ def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[_Folder], 
     names = dict.fromkeys(chain.from_iterable(folder.table_names() for folder in folders))
     unused = [name for name in rows if name not in names]
     if len(unused) == len(rows):
-        what = f"none of its {_count(len(rows), 'line')} names an image of {dataset.place}"
+        what = f"none of its {count_of(len(rows), 'line')} names an image of {dataset.place}"
         findings.mistake(path, f"{what}. {_unlike(unused, list(names))}")
         return
     if unnamed := [name for name in names if name not in rows]:
@@ -365,7 +245,7 @@ def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
     return f"It has {near!r}, the folder {image!r}: {remedy}"
 
 
-def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> Iterator[_Folder]:
+def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -> Iterator[FoundFolder]:
     """The image folders of one entry: its own, or its subfolders."""
     path, table = dataset.folder_path, None
     if dataset.captions_file is not None:
@@ -391,9 +271,9 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
         return
     if top.images:
         # Loose images beside subfolders with repeats would be all that is used.
-        named = [name for name in _subfolders(top, dataset) if _REPEATS.match(name)]
+        named = [name for name in _subfolders(top, dataset) if REPEATS.match(name)]
         filled = [name for name in named if (listing := findings.listing(join(path, name))) and listing.images]
-        if filled and not _matched_name(path, _REPEATS):
+        if filled and not matched_name(path, REPEATS):
             loose = shorten(chain.from_iterable(top.images.values()))
             what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
             findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
@@ -402,20 +282,20 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
             example = next(chain.from_iterable(top.images.values()))
             what = f"no name of an image in it ends with image_suffix {dataset.image_suffix!r}"
             findings.mistake(path, f"{what}. It has {example!r}: write the suffix with its letters")
-        yield _Folder(index, dataset, images, None, table, dataset.captions_file, top)
+        yield FoundFolder(index, dataset, images, None, table, dataset.captions_file, top)
         return
     listings = [(name, findings.listing(join(path, name))) for name in _subfolders(top, dataset)]
     empty = [name for name, listing in listings if listing and not listing.images]
     for name, listing in listings:
         if listing and listing.images:
             images = _without_partners(listing, dataset)
-            yield _Folder(index, dataset, images, name, table, dataset.captions_file, listing)
+            yield FoundFolder(index, dataset, images, name, table, dataset.captions_file, listing)
     _note_pair_folders(dataset, {name: listing.images for name, listing in listings if listing}, findings)
     below = _images_below([join(path, name) for name in empty], dataset, findings)
     if not any(listing and listing.images for _, listing in listings):
         remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
         if below:
-            above = {folder.rpartition("/")[0] if _matched_name(folder, _REPEATS) else folder for folder in below}
+            above = {folder.rpartition("/")[0] if matched_name(folder, REPEATS) else folder for folder in below}
             remedy = f"{shorten(map(repr, below))} {'does' if len(below) == 1 else 'do'}: give {shorten(sorted(above))}"
         findings.mistake(path, f"holds no images (seen: {top.describe()}). {remedy}")
     elif below:
@@ -426,7 +306,7 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: _Findings) -> I
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
 
 
-def _note_pair_folders(dataset: DatasetConfig, inside: Mapping[str, Collection[str]], findings: _Findings) -> None:
+def _note_pair_folders(dataset: DatasetConfig, inside: Mapping[str, Collection[str]], findings: ScanFindings) -> None:
     """Notes two subfolders that look like the images and control images of pairs, which both are trained."""
     if not dataset.control_path and (pair := pair_folders(inside)):
         images, controls = (join(dataset.folder_path, name) for name in pair)
@@ -436,7 +316,7 @@ def _note_pair_folders(dataset: DatasetConfig, inside: Mapping[str, Collection[s
         findings.unpaired.append((dataset.folder_path, looks))
 
 
-def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: _Findings) -> list[str]:
+def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
     """The first folders with images on each way down from these, which have none."""
     found, waiting, seen = list[str](), [*folders], _partner_places(dataset)
     for _ in range(_LOOKED_INTO):
@@ -456,8 +336,8 @@ def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: _Fin
 
 
 def _folders_of_table(
-    index: int, dataset: DatasetConfig, table: dict[str, TableRow], findings: _Findings
-) -> Iterator[_Folder]:
+    index: int, dataset: DatasetConfig, table: dict[str, TableRow], findings: ScanFindings
+) -> Iterator[FoundFolder]:
     """The folders of the images that a table names, with these images alone."""
     path = str(dataset.captions_file)
     place = os.path.dirname(path) or "."
@@ -470,7 +350,7 @@ def _folders_of_table(
         if subfolder and not os.path.isdir(os.path.expanduser(start)) and os.path.isdir(subfolder):
             start = subfolder  # from the working directory, as musubi-tuner writes them
         if listing := findings.listing(start):
-            folder = _Folder(index, dataset, listing, subfolder or None, table, path, listing)
+            folder = FoundFolder(index, dataset, listing, subfolder or None, table, path, listing)
             called = dict(zip(listing.images, folder.table_names(), strict=True))
             images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
             folder.listing = replace(listing, images=images)
@@ -478,29 +358,6 @@ def _folders_of_table(
                 line = line_naming(path, name, dataset.path_map)
                 findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {line} and is not an image")
             yield folder
-
-
-_REGULARISATION = re.compile(
-    r"(?:.*[_\W])?(?:regs?|regulari[sz]ation(?:s|_?images)?)(?:[_\W].*)?|class(?:es|_?images)?", re.IGNORECASE
-)
-
-
-def named_as_regularisation(folder: str) -> bool:
-    """Whether the name of a folder says that its images are regularisation images, as kohya's users have it: `1_reg`,
-    `reg_dog`, `regularization`, `class`."""
-    name = os.path.basename(os.path.abspath(folder))
-    return bool(_REGULARISATION.fullmatch(_REPEATS.sub("", name, count=1) if _REPEATS.match(name) else name))
-
-
-def repeats_of(folder: str) -> int:
-    """How often the name of a folder says that its images are used per epoch; 0 where it does not say it."""
-    return int(_matched_name(folder, _REPEATS) or 0)
-
-
-def _matched_name(folder: str, pattern: re.Pattern[str]) -> str:
-    # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
-    match = pattern.match(os.path.basename(os.path.abspath(folder)))
-    return match[1] if match else ""
 
 
 def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> DirectoryListing:
@@ -528,7 +385,7 @@ def _subfolders(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
     return [name for name in listing.subfolders if real_path(join(listing.folder, name)) not in partners]
 
 
-def _accept(folder: _Folder, findings: _Findings) -> bool:
+def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
     """Notes what a folder holds beside images and captions; False where its name rules it out.
 
     Where no image has a caption file, the captions of the only table in the folder that names images are taken.
@@ -536,7 +393,7 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
     dataset, listing = folder.dataset, folder.listing
     if not dataset.folder_path:  # what its table does not name is not meant
         return True
-    repeats = _matched_name(listing.folder, _REPEATS)
+    repeats = matched_name(listing.folder, REPEATS)
     if repeats and not int(repeats) and not dataset.num_repeats:
         findings.mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
         return False
@@ -577,7 +434,7 @@ def _accept(folder: _Folder, findings: _Findings) -> bool:
     return True
 
 
-def _caption_files(folder: _Folder) -> list[list[str]]:
+def _caption_files(folder: FoundFolder) -> list[list[str]]:
     """The files of the folder that are read for captions: for each suffix those of the images, or the one table."""
     if folder.table_path is None:
         return caption_files(folder.listing, folder.dataset.caption_ext, folder.dataset.image_suffix)
@@ -630,7 +487,7 @@ def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = N
     return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
 
 
-def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> None:
+def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings) -> None:
     """Finds caption, control images and mask of every image. wanted: of `looked_for`, of all folders.
 
     With `control_optional` a missing slot is skipped and later ones move up: slot 2 alone becomes the only control
@@ -676,7 +533,7 @@ def _match_files(folder: _Folder, wanted: LookedFor, findings: _Findings) -> Non
         folder.masks = dict(folder.images())
 
 
-def _named_files(folder: _Folder, paths: Iterable[str], named: str, findings: _Findings) -> Iterator[ImageFile]:
+def _named_files(folder: FoundFolder, paths: Iterable[str], named: str, findings: ScanFindings) -> Iterator[ImageFile]:
     """The images that a row of the table names: in the folder of the images, else from that of the table."""
     for path in paths:
         folders = (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""), ".")
@@ -691,7 +548,7 @@ def _named_files(folder: _Folder, paths: Iterable[str], named: str, findings: _F
             findings.mistake(found, f"is named in {place} {named} and is not there")
 
 
-def _slots(folder: _Folder, findings: _Findings) -> list[Slot]:
+def _slots(folder: FoundFolder, findings: ScanFindings) -> list[Slot]:
     """Where the control images and the masks of a folder's images are looked for, in slot order."""
     dataset, whole = folder.dataset, [folder.whole]
 
@@ -714,12 +571,12 @@ def _slots(folder: _Folder, findings: _Findings) -> list[Slot]:
     return slots
 
 
-def _note_partners(folders: Sequence[_Folder], also: Sequence[DatasetConfig], findings: _Findings) -> None:
+def _note_partners(folders: Sequence[FoundFolder], also: Sequence[DatasetConfig], findings: ScanFindings) -> None:
     """Notes control images and masks that belong to no image, and those that several images share by their name.
 
     also: further datasets, whose images use such files.
     """
-    others = _find(also, _Findings(findings.scan_cache, read_captions=False)) if also else []
+    others = _find(also, ScanFindings(findings.scan_cache, read_captions=False)) if also else []
     files: dict[str, set[str]] = {}
     for _, (listing, name) in chain.from_iterable(folder.partners() for folder in (*folders, *others)):
         files.setdefault(listing.prefix, set()).add(name)
@@ -747,7 +604,7 @@ def _note_partners(folders: Sequence[_Folder], also: Sequence[DatasetConfig], fi
     _note_shared(folders, findings)
 
 
-def _note_shared(folders: Sequence[_Folder], findings: _Findings) -> None:
+def _note_shared(folders: Sequence[FoundFolder], findings: ScanFindings) -> None:
     """Notes control images and masks that several images of one dataset have by their name, and images that are named
     like such a file."""
     for folder in folders:
@@ -755,7 +612,7 @@ def _note_shared(folders: Sequence[_Folder], findings: _Findings) -> None:
         if lone := [files[0] for stem, files in folder.listing.images.items() if ends and stem.endswith(ends)]:
             what = f"named like control images or masks, and trained as images: {shorten(lone)}"
             remedy = "Remove them, or add the images without the ending"
-            findings.notes.append(f"warning: {folder.listing.folder}: {_count(len(lone), 'file')} {what}. {remedy}")
+            findings.notes.append(f"warning: {folder.listing.folder}: {count_of(len(lone), 'file')} {what}. {remedy}")
         if folder.dataset.image_suffix:
             known = {
                 *chain.from_iterable(folder.listing.images.values()),
@@ -775,7 +632,7 @@ def _note_shared(folders: Sequence[_Folder], findings: _Findings) -> None:
         )
         if found := shared(uses):
             partner, images = next(iter(found.items()))
-            more = f" ({_count(len(found) - 1, 'more file')} likewise)" if len(found) > 1 else ""
+            more = f" ({count_of(len(found) - 1, 'more file')} likewise)" if len(found) > 1 else ""
             what = f"is the one of {len(images)} images: {shorten(images)}{more}"
             remedy = "Where each image has its own, put them into subfolders named as those of the images"
             findings.notes.append(f"warning: {partner}: {what}. {remedy}")
@@ -786,243 +643,22 @@ def _not_used(
     names: Sequence[str],
     reason: str,
     remedy: str,
-    findings: _Findings,
+    findings: ScanFindings,
     kept: list[tuple[str, str]],
 ) -> None:
     """Notes files that are not used though they seem meant to be, and keeps them among others."""
-    note = f"{listing.folder}: {_count(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}"
+    note = f"{listing.folder}: {count_of(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}"
     findings.notes.append(f"warning: {note}")
     kept += [(listing.path(name), f"{reason}. {remedy}") for name in names]
-
-
-# ---------------------------------------------------------------- check: the images
-
-
-def _check(
-    folders: Sequence[_Folder], trigger_word: str | None, forgiven: list[Diagnostic] | None, findings: _Findings
-) -> None:
-    """Reads the facts of every image that is used, then warns of what is allowed but rarely meant.
-
-    Raises DataErrors for all errors so far; with `forgiven` it takes them, and the images that have one are left out.
-    """
-    _skip_unreadable(folders, _read_facts(folders, findings), findings)
-    pairs = [pair for folder in folders for pair in _pairs(folder)]
-    findings.mistakes += pair_mistakes(pairs)
-    findings.notes += contradictions(pairs)
-    for path in dict.fromkeys(folder.table_path for folder in folders if folder.worse and folder.table_path):
-        if count := undecided(path):
-            findings.notes.append(f"{path}: {_count(count, 'vote')} for neither of two images: not used")
-    if mistakes := list(dict.fromkeys(findings.mistakes)):
-        if forgiven is None:
-            raise DataErrors(mistakes)
-        forgiven += mistakes
-        for folder in folders:
-            _leave_out(folder, {mistake.place for mistake in mistakes})
-    for folder in folders:
-        findings.notes += _check_masks(folder)
-        findings.notes += _warnings(folder, trigger_word, findings.read_captions)
-    if findings.read_captions:
-        findings.notes += _several_lines(folders)
-
-
-def _several_lines(folders: Sequence[_Folder]) -> Iterator[str]:
-    """Notes captions with line breaks: other programs take one of the lines."""
-    whole = [folder for folder in folders if folder.dataset.captions == "one"]
-    captions = [
-        (name, text) for folder in whole for name, text in zip(folder.image_names(), folder.captions, strict=True)
-    ]
-    if several := [name for name, text in captions if "\n" in text]:
-        are = "has" if len(several) == 1 else "have"
-        what = f"{len(several):,} of {_count(len(captions), 'caption')} {are} several lines"
-        how = "trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
-        yield f"{what}, which are {how}: {shorten(several)}"
-
-
-def _texts(text: str, dataset: DatasetConfig) -> list[str]:
-    """The captions of an image by the text of its file or row: one, empty for none, or several."""
-    return (captions_of(text) or [""]) if dataset.captions == "lines" else [text]
-
-
-def _read_facts(folders: Sequence[_Folder], findings: _Findings) -> dict[str, str]:
-    """Reads the images, each once: few of them whole, of many the header and the end. Path -> error of those that
-    cannot be read."""
-    wanted: dict[DirectoryListing, dict[str, None]] = {}
-    for folder in folders:
-        wanted.setdefault(folder.listing, {}).update(dict.fromkeys(chain(*folder.listing.images.values())))
-        for listing, name in chain(*folder.controls.values(), *folder.worse.values(), folder.masks.values()):
-            wanted.setdefault(listing, {})[name] = None
-    images = [ImageFile(listing, name) for listing, names in wanted.items() for name in names]
-    inspect, at_once = inspect_image, 16
-    unread = [image for image in images if not (image.facts and image.facts.verified)]
-    if len(unread) > READ_WHOLE:
-        inspect, at_once = inspect_header, 500
-        unread = [image for image in images if not image.facts]
-
-    def look(image: ImageFile) -> ImageInfo | str:
-        """Its facts, or the error."""
-        try:
-            return image.listing.no_files.get(image.name) or inspect(image.path)
-        except ImageError as error:
-            return error.reason
-
-    unreadable: dict[str, str] = {}
-    for image, found in zip(unread, thread_map(look, unread, at_once), strict=True):
-        if isinstance(found, str):
-            unreadable[image.path] = found
-        else:
-            image.listing.facts[image.name] = found
-    for image in chain.from_iterable(chain.from_iterable(folder.controls.values() for folder in folders)):
-        if image.facts and (reason := reference_error(image.facts.size)):
-            findings.mistake(image.path, reason)
-    for listing, names in wanted.items():
-        read = (name for name in sorted(names) if name in listing.facts)
-        noted = ((name, note) for name in read for note in listing.facts[name].notes if note != CLEAR)
-        findings.notes += [f"{listing.path(name)}: {note}" for name, note in noted]
-    return unreadable
-
-
-def _skip_unreadable(folders: Sequence[_Folder], unreadable: Mapping[str, str], findings: _Findings) -> None:
-    """Leaves out images that cannot be read, or whose control image or mask cannot, of datasets with
-    `skip_unreadable`; those of others are errors."""
-    wrong: dict[str, None] = {}
-    for folder in folders:
-        files = {*map(folder.listing.path, chain(*folder.listing.images.values()))}
-        files |= {image.path for _, image in folder.partners()}
-        files |= {image.path for image in chain.from_iterable(folder.worse.values())}
-        found = [path for path in unreadable if path in files]
-        if not folder.dataset.skip_unreadable:
-            wrong |= dict.fromkeys(found)
-            continue
-        before = len(folder.listing.images)
-        _leave_out(folder, found)
-        if not folder.listing.images:
-            wrong |= dict.fromkeys(found)
-        elif found:
-            what = f"{before - len(folder.listing.images):,} of {_count(before, 'image')} left out (skip_unreadable)"
-            reasons = "; ".join(f"{os.path.basename(path)} {unreadable[path]}" for path in found[:3])
-            findings.notes.append(f"warning: {folder.listing.folder}: {what}: {reasons}")
-    for path in wrong:
-        findings.mistake(path, unreadable[path])
-
-
-def _leave_out(folder: _Folder, places: Collection[str]) -> None:
-    """Forgets the images that have an error: in their own file, or in one that belongs to them."""
-
-    def is_good(stem: str, files: tuple[str, ...]) -> bool:
-        masks = (folder.masks[stem],) if stem in folder.masks else ()
-        partners = (*folder.controls.get(stem, ()), *masks, *folder.worse.get(stem, ()))
-        used = (folder.listing.path(files[0]), *(image.path for image in partners))
-        return len(files) == 1 and not any(path in places for path in used)
-
-    images = folder.listing.images
-    good = {stem: files for stem, files in images.items() if is_good(stem, files)}
-    folder.captions = [text for stem, text in zip(images, folder.captions, strict=True) if stem in good]
-    folder.masks = {stem: mask for stem, mask in folder.masks.items() if stem in good}
-    folder.listing = replace(folder.listing, images=good)
-
-
-def _pairs(folder: _Folder) -> Iterator[Pair]:
-    for (stem, image), caption in zip(folder.images(), folder.captions, strict=True):
-        yield from (Pair(image, worse, caption) for worse in folder.worse.get(stem, ()))
-
-
-def _check_masks(folder: _Folder) -> Iterator[str]:
-    """Notes images that have no transparency to be their mask, which then have none, and masks of another shape than
-    their image."""
-    opaque, stretched = [], []
-    for stem, mask in list(folder.masks.items()):
-        (name,) = folder.listing.images[stem]
-        image, facts = folder.listing.facts[name].size, mask.listing.facts[mask.name]
-        if folder.dataset.alpha_mask and not facts.alpha:
-            del folder.masks[stem]
-            opaque.append(name)
-        elif abs(facts.size.width * image.height / (facts.size.height * image.width) - 1) > 0.02:
-            stretched.append(name)  # 2 %: more than rounding to pixels explains
-    place = folder.listing.folder
-    if opaque:
-        yield f"{place}: alpha_mask: no transparency, so the whole image counts: {shorten(opaque)}"
-    if stretched:
-        yield f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
-
-
-def _warnings(folder: _Folder, trigger_word: str | None, read_captions: bool) -> Iterator[str]:
-    """Warnings of what is allowed but rarely meant."""
-    dataset, listing = folder.dataset, folder.listing
-    begin = f"warning: {listing.folder}:"
-    if (count := _matched_name(listing.folder, _NEARLY_REPEATS)) and not dataset.num_repeats:
-        remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
-        yield f"{begin} each image is used once per epoch. {remedy}"
-    if not dataset.is_reg and named_as_regularisation(listing.folder):
-        yield f"{begin} {REGULARISATION}"
-    if read_captions:
-        yield from (f"{begin} {what}" for what in _check_captions(folder, dataset.trigger_word or trigger_word or ""))
-    facts = {name: listing.facts[name] for (name,) in listing.images.values()}
-    clear = [name for name, info in facts.items() if CLEAR in info.notes]
-    if clear and not dataset.alpha_mask:
-        what = f"{len(clear):,} of {_count(len(facts), 'image')} {'is' if len(clear) == 1 else 'are'}"
-        outcome = f"fully transparent, so that nothing of it is seen: {shorten(clear)}"
-        yield f"{begin} {what} {outcome}. Export them once more, or remove them"
-    resolution = min(dataset.resolution, key=area_of)
-    least = area_of(resolution) / 4
-    if small := [(name, info.size) for name, info in facts.items() if info.size.width * info.size.height < least]:
-        outcome = "not enlarged" if isinstance(resolution, int) else "enlarged to it"
-        what = f"smaller than half of 'resolution: {resolution}', and {outcome}"
-        names = shorten(f"{name} ({size.width}x{size.height})" for name, size in small)
-        yield f"{begin} {len(small)} of {len(facts)} images are {what}: {names}"
-
-
-def _check_captions(folder: _Folder, trigger: str) -> Iterator[str]:
-    """What is rarely meant in the captions of a folder: count, names, remedy."""
-    dataset, captions = folder.dataset, folder.captions
-    used = [add_prefix(caption or dataset.default_caption or "", dataset.caption_prefix) for caption in captions]
-    names = [files[0] for files in folder.listing.images.values()]
-    missing = [name for name, text in zip(names, used, strict=True) if not text]
-    if missing and not dataset.is_reg and (not trigger or len(missing) < len(used)):
-        many = len(missing) > 1
-        outcome = f"with {trigger!r} alone" if trigger else "with an empty prompt, as there is no trigger_word"
-        share = f"{len(missing):,} of {_count(len(used), 'image')} {'have' if many else 'has'}"
-        first = split_suffix(missing[0])[0] + dataset.caption_ext[0]
-        is_there = folder.listing.files.get(first)
-        what = f"{first} is empty: write the caption into it" if is_there else f"Write {first}"
-        remedy = f"{what}{' etc.' * many}, or give 'default_caption'"
-        yield f"{share} no caption ({shorten(missing)}) and {'train' if many else 'trains'} {outcome}. {remedy}"
-    together = "\n".join(used)
-    literal = [each for each in PLACEHOLDERS if each in together and not trigger]
-    for placeholder in (*literal, *nearly_placeholders(together)):
-        held = [name for name, text in zip(names, used, strict=True) if placeholder in text]
-        remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
-        what = f"{_count(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
-        yield f"{what}. {remedy}"
-    if not dataset.is_reg:
-        yield from _odd_captions(dict(zip(names, used, strict=True)), trigger)
-    if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:
-        texts = [text for caption in captions for text in _texts(caption, dataset)]
-        word, count = usual_word([text for text in texts if text])
-        if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
-            what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
-            yield f"{what}. If it is yours, give 'trigger_word: {word}'"
-
-
-def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
-    """Captions that are probably written otherwise than they are meant. captions: of each image, with its prefix."""
-    if quoted := [
-        name for name, text in captions.items() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    ]:
-        yield f"{_count(len(quoted), 'caption')} in quotation marks, which are trained as part of it: {shorten(quoted)}"
-    folded = trigger.lower()
-    other = [name for name, text in captions.items() if folded in text.lower() and trigger not in text]
-    if trigger and other:
-        what = f"{_count(len(other), 'caption')} with {trigger!r} in other letters, so that it is put in front as well"
-        yield f"{what}: {shorten(other)}"
 
 
 # ---------------------------------------------------------------- build: the samples
 
 
-def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> FolderInfo:
+def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> FolderInfo:
     """The samples of a folder."""
     dataset, listing = folder.dataset, folder.listing
-    named = _matched_name(listing.folder, _REPEATS)
+    named = matched_name(listing.folder, REPEATS)
     note = ""
     if named and int(named) != folder.repeats:
         unused = f"the {int(named)} in the folder's name is not used"
@@ -1038,7 +674,7 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
         for stem, mask in folder.masks.items()
     }
     captions = [
-        tuple(trained_caption(each, dataset, rules, add_trigger) for each in _texts(text, dataset))
+        tuple(trained_caption(each, dataset, rules, add_trigger) for each in texts_of(text, dataset))
         for text in folder.captions
     ]
     columns = (
@@ -1067,17 +703,3 @@ def _build(folder: _Folder, trigger_word: str | None, reg_weight: float) -> Fold
         files |= {listing.path(name): listing.facts[name] for name in names}
     with_alpha = sum(facts is not None and facts.alpha for facts in files.values())
     return FolderInfo(folder.index, listing.folder, folder.repeats, samples, missing, note, dataset.is_reg, with_alpha)
-
-
-# ---------------------------------------------------------------- words of messages
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
-def shorten(names: Iterable[str]) -> str:
-    """A list that stays readable for thousands of files."""
-    names = list(names)
-    more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
-    return ", ".join(names[:_LISTED_NAMES]) + more

@@ -25,7 +25,7 @@ from torch.nn.functional import avg_pool2d
 from toolkit.config.sections import DatasetsSection
 from toolkit.data.cache import TensorCache, key_of
 from toolkit.data.fingerprint import file_digest
-from toolkit.data.folder import shorten
+from toolkit.data.found import shorten
 from toolkit.data.images import (
     ImageError,
     flip_image,

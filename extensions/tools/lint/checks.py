@@ -17,7 +17,7 @@ from extensions.tools.lint.likeness import is_flat, most_like
 from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
-from toolkit.data.folder import REGULARISATION, named_as_regularisation, shorten
+from toolkit.data.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.items import bucket_for
 from toolkit.data.types import PLACEHOLDERS
 from toolkit.errors import Diagnostic

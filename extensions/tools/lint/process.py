@@ -16,6 +16,7 @@ from extensions.tools.lint.ignored import Ignored
 from extensions.tools.lint.preview import preview_page
 from extensions.tools.shared.html_page import is_page
 from jobs.process import BaseExtensionProcess
+from toolkit.data.found import count_of
 from toolkit.errors import Diagnostic, RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import readable_size, why_not_replaced, write_text
@@ -46,9 +47,9 @@ class LintProcess(BaseExtensionProcess):
         else:
             for line in render(told):
                 print(line)
-        checked = f"{_count(images, 'image')} checked" + f", {_count(ignored, 'finding')} ignored" * bool(ignored)
+        checked = f"{count_of(images, 'image')} checked" + f", {count_of(ignored, 'finding')} ignored" * bool(ignored)
         if told:
-            raise RunError(f"{_count(len(told), 'finding')}: {names_of(told)}. {checked}.")
+            raise RunError(f"{count_of(len(told), 'finding')}: {names_of(told)}. {checked}.")
         if not section.as_json:
             logger.info(f"{section.path}: nothing found. {checked}.")
 
@@ -70,10 +71,6 @@ class LintProcess(BaseExtensionProcess):
         write_text(path, preview_page(datasets, findings))
         if not self.section.as_json:
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def as_json(findings: Sequence[Diagnostic], images: int, ignored: int) -> dict[str, Any]:

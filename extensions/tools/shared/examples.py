@@ -15,7 +15,7 @@ from typing import NamedTuple
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import published_family
 from toolkit.data.directory import join, list_folder
-from toolkit.data.folder import named_as_regularisation
+from toolkit.data.found import named_as_regularisation
 from toolkit.data.partners import PairNames, in_yaml, pair_names
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from toolkit.data import captions, directory, fingerprint, folder
+from toolkit.data import captions, directory, fingerprint, folder_check
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import file_digest
 from toolkit.data.folder import DatasetScan, scan_datasets
@@ -71,8 +71,8 @@ def reads(monkeypatch) -> list[str]:
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda path: (seen.append(Path(path).name), original(path))[1])
 
-    watched(folder, "inspect_image")
-    watched(folder, "inspect_header")
+    watched(folder_check, "inspect_image")
+    watched(folder_check, "inspect_header")
     watched(fingerprint, "sha256_of")
     return seen
 
@@ -196,7 +196,7 @@ def test_names_with_secrets_stay_out_of_the_cache(scan, tmp_path: Path, data: Pa
 
 def test_many_images_are_known_by_their_headers_and_few_are_read_whole(scan, data: Path, monkeypatch, reads) -> None:
     wanted = scan(remember=False)
-    monkeypatch.setattr(folder, "READ_WHOLE", 5)
+    monkeypatch.setattr(folder_check, "READ_WHOLE", 5)
     assert scan(remember=False) == wanted
     torn = bytearray((data / "p1.png").read_bytes())
     torn[torn.index(b"IDAT") + 4] ^= 0xFF  # its pixels: only who reads them notices
@@ -205,10 +205,10 @@ def test_many_images_are_known_by_their_headers_and_few_are_read_whole(scan, dat
     reads.clear()
     scan()
     assert reads == []  # headers are remembered, too
-    monkeypatch.setattr(folder, "READ_WHOLE", 100)
+    monkeypatch.setattr(folder_check, "READ_WHOLE", 100)
     with pytest.raises(DataErrors, match=r"p1\.png"):
         scan()
-    monkeypatch.setattr(folder, "READ_WHOLE", 5)
+    monkeypatch.setattr(folder_check, "READ_WHOLE", 5)
     (data / "p2.png").write_bytes((data / "p2.png").read_bytes()[:80])
     with pytest.raises(DataErrors) as caught:
         scan()

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.folder import scan_datasets, shorten
+from toolkit.data.folder import scan_datasets
+from toolkit.data.found import shorten
 
 
 @pytest.mark.parametrize(

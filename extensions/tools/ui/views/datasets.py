@@ -32,7 +32,8 @@ from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.data.captions import CaptionError
 from toolkit.data.fingerprint import version_of
-from toolkit.data.folder import FoundImage, repeats_of
+from toolkit.data.folder import FoundImage
+from toolkit.data.found import repeats_of
 from toolkit.data.images import ImageError, media_type
 from toolkit.data.items import SIZE_MULTIPLE, bucket_for
 from toolkit.data.types import ResizeCrop, Size

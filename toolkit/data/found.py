@@ -1,0 +1,161 @@
+"""What a scan of datasets has found so far: the folders of images with what belongs to each, errors and notes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from toolkit.config.dataset import DatasetConfig
+from toolkit.data.captions import TableRow, captions_of, image_name
+from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split_suffix
+from toolkit.data.partners import Slot
+from toolkit.errors import Diagnostic
+
+REGULARISATION = (
+    "its name says that these are regularisation images, and they are trained as what is to be learned, with the "
+    "trigger word. If they are, give the folder as a dataset with 'is_reg: true'"
+)
+"""Message for a folder that `named_as_regularisation` knows and its dataset does not."""
+
+_LISTED_NAMES = 20
+
+REPEATS = re.compile(r"([0-9]+)_")
+
+
+@dataclass
+class ScanFindings:
+    """What the stages of a scan share: errors, notes and unused files of all datasets, so that they come at once."""
+
+    scan_cache: ScanCache
+    read_captions: bool
+    mistakes: list[Diagnostic] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unused: list[tuple[str, str]] = field(default_factory=list)
+    unpaired: list[tuple[str, str]] = field(default_factory=list)
+
+    def mistake(self, place: str, message: str) -> None:
+        self.mistakes.append(Diagnostic((place,), message))
+
+    def listing(self, folder: str, key: str = "") -> DirectoryListing | None:
+        """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
+        try:
+            return self.scan_cache.listing(folder)
+        except OSError as error:
+            self.mistake(folder, f"{key and f'{key} '}cannot be read as a folder: {error.strerror or error}")
+            return None
+
+
+@dataclass
+class FoundFolder:
+    """One folder of images, with what belongs to each image."""
+
+    index: int
+    """Index of its entry in `datasets`."""
+
+    dataset: DatasetConfig
+    listing: DirectoryListing
+    subfolder: str | None
+    """Its name within the folder of the dataset; None: it is that folder."""
+
+    table: dict[str, TableRow] | None
+    """The rows of one file by `image_name`; None: captions are in files beside the images."""
+
+    table_path: str | None
+    whole: DirectoryListing
+    """`listing` with the control images and masks that are named by a suffix."""
+
+    captions: list[str] = field(default_factory=list)
+    """Caption of each image, in their order; '' for none."""
+
+    controls: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
+    """By the stem of their image, as the masks."""
+
+    masks: dict[str, ImageFile] = field(default_factory=dict)
+    """Mask images; the image itself where its own opacity is the mask."""
+
+    worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
+    """Images that are liked less, by the stem of their better one."""
+
+    slots: list[Slot] = field(default_factory=list)
+    """Where control images and masks are looked for."""
+
+    named: set[str] = field(default_factory=set)
+    """Stems of the images whose control images the table names."""
+
+    def images(self) -> Iterator[tuple[str, ImageFile]]:
+        """Each image with its stem."""
+        return ((stem, ImageFile(self.listing, files[0])) for stem, files in self.listing.images.items())
+
+    def partners(self) -> Iterator[tuple[str, ImageFile]]:
+        """Stems of images, each with a control image or the mask."""
+        yield from ((stem, image) for stem, found in self.controls.items() for image in found)
+        yield from self.masks.items()
+
+    def places(self) -> Iterator[tuple[Slot, DirectoryListing]]:
+        """Each slot with each folder that is looked through for it."""
+        return ((slot, listing) for slot in self.slots for listing in slot.listings)
+
+    def partner_paths(self) -> Iterator[tuple[str, str]]:
+        """The keys of folders of control images and masks, and the folders."""
+        yield from (("control_path", path) for path in self.dataset.control_path)
+        if self.dataset.mask_path and not self.dataset.alpha_mask:
+            yield "mask_path", self.dataset.mask_path
+
+    @property
+    def repeats(self) -> int:
+        """How often each of its images is used per epoch."""
+        return self.dataset.num_repeats or repeats_of(self.listing.folder) or 1
+
+    def image_names(self) -> list[str]:
+        """The paths of the images from the folder of the dataset."""
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        return [image_name(inside + files[0]) for files in self.listing.images.values()]
+
+    def table_names(self) -> list[str]:
+        """What the images are called in a table of captions: with their suffix, or as in the table without it."""
+        table, names = self.table or {}, self.image_names()
+        return [name if name in table or (stem := split_suffix(name)[0]) not in table else stem for name in names]
+
+
+_REGULARISATION = re.compile(
+    r"(?:.*[_\W])?(?:regs?|regulari[sz]ation(?:s|_?images)?)(?:[_\W].*)?|class(?:es|_?images)?", re.IGNORECASE
+)
+
+
+def named_as_regularisation(folder: str) -> bool:
+    """Whether the name of a folder says that its images are regularisation images, as kohya's users have it: `1_reg`,
+    `reg_dog`, `regularization`, `class`."""
+    name = os.path.basename(os.path.abspath(folder))
+    return bool(_REGULARISATION.fullmatch(REPEATS.sub("", name, count=1) if REPEATS.match(name) else name))
+
+
+def repeats_of(folder: str) -> int:
+    """How often the name of a folder says that its images are used per epoch; 0 where it does not say it."""
+    return int(matched_name(folder, REPEATS) or 0)
+
+
+def matched_name(folder: str, pattern: re.Pattern[str]) -> str:
+    # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
+    match = pattern.match(os.path.basename(os.path.abspath(folder)))
+    return match[1] if match else ""
+
+
+def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
+    """The captions of an image by the text of its file or row: one, empty for none, or several."""
+    return (captions_of(text) or [""]) if dataset.captions == "lines" else [text]
+
+
+# ---------------------------------------------------------------- words of messages
+
+
+def count_of(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def shorten(names: Iterable[str]) -> str:
+    """A list that stays readable for thousands of files."""
+    names = list(names)
+    more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
+    return ", ".join(names[:_LISTED_NAMES]) + more
