@@ -19,8 +19,11 @@ import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
+from extensions.tools.ui import commands
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.state import Ui
+from tests.conftest import child_environment
+from tests.faults.nursery import Nursery
 from tests.processes import free_port
 from toolkit.files.writing import python_path
 
@@ -79,6 +82,29 @@ def make_run(ui: Ui) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def forked(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page asks of `run.py` is forked from a process that has imported everything; the schema, which is the
+    same each time, is asked once per session."""
+    lock = threading.Lock()
+
+    def run_py(*arguments: str, cwd: str | None = None, **_: object) -> tuple[int, str, str]:
+        if arguments in _ANSWERS:
+            return _ANSWERS[arguments]
+        with lock:
+            name = str(tmp_path_factory.mktemp("asked") / "run")
+            child = nursery.fork(arguments, Path(cwd or Path.cwd()), name, environment=child_environment())
+            answer = child.wait(60), *child.outputs
+        if arguments == ("--print-schema",):
+            _ANSWERS[arguments] = answer
+        return answer
+
+    monkeypatch.setattr(commands, "run_py", run_py)
+
+
+_ANSWERS: dict[tuple[str, ...], tuple[int, str, str]] = {}
 
 
 @pytest.fixture

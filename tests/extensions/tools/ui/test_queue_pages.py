@@ -33,7 +33,7 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
 
 
 @pytest.fixture
-def client(ui: Ui) -> TestClient:
+def client(ui: Ui, forked: None) -> TestClient:
     return TestClient(make_app(ui), base_url="http://localhost", headers=HTML, follow_redirects=False)
 
 
@@ -192,6 +192,7 @@ def test_a_request_reaches_a_run_that_runs_and_no_other(client, ui):
     assert sorted(path.name for path in (run / "control").iterdir()) == ["sample_now", "save_now", "stop"]
 
 
+@pytest.mark.slow
 def test_the_page_starts_what_waits(tmp_path, monkeypatch):
     """The real runner, and a real tool that fails at once."""
     monkeypatch.chdir(tmp_path)

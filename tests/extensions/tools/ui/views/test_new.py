@@ -112,7 +112,7 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
 
 
 @pytest.fixture
-def client(ui: Ui) -> TestClient:
+def client(ui: Ui, forked: None) -> TestClient:
     app = make_app(ui)
     return TestClient(app, base_url="http://localhost", headers={"accept": "text/html"}, follow_redirects=False)
 
