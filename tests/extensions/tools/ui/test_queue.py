@@ -18,7 +18,7 @@ from extensions.tools.ui import commands
 from extensions.tools.ui import queue as module
 from extensions.tools.ui.queue import DAMAGED, DONE, FAILED, RUNNING, STOPPED, WAITING, Entry, Queue, why_not_queued
 from extensions.tools.ui.runner import Runner
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heard
 from toolkit.commands import command
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
@@ -93,11 +93,13 @@ class Yard:
         return self.runners[-1]
 
     def work(self, gpus: str = "") -> str:
-        """A runner until it ends; what it said."""
-        runner = self.runner(gpus)
-        said = runner.communicate(timeout=60)[1]
-        assert runner.returncode == 0, said
-        return said
+        """A runner in this process until it ends; what it said."""
+        with pytest.MonkeyPatch.context() as patch, heard() as said:
+            patch.setattr(commands, "RUN_PY", self.fake)
+            runner = Runner(self.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02, linger_s=0.5)
+            patch.setattr(runner, "_slots", gpus.split(","))
+            runner.run()
+        return "\n".join(said)
 
     def starts(self) -> list[list]:
         """[arguments, CUDA_VISIBLE_DEVICES, working directory] of each start."""
@@ -188,6 +190,7 @@ def test_a_failure_that_comes_again_at_the_same_step_is_not_worth_three_retries(
     assert yard.queue.entry(id_).why == ("failed again at step 7" if status else "failed again at the beginning")
 
 
+@pytest.mark.slow
 def test_a_kill_is_not_a_failure_of_the_job(yard):
     """Machines that are taken away, and the kernel when memory runs out, kill; where the job gets further each time it
     goes on for ever, and where it does not it is tried three times more."""
@@ -294,6 +297,7 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_left_alone(yard, o
     assert (yard.state(id_), len(yard.starts())) == (DONE, 1)
 
 
+@pytest.mark.slow
 def test_there_is_one_runner(yard):
     yard.add("a", {"until": str(yard.folder / "door")})
     first = yard.runner()
@@ -350,7 +354,6 @@ def test_a_damaged_entry_and_one_that_names_another_program_stop_nothing(yard):
 
 def test_a_job_that_cannot_be_recorded_is_not_started(yard, monkeypatch):
     id_ = yard.add("a")
-    monkeypatch.setattr(commands, "RUN_PY", yard.fake)
     save, fails = Queue.save, [True]
 
     def full(queue: Queue, entry: Entry, **changes: object) -> Entry:
@@ -359,9 +362,7 @@ def test_a_job_that_cannot_be_recorded_is_not_started(yard, monkeypatch):
         return save(queue, entry, **changes)
 
     monkeypatch.setattr(Queue, "save", full)
-    runner = Runner(yard.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02)
-    monkeypatch.setattr(runner, "_slots", [""])
-    runner.run()
+    yard.work()
     assert (yard.state(id_), len(yard.starts()), fails) == (DONE, 1, [])
 
 
@@ -399,6 +400,7 @@ def test_only_jobs_and_tools_are_taken(yard, monkeypatch):
     assert yard.queue.entries() == ()
 
 
+@pytest.mark.slow
 def test_the_command_lists_adds_and_runs(yard, run_py, monkeypatch):
     (yard.folder / "m.yaml").write_text((ROOT / "config/examples/quickstart.yaml").read_text().replace("240", "x"))
     assert run_py("queue", "add", "m.yaml").returncode == 2  # a mistake in the job
@@ -455,11 +457,8 @@ def test_what_no_system_starts_does_not_hold_the_others_up(yard, monkeypatch, wa
             raise PermissionError(13, "Permission denied")  # of root nothing is refused
         return popen(command, **options)
 
-    monkeypatch.setattr(commands, "RUN_PY", yard.fake)
     monkeypatch.setattr(module.subprocess, "Popen", started)
     monkeypatch.setattr(module, "planned", lambda *_: {"folders": []})
-    runner = Runner(yard.queue, pauses=(0.01, 0.01, 0.01), poll_s=0.02)
-    monkeypatch.setattr(runner, "_slots", [""])
-    runner.run()
+    yard.work()
     assert (yard.state(first), yard.state(second), yard.begun()) == (FAILED, DONE, ["b"])
     assert yard.queue.entry(first).why
