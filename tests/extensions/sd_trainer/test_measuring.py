@@ -55,6 +55,7 @@ def same_tensors(one: Path, two: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_validation(start, write_job, trainer, make_pictures, tmp_path) -> None:
     data = make_pictures(tmp_path / "data", "a", "b", "c")
     references = make_pictures(tmp_path / "references", "x", size=(64, 64), captions=False)
@@ -86,6 +87,7 @@ def test_a_run_is_the_same_with_and_without_validation(start, write_job, trainer
     assert same_tensors(watched / "watched.safetensors", watched / "watched_best.safetensors") is is_last
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
     start, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:

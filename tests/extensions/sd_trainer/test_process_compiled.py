@@ -10,7 +10,6 @@ import pytest
 
 from tests.failing_programs import ERRORS, NAME, Fails, never, programs
 from tests.running import lines, run_job
-from toolkit.errors import RunError
 from toolkit.train.checkpoint_store import read_checkpoint_json
 from toolkit.train.run_reader import list_checkpoints
 
@@ -38,7 +37,7 @@ def states_of(folder: Path) -> dict[int, tuple[dict, bool]]:
 @pytest.fixture
 def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs a job on the CPU as if its blocks were compiled there (`auto`), and returns its folder."""
-    folders = make_pictures(tmp_path / "close", "a", "b"), make_pictures(tmp_path / "wide", "c", size=(128, 96))
+    photos = make_pictures(tmp_path / "photos", "a", "b", "c")
 
     def run(
         name: str,
@@ -53,8 +52,7 @@ def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr("extensions.sd_trainer.setup.decide_compiling", lambda *_: fails is not None)
         compiling = {"backend": NAME} if fails else False
         keys = {"steps": steps, "gradient_accumulation": 2, "compile": compiling, **(train or {})}
-        section = trainer(*folders, train=keys, training_folder=str(tmp_path / name), **changes)
-        section["datasets"][1]["resolution"] = 96
+        section = trainer(photos, train=keys, training_folder=str(tmp_path / name), **changes)
         with programs(fails or never, factor):
             run_job(write_job(section), allow_change=allow_change)
         return tmp_path / name / "job"
@@ -77,13 +75,12 @@ SAMPLE = {"sample": {"prompts": ["a"], "width": 64, "height": 64, "sample_steps"
 VALIDATION = {"validation": {"fraction": 0.4, "every": 2}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "after", "changes"),
     [
-        pytest.param("backward", 0, {}, id="first backward pass"),
-        pytest.param("forward", 3, {}, id="first step", marks=pytest.mark.slow),
-        pytest.param("sampling", 3, SAMPLE, id="first image", marks=pytest.mark.slow),
-        pytest.param("sampling", 1, VALIDATION, id="first validation", marks=pytest.mark.slow),
+        pytest.param("sampling", 3, SAMPLE, id="first image"),
+        pytest.param("sampling", 1, VALIDATION, id="first validation"),
     ],
 )
 def test_everything_is_what_uncompiled_blocks_make(run, said: list[str], kind: str, after: int, changes: dict) -> None:
@@ -103,7 +100,7 @@ def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(run, said
     found = run("auto", fails_in("backward", of_steps + 1), steps=4, **often)
     assert not any(line.startswith("compiled ") for line in said)
     run("resumed", never, **often)
-    assert re.fullmatch(r"compiled \d+ programs in \d+ s", next(line for line in said if line.startswith("compiled ")))
+    assert re.fullmatch(r"compiled \d+ programs? in \d+ s", next(line for line in said if line.startswith("compiled ")))
     resumed = run("resumed", None, steps=4, **often)
     of_one, of_two = results_of(found), results_of(resumed)
     del of_one["job_000000002.safetensors"], of_two["job_000000002.safetensors"]  # which name other jobs
@@ -112,25 +109,3 @@ def test_a_step_in_the_middle_is_that_of_a_run_that_goes_on_uncompiled(run, said
     rows = lines(found / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "compile_s" in row] == [1]  # the trial has compiled the largest size
-
-
-@pytest.mark.slow
-def test_a_fused_pass_that_fails_halfway_ends_with_advice_and_the_last_save_is_whole(run, tmp_path: Path) -> None:
-    """Some weights of step 3 have moved. The job resumes from the last save uncompiled, as the message says."""
-    fused = {
-        "network": {"type": "full"},
-        "save": {"dtype": "float32", "save_every": 2},
-        "train": {"fused_backward_pass": True, "gradient_accumulation": 1},
-        "steps": 3,
-        "allow_change": False,
-    }
-    passes: list[str] = []
-    whole = run("whole", lambda kind, tensors: passes.extend([kind] * (kind == "backward")), **fused)
-    with pytest.raises(RunError, match=r"in the middle of a fused backward pass .*, when some weights had moved"):
-        run("auto", fails_in("backward", len(passes) - 1), **fused)  # in the first block, the last one to be passed
-    assert list(states_of(tmp_path / "auto" / "job")) == [2]
-    found = run("auto", None, **fused)
-    rows, expected = (lines(folder / "metrics.jsonl") for folder in (found, whole))
-    # With weights of step 3 the loss of step 3 would be another one.
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
-    assert list(states_of(found)) == [2, 3]

@@ -87,9 +87,13 @@ MOD = {"type": "lora", "linear": 4, "linear_alpha": 4, "network_kwargs": {"only_
 @pytest.mark.parametrize(
     ("train", "model", "network"),
     [
-        ({"gradient_checkpointing": False}, {}, {"type": "lokr", "linear": 4, "linear_alpha": 4}),
         ({"gradient_checkpointing": True}, {"modulation_table": True}, MOD),
-        ({"gradient_checkpointing": "cheap"}, {"quantize": True, "qtype": "int8"}, {"type": "dora", "linear": 4}),
+        pytest.param(
+            {"gradient_checkpointing": "cheap"},
+            {"quantize": True, "qtype": "int8"},
+            {"type": "dora", "linear": 4},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"compile": {"enabled": True, "backend": "aot_eager"}}, {}, MOD, marks=pytest.mark.slow),
     ],
 )
@@ -103,6 +107,7 @@ def test_training_with_the_assistant_is_training_on_the_model_with_it_merged(run
     assert losses(beside) == pytest.approx(losses(merged), abs=effect / 20)
 
 
+@pytest.mark.slow
 def test_a_resume_knows_the_assistant_by_its_content(run, tmp_path: Path) -> None:
     whole = run("whole", {"assistant": "assistant.safetensors"}, validation=None)
     run("halves", {"steps": 1, "assistant": "assistant.safetensors"}, validation=None)
@@ -200,9 +205,8 @@ def turbo(tmp_path: Path) -> tuple[Path, Path]:
     return base, other
 
 
-@pytest.mark.parametrize(
-    "model", [{}, pytest.param({"quantize": True, "qtype": "int8"}, marks=pytest.mark.slow)], ids=["whole", "int8"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [{}, {"quantize": True, "qtype": "int8"}], ids=["whole", "int8"])
 def test_samples_of_another_model_are_those_of_the_lora_on_it(run, turbo: tuple[Path, Path], model: dict) -> None:
     """At its noise levels; what is trained, and the other samples, are the same as without it."""
     base, other = map(str, turbo)
@@ -282,6 +286,7 @@ def test_a_share_of_the_later_micro_batches_learns_with_the_few_step_lora(run) -
         assert not any("other" in name for name in file.keys())  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_the_few_step_loss_asks_for_what_the_network_changes_alone_with_guidance(run) -> None:
     one = {**FEW, "share": 1, "start": 0.5, "steps": 1, "teacher_steps": 1, "guidance_scale": 1}
     changes = ({}, {"weight": 1e-4}, {"guidance_scale": 3}, {"guidance_scale": 3, "neg": "a hat"})

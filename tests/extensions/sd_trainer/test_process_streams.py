@@ -88,6 +88,7 @@ def test_samples_validation_weights_and_prior_preservation_work_on_a_stream(
     assert "loss/diff_output_preservation" in metrics[0]
 
 
+@pytest.mark.slow
 def test_int8_is_tried_on_the_first_sample(run: Run, tiny_model: Path) -> None:
     model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "int8", "int8_matmul": True}
     first, _ = run("one", model=model, train={"steps": 2})
@@ -114,6 +115,7 @@ def test_a_dry_run_opens_no_more_than_the_first_shard_and_imports_no_torch(
     assert plan["stream"]["shards"] == 3 and plan["stream"]["samples"] is None and plan["datasets"] == []
 
 
+@pytest.mark.slow
 def test_epochs_of_unknown_length_are_read_through(run: Run, run_py, write_job, streamed, tmp_path: Path) -> None:
     train, ema = {"epochs": 1}, {"ema_config": {"use_ema": True}}
     result = run_py(write_job(streamed(training_folder="once", train=train | ema)), "--dry-run")

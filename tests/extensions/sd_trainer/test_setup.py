@@ -133,6 +133,7 @@ def test_a_pattern_that_matches_nothing_is_found(tmp_path: Path) -> None:
 # ------------------------------------------------------------ a whole job
 
 
+@pytest.mark.slow
 def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
     write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,7 @@ def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(mo
     assert of_rows == pytest.approx(gradients - 4 * facts.linear_params / 2, rel=0.02)  # biases are dealt out, too
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
     write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, five_blocks: str
 ) -> None:
@@ -380,23 +381,12 @@ def int8_weights_of(run: Path) -> bytes:
     return (run / f"{run.name}.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_multiplies_as_the_uninterrupted_one(run_job) -> None:
     folder = run_job("job")
     straight = int8_weights_of(folder)
     run_job("job", resume=2)
     assert int8_weights_of(folder) == straight
-
-
-@pytest.mark.slow
-def test_a_compiled_job_learns_what_the_plain_one_does(run_job) -> None:
-    folders = (
-        run_job("plain", {}),
-        run_job("compiled", {"compile": {"enabled": True, "backend": "eager", "fullgraph": True}}),
-    )
-    losses = [
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize(("wanted", "stays"), [("auto", False), (True, True)])
