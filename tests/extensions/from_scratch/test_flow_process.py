@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 from collections.abc import Callable, Iterator
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -46,7 +45,11 @@ def of_diffusers() -> Iterator[BufferingHandler]:
     logging.getLogger("diffusers").removeHandler(handler)
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS)
+SD3, QWEN, QWEN_21 = TRANSFORMERS
+ONE_AND_OTHERS = [SD3, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (QWEN, QWEN_21))]
+
+
+@pytest.mark.parametrize("kind", ONE_AND_OTHERS)
 def test_what_a_run_leaves(
     start, flow_job, pictures: Path, capsys: pytest.CaptureFixture[str], of_diffusers: BufferingHandler, kind: str
 ) -> None:
@@ -84,7 +87,7 @@ def test_what_a_run_leaves(
     assert "Auto-created text_encoder: BertModel with hidden_size=16" in said and "Freezing vae" in said
 
 
-@pytest.mark.parametrize("prediction", ["flow", "v"])
+@pytest.mark.parametrize("prediction", ["flow", pytest.param("v", marks=pytest.mark.slow)])
 def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_path: Path, prediction: str) -> None:
     """Two images, two captions: from pure noise the right caption leads to the right one."""
     folder = tmp_path / "two"
@@ -152,26 +155,6 @@ def test_a_run_goes_on_to_the_same_bytes(start, flow_job, pictures: Path, tmp_pa
     whole = start(to_resume(flow_job, pictures)).rename(tmp_path / "whole")
     start(to_resume(flow_job, pictures, train={**TO_RESUME["train"], "steps": 2}))
     assert_same_bytes(whole, start(to_resume(flow_job, pictures)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    start_py, write_job, flow_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
-) -> None:
-    job = write_job(to_resume(flow_job, pictures, training_folder="whole"))
-    stopped = write_job(to_resume(flow_job, pictures, training_folder="stopped"), name="stopped")
-    stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
-
-    start_py(job).ends_with(0)
-    process = start_py(stopped)
-    metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
-    state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
-    process.wait_until(lambda: state.is_file() and len(metrics.read_text().splitlines()) >= step)
-    process.send(number)
-    process.wait(60)
-    start_py(stopped).ends_with(0)
-    assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
 
 
 @pytest.mark.slow
@@ -266,7 +249,12 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "trained"), [("bert", True), ("bert", False), ("distilbert", True), ("t5", True), ("clip", True)]
+    ("kind", "trained"),
+    [
+        ("bert", True),
+        ("bert", False),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("distilbert", "t5", "clip")),
+    ],
 )
 def test_a_text_encoder_of_a_folder(
     start, flow_job, encoders, pictures: Path, kind: str, trained: bool, capsys: pytest.CaptureFixture[str]
@@ -316,7 +304,7 @@ def test_a_further_run_trains_the_text_encoder_where_it_is_asked_to(start, flow_
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderKLQwenImage", "AutoencoderTiny"])
+@pytest.mark.parametrize("kind", ["AutoencoderKLQwenImage", pytest.param("AutoencoderTiny", marks=pytest.mark.slow)])
 def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, tmp_path: Path, kind: str) -> None:
     first = {
         "type": "vae_trainer", "name": "vae", "device": "cpu", "training_seed": 1, "save": {"save_every": 0},
@@ -337,7 +325,11 @@ def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, t
 
 @pytest.mark.parametrize(
     ("kind", "network"),
-    [*((kind, {"type": "lora", "linear": 2}) for kind in TRANSFORMERS), ("SD3Transformer2DModel", {"type": "full"})],
+    [
+        (SD3, {"type": "lora", "linear": 2}),
+        *(pytest.param(kind, {"type": "lora", "linear": 2}, marks=pytest.mark.slow) for kind in (QWEN, QWEN_21)),
+        pytest.param(SD3, {"type": "full"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
     start, pictures: Path, tmp_path: Path, kind: str, network: dict
@@ -393,7 +385,7 @@ def test_samples_are_the_same_each_time_and_others_with_another_prompt(start, fl
 # ------------------------------------------------------------ ways to compute
 
 
-@pytest.mark.parametrize("kind", TRANSFORMERS)
+@pytest.mark.parametrize("kind", ONE_AND_OTHERS)
 def test_checkpointing_changes_no_bit(start, flow_job, pictures: Path, kind: str) -> None:
     def weights(level: str) -> list[bytes]:
         folder = start(flow_job(pictures, kind, train={"steps": 2, "gradient_checkpointing": level}), name=level)
@@ -405,11 +397,14 @@ def test_checkpointing_changes_no_bit(start, flow_job, pictures: Path, kind: str
 @pytest.mark.parametrize(
     ("train", "text"),
     [
-        ({"dtype": "bf16"}, {}),
-        ({"dtype": "bf16", "full_bf16": True}, {}),
+        pytest.param({"dtype": "bf16", "full_bf16": True}, {}, marks=pytest.mark.slow),
         ({"fused_backward_pass": True}, {"train": False, "allow_random": True}),
         ({"num_timestep_buckets": 2, "timestep_type": "model_shift", "weighting_scheme": "cosmap"}, {}),
-        ({"loss_type": "huber", "min_timestep": 200, "optimizer": "schedulefree_adamw"}, {}),
+        pytest.param(
+            {"dtype": "bf16", "loss_type": "huber", "min_timestep": 200, "optimizer": "schedulefree_adamw"},
+            {},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_keys_of_the_lora_trainer_work_here(start, flow_job, pictures: Path, train: dict, text: dict) -> None:

@@ -57,6 +57,7 @@ def test_a_run_with_references_goes_on_to_the_same_bytes(
     assert Image.open(whole / "samples" / "overview.png").width == 6 + (29 + 6) + 3 * (64 + 6)  # references on the left
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_tokens_of_references(flow_job: Callable[..., dict], pairs: dict) -> None:
     def activations(**changes: object) -> int:
         train = {"gradient_checkpointing": False}

@@ -101,6 +101,7 @@ def measured_scale(folder: Path, pictures: Path) -> tuple[float, float]:
     return found["scaling_factor"], found["shift_factor"]
 
 
+@pytest.mark.slow
 def test_an_autoencoder_from_nothing_has_the_scale_of_its_latents_at_each_measurement(
     start, flow_job, make_pictures, tmp_path: Path
 ) -> None:
@@ -117,22 +118,18 @@ def test_an_autoencoder_from_nothing_has_the_scale_of_its_latents_at_each_measur
     assert len({round(scale, 3) for scale, _ in (scales[0], scales[2], scales[4])}) == 3
 
 
-@pytest.mark.parametrize("streamed", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_both_from_nothing_go_on_to_the_same_bytes(
-    start, flow_job, pictures: Path, tmp_path: Path, streamed: bool
-) -> None:
-    """Of which the scale is measured at steps that are not those of a state."""
-    dataset: dict = {"folder_path": str(pictures), "resolution": 32}
-    if streamed:
-        for number in range(3):
-            write_shard(tmp_path / "shards" / f"{number}.tar", 4, size=((40, 32), (32, 40))[number % 2])
-        dataset = {"url": f"{tmp_path}/shards/*.tar", "resolution": 32, "webdataset": {"window": 4}}
+@pytest.mark.slow
+def test_both_from_nothing_go_on_to_the_same_bytes(start, flow_job, tmp_path: Path) -> None:
+    """Of which the scale is measured at steps that are not those of a state; on a stream."""
+    for number in range(3):
+        write_shard(tmp_path / "shards" / f"{number}.tar", 4, size=((40, 32), (32, 40))[number % 2])
+    dataset: dict = {"url": f"{tmp_path}/shards/*.tar", "resolution": 32, "webdataset": {"window": 4}}
 
     def job(steps: int, **more: object) -> dict:
         along = {**ALONG, "spade": True, "measure_every": 3, "measured_images": 2}
         model, own = {"new_vae": NEW, "vae": ""}, {**dataset, **more, "caption_dropout_rate": 0.3}
         keys = {"autoencoder": along, "datasets": [own], "save": {"save_every": 2}}
-        return flow_job(pictures, model=model, train={**TRAIN, "steps": steps}, **keys)
+        return flow_job(Path(), model=model, train={**TRAIN, "steps": steps}, **keys)
 
     whole = start(job(6)).rename(tmp_path / "whole")
     start(job(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.extensions.from_scratch.conftest import TEXT
 SD3, QWEN, QWEN_21 = TRANSFORMERS
 GAN = {"discriminator": {"channels": 8, "layers": 1}}
 SIDE = 64
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -72,11 +74,11 @@ def short(job: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("AutoencoderKL", {"model": {"config": sized(16), "spade": True}, **GAN}),
-        ("AutoencoderKL", {"model": {"config": sized(16), "train": "decoder"}, "losses": {"histogram": 1}}),
-        ("AutoencoderKL", {"discriminator": {"channels": 16}, "train": {"dtype": "bf16"}}),
+        slow("AutoencoderKL", {"model": {"config": sized(16), "spade": True}, **GAN}),
+        slow("AutoencoderKL", {"model": {"config": sized(16), "train": "decoder"}, "losses": {"histogram": 1}}),
+        slow("AutoencoderKL", {"discriminator": {"channels": 16}, "train": {"dtype": "bf16"}}),
         ("AutoencoderTiny", {}),
-        ("AutoencoderKLQwenImage", {}),
+        slow("AutoencoderKLQwenImage", {}),
     ],
 )
 def test_a_step_of_an_autoencoder_takes_what_the_plan_says(
@@ -90,7 +92,7 @@ def test_a_step_of_an_autoencoder_takes_what_the_plan_says(
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [(SD3, {"autoencoder": GAN}), (QWEN, {}), (QWEN, {"train": {"dtype": "bf16"}})]
+    ("kind", "changes"), [slow(SD3, {"autoencoder": GAN}), (QWEN, {}), slow(QWEN, {"train": {"dtype": "bf16"}})]
 )
 def test_a_step_of_a_flow_model_takes_what_the_plan_says(
     taken, flow_job, pictures: Path, kind: str, changes: dict[str, Any]
@@ -139,6 +141,7 @@ def test_smaller_settings_lower_the_plan(flow_job, pictures: Path) -> None:
     assert whole.encoding and not found(**plain, autoencoder={}).encoding
 
 
+@pytest.mark.slow
 def test_the_autoencoder_stays_where_samples_or_edits_are_decoded(flow_job, pictures: Path) -> None:
     def weights(**changes: Any) -> int:
         section = FlowTrainerConfig.model_validate(flow_job(pictures, QWEN, **changes))

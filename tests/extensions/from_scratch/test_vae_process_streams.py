@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.extensions.from_scratch.test_vae_process import GAN, assert_same_bytes, lines
-from tests.faults.nursery import Child
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.errors import ConfigErrors, RunError, UserError
 
@@ -74,28 +73,6 @@ def test_a_run_on_a_stream_goes_on_to_the_same_bytes(start, streamed, shards: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
-def test_a_killed_run_on_a_stream_goes_on_to_the_same_bytes(
-    start_py, write_job, streamed, shards: Path, tmp_path: Path, step: int, number: signal.Signals
-) -> None:
-    def start(folder: str) -> Child:
-        section = streamed(f"{shards}/*.tar", {"window": 4}, 2, training_folder=folder, **TO_RESUME)
-        path = write_job(section, name=folder)
-        path.write_text(path.read_text().replace(f'"name": "{folder}"', '"name": "job"'))
-        return start_py(path)
-
-    start("whole").ends_with(0)
-    process = start("stopped")
-    metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
-    state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
-    process.wait_until(lambda: state.is_file() and len(metrics.read_text().splitlines()) >= step)
-    process.send(number)
-    process.wait(60)
-    start("stopped").ends_with(0)
-    assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
-
-
-@pytest.mark.slow
 def test_a_run_that_waits_for_a_server_is_stopped_at_once_with_a_state(
     start_py, write_job, streamed, tmp_path: Path
 ) -> None:
@@ -145,6 +122,7 @@ def test_a_resume_opens_the_shards_it_stands_in_at_their_bytes(
         assert int(start_byte) > 70 * 1024
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_changes_nothing(start, streamed, shards: Path, tmp_path: Path) -> None:
     whole = start(streamed(f"{shards}/*.tar")).rename(tmp_path / "whole")
     with serving(shards) as server:
@@ -174,6 +152,7 @@ def damaged(path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2 + 300])
 
 
+@pytest.mark.slow
 def test_a_shard_that_fails_loses_no_step(start, streamed, tmp_path: Path, said: list[str]) -> None:
     """What was trained is saved; once the shard is fetched anew, the run goes on to the same bytes."""
     changes = {"save": {"save_every": 0}, "train": {"steps": 9}}
