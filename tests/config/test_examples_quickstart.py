@@ -40,6 +40,7 @@ def test_the_card_has_the_hashes_of_the_weights() -> None:
         assert hashlib.sha256(file.read_bytes()).hexdigest() in card, file
 
 
+@pytest.mark.slow
 def test_its_autoencoder_shows_mascots_of_all_kinds() -> None:
     tiny = TinyModel(load(str(MODEL)), MascotClassifier())
     found = vae(tiny, 8, None)

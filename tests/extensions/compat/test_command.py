@@ -222,6 +222,7 @@ def test_a_flag_may_be_cut_short_and_lists_keep_their_quotes() -> None:
     assert "holds a list whose texts are not in quotes. In a shell, put the whole of name=value in double" in message
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_the_same_job(run_py: Callable[..., Any]) -> None:
     Path("train.sh").write_text(COMMAND)
     printed, pasted = run_py("import", "train.sh"), run_py("import", COMMAND, "--output", "new/job.yaml")
@@ -236,6 +237,7 @@ def test_what_is_imported_is_the_same_job(run_py: Callable[..., Any]) -> None:
     assert run_py("new/job.yaml").returncode == 0 and Path("out/0100/0100.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_folders_that_lie_elsewhere_now_are_given_once(run_py: Callable[..., Any]) -> None:
     Path("train.sh").write_text(COMMAND.replace("model/transformer", "/old/model/transformer"))
     Path("data.toml").write_text(DATA.replace("pairs/after", "/old/pairs/after"))

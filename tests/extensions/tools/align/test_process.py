@@ -50,6 +50,7 @@ def shifted(told: dict) -> set[str]:
     return {Path(each["file"]).stem for each in told["findings"] if each["check"] == "pair_shift"}
 
 
+@pytest.mark.slow
 def test_pairs_lie_on_each_other_afterwards(folder: Path, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     before = digests(folder)
     run_tool("align", ["after", "--control-path", "before", "--output", "made"])
@@ -129,6 +130,7 @@ def test_masks_are_cut_as_their_images_are(folder: Path) -> None:
     assert not list(Path("made/masks").rglob("other*"))
 
 
+@pytest.mark.slow
 def test_of_several_references_each_is_cut_as_its_image_is(folder: Path) -> None:
     """The first is off, the second is not, the third shows something else."""
     for name, image in (("second", within(photograph(4))), ("third", photograph(0))):

@@ -31,6 +31,7 @@ def weights(model: ModelConfig, folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_make_adapters_that_help(
     tiny_model: Path, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:

@@ -103,6 +103,7 @@ def test_bad_pictures_are_named_and_nothing_is_cached(run_py: Run, write_job, se
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_see_and_prune_the_cache(
     write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:

@@ -19,6 +19,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "output" / "job"
 
 
+@pytest.mark.slow
 def test_a_command_draws_a_run_or_all_in_a_folder(run_py, runs: Path, tmp_path: Path) -> None:
     result = run_py("diagrams", "output/job/vae")
     assert result.returncode == 0 and result.stdout == f"{Path('output/job/vae')}: 3 files in output/job/vae/graph\n"
@@ -27,6 +28,7 @@ def test_a_command_draws_a_run_or_all_in_a_folder(run_py, runs: Path, tmp_path: 
     assert {"training_losses_vae.png", "training_losses_flow.png"} <= names
 
 
+@pytest.mark.slow
 def test_a_folder_above_runs_gets_their_diagrams_too(run_py, runs: Path, tmp_path: Path) -> None:
     """As FluxFlow's guide says of `outputs/`: `outputs/graph/training_losses.png`."""
     assert run_py("diagrams", "output/job").returncode == 0

@@ -487,7 +487,14 @@ def as_stored(weight: Tensor, base: str) -> Tensor:
 
 @pytest.mark.parametrize(
     ("base", "strength"),
-    [("fp8", 3e-5), ("fp8", 3e-4), ("fp8_rows", 3e-5), ("int8", 3e-4), ("int4", 3e-5), ("nvfp4", 3e-4)],
+    [
+        ("int8", 3e-4),
+        ("int4", 3e-5),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (("fp8", 3e-5), ("fp8", 3e-4), ("fp8_rows", 3e-5), ("nvfp4", 3e-4))
+        ),
+    ],
 )
 def test_the_loss_is_predicted_without_the_weights(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str, strength: float

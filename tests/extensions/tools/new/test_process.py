@@ -209,6 +209,7 @@ def test_a_job_that_exists_is_not_replaced(tmp_path: Path, run_py) -> None:
     assert job.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_images_that_a_start_refuses_are_not_called_errors_of_the_job_and_new_goes_on_where_it_was(
     tmp_path: Path, run_py
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_page_says_which_files_are_as_good_and_what_was_spent_beyond_them(run:
         assert words in page
 
 
+@pytest.mark.slow
 def test_without_pictures_a_page_is_small_however_long_the_run(run: Path) -> None:
     row = (run / "metrics.jsonl").read_text().splitlines()[0]
     keys = "".join(f', "loss/part_{number}": 0.123456789' for number in range(12))
@@ -109,6 +110,7 @@ def test_without_pictures_a_page_is_small_however_long_the_run(run: Path) -> Non
     assert "not drawn" not in text.split("<script")[0] and "loss/part_11" in text  # named though not drawn
 
 
+@pytest.mark.slow
 def test_no_folder_is_too_broken_for_a_page(run: Path) -> None:
     whole = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for path, data in whole.items():

@@ -37,6 +37,7 @@ def test_the_running_mean_and_the_means_of_the_ends_are_of_a_twentieth() -> None
     assert smoothed([]) == []
 
 
+@pytest.mark.slow
 def test_a_run_of_many_steps_is_read_in_little_memory(tmp_path: Path) -> None:
     """A quarter of what the rows take together; each further row takes 16 bytes."""
     rows = [row(step, loss=1 / step, lr=1e-3, grad_norm=0.5) for step in range(1, 20_001)]
@@ -69,6 +70,7 @@ def test_only_figures_with_curves_are_written(tmp_path: Path) -> None:
     assert {(31, 119, 180), (255, 127, 14)} <= {color for _, color in colors}  # loss, and that of the validation
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
     assert draw_diagrams(write_run(tmp_path / "empty", []), tmp_path / "graph") == []
     assert not (tmp_path / "graph").exists()

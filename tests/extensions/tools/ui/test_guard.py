@@ -157,6 +157,7 @@ def test_another_site_changes_nothing(ui: Ui, headers: dict[str, str], status: i
     assert answer.status_code == status
 
 
+@pytest.mark.slow
 def test_nothing_is_changed_by_asking(locked: Ui) -> None:
     """The folders after every GET are the folders before, but for small images."""
     client = client_of(locked, cookies={guard.COOKIE: guard.session_of(TOKEN)})
@@ -261,6 +262,7 @@ def test_a_client_that_says_to_be_many_is_one(ui: Ui) -> None:
         page.stop()
 
 
+@pytest.mark.slow
 def test_the_page_keeps_one_arena_of_memory(ui: Ui, make_run: Any) -> None:
     """glibc begins each further one at a multiple of 64 MiB, whose rest is reserved (malloc/arena.c, HEAP_MAX_SIZE)."""
     make_run()

@@ -76,6 +76,7 @@ def test_what_is_added_and_taken_out_again_leaves_the_text_as_it_was(path: Path)
         assert added.remove(added.path(key)).text == text, key
 
 
+@pytest.mark.slow
 def test_every_scalar_of_examples_can_be_replaced_or_is_refused() -> None:
     """The edit itself sees to it that what is accepted has the old values but for one."""
     refused = []

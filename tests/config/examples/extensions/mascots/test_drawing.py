@@ -67,6 +67,7 @@ def test_edges_are_smooth_and_colours_flat() -> None:
     assert sum(counts[:12]) > 0.75 * 128 * 128 and len(counts) > 100
 
 
+@pytest.mark.slow
 def test_nothing_is_cut_off_whatever_is_together() -> None:
     """At the top every hat with every build and pose, at the sides whatever is held."""
     size = (128, 128)
