@@ -9,6 +9,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,15 +90,19 @@ def test_another_thing_of_that_name_is_not(text: str) -> None:
     assert not found(text, ONE_WORD)
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def spoken(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of messages, and of the keys' descriptions, which the help and docs/config.md show."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = [node for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
+    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, DOCUMENTED)]
     quiet = {id(node.body[0].value) for node in nodes if node.body and isinstance(node.body[0], ast.Expr)}
     if "config" not in path.as_posix():
         lines = [line for node in nodes for line in node.body if isinstance(line, ast.Expr)]
         quiet |= {id(line.value) for line in lines}
-    for node in ast.walk(tree):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in quiet:
             yield node.lineno, node.value
 
@@ -118,7 +123,7 @@ def test_a_thing_has_one_word_in_messages_and_guides() -> None:
 def test_messages_and_docstrings_are_free_of_them() -> None:
     wrong = []
     for path in files("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
                 wrong += [f"{path.relative_to(ROOT)}:{node.lineno}: {hit!r}" for hit in found(node.value)]
     assert wrong == []

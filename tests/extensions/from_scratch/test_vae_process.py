@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -14,6 +16,7 @@ from extensions.from_scratch.vae_process import psnr, ssim
 from tests.extensions.from_scratch.conftest import SMALL
 from tests.running import lines
 from toolkit.errors import UserError
+from toolkit.train.anomalies import RunawayLoss, SlowSteps
 
 GAN = {"discriminator": {"channels": 4, "layers": 1, "r1_interval": 2, "start_step": 1}}
 
@@ -207,3 +210,37 @@ def test_ssim_of_flat_images_is_their_luminance_term() -> None:
     c1 = 0.02**2
     assert ssim(x, y) == pytest.approx((2 * 0.5 * 0.25 + c1) / (0.5**2 + 0.25**2 + c1))
     assert ssim(x[..., :4], x[..., :4]) == pytest.approx(1.0)  # smaller than the window
+
+
+# ------------------------------------------------------------ sound runs of both trainers
+
+
+@pytest.mark.parametrize("trainer", ["vae", "flow"])
+def test_a_sound_run_says_nothing(
+    start, vae_job, flow_job, pictures: Path, monkeypatch: pytest.MonkeyPatch, trainer: str
+) -> None:
+    seen = {SlowSteps: 0, RunawayLoss: 0}
+
+    def counting(kind: type) -> Callable:
+        add = kind.add
+
+        def counted(self, samples, *rest):
+            samples = samples if rest else list(samples)
+            seen[kind] += len(samples)
+            return add(self, samples, *rest)
+
+        return counted
+
+    for kind in seen:
+        monkeypatch.setattr(kind, "add", counting(kind))
+    train = {"steps": 40}
+    if trainer == "vae":
+        discriminator = {"channels": 4, "layers": 1, "start_step": 20}
+        job = vae_job(pictures, train=train, discriminator=discriminator, sample={"sample_every": 20, "count": 1})
+    else:
+        sample = {"sample_every": 20, "width": 64, "height": 64, "sample_steps": 2}
+        job = flow_job(pictures, train=train, sample=sample | {"prompts": ["a red square", "a blue circle"]})
+    folder = start(job)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event for event in events if event["event"] == "warning"] == []
+    assert all(seen.values())

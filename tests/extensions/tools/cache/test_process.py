@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -12,9 +13,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from extensions.tools.cache.config import CacheConfig
+from jobs.dry_run import plan_job
 from tests.conftest import readme_commands
 from tests.running import run_job, run_tool, section_of
+from toolkit.config import JobContext, load_job
 from toolkit.errors import ConfigErrors, UserError
+from toolkit.extension import discover
+from toolkit.system import nvidia
 from toolkit.train.run_reader import RunStatus
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -155,3 +161,72 @@ def test_wrong_jobs_are_told(write_job, section, tmp_path: Path) -> None:
         section_of("cache", [str(bad)])
     with pytest.raises(ConfigErrors, match="has no process whose datasets"):
         section_of("cache", [str(write_job({"type": "tiny_model", "path": str(tmp_path / "x")}))])
+
+
+# ------------------------------------------------------------ the plan
+
+
+def test_the_plan_counts_what_there_is_to_encode_and_no_steps(
+    run_py, write_job, trainer, make_pictures, tmp_path
+) -> None:
+    folder = make_pictures(tmp_path / "3_data", "a", "b")
+    section = trainer(folder, train={"batch_size": 4}) | {"type": "cache"}
+    result = run_py(write_job(section), "--dry-run", "--json")
+    [plan] = json.loads(result.stdout)["processes"]
+    assert (plan["type"], plan["samples_per_epoch"], plan["micro_batches_per_epoch"]) == ("cache", 6, 2)
+    assert (plan["optimizer_steps"], plan["epochs"]) == (0, 0)
+    assert plan["datasets"][0]["buckets"] == [{"width": 64, "height": 64, "images": 2}]
+    assert plan["model"]["bytes"] > 0 and plan["model"]["download"] is None and plan["will_not_start"] == []
+    assert "start" not in plan  # it has no folder of its own
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_model_that_is_not_here_or_too_large_for_the_cpu_is_told(
+    write_job, trainer, make_pictures, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", None, 0))
+    section = trainer(make_pictures(tmp_path / "data", "a"), device="auto", model={"name_or_path": "some/finetune"})
+    words = plan_job(load_job(write_job(section | {"type": "cache"}), discover().find_config)).render()
+    assert "model: some/finetune (family not known)" in words and "will not start" not in words
+    section["model"]["arch"] = "qwen_image_2"
+    words = plan_job(load_job(write_job(section | {"type": "cache"}), discover().find_config)).render()
+    assert "model: some/finetune (Qwen-Image-2.1, Qwen Research License: not for commercial use)" in words
+    assert f"download: size unknown, to {tmp_path / 'hub'} (" in words
+    assert "warning: this will not start: device: auto: " in words and "this machine has no NVIDIA GPU" in words
+
+
+# ------------------------------------------------------------ the section
+
+
+@pytest.fixture
+def load(write_job, trainer, make_pictures, tmp_path):
+    """The checked section of a `cache` process with these changes."""
+    folder = make_pictures(tmp_path / "data", "a")
+
+    def load_with(**changes) -> CacheConfig:
+        section = {key: value for key, value in (trainer(folder) | {"type": "cache"} | changes).items() if value}
+        return load_job(write_job(section), lambda uid: CacheConfig).processes[0].section
+
+    return load_with
+
+
+def test_it_takes_a_training_section_as_it_is(load) -> None:
+    assert load().dtype == "float32"
+
+
+def test_dtype_may_stand_in_the_process_itself(load) -> None:
+    assert load(train=None).dtype == "bfloat16"
+    assert load(train=None, dtype="fp32").dtype == "float32"
+
+
+def test_a_misspelt_key_is_refused(load) -> None:
+    with pytest.raises(ConfigErrors, match="Did you mean 'datasets'"):
+        load(dataset=["a"])
+
+
+def test_it_is_still_there_while_its_folder_is(load, tmp_path) -> None:
+    section = load(training_folder=str(tmp_path / "runs"))
+    assert not section.outputs_exist(JobContext("job"))
+    (tmp_path / "runs" / "_cache").mkdir(parents=True)
+    assert section.outputs_exist(JobContext("job"))

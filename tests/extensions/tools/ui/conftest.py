@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -19,8 +19,9 @@ import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
-from extensions.tools.ui import commands
+from extensions.tools.ui import commands, forms
 from extensions.tools.ui.app import make_app
+from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
 from tests.conftest import child_environment
 from tests.faults.nursery import Nursery
@@ -31,12 +32,22 @@ ROOT = Path(__file__).resolve().parents[4]
 TOKEN = "a-token-of-the-tests"
 
 
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Decoder]:
+    """The process that decodes images, which takes as long to start as a test of it."""
+    one = Decoder()
+    yield one
+    one.end()
+
+
 @pytest.fixture
-def ui(tmp_path: Path) -> Ui:
+def ui(tmp_path: Path, decoder: Decoder) -> Ui:
     folders = [tmp_path / name for name in ("output", "datasets", "jobs")]
     for folder in folders:
         folder.mkdir()
-    return Ui(*folders, token="", price_per_hour=2.0)
+    ui = Ui(*folders, token="", price_per_hour=2.0)
+    ui.memory["decoder"] = decoder
+    return ui
 
 
 def client_of(ui: Ui, **options: Any) -> TestClient:
@@ -87,7 +98,7 @@ def make_run(ui: Ui) -> Callable[..., Path]:
 @pytest.fixture
 def forked(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the page asks of `run.py` is forked from a process that has imported everything; the schema, which is the
-    same each time, is asked once per session."""
+    same each time, is asked once per session. What it asks of the tools' declarations is answered in this process."""
     lock = threading.Lock()
 
     def run_py(*arguments: str, cwd: str | None = None, **_: object) -> tuple[int, str, str]:
@@ -101,7 +112,11 @@ def forked(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, monkeypat
             _ANSWERS[arguments] = answer
         return answer
 
+    def ask(request: Mapping[str, Any] | None = None) -> Any:
+        return json.loads(json.dumps(forms.mistakes(**request) if request else forms.forms(), default=str))
+
     monkeypatch.setattr(commands, "run_py", run_py)
+    monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)
 
 
 _ANSWERS: dict[tuple[str, ...], tuple[int, str, str]] = {}

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from extensions.tools.shared.suspects import FILE, FOLDER, MOST_BYTES, suspects_text
 from extensions.tools.ui.app import make_app
+from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import datasets as views
 from tests.conftest import TURNED_HEIC
@@ -33,8 +34,9 @@ def picture(path: Path, size: tuple[int, int] = (64, 48), colour: str = "red", *
 
 
 @pytest.fixture
-def ui(tmp_path: Path) -> Ui:
+def ui(tmp_path: Path, decoder: Decoder) -> Ui:
     ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
+    ui.memory["decoder"] = decoder
     for name, caption in (("a", "pipo, red"), ("b", "pipo, blue"), ("c", "")):
         picture(ui.datasets / "pipo" / "4_pipo" / f"{name}.png")
         if caption:

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from extensions.tools.ui import queue as module
 from extensions.tools.ui.app import make_app
+from extensions.tools.ui.forms import ask
 from extensions.tools.ui.queue import DONE, FAILED, RUNNING, STOPPED, WAITING, Queue, planned
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
@@ -99,7 +100,8 @@ def test_an_id_is_that_of_an_entry(client, id_):
     assert client.post(f"/queue/{id_}/remove").status_code in (404, 405, 409)
 
 
-def test_every_tool_is_a_form_of_its_declaration(client, ui):
+def test_every_tool_is_a_form_of_its_declaration(client, ui, monkeypatch):
+    monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)  # in a process of its own, as the page asks
     page = client.get("/tools").text
     for uid in ("generate", "grid", "convert", "merge", "extract", "publish", "caption", "lint", "cache"):
         assert f'href="/tools/{uid}"' in page

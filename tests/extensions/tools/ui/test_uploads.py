@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 
 from extensions.tools.ui import uploads
 from extensions.tools.ui.app import make_app
+from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
 
 
@@ -40,8 +41,9 @@ def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes
 
 
 @pytest.fixture
-def ui(tmp_path: Path) -> Ui:
+def ui(tmp_path: Path, decoder: Decoder) -> Ui:
     ui = Ui(tmp_path / "output", tmp_path / "sets", tmp_path / "jobs", "", 0.0)
+    ui.memory["decoder"] = decoder
     (ui.datasets / "d").mkdir(parents=True)
     return ui
 
