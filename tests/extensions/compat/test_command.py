@@ -466,6 +466,7 @@ def test_a_flag_with_another_dash_inside_a_command_is_told() -> None:
         diagnostics.raise_errors()
 
 
+@pytest.mark.slow
 def test_a_file_with_such_a_command_runs(run_py: Callable[..., Any]) -> None:
     Path("average.sh").write_text(
         "python lora_post_hoc_ema.py a.safetensors b.safetensors --output_file c.safetensors\n"

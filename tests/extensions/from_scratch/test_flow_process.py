@@ -87,7 +87,8 @@ def test_what_a_run_leaves(
     assert "Auto-created text_encoder: BertModel with hidden_size=16" in said and "Freezing vae" in said
 
 
-@pytest.mark.parametrize("prediction", ["flow", pytest.param("v", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", ["flow", "v"])
 def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_path: Path, prediction: str) -> None:
     """Two images, two captions: from pure noise the right caption leads to the right one."""
     folder = tmp_path / "two"

@@ -41,7 +41,8 @@ def job(flow_job: Callable[..., dict], pairs: dict, **changes: object) -> dict:
     return flow_job(Path(), QWEN, datasets=[pairs], **keys)
 
 
-@pytest.mark.parametrize("keys", [{}, pytest.param({"autoencoder": ALONG}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [{}, {"autoencoder": ALONG}])
 def test_a_run_with_references_goes_on_to_the_same_bytes(
     start: Callable[..., Path], flow_job: Callable[..., dict], pairs: dict, tmp_path: Path, keys: dict
 ) -> None:
@@ -88,6 +89,7 @@ def test_the_largest_batch_is_the_one_with_the_most_references(
     assert len(seen[0].control_latents[0]) == max(len(batch.control_latents[0]) for batch in seen) == 3
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_in_the_reference(
     start: Callable[..., Path], flow_job: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,8 @@ def entry(tmp_path: Path) -> dict:
     return {"url": f"{tmp_path}/shards/*.tar", "resolution": 32, "webdataset": {"window": 4}}
 
 
-@pytest.mark.parametrize("trains_text", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("trains_text", [True, False])
 def test_a_run_on_a_stream_goes_on_to_the_same_bytes(
     start: Callable[..., Path], flow_job: Callable[..., dict], entry: dict, tmp_path: Path, trains_text: bool
 ) -> None:

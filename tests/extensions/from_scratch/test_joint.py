@@ -49,6 +49,7 @@ def test_a_frozen_encoder_keeps_the_latents(start, flow_job, pictures: Path, vae
     assert changed == {"decoder", "post_quant_conv"}
 
 
+@pytest.mark.slow
 def test_no_gradient_of_the_flow_model_reaches_the_autoencoder(monkeypatch, start, flow_job, pictures: Path) -> None:
     """The autoencoder ends with the bytes that it has where the flow model's loss counts a thousandth."""
     ends = []

@@ -92,7 +92,7 @@ def test_a_step_of_an_autoencoder_takes_what_the_plan_says(
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"), [slow(SD3, {"autoencoder": GAN}), (QWEN, {}), slow(QWEN, {"train": {"dtype": "bf16"}})]
+    ("kind", "changes"), [slow(SD3, {"autoencoder": GAN}), slow(QWEN, {}), slow(QWEN, {"train": {"dtype": "bf16"}})]
 )
 def test_a_step_of_a_flow_model_takes_what_the_plan_says(
     taken, flow_job, pictures: Path, kind: str, changes: dict[str, Any]
@@ -108,12 +108,14 @@ def test_a_step_of_a_flow_model_takes_what_the_plan_says(
     assert found.optimizer == pytest.approx(seen["state"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_on_a_gpu_norms_are_float32(vae_job, pictures: Path) -> None:
     job = VaeTrainerConfig.model_validate(vae_job(pictures, train={"dtype": "bf16"}))
     host, card = (step_bytes(job, Work(2, SIDE, SIDE), on_gpu).step for on_gpu in (False, True))
     assert card > 1.1 * host
 
 
+@pytest.mark.slow
 def test_what_stays_is_that_of_the_roles(vae_job, pictures: Path) -> None:
     train = {"ema_config": {"use_ema": True}, "optimizer": "sgd"}
     job = vae_job(pictures, **GAN, losses={"lpips": 1}, train=train, optimizers={"vae": {"optimizer": "adamw"}})

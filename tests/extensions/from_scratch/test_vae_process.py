@@ -215,6 +215,7 @@ def test_ssim_of_flat_images_is_their_luminance_term() -> None:
 # ------------------------------------------------------------ sound runs of both trainers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["vae", "flow"])
 def test_a_sound_run_says_nothing(
     start, vae_job, flow_job, pictures: Path, monkeypatch: pytest.MonkeyPatch, trainer: str

@@ -63,6 +63,7 @@ def test_what_a_run_on_a_stream_leaves(start, streamed, make_pictures, shards: P
     assert config["scaling_factor"] > 0 and "shift_factor" in config
 
 
+@pytest.mark.slow
 def test_a_run_on_a_stream_goes_on_to_the_same_bytes(start, streamed, shards: Path, tmp_path: Path) -> None:
     url = f"{shards}/*.tar"
     whole = start(streamed(url, {"window": 4}, **TO_RESUME)).rename(tmp_path / "whole")

@@ -161,6 +161,7 @@ ALSO = [
 ]
 
 
+@pytest.mark.slow
 def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Path) -> None:
     sample = {**SAMPLE, "samples": [{"prompt": "a fox"}, {"prompt": "a hat", "seed": 5}], "format": "png"}
     plain = run("plain", sample=sample)

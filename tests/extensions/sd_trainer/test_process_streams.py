@@ -69,6 +69,7 @@ def test_a_run_goes_on_to_the_same_bytes_whatever_reads_and_keeps(run: Run, tmp_
     assert len(list((tmp_path / "halves" / "_cache" / "latents").rglob("*.safetensors"))) == 4, "those of steps 3 and 4"
 
 
+@pytest.mark.slow
 def test_samples_validation_weights_and_prior_preservation_work_on_a_stream(
     run: Run, make_pictures, tmp_path: Path
 ) -> None:

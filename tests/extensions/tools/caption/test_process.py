@@ -121,7 +121,7 @@ def test_a_broken_off_overwriting_goes_on(
     assert not list((images / ".trash").glob("unfinished*"))
 
 
-@pytest.mark.parametrize("form", ["jsonl", "tsv"])
+@pytest.mark.parametrize("form", ["jsonl", pytest.param("tsv", marks=pytest.mark.slow)])
 def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: str, said) -> None:
     table = images / f"captions.{form}"
     caption(images, "--format", form)
@@ -190,6 +190,7 @@ def test_weights_in_one_file_caption_as_those_of_the_folder(
     assert (section.model, section.text_encoder_path) == (CAPTIONER, str(file))
 
 
+@pytest.mark.slow
 def test_quantized_recursive_drawn_and_a_folder_of_transformers(
     images: Path, caption: Caption, tiny_model: Path, tmp_path: Path, said
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -14,6 +16,11 @@ Picture = Callable[..., Image.Image]
 
 def picture(seed: int, width: int = 256, height: int = 192) -> Image.Image:
     """Noise of all octaves, of the same contrast in each."""
+    return _drawn(seed, width, height).copy()
+
+
+@cache
+def _drawn(seed: int, width: int, height: int) -> Image.Image:
     random = numpy.random.default_rng(seed)
     total = numpy.zeros((height, width, 3))
     for octave in range(7):
@@ -23,13 +30,19 @@ def picture(seed: int, width: int = 256, height: int = 192) -> Image.Image:
     return Image.fromarray((128 + total).clip(0, 255).astype(numpy.uint8))
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`photos/`: six good pictures with captions, in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    made = tmp_path / "photos"
+@pytest.fixture(scope="session")
+def good_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six, with captions."""
+    made = tmp_path_factory.mktemp("good") / "photos"
     made.mkdir()
     for index in range(6):
         picture(index).save(made / f"{index}.png")
         (made / f"{index}.txt").write_text(f"ohwx man at place {index}")
     return made
+
+
+@pytest.fixture
+def folder(good_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`photos/`: the good pictures in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(good_pictures, tmp_path / "photos")

@@ -253,6 +253,7 @@ def test_a_broken_login_is_no_defect_and_a_defect_is_protected_too(locked: Ui, m
         assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.slow
 def test_a_client_that_says_to_be_many_is_one(ui: Ui) -> None:
     page = Served(ui.output.parent, TOKEN)
     try:

@@ -200,7 +200,7 @@ def test_a_kill_is_not_a_failure_of_the_job(yard):
     assert (len(yard.starts()), yard.state(id_), yard.queue.entry(id_).why) == (11, FAILED, "was killed 4 times")
 
 
-@pytest.mark.parametrize("is_adopted", [False, True])
+@pytest.mark.parametrize("is_adopted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_gpu_is_free_when_the_job_has_ended_not_the_shell_above_it(yard, is_adopted):
     """It has not written run.json yet: it imports its packages."""
     door = str(yard.folder / "door")
@@ -229,6 +229,7 @@ def test_a_job_whose_shell_is_gone_is_stopped_too(yard):
     assert (yard.state(id_), len(yard.starts())) == (STOPPED, 1)
 
 
+@pytest.mark.slow
 def test_what_a_job_leaves_behind_in_another_session_keeps_its_gpu_and_is_killed(yard):
     """As the workers that torchrun starts, when it is killed."""
     first, second = yard.add("a", {"leaves": True}), yard.add("b")

@@ -81,6 +81,7 @@ def test_pages_open_few_files_and_are_small(
     }
 
 
+@pytest.mark.slow
 def test_fifty_runs_are_on_a_page_and_all_on_one_of_them(many: Ui, client: TestClient) -> None:  # noqa: F811
     def shown(address: str) -> list[str]:
         return re.findall(r'data-run="(\w+)"', client.get(address).text)
