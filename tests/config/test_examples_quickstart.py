@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import glob
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,8 +24,10 @@ from benchmarks.mascot_classifier import MascotClassifier, pixels_of, train
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
 from tests.docs.pages import blocks
+from toolkit.config.tool import ToolConfig
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.data.types import Size
+from toolkit.extension import discover
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"
@@ -104,7 +109,8 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The quickstart in a working directory of its own."""
     folder = tmp_path_factory.mktemp("quickstart")
-    (folder / "config").symlink_to(ROOT / "config")
+    (folder / "config").mkdir()  # `new` writes into it
+    (folder / "config" / "examples").symlink_to(ROOT / "config" / "examples")
     command = [sys.executable, str(ROOT / "run.py"), "config/examples/quickstart.yaml"]
     run = subprocess.run(command, cwd=folder, env=child_environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -216,6 +222,27 @@ def test_diffusers_paints_the_same_with_and_without_the_lora(
     assert difference("") >= 60
     pipeline.load_lora_weights(str(finished.lora()))
     assert difference(str(finished.lora())) >= 60
+
+
+MERGE = "merge"
+"""Whose result other examples read."""
+
+FINDS = {"doctor", "lint"}
+"""Those that end with 1 where they find something."""
+
+
+@pytest.mark.slow
+def test_the_example_in_the_help_of_each_tool_runs_on_what_it_leaves(finished: Finished, run_py: Callable) -> None:
+    """All but that of the page, which does not end, and that of captions, which downloads a model."""
+    tools, failed, cwd = discover(), {}, finished.folder.parents[1]
+    for uid in sorted({*tools.tools()} - {"ui", "caption"}, key=lambda uid: uid != MERGE):
+        model = tools.find_command(uid)
+        assert issubclass(model, ToolConfig)
+        words = [sorted(glob(word, root_dir=cwd)) or [word] for word in shlex.split(model.example)]
+        done = run_py(uid, *chain(*words), cwd=cwd)
+        if done.returncode not in ((0, 1) if uid in FINDS else (0,)) or "Traceback" in done.stderr:
+            failed[uid] = (done.returncode, done.stderr[-500:])
+    assert failed == {}
 
 
 # ------------------------------------------------------------ the pairs

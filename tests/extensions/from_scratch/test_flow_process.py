@@ -439,15 +439,14 @@ def test_images_that_are_larger_than_the_positions_are_named(
         start(lora)
 
 
-def test_a_dry_run_says_what_is_made_frozen_and_trained_without_torch(
+def test_a_dry_run_says_what_is_made_frozen_and_trained(
     run_py, write_job, flow_job, pictures: Path, vae: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "output" / "job" / "one" / "one"
     two = flow_job(pictures, name="two")
     two["model"] = {"name_or_path": str(folder)}
     job = write_job(flow_job(pictures, name="one", train={"optimizer": "lion"}), two)
-    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
-    result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
+    result = run_py(job, "--dry-run")
     assert result.returncode == 0, result.stderr
     for line in (
         "Auto-created transformer: SD3Transformer2DModel with num_layers=2, num_attention_heads=2",

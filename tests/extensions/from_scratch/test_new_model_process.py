@@ -251,6 +251,7 @@ def test_what_is_there_already_is_kept(write) -> None:
     assert times_of(write()) == before
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_replace_a_model_unasked(write, tmp_path: Path) -> None:
     before = bytes_of(write())
     with pytest.raises(UserError, match=r"process\[0\]\.path: .*holds another model.*overwrite: true"):

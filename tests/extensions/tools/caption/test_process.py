@@ -165,6 +165,7 @@ def test_pairs_are_shown_together(images: Path, caption: Caption, make_pictures,
     assert alone.question() == "x" and len((tmp_path / "alone.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_weights_in_one_file_caption_as_those_of_the_folder(
     images: Path, caption: Caption, tiny_model, tmp_path
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_job_captions_and_names_what_it_cannot_read(run_py, write_job, images:
     assert "2 captions written" in result.stdout and len(texts(images)) == 2
 
 
+@pytest.mark.slow
 def test_names_that_a_table_cannot_hold_are_refused_before_the_model_is_loaded(
     images: Path, caption: Caption, said
 ) -> None:

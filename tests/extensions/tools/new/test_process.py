@@ -171,6 +171,7 @@ def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(tmp_path: Path, 
     assert f"{tmp_path}/1_pairs: 2 x 1 = 2 samples" in " ".join(plan.split()) and "1 with 1, 1 with 2" in plan
 
 
+@pytest.mark.slow
 def test_the_file_of_a_transformer_is_the_model_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -63,6 +63,7 @@ def test_candidates_are_made_once_and_more_are_added(prefer, unit_gain_model: Pa
     assert len(list((tmp_path / "out").glob("*.png"))) == 9
 
 
+@pytest.mark.slow
 def test_a_stopped_command_goes_on(prefer, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
     write_lora(tiny_model, tmp_path / "mine.safetensors")
     line = f"mine.safetensors --model {tiny_model} --prompt tea --count 2 {ONE_STEP}"

@@ -275,6 +275,7 @@ def test_what_the_licence_of_the_base_asks_for_is_written(run: Path, job_is_ther
     assert "license: cc-by-4.0" in card and "license_name" not in card and "**Built with Qwen**" in card
 
 
+@pytest.mark.slow
 def test_a_licence_that_is_not_known_is_told(run: Path, said: list[str]) -> None:
     """Of a local base without a card, and with one that names none."""
     base = run.parent.parent / "base"
