@@ -35,7 +35,6 @@ FULL = {"train__steps": 30, "train__lr": 1e-4, "network": {"type": "full"}, "tra
         pytest.param(SLOW_DISK, [("slow_from", LOAD, 45, 1.2)], "step_time", "waiting for data", id="disk"),
         pytest.param({"train__steps": 30}, [("detach_first", "lora_A")], "gradient", NO_GRADIENT, id="layer"),
         pytest.param(FULL, [("detach_first", "weight")], "gradient", NO_GRADIENT, id="layer of the model"),
-        pytest.param(FULL | {"train__fused_backward_pass": False}, [], None, "", id="sound, all of the model"),
         pytest.param(FULL, [], None, "", id="sound, all of the model, fused"),
         pytest.param({"train__steps": 70}, [], None, "", id="sound"),
     ],

@@ -109,6 +109,7 @@ def assert_same(pipeline: Pipeline, whole: Pipeline) -> None:
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
+@pytest.mark.slow
 def test_the_job_leaves_what_is_to_be_the_same(whole: Pipeline) -> None:
     found = whole.result()
     for name in ("one", "two"):
@@ -118,9 +119,8 @@ def test_the_job_leaves_what_is_to_be_the_same(whole: Pipeline) -> None:
     assert found["one/one/discriminator.safetensors"] != found["two/two/discriminator.safetensors"]
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(KILL, id="SIGKILL"), pytest.param(TERM, id="SIGTERM", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [KILL, TERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_kill_between_the_two_passes_of_a_step(pipeline: Pipeline, whole: Pipeline, number: int) -> None:
     """The autoencoder has its gradients, the discriminator none: nothing of that is left."""
     child = pipeline.start(faults=[("kill_self", OF_DISCRIMINATOR, 7, number)])  # in step 5
@@ -142,9 +142,8 @@ def test_kills_in_a_row_within_the_second_process(pipeline: Pipeline, whole: Pip
     assert_same(pipeline, whole)
 
 
-@pytest.mark.parametrize(
-    "half", [pytest.param(False, id="before", marks=pytest.mark.slow), pytest.param(True, id="half way")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True], ids=["before", "half way"])
 def test_death_between_the_processes(pipeline: Pipeline, whole: Pipeline, half: bool) -> None:
     """The first process is done, and what says so is not written or half written."""
     assert pipeline.start(faults=[("leave_at", FINISHED, 1)]).wait() == 99

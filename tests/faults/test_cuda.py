@@ -89,6 +89,13 @@ SETTINGS: dict[str, dict[str, dict]] = {
 }
 
 
+PARTS = {
+    *("int8", "int8, multiplied in int8", "nothing computed again", "all computed again", "three blocks swapped"),
+    *("loha, sgd", "the model itself"),
+}
+"""Settings of which others consist. The stand-in, which has the CPU's numbers, runs the others alone."""
+
+
 @pytest.fixture(scope="module")
 def four_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "four"
@@ -177,7 +184,14 @@ def on_the_cpu(
         job.end()
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        *(pytest.param("cuda", name, marks=STAND_IN, id=f"stand-in-{name}") for name in SETTINGS if name not in PARTS),
+        *(pytest.param("real_cuda", name, marks=pytest.mark.cuda, id=f"GPU-{name}") for name in SETTINGS),
+    ],
+    indirect=["device"],
+)
 def test_a_job_learns_there_what_it_learns_on_the_cpu(
     name: str,
     on_the_cpu: Callable[[str], Job],

@@ -1,4 +1,5 @@
-"""The whole path on a tiny model of every family: trained, killed, gone on with, sampled, and then the tools."""
+"""The whole path on a tiny model without references, one with them and one of the second architecture: trained, killed,
+gone on with, sampled, and then the tools."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.faults.conftest import KILL, STEP, Job, draw_pictures
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.registry import FAMILIES
 
-FAMILY_SPECS = {**MEMBERS, "Qwen-Image-2.1": TinySpec(arch="qwen_image_2")}
+FAMILY_SPECS = {name: MEMBERS[name] for name in ("Qwen-Image", "Qwen-Image-Edit-2511")}
+FAMILY_SPECS["Qwen-Image-2.1"] = TinySpec(arch="qwen_image_2")
 SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res"
 
 

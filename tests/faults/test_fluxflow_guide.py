@@ -386,6 +386,7 @@ def test_captions_that_are_no_table_are_told_with_their_line(workplace: Path) ->
         plan_job(read(f"{guide.HEAD}\ntraining: {{train_vae: true, lr: 1e-5}}\n"))
 
 
+@pytest.mark.slow
 def test_a_stop_condition_ends_the_step_as_finished_and_the_next_one_runs(workplace: Path, said: list[str]) -> None:
     text = FIRST.replace("max_steps: 2\n        n_epochs: 10", "max_steps: 40\n        n_epochs: 40").replace(
         "        lr: 1e-5\n\n", "        lr: 1e-5\n        stop_condition: {loss_name: loss_recon, threshold: 100}\n\n"
@@ -439,7 +440,7 @@ def all_places(data: Any) -> Iterator[tuple[Any, Any]]:
         yield from all_places(data[key])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(seed: int, workplace: Path) -> None:
     draw, files = random.Random(seed), [yaml.safe_load(text) for text in guide.FILES.values()]
     for _ in range(40):

@@ -36,6 +36,7 @@ def damage(path: Path) -> None:
 # ------------------------------------------------------------ zeros
 
 
+@pytest.mark.slow
 def test_a_job_of_zeros_draws_a_seed_keeps_it_and_saves_only_the_end(job: Job) -> None:
     """0 is off for all of these; the seed that was drawn goes on with the run and is enough to repeat it."""
     job.change(training_seed=0, network__dropout=0, train__max_grad_norm=0, train__lr_warmup_steps=0, train__steps=2)
@@ -160,16 +161,10 @@ def test_going_back_to_a_step_moves_what_is_later_and_ends_the_same(finished: Jo
     assert len([name for name in moved if name.endswith(".png")]) == 2
 
 
-@pytest.mark.parametrize("name", ["a[b]*?(c)+{d}", "ünï 🦊 name"])
-def test_odd_names_of_jobs(finished: Job, name: str) -> None:
-    old = finished.folder
-    finished.name = name
-    child = finished.start()
-    if child.wait() == 2:  # a name that cannot be a folder everywhere is refused before anything starts
-        assert name in child.errors and "Traceback" not in child.errors
-        assert not finished.folder.exists() and old.exists()
-        return
-    assert child.code == 0, child.output
+def test_an_odd_name_of_a_job(finished: Job) -> None:
+    finished.change(sample=None)
+    finished.name = name = "ünï 🦊 a[b]*?(c)+{d}"
+    finished.run()
     finished.change(resume=2)
     finished.run()
     assert finished.steps() == [1, 2, 3, 4, 5, 6]

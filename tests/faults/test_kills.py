@@ -51,8 +51,8 @@ def result(folder: Path) -> dict[str, bytes]:
     ("thread", "half"),
     [
         pytest.param("save", False, id="save-before", marks=pytest.mark.slow),  # 60 of them
-        pytest.param("save", True, id="save-half way"),
-        pytest.param("MainThread", False, id="MainThread-before"),
+        pytest.param("save", True, id="save-half way", marks=pytest.mark.slow),
+        pytest.param("MainThread", False, id="MainThread-before", marks=pytest.mark.slow),
         pytest.param("MainThread", True, id="MainThread-half way"),
     ],
 )
@@ -71,6 +71,7 @@ def test_death_at_every_write_ends_in_the_same_bytes(start, runs: Path, thread: 
         assert result(folder) == expected, f"write {call} of {writes}"
 
 
+@pytest.mark.slow
 def test_death_at_every_write_of_two_starts_in_a_row(start, runs: Path) -> None:
     """What the second start has to clean up is itself interrupted."""
     assert start("whole") == 0

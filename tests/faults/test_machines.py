@@ -4,7 +4,6 @@ same run as on one, whatever is lost of them and whenever."""
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,9 +143,7 @@ def test_a_network_that_is_gone_for_five_seconds_costs_these_and_one_that_stays_
 
 LOST: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "worker 0": ((DIED,), ("running",)),
-    "worker 1": ((DIED,), ("failed",)),
     "launcher 0": (("Stopped.", DIED), ("stopped", "failed", "running")),
-    "launcher 1": (("Stopped.",), ("stopped",)),
     "machine 0": ((DIED,), ("running",)),
 }
 """What is killed -> what one of these the others say, and how the run counts then. The worker of a launcher is stopped
@@ -214,37 +211,19 @@ def _another_model(job: Job, machines: TwoMachines) -> list:
     return []
 
 
-def _another_folder(job: Job, _: TwoMachines) -> list:
-    """The job's file is there too, and its `training_folder` is relative."""
-    (elsewhere := job.cwd / "elsewhere").mkdir()
-    shutil.copy(job.cwd / "job.yaml", elsewhere)
-    return [["change_folder", str(elsewhere)]]
-
-
 REFUSED: dict[str, tuple[Callable[[Job, TwoMachines], list], str]] = {
     "images": (_hide_the_images, "'{images}': "),
     "state": (_hide_the_state, "state/step_000000002: process 1 does not see this state"),
     "another state": (_another_state, "state/step_000000002 is not the same in all processes"),
     "model": (_another_model, "the model's transformer is not the same in all processes"),
-    "folder": (_another_folder, "the run's folder is not the same in all processes: "),
-    "version": (
-        lambda *_: [["set_value", "jobs.job:VERSION", "0.0.9"]],
-        "the program is not the same in all",
-    ),
-    "job": (lambda *_: [["environment", {"RATE": "0.02"}]], "train.lr is not the same in all processes: 0.01"),
-    "name": (lambda *_: [["environment", {"JOB": "other"}]], "the name of the job is not the same in all processes"),
 }
 """What is unlike on the second machine -> how it becomes so, with the faults of its worker; what both machines say.
-Two runs with one rendezvous id meet as two names or jobs do."""
+What two processes of one machine can have unlike too is in test_processes.py."""
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_unlike_on_the_machines_is_named_on_both(job: Job, machines: TwoMachines, what: str) -> None:
     prepare, says = REFUSED[what]
-    if what == "job":
-        job.change(train__lr="${RATE:-0.01}")
-    if what == "name":
-        job.name = "${JOB:-job}"
     job.write()
     faults = prepare(job, machines)
     started = machines.torchrun(job.cwd, faults=[[], faults])

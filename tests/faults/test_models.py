@@ -112,9 +112,10 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hub", "kind"),
-    [pytest.param("FluxPipeline", "cache", marks=pytest.mark.slow), ("QwenImageLayeredPipeline", "sd_trainer")],
+    [("FluxPipeline", "cache"), ("QwenImageLayeredPipeline", "sd_trainer")],
     indirect=["hub"],
 )
 def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: Path, hub: Hub, kind: str) -> None:

@@ -39,7 +39,7 @@ from toolkit.train.resumption import find_checkpoint
 
 pytestmark = pytest.mark.slow
 
-CASES = 500
+CASES = 250
 
 
 def mutated(raw: bytes, draw: Random) -> bytes:
@@ -106,7 +106,7 @@ def test_mutated_jobs_load_or_are_refused_by_place(tmp_path: Path, small_section
     valid = {"job": "extension", "config": {"name": "job", "process": [section]}, "meta": {"version": "1"}}
     names = [str(path[-1]) for path in places(valid) if isinstance(path[-1], str)]
     path, outcomes = tmp_path / "job.yaml", [0, 0]
-    for case in range(5 * 1000):
+    for case in range(2500):
         job = copy.deepcopy(valid)
         text = json.dumps(job, indent=1).encode()
         if case % 5 == 4:
@@ -196,13 +196,13 @@ def _plan(path: Path, extensions: ExtensionTable) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_mutated_examples_are_planned_or_refused(workplace: Path, example: Path) -> None:
-    _mutate_and_plan(workplace, yaml.safe_load(example.read_text()), example.stem, 60)
+    _mutate_and_plan(workplace, yaml.safe_load(example.read_text()), example.stem, 30)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_mutated_sections_of_tools_are_planned_or_refused(workplace: Path, tool: str) -> None:
     _mutate_and_plan(
-        workplace, {"job": "extension", "config": {"name": tool, "process": [{"type": tool, **TOOLS[tool]}]}}, tool, 60
+        workplace, {"job": "extension", "config": {"name": tool, "process": [{"type": tool, **TOOLS[tool]}]}}, tool, 30
     )
 
 
@@ -227,7 +227,7 @@ def test_mutated_flags_of_tools_are_read_or_refused(workplace: Path, tool: str) 
         flag for flag in tool_parser(tool, model)._option_string_actions if flag.startswith("--") and flag != "--help"
     ]
     values = [str(value) for value in VALUES] + ["photos", "tiny", "lora.safetensors", "run", "job.json", "/dev/null"]
-    for case in range(40 * TIMES):
+    for case in range(20 * TIMES):
         argv = [draw.choice([*flags, *values]) for _ in range(draw.choice([0, 1, 2, 2, 3, 4, 6]))]
         refused_or_done((case, tool, argv), partial(load_tool, tool, model, argv))
 
@@ -294,7 +294,7 @@ def test_mutated_captions_are_read_or_named(tmp_path: Path) -> None:
     draw_pictures(tmp_path, "other", "broken")
     (tmp_path / "broken.txt").write_text("a photo of ünï, \U0001f98a and שלום", encoding="utf-8")
     worked, refused = damage_one_by_one(tmp_path, tmp_path / "broken.txt", Random(3), CASES)
-    assert min(worked, refused) > 20
+    assert min(worked, refused) > 10
 
 
 # ------------------------------------------------------------ what the program wrote itself

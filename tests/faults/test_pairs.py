@@ -40,15 +40,12 @@ def again(job: Job, folder: Path) -> Job:
     return Job(job.nursery, folder, copy.deepcopy(job.section), started=job.started)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "calls",
-    [
-        (2 + 3 * 2,),  # in step 4
-        pytest.param(
-            (2, 1 + 5, 1 + 5), marks=pytest.mark.slow
-        ),  # in the first one, then in the third one of each start
-        *(pytest.param((call,), marks=pytest.mark.slow) for call in range(1, 2 + 2 * STEPS) if call != 8),
-    ],
+    # The trial, the first and the second one of a step, the first one after a save, the last one; then in the first one
+    # of all and in the fifth one of each of two starts.
+    [(1,), (3,), (6,), (8,), (1 + 2 * STEPS,), (2, 6, 6)],
 )
 def test_killed_in_any_micro_batch_it_ends_in_the_same_bytes(
     of_pairs: Job, tmp_path: Path, calls: tuple[int, ...]
@@ -63,7 +60,8 @@ def test_killed_in_any_micro_batch_it_ends_in_the_same_bytes(
     assert of_pairs.metrics()[-1][DISTANCE] > 0 and of_pairs.metrics()[-1][MARGIN] != 0
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_compare_the_pairs_that_one_does(of_pairs: Job, tmp_path: Path, parallel: str) -> None:
     if parallel == "ddp":  # some micro-batches have no pair
         votes(tmp_path / "votes", (*PAIRS[:2], ("d", ())))

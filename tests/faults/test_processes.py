@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job
     as_one()
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_one_was_stopped(job: Job, as_one) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
@@ -69,6 +71,7 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job
     assert_same_images(job, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_captions_that_one_does(job: Job, tmp_path: Path) -> None:
     folder = draw_pictures(tmp_path / "several", "a", "b", "c")
     for file in folder.glob("*.txt"):
@@ -101,6 +104,7 @@ def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(job: Job, tmp_path:
     assert all(tensor.any() for name, tensor in learned.items() if "lora_B" in name and ".0." in name)
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
     first, second = start_together(job, of_second=[("kill_self", STEP, STEP_3_OF_TWO, KILL)])
     assert second.wait() == -KILL
@@ -110,6 +114,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
     assert "died without reporting an error" in (job.folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> None:
     first, second = start_together(job, of_second=[("run_out_of_memory", "torch.distributed:all_reduce", 2)])
     assert first.wait() == second.wait() == 1
@@ -134,19 +139,36 @@ def test_a_mistake_is_told_once(job: Job) -> None:
     assert not job.folder.exists()
 
 
-def test_processes_with_unlike_jobs_do_not_begin(job: Job) -> None:
+UNLIKE: dict[str, tuple[Fault, str]] = {
+    "a key": (("environment", {"RATE": "0.02"}), "train.lr is not the same in all processes: 0.01 in process 0, 0.02"),
+    "the name": (("environment", {"JOB": "other"}), "the name of the job is not the same in all processes"),
+    "the folder": (("change_folder", "elsewhere"), "the run's folder is not the same in all processes: "),
+    "the program": (("set_value", "jobs.job:VERSION", "0.0.9"), "the program is not the same in all"),
+}
+"""What is unlike in the second process, and what is said. Two runs that meet by mistake are as two names."""
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_processes_with_unlike_jobs_do_not_begin(job: Job, what: str) -> None:
+    fault, says = UNLIKE[what]
     job.change(train__lr="${RATE:-0.01}")
-    said = run_together(job, 1, of_second=[("environment", {"RATE": "0.02"})])
-    assert "train.lr is not the same in all processes: 0.01 in process 0, 0.02 in process 1" in said
-    assert not (job.folder / "config.yaml").exists()
+    job.name = "${JOB:-job}"
+    (job.cwd / "elsewhere").mkdir()
+    shutil.copy(job.write(), job.cwd / "elsewhere")
+    first, second = start_together(job, of_second=[fault])
+    assert (first.wait(), second.wait()) == (1, 1), first.output + second.output
+    assert says in first.errors + second.errors
+    assert not list(job.cwd.glob("**/output/*/config.yaml"))
 
 
-@pytest.mark.parametrize(("rank", "host"), [(0, "127.0.0.1"), (1, "127.0.0.1"), (1, "no-such-host.invalid")])
+@pytest.mark.parametrize(
+    ("rank", "host"), [(0, "127.0.0.1"), pytest.param(1, "no-such-host.invalid", marks=pytest.mark.slow)]
+)
 def test_who_is_not_met_in_time_is_asked_for_in_one_line(job: Job, rank: int, host: str) -> None:
     """A process that never comes, and another address than the first process has."""
     alone = environment(rank, 2, free_port()) | {"MASTER_ADDR": host}
     child = job.start(
-        faults=[("environment", alone), ("set_value", "toolkit.system.distributed:RENDEZVOUS_TIMEOUT_MIN", 0.03)]
+        faults=[("environment", alone), ("set_value", "toolkit.system.distributed:RENDEZVOUS_TIMEOUT_MIN", 0.01)]
     )
     assert child.wait(30) == 1
     place = f"rank {rank} of 2: the processes did not meet at {host}:{alone['MASTER_PORT']}: "
@@ -156,6 +178,7 @@ def test_who_is_not_met_in_time_is_asked_for_in_one_line(job: Job, rank: int, ho
     assert not job.folder.exists()
 
 
+@pytest.mark.slow
 def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
     """As by `torchrun --max-restarts`: its store stays, with all that is in it of those that failed."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

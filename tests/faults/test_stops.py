@@ -30,10 +30,9 @@ def micro_batch(step: int, which: int, done: int = 0) -> int:
     return PROBE + 2 * (step - done - 1) + which
 
 
-@pytest.mark.parametrize(("number", "code"), [(TERM, 75), (INT, 130)])
-def test_a_stop_during_caching_keeps_what_is_cached(job: Job, same, number: int, code: int) -> None:
-    child = job.start(faults=[("kill_self", ENCODE, 2, number), ("slow", ENCODE, 0.05)])
-    assert child.wait(5) == code, child.output
+def test_a_stop_during_caching_keeps_what_is_cached(job: Job, same) -> None:
+    child = job.start(faults=[("kill_self", ENCODE, 2, TERM), ("slow", ENCODE, 0.05)])
+    assert child.wait(5) == 75, child.output
     kept = {path: path.stat().st_mtime_ns for path in job.cwd.glob("output/_cache/*/*/*.safetensors")}
     assert 1 <= len(kept) < 3
     assert job.states() == [] and not (job.folder / "metrics.jsonl").exists()
@@ -42,6 +41,7 @@ def test_a_stop_during_caching_keeps_what_is_cached(job: Job, same, number: int,
     same()
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_first_sampling_leaves_no_half_set(job: Job, same) -> None:
     child = job.start(faults=[("kill_self", DRAW, PROBE + 1, TERM), ("slow", DRAW, 0.05)])
     assert child.wait(5) == 75, child.output
@@ -51,6 +51,7 @@ def test_a_stop_during_the_first_sampling_leaves_no_half_set(job: Job, same) -> 
     same()
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(job: Job, whole: Job, same) -> None:
     # Sets at steps 0, 3 and 6; 2 micro-batches in each of 6 steps.
     child = job.start(faults=[("kill_self", DRAW, PROBE + SET + 6 + SET + 6 + 1, TERM)])
@@ -75,21 +76,20 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(job: Job,
     same()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
-def test_a_stop_between_steps_leaves_soon(job: Job, number: int) -> None:
+def test_a_terminal_that_is_closed_stops_it_soon(job: Job) -> None:
     """In five seconds on a quiet machine; the limit leaves room for one that other work slows down."""
     job.change(train__steps=5000, sample=None)
     child = job.start()
     child.wait_until(lambda: len(job.steps()) >= 3)
-    child.send(number)
+    child.send(signal.SIGHUP)
     assert child.wait(30) == 75, child.output
     assert "next, to be pasted" not in child.output  # of a run that is not finished
     assert job.states()[-1] == job.steps()[-1] < 5000
 
 
-def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job, same) -> None:
+def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job) -> None:
     # Each micro-batch takes half a minute once the first save is done.
-    job.change(train__steps=2)
+    job.change(train__steps=2, sample=None)
     job.run()
     job.change(train__steps=6)
     child = job.start(faults=[("slow", STEP, 30)])
@@ -117,6 +117,7 @@ def test_a_stop_file_is_answered_within_one_step(job: Job, same) -> None:
 
 
 def test_save_now_is_answered_within_one_step(job: Job) -> None:
+    job.change(train__steps=4, sample=None)
     job.run(faults=[("touch_at", STEP, micro_batch(3, 2), str(job.folder / "control" / "save_now"))])
     assert 3 in job.states()
     assert (job.folder / "job_000000003.safetensors").exists()
@@ -146,6 +147,7 @@ def test_output_that_is_lost_ends_no_training(job: Job, lost: str) -> None:
     assert "saved" in (job.folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_plan_that_cannot_be_printed_is_a_failure(job: Job) -> None:
     command = [sys.executable, str(ROOT / "run.py"), str(job.write()), "--dry-run"]
     with open("/dev/full", "w") as full:
@@ -158,7 +160,7 @@ def test_a_plan_that_cannot_be_printed_is_a_failure(job: Job) -> None:
 
 
 def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(job: Job, same) -> None:
-    first = job.start(faults=[("slow", STEP, 0.25)])
+    first = job.start(faults=[("hold", STEP, micro_batch(3, 1), str(job.cwd / "never"))])
     first.wait_until(lambda: len(job.steps()) >= 2)
     said = job.run(code=1)
     assert f"process {first.pid} on {socket.gethostname()} is running in this folder" in said
@@ -174,11 +176,12 @@ def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(job: 
 # ------------------------------------------------------------ pauses and clocks
 
 
+@pytest.mark.slow
 def test_a_paused_process_goes_on_where_it_was(job: Job, same) -> None:
     child = job.start(faults=[("slow", STEP, 0.03)])
     child.wait_until(lambda: len(job.steps()) >= 2)
     child.send(signal.SIGSTOP)
-    time.sleep(0.5)
+    time.sleep(0.2)
     before = job.steps()
     time.sleep(0.2)
     assert job.steps() == before
@@ -187,14 +190,14 @@ def test_a_paused_process_goes_on_where_it_was(job: Job, same) -> None:
     same()
 
 
-@pytest.mark.parametrize("ahead_s", [-4e8, pytest.param(4e8, marks=pytest.mark.slow)])
-def test_a_clock_that_jumps_changes_nothing(job: Job, same, ahead_s: float) -> None:
-    child = job.start(faults=[("wall_clock", ahead_s, 8), ("kill_self", STEP, micro_batch(5, 2), KILL)])
+@pytest.mark.slow
+def test_a_clock_that_jumps_back_and_ahead_changes_nothing(job: Job, same) -> None:
+    child = job.start(faults=[("wall_clock", -4e8, 8), ("kill_self", STEP, micro_batch(5, 2), KILL)])
     assert child.wait() == -KILL
     assert job.steps() == [1, 2, 3, 4]
     for age, path in enumerate(sorted(job.folder.rglob("*"))):
         os.utime(path, (1e9 - age, 1e9 - age))
-    assert "resuming from" in job.run(faults=[("wall_clock", -ahead_s, 3)])
+    assert "resuming from" in job.run(faults=[("wall_clock", 4e8, 3)])
     same()
 
 
