@@ -6,31 +6,42 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.faults.nursery import Child, Nursery
 from tests.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-SOON = "timeout=2,read_timeout=2,join_timeout=2"
+SOON = "timeout=1,read_timeout=1,join_timeout=1"
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., subprocess.Popen]:
-    """Starts launch.py with these flags and a worker of this text."""
+def launch(nursery: Nursery, tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    """Starts launch.py with these flags and a worker of this text, forked from a process that has imported PyTorch."""
+    started: list[Child] = []
 
-    def start(worker: str, *flags: str) -> subprocess.Popen:
+    def start(worker: str, *flags: str) -> Child:
         (file := tmp_path / "worker.py").write_text(worker)
-        command = [sys.executable, str(ROOT / "launch.py"), *flags, str(file)]
-        named: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **named)
+        started.append(nursery.fork([*flags, file], tmp_path, "launch", main="launch"))
+        return started[-1]
 
-    return start
+    yield start
+    for child in started:
+        child.end()
 
 
+def launched(folder: Path, worker: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The same by an interpreter of its own, which reads its environment before it imports PyTorch."""
+    (file := folder / "worker.py").write_text(worker)
+    command = [sys.executable, str(ROOT / "launch.py"), *flags, str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "says"),
     [
@@ -38,15 +49,20 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.Popen]:
         ("localhost", "fewer than 2 machines met at {place} in time"),
     ],
 )
-def test_machines_that_do_not_meet_are_one_line(launch: Callable, host: str, says: str) -> None:
+def test_machines_that_do_not_meet_are_one_line(tmp_path: Path, host: str, says: str) -> None:
     """An address that is nobody's, and a machine that never comes."""
     place = f"{host}:{free_port()}"
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-conf={SOON}", "--rdzv-id=x"]
-    started = launch("", "--nnodes=2", *meeting)
-    _, errors = started.communicate(timeout=60)
-    [line] = errors.splitlines()
+    ended = launched(tmp_path, "", "--nnodes=2", *meeting)
+    [line] = ended.stderr.splitlines()
     assert line.startswith(f"launch.py: {says.format(place=place)}")
-    assert started.returncode == 1
+    assert ended.returncode == 1
+
+
+def test_a_worker_has_the_environment_of_the_launcher(tmp_path: Path) -> None:
+    ended = launched(tmp_path, "import os; print(os.environ.get('TORCH_CPP_LOG_LEVEL'))", "--standalone")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"{os.environ.get('TORCH_CPP_LOG_LEVEL')}\n"
 
 
 ONE_DIES = "import os, sys, time\nif os.environ['RANK'] == '1':\n    {}\ntime.sleep(60)"
@@ -55,31 +71,27 @@ ONE_DIES = "import os, sys, time\nif os.environ['RANK'] == '1':\n    {}\ntime.sl
 @pytest.mark.parametrize(
     ("worker", "code", "says"),
     [
-        ("import os; print(os.environ.get('TORCH_CPP_LOG_LEVEL'))", 0, []),
         (ONE_DIES.format("sys.exit(2)"), 2, []),
         (ONE_DIES.format("os.kill(os.getpid(), 9)"), 137, ["launch.py: process 1 was killed by SIGKILL"]),
     ],
 )
 def test_the_exit_code_is_that_of_the_processes(launch: Callable, worker: str, code: int, says: list[str]) -> None:
     started = launch(worker, "--standalone", "--nproc-per-node=2")
-    output, errors = started.communicate(timeout=60)
-    assert (started.returncode, errors.splitlines()) == (code, says)
-    assert not output.replace(str(os.environ.get("TORCH_CPP_LOG_LEVEL")), "").strip()  # of two, within one another
+    assert (started.wait(60), started.errors.splitlines()) == (code, says)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_stop_waits_for_the_processes_and_has_the_code_of_a_stop(launch: Callable, number: int, code: int) -> None:
     worker = (
         "import signal, sys, time\n"
-        "def save(*_):\n    time.sleep(0.5)\n    print('saved', flush=True)\n    sys.exit(75)\n"
+        "def save(*_):\n    time.sleep(0.3)\n    print('saved', flush=True)\n    sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, save)\nsignal.signal(signal.SIGINT, save)\n"
         "print('ready', flush=True)\ntime.sleep(60)"
     )
     started = launch(worker, "--standalone")
-    assert started.stdout.readline() == "ready\n"
-    started.send_signal(number)
-    output, errors = started.communicate(timeout=60)
-    assert (started.returncode, output, "Traceback" in errors) == (code, "saved\n", False)
+    started.wait_until(lambda: started.outputs[0] == "ready\n")
+    started.send(number)
+    assert (started.wait(60), started.outputs[0], "Traceback" in started.errors) == (code, "ready\nsaved\n", False)
 
 
 def test_a_process_that_does_not_stop_is_killed_after_the_time_of_the_flag(launch: Callable) -> None:
@@ -87,7 +99,7 @@ def test_a_process_that_does_not_stop_is_killed_after_the_time_of_the_flag(launc
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)"
     )
     started = launch(worker, "--standalone", "--shutdown-timeout=1")
-    assert started.stdout.readline() == "ready\n"
-    started.send_signal(signal.SIGTERM)
-    _, errors = started.communicate(timeout=25)  # torchrun's own limit is 30 s
-    assert started.returncode == 75 and "forcefully exiting via" in errors
+    started.wait_until(lambda: started.outputs[0] == "ready\n")
+    started.send(signal.SIGTERM)
+    assert started.wait(25) == 75  # torchrun's own limit is 30 s
+    assert "forcefully exiting via" in started.errors

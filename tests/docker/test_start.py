@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -318,6 +317,7 @@ def test_sigterm_is_obeyed_at_once_wherever_it_comes(bench: Bench, place: str) -
     assert bench.api.calls == []
 
 
+@pytest.mark.slow
 def test_signals_from_the_first_moment_on_are_never_lost(bench: Bench) -> None:
     for number in range(8):
         pod = bench.start(FAKE_PLAN="run")
@@ -329,12 +329,10 @@ def test_signals_from_the_first_moment_on_are_never_lost(bench: Bench) -> None:
 
 @pytest.mark.parametrize("crash", ["1", "kill"])
 def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(bench: Bench, crash: str) -> None:
-    pod = bench.start(FAKE_PLAN=crash, RUN_ON_FAILURE="exit", RESTART_PAUSES="0.2 0.5 0.9 1.3")
+    bench.command("sleep", f'printf "%s\\n" "$*" >>"{bench.folder}/sleep.calls"\n')
+    pod = bench.start(FAKE_PLAN=crash, RUN_ON_FAILURE="exit", RESTART_PAUSES="0.2 5 90 120")
     assert pod.ends() == (137 if crash == "kill" else 1)
-    times = [entry["time"] for entry in bench.trainings()]
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert len(gaps) == 3
-    assert all(gap > pause for gap, pause in zip(gaps, (0.2, 0.5, 0.9), strict=True))
+    assert (bench.calls_of("sleep"), len(bench.trainings())) == (["0.2", "5", "90"], 4)
     assert "abandoned after 3 restarts" in pod.output
 
 
@@ -417,20 +415,26 @@ def given_job(bench: Bench) -> str:
     return training["argv"][-1]
 
 
+def job_config(bench: Bench, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """What start.sh asks for the job, alone."""
+    (folder := bench.workspace / "config").mkdir()
+    command = [sys.executable, START.with_name("job_config.py"), folder]
+    return subprocess.run(command, env=bench.environment(**environment), capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("source", ["B64", "B64 gzip", "B64 wrapped", "YAML"])
 def test_a_job_from_the_environment_is_written_to_the_volume(bench: Bench, source: str) -> None:
-    text = f'# "quotes" $(touch {bench.folder}/executed) `id` ünïcode = \\n\n{JOB}'
+    text = f"# ünïcode = \\n\n{JOB}"
     data = text.encode()
     encoded = base64.b64encode(gzip.compress(data) if source == "B64 gzip" else data).decode()
     if source == "B64 wrapped":
         encoded = "\n".join(encoded[i : i + 20] for i in range(0, len(encoded), 20)) + "\n"
     variable = f"JOB_CONFIG_{source.split()[0]}"
     given = {"JOB_CONFIG_YAML": None, variable: text if source == "YAML" else encoded}
-    pod = bench.start(**given, JOB_CONFIG_SHA256=sha256(data).hexdigest())
-    pod.wait_for("waiting.")
-    assert given_job(bench) == f"{bench.workspace}/config/_env_{sha256(data).hexdigest()[:8]}.yaml"
-    assert Path(given_job(bench)).read_bytes() == data
-    assert not (bench.folder / "executed").exists()
+    done = job_config(bench, **given, JOB_CONFIG_SHA256=sha256(data).hexdigest())
+    path = bench.workspace / "config" / f"_env_{sha256(data).hexdigest()[:8]}.yaml"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}\n", "")
+    assert path.read_bytes() == data
 
 
 def test_a_job_on_the_volume_is_given_as_it_is_named(bench: Bench) -> None:
@@ -464,10 +468,13 @@ def test_several_jobs_are_trained_in_order(bench: Bench, plan: str, options: str
     assert " ".join(Path(entry["argv"][-1]).stem for entry in bench.trainings()) == trained
 
 
-def test_the_first_source_counts(bench: Bench) -> None:
-    wanted = b"job: extension # from base64\n"
-    bench.start(JOB_CONFIG_B64=base64.b64encode(wanted).decode(), JOB_CONFIG="other.yaml").wait_for("waiting.")
-    assert Path(given_job(bench)).read_bytes() == wanted
+@pytest.mark.parametrize("variable", ["JOB_CONFIG_B64", "JOB_CONFIG_YAML"])
+def test_the_first_source_counts_and_no_shell_reads_it(bench: Bench, variable: str) -> None:
+    text = f'# "quotes" $(touch {bench.folder}/executed) `id` ünïcode = \\n\n{JOB}'
+    given = {"JOB_CONFIG_B64": base64.b64encode(text.encode()).decode(), "JOB_CONFIG": "other.yaml"}
+    bench.start(**(given if variable == "JOB_CONFIG_B64" else {variable: text})).wait_for("waiting.")
+    assert Path(given_job(bench)).read_bytes() == text.encode()
+    assert not (bench.folder / "executed").exists()
 
 
 @pytest.mark.parametrize(
@@ -490,12 +497,7 @@ def test_the_first_source_counts(bench: Bench) -> None:
     ],
 )
 def test_a_job_that_cannot_be_read_is_one_clear_line(bench: Bench, environment: dict[str, str], words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, START.with_name("job_config.py"), bench.folder],
-        env=bench.environment(**{"JOB_CONFIG_YAML": None, **environment}),
-        capture_output=True,
-        text=True,
-    )
+    done = job_config(bench, **{"JOB_CONFIG_YAML": None, **environment})
     assert (done.returncode, done.stdout) == (2, "") and words in done.stderr
     assert "Traceback" not in done.stderr and "CANARY" not in done.stderr
 
@@ -536,7 +538,6 @@ def test_a_variable_that_was_removed_is_one_line(bench: Bench, name: str) -> Non
         ({"NPROC": None}, 3),
         ({"NPROC": "auto", "CUDA_VISIBLE_DEVICES": "1,2"}, 2),
         ({"NPROC": "4"}, 4),
-        ({"NPROC": "1"}, 1),
     ],
 )
 def test_a_job_is_trained_by_as_many_processes_as_there_are_gpus(
@@ -547,10 +548,11 @@ def test_a_job_is_trained_by_as_many_processes_as_there_are_gpus(
     bench.command("python", f'{note}; exec {sys.executable} "$@"')
     assert bench.start(ATELIER_PYTHON="python", RUN_ON_SUCCESS="exit", **given).ends() == 0
     launches = [call for call in bench.calls_of("python") if "launch.py" in call]
-    assert len(bench.trainings()) == (processes == 1)
-    assert [f"--nproc-per-node {processes} " in call for call in launches] == [True] * (processes > 1)
+    assert bench.trainings() == []
+    assert [f"--nproc-per-node {processes} " in call for call in launches] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["2", "run"])
 def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_signal(bench: Bench, word: str) -> None:
     pod = bench.start(NPROC="2", FAKE_PLAN=word, RUN_ON_FAILURE="exit", RUN_ARGS="--allow-change")
@@ -753,7 +755,7 @@ def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
     pod = bench.start(TENSORBOARD_PORT="6006", RUN_ON_SUCCESS="exit")
     assert pod.ends() == 0 and "TensorBoard is not installed" in pod.output
     bench.command("tensorboard")
-    for port in (None, "http", "6006"):
+    for port in ("http", "6006"):
         bench.start(TENSORBOARD_PORT=port, HF_TOKEN="hf_x").wait_for("waiting.")
     assert bench.calls_of("tensorboard") == [f"--logdir {bench.workspace}/output --bind_all --port 6006"]
 
