@@ -37,6 +37,7 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
     in_this_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +139,9 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     assert len(given.datasets[0].control_path) == row.references
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (index % 6 > 0)) for index, name in enumerate(ROWS)]
+)
 def test_every_row_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiler, which takes seconds; the slow test below has it."""
     train = {**ROWS[name].train, "compile": {"enabled": False}}

@@ -20,6 +20,7 @@ def test_views_and_empty_memory_are_no_kernels() -> None:
     assert kernels.calls == {"copy_": 1, "add_": 1, "_to_copy": 1, "ones": 1, "mm": 1}
 
 
+@pytest.mark.slow
 def test_a_micro_step_launches_few_kernels() -> None:
     """Of a small model, whose blocks launch as many as the published one's. The goal is 24,000; 31,433 were launched
     when each use cast its matrices and each norm was the formula."""

@@ -15,6 +15,7 @@ def test_the_cache_is_built_by_the_program(tmp_path: Path) -> None:
     assert found["samples_per_s"] == pytest.approx(2 / sum(found["seconds"].values()))
 
 
+@pytest.mark.slow
 def test_the_published_encoders_have_the_published_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoding.write_tiny_model(tmp_path)
     monkeypatch.setattr(encoding, "_draw", lambda *_: None)

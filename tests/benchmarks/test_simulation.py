@@ -92,13 +92,9 @@ def of_fake_tensors(settings: SdTrainerConfig) -> tuple[int, int]:
     return step, live.phases["pass"].device - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("level", "dtype"),
-    [
-        ("cheap", "bf16"),
-        pytest.param("none", "fp32", marks=pytest.mark.slow),
-        *(pytest.param(level, "bf16", marks=pytest.mark.slow) for level in ("keep_attention", "full")),
-    ],
+    ("level", "dtype"), [("cheap", "bf16"), ("none", "fp32"), ("keep_attention", "bf16"), ("full", "bf16")]
 )
 def test_fake_tensors_take_what_real_ones_do(tmp_path: Path, monkeypatch, level: str, dtype: str) -> None:
     write_model(tmp_path, SIZE)

@@ -99,6 +99,7 @@ def test_what_is_measured_is_known_and_the_next_call_begins_with_what_is_left(
     assert capsys.readouterr().out.startswith("default: measured\n")
 
 
+@pytest.mark.slow
 def test_an_item_that_hangs_leaves_what_it_knew_and_costs_its_own_time(
     children: dict[str, str], results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def test_what_is_tried_leaves_an_answer() -> None:
     assert has_fast_kernel(CPU, torch.float32, 64) in (True, False)
 
 
+@pytest.mark.slow
 def test_no_variable_changes_what_cudnn_returns() -> None:
     """With TORCH_CUDNN_SDPA_AVOID_RECOMPILE cuDNN returns its log-sum-exp in another layout than its meta kernel, by
     which inductor plans: every compiled block fails in its first backward pass (H100, torch 2.11)."""

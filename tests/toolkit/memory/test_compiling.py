@@ -92,7 +92,10 @@ def test_programs_of_any_size_from_the_first_are_whole_and_made_once() -> None:
     assert counters["stats"]["unique_graphs"] == warm and not counters["graph_break"]
 
 
-@pytest.mark.parametrize("kind", [LoraNetwork, DoraNetwork, LohaNetwork, LokrNetwork])
+@pytest.mark.parametrize(
+    "kind",
+    [LoraNetwork, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (DoraNetwork, LohaNetwork, LokrNetwork))],
+)
 def test_scales_and_rates_are_constants_of_a_program(
     monkeypatch: pytest.MonkeyPatch, kind: type[LinearAdapterNetwork]
 ) -> None:
@@ -113,8 +116,7 @@ def test_scales_and_rates_are_constants_of_a_program(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", [pytest.param("cheap", marks=pytest.mark.slow), "full"])
-def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
+def test_rows_that_are_not_tokens_may_be_of_any_number() -> None:
     """A block's modulation has one row for each image."""
 
     def modulated(block: nn.Module, x_BSD: Tensor, shift_BD: Tensor) -> tuple[Tensor]:
@@ -122,7 +124,7 @@ def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
 
     settings = CompileConfig(enabled=True, backend="aot_eager", fullgraph=True)
     plain_stack = Stack(dropout=0.0, count=1)
-    run = Stack.wrapped(modulated, checkpoint_wrapper(level, WIDTH), compile_wrapper(settings))
+    run = Stack.wrapped(modulated, checkpoint_wrapper("full", WIDTH), compile_wrapper(settings))
     for images, tokens in ((2, 20), (3, 12), (4, 28)):
         x_BSD = torch.randn((images, tokens, WIDTH)).requires_grad_()
         outputs = [one(plain_stack.model[0], x_BSD, x_BSD[:, 0])[0] for one in (run, modulated)]
@@ -155,7 +157,9 @@ def test_dropout_of_a_block_that_is_computed_again_is_that_of_the_first_time(lev
     )
 
 
-@pytest.mark.parametrize("failing", ["first program", "program of the second block", "first call"])
+@pytest.mark.parametrize(
+    "failing", ["first program", pytest.param("program of the second block", marks=pytest.mark.slow), "first call"]
+)
 def test_auto_goes_on_uncompiled_with_the_numbers_of_the_step(
     monkeypatch: pytest.MonkeyPatch, said: list[str], failing: str
 ) -> None:
@@ -306,6 +310,7 @@ def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
         compiled_stack.gradients(tokens=12)
 
 
+@pytest.mark.slow
 @torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++"), "force_disable_caches": True})
 def test_a_missing_compiler_ends_the_run_with_advice() -> None:
     settings = CompileConfig(enabled=True)
@@ -313,7 +318,8 @@ def test_a_missing_compiler_ends_the_run_with_advice() -> None:
         Stack(count=1, dropout=0.0).wrap(compile_wrapper(settings)).gradients()
 
 
-@pytest.mark.parametrize("dynamic", ["auto", pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", ["auto", True])
 def test_a_backward_pass_that_cannot_be_compiled_ends_the_run_with_advice_too(
     monkeypatch: pytest.MonkeyPatch, dynamic: bool | str
 ) -> None:
@@ -371,7 +377,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     return found
 
 
-@pytest.mark.parametrize(("level", "again"), [pytest.param("cheap", 0, marks=pytest.mark.slow), ("full", 5)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "again"), [("cheap", 0), ("full", 5)])
 def test_int8_products_are_part_of_the_program_in_both_passes(graphs: list[Graph], level: str, again: int) -> None:
     """6 layers a block; computed again, the last product is not needed."""
     found = stack(level, "recorded", qtype="int8", count=2, in_int8=IN_INT8).gradients()
@@ -383,6 +390,7 @@ def test_int8_products_are_part_of_the_program_in_both_passes(graphs: list[Graph
     assert close(found, eager, 5e-3) and not close(plain, eager, 5e-3)
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_an_int8_product_in_the_type_of_the_computation(graphs: list[Graph]) -> None:
     compiled_stack = stack("cheap", "recorded", qtype="int8", count=2, in_int8=IN_INT8)
     compiled_stack.model.to(torch.bfloat16)
@@ -393,6 +401,7 @@ def test_checkpointing_keeps_an_int8_product_in_the_type_of_the_computation(grap
     assert forward.kept == {torch.bfloat16: 5}  # and not the sums in int32
 
 
+@pytest.mark.slow
 def test_int8_products_of_any_number_of_rows_are_compiled_once() -> None:
     compiled_stack = stack("full", qtype="int8", in_int8=IN_INT8, count=1)
     for tokens in (20, 12, 28):
@@ -403,6 +412,7 @@ def test_int8_products_of_any_number_of_rows_are_compiled_once() -> None:
     assert counters["stats"]["unique_graphs"] == warm
 
 
+@pytest.mark.slow
 def test_blocks_of_one_choice_share_a_program() -> None:
     mixed = stack("none", qtype="int8", in_int8=IN_INT8, count=4)
     for block in mixed.model[2:]:

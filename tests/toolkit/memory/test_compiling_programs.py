@@ -21,7 +21,7 @@ from toolkit.models.qwen_image21.prompts import SLOTS
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_compiler")]
 
 SIZES = ((64, 64), (48, 80), (80, 48), (64, 96), (96, 64), (32, 64))
 CAPTIONS = 20
@@ -56,10 +56,9 @@ def use(model: DiffusionModel, size: tuple[int, int], words: int, is_sample: boo
 @pytest.mark.parametrize(
     ("arch", "backend", "table", "captions"),
     [
-        ("qwen_image_edit_plus", "eager", False, len(SIZES)),
-        pytest.param("qwen_image_edit_plus", "eager", False, CAPTIONS, marks=pytest.mark.slow),
-        pytest.param("qwen_image_edit_plus", "inductor", True, len(SIZES), marks=pytest.mark.slow),
-        pytest.param("qwen_image_2", "eager", False, CAPTIONS, marks=pytest.mark.slow),
+        ("qwen_image_edit_plus", "eager", False, CAPTIONS),
+        ("qwen_image_edit_plus", "inductor", True, len(SIZES)),
+        ("qwen_image_2", "eager", False, CAPTIONS),
     ],
 )
 def test_a_dataset_of_many_sizes_and_captions_becomes_three_programs(

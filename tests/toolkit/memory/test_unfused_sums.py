@@ -67,6 +67,7 @@ def products_of(graph: fx.Graph, outputs: int) -> int:
 
 
 @pytest.mark.parametrize(("level", "qtype", "dtype"), [("full", None, torch.bfloat16), ("none", "int8", torch.float32)])
+@pytest.mark.slow
 def test_an_adapter_adds_no_product_to_a_matrix(
     graphs: list[fx.Graph], level: str, qtype: str | None, dtype: torch.dtype
 ) -> None:
