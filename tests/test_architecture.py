@@ -86,21 +86,28 @@ def source(name: str) -> str:
 parse = cache(ast.parse)
 
 
+@cache
+def nodes_of(text: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parse(text)))
+
+
 def module_of(name: str) -> str:
     """toolkit/data/__init__.py -> toolkit.data"""
     return name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
-def imports(name: str, text: str) -> Iterator[str]:
+@cache
+def imports(name: str, text: str) -> tuple[str, ...]:
     """Everything a file imports, wherever in it: absolute dotted names, of `from a import b` a.b."""
-    package = name.split("/")[:-1]
-    for node in ast.walk(parse(text)):
+    package, found = name.split("/")[:-1], list[str]()
+    for node in nodes_of(text):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = [*base, *(node.module or "").split(".")]
-            yield from (".".join([*filter(None, module), alias.name]) for alias in node.names)
+            found += [".".join([*filter(None, module), alias.name]) for alias in node.names]
+    return tuple(found)
 
 
 def room_of(module: str) -> str:
@@ -169,8 +176,12 @@ def imports_torch_at_once(text: str) -> bool:
 def unpickling(text: str) -> list[str]:
     """The calls that would run code of a file: weights without `use_safetensors`, pickles, code of a model folder."""
     found = []
-    for node in ast.walk(parse(text)):
+    for node in nodes_of(text):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr not in ("from_pretrained", "load") and not any(
+            keyword.arg == "trust_remote_code" for keyword in node.keywords
+        ):
             continue
         given = {keyword.arg or ast.unparse(keyword.value): ast.unparse(keyword.value) for keyword in node.keywords}
         receiver = ast.unparse(node.func.value)
@@ -356,16 +367,15 @@ def test_a_key_that_a_section_does_not_have_is_a_type_error(tmp_path: Path) -> N
 
 def family_words(text: str, word: str = "qwen") -> list[str]:
     """Names, imports and strings of a file that hold `word`; docstrings (sources are cited there) are let be."""
-    tree = parse(text)
     docstrings = {
         id(statement.value)
-        for node in ast.walk(tree)
+        for node in nodes_of(text)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         for statement in node.body
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     }
     found = []
-    for node in ast.walk(tree):
+    for node in nodes_of(text):
         if id(node) in docstrings:
             continue
         values = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module", "value", "asname")]
@@ -494,7 +504,7 @@ def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
 
 def only_chosen_names(text: str) -> bool:
     """Whether `Unpickler` is nothing but the base of classes that say themselves what a pickle may name."""
-    nodes = [*ast.walk(parse(text))]
+    nodes = nodes_of(text)
     choosing = [
         node
         for node in nodes
@@ -516,7 +526,9 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
             for to in imports(name, text)
             if to.split(".")[0] in ("pickle", "dill", "joblib", "shelve") and to not in chosen
         ]
-        calls = [node for node in ast.walk(parse(text)) if isinstance(node, ast.Call)]
+        named = ("load", "save", "eval", "exec")
+        calls = [node for node in nodes_of(text) if isinstance(node, ast.Call)]
+        calls = [node for node in calls if getattr(node.func, "attr", getattr(node.func, "id", "")) in named]
         reading += [
             f"{name}: {call}"
             for node in calls
@@ -543,7 +555,7 @@ FOR_THE_USER = {
 
 def third_party(name: str, text: str) -> set[str]:
     """Packages that a file imports, or names as "package.module:Class"."""
-    constants = (node.value for node in ast.walk(parse(text)) if isinstance(node, ast.Constant))
+    constants = (node.value for node in nodes_of(text) if isinstance(node, ast.Constant))
     named = (
         match[1] for value in constants if (match := re.fullmatch(r"(\w+)(?:\.\w+)*:(?!True$)[A-Z]\w+", str(value)))
     )
