@@ -47,11 +47,13 @@ is to be turned clockwise, in the format's own way and in EXIF, which does not c
 
 
 _frozen_modules = 0
+gc.disable()  # until all tests are collected, of which next to nothing is garbage
 
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays: a job collects its garbage twice, and need not look through all of that."""
     global _frozen_modules
+    gc.enable()
     gc.collect()
     gc.freeze()
     _frozen_modules = len(sys.modules)
