@@ -51,7 +51,10 @@ def step_bytes_once(section: Any, work: Work, on_gpu: bool) -> StepBytes:
     return steps_of[key]
 
 
-@pytest.fixture(params=TRAINERS)
+SLOW = ("vae_trainer", "flow_trainer", "flow_trainer, joint")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRAINERS])
 def trains(
     request: pytest.FixtureRequest, make_pictures, write_job, tmp_path: Path, monkeypatch
 ) -> Callable[..., Path]:

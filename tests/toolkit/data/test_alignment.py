@@ -118,16 +118,14 @@ def planted() -> Iterator[tuple[int, Move, Callable]]:
         yield index, (zoom, degrees, x, y), EDITS[index // 5 % len(EDITS)]
 
 
-SEVENTHS = pytest.mark.parametrize(
-    "seventh", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, 7))]
-)
-"""Each has all kinds of moves, all photographs and most edits."""
+SOME = pytest.mark.parametrize(("first", "every"), [(5, 17), pytest.param(0, 3, marks=pytest.mark.slow)])
+"""All kinds of moves; every third has all edits too."""
 
 
-@SEVENTHS
-def test_sixty_planted_moves_are_measured(seventh: int) -> None:
+@SOME
+def test_planted_moves_are_measured(first: int, every: int) -> None:
     random = Random(1)
-    for index, move, edit in islice(planted(), seventh, None, 7):
+    for index, move, edit in islice(planted(), first, None, every):
         image, reference = (within(each) for each in (photograph(index), moved(photograph(index), move)))
         found = measure(edit(image, random), reference)
         where = f"{index}: {move} measured as {found}"
@@ -138,15 +136,16 @@ def test_sixty_planted_moves_are_measured(seventh: int) -> None:
         assert abs(found.rotation - move[1]) <= 0.1, where
 
 
-@SEVENTHS
-def test_sixty_pairs_that_lie_on_each_other_are_not_accused(seventh: int) -> None:
+@SOME
+def test_pairs_that_lie_on_each_other_are_not_accused(first: int, every: int) -> None:
     random = Random(2)
-    for index in range(seventh, 60, 7):
+    for index in range(first, 60, every):
         image = photograph(index)
         found = measure(EDITS[index // 5 % len(EDITS)](image, random), image)
         assert found.is_measurable and not found.is_certain and found.drift < 0.25, f"{index}: {found}"
 
 
+@pytest.mark.slow
 def test_what_does_not_show_the_same_is_not_measurable() -> None:
     images = [photograph(index) for index in range(5)]
     others = list(pairwise(images[:4]))
@@ -157,7 +156,7 @@ def test_what_does_not_show_the_same_is_not_measurable() -> None:
 
 def test_a_reference_in_pixels_or_out_of_focus_is_not_accused() -> None:
     """Its own patches do not agree, which the error says."""
-    for index in range(4):
+    for index in range(2):
         image = photograph(index)
         spoilt = image.filter(ImageFilter.GaussianBlur(4))
         if index % 2:
@@ -176,7 +175,7 @@ def test_a_figure_that_moves_before_its_background_is_no_shift(seed: int, poses:
 
 def test_a_relief_is_not_taken_for_a_shift() -> None:
     """It has two edges for each of the photograph, a pixel or two to both sides."""
-    for index in range(3):
+    for index in range(2):
         image = within(photograph(index)).crop((0, 0, 300, 240))
         assert not measure(image.filter(ImageFilter.EMBOSS), image).is_measurable
 
@@ -187,12 +186,12 @@ def test_a_reference_of_another_size_or_shape_is_taken_as_training_takes_it() ->
     wide.paste(image, (10, 0))
     for reference in (image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS), wide):
         assert measure(image, reference).drift < 0.1
-    large = image.resize((1920, 1281), Image.Resampling.LANCZOS)
+    large = image.resize((1280, 854), Image.Resampling.LANCZOS)
     found = measure(within(large), within(moved(large, (0.01, 0.0, 6.0, 3.0))))
     assert math.dist(found.shift, (6, 3)) < 0.2 and abs(found.zoom - 0.01) < 1e-3
 
 
-@pytest.mark.parametrize("move", [(0.02, 0.0, 4.0, -3.0), (-0.03, 1.5, 0.0, 0.0), (0.0, -0.7, -6.3, 2.2)])
+@pytest.mark.parametrize("move", [(-0.03, 1.5, 0.0, 0.0), (0.0, -0.7, -6.3, 2.2)])
 def test_what_is_moved_onto_its_image_lies_on_it(move: Move) -> None:
     image, reference = (within(each) for each in (photograph(4), moved(photograph(4), move)))
     put, box = onto_image(reference, measure(image, reference))

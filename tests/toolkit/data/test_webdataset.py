@@ -445,14 +445,14 @@ ZEROS = bytes(10_240)
 
 def tar_of(*members: tuple[dict, bytes], end: bytes = bytes(1024), form: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar of members with these fields of `TarInfo`, whatever their content is; `SAMPLE` comes first."""
-    done = b""
+    done = []
     for fields, content in [*(({"name": name}, content) for name, content in SAMPLE.items()), *members]:
         member = tarfile.TarInfo()
         member.size = len(content)
         for name, value in fields.items():
             setattr(member, name, value)
-        done += member.tobuf(form) + content + bytes(-len(content) % 512)
-    return done + end
+        done += [member.tobuf(form), content, bytes(-len(content) % 512)]
+    return b"".join([*done, end])
 
 
 def with_label(label: bytes) -> bytes:

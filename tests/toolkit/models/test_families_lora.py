@@ -82,7 +82,7 @@ def loaded_by_diffusers(family: ModelFamily, folder: Path, file: Path, caplog: p
     return pipeline.transformer
 
 
-@pytest.mark.parametrize("form", ["as it is saved", "diffusers"])
+@pytest.mark.parametrize("form", ["as it is saved", pytest.param("diffusers", marks=pytest.mark.slow)])
 def test_a_lora_means_the_same_in_diffusers_own_pipeline(
     folder: Path, form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -138,6 +138,7 @@ def test_weights_that_a_file_gives_are_not_brought_until_they_are_needed(ask, se
     assert (folder / "transformer/diffusion_pytorch_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub) -> None:
     server.break_after = 3000
     assert "error" in ask(url=server.url)

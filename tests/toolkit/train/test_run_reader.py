@@ -85,7 +85,8 @@ def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F81
 
 def test_a_run_is_running_until_it_is_killed_and_goes_on_to_its_end(job: Job) -> None:  # noqa: F811
     job.change(sample=None)
-    child = job.start(faults=[("slow", STEP, 0.3)])
+    in_step_4 = 1 + 3 * 2 + 1
+    child = job.start(faults=[("hold", STEP, in_step_4, str(job.cwd / "never"))])
     child.wait_until(lambda: len(steps_in(job.folder / "metrics.jsonl")) >= 3)
     run = read_run(job.folder)
     assert (run.status, run.owner.pid, run.owner.host) == (RunStatus.RUNNING, child.pid, socket.gethostname())
@@ -119,7 +120,10 @@ def test_how_a_signal_ended_it(job: Job, fault: tuple, code: int, status: RunSta
 
 @pytest.mark.parametrize(
     ("place", "call", "step"),
-    [(STEP, 6, 2), ("extensions.sd_trainer.process:load_base_model", 1, None)],
+    [
+        (STEP, 6, 2),
+        pytest.param("extensions.sd_trainer.process:load_base_model", 1, None, marks=pytest.mark.slow),
+    ],
     ids=["in a step", "before the hooks"],
 )
 def test_an_error_is_told_and_forgotten_when_the_run_goes_on(job: Job, place: str, call: int, step: int | None) -> None:  # noqa: F811

@@ -51,6 +51,7 @@ def units_of_a_step(folder: Path, zero_cond_t: bool) -> tuple[float, float]:
     return taken[0] / spec.layers, taken[1]
 
 
+@pytest.mark.slow
 def test_modulation_of_each_token_is_planned(tmp_path: Path) -> None:
     of_2509, of_2511 = (units_of_a_step(tmp_path / str(zero), zero) for zero in (False, True))
     assert family_for(ModelConfig(name_or_path="qwen/qwen-image-edit-2511")) is EDIT_2511

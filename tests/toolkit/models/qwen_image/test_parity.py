@@ -173,6 +173,7 @@ def _equal(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> bool:
     return ours is theirs is None or torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "references", "size"), in_turn(DRAWN, Size(160, 80), Size(80, 144)), ids=str)
 def test_a_sample_equals_the_pipelines(member: Members, monkeypatch, name: str, references: int, size: Size) -> None:
     prompt = SamplePrompt(

@@ -38,7 +38,7 @@ def longest(model: Path, **given) -> int:
         (TARGET, [], 1024 * 1024),
         (Size(1024, 64), [], 1024 * 1024),
         (TARGET, [Size(451, 300)], 0),
-        (TARGET, [Size(90, 90)] * 3, 1024 * 1024),
+        pytest.param(TARGET, [Size(90, 90)] * 3, 1024 * 1024, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -52,7 +52,7 @@ def test_sizes_of_the_published_model_are_those_of_its_config() -> None:
     assert facts.text.other_params == sum(encoder.values()) - linear - head
 
 
-@pytest.mark.parametrize("side", [128, 256])
+@pytest.mark.parametrize("side", [128, pytest.param(256, marks=pytest.mark.slow)])
 def test_the_vae_takes_what_is_planned(side: int) -> None:
     facts, live = FAMILY.footprint(Path("not here")), LiveBytes()
     with FakeTensorMode(), torch.no_grad():

@@ -186,6 +186,7 @@ def other_model(tiny_21: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "unit_gain"
 
 
+@pytest.mark.slow
 def test_a_model_of_other_sizes_that_the_pipeline_saved_computes_the_same(
     other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +244,11 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize(
-    ("case", "use_kv_cache"), [*((case, True) for case in SAMPLES), ("3 references, guided, tall", False)]
+    ("case", "use_kv_cache"),
+    [
+        *((case, True) for case in SAMPLES if not case.startswith("3")),
+        *(pytest.param("3 references, guided, tall", cache, marks=pytest.mark.slow) for cache in (True, False)),
+    ],
 )
 def test_a_seed_gives_the_image_of_the_pipeline(pipeline_21, unit_gain_21: Path, case: str, use_kv_cache: bool) -> None:
     """The 8-bit images, the noise levels, and the latents beside what another prompt changes of them."""

@@ -119,9 +119,20 @@ def test_the_loss_of_one_dataset_that_runs_away_is_reported(watched) -> None:
     assert event["kind"] == "loss" and "dataset odd" in event["message"] and event["step"] > 150
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("names", [("lora_A.weight", "lora_B.weight"), ("weight", "bias")], ids=["lora", "full"])
-@pytest.mark.parametrize("fault", [None, "absent", "zero"])
+LORA, FULL = ("lora_A.weight", "lora_B.weight"), ("weight", "bias")
+
+
+@pytest.mark.parametrize(
+    ("fault", "names", "fused"),
+    [
+        (None, LORA, True),
+        (None, FULL, False),
+        ("absent", LORA, False),
+        ("absent", FULL, True),
+        ("zero", LORA, True),
+        ("zero", FULL, False),
+    ],
+)
 def test_a_layer_without_a_gradient_is_reported(
     toy, said: list[str], fault: str | None, names: tuple[str, str], fused: bool
 ) -> None:

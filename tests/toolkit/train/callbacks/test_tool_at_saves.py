@@ -70,7 +70,7 @@ def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(run, tmp
     ("code", "reason"), [("raise SystemExit('no room')", "no room"), ("import time; time.sleep(60)", "not ready")]
 )
 def test_what_goes_wrong_is_one_warning(run, said, monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
-    monkeypatch.setattr(module, "WAIT_AT_END_S", 1.0)
+    monkeypatch.setattr(module, "WAIT_AT_END_S", 0.5)
     callback = doing(diagrams_at_saves(run.folder), code)
     for _ in range(2):  # the second time nothing is started
         callback.event("save", step=1)

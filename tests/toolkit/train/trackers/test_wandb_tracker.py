@@ -100,6 +100,7 @@ def test_a_child_that_fails_says_why(tracked, monkeypatch) -> None:
         tracker.scalars(1, {"loss": 1.0})
 
 
+@pytest.mark.slow
 def test_the_process_ends_though_the_network_never_answers(tracked) -> None:
     """A process of its own, as a run would end: wandb's child is left to itself, and ends a minute later at most."""
     silent = socket.create_server(("127.0.0.1", 0))
