@@ -17,8 +17,7 @@ from benchmarks.bench_preference import decided, drawn, judged, without_colour, 
 from benchmarks.mascot_classifier import MascotClassifier
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("references", [0, 1])
+@pytest.mark.parametrize(("references", "guidance"), [(0, 2.0), (1, 1.0)])
 def test_many_samples_in_a_pass_are_those_of_one_each(tiny_model: Path, guidance: float, references: int) -> None:
     tiny = TinyModel(load(str(tiny_model)), MascotClassifier(), 2, guidance)
     pictures = [Image.new("RGB", (128, 128), colour) for colour in ("teal", "pink")] * references

@@ -170,7 +170,15 @@ def test_a_mistake_on_the_command_line_is_shown_without_secrets(run_py: Run, tmp
     assert leaks(result.stderr) == []
 
 
-@pytest.mark.parametrize("place", ["training_folder", "process name", "job name", "-n", "drop-in"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "training_folder",
+        "job name",
+        "-n",
+        *(pytest.param(place, marks=pytest.mark.slow) for place in ("process name", "drop-in")),
+    ],
+)
 def test_a_secret_is_no_name_of_a_folder(trainer, talker, write_job, run_py: Run, tmp_path: Path, place: str) -> None:
     section = talker() if place == "drop-in" else trainer(tmp_path)
     section |= {"training_folder": "out/${MY_TOKEN}"} if place in ("training_folder", "drop-in") else {}

@@ -135,8 +135,7 @@ def trained(process_group: ProcessGroup, dtype: torch.dtype) -> list[tuple[list,
     return [(p.tolist(), p.grad.tolist(), p.grad.dtype) for p in rows]
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(("processes", "dtype"), [(2, FP32), (4, BF16)])
 def test_gradients_of_rows_are_the_sums_over_all_processes(processes: int, dtype: torch.dtype) -> None:
     whole = layers(dtype)
     for block in whole:

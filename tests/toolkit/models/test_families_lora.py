@@ -100,6 +100,7 @@ def test_a_lora_means_the_same_in_diffusers_own_pipeline(
     at_most(f"LoRA of {family.title} in diffusers, {form}", relative(ours - base, theirs - base), 1e-4)
 
 
+@pytest.mark.parametrize("folder", ["qwen_image_edit_plus", "qwen_image_2"], indirect=True)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not KINDS[kind].trains_model])
 def test_every_kind_of_file_is_read_back_in_every_form_that_holds_it(folder: Path, kind: str, tmp_path: Path) -> None:
     family, model = opened(folder)

@@ -61,7 +61,7 @@ def steps_of(
                 yield found
 
 
-@pytest.mark.parametrize("pooled", [1, 10])
+@pytest.mark.parametrize("pooled", [pytest.param(1, marks=pytest.mark.slow), 10])
 def test_steps_of_sound_runs_are_not_slow(pooled: int) -> None:
     assert [found for seed in SOUND_RUNS for found in steps_of(seed, 600, pooled)] == []
 

@@ -85,7 +85,9 @@ def test_losses_that_may_still_fall_below_the_best_do_not_stop_a_run() -> None:
     assert forecast(losses, 91, 0.95).is_over
 
 
-@pytest.mark.parametrize("kind", ["line, -10 %", "line, -10 %, slow waves", "peak at 0.3"])
+@pytest.mark.parametrize(
+    "kind", ["line, -10 %", pytest.param("line, -10 %, slow waves", marks=pytest.mark.slow), "peak at 0.3"]
+)
 def test_simulated_runs(kind: str) -> None:
     """Some of benchmarks/bench_stopping.py."""
     ends = [stopped_at(simulate((IMPROVING | ENDED)[kind], seed)) for seed in range(200)]

@@ -86,8 +86,9 @@ def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F81
 def test_a_run_is_running_until_it_is_killed_and_goes_on_to_its_end(job: Job) -> None:  # noqa: F811
     job.change(sample=None)
     in_step_4 = 1 + 3 * 2 + 1
-    child = job.start(faults=[("hold", STEP, in_step_4, str(job.cwd / "never"))])
-    child.wait_until(lambda: len(steps_in(job.folder / "metrics.jsonl")) >= 3)
+    at_each_step = ("set_value", "toolkit.train.callbacks.status:WRITE_EVERY_S", 0)
+    child = job.start(faults=[at_each_step, ("hold", STEP, in_step_4, str(job.cwd / "never"))])
+    child.wait_until(lambda: (job.folder / "run.json").exists() and read_run(job.folder).step_s)
     run = read_run(job.folder)
     assert (run.status, run.owner.pid, run.owner.host) == (RunStatus.RUNNING, child.pid, socket.gethostname())
     assert run.eta_s == pytest.approx((6 - run.step) * run.step_s)

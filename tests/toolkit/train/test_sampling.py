@@ -79,7 +79,7 @@ def small_references(monkeypatch: pytest.MonkeyPatch) -> Callable[[Size], None]:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=[pytest.mark.slow] * case.startswith(("2 references", "3 references")))
+        pytest.param(case, marks=[pytest.mark.slow] * case.startswith(("2 references", "3 references", "no negative")))
         for case in CASES
     ],
 )

@@ -109,7 +109,16 @@ def largest(ours_BCHW: torch.Tensor, theirs_BSP: torch.Tensor) -> float:
     return float((pack(ours_BCHW) - theirs_BSP).abs().max() / theirs_BSP.std())
 
 
-@pytest.mark.parametrize(("name", "references", "size"), in_turn(DRAWN, PORTRAIT, LANDSCAPE), ids=str)
+@pytest.mark.parametrize(
+    ("name", "references", "size"),
+    [
+        pytest.param(
+            *case, marks=[pytest.mark.slow] * (case[:2] in [("Qwen-Image-Edit-2509", 1), ("Qwen-Image-Edit-2511", 1)])
+        )
+        for case in in_turn(DRAWN, PORTRAIT, LANDSCAPE)
+    ],
+    ids=str,
+)
 def test_velocity_equals_the_pipelines(member: Members, monkeypatch, name: str, references: int, size: Size) -> None:
     error = compare(member(name), monkeypatch, size, references)
     at_most(f"{name}: velocity, {references} references at the target's area, {size}", error, 1e-5)

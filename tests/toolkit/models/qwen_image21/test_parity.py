@@ -109,7 +109,10 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    "batch",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("1 references", "3 references"))) for name in BATCHES],
+)
 def test_velocity_equals_the_pipelines(at_any_time, unit_gain_21: Path, batch: str) -> None:
     items = [photo(*one) for one in BATCHES[batch]]
     t_B, x_t_BCHW, velocity_BCHW = training_call(open_21(unit_gain_21, reference_area=0), *items)

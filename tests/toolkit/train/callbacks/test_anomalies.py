@@ -85,7 +85,7 @@ def watched(toy, clock: Clock) -> Callable[..., tuple[Run, list[dict]]]:
     return train
 
 
-@pytest.mark.parametrize("stops_at", [None, 80])
+@pytest.mark.parametrize("stops_at", [pytest.param(None, marks=pytest.mark.slow), 80])
 def test_uncompiled_blocks_are_not_slow_compared_with_compiled_ones(watched, said: list[str], stops_at) -> None:
     _, warnings = watched(200, step_s=lambda step: 1.0 if step < 80 else 3.0, stops_at=stops_at)
     assert bool(warnings) is (stops_at is None)
