@@ -42,7 +42,7 @@ class PublishConfig(RunToolConfig):
 
     full_report: bool = False
     """Upload the `report.html` of the run's folder: with thumbnails of up to 300 training images, their captions and
-    names, the job, events, and the paths in them. false: if the run has one, a report without these."""
+    names, the job, the log, events, and the paths in them. false: if the run has one, a report without these."""
 
     licence: str = ""
     """Licence in the model card, as an identifier of the hub (`apache-2.0`). Empty: that of the base model's card."""

@@ -17,7 +17,7 @@ FILE = "report.html"
 
 class ReportConfig(RunToolConfig):
     """`type: report`: writes one HTML page of a run, running or finished, that opens without a network: samples over
-    steps, curves, settings, dataset, events, files."""
+    steps, curves, files, log, dataset, settings, events."""
 
     process_types: ClassVar[tuple[str, ...]] = ("report",)
     example: ClassVar[str] = "output/quickstart"
@@ -34,8 +34,8 @@ class ReportConfig(RunToolConfig):
     dataset."""
 
     share: bool = False
-    """A page for others: without the images, captions and names of the dataset, the job, the events, errors and the
-    folder of the run."""
+    """A page for others: without the images, captions and names of the dataset, the job, the log, the events, errors
+    and the folder of the run."""
 
     hashes: bool = True
     """Compute the SHA-256 of each saved file, which reads all of it. false: only those that the run recorded."""

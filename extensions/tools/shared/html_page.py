@@ -3,7 +3,8 @@ torch.
 
 `page` fills a template (Jinja2), in which every text is escaped, and puts the page's own style and script into it. A
 policy in the document (https://www.w3.org/TR/CSP3/) forbids the browser to load anything but images beside the page,
-and to run any script but the page's own, whatever a caption, a prompt or the name of a file holds.
+and to run any script but the page's own, whatever a caption, a prompt or the name of a file holds. What pages have in
+common lies in pages/, which `run.py ui` serves too.
 """
 
 from __future__ import annotations
@@ -14,19 +15,64 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import open_regular
+from toolkit.files.run_files import duration
+from toolkit.files.writing import open_regular, readable_size
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from PIL.Image import Image
 
-_HERE = Path(__file__).parent
+PAGES = Path(__file__).parent / "pages"
 _GENERATOR = '<meta name="generator" content="Atelier">'
+
+
+@cache
+def texts() -> Any:
+    """All words that the program's pages say, for a translation in one place."""
+    return json.loads((PAGES / "texts.json").read_text(encoding="utf-8"))
+
+
+@cache
+def environment(*folders: Path) -> Environment:
+    """What fills the templates of these folders and those of pages/; `t` in them are the `texts`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader([*folders, PAGES]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: "" if value is None else value,
+    )
+    made.globals |= {"t": texts()}
+    made.policies["json.dumps_function"] = lambda data, **_: as_json(data)
+    made.tests["search_state"] = lambda kind: str(kind).startswith("state")
+    made.filters |= {
+        "redacted": lambda text: redact_text(str(text)),
+        "duration": duration,
+        "points": points,
+        "size": readable_size,
+        "address": lambda text: quote(str(text), safe="", errors="backslashreplace"),
+        "time": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "",
+    }
+    return made
+
+
+def points(values: Sequence[float], width: int, height: int) -> str:
+    """The points of a line through evenly spaced values, two or more, in a picture of that size."""
+    low, step = min(values), (width - 2) / (len(values) - 1)
+    scale = (height - 4) / (max(values) - low or 1)
+    return " ".join(
+        f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}" for index, value in enumerate(values)
+    )
 
 
 def page(
@@ -36,22 +82,20 @@ def page(
 
     template: `NAME.html.j2`, which extends page.html.j2; of it `{{ text | redacted }}` is without secrets. NAME.css and
     NAME.js beside it are the page's own look and script. css: further lines of style. shared: files of style, script
-    and licence that other pages have too, modules without imports among them. data: a JSON value, which the script
-    reads with `pageData()`. values: what the template names.
+    and licence that other pages have too. The scripts become one, in this order, without imports. data: a JSON value,
+    which the script reads with `pageData()`. values: what the template names.
     Raises ValueError where style or script would end their own elements.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     own = template.with_name(template.name.removesuffix(".html.j2"))
     style, script = (
         "".join(
             file.read_text(encoding="utf-8")
-            for file in (_HERE / f"page{kind}", *(f for f in shared if f.suffix == kind), own.with_suffix(kind))
+            for file in (PAGES / f"page{kind}", *(f for f in shared if f.suffix == kind), own.with_suffix(kind))
         )
         for kind in (".css", ".js")
     )
     licences = "".join(f"/*\n{file.read_text(encoding='utf-8')}*/\n" for file in shared if not file.suffix)
-    style, script = style + css, licences + re.sub(r"(?m)^export ", "", script)
+    style, script = style + css, licences + re.sub(r"(?m)^(export |import .*\n)", "", script)
     if "</" in style + script:
         raise ValueError("css and js must not hold '</'")
     policy = (
@@ -59,17 +103,8 @@ def page(
         f"script-src 'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, _HERE]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: "" if value is None else value,
-    )
-    environment.filters["redacted"] = redact_text
-    parts = {"style": style, "script": script, "data": _json(data), "generator": _GENERATOR, "policy": policy}
-    return environment.get_template(template.name).render(title=title, **parts, **values)
+    parts = {"style": style, "script": script, "data": data, "generator": _GENERATOR, "policy": policy}
+    return environment(template.parent).get_template(template.name).render(title=title, **parts, **values)
 
 
 def is_page(path: Path) -> bool:
@@ -81,10 +116,12 @@ def is_page(path: Path) -> bool:
         return False
 
 
-def _json(value: object) -> str:
-    """JSON that cannot end the element it stands in; NaN and infinity, which JSON lacks, are null."""
-    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def as_json(data: Any) -> str:
+    """JSON of what files hold: lone surrogates escaped, and of what is not valid JSON as `finite`."""
+    try:
+        return json.dumps(data, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(data))
 
 
 def finite(value: Any) -> Any:

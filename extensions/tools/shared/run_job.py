@@ -37,6 +37,16 @@ def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection
     raise UserError(f"{run.folder}: this run does not save LoRAs.")
 
 
+def control_images(run: RunInfo) -> list[list[Path]]:
+    """The control images of each sample prompt, from the job that is saved with the run; none where it cannot be read:
+    that of another trainer, of another version, or damaged."""
+    try:
+        section = training_section(run, check_files=False)
+    except UserError:
+        return []
+    return [[Path(path).expanduser() for path in item.ctrl_img] for item in section.all_pictures()]
+
+
 def last_saved(folder: Path) -> Path | None:
     """The file, or folder, of weights that a run has saved last, of one step the final and of several the main one;
     None: it has saved none."""

@@ -9,20 +9,23 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
-from extensions.tools.shared.series import Curve
+from extensions.tools.shared.feed import Feed
+from extensions.tools.shared.series import IN_STEPS, Curve
 from toolkit.config.dataset import CAPTION_SUFFIXES
-from toolkit.files.redact import redact, redact_json, redact_text
-from toolkit.files.run_files import CONFIG
+from toolkit.files.redact import redact, redact_text
+from toolkit.files.run_files import CONFIG, LOG
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import open_regular, read_object, read_regular, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
 from toolkit.train.contact_sheet import spread
 from toolkit.train.paired import CONFIDENCE, as_good_as_the_lowest
 from toolkit.train.run_reader import (
+    RunInfo,
     SampleImage,
     list_checkpoints,
     list_dataset_files,
@@ -38,8 +41,39 @@ MOST_POINTS = 300
 MOST_CURVES = 8
 """Curves of one diagram."""
 
+MOST_ROWS = 300
+"""Rows of a table on a page."""
+
+MOST_WARNINGS = 5
+"""The latest of what looked wrong while a run trained."""
+
 _MOST_CAPTION_BYTES = 1000
 _MOST_CONFIG_BYTES = 2**19
+_PLAN_BYTES = 32_768
+
+
+def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
+    """What the template of the page of a run (pages/run.html.j2) names and only the run's folder tells, and the cursor
+    of the feed behind it. A part that is None is left out of the page."""
+    news, cursor = feed.update().news()
+    rows = news.get("events", [])
+    found = {
+        "run": run,
+        "folder": run.folder,
+        "seconds": feed.metrics.total(*IN_STEPS),
+        "memory": next((row for row in reversed(rows) if row.get("event") == "memory"), {}),
+        "which": which_file(run.folder),
+        "warnings": [row for row in rows if row.get("event") == "warning"][-MOST_WARNINGS:],
+        "lines": [curve for series in feed.series for curve in series.curves(points=240)],
+        "log": news.get("log", ""),
+        "plan": plan_text(run.folder),
+        "settings": settings_text(run.folder),
+        "events": [event_row(row) for row in rows[-MOST_ROWS:]],
+        "event_count": len(rows),
+        "dataset": None,
+        "result": None,
+    }
+    return found, cursor
 
 
 # ------------------------------------------------------------ curves
@@ -115,7 +149,7 @@ class SampleRow:
         """The latest; empty where none is recorded."""
         return next((sample.prompt for sample in reversed(self.samples) if sample.prompt), "")
 
-    @property
+    @cached_property
     def by_step(self) -> dict[int, SampleImage]:
         """Step -> sample."""
         return {sample.step: sample for sample in self.samples}
@@ -137,6 +171,24 @@ def sample_rows(folder: Path, most_pictures: int | None = None) -> tuple[tuple[S
         if sample.index in rows:
             rows[sample.index].append(sample)
     return tuple(SampleRow(index, tuple(row)) for index, row in rows.items() if row), len(steps)
+
+
+def sample_table(
+    folder: Path, address: Callable[[Path], str | None] = lambda path: path.name, most_pictures: int | None = None
+) -> dict[str, Any]:
+    """The samples of a run for the template and the script of its page: `steps`, of how many (`of`), and for each place
+    in the sets its prompt, and by step the `files` and how they lie on what they edit (`drift`; None: there is none).
+
+    address: what stands for a file; None: it is not an image. most_pictures: as in `sample_rows`.
+    """
+    rows, count = sample_rows(folder, most_pictures)
+    steps, table = sorted({sample.step for row in rows for sample in row.samples}), []
+    for row in rows:
+        found = [row.by_step.get(step) for step in steps]
+        files = [sample and address(sample.path) for sample in found]
+        drift = [sample and redact_text(sample.drift or "") for sample in found]
+        table.append({"index": row.index, "prompt": redact_text(row.prompt), "files": files, "drift": drift})
+    return {"steps": steps, "of": count, "rows": table}
 
 
 # ------------------------------------------------------------ dataset
@@ -296,9 +348,15 @@ def settings_text(folder: Path) -> str:
         return ""
 
 
-def events(folder: Path) -> list[tuple[str, str, str, str]]:
-    """Time, event, step and details of each event."""
-    return [event_row(redact_json(row)) for row in read_events(folder).rows]
+def plan_text(folder: Path) -> str | None:
+    """The plan that the latest start wrote at the head of the log; None where there is none."""
+    try:
+        with open_regular(folder / LOG) as file:
+            head = file.read(_PLAN_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return None
+    plan, end, _ = head.partition("\ndevice ")
+    return redact_text(plan) if end else None
 
 
 def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -6,12 +6,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from extensions.tools.shared.html_page import PAGES, texts
 from extensions.tools.ui.guard import Guard, protect
-from extensions.tools.ui.state import HERE, Ui, render, texts
+from extensions.tools.ui.state import HERE, Ui, render
 from extensions.tools.ui.views import compare, datasets, new, queue, run, runs, system, tools, votes
 
 
@@ -76,8 +77,7 @@ ROUTES = [
     _post("/votes/{kind}/{id}/train", votes.train),
     _post("/theme", system.set_theme),
     _get("/healthz", system.healthz),
-    _get("/static/look.css", lambda request: FileResponse(HERE.parent / "shared" / "page.css")),
-    Mount("/static/curves", StaticFiles(directory=HERE.parent / "shared" / "curves")),
+    Mount("/static/pages", StaticFiles(directory=PAGES)),
     Mount("/static", StaticFiles(directory=HERE / "static")),
 ]
 """What can be asked for. GET changes nothing; the guard stands before all but /login, /healthz and /static/."""

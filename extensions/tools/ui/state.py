@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, wraps
@@ -14,22 +13,22 @@ from html import escape
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from extensions.tools.shared.html_page import finite
+from extensions.tools.shared.feed import Feed
+from extensions.tools.shared.html_page import as_json, environment
 from extensions.tools.ui.config import MOST_PRICE, OWN
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_text
-from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES, duration
-from toolkit.files.writing import read_object, readable_size
+from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES
+from toolkit.files.writing import read_object
 from toolkit.train.run_index import RunIndex
 from toolkit.train.run_reader import RunInfo, read_run
 
@@ -124,6 +123,16 @@ class Ui:
         raise HTTPException(404, f"run {run_id!r}")
 
 
+def feed(ui: Ui, folder: Path) -> Feed:
+    """The feed of a run; a few of those last asked for stay in memory."""
+    feeds: dict[Path, Feed] = ui.memory.setdefault("feeds", {})
+    found = feeds.pop(folder, None) or Feed(folder)
+    feeds[folder] = found  # the last asked for is the last to go
+    while len(feeds) > 24:
+        feeds.pop(next(iter(feeds)), None)
+    return found
+
+
 def stored_price(settings: Path, otherwise: float) -> float:
     """The price per hour that was set on the page."""
     with suppress(TypeError, ValueError, OverflowError):
@@ -206,14 +215,6 @@ def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
     return number if least <= number <= most else None
 
 
-def as_json(data: Any) -> str:
-    """JSON of what files hold: lone surrogates escaped, and of what is not valid JSON as `finite`."""
-    try:
-        return json.dumps(data, allow_nan=False)
-    except ValueError:
-        return json.dumps(finite(data))
-
-
 class Json(JSONResponse):
     """An answer of `as_json`."""
 
@@ -223,44 +224,10 @@ class Json(JSONResponse):
 
 
 @cache
-def texts() -> Any:
-    """All words that the page says, for a translation in one place."""
-    return json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
-
-
-@cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: "" if value is None else value,
-    )
-    environment.globals |= {"t": texts()}
-    environment.policies["json.dumps_function"] = lambda data, **_: as_json(data)
-    environment.tests["search_state"] = lambda kind: str(kind).startswith("state")
-    environment.filters |= {
-        "redacted": lambda text: redact_text(str(text)),
-        "linked": lambda text: linked(redact_text(str(text))),
-        "duration": duration,
-        "points": points,
-        "options": options,
-        "size": readable_size,
-        "address": lambda text: quote(str(text), safe="", errors="backslashreplace"),
-        "time": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "",
-    }
-    return environment
-
-
-def points(values: Sequence[float], width: int, height: int) -> str:
-    """The points of a line through evenly spaced values, two or more, in a picture of that size."""
-    low, step = min(values), (width - 2) / (len(values) - 1)
-    scale = (height - 4) / (max(values) - low or 1)
-    return " ".join(
-        f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}" for index, value in enumerate(values)
-    )
+    made = environment(HERE / "templates")
+    made.filters |= {"linked": lambda text: linked(redact_text(str(text))), "options": options}
+    return made
 
 
 def options(texts: Iterable[str], chosen: str = "") -> str:

@@ -1,5 +1,5 @@
 // The first curve of each diagram, of all chosen runs in one.
-import {Diagram} from './curves/curves.js';
+import {Diagram} from './pages/curves/curves.js';
 
 const columns = JSON.parse(document.getElementById('columns')?.textContent ?? '[]');
 const shared = {share: () => 0.9, log: () => false, marks: () => [], texts: {step: 'step'}, zoomed: show};

@@ -8,11 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from extensions.tools.shared.run_records import settings_text
+from extensions.tools.shared.html_page import texts
+from extensions.tools.shared.run_records import sample_table, settings_text
 from extensions.tools.shared.series import IN_STEPS
-from extensions.tools.ui.live import feed
-from extensions.tools.ui.state import Ui, render, run_id, texts, ui_of, whole
-from extensions.tools.ui.views.run import sample_table
+from extensions.tools.ui.state import Ui, feed, render, run_id, ui_of, whole
 from extensions.tools.ui.views.runs import cost
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.yaml_reader import read_yaml

@@ -24,10 +24,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
 from extensions.tools.shared.candidates import CANDIDATES
+from extensions.tools.shared.html_page import texts
 from extensions.tools.ui import datasets, state, uploads
 from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset, read_dataset
 from extensions.tools.ui.decoder import SIDES, decoder, thumbnail
-from extensions.tools.ui.state import Form, render, texts, ui_of, wants_json, whole
+from extensions.tools.ui.state import Form, render, ui_of, wants_json, whole
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.data.captions import CaptionError

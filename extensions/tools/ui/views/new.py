@@ -24,10 +24,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.examples import EXAMPLES, MODELS, WITHOUT_GPU, written_job
+from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
 from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import never_ends
-from extensions.tools.ui.state import Form, Ui, inside, posted, render, texts, ui_of
+from extensions.tools.ui.state import Form, Ui, inside, posted, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.config.located import KeyPath, dotted

@@ -1,4 +1,4 @@
-"""The page of a run: samples over steps, curves, files, log, settings; and what its script asks for."""
+"""The page of a run (shared/pages/run.html.j2) as a server has it, and what its script asks for."""
 
 from __future__ import annotations
 
@@ -17,26 +17,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from extensions.tools.shared.run_records import (
-    diagrams,
-    event_row,
-    marks,
-    sample_rows,
-    saved_files,
-    settings_text,
-    which_file,
-)
-from extensions.tools.shared.series import IN_STEPS, MOST_BUCKETS, Curve
+from extensions.tools.shared.feed import status_of
+from extensions.tools.shared.html_page import as_json, texts
+from extensions.tools.shared.run_records import diagrams, marks, page_values, sample_table, saved_files, settings_text
+from extensions.tools.shared.series import MOST_BUCKETS
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.decoder import thumbnail
-from extensions.tools.ui.live import Feed, feed, status_of
 from extensions.tools.ui.queue import CONTROL
-from extensions.tools.ui.state import Form, Json, Ui, as_json, conflicts, inside, posted, render, run_id, ui_of, whole
+from extensions.tools.ui.state import Form, Json, Ui, conflicts, feed, inside, posted, render, run_id, ui_of, whole
 from extensions.tools.ui.views.runs import cost
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError
 from toolkit.files import run_files
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import open_regular, read_object, sha256_of, write_json
+from toolkit.files.writing import read_object, sha256_of, write_json
 from toolkit.train.run_reader import RunInfo
 
 POLL_S = 0.5
@@ -47,50 +40,45 @@ HEARTBEAT_S = 15.0
 
 MOST_STREAMS = 256
 
-MOST_WARNINGS = 5
-"""The latest of what looked wrong while a run trained."""
-
 REPORT_S = 120
 """Seconds that the making of a report may take."""
 
-_PLAN_BYTES = 32_768
 _marking = Lock()
 
 
 def page(request: Request) -> Response:
     """The whole page, complete without its script."""
     ui, run = _asked(request)
-    here = feed(ui, run.folder).update()
-    news, cursor = here.news()
+    id_ = run_id(ui, run.folder)
+    here = f"/runs/{quote(id_, safe='')}"
+    values, cursor = page_values(run, feed(ui, run.folder))
     samples = sample_table(run.folder)
     step = _whole(request, "step", samples["steps"][-1] if samples["steps"] else 0)
-    shown = min(samples["steps"], key=lambda each: abs(each - step), default=0)
-    marked = _favourites(ui).get(run_id(ui, run.folder), [])
+    files, other = list(saved_files(run.folder, hashed=False)), request.query_params.get("diff", "")
+    words = texts()["run"]["script"]
     return render(
         request,
-        "run.html.j2",
-        run=run,
-        id=run_id(ui, run.folder),
+        "live.html.j2",
+        **values,
+        base="base.html.j2",
+        id=id_,
+        here=here,
         cost=cost(ui, run),
-        seconds=here.metrics.total(*IN_STEPS),
-        memory=next((row for row in reversed(news.get("events", [])) if row.get("event") == "memory"), {}),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
         samples=samples,
-        shown=shown,
-        references=[len(paths) for paths in references(ui, run)],
-        lines=_lines(here),
-        files=list(saved_files(run.folder, hashed=False)),
-        which=which_file(run.folder),
-        marked=marked,
-        plan=plan_text(run.folder),
-        log=news.get("log", ""),
-        settings=settings_text(run.folder),
-        events=[event_row(row) for row in news.get("events", [])[-200:]],
-        warnings=[row for row in news.get("events", []) if row.get("event") == "warning"][-MOST_WARNINGS:],
-        others=[other for other in ui.run_ids() if other != run_id(ui, run.folder)],
-        difference=_difference(ui, run, request.query_params.get("diff", "")),
-        other=request.query_params.get("diff", ""),
-        data={"id": run_id(ui, run.folder), "cursor": cursor, "status": status_of(run), "samples": samples},
+        shown=min(samples["steps"], key=lambda each: abs(each - step), default=0),
+        picture=lambda file, side: f"{here}/samples/{file}" + f"?side={side}" * bool(side),
+        references=[
+            [[f"{here}/references/{index}/{slot}?side={side}" for side in (960, 400)] for slot in range(len(paths))]
+            for index, paths in enumerate(references(ui, run))
+        ],
+        files=files,
+        file_count=len(files),
+        marked=_favourites(ui).get(id_, []),
+        others=[name for name in ui.run_ids() if name != id_],
+        difference=_difference(ui, run, other),
+        other=other,
+        data={"here": here, "cursor": cursor, "status": status_of(run), "samples": samples, "words": words},
     )
 
 
@@ -104,31 +92,7 @@ def _whole(request: Request, name: str, default: int) -> int:
     return default if number is None else number
 
 
-def plan_text(folder: Path) -> str:
-    """The plan that the latest start wrote at the head of the log."""
-    try:
-        with open_regular(folder / run_files.LOG) as file:
-            head = file.read(_PLAN_BYTES).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    return head.partition("\ndevice ")[0] if "\ndevice " in head else ""
-
-
 # ------------------------------------------------------------ samples
-
-
-def sample_table(folder: Path) -> dict[str, Any]:
-    """`steps`, and for each place in the sets its prompt and its file at each step (None: it has none)."""
-    rows, _ = sample_rows(folder)
-    steps = sorted({sample.step for row in rows for sample in row.samples})
-    files = [{step: sample.path.name for step, sample in row.by_step.items()} for row in rows]
-    return {
-        "steps": steps,
-        "rows": [
-            {"index": row.index, "prompt": row.prompt, "files": [by_step.get(step) for step in steps]}
-            for row, by_step in zip(rows, files, strict=True)
-        ],
-    }
 
 
 def sample(request: Request) -> Response:
@@ -164,9 +128,8 @@ def image(ui: Ui, path: Path, side: int) -> Response:
 
 
 def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
-    """The reference images of each sample prompt, from the job that is saved with the run; none where it cannot be
-    read."""
-    from extensions.tools.shared.run_job import training_section
+    """The control images of each sample prompt, read again when the job of the run has changed."""
+    from extensions.tools.shared.run_job import control_images
 
     try:
         stamp = (run.folder, run.config.stat().st_mtime_ns if run.config else 0)
@@ -174,11 +137,7 @@ def references(ui: Ui, run: RunInfo) -> list[list[Path]]:
         return []
     known: dict[Any, list[list[Path]]] = ui.memory.setdefault("references", {})
     if stamp not in known:
-        try:
-            section = training_section(run, check_files=False)
-            known[stamp] = [[Path(path).expanduser() for path in item.ctrl_img] for item in section.all_pictures()]
-        except UserError:  # of another trainer, of another version, or damaged
-            known[stamp] = []
+        known[stamp] = control_images(run)
     return known[stamp]
 
 
@@ -193,11 +152,6 @@ def curves(request: Request) -> Response:
     points = max(2, min(_whole(request, "points", 800), MOST_BUCKETS))
     found = (curve for series in feed(ui, run.folder).update().series for curve in series.curves(*bounds, points))
     return Json({"diagrams": diagrams(found), "marks": marks(run.folder)})
-
-
-def _lines(here: Feed) -> list[Curve]:
-    """The curves as lines for a page without its script."""
-    return [curve for series in here.series for curve in series.curves(points=240)]
 
 
 # ------------------------------------------------------------ live

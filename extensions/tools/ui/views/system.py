@@ -13,10 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
+from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES
 from extensions.tools.ui.guard import HOSTS_VARIABLE
-from extensions.tools.ui.state import THEME_COOKIE, THEMES, Form, Ui, conflicts, posted, render, run_id, texts, ui_of
+from extensions.tools.ui.state import THEME_COOKIE, THEMES, Form, Ui, conflicts, posted, render, run_id, ui_of
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, nearest_folder, write_json
 from toolkit.system.host_memory import free_host_memory

@@ -9,8 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.forms import Field, ask, suggestions
-from extensions.tools.ui.state import Form, Ui, posted, render, texts, ui_of
+from extensions.tools.ui.state import Form, Ui, posted, render, ui_of
 from extensions.tools.ui.views.queue import queue_of
 from toolkit.errors import RunError, UserError
 

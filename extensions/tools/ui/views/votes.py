@@ -16,13 +16,14 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.candidates import CANDIDATES, Group, joined, read_groups
+from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.run_job import last_saved
 from extensions.tools.shared.run_records import sample_rows
 from extensions.tools.ui.commands import check_job
 from extensions.tools.ui.datasets import below
 from extensions.tools.ui.preference_job import base_job, preference_job
-from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, texts, ui_of
+from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
 from extensions.tools.ui.views.new import save_new, short, unused_name, why_not_started
 from extensions.tools.ui.views.queue import enqueue, images_folder
 from extensions.tools.ui.views.run import image, references

@@ -35,6 +35,7 @@ def run(tmp_path: Path) -> Path:
     drift = {"drift/px": 3.5, "drift/zoom_percent_1": 1.0, "drift/outside_mask": 2.0}
     (folder / "drift.jsonl").write_text(lines(*({"step": step, **drift} for step in (0, 60, 120))))
     (folder / "config.yaml").write_text(f"model:\n  name: tiny  # <i>\n  hf_token: {SECRET}\n")
+    (folder / "log.txt").write_text("cat\n  the plan\ndevice cpu\nstep 120 of the log\n")
     files = []
     for step in (0, 60, 120):
         for index in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from tests.html_browser import Browser
 from tests.processes import alarm
 from tests.running import section_of
 from toolkit.errors import ConfigErrors
-from toolkit.train.run_reader import list_checkpoints, list_network_files, list_samples, read_events, read_run, runs_in
+from toolkit.train.run_reader import list_checkpoints, list_network_files, list_samples, read_events, read_run
 
 HUGE = b'{"step": 1%s, "time": 5, "event": [], "loss": 1%s}\n{"step": 7, "loss": 1%s, "step_s": 1%s}\n' % (
     (b"0" * 400,) * 4
@@ -29,72 +30,59 @@ HUGE = b'{"step": 1%s, "time": 5, "event": [], "loss": 1%s}\n{"step": 7, "loss":
 """A line of numbers that no float can be, and one of such a loss."""
 
 
+def page_of(run: Path, **how: bool) -> str:
+    return report_page(read_run(run), run, **how)
+
+
 def write_page(run: Path, **how: bool) -> Path:
-    (found,) = runs_in(run)
     path = run / "report.html"
-    path.write_text(report_page(found, run, **how), encoding="utf-8")
+    path.write_text(page_of(run, **how), encoding="utf-8")
     return path
 
 
-DRIFT = ("Drift of edits (pixels)", "Zoom (%) and rotation (degrees) of edits", "Change outside the mask (0 to 255)")
+def seen_in(text: str) -> str:
+    """The texts of a page, outside of its style, script and data."""
+    return unescape(re.sub(r"<(style|script)[^>]*>.*?</\1>|<[^>]*>", "\0", text, flags=re.DOTALL))
 
 
 def test_a_page_has_all_that_the_run_recorded_and_no_secret(run: Path) -> None:
     path = write_page(run)
     text = path.read_text()
-    seen = unescape(re.sub(r"<(style|script)[^>]*>.*?</\1>|<[^>]*>", "\0", text, flags=re.DOTALL))
-    told = [
-        "120 of 120",
-        "240",
-        "0.25",
-        "Time in steps",
-        "1m00s",
-        PROMPT,
-        "images/one.jpg",
-        "caption of two",
-        "images/gone.jpg",
-    ]
-    told += [
-        "name: tiny  # <i>",
-        "3 images, 1 of them not found",
-        "cat.safetensors",
-        "ab" * 32,
-        "cd" * 32,
-        "2026-01-01",
-    ]
-    told += ["0.0 pixels off", "12.0 pixels off"]
+    told = ["120 / 120", "240", "0.25", "Time in steps", "1m00s", PROMPT, "images/one.jpg", "caption of two"]
+    told += ["images/gone.jpg", "name: tiny  # <i>", "3 images. 1 of them are not found", "cat.safetensors", "ab" * 32]
+    told += ["cd" * 32, "2026-01-01", "12.0 pixels off", "the plan", "step 120 of the log", str(run)]
     told.append(hashlib.sha256((run / "cat.safetensors").read_bytes()).hexdigest())
-    assert [part for part in told if part not in seen] == []
-    assert SECRET not in text and "<redacted>" in seen and "<script>document" not in text
-    assert text.count("data:image/jpeg") == 7  # of six samples one is torn, of three images one is gone
-    assert "no image at step 60" in seen
-    for title in ("Loss", "Validation", "Learning rate", "Gradient norm", "Seconds per step", *DRIFT):
-        assert f'"title":"{title}"' in text
+    assert [part for part in told if part not in seen_in(text)] == []
+    assert SECRET not in text and "<redacted>" in seen_in(text) and "<script>document" not in text
+    assert text.count("data:image/jpeg") == 5 + 2 + 2  # of six samples one is torn, two are seen at once; the dataset
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert data["samples"]["steps"] == [0, 60, 120] and data["samples"]["rows"][1]["files"][1] is None  # torn
+    assert data["samples"]["rows"][1]["drift"] == ["0.0 pixels off", "6.0 pixels off", "12.0 pixels off"]
+    titles = {"Loss", "Validation", "Learning rate", "Gradient norm", "Seconds per step", "Drift of edits (pixels)"}
+    assert titles < {diagram["title"] for diagram in data["diagrams"]}
     assert is_page(path) and not is_page(run / "config.yaml") and not is_page(run / "nothing")
+    assert "<form" not in text and text.count("http-equiv") == 1 and "MIT" in text  # the licence of the diagrams
+
+
+def test_a_page_for_others_has_nothing_of_the_dataset_and_this_machine(run: Path) -> None:
+    status = {"name": "cat", "status": "failed", "error": "no /home/me/cat.jpg", "reason": "no /home/me/dog.jpg"}
+    (run / "run.json").write_text(json.dumps(status))
+    with (run / "events.jsonl").open("a") as file:
+        file.write(lines({"event": "warning", "step": 3, "message": "in /home/me"}))
+    text, private = write_page(run, share=True).read_text(), (str(run), "/home/me", "images/", "caption of", "the plan")
+    assert [part for part in (*private, "name: tiny", "step 120 of the log") if part in text] == []
+    parts = re.findall(r'<section id="(\w+)"', text)
+    assert parts == ["samples", "curves", "files"] == re.findall(r'<a href="#(\w+)"', text)
 
 
 def test_a_page_names_the_file_and_the_next_commands(run: Path, trainer, write_job) -> None:
-    samples = {"samples": [{"prompt": "a <b> cat"}]}
+    samples = {"samples": [{"prompt": "a <b> cat", "ctrl_img_1": str(run.parents[1] / "images" / "one.jpg")}]}
     write_job(trainer(run.parent, sample=samples), name="cat").rename(run / "config.yaml")
     text = write_page(run).read_text()
     assert f"The result is <code>{run}/cat.safetensors</code>. Next:" in text
     assert f"python run.py generate --lora {run}/cat.safetensors --prompt &#39;a &lt;b&gt; cat&#39;" in text
     assert sys.executable not in text
-
-
-def test_a_page_says_which_files_are_as_good_and_what_was_spent_beyond_them(run: Path) -> None:
-    assert "As good by validation" not in report_page(read_run(run), run)
-    means = {40: 0.5, 60: 0.4, 100: 0.4, 120: 0.6}
-    for step in (40, 60, 100):
-        (run / f"cat_{step:09d}.safetensors").write_bytes((run / "cat.safetensors").read_bytes())
-    rows = [
-        {"step": step, "of": "x", "losses": {f"{i}": [mean + i + 0.001 * ((i * step) % 7)] for i in range(9)}}
-        for step, mean in means.items()
-    ]
-    (run / "validation_images.jsonl").write_text(lines(*rows))
-    page = report_page(read_run(run), run)
-    for words in ("steps 60, 100 (95% interval, 9 images)", "cat_000000060.safetensors", "60 of 120"):
-        assert words in page
+    assert re.search(r'<img src="data:image/jpeg[^>]* alt="control image 1"', text)
 
 
 @pytest.mark.slow
@@ -109,8 +97,7 @@ def test_without_pictures_a_page_is_small_however_long_the_run(run: Path) -> Non
     path = write_page(run, embed=False, hashed=False)
     text = path.read_text()
     assert path.stat().st_size < 1_000_000 and "data:image/jpeg" not in text
-    assert 'src="samples/000000120_0.png"' in text and "300 of 10,000 are listed" in text
-    assert "not drawn" not in text.split("<script")[0] and "loss/part_11" in text  # named though not drawn
+    assert 'src="samples/000000120_0.png"' in text and "300 of 10,000 are shown" in text
 
 
 @pytest.mark.slow
@@ -121,11 +108,11 @@ def test_no_folder_is_too_broken_for_a_page(run: Path) -> None:
         for damaged in (data[: len(data) // 2], b"\xff\x00[[{", *of_text, None):
             (run / "run.lock").touch()  # a run, whatever becomes of run.json
             path.write_bytes(damaged) if damaged is not None else path.unlink()
-            assert "</html>" in write_page(run).read_text()
+            assert "</html>" in page_of(run)
         path.write_bytes(data)
     for path in whole:
         path.unlink()
-    assert write_page(run).read_text().count("None recorded.") == 6
+    assert [none for none in ("No samples", "No numbers", "Nothing saved", "No log") if none not in page_of(run)] == []
 
 
 @pytest.mark.slow
@@ -133,31 +120,40 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(browser: Browser, 
     path = write_page(run)
     browser.open(path)
     assert browser.errors() == [] and browser.requests_elsewhere() == []
-    seen = "[...document.querySelectorAll('#samples-shown [data-step]:not(p.faint)')].filter(n => !n.hidden)"
-    shown = f"return {seen}.map(n => n.dataset.step)"
-    assert browser.run(shown) == ["120", "120"] and browser.text("#step-shown") == "step 120"
+    shown = "return [...document.querySelectorAll('.frame.now')].map(frame => frame.dataset.step)"
+    assert browser.run(shown) == ["step 120", "step 120"]
     assert browser.run("return document.querySelectorAll('.plot canvas').length") >= 6
     browser.run("document.getElementById('step').focus()")
     browser.press("ArrowLeft")
-    assert browser.run(shown) == ["60", "60"] and "no image at step 60" in browser.text("#samples-shown")
-    browser.click("#samples-shown .picture:not([hidden])")
-    assert browser.text("#large p") == f"step 60: {PROMPT}"
+    assert browser.run(shown) == ["step 60", "step 60"] and "no image at this step" in browser.text("#shots")
+    assert "6.0 pixels off" in browser.text("#shots")
+    browser.click("#shots .frame.now img")
+    assert browser.text("#large .words") == f"step 60 {PROMPT}"
     browser.press("ArrowRight", "ArrowDown")
-    assert browser.text("#large p").startswith("step 120: a dog")
+    assert browser.text("#large .words").startswith("step 120 a dog")
     assert browser.run("return document.querySelector('#large img').naturalWidth") == 64
     browser.press("Escape")
     assert browser.run("return document.getElementById('large').open") is False
+    browser.click("[name=mode][value=beside]")
+    assert browser.run("return document.querySelectorAll('.frames.beside .then img').length") == 2
     browser.click(".plot .u-series:last-child th")
     assert browser.run("return document.querySelectorAll('.u-legend .u-off').length") == 1
-    browser.run("document.getElementById('log').click()")
+    browser.click("#log-scale")
     assert browser.errors() == []
     write_page(run, embed=False)
     browser.open(path, width=400, dark=True)
     assert browser.is_as_wide_as_the_window() and browser.requests_elsewhere() == []
-    assert browser.run("return document.querySelector('.picture:not([hidden]) img').naturalWidth") == 64
+    assert browser.run("return document.querySelector('.frame.now img').naturalWidth") == 64
     assert browser.run("return document.title") == "cat"  # nothing of the prompt was run
-    with Image.open(browser.screenshot(run / "shot.png")) as shot:
-        assert shot.width >= 385
+    write_page(run)
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(path)
+        with Image.open(browser.screenshot(run / "shot.png")) as shot:
+            reds = {pixel for pixel in shot.convert("RGB").getdata() if pixel[0] > 230 and pixel[1] < 10}
+        assert reds  # the last sample
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
 
 
 @pytest.mark.parametrize("kept", ["run.json", "run.lock"])
@@ -175,10 +171,8 @@ def test_a_pipe_in_the_place_of_a_file_is_left_out_with_a_line(run: Path, tmp_pa
     with alarm(20):
         found += draw_diagrams(run, tmp_path / "graph")
         found += [*list_network_files(run), *list_samples(run), *read_events(run).rows]
-        page = report_page(read_run(run), run)
-    assert (
-        found == [] and "None recorded." in page and [one.problem is None for one in list_checkpoints(run)] == [False]
-    )
+        page = page_of(run)
+    assert found == [] and "No samples" in page and [one.problem is None for one in list_checkpoints(run)] == [False]
     assert any(f"{run / 'metrics.jsonl'}: cannot be read: it is not a regular file" in line for line in said)
 
 

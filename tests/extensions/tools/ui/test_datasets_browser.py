@@ -104,7 +104,8 @@ def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, addre
         assert is_open and source.endswith(f"/images/{shown}") and f"{shown} ·" in words
     browser.click('[data-by="1"]')
     browser.press("Escape")
-    assert not browser.run(large)[0] and browser.run("return document.activeElement.dataset.name") == "1.png"
+    assert not browser.run(large)[0]
+    browser.wait_for("document.activeElement.dataset.name == '1.png'")
 
     (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff no image")
     browser.open(f"{address}/datasets/pipo", width=360, dark=True)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from extensions.tools.ui.live import log_since
-from extensions.tools.ui.state import HERE, Ui, texts
+from extensions.tools.shared.feed import log_since
+from extensions.tools.shared.html_page import PAGES, texts
+from extensions.tools.ui.state import HERE, Ui
 from toolkit.train.lock import run_lock
 
 HOSTILE = "<script>alert(1)</script>\"'`{{7*7}}"
@@ -94,17 +95,6 @@ def test_a_run_that_ended_early_says_why_and_which_files_are_as_good(
     for damaged in (path.read_bytes()[:300], bytes(range(256)) * 20, b'{"step": 1, "losses": {"a": [1e999]}}\n'):
         path.write_bytes(damaged)
         assert client.get("/runs/one").status_code == 200
-
-
-def test_the_drift_of_samples_has_its_diagram(client: TestClient, make_run: Callable[..., Path]) -> None:
-    rows = [{"step": step, "drift/px": step + 1.0, "drift/px_0": None} for step in (0, 10)]
-    (make_run("one") / "drift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    drawn = client.get("/runs/one/curves").json()["diagrams"]
-    diagram = next(each for each in drawn if each["title"] == "Drift of edits (pixels)")
-    assert [(curve["name"], curve["steps"], curve["mean"]) for curve in diagram["curves"]] == [
-        ("drift/px", [0, 10], [1.0, 11.0])
-    ]
-    assert "drift/px" in client.get("/runs/one").text
 
 
 def test_samples_and_files_come_whole_small_and_by_ranges(client: TestClient, make_run: Callable[..., Path]) -> None:
@@ -206,7 +196,7 @@ def test_no_run_takes_the_pages_away(client: TestClient, ui: Ui, make_run: Calla
             assert answer.status_code == 200, path
             if answer.headers["content-type"] == "application/json":
                 json.loads(answer.text, parse_constant=pytest.fail)
-    text = client.get("/runs/one").text.split('id="run">')[1].split("</script>")[0]
+    text = client.get("/runs/one").text.split('id="data">')[1].split("</script>")[0]
     json.loads(text, parse_constant=pytest.fail)
 
 
@@ -328,7 +318,7 @@ def test_all_words_are_in_one_file() -> None:
     """Every text that a template names is there: a page of them all would fail otherwise, but a branch may be rare."""
     import re
 
-    for template in (HERE / "templates").glob("*.j2"):
+    for template in (*(HERE / "templates").glob("*.j2"), *PAGES.glob("*.j2")):
         for path in re.findall(r"\bt\.((?:[a-z_]+\.)*[a-z_]+)", template.read_text()):
             node = texts()
             for key in path.split("."):

@@ -73,7 +73,7 @@ def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(run_job, tm
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 2
     assert len(list((folder / "wandb").glob("offline-run-*/files/media/images/samples/*"))) == 10
     report = (folder / "report.html").read_text()  # behind the status of the end and all that was saved
-    assert ">finished<" in report and "5 of 5" in report and "first.safetensors" in report
+    assert ">finished<" in report and "5 / 5" in report and "first.safetensors" in report
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "job.yaml"]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 

@@ -1,15 +1,15 @@
-"""What is new in a run's folder since a cursor: for the event stream of its page, and for asking again and again where
-a proxy cuts streams. A cursor says all that its page has seen, so nothing is missing and nothing comes twice."""
+"""What is in a run's folder, and what is new there since a cursor: for its page, and for the event stream of that. A
+cursor says all that a page has seen, so nothing is missing and nothing comes twice."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from extensions.tools.shared.series import series_of
-from extensions.tools.ui.state import Ui, whole
 from toolkit.files import run_files
 from toolkit.files.redact import redact_json, redact_text
 from toolkit.files.writing import open_regular
@@ -65,18 +65,8 @@ class Feed:
         if events.rows:
             news["events"] = [redact_json(row) for row in events.rows]
         if log:
-            news["log"], news["log_anew"] = log, (begin := whole(log_seen)) is None or log_end < begin
+            news["log"], news["log_anew"] = log, (begin := _place(log_seen)) is None or log_end < begin
         return news, f"{self.metrics.cursor()}_{events.cursor}_{log_end}"
-
-
-def feed(ui: Ui, folder: Path) -> Feed:
-    """The feed of a run; a few of those last asked for stay in memory."""
-    feeds: dict[Path, Feed] = ui.memory.setdefault("feeds", {})
-    found = feeds.pop(folder, None) or Feed(folder)
-    feeds[folder] = found  # the last asked for is the last to go
-    while len(feeds) > 24:
-        feeds.pop(next(iter(feeds)), None)
-    return found
 
 
 def status_of(run: RunInfo) -> dict[str, Any]:
@@ -98,7 +88,8 @@ def log_since(path: Path, seen: str = "") -> tuple[str, int]:
     try:
         with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
-            begin = whole(seen, most=size) or 0
+            begin = _place(seen) or 0
+            begin = begin if begin <= size else 0
             start = max(begin, size - MOST_LOG_BYTES)
             file.seek(start)
             data = file.read(size - start)
@@ -107,3 +98,7 @@ def log_since(path: Path, seen: str = "") -> tuple[str, int]:
     end = data.rfind(b"\n") + 1
     first = data.find(b"\n") + 1 if start > begin else 0
     return redact_text(data[first:end].decode("utf-8", errors="replace")), start + end
+
+
+def _place(seen: str) -> int | None:
+    return int(seen) if re.fullmatch(r"\d{1,18}", seen, re.ASCII) else None

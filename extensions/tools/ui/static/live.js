@@ -1,0 +1,107 @@
+// What is new in a run arrives as events, and its curves are read finer where they are zoomed.
+import {renew, tell} from './page.js';
+import {$, data, draw, here, latest, range, showCurves, source, takeSamples, words} from './pages/run.js';
+
+// ---------------------------------------------------------------- curves
+let fetching = null;
+source.diagrams = async () => {
+  fetching?.abort();
+  fetching = new AbortController();
+  const part = range ? `&from=${range[0]}&to=${range[1]}` : '';
+  try {
+    const answer = await fetch(`${here}/curves?points=${Math.min(1200, innerWidth)}${part}`, {signal: fetching.signal});
+    if (answer.ok) return await answer.json();
+  } catch (error) {
+    if (error.name !== 'AbortError') tell(words.failed, true);
+  }
+};
+
+// A new row is a bucket of its own at the end; after some hundred the server makes fewer of them.
+let added = 0;
+function takeRows(rows) {
+  if (range || !latest.diagrams) return;
+  if (!latest.diagrams.length || (added += rows.length) > 400) return added = 0, showCurves();
+  const curves = latest.diagrams.flatMap(diagram => diagram.curves);
+  for (const row of rows) {
+    for (const curve of curves) {
+      if (!(curve.name in row) || row.step <= curve.steps.at(-1)) continue;
+      curve.steps.push(row.step);
+      for (const kind of ['low', 'high', 'mean']) curve[kind].push(row[curve.name]);
+    }
+  }
+  draw();
+}
+
+// ---------------------------------------------------------------- what is new
+const facts = {loss: status => status.loss?.toPrecision(4), speed: status => status.step_s && `${status.step_s.toPrecision(3)} s per step`};
+
+function showStatus(status) {
+  if (status.status !== data.status.status) return location.reload();  // other buttons, other facts
+  if (status.loss !== null && !document.querySelector('[data-fact=loss]')) return renew('#state', 'dl.facts');
+  for (const [name, text] of Object.entries(facts)) {
+    const place = document.querySelector(`[data-fact=${name}]`);
+    if (place && text(status)) place.textContent = text(status);
+  }
+  const bar = $('state').querySelector('progress'), steps = $('state').querySelector('.steps'), left = $('state').querySelector('.faint');
+  if (bar && status.steps) bar.value = status.step / status.steps;
+  if (steps && status.step !== null) steps.textContent = status.step.toLocaleString('en') + (status.steps ? ` / ${status.steps.toLocaleString('en')}` : '');
+  if (left && status.eta) left.textContent = left.textContent.replace(/^\S+/, status.eta);
+}
+
+let seen = data.cursor;
+function take(news) {
+  if (news.anew) showCurves();
+  if (news.rows) takeRows(news.rows);
+  for (const event of news.events ?? []) {
+    if (event.event === 'sample') takeSamples(event);
+    if (Number.isInteger(event.step) && event.event !== 'memory') latest.marks?.push([event.step, event.event]);
+    if (event.event === 'warning') renew('#notices');
+    if (['sample', 'save'].includes(event.event)) renew('#state', 'dl.facts', '#files');
+  }
+  const tail = $('tail');
+  if (news.log && tail) {
+    const isAtEnd = tail.scrollHeight - tail.scrollTop - tail.clientHeight < 40;
+    tail.textContent = ((news.log_anew ? '' : tail.textContent) + news.log).slice(-65536);
+    if (isAtEnd) tail.scrollTop = tail.scrollHeight;
+  }
+  showStatus(news.status);
+}
+
+let failures = 0;
+function listen() {
+  const stream = new EventSource(`${here}/live?since=${encodeURIComponent(seen)}`);
+  stream.onmessage = message => {
+    failures = 0, seen = message.lastEventId;
+    take(JSON.parse(message.data));
+  };
+  stream.onerror = () => {  // an EventSource would go on from its own last id; a new one also after a restart
+    stream.close();
+    if (++failures < 3) return setTimeout(listen, 1000 * failures);
+    tell(words.cut);
+    ask();
+  };
+}
+
+async function ask() {
+  try {
+    const answer = await fetch(`${here}/news?since=${encodeURIComponent(seen)}`, {headers: {accept: 'application/json'}});
+    if (answer.status === 404) return tell(words.gone, true);
+    if (answer.ok) {
+      const news = await answer.json();
+      seen = news.cursor, take(news), tell('');
+      if (++failures > 30) return failures = 0, listen();
+    }
+  } catch { /* the page is down: asked again below */ }
+  setTimeout(ask, 2000);
+}
+
+document.addEventListener('click', async event => {
+  const link = event.target.closest('[data-hash]');
+  if (!link) return;
+  event.preventDefault();
+  const answer = await fetch(link.href);
+  link.replaceWith(Object.assign(document.createElement('code'), {textContent: answer.ok ? await answer.text() : '–'}));
+});
+
+showCurves();
+listen();
