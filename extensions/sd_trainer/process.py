@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -18,7 +18,6 @@ from extensions.sd_trainer.setup import (
     attach_network,
     build_block_runner,
     build_roles,
-    choose_checkpointing_level,
     choose_w8a8_layers,
     load_files_beside,
     load_pretrained_lora,
@@ -335,16 +334,18 @@ class SdTrainerProcess(ImageTrainer):
         return batch, step.sample_noise_and_t(batch.spec, batch.latents_BCHW.shape[1:])[0]
 
     def _choose_checkpointing(self, run: Run, largest: LatentBatch, step: FlowMatchingStep) -> None:
-        choose_checkpointing_level(
-            self.block_runner,
-            self.section,
-            self.model,
-            self.network,
-            largest,
-            sum(role.state_bytes for role in run.roles.values()),
-            self.process_group.all_gather_object,
-            max(step.levels(largest, row) for row in range(len(largest))),
-        )
+        """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
+        assert self.plan.memory and self.plan.memory.step  # a start plans it in any case
+        planned, compile = self.plan.memory.step, self.section.train.compile
+        levels = max(step.levels(largest, row) for row in range(len(largest)))
+        targets_BCHW = largest.latents_BCHW.repeat_interleave(levels, 0)
+        tokens = self.model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
+        by_inductor = self.programs.used and compile.backend == "inductor"
+        work = replace(planned.shape, tokens=tokens, compiled=by_inductor)
+        self.block_runner.warn_of_slow_attention(work, len(targets_BCHW))
+        remembered = sum(role.state_bytes for role in run.roles.values())  # in a resumed run the optimizer has it
+        needed = max(0, planned.optimizer - remembered) + planned.beside
+        self.block_runner.choose_checkpointing(work, needed, self.process_group.all_gather_object)
 
     def _latent_size(self, spec: BatchSpec) -> Size:
         if isinstance(self.dataset, StreamLatents):

@@ -27,13 +27,6 @@ from toolkit.networks.interface import Network
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.targets import select_target_modules
-from toolkit.plan.memory_inputs import (
-    count_trainable_params,
-    num_shards,
-    optimizer_temp_bytes,
-    step_shape,
-    unsharded_block_bytes,
-)
 from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, is_out_of_memory
 from toolkit.system.distributed import ProcessGroup
@@ -78,39 +71,6 @@ def _drop_int8_of_programs(wanted: Int8Matmul, model: DiffusionModel, device: to
     stay = set(candidates(model.network_module, wanted, device))
     for layer in int8_layers(model.network_module):
         layer.in_int8 = layer.in_int8 if layer in stay else Int8Matmuls()
-
-
-def choose_checkpointing_level(
-    block_runner: BlockRunner,
-    section: DiffusionSection,
-    model: DiffusionModel,
-    network: Network,
-    largest: LatentBatch,
-    remembered: int = 0,
-    gather: Callable[[str], Sequence[str]] = lambda level: [level],
-    noise_levels: int = 1,
-) -> None:
-    """Chooses the checkpointing level by the largest batch; all ranks use the most saving level of any rank.
-
-    remembered: bytes of the optimizer state that exists already, as in a resumed run. gather: an all-gather
-    of the level over the ranks. noise_levels: of each image of the batch.
-    """
-    folder = model_folder(section.model)
-    trained = count_trainable_params(section, num_shards(section.train))
-    on_card = any(p.is_cuda for p in network.parameters().values())
-    facts = family_for(section.model).footprint(folder)
-    targets_BCHW = largest.latents_BCHW
-    if noise_levels > 1:
-        targets_BCHW = targets_BCHW.repeat_interleave(noise_levels, 0)
-    tokens = model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
-    by_inductor = block_runner.programs.used and section.train.compile.backend == "inductor"
-    work = step_shape(section, facts, trained, tokens, on_card, by_inductor)
-    block_runner.warn_of_slow_attention(work, len(targets_BCHW))
-    to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
-    within = optimizer_temp_bytes(section.train, trained) * section.train.fused_backward_pass
-    block_runner.choose_checkpointing(
-        work, needed=to_come + within + sum(unsharded_block_bytes(section, facts)), gather=gather
-    )
 
 
 INT8 = "model.int8_matmul"

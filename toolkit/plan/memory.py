@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from toolkit.memory.estimate import GB, gigabytes
+from toolkit.memory.estimate import GB, StepShape, gigabytes
 from toolkit.system.host_memory import free_host_memory
 
 GPU_SIZES_GB = (8, 12, 16, 24, 48, 80)
@@ -83,6 +83,18 @@ ENCODING = "encoding"
 
 
 @dataclass(frozen=True)
+class LargestStep:
+    """A step of one rank with its largest batch: what decides the level of `gradient_checkpointing: auto`."""
+
+    shape: StepShape
+    optimizer: int
+    """Bytes of the optimizer's state."""
+
+    beside: int
+    """Further bytes while gradients are computed: an optimizer's temporaries, whole blocks of a sharded model."""
+
+
+@dataclass(frozen=True)
 class MemoryEstimate:
     """Memory of one rank of a job."""
 
@@ -98,6 +110,9 @@ class MemoryEstimate:
 
     modulation_table: bool = False
     """Whether the numbers are those with `model.modulation_table`."""
+
+    step: LargestStep | None = None
+    """None where a trainer chooses no level by it."""
 
     @property
     def peak(self) -> Phase:

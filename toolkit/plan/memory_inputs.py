@@ -96,15 +96,6 @@ def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], process
 FLOAT = 4
 """Bytes of a number in float32."""
 
-WHOLE_BLOCKS = 2
-"""Blocks that are unsharded at a time with `train.parallel: fsdp`: one runs, the next one is prefetched."""
-
-OPTIMIZER_TEMPS = 4
-"""Float32 copies of the largest parameter that `full_bf16` and Adafactor allocate; others need one or none."""
-
-STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
-"""Optimizers whose step needs no copies: torch's fused ones, and SGD."""
-
 
 def step_shape(
     section: DiffusionSection,
@@ -148,25 +139,9 @@ def step_shape(
     )
 
 
-def optimizer_temp_bytes(train: TrainConfig, trained: TrainableParams) -> int:
-    """Bytes of float32 temporaries of an optimizer that steps one parameter after the other: with
-    `fused_backward_pass` during the backward pass."""
-    in_place = train.optimizer in STEPS_IN_PLACE and not train.full_bf16
-    return 0 if in_place else OPTIMIZER_TEMPS * FLOAT * trained.largest
-
-
 def num_shards(train: TrainConfig) -> int:
     """Number of ranks that the blocks of the model are sharded over."""
     return read_distributed_env().world_size if train.parallel == "fsdp" else 1
-
-
-def unsharded_block_bytes(section: DiffusionSection, facts: ModelSizeInfo) -> tuple[int, int]:
-    """Bytes of unsharded blocks with FSDP: of the weights of `WHOLE_BLOCKS` blocks, and of the gradients of one block
-    (as computed, as input and as output of the reduction)."""
-    if num_shards(section.train) == 1:
-        return 0, 0
-    number, block = DTYPE_BYTES[section.train.dtype], facts.linear_params // facts.blocks
-    return WHOLE_BLOCKS * block * number, block * (number + 2 * FLOAT) * section.network.trains_model
 
 
 def bytes_beside(section: DiffusionSection) -> int:

@@ -27,6 +27,7 @@ from toolkit.plan.memory import (
     ENCODING,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
+    LargestStep,
     Machine,
     MemoryEstimate,
     Phase,
@@ -40,11 +41,9 @@ from toolkit.plan.memory_inputs import (
     bytes_beside,
     count_trainable_params,
     num_shards,
-    optimizer_temp_bytes,
     share_of_rank,
     step_shape,
     trained_bytes,
-    unsharded_block_bytes,
 )
 from toolkit.system.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.system.host_memory import pinned_bytes
@@ -55,6 +54,15 @@ about 10 %, and the cache costs about 2 % of the time."""
 
 TABULATED_LAYERS = 2
 """Layers of a block that the modulation cache replaces."""
+
+WHOLE_BLOCKS = 2
+"""Blocks that are unsharded at a time with `train.parallel: fsdp`: one runs, the next one is prefetched."""
+
+OPTIMIZER_TEMPS = 4
+"""Float32 copies of the largest parameter that `full_bf16` and Adafactor allocate; others need one or none."""
+
+STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
+"""Optimizers whose step needs no copies: torch's fused ones, and SGD."""
 
 SWAP_BUFFERS = 2
 """Number of device buffers for swapped blocks."""
@@ -128,8 +136,15 @@ class _Estimator:
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes, self.shards = read_distributed_env().world_size, num_shards(self.train)
         self.trained_bytes = trained_bytes(section)
-        self.whole_blocks = unsharded_block_bytes(section, self.facts)
+        # Unsharded blocks with FSDP: their weights; gradients of one (as computed, input and output of the reduction).
+        block = self.facts.linear_params // self.facts.blocks if self.shards > 1 else 0
+        of_gradients = block * (self.number + 2 * FLOAT) * self.network.trains_model
+        self.whole_blocks = WHOLE_BLOCKS * block * self.number, of_gradients
         self.local = count_trainable_params(section, self.shards)
+        # Of an optimizer that steps one parameter after the other; with `fused_backward_pass` in the backward pass.
+        in_place = self.train.optimizer in STEPS_IN_PLACE and not self.train.full_bf16
+        self.temporaries = 0 if in_place else OPTIMIZER_TEMPS * FLOAT * self.local.largest
+        self.within_backward = self.temporaries * self.train.fused_backward_pass
         self.beside = bytes_beside(section)
         self.optimizer = self.local.optimizer_bytes(self.train)
         self.sizes = BatchSizes(section, self.facts, groups)
@@ -176,7 +191,9 @@ class _Estimator:
             )
         always: Bytes = {"context": CUDA_CONTEXT} if self.on_gpu else {"process baseline": PROCESS_BASELINE}
         found = tuple(Phase(name, positive(always | parts)) for name, parts in phases.items())
-        return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), self.wants_table)
+        beside = self.within_backward + sum(self.whole_blocks)
+        step = LargestStep(self._shape(), self.optimizer, beside)
+        return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), self.wants_table, step)
 
     def _host(self) -> dict[str, int]:
         """Main memory beside a GPU: while steps and a save are made, or more while the text encoder is read."""
@@ -246,13 +263,12 @@ class _Estimator:
         if self.processes > 1:
             reduced = min(BUCKET_BYTES + FLOAT * self.local.largest, FLOAT * self.local.weights)
             reduced *= 1 if self.trained_bytes == FLOAT else 2
-        temporaries = optimizer_temp_bytes(self.train, self.local)
-        after = max(reduced, temporaries)
+        after = max(reduced, self.temporaries)
         work: Bytes = {
             **self._with_gaps(activations, self.level),
             "gradients": gradients,
             "gradients of a block": self.whole_blocks[1],
-            "optimizer temporaries": temporaries * self.train.fused_backward_pass,
+            "optimizer temporaries": self.within_backward,
         }
         if sum(work.values()) < shape.gradients + after + self.optimizer - optimizer:
             work = {"gradients": shape.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from extensions.sd_trainer import setup as int8_products
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.setup import build_block_runner, choose_checkpointing_level, choose_w8a8_layers
+from extensions.sd_trainer.process import SdTrainerProcess
+from extensions.sd_trainer.setup import build_block_runner, choose_w8a8_layers
 from tests import running
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.processes import several
@@ -32,7 +33,9 @@ from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized, WithRecov
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
-from toolkit.plan.memory_inputs import count_trainable_params, step_shape
+from toolkit.plan.memory import Machine
+from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, step_shape
+from toolkit.plan.memory_plan import plan_memory
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.base_model import block_quantizer
 
@@ -191,50 +194,70 @@ def section_on(model: str, **parts: object) -> SdTrainerConfig:
     return SdTrainerConfig.model_validate(given | parts)
 
 
-BATCH = SimpleNamespace(latents_BCHW=torch.zeros(1, 4, 8, 8), prompts=None, control_latents=None)
+BATCH = LatentBatch(
+    torch.zeros(1, 16, 8, 8),
+    PromptEmbeds(torch.zeros(1, 13, 4), (13,)),
+    ((),),
+    BatchSpec(0, (0,), (0,)),
+    ("a",),
+    torch.ones(1),
+)
+
+
+def heard_by_auto(section: SdTrainerConfig, compiled: bool = False, remembered: int = 0, levels: int = 1) -> dict:
+    """What the block runner hears of the plan of a section and of `BATCH`, 77 tokens."""
+    heard, groups = {}, [ItemGroup(Size(4096, 4096), 0, False, False, 1, 30)]
+    process = SimpleNamespace(
+        section=section,
+        plan=SimpleNamespace(memory=plan_memory(section, groups, Machine("cpu"))),
+        model=SimpleNamespace(num_tokens=lambda latents, prompts, references: 64 * len(latents) + 13),
+        programs=SimpleNamespace(used=compiled),
+        process_group=SimpleNamespace(all_gather_object=sorted),
+        block_runner=SimpleNamespace(
+            warn_of_slow_attention=lambda work, images: None,
+            choose_checkpointing=lambda work, needed, gather: heard.update(work=work, needed=needed, gather=gather),
+        ),
+    )
+    run = SimpleNamespace(roles={"network": SimpleNamespace(state_bytes=remembered)})
+    SdTrainerProcess._choose_checkpointing(process, run, BATCH, SimpleNamespace(levels=lambda batch, row: levels))
+    return heard
 
 
 def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) -> None:
     train = {"optimizer": "adamw", "gradient_accumulation": 2}
-    section, heard = section_on(five_blocks, network={"type": "dora", "linear": 4}, train=train), {}
-    engine = SimpleNamespace(
-        choose_checkpointing=lambda work, **others: heard.update(work=work, **others),
-        warn_of_slow_attention=lambda work, images: None,
-        programs=SimpleNamespace(used=False),
-    )
-    adapter, network = (
-        SimpleNamespace(num_tokens=lambda latents, prompts, references: 77),
-        SimpleNamespace(parameters=lambda: {"a": torch.ones(1)}),
-    )
-    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, gather=sorted)
-    trained = count_trainable_params(section)
+    section = section_on(five_blocks, network={"type": "dora", "linear": 4}, train=train)
+    heard, trained = heard_by_auto(section), count_trainable_params(section)
     assert heard["work"] == step_shape(section, FAMILY.footprint(Path(five_blocks)), trained, 77, on_card=False)
     assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
     assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
-    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, remembered=7 * trained.weights)
-    assert heard["needed"] == trained.weights, "a run that goes on has it already"
-    engine.programs.used = True
-    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH)
-    assert heard["work"].compiled
+    resumed = heard_by_auto(section, remembered=7 * trained.weights)
+    assert resumed["needed"] == trained.weights, "a run that goes on has it already"
+    assert heard_by_auto(section, compiled=True)["work"].compiled and not heard["work"].compiled
+    assert heard_by_auto(section, levels=4)["work"].tokens == 4 * 64 + 13
+
+
+def test_auto_hears_of_the_temporaries_of_an_optimizer_that_steps_in_the_backward_pass(five_blocks: str) -> None:
+    train = {"optimizer": "adafactor", "max_grad_norm": 0}
+    section, fused = (
+        section_on(five_blocks, network={"type": "full"}, train=train | {"fused_backward_pass": is_fused})
+        for is_fused in (False, True)
+    )
+    more = heard_by_auto(fused)["needed"] - heard_by_auto(section)["needed"]
+    assert more == 4 * 4 * count_trainable_params(section).largest
 
 
 def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(monkeypatch, five_blocks: str) -> None:
     train = {"optimizer": "sgd", "parallel": "fsdp", "dtype": "bf16"}
     section, heard = section_on(five_blocks, network={"type": "full"}, train=train), []
-    engine = SimpleNamespace(
-        choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)),
-        warn_of_slow_attention=lambda work, images: None,
-        programs=SimpleNamespace(used=False),
-    )
-    adapter = SimpleNamespace(num_tokens=lambda latents, prompts, references: 77)
-    network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
     facts = FAMILY.footprint(Path(five_blocks))
     for processes in (1, 2):
         with several(monkeypatch, processes):
-            choose_checkpointing_level(engine, section, adapter, network, largest=BATCH)
-    (alone, gradients), (shared_out, of_rows) = heard
-    assert (alone, shared_out) == (0, facts.linear_params // 5 * (2 * 2 + 2 + 2 * 4))
-    assert of_rows == pytest.approx(gradients - 4 * facts.linear_params / 2, rel=0.02)  # biases are dealt out, too
+            heard.append(heard_by_auto(section))
+    alone, shared_out = heard
+    whole = facts.linear_params // 5 * (2 * 2 + 2 + 2 * 4)
+    assert (alone["needed"], shared_out["needed"]) == (0, whole)
+    half = alone["work"].gradients - 4 * facts.linear_params / 2
+    assert shared_out["work"].gradients == pytest.approx(half, rel=0.02)  # biases are dealt out, too
 
 
 @pytest.mark.slow
