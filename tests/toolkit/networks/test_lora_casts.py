@@ -12,7 +12,7 @@ from benchmarks.live_bytes import Kernels
 from tests.toolkit.memory.toy_blocks import Stack, same
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.models.folder_model import call_block
-from toolkit.networks import block_casts
+from toolkit.networks import lora
 from toolkit.networks.lora import LoraNetwork
 
 HALF = torch.bfloat16
@@ -108,7 +108,7 @@ def test_inputs_of_another_dtype_have_the_parameters_own_precision() -> None:
 
 def test_float32_and_a_network_that_is_off_cast_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     casts: list[object] = []
-    monkeypatch.setattr(block_casts._CastTogether, "apply", lambda *given: casts.append(given))
+    monkeypatch.setattr(lora._CastTogether, "apply", lambda *given: casts.append(given))
     Stack(count=1).output()
     stack = half_stack(count=1)
     with stack.network.disabled():
