@@ -39,7 +39,7 @@ from toolkit.memory.offload import ActivationOffload, HostBlock
 from toolkit.memory.quantization import quantizer
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_image import blocks
+from toolkit.models.qwen_image import forward
 from toolkit.models.qwen_image.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import ProcessGroup
@@ -179,7 +179,7 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
-        (blocks, "rms_norm"): norm_of_a_gpu,
+        (forward, "rms_norm"): norm_of_a_gpu,
         (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
         (FakeTensor, "tolist"): lambda levels: [0.5] * levels.numel(),  # put together they have no numbers
         (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],

@@ -21,7 +21,7 @@ from extensions.sd_trainer.setup import attach_network, build_block_runner
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.qwen_image import blocks
+from toolkit.models.qwen_image import forward
 from toolkit.system.device import DTYPES
 
 SIZE = ModelSize(heads=2, layers=3, **PUBLISHED)
@@ -100,7 +100,7 @@ def test_fake_tensors_take_what_real_ones_do(tmp_path: Path, monkeypatch, level:
     write_model(tmp_path, SIZE)
     (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
     settings = section(tmp_path, gradient_checkpointing=level, dtype=dtype)
-    monkeypatch.setattr(blocks, "rms_norm", simulation.norm_of_a_gpu)
+    monkeypatch.setattr(forward, "rms_norm", simulation.norm_of_a_gpu)
     step, no_gradients = of_real_tensors(tmp_path, settings)
     fake_step, fake_no_gradients = of_fake_tensors(settings)
     assert fake_step == pytest.approx(step, rel=0.01)

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from toolkit.models.encoder_weights import of_wan
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
-from toolkit.models.qwen_image.blocks import with_fused_norms, with_shared_projections
+from toolkit.models.qwen_image.forward import with_fused_norms, with_shared_projections
 from toolkit.registry import SPADE_LOADER, load_object
 
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there

@@ -14,7 +14,7 @@ import torch
 from toolkit.data.types import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
-from toolkit.models.qwen_image.blocks import with_fused_norms
+from toolkit.models.qwen_image.forward import with_fused_norms
 from toolkit.models.qwen_image21 import prompts as text
 from toolkit.models.qwen_image21.family import QwenImage21Family
 from toolkit.models.qwen_image21.forward import KeysValues, RunIndexed, compose_wrappers, forward

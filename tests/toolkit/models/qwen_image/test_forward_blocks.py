@@ -16,7 +16,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.diffusers_reference import open_tiny, relative
-from toolkit.models.qwen_image.blocks import FusedRMSNorm, with_fused_norms
+from toolkit.models.qwen_image.forward import FusedRMSNorm, with_fused_norms
 from toolkit.networks.lora import LoraNetwork
 
 RANK = 3
