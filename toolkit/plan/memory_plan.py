@@ -95,8 +95,9 @@ def plan_memory(
     if levels[0] == "auto":
         levels = ["full"] if limit is None else CHECKPOINTING_LEVELS if on_gpu else CHECKPOINTING_LEVELS[:-1]
     tables = [table] if table != "auto" else [on_gpu] if limit is None or not on_gpu else [False, True]
+    estimator = _Estimator(section, groups, on_gpu, by_inductor)
     for chosen, cached in product(levels, tables):
-        plan = _Estimator(section, groups, on_gpu, chosen, cached, by_inductor).plan()
+        plan = estimator.plan(chosen, cached)
         room = limit and int(limit * (WITHOUT_TABLE if table == "auto" and not cached else 1))
         if room and plan.peak_bytes <= room:
             break
@@ -114,20 +115,11 @@ def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
 
 
 class _Estimator:
-    """The numbers of a section on a machine, at a checkpointing level. On the CPU all is in one memory."""
+    """The numbers of a section on a machine. On the CPU all is in one memory."""
 
-    def __init__(
-        self,
-        section: DiffusionSection,
-        groups: Sequence[ItemGroup],
-        on_gpu: bool,
-        level: str,
-        table: bool,
-        compiled: bool,
-    ) -> None:
-        """table: whether the modulation cache is wanted. compiled: whether the blocks are, by inductor."""
-        self.compiled = compiled
-        self.section, self.groups, self.on_gpu, self.level, self.wants_table = section, groups, on_gpu, level, table
+    def __init__(self, section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: bool, compiled: bool) -> None:
+        """compiled: whether the blocks are, by inductor."""
+        self.section, self.groups, self.on_gpu, self.compiled = section, groups, on_gpu, compiled
         self.model, self.train, self.network = section.model, section.train, section.network
         self.gaps = gaps_on_gpu if on_gpu else gaps_on_host
         self.folder, self.family = self.model.files_folder(), family_for(self.model)
@@ -150,16 +142,12 @@ class _Estimator:
         self.sizes = BatchSizes(section, self.facts, groups)
         self.largest, self.samples = self.sizes.batch(share_of_rank(self.train)[0]), self.sizes.samples()
         self.is_streamed = any(group.streamed for group in groups)
-        # Whether the modulation cache is used: as `modulation_cache.check_modulation_frozen` decides.
+        # Whether the modulation cache can be used: as `modulation_cache.check_modulation_frozen` decides.
         kind = KINDS[self.network.type]
         unfit = self.facts.modulation_layers if kind.needs_base or kind.trains_model else frozenset()
         unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
-        self.has_table = table and self.shards == 1 and not unfit & set(self.local.layers)
-        # Of the model: bytes of its blocks, of the modulation layers that the cache replaces, and of a block at rest.
+        self.fits_table = self.shards == 1 and not unfit & set(self.local.layers)
         self.blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.own)
-        self.modulation = self.facts.stored(self.facts.tabulated_weights, self.qtype, self.own) * self.has_table
-        self.modulation_layer = int(self.modulation // (TABULATED_LAYERS * self.facts.blocks))
-        self.block_at_rest = (self.blocks - self.modulation) // self.facts.blocks
         # Of the encoders, and whether they are off the GPU while they are not used.
         self.low_vram, self.text_on_host = on_gpu and self.model.low_vram, on_gpu and self.model.text_encoder_cpu
         per_linear = self.facts.bytes_per_weight[self.model.qtype_te] if self.model.quantize_te else self.number
@@ -174,7 +162,13 @@ class _Estimator:
         if any(group.shuffled for group in groups):
             (self.waiting if self.low_vram or self.text_on_host else self.encoders)["text encoder"] = self.text
 
-    def plan(self) -> MemoryEstimate:
+    def plan(self, level: str, table: bool) -> MemoryEstimate:
+        """The estimate at a checkpointing level. table: whether the modulation cache is wanted."""
+        self.level, self.has_table = level, table and self.fits_table
+        # Of the model: bytes of the modulation layers that the cache replaces, and of a block at rest.
+        self.modulation = self.facts.stored(self.facts.tabulated_weights, self.qtype, self.own) * self.has_table
+        self.modulation_layer = int(self.modulation // (TABULATED_LAYERS * self.facts.blocks))
+        self.block_at_rest = (self.blocks - self.modulation) // self.facts.blocks
         rows = LOOKAHEAD_BATCHES * self.train.batch_size
         phases = {
             ENCODING: self._encoding(),
@@ -193,7 +187,7 @@ class _Estimator:
         found = tuple(Phase(name, positive(always | parts)) for name, parts in phases.items())
         beside = self.within_backward + sum(self.whole_blocks)
         step = LargestStep(self._shape(), self.optimizer, beside)
-        return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), self.wants_table, step)
+        return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), table, step)
 
     def _host(self) -> dict[str, int]:
         """Main memory beside a GPU: while steps and a save are made, or more while the text encoder is read."""
