@@ -43,7 +43,7 @@ from toolkit.networks.save import (
     write_shards_in_turn,
 )
 from toolkit.system.device import DTYPES
-from toolkit.train.collectives import network_state_dict, network_tensors_in_turn
+from toolkit.train.collectives import network_tensors_in_turn
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
@@ -125,10 +125,10 @@ class LoraWriter:
         return {**self.metadata, **progress} if self.metadata else {}
 
     def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        """Copies of the tensors of each file of a step (as in `snapshot`)."""
-        dtype = DTYPES[self.section.save.dtype]
+        """Copies of the tensors of each file of a step (as in `snapshot`); of a network that is not sharded."""
+        role, dtype = run.roles[NETWORK], self.section.save.dtype
         return {
-            file: network_state_dict(run, self.network, NETWORK, dtype, raw)
+            file: to_cpu_copies(dict(sorted(self.network.export(role.weights(raw)).items())), dtype)
             for file, raw in self.files(run, step).items()
         }
 

@@ -98,17 +98,6 @@ def _swap_out_eval_weights(worker: WorkerContext) -> None:
     worker.evaluation.close()
 
 
-def network_state_dict(
-    run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool = False
-) -> dict[str, Tensor]:
-    """The tensors of a network file: copies on the CPU in `dtype`, under the names of the file. Called by rank 0.
-
-    raw: the raw weights, also where there is an EMA.
-    """
-    with network_tensors_in_turn(run, network, role, dtype, raw) as (shapes, gather):
-        return {name: gather(name) for name in sorted(shapes)}
-
-
 @contextmanager
 def network_tensors_in_turn(
     run: Run,
@@ -118,7 +107,8 @@ def network_tensors_in_turn(
     raw: bool = False,
     order: Callable[[Iterable[str]], Sequence[str]] = sorted,
 ) -> Iterator[tuple[dict[str, torch.Size], Callable[[str], Tensor]]]:
-    """The same with one tensor in memory at a time: the shape of each, and what copies one.
+    """The tensors of a network file under their names there, with one in memory at a time: the shape of each, and what
+    copies one to the CPU in `dtype`. Called by rank 0. raw: the raw weights, also where there is an EMA.
 
     Each has to be copied once, in this order of the names, before anything else is communicated: the other ranks are
     at it. After an error in the block (a full disk, say) the rest is copied for them.
