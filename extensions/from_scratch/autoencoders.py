@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,11 @@ class Autoencoder:
         return like.new_tensor(mean), like.new_tensor(1 / scale)
 
     # ------------------------------------------------------------ what they share
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same, with its weights on this device."""
+        self.module.to(device)
+        return self
 
     def set_scale(self, scale: Mapping[str, Any]) -> None:
         """From here on latents are normalised by these entries of config.json (`normalisation`)."""

@@ -1,5 +1,5 @@
-"""`FolderModel`, the base of every `DiffusionModel` that is a folder of diffusers: parts that load on first use, and
-one forward pass for all items of a batch that have the same shapes.
+"""`FolderModel`, the base of every `DiffusionModel` that is a folder of diffusers: parts that load on first use,
+encoders that make room with `low_vram`, and one forward pass for all items of a batch that have the same shapes.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width.
 """
@@ -71,6 +71,18 @@ class FolderModel(DiffusionModel):
         """Parts besides the transformer that are trained, and never unloaded."""
         return ()
 
+    def on_device(self, name: str) -> Any:
+        """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
+        self._clear_device(keep=name)
+        stays = name == "text_encoder" and self.options.text_encoder_cpu and name not in self.trained_parts()
+        return self.part(name).to("cpu" if stays else self.options.device)
+
+    def _clear_device(self, keep: str | None = None) -> None:
+        """With `low_vram`, moves the encoders except `keep` to the CPU, and none that is trained."""
+        if self.options.low_vram:
+            for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep, *self.trained_parts()}:
+                self._parts[name].to("cpu")
+
     def unload_encoders(self, keep: Iterable[str] = ()) -> None:
         for name in {*chain(*self.family.encoder_parts.values())}.difference(keep, self.trained_parts()):
             self._parts.pop(name, None)
@@ -115,6 +127,7 @@ class FolderModel(DiffusionModel):
         references: Sequence[Sequence[Tensor]],
         guidance_B: Tensor | None = None,
     ) -> Tensor:
+        self._clear_device()
         if guidance_B is not None:
             raise ValueError(f"a {self.family.title} has no guidance input")
         if (most := max(map(len, references), default=0)) > self.family.max_references:

@@ -1,5 +1,5 @@
-"""`QwenModel`: what the models of the Qwen-Image family share beside `FolderModel`: where encoders run, a VAE for video
-with scaled latents, time shift by size.
+"""`QwenModel`: what the models of the Qwen-Image family share beside `FolderModel`: a VAE for video with scaled
+latents, time shift by size.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, F frames (1), P pixel channels.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,18 +25,6 @@ class QwenModel(FolderModel):
     family: FolderFamily
     fused_projections: Sequence[Sequence[str]]
     """Names in a block of linear layers that read the same input: what its forward gives to `project`, in its order."""
-
-    def _on_device(self, name: str) -> Any:
-        """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
-        self._clear_device(keep=name)
-        stays = name == "text_encoder" and self.options.text_encoder_cpu
-        return self.part(name).to("cpu" if stays else self.options.device)
-
-    def _clear_device(self, keep: str | None = None) -> None:
-        """With `low_vram`, moves the encoders except `keep` to the CPU."""
-        if self.options.low_vram:
-            for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep}:
-                self._parts[name].to("cpu")
 
     @cached_property
     def dynamic_shift(self) -> DynamicShift:
@@ -64,7 +51,7 @@ class QwenModel(FolderModel):
     @torch.no_grad()
     def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
         pixels_BPFHW = pixels_BPHW.to(self.options.device, self.options.dtype).unsqueeze(2)
-        latents_BCHW = self._on_device("vae").encode(pixels_BPFHW).latent_dist.mode().squeeze(2)
+        latents_BCHW = self.on_device("vae").encode(pixels_BPFHW).latent_dist.mode().squeeze(2)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
         return (latents_BCHW - mean_C11) / std_C11
 
@@ -73,7 +60,7 @@ class QwenModel(FolderModel):
         latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
         latents_BCFHW = (latents_BCHW * std_C11 + mean_C11).unsqueeze(2)
-        pixels_BPFHW = self._on_device("vae").decode(latents_BCFHW, return_dict=False)[0]
+        pixels_BPFHW = self.on_device("vae").decode(latents_BCFHW, return_dict=False)[0]
         return pixels_BPFHW[:, :, 0].float().clamp(-1, 1)
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,10 +69,6 @@ class QwenModel(FolderModel):
         return mean_C11, std_C11
 
     # ------------------------------------------------------------ the transformer
-
-    def predict_velocity(self, x_t_BCHW: Tensor, *inputs: Any, **named: Any) -> Tensor:
-        self._clear_device()
-        return super().predict_velocity(x_t_BCHW, *inputs, **named)
 
     def sampling_level(self, t_B: Tensor) -> Tensor:
         """1000 t rounded to the compute dtype, and divided there.

@@ -87,8 +87,7 @@ class LatentFlowModel(FolderModel):
     @property
     def text_encoder(self) -> text.TextEncoder:
         """The text encoder, where it runs."""
-        stays = self.options.text_encoder_cpu and not self._trains_text
-        return self.part("text_encoder").to("cpu" if stays else self.options.device)
+        return self.on_device("text_encoder")
 
     def train_autoencoder(self, spade: bool | None, seed: int) -> None:
         """From here on the autoencoder is in float32 and stays. spade: added or left out; None: as it is. seed: of what
@@ -99,9 +98,7 @@ class LatentFlowModel(FolderModel):
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, where it runs."""
-        autoencoder = self.part("vae")
-        autoencoder.module.to(self.options.device)
-        return autoencoder
+        return self.on_device("vae")
 
     def trained_parts(self) -> set[str]:
         text_parts = {"text_encoder", "tokenizer"} if self._trains_text else set()

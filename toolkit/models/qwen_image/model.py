@@ -66,7 +66,7 @@ class QwenImageModel(QwenModel):
         processor = self.part("processor") if references else None
         template = self.family.template
         inputs = prompts.encoder_inputs(prompt, references, self.part("tokenizer"), processor, template)
-        embeds_LD = prompts.prompt_embedding(inputs, self._on_device("text_encoder"), template.dropped_tokens)
+        embeds_LD = prompts.prompt_embedding(inputs, self.on_device("text_encoder"), template.dropped_tokens)
         return embeds_LD[: template.most_tokens]
 
     # ------------------------------------------------------------ the transformer

@@ -53,7 +53,7 @@ class QwenImage21Model(QwenModel):
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
         tokenizer, image_processor = self.part("processor")
-        encoder, most = self._on_device("text_encoder"), self.family.max_references
+        encoder, most = self.on_device("text_encoder"), self.family.max_references
         return text.encode(prompt, references, most, tokenizer, image_processor, encoder)
 
     compose = staticmethod(compose_wrappers)
@@ -69,10 +69,10 @@ class QwenImage21Model(QwenModel):
         kept: dict[Hashable, list[KeysValues]] = {}
 
         @torch.no_grad()
-        def predict(*inputs: Tensor) -> Tensor:
+        def predict(x_t_BCHW: Tensor, t_B: Tensor, *guidance: Tensor) -> Tensor:
             self._kept = kept
             try:
-                return self.predict_velocity(*inputs[:2], prompts, references, *inputs[2:])
+                return self.predict_velocity(x_t_BCHW, t_B, prompts, references, *guidance)
             finally:
                 self._kept = None
 

@@ -22,8 +22,8 @@ def folder(tmp_path: Path) -> Path:
     return write_flow_model(tmp_path / "model")
 
 
-def opened(folder: Path) -> LatentFlowModel:
-    return LatentFlowModel(ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32))
+def opened(folder: Path, **options: bool) -> LatentFlowModel:
+    return LatentFlowModel(ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32, **options))
 
 
 def encoded(model: LatentFlowModel, *prompts: str) -> PromptEmbeds:
@@ -32,6 +32,24 @@ def encoded(model: LatentFlowModel, *prompts: str) -> PromptEmbeds:
 
 def noise(count: int) -> torch.Tensor:
     return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_with_low_vram_encoders_that_are_not_trained_leave_the_device(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
+) -> None:
+    model, moved = opened(folder, low_vram=True), []
+    if trained:
+        model.train_autoencoder(None, 0)
+    prompts = encoded(model, "a cat")
+    monkeypatch.setattr(model.autoencoder, "to", lambda device: moved.append(str(device)) or model.part("vae"))
+    model.encode_prompt("a dog", ())
+    assert moved == ["cpu"] * (not trained)
+    with torch.no_grad():
+        predicted = model.predict_velocity(noise(1), torch.tensor([0.5]), prompts, [()])
+    assert moved == ["cpu", "cpu"] * (not trained)
+    with torch.no_grad():
+        assert torch.equal(predicted, opened(folder).predict_velocity(noise(1), torch.tensor([0.5]), prompts, [()]))
 
 
 def test_captions_change_the_prediction(folder: Path) -> None:
