@@ -30,12 +30,11 @@ from toolkit.plan.memory import (
     Phase,
     positive,
 )
+from toolkit.plan.memory_inputs import share_of_rank
 from toolkit.plan.oom_hints import smaller_resolution
 from toolkit.plan.planning import Planner
 from toolkit.plan.run_plan import SaveSize
 from toolkit.registry import load_object
-from toolkit.system.distributed_env import read_distributed_env
-from toolkit.train.accumulation import splits_per_micro_batch
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -63,8 +62,7 @@ class Work(NamedTuple):
     @staticmethod
     def largest(section: RolesSection, data: ImageData) -> Work:
         """The largest micro-batch of these images; without any by the largest resolution."""
-        train, ranks = section.train, read_distributed_env().world_size
-        most = -(-train.batch_size // splits_per_micro_batch(train.gradient_accumulation, ranks))
+        most, _ = share_of_rank(section.train)
         counts: Counter[Size] = Counter()
         references: dict[Size, int] = defaultdict(int)
         for item in data.items:

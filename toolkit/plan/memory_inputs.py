@@ -11,7 +11,7 @@ from math import ceil, prod
 from pathlib import Path
 
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import TrainConfig
+from toolkit.config.train import OptimizationConfig, TrainConfig
 from toolkit.data.image_data import ImageData
 from toolkit.data.types import BucketedSample, Size
 from toolkit.files.safetensors_io import tensor_sizes
@@ -156,7 +156,7 @@ def trained_bytes(section: DiffusionSection) -> int:
     return DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
 
 
-def share_of_rank(train: TrainConfig) -> tuple[int, int]:
+def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
     """The images of one rank's largest micro-batch, and its micro-batches per optimizer step."""
     processes, count = read_distributed_env().world_size, train.gradient_accumulation
     splits = splits_per_micro_batch(count, processes)
