@@ -12,23 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
 
+from toolkit.config.model import BaseLora
 from toolkit.errors import UserError
 from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, load_adapter_file
-
-
-class BaseLora(Protocol):
-    """An entry of `model.base_loras`."""
-
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def multiplier(self) -> float: ...
 
 
 @dataclass(frozen=True)
