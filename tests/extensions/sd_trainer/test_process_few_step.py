@@ -189,13 +189,14 @@ def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Pa
     assert len({last[LOSS], last[loss_in("fast")], last[loss_in("assistant")]}) == 3
 
 
-@pytest.fixture
-def turbo(tmp_path: Path) -> tuple[Path, Path]:
-    """A tiny Qwen-Image-2.1, and another one with its encoders that is distilled, with the scheduler of the published
-    Turbo."""
-    base, other = tmp_path / "base", tmp_path / "turbo"
-    for seed, folder in enumerate((base, other)):
-        write_tiny_model(folder, TinySpec(arch="qwen_image_2", seed=seed))
+@pytest.fixture(scope="module")
+def turbo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen-Image-2.1, `base`, and another one with its encoders that is distilled, `turbo`, with the scheduler
+    of the published Turbo. Read only."""
+    folder = tmp_path_factory.mktemp("turbo_models")
+    base, other = folder / "base", folder / "turbo"
+    for seed, model in enumerate((base, other)):
+        write_tiny_model(model, TinySpec(arch="qwen_image_2", seed=seed))
     for part in base.iterdir():
         if part.name not in ("transformer", "model_index.json", "scheduler"):
             shutil.rmtree(other / part.name, ignore_errors=True)
@@ -203,7 +204,15 @@ def turbo(tmp_path: Path) -> tuple[Path, Path]:
             (other / part.name).symlink_to(part)
     rewrite_json(other / "model_index.json", sample_sigmas=[1.0, 0.8, 0.3])
     rewrite_json(other / "scheduler/scheduler_config.json", use_dynamic_shifting=False, shift=1.0, shift_terminal=None)
-    return base, other
+    return folder
+
+
+@pytest.fixture
+def turbo(turbo_models: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Both, in the working directory."""
+    for model in turbo_models.iterdir():
+        (tmp_path / model.name).symlink_to(model)
+    return tmp_path / "base", tmp_path / "turbo"
 
 
 @pytest.mark.slow
