@@ -121,6 +121,8 @@ def _weight_files(s: DiffusionSection) -> Findings:
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
+        if not path:
+            continue
         if fault := unreadable(path):
             yield error(key, fault)
             continue
@@ -309,11 +311,13 @@ def _memory(s: DiffusionSection) -> Findings:
 
 
 def _modulation_table(s: DiffusionSection) -> Findings:
+    if s.model.modulation_table is not True:
+        return
     try:
         tabulated = family_for(s.model).footprint(s.model.files_folder()).modulation_layers
     except UserError:  # another rule reports the model
         return
-    if s.model.modulation_table is True and not tabulated:
+    if not tabulated:
         yield warning("model.modulation_table", "has no effect: the blocks of this model hold no modulation layers.")
 
 

@@ -298,10 +298,10 @@ def family_for(model: ModelSection) -> ModelFamily:
     Raises UserError when they contradict each other or the family is not supported, UnknownFamilyError when nothing
     says it. A folder that is not there is taken for the first family: an earlier process of the job may write it.
     """
-    name = model.name_or_path
-    known = published_family(name)
-    found = arch_of(model) or (known.arch if known else None)
-    wanted = model.arch
+    name, wanted = model.name_or_path, model.arch
+    found = arch_of(model)
+    if found is None and (known := published_family(name)):
+        found = known.arch
     if found and wanted and found != wanted:
         raise AnotherFamilyError(
             f"model.arch: {wanted!r}, but {name} is {found!r}. Leave it out, or give such a model."

@@ -386,6 +386,8 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
             raise UserError(f"{name} has no {param!r}. {did_you_mean(param, known)}")
     if (needed := SCHEDULES[name].needs) and needed not in params:
         raise UserError(f"{name} needs {needed!r}, which is not given.")
+    if not params:
+        return
     try:
         factor = build_schedule(name, 2, params=params)
         factor(0), factor(1), factor(2)
