@@ -1,25 +1,24 @@
-"""The table of other programs' names as the core asks for it (`toolkit.config.foreign.ForeignKeys`)."""
+"""The table of other programs' names as the core asks for it (`toolkit.config.foreign.ForeignKeys`), and the pass that
+rewrites a job with some of them in our keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
+from dataclasses import replace
+from typing import Any
 
 from pydantic import BaseModel
 
-from extensions.compat.names import NAMES, Names
+from extensions.compat.names import NAMES, ROWS, Names, rows_of
 from extensions.compat.shapes import SHAPES
-from toolkit.config.base import Entries, StrictModel
-from toolkit.config.foreign import ForeignName
-from toolkit.config.located import Diagnostics
-from toolkit.config.normalise import places_of_keys
+from toolkit.config.base import Entries
+from toolkit.config.foreign import ForeignName, Noted
+from toolkit.config.located import ConfigNode, Diagnostics, show
+from toolkit.config.normalise import item_annotation, merge_aliases, places_of_keys, section_model
 from toolkit.extension import discover
 
-OPTIONS: Names = {
-    key: row for (program, group), rows in NAMES.items() if program == "musubi" and group != "flags"
-    for key, row in rows.items()
-}  # fmt: skip
-"""The options of musubi-tuner, whatever group reads them."""
+OPTIONS: Names = {key: row for key, (_, row) in ROWS.items()}
+"""The options of musubi-tuner, whatever section reads them."""
 
 PROGRAMS = {
     "musubi-tuner's": OPTIONS,
@@ -34,19 +33,11 @@ _FLAGS = NAMES["musubi", "flags"]
 class TableOfNames:
     """Answers from the table."""
 
+    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
+        return _Rewriter(diagnostics, known).value(model, node)
+
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        return _rows(section.foreign_groups) if issubclass(section, StrictModel) else {}
-
-    def reshape(self, section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-        for group in section.foreign_groups if issubclass(section, StrictModel) else ():
-            if group in SHAPES:
-                entries = SHAPES[group](section, entries, diagnostics)
-        return entries
-
-    def idle(self, key: str, is_blank: bool = False) -> str:
-        row = OPTIONS.get(key)
-        asks_for_nothing = row and not (row.ours or row.tool) and (row.how == "idle" or is_blank)
-        return row.says if row and asks_for_nothing else ""
+        return rows_of(section)
 
     def hint(self, key: str) -> str:
         whose, row = known_name(key)
@@ -97,15 +88,84 @@ def not_a_flag(flag: str) -> str:
     return f"It is {whose} flag: give its whole command in quotes to 'run.py import'{written and f', or {written}'}."
 
 
-@cache
-def _rows(groups: tuple[str, ...]) -> Names:
-    """The rows of a section composed of these groups; of two programs with one name the first has it."""
-    found: Names = {}
-    for wanted in groups:
-        for (_, group), rows in NAMES.items():
-            if group == wanted:
-                found = found | {key: row for key, row in rows.items() if key not in found}
-    return found
+_OFF = (None, "", False, 0)
+"""Values of a switch that is off."""
+
+
+class _Rewriter:
+    """Rewrites the sections of a process, each before those in it: keys go from one to another."""
+
+    def __init__(self, diagnostics: Diagnostics, known: Noted) -> None:
+        self.diagnostics, self.known = diagnostics, known
+
+    def value(self, annotation: Any, node: ConfigNode) -> ConfigNode:
+        """A value with the sections in it rewritten. annotation: of its field, or the section's model."""
+        if isinstance(node.value, list):
+            inner = item_annotation(annotation)
+            return replace(node, value=[self.value(inner, item) for item in node.value])
+        model = section_model(annotation)
+        if model is None or not isinstance(node.value, dict):
+            return node
+        entries, fields = self.section(model, node), model.model_fields
+        for key in entries.keys() & fields.keys():
+            entries[key] = self.value(fields[key].annotation, entries[key])
+        return replace(node, value=entries)
+
+    def section(self, model: type[BaseModel], node: ConfigNode) -> Entries:
+        """The entries of a section in our keys; those that no program has stay, and those without a value."""
+        rows, fields = rows_of(model), model.model_fields
+        given: Entries = {}
+        blank: Entries = {}
+        neutral: list[ConfigNode] = []
+        for key, child in node.value.items():
+            row = rows.get(key) or (None if key in fields else _idle_anywhere(key, child.is_blank))
+            if row is None:
+                (blank if child.is_blank else given)[key] = child
+                continue
+            self.known(child)
+            if child.is_blank:  # the section says what is taken instead
+                ours = [place.rpartition(".")[2] for place in row.ours]
+                optional = [name for name in ours if name in fields and not fields[name].is_required()]
+                blank = dict.fromkeys(optional[:1], child) | blank
+            elif self.is_supported(row, key, node, neutral):
+                given[key] = child
+        if neutral:
+            names = ", ".join(str(child.path[-1]) for child in neutral[1:])
+            self.diagnostics.warn(neutral[0], f"has no effect at this value{names and f' (same for {names})'}.")
+        for cls in reversed(model.__mro__):
+            if shape := SHAPES.get(cls.__name__):
+                given = shape(model, given, self.diagnostics)
+        for old, row in rows.items():
+            if row.how == "is" and old in given:
+                given[row.field] = merge_aliases(given.get(row.field), given.pop(old), self.diagnostics)
+        return blank | given
+
+    def is_supported(self, row: ForeignName, key: str, section: ConfigNode, neutral: list[ConfigNode]) -> bool:
+        """False for names that do nothing here (one warning) and for those not built yet (an error).
+
+        section: where the key stands. neutral: gets those whose value has no effect.
+        """
+        child, value = section.value[key], section.value[key].data()
+        if row.needs and (section.child(row.needs) is None or section.value[row.needs].value in _OFF):
+            self.diagnostics.warn(child, f"has no effect: {row.needs} is off.")
+        elif row.on and str(value).lower() not in ("false", "0"):
+            self.diagnostics.error(child, f"{show(child)}: {row.on}")
+        elif row.how == "idle":
+            self.diagnostics.warn(child, f"has no effect: {row.says}.")
+        elif row.how == "refused" and value in row.passes:
+            neutral.append(child)
+        elif row.how == "refused" and value not in ([], {}):
+            nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}" if row.ours else "Leave this key out"
+            says = f": {row.says}" if row.says else ""
+            self.diagnostics.error(child, f"{show(child)} is not supported yet. {nearest}{says}.")
+        return row.how in ("is", "shaped")
+
+
+def _idle_anywhere(key: str, is_blank: bool) -> ForeignName | None:
+    """The row of a key that has no effect wherever it stands."""
+    row = OPTIONS.get(key)
+    asks_for_nothing = row and not (row.ours or row.tool) and (row.how == "idle" or is_blank)
+    return row if asks_for_nothing else None
 
 
 def _key(flag: str) -> str:

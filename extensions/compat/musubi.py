@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
-from extensions.compat.names import NAMES, PLACES
+from extensions.compat.names import PLACES, ROWS
 from extensions.compat.nodes import at, file_root, made, their, tree
 from extensions.compat.shapes import read_pairs
 from toolkit.config.findings import is_absolute
-from toolkit.config.foreign import NO_DEFAULT, ForeignName
+from toolkit.config.foreign import NO_DEFAULT
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.yaml_reader import map_paths
 from toolkit.data.captions import lost_folders
@@ -33,13 +33,6 @@ from toolkit.registry import FOREIGN_OPTIONS, load_object
 
 Level = dict[str, ConfigNode]
 """Key -> value of one place."""
-
-ROWS: dict[str, tuple[str, ForeignName]] = {
-    key: (group, row)
-    for (program, group), rows in NAMES.items() if program == "musubi" and group != "flags"
-    for key, row in rows.items()
-}  # fmt: skip
-"""Option -> the group that reads it as it is written, and its row."""
 
 MARKS = frozenset(
     {

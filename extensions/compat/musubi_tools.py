@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extensions.compat.command import NOT_NEEDED, commands, parted, stray_flags
-from extensions.compat.musubi import FILE, PARTS, ROWS, VERSION, VERSIONS, model_of
-from extensions.compat.names import NAMES
+from extensions.compat.musubi import FILE, PARTS, VERSION, VERSIONS, model_of
+from extensions.compat.names import NAMES, ROWS
 from toolkit.data.images import ImageError, image_size
 from toolkit.errors import UserError
 

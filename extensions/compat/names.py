@@ -1,7 +1,7 @@
 """The names of other programs: one row per key or flag, for the reader, the hints, the pages and the tests.
 
-`NAMES[program, group][key]`. group: the group of our keys in which the name is read as it is written there (`PLACES`);
-"" none: such a name is unknown wherever it stands, and the message says what it is here; "flags" the commands of tools.
+`NAMES[program, section][key]`. section: the class of our section in which the name may be written (`PLACES`); "" none:
+such a name is unknown wherever it stands, and the message says what it is here; "flags" the commands of tools.
 "musubi" is musubi-tuner's command line (kohya's trainers share many options), its dataset file and the program that
 writes its files, at commit 30c658c; each option has one row. "ai-toolkit": commit 27a03a9; its keys mostly have the
 same names here. "other": several programs, or earlier versions of this one. A new place of an option is a change of its
@@ -11,7 +11,10 @@ is read of. Literals, since a table in YAML takes 15 to 100 times as long to loa
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
+
+from pydantic import BaseModel
 
 from toolkit.config.field_types import slot_names
 from toolkit.config.foreign import ForeignName
@@ -60,17 +63,18 @@ def same(place: str, keys: str) -> Names:
 
 
 PLACES = {
-    **dict.fromkeys(("run", "training", "evaluation", "model_and_network", "cache", "lint", "report"), ""),
-    **dict.fromkeys(("optimizer", "optimization", "train"), "train"),
-    **{name: name for name in ("model", "validation", "stop_when", "network", "save", "sample", "logging")},
-    "model_kwargs": "model.model_kwargs",
-    "network_kwargs": "network.network_kwargs",
-    "dataset": "datasets[]",
-    "ema": "train.ema_config",
-    "lr_group": "train.lr_groups[]",
-    "sample_item": "sample.samples[]",
+    **dict.fromkeys(("TrainingSection", "ModelSection", "LintConfig", "ReportConfig"), ""),
+    **dict.fromkeys(("OptimizerConfig", "OptimizationConfig", "TrainConfig"), "train"),
+    **{f"{place.title()}Config": place for place in ("model", "network", "validation", "sample", "save", "logging")},
+    "ModelKwargs": "model.model_kwargs",
+    "NetworkKwargs": "network.network_kwargs",
+    "DatasetConfig": "datasets[]",
+    "EmaConfig": "train.ema_config",
+    "LrGroupConfig": "train.lr_groups[]",
+    "StopWhenConfig": "stop_when",
+    "SampleItem": "sample.samples[]",
 }
-"""Group, as sections name it in `foreign` -> its place in a process."""
+"""Class of a section -> its place in a process."""
 
 _OWN_PAGES = "pages of this program are always replaced, other files never"
 _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
@@ -81,65 +85,64 @@ _KERNEL = "PyTorch chooses the attention kernel"
 _FAMILY = "only Qwen-Image models and what is made from them can be trained. Give such a model, and leave this key out."
 
 NAMES: dict[tuple[str, str], Names] = {
-    ("other", "cache"): {"dtype": shaped("train.dtype")},
-    ("other", "report"): {"overwrite": idle(_OWN_PAGES)},
-    ("other", "lint"): {
+    ("other", "ReportConfig"): {"overwrite": idle(_OWN_PAGES)},
+    ("other", "LintConfig"): {
         "overwrite": idle(_OWN_PAGES),
         "duplicate_bits": idle("copies are compared as images: see least_likeness"),
     },
-    ("other", "run"): {
+    ("other", "TrainingSection"): {
         "log_dir": shaped("logging.logging_dir"),
         **each("performance_log_every torch_profiler", idle("metrics.jsonl has the times of every step")),
         "sqlite_db_path": idle("metrics.jsonl and events.jsonl are in the run's folder"),
+        "training": shaped("train", "train, as {steps, epochs}"),
+        "stop_condition": is_("stop_when"),
     },
-    ("other", "training"): {"training": shaped("train", "train, as {steps, epochs}")},
-    ("other", "evaluation"): {"stop_condition": is_("stop_when")},
-    ("other", "model_and_network"): {
+    ("other", "ModelSection"): {
         **each("guidance embedding decorator adapter slider", refused()),
     },
-    ("other", "model"): {
+    ("other", "ModelConfig"): {
         "ara": is_("model.accuracy_recovery_adapter"),
         "quantize_dtype": is_("model.qtype"),
         "quantize_te_dtype": is_("model.qtype_te"),
         "flux_cfg": idle("this trains Qwen-Image"),
     },
-    ("other", "model_kwargs"): {
+    ("other", "ModelKwargs"): {
         "kv_cache": refused(False),
         "use_comfy_weights": idle("the weights are those of `name_or_path`"),
     },
-    ("other", "network_kwargs"): {"full_if_contains": refused()},
-    ("other", "dataset"): {
+    ("other", "NetworkKwargs"): {"full_if_contains": refused()},
+    ("other", "DatasetConfig"): {
         "fixed_prompt_prefix": is_("datasets[].caption_prefix"),
         "persistent_workers": idle("loaders always live as long as the run"),
     },
-    ("other", "validation"): {"every_n_steps": is_("validation.every")},
-    ("other", "optimization"): {
+    ("other", "ValidationConfig"): {"every_n_steps": is_("validation.every")},
+    ("other", "OptimizationConfig"): {
         "validation": shaped("validation", "validation of the process"),
         "stop_when": shaped("stop_when", "stop_when of the process"),
     },
-    ("other", "ema"): {
+    ("other", "EmaConfig"): {
         "power_averages": idle("it was removed; `run.py post_hoc_ema` averages the files of a run"),
     },
-    ("other", "train"): {
+    ("other", "TrainConfig"): {
         "gradient_checkpointing_offload": shaped(
             "train.gradient_checkpointing", "gradient_checkpointing: full_offload"
         ),
         "content_or_style_reg": refused("balanced"),
     },
-    ("other", "lr_group"): {"pattern": is_("train.lr_groups[].match")},
-    ("other", "stop_when"): {
+    ("other", "LrGroupConfig"): {"pattern": is_("train.lr_groups[].match")},
+    ("other", "StopWhenConfig"): {
         "loss_name": is_("stop_when.metric"),
         "threshold": is_("stop_when.below"),
     },
-    ("other", "sample"): {"discrete_flow_shift": is_("sample.flow_shift")},
-    ("other", "sample_item"): {"discrete_flow_shift": is_("sample.samples[].flow_shift")},
-    ("ai-toolkit", "training"): {
+    ("other", "SampleConfig"): {"discrete_flow_shift": is_("sample.flow_shift")},
+    ("other", "SampleItem"): {"discrete_flow_shift": is_("sample.samples[].flow_shift")},
+    ("ai-toolkit", "TrainingSection"): {
         "optimizer": shaped(
             "train.optimizer train.lr train.optimizer_params",
             "train.optimizer, train.lr and train.optimizer_params, as {name, lr, ...}",
         ),
     },
-    ("ai-toolkit", "model"): {
+    ("ai-toolkit", "ModelConfig"): {
         "compile": shaped("train.compile", "train.compile, where `true` is short for `enabled: true`"),
         "block_compile": shaped("train.compile.enabled"),
         "compile_mode": shaped("train.compile.mode"),
@@ -180,7 +183,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "te_device": refused(ours="model.text_encoder_cpu", says="a switch: the CPU or where the model is"),
         "split_model_other_module_param_count_scale": refused(0.3, needs="split_model_over_gpus"),
     },
-    ("ai-toolkit", "network"): {
+    ("ai-toolkit", "NetworkConfig"): {
         "rank": is_("network.linear"),
         "alpha": is_("network.linear_alpha"),
         "lokr_factor": is_("network.factor"),
@@ -191,12 +194,12 @@ NAMES: dict[tuple[str, str], Names] = {
         "transformer_only": refused(True, says="always so: the layers of the blocks"),
         **each("all_layers layer_offloading", refused(False)),
     },
-    ("ai-toolkit", "network_kwargs"): {
+    ("ai-toolkit", "NetworkKwargs"): {
         "lokr_full_rank": shaped("network.lokr_full_rank"),
         "factor": shaped("network.factor"),
         "transformer_only": refused(True),
     },
-    ("ai-toolkit", "dataset"): {
+    ("ai-toolkit", "DatasetConfig"): {
         "caption_type": is_("datasets[].caption_ext"),
         **dict.fromkeys(slot_names("control_path"), shaped("datasets[].control_path")),
         "control_transparent_color": shaped("datasets[].background", "background, as [red, green, blue] of 0 to 255"),
@@ -238,17 +241,17 @@ NAMES: dict[tuple[str, str], Names] = {
         "shrink_video_to_frames": refused(True, False),
         "type": refused("image"),
     },
-    ("ai-toolkit", "validation"): {
+    ("ai-toolkit", "ValidationConfig"): {
         "validate_every_n_steps": is_("validation.every"),
         **dict.fromkeys(slot_names("control_path"), shaped("validation.control_path")),
     },
-    ("ai-toolkit", "optimization"): {
+    ("ai-toolkit", "OptimizationConfig"): {
         "gradient_accumulation_steps": is_(
             "train.gradient_accumulation",
             "averages, and `steps` counts optimizer steps; there it drops gradients, and `steps` counts micro-batches",
         ),
     },
-    ("ai-toolkit", "train"): {
+    ("ai-toolkit", "TrainConfig"): {
         "unet_lr": is_("train.lr"),
         **each("sdp attention_backend", idle(_KERNEL)),
         "switch_boundary_every": idle("Qwen-Image has one stage"),
@@ -319,14 +322,11 @@ NAMES: dict[tuple[str, str], Names] = {
         "inverted_mask_prior_multiplier": refused(0.5, needs="inverted_mask_prior"),
         "paramiter_swapping_factor": refused(0.1, needs="do_paramiter_swapping"),
     },
-    ("ai-toolkit", "ema"): {
+    ("ai-toolkit", "EmaConfig"): {
         "use_feedback": refused(False),
         "param_multiplier": refused(1),
     },
-    ("ai-toolkit", "sample"): {
-        "prompts": shaped(
-            "sample.samples", "samples, as a list of prompts, or as a text file with one prompt per line"
-        ),
+    ("ai-toolkit", "SampleConfig"): {
         "fps": idle("it concerns videos"),
         "refiner_start_at": idle("there is no refiner"),
         "adapter_conditioning_scale": idle("there is no image adapter"),
@@ -336,24 +336,23 @@ NAMES: dict[tuple[str, str], Names] = {
         "do_cfg_norm": refused(False),
         "extra_values": refused(),
     },
-    ("ai-toolkit", "sample_item"): {
-        **dict.fromkeys(slot_names("ctrl_img"), shaped("sample.samples[].ctrl_img")),
+    ("ai-toolkit", "SampleItem"): {
         "fps": idle("it concerns videos"),
         **each("network_multiplier num_frames", refused(1, "1", "1.0")),  # its page writes text
         **each("guidance_rescale ctrl_idx", refused(0)),
         "do_cfg_norm": refused(False),
     },
-    ("ai-toolkit", "save"): {
+    ("ai-toolkit", "SaveConfig"): {
         "save_format": idle("an adapter is always one safetensors file, a whole model a diffusers folder"),
     },
-    ("ai-toolkit", "logging"): {
+    ("ai-toolkit", "LoggingConfig"): {
         "project_name": is_("logging.wandb_project"),
         "run_name": is_("logging.wandb_run_name"),
         "use_wandb": shaped("logging.log_with", "log_with: wandb, or all when logging_dir is given"),
         "verbose": idle("the log has one level"),
         "use_ui_logger": idle("metrics.jsonl has every step"),
     },
-    ("musubi", "model"): {
+    ("musubi", "ModelConfig"): {
         "model_version": is_("model.arch"),
         "fp8_base": shaped("model.quantize model.qtype", "quantize with qtype float8, with fp8_scaled that"),
         "fp8_scaled": shaped("model.quantize model.qtype", "quantize with qtype fp8_scaled"),
@@ -363,7 +362,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "vae_dtype": idle("train.dtype decides, for all parts", "train.dtype"),
         "attn_mode": idle(_KERNEL),
     },
-    ("musubi", "network"): {
+    ("musubi", "NetworkConfig"): {
         "network_dim": is_("network.linear", "0 is an error", default=4),
         "network_alpha": is_(
             "network.linear_alpha", "here `linear` unless given; 0: no effect, one warning", default=1
@@ -373,13 +372,13 @@ NAMES: dict[tuple[str, str], Names] = {
         "network_args": shaped("network", "keys of this section, as a list of texts `name=value`; empty: none"),
         "network_module": shaped("network.type", "type: networks.lora_qwen_image, networks.loha, networks.lokr"),
     },
-    ("musubi", "dataset"): {
+    ("musubi", "DatasetConfig"): {
         "caption_extension": is_(
             "datasets[].caption_ext", "images without such a file are left out there; here a warning names them"
         ),
         "image_directory": is_("datasets[].folder_path"),
     },
-    ("musubi", "optimizer"): {
+    ("musubi", "OptimizerConfig"): {
         "learning_rate": is_("train.lr", "0: nothing is learned, one warning", default=2e-6),
         "optimizer_type": is_("train.optimizer", "short names and dotted paths of classes"),
         "lr_scheduler_type": shaped(
@@ -393,13 +392,13 @@ NAMES: dict[tuple[str, str], Names] = {
             "train.lr_scheduler_params", "lr_scheduler_params, as a list of texts `name=value`"
         ),
     },
-    ("musubi", "optimization"): {
+    ("musubi", "OptimizationConfig"): {
         "max_train_steps": is_("train.steps", "0 is an error, unless epochs are given", default=1600),
         "max_train_epochs": is_("train.epochs", "0: `steps` decides"),
         "mixed_precision": is_("train.dtype"),
         "seed": shaped("training_seed", "training_seed of the process"),
     },
-    ("musubi", "train"): {
+    ("musubi", "TrainConfig"): {
         "timestep_sampling": is_("train.timestep_type", "here `sigmoid` unless given", default="sigma"),
         "gradient_checkpointing_cpu_offload": shaped(
             "train.gradient_checkpointing", "gradient_checkpointing: full_offload"
@@ -418,14 +417,14 @@ NAMES: dict[tuple[str, str], Names] = {
         "ddp_static_graph": idle("gradients are added up once per step, not by DistributedDataParallel"),
         "full_fp16": refused(False, says="trained weights are float32, or bf16 with train.full_bf16"),
     },
-    ("musubi", "training"): {"dataset_config": shaped("datasets", "the file is read, with its defaults")},
-    ("musubi", "sample"): {
+    ("musubi", "TrainingSection"): {"dataset_config": shaped("datasets", "the file is read, with its defaults")},
+    ("musubi", "SampleConfig"): {
         "sample_every_n_steps": is_("sample.sample_every", "0: none at intervals"),
         "sample_prompts": shaped(
             "sample.samples", "as prompts: a list, a text file with one prompt per line, or its JSON or TOML"
         ),
     },
-    ("musubi", "save"): {
+    ("musubi", "SaveConfig"): {
         "save_every_n_steps": is_(
             "save.save_every", "0: only the final file; above 0 it decides over epochs", default=0
         ),
@@ -439,7 +438,7 @@ NAMES: dict[tuple[str, str], Names] = {
             "save.states",
         ),
     },
-    ("musubi", "logging"): {
+    ("musubi", "LoggingConfig"): {
         "log_tracker_config": refused(says="give the keys `wandb_*` of `logging` instead"),
     },
     ("musubi", ""): {
@@ -720,3 +719,21 @@ NAMES: dict[tuple[str, str], Names] = {
         "no_sort": absent("The files are always put in the order of their steps. Leave it out."),
     },
 }
+
+ROWS: dict[str, tuple[str, ForeignName]] = {
+    key: (section, row)
+    for (program, section), rows in NAMES.items() if program == "musubi" and section != "flags"
+    for key, row in rows.items()
+}  # fmt: skip
+"""Option of musubi-tuner -> the class of the section that reads it as it is written, and its row."""
+
+
+@cache
+def rows_of(section: type[BaseModel]) -> Names:
+    """The names that may be written in a section; of two programs with one name the first has it."""
+    found: Names = {}
+    for cls in reversed(section.__mro__):
+        for (_, name), rows in NAMES.items():
+            if name == cls.__name__:
+                found = found | rows | found
+    return found

@@ -1,7 +1,7 @@
 """Keys of other programs that are not merely another name: what a function makes of them in our own keys.
 
-`SHAPES` has the function of each group of keys (`names.PLACES`). It gets the known and given keys of a section, and
-returns them with the section's own fields only; names that are `is` in the table stay, and are folded afterwards.
+`SHAPES` has the function of each section (`names.PLACES`). It gets the keys with a value of a section, and returns them
+with ours for those that are `shaped`; names that are `is` in the table stay, and are renamed afterwards.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from extensions.compat.names import NAMES, rows_of
 from extensions.compat.nodes import file_root
-from extensions.compat.prompt_flags import read_flags
 from toolkit.config.base import Entries
 from toolkit.config.field_types import gather_slots
-from toolkit.config.foreign import foreign_keys
 from toolkit.config.located import ConfigNode, Diagnostics, show
-from toolkit.config.model import part_recovery
+from toolkit.config.model import REPACKED
 from toolkit.config.normalise import listed, merge_aliases, place_in
 from toolkit.config.prompts import text_of
 from toolkit.errors import did_you_mean
@@ -35,15 +34,10 @@ _FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when":
 """Keys that are also taken inside `train` -> the process's own key."""
 
 
-def _log_dir(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`log_dir` goes to `logging`."""
+def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`log_dir` goes to `logging`, `optimizer` and `training` to `train`, the process's own keys out of `train`."""
     if "log_dir" in entries:
         place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
-    return entries
-
-
-def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`optimizer` and `training` go to `train`, and keys of `train` that are the process's own to the process."""
     if "optimizer" in entries:
         place_in(entries, "train", "optimizer", entries.pop("optimizer"), diagnostics)
     if (file := entries.pop("dataset_config", None)) is not None:
@@ -110,7 +104,7 @@ def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagn
 # ------------------------------------------------------------ datasets, validation
 
 
-def _dataset(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _images(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`control_path_1..10` become one list, a colour of three numbers becomes "#rrggbb"."""
     gather_slots(entries, "control_path", diagnostics)
     colour = entries.pop("control_transparent_color", None)
@@ -131,11 +125,6 @@ def _rgb(value: Any) -> str:
     return "#" + "".join(f"{part:02x}" for part in parts)
 
 
-def _validation(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    gather_slots(entries, "control_path", diagnostics)
-    return entries
-
-
 # ------------------------------------------------------------ model
 
 TO_TRAIN = {
@@ -151,12 +140,11 @@ TO_TRAIN = {
 def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`base_weights` and `base_weights_multiplier` become `base_loras`.
 
-    `quantize_dtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types;
-    `extras_name_or_path` is where all but the transformer is.
+    musubi-tuner's switches become `quantize`, `quantize_te` and their types; `extras_name_or_path` is where all but the
+    transformer is.
     """
     _with_extras(entries, diagnostics)
     _switched(entries, diagnostics)
-    part_recovery(entries, "quantize_dtype", diagnostics)
     _swapped(section, entries, diagnostics)
     weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
     if weights is None or weights.value == []:
@@ -203,18 +191,12 @@ def _blocks(entries: Entries) -> int:
         return 32 if arch.startswith("qwen_image_2") or "2.1" in name else 60
 
 
-REPACKED = {"comfy-org/qwen-image-2.1": "Qwen/Qwen-Image-2.1"}
-"""Hub id, in small letters, of weights as ComfyUI keeps them, which ai-toolkit's jobs name -> that of the model."""
-
-
 def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
     name, extras = entries.get("name_or_path"), entries.pop("extras_name_or_path", None)
     path = str(name.value) if name is not None else ""
-    if name is not None and (model := REPACKED.get(path.lower())):
-        entries["name_or_path"] = extras or replace(name, value=model, text=model)
-        diagnostics.warn(
-            name, f"{path!r} holds the weights for ComfyUI: those of {entries['name_or_path'].value} are used."
-        )
+    if name is not None and extras is not None and path.lower() in REPACKED:
+        entries["name_or_path"] = extras
+        diagnostics.warn(name, f"{path!r} holds the weights for ComfyUI: those of {extras.value} are used.")
     elif name is not None and extras is not None and path.lower().endswith(".safetensors"):
         entries["transformer_path"] = merge_aliases(entries.get("transformer_path"), name, diagnostics)
         entries["name_or_path"] = extras
@@ -270,15 +252,12 @@ _MODULES = {
 _IN_KWARGS = ("lokr_full_rank", "factor")
 """Keys of `network` that ai-toolkit's jobs for LyCORIS have in `network_kwargs`."""
 
-_ALGOS = ("lora", "loha", "lokr")
-"""LyCORIS' names that are names of kinds here."""
-
 _IDLE_ARGUMENTS = ("verbose", "conv_dim", "conv_alpha")
 """Keys of `network_args` that have no effect in musubi-tuner."""
 
 
 def _reshape_network(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`type: lycoris` becomes the kind that `network_kwargs.algo` names; `_IN_KWARGS` come out of there.
+    """`_IN_KWARGS` come out of `network_kwargs`.
 
     musubi-tuner's `network_module` becomes the type, its `network_args` the keys they name.
     """
@@ -290,17 +269,7 @@ def _reshape_network(section: type[BaseModel], entries: Entries, diagnostics: Di
         for key in kwargs.value.keys() - rest.keys():
             if not kwargs.value[key].is_blank:
                 entries[key] = merge_aliases(entries.get(key), kwargs.value[key], diagnostics)
-        kwargs = entries["network_kwargs"] = replace(kwargs, value=rest)
-    algo = kwargs.child("algo") if kwargs else None
-    if algo is not None and not algo.is_blank:
-        kind, named = _name(entries.get("type")), _name(algo)
-        if kind == "lycoris" and named in _ALGOS:
-            entries["type"] = replace(algo, value=named)
-        elif kind != "lycoris" and named not in ("lora", "locon", kind):
-            diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
-    for key in ("factor", "lokr_factor"):
-        if key in entries and entries[key].value != -1 and _name(entries.get("type")) != "lokr":
-            diagnostics.warn(entries[key], "has no effect: it concerns LoKr only.")
+        entries["network_kwargs"] = replace(kwargs, value=rest)
     return entries
 
 
@@ -317,20 +286,15 @@ def _from_module(entries: Entries, diagnostics: Diagnostics) -> None:
 
 def _from_arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
     arguments = entries.pop("network_args", None)
-    aliases = {key: row.field for key, row in foreign_keys().rows(section).items() if row.how == "is"}
+    aliases = {key: row.field for key, row in rows_of(section).items() if row.how == "is"}
     known = {name: name for name in section.model_fields} | aliases
     for key, node in read_pairs(arguments, diagnostics).value.items() if arguments else ():
         if key in _IDLE_ARGUMENTS:
-            diagnostics.warn(node, f"{key!r} has no effect: {foreign_keys().idle(key)}.")
+            diagnostics.warn(node, f"{key!r} has no effect: {NAMES['musubi', ''][key].says}.")
         elif key in known:
             entries[known[key]] = merge_aliases(entries.get(known[key]), node, diagnostics)
         else:
             diagnostics.error(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
-
-
-def _name(node: ConfigNode | None) -> str:
-    """The kind a node names; without one the default."""
-    return str(node.value).strip().lower() if node else "lora"
 
 
 # ------------------------------------------------------------ train
@@ -347,35 +311,28 @@ _OF_COMPILE = {
 """musubi-tuner's names -> keys of `compile`."""
 
 
-def _nested_optimizer(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
+def _arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`optimizer_args` become `optimizer_params`; those of the schedule likewise."""
     if (kind := entries.pop("lr_scheduler_type", None)) is not None:
-        diagnostics.error(kind, f"{show(kind)}: {foreign_keys().rows(section)['lr_scheduler_type'].says}.")
+        diagnostics.error(kind, f"{show(kind)}: {rows_of(section)['lr_scheduler_type'].says}.")
         for key in ("lr_scheduler_args", "lr_scheduler_params"):  # they are those of that class
             entries.pop(key, None)
     for key in ("optimizer", "lr_scheduler"):
         if f"{key}_args" in entries:
             arguments = read_pairs(entries.pop(f"{key}_args"), diagnostics)
             entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, diagnostics)
-    optimizer = entries.get("optimizer")
-    if optimizer is None or not isinstance(optimizer.value, dict):
-        return entries
-    parts = dict(entries.pop("optimizer").value)
-    kinds = [parts.pop(key) for key in ("name", "type") if key in parts]
-    for field, node in [("optimizer", kinds[0] if kinds else None), ("lr", parts.pop("lr", None))]:
-        if node is not None:
-            entries[field] = merge_aliases(entries.get(field), node, diagnostics)
-    if parts:
-        given = entries.get("optimizer_params")
-        extra = given.value if given is not None and isinstance(given.value, dict) else {}
-        entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
     return entries
 
 
 def _memory_and_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """musubi-tuner's flat keys of `gradient_checkpointing` and `compile`."""
+    """musubi-tuner's flat keys of `gradient_checkpointing` and of the section `compile`."""
     _offloaded(entries, diagnostics)
-    _compiled(entries, diagnostics)
+    for old, new in _OF_COMPILE.items():
+        if (flat := entries.pop(old, None)) is not None:
+            node = entries.get("compile", replace(flat, value={}))
+            inside = node.value if isinstance(node.value, dict) else {"enabled": node}
+            inside = {**inside, new: merge_aliases(inside.get(new), flat, diagnostics)}
+            entries["compile"] = replace(node, value=inside)
     return entries
 
 
@@ -394,40 +351,16 @@ def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
             entries["gradient_checkpointing"] = replace(node, value="full_offload")
 
 
-def _compiled(entries: Entries, diagnostics: Diagnostics) -> None:
-    """`compile: true`, `false` or `auto` and musubi-tuner's flat keys as one section."""
-    node = entries.get("compile")
-    if node is not None and (isinstance(node.value, bool) or node.value == "auto"):
-        entries["compile"] = node = replace(node, value={"enabled": node})
-    for old, new in _OF_COMPILE.items():
-        flat = entries.pop(old, None)
-        if flat is not None and (node is None or isinstance(node.value, dict)):
-            inside = node.value if node is not None else {}
-            node = replace(node or flat, value={**inside, new: merge_aliases(inside.get(new), flat, diagnostics)})
-            entries["compile"] = node
-
-
 # ------------------------------------------------------------ sample, save, logging
 
 
-def _sample_item(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """Flags in the prompt become keys."""
-    read_flags(entries, diagnostics)
-    return entries
-
-
 def _sample(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
-    """`sample_prompts` are `prompts`, and a file of them in JSON or TOML is read."""
+    """`sample_prompts` are `prompts`."""
     if theirs := entries.pop("sample_prompts", None):
         if ours := entries.pop("prompts", None):
-            message = "'sample_prompts' is given as well. Remove one of them."
-            diagnostics.error(ours, message, at_key=True)
-            return entries
-        entries["prompts"] = theirs
-    given, has_samples = entries.get("prompts"), "samples" in entries and entries["samples"].data() != []
-    is_file = given and isinstance(given.value, str) and given.value.lower().endswith((".json", ".toml"))
-    if given and is_file and not has_samples:
-        entries["samples"] = replace(entries.pop("prompts"), value=_samples_of(given, diagnostics))
+            diagnostics.error(ours, "'sample_prompts' is given as well. Remove one of them.", at_key=True)
+        else:
+            entries["prompts"] = theirs
     return entries
 
 
@@ -441,7 +374,7 @@ _OF_PROMPT = {
 """Key of a prompt in musubi-tuner's files -> of a sample. Source: musubi-tuner, `line_to_prompt_dict`."""
 
 
-def _samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
+def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     """The samples of a file of musubi-tuner: a JSON list of prompts or mappings; TOML with `[prompt]`, which all of its
     `[[prompt.subset]]` share."""
     if text_of(file, diagnostics) is None:
@@ -566,18 +499,16 @@ def merged(given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics)
 
 
 SHAPES: dict[str, Callable[[type[BaseModel], Entries, Diagnostics], Entries]] = {
-    "run": _log_dir,
-    "training": _training,
-    "model_and_network": _move_compile,
-    "dataset": _dataset,
-    "validation": _validation,
-    "model": _reshape_model,
-    "network": _reshape_network,
-    "optimizer": _nested_optimizer,
-    "train": _memory_and_compile,
-    "sample": _sample,
-    "sample_item": _sample_item,
-    "save": _save,
-    "logging": _logging,
+    "TrainingSection": _training,
+    "ModelSection": _move_compile,
+    "DatasetConfig": _images,
+    "ValidationConfig": _images,
+    "ModelConfig": _reshape_model,
+    "NetworkConfig": _reshape_network,
+    "OptimizerConfig": _arguments,
+    "TrainConfig": _memory_and_compile,
+    "SampleConfig": _sample,
+    "SaveConfig": _save,
+    "LoggingConfig": _logging,
 }
-"""Group of keys -> what makes our keys of it."""
+"""Class of a section -> what makes our keys of those of other programs."""

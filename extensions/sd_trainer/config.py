@@ -31,15 +31,14 @@ RESERVED_NAMES = ("state", "samples", "control", "superseded")
 
 def _warn_about_step_count(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
     """Source: ai-toolkit, `BaseSDTrainProcess.run`: every micro-batch counts, each n-th one ends an optimizer step."""
-    key = _child(entries, "train", "gradient_accumulation_steps")
-    if key is None or not isinstance(key.value, int) or key.value <= 1:
+    key = _child(entries, "train", "gradient_accumulation")
+    if key is None or key.path[-1] != "gradient_accumulation_steps" or not isinstance(key.value, int) or key.value <= 1:
         return
     message = (
         f"steps, save_every and sample_every count optimizer steps of {key.value} micro-batches; with this key "
         "ai-toolkit counts micro-batches."
     )
-    epochs = _child(entries, "train", "epochs") or _child(entries, "train", "max_train_epochs")
-    given = _child(entries, "train", "steps") or _child(entries, "train", "max_train_steps")
+    epochs, given = _child(entries, "train", "epochs"), _child(entries, "train", "steps")
     steps = TrainConfig.model_fields["steps"].default if given is None or given.is_blank else given.value
     if isinstance(steps, int) and steps and not (epochs and epochs.value):
         message += (

@@ -42,15 +42,8 @@ class StrictModel(BaseModel):
         protected_namespaces=(),
     )
 
-    foreign: ClassVar[str] = ""
-    """The groups of other programs' keys that this section reads, separated by spaces: those of the table that
-    `toolkit.config.foreign` finds."""
-
     other_shapes: ClassVar[Mapping[str, ForeignName]] = {}
     """Keys of our own that are not fields: `rewrite` turns them into some."""
-
-    foreign_groups: ClassVar[tuple[str, ...]] = ()
-    """Those groups and those of the sections it is composed of."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
@@ -58,6 +51,9 @@ class StrictModel(BaseModel):
     lone_key: ClassVar[str] = ""
     """The key that a text, number or switch in the place of this section is meant for; "": none, or such a value means
     something."""
+
+    short_for: ClassVar[str] = ""
+    """The key that such a value is short for; "": none."""
 
     not_used: ClassVar[frozenset[str]] = frozenset()
     """Sections that are accepted and not used: their values are not reported."""
@@ -71,10 +67,9 @@ class StrictModel(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """The tables of a section composed of others are theirs and its own."""
-        bases = [base.__dict__ for base in reversed(cls.__mro__)]
-        cls.foreign_groups = tuple(dict.fromkeys(" ".join(own.get("foreign", "") for own in bases).split()))
-        cls.on_resume = {key: kind for own in bases for key, kind in own.get("on_resume", {}).items()}
+        """The table of a section composed of others is theirs and its own."""
+        tables = [base.__dict__.get("on_resume", {}) for base in reversed(cls.__mro__)]
+        cls.on_resume = {key: kind for table in tables for key, kind in table.items()}
         super().__pydantic_init_subclass__(**kwargs)
 
     @classmethod

@@ -301,7 +301,6 @@ class DatasetConfig(StrictModel):
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
         "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",
     }
-    foreign: ClassVar = "dataset"
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
@@ -498,7 +497,6 @@ class ValidationConfig(StrictModel):
     trigger_word: str | None = None
     """For `folder_path`. Not given: that of the first dataset, or of the process."""
 
-    foreign: ClassVar = "validation"
     lone_key: ClassVar = "fraction"
 
     @classmethod

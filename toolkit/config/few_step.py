@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -20,11 +20,6 @@ from toolkit.config.model import ModelConfig
 
 MAX_NAME = 40
 """Characters of a name that is part of a file name."""
-
-
-def from_path(key: str) -> Any:
-    """Turns a path alone into the section whose `key` it is."""
-    return lambda value: {key: value} if isinstance(value, str) else value
 
 
 _ON_THE_HUB = re.compile(r"([\w.-]+)/([\w.-]+)/([\w.-]+\.safetensors)")

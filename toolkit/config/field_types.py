@@ -170,6 +170,11 @@ def moved_hint(path: str) -> str:
     return f" Of another machine: --map {missing[-1]}=NEW." if path.startswith("/") and missing else ""
 
 
+def from_path(key: str) -> Callable[[Any], Any]:
+    """Turns a path alone into the section whose `key` it is."""
+    return lambda value: {key: value} if isinstance(value, str) else value
+
+
 def as_list(value: Any) -> Any:
     """A single value as a list of one; lists and mappings as they are."""
     return value if isinstance(value, list | tuple | dict) else [value]

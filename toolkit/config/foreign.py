@@ -4,7 +4,7 @@ by its name in `toolkit.registry`."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -52,19 +52,19 @@ class ForeignName(NamedTuple):
         return self.ours[0].rpartition(".")[2]
 
 
+Noted = Callable[[ConfigNode], None]
+"""Takes note of a key of another program."""
+
+
 class ForeignKeys(Protocol):
     """The keys of other programs."""
 
+    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
+        """A process in our keys, each where its value was written; keys that no program has stay. known: notes those
+        of other programs."""
+
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
-        """Those that this section reads, or refuses by name; none of them is a field of the section."""
-
-    def reshape(
-        self, section: type[BaseModel], entries: dict[str, ConfigNode], diagnostics: Diagnostics
-    ) -> dict[str, ConfigNode]:
-        """The entries of a section, known and given keys only, with its own fields for those that are `shaped`."""
-
-    def idle(self, key: str, is_blank: bool = False) -> str:
-        """Why a key has no effect wherever it stands; empty for all others. is_blank: it has no value."""
+        """Those that are rewritten in this section, or refused by name; none of them is a field of the section."""
 
     def hint(self, key: str) -> str:
         """What to write instead of a key that is unknown where it stands; empty where no program has it."""

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, value_error
+from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, from_path, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.model_files import (
@@ -68,6 +68,9 @@ Qtype = Annotated[
     OneOf(*QTYPES, spellings=QTYPE_SPELLINGS, instead=QTYPE_INSTEAD),
     BeforeValidator(_without_adapter),
 ]
+
+REPACKED = {"comfy-org/qwen-image-2.1": "Qwen/Qwen-Image-2.1"}
+"""Hub id, in small letters, of weights as ComfyUI keeps them -> that of the model."""
 
 _PARTED = WithJsonSchema(
     {
@@ -119,8 +122,6 @@ class ModelKwargs(StrictModel):
     """Control images are scaled to the area of a square of this side in pixels; diffusers uses 1024. Smaller ones save
     memory: half the side is a quarter of their tokens."""
 
-    foreign: ClassVar = "model_kwargs"
-
     def reference_area(self) -> int:
         """Pixels of a control image; 0: as many as its target has."""
         return 0 if self.match_target_res else self.control_resolution**2
@@ -149,24 +150,20 @@ class BaseLora(StrictModel):
             yield warning("multiplier", "0: the file is not used.")
 
 
-def _from_path(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
 if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Arch = str
 else:
     Arch = Literal[tuple(FAMILIES)]
 
 
-def part_recovery(entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics) -> None:
-    """`qtype: int4|file`, where `key` says it, as qtype and accuracy_recovery_adapter."""
-    node = entries.get(key)
+def _part_recovery(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
+    """`qtype: int4|file` as qtype and accuracy_recovery_adapter."""
+    node = entries.get("qtype")
     if node is None or not isinstance(node.value, str) or "|" not in node.value:
         return
     qtype, file = (part.strip() for part in node.value.split("|", 1))
     written = node.written and node.written.rpartition("|")[2].strip()
-    entries[key] = replace(node, value=qtype)
+    entries["qtype"] = replace(node, value=qtype)
     if file and qtype.lower() not in {*QTYPES, *QTYPE_SPELLINGS}:
         message = f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
         diagnostics.error(node, f"{message}its adapter makes up for the errors of {qtype} alone.")
@@ -246,7 +243,9 @@ class ModelConfig(StrictModel):
     """Run the text encoder on the CPU: it takes no memory of the device, but encoding the captions takes far longer.
     The embeddings are the same up to rounding."""
 
-    base_loras: tuple[Annotated[BaseLora, BeforeValidator(_from_path, json_schema_input_type=str | BaseLora)], ...] = ()
+    base_loras: tuple[
+        Annotated[BaseLora, BeforeValidator(from_path("path"), json_schema_input_type=str | BaseLora)], ...
+    ] = ()
     """LoRA files that are merged into the model before it is quantized and trained, in this order; an entry may be
     just the path. The new network is trained on top of them: load these files with it."""
 
@@ -268,7 +267,6 @@ class ModelConfig(StrictModel):
         **dict.fromkeys(("name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision"), "place"),
         "int8_matmul": "changes the result",
     }
-    foreign: ClassVar = "model"
     lone_key: ClassVar = "name_or_path"
 
     _file_fault: str = PrivateAttr(default="")
@@ -307,9 +305,13 @@ class ModelConfig(StrictModel):
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single base LoRA becomes a list; `qtype: int4|file` is parted. A number type in the place of the switch is
-        an error."""
-        part_recovery(entries, "qtype", diagnostics)
+        """A single base LoRA becomes a list; `qtype: int4|file` is parted; a copy for ComfyUI stands for its model. A
+        number type in the place of the switch is an error."""
+        name = entries.get("name_or_path")
+        if name is not None and (model := REPACKED.get(str(name.value).lower())):
+            entries["name_or_path"] = replace(name, value=model, text=model)
+            diagnostics.warn(name, f"{str(name.value)!r} holds the weights for ComfyUI: those of {model} are used.")
+        _part_recovery(entries, diagnostics)
         for switch, qtype in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
             node = entries.get(switch)
             if node and isinstance(node.value, str) and node.value.lower() in {*QTYPES, *QTYPE_SPELLINGS}:

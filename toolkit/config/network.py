@@ -6,13 +6,15 @@ import re
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, StrOrList, as_list, schema_of_list, value_error
-from toolkit.config.findings import Findings, JobContext, check_path
+from toolkit.config.findings import Findings, JobContext, check_path, warning
+from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.errors import UserError
 from toolkit.networks.kinds import KINDS
 
@@ -96,8 +98,6 @@ class NetworkKwargs(StrictModel):
     ignore_if_contains: StrOrList = ()
     """Skip layers whose dotted name contains one of these strings."""
 
-    foreign: ClassVar = "network_kwargs"
-
 
 class NetworkConfig(StrictModel):
     """`network`: the adapter that is trained and its size."""
@@ -165,12 +165,25 @@ class NetworkConfig(StrictModel):
         ),
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
-    foreign: ClassVar = "network"
     lone_key: ClassVar = "type"
     saved_weights: ClassVar[tuple[str, ...]] = ("pretrained_lora_path",)
 
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """`type: lycoris` becomes the kind that `network_kwargs.algo` names."""
+        kwargs, given = entries.get("network_kwargs"), entries.get("type")
+        if kwargs and (algo := kwargs.child("algo")) and not algo.is_blank:
+            kind, named = (str(node.value).strip().lower() if node else "lora" for node in (given, algo))
+            if kind == "lycoris" and named in IN_LYCORIS:
+                entries["type"] = replace(algo, value=named)
+            elif kind != "lycoris" and named not in ("lora", "locon", kind):
+                diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
+        return entries
+
     def check(self, job: JobContext) -> Findings:
-        """A file that is missing."""
+        """A factor of another kind, a file that is missing."""
+        if self.factor != -1 and self.type != "lokr":
+            yield warning("factor", "has no effect: it concerns LoKr only.")
         yield from check_path("pretrained_lora_path", self.pretrained_lora_path, "Give a LoRA file.", job, file=True)
 
     @property

@@ -1,13 +1,14 @@
 """A section as written -> the section as its model names it.
 
-`config.defaults` are merged in, old names become new ones, texts `name=value` become keys, keys without a value go,
-names nobody knows are reported and left out, so that the model can then report every other error in the same pass."""
+`config.defaults` are merged in, keys of other programs become ours where there are any, other shapes of our keys become
+fields, keys without a value go, names nobody knows are reported and left out, so that the model can then report every
+other error in the same pass."""
 
 from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -85,29 +86,28 @@ def _default_of(model: type[BaseModel], name: str) -> str:
     return f"the default is {text}"
 
 
-_OFF = (None, "", False, 0)
-"""Values of a switch that is off."""
-
-
 class Normaliser:
     """Walks a section along its model. One instance serves all processes of a job."""
 
-    def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults, foreign: ForeignKeys | None = None) -> None:
-        """foreign: the keys of other programs; None: those of this program's jobs."""
+    def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults) -> None:
         self.diagnostics = diagnostics
         self.defaults = defaults
-        self.foreign = foreign or foreign_keys()
         self.model: type[BaseModel] | None = None
         """Model of the process that was read last."""
 
-    def process(self, model: type[BaseModel], node: ConfigNode) -> ConfigNode:
-        """The section of a process, under the names of `model`."""
+    def process(
+        self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset({"type", "name"})
+    ) -> ConfigNode:
+        """The section of a process, or another that stands alone, under the names of `model`, with the keys of other
+        programs rewritten where it has any. also_known: keys that are kept though the model lacks them."""
         self.model = model
-        return self.section(model, node, frozenset({"type", "name"}))
+        if not is_ours(model, node, also_known):
+            node = foreign_keys().rewritten(model, node, self.diagnostics, self.defaults.known)
+        return self.section(model, node, also_known)
 
     def places(self) -> dict[str, list[str]]:
         """Key -> sections of the process that was read last that have it, as `places_of_keys` names them."""
-        return places_of_keys(self.model, self.foreign) if self.model else {}
+        return places_of_keys(self.model, foreign_keys()) if self.model else {}
 
     def section(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset()) -> ConfigNode:
         """`node` under the names of `model`; `also_known` are keys that are kept though it lacks them."""
@@ -115,29 +115,17 @@ class Normaliser:
             return node
         fields = field_names(model)
         strict = model if issubclass(model, StrictModel) else StrictModel
-        rows = other_names(model, self.foreign)
-        known = {*fields, *also_known, *rows}
+        known = {*fields, *also_known, *strict.other_shapes}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
-        neutral: list[ConfigNode] = []
         for key, child in node.value.items():
-            if key not in known and (reason := self.foreign.idle(key, child.is_blank)):
-                self.warn_no_effect(child, reason)
-                continue
             if key not in known and not open_ended:
-                hint = odd_characters(key) or self.foreign.hint(key) or self.belongs(key, node)
-                self.unknown(child, f"unknown key. {hint or _near(key, fields, rows) or all_keys(node)}")
+                self.unknown(child, f"unknown key. {self.hint(model, key, node)}")
                 continue
             self.defaults.known(child)
-            if self.is_given(model, key, child) and self.is_supported(rows.get(key), key, node, neutral):
+            if self.is_given(model, key, child):
                 entries[key] = child
-        if neutral:
-            names = ", ".join(str(child.path[-1]) for child in neutral[1:])
-            self.diagnostics.warn(neutral[0], f"has no effect at this value{names and f' (same for {names})'}.")
-        entries = strict.rewrite(self.foreign.reshape(model, entries, self.diagnostics), self.diagnostics)
-        for old, row in rows.items():
-            if row.how == "is" and old in entries:
-                entries[row.field] = merge_aliases(entries.get(row.field), entries.pop(old), self.diagnostics)
+        entries = strict.rewrite(entries, self.diagnostics)
         walked = {
             key: self.field(model.model_fields[fields[key]].annotation, child) if key in fields else child
             for key, child in entries.items()
@@ -168,6 +156,11 @@ class Normaliser:
         written = f"{found}{colon}{strength}"
         return replace(node, value=written, text=written)
 
+    def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
+        """What to write instead of a key that the section `node` does not have."""
+        what = odd_characters(key) or foreign_keys().hint(key) or self.belongs(key, node)
+        return what or _near(key, model) or all_keys(node)
+
     def belongs(self, key: str, node: ConfigNode) -> str:
         """Where a key belongs that `node` does not have; empty where no section has it."""
         found = self.places().get(key, [])
@@ -186,14 +179,14 @@ class Normaliser:
     def is_given(self, model: type[BaseModel], key: str, child: ConfigNode) -> bool:
         """False for null and "": the default applies. An error where there is no default; a warning where nothing is
         written, and of an empty text in the place of another default. A written null is meant."""
-        may_be_empty = model.may_be_empty if issubclass(model, StrictModel) else ()
+        strict = model if issubclass(model, StrictModel) else StrictModel
         name = field_names(model).get(key)
-        if not child.is_blank or (child.value == "" and key in may_be_empty):
+        if not child.is_blank or (child.value == "" and key in strict.may_be_empty):
             return True
         if name and model.model_fields[name].is_required():
             self.diagnostics.error(child, "needs a value.")
             return False
-        row = other_names(model, self.foreign).get(key)
+        row = strict.other_shapes.get(key)
         fields = [name, *(ours.rpartition(".")[2] for ours in (row.ours if row else ()))]
         optional = (
             each for each in fields if each in model.model_fields and not model.model_fields[each].is_required()
@@ -206,39 +199,6 @@ class Normaliser:
             self.diagnostics.warn(child, f"has no value, and counts as not given: {default}.")
         return False
 
-    def warn_no_effect(self, child: ConfigNode, reason: str) -> None:
-        self.defaults.known(child)
-        if not child.is_blank:
-            self.diagnostics.warn(child, f"has no effect: {reason}.")
-
-    def is_supported(self, row: ForeignName | None, key: str, section: ConfigNode, neutral: list[ConfigNode]) -> bool:
-        """False for names that do nothing here (one warning) and for those not built yet (an error).
-
-        row: of another program's key. section: where it stands. neutral: gets those whose value has no effect.
-        """
-        child = section.value[key]
-        if row is None:
-            return True
-        if row.needs and (section.child(row.needs) is None or section.value[row.needs].value in _OFF):
-            self.warn_no_effect(child, f"{row.needs} is off")
-        elif row.on and str(child.data()).lower() not in ("false", "0"):
-            self.diagnostics.error(child, f"{show(child)}: {row.on}")
-        elif row.how == "idle":
-            self.warn_no_effect(child, row.says)
-        elif row.how == "refused":
-            value = child.data()
-            if value in row.passes:
-                neutral.append(child)
-            elif value not in ([], {}):
-                nearest = (
-                    f"The nearest here is {' and '.join(map(repr, row.ours))}" if row.ours else "Leave this key out"
-                )
-                says = f": {row.says}" if row.says else ""
-                self.diagnostics.error(child, f"{show(child)} is not supported yet. {nearest}{says}.")
-        else:
-            return True
-        return False
-
     def field(self, annotation: Any, node: ConfigNode) -> ConfigNode | None:
         """A field's value with the sections inside it normalised; None when it was reported here."""
         if isinstance(node.value, bool) and is_number(annotation):
@@ -249,10 +209,13 @@ class Normaliser:
             items = [self.field(inner, item) for item in node.value]
             return replace(node, value=[item for item in items if item is not None])
         model = section_model(annotation)
+        strict = model if model and issubclass(model, StrictModel) else StrictModel
+        if strict.short_for and not isinstance(node.value, dict):
+            node = replace(node, value={strict.short_for: node})
         if model and isinstance(node.value, dict):
             return self.section(model, node)
-        if model and issubclass(model, StrictModel) and model.lone_key:
-            message = f"{show(node)} is not a mapping of keys and values. {as_section(node, model.lone_key)}"
+        if model and strict.lone_key:
+            message = f"{show(node)} is not a mapping of keys and values. {as_section(node, strict.lone_key)}"
             self.diagnostics.error(node, message)
         elif is_whole_number(annotation) and node.plain and is_grouped(node.text):
             whole, digits = node.text.partition(".")[0], node.text.replace(".", "")
@@ -261,9 +224,24 @@ class Normaliser:
         return node
 
 
-def _near(key: str, fields: Iterable[str], rows: Mapping[str, ForeignName]) -> str:
+def is_ours(annotation: Any, node: ConfigNode, also_known: frozenset[str] = frozenset()) -> bool:
+    """Whether our sections have every key of a value. annotation: of its field, or the section's model."""
+    if isinstance(node.value, list):
+        return all(is_ours(item_annotation(annotation), item) for item in node.value)
+    model = section_model(annotation) or section_model(item_annotation(annotation))
+    if model is None or not isinstance(node.value, dict):
+        return True
+    fields = field_names(model)
+    shapes = model.other_shapes if issubclass(model, StrictModel) else {}
+    return node.value.keys() <= {*fields, *shapes, *also_known} and all(
+        is_ours(model.model_fields[fields[key]].annotation, child) for key, child in node.value.items() if key in fields
+    )
+
+
+def _near(key: str, model: type[BaseModel]) -> str:
     """The name like `key` that has an effect, or else the fields of a short section."""
-    hint = did_you_mean(key, {*fields, *read_names(rows)}, list_all=False)
+    fields = field_names(model)
+    hint = did_you_mean(key, {*fields, *read_names(other_names(model, foreign_keys()))}, list_all=False)
     return hint if hint.startswith("Did you mean") else did_you_mean(key, fields, list_all=False)
 
 

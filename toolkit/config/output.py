@@ -19,6 +19,7 @@ from toolkit.config.findings import Findings, JobContext, check_path, error, war
 from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
+from toolkit.config.prompt_flags import read_flags
 from toolkit.config.prompts import prompts_to_samples
 from toolkit.files.redact import REDACTED, contains_secret
 
@@ -120,7 +121,6 @@ class SaveConfig(SaveIntervalConfig):
     hf_private: bool = True
     """For `push_to_hub`: create a private repository."""
 
-    foreign: ClassVar = "save"
     lone_key: ClassVar = "save_every"
 
     def check(self, job: JobContext) -> Findings:
@@ -180,7 +180,6 @@ class SampleItem(StrictModel):
     """Mask of the control image that has the shape of the sample: white may change. The drift of the samples then
     includes how much the black area changed. Empty: none."""
 
-    foreign: ClassVar = "sample_item"
     other_shapes: ClassVar = dict.fromkeys(
         slot_names("ctrl_img"), ForeignName("shaped", ("sample.samples[].ctrl_img",))
     )
@@ -189,7 +188,8 @@ class SampleItem(StrictModel):
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """`ctrl_img_1..10` become one list."""
+        """Flags in the prompt become keys, `ctrl_img_1..10` one list."""
+        read_flags(entries, diagnostics)
         gather_slots(entries, "ctrl_img", diagnostics)
         return entries
 
@@ -295,7 +295,6 @@ class SampleConfig(SampleIntervalConfig):
     """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each image of the set is generated
     with each of them too, and a survival score says how much of the LoRA's effect remains."""
 
-    foreign: ClassVar = "sample"
     other_shapes: ClassVar = {
         "prompts": ForeignName(
             "shaped", ("sample.samples",), "samples, as a list of prompts, or as a text file with one prompt per line"
@@ -389,8 +388,6 @@ class LoggingConfig(StrictModel):
     wandb_api_key: str = Field(default="", exclude=True, repr=False)
     """Prefer the environment variable WANDB_API_KEY, or the login that `wandb login` stored. It is not saved in any
     file."""
-
-    foreign: ClassVar = "logging"
 
     def trackers(self) -> tuple[str, ...]:
         """Names of the trackers of this run."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.files.writing import read_source
+from toolkit.registry import FOREIGN_PROMPTS, load_object
 
 
 def prompts_to_samples(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
@@ -27,7 +28,10 @@ def prompts_to_samples(entries: dict[str, ConfigNode], diagnostics: Diagnostics)
 
 def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """A list of prompts, or a file of them, as a list of samples."""
-    if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
+    suffix = Path(prompts.value).suffix.lower() if isinstance(prompts.value, str) else ""
+    if suffix in (".json", ".toml"):
+        return replace(prompts, value=load_object(FOREIGN_PROMPTS)(prompts, diagnostics))
+    if suffix == ".txt":
         lines = _lines(prompts, diagnostics)
     elif isinstance(prompts.value, list):
         lines = prompts.value

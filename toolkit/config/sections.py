@@ -126,8 +126,6 @@ class ModelSection(ProcessConfig):
     model: ModelConfig
     """The model that is trained."""
 
-    foreign: ClassVar = "model_and_network"
-
     def recorded_settings(self) -> dict[str, Any]:
         """What is in a file counts, not where it lies."""
         settings = super().recorded_settings()
@@ -187,7 +185,6 @@ class TrainingSection(ProcessConfig):
     save: SaveIntervalConfig = Field(default_factory=SaveIntervalConfig)
     """When the weights are written, and how."""
 
-    foreign: ClassVar = "run training evaluation"
     on_resume: ClassVar = {
         **dict.fromkeys(("device", "logging", "resume", "memory_check", "save"), "harmless"),
         # The images that `validation` holds out are missing in the dataset, which is compared by its content.

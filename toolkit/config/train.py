@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
-from toolkit.config.few_step import AssistantConfig, FewStepLossConfig, from_path
-from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, OneOf, reader_of, value_error
+from toolkit.config.few_step import AssistantConfig, FewStepLossConfig
+from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, OneOf, from_path, reader_of, value_error
 from toolkit.config.findings import Findings, JobContext, error, warning
+from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.network import Pattern
+from toolkit.config.normalise import merge_aliases
 from toolkit.config.preference import PreferenceConfig
 from toolkit.errors import UserError
 from toolkit.flow.settings import (
@@ -56,8 +59,6 @@ class LrGroupConfig(StrictModel):
     name: str = ""
     """Name of the group in metrics.jsonl: `lr/<name>`. Empty: `match`."""
 
-    foreign: ClassVar = "lr_group"
-
     def label(self) -> str:
         """The name of the group."""
         return self.name or self.match
@@ -80,7 +81,6 @@ class EmaConfig(StrictModel):
     """Warm-up: after n steps the decay is at most (1 + n) / (10 + n), so that early files are not the initial
     weights."""
 
-    foreign: ClassVar = "ema"
     lone_key: ClassVar = "use_ema"
 
     def check(self, job: JobContext) -> Findings:
@@ -129,6 +129,7 @@ class CompileConfig(StrictModel):
     cache_size_limit: int = Field(default=0, ge=0, le=100_000)
     """Maximum number of compiled versions of the same code, before PyTorch falls back to eager mode. 0: 32."""
 
+    short_for: ClassVar = "enabled"
     place: ClassVar = "train.compile"
     """The section's name in messages."""
 
@@ -195,8 +196,6 @@ class StopWhenConfig(StrictModel):
 
     check_every: int = Field(default=10, ge=1, le=MAX_STEPS)
     """Optimizer steps between two checks of the mean."""
-
-    foreign: ClassVar = "stop_when"
 
     def check(self, job: JobContext) -> Findings:
         """Neither or both of the two rules, and keys of the other one."""
@@ -374,7 +373,22 @@ class OptimizerConfig(StrictModel):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Maximum norm of the gradients, which are clipped to it; 0: no clipping."""
 
-    foreign: ClassVar = "optimizer"
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`."""
+        optimizer = entries.get("optimizer")
+        if optimizer is None or not isinstance(optimizer.value, dict):
+            return entries
+        parts = dict(entries.pop("optimizer").value)
+        kinds = [parts.pop(key) for key in ("name", "type") if key in parts]
+        for field, node in [("optimizer", kinds[0] if kinds else None), ("lr", parts.pop("lr", None))]:
+            if node is not None:
+                entries[field] = merge_aliases(entries.get(field), node, diagnostics)
+        if parts:
+            given = entries.get("optimizer_params")
+            extra = given.value if given is not None and isinstance(given.value, dict) else {}
+            entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
+        return entries
 
     def check_optimizer(self) -> Findings:
         """Arguments that do not exist, keys that exclude each other. Not a part of `check`: the section of a role
@@ -487,7 +501,6 @@ class OptimizationConfig(OptimizerConfig):
         "epochs": _change_of_length,
         "step_limit": _change_of_length,
     }
-    foreign: ClassVar = "optimization"
 
     def check(self, job: JobContext) -> Findings:
         """Keys that exclude each other."""
@@ -656,7 +669,6 @@ class TrainConfig(OptimizationConfig):
         **dict.fromkeys(("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"), "harmless"),
         **dict.fromkeys(("full_bf16", "assistant"), "impossible"),
     }
-    foreign: ClassVar = "train"
     lone_key: ClassVar = "steps"
 
     def preservations(self) -> dict[str, float]:

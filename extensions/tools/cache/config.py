@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, Field
 
 from toolkit.config.field_types import PathStr
+from toolkit.config.foreign import ForeignName
 from toolkit.config.loader import load_job
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
@@ -59,9 +60,8 @@ class CacheConfig(CacheOptions, DiffusionSection):
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
 
-    foreign: ClassVar = "cache"
-
     not_used: ClassVar = frozenset({"train", "logging"})
+    other_shapes: ClassVar = {"dtype": ForeignName("shaped", ("train.dtype",))}
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:

@@ -122,8 +122,6 @@ class LintConfig(ToolConfig):
     most_tokens: int = Field(default=512, ge=1)
     """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""
 
-    foreign: ClassVar = "lint"
-
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A path that leads nowhere, keys of the other kind of path, a file in the way."""
         path = Path(self.path).expanduser()

@@ -40,8 +40,6 @@ class ReportConfig(RunToolConfig):
     hashes: bool = True
     """Compute the SHA-256 of each saved file, which reads all of it. false: only those that the run recorded."""
 
-    foreign: ClassVar = "report"
-
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder without a run, several for one file, a file in the way."""
         yield from self.check_runs(job)

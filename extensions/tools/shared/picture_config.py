@@ -4,7 +4,6 @@ images. Prompts are read as those of `sample` are. Imports no torch."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -141,14 +140,6 @@ class PicturesConfig(ToolConfig):
 
     compile: GenerationCompileConfig = GenerationCompileConfig()
     """torch.compile of the transformer's blocks: `true`, or its keys. Off unless given."""
-
-    @classmethod
-    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """`compile: true` is short for `compile: {enabled: true}`."""
-        given = entries.get("compile")
-        if given is not None and not isinstance(given.value, dict):
-            entries["compile"] = replace(given, value={"enabled": given})
-        return entries
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The folder of the images."""
@@ -299,7 +290,7 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
     """The items of a `sample` section; each gets what is given for all of them."""
     section = None
     if isinstance(node.value, dict):
-        checked = Normaliser(diagnostics, UnusedDefaults()).section(SampleConfig, node)
+        checked = Normaliser(diagnostics, UnusedDefaults()).process(SampleConfig, node, frozenset())
         section, _ = validate(SampleConfig, checked, diagnostics)
     else:
         diagnostics.error(node, "is not a mapping. Write 'samples:' and a list below it.")

@@ -13,7 +13,7 @@ from extensions.compat.page import page
 from extensions.compat.shapes import SHAPES
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.foreign import ForeignName
-from toolkit.config.normalise import field_names
+from toolkit.config.normalise import field_names, other_names
 from toolkit.config.reference import distinct_sections, keys
 from toolkit.config.tool import ToolConfig, tool_parser
 from toolkit.errors import ConfigErrors
@@ -95,12 +95,12 @@ def test_what_a_name_is_here_is_a_key() -> None:
 
 
 def test_a_name_that_is_read_where_it_stands_is_read_into_what_its_row_says() -> None:
-    """The place of its group is that of the key that it is another name of; what is shaped has a function there."""
-    for _, group, key, row in ROWS:
-        if group and row.how == "is":
-            assert row.ours[0].rpartition(".")[0] == PLACES[group] or group == "cache", key
-        assert not group or row.how not in ("near", "absent"), key
-        assert row.how != "shaped" or group in {*SHAPES, "optimization", "network_kwargs", "cache"}, key
+    """The place of its section is that of the key that it is another name of; what is shaped has a function there."""
+    for _, section, key, row in ROWS:
+        if section and row.how == "is":
+            assert row.ours[0].rpartition(".")[0] == PLACES[section], key
+        assert not section or row.how not in ("near", "absent"), key
+        assert row.how != "shaped" or section in {*SHAPES, "OptimizationConfig", "NetworkKwargs"}, key
 
 
 def test_an_option_has_one_row() -> None:
@@ -116,9 +116,9 @@ def test_a_name_of_programs_that_are_not_read_hides_none_that_is() -> None:
     assert not unread & (read | {key.rpartition(".")[2] for key in KNOWN})
 
 
-def test_each_group_is_that_of_a_section() -> None:
-    groups = {group for _, section in distinct_sections(section_models()) for group in section.foreign_groups}
-    assert groups == {group for _, group in NAMES} - {"", "flags"} == PLACES.keys()
+def test_each_name_is_of_the_class_of_a_section() -> None:
+    classes = {cls.__name__ for _, section in distinct_sections(section_models()) for cls in section.__mro__}
+    assert {name for _, name in NAMES} - {"", "flags"} == PLACES.keys() and PLACES.keys() | SHAPES.keys() <= classes
 
 
 def flags() -> dict[str, set[str]]:
@@ -169,7 +169,7 @@ def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
 def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
     for path, text in AI_TOOLKIT_KEYS.items():
         for key in text.split():
-            assert key in {*field_names(SECTIONS[path]), *KEYS.rows(SECTIONS[path])}, (path, key)
+            assert key in {*field_names(SECTIONS[path]), *other_names(SECTIONS[path], KEYS)}, (path, key)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from tests.running import section_of
 from tests.toolkit.config.conftest import trainer
+from toolkit.config import normalise
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,37 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
     found = section(*lines.splitlines())
     for part in path.split("."):
         found = getattr(found, part)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "value"),
+    [
+        ("train: {compile: true}", "train.compile.enabled", True),
+        ("train: {compile: auto}", "train.compile.enabled", "auto"),
+        ("train: {optimizer: {name: lion, lr: 3e-4, weight_decay: 0.1}}", "train.optimizer_params.weight_decay", 0.1),
+        ("network: {type: lycoris, network_kwargs: {algo: LoKr}}", "network.type", "lokr"),
+        ("network: {type: lycoris, network_kwargs: {algo: locon}}", "network.type", "lora"),
+        ("model: {name_or_path: Comfy-Org/Qwen-Image-2.1}", "model.name_or_path", "Qwen/Qwen-Image-2.1"),
+        ("model: {name_or_path: ./model, quantize: true, qtype: 'int4|a/b/c.safetensors'}", "model.qtype", "int4"),
+        ("sample: {prompts: [a cat --w 512]}", "sample.samples.0.width", 512),
+        ("sample: {samples: [{prompt: a cat --w 512}]}", "sample.samples.0.width", 512),
+        ("sample: {samples: [{prompt: a, ctrl_img_1: a.png}]}", "sample.samples.0.ctrl_img.0", "a.png"),
+        ("datasets: [{folder_path: photos, resolution: {width: 64, height: 96}}]", "datasets.0.resolution.0.width", 64),
+        ("sample: {prompts: [a], also: {lora: a.safetensors, steps: 4}}", "sample.also.0.steps", 4),
+    ],
+)
+def test_shapes_of_our_own_are_read_without_a_word_of_other_programs(
+    section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, path: str, value: object
+) -> None:
+    monkeypatch.setattr(normalise, "foreign_keys", lambda: pytest.fail("other programs were asked"))
+    (tmp_path / "a.png").touch()
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    found = section(line)
+    for part in path.split("."):
+        found = (
+            found[int(part) if part.isdigit() else part] if isinstance(found, tuple | dict) else getattr(found, part)
+        )
     assert found == value
 
 

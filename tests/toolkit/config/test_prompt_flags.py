@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from extensions.compat.prompt_flags import split_flags
 from tests.toolkit.config.conftest import trainer
+from toolkit.config.prompt_flags import split_flags
 
 
 def picture(section, prompt: str, keys: str = ""):
