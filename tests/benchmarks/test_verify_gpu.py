@@ -63,7 +63,7 @@ def verdicts_in(results: Path) -> dict[str, str]:
     return dict(line.removeprefix("- ").split(": ", 1) for line in lines if line.startswith("- "))
 
 
-@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_nothing_stops_at_a_failure_and_the_verdict_names_it(
     children: dict[str, str], results: Path, half: int
 ) -> None:

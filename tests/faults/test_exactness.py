@@ -46,10 +46,8 @@ def assert_going_back_changes_nothing(job: Job, **changes: object) -> None:
     assert [name for name in got if got[name] != expected[name]] == []
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in OF_THEIR_OWN_KIND if name != "muon")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OF_THEIR_OWN_KIND)
 def test_every_state_of_its_own_kind(job: Job, optimizer: str) -> None:
     job.change(
         network__linear=64,  # 64 x 64 weights: enough for 8-bit states to be 8-bit

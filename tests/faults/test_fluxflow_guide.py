@@ -398,6 +398,7 @@ def test_a_stop_condition_ends_the_step_as_finished_and_the_next_one_runs(workpl
     assert (out / "flxflow_final.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_plateau_of_one_role_lowers_its_rate_alone(workplace: Path) -> None:
     plateau = "{scheduler_type: ReduceLROnPlateau, factor: 0.5, patience: 0, threshold: 0.9, every: 2}"
     text = (

@@ -1,4 +1,4 @@
-"""Thousands of small damages to what a user brings: it works, or an error names the place; no original is changed."""
+"""Hundreds of small damages to what a user brings: it works, or an error names the place; no original is changed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_mutated_jobs_load_or_are_refused_by_place(tmp_path: Path, small_section
     valid = {"job": "extension", "config": {"name": "job", "process": [section]}, "meta": {"version": "1"}}
     names = [str(path[-1]) for path in places(valid) if isinstance(path[-1], str)]
     path, outcomes = tmp_path / "job.yaml", [0, 0]
-    for case in range(2500):
+    for case in range(1000):
         job = copy.deepcopy(valid)
         text = json.dumps(job, indent=1).encode()
         if case % 5 == 4:
@@ -126,7 +126,7 @@ def test_mutated_jobs_load_or_are_refused_by_place(tmp_path: Path, small_section
         except Exception as error:
             raise AssertionError(f"case {case}: {error!r} for {text!r}") from error
         assert path.read_bytes() == text, case
-    assert min(outcomes) > 200, f"too one-sided: {outcomes}"
+    assert min(outcomes) > 40, f"too one-sided: {outcomes}"
 
 
 SEED, TIMES = int(os.environ.get("MUTATION_SEED", "1")), int(os.environ.get("MUTATION_TIMES", "1"))

@@ -202,6 +202,7 @@ def trained(process_group: ProcessGroup, folder: Path, begin: object, readers: i
     return fit.w_D.tolist(), fit.seen, json.loads(json.dumps(run.state.cursor)), run.state.epochs_done
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_own_shards_and_trains_what_one_does(tmp_path: Path) -> None:
     alone = trained(ProcessGroup(), tmp_path, None, 2, 6)
     first, second = in_processes(2, trained, tmp_path, None, 2, 6)

@@ -27,12 +27,11 @@ from toolkit.memory.quantization import Int8Matmuls
 from toolkit.networks.lora import DoraNetwork
 from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_compiler")]
 
 ROWS = 2 * TOKENS
 ROOT = Path(__file__).resolve().parents[3]
 IN_INT8 = Int8Matmuls(forward=True, backward=True)
-SLOW = pytest.mark.slow
 LEVELS = ("cheap", "keep_attention", "full_offload")
 OTHERS = ("int8", "float8", "fp8_scaled", "uint3")
 
@@ -87,12 +86,12 @@ def train(level: str, backend: str = "divided", **options) -> None:
 
 BLOCKS = [
     {},
-    pytest.param({"qtype": "int4"}, marks=SLOW),
-    pytest.param({"qtype": "int8", "in_int8": IN_INT8}, marks=SLOW),
-    *(pytest.param({"qtype": qtype}, marks=SLOW) for qtype in OTHERS),
-    pytest.param({"qtype": "int4", "kind": DoraNetwork}, marks=SLOW),
-    pytest.param({"kind": LohaNetwork}, marks=SLOW),
-    pytest.param({"kind": LokrNetwork}, marks=SLOW),
+    {"qtype": "int4"},
+    {"qtype": "int8", "in_int8": IN_INT8},
+    *({"qtype": qtype} for qtype in OTHERS),
+    {"qtype": "int4", "kind": DoraNetwork},
+    {"kind": LohaNetwork},
+    {"kind": LokrNetwork},
 ]
 """Formats of the weights and kinds of the network."""
 
@@ -104,7 +103,6 @@ def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Prog
     assert [(program.made, program.untagged) for program in programs] == [([], [])]
 
 
-@SLOW
 @pytest.mark.parametrize(
     ("level", "options"),
     [
@@ -121,7 +119,6 @@ def test_checkpointing_sees_every_operation(programs: list[Program], level: str,
     assert [program.untagged for program in programs] == [[]]
 
 
-@SLOW
 @pytest.mark.parametrize(
     ("qtype", "in_int8"),
     [
@@ -138,7 +135,6 @@ def test_no_level_keeps_a_dequantized_weight(programs: list[Program], qtype: str
     assert [shape for shape in weights if min(shape) >= WIDTH] == []
 
 
-@SLOW
 @pytest.mark.parametrize(("qtype", "in_int8"), [(None, None), ("int4", None), ("int8", IN_INT8)])
 def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None, in_int8) -> None:
     for level in ("keep_attention", "cheap"):
@@ -159,7 +155,6 @@ CACHED = [
 ]
 
 
-@SLOW
 @pytest.mark.parametrize("row", range(len(CACHED)))
 def test_a_second_process_compiles_nothing(tmp_path: Path, row: int) -> None:
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}

@@ -156,9 +156,8 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
     at_least("sample with a LoRA, dB", psnr(ours, theirs), 50)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "Qwen-Image-Edit-2511")) for name in MEMBERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEMBERS)
 def test_each_members_pipeline_draws_with_its_file(
     member: Callable[[str], Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
