@@ -46,22 +46,22 @@ TURNED_HEIC = ROOT / "tests/toolkit/data/turned.heic"
 is to be turned clockwise, in the format's own way and in EXIF, which does not count."""
 
 
-_frozen_modules = 0
 gc.disable()  # until all tests are collected, of which next to nothing is garbage
+_room = Path()
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: a job collects its garbage twice, and need not look through all of that."""
-    global _frozen_modules
+    """What is there by now stays: a job collects its garbage twice, and need not look through all of that."""
     gc.enable()
     gc.collect()
     gc.freeze()
-    _frozen_modules = len(sys.modules)
 
 
-def pytest_runtest_setup() -> None:
-    """The same for what tests import late, as compilers are."""
-    if len(sys.modules) > _frozen_modules + 100:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same for what the tests of another file have left: modules, compiled programs, fixtures, reports."""
+    global _room
+    if item.path != _room:
+        _room = item.path
         pytest_collection_finish()
 
 
