@@ -66,6 +66,7 @@ def test_workers_and_caches_change_nothing(job: Job) -> None:
     assert_going_back_changes_nothing(job, datasets=changed)
 
 
+@pytest.mark.slow
 def test_captions_that_are_drawn_and_shuffled_at_each_use_are_the_same(job: Job, tmp_path: Path) -> None:
     folder = draw_pictures(tmp_path / "several", "a", "b", "c")
     for file in folder.glob("*.txt"):

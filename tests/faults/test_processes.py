@@ -64,6 +64,7 @@ def test_two_processes_go_on_where_one_was_stopped(job: Job, as_one) -> None:
     as_one()
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job: Job, whole: Job, as_one) -> None:
     job.change(train__parallel="fsdp", train__gradient_checkpointing=True)
     run_together(job)
@@ -124,6 +125,7 @@ def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> N
     assert len(job.metrics()) == 1
 
 
+@pytest.mark.slow
 def test_what_the_first_process_ends_ends_in_all(job: Job) -> None:
     job.section["validation"] = {"fraction": 0.4, "every": 2}
     job.section["stop_when"] = {"metric": "loss", "below": 100, "min_steps": 3, "smooth": 2, "check_every": 1}

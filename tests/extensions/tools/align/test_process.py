@@ -78,6 +78,7 @@ def test_pairs_lie_on_each_other_afterwards(folder: Path, said: list[str], capsy
     assert set(heads[:3]) == set(MOVES) and heads[3:] == ["other", "good"]
 
 
+@pytest.mark.slow
 def test_lint_align_and_samples_tell_a_move_with_one_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

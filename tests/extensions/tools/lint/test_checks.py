@@ -169,6 +169,7 @@ def test_captions_of_several_lines_are_told_and_each_is_checked_where_they_are_m
     assert found == ["has 'ohwx' only inside another word, so it is not put in front: 'an ohwxman'"]
 
 
+@pytest.mark.slow
 def test_pairs_are_compared_with_all_others(folder: Path) -> None:
     before, second = folder.parent / "before", folder.parent / "second"
     for made in (before, second):

@@ -59,6 +59,7 @@ def history(folder: Path) -> dict[str, dict[int, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_is_kept_in_its_own_folder_without_the_key(tracked, picture: Path, environment: Path) -> None:
     run = tracked(
         wandb_api_key=KEY, wandb_project="faces", wandb_run_name="third", wandb_entity="me", settings={"lr": 0.5}

@@ -226,6 +226,7 @@ def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: py
     assert f"about {duration(7200)}" in text and "about 4.00" in text
 
 
+@pytest.mark.slow
 def test_a_job_of_several_processes_whose_images_are_yet_to_come_has_a_plan(client: TestClient) -> None:
     page = Page(client, "/new?example=quickstart.yaml")
     before = page.yaml
