@@ -34,7 +34,7 @@ def launch(nursery: Nursery, tmp_path: Path) -> Iterator[Callable[..., Child]]:
 
 
 def launched(folder: Path, worker: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """The same by an interpreter of its own, which reads its environment before it imports PyTorch."""
+    """The same in a separate interpreter, which reads its environment before importing PyTorch."""
     (file := folder / "worker.py").write_text(worker)
     command = [sys.executable, str(ROOT / "launch.py"), *flags, str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -725,7 +725,7 @@ ROWS: dict[str, tuple[str, ForeignName]] = {
     for (program, section), rows in NAMES.items() if program == "musubi" and section != "flags"
     for key, row in rows.items()
 }  # fmt: skip
-"""Option of musubi-tuner -> the class of the section that reads it as it is written, and its row."""
+"""Option of musubi-tuner -> the class of the section that accepts it unchanged, and its row."""
 
 
 @cache

@@ -58,6 +58,8 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     samples = sample_table(run.folder, address, MOST_SAMPLES if embed else None)
     curves = diagrams(curve for each in feed.series for curve in each.curves(points=MOST_POINTS))
     marked = [] if share else marks(run.folder)
+    files = list(islice(saved_files(run.folder, hashed), MOST_ROWS))
+    are_more = len(files) == MOST_ROWS
     return page(
         PAGES / "run.html.j2",
         redact_text(run.name),
@@ -70,8 +72,8 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
         samples=samples,
         shown=max(samples["steps"], default=0),
         picture=lambda file, side: file if side or not embed else "",
-        files=list(islice(saved_files(run.folder, hashed), MOST_ROWS)),
-        file_count=sum(1 for _ in saved_files(run.folder, hashed=False)),
+        files=files,
+        file_count=sum(1 for _ in saved_files(run.folder, hashed=False)) if are_more else len(files),
         marked=[],
         difference=None,
     )

@@ -203,9 +203,8 @@ def leave_together(
             process_group.all_gather_object("going on")
     except SystemExit as leaving:
         if process_group.is_main_process:
-            time.sleep(
-                0.4
-            )  # as long as an interpreter takes to close: what the others look into goes with this process
+            # About as long as an interpreter takes to exit: the store of the others ends with this process.
+            time.sleep(0.4)
         return leaving.code, shown
     return 0, shown
 

@@ -177,7 +177,7 @@ def test_the_plan_counts_what_there_is_to_encode_and_no_steps(
     assert (plan["optimizer_steps"], plan["epochs"]) == (0, 0)
     assert plan["datasets"][0]["buckets"] == [{"width": 64, "height": 64, "images": 2}]
     assert plan["model"]["bytes"] > 0 and plan["model"]["download"] is None and plan["will_not_start"] == []
-    assert "start" not in plan  # it has no folder of its own
+    assert "start" not in plan  # it writes no run folder
     assert not (tmp_path / "output").exists()
 
 

@@ -101,7 +101,7 @@ def test_an_id_is_that_of_an_entry(client, id_):
 
 
 def test_every_tool_is_a_form_of_its_declaration(client, ui, monkeypatch):
-    monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)  # in a process of its own, as the page asks
+    monkeypatch.setattr("extensions.tools.ui.views.tools.ask", ask)  # in a separate process, as the page asks
     page = client.get("/tools").text
     for uid in ("generate", "grid", "convert", "merge", "extract", "publish", "caption", "lint", "cache"):
         assert f'href="/tools/{uid}"' in page
