@@ -127,13 +127,10 @@ class FlowTrainerProcess(RolesTrainer):
             refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
 
     def check_base(self) -> None:
-        resumption = self.resumption
         hashes = self.process_group.run_on_rank0_and_broadcast(
             lambda: source_hashes(self.section.model) | start_hashes(self._start)
         )
-        has_start = any(key.startswith(START) for key in resumption.base or hashes)  # states of earlier versions do not
-        resumption.check_base({key: found for key, found in hashes.items() if has_start or not key.startswith(START)})
-        resumption.record["base"] = hashes
+        self.resumption.check_base(hashes)
 
     # ------------------------------------------------------------ model and data
 

@@ -260,7 +260,6 @@ class Trainer(BaseTrainProcess):
             self.fingerprint,
             options.restart,
             options.allow_change,
-            self.plan.has_references,
         )
         if start.moves_aside:
             archive_run(self.save_root)

@@ -93,7 +93,6 @@ def test_another_base_model_is_refused_wherever_it_is(finished: Job, tiny_model:
 
 
 def test_a_checkpoint_without_a_record_of_its_base_goes_on_where_it_was(finished: Job, tiny_model: Path) -> None:
-    """As earlier versions wrote it."""
     for state in (finished.folder / "state").iterdir():
         document = json.loads((state / "state.json").read_text())
         del document["base"]
@@ -227,6 +226,6 @@ def test_a_state_that_verifies_and_lacks_something_is_one_line(job: Job) -> None
             assert child.wait() in (0, 1, 2) and "Traceback" not in child.output, (last, forged, child.output)
             if child.code:
                 assert str(state.relative_to(job.cwd)) in child.output.splitlines()[-1], (last, forged, child.output)
-            # A state of an earlier version has no record of its base; another dataset begins with its next epoch.
+            # A state need not have a record of its base; another dataset begins with its next epoch.
             assert bool(child.code) == ((last, forged) not in [("base", None), ("dataset", ["x"])]), (last, forged)
             shutil.rmtree(job.folder)

@@ -35,9 +35,8 @@ SUPERSEDED = "superseded"
 DATASET_PREFIX = "dataset-"
 """`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
 
-SAMPLE_FILE = re.compile(r"(?:(?P<ms>\d+)__)?(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
-"""Name of a sample: optimizer step, index within its set, name of its way of `sample.also`; of earlier versions with
-milliseconds since the epoch."""
+SAMPLE_FILE = re.compile(r"(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
+"""Name of a sample: optimizer step, index within its set, name of its way of `sample.also`."""
 
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""

@@ -150,9 +150,6 @@ MARKER = "atelier.json"
 """In each folder that `atomic_write_dir` made, with the names of its files: only such a folder may be replaced, and not
 while it holds others, which somebody added."""
 
-_EARLIER_MARKERS = ("mascots.json", "new_model.json", "tiny_model.json", "training.json")
-"""What earlier versions left in their folders instead."""
-
 _OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 _ASIDE = ".replaced.tmp"
@@ -160,13 +157,12 @@ _ASIDE = ".replaced.tmp"
 
 
 def is_own_folder(path: Path, known_by: str = "") -> bool:
-    """Whether the program made a folder and all that is in it: it has a marker that lists its files, or one of an
-    earlier version. An empty folder counts as such, and so does a run's folder of a step with the file `known_by`."""
+    """Whether the program made a folder and all that is in it: it has a marker that lists its files. An
+    empty folder counts as such, and so does a run's folder of a step with the file `known_by`."""
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
-    is_marked = not names.isdisjoint({MARKER, *_EARLIER_MARKERS})
-    return not names or known_by in names or (is_marked and not added_to(path))
+    return not names or known_by in names or (MARKER in names and not added_to(path))
 
 
 def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:

@@ -226,7 +226,7 @@ def run_outlook(
     will_not_start: further reasons not to start.
     """
     folder, steps = section.run_folder(job), plan.optimizer_steps
-    start = _start(folder, section, job, steps, found, plan.has_references)
+    start = _start(folder, section, job, steps, found)
     models = ModelOutlook.of(model, job) if model else None
     if start.what == "complete":  # a run that has nothing to do needs nothing
         will_not_start = ()
@@ -258,7 +258,6 @@ def _start(
     job: JobContext,
     steps: int,
     found: Callable[[], DatasetHashes],
-    has_references: bool,
 ) -> StartOutlook:
     """As the run decides it, but for the hashes of a state's files: only their sizes are compared."""
     lock = read_lock(folder)
@@ -269,7 +268,7 @@ def _start(
         start = (
             Start(None, moves_aside=True)
             if job.begins_anew
-            else plan_start(folder, section, steps, found, job.restart, job.allow_change, has_references, by_hash=False)
+            else plan_start(folder, section, steps, found, job.restart, job.allow_change, by_hash=False)
         )
     except (UserError, RunError) as error:
         return StartOutlook(folder, "refused", reason=str(error))

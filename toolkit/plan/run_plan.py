@@ -146,11 +146,6 @@ class RunPlan:
     """For a dry run: the model, disk, time, and what a start does with what is in the run's folder."""
 
     @property
-    def has_references(self) -> bool:
-        """Whether any image has control images."""
-        return any(count for folder in self.datasets for count in folder.references)
-
-    @property
     def epochs(self) -> int | float:
         """Passes over the data, rounded to 4 places; an int when whole."""
         if not self.micro_batches_per_epoch:

@@ -12,7 +12,6 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
@@ -28,9 +27,6 @@ from toolkit.train.collectives import WorkerContext
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 from toolkit.train.sharded_state import Rows, read_rows, shapes_of_rows, write_rows
-
-RENAMED_OPTIMIZERS = {"RoundedOptimizer": "StochasticRoundingOptimizer"}
-"""Classes by the names that states of earlier versions have for them."""
 
 
 def snapshot_state(run: Run) -> CheckpointData:
@@ -113,7 +109,7 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
         copy_into(role.saved_weights, weights)
         if not fresh_optimizer:
             own_class, saved_class = type(role.optimizer).__name__, plain["optimizer_class"]
-            if own_class != RENAMED_OPTIMIZERS.get(saved_class, saved_class):
+            if own_class != saved_class:
                 raise RunError(
                     f"{path} was made with another optimizer: {saved_class}, the job has {own_class}. "
                     "Give the job a new name, or restore train.optimizer."
@@ -129,23 +125,15 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
             role.schedule.load_state_dict(plain["schedule"])
     if run.loss_scaler and "loss_scaler" in document:
         run.loss_scaler.load_state_dict(document["loss_scaler"])
-    run.state = _state(document["state"], run)
+    run.state = _state(document["state"])
 
 
-def _state(saved: dict[str, Any], run: Run) -> TrainState:
-    """The saved `TrainState`; earlier versions saved an epoch and a micro-batch index instead of a cursor."""
+def _state(saved: dict[str, Any]) -> TrainState:
+    """The saved `TrainState`."""
     for name, start in asdict(TrainState()).items():
-        value = saved[name] if name in ("step", "epoch") else saved.get(name, start)  # earlier versions lack others
-        if name != "cursor" and not isinstance(value, type(start)):
-            raise TypeError(f"{name}: {value!r}")
-    if "cursor" in saved:
-        return TrainState(**saved)
-    epoch, batch = saved["epoch"], saved.pop("batch")
-    ends = [epoch, epoch]
-    if run.batches_per_epoch:
-        trained = epoch * run.batches_per_epoch + batch
-        ends = [max(0, trained - ago) // run.batches_per_epoch for ago in (0, run.grad_accum_steps)]
-    return TrainState(**saved, cursor=epoch_cursor(epoch, batch), epochs_done=ends[0], epochs_before=ends[1])
+        if name != "cursor" and not isinstance(saved[name], type(start)):
+            raise TypeError(f"{name}: {saved[name]!r}")
+    return TrainState(**saved)
 
 
 def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ from toolkit.train.checkpoint_store import (
     step_of,
     verify,
 )
-from toolkit.train.config_diff import REVISION, ConfigChange, corrections, diff_configs
+from toolkit.train.config_diff import REVISION, ConfigChange, diff_configs
 from toolkit.train.lock import FILE as LOCK_FILE
 
 if TYPE_CHECKING:
@@ -155,16 +155,15 @@ def plan_start(
     found: Callable[[], DatasetHashes],
     restart: bool,
     allow_change: bool,
-    has_references: bool = False,
     by_hash: bool = True,
 ) -> Start:
     """What a start of the job in `folder` does; it changes nothing there.
 
     steps: optimizer steps of the whole run. found: gives the hashes of the dataset; called where there is a run to
-    compare with. has_references: as of `corrections`. restart: a run that is complete, or cannot be resumed, is moved
-    aside. by_hash: whether checkpoints are verified by their content. Raises RunError as `find_checkpoint`; UserError
-    where the job differs from the one that wrote the checkpoint in what cannot change, or without `allow_change` in
-    what changes the result; of a complete run the dataset counts as such.
+    compare with. restart: a run that is complete, or cannot be resumed, is moved aside. by_hash: whether checkpoints
+    are verified by their content. Raises RunError as `find_checkpoint`, and for a run of a version that computes
+    something else; UserError where the job differs from the one that wrote the checkpoint in what cannot change, or
+    without `allow_change` in what changes the result; of a complete run the dataset counts as such.
     """
     checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
     if aside:
@@ -175,7 +174,10 @@ def plan_start(
             document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
             if document is None or (checkpoint is None and complete_at is None):
                 return Start(None, complete_at=complete_at)
-            changes = tuple(_differences(document, section, has_references))
+            if document.get("revision") != REVISION:
+                message = f"{checkpoint or folder} was written by an earlier version of this program."
+                raise RunError(f"{message} To keep both runs, {_ELSE}")
+            changes = tuple(_differences(document, section))
             trained_on = str(document["dataset"])
             document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
         _refuse_changes(checkpoint or folder, changes, section, allow_change, bool(checkpoint and document.get("base")))
@@ -348,15 +350,14 @@ def _settings(section: ProcessConfig) -> dict[str, Any]:
     return redact_json(section.recorded_settings(), by_key=True)
 
 
-def _differences(document: Mapping[str, Any], section: ProcessConfig, has_references: bool) -> list[ConfigChange]:
+def _differences(document: Mapping[str, Any], section: ProcessConfig) -> list[ConfigChange]:
     """What differs between a section and the job that wrote a record."""
     given = section.model_dump(mode="json", exclude_unset=True)
     recorded, wanted = redact_json(document["settings"], by_key=True), _settings(section)
     for settings in (recorded, wanted):
         if settings.get("training_seed") == 0:  # a random seed: that of the checkpoint
             settings["training_seed"] = document.get("seed", 0)
-    corrected = corrections(document.get("revision", 1), section.model_dump(mode="json"), has_references)
-    return diff_configs(type(section), recorded, wanted, given) + corrected
+    return diff_configs(type(section), recorded, wanted, given)
 
 
 _LENGTH = ("train.steps", "train.epochs", "train.step_limit")
@@ -410,10 +411,9 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
             f"the learning rate of each step depends on the number of steps: {ends}. Two ways: add --allow-change to "
             f"continue {state} with the rates of the new number; or train all steps again: {_ELSE}"
         )
-    by = "an earlier version of this program" if all(change.of_program for change in changes) else "different settings"
     return (
-        f"this changes the result, and {state} was trained with {by}. Restore the settings, add --allow-change to "
-        f"resume with the new values, {_ELSE}"
+        f"this changes the result, and {state} was trained with different settings. Restore the settings, add "
+        f"--allow-change to resume with the new values, {_ELSE}"
     )
 
 

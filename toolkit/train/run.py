@@ -75,7 +75,7 @@ class Run:
     seed: int
     roles: dict[str, Role]
     batches_per_epoch: int = 0
-    """Micro-batches of one epoch, for reading checkpoints of earlier versions; 0: not known."""
+    """Micro-batches of one epoch; 0: not known."""
 
     callbacks: Sequence[Callback] = ()
     state: TrainState = field(default_factory=TrainState)

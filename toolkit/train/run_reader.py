@@ -290,7 +290,7 @@ def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
 
 def read_losses_by_image(folder: Path) -> dict[int, dict[str, float]]:
     """Step -> image, by its hash -> its loss, the mean over noise levels and sizes; of the images of the latest
-    validation. Empty for runs without `validation`, and for those of earlier versions."""
+    validation. Empty for runs without `validation`."""
     with rows_by_step(folder / run_files.VALIDATION_IMAGES) as by_step:
         rows = list(by_step)
     found: dict[int, dict[str, float]] = {}
@@ -439,16 +439,16 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     prompts, drifts, found = by_file("prompts"), by_file("drift"), []
     for path in _entries(folder / run_files.SAMPLES):
         match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
-        if match and (time := _generated(path, match["ms"])):
+        if match and (time := _generated(path)):
             texts = prompts.get(path.name), drifts.get(path.name)
             found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, *texts))
     return tuple(sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name)))
 
 
-def _generated(path: Path, ms: str | None) -> datetime | None:
-    """By the milliseconds in its name; of a name without, by the file's own time. None for one that is not a time."""
+def _generated(path: Path) -> datetime | None:
+    """By the file's own time. None for one that is not a time."""
     try:
-        return datetime.fromtimestamp(int(ms) / 1000 if ms else path.stat().st_mtime, UTC)
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except (ValueError, OverflowError, OSError):
         return None
 

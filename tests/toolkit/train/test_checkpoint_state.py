@@ -12,8 +12,6 @@ from torch import nn
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
-from toolkit.optim.optimizers import build_optimizer
-from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
 from toolkit.train.checkpoint_store import step_of
 from toolkit.train.interface import TrainState
@@ -142,43 +140,3 @@ def test_another_optimizer_than_the_state_was_made_with_is_refused(tmp_path: Pat
     path = save_state(run)
     with pytest.raises(RunError, match=r"train\.optimizer"):
         load_state(path, make_run(tmp_path, after))
-
-
-def test_a_state_with_the_earlier_name_of_an_optimizer_is_read(tmp_path: Path) -> None:
-    run, other = (make_run(tmp_path / name, ema=False, fill=len(name)) for name in ("earlier", "now"))
-    for role in (run.roles["network"], other.roles["network"]):
-        for parameter in role.parameters.values():
-            parameter.data = parameter.bfloat16()
-        role.optimizer = StochasticRoundingOptimizer(
-            role.parameters, lambda weights: build_optimizer("adamw", weights.values(), 0.01, {}), seed=3
-        )
-    take_steps(run, 2)
-    path = save_state(run)
-    document = (path / "state.json").read_text()
-    assert "StochasticRoundingOptimizer" in document
-    (path / "state.json").write_text(document.replace("StochasticRoundingOptimizer", "RoundedOptimizer"))
-    load_state(path, other)
-    again = save_state(other)
-    for name in ("weights.safetensors", "optimizer.safetensors"):
-        assert (again / name).read_bytes() == (path / name).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("epoch", "batch", "per_epoch", "done", "before"),
-    [(1, 2, 3, 1, 1), (0, 3, 3, 1, 0), (1, 1, 3, 1, 0), (2, 0, 3, 2, 1), (2, 1, 0, 2, 2)],
-)
-def test_a_state_of_an_earlier_version_names_an_epoch_and_a_micro_batch(
-    tmp_path: Path, epoch: int, batch: int, per_epoch: int, done: int, before: int
-) -> None:
-    """With two micro-batches per optimizer step."""
-    run = make_run(tmp_path)
-    take_steps(run, 3)
-    path = save_state(run)
-    document = json.loads((path / "state.json").read_text())
-    document["state"] = {"step": 3, "epoch": epoch, "batch": batch, "samples": 9, "skipped": 1, "extra": {"hook": 1}}
-    (path / "state.json").write_text(json.dumps(document))
-    other = make_run(tmp_path)
-    other.grad_accum_steps, other.batches_per_epoch = 2, per_epoch
-    load_state(path, other)
-    cursor = epoch_cursor(epoch, batch)
-    assert other.state == TrainState(3, cursor, epoch, done, before, samples=9, skipped=1, extra={"hook": 1})

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
 from toolkit.extension import discover
-from toolkit.train.config_diff import ConfigChange, corrections
+from toolkit.train.config_diff import ConfigChange
 from toolkit.train.config_diff import diff_configs as changes_of
 
 KINDS = {
@@ -203,32 +202,3 @@ def test_a_key_the_state_does_not_know_is_a_change_only_where_the_job_says_it() 
     assert diff_configs(old, new, given={"train": {"lr": 1}}) == []
     [change] = diff_configs(old, new, given={"train": {"brave": True}})
     assert (change.key, change.old, change.new) == ("train.brave", None, True)
-
-
-def test_a_default_that_became_the_models_own_is_no_change() -> None:
-    old = {"sample": {"guidance_scale": 4.0, "sample_steps": 20}}
-    new = {"sample": {"guidance_scale": None, "sample_steps": None}}
-    assert diff_configs(old, new) == []
-    assert [change.key for change in diff_configs({"sample": old["sample"] | {"sample_steps": 25}}, new)] == [
-        "sample.sample_steps"
-    ]
-    (change,) = diff_configs(old, {"sample": new["sample"] | {"guidance_scale": 1.0}})
-    assert (change.key, change.old, change.new) == ("sample.guidance_scale", 4.0, 1.0)
-
-
-def test_an_autoencoder_run_from_before_its_present_losses_is_told_of_them_and_goes_on_with_its_own() -> None:
-    def settings(**losses: float) -> dict:
-        section = {"type": "vae_trainer", "datasets": [{"folder_path": "."}], "losses": losses}
-        return VaeTrainerConfig.model_validate(section).model_dump(mode="json")
-
-    former = {"l1": 0, "reconstruction": 1, "mse": 0.1, "contrast": 0.1, "color": 0.05, "histogram": 0.02}
-    old = settings(**former)
-    del old["losses"]["l1"]  # there was no such key
-    changes = changes_of(VaeTrainerConfig, old, settings(), given={})
-    assert {change.key.removeprefix("losses.") for change in changes} == former.keys()
-    assert {change.kind for change in changes} == {"changes the result"}
-    assert changes_of(VaeTrainerConfig, old, settings(**former), given={"losses": former}) == []
-    assert [change.key for change in corrections(2, old)] == [
-        "losses.contrast of images with a nearly constant channel"
-    ]
-    assert corrections(2, settings()) == corrections(3, old) == []

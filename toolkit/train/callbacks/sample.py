@@ -166,8 +166,7 @@ class SampleCallback(Callback):
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
-        """Those of earlier versions too."""
-        found = sorted((run.folder / SAMPLES).glob(f"*{step:09d}_*"))
+        found = sorted((run.folder / SAMPLES).glob(f"{step:09d}_*"))
         return [path for path in found if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) == step]
 
 

@@ -160,7 +160,7 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
     assert sorted(listed) == sorted(hub.files), "listed before anything is sent"
     assert private_in(hub.files, run) == [] and b"Curves" in hub.files["report.html"]
     assert "private" in hub.created.values() and hub.tokens <= {f"Bearer {TOKEN}", ""}
-    samples = [f"samples/1__000000020_{index}.png" for index in range(2)]
+    samples = [f"samples/000000020_{index}.png" for index in range(2)]
     assert sorted(hub.files) == sorted(["README.md", "my_char.safetensors", "report.html", *samples])
     assert hub.files["my_char.safetensors"] == (run / "my_char.safetensors").read_bytes()
     card = hub.files["README.md"].decode()
@@ -190,7 +190,7 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
     before = dict(hub.files)
     publish(*preview)
     written = {path.relative_to("to_publish").as_posix() for path in Path("to_publish").rglob("*") if path.is_file()}
-    assert "README.md" in written and "samples/1__000000020_0.png" in written and hub.files == before
+    assert "README.md" in written and "samples/000000020_0.png" in written and hub.files == before
 
 
 def test_only_the_full_report_holds_the_dataset(hub: Hub, run: Path) -> None:
@@ -218,7 +218,7 @@ def test_paths_and_secrets_in_metadata_are_left_out_of_the_upload(hub: Hub, run:
     assert "my_char.safetensors: its metadata contains a path or a secret (note), which is removed" in said
 
 
-@pytest.mark.parametrize("name", ["README.md", "report.html", "my_char.safetensors", "samples/1__000000020_0.png"])
+@pytest.mark.parametrize("name", ["README.md", "report.html", "my_char.safetensors", "samples/000000020_0.png"])
 def test_a_preview_overwrites_nothing(run: Path, name: str) -> None:
     mine = Path("mine") / name
     mine.parent.mkdir(parents=True)
