@@ -76,6 +76,10 @@ FAST_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Elsewhere (no AVX-512) a product in bfloat16 takes a CPU 6 to 50 times as long as one in float32."""
 
 
+READ_AT_THE_START = ("PYTHON", "HF_", "OMP_", "TORCH")
+"""How names of variables begin that count for an interpreter or a library once, when it starts."""
+
+
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     server = Nursery()
@@ -87,14 +91,14 @@ def nursery() -> Iterator[Nursery]:
 def run_py(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess]:
     """Runs `run.py`, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment.
 
-    It is forked from a process that has imported everything, which saves seconds; with `env`, which libraries may read
-    when they are imported, it is a new interpreter.
+    It is forked from a process that has imported everything, which saves seconds; with a variable that is read at the
+    start of an interpreter or of a library it is a new one.
     """
 
     def run(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None):
         command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
-        if env is None and hasattr(os, "fork"):
-            child = request.getfixturevalue("start_py")(*arguments, cwd=cwd)
+        if hasattr(os, "fork") and not any(name.startswith(READ_AT_THE_START) for name in env or ()):
+            child = request.getfixturevalue("start_py")(*arguments, cwd=cwd, env=env)
             return subprocess.CompletedProcess(command, child.wait(120), *child.outputs)
         return subprocess.run(command, cwd=cwd, env=child_environment(env), capture_output=True, text=True, timeout=120)
 
