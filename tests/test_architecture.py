@@ -367,6 +367,8 @@ def test_a_key_that_a_section_does_not_have_is_a_type_error(tmp_path: Path) -> N
 
 def family_words(text: str, word: str = "qwen") -> list[str]:
     """Names, imports and strings of a file that hold `word`; docstrings (sources are cited there) are let be."""
+    if word not in text.lower():
+        return []
     docstrings = {
         id(statement.value)
         for node in nodes_of(text)
