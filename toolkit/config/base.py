@@ -27,7 +27,8 @@ ALL_OTHERS = "*"
 
 
 class StrictModel(BaseModel):
-    """A section: unknown keys are refused, it cannot change, and the docstring under a field describes it.
+    """A section: unknown keys are refused, it cannot change, and the docstring under a field describes it. Defaults are
+    taken as they are: only what a job gives is validated.
 
     pydantic builds it at the first validation, and `descriptions` reads the docstrings: a dry run needs few sections
     and no description, and the rest would cost it a fourth of its time.
@@ -37,7 +38,6 @@ class StrictModel(BaseModel):
         extra="forbid",
         frozen=True,
         defer_build=True,
-        validate_default=True,
         allow_inf_nan=False,
         protected_namespaces=(),
     )

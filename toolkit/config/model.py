@@ -202,7 +202,7 @@ class ModelConfig(StrictModel):
         Arch | None,
         OneOf(*FAMILIES, spellings=ARCH_SPELLINGS),
         BeforeValidator(_without_tag),
-    ] = Field(default=None, validate_default=False)
+    ] = None
     """Family and version; a tag after a colon is ignored. Not given: detected from the model's files."""
 
     is_qwen: Annotated[bool, AfterValidator(_is_qwen)] = True

@@ -148,7 +148,7 @@ class ModelSection(ProcessConfig):
 class TrainingSection(ProcessConfig):
     """A run in its own folder: optimizer steps, samples, validation, saves, and what ends it."""
 
-    training_folder: PathStr = "output"
+    training_folder: PathStr = Field(default="output", validate_default=True)
     """The run's files go to `<training_folder>/<name>/`."""
 
     device: Device = "auto"

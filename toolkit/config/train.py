@@ -349,10 +349,10 @@ class OptimizerConfig(StrictModel):
     rate of decaying schedules and plateau, or `eta_min_factor`, the same as a fraction of `lr`. `total_iters`, `T_max`,
     `T_0` and `T_mult` have no effect on constant, linear and cosine schedules, as in ai-toolkit: these span the run."""
 
-    lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0, le=MAX_STEPS)
+    lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0.0, ge=0, le=MAX_STEPS)
     """Optimizer steps of linear warm-up from 0; below 1: as a fraction of all steps. 0: no warm-up."""
 
-    lr_decay_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0, le=MAX_STEPS)
+    lr_decay_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0.0, ge=0, le=MAX_STEPS)
     """Number of optimizer steps at the end in which the learning rate decays; it is constant before. Below 1: as a
     fraction of all steps. 0: it decays from the end of the warm-up (warmup_stable_decay: never)."""
 
@@ -481,7 +481,7 @@ class OptimizationConfig(OptimizerConfig):
     the ten largest groups of tensors alive at the peak are logged, by the line of the program that made them. Steps are
     slower. Without CUDA: no effect."""
 
-    ddp_timeout: float = Field(default=0, ge=0, le=1e6)
+    ddp_timeout: float = Field(default=0.0, ge=0, le=1e6)
     """Timeout of collective operations in minutes; longer than the slowest set of samples takes. 0: 30."""
 
     skip_first_sample: bool = False

@@ -37,7 +37,7 @@ class InfluenceConfig(RunToolConfig):
     """What an image acts on. validation: the images of the run's validation. others: the other training images. auto:
     the validation where it fits in `epochs`, else the others."""
 
-    epochs: float = Field(default=1, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
     """Most passes (one image, forward and backward), in epochs of the run; at least one pass for each image is made."""
 
     checkpoints: int = Field(default=3, ge=1)
@@ -47,7 +47,7 @@ class InfluenceConfig(RunToolConfig):
     levels: Levels = (0.8, 0.6)
     """Noise levels to measure at, 0 to 1, as `epochs` allows, the first one first. At high ones the caption decides."""
 
-    threshold: float = Field(default=3, gt=0)
+    threshold: float = Field(default=3.0, gt=0)
     """An image is a suspect from so many robust standard deviations from the others on, by influence and length of the
     gradient together; at most a fifth of the images are."""
 

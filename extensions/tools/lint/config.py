@@ -93,7 +93,7 @@ class LintConfig(ToolConfig):
     or turned by quarters. Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other images at
     most 0.94. 0: what resembles it from afar as well."""
 
-    least_sharpness: float = Field(default=25, ge=0)
+    least_sharpness: float = Field(default=25.0, ge=0)
     """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255, if fine detail is missing
     too. 0: off."""
 
@@ -108,7 +108,7 @@ class LintConfig(ToolConfig):
     most_cut: float = Field(default=0.15, ge=0, le=1)
     """aspect: above this share of the image that its bucket cuts off. 0: anything that is cut."""
 
-    most_aspect: float = Field(default=3, ge=1)
+    most_aspect: float = Field(default=3.0, ge=1)
     """aspect: above this ratio of the sides."""
 
     reference_difference: int = Field(default=7, ge=0, le=255)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Annotated
 
 import pytest
+from pydantic import TypeAdapter
 
 from docs.generate import pages, section_models
 from tests.toolkit.config.conftest import trainer
@@ -24,6 +26,20 @@ def test_every_field_is_described() -> None:
         for key, definition in schema({name: model})["$defs"].items():
             for field, properties in definition["properties"].items():
                 assert properties.get("description"), f"{key}.{field} has no description"
+
+
+def test_defaults_are_as_their_fields_would_read_them() -> None:
+    """A job that does not give a key takes its default as it is: a path alone would not become a list, nor 0 a 0.0."""
+    unlike, asked = [], 0
+    for path, section in distinct_sections(section_models()):
+        for name, field in section.model_fields.items():
+            default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
+            if default is not None:
+                asked += 1
+                kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+                read = TypeAdapter(kind).validate_python(default)
+                unlike += [] if repr(read) == repr(default) else [f"{path}.{name}: {default!r} -> {read!r}"]
+    assert unlike == [] and asked > 400
 
 
 def ranges(schema: dict) -> list[dict]:

@@ -183,7 +183,7 @@ class MascotsConfig(ProcessConfig):
     character: CharacterConfig | None = None
     """One mascot that is in all pictures, instead of many."""
 
-    jitter: float = Field(default=0, ge=0, le=1)
+    jitter: float = Field(default=0.0, ge=0, le=1)
     """How much mascots differ in place and size. 0: all stand in the middle and have one size; a model draws firmer
     outlines then. 1: moved by up to 3 % of a side and scaled by up to 6 %, better for an autoencoder and for whatever
     recognises mascots."""
