@@ -11,10 +11,9 @@ from toolkit.config.dataset import LOSS, loss_at, loss_in, noise_levels
 from toolkit.config.findings import Findings, error
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
-from toolkit.config.preference import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, MARGIN, RIGHT
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
-from toolkit.config.train import TrainConfig
+from toolkit.config.train import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, MARGIN, RIGHT, TrainConfig
 
 if TYPE_CHECKING:
     from toolkit.plan.run_plan import RunPlan

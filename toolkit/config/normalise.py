@@ -6,6 +6,7 @@ other error in the same pass."""
 
 from __future__ import annotations
 
+import re
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,6 @@ from pydantic import AliasChoices, BaseModel
 from toolkit.config.base import StrictModel
 from toolkit.config.foreign import ForeignKeys, ForeignName, foreign_keys
 from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
-from toolkit.config.numbers import is_grouped
 from toolkit.config.yaml_faults import quoted
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as, saved_like
@@ -71,6 +71,9 @@ class UnusedDefaults:
 
 
 _NO_DEFAULT = "the default is none"
+
+_GROUPED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
+"""A number that many write for a thousand times as much: 2.000."""
 
 
 def _default_of(model: type[BaseModel], name: str) -> str:
@@ -217,7 +220,7 @@ class Normaliser:
         if model and strict.lone_key:
             message = f"{show(node)} is not a mapping of keys and values. {as_section(node, strict.lone_key)}"
             self.diagnostics.error(node, message)
-        elif is_whole_number(annotation) and node.plain and is_grouped(node.text):
+        elif is_whole_number(annotation) and node.plain and _GROUPED.fullmatch(node.text):
             whole, digits = node.text.partition(".")[0], node.text.replace(".", "")
             self.diagnostics.error(node, f"{show(node)} is {whole}, with decimals. Write {digits}, or {whole}.")
             return None

@@ -19,8 +19,7 @@ from toolkit.config.findings import Findings, JobContext, check_path, error, war
 from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
-from toolkit.config.prompt_flags import read_flags
-from toolkit.config.prompts import prompts_to_samples
+from toolkit.config.prompts import prompts_to_samples, read_flags
 from toolkit.files.redact import REDACTED, contains_secret
 
 

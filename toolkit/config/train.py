@@ -1,5 +1,6 @@
-"""`train`: length, optimizer, loss and precision of the training, with its sections `lr_groups`, `ema_config` and
-`compile`; `stop_when`: ends a process early, at a bound of a metric or when the validation loss stops improving."""
+"""`train`: length, optimizer, loss and precision of the training, with its sections `lr_groups`, `ema_config`,
+`compile` and `preference`; `stop_when`: ends a process early, at a bound of a metric or when the validation loss stops
+improving."""
 
 from __future__ import annotations
 
@@ -12,12 +13,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
 from toolkit.config.few_step import AssistantConfig, FewStepLossConfig
-from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, OneOf, from_path, reader_of, value_error
-from toolkit.config.findings import Findings, JobContext, error, warning
+from toolkit.config.field_types import (
+    AutoOrBool,
+    Checkpointing,
+    Dtype,
+    OneOf,
+    PathStr,
+    from_path,
+    reader_of,
+    value_error,
+)
+from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.network import Pattern
 from toolkit.config.normalise import merge_aliases
-from toolkit.config.preference import PreferenceConfig
 from toolkit.errors import UserError
 from toolkit.flow.settings import (
     HUBER_SCHEDULES,
@@ -140,6 +149,43 @@ class CompileConfig(StrictModel):
                 yield warning(key, "has no effect with 'enabled: false'.")
         elif self.mode != "default" and self.backend != "inductor":
             yield warning("mode", f"has no effect: only the backend 'inductor' has modes, not '{self.backend}'.")
+
+
+MARGIN, RIGHT, DISTANCE = "preference/margin", "preference/right", "preference/distance"
+"""Metrics of the pairs of a step: the mean argument of the sigmoid; the share of pairs of which the network prefers the
+better image; the mean squared difference between its velocity and that of the reference."""
+
+HELD_OUT_RIGHT, HELD_OUT_MARGIN = f"validation/{RIGHT}", f"validation/{MARGIN}"
+"""Metrics of the pairs of the validation."""
+
+FEW_PAIRS = 10
+"""Below so many pairs a run learns these images rather than what they have in common."""
+
+
+class PreferenceConfig(StrictModel):
+    """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose table has a column `worse`
+    (docs/preferences.md). Images without one are trained as usual. With `validation`, its loss is that of held-out
+    pairs."""
+
+    beta: float = Field(default=350.0, gt=0, le=1e7)
+    """How closely the network stays to the reference: the higher, the less it departs from it. 0 is an error."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the micro-batches in which pairs are compared, chosen at random by the seed; in the others the better
+    images are trained as usual. 0 is an error: omit the section."""
+
+    sft_weight: float = Field(default=0.0, ge=0, le=1e6)
+    """Factor on the ordinary loss of the better image, which is added. 0: none."""
+
+    reference: PathStr = ""
+    """A LoRA file that the reference has beside the model: the one that `network.pretrained_lora_path` starts from,
+    say. Empty: the model alone."""
+
+    on_resume: ClassVar = {"reference": "harmless"}  # the sha256 that a state records says what is in the file
+
+    def check(self, job: JobContext) -> Findings:
+        """A file that is missing."""
+        yield from check_path("reference", self.reference or None, "Give a LoRA file.", job, file=True)
 
 
 LEAST_IMAGES = 8

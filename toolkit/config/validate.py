@@ -4,14 +4,13 @@ and the remedy."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, odd_characters, show
-from toolkit.config.numbers import number_remedy
 from toolkit.config.yaml_faults import quoted
 from toolkit.errors import did_you_mean
 
@@ -217,3 +216,46 @@ def _prune(node: ConfigNode, wrong: set[KeyPath], at: KeyPath = ()) -> ConfigNod
         items = [_prune(child, wrong, (*at, i)) for i, child in enumerate(node.value)]
         return replace(node, value=[item for item in items if item is not None])
     return node
+
+
+# ---------------------------------------------------------------- texts that are meant as numbers
+
+_COMMENT = r"\S(#|\s*//)"
+_SIZE = r"\d+\s*[xX×]\s*\d+"
+_POWER = r"(?:(\S+?)\s*[*x×]\s*)?10\s*(?:\^|\*\*)\s*(-?\d+)"
+_GROUPED = r"[1-9]\d{0,2}(?:(?:,\d{3})+|(?: \d{3})+|(?:\.\d{3}){2,})"
+_LIST = r"\d+(?:\s*[,;]\s*\d+)+"
+_SIDES = r"([1-9]\d{1,4})\s*,\s*([1-9]\d{1,4})"
+_DECIMAL_COMMA = r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)"
+_UNIT = r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(?:%|[a-zA-Z]{2,6}|[,;])"
+
+
+def number_remedy(text: str, whole: bool) -> str:
+    """What to write instead of a text; empty where nothing is recognised. whole: a whole number is wanted."""
+    if re.search(_COMMENT, text):
+        return "A comment begins with a space and '#'."
+    if re.search(_SIZE, text):
+        return "Write one number; where several may stand, a list such as [512, 768]."
+    readings: dict[str, Callable[[re.Match[str]], str]] = {
+        _POWER: lambda found: f"{found[1] or 1}e{found[2]}",
+        _GROUPED: lambda found: re.sub(r"\D", "", found[0]),
+        r"(\d+(?:\.\d+)?)\s*[kK]": lambda found: f"{float(found[1]) * 1000:.0f}",
+        _DECIMAL_COMMA if not whole else r"(?!)": lambda found: f"{found[1]}.{found[2]}",
+        _UNIT: lambda found: found[1],
+    }
+    if whole and (sides := _sides(text)):
+        return f"Write {sides[0]}." if len(set(sides)) == 1 else f"Write {sides} where a list may stand."
+    found = ((read, re.fullmatch(pattern, text.strip())) for pattern, read in readings.items())
+    meant = [read(match) for read, match in found if match][:1]
+    if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):
+        numbers = re.split(r"\s*[,;]\s*", text.strip())
+        if not any(number.startswith("0") for number in numbers):
+            meant.append(f"[{', '.join(numbers)}] where a list may stand")
+    return f"Write {', or '.join(meant)}." if meant else ""
+
+
+def _sides(text: str) -> list[int]:
+    """The sides of an image that a text lists, such as `512,768`, which does not mean 512768; else nothing."""
+    found = re.fullmatch(_SIDES, text.strip())
+    numbers = [int(number) for number in found.groups()] if found else []
+    return numbers if all(number >= 64 and number % 8 == 0 for number in numbers) else []

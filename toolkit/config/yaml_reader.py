@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,41 @@ import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.yaml_faults import quoted, syntax_fault
-from toolkit.files.file_kinds import binary_kind
 from toolkit.files.redact import is_secret_variable
+from toolkit.files.safetensors_io import LENGTH_BYTES
 from toolkit.files.writing import read_source
 
 _NOWHERE = SourceLocation(0, 0)
 
 # A string, a line comment, a block comment (perhaps unfinished), or a tab between tokens.
 _JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?(?:\*/|\Z)|\t', re.DOTALL)
+
+
+_BINARY = {
+    b"\x89PNG": "an image (PNG)",
+    b"\xff\xd8\xff": "an image (JPEG)",
+    b"GIF8": "an image (GIF)",
+    b"RIFF": "an image (WebP) or a film",
+    b"PK\3\4": "an archive (zip), or weights of torch",
+    b"GGUF": "a GGUF file",
+    b"%PDF": "a PDF file",
+    b"\x1f\x8b": "an archive (gzip)",
+}
+"""First bytes of what nobody writes by hand -> what it is."""
+
+
+def binary_kind(path: str | Path) -> str:
+    """What a file is that cannot be a job, with what to do instead; empty for all others, and for pipes."""
+    with suppress(OSError):
+        if Path(path).is_file():
+            with open(path, "rb") as file:
+                start = file.read(LENGTH_BYTES + 1)
+            if start[LENGTH_BYTES:] == b"{" and b"\0" in start[:LENGTH_BYTES]:
+                remedy = "'run.py inspect FILE' shows what is in it, 'run.py generate --lora FILE' uses a LoRA."
+                return f"is a safetensors file, not a job. {remedy}"
+            found = next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), "")
+            return f"is {found}, not a job: a YAML or JSON file." if found else ""
+    return ""
 
 
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:

@@ -8,9 +8,8 @@ from pathlib import Path
 from textwrap import shorten
 
 from toolkit.config.dataset import sides_of
-from toolkit.config.preference import FEW_PAIRS, PreferenceConfig
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import TrainConfig
+from toolkit.config.train import FEW_PAIRS, PreferenceConfig, TrainConfig
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.image_data import ImageData, open_stream

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from toolkit.config.preference import DISTANCE, MARGIN, RIGHT, PreferenceConfig
+from toolkit.config.train import DISTANCE, MARGIN, RIGHT, PreferenceConfig
 from toolkit.data.dataloader import LatentBatch
 from toolkit.flow.loss import loss_per_sample, margin
 from toolkit.models.interface import DiffusionModel

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from toolkit.config.dataset import LOSS, TEXTURE, loss_at, noise_levels
-from toolkit.config.preference import HELD_OUT_MARGIN, HELD_OUT_RIGHT
+from toolkit.config.train import HELD_OUT_MARGIN, HELD_OUT_RIGHT
 from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.fingerprint import file_digest

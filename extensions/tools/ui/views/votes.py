@@ -28,7 +28,7 @@ from extensions.tools.ui.views.new import save_new, short, unused_name, why_not_
 from extensions.tools.ui.views.queue import enqueue, images_folder
 from extensions.tools.ui.views.run import image, references
 from extensions.tools.ui.votes import Ballot, pairs_of
-from toolkit.config.preference import FEW_PAIRS
+from toolkit.config.train import FEW_PAIRS
 from toolkit.files.run_files import SAMPLES
 from toolkit.train.run_reader import RunInfo, list_network_files
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.prompt_flags import split_flags
+from toolkit.config.prompts import split_flags
 
 
 def picture(section, prompt: str, keys: str = ""):
