@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.config.dataset import LOSS
+from toolkit.config.dataset import LOSS, sides_of
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
@@ -20,8 +21,8 @@ from toolkit.config.model_files import INDEX, ModelFolder, near_id, single_files
 from toolkit.config.output import SampleConfig, SampleItem
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import UserError
+from toolkit.files.run_files import NEW_MODEL
 from toolkit.flow.settings import most_levels
-from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     AnotherFamilyError,
@@ -64,13 +65,23 @@ TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp
 
 
 def findings(s: DiffusionSection) -> Findings:
-    """All checks of several subsections together."""
+    """All checks of several subsections together; those of a feature only where the job uses it."""
+    train = s.train
+    used: dict[Callable[[DiffusionSection], Findings], object] = {
+        _files_beside: s.files_beside() or s.deployments(),
+        _preservation: train.diff_output_preservation or train.blank_prompt_preservation,
+        _preference: train.preference,
+        _modulation_table: s.model.modulation_table is True,
+        _unseen_sizes: (s.model.files_folder() / NEW_MODEL).is_file(),
+        _validation: s.validation,
+    }
     for group in (
         _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _preference, _schedule,
-        _noise_levels, _distilled, _memory, _modulation_table, _compile, _processes, _images, _first_samples, _samples,
-        _validation, _files,
+        _noise_levels, _distilled, _memory, _modulation_table, _compile, _processes, _images, _unseen_sizes,
+        _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
-        yield from group(s)
+        if used.get(group, True):
+            yield from group(s)
 
 
 def _arch(s: DiffusionSection) -> Findings:
@@ -121,21 +132,29 @@ def _weight_files(s: DiffusionSection) -> Findings:
     files["network.pretrained_lora_path"] = s.network.pretrained_lora_path or ""
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
-        if not path:
-            continue
-        if fault := unreadable(path):
-            yield error(key, fault)
-            continue
-        found = list(origin_findings(key, path, s.model, s.model.files_folder()))
-        yield from found
-        if not any(one.severity == "error" for one in found):
-            yield from width_findings(key, path, s.model, s.model.files_folder())
+        if path:
+            yield from _weight_file(s, key, path)
+    if not (given := single_files(s.model)):
+        return
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
         yield error(f"model.{key}", fault)
-    if s.saves_folders and (encoders := single_files(s.model).keys() - {"transformer"}):
+    if s.saves_folders and (encoders := given.keys() - {"transformer"}):
         remedy = "Put the weights there, or set save.layout: single_file."
         message = f"network.type 'full' saves the encoders of the model folder. {remedy}"
         yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
+
+
+def _weight_file(s: DiffusionSection, key: str, path: str) -> Findings:
+    """What a LoRA file says against the model that it is for."""
+    from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
+
+    if fault := unreadable(path):
+        yield error(key, fault)
+        return
+    found = list(origin_findings(key, path, s.model, s.model.files_folder()))
+    yield from found
+    if not any(one.severity == "error" for one in found):
+        yield from width_findings(key, path, s.model, s.model.files_folder())
 
 
 def _files_beside(s: DiffusionSection) -> Findings:
@@ -230,8 +249,6 @@ def _preservation(s: DiffusionSection) -> Findings:
 
 def _preference(s: DiffusionSection) -> Findings:
     train = s.train
-    if train.preference is None:
-        return
     if s.network.trains_model:
         message = "needs the model without its adapter, and network.type 'full' has no adapter. Remove it."
         yield error("train.preference", message)
@@ -239,7 +256,7 @@ def _preference(s: DiffusionSection) -> Findings:
         yield error("train.preference", "a stream has no pairs. Give a table of them (docs/preferences.md).")
     if train.few_step_loss:
         yield error("train.few_step_loss", "cannot be combined with 'train.preference'. Remove one of them.")
-    if train.preference.reference and train.assistant:
+    if train.preference and train.preference.reference and train.assistant:
         yield error("train.preference.reference", "cannot be combined with 'train.assistant'. Remove one of them.")
     if train.noise_levels_per_sample not in (1, "auto"):
         message = "a pair has one noise level. Use 1, or leave it out."
@@ -251,7 +268,7 @@ def _schedule(s: DiffusionSection) -> Findings:
     for field, key in KEYS.items():
         if field not in ("warmup", *SCHEDULES[scheduler].uses):
             yield from below("train", train.unused(key, f": lr_scheduler {scheduler} ignores it."))
-    for param, message in remarks(scheduler, train.lr_scheduler_params):
+    for param, message in remarks(scheduler, params) if (params := train.lr_scheduler_params) else ():
         yield warning(f"train.lr_scheduler_params.{param}", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
         yield warning("stop_when.min_steps", f"{s.stop_when.min_steps}: training already ends at step {train.steps}.")
@@ -311,8 +328,6 @@ def _memory(s: DiffusionSection) -> Findings:
 
 
 def _modulation_table(s: DiffusionSection) -> Findings:
-    if s.model.modulation_table is not True:
-        return
     try:
         tabulated = family_for(s.model).footprint(s.model.files_folder()).modulation_layers
     except UserError:  # another rule reports the model
@@ -389,9 +404,18 @@ def _images(s: DiffusionSection) -> Findings:
         key, slots = dataset.references
         if family and len(slots) > family.max_references and not dataset.control_optional:
             yield error(f"datasets.{index}.{key}", family.too_many_references(len(slots), key))
-        sizes = [(r, r) if isinstance(r, int) else (r.width, r.height) for r in dataset.resolution]
-        if note := ModelFolder(s.model.files_folder()).size_note(sizes):
-            yield warning(f"datasets.{index}.resolution", note)
+
+
+def _unseen_sizes(s: DiffusionSection) -> Findings:
+    """Sizes that a model which began with random weights has never seen."""
+    folder = ModelFolder(s.model.files_folder())
+    sizes = {
+        f"datasets.{index}.resolution": list(map(sides_of, dataset.resolution))
+        for index, dataset in enumerate(s.datasets)
+    }
+    for key, sides in {**sizes, "sample": [(item.width, item.height) for item in s.sample_pictures()]}.items():
+        if note := folder.size_note(sides):
+            yield warning(key, note)
 
 
 def _first_samples(s: DiffusionSection) -> Findings:
@@ -422,9 +446,6 @@ def _first_samples(s: DiffusionSection) -> Findings:
 def _samples(s: DiffusionSection) -> Findings:
     """Prompts and sizes that give something else than they say, and steps that the model was not made for."""
     family = _family(s)
-    sizes = [(item.width, item.height) for item in s.sample_pictures()]
-    if note := ModelFolder(s.model.files_folder()).size_note(sizes):
-        yield warning("sample", note)
     for name, section in (("sample", s.sample), ("first_sample", s.first_sample)):
         if section is None:
             continue
@@ -435,8 +456,9 @@ def _samples(s: DiffusionSection) -> Findings:
             for side in ("width", "height"):
                 if family and (message := rounded_side(family, getattr(item, side))):
                     yield warning(f"{key}.{side}", message)
-            found = unlike_distilled(family, item.sample_steps, item.guidance_scale) if family else ()
-            for what, message in found:
+            if not family or not family.sample_sigmas:
+                continue
+            for what, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
                 yield warning(f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}", message)
 
 

@@ -349,7 +349,8 @@ class DatasetConfig(StrictModel):
                 yield error("control_suffix", "cannot be combined with 'control_path'. Remove one of them.")
             for slot, path in enumerate(self.control_path):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
-            yield from self._check_masks(job)
+            if self.model_fields_set & MASKS:
+                yield from self._check_masks(job)
         if self.loss_multiplier == 0:
             yield warning("loss_multiplier", "0: nothing is learned from these images.")
         for slot, control in enumerate(self.control_path if self.folder_path else ()):
@@ -389,6 +390,9 @@ def _with_listed_resolution(entries: dict[str, ConfigNode], diagnostics: Diagnos
     return {**entries, "resolution": listed(node)}
 
 
+MASKS = {"mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"}
+"""Keys that concern masks."""
+
 NOT_OF_STREAMS = {
     "folder_path": "a dataset is either a folder or a stream",
     "num_repeats": "a stream is read once per epoch",
@@ -399,10 +403,7 @@ NOT_OF_STREAMS = {
     **dict.fromkeys(
         ("control_path", "control_suffix", "image_suffix", "control_optional"), "a stream has no control images"
     ),
-    **dict.fromkeys(
-        ("mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"),
-        "a stream has no masks",
-    ),
+    **dict.fromkeys(sorted(MASKS), "a stream has no masks"),
     **dict.fromkeys(("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"),
     "skip_unreadable": "a stream leaves out samples that it cannot read",
     "is_reg": "regularisation images are a second dataset, and a stream must be the only one",

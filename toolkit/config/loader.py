@@ -94,10 +94,12 @@ def load_job(
     remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
     root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
-    root = map_paths(root, moved)
+    if moved:
+        root = map_paths(root, moved)
     if reader := foreign_file(root):
         root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
-    root = map_in_tables(root, moved)
+    if moved:
+        root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
     job_name = name if name is not None else read_name(config, diagnostics)
     root = replace_name(root, job_name)
@@ -261,13 +263,11 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
             message = f"{show(listed)} is not a list of processes. {remedy}"
         diagnostics.error(listed or config, message, path=("config", "process"))
         return []
-    watch = UnusedDefaults()
-    normaliser = Normaliser(diagnostics, watch)
-    defaults = config.value.get("defaults")
-    processes = [
-        read_process(index, merge_defaults(node, defaults, diagnostics), find_model, normaliser)
-        for index, node in enumerate(listed.value)
-    ]
+    entries, defaults = listed.value, config.value.get("defaults")
+    if defaults is not None:
+        entries = [merge_defaults(node, defaults, diagnostics) for node in entries]
+    normaliser = Normaliser(diagnostics, UnusedDefaults() if defaults is not None else None)
+    processes = [read_process(index, node, find_model, normaliser) for index, node in enumerate(entries)]
     seen: dict[str | None, int] = {}
     for process in filter(None, processes):
         section, name, job_name = process.entry.section, process.entry.name, config.value.get("name")
@@ -281,7 +281,8 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
     places = normaliser.places() if config.value.keys() - set(_IN_CONFIG) else {}
     inside = {key: f"{found[0]!r} of a process" if found[0] else "a process" for key, found in places.items()}
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
-    watch.report(diagnostics)
+    if normaliser.defaults:
+        normaliser.defaults.report(diagnostics)
     return processes
 
 
@@ -311,8 +312,9 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
         return None
     section, checked = None, node
     if model is None:
-        for child in node.walk():
-            normaliser.defaults.known(child)
+        if normaliser.defaults:
+            for child in node.walk():
+                normaliser.defaults.known(child)
     else:
         checked = normaliser.process(model, node)
         section, checked = validate(model, checked, diagnostics)

@@ -323,7 +323,7 @@ class ModelConfig(StrictModel):
 
     def check(self, job: JobContext) -> Findings:
         """What the files on this disk say against it: the model is missing, of another family, not complete."""
-        if job.yet_to_come(self.folder()) and self.folder().suffix.lower() in WEIGHT_FILES:
+        if self.folder().suffix.lower() in WEIGHT_FILES and job.yet_to_come(self.folder()):
             fault = "an earlier process writes this file. Set transformer_path to it, and name_or_path to its model."
             yield error("name_or_path", fault)
         elif not job.will_write(self.folder()) and (

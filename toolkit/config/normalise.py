@@ -24,12 +24,12 @@ from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as, saved_like
 
 
-def merge_defaults(process: ConfigNode, defaults: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
+def merge_defaults(process: ConfigNode, defaults: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """The process with what it does not give taken from `defaults`: mappings merge, all else is replaced.
 
     Warns where a list of sections, such as `datasets`, is replaced: one might take it for what they have in common.
     """
-    if defaults is None or not isinstance(process.value, dict) or not isinstance(defaults.value, dict):
+    if not isinstance(process.value, dict) or not isinstance(defaults.value, dict):
         return process
     entries = dict(process.value)
     for key, default in defaults.value.items():
@@ -92,7 +92,8 @@ def _default_of(model: type[BaseModel], name: str) -> str:
 class Normaliser:
     """Walks a section along its model. One instance serves all processes of a job."""
 
-    def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults) -> None:
+    def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults | None = None) -> None:
+        """defaults: None for a job without `config.defaults`."""
         self.diagnostics = diagnostics
         self.defaults = defaults
         self.model: type[BaseModel] | None = None
@@ -105,7 +106,8 @@ class Normaliser:
         programs rewritten where it has any. also_known: keys that are kept though the model lacks them."""
         self.model = model
         if not is_ours(model, node, also_known):
-            node = foreign_keys().rewritten(model, node, self.diagnostics, self.defaults.known)
+            known = self.defaults.known if self.defaults else None
+            node = foreign_keys().rewritten(model, node, self.diagnostics, known)
         return self.section(model, node, also_known)
 
     def places(self) -> dict[str, list[str]]:
@@ -125,7 +127,8 @@ class Normaliser:
             if key not in known and not open_ended:
                 self.unknown(child, f"unknown key. {self.hint(model, key, node)}")
                 continue
-            self.defaults.known(child)
+            if self.defaults:
+                self.defaults.known(child)
             if self.is_given(model, key, child):
                 entries[key] = child
         entries = strict.rewrite(entries, self.diagnostics)
@@ -174,7 +177,7 @@ class Normaliser:
         return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
-        if child.from_defaults:
+        if self.defaults and child.from_defaults:
             self.defaults.unknown(child, message)
         else:
             self.diagnostics.error(child, message, at_key=True)

@@ -311,7 +311,8 @@ class SampleConfig(SampleIntervalConfig):
     def check(self, job: JobContext) -> Findings:
         """Entries of `also` with the same name."""
         yield from super().check(job)
-        yield from check_labels(self.also)
+        if self.also:
+            yield from check_labels(self.also)
 
     def all_items(self) -> tuple[SamplePicture, ...]:
         """Those of `sample_items`, then the same in each way of `also`."""

@@ -139,8 +139,8 @@ class ModelSection(ProcessConfig):
     def check(self, job: JobContext) -> Findings:
         """A recovery adapter that is missing."""
         yield from super().check(job)
-        if self.model.recovery_is_path():
-            key, path = "model.accuracy_recovery_adapter", self.model.accuracy_recovery_adapter
+        if (path := self.model.accuracy_recovery_adapter) and self.model.recovery_is_path():
+            key = "model.accuracy_recovery_adapter"
             remedy = "Give a file, or owner/repo/file.safetensors of the hub."
             yield from check_path(key, path, remedy, job, file=True)
 
@@ -242,7 +242,8 @@ class TrainerConfig(TrainingSection):
     def check(self, job: JobContext) -> Findings:
         """Metrics that are never measured."""
         yield from super().check(job)
-        logged, validation = self.logged_numbers(), self.validation
+        is_plateau, validation = self.train.lr_scheduler == "plateau", self.validation
+        logged = self.logged_numbers() if self.stop_when or is_plateau else ()
         asked: list[tuple[str, str, Sequence[str]]] = []
         if self.stop_when and self.stop_when.no_better_within is None:
             asked.append(("stop_when.metric", self.stop_when.metric, logged))
@@ -251,7 +252,7 @@ class TrainerConfig(TrainingSection):
         elif self.stop_when and validation and not (validation.every or validation.every_n_epochs):
             remedy = "Set 'validation.every', such as a twentieth of the steps."
             yield error("stop_when.no_better_within", f"needs validations during the run. {remedy}")
-        if self.train.lr_scheduler == "plateau":
+        if is_plateau:
             losses = [name for name in logged if name == "loss" or name.startswith(LOSS)]
             asked.append(
                 ("train.lr_scheduler_params", str(self.train.lr_scheduler_params.get("metric", "loss")), losses)

@@ -25,7 +25,7 @@ from toolkit.config.field_types import AUTO_OR_BOOL
 from toolkit.config.foreign import foreign_keys
 from toolkit.config.loader import check_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
-from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
+from toolkit.config.normalise import Normaliser, is_text, item_annotation, section_model
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError
@@ -218,7 +218,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
     given |= {taker: behind} if behind else {}
     diagnostics = FlagDiagnostics(parser.prog, model)
-    process = read_process(0, _root(uid, model, given), lambda _: model, Normaliser(diagnostics, UnusedDefaults()))
+    process = read_process(0, _root(uid, model, given), lambda _: model, Normaliser(diagnostics))
     job = JobContext(uid)
     check_processes([process], job, diagnostics)
     diagnostics.raise_errors()

@@ -441,7 +441,7 @@ class OptimizerConfig(StrictModel):
         has only what differs from `train`, and is asked once it is complete."""
         try:
             check_optimizer(self.optimizer, self.optimizer_params)
-            if code := imported_code(self.optimizer):
+            if "." in self.optimizer and (code := imported_code(self.optimizer)):
                 message = f"the training imports {code}, and so runs its code. Start it only if you trust that file."
                 yield warning("optimizer", f"{self.optimizer!r}: {message}")
         except ArgumentError as fault:

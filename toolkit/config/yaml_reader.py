@@ -393,8 +393,6 @@ def moved_path(path: str, moved: Mapping[str, str]) -> str:
 
 def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
     """The same for the paths in tables of captions: `path_map` of each dataset of a job that has none."""
-    if not moved:
-        return root
 
     def of(node: ConfigNode, value: Any) -> ConfigNode:
         inside = {key: of(node, text) for key, text in value.items()} if isinstance(value, dict) else value

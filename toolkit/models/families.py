@@ -32,7 +32,6 @@ from toolkit.data.types import Size
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
-from toolkit.models.single_file import encoder_file_fault, shards_of, single_file_fault
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
 
@@ -363,6 +362,8 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
     """
     if not (files := single_files(model)):
         return
+    from toolkit.models.single_file import encoder_file_fault, single_file_fault
+
     try:
         family = family_for(model)
     except UserError:  # other rules say so
@@ -397,6 +398,8 @@ def published_names() -> set[str]:
 
 def model_bytes(model: ModelConfig) -> int:
     """Bytes of all weights of a model: of its files where they are here, else of the published model in bfloat16."""
+    from toolkit.models.single_file import shards_of
+
     family, folder = family_for(model), model.files_folder()
     given = single_files(model)
     parts = [part for part in family.weight_parts if part not in given]

@@ -21,10 +21,8 @@ from toolkit.config.model_files import local_index, read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.models.encoder_weights import text_encoder_weights, vae_weights
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.models.interface import DynamicShift, ModelSection
-from toolkit.models.single_file import shapes_of, stored_weights, text_encoder_name
 from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.number_types import QTYPE_BYTES
@@ -195,6 +193,8 @@ class FolderFamily(ModelFamily):
         return shapes | {f"{name}.weight": (count,) for name, count in norms if name not in linears}
 
     def encoder_weights(self, part: str, folder: Path) -> dict[str, tuple[int, ...]]:
+        from toolkit.models.encoder_weights import text_encoder_weights, vae_weights
+
         config = part_config(folder / part)
         if part == "text_encoder":
             return text_encoder_weights(config, self.published_text_layers, self.published_text_sizes[0])
@@ -276,6 +276,8 @@ def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelS
 
     A file that is not there or damaged counts as the folder's: other rules say so.
     """
+    from toolkit.models.single_file import shapes_of, stored_weights, text_encoder_name
+
     for part, file in files.items():
         with suppress(UserError):
             stored = stored_weights(shapes_of(file), text_encoder_name)

@@ -16,7 +16,6 @@ from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
-from toolkit.class_source import ClassSource, Function, find_class, find_module
 from toolkit.errors import UserError, did_you_mean
 from toolkit.registry import Registry, collection_paused
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.optim import Optimizer
+
+    from toolkit.class_source import ClassSource, Function
 
 
 OPTIMIZERS = Registry(
@@ -136,7 +137,7 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     Values that the constructor of a class outside `ARGUMENTS` refuses, and what depends on the device, are found when
     the training starts (`try_optimizer`).
     """
-    if _typed("maximize", False, arguments.get("maximize", False)):
+    if "maximize" in arguments and _typed("maximize", False, arguments["maximize"]):
         raise ArgumentError("maximize: true would make the loss larger. Leave it out.")
     if name in ARGUMENTS:
         typed = typed_arguments(name, ARGUMENTS[name], arguments)
@@ -181,6 +182,8 @@ def _path(name: str) -> str:
 
 def find_optimizer(name: str) -> ClassSource:
     """The class behind a short name or a dotted path, without importing it. Raises UserError when there is none."""
+    from toolkit.class_source import find_class
+
     path = _path(name)
     try:
         found = find_class(path)
@@ -232,8 +235,10 @@ _OF_REQUIREMENTS = frozenset(re.split("[.:]", path)[0] for path in OPTIMIZERS.va
 
 
 def imported_code(name: str) -> str:
-    """What a training imports for its optimizer besides the packages that the program itself uses: the file of the
-    class; empty: nothing. Raises UserError when there is none."""
+    """What a training imports for an optimizer with a dotted path besides the packages that the program itself uses:
+    the file of the class; empty: nothing. Raises UserError when there is none."""
+    from toolkit.class_source import find_module
+
     if _path(name).partition(".")[0] in _OF_REQUIREMENTS:
         return ""
     module = find_module(_path(name).rpartition(".")[0])

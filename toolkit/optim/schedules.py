@@ -380,7 +380,7 @@ def parameters(name: str) -> list[str]:
 
 def check_parameters(name: str, params: Mapping[str, Any]) -> None:
     """Raises UserError for a parameter the schedule does not have, lacks, or cannot read."""
-    known = parameters(name)
+    known = parameters(name) if params else []
     for param in params:
         if param not in known:
             raise UserError(f"{name} has no {param!r}. {did_you_mean(param, known)}")

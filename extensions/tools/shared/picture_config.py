@@ -15,7 +15,7 @@ from toolkit.config.field_types import AutoOrBool, Dtype, PathOrList, PathStr, S
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder
-from toolkit.config.normalise import Normaliser, UnusedDefaults
+from toolkit.config.normalise import Normaliser
 from toolkit.config.output import MAX_SIDE, Negative, SampleConfig, SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
@@ -290,7 +290,7 @@ def _read(node: ConfigNode, diagnostics: Diagnostics) -> tuple[SampleItem, ...]:
     """The items of a `sample` section; each gets what is given for all of them."""
     section = None
     if isinstance(node.value, dict):
-        checked = Normaliser(diagnostics, UnusedDefaults()).process(SampleConfig, node, frozenset())
+        checked = Normaliser(diagnostics).process(SampleConfig, node, frozenset())
         section, _ = validate(SampleConfig, checked, diagnostics)
     else:
         diagnostics.error(node, "is not a mapping. Write 'samples:' and a list below it.")
