@@ -134,7 +134,8 @@ def scan_datasets(
     """
     findings = ScanFindings(scan_cache or ScanCache(), read_captions)
     folders = _find(datasets, findings)
-    _note_partners(folders, also, findings)
+    if [folder for folder in folders if folder.slots or folder.dataset.image_suffix]:
+        _note_partners(folders, also, findings)
     check_images(folders, trigger_word, forgiven, findings)
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
@@ -202,7 +203,8 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
         folders += own
     for folder in folders:
         folder.slots = _slots(folder, findings)
-    wanted = looked_for((slot, folder.listing.images) for folder in folders for slot in folder.slots)
+    slots = [(slot, folder.listing.images) for folder in folders for slot in folder.slots]
+    wanted = looked_for(slots) if slots else {}
     for folder in folders:
         _match_files(folder, wanted, findings)
     return folders
@@ -290,8 +292,9 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         if listing and listing.images:
             images = _without_partners(listing, dataset)
             yield FoundFolder(index, dataset, images, name, table, dataset.captions_file, listing)
-    _note_pair_folders(dataset, {name: listing.images for name, listing in listings if listing}, findings)
-    below = _images_below([join(path, name) for name in empty], dataset, findings)
+    if len(listings) > 1:
+        _note_pair_folders(dataset, {name: listing.images for name, listing in listings if listing}, findings)
+    below = _images_below([join(path, name) for name in empty], dataset, findings) if empty else []
     if not any(listing and listing.images for _, listing in listings):
         remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
         if below:

@@ -42,9 +42,9 @@ def check_images(
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the images that have one are left out.
     """
     _skip_unreadable(folders, _read_facts(folders, findings), findings)
-    pairs = [pair for folder in folders for pair in _pairs(folder)]
-    findings.mistakes += pair_mistakes(pairs)
-    findings.notes += contradictions(pairs)
+    if pairs := [pair for folder in folders if folder.worse for pair in _pairs(folder)]:
+        findings.mistakes += pair_mistakes(pairs)
+        findings.notes += contradictions(pairs)
     for path in dict.fromkeys(folder.table_path for folder in folders if folder.worse and folder.table_path):
         if count := undecided(path):
             findings.notes.append(f"{path}: {count_of(count, 'vote')} for neither of two images: not used")
@@ -55,7 +55,8 @@ def check_images(
         for folder in folders:
             _leave_out(folder, {mistake.place for mistake in mistakes})
     for folder in folders:
-        findings.notes += _check_masks(folder)
+        if folder.masks:
+            findings.notes += _check_masks(folder)
         findings.notes += _warnings(folder, trigger_word, findings.read_captions)
     if findings.read_captions:
         findings.notes += _several_lines(folders)

@@ -50,8 +50,10 @@ def scan_and_split(
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache)
-    pairs = section.train.preference is not None
-    scan, items, validation_split = split_validation(section, *scanned, multiple, forward_passes, pairs=pairs)
+    (scan, items), validation_split = scanned, None
+    if section.validation:
+        pairs = section.train.preference is not None
+        scan, items, validation_split = split_validation(section, *scanned, multiple, forward_passes, pairs=pairs)
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
     refuse_large(everything, family)
