@@ -139,7 +139,7 @@ class Trainer(BaseTrainProcess):
             account.take("encoding")
             self.attach()
             run = self.build_run()
-            if self.process_group.is_main_process:
+            if self.process_group.is_main_process and self.device.type == "cuda":
                 run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
             if self.chooses_threads():
                 run.callbacks = [*run.callbacks, ThreadsCallback(ThreadChoice(threads.free_cores()))]
@@ -338,7 +338,8 @@ class Trainer(BaseTrainProcess):
         if samples:
             samples = replace(samples, draw=partial(self.programs.whole, samples.draw))
         writer = self.weights_writer()
-        return standard_callbacks(self.section, self.save_root, status, writer, validation, samples)
+        compiled = self.programs.used
+        return standard_callbacks(self.section, self.save_root, status, writer, validation, samples, compiled)
 
     def build_run(self) -> Run:
         """The run before its first step."""

@@ -116,7 +116,7 @@ class SdPlanner(Planner[DiffusionSection]):
         return plan_memory(self.section, groups_of(self.section, data), self.machine, compiled=compiled)
 
     def savings(self) -> Iterable[str]:
-        return (change.text for change in suggestions(self.section))
+        return [change.text for change in suggestions(self.section)]
 
     def save_size(self) -> SaveSize:
         section = self.section
@@ -152,13 +152,15 @@ class SdPlanner(Planner[DiffusionSection]):
         if terms := self.family.terms:
             kept = f'what is published of this training has to display "{terms.display}" and come with a notice'
             yield f"licence: {kept}, which run.py publish writes ({terms.link})"
-        yield from data_parallel_notes(self.section.train)
+        if not read_distributed_env().is_single_process:
+            yield from data_parallel_notes(self.section.train)
         yield from self._inputs(data)
         yield from self._passes(data)
         yield from self._weights()
         yield from self._adapter()
         yield from settings_lines(self.section, self.family)
-        yield from self._pairs(data)
+        if data.scan.pairs or self.section.train.preference:
+            yield from self._pairs(data)
 
     def _pairs(self, data: ImageData) -> Iterator[str]:
         """What is done with pairs of a better and a worse image; warnings of few, and of those that nothing uses."""
@@ -305,18 +307,15 @@ def settings_lines(section: DiffusionSection, family: ModelFamily) -> Iterator[s
 
 def _optimizer(train: TrainConfig) -> str:
     params = ", ".join(f"{name} {value}" for name, value in train.optimizer_params.items())
-    schedule = [train.lr_scheduler + _in_brackets(train.lr_scheduler_params)]
+    schedule = [train.lr_scheduler]
+    if train.lr_scheduler_params:
+        schedule[0] += f" ({', '.join(f'{name} {value}' for name, value in train.lr_scheduler_params.items())})"
     if warmup := train.lr_warmup_steps:
         schedule.append(f"warm-up {warmup:.0%} of the steps" if warmup < 1 else f"warm-up {warmup:,.0f} steps")
     groups = [f"{group.label()} {group.rate(train.lr):g}" for group in train.lr_groups]
     rates = f"learning rate {train.lr:g}" + (f" ({', '.join(groups)})" if groups else "")
     clipping = f"clipping {train.max_grad_norm:g}" if train.max_grad_norm else "no clipping"
     return f"optimizer: {train.optimizer}{f' ({params})' if params else ''}, {rates}, {', '.join(schedule)}; {clipping}"
-
-
-def _in_brackets(params: dict[str, object]) -> str:
-    listed = ", ".join(f"{name} {value}" for name, value in params.items())
-    return f" ({listed})" if listed else ""
 
 
 def _dropout(section: DiffusionSection) -> Iterator[str]:

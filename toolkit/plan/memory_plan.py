@@ -123,7 +123,9 @@ class _Estimator:
         self.model, self.train, self.network = section.model, section.train, section.network
         self.gaps = gaps_on_gpu if on_gpu else gaps_on_host
         self.folder, self.family = self.model.files_folder(), family_for(self.model)
-        self.facts = with_single_files(self.family.footprint(self.folder), single_files(self.model))
+        self.facts = self.family.footprint(self.folder)
+        if files := single_files(self.model):
+            self.facts = with_single_files(self.facts, files)
         self.number, self.own = DTYPE_BYTES[self.train.dtype], DTYPE_BYTES[section.weights_dtype()]
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes, self.shards = read_distributed_env().world_size, num_shards(self.train)
@@ -137,7 +139,7 @@ class _Estimator:
         in_place = self.train.optimizer in STEPS_IN_PLACE and not self.train.full_bf16
         self.temporaries = 0 if in_place else OPTIMIZER_TEMPS * FLOAT * self.local.largest
         self.within_backward = self.temporaries * self.train.fused_backward_pass
-        self.beside = bytes_beside(section)
+        self.beside = bytes_beside(section) if section.files_beside() else 0
         self.optimizer = self.local.optimizer_bytes(self.train)
         self.sizes = BatchSizes(section, self.facts, groups)
         self.largest, self.samples = self.sizes.batch(share_of_rank(self.train)[0]), self.sizes.samples()
@@ -187,13 +189,14 @@ class _Estimator:
         found = tuple(Phase(name, positive(always | parts)) for name, parts in phases.items())
         beside = self.within_backward + sum(self.whole_blocks)
         step = LargestStep(self._shape(), self.optimizer, beside)
-        return MemoryEstimate(found, self.on_gpu, self._host(), tuple(notes), table, step)
+        host = self._host() if self.on_gpu else {}
+        return MemoryEstimate(found, self.on_gpu, host, tuple(notes), table, step)
 
     def _host(self) -> dict[str, int]:
         """Main memory beside a GPU: while steps and a save are made, or more while the text encoder is read."""
-        if not self.on_gpu:
-            return {}
-        training = self._beside() | self._offloaded() | self._saving()
+        training = self._beside() | self._saving()
+        if self.level == "full_offload":
+            training |= self._offloaded()
         more = {"text encoder, read": self._whole_text_encoder() - sum(training.values())}
         return positive({"process baseline": PROCESS_BASELINE_WITH_CUDA, **training, **more})
 
@@ -266,7 +269,11 @@ class _Estimator:
         }
         if sum(work.values()) < shape.gradients + after + self.optimizer - optimizer:
             work = {"gradients": shape.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
-        return self._at_rest(optimizer, rows) | work | self._encoding_ahead() | self._on_cpu(self._offloaded())
+        if self.is_streamed:
+            work |= self._encoding_ahead()
+        if self.level == "full_offload" and not self.on_gpu:
+            work |= self._offloaded()
+        return self._at_rest(optimizer, rows) | work
 
     def _offloaded(self) -> Bytes:
         return {"activations, offloaded": self._shape().kept_on_host(self.level)}
@@ -290,7 +297,7 @@ class _Estimator:
     def _encoding_ahead(self) -> Bytes:
         """What encoding the next samples of a stream takes while a step is computed."""
         threads = max(dataset.num_workers for dataset in self.section.datasets)
-        if not (self.is_streamed and threads) or self.low_vram:
+        if not threads or self.low_vram:
             return {}
         images = self._held(self.largest.pixels * self.facts.encode_numbers * self.number)
         of_prompts = self.largest.text_tokens + self.largest.encoder_tokens
@@ -330,11 +337,13 @@ class _Estimator:
             "optimizer": optimizer,
         }
         average = FLOAT * self.local.weights * self.train.ema_config.use_ema
-        return self._model() | own | self.encoders | {"average": average - self._swapped_average()}
+        if self.model.blocks_to_swap:
+            average -= self._swapped_average()
+        return self._model() | own | self.encoders | {"average": average}
 
     def _swapped_average(self) -> int:
         """Bytes of the average of swapped blocks, which is made where their weights are."""
-        if not (self.network.trains_model and self.model.blocks_to_swap and self.on_gpu):
+        if not (self.network.trains_model and self.on_gpu):
             return 0
         average = FLOAT * self.local.weights * self.train.ema_config.use_ema
         of_blocks = FLOAT * self.facts.linear_params * self.train.ema_config.use_ema
@@ -361,12 +370,14 @@ class _Estimator:
     def _beside(self) -> Bytes:
         """What lies in main memory all the time. A block stays there while it is in a buffer on the device."""
         pinned: Callable[[int], int] = pinned_bytes if self.on_gpu else int
-        return self.waiting | {
-            "weights of the table": TABULATED_LAYERS * self.facts.blocks * pinned(self.modulation_layer),
-            "swapped blocks": min(self.model.blocks_to_swap, self.facts.blocks) * pinned(self.block_at_rest),
-            "average": self._swapped_average(),
-            "transformers of sample.also": self._others(),
+        found = self.waiting | {
+            "weights of the table": TABULATED_LAYERS * self.facts.blocks * pinned(self.modulation_layer)
         }
+        if swapped := min(self.model.blocks_to_swap, self.facts.blocks):
+            found |= {"swapped blocks": swapped * pinned(self.block_at_rest), "average": self._swapped_average()}
+        if self.section.deployments():
+            found["transformers of sample.also"] = self._others()
+        return found
 
     def _others(self) -> int:
         """Bytes of the other models' weights that wait for samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class MemorySaving:
 # ------------------------------------------------------------ of any trainer
 
 
-def advice_line(plan: MemoryEstimate, machine: Machine, changes: Iterable[str]) -> str | None:
+def advice_line(plan: MemoryEstimate, machine: Machine, changes: Callable[[], Iterable[str]]) -> str | None:
     """What to change, in this order, until the job fits the machine, or the next smaller GPU where its memory is not
     known; None where it fits the machine, or the smallest GPU."""
     limit = machine.limit
@@ -56,7 +56,7 @@ def advice_line(plan: MemoryEstimate, machine: Machine, changes: Iterable[str]) 
     if limit is None or plan.peak_bytes <= limit:
         return None
     there = f"for {gpu_of(limit // GB)}" if machine.limit is None else f"warning: {_has(plan, limit)}: not enough"
-    named = "; ".join(changes)
+    named = "; ".join(changes())
     return f"{there}; in this order until it fits: {named}" if named else f"{there}, and no setting is left to change"
 
 

@@ -85,7 +85,7 @@ class Planner(ABC, Generic[SectionT]):
         is_elsewhere = memory.on_device and has_no_gpu()
         yield memory.render("a GPU, which is not available here" if is_elsewhere else "the GPU")
         yield from memory.notes
-        if line := advice_line(memory, self.machine, self.savings()):
+        if line := advice_line(memory, self.machine, self.savings):
             yield line
 
     def savings(self) -> Iterable[str]:
@@ -154,7 +154,7 @@ class Planner(ABC, Generic[SectionT]):
                 *filter(None, [compiling]),
                 *self._schedule_notes(steps),
                 *self.length_notes(steps),
-                *evidence_notes(section, data.held_out, batches, steps),
+                *(evidence_notes(section, data.held_out, batches, steps) if section.stop_when else ()),
                 *ema_notes(section, steps, batches),
             ),
             memory=memory,
@@ -200,6 +200,8 @@ class Planner(ABC, Generic[SectionT]):
         found: dict[str, list[str]] = {}
         for key, settings in optimizers:
             scheduler, params = settings.lr_scheduler, settings.lr_scheduler_params
+            if scheduler == "constant" and not (params or settings.lr_warmup_steps):
+                continue
             fields = ScheduleArgs.named_in(settings)
             excess = overfull(scheduler, course_of(steps, params=params, **fields))
             for line in filter(None, (excess, early_end(scheduler, steps, params, **fields))):

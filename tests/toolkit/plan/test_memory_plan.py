@@ -360,7 +360,7 @@ def test_the_table_is_used_where_the_job_does_not_fit_without_it(gb: int, table:
 def advised(machine: Machine, *items: BucketedSample, **parts: Any) -> str | None:
     job, groups = grouped(section(**parts), *items)
     found = plan_memory(job, groups, CARD if machine.kind == "cuda" else machine)
-    return advice_line(found, machine, [change.text for change in suggestions(job)])
+    return advice_line(found, machine, lambda: [change.text for change in suggestions(job)])
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,10 @@ def standard_callbacks(
     prepare_weights: PrepareNetwork,
     validation: Validation | None = None,
     samples: Samples | None = None,
+    compiled: bool = False,
 ) -> list[Callback]:
-    """The callbacks of a section. folder: of the run's files. prepare_weights: as of `SaveCallback`."""
+    """The callbacks of a section. folder: of the run's files. prepare_weights: as of `SaveCallback`. compiled: whether
+    blocks are."""
     save, train, settings = section.save, section.train, section.sample or SampleIntervalConfig()
     interval, keep = Interval(*save.interval()), save.files_to_keep()
     saving = SaveCallback(prepare_weights, interval, keep, save.max_states_to_keep, save.states)
@@ -71,7 +73,7 @@ def standard_callbacks(
 
     return [
         *callbacks,
-        CompilingCallback(keep_compile_time),
+        *([CompilingCallback(keep_compile_time)] if compiled else []),
         WatchdogCallback(),
         anomalies,
         *_overview(section, folder),
