@@ -36,7 +36,7 @@ from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
-from toolkit.models.families import family_for, model_bytes
+from toolkit.models.families import model_bytes
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.applied import Changes, NamedAdapters
@@ -271,9 +271,12 @@ class SdTrainerProcess(ImageTrainer):
     def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
         """Further prompts of a sample by name, the same names for all. Their embeddings, with the control images of the
         sample, are cached as captions are and come with each batch (`LatentBatch.extra_prompts`)."""
-        train, family = self.section.train, family_for(self.section.model)
-        negative = {NEGATIVE: train.few_step_loss.neg or family.empty_negative} if train.few_step_loss else {}
-        return {**train.preserved_prompts(sample.caption, self.section.trigger_words()), **negative}
+        train, prompts = self.section.train, dict[str, str]()
+        if train.preservations():
+            prompts = train.preserved_prompts(sample.caption, self.section.trigger_words())
+        if few := train.few_step_loss:
+            prompts[NEGATIVE] = few.neg or self.model.family.empty_negative
+        return prompts
 
     def make_step(self) -> FlowMatchingStep:
         """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
@@ -308,7 +311,8 @@ class SdTrainerProcess(ImageTrainer):
             self._measure_memory(run)
         if run.state.step < run.steps:
             batch = largest()
-            self._choose_w8a8_layers(run, loader, step)
+            if section.model.quantize:
+                self._choose_w8a8_layers(run, loader, step)
             self._choose_checkpointing(run, batch, step)
             # With a sharded model no rank may repeat a pass alone.
             ways_out = [] if self._is_sharded else [self.block_runner.increase_checkpointing]

@@ -143,12 +143,14 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
 
     Raises UserError, which names the key, for a file that cannot be read, is of another model or changes nothing.
     """
+    if not (files := section.files_beside()):
+        return {}
     family, folder = family_for(section.model), model_folder(section.model)
     layers, weights = family.every_linear_layer(folder), family.weight_shapes(folder)
     # Several keys may name one file.
     read = cache(lambda file: load_adapter_file(Path(file).expanduser(), layers, weights))
     found: dict[str, tuple[Changes, float]] = {}
-    for key, (file, strength) in section.files_beside().items():
+    for key, (file, strength) in files.items():
         try:
             changes = read(file)
         except UserError as error:
