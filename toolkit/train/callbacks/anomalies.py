@@ -63,9 +63,11 @@ class AnomalyCallback(Callback):
         silent_steps: int = 20,
         read: Callable[[torch.device], Reading] = read_machine,
         clock: Callable[[], float] = time.monotonic,
+        folder: Path | None = None,
     ) -> None:
         """report: records an event. dataset_of: image file -> its dataset, empty: not known. silent_steps: as `wait` of
-        `SilentLayers`. read, clock: the state of the machine, and seconds."""
+        `SilentLayers`. read, clock: the state of the machine, and seconds. folder: of the run, whose first samples are
+        generated before `on_start`."""
         self.report = report
         self.dataset_of = dataset_of
         self.silent_steps = silent_steps
@@ -79,11 +81,11 @@ class AnomalyCallback(Callback):
         self._results: list[StepResult] = []
         self._looked_at = 0
         self._reading, self._read_at = Reading(), float("-inf")
-        self._folder: Path | None = None
+        self._folder, self._begun = folder, False
         self._step, self._device = 0, torch.device("cpu")
 
     def on_start(self, run: Run) -> None:
-        self._folder, self._step = run.folder, run.state.step
+        self._folder, self._begun, self._step = run.folder, True, run.state.step
         self._looked_at = self._step
         self._device = next((p.device for role in run.roles.values() for p in role.parameters.values()), self._device)
         for name, role in run.roles.items():
@@ -115,8 +117,9 @@ class AnomalyCallback(Callback):
                 self._say(layers.add(steps, filter(zero.is_absent, steps)))
 
     def event(self, event: str, **details: Any) -> None:
-        """Looks at the sample images of an event `sample`; those before `on_start` are earlier ones to the next."""
-        if event == "sample" and self._folder is not None:
+        """Looks at the sample images of an event `sample`; those with which a resume begins, before `on_start`, are
+        earlier ones to the next."""
+        if event == "sample" and self._folder is not None and (self._begun or details["step"] == 0):
             self._step = details["step"]
             for finding in self._look_at(self._folder, details["files"], details.get("prompts") or ()):
                 self._say(finding)
@@ -161,7 +164,7 @@ class AnomalyCallback(Callback):
 
     def _look_at(self, folder: Path, files: Sequence[str], texts: Sequence[str]) -> Iterable[Diagnostic]:
         if self._sets is None:
-            self._sets = self._earlier_sets(folder, set(files))
+            self._sets = self._earlier_sets(folder, set(files)) if self._step else SampleSets()
         features = self._features([folder / SAMPLES / file for file in files], texts)
         return self._sets.add(features, self._losses.rises())
 

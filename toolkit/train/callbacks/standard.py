@@ -66,7 +66,7 @@ def standard_callbacks(
         callbacks.append(publish_at_end(folder, save.hf_repo_id, save.hf_private))
     network = getattr(section, "network", None)
     wait = steps_to_wait(network.module_dropout, network.rank_dropout, network.linear) if network else SILENT_STEPS
-    anomalies = AnomalyCallback(EventLog(folder / EVENTS).add, dataset_of(section), wait)
+    anomalies = AnomalyCallback(EventLog(folder / EVENTS).add, dataset_of(section), wait, folder=folder)
 
     def keep_compile_time(seconds: float) -> None:
         remember_compile_seconds(gpu_name(section.device), seconds)

@@ -199,6 +199,16 @@ def test_samples_are_compared_with_those_before_also_after_a_resume(toy, said, k
     assert message in said[0]
 
 
+def test_the_first_samples_of_a_run_are_looked_at_when_they_come(toy, said) -> None:
+    callback = AnomalyCallback(lambda *_, **__: None, folder=toy.folder)
+    callback.event("sample", **write_set(toy.folder, 0, "image"))  # before the run begins
+    for file in (toy.folder / "samples").iterdir():
+        file.unlink()
+    callback.on_start(toy.run(50))
+    callback.event("sample", **write_set(toy.folder, 10, "noise"))
+    assert len(said) == 1 and "are noise" in said[0]
+
+
 @pytest.mark.parametrize("resumes", [False, True])
 def test_texture_of_samples_and_of_the_validation_is_compared_with_the_first(
     toy, said, monkeypatch: pytest.MonkeyPatch, resumes: bool
