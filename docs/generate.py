@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from docs.config_page import render  # noqa: E402
 from docs.drawing import drawing  # noqa: E402
 from docs.gpu_table import with_tables  # noqa: E402
-from extensions.compat.page import page  # noqa: E402
+from docs.names_page import page  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
-from toolkit.config.reference import render, schema  # noqa: E402
+from toolkit.config.reference import schema  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
 from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from docs.config_page import distinct_sections, keys
 from docs.generate import section_models
+from docs.names_page import page
 from extensions.compat.keys import KEYS, OPTIONS
 from extensions.compat.names import NAMES, PLACES
-from extensions.compat.page import page
 from extensions.compat.shapes import SHAPES
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.foreign import ForeignName
 from toolkit.config.normalise import field_names, other_names
-from toolkit.config.reference import distinct_sections, keys
 from toolkit.config.tool import ToolConfig, tool_parser
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from docs.config_page import keys
 from docs.generate import section_models
 from tests.conftest import ROOT
 from toolkit.config import load_job
-from toolkit.config.reference import keys
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 

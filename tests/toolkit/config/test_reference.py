@@ -9,11 +9,12 @@ from typing import Annotated
 import pytest
 from pydantic import TypeAdapter
 
+from docs.config_page import distinct_sections, render
 from docs.generate import pages, section_models
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.base import descriptions
 from toolkit.config.foreign import foreign_keys
-from toolkit.config.reference import distinct_sections, render, schema
+from toolkit.config.reference import schema
 
 
 def test_the_generated_pages_are_fresh() -> None:

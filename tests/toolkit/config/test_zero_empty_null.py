@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from docs.config_page import distinct_sections
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.base import StrictModel
 from toolkit.config.foreign import foreign_keys
-from toolkit.config.reference import distinct_sections
 from toolkit.data.counts import optimizer_steps
 from toolkit.optim.schedules import build_schedule, in_steps
 
