@@ -307,12 +307,17 @@ def test_what_a_published_job_says_is_planned(case: str, write: Callable[..., st
 def test_a_published_job_begins_as_planned(
     case: str, write: Callable[..., str], run_py: Callable[..., Any], start_py: Callable[..., Child]
 ) -> None:
-    """Three steps of the job as it was published: each has the learning rate of the whole run's schedule, and a
-    stop leaves a state from which it goes on."""
+    """Three steps of the job as it was published but for sizes: each has the learning rate of the whole schedule,
+    and a stop leaves a state from which it goes on."""
     files, (_, steps, rates, _, _) = CASES[case]
     imported = run_py("import", write(files), "--output", "imported.yaml")
     assert imported.returncode == 0, imported.stderr
     job = yaml.safe_load(Path("imported.yaml").read_text())
+    (process,) = job["config"]["process"]
+    process["model"]["model_kwargs"] = {"match_target_res": True}
+    if "sample" in process:
+        process["sample"] |= {"width": 64, "height": 64, "sample_steps": 1}
+    Path("imported.yaml").write_text(yaml.safe_dump(job))
     section = load_job("imported.yaml", discover().find_config).processes[0].section
     folder = Path(section.training_folder) / job["config"]["name"]
     metrics = folder / "metrics.jsonl"
