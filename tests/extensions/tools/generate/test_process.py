@@ -471,7 +471,8 @@ def test_the_commands_of_the_page_run(generate, tiny_model: Path, tmp_path: Path
             continue
         before = set((tmp_path / "out").glob("*"))
         more = SMALL.replace("--steps 2", "--steps 1") if "--lightning" not in line else SMALL
-        generate(f"{line} {more}")
+        backend = "--compile-backend eager" if "--compile" in line else ""  # inductor takes half a minute
+        generate(f"{line} {more} {backend}")
         assert set((tmp_path / "out").glob("*")) - before, line
 
 
