@@ -124,17 +124,21 @@ def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) 
 def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_samples(
     run_py: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In half of its steps."""
+    job = workplace / "config" / "examples" / "photos.yaml"
+    shorter = job.read_text(encoding="utf-8").replace("every: 100", "every: 50").replace("steps: 200", "steps: 100")
+    job.write_text(shorter, encoding="utf-8")
     result = run_py("config/examples/photos.yaml", cwd=workplace)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     assert "2 x 20 + 3 x 40 = 160 samples per epoch" in result.stdout
     folder = workplace / "output" / "photos"
     assert sorted(path.name for path in folder.glob("*.safetensors")) == [
         "photos.safetensors",
+        "photos_000000050.safetensors",
         "photos_000000100.safetensors",
-        "photos_000000200.safetensors",
     ]
     pictures = sorted(re.sub(r"^\d+__", "", path.name) for path in (folder / "samples").iterdir())
-    assert pictures == [f"{step:09d}_{index}.jpg" for step in (0, 100, 200) for index in (0, 1)]
+    assert pictures == [f"{step:09d}_{index}.jpg" for step in (0, 50, 100) for index in (0, 1)]
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
     monkeypatch.chdir(workplace)
@@ -233,12 +237,15 @@ def test_the_plan_of_an_autoencoder_is_what_its_header_says_and_below_its_card(
 
     data = section.scan()
     full = replace(data, items=())
-    assert ("# lpips: 0.1" in text) == (f"With LPIPS (see losses): {peak(with_lpips, full)} GB." in more)
-    assert f"Planned peak {peak(section, full)} GB." in head
+    planned = peak(section, full)
+    assert f"Planned peak {planned} GB." in head
+    assert ("# lpips: 0.1" in text) == ("With LPIPS" in more)
+    if "With LPIPS" in more:
+        assert f"With LPIPS (see losses): {peak(with_lpips, full)} GB." in more
     if "which are smaller" in more:
         assert f"which are smaller: {peak(section, data)} GB." in more
     card = int(re.search(r"one (\d+) GB GPU", head)[1])
-    assert float(peak(section, full)) < card == int(re.search(r"vae_(\d+)gb", example)[1])
+    assert float(planned) < card == int(re.search(r"vae_(\d+)gb", example)[1])
     widths = section.model.config["block_out_channels"]
     assert section.model.config == sized(widths[-1])
     assert f"width {widths[-1]}, {section.datasets[0].resolution[0]} px" in head
