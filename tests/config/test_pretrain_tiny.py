@@ -37,11 +37,13 @@ def test_each_process_starts_from_the_outputs_of_earlier_ones(run_py: Run, tmp_p
     job = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     for process in job["config"]["process"]:
         if process["type"] == "mascots":
-            few = {"count": 12, "scribbles": 4, "edits": 8, "edits_of_two": 6}
+            few = {"count": 4, "scribbles": 2, "edits": 3, "edits_of_two": 3}
             process.update({key: few[key] for key in few if process.get(key)})
         if "train" in process:
             process["train"] |= {"steps": 2, "batch_size": 2, "lr_warmup_steps": 1}
             process["sample"]["sample_every"] = 2
+            if "sample_steps" in process["sample"]:
+                process["sample"]["sample_steps"] = 1
             process["save"]["save_every"] = 2
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
     result = run_py("recipe.yaml")
