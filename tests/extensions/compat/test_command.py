@@ -37,7 +37,7 @@ def files(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     Path("model").symlink_to(tiny_model)
     shutil.copytree(ROOT / "config" / "examples" / "pairs", "pairs")
-    Path("data.toml").write_text(DATA)
+    Path("data.toml").write_text(f"{DATA}control_resolution = [64, 64]\n")
 
 
 def load(command: str = COMMAND) -> Any:
