@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from PIL import Image
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import MODELS, written_job
 from jobs.dry_run import plan_job
-from tests.conftest import ROOT, child_environment
+from tests.conftest import ROOT
 from tests.model_folders import write_header
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
@@ -195,8 +195,9 @@ def test_a_job_is_written_checked_and_runs_by_the_printed_command(tmp_path: Path
     job = tmp_path / "config" / "zuzu.yaml"
     assert "zuzu (sd_trainer)" in made.stdout and (tmp_path / "config" / "zuzu.html").is_file()
     job.write_text(job.read_text().replace("steps: 240", "steps: 1").replace("sample_steps: 8", "sample_steps: 1"))
-    command = shlex.split(made.stdout.splitlines()[-1])
-    trained = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
+    program, script, *words = shlex.split(made.stdout.splitlines()[-1])
+    assert (program, Path(script).name) == (sys.executable, "run.py")
+    trained = run_py(*words)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "output" / "zuzu" / "zuzu.safetensors").is_file()
 
