@@ -42,6 +42,7 @@ MODULES = [
     "toolkit.models.qwen_image.model",
     "toolkit.networks.lora",
     "peft.tuners.lora",
+    "bitsandbytes",
     "torch.distributed.fsdp",
     "tests.faults.faults",
     "tests.faults.small",
