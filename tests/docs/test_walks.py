@@ -10,8 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +20,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import ROOT, child_environment
+from tests.conftest import ROOT
 from tests.docs.pages import EXAMPLE, PAGES, PHOTOS, Block, blocks, lora_files, put_photos, whole_job
 from tests.faults.nursery import Child
 from tests.processes import free_port
@@ -81,6 +79,7 @@ NOT_RUN = {
     "python launch.py --nnodes 2": "takes two machines",
     "export WANDB_API_KEY": "an account",
     ".venv/bin/python run.py queue --output runs stop": "stops what runs: tests/extensions/tools/ui/test_queue.py does",
+    ".venv/bin/python run.py queue run": "runs what waits: tests/extensions/tools/ui/test_queue.py does, and the page",
     "tensorboard --logdir": "another program, which serves until it is stopped",
 }
 """How commands begin that CI cannot run -> why."""
@@ -101,6 +100,7 @@ SHORTER = (
     (r"sample_steps: \d+", "sample_steps: 1"),
     (r"resolution: (\[(1024|512)\]|1024|512)", "resolution: 64"),
     (r"(width|height): \d{3,4}", r"\1: 64"),
+    (r"match_target_res: false", "match_target_res: true"),
     (r"count: \d+", "count: 4"),
     (r"edits_of_two: \d+", "edits_of_two: 12"),
     (r"blocks_to_swap: \d+", "blocks_to_swap: 1"),
@@ -236,8 +236,8 @@ def shorten(job: Path) -> None:
 class Walk:
     """Somebody who reads a page in a clone, and does what it says."""
 
-    def __init__(self, place: Path, run_py: Callable, start_py: Callable[..., Child]) -> None:
-        self.place, self.run_py, self.start_py = place, run_py, start_py
+    def __init__(self, place: Path, run_py: Callable, start_py: Callable[..., Child], run_ranks: Callable) -> None:
+        self.place, self.run_py, self.start_py, self.run_ranks = place, run_py, start_py, run_ranks
         self.printed = ""
         self.job: Block | None = None
 
@@ -278,6 +278,9 @@ class Walk:
         for dataset in process["datasets"]:
             dataset["resolution"] = 64
         process["sample"] |= SMALL
+        if "prompt" not in block.text:
+            process["sample"]["samples"] = process["sample"]["samples"][-1:]  # with a control image
+        process["model"].setdefault("model_kwargs", {})["match_target_res"] = True
         job["config"]["name"] = f"block_{block.line}"
         file = self.place / f"block_{block.line}.yaml"
         file.write_text(yaml.safe_dump(job, default_flow_style=None, sort_keys=False), encoding="utf-8")
@@ -319,11 +322,10 @@ class Walk:
         assert child.wait() == EXIT_SIGTERM, child.output
 
     def launch(self, words: list[str]) -> None:
-        shorten(self.place / words[-1])
-        flags = [str(ROOT / word) if word == "run.py" else word for word in words]
-        command = [sys.executable, "-m", "torch.distributed.run", f"--master-port={free_port()}", *flags]
-        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+        flag, processes, script, job = words
+        assert (flag, script) == ("--nproc-per-node", "run.py"), words
+        shorten(self.place / job)
+        self.run_ranks(int(processes), job)
 
     def shows(self, block: Block) -> None:
         """Each line of a block was printed, with other numbers; `...` stands for anything."""
@@ -346,11 +348,13 @@ def answers(address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the models of the hub that pages name; `prepare` adds those that few of them do."""
+    """A working directory with the models of the hub that pages name, and a cache for all pages; `prepare` adds models
+    that few of them name."""
     folder = tmp_path_factory.mktemp("models")
     (folder / EDIT).parent.mkdir()
     (folder / EDIT).symlink_to(tiny_model)
     (folder / CLIP).parent.mkdir()
+    (folder / "output" / "_cache").mkdir(parents=True)
     return folder
 
 
@@ -374,7 +378,8 @@ def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     shutil.copytree(ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("my_*"))
-    for folder in ("Qwen", "openai"):
+    for folder in ("Qwen", "openai", "output/_cache"):
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
         (tmp_path / folder).symlink_to(models / folder)
     for folder in ("my_char", "mychar/40_mychar", "after", "before", *CHARACTERS):
         shutil.copytree(PHOTOS / "40_photo", tmp_path / "datasets" / folder)
@@ -436,10 +441,10 @@ def put_single_files(home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if read(page)])
 def test_every_block_of_a_page_runs_in_its_order(
-    page: str, place: Path, trained: Path, run_py: Callable, start_py: Callable
+    page: str, place: Path, trained: Path, run_py: Callable, start_py: Callable, run_ranks: Callable
 ) -> None:
     prepare(page, place, trained, run_py)
-    walk = Walk(place, run_py, start_py)
+    walk = Walk(place, run_py, start_py, run_ranks)
     for block in read(page):
         walk.do(block)
     for block in blocks(page, "text"):
@@ -469,7 +474,7 @@ def test_tests_that_run_blocks_are_there() -> None:
 
 
 def test_a_new_block_that_nobody_runs_is_found(tmp_path: Path) -> None:
-    walk = Walk(tmp_path, print, print)
+    walk = Walk(tmp_path, print, print, print)
     with pytest.raises(AssertionError, match="no test runs this"):
         walk.do(Block("docs/x.md", 1, "python", "print(1)\n"))
     with pytest.raises(AssertionError):
