@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import ROOT, child_environment
+from tests.conftest import ROOT
 from tests.extensions.tools.ui.conftest import Served
 from tests.html_browser import Browser
 from tests.running import lines
@@ -44,12 +43,12 @@ def counts(browser: Browser) -> str:
     return browser.text(".counts")
 
 
-def test_a_finished_run_becomes_a_lora_that_learned_from_votes(browser: Browser, served: Served) -> None:
+def test_a_finished_run_becomes_a_lora_that_learned_from_votes(
+    browser: Browser, served: Served, run_py: Callable
+) -> None:
     job = served.folder / "mine.json"
     job.write_text(json.dumps({"job": "extension", "config": {"name": "mine", "process": [JOB]}}))
-    subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "mine.json"], cwd=served.folder, env=child_environment(), check=True
-    )
+    assert run_py("mine.json", cwd=served.folder).returncode == 0
     folder = served.folder / "output" / "mine"
     votes = folder / "samples" / "votes.jsonl"
 
