@@ -143,7 +143,7 @@ def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (index % 6 > 0)) for index, name in enumerate(ROWS)]
 )
 def test_every_row_can_be_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the compiler, which takes seconds; the slow test below has it."""
+    """Without the compiler, which takes seconds; the test below has it."""
     train = {**ROWS[name].train, "compile": {"enabled": False}}
     monkeypatch.setitem(gpu_rows.ROWS, name, replace(ROWS[name], train=train))
     given = ["--size", "XS", "--device", "cpu", "--warm-up", "0", "--steps", "1", "--accumulation", "1"]
@@ -168,21 +168,12 @@ def test_a_row_that_is_cut_off_leaves_what_it_knew(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.is_compiled])
-def test_every_compiled_row_can_be_measured(name: str) -> None:
-    """Its blocks are traced; the test below compiles those of one row."""
+def test_a_compiled_row_can_be_measured() -> None:
+    """Its blocks are traced. Another one runs from the command line in test_verify_gpu.py."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(), torch._functorch.config.patch():
-        result = bench_gpu.run_row(bench_gpu.arguments([*QUICK, "--row", name, "--backend", "aot_eager"]))
+        result = bench_gpu.run_row(bench_gpu.arguments([*QUICK, "--row", "12", "--backend", "aot_eager"]))
     assert result["status"] == "measured"
-
-
-@pytest.mark.slow
-def test_a_compiled_row_runs_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench_gpu.main([*QUICK, "--results", str(tmp_path / "gpu.jsonl"), "--rows", "10", "--backend", "aot_eager"])
-    row, _ = json_lines(capsys.readouterr().out)
-    assert row["status"] == "measured", (tmp_path / "gpu.log").read_text()
-    assert row["level"] == "full_offload"
 
 
 ON_CUDA = """
@@ -204,24 +195,26 @@ class Event:
 torch.cuda.Event, torch.cuda.max_memory_reserved = Event, torch.cuda.max_memory_allocated
 torch.cuda.set_per_process_memory_fraction = lambda *_: None
 from benchmarks import bench_gpu
-print(json.dumps(bench_gpu.run_row(bench_gpu.arguments(sys.argv[1:]))))
+for name in ("9e", "0n"):
+    given = bench_gpu.arguments([*sys.argv[1:], "--row", name, "--partial", f"{name}.json"])
+    print(json.dumps(bench_gpu.run_row(given)))
 """
-"""A row on the device that stands in for CUDA, which has no events of its own."""
+"""Rows on the device that stands in for CUDA, which has no events of its own."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
-@pytest.mark.parametrize("name", ["9e", "0n"])
-def test_a_row_on_a_device_that_counts_its_memory(name: str, tmp_path: Path) -> None:
-    partial = tmp_path / "known.json"
-    given = (*QUICK, "--device", "cuda:0", "--dtype", "fp32", "--account", "--row", name, "--partial", str(partial))
+def test_rows_on_a_device_that_counts_its_memory(tmp_path: Path) -> None:
+    given = (*QUICK, "--device", "cuda:0", "--dtype", "fp32", "--account")
     environment = child_environment({"PYTHONPATH": str(ROOT)})
-    run = subprocess.run([sys.executable, "-c", ON_CUDA, *given], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", ON_CUDA, *given]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    result = json_lines(run.stdout)[-1]
-    assert 0 < result["training_gb"] <= result["peak_gb"] and result["s"] > 0
-    if name != "0n":
-        assert result["planned_training_gb"] > result["training_gb"]  # the plan rounds a tiny model up
-        assert "\nmemory account: peak " in run.stdout
-    assert json.loads(partial.read_text())["training_gb"] == pytest.approx(result["training_gb"], rel=1e-3)
+    ours, plain = json_lines(run.stdout)
+    for result in (ours, plain):
+        assert 0 < result["training_gb"] <= result["peak_gb"] and result["s"] > 0
+        known = json.loads((tmp_path / f"{result['row']}.json").read_text())
+        assert known["training_gb"] == pytest.approx(result["training_gb"], rel=1e-3)
+    assert ours["planned_training_gb"] > ours["training_gb"]  # the plan rounds a tiny model up
+    assert "\nmemory account: peak " in run.stdout
