@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.cuda_report import pytest_ignore_collect
 from tests.conftest import ROOT, child_environment
 from tests.stand_in_cuda import COMPILER
 
@@ -46,42 +48,32 @@ TESTS = """
 """
 
 STAND_IN = """
+    import sys
+
     import bitsandbytes  # looks for CUDA's own library where there is a device
+    import pytest
+
     from tests.stand_in_cuda import built, install
 
     install(built())
+    given = ["-q", "-m", "cuda", "-c", "none.ini", "-p", "benchmarks.cuda_report"]
+    pytest.main([*given, "--cuda-report=cuda.json"])
+    pytest.main([*given, "--cuda-report=late.json", "--cuda-minutes=0"])
 """
 
-
-def results(folder: Path, *options: str, plugins: tuple[str, ...] = ()) -> dict:
-    """What the report says of the tests in this folder."""
-    path = folder / "cuda.json"
-    given = [option for name in ("benchmarks.cuda_report", *plugins) for option in ("-p", name)]
-    command = [*(sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-c", "none.ini", *given), *options]
-    (folder / "none.ini").write_text("[pytest]\nmarkers = cuda: on a GPU\n")
-    environment = child_environment({"PYTHONPATH": f"{ROOT}:{folder}"})
-    run = subprocess.run(
-        [*command, f"--cuda-report={path}"], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert path.exists(), run.stdout + run.stderr
-    return json.loads(path.read_text())
+PARTS = ("attention", "compiling", "int8_matmul", "offload", "quantization")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "test_some.py").write_text(dedent(TESTS))
-    (tmp_path / "test_others.py").write_text("import a_package_that_is_not_here")
-    return tmp_path
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_everything_is_skipped_and_says_why(folder: Path) -> None:
-    found = results(folder)
-    assert (found["complete"], found["outcomes"]) == (True, {"skipped": 5})
-    assert {test["message"] for test in found["tests"]} == {"no CUDA device"}
-    assert found["head"]["torch"] == torch.__version__
-    assert (found["head"]["gpu"], found["head"]["driver"]) == (None, None)
+@pytest.mark.parametrize(
+    ("given", "ignored"),
+    [({"markexpr": "cuda"}, True), ({"--cuda-report": "cuda.json"}, True), ({"markexpr": "slow"}, None)],
+)
+def test_files_without_such_tests_are_ignored_where_only_these_are_asked_for(given: dict, ignored: bool | None) -> None:
+    config = SimpleNamespace(getoption=lambda name, default=None: given.get(name, default))
+    for path in ("tests/extensions/tools/ui", "tests/test_run.py"):
+        assert pytest_ignore_collect(ROOT / path, config) is ignored
+    for path in ("tests/faults", "tests/faults/test_cuda.py", "tests/conftest.py"):
+        assert pytest_ignore_collect(ROOT / path, config) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -93,8 +85,10 @@ def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) ->
     environment = child_environment({"PYTHONPATH": str(tmp_path)})
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     found = json.loads((tmp_path / "cuda.json").read_text())
-    assert found["outcomes"] == {"skipped": len(found["tests"])}, run.stdout
+    assert (found["complete"], found["outcomes"]) == (True, {"skipped": len(found["tests"])}), run.stdout
     assert {test["message"] for test in found["tests"]} == {"no CUDA device"}
+    assert found["head"]["torch"] == torch.__version__
+    assert (found["head"]["gpu"], found["head"]["driver"]) == (None, None)
     names = [test["name"] for test in found["tests"]]
     assert sum("learns_there_what_it_learns_on_the_cpu[GPU-" in name for name in names) >= 21
     assert {name.partition("::")[0] for name in names} == {
@@ -102,20 +96,19 @@ def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) ->
         *(f"tests/toolkit/memory/test_{part}_cuda.py" for part in PARTS),
     }
     assert names[-1].startswith("tests/faults/"), "whole jobs come last"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--collect-only"]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0 and f"\n{len(names)}/" in run.stdout, run.stdout
-
-
-PARTS = ("attention", "compiling", "int8_matmul", "offload", "quantization")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
-def test_on_a_device_each_test_has_its_outcome_memory_and_message(folder: Path) -> None:
-    (folder / "stand_in_device.py").write_text(dedent(STAND_IN))
-    found = results(folder, plugins=("stand_in_device",))
+def test_on_a_device_each_test_has_its_outcome_memory_and_message(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(dedent(TESTS))
+    (tmp_path / "test_others.py").write_text("import a_package_that_is_not_here")
+    (tmp_path / "none.ini").write_text("[pytest]\nmarkers = cuda: on a GPU\n")
+    command, environment = [sys.executable, "-c", dedent(STAND_IN)], child_environment({"PYTHONPATH": str(ROOT)})
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (tmp_path / "late.json").exists(), run.stdout + run.stderr
+    found, late = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("cuda", "late"))
     tests = {test["name"].partition("::")[2]: test for test in found["tests"]}
     assert list(tests)[-1] == "test_jobs", "whole jobs come last"
     assert found["head"]["gpu"] == "stand-in" and found["head"]["capability"] == [9, 0]
@@ -132,6 +125,5 @@ def test_on_a_device_each_test_has_its_outcome_memory_and_message(folder: Path) 
     assert "one is not two" in tests["test_wrong"]["message"]
     assert tests["test_skipped"]["message"] == "no kernel of this kind"
     assert "no such thing" in tests["test_setup"]["message"]
-    late = results(folder, "--cuda-minutes=0", plugins=("stand_in_device",))
     assert late["outcomes"] == {"skipped": 5}
     assert {test["message"] for test in late["tests"]} == {"no time left (--cuda-minutes 0)"}
