@@ -11,8 +11,6 @@ from toolkit.models.tiny import write_tiny_model
 
 pytestmark = pytest.mark.slow
 
-LEVELS = ("none", "cheap", "keep_attention", "full")
-
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -22,18 +20,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("family", "kind", "qtype", "level"),
     [
-        *(("2509", "lora", "", level) for level in LEVELS),
-        ("2509", "lora", "int8", "none"),
-        ("2509", "lora", "int8", "keep_attention"),
+        ("2511", "lora", "int8", "none"),
         ("2509", "lora", "int4", "cheap"),
-        ("2509", "lora", "fp8_scaled", "full"),
         ("2509", "dora", "", "none"),
         ("2509", "loha", "", "cheap"),
-        ("2509", "lokr", "", "keep_attention"),
         ("2509", "full", "", "none"),
-        ("2509", "full", "", "full"),
-        ("2511", "lora", "", "none"),
         ("2.1", "lora", "", "cheap"),
+        ("2.1", "lokr", "int8", "keep_attention"),
     ],
 )
 def test_the_plan_counts_what_the_partitioner_saves(
