@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.diffusers_reference import open_tiny
+from tests.toolkit.memory.toy_blocks import no_kernels
 from toolkit.config.train import CompileConfig
 from toolkit.data.types import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
@@ -24,7 +25,7 @@ from toolkit.networks.lora import LoraNetwork
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_compiler")]
 
 SIZES = ((64, 64), (48, 80), (80, 48), (64, 96), (96, 64), (32, 64))
-CAPTIONS = 20
+CAPTIONS = 8
 MOST = 3
 """Of the first size, of all others, and of samples, which have no gradient."""
 
@@ -54,22 +55,23 @@ def use(model: DiffusionModel, size: tuple[int, int], words: int, is_sample: boo
 
 
 @pytest.mark.parametrize(
-    ("arch", "backend", "table", "captions"),
+    ("arch", "backend", "table"),
     [
-        ("qwen_image_edit_plus", "eager", False, CAPTIONS),
-        ("qwen_image_edit_plus", "inductor", True, len(SIZES)),
-        ("qwen_image_2", "eager", False, CAPTIONS),
+        ("qwen_image_edit_plus", "eager", False),
+        ("qwen_image_edit_plus", "inductor", True),
+        ("qwen_image_2", "eager", False),
     ],
 )
 def test_a_dataset_of_many_sizes_and_captions_becomes_three_programs(
-    tmp_path: Path, arch: str, backend: str, table: bool, captions: int
+    tmp_path: Path, arch: str, backend: str, table: bool
 ) -> None:
     write_tiny_model(tmp_path, TinySpec(arch=arch))
     model, random = compiled_model(tmp_path, backend, table), Random(0)
-    lengths = random.sample(range(1, 60), captions)
-    for index in range(captions):
-        use(model, SIZES[index % len(SIZES)], lengths[index])
-        if index == 3:
-            use(model, (64, 64), 5, is_sample=True)
-    use(model, (80, 80), 61, is_sample=True)
+    lengths = random.sample(range(1, 60), CAPTIONS)
+    with no_kernels():
+        for index in range(CAPTIONS):
+            use(model, SIZES[index % len(SIZES)], lengths[index])
+            if index == 3:
+                use(model, (64, 64), 5, is_sample=True)
+        use(model, (80, 80), 61, is_sample=True)
     assert counters["stats"]["unique_graphs"] == MOST and not counters["graph_break"]

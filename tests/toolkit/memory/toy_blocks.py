@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import cpu_vec_isa
+from torch._inductor.async_compile import AsyncCompile
 
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantization import Int8Matmuls, quantizer
@@ -106,3 +110,18 @@ def plain(block: nn.Module, x_BSD: Tensor) -> tuple[Tensor]:
 def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     """Bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@contextmanager
+def no_kernels() -> Iterator[None]:
+    """Inductor lowers programs, counts and caches them, and leaves out the C++ compiler, which takes a second for each
+    kernel: what a program returns is anything."""
+
+    def kernel(*_: object) -> None:
+        pass
+
+    with (
+        patch.object(AsyncCompile, "cpp_pybinding", lambda *_: kernel),
+        patch.object(cpu_vec_isa, "valid_vec_isa_list", list),  # else it tries which instructions the compiler knows
+    ):
+        yield
