@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from benchmarks import bench_kernels
-from benchmarks.bench_published import Row
 from benchmarks.live_bytes import Kernels
-from benchmarks.synthetic import SIZES
 
 
 def test_views_and_empty_memory_are_no_kernels() -> None:
@@ -21,21 +19,18 @@ def test_views_and_empty_memory_are_no_kernels() -> None:
 
 
 @pytest.mark.slow
-def test_a_micro_step_launches_few_kernels() -> None:
+def test_a_micro_step_launches_few_kernels_and_int4_adds_dequantizing(report_of, monkeypatch) -> None:
     """Of a small model, whose blocks launch as many as the published one's. The goal is 24,000; 31,433 were launched
-    when each use cast its matrices and each norm was the formula."""
-    counted = bench_kernels.of_all_blocks(Row(bench_kernels.ROWS["bf16"], "full"), SIZES["XS"])
-    assert counted["total"] <= 21_200
-    assert counted["operations"]["_to_copy"] == 8 + 8 + 8  # of the rotations: forward, again, backward
-    assert counted["operations"]["_foreach_copy_"] == 3
-
-
-@pytest.mark.slow
-def test_dequantizing_is_what_int4_adds(report_of) -> None:
-    """Four kernels for a layer: 14 forward, 14 again, 12 backward (nothing goes back through the modulation)."""
+    when each use cast its matrices and each norm was the formula. int4 adds four kernels for a layer: 14 forward, 14
+    again, 12 backward (nothing goes back through the modulation)."""
+    monkeypatch.setattr(bench_kernels, "LEVELS", ("none", "full"))
+    monkeypatch.setattr(bench_kernels, "DRAWN_SIZES", {"published": bench_kernels.BELOW})
     rows = report_of(bench_kernels.main, "--rows", "bf16", "int4")["rows"]
-    more = rows["int4, full"]["total"] - rows["bf16, full"]["total"]
-    assert 60 * 40 * 4 * 0.97 < more <= 60 * 40 * 4
-    assert rows["int4, full"]["operations"]["__rshift__"] == 40
-    assert rows["bf16, none"]["forward"] == rows["bf16, full"]["forward"] < 100
-    assert rows["bf16, full"]["backward"] > rows["bf16, none"]["backward"] + 80
+    plain, int4 = rows["bf16, full"], rows["int4, full"]
+    assert plain["total"] <= 21_200
+    assert plain["operations"]["_to_copy"] == 8 + 8 + 8  # of the rotations: forward, again, backward
+    assert plain["operations"]["_foreach_copy_"] == 3
+    assert 60 * 40 * 4 * 0.97 < int4["total"] - plain["total"] <= 60 * 40 * 4
+    assert int4["operations"]["__rshift__"] == 40
+    assert rows["bf16, none"]["forward"] == plain["forward"] < 100
+    assert plain["backward"] > rows["bf16, none"]["backward"] + 80
