@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks import bench_learning
 from benchmarks.bench_learning import MEASURED, Example, Job, Variant, training
 from benchmarks.mascot_classifier import MascotClassifier
+from tests.faults.nursery import Nursery
 from toolkit.config import load_job
 from toolkit.extension import discover
 
@@ -31,8 +36,29 @@ def test_a_variant_is_a_job_without_mistakes_that_differs_from_the_example(
     assert load_job(file, discover().find_config).processes
 
 
+@pytest.fixture
+def forked(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of the bench are forked from one that has imported everything."""
+
+    class Forked:
+        def __init__(self, command: list[str], cwd: Path, **_: object) -> None:
+            _, _, *given = command
+            self.child = nursery.fork(given, cwd, "said", main="benchmarks.bench_learning")
+            self.poll, self.wait = self.child.poll, self.child.wait
+
+        def terminate(self) -> None:
+            self.child.send(signal.SIGTERM)
+
+    def run(*command: list[str], check: bool, **options: Any) -> None:
+        Forked(*command, **options).child.ends_with(0)
+
+    stand_in = SimpleNamespace(Popen=Forked, run=run, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(bench_learning, "subprocess", stand_in)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "variants"), [(0, ["resumed"]), (1, ["positions_lost"])])
+@pytest.mark.usefixtures("forked")
 def test_variants_are_trained_and_measured(
     number: int, variants: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
