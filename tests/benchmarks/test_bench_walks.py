@@ -7,14 +7,12 @@ import ast
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-from benchmarks import bench_walks
 from benchmarks.bench_walks import ROOT, WALKS, Tracer, Walk, parts, row
 
 ONE = """
@@ -108,11 +106,3 @@ def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
 def test_every_entry_point_is_there(entry: str) -> None:
     file, function = entry.split(":")
     assert function.replace(".<locals>", "") in qualified_names(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-
-
-@pytest.mark.slow
-def test_the_figures_alone_end_in_a_json_line(report_of: Callable[..., dict[str, Any]]) -> None:
-    report = report_of(bench_walks.main, "--no-walks")
-    assert report["bench"] == "walks"
-    assert report["figures"]["files"] > 100
-    assert report["figures"]["circles_at_run_time"] == []
