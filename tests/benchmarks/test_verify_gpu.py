@@ -204,21 +204,32 @@ def test_a_traced_row_names_its_slowest_kernels(tmp_path: Path) -> None:
     assert gpu_rows.ROWS["1"].what == result["what"]
 
 
-FAILING = ("second start", "16 GB", "quickstart", "int4", "2.1", "whole jobs")
+@pytest.mark.parametrize("name", ["quickstart", "whole jobs", "rates"])
+def test_a_part_fails_as_it_is_asked_to(name: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu_rows.FAIL, "1")
+    with pytest.raises(RuntimeError, match="it was asked to fail"):
+        verify_gpu.main([*HERE, "--results", str(results), "--part", name, "--partial", "known.json"])
+
+
+def test_a_second_start_needs_the_files_of_a_first_one(results: Path) -> None:
+    partial = results.with_name("known.json")
+    with pytest.raises(SystemExit, match="needs a first one in the same call"):
+        verify_gpu.main([*HERE, "--results", str(results), "--part", "second start", "--partial", str(partial)])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_all_of_it_runs_small_from_the_command_line(results: Path) -> None:
-    """A third of the items fails at a step or at its begin; both calls run to their end."""
-    for call in ("A", "B"):
-        assert run(results, "--call", call, "--minutes", "60", "--fail", *FAILING) == 1
+def test_jobs_rows_and_tests_run_small_from_the_command_line(results: Path) -> None:
+    """A row fails at a step; what follows runs all the same."""
+    names = ("first start", "12 GB", "eager", "whole jobs")
+    assert run(results, "--minutes", "60", "--items", *names, "--fail", "eager") == 1
     found = items_in(results)
-    expected = {name: "failed" if name in FAILING else "measured" for name in ITEMS}
-    assert {name: one["status"] for name, one in found.items()} == expected
-    said = verdicts_in(results)
-    for name in FAILING:
-        line = next(said[promise.what] for promise in PROMISES if name in promise.needs)
-        assert "it was asked to fail" in line and line.endswith("BROKEN")
-    assert found["16 GB"]["ready_s"] > 0, "what it knew before it failed"
+    assert {name: one["status"] for name, one in found.items()} == {
+        name: "failed" if name == "eager" else "measured" for name in names
+    }
+    line = next(verdicts_in(results)[promise.what] for promise in PROMISES if "eager" in promise.needs)
+    assert "it was asked to fail" in line and line.endswith("BROKEN")
+    assert found["eager"]["ready_s"] > 0, "what it knew before it failed"
     assert len(found["first start"]["steps_s"]) == 2
+    assert found["12 GB"]["level"] == "full_offload"
+    assert set(found["whole jobs"]["outcomes"]) == {"skipped"}
