@@ -39,11 +39,11 @@ def test_the_plan_is_right_about_blocks_of_the_published_width(level: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("level", "layers"), [("full", 2), ("none", 2), ("cheap", 6)])
-def test_the_plan_is_right_about_a_step_of_pairs(level: str, layers: int) -> None:
-    """Two images, and a pass of both without gradients before. At `cheap` two blocks keep too little of the whole."""
+@pytest.mark.parametrize("level", ["full", "none"])
+def test_the_plan_is_right_about_a_step_of_pairs(level: str) -> None:
+    """Two images, and a pass of both without gradients before."""
     row = Row({"modulation_table": False}, level, train={"preference": {}})
-    found = bench_published.measured(level, row, replace(TWO_BLOCKS, layers=layers), has_goal=False)
+    found = bench_published.measured(level, row, TWO_BLOCKS, has_goal=False)
     for phase in PHASES:
         assert found["predicted"][phase] == pytest.approx(found["simulated"][phase], rel=0.03), phase
 
