@@ -333,10 +333,10 @@ def test_losses_are_those_of_the_plain_model(tiny_model, inputs, plain_losses, q
 
 @pytest.mark.slow
 def test_the_loss_curve_in_int8_is_that_of_bf16(tiny_model: Path, inputs) -> None:
-    """300 steps; every 20 steps see the same images once, so their means are compared."""
-    plain = losses(tiny_model, inputs, 300, torch.bfloat16)
-    ours = losses(tiny_model, inputs, 300, torch.bfloat16, in_int8=True, transform_block=quantizer("int8"))
-    means = [torch.tensor(curve).view(15, 20).mean(dim=1) for curve in (ours, plain)]
+    """160 steps; every 20 steps see the same images once, so their means are compared."""
+    plain = losses(tiny_model, inputs, 160, torch.bfloat16)
+    ours = losses(tiny_model, inputs, 160, torch.bfloat16, in_int8=True, transform_block=quantizer("int8"))
+    means = [torch.tensor(curve).view(8, 20).mean(dim=1) for curve in (ours, plain)]
     assert ours != plain
     assert means[1][-1] < 0.9 * means[1][0]  # something is learned
-    at_most("loss curve of 300 steps in int8 against bf16", float((means[0] / means[1] - 1).abs().max()), 0.01)
+    at_most("loss curve of 160 steps in int8 against bf16", float((means[0] / means[1] - 1).abs().max()), 0.01)
