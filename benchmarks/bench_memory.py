@@ -80,9 +80,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, spec: TinySpec = SPEC) -> None:
     """The model, in bfloat16 as the published one, and four images."""
-    write_tiny_model(folder / "model", SPEC)
+    write_tiny_model(folder / "model", spec)
     for shard in (folder / "model" / "transformer").glob("*.safetensors"):
         save_file({name: tensor.bfloat16() for name, tensor in load_file(shard).items()}, shard)
     (folder / "pictures").mkdir()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -59,6 +59,11 @@ def unmeasured() -> None:
 def environment(values: dict[str, str]) -> None:
     """The environment has these variables too."""
     os.environ.update(values)
+
+
+def search_path(folder: str) -> None:
+    """Modules are looked for in this folder too, as with PYTHONPATH."""
+    sys.path.insert(1, folder)
 
 
 def change_folder(path: str) -> None:
@@ -126,11 +131,13 @@ def real_cuda(report: str = "", total: int = 0) -> None:
     )
 
 
-def fetch_by_steps_only() -> None:
-    """Numbers are fetched after as many steps as ever, however slow these are."""
-    from toolkit.train import metrics_buffer
+def fetch_by_steps_only(every: int) -> None:
+    """Numbers are fetched after so many steps, however slow these are; timesteps are known four micro-batches ahead."""
+    from jobs.process import trainer
+    from toolkit.train import flow_step, metrics_buffer
 
     metrics_buffer.METRICS_SYNC_SECONDS = float("inf")
+    trainer.FETCH_EVERY, flow_step.LOOKAHEAD_BATCHES = every, 4
 
 
 def slow(place: str, seconds: float) -> None:
@@ -292,3 +299,9 @@ def offline(cache: str) -> None:
 
     constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = True, cache
     os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=cache)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a test's program, in the place of a job."""
+    exec(arguments[0], {})
+    return 0

@@ -281,11 +281,13 @@ def run_in_turn() -> None:
 @contextmanager
 def as_before() -> Iterator[None]:
     """After the block the process is as before: what jobs and the faults of jobs on a GPU change."""
+    from jobs.process import trainer
     from tests.faults import faults
-    from toolkit.train import metrics_buffer
+    from toolkit.train import flow_step, metrics_buffer
 
     places = [(sys, name) for name in ("argv", "stdin", "stdout", "stderr", "unraisablehook")]
     places += [(warnings, "showwarning"), (metrics_buffer, "METRICS_SYNC_SECONDS")]
+    places += [(trainer, "FETCH_EVERY"), (flow_step, "LOOKAHEAD_BATCHES")]
     places += [(owner, "allow_tf32") for owner in (torch.backends.cudnn, torch.backends.cuda.matmul)]
     kept = [(owner, name, getattr(owner, name)) for owner, name in places]
     folder, environment = Path.cwd(), dict(os.environ)
