@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
 from tests.extensions.tools.ui.test_guard import addresses
 from tests.faults.conftest import draw_pictures
+from tests.faults.nursery import Nursery
 from toolkit.extension import discover
 from toolkit.registry import FOREIGN_FILES
 
@@ -166,43 +169,67 @@ def executed() -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
+@dataclass
+class Said:
+    code: int
+    text: str
+
+
+def command(*words: str) -> Said:
+    """What `run.py` says in an interpreter that begins here."""
+    argv = [sys.executable, str(ROOT / "run.py"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    return Said(done.returncode, done.stdout + done.stderr)
+
+
+@pytest.fixture
+def forked(nursery: Nursery, folder: Path) -> Callable[..., Said]:
+    """The same in a process that has imported everything but the canaries."""
     places = {"RUN": "output/one", "JOB": "job.yaml", "FILE": "output/one/one.safetensors"}
-    argv = [sys.executable, str(ROOT / "run.py"), *(places.get(word, word) for word in words)]
-    return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+
+    def run(*words: str) -> Said:
+        argv = [places.get(word, word) for word in words]
+        faults = [("search_path", os.environ["PYTHONPATH"])]
+        child = nursery.fork(argv, folder, "../said", faults, environment=dict(os.environ))
+        return Said(child.wait(), child.output)
+
+    return run
 
 
 def test_importing_a_file_names_the_code_and_does_not_run_it(folder: Path) -> None:
     found = command("import", "musubi.toml")
-    assert executed() == [] and "evilmod/__init__.py" in found.stdout + found.stderr, found
+    assert executed() == [] and "evilmod/__init__.py" in found.text, found
 
 
 @pytest.mark.slow
-def test_no_reader_executes_what_a_file_names(folder: Path) -> None:
+def test_no_reader_executes_what_a_file_names(forked: Callable[..., Said]) -> None:
     assert FOREIGN_FILES.keys() - {"not_read"} <= FOREIGN.keys()
     for program, (file, _) in FOREIGN.items():
-        found = command("import", file)
-        assert (executed(), found.returncode in (0, 2)) == ([], True), (file, found)
+        found = forked("import", file)
+        assert (executed(), found.code in (0, 2)) == ([], True), (file, found)
         if program in FOREIGN_FILES:
-            assert "evilmod" in found.stdout + found.stderr, (file, found)
+            assert "evilmod" in found.text, (file, found)
     for flags in ((), ("--json",), ("--memory",)):
-        found = command("job.yaml", "--dry-run", *flags)
-        assert (executed(), "evilmod/__init__.py" in found.stderr) == ([], True), found
+        found = forked("job.yaml", "--dry-run", *flags)
+        assert (executed(), "evilmod/__init__.py" in found.text) == ([], True), found
 
 
 @pytest.mark.slow
-def test_no_tool_executes_what_a_run_or_a_job_names(folder: Path) -> None:
+def test_no_tool_executes_what_a_run_or_a_job_names(forked: Callable[..., Said]) -> None:
     assert TOOLS.keys() == discover().tools().keys()
     for uid, words in TOOLS.items():
-        found = command(uid, *words)
-        assert executed() == [] and "Traceback" not in found.stderr, (uid, found)
+        found = forked(uid, *words)
+        assert executed() == [] and "Traceback" not in found.text, (uid, found)
 
 
 @pytest.mark.slow
-def test_the_training_executes_it(folder: Path) -> None:
-    shutil.rmtree("output")
-    found = command("job.yaml")
-    assert (found.returncode, set(executed())) == (0, {"evilmod"}), found
+def test_the_training_executes_it(folder: Path, forked: Callable[..., Said]) -> None:
+    """Forked or begun here."""
+    for run in (forked, command):
+        shutil.rmtree("output")
+        found = run("job.yaml")
+        assert (found.code, set(executed())) == (0, {"evilmod"}), found
+        Path(os.environ["CANARY"]).unlink()
 
 
 @pytest.mark.slow
