@@ -135,9 +135,10 @@ class Machine:
 
     def replace_folder(self, folder: Path, changed: str) -> None:
         """From here on this machine has a copy of its own, in which one file of JSON ends in another line."""
-        self.does("cp", "-r", folder, "/tmp/copy")
-        self.does("sh", "-c", f"echo >> /tmp/copy/{changed}")
-        self.does("mount", "--bind", "/tmp/copy", folder)
+        copy = f"/tmp/copy_of_{folder.name}"
+        self.does("cp", "-r", folder, copy)
+        self.does("sh", "-c", f"echo >> {copy}/{changed}")
+        self.does("mount", "--bind", copy, folder)
 
     def launch(self, cwd: Path, *words: object) -> None:
         """Starts torchrun in `cwd`."""

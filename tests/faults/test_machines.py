@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.conftest import KILL, STEP, STEP_3_OF_TWO, TERM, Job, assert_same_but_for_rounding
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import Fault, Nursery
 from tests.machines import CEILING_S, Launched, TwoMachines, two_machines, why_not
 
 pytestmark = pytest.mark.slow
@@ -23,8 +23,9 @@ SHORT_WATCH = ("set_value", "toolkit.train.lock:WATCH_EVERY_S", 0.002)
 SHORT_GRACE = ("set_value", "toolkit.system.distributed:SHUTDOWN_GRACE_S", 1.0)
 """Who is left waits so long, twice, for a store on the lost machine."""
 
-TIMEOUT_MIN = 0.25
-"""Longer than a busy machine takes for a step, and than five seconds without network and what they cost TCP."""
+TIMEOUT_MIN, SHORT_TIMEOUT_MIN = 0.25, 0.12
+"""Longer than a busy machine takes for a step; the first, also than five seconds without network and what these cost
+TCP."""
 
 DIED = "died without reporting an error"
 
@@ -42,6 +43,12 @@ def machines(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
+def job(job: Job) -> Job:
+    job.change(sample=None)
+    return job
+
+
+@pytest.fixture
 def as_one(job: Job, whole: Job) -> Callable[[], None]:
     """Fails unless the job has come to the same end as the one that a single process ran, but for rounding."""
 
@@ -54,13 +61,15 @@ def as_one(job: Job, whole: Job) -> Callable[[], None]:
     return check
 
 
-def begun(job: Job, machines: TwoMachines, *holds: int, **how: Any) -> list[Launched]:
+def begun(
+    job: Job, machines: TwoMachines, *holds: int, faults: Sequence[Sequence[Fault]] = ((), ()), **how: Any
+) -> list[Launched]:
     """The launchers of both machines, while both workers wait in step 3, after a save. holds: further calls of STEP in
     which a worker waits, see `go_on`."""
     job.write()
     calls = [STEP_3_OF_TWO, *holds]
-    faults = [SHORT_GRACE, *(("hold", STEP, call, str(job.cwd / f"go{turn}")) for turn, call in enumerate(calls))]
-    started = machines.torchrun(job.cwd, faults=[faults, faults], **how)
+    of_both = [SHORT_GRACE, *(("hold", STEP, call, str(job.cwd / f"go{turn}")) for turn, call in enumerate(calls))]
+    started = machines.torchrun(job.cwd, faults=[[*of_both, *own] for own in faults], **how)
     wait_for_state(job, 2, started)
     for launched in started:
         assert launched.worker
@@ -84,12 +93,17 @@ def end_well(started: list[Launched]) -> None:
 def test_without_locks_and_with_clocks_and_caches_of_their_own(
     job: Job, machines: TwoMachines, as_one: Callable[[], None]
 ) -> None:
-    job.write()
+    """A stop file ends all with 0, and nobody is restarted."""
     cache = job.folder.parent / "_cache"
     cache.mkdir(parents=True)
     machines.both[1].hide(cache)
-    faults = [[["no_locks"]], [["no_locks"], ["wall_clock", -60, 0]]]
-    started = machines.torchrun(job.cwd, faults=faults)
+    unlike = [[["no_locks"]], [["no_locks"], ["wall_clock", -60, 0]]]
+    started = begun(job, machines, faults=unlike, launcher=["--max-restarts=2"])
+    (job.folder / "control" / "stop").touch()
+    go_on(job)
+    end_well(started)
+    assert job.status() == "stopped" and "resuming" not in started[0].said
+    started = machines.torchrun(job.cwd, faults=unlike)
     end_well(started)
     as_one()
     assert "2 processes share the 2 x 1 images of each step" in started[0].said
@@ -100,7 +114,7 @@ def test_a_lost_machine_is_done_without_and_two_go_on_when_it_is_back(
     job: Job, machines: TwoMachines, as_one: Callable[[], None]
 ) -> None:
     """With two, with one by itself as torchrun's elastic launch has it, with two again."""
-    job.change(train__ddp_timeout=TIMEOUT_MIN)
+    job.change(train__ddp_timeout=SHORT_TIMEOUT_MIN)
     limits = "last_call_timeout=5,join_timeout=120,keep_alive_interval=1,keep_alive_max_attempt=10"  # a busy machine
     elastic = ["--nnodes=1:2", "--max-restarts=3", f"--rdzv-conf={limits}"]
     in_step_5_of_one = 1 + 2 * 2 + 1
@@ -159,7 +173,7 @@ def test_what_is_lost_ends_the_run_on_both_and_one_goes_on(
     kind, _, index = what.partition(" ")
     gone = int(index)
     if kind == "machine":
-        job.change(train__ddp_timeout=TIMEOUT_MIN)
+        job.change(train__ddp_timeout=SHORT_TIMEOUT_MIN)
     started = begun(job, machines)
     if kind == "machine":
         machines.lose(gone)
@@ -176,58 +190,46 @@ def test_what_is_lost_ends_the_run_on_both_and_one_goes_on(
     as_one()
 
 
-def test_a_stop_file_ends_all_with_0_and_nobody_is_restarted(
-    job: Job, machines: TwoMachines, as_one: Callable[[], None]
-) -> None:
-    started = begun(job, machines, launcher=["--max-restarts=2"])
-    (job.folder / "control" / "stop").touch()
-    go_on(job)
-    end_well(started)
-    assert job.status() == "stopped" and "resuming" not in started[0].said
-    end_well(machines.torchrun(job.cwd))
-    as_one()
+def _hide_the_images(job: Job, machines: TwoMachines) -> Path:
+    images = Path(job.section["datasets"][0]["folder_path"])
+    machines.both[1].hide(images)
+    return images
 
 
-def _hide_the_images(job: Job, machines: TwoMachines) -> list:
-    machines.both[1].hide(Path(job.section["datasets"][0]["folder_path"]))
-    return []
-
-
-def _hide_the_state(job: Job, machines: TwoMachines) -> list:
-    job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
+def _hide_the_state(job: Job, machines: TwoMachines) -> Path:
     machines.both[1].hide(job.folder)
-    return []
+    return job.folder
 
 
-def _another_state(job: Job, machines: TwoMachines) -> list:
+def _another_state(job: Job, machines: TwoMachines) -> Path:
     """Of the same step, as an older run in a folder of the machine's own has left it."""
-    job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     machines.both[1].replace_folder(job.folder, "state/step_000000002/MANIFEST.json")
-    return []
+    return job.folder
 
 
-def _another_model(job: Job, machines: TwoMachines) -> list:
-    machines.both[1].replace_folder(Path(job.section["model"]["name_or_path"]), "transformer/config.json")
-    return []
+def _another_model(job: Job, machines: TwoMachines) -> Path:
+    model = Path(job.section["model"]["name_or_path"])
+    machines.both[1].replace_folder(model, "transformer/config.json")
+    return model
 
 
-REFUSED: dict[str, tuple[Callable[[Job, TwoMachines], list], str]] = {
-    "images": (_hide_the_images, "'{images}': "),
+REFUSED: dict[str, tuple[Callable[[Job, TwoMachines], Path], str]] = {
+    "images": (_hide_the_images, "'{place}': "),
     "state": (_hide_the_state, "state/step_000000002: process 1 does not see this state"),
     "another state": (_another_state, "state/step_000000002 is not the same in all processes"),
     "model": (_another_model, "the model's transformer is not the same in all processes"),
 }
-"""What is unlike on the second machine -> how it becomes so, with the faults of its worker; what both machines say.
-What two processes of one machine can have unlike too is in test_processes.py."""
+"""What is unlike on the second machine -> how a folder of it becomes so; what both machines say. What two processes of
+one machine can have unlike too is in test_processes.py."""
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_unlike_on_the_machines_is_named_on_both(job: Job, machines: TwoMachines, what: str) -> None:
-    prepare, says = REFUSED[what]
-    job.write()
-    faults = prepare(job, machines)
-    started = machines.torchrun(job.cwd, faults=[[], faults])
-    code = 2 if what == "images" else 1  # a mistake of the job
-    assert [launched.wait() for launched in started] == [code, code]
-    for launched in started:
-        assert says.format(images=job.section["datasets"][0]["folder_path"]) in launched.said, launched.said
+def test_what_is_unlike_on_the_machines_is_named_on_both(job: Job, machines: TwoMachines) -> None:
+    job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
+    for what, (prepare, says) in REFUSED.items():
+        place = prepare(job, machines)
+        started = machines.torchrun(job.cwd)
+        code = 2 if what == "images" else 1  # a mistake of the job
+        assert [launched.wait() for launched in started] == [code, code], what
+        for launched in started:
+            assert says.format(place=place) in launched.said, launched.said
+        machines.both[1].does("umount", place)
