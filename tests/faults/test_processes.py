@@ -58,6 +58,7 @@ def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_stopped(job: Job, as_one) -> None:
+    job.change(sample=None)
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
     assert "resuming from" in run_together(job)
@@ -73,36 +74,30 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_captions_that_one_does(job: Job, tmp_path: Path) -> None:
-    folder = draw_pictures(tmp_path / "several", "a", "b", "c")
+def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(job: Job, tmp_path: Path) -> None:
+    """With drawn captions, a reference and several noise levels, whose blocks share keys and values of the prefix."""
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
+    folder, before = (draw_pictures(tmp_path / name, "a", "b", "c") for name in ("several", "before"))
     for file in folder.glob("*.txt"):
         file.write_text(f"{file.stem}\na drawing of {file.stem}\nsomething", encoding="utf-8")
-    job.section["datasets"][0] |= {"folder_path": str(folder), "captions": "lines"}
-    (tmp_path / "alone").mkdir()
-    alone = Job(job.nursery, tmp_path / "alone", copy.deepcopy(job.section))
-    alone.run()
-    run_together(job)
-    assert_same_but_for_rounding(job, alone)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_lora_of_2_1_is_trained_by_two_processes_as_by_one(job: Job, tmp_path: Path, parallel: str) -> None:
-    """With a reference and several noise levels, whose blocks share keys and values of the prefix."""
-    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
-    job.section["datasets"][0]["control_path"] = str(draw_pictures(tmp_path / "before", "a", "b", "c"))
-    del job.section["sample"]
-    job.change(model__name_or_path=str(tmp_path / "model"), train__gradient_checkpointing=True)
+    job.section["datasets"][0] |= {"folder_path": str(folder), "captions": "lines", "control_path": str(before)}
+    job.change(model__name_or_path=str(tmp_path / "model"), train__gradient_checkpointing=True, sample=None)
     job.change(train__noise_levels_per_sample=2)
-    (tmp_path / "alone").mkdir()
-    one = Job(job.nursery, tmp_path / "alone", copy.deepcopy(job.section), started=job.started)
+
+    def of(name: str) -> Job:
+        (tmp_path / name).mkdir()
+        return Job(job.nursery, tmp_path / name, copy.deepcopy(job.section), started=job.started)
+
+    one = of("alone")
     one.run()
-    job.change(train__parallel=parallel)
-    assert "2 processes share the 2 x 1 images of each step" in run_together(job)
-    assert (job.states(), job.status()) == (one.states(), one.status()) == ([2, 4, 6], "finished")
-    assert_same_but_for_rounding(job, one)
     learned = load_file(one.folder / "job.safetensors")
     assert all(tensor.any() for name, tensor in learned.items() if "lora_B" in name and ".0." in name)
+    for parallel in ("ddp", "fsdp"):
+        job.change(train__parallel=parallel)
+        two = of(parallel)
+        assert "2 processes share the 2 x 1 images of each step" in run_together(two)
+        assert (two.states(), two.status()) == (one.states(), one.status()) == ([2, 4, 6], "finished")
+        assert_same_but_for_rounding(two, one)
 
 
 @pytest.mark.slow
@@ -189,6 +184,7 @@ def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
     def attempt(number: int) -> list[Fault]:
         return [("environment", launcher | {"TORCHELASTIC_RESTART_COUNT": str(number)})]
 
+    job.change(sample=None)
     first, second = start_together(job, attempt(0), [("fail", STEP, STEP_3_OF_TWO, errno.EIO)])
     assert first.wait() == second.wait() == 1
     # Whoever comes first must not take what it finds for a sign of the other one.
@@ -198,30 +194,23 @@ def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped_by", ["a signal", "control/stop"])
-def test_torchrun_stopped_saves_once_and_is_not_restarted(job: Job, tmp_path: Path, as_one, stopped_by: str) -> None:
+def test_torchrun_stopped_saves_once_and_is_not_restarted(job: Job, tmp_path: Path, as_one) -> None:
+    """With launchers that fork their workers, and by a stop file: `test_machines.py`."""
+    job.change(sample=None)
     run_py = Path(__file__).resolve().parents[2] / "run.py"
-    job.start("--dry-run").wait()  # writes the job
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, "--max-restarts=1", run_py, job.write()]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipe)
     metrics = job.folder / "metrics.jsonl"
-    for stop in (True, False):
-        command = [*torchrun, "--max-restarts=1", run_py, "job.yaml"]
-        process = subprocess.Popen(command, cwd=tmp_path, env=surroundings, **pipe)
-        if stop:
-            while not (metrics.exists() and metrics.read_text()):
-                assert process.poll() is None
-                time.sleep(0.01)
-            if stopped_by == "a signal":
-                process.send_signal(signal.SIGTERM)
-            else:
-                (job.folder / "control" / "stop").touch()
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 or (stop and stopped_by == "a signal"), said
-        assert said.count("saved the checkpoint of step") <= 1, said
-        if stop:
-            assert (job.status(), said.count("resuming from")) == ("stopped", 0), said
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert said.count("saved the checkpoint of step") <= 1, said
+    assert (job.status(), said.count("resuming from")) == ("stopped", 0), said
+    job.run()
     for step in set(job.states()) - {2, 4, 6}:
         job.forget_state(step)
     as_one()
