@@ -6,7 +6,6 @@ What the canaries are made of (CORES) is looked for, so that an escaped or cut-o
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -17,6 +16,8 @@ import pytest
 from safetensors import safe_open
 
 from jobs import exit
+from tests.conftest import child_environment
+from tests.faults.nursery import Child, Nursery
 from toolkit.config import load_job
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import write_json
@@ -61,6 +62,17 @@ def leaks(*places: Path | str) -> list[str]:
         texts += [place.encode()] if isinstance(place, str) else []
         found += [f"{core} in {text[:200]!r}" for text in texts for core in CORES if core.encode() in text]
     return found
+
+
+@pytest.fixture
+def run_py(start_py: Callable[..., Child]) -> Run:
+    """Runs `run.py`, forked, with more in the environment: nothing of that is read when modules are imported."""
+
+    def run(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess:
+        child = start_py(*arguments, env=env)
+        return subprocess.CompletedProcess(arguments, child.wait(), *child.outputs)
+
+    return run
 
 
 def comment_on(job: Path) -> None:
@@ -259,24 +271,30 @@ def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(training_job,
     assert leaks(result.stdout, result.stderr, tmp_path / "output") == []
 
 
+FAILS = """
+import os, sys
+import run
+from toolkit.train.callbacks.metrics import MetricsCallback
+
+def fail(*_):
+    raise RuntimeError("lost " + os.environ["MY_TOKEN"])
+
+MetricsCallback.on_metrics = fail
+sys.exit(run.main(["job.yaml", "-l", "log.txt"]))
+"""
+
+
 @pytest.mark.slow
-def test_a_run_that_fails_leaves_no_secret_in_its_status(training_job, run_py: Run, tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_no_secret_in_its_status(training_job, nursery: Nursery, tmp_path: Path) -> None:
     run = tmp_path / "output" / "job"
-    patch = tmp_path / "patch"
-    patch.mkdir()
-    patch.joinpath("sitecustomize.py").write_text(
-        "import os\n"
-        "from toolkit.train.callbacks.metrics import MetricsCallback\n"
-        "def fail(*_): raise RuntimeError('lost ' + os.environ['MY_TOKEN'])\n"
-        "MetricsCallback.on_metrics = fail\n"
-    )
-    path = os.pathsep.join([str(patch), str(Path(__file__).resolve().parents[2])])
-    result = run_py(training_job(2), "-l", "log.txt", env=environment(tmp_path, PYTHONPATH=path))
-    assert result.returncode == 1
+    training_job(2)
+    surroundings = child_environment(environment(tmp_path))
+    child = nursery.fork([FAILS], tmp_path, "said", main="tests.faults.faults", environment=surroundings)
+    assert child.wait() == 1
     status = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert (status["status"], status["error"]) == ("failed", "RuntimeError: lost <redacted>")
     assert "RuntimeError: lost <redacted>" in (run / "log.txt").read_text(encoding="utf-8")
-    assert leaks(result.stdout, result.stderr, tmp_path / "log.txt", tmp_path / "output") == []
+    assert leaks(child.output, tmp_path / "log.txt", tmp_path / "output") == []
 
 
 def test_a_message_is_without_secrets_before_it_reaches_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
