@@ -103,7 +103,7 @@ def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
     assert notes(tmp_path / "drawn") == (f"reads {later}, which an earlier process of the job writes: counted then",)
     make_pictures(tmp_path / "drawn" / "pictures", "a", "b")
     make_pictures(tmp_path / "drawn" / "edits" / "after", "c", "d")
-    (tmp_path / "drawn" / "mascots.json").write_text("{}")
+    (tmp_path / "drawn" / "atelier.json").write_text("{}")
     assert "counted then" not in "".join(notes(tmp_path / "drawn"))
 
 

@@ -138,7 +138,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_file({"a": torch.ones(1)}, folder / f"{name}.safetensors", {"training_info": '{"step": 20}'})
     for step in (10, 20):
         for index in range(2):
-            Image.new("RGB", (8, 8)).save(folder / "samples" / f"1__{step:09}_{index}.png")
+            Image.new("RGB", (8, 8)).save(folder / "samples" / f"{step:09}_{index}.png")
     return folder
 
 
