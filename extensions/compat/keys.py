@@ -33,9 +33,7 @@ _FLAGS = NAMES["musubi", "flags"]
 class TableOfNames:
     """Answers from the table."""
 
-    def rewritten(
-        self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted | None
-    ) -> ConfigNode:
+    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
         return _Rewriter(diagnostics, known).value(model, node)
 
     def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
@@ -97,7 +95,7 @@ _OFF = (None, "", False, 0)
 class _Rewriter:
     """Rewrites the sections of a process, each before those in it: keys go from one to another."""
 
-    def __init__(self, diagnostics: Diagnostics, known: Noted | None) -> None:
+    def __init__(self, diagnostics: Diagnostics, known: Noted) -> None:
         self.diagnostics, self.known = diagnostics, known
 
     def value(self, annotation: Any, node: ConfigNode) -> ConfigNode:
@@ -124,8 +122,7 @@ class _Rewriter:
             if row is None:
                 (blank if child.is_blank else given)[key] = child
                 continue
-            if self.known:
-                self.known(child)
+            self.known(child)
             if child.is_blank:  # the section says what is taken instead
                 ours = [place.rpartition(".")[2] for place in row.ours]
                 optional = [name for name in ours if name in fields and not fields[name].is_required()]

@@ -199,7 +199,7 @@ for name in ("9e", "0n"):
     given = bench_gpu.arguments([*sys.argv[1:], "--row", name, "--partial", f"{name}.json"])
     print(json.dumps(bench_gpu.run_row(given)))
 """
-"""Rows on the device that stands in for CUDA, which has no events of its own."""
+"""Rows on the stand-in for CUDA, which records no events."""
 
 
 @pytest.mark.slow

@@ -196,8 +196,8 @@ WANTED = (
 
 @pytest.mark.slow
 def test_the_last_column_of_the_sheet_is_its_best(finished: Finished) -> None:
-    """At every set: what was learned is there, and what was known is not lost. One thing of eight may be another one,
-    as rounding differs between processors."""
+    """At every set: what was learned is there, and what was known is not lost. One of the eight may be wrong,
+    since rounding differs between processors."""
     names = ("body", "colour", "mark", "eyes", "hat", "held", "pose", "place")
 
     wanted = [

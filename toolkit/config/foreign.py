@@ -59,9 +59,7 @@ Noted = Callable[[ConfigNode], None]
 class ForeignKeys(Protocol):
     """The keys of other programs."""
 
-    def rewritten(
-        self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted | None
-    ) -> ConfigNode:
+    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
         """A process in our keys, each where its value was written; keys that no program has stay. known: notes those
         of other programs."""
 

@@ -15,7 +15,7 @@ from toolkit.config.base import all_findings
 from toolkit.config.field_types import LONGEST_NAME
 from toolkit.config.foreign import COMMAND_LINE, NO_COMMAND, SHELL_SUFFIXES, foreign_file, foreign_keys, is_command
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
-from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
+from toolkit.config.normalise import Normaliser, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
 from toolkit.config.redacted_copy import job_text, saved_text, secret_scalars
 from toolkit.config.validate import list_remedy, validate
@@ -266,7 +266,7 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
     entries, defaults = listed.value, config.value.get("defaults")
     if defaults is not None:
         entries = [merge_defaults(node, defaults, diagnostics) for node in entries]
-    normaliser = Normaliser(diagnostics, UnusedDefaults() if defaults is not None else None)
+    normaliser = Normaliser(diagnostics)
     processes = [read_process(index, node, find_model, normaliser) for index, node in enumerate(entries)]
     seen: dict[str | None, int] = {}
     for process in filter(None, processes):
@@ -281,8 +281,7 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
     places = normaliser.places() if config.value.keys() - set(_IN_CONFIG) else {}
     inside = {key: f"{found[0]!r} of a process" if found[0] else "a process" for key, found in places.items()}
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
-    if normaliser.defaults:
-        normaliser.defaults.report(diagnostics)
+    normaliser.defaults.report(diagnostics)
     return processes
 
 
@@ -312,9 +311,8 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
         return None
     section, checked = None, node
     if model is None:
-        if normaliser.defaults:
-            for child in node.walk():
-                normaliser.defaults.known(child)
+        for child in node.walk():
+            normaliser.defaults.known(child)
     else:
         checked = normaliser.process(model, node)
         section, checked = validate(model, checked, diagnostics)

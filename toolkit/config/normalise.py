@@ -92,10 +92,9 @@ def _default_of(model: type[BaseModel], name: str) -> str:
 class Normaliser:
     """Walks a section along its model. One instance serves all processes of a job."""
 
-    def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults | None = None) -> None:
-        """defaults: None for a job without `config.defaults`."""
+    def __init__(self, diagnostics: Diagnostics) -> None:
         self.diagnostics = diagnostics
-        self.defaults = defaults
+        self.defaults = UnusedDefaults()
         self.model: type[BaseModel] | None = None
         """Model of the process that was read last."""
 
@@ -106,8 +105,7 @@ class Normaliser:
         programs rewritten where it has any. also_known: keys that are kept though the model lacks them."""
         self.model = model
         if not is_ours(model, node, also_known):
-            known = self.defaults.known if self.defaults else None
-            node = foreign_keys().rewritten(model, node, self.diagnostics, known)
+            node = foreign_keys().rewritten(model, node, self.diagnostics, self.defaults.known)
         return self.section(model, node, also_known)
 
     def places(self) -> dict[str, list[str]]:
@@ -127,8 +125,7 @@ class Normaliser:
             if key not in known and not open_ended:
                 self.unknown(child, f"unknown key. {self.hint(model, key, node)}")
                 continue
-            if self.defaults:
-                self.defaults.known(child)
+            self.defaults.known(child)
             if self.is_given(model, key, child):
                 entries[key] = child
         entries = strict.rewrite(entries, self.diagnostics)
@@ -177,7 +174,7 @@ class Normaliser:
         return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
-        if self.defaults and child.from_defaults:
+        if child.from_defaults:
             self.defaults.unknown(child, message)
         else:
             self.diagnostics.error(child, message, at_key=True)

@@ -2,9 +2,9 @@
 base under DoRA, which reads its weights, every other network, and every schedule.
 
 Not every optimizer with every kind of network, schedule or base: to an optimizer a network is a list of matrices, a
-schedule is a function of the step that any optimizer obeys, and no optimizer sees the base. That each goes on from its
-state is tested in toolkit/optim/test_optimizers.py. Each row trains 4 steps
-with a save after 2, goes on once more from that save, ends in the same bytes, and loads. Then what saves memory or
+schedule is a function of the step, the same for any optimizer, and the base never reaches one. How each resumes
+from its state is tested in toolkit/optim/test_optimizers.py. Each row trains 4 steps with a save after 2, resumes from
+that save, ends in the same bytes, and loads. Then what saves memory or
 time, on members of the family: without it the same weights are learned.
 """
 

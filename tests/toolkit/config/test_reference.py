@@ -30,7 +30,7 @@ def test_every_field_is_described() -> None:
 
 
 def test_defaults_are_as_their_fields_would_read_them() -> None:
-    """A job that does not give a key takes its default as it is: a path alone would not become a list, nor 0 a 0.0."""
+    """Defaults are not validated, so each is what validation would return: a list, not a path; 0.0, not 0."""
     unlike, asked = [], 0
     for path, section in distinct_sections(section_models()):
         for name, field in section.model_fields.items():

@@ -155,7 +155,7 @@ def test_a_second_process_compiles_nothing(nursery: Nursery, tmp_path: Path) -> 
 
 
 def main(_: object) -> int:
-    """Prints the counters of the caches as JSON, in a process of its own."""
+    """Prints the counters of the caches as JSON, in a separate process."""
     with no_kernels():
         for row in CACHED:
             train(**row, backend="inductor")
