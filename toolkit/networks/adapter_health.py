@@ -12,25 +12,27 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import Diagnostic, Severity, UserError
+from toolkit.networks.adapter_settings import HEADER_METADATA, AdapterSettings, read_settings
 from toolkit.networks.lora_formats import (
-    HEADER_METADATA,
     MATMUL_PAIRS,
+    MISSING_REMEDY,
+    MISSING_SETTINGS,
     PARTS,
     UNSUPPORTED_KEYS,
     LayerDelta,
     adds_nothing,
     check_parts,
-    header_scale,
-    header_settings,
     ignores_alpha,
+    keys_without_strength,
     lacks_a_matrix,
+    layer_scale,
     rank_of,
+    without_prefix,
 )
 from toolkit.version import NAME
 
@@ -80,31 +82,36 @@ class FileLayers:
     """Keys of no known form."""
 
     def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
-        """The layers whose matrices are there, fit and are finite, with the scale that alpha gives them."""
-        settings, _ = settings_of(metadata)
+        """The layers whose matrices are there, fit and are finite, with their strength. Settings that cannot be read
+        count as none."""
+        settings = _readable_settings(metadata)
         found = {}
         for name, parts in self.parts.items():
             matrices = _matrices(parts)
-            if not _faults(matrices):
-                found[name] = LayerDelta(matrices, self._scale(name, parts, matrices, settings))
+            if _faults(matrices):
+                continue
+            alpha = parts.get("alpha")
+            if alpha is not None and alpha.numel() != 1:
+                alpha = None
+            found[name] = LayerDelta(matrices, layer_scale(without_prefix(name), matrices, alpha, settings))
         return found
 
-    def _scale(
-        self, name: str, parts: Mapping[str, Tensor], matrices: Mapping[str, Tensor], settings: Mapping
-    ) -> float:
-        if ignores_alpha(parts):
-            return 1.0
-        if "alpha" in parts and parts["alpha"].numel() == 1:
-            return float(parts["alpha"]) / rank_of(matrices)
-        return header_scale(settings, name)
 
-
-def settings_of(metadata: Mapping[str, str]) -> tuple[Mapping[str, Any], str]:
-    """peft's settings in the header, and why they cannot be read (empty: they can)."""
+def _readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
     try:
-        return header_settings("", metadata), ""
-    except UserError as error:
-        return {}, str(error).removeprefix(": ")
+        return read_settings(metadata)
+    except UserError:
+        return None  # `_of_settings` reports it
+
+
+def strengths_in_settings(read: FileLayers, settings: AdapterSettings) -> dict[str, float]:
+    """What peft's settings multiply each sound layer of a file by, by its stem, whatever alpha the file has."""
+    found = {}
+    for name, parts in read.parts.items():
+        matrices = _matrices(parts)
+        if not _faults(matrices):
+            found[name] = layer_scale(without_prefix(name), matrices, None, settings)
+    return found
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
@@ -174,9 +181,27 @@ def health(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[D
     """
     read = layers_of(tensors)
     sound = read.sound(metadata)
-    unread, (_, fault) = _unread(read, len(tensors)), settings_of(metadata)
-    header = [finding("bad_header", fault, "Convert the original file again; diffusers stops at it.")] if fault else []
-    return [*unread, *_broken(read), *_untrained(sound), *header, *_alphas(read, sound, metadata)]
+    unread = _unread(read, len(tensors))
+    settings = _of_settings(tensors, metadata)
+    return [*unread, *_broken(read), *_untrained(sound), *settings, *_alphas(read, sound, metadata)]
+
+
+def _of_settings(keys: Collection[str], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
+    """What is wrong with peft's settings: unreadable, of a kind that the matrices alone do not give, or missing."""
+    try:
+        settings = read_settings(metadata)
+    except UserError as error:
+        yield finding("bad_header", str(error), "Convert the original file again; diffusers stops at it.")
+        return
+    if settings is None:
+        without = keys_without_strength(keys)
+        if without:
+            message = MISSING_SETTINGS.format(without[0])
+            yield finding("settings_missing", message[0].upper() + message[1:], MISSING_REMEDY)
+        return
+    reason, remedy = settings.fault
+    if reason:
+        yield finding("settings", f"The matrices alone are not its change: {reason}.", remedy)
 
 
 def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:

@@ -9,13 +9,11 @@ Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +22,7 @@ from torch import Tensor
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import check_count
 from toolkit.models.interface import ROWS_OF
+from toolkit.networks.adapter_settings import CONFIG_FILE, PEFT_PREFIX, AdapterSettings, read_settings
 
 PREFIXES = (
     "base_model.model.transformer.", "base_model.model.", "pipe.dit.", "diffusion_model.", "transformer.",
@@ -76,8 +75,6 @@ MATMUL_PAIRS = (
     ("lokr_w2_a", "lokr_w2_b"),
 )
 """Parts that are multiplied as matrices."""
-
-HEADER_METADATA = "lora_adapter_metadata"
 
 NO_BIAS = "This model has none there. Use the file with the model it is of."
 """For a file that changes the bias of a layer without one."""
@@ -209,6 +206,7 @@ def parse_adapter_tensors(
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, LayerDelta]:
     """`load_adapter_file` for tensors in memory; `source` names them in messages."""
+    settings = settings_of(source, tensors, metadata or {})
     fused = fused_layers(layers)
     names = {spelling: name for name in (*layers, *fused) for spelling in (name, name.replace(".", "_"))}
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -227,11 +225,10 @@ def parse_adapter_tensors(
             grouped[place[0]][place[1]] = tensor.float()
     if unknown:
         raise UserError(_about_unknown(source, sorted(unknown)))
-    scales = header_settings(source, metadata or {})
     changes: dict[str, LayerDelta] = {}
     for name, parts in grouped.items():
         bias = _bias(source, name, parts)
-        whole = _module(source, name, parts, scales) if parts else _of_bias(fused.get(name, (name,))[0], bias, layers)
+        whole = _module(source, name, parts, settings) if parts else _of_bias(fused.get(name, (name,))[0], bias, layers)
         for of_layer, change in split_change(source, name, replace(whole, bias=bias), fused).items():
             if of_layer in changes or (of_layer != name and of_layer in grouped):
                 raise UserError(f"{source}: {of_layer} is changed twice, by itself and as a part of {name}.")
@@ -290,9 +287,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
             tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        settings = path.with_name("adapter_config.json")  # peft keeps rank and alpha there
-        if path.name == "adapter_model.safetensors" and HEADER_METADATA not in metadata and settings.is_file():
-            metadata = {**metadata, HEADER_METADATA: settings.read_text(encoding="utf-8")}
+        config = path.with_name(CONFIG_FILE)
+        is_of_peft = path.name == "adapter_model.safetensors" or any(key.startswith(PEFT_PREFIX) for key in tensors)
+        if is_of_peft and config.is_file():
+            metadata = {**metadata, CONFIG_FILE: config.read_text(encoding="utf-8")}
     except (SafetensorError, OSError, ValueError) as error:
         remedy = "Download or copy it again, or take an earlier file of the run"
         raise UserError(f"{path}: cannot be read as a safetensors file ({error}). {remedy}.") from error
@@ -304,9 +302,16 @@ def own_names(keys: Iterable[str]) -> list[str]:
     found: dict[str, None] = {}
     for key in keys:
         suffix = max((s for s in PARTS if key.endswith(s)), key=len, default="")
-        stem = key.removesuffix(suffix)
-        found[next((stem.removeprefix(p) for p in PREFIXES if p.endswith(".") and stem.startswith(p)), stem)] = None
+        found[without_prefix(key.removesuffix(suffix))] = None
     return list(found)
+
+
+def without_prefix(stem: str) -> str:
+    """The start of a key without a dotted prefix of PREFIXES."""
+    for prefix in PREFIXES:
+        if prefix.endswith(".") and stem.startswith(prefix):
+            return stem.removeprefix(prefix)
+    return stem
 
 
 def adds_nothing(key: str, tensor: Tensor) -> bool:
@@ -363,24 +368,79 @@ def _of_bias(name: str, bias_O: Tensor | None, layers: Mapping[str, tuple[int, i
     return LayerDelta({"up": torch.zeros(len(bias_O), 0), "down": torch.zeros(0, inputs)}, 1.0)
 
 
-def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[str, object]) -> LayerDelta:
+def _module(source: str, name: str, parts: dict[str, Tensor], settings: AdapterSettings | None) -> LayerDelta:
     alpha = parts.pop("alpha", None)
     if "row_norms" in parts:
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
     if lacks_a_matrix(parts):
         raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
     check_parts(source, name, parts)
-    if ignores_alpha(parts):
-        scale = 1.0
-    elif alpha is not None:
-        if alpha.numel() != 1:
-            raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
-        scale = float(alpha) / rank_of(parts)
-    else:
-        scale = header_scale(settings, name)
+    if alpha is not None and alpha.numel() != 1 and not ignores_alpha(parts):
+        raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
+    scale = layer_scale(name, parts, alpha, settings)
     if not math.isfinite(scale):
         raise UserError(f"{source}: alpha of {name} is not finite.")
     return LayerDelta(parts, scale)
+
+
+def layer_scale(
+    name: str, parts: Mapping[str, Tensor], alpha: Tensor | None, settings: AdapterSettings | None
+) -> float:
+    """The strength of a layer: what its change is multiplied by.
+
+    name: the layer, without a prefix. parts: its matrices. alpha: the file's own alpha of the layer, one number, or
+    None. settings: those that peft or diffusers stored with the file, or None. An alpha in the file counts before the
+    settings, as in ComfyUI. Without either the strength is 1.
+    """
+    if alpha is None and settings is not None:
+        return settings.scale(name, kind_of_parts(parts), None if ignores_alpha(parts) else rank_of(parts))
+    if alpha is None or ignores_alpha(parts):
+        return 1.0
+    return float(alpha) / rank_of(parts)
+
+
+def kind_of_parts(parts: Collection[str]) -> str:
+    """lora, loha or lokr, by the names of a layer's matrices."""
+    if "up" in parts:
+        return "lora"
+    return "loha" if "hada_w1_a" in parts else "lokr"
+
+
+def settings_of(source: str, keys: Collection[str], metadata: Mapping[str, str]) -> AdapterSettings | None:
+    """The settings of a file with these keys. Raises UserError where they cannot be read, where they say that the
+    matrices alone are not the change, or where peft's are missing."""
+    try:
+        settings = read_settings(metadata)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    if settings is None:
+        without = keys_without_strength(keys)
+        if without:
+            raise UserError(f"{source}: {MISSING_SETTINGS.format(without[0])} {MISSING_REMEDY}")
+        return None
+    reason, remedy = settings.fault
+    if reason:
+        raise UserError(f"{source}: {reason}. {remedy}")
+    return settings
+
+
+MISSING_SETTINGS = f"its keys are peft's, such as {{!r}}. Their strength is in {CONFIG_FILE}, which is missing."
+MISSING_REMEDY = f"Put the file back next to the {CONFIG_FILE} that it was saved with."
+
+
+def keys_without_strength(keys: Collection[str]) -> list[str]:
+    """Keys of layers whose strength only peft's settings have: named as peft names them, and without an alpha."""
+    found = []
+    for key in keys:
+        suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
+        stem = key.removesuffix(suffix)
+        if key.startswith(PEFT_PREFIX) and PARTS.get(suffix) in SCALED_PARTS and f"{stem}.alpha" not in keys:
+            found.append(key)
+    return found
+
+
+SCALED_PARTS = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
+"""A part of each kind whose strength is not in its matrices."""
 
 
 def lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
@@ -430,37 +490,3 @@ def _check_shapes(source: str, changes: Mapping[str, LayerDelta], layers: Mappin
             raise UserError(
                 f"{source}: {name} has {has} there, {inputs} and {outputs} in this model. It is of another model."
             )
-
-
-def header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """peft's settings in diffusers' header metadata, without the name of the part of the pipeline."""
-    try:
-        written = json.loads(metadata.get(HEADER_METADATA, "{}"))
-        found = {key.removeprefix("transformer."): value for key, value in written.items()}
-        patterns = [found.get(f"{key}_pattern") or {} for key in ("rank", "alpha")]
-        check_count(sum(map(len, patterns)))
-        numbers = [found.get("r"), found.get("lora_alpha"), *(value for each in patterns for value in each.values())]
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{source}: {HEADER_METADATA} in its header is not a JSON mapping ({error}).") from error
-    if odd := [number for number in numbers if not isinstance(number, int | float | None)]:
-        raise UserError(f"{source}: {HEADER_METADATA} in its header holds {odd[0]!r} where a number has to be.")
-    return found
-
-
-def header_scale(settings: Mapping[str, Any], module: str) -> float:
-    """lora_alpha / r of diffusers' header metadata, which scales a file without alpha keys; 1 without it.
-
-    Source: diffusers, loaders/lora_base.py, `_load_lora_into_...` with `lora_adapter_metadata`; peft, LoraConfig.
-    """
-    rank = _pattern_value(settings.get("rank_pattern"), module) or settings.get("r")
-    alpha = _pattern_value(settings.get("alpha_pattern"), module) or settings.get("lora_alpha")
-    if not rank or alpha is None:
-        return 1.0
-    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
-
-
-def _pattern_value(patterns: Mapping[str, float] | None, module: str) -> float | None:
-    """The value of the first name that is the module's, or its end behind a dot."""
-    parts = module.split(".")
-    ends = {".".join(parts[index:]) for index in range(len(parts))} & (patterns or {}).keys()
-    return next((value for name, value in (patterns or {}).items() if name in ends), None) if ends else None

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from toolkit.errors import Diagnostic
+from toolkit.errors import Diagnostic, UserError
 from toolkit.models.interface import ROWS_OF
-from toolkit.networks.adapter_health import finding, settings_of
-from toolkit.networks.lora_formats import header_scale
+from toolkit.networks.adapter_health import finding, layers_of, strengths_in_settings
+from toolkit.networks.adapter_settings import read_settings
 
 FORMS = {
     "lora_A": (".lora_A.weight", ".lora_B.weight"),
@@ -144,10 +144,33 @@ def program_findings(
     if program.skips and (left := [name for name in layers if re.search(program.skips, name)]):
         message = f"{program.title} skips {len(left)} of {len(layers)} layers, such as {left[0]}:"
         yield finding("layers_skipped", message, program.why_skipped, tuple(left))
-    scale = header_scale(settings_of(metadata)[0], "")
-    if scale != 1 and has_alpha and program.reads_header:
-        message = f"{program.title} scales it twice: by the alpha keys, and by {scale:.3g} in the header."
-        yield finding("alpha_twice", message, program.remedy)
-    elif scale != 1 and not has_alpha and not program.reads_header:
-        message = f"{program.title} uses it with strength 1: the {scale:.3g} in the header is read by diffusers alone."
-        yield finding("alpha_in_header", message, program.remedy)
+    yield from _of_header(program, tensors, has_alpha, metadata)
+
+
+def _of_header(
+    program: Program, tensors: Mapping[str, Tensor], has_alpha: bool, metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """Layers whose strength is in peft's settings, for a program that does not read those, or reads them as well."""
+    try:
+        settings = read_settings(metadata)
+    except UserError:
+        return  # `health` reports it
+    if settings is None or settings.fault[0]:
+        return
+    scales = strengths_in_settings(layers_of(tensors), settings)
+    wrong = {name: scale for name, scale in scales.items() if abs(scale - 1) > SAME}
+    if not wrong:
+        return
+    shown = " and ".join(f"{scale:.3g}" for scale in sorted(set(wrong.values()))[:2])
+    if has_alpha and program.reads_header:
+        message = f"{program.title} scales {len(wrong)} layers twice: by the alpha keys, and by {shown} in the header."
+        yield finding("alpha_twice", message, program.remedy, tuple(wrong))
+    elif not has_alpha and not program.reads_header:
+        message = (
+            f"{program.title} uses {len(wrong)} layers with strength 1: it does not read the {shown} in the header."
+        )
+        yield finding("alpha_in_header", message, program.remedy, tuple(wrong))
+
+
+SAME = 1e-6
+"""Strengths that differ by less are the same."""

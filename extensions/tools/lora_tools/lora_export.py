@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
+from toolkit.networks.adapter_settings import CONFIG_FILE, HEADER_METADATA
 from toolkit.networks.lora_formats import (
-    HEADER_METADATA,
     MATMUL_PAIRS,
     NO_BIAS,
     LayerDelta,
@@ -249,9 +249,13 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     return {**(written if change.has_weight else {}), target.bias: change.bias}
 
 
+OF_THE_FORM = (HEADER_METADATA, CONFIG_FILE, "sha256", "format")
+"""Metadata that are true of one form of a file alone."""
+
+
 def kept_metadata(file: AdapterFile, target: Format | None = None) -> dict[str, str]:
     """The file's metadata but for what is true of its own form alone. In a form without alphas these are the rank."""
-    kept = {key: value for key, value in file.metadata.items() if key not in (HEADER_METADATA, "sha256", "format")}
+    kept = {key: value for key, value in file.metadata.items() if key not in OF_THE_FORM}
     if target and not target.has_alpha and "lora" in file.kinds:
         ranks = {"alpha": kept.get("rank"), "ss_network_alpha": kept.get("ss_network_dim")}
         kept |= {key: rank for key, rank in ranks.items() if key in kept and rank}

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from toolkit.errors import UserError
 from toolkit.files import safetensors_io
 from toolkit.files.safetensors_io import framed, merge_files, read_header, save_file, tensor_shapes
-from toolkit.networks.lora_formats import header_scale, header_settings, read_tensors
+from toolkit.networks.adapter_settings import read_settings
+from toolkit.networks.lora_formats import read_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3)}
 
@@ -76,7 +77,7 @@ def test_a_file_of_too_many_tensors_is_refused(tmp_path: Path, monkeypatch: pyte
             read(file)
     patterns = {str(index): 1 for index in range(5)}
     with pytest.raises(UserError, match="it holds 5 tensors"):
-        header_settings("x", {"lora_adapter_metadata": json.dumps({"transformer.rank_pattern": patterns})})
+        read_settings({"lora_adapter_metadata": json.dumps({"transformer.rank_pattern": patterns})})
 
 
 def test_a_header_that_safetensors_would_not_read_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +94,3 @@ def test_a_header_that_safetensors_would_not_read_is_not_read(monkeypatch: pytes
 def test_what_the_parser_of_json_does_not_take_is_said_in_words(header: str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         read_header(io.BytesIO(framed(header)))
-
-
-def test_the_first_pattern_that_is_the_end_of_a_name_gives_the_scale() -> None:
-    patterns = {"to_q": 2, "attn.to_q": 4, "o_q": 8}
-    settings = {"r": 1, "rank_pattern": patterns, "lora_alpha": 16}
-    assert header_scale(settings, "blocks.0.attn.to_q") == 8
-    assert header_scale(settings, "o_q") == 2 and header_scale(settings, "blocks.0.to_k") == 16

@@ -1,0 +1,388 @@
+"""What the settings of peft and diffusers mean, against the changes that peft and diffusers themselves make."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.running import run_tool
+from toolkit.config import network
+from toolkit.errors import RunError, UserError
+from toolkit.networks.adapter_settings import CONFIG_FILE, FIELDS, Patterns, Refused
+from toolkit.networks.lora_formats import load_adapter_file, read_tensors
+
+TARGETS = ["to_q", "to_k", "net.2"]
+LAYERS = [
+    f"transformer_blocks.{index}.{name}" for index in range(2) for name in ("attn.to_q", "attn.to_k", "mlp.net.2")
+]
+SIZES = {"to_q": (24, 16), "to_k": (16, 16), "2": (16, 48)}
+"""Last part of a layer's name -> inputs, outputs."""
+
+
+class Model(nn.Module):
+    """Linear layers with the names of a transformer's, the same weights each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        for name in LAYERS:
+            parent: nn.Module = self
+            *path, last = name.split(".")
+            for part in path:
+                if not hasattr(parent, part):
+                    parent.add_module(part, nn.Module())
+                parent = getattr(parent, part)
+            parent.add_module(last, nn.Linear(*SIZES[last]))
+
+
+def saved_by_peft(config: PeftConfig, folder: Path) -> dict[str, Tensor]:
+    """Saves an adapter with random numbers; returns the change of each weight in peft, read back from the folder."""
+    adapted = get_peft_model(Model(), config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "hada_" in name or "lokr_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    adapted.save_pretrained(folder)
+    merged = PeftModel.from_pretrained(Model(), folder).merge_and_unload()
+    before = Model()
+    return {name: merged.get_submodule(name).weight - before.get_submodule(name).weight for name in LAYERS}
+
+
+def assert_same_changes(file: Path, expected: dict[str, Tensor]) -> None:
+    before = Model()
+    for name, change in load_adapter_file(file, LAYERS).items():
+        delta_OI = change.delta_for(before.get_submodule(name).weight.detach())
+        torch.testing.assert_close(delta_OI, expected[name].detach(), rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------ fields
+
+
+@pytest.mark.parametrize("config", [LoraConfig, LoHaConfig, LoKrConfig])
+def test_every_field_of_the_installed_peft_has_a_row(config: type[PeftConfig]) -> None:
+    fields = {field.name for field in dataclasses.fields(config)}
+    kind = config().peft_type.value
+    assert FIELDS[kind].keys() == fields
+
+
+def test_a_setting_that_is_not_in_the_table_is_refused(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    _set(tmp_path, unheard_of=None)
+    assert load_adapter_file(file, LAYERS)
+    _set(tmp_path, unheard_of=2)
+    with pytest.raises(UserError, match=r"adapter_config\.json says unheard_of: 2: this setting is not known"):
+        load_adapter_file(file, LAYERS)
+
+
+def _set(folder: Path, **values: object) -> None:
+    config = folder / CONFIG_FILE
+    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+# ------------------------------------------------------------ files of peft
+
+CONFIGS: dict[str, Callable[[], PeftConfig]] = {
+    "lora": lambda: LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS),
+    "lora, rslora": lambda: LoraConfig(r=4, lora_alpha=2, use_rslora=True, target_modules=TARGETS),
+    "lora, names as patterns": lambda: LoraConfig(
+        r=4, lora_alpha=2, rank_pattern={"to_q": 2}, alpha_pattern={"to_q": 8, "0.attn.to_k": 3}, target_modules=TARGETS
+    ),
+    "lora, expressions as patterns": lambda: LoraConfig(
+        r=4,
+        lora_alpha=2,
+        rank_pattern={"to_[qk]": 2, r"^transformer_blocks\.1.*2": 8},
+        alpha_pattern={r".*to_q": 8, r"transformer_blocks\.\d+\.attn\.to_k": 3, "^transformer_blocks.0.mlp.net.2": 5},
+        target_modules=TARGETS,
+    ),
+    "lora, mica": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights="mica", target_modules=TARGETS),
+    "lora, orthogonal": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights="orthogonal", target_modules=TARGETS),
+    "lora, gaussian": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights="gaussian", target_modules=TARGETS),
+    "lora, started at random": lambda: LoraConfig(r=4, lora_alpha=2, init_lora_weights=False, target_modules=TARGETS),
+    "dora": lambda: LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=TARGETS),
+    "loha": lambda: LoHaConfig(r=4, alpha=2, target_modules=TARGETS),
+    "loha, patterns": lambda: LoHaConfig(
+        r=4, alpha=2, rank_pattern={"to_.": 2}, alpha_pattern={".*to_q": 6}, target_modules=TARGETS
+    ),
+    "lokr": lambda: LoKrConfig(r=2, alpha=3, target_modules=TARGETS),
+    "lokr, both decomposed": lambda: LoKrConfig(r=1, alpha=3, decompose_both=True, target_modules=TARGETS),
+    "lokr, whole factors": lambda: LoKrConfig(r=64, alpha=2, target_modules=TARGETS),
+    "lokr, whole factors, patterns": lambda: LoKrConfig(
+        r=64, alpha=2, rank_pattern={"to_q": 32}, alpha_pattern={"to_[qk]": 5}, target_modules=TARGETS
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_file_of_peft_means_what_it_means_in_peft(name: str, tmp_path: Path) -> None:
+    expected = saved_by_peft(CONFIGS[name](), tmp_path)
+    assert all(change.abs().max() > 1e-4 for change in expected.values())
+    assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
+
+
+def test_the_rank_is_the_size_of_the_matrix_whatever_the_settings_say(tmp_path: Path) -> None:
+    expected = saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
+    _set(tmp_path, r=64, rank_pattern={"to_q": 128})
+    assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
+
+
+def test_the_settings_beside_a_renamed_file_are_read(tmp_path: Path) -> None:
+    expected = saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
+    renamed = (tmp_path / "adapter_model.safetensors").rename(tmp_path / "my_char.safetensors")
+    assert_same_changes(renamed, expected)
+
+
+def test_a_file_of_peft_without_its_settings_is_refused(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
+    (tmp_path / CONFIG_FILE).unlink()
+    with pytest.raises(UserError, match=r"keys are peft's, such as 'base_model\.model\..*in adapter_config\.json"):
+        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
+
+
+def test_an_alpha_in_a_file_with_names_of_peft_is_enough(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    alphas = {f"{key.removesuffix('.lora_A.weight')}.alpha": torch.tensor(2.0) for key in tensors if "lora_A" in key}
+    (tmp_path / CONFIG_FILE).unlink()
+    save_file(tensors | alphas, tmp_path / "with_alpha.safetensors")
+    changes = load_adapter_file(tmp_path / "with_alpha.safetensors", LAYERS)
+    assert {change.scale for change in changes.values()} == {0.5}
+
+
+def test_the_settings_of_another_file_in_the_folder_are_not_read(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    own = {f"diffusion_model.{key.removeprefix('base_model.model.')}": tensor for key, tensor in tensors.items()}
+    save_file(own, tmp_path / "ours.safetensors")
+    assert CONFIG_FILE not in read_tensors(tmp_path / "ours.safetensors")[1]
+
+
+# ------------------------------------------------------------ refused
+
+CHANGED_MEANING = {
+    **{f"init {name}": {"init_lora_weights": name} for name in ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga")},
+    "init loftq": {"init_lora_weights": "loftq"},
+    "init of a newer peft": {"init_lora_weights": "unheard_of"},
+    "bdlora": {"use_bdlora": {"nblocks": 2}},
+    "arrow": {"arrow_config": {"top_k": 2}},
+    "layer replication": {"layer_replication": [[0, 2]]},
+    "alora": {"alora_invocation_tokens": [1, 2]},
+    "kasa": {"kasa_config": {"beta": 1}},
+    "velora": {"velora_config": {"scale": 1}},
+    "monteclora": {"monteclora_config": {"sigma": 1}},
+    "modules to save": {"modules_to_save": ["proj_out"]},
+    "biases": {"bias": "lora_only"},
+    "another kind": {"peft_type": "RANDLORA"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_MEANING)
+def test_a_setting_that_changes_what_the_matrices_mean_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    _set(tmp_path, **CHANGED_MEANING[name])
+    ((key, value),) = CHANGED_MEANING[name].items()
+    shown = value if isinstance(value, str) else ""
+    with pytest.raises(UserError, match=rf"adapter_model\.safetensors: adapter_config\.json says {key}.*{shown}"):
+        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
+
+
+def test_each_refusal_has_a_reason_and_a_remedy() -> None:
+    refused = [one for fields in FIELDS.values() for one in fields.values() if isinstance(one, Refused)]
+    assert len(refused) >= 10 and all(one.reason and one.remedy.endswith(".") for one in refused)
+
+
+def test_pissa_that_peft_has_converted_is_read(tmp_path: Path) -> None:
+    """What the message recommends: peft writes a LoRA of twice the rank, on the weights before the start."""
+    adapted = get_peft_model(Model(), LoraConfig(r=4, lora_alpha=4, init_lora_weights="pissa", target_modules=TARGETS))
+    adapted.peft_config["default"].init_lora_weights = True
+    adapted.save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    adapted.peft_config["default"].init_lora_weights = "pissa"
+    adapted.save_pretrained(tmp_path, path_initial_model_for_weight_conversion=tmp_path / "start")
+    merged = PeftModel.from_pretrained(Model(), tmp_path).merge_and_unload()
+    before = Model()
+    expected = {name: merged.get_submodule(name).weight - before.get_submodule(name).weight for name in LAYERS}
+    assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
+
+
+# ------------------------------------------------------------ patterns
+
+
+def test_a_pattern_matches_the_names_that_it_matches_in_peft() -> None:
+    draw = random.Random(0)
+    parts = ["a", "b", "to_q", "to_k", "0", "1", "attn"]
+    made = [".".join(draw.choices(parts, k=draw.randint(1, 4))) for _ in range(60)]
+    patterns = {draw.choice(["", "^", ".*"]) + name: float(index) for index, name in enumerate(made)}
+    patterns |= {"a.b": -1.0, "to.q": -2.0, "(to_q|to_k)": -3.0, r"\d": -4.0}
+    names = [".".join(draw.choices([*parts, "to-q", "c"], k=draw.randint(1, 5))) for _ in range(500)]
+    ours = Patterns(patterns, "x")
+    expected = [patterns.get(get_pattern_key(patterns.keys(), name)) for name in names]
+    assert [ours.value_for(name) for name in names] == expected
+    assert None in expected and len(set(expected)) > 15
+
+
+def test_a_pattern_that_is_not_a_regular_expression_is_named(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    _set(tmp_path, alpha_pattern={"to_(q": 8})
+    with pytest.raises(UserError, match=r"'to_\(q' is not a regular expression"):
+        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
+
+
+def test_a_pattern_that_takes_too_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "MATCH_SECONDS", 0.2)
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    _set(tmp_path, alpha_pattern={"([a-z_.0-9]+)+!": 8})
+    with pytest.raises(UserError, match="is not done with the names of the layers"):
+        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
+
+
+# ------------------------------------------------------------ files of diffusers
+
+TINY = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 16,
+    "in_channels": 16,
+    "out_channels": 4,
+    "axes_dims_rope": (4, 6, 6),
+}
+QWEN_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "img_mlp.net.2"]
+
+
+def _transformer() -> QwenImageTransformer2DModel:
+    torch.manual_seed(0)
+    return QwenImageTransformer2DModel(**TINY)
+
+
+def _linears(model: nn.Module) -> dict[str, Tensor]:
+    return {name: layer.weight.detach().clone() for name, layer in model.named_modules() if type(layer) is nn.Linear}
+
+
+def _adapted(config: LoraConfig) -> tuple[QwenImageTransformer2DModel, dict[str, Tensor]]:
+    """A transformer with a LoRA, and the change that it fuses into each weight."""
+    transformer = _transformer()
+    before = _linears(transformer)
+    transformer.add_adapter(config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    transformer.fuse_lora()
+    fused = {name.removesuffix(".base_layer"): weight for name, weight in _linears(transformer).items()}
+    transformer.unfuse_lora()
+    return transformer, {name: fused[name] - weight for name, weight in before.items()}
+
+
+DIFFUSERS_CONFIGS = {
+    "one alpha": {"lora_alpha": 2},
+    "rslora": {"lora_alpha": 2, "use_rslora": True},
+    "several ranks and alphas": {
+        "lora_alpha": 2,
+        "rank_pattern": {"^transformer_blocks.0.attn.to_v": 8, "to_q": 2},
+        "alpha_pattern": {"transformer_blocks.0.attn.to_v": 1, ".*to_out.0": 6},
+    },
+    "alphas alone": {"lora_alpha": 4, "alpha_pattern": {"to_k": 8}},
+}
+
+
+@pytest.mark.parametrize("saver", ["save_lora_weights", "save_lora_adapter", "saved again"])
+@pytest.mark.parametrize("name", DIFFUSERS_CONFIGS)
+def test_a_file_that_diffusers_saves_means_what_it_fuses(name: str, saver: str, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=QWEN_TARGETS, **DIFFUSERS_CONFIGS[name])
+    transformer, expected = _adapted(config)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    if saver == "save_lora_adapter":
+        transformer.save_lora_adapter(tmp_path)
+    else:
+        _save_weights(transformer, tmp_path)
+    if saver == "saved again":  # as loaded, diffusers writes rank_pattern with ^ and alpha_pattern without
+        _save_weights(_loaded(tmp_path), tmp_path)
+    changes = load_adapter_file(file, list(expected))
+    assert len(changes) == 10
+    for layer, change in changes.items():
+        torch.testing.assert_close(change.delta(), expected[layer], rtol=0, atol=1e-6)
+
+
+def test_a_file_with_alphas_that_diffusers_loads_and_saves_keeps_its_meaning(tmp_path: Path) -> None:
+    """It then has `^` before the names in rank_pattern, and none in alpha_pattern."""
+    torch.manual_seed(1)
+    ranks = {"attn.to_q": 4, "attn.to_k": 2, "attn.to_v": 8}
+    tensors = {}
+    expected = {}
+    for block in (0, 1):
+        for name, rank in ranks.items():
+            layer = f"transformer_blocks.{block}.{name}"
+            down_RI = torch.randn(rank, 32)
+            up_OR = torch.randn(32, rank)
+            tensors[f"diffusion_model.{layer}.lora_A.weight"] = down_RI
+            tensors[f"diffusion_model.{layer}.lora_B.weight"] = up_OR
+            tensors[f"diffusion_model.{layer}.alpha"] = torch.tensor(1.0)
+            expected[layer] = up_OR @ down_RI / rank
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file(tensors, file)
+    _save_weights(_loaded(tmp_path), tmp_path)
+    settings = json.loads(read_tensors(file)[1]["lora_adapter_metadata"])
+    assert any(pattern.startswith("^") for pattern in settings["transformer.rank_pattern"])
+    changes = load_adapter_file(file, list(expected))
+    for layer, change in changes.items():
+        torch.testing.assert_close(change.delta(), expected[layer], rtol=0, atol=1e-5)
+
+
+def _loaded(folder: Path) -> QwenImageTransformer2DModel:
+    """A transformer with the LoRA of the folder, as the pipeline loads it."""
+    transformer = _transformer()
+    tensors, metadata = QwenImagePipeline.lora_state_dict(folder, return_lora_metadata=True)
+    QwenImagePipeline.load_lora_into_transformer(tensors, transformer, metadata=metadata)
+    return transformer
+
+
+def _save_weights(transformer: QwenImageTransformer2DModel, folder: Path) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    name = next(iter(transformer.peft_config))
+    QwenImagePipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer, adapter_name=name),
+        transformer_lora_adapter_metadata=transformer.peft_config[name].to_dict(),
+    )
+
+
+# ------------------------------------------------------------ every reader
+
+
+@pytest.mark.parametrize("tool", ["inspect", "convert", "resize", "doctor"])
+def test_every_tool_names_the_setting_that_the_training_refuses(
+    tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    _set(tmp_path, init_lora_weights="pissa")
+    output = tmp_path / "out.safetensors"
+    flags = {"inspect": [], "doctor": [], "convert": [output, "--to", "comfyui"], "resize": [output, "--rank", 2]}
+    with pytest.raises((UserError, RunError)) as error:
+        run_tool(tool, [tmp_path / "adapter_model.safetensors", *flags[tool]])
+    said = f"{error.value} {capsys.readouterr().out}"
+    assert 'adapter_config.json says init_lora_weights: "pissa": the start of this adapter was subtracted' in said
+    assert not output.exists()
+
+
+def test_doctor_reports_settings_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    (tmp_path / CONFIG_FILE).unlink()
+    with pytest.raises(RunError, match="settings_missing"):
+        run_tool("doctor", [tmp_path / "adapter_model.safetensors"])
+    assert "Their strength is in adapter_config.json, which is missing." in capsys.readouterr().out

@@ -1,0 +1,281 @@
+"""The settings that peft and diffusers store with an adapter, and what they mean for its matrices.
+
+A file of peft holds matrices only. Their strength is in `adapter_config.json` next to it, or in the file's header where
+diffusers wrote it. Some settings also say that the matrices alone are not the change: such files are refused by name.
+`FIELDS` has a row for every field of peft's config classes; `tests/toolkit/networks/test_adapter_settings.py` walks the
+installed classes, so that a new field fails a test before it can be misread. Imports no torch.
+
+Source: peft 0.21.2, tuners/{lora,loha,lokr}/config.py and layer.py, utils/other.py (`get_pattern_key`); diffusers
+0.42.1, loaders/lora_base.py (`lora_adapter_metadata`).
+
+    settings = read_settings(metadata)
+    if settings is not None:
+        scale = settings.scale("transformer_blocks.0.attn.to_q", "lora", rank=16)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolkit.config.network import matching
+from toolkit.errors import UserError
+from toolkit.files.safetensors_io import check_count
+
+HEADER_METADATA = "lora_adapter_metadata"
+"""Key of the header in which diffusers stores the settings."""
+
+CONFIG_FILE = "adapter_config.json"
+"""The file in which peft stores them. `read_tensors` keeps its text in the metadata under this name."""
+
+PEFT_PREFIX = "base_model.model."
+"""Start of each key that peft itself saves."""
+
+DEFAULT_ALPHA = 8.0
+"""The alpha of a config that does not give one: the default of peft's classes."""
+
+MOST_EXPRESSIONS = 1000
+"""Regular expressions in one config. diffusers writes one plain name for each layer; people write a handful."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A setting with which the matrices alone are not the change. Empty values (null, false, {}) are harmless."""
+
+    reason: str
+    harmless: tuple[object, ...] = ()
+    """Values that leave the matrices their meaning."""
+
+    remedy: str = "Merge it into its model with peft, and extract a LoRA of that (run.py extract)."
+
+
+SCALES = "scales"
+HARMLESS = "harmless"
+
+_STARTS_IN_THE_BASE = "the start of this adapter was subtracted from the model's weights"
+_CONVERT = (
+    "In peft, save it with path_initial_model_for_weight_conversion, which writes a plain LoRA of twice the rank."
+)
+
+_OF_EVERY_KIND: dict[str, str | Refused] = {
+    **dict.fromkeys(
+        (
+            "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+            "inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        ),
+        HARMLESS,
+    ),
+    "modules_to_save": Refused("whole modules were trained besides the adapter"),
+}  # fmt: skip
+
+_OF_LYCORIS: dict[str, str | Refused] = {
+    **_OF_EVERY_KIND,
+    **dict.fromkeys(("r", "alpha", "rank_pattern", "alpha_pattern"), SCALES),
+    # use_effective_conv2d concerns convolutions, of which these models have none.
+    **dict.fromkeys(("rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"), HARMLESS),
+}
+
+FIELDS: dict[str, dict[str, str | Refused]] = {
+    "LORA": {
+        **_OF_EVERY_KIND,
+        **dict.fromkeys(("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"), SCALES),
+        **dict.fromkeys(
+            (
+                "lora_dropout",
+                "fan_in_fan_out",  # peft turns it off for linear layers
+                "lora_bias",  # seen by its keys
+                "use_dora",  # seen by its keys
+                "megatron_config", "megatron_core", "runtime_config", "target_parameters", "ensure_weight_tying",
+                # Without effect on linear layers; of a GPTQ model the matrices are narrower, which the shapes show.
+                "use_qalora", "qalora_group_size",
+                # Arguments of a start. Which start was used is in init_lora_weights.
+                "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+            ),
+            HARMLESS,
+        ),
+        "bias": Refused("the biases of the model were trained besides the adapter", ("none",)),
+        "init_lora_weights": Refused(
+            _STARTS_IN_THE_BASE, (True, "true", "gaussian", "orthogonal", "mica", "eva"), _CONVERT
+        ),
+        "trainable_token_indices": Refused("embeddings of tokens were trained besides the adapter"),
+        "velora_config": Refused("it is a VeLoRA, which has further tensors"),
+        "monteclora_config": Refused("it is a MonteCLoRA, whose matrices are drawn at random"),
+        "kasa_config": Refused("it is a KaSA, which cuts the model's own weights"),
+        "alora_invocation_tokens": Refused("it is an activated LoRA (aLoRA), which acts on some tokens only"),
+        "layer_replication": Refused("it belongs to a model with repeated layers (layer_replication)"),
+        "use_bdlora": Refused("it is a BD-LoRA, whose matrices are stored as blocks"),
+        "arrow_config": Refused("it is one of several LoRAs between which Arrow chooses for each token"),
+    },
+    "LOHA": _OF_LYCORIS,
+    "LOKR": {
+        **_OF_LYCORIS,
+        **dict.fromkeys(("decompose_both", "decompose_factor", "rank_dropout_scale"), HARMLESS),
+    },
+}  # fmt: skip
+"""`peft_type` -> field of its config -> whether it scales the change, is harmless, or is refused."""
+
+ALPHA_OF = {"lora": "lora_alpha", "loha": "alpha", "lokr": "alpha"}
+"""Kind of the matrices -> the field that has their alpha."""
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """The settings of one file. `scale` is what they mean for a layer; `fault` is why the file cannot be read."""
+
+    source: str
+    """Where they were found, for messages."""
+
+    values: Mapping[str, Any]
+    _patterns: dict[str, Patterns] = field(default_factory=dict)
+
+    def scale(self, module: str, kind: str, rank: int | None) -> float:
+        """The factor of a layer's change.
+
+        module: its name without a prefix. kind: of its matrices, a key of ALPHA_OF. rank: the inner size of its
+        matrices, which counts whatever the settings say; None for a LoKr with two whole factors, whose rank is in the
+        settings alone (peft divides by it all the same, LyCORIS does not scale such layers).
+        """
+        alpha = self._number(module, "alpha_pattern", ALPHA_OF[kind], DEFAULT_ALPHA)
+        if rank is None:
+            return alpha / self._number(module, "rank_pattern", "r", DEFAULT_ALPHA)
+        if kind == "lora" and self.values.get("use_rslora"):
+            return alpha / math.sqrt(rank)
+        return alpha / rank
+
+    def _number(self, module: str, pattern: str, key: str, default: float) -> float:
+        found = self._patterns[pattern].value_for(module)
+        if found is None:
+            found = self.values.get(key)
+        return default if found is None else float(found)
+
+    @property
+    def fault(self) -> tuple[str, str]:
+        """(Why a file with these settings is not read, what to do); two empty texts: it is read."""
+        named = str(self.values.get("peft_type") or "").rpartition(".")[2].upper()
+        if named and named not in FIELDS:
+            return (
+                f"{self.source} says peft_type {named}, a kind that is not read",
+                "Merge it into its model with peft.",
+            )
+        fields = FIELDS.get(named, FIELDS["LORA"] | FIELDS["LOKR"])
+        for key, value in self.values.items():
+            meaning = fields.get(key, Refused("this setting is not known", remedy="Save it with peft 0.21.2."))
+            if isinstance(meaning, Refused) and value and not _is_one_of(value, meaning.harmless):
+                return f"{self.source} says {key}: {_short(value)}: {meaning.reason}", meaning.remedy
+        return "", ""
+
+
+def read_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
+    """The settings in a file's metadata (`lora_formats.read_tensors`), or None where there are none.
+
+    Raises UserError, without the name of the file, for settings that are not JSON, hold no number where a number has to
+    be, or a pattern that is not a regular expression.
+    """
+    for key, source in ((HEADER_METADATA, f"{HEADER_METADATA} in its header"), (CONFIG_FILE, CONFIG_FILE)):
+        if key in metadata:
+            values = _parsed(metadata[key], source)
+            return AdapterSettings(source, values, {name: _patterns(values, name, source) for name in PATTERNS})
+    return None
+
+
+PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def _parsed(text: str, source: str) -> dict[str, Any]:
+    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are left out."""
+    try:
+        written = json.loads(text)
+        named = {key.removeprefix("transformer."): value for key, value in written.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{source} is not a JSON mapping ({error}).") from error
+    found = {key: value for key, value in named.items() if "." not in key}
+    for key in ("r", "lora_alpha", "alpha"):
+        _check_number(found.get(key), source)
+    return found
+
+
+def _check_number(value: object, source: str) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not is_number:
+        raise UserError(f"{source} holds {value!r} where a number has to be.")
+
+
+class Patterns:
+    """`rank_pattern` or `alpha_pattern`: the value of the first pattern that matches a module.
+
+    peft matches `(.*\\.)?(PATTERN)$` at the start of the name. Most patterns are plain names, one for each layer, which
+    are compared without a regular expression; "." stands for any character in them too.
+    """
+
+    def __init__(self, patterns: Mapping[str, float], source: str) -> None:
+        self._source = source
+        self._values = list(patterns.items())
+        expressions = [pattern for pattern in patterns if not PLAIN.fullmatch(pattern)]
+        if len(expressions) > MOST_EXPRESSIONS:
+            raise UserError(f"{source} holds {len(expressions)} regular expressions; {MOST_EXPRESSIONS} are the most.")
+        for pattern in expressions:
+            try:
+                re.compile(_whole(pattern))
+            except (re.error, OverflowError, RecursionError) as error:
+                raise UserError(f"{source}: {pattern!r} is not a regular expression ({error}).") from error
+
+    def value_for(self, module: str) -> float | None:
+        """The value of the first pattern that matches; None: none does."""
+        for pattern, value in self._values:
+            if self._matches(pattern, module):
+                return value
+        return None
+
+    def _matches(self, pattern: str, module: str) -> bool:
+        if not PLAIN.fullmatch(pattern):
+            return bool(matching(_whole(pattern), [module]))
+        name = pattern.removeprefix("^")
+        longer = len(module) - len(name)
+        if longer > 0 and (pattern.startswith("^") or module[longer - 1] != "."):
+            return False
+        return longer >= 0 and _equal(name, module[longer:])
+
+
+PLAIN = re.compile(r"\^?[\w.]+")
+"""A pattern without an operator but `^` and `.`."""
+
+
+def _whole(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})"
+
+
+def _equal(name: str, module: str) -> bool:
+    """Whether names of one length are the same, where a dot in `name` stands for any character."""
+    if name == module:
+        return True
+    if "." not in name:
+        return False
+    return all(ours in (".", theirs) for ours, theirs in zip(name, module, strict=True))
+
+
+def _patterns(values: Mapping[str, Any], key: str, source: str) -> Patterns:
+    patterns = values.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise UserError(f"{source} is not a JSON mapping ({key} is {_short(patterns)}).")
+    try:
+        check_count(len(patterns))
+    except ValueError as error:
+        raise UserError(f"{source} is not a JSON mapping ({error}).") from error
+    for value in patterns.values():
+        _check_number(value, source)
+    return Patterns(patterns, source)
+
+
+def _is_one_of(value: object, harmless: Sequence[object]) -> bool:
+    if isinstance(value, str):
+        return value.lower() in harmless
+    return any(value is one for one in harmless)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
