@@ -18,6 +18,7 @@ from toolkit.config.dataset import area_of, sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
+from toolkit.networks.spelling import STORED, Spelling
 from toolkit.plan.run_plan import RunPlan
 from toolkit.version import NAME, VERSION
 
@@ -42,11 +43,13 @@ def job_metadata(
     seed: int,
     optimizer: object,
     plan: RunPlan | None = None,
+    spelling: Spelling = STORED,
 ) -> dict[str, str]:
     """What the headers of all files of a run have in common: the user's own keys first, ours after. Empty with
     `save.no_metadata`. `LoraWriter.metadata_at` adds the step.
 
-    meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the datasets.
+    meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the datasets. spelling: of the files.
+    `alpha` is what the run was trained with; `ss_network_alpha` is what the file's matrices are scaled with.
     """
     if section.save.no_metadata:
         return {}
@@ -79,7 +82,9 @@ def job_metadata(
         used["preference"] = preference.model_dump(mode="json", exclude={"reference"})
         if preference.reference:
             used["preference"]["reference"] = named(preference.reference, "train", "preference", "reference")
-    kohya = _training(section, meta, name, steps, seed, optimizer) | (_datasets(plan, section) if plan else {})
+    kohya = _training(section, meta, name, steps, seed, optimizer, spelling) | (
+        _datasets(plan, section) if plan else {}
+    )
     ours = {
         "training_info": {},
         "software": {"name": NAME, "version": VERSION},
@@ -102,7 +107,13 @@ def network_module(kind: str) -> str:
 
 
 def _training(
-    section: DiffusionSection, meta: Mapping[str, Any], name: str, steps: int, seed: int, optimizer: object
+    section: DiffusionSection,
+    meta: Mapping[str, Any],
+    name: str,
+    steps: int,
+    seed: int,
+    optimizer: object,
+    spelling: Spelling,
 ) -> dict[str, Any]:
     train, model, network = section.train, section.model, section.network
     kind = type(getattr(optimizer, "inner", optimizer))  # of `StochasticRoundingOptimizer` the one that is meant
@@ -111,9 +122,10 @@ def _training(
     of_network: dict[str, Any] = {"network_module": network_module(network.type)}
     if not network.trains_model:
         said = {"type", "linear", "linear_alpha", "dropout", "pretrained_lora_path"}  # the last is a path
+        is_folded = spelling.folds_alpha and network.type in ("lora", "dora")
         of_network |= {
             "network_dim": network.linear,
-            "network_alpha": network.linear_alpha,
+            "network_alpha": network.linear if is_folded else network.linear_alpha,
             "network_dropout": network.dropout,
             "network_args": network.model_dump(mode="json", exclude_defaults=True, exclude=said),
         }

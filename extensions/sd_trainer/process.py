@@ -36,12 +36,13 @@ from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
-from toolkit.models.families import model_bytes
+from toolkit.models.families import family_for, model_bytes
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.applied import Changes, NamedAdapters
 from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
+from toolkit.networks.spelling import NAMED, STORED, spelling_of
 from toolkit.plan.diffusion import SdPlanner
 from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import groups_of
@@ -207,8 +208,10 @@ class SdTrainerProcess(ImageTrainer):
         in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
         kind = ModelFolderWriter if self.saves_folders else in_one
         optimizer, steps = self.roles[NETWORK].optimizer, self.plan.optimizer_steps
-        metadata = job_metadata(self.section, self.meta, self.name, steps, self.seed, optimizer, self.plan)
-        return kind(self.network, self.section, metadata).snapshot
+        newest = spelling_of(family_for(self.section.model).arch)
+        spelling = NAMED[self.resumption.record_spelling(newest.name, STORED.name)]
+        metadata = job_metadata(self.section, self.meta, self.name, steps, self.seed, optimizer, self.plan, spelling)
+        return kind(self.network, self.section, metadata, spelling).snapshot
 
     def validation(self) -> Validation | None:
         validator = self.validator

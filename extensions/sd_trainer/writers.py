@@ -42,6 +42,7 @@ from toolkit.networks.save import (
     write_safetensors_verified,
     write_shards_in_turn,
 )
+from toolkit.networks.spelling import ALPHA, STORED, Spelling, spelled
 from toolkit.system.device import DTYPES
 from toolkit.train.collectives import network_tensors_in_turn
 from toolkit.train.flow_step import NETWORK
@@ -62,11 +63,14 @@ class LoraWriter:
 
     suffix = ".safetensors"
 
-    def __init__(self, network: Network, section: DiffusionSection, metadata: Mapping[str, str]) -> None:
-        """metadata: what all files have in their headers (`metadata.job_metadata`)."""
+    def __init__(
+        self, network: Network, section: DiffusionSection, metadata: Mapping[str, str], spelling: Spelling = STORED
+    ) -> None:
+        """metadata: what all files have in their headers (`metadata.job_metadata`). spelling: of a LoRA's keys."""
         self.network = network
         self.section = section
         self.metadata = metadata
+        self.spelling = spelling
 
     def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
         """Copies the weights of `<name>_<step>.safetensors`, or of `<name>.safetensors` for the end (None), or of
@@ -109,7 +113,8 @@ class LoraWriter:
         if extracted is None:
             logger.info(f"{file.name} is left out: the run is asked to stop")
             return []
-        write_safetensors_verified(file, extracted.tensors, _metadata(extracted, metadata) if metadata else None)
+        tensors = spelled(extracted.tensors, self.spelling)
+        write_safetensors_verified(file, tensors, _metadata(extracted, metadata) if metadata else None)
         logger.info(
             f"{file.name}: the nearest LoRA of rank {extracted.rank}; relative error of a layer's change "
             f"{extracted.mean:.2g} on average, {extracted.worst:.2g} in {extracted.worst_layer}"
@@ -126,11 +131,18 @@ class LoraWriter:
 
     def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
         """Copies of the tensors of each file of a step (as in `snapshot`); of a network that is not sharded."""
-        role, dtype = run.roles[NETWORK], self.section.save.dtype
-        return {
-            file: to_cpu_copies(dict(sorted(self.network.export(role.weights(raw)).items())), dtype)
-            for file, raw in self.files(run, step).items()
-        }
+        role = run.roles[NETWORK]
+        return {file: self._copy(role.weights(raw)) for file, raw in self.files(run, step).items()}
+
+    def _copy(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a file, sorted by key, in `save.dtype`. Alphas stay in float32: bfloat16 would round them."""
+        tensors = spelled(self.network.export(weights), self.spelling)
+        alphas = {name for name in tensors if name.endswith(ALPHA)} if self.spelling is not STORED else set()
+        in_dtype = to_cpu_copies(
+            {name: t for name, t in tensors.items() if name not in alphas}, self.section.save.dtype
+        )
+        in_float32 = to_cpu_copies({name: tensors[name] for name in alphas}, "float32")
+        return dict(sorted({**in_dtype, **in_float32}.items()))
 
     def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
         """The files of a step (as in `snapshot`) -> whether the file has the raw weights (`Role.weights`)."""
@@ -144,8 +156,10 @@ class LoraWriter:
 class SingleFileWriter(LoraWriter):
     """Writes the model itself, by the names of ComfyUI."""
 
-    def __init__(self, network: Network, section: DiffusionSection, metadata: Mapping[str, str]) -> None:
-        super().__init__(network, section, metadata)
+    def __init__(
+        self, network: Network, section: DiffusionSection, metadata: Mapping[str, str], spelling: Spelling = STORED
+    ) -> None:
+        super().__init__(network, section, metadata, spelling)
         self.markers = markers_of(family_for(section.model).title)
 
     def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
@@ -187,8 +201,10 @@ class ModelFolderWriter(LoraWriter):
 
     suffix = ""
 
-    def __init__(self, network: Network, section: DiffusionSection, metadata: Mapping[str, str]) -> None:
-        super().__init__(network, section, metadata)
+    def __init__(
+        self, network: Network, section: DiffusionSection, metadata: Mapping[str, str], spelling: Spelling = STORED
+    ) -> None:
+        super().__init__(network, section, metadata, spelling)
         self.base = model_folder(section.model).resolve()
         self.trained_part = family_for(section.model).trained_part
 

@@ -106,6 +106,22 @@ def test_a_checkpoint_without_a_record_of_its_base_goes_on_where_it_was(finished
     assert finished.steps() == list(range(1, 9))
 
 
+def test_a_run_that_began_with_the_old_spelling_keeps_it(finished: Job) -> None:
+    """Files of 0.2.0 have `diffusion_model.` and an alpha for each layer; a checkpoint of it has no record of that."""
+    assert not any(key.endswith(".alpha") for key in load_file(finished.folder / "job.safetensors"))
+    for state in (finished.folder / "state").iterdir():
+        document = json.loads((state / "state.json").read_text())
+        assert document.pop("spelling") == "alpha_folded"
+        rewrite(state, document)
+    finished.change(train__steps=8)
+    finished.run()
+    saved = load_file(finished.folder / "job.safetensors")
+    stems = {key.removesuffix(".lora_A.weight") for key in saved if key.endswith(".lora_A.weight")}
+    assert stems and all(float(saved[f"{stem}.alpha"]) == finished.section["network"]["linear_alpha"] for stem in stems)
+    last = max(finished.folder.glob("state/step_*"))
+    assert json.loads((last / "state.json").read_text())["spelling"] == "alpha_stored"
+
+
 def test_a_changed_dataset_is_reported_and_goes_on_with_the_next_epoch(finished: Job, pictures: Path) -> None:
     data = finished.cwd / "data"
     shutil.copytree(pictures, data)

@@ -24,6 +24,7 @@ from toolkit.models.interface import DiffusionModel
 from toolkit.networks.interface import Network
 from toolkit.networks.kinds import NetworkKind, Shapes
 from toolkit.networks.lora_formats import LayerDelta
+from toolkit.networks.spelling import EXPORTED_PREFIX
 from toolkit.system.seeding import generator
 
 
@@ -60,9 +61,6 @@ logger = logging.getLogger(__name__)
 
 Addition = Callable[[Tensor, Tensor], Tensor]
 """Called with the output of a layer and its inputs; returns the output with something added."""
-
-FILE_PREFIX = "diffusion_model."
-"""Prefix of all keys in a file: ComfyUI loads it for every kind."""
 
 REPORT_ERROR_ABOVE = 1e-4
 """Relative error of a decomposition above which it is mentioned; below it is rounding."""
@@ -192,9 +190,9 @@ class LinearAdapterNetwork(Network):
                 dropout.train()
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        tensors = {FILE_PREFIX + name: weight for name, weight in weights.items()}
+        tensors = {EXPORTED_PREFIX + name: weight for name, weight in weights.items()}
         for target in self.targets:
-            tensors[f"{FILE_PREFIX}{target}.alpha"] = torch.tensor(float(self.alpha_of(target)))
+            tensors[f"{EXPORTED_PREFIX}{target}.alpha"] = torch.tensor(float(self.alpha_of(target)))
         return tensors
 
     def alpha_of(self, target: str) -> float:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolkit.networks.adapter import FILE_PREFIX, LinearAdapterNetwork, dequantized_weight
+from toolkit.networks.adapter import LinearAdapterNetwork, dequantized_weight
 from toolkit.networks.lora_formats import parse_adapter_tensors
+from toolkit.networks.spelling import EXPORTED_PREFIX
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta
 from toolkit.system.device import DTYPES
 
@@ -76,8 +77,8 @@ def extract_network_lora(
                 change.delta_for(dequantized_weight(network.layers[name].base_layer, CPU)), rank
             )
         stored = up.to(DTYPES[dtype]).contiguous(), down.to(DTYPES[dtype]).contiguous()
-        tensors[f"{FILE_PREFIX}{name}.lora_B.weight"], tensors[f"{FILE_PREFIX}{name}.lora_A.weight"] = stored
-        tensors[f"{FILE_PREFIX}{name}.alpha"] = torch.tensor(float(len(down)))  # bfloat16 would round some ranks
+        tensors[f"{EXPORTED_PREFIX}{name}.lora_B.weight"], tensors[f"{EXPORTED_PREFIX}{name}.lora_A.weight"] = stored
+        tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(float(len(down)))  # bfloat16 would round some ranks
         errors[name] = math.hypot(error, _rounding((up, down), stored))
     return ExtractedLora(tensors, errors)
 

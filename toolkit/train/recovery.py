@@ -26,8 +26,8 @@ from toolkit.files.writing import sha256_of
 from toolkit.memory.quantization import LowRank, QuantizedWeight
 from toolkit.models.families import family_for
 from toolkit.models.loading import part_hash
-from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.save import write_safetensors_verified
+from toolkit.networks.spelling import EXPORTED_PREFIX
 from toolkit.networks.svd import extract_lora_from_delta
 
 LEAST_SCALE = 1e-4
@@ -83,9 +83,9 @@ class RecoveryMaker:
         """Writes the file that `model.accuracy_recovery_adapter` reads. Raises RunError where it cannot be written."""
         tensors = {}
         for name, (up_OR, down_RI) in self.low_rank.items():
-            tensors[f"{FILE_PREFIX}{name}.lora_A.weight"] = down_RI
-            tensors[f"{FILE_PREFIX}{name}.lora_B.weight"] = up_OR
-            tensors[f"{FILE_PREFIX}{name}.alpha"] = torch.tensor(float(len(down_RI)))
+            tensors[f"{EXPORTED_PREFIX}{name}.lora_A.weight"] = down_RI
+            tensors[f"{EXPORTED_PREFIX}{name}.lora_B.weight"] = up_OR
+            tensors[f"{EXPORTED_PREFIX}{name}.alpha"] = torch.tensor(float(len(down_RI)))
         errors = {name: [round(number, 6) for number in error] for name, error in self.errors.items()}
         write_safetensors_verified(path, tensors, {"rank": str(self.rank), "errors": json.dumps(errors), **metadata})
 

@@ -266,6 +266,9 @@ class ResumePlan:
     compiled: Mapping[str, bool] | None = None
     """The checkpoint's record of `record_compiled`; None: it has none."""
 
+    spelling: str | None = None
+    """The checkpoint's record of `record_spelling`; None: it has none."""
+
     @classmethod
     def of(cls, start: Start, section: ProcessConfig, found: DatasetHashes) -> ResumePlan:
         """How the run of a section begins. found: hashes of the dataset. Logs what the job has changed."""
@@ -282,6 +285,7 @@ class ResumePlan:
             new_dataset=start.document["dataset"] != record["dataset"],
             base=start.document.get("base"),
             compiled=start.document.get("compiled"),
+            spelling=start.document.get("spelling"),
         )
 
     def check_base(self, hashes: Mapping[str, str]) -> None:
@@ -314,6 +318,15 @@ class ResumePlan:
                 f"changed since the last run: blocks that ran {before} run {now}: results differ by rounding, with "
                 "'model.int8_matmul: auto' also by that of int8 products"
             )
+
+    def record_spelling(self, of_new_runs: str, before_it_was_recorded: str) -> str:
+        """The name of the spelling of the run's files, recorded for its checkpoints. A run keeps the one it began with:
+        its files are compared, averaged and loaded side by side."""
+        spelling = of_new_runs
+        if self.state is not None:
+            spelling = self.spelling or before_it_was_recorded
+        self.record["spelling"] = spelling
+        return spelling
 
     def apply(self, run: Run) -> None:
         """Loads the checkpoint into the run, moves files of later steps aside, and saves the dataset's hashes.

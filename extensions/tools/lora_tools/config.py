@@ -86,8 +86,8 @@ class ConvertConfig(WritingToolConfig):
         Literal["comfyui", "comfyui-fused", "diffusers", "kohya", "musubi", "aitk"],
         OneOf(spellings={"ai-toolkit": "aitk"}),
     ]
-    """Target program: comfyui, diffusers, kohya, musubi or aitk; comfyui-fused: ComfyUI, with the layers
-    that are fused in its weights (Qwen-Image-2.1's `img_mlp.gate_up`)."""
+    """Target program: comfyui, diffusers, kohya, musubi or aitk; comfyui-fused: versions of ComfyUI that know the
+    layers of Qwen-Image-2.1's `img_mlp.gate_up` only as one."""
 
 
 class RankConfig(WritingToolConfig):

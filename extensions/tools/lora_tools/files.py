@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,9 +18,9 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.writing import why_not_replaced
 from toolkit.models.families import family_for
-from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
+from toolkit.networks.spelling import EXPORTED_PREFIX, spelled, spelling_for_layers
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
 from toolkit.registry import FAMILIES
 from toolkit.system.device import DTYPES
@@ -87,10 +88,16 @@ def lora_tensors(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The tensors of scale * up @ down in a file, and the change [O, I] that they mean there."""
     down, up = down_RI.to(dtype).contiguous(), up_OR.to(dtype).contiguous()
-    stem = f"{FILE_PREFIX}{name}"
+    stem = f"{EXPORTED_PREFIX}{name}"
     alpha = torch.tensor(scale * len(down))
     tensors = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up, f"{stem}.alpha": alpha}
     return tensors, float(alpha) / len(down) * up.float() @ down.float()
+
+
+def named_for_layers(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors under the names that programs know for these layers. The strength stays in alpha, where nothing is
+    rounded."""
+    return spelled(tensors, replace(spelling_for_layers(layers), folds_alpha=False))
 
 
 def write_lowrank(
@@ -103,11 +110,12 @@ def write_lowrank(
     written."""
     tensors: dict[str, Tensor] = {}
     ranks: list[int] = []
-    layers, loss = 0, Loss()
+    layers: list[str] = []
+    loss = Loss()
     for name, change in changes:
-        layers += 1
+        layers.append(name)
         if isinstance(change, LayerDelta) and change.bias is not None:
-            tensors[f"{FILE_PREFIX}{name}.diff_b"] = change.bias.to(dtype)
+            tensors[f"{EXPORTED_PREFIX}{name}.diff_b"] = change.bias.to(dtype)
             if not change.has_weight:
                 continue
         most, scale = section.rank or min(change.shape), 1.0
@@ -123,9 +131,9 @@ def write_lowrank(
         of_layer, written_OI = lora_tensors(name, up / scale, down, scale, dtype)
         tensors |= of_layer
         loss.add(change.delta() if isinstance(change, LayerDelta) else change, written_OI)
-    write_lora(section.output_path(), tensors, metadata)
+    write_lora(section.output_path(), named_for_layers(tensors, layers), metadata)
     of_ranks = f"ranks {min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else f"rank {max(ranks, default=0)}"
-    logger.info(f"{section.output}: {layers} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
+    logger.info(f"{section.output}: {len(layers)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
 
 
 def refuse_dora(name: str, change: LayerDelta) -> None:

@@ -1,7 +1,8 @@
 """Adapter files as other programs read them: files read in any known form, and written in the form of one program.
 
 A program is a row of `FORMATS`: what it reads with the meaning that the file has, found by running it on generated
-files (ComfyUI a125cd84, diffusers 0.42.1 with peft 0.21.2) or by its source (musubi-tuner 0.3.4, ai-toolkit). Nothing
+files (ComfyUI a125cd84, diffusers 0.42.1 with peft 0.21.2) or by its source (ComfyUI's names of layers at 17358c8f,
+musubi-tuner 0.3.4, ai-toolkit). Nothing
 is rounded on the way: the numbers keep the dtype of the file, and where a scale has to go into a matrix and does not
 fit into that, the file becomes float32.
 
@@ -10,8 +11,8 @@ Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from toolkit.networks.lora_formats import (
     rank_of,
     read_tensors,
 )
+from toolkit.networks.spelling import BARE, spelling_for_layers
 
 Layers = Mapping[str, tuple[int, int]] | Collection[str]
 """Full module name -> (inputs, outputs); names alone: layers of any size."""
@@ -112,17 +114,23 @@ class Format:
     row_magnitude: str = ""
     """Key of a DoRA's norms of output rows [O, 1]."""
 
+    prefix_of_halves: str | None = None
+    """The prefix for a model whose layers ComfyUI fuses, where that is another one."""
+
     is_fused: bool = False
     """Whether layers that ComfyUI's weights hold as one (`lora_formats.ROWS_OF`) are one here."""
-
-    fused_form: str = ""
-    """The form that the program finds such layers in; under their own names it skips them."""
 
     bias: str = ""
     """Key of what is added to a bias; empty: it does not read them."""
 
     flat_magnitude: bool = False
     """The norms are written as [O]."""
+
+    def for_layers(self, layers: Iterable[str]) -> Format:
+        """The form with the prefix for a model of these layers."""
+        if self.prefix_of_halves is None or spelling_for_layers(layers) is not BARE:
+            return self
+        return replace(self, prefix=self.prefix_of_halves)
 
     def stem(self, module: str) -> str:
         """What the keys of a module begin with."""
@@ -133,7 +141,7 @@ _DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
 FORMATS: dict[str, Format] = {
     "comfyui": Format(
-        "ComfyUI", "diffusion_model.", column_magnitude=".dora_scale", bias=".diff_b", fused_form="comfyui-fused"
+        "ComfyUI", "diffusion_model.", column_magnitude=".dora_scale", bias=".diff_b", prefix_of_halves=""
     ),
     "comfyui-fused": Format(
         "ComfyUI's fused layers", "diffusion_model.", column_magnitude=".dora_scale", bias=".diff_b", is_fused=True
@@ -179,12 +187,6 @@ def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
     return list(found)
 
 
-def skipped(file: AdapterFile, target: Format) -> list[str]:
-    """Layers of the file that the program does not find under the names of this form."""
-    parts = (part for all_parts in fused_layers(file.changes).values() for part in all_parts)
-    return [part for part in parts if part in file.changes] if target.fused_form else []
-
-
 _TITLES = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "dora": "DoRA"}
 
 
@@ -196,6 +198,7 @@ def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
     """The tensors of the file in the form of a program. Raises UserError where that cannot hold it."""
     if reasons := why_not_exported(file, target):
         raise UserError(f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it.")
+    target = target.for_layers(file.changes)
     tensors: dict[str, Tensor] = {}
     for module, change in (_fused(file.changes) if target.is_fused else file.changes).items():
         tensors |= {target.stem(module) + suffix: tensor for suffix, tensor in _written(change, target).items()}

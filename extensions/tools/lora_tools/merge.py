@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from extensions.tools.lora_tools.config import MergeConfig
-from extensions.tools.lora_tools.files import Loss, lora_tensors, number_type, read_lora, refuse_dora, write_lora
+from extensions.tools.lora_tools.files import (
+    Loss,
+    lora_tensors,
+    named_for_layers,
+    number_type,
+    read_lora,
+    refuse_dora,
+    write_lora,
+)
 from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.run_job import BASE_MODEL
@@ -26,9 +34,9 @@ from toolkit.models.families import family_for
 from toolkit.models.loading import ShardReader
 from toolkit.models.parts import place_file, place_parts
 from toolkit.models.single_file import MARKERS, markers_of, shapes_of, without_prefix
-from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, in_one, read_tensors
 from toolkit.networks.save import write_safetensors_verified
+from toolkit.networks.spelling import EXPORTED_PREFIX
 from toolkit.networks.svd import extract_lora
 from toolkit.system.device import DTYPES
 
@@ -163,7 +171,7 @@ class MergeProcess(BaseExtensionProcess):
                 if change.bias is not None:
                     biases[name] = biases.get(name, 0) + strength * change.bias
         dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
-        tensors = {f"{FILE_PREFIX}{name}.diff_b": bias.to(dtype) for name, bias in biases.items()}
+        tensors = {f"{EXPORTED_PREFIX}{name}.diff_b": bias.to(dtype) for name, bias in biases.items()}
         loss = Loss()
         for name, of_layer in pairs.items():
             scale = max((scale for _, scale in of_layer), key=abs) or 1.0
@@ -179,6 +187,6 @@ class MergeProcess(BaseExtensionProcess):
         models = {file.metadata.get(BASE_MODEL) for file, _ in files}
         if len(models) == 1 and (model := models.pop()):
             metadata[BASE_MODEL] = model
-        write_lora(output, tensors, metadata)
+        write_lora(output, named_for_layers(tensors, outputs), metadata)
         said = str(dtype).removeprefix("torch.")
         logger.info(f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}")

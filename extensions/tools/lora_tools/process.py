@@ -13,7 +13,7 @@ from extensions.tools.lora_tools.config import ConvertConfig, PostHocEmaConfig, 
 from extensions.tools.lora_tools.extract import ExtractProcess
 from extensions.tools.lora_tools.files import number_type, read_lora, write_lora, write_lowrank
 from extensions.tools.lora_tools.inspect import InspectProcess
-from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, skipped
+from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata
 from extensions.tools.lora_tools.merge import MergeProcess
 from extensions.tools.lora_tools.post_hoc_ema import average, linear_betas, power_betas, steps_of
 from jobs.process import BaseExtensionProcess
@@ -51,11 +51,6 @@ class ConvertProcess(BaseExtensionProcess):
         dtype = next(tensor.dtype for name, tensor in tensors.items() if not name.endswith(".alpha"))
         rounded = "" if dtype == file.dtype else f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
         logger.info(f"{section.output}: {len(file.changes)} layers for {target.title}{rounded}")
-        if lost := skipped(file, target):
-            logger.warning(
-                f"{target.title} skips {len(lost)} of these layers, such as {lost[0]}: its weights hold them in pairs. "
-                f"Use --to {target.fused_form}."
-            )
 
 
 class ResizeProcess(BaseExtensionProcess):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -255,3 +256,15 @@ def test_a_recovery_adapter_goes_by_what_is_in_it(tmp_path: Path, scan) -> None:
     elsewhere.write_bytes(b"two")
     with pytest.raises(UserError, match=r"^model\.accuracy_recovery_adapter: 'sha256 7692c3"):
         judge(state, changed("model", accuracy_recovery_adapter=str(elsewhere)), found, allow_change=True)
+
+
+def test_a_run_keeps_the_spelling_of_its_files(state: Path, scan) -> None:
+    """A checkpoint without a record is of a version that knew one spelling."""
+    found = scan(a="a", b="b")
+    fresh = resumption_of(None, section(), found, False)
+    assert fresh.record_spelling("new", "old") == "new" == fresh.record["spelling"]
+    resumed = resumption_of(state, section(), found, False)
+    assert resumed.record_spelling("new", "old") == "old" == resumed.record["spelling"]
+    assert "spelling" not in json.loads((state / "state.json").read_text())
+    recorded = replace(resumed, spelling="another")
+    assert recorded.record_spelling("new", "old") == "another" == recorded.record["spelling"]

@@ -327,25 +327,26 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("to", "parts", "warned"),
-    [
-        ("comfyui", ("gate_layer", "proj", "out"), 2),
-        ("comfyui", ("out",), 0),
-        ("comfyui-fused", ("gate_layer", "proj", "out"), 0),
-        ("diffusers", ("gate_layer", "proj", "out"), 0),
-    ],
+    ("parts", "prefix"), [(("gate_layer", "proj", "out"), ""), (("net.2",), "diffusion_model.")], ids=["2.1", "20B"]
 )
-def test_layers_that_comfyui_skips_are_one_line(
-    run, tmp_path: Path, said, to: str, parts: tuple[str, ...], warned: int
+@pytest.mark.parametrize("tool", ["convert", "resize", "merge"])
+def test_files_have_the_names_by_which_comfyui_finds_their_layers(
+    run, tmp_path: Path, tool: str, parts: tuple[str, ...], prefix: str
 ) -> None:
+    """The halves of 2.1's fused layer are known without a prefix alone (comfy/lora.py at 17358c8f)."""
     shapes = {"lora_A.weight": (2, 64), "lora_B.weight": (64, 2)}
     save_file(
         {f"diffusion_model.{MLP}.{part}.{name}": torch.ones(shape) for part in parts for name, shape in shapes.items()},
         tmp_path / "a.safetensors",
     )
-    run("convert", input="a.safetensors", to=to, output="b.safetensors")
-    line = f"ComfyUI skips {warned} of these layers, such as {MLP}.gate_layer: its weights hold them in pairs. "
-    assert [text for text in said if "skips" in text] == [f"{line}Use --to comfyui-fused."] * bool(warned)
+    keys = {
+        "convert": {"input": "a.safetensors", "to": "comfyui"},
+        "resize": {"input": "a.safetensors", "rank": 1},
+        "merge": {"lora": ["a.safetensors"]},
+    }
+    run(tool, output="b.safetensors", **keys[tool])
+    written = load_file(tmp_path / "b.safetensors")
+    assert written and all(key.startswith(f"{prefix}{MLP}.") for key in written)
 
 
 @pytest.mark.parametrize(
