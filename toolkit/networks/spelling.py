@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from toolkit.models.interface import ROWS_OF
@@ -24,8 +23,8 @@ from toolkit.models.interface import ROWS_OF
 EXPORTED_PREFIX = "diffusion_model."
 """Before the name of a layer in what `Network.export` returns."""
 
-UP = ".lora_B.weight"
 DOWN = ".lora_A.weight"
+UP = ".lora_B.weight"
 ALPHA = ".alpha"
 
 
@@ -39,23 +38,25 @@ class Spelling:
     prefix: str
     """Before the name of a layer."""
 
+    down_up: tuple[str, str]
+    """Ends of the keys of a LoRA's matrices."""
+
     folds_alpha: bool
-    """Whether alpha / rank is multiplied into the up matrix of a LoRA or DoRA. LoHa and LoKr always have an alpha."""
-
-    stores_alpha: bool
-    """Whether a LoRA or DoRA has an alpha for each layer: with `folds_alpha` it is the rank, which scales nothing."""
+    """Whether alpha / rank is multiplied into the up matrix of a LoRA or DoRA, which then has no alpha. LoHa and LoKr
+    always have one."""
 
 
-STORED = Spelling("alpha_stored", "diffusion_model.", folds_alpha=False, stores_alpha=True)
-"""Of runs that began with version 0.2.0 or an earlier one. They keep it. mflux 0.24.0 ignores its alpha, and ComfyUI
-does not know this prefix for all layers of Qwen-Image-2.1."""
+STORED = Spelling("alpha_stored", "diffusion_model.", (DOWN, UP), folds_alpha=False)
+"""Of runs that began before spellings were recorded; they keep it. mflux 0.24.0 ignores its alpha, and ComfyUI
+(17358c8f) does not find all layers of Qwen-Image-2.1 by this prefix."""
 
-FOLDED = Spelling("alpha_folded", "diffusion_model.", folds_alpha=True, stores_alpha=False)
-"""ai-toolkit's. Exact in diffusers 0.42.1, ComfyUI (17358c8f), DiffSynth 2.1.12 and mflux 0.24.0."""
+FOLDED = Spelling("alpha_folded", "diffusion_model.", (DOWN, UP), folds_alpha=True)
+"""As ai-toolkit writes. A LoRA is exact in ComfyUI (17358c8f), diffusers 0.42.1, DiffSynth 2.1.12, mflux 0.24.0."""
 
-BARE = Spelling("bare", "", folds_alpha=True, stores_alpha=True)
-"""For models whose layers ComfyUI (17358c8f) fuses: it finds their halves without a prefix. diffusers 0.42.1 loads such
-names only where the file has an alpha."""
+BARE = Spelling("bare", "", (".lora_A.default.weight", ".lora_B.default.weight"), folds_alpha=True)
+"""As DiffSynth writes. For models whose layers ComfyUI (17358c8f) fuses: it finds their halves without this prefix
+alone. Without `default` in the keys mflux 0.24.0 refuses bare names, and diffusers 0.42.1 needs an alpha to load them.
+A LoRA is exact in the same programs as with FOLDED."""
 
 SPELLINGS: dict[str, Spelling] = {
     "qwen_image": FOLDED,
@@ -83,34 +84,22 @@ def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tens
     """Exported tensors in a spelling.
 
     tensors: as `Network.export` returns them. Those without EXPORTED_PREFIX, which a network names itself, stay as they
-    are. An up matrix [O, R] is multiplied in float32; alphas are float32 scalars.
+    are. An up matrix [O, R] is multiplied by alpha / R in float32.
     """
+    down, up = spelling.down_up
     written: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
+        stem = spelling.prefix + key.removeprefix(EXPORTED_PREFIX)
         if not key.startswith(EXPORTED_PREFIX):
             written[key] = tensor
-            continue
-        name = spelling.prefix + key.removeprefix(EXPORTED_PREFIX)
-        if spelling.folds_alpha and key.endswith(UP):
-            written[name] = _with_strength(tensor, tensors.get(f"{key.removesuffix(UP)}{ALPHA}"))
-        elif spelling.folds_alpha and key.endswith(ALPHA):
-            rank = _rank(tensors, key.removesuffix(ALPHA))
-            if rank is None:  # a LoHa or LoKr
-                written[name] = tensor
-            elif spelling.stores_alpha:
-                written[name] = torch.tensor(float(rank))
+        elif key.endswith(DOWN):
+            written[stem.removesuffix(DOWN) + down] = tensor
+        elif key.endswith(UP):
+            alpha = tensors.get(key.removesuffix(UP) + ALPHA)
+            strength = 1.0 if alpha is None or not spelling.folds_alpha else float(alpha) / tensor.shape[1]
+            written[stem.removesuffix(UP) + up] = tensor if strength == 1 else tensor.float() * strength
+        elif key.endswith(ALPHA) and spelling.folds_alpha and key.removesuffix(ALPHA) + UP in tensors:
+            continue  # it is in the up matrix
         else:
-            written[name] = tensor
+            written[stem] = tensor
     return written
-
-
-def _with_strength(up_OR: Tensor, alpha: Tensor | None) -> Tensor:
-    if alpha is None:
-        return up_OR
-    return up_OR.float() * (float(alpha) / up_OR.shape[1])
-
-
-def _rank(tensors: Mapping[str, Tensor], stem: str) -> int | None:
-    """The rank of a LoRA's layer; None for a layer of another kind."""
-    up_OR = tensors.get(f"{stem}{UP}")
-    return None if up_OR is None else up_OR.shape[1]

@@ -20,7 +20,7 @@ from toolkit.files.writing import why_not_replaced
 from toolkit.models.families import family_for
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
-from toolkit.networks.spelling import EXPORTED_PREFIX, spelled, spelling_for_layers
+from toolkit.networks.spelling import EXPORTED_PREFIX, UP, spelled, spelling_for_layers
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
 from toolkit.registry import FAMILIES
 from toolkit.system.device import DTYPES
@@ -94,10 +94,18 @@ def lora_tensors(
     return tensors, float(alpha) / len(down) * up.float() @ down.float()
 
 
-def named_for_layers(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors under the names that programs know for these layers. The strength stays in alpha, where nothing is
-    rounded."""
-    return spelled(tensors, replace(spelling_for_layers(layers), folds_alpha=False))
+def for_every_program(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors in the spelling that most programs load. The strength is multiplied into the matrices where nothing
+    is rounded by it, and stays in alpha otherwise."""
+    spelling = spelling_for_layers(layers)
+    folded = spelled(tensors, spelling)
+    dtypes = {tensor.dtype for key, tensor in tensors.items() if key.endswith(UP)}
+    for dtype in dtypes:
+        stored = {key: tensor.to(dtype) for key, tensor in folded.items() if key.endswith(spelling.down_up[1])}
+        if any(not torch.equal(tensor.float(), folded[key].float()) for key, tensor in stored.items()):
+            return spelled(tensors, replace(spelling, folds_alpha=False))
+        folded |= stored
+    return folded
 
 
 def write_lowrank(
@@ -131,7 +139,7 @@ def write_lowrank(
         of_layer, written_OI = lora_tensors(name, up / scale, down, scale, dtype)
         tensors |= of_layer
         loss.add(change.delta() if isinstance(change, LayerDelta) else change, written_OI)
-    write_lora(section.output_path(), named_for_layers(tensors, layers), metadata)
+    write_lora(section.output_path(), for_every_program(tensors, layers), metadata)
     of_ranks = f"ranks {min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else f"rank {max(ranks, default=0)}"
     logger.info(f"{section.output}: {len(layers)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
 

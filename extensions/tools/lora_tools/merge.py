@@ -14,8 +14,8 @@ from torch import Tensor
 from extensions.tools.lora_tools.config import MergeConfig
 from extensions.tools.lora_tools.files import (
     Loss,
+    for_every_program,
     lora_tensors,
-    named_for_layers,
     number_type,
     read_lora,
     refuse_dora,
@@ -187,6 +187,6 @@ class MergeProcess(BaseExtensionProcess):
         models = {file.metadata.get(BASE_MODEL) for file, _ in files}
         if len(models) == 1 and (model := models.pop()):
             metadata[BASE_MODEL] = model
-        write_lora(output, named_for_layers(tensors, outputs), metadata)
+        write_lora(output, for_every_program(tensors, outputs), metadata)
         said = str(dtype).removeprefix("torch.")
         logger.info(f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}")

@@ -28,6 +28,7 @@ from toolkit.files.writing import is_own_folder
 from toolkit.models.families import family_for
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.networks.spelling import FOLDED, spelled
 
 TO_Q, TO_V = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_v"
 MLP = "transformer_blocks.0.img_mlp"
@@ -207,7 +208,8 @@ def test_biases_are_kept_by_convert_and_resize_and_merged(
     run("resize", input=str(biased), output="small.safetensors", rank=2)
     small = load_file(tmp_path / "small.safetensors")
     assert_same({name: small[name] for name in biases}, biases)
-    assert len(small) == len(given) and small[f"diffusion_model.{TO_Q}.lora_A.weight"].shape[0] == 2
+    alphas = [name for name in given if name.endswith(".alpha")]
+    assert len(small) == len(given) - len(alphas) and small[f"diffusion_model.{TO_Q}.lora_A.weight"].shape[0] == 2
     run("merge", lora=[f"{biased}:0.5", f"{biased}:0.25"], output="two.safetensors")
     two = load_file(tmp_path / "two.safetensors")
     assert_same({name: two[name] for name in biases}, {name: 0.75 * bias for name, bias in biases.items()})
@@ -243,7 +245,8 @@ def test_biases_alone_are_converted_resized_and_merged(run, layers, said, write_
     lora = write_lora("a.safetensors", 1)
     for index, files in enumerate((["alone.safetensors", str(lora)], [str(lora), "alone.safetensors"])):
         run("merge", lora=files, output=f"two_{index}.safetensors")
-        assert_same(load_file(tmp_path / f"two_{index}.safetensors"), load_file(lora) | {key: torch.ones(outputs)})
+        whole = spelled(load_file(lora), FOLDED)
+        assert_same(load_file(tmp_path / f"two_{index}.safetensors"), whole | {key: torch.ones(outputs)})
         assert f"2 files in {len(load_file(lora)) // 3} layers" in said[-1]
     for name in ("converted", "small"):
         assert_same(load_file(tmp_path / f"{name}.safetensors"), {key: torch.ones(outputs)})
@@ -347,6 +350,20 @@ def test_files_have_the_names_by_which_comfyui_finds_their_layers(
     run(tool, output="b.safetensors", **keys[tool])
     written = load_file(tmp_path / "b.safetensors")
     assert written and all(key.startswith(f"{prefix}{MLP}.") for key in written)
+
+
+def test_a_strength_that_16_bits_would_round_stays_in_alpha(run, tmp_path: Path) -> None:
+    for name, alpha in (("half", 1.0), ("third", 0.7)):
+        tensors = {"lora_A.weight": torch.rand(2, 8).bfloat16(), "lora_B.weight": torch.rand(8, 2).bfloat16()}
+        given = {f"diffusion_model.{TO_Q}.{key}": tensor for key, tensor in tensors.items()}
+        save_file({**given, f"diffusion_model.{TO_Q}.alpha": torch.tensor(alpha)}, tmp_path / f"{name}.safetensors")
+        run("merge", lora=[f"{name}.safetensors"], output=f"{name}_merged.safetensors")
+        written = load_file(tmp_path / f"{name}_merged.safetensors")
+        up = written[f"diffusion_model.{TO_Q}.lora_B.weight"]
+        assert up.dtype == torch.bfloat16
+        assert (f"diffusion_model.{TO_Q}.alpha" in written) == (name == "third")
+        expected = tensors["lora_B.weight"] * (0.5 if name == "half" else 1)
+        assert torch.equal(up, expected)
 
 
 @pytest.mark.parametrize(
