@@ -388,7 +388,7 @@ def family_words(text: str, word: str = "qwen") -> list[str]:
 CAPTIONER = "extensions/tools/caption/captioner.py"
 """The model that writes captions is none that is trained."""
 
-LOADERS = "extensions/tools/doctor/programs.py"
+LOADERS = "toolkit/networks/programs.py"
 """What other programs load, of which models."""
 
 

@@ -42,7 +42,7 @@ from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.applied import Changes, NamedAdapters
 from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
-from toolkit.networks.spelling import NAMED, STORED, spelling_of
+from toolkit.networks.spelling import SPELLINGS, STORED
 from toolkit.plan.diffusion import SdPlanner
 from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import groups_of
@@ -208,8 +208,8 @@ class SdTrainerProcess(ImageTrainer):
         in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
         kind = ModelFolderWriter if self.saves_folders else in_one
         optimizer, steps = self.roles[NETWORK].optimizer, self.plan.optimizer_steps
-        newest = spelling_of(family_for(self.section.model).arch)
-        spelling = NAMED[self.resumption.record_spelling(newest.name, STORED.name)]
+        newest = family_for(self.section.model).lora_spelling
+        spelling = SPELLINGS[self.resumption.record_spelling(newest, STORED.name)]
         metadata = job_metadata(self.section, self.meta, self.name, steps, self.seed, optimizer, self.plan, spelling)
         return kind(self.network, self.section, metadata, spelling).snapshot
 

@@ -178,8 +178,6 @@ def attach_network(
     sharded = network.sharded_params()
     count = sum(prod(sharded[name].shape if name in sharded else p.shape) for name, p in network.parameters().items())
     logger.info(f"{settings.type}: {len(targets)} layers, {count:,} trainable parameters")
-    if kind.format_warning:
-        logger.info(kind.format_warning)
     return network
 
 

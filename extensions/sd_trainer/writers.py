@@ -34,7 +34,8 @@ from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.adapter_health import health
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.interface import Network
-from toolkit.networks.lora_formats import fused_weights, in_one
+from toolkit.networks.lora_formats import fused_layers, fused_weights, in_one
+from toolkit.networks.programs import limits
 from toolkit.networks.save import (
     naming,
     to_cpu_copies,
@@ -87,12 +88,21 @@ class LoraWriter:
             for file, tensors in copies.items():
                 write_safetensors_verified(file, tensors, metadata or None)
                 if step is None and isinstance(self.network, LinearAdapterNetwork):
-                    for wrong in [one for one in health(tensors, metadata) if one.severity == "error"][:1]:
-                        logger.warning(f"{file.name}: {wrong.message} {wrong.remedy} See run.py doctor.")
+                    self._report(file.name, tensors, metadata)
             files = list(copies)
             return files + self._extract(run, files[0], weights, metadata, step, done) if weights else files
 
         return write
+
+    def _report(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Logs what is wrong with the last file of a run, and the programs in which it does not have its whole
+        effect."""
+        for wrong in [one for one in health(tensors, metadata) if one.severity == "error"][:1]:
+            logger.warning(f"{file}: {wrong.message} {wrong.remedy} See run.py doctor.")
+        layers = family_for(self.section.model).every_linear_layer(model_folder(self.section.model))
+        reasons = limits(tensors, metadata, bool(fused_layers(layers)))
+        if reasons:
+            logger.info(f"{file}: {' '.join(reasons.values())} See docs/use_your_lora.md.")
 
     def _extract(
         self,

@@ -165,6 +165,9 @@ class ModelFacts:
     """Noise levels in (0, 1], before the shift, that the model is distilled for; other numbers of steps resample them.
     None: the model is not distilled, and its levels are evenly spaced."""
 
+    lora_spelling: str = "alpha_folded"
+    """How new runs spell their LoRA files: a name in `toolkit.networks.spelling`."""
+
     embeds_guidance: bool = False
     """Whether the guidance scale is an input of the model: sampling then needs no negative prediction."""
 

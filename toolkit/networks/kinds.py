@@ -80,9 +80,6 @@ class NetworkKind:
     up_names: frozenset[str] = frozenset()
     """Matrices with LoRA+'s own learning rate; empty: LoRA+ cannot be used."""
 
-    format_warning: str = ""
-    """What a user has to know about the files of this kind, or empty."""
-
     in_lycoris: bool = False
     """Whether `network_kwargs.algo` of `type: lycoris` may name it."""
 
@@ -179,7 +176,6 @@ KINDS: dict[str, NetworkKind] = {
             compiled_outputs=(20.1, 20.1),
         ),
         up_names=frozenset({"lora_B.weight"}),
-        format_warning="DoRA files load in ComfyUI; diffusers warns and ignores their magnitudes: its images differ.",
         needs_base=True,
         extracts_lora=True,
     ),
@@ -189,7 +185,6 @@ KINDS: dict[str, NetworkKind] = {
         ActivationUnits(
             (22.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13), compiled=(19.1, 19.1)
         ),
-        format_warning="LoHa files load in ComfyUI; diffusers does not know the kind and refuses them.",
         in_lycoris=True,
         extracts_lora=True,
     ),
@@ -198,7 +193,6 @@ KINDS: dict[str, NetworkKind] = {
         lokr_shapes,
         ActivationUnits((31.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7), compiled=(28.5, 28.5)),
         settings={"factor": "factor", "whole": "lokr_full_rank"},
-        format_warning="LoKr files load in ComfyUI; the pipelines of diffusers refuse them.",
         in_lycoris=True,
         extracts_lora=True,
     ),

@@ -1,11 +1,11 @@
 """How a run spells its LoRA files: the prefix of the keys, and where the strength is.
 
 Networks export their tensors in one form: `diffusion_model.<layer>.<matrix>` with an alpha for each layer. `spelled`
-turns that into the spelling of the model's family, which as many programs as possible load with exactly the trained
-effect. Which program reads which spelling was found by running it (`benchmarks/bench_interop.py`; the table is in
-docs/loras.md).
+turns that into the spelling of the model's family (`ModelFacts.lora_spelling`), which as many programs as possible load
+with exactly the trained effect. Which program reads which spelling was found by running it
+(`benchmarks/bench_interop.py`; the table is in docs/loras.md).
 
-    spelling = SPELLINGS["qwen_image_2"]
+    spelling = SPELLINGS[family.lora_spelling]
     tensors = spelled(network.export(weights), spelling)
 
 Shape suffixes: O outputs of a layer, R rank.
@@ -58,20 +58,8 @@ BARE = Spelling("bare", "", (".lora_A.default.weight", ".lora_B.default.weight")
 alone. Without `default` in the keys mflux 0.24.0 refuses bare names, and diffusers 0.42.1 needs an alpha to load them.
 A LoRA is exact in the same programs as with FOLDED."""
 
-SPELLINGS: dict[str, Spelling] = {
-    "qwen_image": FOLDED,
-    "qwen_image_edit": FOLDED,
-    "qwen_image_edit_plus": FOLDED,
-    "qwen_image_2": BARE,
-}
-"""`model.arch` -> the spelling of new runs; FOLDED for families that are not listed."""
-
-NAMED = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE)}
-
-
-def spelling_of(arch: str) -> Spelling:
-    """The spelling of new runs on a family."""
-    return SPELLINGS.get(arch, FOLDED)
+SPELLINGS = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE)}
+"""By name. The spelling of new runs is a fact of the model's family (`ModelFacts.lora_spelling`)."""
 
 
 def spelling_for_layers(layers: Iterable[str]) -> Spelling:

@@ -32,8 +32,9 @@ class DoctorConfig(ToolConfig):
     """Model folder that it is to be used with. Empty: that of the run or the metadata where it is here, else the
     published models, of which only names and sizes of layers are known."""
 
-    program: Literal["", "comfyui", "diffusers", "nunchaku", "musubi"] = ""
-    """Program that is to load it: comfyui, diffusers, nunchaku or musubi. Empty: none in particular."""
+    program: Literal["", "comfyui", "diffusers", "diffsynth", "mflux", "simpletuner", "nunchaku", "musubi"] = ""
+    """Program that is to load it: comfyui, diffusers, diffsynth, mflux, simpletuner, nunchaku or musubi. Empty: none in
+    particular."""
 
     base_dtype: Literal["", "fp8", "fp8_rows", "fp8_unscaled", "int8", "int4", "nvfp4"] = ""
     """Number type of the weights it is merged into, for the share of the change that is rounded away: fp8 (e4m3, a

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from extensions.tools.doctor.config import DoctorConfig
-from extensions.tools.doctor.programs import PREFIXES, PROGRAMS, program_findings, split_stem
 from extensions.tools.doctor.rounding import Rounding, predicted, rounding
 from extensions.tools.shared.run_job import model_of
 from jobs.process import BaseExtensionProcess
@@ -24,6 +23,7 @@ from toolkit.models.families import ModelFamily, family_for
 from toolkit.models.loading import ShardReader
 from toolkit.networks.adapter_health import TEXT_SIDE, finding, health, is_own, layers_of
 from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors, split_change
+from toolkit.networks.programs import PREFIXES, PROGRAMS, program_findings, split_stem
 from toolkit.registry import FAMILIES
 
 SHOWN = 5

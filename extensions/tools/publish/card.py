@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
@@ -16,7 +17,8 @@ from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import readable_size, sha256_of
 from toolkit.models.adapter_origin import named_families
 from toolkit.models.families import ModelFamily, family_for
-from toolkit.networks.kinds import KINDS
+from toolkit.networks.lora_formats import read_tensors
+from toolkit.networks.programs import PROGRAMS, program_findings
 from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def model_card(
     for lora in loras:
         step = "" if lora.step is None else str(lora.step)
         lines.append(f"| {lora.path.name} | {step} | {readable_size(lora.size)} | `{sha256_of(lora.path)}` |")
-    lines += ["", "## Use", "", *_usage(section, family, repo, loras[-1].path.name, samples), ""]
+    lines += ["", "## Use", "", *_usage(section, family, repo, loras[-1].path, samples), ""]
     if section:
         lines += [
             "## Training",
@@ -84,15 +86,17 @@ def _usage(
     section: DiffusionSection | None,
     family: ModelFamily | None,
     repo: str,
-    file: str,
+    path: Path,
     samples: Sequence[tuple[str, SampleImage]],
 ) -> list[str]:
     """How the file is loaded: with the pipeline of diffusers, where that has one for the model and reads the file."""
+    file = path.name
     if not (section and family and family.published):
         return [f"`run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."]
     comfy = "In ComfyUI: put the file into `models/loras`."
-    if warning := KINDS[section.network.type].format_warning:
-        return [f"{comfy} {warning}"]
+    in_diffusers = list(program_findings(PROGRAMS["diffusers"], *read_tensors(path)))
+    if in_diffusers:
+        return [f"{comfy} {in_diffusers[0].message}"]
     prompt = next((image.prompt for _, image in samples if image.prompt), section.trigger_word or "what to generate")
     model, of_folder = section.model.name_or_path, ""
     if section.model.is_path():

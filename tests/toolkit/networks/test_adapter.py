@@ -16,7 +16,8 @@ from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantization import quantizer
 from toolkit.networks import kinds as network_kinds
 from toolkit.networks.adapter import AdapterDropout, LinearAdapterNetwork, dequantized_weight
-from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file, read_tensors
+from toolkit.networks.programs import limits
 
 INT8, INT4 = quantizer("int8"), quantizer("int4")
 BASES = {"plain": None, "int8": INT8, "int4": INT4}
@@ -334,7 +335,7 @@ def test_diffusers_refuses_what_it_does_not_know(pipeline, tiny_model: Path, tmp
     save_network(path, network.export(network.parameters()), "float32", {})
     with pytest.raises(ValueError, match=r"state_dict.* should be empty"):
         pipeline.load_lora_weights(path)
-    assert "refuse" in network.kind.format_warning
+    assert "diffusers" in limits(*read_tensors(path))
 
 
 def test_diffusers_takes_a_dora_without_its_magnitude(pipeline, tiny_model: Path, tmp_path: Path) -> None:
@@ -348,6 +349,7 @@ def test_diffusers_takes_a_dora_without_its_magnitude(pipeline, tiny_model: Path
     finally:
         pipeline.unload_lora_weights()
     torch.testing.assert_close(delta_OI, load_adapter_file(path, network.targets)[TO_Q].delta())
+    assert "norms of columns" in limits(*read_tensors(path))["diffusers"]
 
 
 # ------------------------------------------------------------ dropout

@@ -60,12 +60,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
         config = {"job": "extension", "config": {"name": f"job_{name}", "process": [section]}}
         (folder / f"{name}.json").write_text(json.dumps(config))
         run_job(folder / f"{name}.json")
-        shutil.copy(folder / f"job_{name}" / f"job_{name}.safetensors", folder / f"{name}.safetensors")
+        saved = folder / f"job_{name}" / f"job_{name}.safetensors"
+        shutil.copy(saved, folder / f"{name}_saved.safetensors")
+        shutil.copy(saved, folder / f"{name}.safetensors")
+        if kind == "lora":
+            spell_as_before(saved, folder / f"{name}.safetensors")
     file = partial(lambda name: str(folder / f"{name}.safetensors"))
     converted = {
         "comfyui": "lora", "diffusers": "lora", "kohya": "lora", "musubi": "lora", "aitk": "lora",
         "comfyui_lokr": "lokr", "kohya_loha": "loha", "musubi_lokr": "lokr", "kohya_dora": "dora",
-        "comfyui-fused_2.1": "2.1", "diffusers_2.1": "2.1",
+        "comfyui-fused_2.1": "2.1", "comfyui_2.1": "2.1", "diffusers_2.1": "2.1", "musubi_2.1": "2.1",
     }  # fmt: skip
     for name, source in converted.items():
         model = models["2.1" if source == "2.1" else "own"]
@@ -77,6 +81,18 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
     run_tool("merge", ["--base", tiny_model, "--lora", file("lora"), "--output", folder / "merged"])
     run_tool("extract", [file("extracted"), "--base", tiny_model, "--tuned", folder / "merged", "--rank", 4])
     return Place(folder, models)
+
+
+def spell_as_before(file: Path, output: Path) -> None:
+    """Writes a LoRA as runs did up to 0.2.0: `diffusion_model.`, and an alpha for each layer."""
+    tensors = {}
+    for key, tensor in load_file(file).items():
+        name = f"diffusion_model.{key.removeprefix('diffusion_model.').replace('.default.', '.')}"
+        if B in name:
+            tensors[f"{name.partition(f'.{B}')[0]}.alpha"] = torch.tensor(2.0)
+            tensor = tensor * 2  # rank 4, alpha 2
+        tensors[name] = tensor
+    save_file(tensors, output, {**read_metadata(file), "ss_network_alpha": "2.0"})
 
 
 def examine(place: Place, file: Path, capsys: pytest.CaptureFixture[str], *flags: object) -> dict:
@@ -105,6 +121,7 @@ SOUND = {
     "to_kohya_loha": "own --for comfyui", "to_musubi_lokr": "own --for musubi", "to_kohya_dora": "own --for comfyui",
     "to_comfyui-fused_2.1": "2.1 --for comfyui", "to_diffusers_2.1": "2.1 --for diffusers", "resized": "own",
     "both": "own --for diffusers", "extracted": "own --for diffusers",
+    "lora_saved": "own --for comfyui", "2.1_saved": "2.1 --for comfyui", "dora_saved": "own --for comfyui",
     **{path.stem: "golden" for path in GOLDEN.glob("*.safetensors")},
 }  # fmt: skip
 """File -> its model, and the program that it is for."""
@@ -121,6 +138,36 @@ def test_a_sound_file_is_not_accused(place: Place, capsys: pytest.CaptureFixture
         )
     told = examine(place, file, capsys, "--model", place.models[model], *flags)
     assert told["sound"] and checks(told) == set(), told["findings"]
+
+
+@pytest.mark.parametrize("program", ["comfyui", "diffusers", "diffsynth", "mflux"])
+def test_a_lora_as_a_run_saves_it_has_its_whole_effect_in(program: str, place: Place, capsys) -> None:
+    for name, model in (("2.1_saved", "2.1"), ("lora_saved", "own")):
+        told = examine(
+            place, place.folder / f"{name}.safetensors", capsys, "--model", place.models[model], "--for", program
+        )
+        without_place = {"layers_skipped"} if (program, model) == ("mflux", "own") else set()  # modulation
+        assert checks(told) == without_place, told["findings"]
+
+
+def test_the_end_of_a_run_names_the_programs_without_its_whole_effect(
+    place: Place, tmp_path: Path, said: list[str]
+) -> None:
+    expected = {
+        "loha": ["diffusers 0.42.1 with peft 0.21.2 does not load 28 of 28 layers", "DiffSynth 2.1.12 does not load"],
+        "dora": ["does not read a DoRA with norms of columns as it is meant (28 layers)"],
+        "lora": ["mflux 0.24.0 (macOS) skips 4 of 28 layers"],
+        "2.1": [],
+    }
+    for name, reasons in expected.items():
+        job = json.loads((place.folder / f"{name}.json").read_text())
+        job["config"]["process"][0] |= {"training_folder": str(tmp_path)}
+        (tmp_path / "job.json").write_text(json.dumps(job))
+        said.clear()
+        run_job(tmp_path / "job.json")
+        lines = [line for line in said if "docs/use_your_lora.md" in line]
+        assert len(lines) == bool(reasons), said
+        assert all(reason in lines[0] for reason in reasons)
 
 
 def test_biases_and_zeros_that_comfyui_extracts_are_sound(place: Place, capsys, tmp_path: Path) -> None:
@@ -331,7 +378,18 @@ BROKEN = {
         "bad_header", "to_diffusers", metadata={"lora_adapter_metadata": '{"r": 4, "lora_alpha": "8"}'}
     ),
     "rows for comfyui": Broken("dora", "dora", mapped("dora_scale", lambda t: t), DIFFUSERS),
-    "2.1 unfused for comfyui": Broken("layers_skipped", "2.1", flags="--model 2.1 --for comfyui"),
+    "2.1 with a prefix for comfyui": Broken("layers_skipped", "2.1", flags="--model 2.1 --for comfyui"),
+    "2.1 in one without a prefix for comfyui": Broken(
+        "layers_skipped", "to_comfyui-fused_2.1", renamed(("diffusion_model.", "")), "--model 2.1 --for comfyui"
+    ),
+    "alphas for mflux": Broken("alpha_ignored", "2.1", flags="--model 2.1 --for mflux"),
+    "modulation for mflux": Broken("layers_skipped", "lora_saved", flags="--model own --for mflux"),
+    "names of diffusers for diffsynth": Broken("not_loaded", "to_diffusers", flags="--model own --for diffsynth"),
+    "lokr for diffsynth": Broken("not_loaded", "lokr", flags="--model own --for diffsynth"),
+    "ours for simpletuner": Broken("not_loaded", "lora_saved", flags="--model own --for simpletuner"),
+    "gate of musubi's form for diffusers": Broken(
+        "layers_skipped", "to_musubi_2.1", flags="--model 2.1 --for diffusers"
+    ),
     "loha for diffusers": Broken("not_loaded", "loha", flags=DIFFUSERS),
     "lokr for diffusers": Broken("not_loaded", "lokr", flags=DIFFUSERS),
     "alpha and transformer": Broken("not_loaded", "lora", renamed(("diffusion_model", "transformer")), DIFFUSERS),

@@ -1,0 +1,339 @@
+"""What other programs make of a LoRA file: one table, which the end of a run, `run.py doctor --for`, the model card and
+docs/use_your_lora.md read.
+
+Each row was found by running the program, of the version that its title names, on files of many writers and comparing
+the change of every layer (`benchmarks/bench_interop.py`, tests/golden/interop.json). ComfyUI's names of layers,
+musubi-tuner and the loader for Nunchaku were read. Other versions may load more or less.
+
+    for one in program_findings(PROGRAMS["mflux"], tensors, metadata):
+        print(one.message, one.remedy)
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from toolkit.errors import Diagnostic, UserError
+from toolkit.models.interface import ROWS_OF
+from toolkit.networks.adapter_health import finding, layers_of, strengths_in_settings
+from toolkit.networks.adapter_settings import read_settings
+
+FORMS = {
+    "lora_A": (".lora_A.weight", ".lora_B.weight"),
+    "lora_down": (".lora_down.weight", ".lora_up.weight"),
+    "lora.down": (".lora.down.weight", ".lora.up.weight"),
+    "default": (".lora_A.default.weight", ".lora_B.default.weight"),
+    "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
+    "lokr": (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b"),
+    "bias": (".diff_b",),
+}
+"""Form -> ends of its keys. All others are "other"."""
+
+WITHOUT_ALPHA = ("bias", "other")
+"""Forms that alpha does not scale."""
+
+MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+PREFIXES = (
+    "lora_transformer_",
+    "lora_unet_",
+    "lycoris_",
+    "base_model.model.",
+    "diffusion_model.",
+    "transformer.",
+    "",
+)
+
+WITH_ALPHA, ALPHA_MISSING, ALPHA_IGNORED = "+", "-", "!"
+"""Behind a form: it is loaded only where the file has alphas; only where it has none; and the alphas are ignored."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Layers that a program leaves out of a file."""
+
+    layers: str
+    """Pattern for the ends of their names, with or without dots."""
+
+    reason: str
+    remedy: str
+    prefixes: Collection[str] = PREFIXES
+    """With these prefixes it leaves them out."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What one program loads with the meaning that the file has."""
+
+    title: str
+    """With the version that this is true of."""
+
+    loads: Mapping[str, str]
+    """Prefix -> forms, separated by spaces, each with one of the marks above or none."""
+
+    remedy: str
+    loads_halves: Mapping[str, str] | None = None
+    """The same for a model whose layers ComfyUI fuses (Qwen-Image-2.1), where that differs."""
+
+    reads_header: bool = False
+    """Whether it reads peft's settings in the header (`lora_adapter_metadata`)."""
+
+    reads_rows: bool = False
+    reads_columns: bool = False
+    """DoRA with norms of rows, of columns."""
+
+    skips: tuple[Skip, ...] = field(default_factory=tuple)
+
+    def forms(self, prefix: str, has_halves: bool) -> list[str]:
+        """The forms that it loads with this prefix, with their marks."""
+        loads = self.loads if self.loads_halves is None or not has_halves else self.loads_halves
+        return loads.get(prefix, "").split()
+
+
+def _halves(parts: Iterable[str]) -> str:
+    return r"[._](?:{})$".format("|".join(re.escape(part).replace(r"\.", "[._]") for part in parts))
+
+
+HALVES = _halves(part for parts in ROWS_OF.values() for part in parts)
+WHOLES = _halves(ROWS_OF)
+
+_COMFYUI = "lora_A lora_down lora.down default bias other loha lokr"
+_EXTRACT = "of a LoHa, LoKr or DoRA extract a LoRA first (run.py resize)"
+
+PROGRAMS = {
+    "comfyui": Program(
+        "ComfyUI (17358c8f, autumn 2026)",
+        dict.fromkeys(("lora_unet_", "lycoris_", "diffusion_model.", "transformer.", ""), _COMFYUI),
+        "Convert it: run.py convert FILE OUT --to comfyui.",
+        reads_columns=True,
+        skips=(
+            Skip(
+                HALVES,
+                "its weights hold them in pairs, and it knows the halves by other prefixes",
+                "Convert it: run.py convert FILE OUT --to comfyui.",
+                ("lora_unet_", "diffusion_model."),
+            ),
+            Skip(
+                WHOLES,
+                "it knows the halves of this layer by this prefix, and not the whole",
+                "Convert it: run.py convert FILE OUT --to comfyui.",
+                ("lycoris_", "transformer.", ""),
+            ),
+        ),
+    ),
+    "diffusers": Program(
+        "diffusers 0.42.1 with peft 0.21.2",
+        {
+            "diffusion_model.": "lora_A lora_down default",
+            "lora_unet_": "lora_A lora_down",
+            "transformer.": "lora_A- lora.down-",
+            "": "lora_A+ lora_down+ default",
+        },
+        "Convert it: run.py convert FILE OUT --to diffusers.",
+        reads_header=True,
+        reads_rows=True,
+        skips=(
+            Skip(
+                _halves(("img_mlp.gate_layer",)),
+                "its pipeline does not know the flat name",
+                "Convert it: run.py convert FILE OUT --to diffusers.",
+                ("lora_unet_",),
+            ),
+        ),
+    ),
+    "diffsynth": Program(
+        "DiffSynth 2.1.12",
+        dict.fromkeys(("diffusion_model.", ""), "lora_A lora_down default"),
+        f"Convert it: run.py convert FILE OUT --to aitk; {_EXTRACT}.",
+    ),
+    "mflux": Program(
+        "mflux 0.24.0 (macOS)",
+        {"diffusion_model.": "lora_A!", "lora_unet_": "lora_down", "": "default lora_down"},
+        f"Convert it: run.py convert FILE OUT --to aitk; {_EXTRACT}.",
+        loads_halves={"diffusion_model.": "lora_A!", "transformer.": "lora_A!", "": "default!"},
+        skips=(
+            Skip(
+                r"[._](?:img|txt)_mod[._]1$",
+                "it has no place for changes of the modulation layers",
+                "Train without them (network.network_kwargs.ignore_if_contains), or merge the LoRA (run.py merge).",
+            ),
+        ),
+    ),
+    "simpletuner": Program(
+        "SimpleTuner 4.10.1 (init_lora)",
+        {"transformer.": "lora_A-"},
+        f"Convert it: run.py convert FILE OUT --to diffusers; {_EXTRACT}.",
+    ),
+    "nunchaku": Program(
+        "ComfyUI-QwenImageLoraLoader (254679f) for Nunchaku, which itself loads no LoRA of this family",
+        dict.fromkeys(("lora_unet_", "diffusion_model.", "transformer.", ""), "lora_A lora_down default"),
+        f"Convert it: run.py convert FILE OUT --to comfyui; {_EXTRACT}.",
+        skips=(
+            Skip(
+                r"[._](?:img|txt)_mod[._]1$|[._]img_mlp[._](?:gate_layer|gate_up|proj)$",
+                "it leaves out the modulation layers, unless QWENIMAGE_LORA_APPLY_AWQ_MOD=1 is set, and does not "
+                "support layers of Qwen-Image-2.1",
+                "Train without them (network.network_kwargs.ignore_if_contains), or merge it before quantizing.",
+            ),
+        ),
+    ),
+    "musubi": Program(
+        "musubi-tuner 0.3.4 (30c658c)",
+        {"lora_unet_": "lora_down loha lokr"},
+        "Convert it: run.py convert FILE OUT --to musubi.",
+    ),
+}
+"""Name for `--for` -> what the program loads."""
+
+LOAD_AS_SAVED = ("comfyui", "diffusers", "diffsynth", "mflux")
+"""Programs that load a LoRA as a run saves it; the others need a conversion."""
+
+SAME = 1e-6
+"""Strengths that differ by less are the same."""
+
+
+def split_stem(stem: str) -> tuple[str, str]:
+    """(prefix, rest) of what stands before the form of a key."""
+    prefix = next(one for one in PREFIXES if stem.startswith(one))
+    return prefix, stem.removeprefix(prefix)
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """(stem, form) of the key of a matrix; the form is empty for alpha and magnitudes."""
+    for end in (".alpha", *MAGNITUDES):
+        if key.endswith(end):
+            return key.removesuffix(end), ""
+    for form, ends in FORMS.items():
+        for end in ends:
+            if key.endswith(end):
+                return key.removesuffix(end), form
+    return re.sub(r"[._]lora[._].*$", "", key), "other"
+
+
+OF_HALVES = re.compile(r"img_mlp[._](?:gate_layer|gate_up|proj|out)$")
+"""Ends of layers of a model whose layers ComfyUI fuses (Qwen-Image-2.1)."""
+
+
+def program_findings(
+    program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], has_halves: bool | None = None
+) -> Iterator[Diagnostic]:
+    """What of a file the program would not load, or not as it is meant; nothing: it has its whole effect there.
+
+    has_halves: whether it is for a model whose layers ComfyUI fuses (Qwen-Image-2.1); None: known by its layers.
+    """
+    stems = list(dict.fromkeys(split_key(key)[0] for key in tensors))
+    if has_halves is None:
+        has_halves = any(OF_HALVES.search(stem) for stem in stems)
+    has_alpha = any(key.endswith(".alpha") for key in tensors)
+    yield from _not_loaded(program, tensors, len(stems), has_alpha, has_halves)
+    yield from _of_alphas(program, tensors, has_halves)
+    yield from _of_magnitudes(program, tensors)
+    yield from _of_skipped(program, stems)
+    yield from _of_header(program, tensors, has_alpha, metadata)
+
+
+def _not_loaded(
+    program: Program, tensors: Mapping[str, Tensor], count: int, has_alpha: bool, has_halves: bool
+) -> Iterator[Diagnostic]:
+    refused: dict[str, list[str]] = defaultdict(list)
+    for key in tensors:
+        stem, form = split_key(key)
+        prefix, _ = split_stem(stem)
+        forms = program.forms(prefix, has_halves)
+        mark = WITH_ALPHA if has_alpha else ALPHA_MISSING
+        if not form or {form, form + mark, form + ALPHA_IGNORED} & set(forms):
+            continue
+        shown = f"{prefix or 'no prefix, '}...{key.removeprefix(stem)}"
+        other_mark = ALPHA_MISSING if has_alpha else WITH_ALPHA
+        if form + other_mark in forms:
+            shown += " with alpha" if has_alpha else " without alpha"
+        refused[shown].append(stem)
+    if not refused:
+        return
+    names = tuple(dict.fromkeys(name for found in refused.values() for name in found))
+    shown = " and ".join(list(refused)[:2])
+    message = f"{program.title} does not load {len(names)} of {count} layers: keys of the form {shown}."
+    yield finding("not_loaded", message, program.remedy, names)
+
+
+def _of_alphas(program: Program, tensors: Mapping[str, Tensor], has_halves: bool) -> Iterator[Diagnostic]:
+    """Layers whose alpha the program ignores, and needs."""
+    ignoring = set()
+    for key in tensors:
+        stem, form = split_key(key)
+        if form + ALPHA_IGNORED in program.forms(split_stem(stem)[0], has_halves):
+            ignoring.add(stem)
+    scales = {name: change.scale for name, change in layers_of(tensors).sound({}).items() if name in ignoring}
+    wrong = {name: scale for name, scale in scales.items() if scale and abs(scale - 1) > SAME}
+    if wrong:
+        times = _few({1 / scale for scale in wrong.values()})
+        message = f"{program.title} ignores alpha: it applies {len(wrong)} layers at {times} times their strength."
+        yield finding("alpha_ignored", message, "Convert it: run.py convert FILE OUT --to aitk.", tuple(wrong))
+
+
+def _of_magnitudes(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:
+    magnitudes = {key: tensor for key, tensor in tensors.items() if key.endswith(MAGNITUDES)}
+    rows = [split_key(key)[0] for key, t in magnitudes.items() if t.dim() == 1 or len(t) > 1]
+    columns = [name for name in (split_key(key)[0] for key in magnitudes) if name not in rows]
+    is_named_for_columns = all(key.endswith(MAGNITUDES[0]) for key in magnitudes)
+    for kind, found, reads in (("rows", rows, program.reads_rows), ("columns", columns, program.reads_columns)):
+        if found and not (reads and is_named_for_columns == (kind == "columns")):
+            message = f"{program.title} does not read a DoRA with norms of {kind} as it is meant ({len(found)} layers)."
+            yield finding("dora", message, "Extract a LoRA of it (docs/loras.md).", tuple(found))
+
+
+def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic]:
+    for skip in program.skips:
+        left = [stem for stem in stems if split_stem(stem)[0] in skip.prefixes and re.search(skip.layers, stem)]
+        if left:
+            message = f"{program.title} skips {len(left)} of {len(stems)} layers, such as {left[0]}: {skip.reason}."
+            yield finding("layers_skipped", message, skip.remedy, tuple(left))
+
+
+def _of_header(
+    program: Program, tensors: Mapping[str, Tensor], has_alpha: bool, metadata: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """Layers whose strength is in peft's settings, for a program that does not read those, or reads them as well."""
+    try:
+        settings = read_settings(metadata)
+    except UserError:
+        return  # `health` reports it
+    if settings is None or settings.fault[0]:
+        return
+    scales = strengths_in_settings(layers_of(tensors), settings)
+    wrong = {name: scale for name, scale in scales.items() if abs(scale - 1) > SAME}
+    if not wrong:
+        return
+    shown = _few(set(wrong.values()))
+    if has_alpha and program.reads_header:
+        message = f"{program.title} scales {len(wrong)} layers twice: by the alpha keys, and by {shown} in the header."
+        yield finding("alpha_twice", message, program.remedy, tuple(wrong))
+    elif not has_alpha and not program.reads_header:
+        message = (
+            f"{program.title} uses {len(wrong)} layers with strength 1. It does not read the {shown} in the header."
+        )
+        yield finding("alpha_in_header", message, program.remedy, tuple(wrong))
+
+
+def _few(numbers: Iterable[float]) -> str:
+    """Up to two of the numbers, in words."""
+    return " and ".join(f"{number:.3g}" for number in sorted(numbers)[:2])
+
+
+def limits(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], has_halves: bool | None = None
+) -> dict[str, str]:
+    """Programs of LOAD_AS_SAVED in which a file does not have its whole effect -> why; empty: in all it does.
+
+    has_halves: as in `program_findings`.
+    """
+    found: dict[str, str] = {}
+    for name in LOAD_AS_SAVED:
+        reasons = [one.message for one in program_findings(PROGRAMS[name], tensors, metadata, has_halves)]
+        if reasons:
+            found[name] = reasons[0]
+    return found
