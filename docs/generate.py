@@ -1,6 +1,6 @@
 """Writes docs/config.md and docs/job.schema.json from the section models, docs/coming_from.md from the table of other
 programs' names, the drawing in docs/architecture.md from the imports, config/examples/train_*.yaml from their template,
-and the guides' tables of GPUs: `python docs/generate.py`."""
+the guides' tables of GPUs, and the table of programs in docs/use_your_lora.md: `python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from docs.config_page import render  # noqa: E402
 from docs.drawing import drawing  # noqa: E402
 from docs.gpu_table import with_tables  # noqa: E402
 from docs.names_page import page  # noqa: E402
+from docs.programs_table import BEGIN as PROGRAMS_BEGIN  # noqa: E402
+from docs.programs_table import END as PROGRAMS_END  # noqa: E402
+from docs.programs_table import programs_table  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reference import schema  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
@@ -51,11 +54,14 @@ def pages() -> dict[Path, str]:
     before, _, rest = architecture.read_text(encoding="utf-8").partition(BEGIN)
     coming_from = ROOT / "docs" / "coming_from.md"
     kept = coming_from.read_text(encoding="utf-8").partition(BY_HAND)[2]
+    use_your_lora = ROOT / "docs" / "use_your_lora.md"
+    start, _, end = use_your_lora.read_text(encoding="utf-8").partition(PROGRAMS_BEGIN)
     return {
         architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
         coming_from: f"{page(models)}\n{BY_HAND}{kept}",
         ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
+        use_your_lora: f"{start}{PROGRAMS_BEGIN}{programs_table()}{PROGRAMS_END}{end.partition(PROGRAMS_END)[2]}",
         **{
             page: with_tables(page.read_text(encoding="utf-8"))
             for page in (ROOT / "docs" / name for name in WITH_TABLES)

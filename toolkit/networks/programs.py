@@ -169,7 +169,7 @@ PROGRAMS = {
         f"Convert it: run.py convert FILE OUT --to diffusers; {_EXTRACT}.",
     ),
     "nunchaku": Program(
-        "ComfyUI-QwenImageLoraLoader (254679f) for Nunchaku, which itself loads no LoRA of this family",
+        "ComfyUI-QwenImageLoraLoader (254679f), for Nunchaku",
         dict.fromkeys(("lora_unet_", "diffusion_model.", "transformer.", ""), "lora_A lora_down default"),
         f"Convert it: run.py convert FILE OUT --to comfyui; {_EXTRACT}.",
         skips=(
