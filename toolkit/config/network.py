@@ -104,8 +104,8 @@ class NetworkConfig(StrictModel):
 
     type: Annotated[Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI, diffusers,
-    DiffSynth and mflux, the others in ComfyUI only. full: no adapter; the model itself is trained and saved as a model folder, and a layer
-    is any module with parameters, biases and norms included."""
+    DiffSynth and mflux, the others in ComfyUI only. full: no adapter; the model itself is trained and saved as a model
+    folder, and a layer is any module with parameters, biases and norms included."""
 
     linear: int = Field(default=16, ge=1, le=100_000)
     """Rank r of each adapted layer; the file size is proportional to it."""

@@ -16,6 +16,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import read_source
 from toolkit.memory.estimate import GB
+from toolkit.models.adapter_origin import DOWN_ENDS
 from toolkit.system.nvidia import least_memory
 from toolkit.train.run_reader import read_run
 
@@ -45,7 +46,7 @@ def base_job(config: Path | None, lora: str, model: str, folder: Path, prompts: 
     gpu = round(least_memory() / GB) or WITHOUT_GPU
     job = JobText(written_job("votes", str(folder), "", name, gpu)).set_prompts(prompts[:MOST_SAMPLES])
     shapes = tensor_shapes(Path(lora)) if lora else {}
-    ranks = [shape[0] for key, shape in shapes.items() if key.endswith(("lora_A.weight", "lora_down.weight"))]
+    ranks = [shape[0] for key, shape in shapes.items() if key.endswith(DOWN_ENDS)]
     for key in ("linear", "linear_alpha") if ranks else ():
         job = job.set(job.path(f"network.{key}"), str(max(ranks)), False)
     return job
