@@ -183,9 +183,10 @@ def test_the_job_goes_on_from_the_job_of_the_lora(tmp_path: Path) -> None:
     assert alone["train"]["steps"] == jobs.LEAST_STEPS
 
 
-def test_a_lora_without_a_run_gets_a_new_job_of_its_rank(tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("matrix", ["lora_{}.weight", "lora_{}.default.weight"])
+def test_a_lora_without_a_run_gets_a_new_job_of_its_rank(tmp_path: Path, tiny_model: Path, matrix: str) -> None:
     lora, layer = tmp_path / "mine.safetensors", "diffusion_model.transformer_blocks.0.attn.to_q"
-    write_header({f"{layer}.lora_A.weight": (6, 32), f"{layer}.lora_B.weight": (32, 6)}, lora)
+    write_header({f"{layer}.{matrix.format('A')}": (6, 32), f"{layer}.{matrix.format('B')}": (32, 6)}, lora)
     job = jobs.base_job(None, str(lora), str(tiny_model), tmp_path, ["a cat", "a dog"])
     section = job.data(("config", "process", job.trainer))
     assert section["model"]["name_or_path"] == str(tiny_model)
