@@ -36,7 +36,7 @@ from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.adapter_health import health
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.interface import Network
-from toolkit.networks.lora_formats import fused_layers, fused_weights, in_one
+from toolkit.networks.lora_formats import fused_weights, in_one
 from toolkit.networks.programs import limits
 from toolkit.networks.save import (
     naming,
@@ -101,8 +101,7 @@ class LoraWriter:
         effect."""
         for wrong in [one for one in health(tensors, metadata) if one.severity == "error"][:1]:
             logger.warning(f"{file}: {wrong.message} {wrong.remedy} See run.py doctor.")
-        layers = family_for(self.section.model).every_linear_layer(model_folder(self.section.model))
-        reasons = limits(tensors, metadata, bool(fused_layers(layers)))
+        reasons = limits(tensors, metadata)
         if reasons:
             logger.info(f"{file}: {' '.join(reasons.values())} See docs/use_your_lora.md.")
 

@@ -219,15 +219,11 @@ OF_HALVES = re.compile(r"img_mlp[._](?:gate_layer|gate_up|proj|out)$")
 
 
 def program_findings(
-    program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], has_halves: bool | None = None
+    program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
-    """What of a file the program would not load, or not as it is meant; nothing: it has its whole effect there.
-
-    has_halves: whether it is for a model whose layers ComfyUI fuses (Qwen-Image-2.1); None: known by its layers.
-    """
+    """What of a file the program would not load, or not as it is meant; nothing: it has its whole effect there."""
     stems = list(dict.fromkeys(split_key(key)[0] for key in tensors))
-    if has_halves is None:
-        has_halves = any(OF_HALVES.search(stem) for stem in stems)
+    has_halves = any(OF_HALVES.search(stem) for stem in stems)
     has_alpha = any(key.endswith(".alpha") for key in tensors)
     yield from _not_loaded(program, tensors, len(stems), has_alpha, has_halves)
     yield from _of_alphas(program, tensors, has_halves)
@@ -324,16 +320,11 @@ def _few(numbers: Iterable[float]) -> str:
     return " and ".join(f"{number:.3g}" for number in sorted(numbers)[:2])
 
 
-def limits(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], has_halves: bool | None = None
-) -> dict[str, str]:
-    """Programs of LOAD_AS_SAVED in which a file does not have its whole effect -> why; empty: in all it does.
-
-    has_halves: as in `program_findings`.
-    """
+def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Programs of LOAD_AS_SAVED in which a file does not have its whole effect -> why; empty: in all it does."""
     found: dict[str, str] = {}
     for name in LOAD_AS_SAVED:
-        reasons = [one.message for one in program_findings(PROGRAMS[name], tensors, metadata, has_halves)]
+        reasons = [one.message for one in program_findings(PROGRAMS[name], tensors, metadata)]
         if reasons:
             found[name] = reasons[0]
     return found

@@ -47,7 +47,7 @@ class Spelling:
 
 
 STORED = Spelling("alpha_stored", "diffusion_model.", (DOWN, UP), folds_alpha=False)
-"""Of runs that began before spellings were recorded; they keep it. mflux 0.24.0 ignores its alpha, and ComfyUI
+"""Runs that began before spellings were recorded keep it. mflux 0.24.0 ignores its alpha, and ComfyUI
 (17358c8f) does not find all layers of Qwen-Image-2.1 by this prefix."""
 
 FOLDED = Spelling("alpha_folded", "diffusion_model.", (DOWN, UP), folds_alpha=True)

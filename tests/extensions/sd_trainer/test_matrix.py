@@ -259,7 +259,5 @@ def test_layers_of_2_1_are_chosen_by_their_names(
     section["network"]["network_kwargs"] = kwargs
     section["model"]["name_or_path"] = str(member_folders["2.1"])
     run_job(write_job(section))
-    stems = (
-        name.removeprefix("diffusion_model.transformer_blocks.") for name in saved_tensors(tmp_path / "output" / "job")
-    )
+    stems = (name.removeprefix("transformer_blocks.") for name in saved_tensors(tmp_path / "output" / "job"))
     assert {stem.rpartition(".lora_")[0] or stem.removesuffix(".alpha") for stem in stems} == trained
