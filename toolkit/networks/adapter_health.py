@@ -84,7 +84,7 @@ class FileLayers:
     def sound(self, metadata: Mapping[str, str]) -> dict[str, LayerDelta]:
         """The layers whose matrices are there, fit and are finite, with their strength. Settings that cannot be read
         count as none."""
-        settings = _readable_settings(metadata)
+        settings = readable_settings(metadata)
         found = {}
         for name, parts in self.parts.items():
             matrices = _matrices(parts)
@@ -97,7 +97,8 @@ class FileLayers:
         return found
 
 
-def _readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
+def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
+    """peft's settings in a file's metadata; None: there are none, or they cannot be read."""
     try:
         return read_settings(metadata)
     except UserError:

@@ -142,9 +142,14 @@ class AdapterSettings:
         alpha = self._number(module, "alpha_pattern", ALPHA_OF[kind], DEFAULT_ALPHA)
         if rank is None:
             return alpha / self._number(module, "rank_pattern", "r", DEFAULT_ALPHA)
-        if kind == "lora" and self.values.get("use_rslora"):
+        if kind == "lora" and self.is_rank_stabilised:
             return alpha / math.sqrt(rank)
         return alpha / rank
+
+    @property
+    def is_rank_stabilised(self) -> bool:
+        """Whether the alpha of a LoRA is divided by the root of its rank (rsLoRA)."""
+        return bool(self.values.get("use_rslora"))
 
     def _number(self, module: str, pattern: str, key: str, default: float) -> float:
         found = self._patterns[pattern].value_for(module)

@@ -389,13 +389,16 @@ def layer_scale(
     """The strength of a layer: what its change is multiplied by.
 
     name: the layer, without a prefix. parts: its matrices. alpha: the file's own alpha of the layer, one number, or
-    None. settings: those that peft or diffusers stored with the file, or None. An alpha in the file counts before the
-    settings, as in ComfyUI. Without either the strength is 1.
+    None. settings: those that peft or diffusers stored with the file, or None. An alpha in the file counts before that
+    of the settings, and is divided by the root of the rank where they say so (rsLoRA, as SimpleTuner 4.10.1 writes it
+    for ComfyUI). Without either the strength is 1.
     """
     if alpha is None and settings is not None:
         return settings.scale(name, kind_of_parts(parts), None if ignores_alpha(parts) else rank_of(parts))
     if alpha is None or ignores_alpha(parts):
         return 1.0
+    if settings is not None and settings.is_rank_stabilised:
+        return float(alpha) / math.sqrt(rank_of(parts))
     return float(alpha) / rank_of(parts)
 
 

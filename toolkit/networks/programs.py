@@ -11,6 +11,7 @@ musubi-tuner and the loader for Nunchaku were read. Other versions may load more
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,10 +19,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from toolkit.errors import Diagnostic, UserError
+from toolkit.errors import Diagnostic
 from toolkit.models.interface import ROWS_OF
-from toolkit.networks.adapter_health import finding, layers_of, strengths_in_settings
-from toolkit.networks.adapter_settings import read_settings
+from toolkit.networks.adapter_health import finding, layers_of, readable_settings, strengths_in_settings
+from toolkit.networks.adapter_settings import HEADER_METADATA
 
 FORMS = {
     "lora_A": (".lora_A.weight", ".lora_B.weight"),
@@ -82,6 +83,9 @@ class Program:
     reads_header: bool = False
     """Whether it reads peft's settings in the header (`lora_adapter_metadata`)."""
 
+    header_prefix: str = ""
+    """What the names of those settings begin with, or it stops at them."""
+
     reads_rows: bool = False
     reads_columns: bool = False
     """DoRA with norms of rows, of columns."""
@@ -102,6 +106,7 @@ HALVES = _halves(part for parts in ROWS_OF.values() for part in parts)
 WHOLES = _halves(ROWS_OF)
 
 _COMFYUI = "lora_A lora_down lora.down default bias other loha lokr"
+_HAS_HALVES = "its model has the halves of this layer"
 _EXTRACT = "of a LoHa, LoKr or DoRA extract a LoRA first (run.py resize)"
 
 PROGRAMS = {
@@ -135,6 +140,7 @@ PROGRAMS = {
         },
         "Convert it: run.py convert FILE OUT --to diffusers.",
         reads_header=True,
+        header_prefix="transformer.",
         reads_rows=True,
         skips=(
             Skip(
@@ -143,18 +149,21 @@ PROGRAMS = {
                 "Convert it: run.py convert FILE OUT --to diffusers.",
                 ("lora_unet_",),
             ),
+            Skip(WHOLES, _HAS_HALVES, "Convert it: run.py convert FILE OUT --to diffusers."),
         ),
     ),
     "diffsynth": Program(
         "DiffSynth 2.1.12",
         dict.fromkeys(("diffusion_model.", ""), "lora_A lora_down default"),
         f"Convert it: run.py convert FILE OUT --to aitk; {_EXTRACT}.",
+        skips=(Skip(WHOLES, _HAS_HALVES, "Convert it: run.py convert FILE OUT --to aitk."),),
     ),
     "mflux": Program(
         "mflux 0.24.0 (macOS)",
         {"diffusion_model.": "lora_A!", "lora_unet_": "lora_down", "": "default lora_down"},
         f"Convert it: run.py convert FILE OUT --to aitk; {_EXTRACT}.",
         loads_halves={"diffusion_model.": "lora_A!", "transformer.": "lora_A!", "": "default!"},
+        reads_header=True,
         skips=(
             Skip(
                 r"[._](?:img|txt)_mod[._]1$",
@@ -226,10 +235,10 @@ def program_findings(
     has_halves = any(OF_HALVES.search(stem) for stem in stems)
     has_alpha = any(key.endswith(".alpha") for key in tensors)
     yield from _not_loaded(program, tensors, len(stems), has_alpha, has_halves)
-    yield from _of_alphas(program, tensors, has_halves)
+    yield from _of_strength(program, tensors, metadata, has_halves)
     yield from _of_magnitudes(program, tensors)
     yield from _of_skipped(program, stems)
-    yield from _of_header(program, tensors, has_alpha, metadata)
+    yield from _of_header_names(program, metadata)
 
 
 def _not_loaded(
@@ -256,19 +265,68 @@ def _not_loaded(
     yield finding("not_loaded", message, program.remedy, names)
 
 
-def _of_alphas(program: Program, tensors: Mapping[str, Tensor], has_halves: bool) -> Iterator[Diagnostic]:
-    """Layers whose alpha the program ignores, and needs."""
-    ignoring = set()
-    for key in tensors:
-        stem, form = split_key(key)
-        if form + ALPHA_IGNORED in program.forms(split_stem(stem)[0], has_halves):
-            ignoring.add(stem)
-    scales = {name: change.scale for name, change in layers_of(tensors).sound({}).items() if name in ignoring}
-    wrong = {name: scale for name, scale in scales.items() if scale and abs(scale - 1) > SAME}
-    if wrong:
-        times = _few({1 / scale for scale in wrong.values()})
-        message = f"{program.title} ignores alpha: it applies {len(wrong)} layers at {times} times their strength."
-        yield finding("alpha_ignored", message, "Convert it: run.py convert FILE OUT --to aitk.", tuple(wrong))
+def _of_strength(
+    program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], has_halves: bool
+) -> Iterator[Diagnostic]:
+    """Layers that the program applies at another strength than the file means."""
+    read = layers_of(tensors)
+    settings = readable_settings(metadata)
+    meant = {name: change.scale for name, change in read.sound(metadata).items()}
+    by_alpha = {name: change.scale for name, change in read.sound({}).items()}
+    in_settings = strengths_in_settings(read, settings) if settings is not None else {}
+    times: dict[str, list[float]] = defaultdict(list)
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, scale in meant.items():
+        ignores = _ignores_alpha(program, name, tensors, has_halves)
+        applied = 1.0 if ignores else by_alpha[name]
+        if program.reads_header:
+            applied *= in_settings.get(name, 1.0)
+        if not scale or abs(applied / scale - 1) <= SAME:
+            continue
+        check = "alpha_in_header" if name in in_settings else "alpha_ignored"
+        if program.reads_header and not ignores and name in in_settings:
+            check = "alpha_twice"
+        times[check].append(applied / scale)
+        names[check].append(name)
+    for check, reason in _STRENGTHS.items():
+        if names[check]:
+            shown = _few(set(times[check]))
+            message = (
+                f"{program.title} applies {len(names[check])} layers at {shown} times their strength: it {reason}."
+            )
+            remedy = "Convert it: run.py convert FILE OUT --to aitk." if check == "alpha_ignored" else program.remedy
+            yield finding(check, message, remedy, tuple(names[check]))
+
+
+_STRENGTHS = {
+    "alpha_ignored": "ignores alpha",
+    "alpha_in_header": "does not read peft's settings in the header",
+    "alpha_twice": "counts both the alpha keys and peft's settings in the header",
+}
+"""Check -> why a program applies another strength."""
+
+
+def _ignores_alpha(program: Program, stem: str, tensors: Mapping[str, Tensor], has_halves: bool) -> bool:
+    prefix, _ = split_stem(stem)
+    forms = program.forms(prefix, has_halves)
+    for form, ends in FORMS.items():
+        if form + ALPHA_IGNORED in forms and any(stem + end in tensors for end in ends):
+            return True
+    return False
+
+
+def _of_header_names(program: Program, metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
+    """Settings whose names the program does not know, at which it stops."""
+    if not program.header_prefix or HEADER_METADATA not in metadata:
+        return
+    try:
+        names = json.loads(metadata[HEADER_METADATA])
+    except ValueError:
+        return  # `health` reports it
+    if any(name.startswith(program.header_prefix) for name in names):
+        return
+    message = f"{program.title} stops at the settings in the header: their names lack {program.header_prefix!r}."
+    yield finding("header_stops", message, program.remedy)
 
 
 def _of_magnitudes(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:
@@ -288,31 +346,6 @@ def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic
         if left:
             message = f"{program.title} skips {len(left)} of {len(stems)} layers, such as {left[0]}: {skip.reason}."
             yield finding("layers_skipped", message, skip.remedy, tuple(left))
-
-
-def _of_header(
-    program: Program, tensors: Mapping[str, Tensor], has_alpha: bool, metadata: Mapping[str, str]
-) -> Iterator[Diagnostic]:
-    """Layers whose strength is in peft's settings, for a program that does not read those, or reads them as well."""
-    try:
-        settings = read_settings(metadata)
-    except UserError:
-        return  # `health` reports it
-    if settings is None or settings.fault[0]:
-        return
-    scales = strengths_in_settings(layers_of(tensors), settings)
-    wrong = {name: scale for name, scale in scales.items() if abs(scale - 1) > SAME}
-    if not wrong:
-        return
-    shown = _few(set(wrong.values()))
-    if has_alpha and program.reads_header:
-        message = f"{program.title} scales {len(wrong)} layers twice: by the alpha keys, and by {shown} in the header."
-        yield finding("alpha_twice", message, program.remedy, tuple(wrong))
-    elif not has_alpha and not program.reads_header:
-        message = (
-            f"{program.title} uses {len(wrong)} layers with strength 1. It does not read the {shown} in the header."
-        )
-        yield finding("alpha_in_header", message, program.remedy, tuple(wrong))
 
 
 def _few(numbers: Iterable[float]) -> str:
