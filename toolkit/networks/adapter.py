@@ -145,6 +145,13 @@ class LinearAdapterNetwork(Network):
             raise UserError(
                 f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
             )
+        for target in common:
+            kind = deltas[target].multiplied
+            if kind:
+                what = f"the file is {kind.title(deltas[target].parts)}, which no network here trains"
+                raise UserError(
+                    f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
+                )
         if self.scale == 0:
             raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
         worst = max(self.load_layer(target, deltas[target]) for target in common)

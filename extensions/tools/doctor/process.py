@@ -86,7 +86,8 @@ class DoctorProcess(BaseExtensionProcess):
             found = [one for one in found if one.check != "alpha_in_header"]
             found += program_findings(PROGRAMS[section.program], tensors, metadata)
         if section.base_dtype and not any(one.severity == "error" and one.check in UNMEASURABLE for one in found):
-            rounded = self._rounded({names[stem]: change for stem, change in sound.items()}, base)
+            changes = {names[stem]: change for stem, change in sound.items()}
+            rounded = self._rounded({name: change.sized(*base.layers[name]) for name, change in changes.items()}, base)
             found += self._of_rounding(rounded)
         return found, rounded, self._title(metadata, base) if names else ""
 
@@ -321,7 +322,8 @@ def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]
 
 
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
-    return change.shape == (size[1], size[0])
+    has = zip(change.shape, reversed(size), strict=True)
+    return all(own in (0, wanted) for own, wanted in has)  # 0: the matrices do not say it
 
 
 def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, LayerDelta]:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from extensions.tools.lora_tools.config import MergeConfig
-from extensions.tools.lora_tools.files import Loss, lora_tensors, number_type, read_lora, refuse_dora, write_lora
+from extensions.tools.lora_tools.files import (
+    Loss,
+    lora_tensors,
+    number_type,
+    read_lora,
+    refuse_what_needs_the_base,
+    write_lora,
+)
 from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.run_job import BASE_MODEL
@@ -149,7 +156,7 @@ class MergeProcess(BaseExtensionProcess):
         outputs: dict[str, int] = {}
         for file, strength in files:
             for name, change in file.changes.items():
-                refuse_dora(name, change)
+                refuse_what_needs_the_base(name, change)
                 if change.low_rank is None:
                     raise UserError(
                         f"{file.path}: {name} is not a LoRA; only LoRAs can be merged into one file. "
