@@ -101,9 +101,9 @@ def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
     return torch.einsum("kij,...kj->...ki", blocks_KBB, parts_XKB).flatten(-2)
 
 
-def butterfly_order(size: int, pieces: int, width: int) -> Tensor:
-    """A reordering of `size` places: of each 2 * pieces runs of `width` places first those with an even number."""
-    return torch.arange(size).unflatten(0, (-1, pieces, 2, width)).transpose(1, 2).flatten()
+def butterfly_order(places_D: Tensor, pieces: int, width: int) -> Tensor:
+    """The places in another order: of each 2 * pieces runs of `width` places first those with an even number."""
+    return places_D.unflatten(0, (-1, pieces, 2, width)).transpose(1, 2).flatten()
 
 
 TITLES = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA"}
@@ -161,8 +161,8 @@ class Rotation(Multiplied):
         return "oft" if len(parts[self.NEEDED[0]]) == 1 else "boft"
 
     @abstractmethod
-    def order(self, stage: int, width: int, size: int) -> Tensor:
-        """Where the places of a vector come from before one of several rotations. width: half a block."""
+    def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
+        """The order of a vector's numbers for one of several rotations. width: half a block; places_D: 0 to D - 1."""
 
     def turn_difference(self, vectors_XD: Tensor, rotation_MKBB: Tensor, is_transposed: bool = False) -> Tensor:
         """Turned vectors minus the vectors; is_transposed: turned by the transposed matrix."""
@@ -171,10 +171,11 @@ class Rotation(Multiplied):
         if len(rotation_MKBB) == 1:
             # Small angles keep their digits where the 1 is taken off before the product.
             return turned(vectors_XD, rotation_MKBB[0] - torch.eye(rotation_MKBB.shape[-1]).to(vectors_XD))
-        found_XD, size = vectors_XD, vectors_XD.shape[-1]
+        found_XD = vectors_XD
+        places_D = torch.arange(vectors_XD.shape[-1], device=vectors_XD.device)
         stages = range(len(rotation_MKBB))
         for stage in reversed(stages) if is_transposed else stages:
-            order_D = self.order(stage, rotation_MKBB.shape[-1] // 2, size).to(vectors_XD.device)
+            order_D = self.order(stage, rotation_MKBB.shape[-1] // 2, places_D)
             turned_XD = turned(found_XD[..., order_D], rotation_MKBB[stage])
             found_XD = turned_XD[..., order_D.argsort()]
         return found_XD - vectors_XD
@@ -201,8 +202,8 @@ class TurnedOutputs(Rotation):
         _, count, size, _ = parts["rotation_of_outputs"].shape
         return count * size, 0
 
-    def order(self, stage: int, width: int, size: int) -> Tensor:
-        return butterfly_order(size, 2**stage * width, 1).argsort()
+    def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
+        return butterfly_order(places_D, 2**stage * width, 1).argsort()
 
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
         return self._added(parts, weight_OI.T).T
@@ -229,12 +230,15 @@ class TurnedInputs(Rotation):
 
     NEEDED = ("rotation_of_inputs",)
 
+    def name(self, parts: Parts) -> str:
+        return "boft" if "rescale" in parts else "oft"  # a BOFT of peft has one rotation by default
+
     def shape(self, parts: Parts) -> tuple[int, int]:
         _, count, size, _ = parts["rotation_of_inputs"].shape
         return len(parts.get("rescale", ())), count * size
 
-    def order(self, stage: int, width: int, size: int) -> Tensor:
-        return butterfly_order(size, 2**stage, width).argsort()
+    def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
+        return butterfly_order(places_D, 2**stage, width).argsort()
 
     def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
         difference_OI = self.turn_difference(weight_OI, parts["rotation_of_inputs"])

@@ -26,7 +26,7 @@ SUFFIXES = {
     ".lora_diag": "a KaSA, which cuts the model's own weights",
     ".lambda_layer": (
         "a T-LoRA, which adds its difference from a start that is in no file: it was computed from the weights of its "
-        "base when the training began"
+        "base, or drawn, when the training began"
     ),
 }
 """Suffix of a key -> what it is."""

@@ -19,6 +19,7 @@ from peft import BOFTConfig, OFTConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.measured import at_most
 from toolkit.config.model import BaseLora
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
@@ -112,9 +113,10 @@ def test_the_change_is_that_of_lycoris(name: str, shape: str, bias: bool) -> Non
     x = torch.randn(2, 5, layer.in_features)
     expected = module(x).detach()
     weight_OI = change.applied_to(layer.weight)
-    assert relative(nn.functional.linear(x, weight_OI, layer.bias), expected) < 1e-6
-    # The change itself, which is small beside the weight.
-    assert relative(change.delta_for(layer.weight), module.get_diff_weight()[0].detach()) < 3e-6
+    output = nn.functional.linear(x, weight_OI, layer.bias)
+    at_most(f"{name} of LyCORIS, {shape}: output", relative(output, expected), 1e-6)
+    delta_OI = change.delta_for(layer.weight)
+    at_most(f"{name} of LyCORIS, {shape}: change", relative(delta_OI, module.get_diff_weight()[0].detach()), 3e-6)
     assert relative(expected, layer(x)) > 0.005
     assert change.needs_base and not change.is_zero and change.shape == tuple(layer.weight.shape)
 
@@ -211,11 +213,11 @@ def test_the_change_is_that_of_peft(name: str, shape: str, bias: bool, tmp_path:
     layer = linear(shape, bias)
     forward, merged_OI = saved_by_peft(PEFT[name](), layer, tmp_path)
     change = load(tmp_path, layer)
-    assert relative(change.applied_to(layer.weight), merged_OI) < 1e-6
+    at_most(f"{name} of peft, {shape}: weight", relative(change.applied_to(layer.weight), merged_OI), 1e-6)
     x = torch.randn(3, layer.in_features)
     applied = AppliedAdapters(net := Net(layer), [{LAYER: change}], CPU)
     applied.use([({LAYER: change}, 1.0)])
-    assert relative(net(x), forward(x).detach()) < 1e-6
+    at_most(f"{name} of peft, {shape}: output", relative(net(x), forward(x).detach()), 1e-6)
     assert change.shape == tuple(layer.weight.shape)
     is_one = name.startswith("oft, series of 1")
     assert change.is_zero == is_one and (relative(merged_OI, layer.weight) > 0.005) != is_one
