@@ -22,6 +22,7 @@ from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import model_folder
+from toolkit.networks.adapter import check_trained_kind
 from toolkit.networks.applied import Changes
 from toolkit.networks.interface import Network
 from toolkit.networks.kinds import KINDS
@@ -135,7 +136,9 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
     if not path:
         return None
     layers = family_for(section.model).every_linear_layer(model_folder(section.model))
-    return load_adapter_file(Path(path).expanduser(), layers)
+    found = load_adapter_file(Path(path).expanduser(), layers)
+    check_trained_kind(found)
+    return found
 
 
 def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, float]]:

@@ -38,7 +38,7 @@ class AssistantConfig(StrictModel):
     """`train.assistant`: a LoRA file that is added to the frozen model during training only."""
 
     path: PathStr
-    """A LoRA, DoRA, LoHa or LoKr file (.safetensors), of this or another program."""
+    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program."""
 
     multiplier: float = 1.0
     """Its strength; 0 is an error."""

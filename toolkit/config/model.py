@@ -131,7 +131,7 @@ class BaseLora(StrictModel):
     """`model.base_loras[]`: a LoRA file that is merged into the model before training."""
 
     path: PathStr
-    """A LoRA, DoRA, LoHa or LoKr file (.safetensors), of this or another program."""
+    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program."""
 
     multiplier: float = 1.0
     """Strength with which it is merged; negative subtracts it, 0 ignores the file."""

@@ -143,6 +143,7 @@ class LinearAdapterNetwork(Network):
             raise UserError(
                 f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
             )
+        check_trained_kind({target: deltas[target] for target in common})
         if self.scale == 0:
             raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
         worst = max(self.load_layer(target, deltas[target]) for target in common)
@@ -238,6 +239,16 @@ class LinearAdapterNetwork(Network):
     def scale_for(self, names: Container[str]) -> float:
         """The scale of the delta of a layer with these matrices: alpha / rank."""
         return self.scale
+
+
+def check_trained_kind(deltas: Mapping[str, LayerDelta]) -> None:
+    """Raises UserError for a file of a kind that can be used, and that no network here trains."""
+    for target, delta in deltas.items():
+        if delta.multiplied:
+            what = f"the file is {delta.multiplied.title(delta.parts)} ({target}), which no network here trains"
+            raise UserError(
+                f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
+            )
 
 
 class AdapterDropout(nn.Module):

@@ -23,7 +23,6 @@ from toolkit.networks.lora_formats import (
     MISSING_REMEDY,
     MISSING_SETTINGS,
     PARTS,
-    UNSUPPORTED_KEYS,
     LayerDelta,
     adds_nothing,
     check_parts,
@@ -34,6 +33,8 @@ from toolkit.networks.lora_formats import (
     rank_of,
     without_prefix,
 )
+from toolkit.networks.multiplied_files import form_of, read_stored
+from toolkit.networks.unread_kinds import unread_kind
 from toolkit.version import NAME
 
 NEARLY_NOTHING, EXPLODED = 2e-6, 32.0
@@ -93,6 +94,14 @@ class FileLayers:
             alpha = parts.get("alpha")
             if alpha is not None and alpha.numel() != 1:
                 alpha = None
+            form = form_of(matrices)
+            if form:
+                try:
+                    stored, scale, shape = read_stored("", name, form, matrices, alpha, settings, (0, 0))
+                except UserError:
+                    continue  # alpha or the settings, which other checks report
+                found[name] = LayerDelta(stored, scale, size=shape)
+                continue
             found[name] = LayerDelta(matrices, layer_scale(without_prefix(name), matrices, alpha, settings))
         return found
 
@@ -110,7 +119,7 @@ def strengths_in_settings(read: FileLayers, settings: AdapterSettings) -> dict[s
     found = {}
     for name, parts in read.parts.items():
         matrices = _matrices(parts)
-        if not _faults(matrices):
+        if not _faults(matrices) and not form_of(matrices):
             found[name] = layer_scale(without_prefix(name), matrices, None, settings)
     return found
 
@@ -122,7 +131,7 @@ def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
         if adds_nothing(key, tensor):
             continue
-        if suffix and PARTS[suffix] == "bias":
+        if suffix and PARTS[suffix] in ("bias", "up_bias"):
             found.biases[key.removesuffix(suffix)] = tensor
         elif suffix:
             found.parts[key.removesuffix(suffix)][PARTS[suffix]] = tensor
@@ -147,7 +156,11 @@ def _faults(matrices: Mapping[str, Tensor]) -> str:
         return "rank_zero"
     if lacks_a_matrix(matrices):
         return "incomplete"
+    form = form_of(matrices)
     try:
+        if form:
+            read_stored("", "", form, matrices, None, None, (0, 0))
+            return ""
         check_parts("", "", matrices)
     except UserError:
         return "misfit"
@@ -209,7 +222,7 @@ def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
     if not read.unknown:
         return
     names = sorted(read.unknown)
-    what = next((what for end, what in UNSUPPORTED_KEYS.items() for key in names if key.endswith(end)), "")
+    what = next((found for key in names if (found := unread_kind(key))), "")
     kind = f"hold {what}" if what else "are of no known form of a LoRA"
     of_all = f"All {count}" if len(names) == count else f"{len(names)} of {count}"
     remedy = "Extract a LoRA of it (run.py extract)." if what else "Give a LoRA file, not a model or a text encoder."
@@ -274,6 +287,8 @@ def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
 def _size(change: LayerDelta) -> float:
     """About how large a change is at scale 1, without the norms of a DoRA, as a part of a weight's usual size
     (`NEARLY_NOTHING`): as if the rows of one matrix and the columns of the next were independent."""
+    if change.multiplied:
+        return change.multiplied.size(change.parts)
     size = math.sqrt(change.shape[1])
     for name, part in change.parts.items():
         size *= 1.0 if name == "dora_scale" else float(part.square().mean(dtype=torch.float64).sqrt())
@@ -298,7 +313,7 @@ def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
 
 
 def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
-    used = {name: c for name, c in sound.items() if not ignores_alpha(c.parts)}
+    used = {name: c for name, c in sound.items() if _has_strength(c)}
     have = [name for name in used if "alpha" in read.parts[name]]
     kohya = [name for name in used if name.startswith("lora_unet_")]
     if kohya and not have:
@@ -348,6 +363,11 @@ def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping
         message = f"The strength {scale:.3g} is in the header alone, which diffusers reads and ComfyUI does not."
         remedy = "For ComfyUI: run.py convert --to comfyui."
         yield finding("alpha_in_header", message, remedy, severity="warning")
+
+
+def _has_strength(change: LayerDelta) -> bool:
+    """Whether alpha is its strength: of an OFT it is a limit, of a LoKr with two full factors nothing."""
+    return not ignores_alpha(change.parts) and rank_of(change.parts) > 0
 
 
 def _lost_by_header(metadata: Mapping[str, str]) -> str:

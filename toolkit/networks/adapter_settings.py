@@ -5,8 +5,8 @@ diffusers wrote it. Some settings also say that the matrices alone are not the c
 `FIELDS` has a row for every field of peft's config classes; `tests/toolkit/networks/test_adapter_settings.py` walks the
 installed classes, so that a new field fails a test before it can be misread. Imports no torch.
 
-Source: peft 0.21.2, tuners/{lora,loha,lokr}/config.py and layer.py, utils/other.py (`get_pattern_key`); diffusers
-0.42.1, loaders/lora_base.py (`lora_adapter_metadata`).
+Source: peft 0.21.2, tuners/{lora,loha,lokr,oft,boft}/config.py and layer.py, utils/other.py (`get_pattern_key`);
+diffusers 0.42.1, loaders/lora_base.py (`lora_adapter_metadata`).
 
     settings = read_settings(metadata)
     if settings is not None:
@@ -79,6 +79,13 @@ _OF_LYCORIS: dict[str, str | Refused] = {
     **dict.fromkeys(("rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"), HARMLESS),
 }
 
+_OF_OFT: dict[str, str | Refused] = {
+    **_OF_EVERY_KIND,
+    # fan_in_fan_out: peft turns it off for linear layers.
+    **dict.fromkeys(("fan_in_fan_out", "init_weights"), HARMLESS),
+    "bias": Refused("the biases of the model were trained besides the adapter", ("none",)),
+}
+
 FIELDS: dict[str, dict[str, str | Refused]] = {
     "LORA": {
         **_OF_EVERY_KIND,
@@ -115,11 +122,43 @@ FIELDS: dict[str, dict[str, str | Refused]] = {
         **_OF_LYCORIS,
         **dict.fromkeys(("decompose_both", "decompose_factor", "rank_dropout_scale"), HARMLESS),
     },
+    "OFT": {
+        **_OF_OFT,
+        **dict.fromkeys(("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"), SCALES),
+        # The size of the blocks is that of the matrices.
+        **dict.fromkeys(("r", "oft_block_size", "module_dropout"), HARMLESS),
+    },
+    "BOFT": {
+        **_OF_OFT,
+        # Size and number of the blocks are those of the matrices.
+        **dict.fromkeys(("boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"), HARMLESS),
+    },
 }  # fmt: skip
 """`peft_type` -> field of its config -> whether it scales the change, is harmless, or is refused."""
 
 ALPHA_OF = {"lora": "lora_alpha", "loha": "alpha", "lokr": "alpha"}
 """Kind of the matrices -> the field that has their alpha."""
+
+
+OFT_SINCE = (0, 18)
+"""The version of peft since which the series of an OFT is the one that is read here; older ones end otherwise."""
+
+MOST_TERMS = 1000
+"""Most terms of that series; people write 5."""
+
+
+@dataclass(frozen=True)
+class OftSettings:
+    """How peft makes the rotations of an OFT of its matrices."""
+
+    neumann_terms: int | None = None
+    """Terms of the series that nears the rotation; None: it is exact."""
+
+    coft_eps: float | None = None
+    """The most that the blocks of a constrained OFT turn; None: it is not constrained."""
+
+    is_shared: bool = False
+    """Whether a single block serves for all."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +195,28 @@ class AdapterSettings:
         if found is None:
             found = self.values.get(key)
         return default if found is None else float(found)
+
+    def oft(self) -> OftSettings:
+        """Those of an OFT. Raises UserError, without the name of the file, where one of them is missing or impossible:
+        peft's defaults have changed, so that they are not guessed."""
+        missing = [key for key in _OFT_KEYS if not isinstance(self.values.get(key), _OFT_KEYS[key])]
+        if missing:
+            raise UserError(
+                f"{self.source} says nothing of {missing[0]}, without which an OFT cannot be read. Save it with peft."
+            )
+        series, terms, eps = (self.values[key] for key in ("use_cayley_neumann", "num_cayley_neumann_terms", "eps"))
+        if series and _version(self.values.get("peft_version")) < OFT_SINCE:
+            raise UserError(
+                f"{self.source} says use_cayley_neumann, and is not of peft 0.18 or later, which changed what it "
+                f"means. Merge the file into its model with the peft that wrote it."
+            )
+        if not 1 <= terms <= MOST_TERMS or not 0 <= eps < math.inf:
+            raise UserError(f"{self.source} says num_cayley_neumann_terms: {terms} and eps: {eps}, which no OFT has.")
+        return OftSettings(
+            neumann_terms=terms if series else None,
+            coft_eps=float(eps) if self.values["coft"] else None,
+            is_shared=self.values["block_share"],
+        )
 
     @property
     def fault(self) -> tuple[str, str]:
@@ -273,6 +334,22 @@ def _patterns(values: Mapping[str, Any], key: str, source: str) -> Patterns:
     for value in patterns.values():
         _check_number(value, source)
     return Patterns(patterns, source)
+
+
+_OFT_KEYS: dict[str, type | tuple[type, ...]] = {
+    "use_cayley_neumann": bool,
+    "num_cayley_neumann_terms": int,
+    "coft": bool,
+    "eps": (int, float),
+    "block_share": bool,
+}
+"""Fields of an OFT -> their type."""
+
+
+def _version(text: object) -> tuple[int, ...]:
+    """The first two numbers of a version of peft, which is written since 0.18; (): there is none."""
+    match = re.match(r"(\d+)\.(\d+)", text) if isinstance(text, str) else None
+    return tuple(map(int, match.groups())) if match else ()
 
 
 def _is_one_of(value: object, harmless: Sequence[object]) -> bool:

@@ -2,7 +2,9 @@
 again. Layers may be quantized or wait in the CPU memory, and may carry a network that is trained.
 
 A weight W becomes W plus, for each file, strength times (F - W), where F is W with that file applied: for a LoRA, LoHa
-or LoKr strength times its delta. A DoRA counts from the weight of the model, whatever other files add.
+or LoKr strength times its delta. A DoRA, OFT, BOFT or GLoRA counts from the weight of the model, whatever other files
+add. Between 0 and 1 an OFT is therefore a mean of two weights and no smaller turn: LyCORIS mixes the same at the block,
+before `rescale`, and at each rotation of a BOFT; peft has no strength. All agree at 1.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -32,7 +34,7 @@ class AdaptedLayer(nn.Module):
     """A frozen linear layer with changes that can be exchanged; no parameters, so that block swap leaves them alone."""
 
     def __init__(self, base_layer: nn.Module, needs_base: bool) -> None:
-        """needs_base: whether a change may be computed with the frozen weight (a DoRA)."""
+        """needs_base: whether a change may be computed with the frozen weight (`LayerDelta.needs_base`)."""
         super().__init__()
         self.base_layer = base_layer
         self.needs_base = needs_base
@@ -60,7 +62,7 @@ class AppliedAdapters:
         needs_base: dict[str, bool] = {}
         for changes in files:
             for name, change in changes.items():
-                needs_base[name] = needs_base.get(name, False) or change.magnitude is not None
+                needs_base[name] = needs_base.get(name, False) or change.needs_base
         self._layers: dict[str, AdaptedLayer | AdapterLinear] = {}
         for name, needs in needs_base.items():
             layer = model.get_submodule(name)
@@ -152,6 +154,8 @@ def _addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, strength:
 def _weight_addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, strength: float) -> Addition:
     if change.magnitude is not None:
         return _dora_addition(layer, change, strength)
+    if change.needs_base:
+        return _multiplied_addition(layer, change, strength)
     delta = _delta_product(change)
     if change.low_rank is None:
         return lambda out, x: out + strength * delta(x)
@@ -200,5 +204,19 @@ def _dora_addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, stre
         else:
             change_of = ((ratio - 1) * functional.linear(x, base.weight).float() + ratio * delta(wide)).to(x.dtype)
         return out + strength * change_of
+
+    return add
+
+
+def _multiplied_addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, strength: float) -> Addition:
+    """What a rotation or a GLoRA adds: computed in float32, but for the product with the frozen weight itself."""
+    base = layer.base_layer
+    assert isinstance(base, nn.Linear)
+
+    def add(out: Tensor, x: Tensor) -> Tensor:
+        def frozen(inputs: Tensor) -> Tensor:
+            return functional.linear(inputs.to(x.dtype), base.weight).float()
+
+        return out + (strength * change.output_delta(x.float(), frozen)).to(out.dtype)
 
     return add

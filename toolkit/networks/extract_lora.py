@@ -70,7 +70,7 @@ def extract_network_lora(
     ).items():
         if stop_asked():
             return None
-        if change.magnitude is None:
+        if not change.needs_base:
             up, down, error = extract_lora(change, rank)
         else:
             up, down, error = extract_lora_from_delta(

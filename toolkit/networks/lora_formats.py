@@ -1,8 +1,9 @@
 """Reads adapter files of other programs: which change of which weight a file means, whatever its key names.
 
-Known: LoRA, LoHa and LoKr, with or without DoRA, under every module prefix that ComfyUI or diffusers accept, and what
-peft saves. The meaning of alpha and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files
-it was checked with.
+Known: LoRA, LoHa and LoKr, with or without DoRA, and OFT, BOFT and GLoRA (`multiplied_files.py`), under every module
+prefix that ComfyUI or diffusers accept, and what peft saves. What is refused by name is in `unread_kinds.py`. The
+meaning of alpha and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files it was checked
+with.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -23,6 +24,9 @@ from toolkit.errors import UserError
 from toolkit.files.safetensors_io import check_count
 from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_settings import CONFIG_FILE, PEFT_PREFIX, AdapterSettings, read_settings
+from toolkit.networks.multiplied import FrozenLayer, Multiplied, kind_for
+from toolkit.networks.multiplied_files import STORED_PARTS, form_of, misfit, read_stored
+from toolkit.networks.unread_kinds import unread_kind
 
 PREFIXES = (
     "base_model.model.transformer.", "base_model.model.", "pipe.dit.", "diffusion_model.", "transformer.",
@@ -38,32 +42,16 @@ PARTS = {
     **{f".lora_linear_layer.{part}.weight": part for part in ("down", "up")},
     ".alpha": "alpha",
     ".diff_b": "bias",
+    **{f".lora_B{end}.bias": "up_bias" for end in ("", ".default")},
     ".dora_scale": "dora_scale",
     **{f".lora_magnitude_vector{end}": "row_norms" for end in ("", ".weight", ".default.weight")},
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
     **{f".{name}": name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+    **STORED_PARTS,
 }
 """Suffix of a key -> the part of the module it holds."""
 
-UNSUPPORTED_KEYS = {
-    ".diff": "whole changes of weights (diff)",
-    ".set_weight": "whole weights (set_weight)",
-    ".w_norm": "changes of norms (w_norm)",
-    ".b_norm": "changes of norms (b_norm)",
-    ".oft_blocks": "an OFT",
-    ".oft_diag": "an OFT",
-    ".on_input": "an IA3",
-    ".a1.weight": "a GLoRA",
-    ".lora_mid.weight": "a convolution's LoRA",
-    ".hada_t1": "a convolution's LoHa",
-    ".hada_t2": "a convolution's LoHa",
-    ".lokr_t2": "a convolution's LoKr",
-    ".lora_B.bias": "changes of biases (lora_bias)",
-    ".scale_weight": "scaled float8 weights",
-}
-"""Suffix of a key of a form that is not read -> what it is, for the message."""
-
-ADDED = (".diff", ".diff_b")
+ADDED = (".diff", ".diff_b", ".lora_B.bias", ".lora_B.default.bias")
 """Suffixes of what is added to a weight or bias. Zeros, as ComfyUI extracts them of each norm and bias that did not
 change, are ignored, whatever layer they are of."""
 
@@ -76,6 +64,9 @@ MATMUL_PAIRS = (
 )
 """Parts that are multiplied as matrices."""
 
+READ_KINDS = "LoRA, DoRA, LoHa, LoKr, OFT, BOFT and GLoRA"
+"""What can be read, for messages."""
+
 NO_BIAS = "This model has none there. Use the file with the model it is of."
 """For a file that changes the bias of a layer without one."""
 
@@ -85,12 +76,26 @@ class LayerDelta:
     """What a file does to one linear layer."""
 
     parts: Mapping[str, Tensor]
-    """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1]."""
+    """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1]. Of an OFT, BOFT or GLoRA by those
+    in `multiplied.py`."""
 
     scale: float
 
     bias: Tensor | None = None
     """What is added to the layer's bias [O], float32. A layer whose bias alone is changed has matrices of rank 0."""
+
+    size: tuple[int, int] = (0, 0)
+    """(outputs, inputs) where `multiplied` has a kind; 0 where neither its matrices nor the model say it."""
+
+    @property
+    def multiplied(self) -> Multiplied | None:
+        """The kind of a change that multiplies the weight; None: of one that is added to it, or a DoRA."""
+        return kind_for(self.parts)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether what it adds depends on the weight it is used with: then only `delta_for` says it, never `delta`."""
+        return self.magnitude is not None or self.multiplied is not None
 
     @property
     def low_rank(self) -> tuple[Tensor, Tensor] | None:
@@ -106,6 +111,8 @@ class LayerDelta:
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs) of the weight it belongs to."""
         p = self.parts
+        if self.multiplied:
+            return self.size
         if "up" in p:
             return p["up"].shape[0], p["down"].shape[1]
         if "hada_w1_a" in p:
@@ -124,46 +131,63 @@ class LayerDelta:
         the same."""
         if self.magnitude is not None or self.bias is not None:
             return False
+        if self.multiplied:
+            return self.multiplied.is_zero(self.parts, self.scale)
         return self.scale == 0 or not all(part.any() for part in self.parts.values())
+
+    def sized(self, inputs: int, outputs: int) -> LayerDelta:
+        """The same where the size of its layer is known, which not all kinds say themselves."""
+        return replace(self, size=(outputs, inputs)) if self.multiplied else self
 
     def split(self, count: int) -> list[LayerDelta]:
         """The changes of `count` layers that have its outputs, one after the other and equally many. Raises ValueError
-        where they are of none of these forms: a DoRA with norms of columns, a LoKr whose first factor does not split.
+        where they are of none of these forms: a DoRA with norms of columns, a LoKr whose first factor does not split,
+        a BOFT of the outputs.
         """
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        of_each = self.multiplied.split(self.parts, count) if self.multiplied else self._split_parts(count)
+        size = (self.size[0] // count, self.size[1])
+        return [LayerDelta(parts, self.scale, bias, size) for parts, bias in zip(of_each, biases, strict=True)]
+
+    def _split_parts(self, count: int) -> list[dict[str, Tensor]]:
         of_rows = ("up", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "dora_scale")
         rows = {name: part.chunk(count) for name, part in self.parts.items() if name in of_rows}
         if any(len(self.parts[name]) % count for name in rows):
             raise ValueError(f"{list(rows)} cannot be split into {count}")
         of_each = [{name: rows[name][i] if name in rows else p for name, p in self.parts.items()} for i in range(count)]
-        biases = [None] * count if self.bias is None else self.bias.chunk(count)
         # Copies: safetensors writes no tensors that share memory.
-        return [
-            LayerDelta({name: part.clone() for name, part in parts.items()}, self.scale, bias)
-            for parts, bias in zip(of_each, biases, strict=True)
-        ]
+        return [{name: part.clone() for name, part in parts.items()} for parts in of_each]
 
     def to(self, device: torch.device) -> LayerDelta:
         """The same on another device."""
         bias = None if self.bias is None else self.bias.to(device)
-        return LayerDelta({name: part.to(device) for name, part in self.parts.items()}, self.scale, bias)
+        return replace(self, parts={name: part.to(device) for name, part in self.parts.items()}, bias=bias)
 
     def applied_to(self, weight_OI: Tensor) -> Tensor:
         """The weight that the file makes of `weight_OI` (float32)."""
-        changed_OI = weight_OI + self.delta()
         if self.magnitude is None:
-            return changed_OI
+            return weight_OI + self.delta_for(weight_OI)
+        changed_OI = weight_OI + self.delta()
         return changed_OI * (self.magnitude / dora_norm(changed_OI, axis=0 if self.magnitude.shape[0] == 1 else 1))
 
     def delta_for(self, weight_OI: Tensor) -> Tensor:
         """What the file adds to `weight_OI` (float32), the magnitude of a DoRA included."""
+        if self.multiplied:
+            return self.multiplied.delta(self.parts, self.scale, weight_OI)
         return self.delta() if self.magnitude is None else self.applied_to(weight_OI) - weight_OI
 
+    def output_delta(self, x: Tensor, layer: FrozenLayer) -> Tensor:
+        """What a kind that multiplies the weight adds to the outputs of the frozen layer, for inputs `x` (float32)."""
+        assert self.multiplied is not None
+        return self.multiplied.output_delta(self.parts, self.scale, x, layer)
+
     def delta(self) -> Tensor:
-        """The change of the weight [O, I]; of a DoRA, the one before its magnitude.
+        """The change of the weight [O, I]; of a DoRA, the one before its magnitude. Not for a kind in `multiplied`.
 
         Formulas: LyCORIS 4.1.3, equal to its training forward pass.
         """
         p = self.parts
+        assert self.multiplied is None, "it has no change without the weight"
         if "up" in p:
             return self.scale * p["up"] @ p["down"]
         if "hada_w1_a" in p:
@@ -228,8 +252,14 @@ def parse_adapter_tensors(
     changes: dict[str, LayerDelta] = {}
     for name, parts in grouped.items():
         bias = _bias(source, name, parts)
-        whole = _module(source, name, parts, settings) if parts else _of_bias(fused.get(name, (name,))[0], bias, layers)
-        for of_layer, change in split_change(source, name, replace(whole, bias=bias), fused).items():
+        if parts:
+            whole = _module(source, name, parts, settings, _size_of(fused.get(name, (name,)), layers))
+        else:
+            whole = _of_bias(fused.get(name, (name,))[0], bias, layers)
+        if bias is not None:
+            check_bias(source, name, bias, whole.shape[0] or len(bias))
+            whole = replace(whole, bias=bias)
+        for of_layer, change in split_change(source, name, whole, fused).items():
             if of_layer in changes or (of_layer != name and of_layer in grouped):
                 raise UserError(f"{source}: {of_layer} is changed twice, by itself and as a part of {name}.")
             changes[of_layer] = change
@@ -334,10 +364,10 @@ def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
 def _about_unknown(source: str, keys: list[str]) -> str:
     """Why these keys cannot be used, by the first of the most telling sort."""
     for key in keys:
-        what = next((what for suffix, what in UNSUPPORTED_KEYS.items() if key.endswith(suffix)), None)
+        what = unread_kind(key)
         if what:
             remedy = " In ComfyUI, extract it with bias_diff off." * key.endswith(ADDED)
-            return f"{source}: holds {what}, as {key!r}. Only LoRA, DoRA, LoHa and LoKr can be read.{remedy}"
+            return f"{source}: holds {what}, as {key!r}. Only {READ_KINDS} can be read.{remedy}"
     for key in keys:
         if any(key.endswith(suffix) for suffix in PARTS):
             return f"{source}: {len(keys)} keys are of layers that this model does not have, such as {key!r}."
@@ -354,10 +384,9 @@ def _bias(source: str, name: str, parts: dict[str, Tensor]) -> Tensor | None:
     bias_O = parts.pop("bias", None)
     if bias_O is None:
         return None
-    if bias_O.dim() != 1 or (parts and not lacks_a_matrix(parts) and len(bias_O) != LayerDelta(parts, 1.0).shape[0]):
-        raise UserError(f"{source}: diff_b of {name} has the shape {list(bias_O.shape)}, which is not the layer's.")
-    if not torch.isfinite(bias_O).all():
-        raise UserError(f"{source}: {name} holds numbers that are not finite.")
+    if "up_bias" in parts:
+        raise UserError(f"{source}: the bias of {name} is changed twice, by diff_b and by lora_B.bias.")
+    check_bias(source, name, bias_O, bias_O.numel())
     return bias_O
 
 
@@ -368,19 +397,59 @@ def _of_bias(name: str, bias_O: Tensor | None, layers: Mapping[str, tuple[int, i
     return LayerDelta({"up": torch.zeros(len(bias_O), 0), "down": torch.zeros(0, inputs)}, 1.0)
 
 
-def _module(source: str, name: str, parts: dict[str, Tensor], settings: AdapterSettings | None) -> LayerDelta:
+def _size_of(parts: Sequence[str], layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> tuple[int, int]:
+    """(outputs, inputs) of a layer, or of one that the model has in several parts; zeros where they are not known."""
+    if not isinstance(layers, Mapping):
+        return 0, 0
+    return sum(layers[part][1] for part in parts), layers[parts[0]][0]
+
+
+def _module(
+    source: str, name: str, parts: dict[str, Tensor], settings: AdapterSettings | None, size: tuple[int, int]
+) -> LayerDelta:
+    """size: (outputs, inputs) of the layer, 0 where not known."""
     alpha = parts.pop("alpha", None)
+    if alpha is not None and alpha.numel() != 1 and not ignores_alpha(parts):
+        raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
     if "row_norms" in parts:
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
     if lacks_a_matrix(parts):
         raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
-    check_parts(source, name, parts)
-    if alpha is not None and alpha.numel() != 1 and not ignores_alpha(parts):
-        raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
-    scale = layer_scale(name, parts, alpha, settings)
-    if not math.isfinite(scale):
+    up_bias = parts.pop("up_bias", None)
+    form = form_of(parts)
+    if form:
+        stored, scale, shape = read_stored(source, name, form, parts, alpha, settings, size)
+        found = LayerDelta(stored, scale, size=shape)
+    else:
+        check_parts(source, name, parts)
+        found = LayerDelta(parts, layer_scale(name, parts, alpha, settings))
+    if not math.isfinite(found.scale):
         raise UserError(f"{source}: alpha of {name} is not finite.")
-    return LayerDelta(parts, scale)
+    if up_bias is None:
+        return found
+    return replace(found, bias=_up_bias(source, name, up_bias, found))
+
+
+def _up_bias(source: str, name: str, up_bias: Tensor, change: LayerDelta) -> Tensor:
+    """The change of a layer's bias by that of lora_B, which counts by the strength of the layer.
+
+    Source: peft 0.21.2, tuners/lora/layer.py, `Linear.merge`. It writes none beside a DoRA.
+    """
+    if change.low_rank is None or change.needs_base:
+        raise UserError(
+            f"{source}: {name} mixes several kinds of change: {', '.join(sorted(change.parts))}, lora_bias."
+        )
+    check_bias(source, name, up_bias, change.shape[0])
+    return change.scale * up_bias
+
+
+def check_bias(source: str, name: str, bias: Tensor, outputs: int) -> None:
+    """A vector of finite numbers, one for each output."""
+    if bias.dim() != 1 or len(bias) != outputs:
+        shape = f"the shape {list(bias.shape)}, which is not the layer's ([{outputs}])"
+        raise UserError(f"{source}: the change of the bias of {name} has {shape}.")
+    if not torch.isfinite(bias).all():
+        raise UserError(f"{source}: {name} holds numbers that are not finite.")
 
 
 def layer_scale(
@@ -437,16 +506,22 @@ def keys_without_strength(keys: Collection[str]) -> list[str]:
     for key in keys:
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
         stem = key.removesuffix(suffix)
-        if key.startswith(PEFT_PREFIX) and PARTS.get(suffix) in SCALED_PARTS and f"{stem}.alpha" not in keys:
+        part = PARTS.get(suffix)
+        is_scaled = key.startswith(PEFT_PREFIX) and part in SCALED_PARTS and f"{stem}.alpha" not in keys
+        if is_scaled or part == "oft_R":  # under any name: how its numbers become a rotation is in the settings
             found.append(key)
     return found
 
 
-SCALED_PARTS = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
-"""A part of each kind whose strength is not in its matrices."""
+SCALED_PARTS = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "boft_R")
+"""A part of each kind whose strength, or whether it is all, is not in its matrices."""
 
 
 def lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
+    """Whether one is missing of the kind that the parts are of."""
+    form = form_of(parts)
+    if form:
+        return not parts.keys() >= {*form.needed}
     if {"up", "down"} <= parts.keys() or {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
         return False
     factors = ("lokr_w1", "lokr_w2")
@@ -454,7 +529,10 @@ def lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
 
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:
-    """The inner size that alpha is divided by; 1 of a LoKr with two full factors."""
+    """The inner size that alpha is divided by; 1 of a LoKr with two full factors, 0 of an OFT or BOFT."""
+    kind = kind_for(parts)
+    if kind:
+        return kind.rank(parts)
     inner = next((parts[name] for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts), None)
     return 1 if inner is None else inner.shape[0]
 
@@ -470,19 +548,14 @@ def check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
             raise UserError(f"{source}: {name} holds numbers that are not finite.")
     for left, right in MATMUL_PAIRS:
         if {left, right} <= parts.keys() and parts[left].shape[1] != parts[right].shape[0]:
-            raise _misfit(source, name, parts)
+            raise misfit(source, name, parts)
     outputs, inputs = LayerDelta(parts, 1.0).shape
     if "hada_w2_a" in parts and (parts["hada_w2_a"].shape[0], parts["hada_w2_b"].shape[1]) != (outputs, inputs):
-        raise _misfit(source, name, parts)
+        raise misfit(source, name, parts)
     magnitude = parts.get("dora_scale")
     if magnitude is not None and magnitude.shape not in ((1, inputs), (outputs, 1)):
         wanted = f"[1, {inputs}] or [{outputs}, 1]"
         raise UserError(f"{source}: dora_scale of {name} has the shape {list(magnitude.shape)}, not {wanted}.")
-
-
-def _misfit(source: str, name: str, parts: Mapping[str, Tensor]) -> UserError:
-    shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
-    return UserError(f"{source}: the matrices of {name} do not fit together: {shapes}.")
 
 
 def _check_shapes(source: str, changes: Mapping[str, LayerDelta], layers: Mapping[str, tuple[int, int]]) -> None:

@@ -1,8 +1,8 @@
 """Merges LoRA files into the frozen model before training.
 
 A weight W becomes W + multiplier (F - W), where F is W with the file applied; for a LoRA, LoHa or LoKr that is W plus
-multiplier times its delta. The order of the files matters only to a DoRA, whose norms are those of the weight before
-it. A bias gets multiplier times its change. Sums are float32 and rounded once, to the model's dtype.
+multiplier times its delta. The order of the files matters only to kinds that depend on the weight before them: a DoRA,
+OFT, BOFT or GLoRA. A bias gets multiplier times its change. Sums are float32 and rounded once, to the model's dtype.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from toolkit.errors import Diagnostic
 from toolkit.models.interface import ROWS_OF
-from toolkit.networks.adapter_health import finding, layers_of, readable_settings, strengths_in_settings
+from toolkit.networks.adapter_health import finding, health, layers_of, readable_settings, strengths_in_settings
 from toolkit.networks.adapter_settings import HEADER_METADATA
 
 FORMS = {
@@ -31,12 +31,13 @@ FORMS = {
     "default": (".lora_A.default.weight", ".lora_B.default.weight"),
     "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
     "lokr": (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b"),
+    "glora": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
+    "oft": (".oft_blocks", ".rescale"),
     "bias": (".diff_b",),
+    "lora_bias": (".lora_B.bias",),
+    "whole": (".diff", ".w_norm", ".b_norm"),
 }
-"""Form -> ends of its keys. All others are "other"."""
-
-WITHOUT_ALPHA = ("bias", "other")
-"""Forms that alpha does not scale."""
+"""Form -> ends of its keys. All others are "other". "oft" is LyCORIS' OFT and BOFT."""
 
 MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 PREFIXES = (
@@ -105,7 +106,7 @@ def _halves(parts: Iterable[str]) -> str:
 HALVES = _halves(part for parts in ROWS_OF.values() for part in parts)
 WHOLES = _halves(ROWS_OF)
 
-_COMFYUI = "lora_A lora_down lora.down default bias other loha lokr"
+_COMFYUI = "lora_A lora_down lora.down default bias loha lokr glora oft whole"
 _HAS_HALVES = "its model has the halves of this layer"
 _EXTRACT = "of a LoHa, LoKr or DoRA extract a LoRA first (run.py resize)"
 
@@ -135,7 +136,7 @@ PROGRAMS = {
         {
             "diffusion_model.": "lora_A lora_down default",
             "lora_unet_": "lora_A lora_down",
-            "transformer.": "lora_A- lora.down-",
+            "transformer.": "lora_A- lora.down- lora_bias-",
             "": "lora_A+ lora_down+ default",
         },
         "Convert it: run.py convert FILE OUT --to diffusers.",
@@ -227,6 +228,21 @@ OF_HALVES = re.compile(r"img_mlp[._](?:gate_layer|gate_up|proj|out)$")
 """Ends of layers of a model whose layers ComfyUI fuses (Qwen-Image-2.1)."""
 
 
+def findings_for(program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
+    """What is wrong with a file for a program: by its numbers, and by what the program loads. Nothing that is an error:
+    the program applies it as it is meant."""
+    for one in health(tensors, metadata):
+        is_of_forms = one.check == "unknown_keys" and all(_is_loaded(program, key) for key in one.key)
+        if one.check != "alpha_in_header" and not is_of_forms:  # of alphas `program_findings` speaks
+            yield one
+    yield from program_findings(program, tensors, metadata)
+
+
+def _is_loaded(program: Program, key: object) -> bool:
+    stem, form = split_key(str(key))
+    return form in program.forms(split_stem(stem)[0], bool(OF_HALVES.search(stem)))
+
+
 def program_findings(
     program: Program, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Iterator[Diagnostic]:
@@ -237,6 +253,7 @@ def program_findings(
     yield from _not_loaded(program, tensors, len(stems), has_alpha, has_halves)
     yield from _of_strength(program, tensors, metadata, has_halves)
     yield from _of_magnitudes(program, tensors)
+    yield from _of_rotations(program, tensors)
     yield from _of_skipped(program, stems)
     yield from _of_header_names(program, metadata)
 
@@ -338,6 +355,26 @@ def _of_magnitudes(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[
         if found and not (reads and is_named_for_columns == (kind == "columns")):
             message = f"{program.title} does not read a DoRA with norms of {kind} as it is meant ({len(found)} layers)."
             yield finding("dora", message, "Extract a LoRA of it (docs/loras.md).", tuple(found))
+
+
+def _of_rotations(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:
+    """OFTs that a program reads without their rescale, or with another limit: ComfyUI takes alpha as the limit of the
+    whole rotation, LyCORIS 4.1.3 multiplies it by the outputs of the layer. It scales the rows of a BOFT alone."""
+    wrong = []
+    for key, blocks in tensors.items():
+        if not key.endswith(".oft_blocks"):
+            continue
+        stem = key.removesuffix(".oft_blocks")
+        rescale = tensors.get(f"{stem}.rescale")
+        alpha = tensors.get(f"{stem}.alpha")
+        is_rescaled = blocks.dim() == 3 and rescale is not None and bool((rescale != 1).any())
+        is_limited = alpha is not None and bool((alpha > 0).any())
+        if is_rescaled or is_limited:
+            wrong.append(stem)
+    if wrong:
+        what = f"the rescale or the limit of an OFT as it is meant ({len(wrong)} layers)"
+        message = f"{program.title} does not read {what}."
+        yield finding("oft", message, "Merge it into its model, and extract a LoRA (docs/loras.md).", tuple(wrong))
 
 
 def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic]:

@@ -39,8 +39,10 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
     """(up_OR, down_RI, error): the LoRA of at most `rank` nearest to `change`, and its relative Frobenius error.
 
     A LoRA that fits is returned as it is, with its own smaller rank and error 0; the others have their singular values
-    shared evenly by both matrices. The magnitude of a DoRA is not looked at.
+    shared evenly by both matrices. The magnitude of a DoRA is not looked at; a kind that
+    multiplies the weight has no such LoRA (`LayerDelta.needs_base`).
     """
+    assert change.multiplied is None
     pair = change.low_rank
     if pair is not None and len(pair[1]) <= rank:
         return (*pair, 0.0)

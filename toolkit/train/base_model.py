@@ -99,7 +99,7 @@ def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[st
         raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model's blocks.")
     recovery = {}
     for target, change in changes.items():
-        if change.low_rank is None or change.magnitude is not None or change.bias is not None:
+        if change.low_rank is None or change.needs_base or change.bias is not None:
             raise UserError(f"{RECOVERY}: {path.name} is not a plain LoRA ({target}).")
         recovery[target] = change.low_rank
     rest, outside = len(layers) - len(recovery), len(loaded) - len(changes)

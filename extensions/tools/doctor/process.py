@@ -23,7 +23,7 @@ from toolkit.models.families import ModelFamily, family_for
 from toolkit.models.loading import ShardReader
 from toolkit.networks.adapter_health import TEXT_SIDE, finding, health, is_own, layers_of
 from toolkit.networks.lora_formats import LayerDelta, fused_layers, read_tensors, split_change
-from toolkit.networks.programs import PREFIXES, PROGRAMS, program_findings, split_stem
+from toolkit.networks.programs import PREFIXES, PROGRAMS, findings_for, split_stem
 from toolkit.registry import FAMILIES
 
 SHOWN = 5
@@ -72,7 +72,10 @@ class DoctorProcess(BaseExtensionProcess):
         section, read = self.section, layers_of(tensors)
         if not tensors:
             return [finding("empty", "It holds no tensors.", "Take the file as its trainer saved it.")], None, ""
-        found = health(tensors, metadata)
+        if section.program:
+            found = list(findings_for(PROGRAMS[section.program], tensors, metadata))
+        else:
+            found = health(tensors, metadata)
         bases = self._bases()
         found_in = ((one, _located(read.parts, one.layers)) for one in bases)
         base, names = max(found_in, key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))))
@@ -82,11 +85,9 @@ class DoctorProcess(BaseExtensionProcess):
         if len(names) == len(read.parts) and not any(one.check == "size" for one in found):
             found += _missing(names, base, metadata)
         found += self._of_metadata(metadata, base, found)
-        if section.program:
-            found = [one for one in found if one.check != "alpha_in_header"]
-            found += program_findings(PROGRAMS[section.program], tensors, metadata)
         if section.base_dtype and not any(one.severity == "error" and one.check in UNMEASURABLE for one in found):
-            rounded = self._rounded({names[stem]: change for stem, change in sound.items()}, base)
+            changes = {names[stem]: change for stem, change in sound.items()}
+            rounded = self._rounded({name: change.sized(*base.layers[name]) for name, change in changes.items()}, base)
             found += self._of_rounding(rounded)
         return found, rounded, self._title(metadata, base) if names else ""
 
@@ -321,7 +322,8 @@ def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]
 
 
 def _fits(change: LayerDelta, size: tuple[int, int]) -> bool:
-    return change.shape == (size[1], size[0])
+    has = zip(change.shape, reversed(size), strict=True)
+    return all(own in (0, wanted) for own, wanted in has)  # 0: the matrices do not say it
 
 
 def _split_all(changes: Mapping[str, LayerDelta], base: Base) -> dict[str, LayerDelta]:

@@ -65,11 +65,15 @@ def rounding(weight_OI: Tensor, change_of: Callable[[Tensor], Tensor], base: str
 def predicted(change: LayerDelta, base: str, seed: int) -> list[Rounding]:
     """`rounding` where the weight is not here: of some rows, evenly spread, on normal weights of the size with which a
     layer's outputs are as large as its inputs, 1 / sqrt(I), and on such half and twice as large. Of a DoRA norms are
-    left out, as they say nothing without the weights."""
+    left out, as they say nothing without the weights. Of an OFT, BOFT or GLoRA all rows are taken."""
     outputs, inputs = change.shape
+    random = torch.Generator().manual_seed(seed)
+    if change.multiplied:
+        whole = torch.randn((outputs, inputs), generator=random) / math.sqrt(inputs)
+        return [rounding(whole * size, change.delta_for, base) for size in (1.0, 0.5, 2.0)]
     rows = torch.linspace(0, outputs - 1, min(ROWS, outputs)).round().long()
     change_OI = change.delta()[rows] if change.low_rank is None else change.low_rank[0][rows] @ change.low_rank[1]
-    weight = torch.randn((len(rows), inputs), generator=torch.Generator().manual_seed(seed)) / math.sqrt(inputs)
+    weight = torch.randn((len(rows), inputs), generator=random) / math.sqrt(inputs)
     return [rounding(weight * size, lambda _: change_OI, base) for size in (1.0, 0.5, 2.0)]
 
 

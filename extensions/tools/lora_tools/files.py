@@ -128,7 +128,7 @@ def write_lowrank(
                 continue
         most, scale = section.rank or min(change.shape), 1.0
         if isinstance(change, LayerDelta):
-            refuse_dora(name, change)
+            refuse_what_needs_the_base(name, change)
             up, down, error = extract_lora(change, most)
             scale = change.scale if change.low_rank and change.scale else 1.0  # stays in alpha: nothing is rounded
         else:
@@ -144,8 +144,9 @@ def write_lowrank(
     logger.info(f"{section.output}: {len(layers)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
 
 
-def refuse_dora(name: str, change: LayerDelta) -> None:
-    """Raises UserError for a DoRA: what it changes depends on the weights it is used with."""
-    if change.magnitude is not None:
+def refuse_what_needs_the_base(name: str, change: LayerDelta) -> None:
+    """Raises UserError for a DoRA, OFT, BOFT or GLoRA: what it changes depends on the weights it is used with."""
+    if change.needs_base:
+        title = change.multiplied.title(change.parts) if change.multiplied else "a DoRA"
         remedy = "Merge it into its model, then extract a LoRA."
-        raise UserError(f"{name} is a DoRA, whose change depends on the model's weights. {remedy}")
+        raise UserError(f"{name} is {title}, whose change depends on the model's weights. {remedy}")

@@ -37,12 +37,12 @@ def facts(file: AdapterFile) -> dict[str, Any]:
     layers: dict[str, dict[str, Any]] = {}
     for name, change in file.changes.items():
         rank = rank_of(change.parts)
-        norm = float(change.delta().norm())
+        norm = None if change.multiplied else float(change.delta().norm())
         layers[name] = {
             "kind": kind_of(change),
             "rank": rank,
             "alpha": round(change.scale * rank, 6),
-            "shape": list(change.shape),
+            "shape": [size or None for size in change.shape],
             "norm": norm,
         }
     tensors, metadata = read_tensors(file.path)
@@ -59,7 +59,8 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "biases": sum(change.bias is not None for change in file.changes.values()),
         "zero_layers": sum(change.is_zero for change in file.changes.values()),
         "wrong": [f"{one.message} {one.remedy}" for one in health(tensors, metadata) if one.severity == "error"],
-        "norm": sqrt(sum(x["norm"] ** 2 for x in layers.values())),
+        "norm": sqrt(sum((x["norm"] or 0.0) ** 2 for x in layers.values())),
+        "without_norm": sum(x["norm"] is None for x in layers.values()),
         "norm_by_block": _by_block(layers),
         "first_key": keys[0],
         "readable_by": [name for name, target in FORMATS.items() if not why_not_exported(file, target)],
@@ -74,9 +75,12 @@ def _counts(values: Iterable[float]) -> dict[str, int]:
 
 
 def _by_block(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Frobenius norm of the changes of each block; of what stands outside of blocks by its own name."""
+    """Frobenius norm of the changes of each block; of what stands outside of blocks by its own name. Changes that
+    multiply the weight have none without it."""
     squares: dict[str, float] = defaultdict(float)
     for name, layer in layers.items():
+        if layer["norm"] is None:
+            continue
         block = re.match(r".*?\.\d+(?=\.)", name)
         squares[block.group() if block else name] += layer["norm"] ** 2
     return {name: sqrt(square) for name, square in squares.items()}
@@ -103,6 +107,8 @@ def render(found: Mapping[str, Any]) -> str:
     kinds = " and ".join(found["kinds"]) or "no change"
     more = f" ({len(found['wrong']) - 1} more)" if len(found["wrong"]) > 1 else ""
     wrong = [f"wrong: {line}{more} See run.py doctor." for line in found["wrong"][:1]]
+    multiplied = f"{found['without_norm']} layers multiply the model's weights: their change has no norm without those"
+    norm = [f"norm of the change {found['norm']:.4g}; by block:", *blocks] if blocks else []
     metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
     return "\n".join(
         [
@@ -114,8 +120,8 @@ def render(found: Mapping[str, Any]) -> str:
             f"can be written for: {', '.join(found['readable_by']) or 'none'} (run.py convert)",
             f"written by: {found['written_by']}",
             *wrong,
-            f"norm of the change {found['norm']:.4g}; by block:",
-            *blocks,
+            *([multiplied] if found["without_norm"] else []),
+            *norm,
             "metadata:" if metadata else "metadata: none",
             *metadata,
         ]

@@ -30,6 +30,7 @@ from toolkit.networks.lora_formats import (
     rank_of,
     read_tensors,
 )
+from toolkit.networks.multiplied import TITLES
 from toolkit.networks.spelling import BARE, spelling_for_layers
 
 Layers = Mapping[str, tuple[int, int]] | Collection[str]
@@ -73,20 +74,22 @@ def read_adapter(path: Path, models: Collection[Layers], any_model: bool = False
             continue
         if not changes and not any_model:
             raise UserError(f"{path}: changes nothing: all that it adds is zero. Give another file.")
-        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dim() == 2}
+        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dim() >= 2}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         return AdapterFile(path, changes, dtype, metadata)
     raise refused[0]
 
 
 def kind_of(change: LayerDelta) -> str:
-    """lora, loha or lokr; dora, of whichever of them, where it has a magnitude."""
+    """lora, loha or lokr; dora, of whichever of them, where it has a magnitude; oft, boft or glora."""
     if change.magnitude is not None:
         return "dora"
     return _base_kind(change)
 
 
 def _base_kind(change: LayerDelta) -> str:
+    if change.multiplied:
+        return change.multiplied.name(change.parts)
     return next((kind for kind, part in (("lora", "up"), ("loha", "hada_w1_a")) if part in change.parts), "lokr")
 
 
@@ -173,7 +176,7 @@ def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
     for change in file.changes.values():
         kind, magnitude = _base_kind(change), change.magnitude
         if kind not in target.kinds:
-            found[f"{target.title} does not read a {_TITLES[kind]}"] = None
+            found[f"{target.title} does not read {_TITLES[kind]}"] = None
         if magnitude is not None and not _magnitude_key(magnitude, target):
             axis = "rows" if len(magnitude) > 1 else "columns"
             found[f"{target.title} does not read a DoRA with norms of {axis} as it is meant"] = None
@@ -182,12 +185,12 @@ def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
     for parts in fused_layers(file.changes).values() if target.is_fused else ():
         kinds = sorted({kind_of(file.changes[part]) for part in parts if part in file.changes})
         if kinds not in (["lora"], ["loha"]):
-            named = " and a ".join(_TITLES[kind] for kind in kinds)
-            found[f"{target.title} cannot be written of a {named}"] = None
+            named = " and ".join(_TITLES[kind] for kind in kinds)
+            found[f"{target.title} cannot be written of {named}"] = None
     return list(found)
 
 
-_TITLES = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "dora": "DoRA"}
+_TITLES = {"lora": "a LoRA", "loha": "a LoHa", "lokr": "a LoKr", "dora": "a DoRA", **TITLES}
 
 
 def _magnitude_key(magnitude: Tensor, target: Format) -> str:

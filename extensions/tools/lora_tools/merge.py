@@ -18,7 +18,7 @@ from extensions.tools.lora_tools.files import (
     lora_tensors,
     number_type,
     read_lora,
-    refuse_dora,
+    refuse_what_needs_the_base,
     write_lora,
 )
 from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
@@ -157,7 +157,7 @@ class MergeProcess(BaseExtensionProcess):
         outputs: dict[str, int] = {}
         for file, strength in files:
             for name, change in file.changes.items():
-                refuse_dora(name, change)
+                refuse_what_needs_the_base(name, change)
                 if change.low_rank is None:
                     raise UserError(
                         f"{file.path}: {name} is not a LoRA; only LoRAs can be merged into one file. "

@@ -89,7 +89,7 @@ class PicturesConfig(ToolConfig):
     its run or the file's metadata."""
 
     lora: PathOrList = ()
-    """LoRA, DoRA, LoHa or LoKr files of any program, each as FILE or FILE:STRENGTH."""
+    """LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA files of any program, each as FILE or FILE:STRENGTH."""
 
     prompt: StrOrList = ()
     """Prompts, optionally followed by the flags of sample prompts (`a cat --w 768 --h 512`)."""

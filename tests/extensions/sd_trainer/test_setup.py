@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed.fsdp  # once, not in each process
+from safetensors.torch import save_file
 from torch import nn
 
-from extensions.sd_trainer.setup import build_roles
+from extensions.sd_trainer.setup import build_roles, load_pretrained_lora
 from tests.processes import in_processes
 from tests.running import lines, run_job
+from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
 from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
@@ -212,3 +214,15 @@ def test_each_process_holds_its_rows_of_all_that_is_trained_and_no_more(optimize
     ends = in_processes(2, work)
     assert isinstance(ends[0], tuple), ends[0]
     assert ends == [(4 * 14,) * 4] * 2, "weights, gradients, averages, each moment"
+
+
+def test_a_file_that_no_network_trains_is_refused_before_the_model_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "glora.safetensors"
+    shapes = {"a1": (64, 2), "a2": (2, 64), "b1": (64, 2), "b2": (2, 64)}
+    stem = "lycoris_transformer_blocks_0_attn_to_q"
+    save_file({f"{stem}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}, file)
+    section = SimpleNamespace(
+        network=NetworkConfig(pretrained_lora_path=str(file)), model=ModelConfig(name_or_path=str(tiny_model))
+    )
+    with pytest.raises(UserError, match=r"the file is a GLoRA .* Give it as model\.base_loras, or merge it"):
+        load_pretrained_lora(section)

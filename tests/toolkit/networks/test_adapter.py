@@ -325,6 +325,16 @@ def test_a_file_that_changes_biases_cannot_be_taken_over() -> None:
         network.load_pretrained({"layer": change})
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_a_file_of_a_kind_that_multiplies_the_weight_cannot_be_taken_over(kind: str) -> None:
+    network = single(configured(kind))[1]
+    change = LayerDelta({"rotation_of_outputs": torch.eye(4).expand(1, 10, 4, 4)}, 1.0, size=(40, 24))
+    with pytest.raises(
+        UserError, match=r"the file is an OFT \(layer\), which no network here trains.*model.base_loras"
+    ):
+        network.load_pretrained({"layer": change})
+
+
 # ---------------------------------------------------------------- diffusers
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
-from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def assert_same_changes(file: Path, expected: dict[str, Tensor]) -> None:
 # ------------------------------------------------------------ fields
 
 
-@pytest.mark.parametrize("config", [LoraConfig, LoHaConfig, LoKrConfig])
+@pytest.mark.parametrize("config", [LoraConfig, LoHaConfig, LoKrConfig, OFTConfig, BOFTConfig])
 def test_every_field_of_the_installed_peft_has_a_row(config: type[PeftConfig]) -> None:
     fields = {field.name for field in dataclasses.fields(config)}
     kind = config().peft_type.value
@@ -128,6 +128,57 @@ def test_a_file_of_peft_means_what_it_means_in_peft(name: str, tmp_path: Path) -
     expected = saved_by_peft(CONFIGS[name](), tmp_path)
     assert all(change.abs().max() > 1e-4 for change in expected.values())
     assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
+
+
+BIASED = {
+    "alpha": {"lora_alpha": 2},
+    "rslora": {"lora_alpha": 3, "use_rslora": True},
+    "patterns": {"lora_alpha": 2, "alpha_pattern": {"to_[qk]": 6}, "rank_pattern": {"net.2": 2}},
+}
+
+
+@pytest.mark.parametrize("adapter", ["", ".default"])
+@pytest.mark.parametrize("name", BIASED)
+def test_a_lora_bias_counts_by_the_strength_of_its_layer(name: str, adapter: str, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, lora_bias=True, target_modules=TARGETS, **BIASED[name])
+    expected = saved_by_peft(config, tmp_path)
+    merged = PeftModel.from_pretrained(Model(), tmp_path).merge_and_unload()
+    file = tmp_path / "adapter_model.safetensors"
+    if adapter:
+        tensors = load_file(file)
+        save_file({key.replace(".lora_B.bias", ".lora_B.default.bias"): one for key, one in tensors.items()}, file)
+    assert_same_changes(file, expected)
+    before = Model()
+    for layer, change in load_adapter_file(file, LAYERS).items():
+        bias_O = merged.get_submodule(layer).bias - before.get_submodule(layer).bias
+        assert bias_O.norm() > 0.05
+        torch.testing.assert_close(change.bias, bias_O.detach(), rtol=0, atol=1e-6)
+
+
+def test_a_lora_bias_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, lora_bias=True, target_modules=["to_q"]), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("lora_B.bias"))
+    stem = key.removesuffix(".lora_B.bias")
+    with pytest.raises(
+        UserError, match=r"the bias of transformer_blocks\.0\.attn\.to_q is changed\. This model has none"
+    ):
+        load_adapter_file(file, LAYERS, weights=["proj_out.weight"])
+    for changed, words in (
+        ({key: torch.ones(3)}, "the change of the bias of .* has the shape \\[3\\]"),
+        ({key: torch.full((16,), torch.nan)}, "not finite"),
+        ({f"{stem}.diff_b": torch.ones(16)}, "is changed twice, by diff_b and by lora_B.bias"),
+        ({f"{stem}.lora_magnitude_vector": torch.ones(16)}, "mixes several kinds of change: .*lora_bias"),
+    ):
+        save_file(tensors | changed, file)
+        with pytest.raises(UserError, match=words):
+            load_adapter_file(file, LAYERS)
+    save_file({name: one for name, one in tensors.items() if not name.startswith(stem) or name == key}, file)
+    with pytest.raises(UserError, match="lacks a matrix; it holds only up_bias"):
+        load_adapter_file(file, LAYERS)
+    save_file({name: 0 * one if name.endswith("bias") else one for name, one in tensors.items()}, file)
+    assert [change.bias for change in load_adapter_file(file, LAYERS).values()] == [None, None]
 
 
 def test_the_rank_is_the_size_of_the_matrix_whatever_the_settings_say(tmp_path: Path) -> None:
@@ -297,6 +348,7 @@ DIFFUSERS_CONFIGS = {
         "alpha_pattern": {"transformer_blocks.0.attn.to_v": 1, ".*to_out.0": 6},
     },
     "alphas alone": {"lora_alpha": 4, "alpha_pattern": {"to_k": 8}},
+    "biases": {"lora_alpha": 2, "lora_bias": True},
 }
 
 
@@ -341,6 +393,18 @@ def test_a_file_with_alphas_that_diffusers_loads_and_saves_keeps_its_meaning(tmp
     changes = load_adapter_file(file, list(expected))
     for layer, change in changes.items():
         torch.testing.assert_close(change.delta(), expected[layer], rtol=0, atol=1e-5)
+
+
+def test_a_lora_bias_that_diffusers_saves_is_what_it_fuses(tmp_path: Path) -> None:
+    """diffusers fuses the bias of a LoRA as peft merges it."""
+    config = LoraConfig(r=4, lora_alpha=2, lora_bias=True, target_modules=QWEN_TARGETS)
+    transformer, expected = _adapted(config)
+    transformer.save_lora_adapter(tmp_path)
+    transformer.fuse_lora()
+    before = _transformer()
+    for layer, change in load_adapter_file(tmp_path / "pytorch_lora_weights.safetensors", list(expected)).items():
+        bias_O = transformer.get_submodule(layer).base_layer.bias - before.get_submodule(layer).bias
+        torch.testing.assert_close(change.bias, bias_O.detach(), rtol=0, atol=1e-6)
 
 
 def _loaded(folder: Path) -> QwenImageTransformer2DModel:

@@ -207,7 +207,7 @@ def test_the_bias_alone_of_a_layer_that_comfyui_has_in_one_is_that_of_its_parts(
     [
         ("diff", "holds whole changes of weights .* In ComfyUI, extract it with bias_diff off"),
         ("w_norm", "holds changes of norms"),
-        ("oft_blocks", "holds an OFT"),
+        ("oft_diag", "holds an old OFT"),
         ("on_input", "holds an IA3"),
         ("lora_mid.weight", "holds a convolution's LoRA"),
         ("lokr_t2", "holds a convolution's LoKr"),

@@ -8,9 +8,8 @@ import pytest
 
 from benchmarks.interop.record import metadata_of, rebuild
 from tests.conftest import ROOT
-from toolkit.networks.adapter_health import health
 from toolkit.networks.adapter_settings import CONFIG_FILE
-from toolkit.networks.programs import PROGRAMS, program_findings
+from toolkit.networks.programs import PROGRAMS, findings_for
 
 MATRIX = json.loads((ROOT / "tests" / "golden" / "interop.json").read_text(encoding="utf-8"))
 CASES = [case for case in MATRIX["cases"] if case["strength_in_file"]]
@@ -38,8 +37,7 @@ def test_a_file_is_sound_for_a_program_exactly_where_that_applies_it_as_it_is_me
         tensors, metadata = rebuild(case), metadata_of(case)
         if "adapter_config" in case:
             metadata[CONFIG_FILE] = json.dumps(case["adapter_config"])
-        found = [one for one in health(tensors, metadata) if one.severity == "error"]
-        found += program_findings(PROGRAMS[program], tensors, metadata)
+        found = [one for one in findings_for(PROGRAMS[program], tensors, metadata) if one.severity == "error"]
         seen = case["cells"][READER_OF[program]]
         if case["name"] in DAMAGED:
             assert DAMAGED[case["name"]] in [one.check for one in found]

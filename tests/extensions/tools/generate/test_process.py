@@ -186,6 +186,45 @@ def test_loras_change_the_picture_as_merged_ones_do(
     at_least(f"LoRAs beside the model, quantized {quantized}, dB", psnr(with_loras, Image.open(merged)), least)
 
 
+def write_multiplied(model: Path, path: Path, kind: str) -> Path:
+    """An OFT of LyCORIS, or a GLoRA, that is plainly seen, for the layers of `write_lora`."""
+    layers = family_for(ModelConfig(name_or_path=str(model))).linear_layers(model)
+    tensors, random = {}, torch.Generator().manual_seed(1)
+    for name in [name for name in layers if name.endswith(("attn.to_q", "attn.to_v", "img_mod.1"))]:
+        inputs, outputs = layers[name]
+        stem = f"lycoris_{name.replace('.', '_')}"
+        if kind == "oft":
+            tensors[f"{stem}.oft_blocks"] = torch.randn(outputs // 8, 8, 8, generator=random) / 4
+            tensors[f"{stem}.rescale"] = 1 + 0.2 * torch.randn(outputs, 1, generator=random)
+            continue
+        for part, shape in (("a1", (inputs, 4)), ("a2", (4, inputs)), ("b1", (outputs, 4)), ("b2", (4, inputs))):
+            tensors[f"{stem}.{part}.weight"] = torch.randn(shape, generator=random) / shape[-1] ** 0.5
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["oft", "glora"])
+@pytest.mark.parametrize(
+    "quantized",
+    [
+        pytest.param(False, id="whole"),
+        pytest.param(True, id="int8, a swapped block", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_multiplies_the_weights_changes_the_picture_as_the_merged_model_does(
+    generate, unit_gain_model: Path, tmp_path: Path, quantized: bool, kind: str
+) -> None:
+    file = write_multiplied(unit_gain_model, tmp_path / f"{kind}.safetensors", kind)
+    how = "--quantize --blocks-to-swap 1" if quantized else ""
+    keys = f"--prompt coffee {SMALL} {how}"
+    plain = Image.open(generate(f"--model {unit_gain_model} {keys}")[-1])
+    beside = Image.open(generate(f"--model {unit_gain_model} {keys} --lora {file.name}:0.8")[-1])
+    assert psnr(beside, plain) < 40
+    run_tool("merge", ["--base", unit_gain_model, "--lora", f"{file}:0.8", "--output", "merged", "--dtype", "float32"])
+    merged = Image.open(generate(f"--model merged {keys}")[-1])
+    at_least(f"{kind} beside the model, quantized {quantized}, dB", psnr(beside, merged), 40 if quantized else 60)
+
+
 def test_prompts_of_a_file_and_of_standard_input_have_flags(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:

@@ -1,0 +1,313 @@
+"""Changes that multiply the weight of a layer, so that nothing can be added without it: OFT, BOFT and GLoRA.
+
+An OFT turns the weight W by a rotation R of blocks on the diagonal, a BOFT by several such rotations with a butterfly's
+order of rows between them. LyCORIS turns the outputs, F = s R W, peft the inputs, F = s W R^T, where s scales the rows.
+A GLoRA is F = W + scale (W A1 A2 + B1 B2). What is added to an output is never made as a matrix: R is used block by
+block, on the outputs of the frozen layer or on its inputs, so that a quantized layer serves as well.
+
+Source: LyCORIS 4.1.3, modules/{diag_oft,boft,glora}.py and functional/; peft 0.21.2, tuners/{oft,boft}/layer.py.
+`multiplied_files.py` reads them from the matrices that these programs store.
+
+Shape suffixes: I inputs of a layer, O outputs of a layer, X anything, D one of I and O, R rank; M rotations one after
+the other, K blocks on the diagonal, B size of a block, N numbers of a triangle.
+
+    kind = kind_for(parts)
+    weight_OI = weight_OI + kind.delta(parts, 1.0, weight_OI)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor
+
+Parts = Mapping[str, Tensor]
+"""Float32, by the names in `NEEDED` and `OPTIONAL` of their kind."""
+
+FrozenLayer = Callable[[Tensor], Tensor]
+"""From inputs to the outputs of the frozen layer without its bias, float32."""
+
+
+def cayley_KBB(skew_KBB: Tensor) -> Tensor:
+    """The rotations (1 + Q) (1 - Q)^-1 of skew-symmetric Q.
+
+    This is LyCORIS' sign, `get_r` in functional/diag_oft.py. peft's (1 - Q) (1 + Q)^-1 is that of -Q.
+    """
+    one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
+    return torch.linalg.solve(one_BB - skew_KBB, one_BB + skew_KBB, left=False)
+
+
+def cayley_neumann_KBB(skew_KBB: Tensor, terms: int) -> Tensor:
+    """The series 1 + 2 Q + 2 Q^2 + ... that ends at Q^(terms - 1), whose factor is 1.
+
+    Three terms are as many as four. It nears (1 + Q) (1 - Q)^-1, so that it turns the other way than peft's exact form.
+    Source: peft 0.21.2, `OFTRotationModule._cayley_batch`.
+    """
+    one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
+    sum_KBB = one_BB.expand_as(skew_KBB)
+    if terms == 1:
+        return sum_KBB.clone()
+    if terms == 2:
+        return sum_KBB + 2 * skew_KBB
+    last = max(terms - 1, 3)
+    power_KBB = skew_KBB
+    sum_KBB = sum_KBB + 2 * power_KBB
+    for exponent in range(2, last + 1):
+        power_KBB = power_KBB @ skew_KBB
+        factor = 1 if exponent == last else 2
+        sum_KBB = sum_KBB + factor * power_KBB
+    return sum_KBB
+
+
+def skew_of_triangle_KBB(triangle_KN: Tensor, size: int) -> Tensor:
+    """Skew-symmetric matrices of `size` with these numbers, row by row, above the diagonal.
+
+    Source: peft 0.21.2, `OFTRotationModule._pytorch_skew_symmetric`.
+    """
+    rows, columns = torch.triu_indices(size, size, 1)
+    upper_KBB = triangle_KN.new_zeros(len(triangle_KN), size, size)
+    upper_KBB[:, rows, columns] = triangle_KN
+    return upper_KBB - upper_KBB.transpose(-1, -2)
+
+
+def limited_skew(skew: Tensor, most: float) -> Tensor:
+    """All blocks scaled together so that their Frobenius norm is at most `most`; 0: no limit.
+
+    Source: LyCORIS 4.1.3, `get_r` in functional/diag_oft.py.
+    """
+    norm = skew.norm() + 1e-8
+    if most <= 0 or norm <= most:
+        return skew
+    return skew * most / norm
+
+
+def limited_each_KBB(skew_KBB: Tensor, eps: float) -> Tensor:
+    """Each of K blocks scaled so that its norm is at most eps / sqrt(K).
+
+    Source: peft 0.21.2, `OFTRotationModule._project_batch` (COFT).
+    """
+    most = eps / len(skew_KBB) ** 0.5
+    norm_K11 = skew_KBB.norm(dim=(1, 2), keepdim=True)
+    return torch.where(norm_K11 <= most, skew_KBB, most * (skew_KBB / norm_K11))
+
+
+def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
+    """Each vector multiplied by the matrix that has the blocks on its diagonal; a single block is repeated."""
+    parts_XKB = vectors_XD.unflatten(-1, (-1, blocks_KBB.shape[-1]))
+    if len(blocks_KBB) == 1:
+        return (parts_XKB @ blocks_KBB[0].T).flatten(-2)
+    return torch.einsum("kij,...kj->...ki", blocks_KBB, parts_XKB).flatten(-2)
+
+
+def butterfly_order(places_D: Tensor, pieces: int, width: int) -> Tensor:
+    """The places in another order: of each 2 * pieces runs of `width` places first those with an even number."""
+    return places_D.unflatten(0, (-1, pieces, 2, width)).transpose(1, 2).flatten()
+
+
+TITLES = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA"}
+
+
+class Multiplied(ABC):
+    """One kind of change. Stateless: the matrices are given each time."""
+
+    NEEDED: tuple[str, ...]
+    OPTIONAL: tuple[str, ...] = ()
+
+    @abstractmethod
+    def name(self, parts: Parts) -> str:
+        """As the tools call it: oft, boft or glora."""
+
+    def title(self, parts: Parts) -> str:
+        """With its article, for messages."""
+        return TITLES[self.name(parts)]
+
+    @abstractmethod
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        """(outputs, inputs) of the layer, as far as the matrices say it; 0: they do not."""
+
+    @abstractmethod
+    def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
+        """What is added to a weight (float32)."""
+
+    @abstractmethod
+    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+        """What is added to the outputs [X, O] of the frozen layer, for its inputs (float32)."""
+
+    def rank(self, parts: Parts) -> int:
+        """The inner size of its products; 0: it has none."""
+        return 0
+
+    @abstractmethod
+    def is_zero(self, parts: Parts, scale: float) -> bool:
+        """Whether no weight is changed."""
+
+    @abstractmethod
+    def size(self, parts: Parts) -> float:
+        """About how large the change is at scale 1, as a part of the weight."""
+
+    @abstractmethod
+    def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
+        """The parts for `count` layers that have the outputs of this one. Raises ValueError where they do not split."""
+
+
+class Rotation(Multiplied):
+    """A rotation [M, K, B, B], float32, of the inputs or outputs, and `rescale` [O, 1] for the rows after it."""
+
+    OPTIONAL = ("rescale",)
+
+    def name(self, parts: Parts) -> str:
+        return "oft" if len(parts[self.NEEDED[0]]) == 1 else "boft"
+
+    @abstractmethod
+    def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
+        """The order of a vector's numbers for one of several rotations. width: half a block; places_D: 0 to D - 1."""
+
+    def turn_difference(self, vectors_XD: Tensor, rotation_MKBB: Tensor, is_transposed: bool = False) -> Tensor:
+        """Turned vectors minus the vectors; is_transposed: turned by the transposed matrix."""
+        if is_transposed:
+            rotation_MKBB = rotation_MKBB.transpose(-1, -2)
+        if len(rotation_MKBB) == 1:
+            # Small angles keep their digits where the 1 is taken off before the product.
+            return turned(vectors_XD, rotation_MKBB[0] - torch.eye(rotation_MKBB.shape[-1]).to(vectors_XD))
+        found_XD = vectors_XD
+        places_D = torch.arange(vectors_XD.shape[-1], device=vectors_XD.device)
+        stages = range(len(rotation_MKBB))
+        for stage in reversed(stages) if is_transposed else stages:
+            order_D = self.order(stage, rotation_MKBB.shape[-1] // 2, places_D)
+            turned_XD = turned(found_XD[..., order_D], rotation_MKBB[stage])
+            found_XD = turned_XD[..., order_D.argsort()]
+        return found_XD - vectors_XD
+
+    def is_zero(self, parts: Parts, scale: float) -> bool:
+        rotation_MKBB = parts[self.NEEDED[0]]
+        is_one = bool((rotation_MKBB == torch.eye(rotation_MKBB.shape[-1]).to(rotation_MKBB)).all())
+        return is_one and bool((parts.get("rescale", torch.ones(1)) == 1).all())
+
+    def size(self, parts: Parts) -> float:
+        rotation_MKBB = parts[self.NEEDED[0]]
+        moved = (rotation_MKBB - torch.eye(rotation_MKBB.shape[-1])).square().sum(dim=(-1, -2)).mean(dim=-1).sum()
+        of_rotation = float(moved) / rotation_MKBB.shape[-1]
+        of_rows = float((parts.get("rescale", torch.ones(1)) - 1).square().mean())
+        return (of_rotation + of_rows) ** 0.5
+
+
+class TurnedOutputs(Rotation):
+    """s R W, as LyCORIS has it; between the rotations of a BOFT its order of rows."""
+
+    NEEDED = ("rotation_of_outputs",)
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        _, count, size, _ = parts["rotation_of_outputs"].shape
+        return count * size, 0
+
+    def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
+        return butterfly_order(places_D, 2**stage * width, 1).argsort()
+
+    def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
+        return self._added(parts, weight_OI.T).T
+
+    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+        return self._added(parts, layer(x_XI))
+
+    def _added(self, parts: Parts, outputs_XO: Tensor) -> Tensor:
+        difference_XO = self.turn_difference(outputs_XO, parts["rotation_of_outputs"])
+        if "rescale" not in parts:
+            return difference_XO
+        rescale_O = parts["rescale"].flatten()
+        return rescale_O * difference_XO + (rescale_O - 1) * outputs_XO
+
+    def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
+        rotation_MKBB = parts["rotation_of_outputs"]
+        if len(rotation_MKBB) > 1 or rotation_MKBB.shape[1] % count:
+            raise ValueError("the rotation mixes rows of several layers")
+        return _split_rows(parts, count, {"rotation_of_outputs": 1, "rescale": 0})
+
+
+class TurnedInputs(Rotation):
+    """s W R^T, as peft has it; between the rotations of a BOFT its order of columns."""
+
+    NEEDED = ("rotation_of_inputs",)
+
+    def name(self, parts: Parts) -> str:
+        return "boft" if "rescale" in parts else "oft"  # a BOFT of peft has one rotation by default
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        _, count, size, _ = parts["rotation_of_inputs"].shape
+        return len(parts.get("rescale", ())), count * size
+
+    def order(self, stage: int, width: int, places_D: Tensor) -> Tensor:
+        return butterfly_order(places_D, 2**stage, width).argsort()
+
+    def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
+        difference_OI = self.turn_difference(weight_OI, parts["rotation_of_inputs"])
+        if "rescale" not in parts:
+            return difference_OI
+        return parts["rescale"] * difference_OI + (parts["rescale"] - 1) * weight_OI
+
+    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+        added_XO = layer(self.turn_difference(x_XI, parts["rotation_of_inputs"], is_transposed=True))
+        if "rescale" not in parts:
+            return added_XO
+        rescale_O = parts["rescale"].flatten()
+        return rescale_O * added_XO + (rescale_O - 1) * layer(x_XI)
+
+    def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
+        return _split_rows(parts, count, {"rescale": 0})
+
+
+class Glora(Multiplied):
+    """W + scale (W A1 A2 + B1 B2): a1 [I, R], a2 [R, I], b1 [O, R], b2 [R, I]."""
+
+    NEEDED = ("a1", "a2", "b1", "b2")
+
+    def name(self, parts: Parts) -> str:
+        return "glora"
+
+    def rank(self, parts: Parts) -> int:
+        return len(parts["a2"])
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        return len(parts["b1"]), len(parts["a1"])
+
+    def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
+        return scale * (weight_OI @ parts["a1"] @ parts["a2"] + parts["b1"] @ parts["b2"])
+
+    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+        through_weight_XO = layer(scale * (x_XI @ parts["a2"].T @ parts["a1"].T))
+        return through_weight_XO + scale * (x_XI @ parts["b2"].T @ parts["b1"].T)
+
+    def is_zero(self, parts: Parts, scale: float) -> bool:
+        products = (("a1", "a2"), ("b1", "b2"))
+        return scale == 0 or not any(parts[left].any() and parts[right].any() for left, right in products)
+
+    def size(self, parts: Parts) -> float:
+        """As if rows and columns of the matrices were independent, and a weight 1 / sqrt(I)."""
+        rms = {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
+        through_weight = rms["a1"] * rms["a2"] * (parts["a1"].shape[1] * len(parts["a1"])) ** 0.5
+        beside_it = rms["b1"] * rms["b2"] * (parts["b1"].shape[1] * len(parts["a1"])) ** 0.5
+        return float((through_weight**2 + beside_it**2) ** 0.5)
+
+    def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
+        return _split_rows(parts, count, {"b1": 0})
+
+
+KINDS = (TurnedOutputs(), TurnedInputs(), Glora())
+
+
+def kind_for(parts: Collection[str]) -> Multiplied | None:
+    """The kind of a layer's matrices, by their names; None: of one that is added to the weight."""
+    return next((kind for kind in KINDS if kind.NEEDED[0] in parts), None)
+
+
+def _split_rows(parts: Parts, count: int, dims: Mapping[str, int]) -> list[dict[str, Tensor]]:
+    """The parts `count` times, of those in `dims` the share of each along that dimension."""
+    found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, part in parts.items():
+        if name in dims and part.shape[dims[name]] % count:
+            raise ValueError(f"{name} cannot be split into {count}")
+        shares = part.chunk(count, dims[name]) if name in dims else [part] * count
+        for of_layer, share in zip(found, shares, strict=True):
+            of_layer[name] = share.clone()  # safetensors writes no tensors that share memory
+    return found

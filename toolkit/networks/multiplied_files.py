@@ -1,0 +1,202 @@
+"""How LyCORIS and peft store OFT, BOFT and GLoRA, read into the parts of `multiplied.py`.
+
+| kind, writer | keys after the layer's name | besides |
+|---|---|---|
+| OFT of LyCORIS (diag-oft) | `oft_blocks` [K, B, B], `rescale` [O, 1] | `alpha` times O: most norm of the blocks |
+| BOFT of LyCORIS | `oft_blocks` [M, K, B, B], `rescale` [O, 1] | the same |
+| GLoRA of LyCORIS | `a1`, `a2`, `b1`, `b2` with `.weight` | `alpha`: through the rank it is the scale |
+| OFT of peft | `oft_R.weight` [K, B (B - 1) / 2] | settings (`OftSettings`) |
+| BOFT of peft | `boft_R` [M, K, B, B], `boft_s` [O, 1] | nothing: its settings are the shape of the matrices |
+
+Source: LyCORIS 4.1.3, `weight_list` and `make_module_from_state_dict` of its modules; peft 0.21.2, tuners/{oft,boft}.
+Tested against the outputs of both libraries in `tests/toolkit/networks/test_multiplied_files.py`.
+
+Shape suffixes: as in `multiplied.py`; N numbers above the diagonal of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import UserError
+from toolkit.networks.adapter_settings import AdapterSettings, OftSettings
+from toolkit.networks.multiplied import (
+    Parts,
+    cayley_KBB,
+    cayley_neumann_KBB,
+    limited_each_KBB,
+    limited_skew,
+    skew_of_triangle_KBB,
+)
+
+Stored = tuple[dict[str, Tensor], float, tuple[int, int]]
+"""Parts for `multiplied.py`, the scale, and (outputs, inputs) of the layer, 0 where it is not known."""
+
+Shape = tuple[int, int]
+
+
+class Misfit(ValueError):
+    """Matrices of these shapes are none of this kind, or not of this layer."""
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """How one program stores one kind."""
+
+    title: str
+    """With its article, for messages."""
+
+    needed: tuple[str, ...]
+    """Parts that every layer has, by the names in STORED_PARTS."""
+
+    optional: tuple[str, ...]
+    read: Callable[[Parts, float | None, AdapterSettings | None, Shape], Stored]
+    """From the parts (float32), alpha, the settings, and (outputs, inputs) of the model's layer, 0 where not known.
+    Raises Misfit, and UserError for settings that cannot be read."""
+
+    has_alpha: bool = True
+
+
+def _read_lycoris_oft(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+    blocks = parts["oft_blocks"]
+    if blocks.dim() not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
+        raise Misfit
+    skew = blocks - blocks.transpose(-1, -2)
+    outputs = blocks.shape[-1] * blocks.shape[-3]
+    rotation = cayley_KBB(limited_skew(skew, outputs * (alpha or 0.0)))
+    if blocks.dim() == 3:  # its OFT multiplies rows by the transposed matrices, its BOFT does not
+        rotation = rotation.transpose(-1, -2)[None]
+    else:
+        _check_butterfly(len(blocks), blocks.shape[-1], outputs)
+    found = {"rotation_of_outputs": rotation.contiguous()}
+    if "rescale" in parts:
+        found["rescale"] = _column(parts["rescale"], outputs)
+    return found, 1.0, (outputs, layer[1])
+
+
+def _read_glora(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+    a1, a2, b1, b2 = (parts[name] for name in ("a1", "a2", "b1", "b2"))
+    if any(part.dim() != 2 for part in (a1, a2, b1, b2)):
+        raise Misfit
+    inputs, rank = a1.shape
+    if a2.shape != (rank, inputs) or b2.shape != (b1.shape[1], inputs) or b1.shape[1] != rank:
+        raise Misfit
+    scale = 1.0 if alpha is None else alpha / rank
+    return dict(parts), scale, (len(b1), inputs)
+
+
+def _read_peft_oft(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+    triangle_KN = parts["oft_R"]
+    if triangle_KN.dim() != 2:
+        raise Misfit
+    count, numbers = triangle_KN.shape
+    size = (1 + math.isqrt(1 + 8 * numbers)) // 2
+    if size * (size - 1) // 2 != numbers:
+        raise Misfit
+    # Without settings `settings_of` has refused the file; `adapter_health` asks for shapes alone.
+    how = OftSettings() if settings is None else settings.oft()
+    skew_KBB = skew_of_triangle_KBB(triangle_KN, size)
+    if how.coft_eps is not None:
+        skew_KBB = limited_each_KBB(skew_KBB, how.coft_eps)
+    if how.neumann_terms is None:
+        rotation_KBB = cayley_KBB(-skew_KBB)
+    else:
+        rotation_KBB = cayley_neumann_KBB(skew_KBB, how.neumann_terms)
+    inputs = count * size
+    if how.is_shared:
+        if count != 1 or layer[1] % size:
+            raise Misfit
+        inputs = layer[1]
+    return {"rotation_of_inputs": rotation_KBB[None]}, 1.0, (layer[0], inputs)
+
+
+def _read_peft_boft(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+    blocks_MKBB = parts["boft_R"]
+    if blocks_MKBB.dim() != 4 or blocks_MKBB.shape[-1] != blocks_MKBB.shape[-2]:
+        raise Misfit
+    stages, count, size, _ = blocks_MKBB.shape
+    if stages > 1:
+        _check_butterfly(stages, size, count * size)
+    skew_MKBB = (blocks_MKBB - blocks_MKBB.transpose(-1, -2)) / 2
+    rescale = _column(parts["boft_s"], len(parts["boft_s"]))
+    rotation_MKBB = cayley_KBB(-skew_MKBB)
+    return {"rotation_of_inputs": rotation_MKBB, "rescale": rescale}, 1.0, (len(rescale), count * size)
+
+
+def _check_butterfly(stages: int, size: int, width: int) -> None:
+    """The last of the rotations mixes 2 ** (stages - 1) blocks of the rows or columns."""
+    if size % 2 or width % (2 ** (stages - 1) * size):
+        raise Misfit
+
+
+def _column(part: Tensor, outputs: int) -> Tensor:
+    if part.shape != (outputs, 1):
+        raise Misfit
+    return part
+
+
+LYCORIS_OFT = StoredForm("an OFT or BOFT of LyCORIS", ("oft_blocks",), ("rescale",), _read_lycoris_oft)
+GLORA = StoredForm("a GLoRA", ("a1", "a2", "b1", "b2"), (), _read_glora)
+PEFT_OFT = StoredForm("an OFT of peft", ("oft_R",), (), _read_peft_oft, has_alpha=False)
+PEFT_BOFT = StoredForm("a BOFT of peft", ("boft_R", "boft_s"), (), _read_peft_boft, has_alpha=False)
+
+FORMS = (LYCORIS_OFT, GLORA, PEFT_OFT, PEFT_BOFT)
+
+STORED_PARTS: Mapping[str, str] = {
+    ".oft_blocks": "oft_blocks",
+    ".rescale": "rescale",
+    **{f".{name}.weight": name for name in GLORA.needed},
+    ".oft_R.weight": "oft_R",
+    ".oft_R.default.weight": "oft_R",
+    **{f".{name}{end}": name for name in PEFT_BOFT.needed for end in ("", ".default")},
+}
+"""Suffix of a key -> the part of the layer that it holds. peft takes the adapter's name (`default`) out when it saves;
+tensors taken from a model by other code still have it."""
+
+
+def form_of(parts: Collection[str]) -> StoredForm | None:
+    """The form that a layer's parts are stored in, though some may be missing; None: none of these."""
+    return next((form for form in FORMS if any(name in parts for name in (*form.needed, *form.optional))), None)
+
+
+def read_stored(
+    source: str,
+    name: str,
+    form: StoredForm,
+    parts: Mapping[str, Tensor],
+    alpha: Tensor | None,
+    settings: AdapterSettings | None,
+    size: tuple[int, int],
+) -> Stored:
+    """The change of a layer that is stored in this form, all its matrices there.
+
+    parts: float32, without alpha. size: (outputs, inputs) of the model's layer, 0 where not known. Raises UserError
+    where they do not fit together, are not finite, or the settings do not say what they mean.
+    """
+    others = parts.keys() - {*form.needed, *form.optional}
+    if others or (alpha is not None and not form.has_alpha):
+        also = sorted(others) or ["alpha"]
+        raise UserError(f"{source}: {name} mixes several kinds of change: {form.title} and {', '.join(also)}.")
+    if not all(torch.isfinite(part).all() for part in parts.values()):
+        raise UserError(f"{source}: {name} holds numbers that are not finite.")
+    if alpha is not None and not torch.isfinite(alpha).all():
+        raise UserError(f"{source}: alpha of {name} is not finite.")
+    if not all(part.numel() for part in parts.values()):
+        raise misfit(source, name, parts)
+    try:
+        return form.read(parts, None if alpha is None else float(alpha), settings, size)
+    except Misfit:
+        raise misfit(source, name, parts) from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def misfit(source: str, name: str, parts: Mapping[str, Tensor]) -> UserError:
+    """The refusal of matrices whose sizes contradict each other."""
+    shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
+    return UserError(f"{source}: the matrices of {name} do not fit together: {shapes}.")
