@@ -65,6 +65,9 @@ class StepShape:
     largest_layer: int = 0
     """Number of weights of the largest linear layer that processes every token."""
 
+    largest_change: int = 0
+    """Number of weights of the largest layer with an adapter, of modulation layers too."""
+
     dequantized_bytes: float = 0
     """Bytes per weight of a quantized layer's copies in the compute dtype, while it is used."""
 
@@ -97,14 +100,23 @@ class StepShape:
         everything = replace(self, compiled=self.compiled and level == "none")._kept_by_block("none")
         if self.compiled and level != "none" and self.number_bytes == 2:
             everything += COMPILED_AGAIN * self._unit
-        beyond = everything - self._kept_by_block(level)
-        return int(beyond + EXTRA_UNITS.get(level, 0) * self._unit + at_work + self._products)
+        extra = EXTRA_UNITS.get(level, 0) * self._unit
+        # A modulation layer, the last in the backward pass, is at work once the block's activations are gone.
+        alone = self._of_change(self._units.change) - self._kept_by_block(level)
+        beyond = everything - self._kept_by_block(level) + at_work + self._products
+        return int(max(beyond, alone) + extra)
 
     def forward(self) -> int:
         """Bytes of a forward pass without gradients."""
         most = self._of(self._units.forward) * self._unit
         layer = (self.dequantized_bytes + self._of(self._units.change_forward)) * self.largest_layer
-        return int(max(most, layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer) + self._products)
+        beside = layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer
+        return int(max(most + self._products, beside + self._products, self._of_change(self._units.change_forward)))
+
+    def _of_change(self, pair: Pair) -> float:
+        """Bytes of the largest change of a layer's weight, and of its dequantized weight; 0 where none is made."""
+        change = self._of(pair)
+        return (self.dequantized_bytes + change) * self.largest_change if change else 0
 
     @property
     def _units(self) -> ActivationUnits:

@@ -74,7 +74,7 @@ def made(kind: NetworkKind, base: torch.nn.Module) -> Network:
 
 def toy() -> torch.nn.Module:
     torch.manual_seed(5)
-    return torch.nn.Sequential(OrderedDict(first=torch.nn.Linear(12, 20), second=torch.nn.Linear(20, 8)))
+    return torch.nn.Sequential(OrderedDict(first=torch.nn.Linear(12, 16), second=torch.nn.Linear(16, 8)))
 
 
 X = torch.linspace(-1, 1, 24).view(2, 12)
@@ -101,7 +101,7 @@ def test_the_table_counts_what_the_class_trains(kind: NetworkKind) -> None:
     network = made(kind, toy())
     counted = {
         f"{target}.{name}": shape
-        for target, size in (("first", (12, 20)), ("second", (20, 8)))
+        for target, size in (("first", (12, 16)), ("second", (16, 8)))
         for name, shape in kind.layer_shapes(NetworkConfig(type="lora", linear=3), *size).items()
     }
     own = {name: tuple(p.shape) for name, p in network.parameters().items()}
@@ -123,7 +123,7 @@ def test_what_is_exported_is_read_back_as_the_same_change(kind: NetworkKind, tmp
         plain.load_state_dict(load_file(tmp_path / "x.safetensors"))
     else:
         for name, change in load_adapter_file(
-            tmp_path / "x.safetensors", {"first": (12, 20), "second": (20, 8)}
+            tmp_path / "x.safetensors", {"first": (12, 16), "second": (16, 8)}
         ).items():
             layer = plain.get_submodule(name)
             layer.weight.data = change.applied_to(layer.weight.data)
