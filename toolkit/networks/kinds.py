@@ -163,7 +163,7 @@ def oft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **_
 
 
 def boft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **_: object) -> Shapes:
-    """m such rotations in a butterfly: of 2^p blocks each, p + 1 times. `rank` is the largest block size, which is even.
+    """Such rotations in a butterfly: of 2^p blocks each, p + 1 times. `rank` is the largest block size, which is even.
 
     Raises UserError where no block size up to `rank` divides the outputs into a power of two.
     Source: LyCORIS 4.1.3, functional/general.py `power2factorization`, modules/boft.py.

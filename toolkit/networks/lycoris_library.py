@@ -163,7 +163,9 @@ def stored_buffers(module: Any) -> dict[str, Tensor]:
 
     Readers divide alpha by the rank, so that of a GLoRA with `rs_lora` is larger than the given one.
     """
-    buffers = {name: buffer for name, buffer in module.named_buffers() if name not in module._non_persistent_buffers_set}
+    buffers = {
+        name: buffer for name, buffer in module.named_buffers() if name not in module._non_persistent_buffers_set
+    }
     if getattr(module, "rs_lora", False):
         buffers["alpha"] = torch.tensor(module.scale * module.lora_dim)
     return buffers

@@ -294,7 +294,7 @@ WITH_TWO: list[tuple[str, ...]] = [
     (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
     ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
     (f"train: {{{SHARED}, compile: {{enabled: true}}}}", "E train.compile: does not work with 'train.parallel: fsdp'"),
-    (f"train: {{{SHARED}}}, network: {{type: dora}}", "E network.type: 'dora' needs the norms of whole weights"),
+    (f"train: {{{SHARED}}}, network: {{type: dora}}", "E network.type: 'dora' computes with whole weights"),
     *((f"train: {{{SHARED}}}, model: {{{key}: {value}}}", f"E model.{key}: does not work with 'train.parallel: fsdp'")
       for key, value in (("quantize", "true"), ("modulation_table", "true"), ("blocks_to_swap", 5))),
 ]  # fmt: skip
