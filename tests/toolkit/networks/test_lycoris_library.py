@@ -323,3 +323,26 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_the_library_reads(
     trained = next(iter(KINDS[kind].layer_shapes(NetworkConfig(type=kind), 64, 64)))
     suffix = {"lycoris-full": "diff"}.get(kind, trained)
     assert any(tensor.any() for key, tensor in stored.items() if key.endswith(suffix))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["diag-oft", "glora"])
+def test_two_processes_train_what_one_trains(
+    run_ranks, write_job, trainer, make_pictures, tmp_path: Path, kind: str
+) -> None:
+    folder = make_pictures(tmp_path / "photos", "a", "b")
+    found = []
+    for processes in (1, 2):
+        section = trainer(
+            folder,
+            training_folder=f"of_{processes}",
+            train={"steps": 3, "gradient_accumulation": 2, "lr": 0.01},
+            network={"type": kind, "linear": 4},
+            save={"dtype": "float32"},
+        )
+        run_ranks(processes, write_job(section))
+        found.append(load_file(tmp_path / f"of_{processes}" / "job" / "job.safetensors"))
+    one, two = found
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-3)
