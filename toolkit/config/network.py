@@ -234,6 +234,9 @@ class NetworkConfig(StrictModel):
             yield error("pretrained_lora_path", message)
         if self.linear_alpha == 0 and "linear_alpha" not in kind.without_effect:
             yield error("linear_alpha", f"'{self.type}' takes 0 for the rank. Give the value that is meant.")
+        if self.type == "diag-oft" and self.network_kwargs.rescaled:
+            message = "ComfyUI ignores these factors in a file of diag-oft; with boft it uses them."
+            yield warning("network_kwargs.rescaled", message)
 
     @property
     def trains_model(self) -> bool:

@@ -36,6 +36,9 @@ FILE_PREFIX = "lycoris_"
 FILE_NAMES = {"lycoris-full": {"weight": "diff"}}
 """Kind -> names of parameters that have another one in files."""
 
+ROTATIONS = "oft_blocks"
+"""The parameter of BOFT and OFT that their limit concerns."""
+
 BACKEND = "LYCORIS_KERNEL_BACKEND"
 """Variable of the environment that chooses the library's kernels."""
 
@@ -43,7 +46,9 @@ BACKEND = "LYCORIS_KERNEL_BACKEND"
 class LycorisLinear(AdapterLinear):
     """A frozen linear layer with the change that one of the library's modules makes."""
 
-    def __init__(self, base_layer: nn.Linear, module: nn.Module, needs_base: bool, dropout: AdapterDropout) -> None:
+    module: Any
+
+    def __init__(self, base_layer: nn.Linear, module: Any, needs_base: bool, dropout: AdapterDropout) -> None:
         """module: made by `make_module`."""
         super().__init__(base_layer, {}, 1.0, dropout)
         self.module = module
@@ -153,7 +158,10 @@ class LycorisNetwork(LinearAdapterNetwork):
             prefix = f"{FILE_PREFIX}{target.replace('.', '_')}."
             assert isinstance(layer, LycorisLinear)  # made by `new_layer`
             for name in layer.layer_weights:
-                tensors[prefix + self.file_names.get(name, name)] = weights[f"{target}.{name}"]
+                weight = weights[f"{target}.{name}"]
+                if name == ROTATIONS:
+                    weight = within_limit(weight, layer.module.constraint)
+                tensors[prefix + self.file_names.get(name, name)] = weight
             tensors |= {prefix + name: buffer.float() for name, buffer in stored_buffers(layer.module).items()}
         return tensors
 
@@ -161,14 +169,26 @@ class LycorisNetwork(LinearAdapterNetwork):
 def stored_buffers(module: Any) -> dict[str, Tensor]:
     """The settings of a library's module that its files have, such as alpha.
 
-    Readers divide alpha by the rank, so that of a GLoRA with `rs_lora` is larger than the given one.
+    Readers divide alpha by the rank, so that of a GLoRA with `rs_lora` is larger than the given one. That of rotations
+    is their limit, which the library multiplies by the outputs and ComfyUI does not: 0, for `within_limit` has kept it.
     """
     buffers = {
         name: buffer for name, buffer in module.named_buffers() if name not in module._non_persistent_buffers_set
     }
     if getattr(module, "rs_lora", False):
         buffers["alpha"] = torch.tensor(module.scale * module.lora_dim)
+    if hasattr(module, "constraint"):
+        buffers["alpha"] = torch.tensor(0.0)
     return buffers
+
+
+def within_limit(blocks: Tensor, limit: float) -> Tensor:
+    """Rotation blocks [..., b, b] as they are used with a limit of the norm of their generators; 0: no limit.
+
+    Source: lycoris-lora 4.1.3, functional/diag_oft.py `get_r`.
+    """
+    norm = torch.linalg.vector_norm(blocks - blocks.mT) + 1e-8
+    return blocks * (limit / norm) if limit and norm > limit else blocks
 
 
 def load_library_class(path: str) -> Any:

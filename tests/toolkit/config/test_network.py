@@ -186,6 +186,13 @@ def test_the_package_is_the_one_of_the_extra() -> None:
     assert project["optional-dependencies"]["lycoris"] == [network.LYCORIS]
 
 
+def test_factors_that_comfyui_ignores_are_told(load) -> None:
+    job = "network: {{type: {}, network_kwargs: {{rescaled: true}}}}"
+    (warning,) = load(trainer(job.format("diag-oft"))).warnings
+    assert "network.network_kwargs.rescaled: ComfyUI ignores these factors" in warning
+    assert load(trainer(job.format("boft"))).warnings == ()
+
+
 def test_what_an_algorithm_does_not_use_is_told(load) -> None:
     for kind, keys in (("ia3", "linear linear_alpha"), ("boft", "linear_alpha"), ("glora", "")):
         given = load(trainer(f"network: {{type: {kind}, linear: 32, linear_alpha: 8}}")).warnings

@@ -20,7 +20,7 @@ from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
 from toolkit.networks.adapter import dequantized_weight
 from toolkit.networks.kinds import ALGORITHMS, KINDS, boft_shapes
-from toolkit.networks.lycoris_library import LycorisNetwork, load_library_class, make_module
+from toolkit.networks.lycoris_library import LycorisNetwork, load_library_class, make_module, within_limit
 
 OF_LIBRARY = [name for name, kind in KINDS.items() if kind.library_class]
 VARIANTS = [
@@ -201,6 +201,20 @@ def test_the_layer_computes_what_the_library_trains(kind: str, arguments: dict) 
     expected.square().sum().backward()
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(network.layer_weight("block.first", name).grad, parameter.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["boft", "diag-oft"])
+def test_a_file_of_limited_rotations_needs_no_limit(kind: str, tmp_path: Path) -> None:
+    """LyCORIS multiplies the limit in a file by the outputs, ComfyUI (a125cd84) does not."""
+    network = attached(toy(), kind, {"constraint": 1e-3})
+    trained(network)
+    tensors = load_file(saved(network, tmp_path / "x.safetensors"))
+    for name, outputs in (("first", 16), ("second", 8)):
+        blocks = tensors[f"lycoris_block_{name}.oft_blocks"]
+        assert tensors[f"lycoris_block_{name}.alpha"] == 0
+        assert (blocks - blocks.mT).norm() == pytest.approx(1e-3 * outputs, rel=1e-5)
+    small = torch.full((2, 3, 3), 1e-5)
+    assert within_limit(small, 1.0) is small and within_limit(small, 0.0) is small
 
 
 @pytest.mark.parametrize("kind", OF_LIBRARY)
