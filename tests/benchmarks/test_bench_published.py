@@ -67,6 +67,16 @@ def test_the_plan_is_right_about_every_kind_of_network(kind: str, dtype: str, le
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("qtype", ["int8", "int4"])
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.library_class])
+def test_the_plan_is_right_about_lycoris_on_quantized_layers(kind: str, qtype: str) -> None:
+    row = Row({"quantize": True, "qtype": qtype, "modulation_table": False}, network={"type": kind, "linear": 18})
+    found = bench_published.measured(kind, row, TWO_BLOCKS, has_goal=False)
+    allowed = 0.1 if kind == "lycoris-full" else 0.05
+    assert found["predicted"]["training"] == pytest.approx(found["simulated"]["training"], rel=allowed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("qtype", "side"), [("int8", 64), ("int4", 128), ("float8", 64), ("fp8_scaled", 128)])
 def test_the_plan_is_right_about_quantized_layers_on_small_and_large_pictures(qtype: str, side: int) -> None:
     size = replace(TWO_BLOCKS, latent_side=side)

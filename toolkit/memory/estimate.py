@@ -94,7 +94,7 @@ class StepShape:
 
     def block_backward_bytes(self, level: str) -> int:
         """Bytes beyond `kept` in the backward pass of one block: the last one, which keeps all, or a recomputed one."""
-        layer = (self.dequantized_bytes + self._of(self._units.change)) * self.largest_layer
+        layer = self._of_layer(self._units.change) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
         # A compiled block that is recomputed takes what an eager one does, and more: measured, see docs/memory.md.
         everything = replace(self, compiled=self.compiled and level == "none")._kept_by_block("none")
@@ -102,25 +102,28 @@ class StepShape:
             everything += COMPILED_AGAIN * self._unit
         extra = EXTRA_UNITS.get(level, 0) * self._unit
         # A modulation layer, the last in the backward pass, is at work once the block's activations are gone.
-        alone = self._of_change(self._units.change) - self._kept_by_block(level)
+        alone = self._of(self._units.change) * self.largest_change - self._kept_by_block(level)
         beyond = everything - self._kept_by_block(level) + at_work + self._products
         return int(max(beyond, alone) + extra)
 
     def forward(self) -> int:
         """Bytes of a forward pass without gradients."""
         most = self._of(self._units.forward) * self._unit
-        layer = (self.dequantized_bytes + self._of(self._units.change_forward)) * self.largest_layer
+        layer = self._of_layer(self._units.change_forward) * self.largest_layer
         beside = layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer
-        return int(max(most + self._products, beside + self._products, self._of_change(self._units.change_forward)))
-
-    def _of_change(self, pair: Pair) -> float:
-        """Bytes of the largest change of a layer's weight, and of its dequantized weight; 0 where none is made."""
-        change = self._of(pair)
-        return (self.dequantized_bytes + change) * self.largest_change if change else 0
+        alone = self._of(self._units.change_forward) * self.largest_change
+        return int(max(most + self._products, beside + self._products, alone))
 
     @property
     def _units(self) -> ActivationUnits:
         return self.units or KINDS[self.kind].units
+
+    def _of_layer(self, pair: Pair) -> float:
+        """Bytes per weight of a layer: its change, and the copies of its dequantized weight."""
+        change = self._of(pair)
+        if self._units.change_has_weight:
+            return max(change, self.dequantized_bytes)
+        return change + self.dequantized_bytes
 
     @property
     def _unit(self) -> int:

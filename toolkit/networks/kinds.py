@@ -54,6 +54,9 @@ class ActivationUnits:
     """Bytes per weight of the largest layer in the backward pass, for kinds that allocate tensors of its size."""
 
     change_forward: Pair = (0, 0)
+    change_has_weight: bool = False
+    """Whether the weight itself is among them, dequantized: it is not in memory another time."""
+
     casts: bool = False
     """Whether trained weights are kept a second time in the compute dtype."""
 
@@ -223,7 +226,9 @@ def factorize(size: int, factor: int = -1) -> tuple[int, int]:
 LIBRARY = "toolkit.networks.lycoris_library:LycorisNetwork"
 """The class of all kinds that are lycoris-lora's own modules."""
 
-_LIBRARY_UNITS = ActivationUnits((22.1, 22.1), (20.1, 20.1), (6.4, 6.4), (19.7, 19.7), compiled=(19.1, 19.1))
+_LIBRARY_UNITS = ActivationUnits(
+    (22.1, 22.1), (20.1, 20.1), (6.4, 6.4), (19.7, 19.7), change_has_weight=True, compiled=(19.1, 19.1)
+)
 """The change of a weight is made of it and computed again in the backward pass: the kinds differ in what that takes."""
 
 _OFT_SETTINGS = {"constraint": "network_kwargs.constraint", "rescaled": "network_kwargs.rescaled"}
@@ -326,7 +331,7 @@ KINDS: dict[str, NetworkKind] = {
     "lycoris-full": NetworkKind(
         LIBRARY,
         whole_shapes,
-        replace(_LIBRARY_UNITS, change=(6, 4), change_forward=(4, 4)),
+        replace(_LIBRARY_UNITS, change=(6, 4), change_forward=(4, 4), change_has_weight=False),
         format_warning="Files of whole changes load in ComfyUI and LyCORIS; diffusers refuses them.",
         algo="full",
         library_class="lycoris.modules.full:FullModule",
