@@ -132,7 +132,7 @@ class LycorisNetwork(LinearAdapterNetwork):
         return network
 
     arguments: dict[str, Any]
-    """Of the library's class, besides rank and alpha."""
+    """Those of the library's class besides rank and alpha."""
 
     file_names: dict[str, str]
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.light_start import FORBID
 from tests.measured import at_most
 from tests.network_files import save_network
 from toolkit.config.network import NOT_TRAINED, NetworkConfig
@@ -291,6 +292,29 @@ def test_a_quantized_layer_has_the_change_of_its_dequantized_weight(kind: str, q
 
 
 # ------------------------------------------------------------ whole jobs
+
+
+@pytest.mark.parametrize("kind", OF_LIBRARY)
+def test_a_dry_run_counts_them_without_torch(
+    run_py, write_job, trainer, make_pictures, tmp_path: Path, kind: str
+) -> None:
+    """And so without the library, which imports it."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(FORBID)
+    section = trainer(make_pictures(tmp_path / "photos", "a"), network={"type": kind, "linear": 6})
+    result = run_py(write_job(section), "--dry-run", env={"PYTHONPATH": str(tmp_path / "site")})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(rf"{kind} .* on 28 layers: [\d,]+ trainable parameters", result.stdout)
+
+
+def test_a_size_that_a_boft_cannot_split_ends_a_dry_run(run_py, write_job, trainer, make_pictures, tmp_path) -> None:
+    section = trainer(make_pictures(tmp_path / "photos", "a"), network={"type": "boft", "linear": 2})
+    result = run_py(write_job(section), "--dry-run")
+    assert result.returncode == 2
+    assert (
+        "network.linear: boft cannot split 384 outputs into blocks of at most 2. Set it to 6 or more" in result.stderr
+    )
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
