@@ -121,7 +121,7 @@ def job(folder: Path, level: str, kind: str = "lora", dtype: str = "bf16", qtype
     return SdTrainerConfig.model_validate(
         {
             "type": "sd_trainer",
-            "network": {"type": kind, "linear": 1, "linear_alpha": 1},
+            "network": {"type": kind, "linear": 6 if KINDS[kind].library_class else 1, "linear_alpha": 1},
             "datasets": [{"folder_path": "pictures"}],
             "train": {
                 "gradient_checkpointing": level,

@@ -545,7 +545,7 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
 DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
-OPTIONAL = {"matplotlib", "wandb"}
+OPTIONAL = {"lycoris", "matplotlib", "wandb"}
 """Asked for by a key, which names the package where it is missing."""
 
 FOR_THE_USER = {

@@ -110,7 +110,18 @@ NAMES: dict[tuple[str, str], Names] = {
         "kv_cache": refused(False),
         "use_comfy_weights": idle("the weights are those of `name_or_path`"),
     },
-    ("other", "NetworkKwargs"): {"full_if_contains": refused()},
+    ("other", "NetworkKwargs"): {
+        "full_if_contains": refused(),
+        # lycoris-lora 4.1.3, `create_lycoris`.
+        "constrain": is_("network.network_kwargs.constraint"),
+        **each(
+            "conv_dim conv_alpha use_tucker use_cp use_conv_cp disable_conv_cp",
+            idle("the transformer has no convolutions"),
+        ),
+        "bypass_mode": idle("what is added to the weight is computed, with any base"),
+        **each("train_norm use_scalar decompose_both unbalanced_factorization rank_dropout_scale", refused(False)),
+        "dora_wd": refused(False, says="`network: {type: dora}` is a DoRA of a plain LoRA"),
+    },
     ("other", "DatasetConfig"): {
         "fixed_prompt_prefix": is_("datasets[].caption_prefix"),
         "persistent_workers": idle("loaders always live as long as the run"),
@@ -370,7 +381,9 @@ NAMES: dict[tuple[str, str], Names] = {
         "network_dropout": is_("network.dropout", "0: off"),
         "network_weights": is_("network.pretrained_lora_path", "empty: from the start"),
         "network_args": shaped("network", "keys of this section, as a list of texts `name=value`; empty: none"),
-        "network_module": shaped("network.type", "type: networks.lora_qwen_image, networks.loha, networks.lokr"),
+        "network_module": shaped(
+            "network.type", "type: networks.lora_qwen_image, networks.loha, networks.lokr; lycoris.kohya, with its algo"
+        ),
     },
     ("musubi", "DatasetConfig"): {
         "caption_extension": is_(

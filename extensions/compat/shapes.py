@@ -22,6 +22,7 @@ from toolkit.config.base import Entries
 from toolkit.config.field_types import gather_slots
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.model import REPACKED
+from toolkit.config.network import NetworkKwargs
 from toolkit.config.normalise import listed, merge_aliases, place_in
 from toolkit.config.prompts import text_of
 from toolkit.errors import did_you_mean
@@ -247,6 +248,7 @@ _MODULES = {
     "networks.lora": "lora",
     "networks.loha": "loha",
     "networks.lokr": "lokr",
+    "lycoris.kohya": "lycoris",
 }
 
 _IN_KWARGS = ("lokr_full_rank", "factor")
@@ -293,6 +295,9 @@ def _from_arguments(section: type[BaseModel], entries: Entries, diagnostics: Dia
             diagnostics.warn(node, f"{key!r} has no effect: {NAMES['musubi', ''][key].says}.")
         elif key in known:
             entries[known[key]] = merge_aliases(entries.get(known[key]), node, diagnostics)
+        elif key in NetworkKwargs.model_fields:
+            argument = replace(node, value={key: node})
+            entries["network_kwargs"] = merged(entries.get("network_kwargs"), argument, diagnostics)
         else:
             diagnostics.error(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
 

@@ -18,6 +18,7 @@ from toolkit.config.dataset import area_of, sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
+from toolkit.networks.kinds import KINDS
 from toolkit.networks.spelling import STORED, Spelling
 from toolkit.plan.run_plan import RunPlan
 from toolkit.version import NAME, VERSION
@@ -55,7 +56,9 @@ def job_metadata(
         return {}
     network, model = section.network, section.model
     recovery = model.accuracy_recovery_adapter if model.quantize else None
-    of_kind: dict[str, Any] = {"rank": network.linear, "alpha": network.linear_alpha}
+    sizes = {"rank": "linear", "alpha": "linear_alpha"}
+    without_effect = KINDS[network.type].without_effect
+    of_kind: dict[str, Any] = {name: getattr(network, key) for name, key in sizes.items() if key not in without_effect}
     if network.trains_model:
         of_kind = {"full_bf16": section.train.full_bf16}
     elif network.type == "lokr":

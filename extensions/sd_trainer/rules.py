@@ -116,7 +116,7 @@ def _model_or_adapter(s: DiffusionSection) -> Findings:
     else:
         if train.full_bf16:
             yield error("train.full_bf16", "needs 'network: {type: full}': adapter weights are always float32.")
-        if network.linear_alpha == 0:
+        if network.linear_alpha == 0 and not KINDS[network.type].library_class:
             yield warning("network.linear_alpha", "0 disables the adapter.")
         if network.dropout == 1:
             yield warning("network.dropout", "1 zeroes every input of the adapter, so nothing is learned.")
@@ -357,6 +357,9 @@ def _compile(s: DiffusionSection) -> Findings:
     if train.compile.enabled and train.compile.backend in REDRAWS_DROPOUT and drops and recomputes:
         message = f"'{train.compile.backend}' samples dropout again in a recomputed block, so gradients would be wrong."
         yield error("train.compile.backend", f"{message} Use inductor or aot_eager, or 'gradient_checkpointing: none'.")
+    if train.compile.enabled and train.compile.fullgraph and network.network_kwargs.constraint:
+        message = "cannot be combined with network_kwargs.constraint, which looks at values. Set it to false."
+        yield error("train.compile.fullgraph", message)
 
 
 def _processes(s: DiffusionSection) -> Findings:
@@ -381,7 +384,7 @@ def _processes(s: DiffusionSection) -> Findings:
         message = f"'{train.optimizer}' may need whole weights, and {fsdp} shards them."
         yield error("train.optimizer", f"{message} Use one of {', '.join(ELEMENTWISE)}.")
     if KINDS[s.network.type].needs_base:
-        message = f"'dora' needs the norms of whole weights, and {fsdp} shards them. Use lora, loha or lokr."
+        message = f"'{s.network.type}' computes with whole weights, and {fsdp} shards them. Use lora, loha or lokr."
         yield error("network.type", message)
     for key, given, reason in (
         ("model.quantize", model.quantize, "FSDP2 shards parameters, and quantized weights are not parameters"),
@@ -488,6 +491,8 @@ def _files(s: DiffusionSection) -> Findings:
     save, kind = s.save, s.network.type
     if "merged_lora" in save.also and kind not in MERGED:
         why = "no adapter is trained" if s.network.trains_model else "the files are already plain LoRAs"
+        if KINDS[kind].library_class:
+            why = "none is extracted of LyCORIS's modules"
         message = f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it."
         yield error("save.also", message)
     if save.mem_eff_save and not s.network.trains_model:

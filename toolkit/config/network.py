@@ -7,18 +7,24 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, StrOrList, as_list, schema_of_list, value_error
-from toolkit.config.findings import Findings, JobContext, check_path, warning
+from toolkit.config.findings import Findings, JobContext, below, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.errors import UserError
-from toolkit.networks.kinds import KINDS
+from toolkit.networks.kinds import ALGORITHMS, KINDS, NetworkKind
 
-IN_LYCORIS = tuple(name for name, kind in KINDS.items() if kind.in_lycoris)
+NOT_TRAINED = {
+    "tlora": "Its ranks depend on the noise level, which no file says, and its file needs weights that it leaves out.",
+    "norm": "It trains LayerNorm and GroupNorm weights, and these models have none.",
+    "dylora": "It draws another rank for each forward pass, also where an image is generated.",
+}
+"""Algorithms of lycoris-lora that cannot be used -> why."""
 
 
 def _pattern(text: str) -> str:
@@ -28,6 +34,9 @@ def _pattern(text: str) -> str:
         raise value_error(f"{text!r} is not a valid regular expression: {error}.") from error
     return text
 
+
+LYCORIS = "lycoris-lora==4.1.3"
+"""The package of the extra `lycoris`, as pip takes it."""
 
 MATCH_SECONDS = 10.0
 """How long one pattern may take for the names of all layers; usual are milliseconds."""
@@ -83,14 +92,27 @@ if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Algo: TypeAlias = str
     Kind: TypeAlias = str
 else:
-    Algo, Kind = Literal[IN_LYCORIS], Literal[tuple(KINDS)]
+    Algo, Kind = Literal[tuple(ALGORITHMS)], Literal[tuple(KINDS)]
 
 
 class NetworkKwargs(StrictModel):
-    """`network.network_kwargs`: which layers are adapted."""
+    """`network.network_kwargs`: which layers are adapted, and arguments of LyCORIS's algorithms."""
 
-    algo: Annotated[Algo, OneOf(*IN_LYCORIS, spellings={"locon": "lora"})] = "lora"
-    """With `type: lycoris`, the kind of adapter, by LyCORIS's names."""
+    algo: Annotated[Algo, OneOf(*ALGORITHMS, spellings={"locon": "lora"}, instead=NOT_TRAINED)] = "lora"
+    """With `type: lycoris`, the kind of adapter, by LyCORIS's names; lora, loha and lokr are the program's own, the
+    others modules of the package lycoris-lora."""
+
+    constraint: float = Field(default=0.0, ge=0)
+    """boft, diag-oft: largest norm of a layer's generators of rotations, times its outputs. 0: no limit."""
+
+    rescaled: bool = False
+    """boft, diag-oft: also train a factor for each output."""
+
+    rs_lora: bool = False
+    """glora: scale by linear_alpha / sqrt(linear)."""
+
+    train_on_input: bool = False
+    """ia3: train a factor for each input instead of each output."""
 
     only_if_contains: StrOrList = ()
     """Adapt only layers whose dotted name contains one of these strings; empty: all layers."""
@@ -104,11 +126,12 @@ class NetworkConfig(StrictModel):
 
     type: Annotated[Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI, diffusers,
-    DiffSynth and mflux, the others in ComfyUI only. full: no adapter; the model itself is trained and saved as a model
-    folder, and a layer is any module with parameters, biases and norms included."""
+    DiffSynth and mflux, the others in ComfyUI only (ia3: in none). full: no adapter; the model itself is trained and
+    saved as a model folder, and a layer is any module with parameters, biases and norms included. boft, diag-oft, glora,
+    ia3 and lycoris-full (LyCORIS's `full`) need the package lycoris-lora."""
 
     linear: int = Field(default=16, ge=1, le=100_000)
-    """Rank r of each adapted layer; the file size is proportional to it."""
+    """Rank r of each adapted layer; the file size is proportional to it. boft, diag-oft: the largest block."""
 
     linear_alpha: float = Field(
         default_factory=lambda given: float(given.get("linear", 16)),
@@ -174,17 +197,46 @@ class NetworkConfig(StrictModel):
         kwargs, given = entries.get("network_kwargs"), entries.get("type")
         if kwargs and (algo := kwargs.child("algo")) and not algo.is_blank:
             kind, named = (str(node.value).strip().lower() if node else "lora" for node in (given, algo))
-            if kind == "lycoris" and named in IN_LYCORIS:
-                entries["type"] = replace(algo, value=named)
-            elif kind != "lycoris" and named not in ("lora", "locon", kind):
+            if kind == "lycoris" and named in ALGORITHMS:
+                entries["type"] = replace(algo, value=ALGORITHMS[named])
+            elif kind != "lycoris" and named not in ("lora", "locon") and ALGORITHMS.get(named) != kind:
                 diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """A factor of another kind, a file that is missing."""
+        """Keys of another kind, what LyCORIS's algorithms cannot do, a file that is missing."""
+        kind = KINDS[self.type]
         if self.factor != -1 and self.type != "lokr":
             yield warning("factor", "has no effect: it concerns LoKr only.")
+        yield from below("network_kwargs", self._arguments_of_others(kind))
+        yield from self.unused(" ".join(kind.without_effect), f" with network.type '{self.type}'.")
+        if kind.library_class:
+            yield from self._limits_of_library(kind)
         yield from check_path("pretrained_lora_path", self.pretrained_lora_path, "Give a LoRA file.", job, file=True)
+
+    def _arguments_of_others(self, kind: NetworkKind) -> Findings:
+        """Arguments that the algorithm's class does not declare."""
+        for name in ("constraint", "rescaled", "rs_lora", "train_on_input"):
+            if not self.network_kwargs.is_default(name) and name not in kind.settings:
+                others = ", ".join(other for other, entry in KINDS.items() if name in entry.settings)
+                yield error(name, f"is no argument of '{self.type}': it is one of {others}. Remove it.")
+
+    def _limits_of_library(self, kind: NetworkKind) -> Findings:
+        """What cannot be done with a module class of lycoris-lora."""
+        if find_spec("lycoris") is None:
+            message = f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed."
+            yield error("type", f"{message} Run: pip install {LYCORIS}")
+        if self.scale_weight_norms:
+            message = f"the change of '{self.type}' cannot be scaled down by its weights. Remove it."
+            yield error("scale_weight_norms", message)
+        if self.pretrained_lora_path is not None:
+            message = f"'{self.type}' cannot start from a file. Remove it, or give the file as model.base_loras."
+            yield error("pretrained_lora_path", message)
+        if self.linear_alpha == 0 and "linear_alpha" not in kind.without_effect:
+            yield error("linear_alpha", f"'{self.type}' takes 0 for the rank. Give the value that is meant.")
+        if self.type == "diag-oft" and self.network_kwargs.rescaled:
+            message = "ComfyUI ignores these factors in a file of diag-oft; with boft it uses them."
+            yield warning("network_kwargs.rescaled", message)
 
     @property
     def trains_model(self) -> bool:
@@ -197,6 +249,10 @@ class NetworkConfig(StrictModel):
             return "model"
         given = "" if "linear_alpha" in self.model_fields_set else " (not given: the rank)"
         rank = f"rank {self.linear}, alpha {self.linear_alpha:g}{given}"
+        if "linear" in KINDS[self.type].without_effect:
+            return "without a rank"
+        if "linear_alpha" in KINDS[self.type].without_effect:
+            return f"with blocks of at most {self.linear}"
         if self.type != "lokr":
             return rank
         factor = "balanced" if self.factor == -1 else f"factor {self.factor}"

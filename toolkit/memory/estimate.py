@@ -65,6 +65,9 @@ class StepShape:
     largest_layer: int = 0
     """Number of weights of the largest linear layer that processes every token."""
 
+    largest_change: int = 0
+    """Number of weights of the largest layer with an adapter, of modulation layers too."""
+
     dequantized_bytes: float = 0
     """Bytes per weight of a quantized layer's copies in the compute dtype, while it is used."""
 
@@ -91,24 +94,36 @@ class StepShape:
 
     def block_backward_bytes(self, level: str) -> int:
         """Bytes beyond `kept` in the backward pass of one block: the last one, which keeps all, or a recomputed one."""
-        layer = (self.dequantized_bytes + self._of(self._units.change)) * self.largest_layer
+        layer = self._of_layer(self._units.change) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
         # A compiled block that is recomputed takes what an eager one does, and more: measured, see docs/memory.md.
         everything = replace(self, compiled=self.compiled and level == "none")._kept_by_block("none")
         if self.compiled and level != "none" and self.number_bytes == 2:
             everything += COMPILED_AGAIN * self._unit
-        beyond = everything - self._kept_by_block(level)
-        return int(beyond + EXTRA_UNITS.get(level, 0) * self._unit + at_work + self._products)
+        extra = EXTRA_UNITS.get(level, 0) * self._unit
+        # A modulation layer, the last in the backward pass, is at work once the block's activations are gone.
+        alone = self._of(self._units.change) * self.largest_change - self._kept_by_block(level)
+        beyond = everything - self._kept_by_block(level) + at_work + self._products
+        return int(max(beyond, alone) + extra)
 
     def forward(self) -> int:
         """Bytes of a forward pass without gradients."""
         most = self._of(self._units.forward) * self._unit
-        layer = (self.dequantized_bytes + self._of(self._units.change_forward)) * self.largest_layer
-        return int(max(most, layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer) + self._products)
+        layer = self._of_layer(self._units.change_forward) * self.largest_layer
+        beside = layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer
+        alone = self._of(self._units.change_forward) * self.largest_change
+        return int(max(most + self._products, beside + self._products, alone))
 
     @property
     def _units(self) -> ActivationUnits:
         return self.units or KINDS[self.kind].units
+
+    def _of_layer(self, pair: Pair) -> float:
+        """Bytes per weight of a layer: its change, and the copies of its dequantized weight."""
+        change = self._of(pair)
+        if self._units.change_has_weight:
+            return max(change, self.dequantized_bytes)
+        return change + self.dequantized_bytes
 
     @property
     def _unit(self) -> int:

@@ -69,7 +69,7 @@ REPORT_ERROR_ABOVE = 1e-4
 class LinearAdapterNetwork(Network):
     """Trainable parameters beside the given linear layers, which stay frozen; its layers replace them."""
 
-    kind: ClassVar[NetworkKind]
+    kind: NetworkKind
     layer: ClassVar[type[AdapterLinear]]
 
     max_norm: float = 0.0
@@ -202,21 +202,27 @@ class LinearAdapterNetwork(Network):
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
-        make_shapes, own = self.kind.shapes, {argument: getattr(self, argument) for argument in self.kind.settings}
-        assert make_shapes is not None  # None means that the model itself is trained
         for target in self.targets:
             base = model.get_submodule(target)
             assert isinstance(base, nn.Linear), target  # all `candidates` are linear layers
             adapter_dropout = AdapterDropout(self.dropout, self.rank_dropout, self.module_dropout)
-            shapes = make_shapes(base.in_features, base.out_features, self.rank, **own)
-            layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout).eval()
-            layer.init_weights(generator(self.seed, "network", target))
+            layer = self.new_layer(target, base, adapter_dropout).eval()
             # The frozen model is in eval mode, but dropout of the adapter has to be active.
             self._dropouts.append(adapter_dropout.train())
             layer.move_to(base.weight.device, torch.promote_types(base.weight.dtype, torch.float32))
             self._parameters |= {f"{target}.{name}": parameter for name, parameter in layer.layer_weights.items()}
             model.set_submodule(target, layer)
             self.layers[target] = layer
+
+    def new_layer(self, target: str, base: nn.Linear, adapter_dropout: AdapterDropout) -> AdapterLinear:
+        """The layer that stands for `base`, initialised on the CPU."""
+        make_shapes = self.kind.shapes
+        assert make_shapes is not None  # None means that the model itself is trained
+        own = {argument: getattr(self, argument) for argument in self.kind.settings}
+        shapes = make_shapes(base.in_features, base.out_features, self.rank, **own)
+        layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout)
+        layer.init_weights(generator(self.seed, "network", target))
+        return layer
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

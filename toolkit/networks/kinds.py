@@ -6,16 +6,18 @@ A kind is a class in a file of `toolkit/networks/` and its entry in KINDS, which
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from toolkit.errors import UserError
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
     from toolkit.networks.interface import Network
 
-Shapes = dict[str, tuple[int, int]]
-"""The matrices of a layer by their names in files, each [outputs, inputs]."""
+Shapes = dict[str, tuple[int, ...]]
+"""The trained tensors of a layer by their names; matrices are [outputs, inputs]."""
 
 Pair = tuple[float, float]
 """In half precision, in float32."""
@@ -52,6 +54,9 @@ class ActivationUnits:
     """Bytes per weight of the largest layer in the backward pass, for kinds that allocate tensors of its size."""
 
     change_forward: Pair = (0, 0)
+    change_has_weight: bool = False
+    """Whether the weight itself is among them, dequantized: it is not in memory another time."""
+
     casts: bool = False
     """Whether trained weights are kept a second time in the compute dtype."""
 
@@ -75,13 +80,20 @@ class NetworkKind:
 
     units: ActivationUnits
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Further arguments of `shapes` and of the class -> the keys of `network` that give them."""
+    """Further arguments of `shapes` and of the class -> the keys of `network` that give them; a dot leads into a
+    section."""
 
     up_names: frozenset[str] = frozenset()
     """Matrices with LoRA+'s own learning rate; empty: LoRA+ cannot be used."""
 
-    in_lycoris: bool = False
-    """Whether `network_kwargs.algo` of `type: lycoris` may name it."""
+    algo: str = ""
+    """LyCORIS's name for it, which `network_kwargs.algo` of `type: lycoris` gives; empty: it has none."""
+
+    library_class: str = ""
+    """The module class of lycoris-lora that is trained, as "module:Class"; empty: one of our own."""
+
+    without_effect: tuple[str, ...] = ()
+    """Keys of `network` that do nothing with this kind."""
 
     needs_base: bool = False
     """Whether the delta of a layer is computed with its frozen weight."""
@@ -100,7 +112,7 @@ class NetworkKind:
 
     def extra_kwargs(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""
-        return {argument: getattr(section, key) for argument, key in self.settings.items()}
+        return {argument: attrgetter(key)(section) for argument, key in self.settings.items()}
 
     def layer_shapes(self, section: NetworkSection, inputs: int, outputs: int) -> Shapes:
         """The matrices that a `network:` section trains on a layer of this size; none where it trains the model."""
@@ -141,6 +153,60 @@ def lokr_shapes(inputs: int, outputs: int, rank: int, factor: int = -1, whole: b
     return {**first, "lokr_w2_a": (large_out, rank), "lokr_w2_b": (rank, large_in)}
 
 
+def oft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **_: object) -> Shapes:
+    """Rotations of groups of outputs: n blocks of b x b numbers, b n outputs. `rank` is the largest b.
+
+    Source: LyCORIS 4.1.3, modules/diag_oft.py.
+    """
+    size, count = factorize(outputs, rank)
+    return {"oft_blocks": (count, size, size), **_output_scales(outputs, rescaled)}
+
+
+def boft_shapes(inputs: int, outputs: int, rank: int, rescaled: bool = False, **_: object) -> Shapes:
+    """Such rotations in a butterfly: of 2^p blocks each, p + 1 times. `rank` is the largest block size, which is even.
+
+    Raises UserError where no block size up to `rank` divides the outputs into a power of two.
+    Source: LyCORIS 4.1.3, functional/general.py `power2factorization`, modules/boft.py.
+    """
+    sizes = [size for size in range(2, min(rank, outputs) + 1, 2) if outputs % size == 0 and _is_power(outputs // size)]
+    if not sizes:
+        odd = outputs // (outputs & -outputs)
+        raise UserError(
+            f"network.linear: boft cannot split {outputs} outputs into blocks of at most {rank}. "
+            f"Set it to {2 * odd} or more, or leave out layers of that size (exclude_patterns)."
+        )
+    count = outputs // sizes[-1]
+    return {"oft_blocks": (count.bit_length(), count, sizes[-1], sizes[-1]), **_output_scales(outputs, rescaled)}
+
+
+def _is_power(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _output_scales(outputs: int, rescaled: bool) -> Shapes:
+    return {"rescale": (outputs, 1)} if rescaled else {}
+
+
+def glora_shapes(inputs: int, outputs: int, rank: int, **_: object) -> Shapes:
+    """Two low-rank pairs, one of which is applied before the weight. Source: LyCORIS 4.1.3, modules/glora.py."""
+    return {
+        "a2.weight": (rank, inputs),
+        "a1.weight": (inputs, rank),
+        "b2.weight": (rank, inputs),
+        "b1.weight": (outputs, rank),
+    }
+
+
+def ia3_shapes(inputs: int, outputs: int, rank: int, train_on_input: bool = False) -> Shapes:
+    """A factor for each output, or for each input. Source: LyCORIS 4.1.3, modules/ia3.py."""
+    return {"weight": (inputs if train_on_input else outputs,)}
+
+
+def whole_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
+    """A change of each weight. Source: LyCORIS 4.1.3, modules/full.py; biases are left as they are."""
+    return {"weight": (outputs, inputs)}
+
+
 def factorize(size: int, factor: int = -1) -> tuple[int, int]:
     """`size` as a product (smaller, larger): the smaller is `factor`, or the nearest divisor below it that balances.
 
@@ -154,13 +220,23 @@ def factorize(size: int, factor: int = -1) -> tuple[int, int]:
     return small, size // small
 
 
+LIBRARY = "toolkit.networks.lycoris_library:LycorisNetwork"
+"""The class of all kinds that are lycoris-lora's own modules."""
+
+_LIBRARY_UNITS = ActivationUnits(
+    (22.1, 22.1), (20.1, 20.1), (6.4, 6.4), (19.7, 19.7), change_has_weight=True, compiled=(19.1, 19.1)
+)
+"""The change of a weight is made of it and computed again in the backward pass: the kinds differ in what that takes."""
+
+_OFT_SETTINGS = {"constraint": "network_kwargs.constraint", "rescaled": "network_kwargs.rescaled"}
+
 KINDS: dict[str, NetworkKind] = {
     "lora": NetworkKind(
         "toolkit.networks.lora:LoraNetwork",
         lora_shapes,
         ActivationUnits(casts=True),
         up_names=frozenset({"lora_B.weight"}),
-        in_lycoris=True,
+        algo="lora",
     ),
     "dora": NetworkKind(
         "toolkit.networks.lora:DoraNetwork",
@@ -185,7 +261,7 @@ KINDS: dict[str, NetworkKind] = {
         ActivationUnits(
             (22.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13), compiled=(19.1, 19.1)
         ),
-        in_lycoris=True,
+        algo="loha",
         extracts_lora=True,
     ),
     "lokr": NetworkKind(
@@ -193,7 +269,7 @@ KINDS: dict[str, NetworkKind] = {
         lokr_shapes,
         ActivationUnits((31.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7), compiled=(28.5, 28.5)),
         settings={"factor": "factor", "whole": "lokr_full_rank"},
-        in_lycoris=True,
+        algo="lokr",
         extracts_lora=True,
     ),
     "full": NetworkKind(
@@ -203,4 +279,54 @@ KINDS: dict[str, NetworkKind] = {
             (24.1, 24.1), (11.1, 11.1), (3.6, 4.6), (15.9, 15.9), (6, 4), casts=True, compiled=(19.1, 19.1)
         ),
     ),
+    "boft": NetworkKind(
+        LIBRARY,
+        boft_shapes,
+        replace(_LIBRARY_UNITS, change=(56, 51), change_forward=(12, 8)),
+        settings=_OFT_SETTINGS,
+        algo="boft",
+        library_class="lycoris.modules.boft:ButterflyOFTModule",
+        without_effect=("linear_alpha",),
+        needs_base=True,
+    ),
+    "diag-oft": NetworkKind(
+        LIBRARY,
+        oft_shapes,
+        replace(_LIBRARY_UNITS, change=(11, 8), change_forward=(8, 4.5)),
+        settings=_OFT_SETTINGS,
+        algo="diag-oft",
+        library_class="lycoris.modules.diag_oft:DiagOFTModule",
+        without_effect=("linear_alpha",),
+        needs_base=True,
+    ),
+    "glora": NetworkKind(
+        LIBRARY,
+        glora_shapes,
+        replace(_LIBRARY_UNITS, change=(20, 15), change_forward=(20, 16)),
+        settings={"rs_lora": "network_kwargs.rs_lora"},
+        algo="glora",
+        library_class="lycoris.modules.glora:GLoRAModule",
+        needs_base=True,
+    ),
+    "ia3": NetworkKind(
+        LIBRARY,
+        ia3_shapes,
+        replace(_LIBRARY_UNITS, change=(13, 8), change_forward=(8, 4.5)),
+        settings={"train_on_input": "network_kwargs.train_on_input"},
+        algo="ia3",
+        library_class="lycoris.modules.ia3:IA3Module",
+        without_effect=("linear", "linear_alpha"),
+        needs_base=True,
+    ),
+    "lycoris-full": NetworkKind(
+        LIBRARY,
+        whole_shapes,
+        replace(_LIBRARY_UNITS, change=(6, 4), change_forward=(4, 4), change_has_weight=False),
+        algo="full",
+        library_class="lycoris.modules.full:FullModule",
+        without_effect=("linear", "linear_alpha"),
+    ),
 }
+
+ALGORITHMS = {kind.algo: name for name, kind in KINDS.items() if kind.algo}
+"""LyCORIS's name of an algorithm -> the kind that trains it."""

@@ -443,7 +443,8 @@ _NUMBERS: dict[str, Callable[[Shape, Arguments], float]] = {
     "Muon": lambda shape, given: prod(shape) * (1 if len(shape) >= 2 else 2),
     # Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too.
     "Adafactor": lambda shape, given: (
-        (sum(shape) if len(shape) == 2 else prod(shape)) + (prod(shape) if given.get("beta1") is not None else 0)
+        (prod(shape) // shape[-1] + prod(shape) // shape[-2] if len(shape) >= 2 else prod(shape))
+        + (prod(shape) if given.get("beta1") is not None else 0)
     ),
     # Two moments, and of each `slice_p`-th weight its start and the sum of its gradients.
     "Prodigy": lambda shape, given: prod(shape) * (2 + 2 / max(1, int(given.get("slice_p", 1)))),

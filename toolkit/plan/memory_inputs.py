@@ -42,6 +42,9 @@ class TrainableParams:
     written: int
     """Number of parameters in a saved file: of the whole model where it is trained itself."""
 
+    largest_layer: int = 0
+    """Number of frozen weights of the largest layer with an adapter."""
+
     @property
     def weights(self) -> int:
         return sum(map(prod, self.shapes))
@@ -80,7 +83,7 @@ def count_trainable_params(config: DiffusionSection, processes: int = 1) -> Trai
     group_of_layers(config.train.lr_groups, chosen)
     shapes_of = cache(partial(KINDS[config.network.type].layer_shapes, config.network))  # few sizes, many layers
     shapes = tuple(shape for name in chosen for shape in shapes_of(*layers[name]).values())
-    return TrainableParams(tuple(chosen), shapes, sum(map(prod, shapes)))
+    return TrainableParams(tuple(chosen), shapes, sum(map(prod, shapes)), max(prod(layers[name]) for name in chosen))
 
 
 def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], processes: int) -> Iterator[Shape]:
@@ -130,6 +133,7 @@ def step_shape(
         units=facts.activation_units.get(section.network.type),
         dropout=bool(section.network.dropout),
         largest_layer=facts.largest_of_tokens,
+        largest_change=trained.largest_layer,
         dequantized_bytes=copies,
         casts=0 if own == number or num_shards(train) > 1 else trained.weights * number // facts.blocks,
         int8_products=int8,

@@ -17,6 +17,7 @@ from toolkit.data.validation_split import as_measured, scan_and_split
 from toolkit.errors import UserError
 from toolkit.files.writing import read_object
 from toolkit.models.families import family_for
+from toolkit.networks.kinds import KINDS
 from toolkit.plan.run_plan import WARNING
 from toolkit.train.run_reader import NetworkFile, list_dataset_files, list_network_files, read_run
 
@@ -94,6 +95,8 @@ def plan_measurement(
     training = training_section(run)
     if training.network.trains_model:
         raise UserError(f"{run.folder}: trains the model itself. Influence is measured on LoRAs and other adapters.")
+    if KINDS[training.network.type].library_class:
+        raise UserError(f"{run.folder}: trained '{training.network.type}', which cannot start from a file of the run.")
     if training.streamed:
         raise UserError(f"{run.folder}: trained on a stream, whose images are not on this disk.")
     files = [

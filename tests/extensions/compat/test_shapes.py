@@ -42,6 +42,34 @@ def test_where_ai_toolkit_takes_the_other_parts_from(section, name: str, extras:
     assert {field: getattr(model, field) for field in fields} == fields
 
 
+def test_kohyas_module_of_lycoris_trains_the_algorithm_that_its_arguments_name(section, faults) -> None:
+    written = "network_module: lycoris.kohya, network_dim: 4, network_args: [algo={}]"
+    network = section(f"network: {{{written.format('diag-oft, constraint=1e-3, conv_dim=4')}}}").network
+    assert (network.type, network.linear, network.network_kwargs.constraint) == ("diag-oft", 4, 1e-3)
+    assert section(f"network: {{{written.format('locon')}}}").network.type == "lora"
+    (fault,) = faults(f"network: {{{written.format('tlora')}}}")
+    assert "'tlora' is not supported." in fault
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [
+        ("algo: boft, constrain: 0.5, use_tucker: true", {"constraint": 0.5}),
+        ("algo: boft, bypass_mode: true, conv_dim: 4, train_norm: false", {"constraint": 0}),
+    ],
+)
+def test_arguments_of_lycoris_that_ask_for_nothing_here_pass(section, written: str, arguments: dict) -> None:
+    network = section(f"network: {{type: lycoris, network_kwargs: {{{written}}}}}").network
+    assert network.type == "boft"
+    assert {name: getattr(network.network_kwargs, name) for name in arguments} == arguments
+
+
+def test_arguments_of_lycoris_that_mean_another_network_are_refused(faults) -> None:
+    for argument in ("train_norm", "use_scalar", "dora_wd", "decompose_both"):
+        (fault,) = faults(f"network: {{type: lycoris, network_kwargs: {{algo: glora, {argument}: true}}}}")
+        assert fault.startswith(f"network.network_kwargs.{argument}: ")
+
+
 def test_factor_belongs_to_lokr(section) -> None:
     assert section("network: {type: lokr, network_args: ['factor=4']}").network.factor == 4
 

@@ -268,6 +268,10 @@ ROWS: list[tuple[str, ...]] = [
     ("save: {also: [merged_lora]}", "E save.also: 'merged_lora' needs network.type dora or loha or lokr; with 'lora'"),
     (f"save: {{also: [merged_lora]}}, {FULL}", "E save.also: 'merged_lora' needs network.type dora or loha or lokr"),
     *((f"save: {{also: [merged_lora]}}, network: {{type: {kind}}}",) for kind in ("dora", "loha", "lokr")),
+    ("save: {also: [merged_lora]}, network: {type: glora}", "E save.also: 'merged_lora' needs network.type dora or"),
+    ("train: {compile: {fullgraph: true}}, network: {type: boft, network_kwargs: {constraint: 0.1}}",
+     "E train.compile.fullgraph: cannot be combined with network_kwargs.constraint, which looks at values."),
+    ("train: {compile: {fullgraph: true}}, network: {type: boft}",),
     ("save: {merged_lora_rank: 8}", "W save.merged_lora_rank: has no effect without 'also: [merged_lora]'."),
     # ---------------------------------------- one process
     ("train: {parallel: fsdp, ddp_timeout: 5}", "W train.parallel: has no effect with one process.",
@@ -294,7 +298,9 @@ WITH_TWO: list[tuple[str, ...]] = [
     (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
     ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
     (f"train: {{{SHARED}, compile: {{enabled: true}}}}", "E train.compile: does not work with 'train.parallel: fsdp'"),
-    (f"train: {{{SHARED}}}, network: {{type: dora}}", "E network.type: 'dora' needs the norms of whole weights"),
+    (f"train: {{{SHARED}}}, network: {{type: dora}}", "E network.type: 'dora' computes with whole weights"),
+    (f"train: {{{SHARED}}}, network: {{type: boft}}", "E network.type: 'boft' computes with whole weights"),
+    (f"train: {{{SHARED}}}, network: {{type: lycoris-full}}",),
     *((f"train: {{{SHARED}}}, model: {{{key}: {value}}}", f"E model.{key}: does not work with 'train.parallel: fsdp'")
       for key, value in (("quantize", "true"), ("modulation_table", "true"), ("blocks_to_swap", 5))),
 ]  # fmt: skip

@@ -1,9 +1,12 @@
 """`network`: kinds, patterns, and what belongs to one kind only."""
 
 import signal
+import sys
+import tomllib
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import network
 from toolkit.errors import UserError
@@ -20,6 +23,12 @@ from toolkit.errors import UserError
         ("network: {type: lokr, network_kwargs: {algo: lokr}}", "lokr"),
         ("network: {network_kwargs: {algo: lora}}", "lora"),
         ("network: {type: lycoris, network_kwargs: {algo: }}", "lora"),
+        ("network: {type: lycoris, network_kwargs: {algo: BOFT}}", "boft"),
+        ("network: {type: lycoris, network_kwargs: {algo: diag-oft, rescaled: true}}", "diag-oft"),
+        ("network: {type: lycoris, network_kwargs: {algo: glora, rs_lora: true}}", "glora"),
+        ("network: {type: lycoris, network_kwargs: {algo: ia3, train_on_input: true}}", "ia3"),
+        ("network: {type: lycoris, network_kwargs: {algo: full}}", "lycoris-full"),
+        ("network: {type: glora, network_kwargs: {algo: glora}}", "glora"),
     ],
 )
 def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> None:
@@ -30,7 +39,44 @@ def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> N
     ("line", "message"),
     [
         ("network: {network_kwargs: {algo: lokr}}", "network.network_kwargs.algo: applies to 'type: lycoris' only."),
-        ("network: {type: lycoris, network_kwargs: {algo: boft}}", "network.network_kwargs.algo: 'boft' is unknown. "),
+        ("network: {type: full, network_kwargs: {algo: full}}", "network.network_kwargs.algo: applies to 'type: lyc"),
+        (
+            "network: {type: lycoris, network_kwargs: {algo: tlora}}",
+            "network.network_kwargs.algo: 'tlora' is not s",
+        ),
+        (
+            "network: {type: lycoris, network_kwargs: {algo: norm}}",
+            "network.network_kwargs.algo: 'norm' is not s",
+        ),
+        (
+            "network: {type: lycoris, network_kwargs: {algo: dylora}}",
+            "network.network_kwargs.algo: 'dylora' is not ",
+        ),
+        (
+            "network: {type: lycoris, network_kwargs: {algo: boft, constrant: 0.1}}",
+            "network.network_kwargs.constrant: unknown key. Did you mean 'constraint'?",
+        ),
+        (
+            "network: {type: lycoris, network_kwargs: {algo: glora, rescaled: true}}",
+            "network.network_kwargs.rescaled: is no argument of 'glora': it is one of boft, diag-oft. Remove it.",
+        ),
+        (
+            "network: {network_kwargs: {constraint: 0.1}}",
+            "network.network_kwargs.constraint: is no argument of 'lora': it is one of boft, diag-oft. Remove it.",
+        ),
+        (
+            "network: {type: boft, scale_weight_norms: 1}",
+            "network.scale_weight_norms: the change of 'boft' cannot be scaled down by its weights. Remove it.",
+        ),
+        (
+            "network: {type: glora, pretrained_lora_path: a.safetensors}",
+            "network.pretrained_lora_path: 'glora' cannot start from a file. Remove it, or give the file as model.b",
+        ),
+        (
+            "network: {type: glora, linear_alpha: 0}",
+            "network.linear_alpha: 'glora' takes 0 for the rank. Give the value that is meant.",
+        ),
+        ("network: {type: ia3, loraplus_lr_ratio: 4}", "network.loraplus_lr_ratio: network.type 'ia3' has no up matri"),
         ("network: {type: lycoris, network_kwargs: {algo: loka}}", "network.network_kwargs.algo: 'loka' is unknown."),
         ("network: {include_patterns: '(attn'}", "network.include_patterns: '(attn' is not a valid regular expression"),
         ("network: {exclude_patterns: [ok, '*']}", "network.exclude_patterns[1]: '*' is not a valid regular expressio"),
@@ -77,6 +123,9 @@ def test_the_size_in_words(section) -> None:
         "{type: lokr, rank: 4}": "balanced, rank 4, alpha 4 (not given: the rank)",
         "{type: lokr, rank: 4, alpha: 8, factor: 8}": "factor 8, rank 4, alpha 8",
         "{type: lokr, factor: 8, lokr_full_rank: true}": "factor 8, second factor whole",
+        "{type: glora, rank: 4, alpha: 2}": "rank 4, alpha 2",
+        "{type: diag-oft, rank: 4}": "with blocks of at most 4",
+        "{type: ia3}": "without a rank",
     }
     for line, expected in words.items():
         assert section(f"network: {line}").network.size() == expected
@@ -119,3 +168,33 @@ def test_a_pattern_that_cannot_be_compiled_is_one_line(faults) -> None:
     for pattern in ("a{99999999999}", "(" * 3000 + "a" + ")" * 3000, "(a"):
         (fault,) = faults(f"network: {{exclude_patterns: ['{pattern}']}}")
         assert "is not a valid regular expression: " in fault
+
+
+@pytest.mark.parametrize("kind", ["boft", "diag-oft", "glora", "ia3", "lycoris-full"])
+def test_without_lycoris_its_kinds_name_the_package_and_the_extra(monkeypatch, faults, section, kind: str) -> None:
+    assert section(f"network: {{type: {kind}}}").network.type == kind
+    monkeypatch.setitem(sys.modules, "lycoris", None)
+    assert faults(f"network: {{type: {kind}}}") == [
+        f"network.type: '{kind}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed. "
+        "Run: pip install lycoris-lora==4.1.3"
+    ]
+    assert section("network: {type: lycoris, network_kwargs: {algo: lokr}}").network.type == "lokr"
+
+
+def test_the_package_is_the_one_of_the_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["optional-dependencies"]["lycoris"] == [network.LYCORIS]
+
+
+def test_factors_that_comfyui_ignores_are_told(load) -> None:
+    job = "network: {{type: {}, network_kwargs: {{rescaled: true}}}}"
+    (warning,) = load(trainer(job.format("diag-oft"))).warnings
+    assert "network.network_kwargs.rescaled: ComfyUI ignores these factors" in warning
+    assert load(trainer(job.format("boft"))).warnings == ()
+
+
+def test_what_an_algorithm_does_not_use_is_told(load) -> None:
+    for kind, keys in (("ia3", "linear linear_alpha"), ("boft", "linear_alpha"), ("glora", "")):
+        given = load(trainer(f"network: {{type: {kind}, linear: 32, linear_alpha: 8}}")).warnings
+        found = [line.partition("network.")[2].partition(":")[0] for line in given]
+        assert found == keys.split(), kind

@@ -84,6 +84,29 @@ def test_a_dequantized_layer_is_in_memory_once_at_a_time() -> None:
     )
 
 
+def test_the_change_of_a_modulation_layer_may_be_the_peak() -> None:
+    """It is made once the block's activations are gone: 56 bytes per weight of a BOFT, in half precision."""
+    boft = replace(SMALL, kind="boft")
+    large = replace(boft, largest_change=10**4)
+    alone = 56 * 10**4 - 22.1 * UNIT
+    assert alone > boft.block_backward_bytes("none")
+    assert large.block_backward_bytes("none") == pytest.approx(alone, abs=2)
+    assert large.block_backward_bytes("full") == pytest.approx(56 * 10**4, abs=2)  # and the gradient beside it
+    assert large.forward() == 12 * 10**4
+    assert replace(SMALL, largest_change=10**4).block_backward_bytes("none") == SMALL.block_backward_bytes("none")
+
+
+def test_the_weight_that_a_change_is_made_of_is_dequantized_once() -> None:
+    of_kind = {kind: replace(SMALL, kind=kind, largest_layer=10**6) for kind in ("boft", "loha")}
+    for dequantized, more in ((2, 0), (60, 4)):  # 56 bytes per weight of a BOFT
+        more_of = {
+            kind: replace(one, dequantized_bytes=dequantized).block_backward_bytes("full")
+            - one.block_backward_bytes("full")
+            for kind, one in of_kind.items()
+        }
+        assert more_of == {"boft": more * 10**6, "loha": dequantized * 10**6}
+
+
 def test_gradients_come_as_activations_go() -> None:
     kept, block = SMALL.kept("full"), SMALL.block_backward_bytes("full")
     assert step_peak(SMALL, "full") == (kept + block, 0)

@@ -195,7 +195,7 @@ def test_schedule_free_optimizers_are_known_by_name(name: str, free: bool) -> No
 # ------------------------------------------------------------ bytes
 
 
-SHAPES = [(96, 64), (40, 8), (100,)]
+SHAPES = [(96, 64), (40, 8), (100,), (5, 4, 6, 7)]
 
 
 def kept(name: str, arguments: dict) -> int:
@@ -205,7 +205,7 @@ def kept(name: str, arguments: dict) -> int:
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    tensors, _ = state_tensors(optimizer, ["a", "b", "c"])
+    tensors, _ = state_tensors(optimizer, ["a", "b", "c", "d"])
     tables = ("qmap1", "qmap2")  # one of 256 numbers, shared by all
     return sum(
         t.numel() * t.element_size() for name, t in tensors.items() if t.numel() > 1 and not name.endswith(tables)

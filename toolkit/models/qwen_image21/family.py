@@ -6,6 +6,7 @@ Sizes of the published model: its config files, as diffusers 0.42.1 has them for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from toolkit.errors import UserError
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, reference_size
 from toolkit.models.interface import LicenceTerms
-from toolkit.networks.kinds import ActivationUnits
+from toolkit.networks.kinds import KINDS, ActivationUnits
 
 POSITIONS = 8192
 """Positions of text and images. Source: diffusers, transformer_qwenimage21.py, QwenImage21Rope."""
@@ -165,6 +166,19 @@ class QwenImage21Family(FolderFamily):
             compiled=(22.7, 22.7),
             compiled_outputs=(13.1, 13.1),
         ),
+        **{
+            name: replace(
+                kind.units,
+                everything=(28.9, 26.3),
+                matmul_outputs=(24.1, 24.1),
+                backward=(5.6, 5.5),
+                forward=(16.0, 16.0),
+                compiled=(21.2, 21.2),
+                compiled_outputs=(12.1, 12.1),
+            )
+            for name, kind in KINDS.items()
+            if kind.library_class
+        },
     }
 
     def __init__(self, latent_channels: int = 64, sample_sigmas: Sequence[float] = ()) -> None:

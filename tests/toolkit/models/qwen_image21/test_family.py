@@ -70,13 +70,18 @@ def test_the_vae_takes_what_is_planned(side: int) -> None:
                 at_least(f"{phase}, taken / planned", share, 0.8)
 
 
+LEAST_RANK = {"boft": 6, "diag-oft": 4}
+"""Blocks of rotations that are larger than one number, and divide the widths of the small model."""
+
+
 def section_of(
     folder: Path, level: str = "full", levels: object = 1, kind: str = "lora", **model: object
 ) -> SdTrainerConfig:
+    least = LEAST_RANK.get(kind, 1)
     return SdTrainerConfig.model_validate(
         {
             "type": "sd_trainer",
-            "network": {"type": kind} | ({} if kind == "full" else {"linear": 1, "linear_alpha": 1}),
+            "network": {"type": kind} | ({} if kind == "full" else {"linear": least, "linear_alpha": 1}),
             "datasets": [{"folder_path": "images"}],
             "train": {
                 "optimizer": "adamw",
