@@ -214,3 +214,24 @@ def test_doctor_names_what_is_wrong_with_an_oft(
         with pytest.raises(RunError, match=check):
             run_tool("doctor", [file, "--model", unit_gain_model])
         assert f"{check}: " in capsys.readouterr().out
+
+
+def test_an_oft_has_no_alpha_to_lose(unit_gain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its alpha is a limit. LyCORIS writes one for each layer, others under the same names may not."""
+    file, _ = written("boft", unit_gain_model, tmp_path)
+    kept = {key.replace("lycoris_", "lora_unet_"): one for key, one in load_file(file).items() if "alpha" not in key}
+    save_file(kept, file)
+    run_tool("doctor", [file, "--model", unit_gain_model])
+    assert "sound: nothing wrong was found" in capsys.readouterr().out
+
+
+def test_what_is_rounded_away_is_predicted_for_layers_of_the_published_size(
+    unit_gain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One block for all inputs says nothing of the size of the layer."""
+    file, _ = written("shared oft of peft", unit_gain_model, tmp_path)
+    save_file({key: one for key, one in load_file(file).items() if "0.attn.to_q" in key}, file)
+    run_tool("doctor", [file, "--base-dtype", "int8", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    (rounded,) = told["rounding"]["by_layer"].values()
+    assert told["sound"] and 0 < rounded["noise"] < 1
