@@ -99,11 +99,12 @@ class LoraWriter:
     def _report(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Logs what is wrong with the last file of a run, and the programs in which it does not have its whole
         effect."""
-        for wrong in [one for one in health(tensors, metadata) if one.severity == "error"][:1]:
-            logger.warning(f"{file}: {wrong.message} {wrong.remedy} See run.py doctor.")
+        wrong = [one for one in health(tensors, metadata) if one.severity == "error" and one.check != "unknown_keys"]
+        for one in wrong[:1]:
+            logger.warning(f"{file}: {one.message} {one.remedy} See run.py doctor.")
         reasons = limits(tensors, metadata)
         if reasons:
-            logger.info(f"{file}: {' '.join(reasons.values())} See docs/use_your_lora.md.")
+            logger.info(f"{file}: {' '.join(reasons)} See docs/use_your_lora.md.")
 
     def _extract(
         self,

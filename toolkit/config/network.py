@@ -127,8 +127,8 @@ class NetworkConfig(StrictModel):
     type: Annotated[Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI, diffusers,
     DiffSynth and mflux, the others in ComfyUI only (ia3: in none). full: no adapter; the model itself is trained and
-    saved as a model folder, and a layer is any module with parameters, biases and norms included. boft, diag-oft, glora,
-    ia3 and lycoris-full (LyCORIS's `full`) need the package lycoris-lora."""
+    saved as a model folder, and a layer is any module with parameters, biases and norms included. boft, diag-oft,
+    glora, ia3 and lycoris-full (LyCORIS's `full`) need the package lycoris-lora."""
 
     linear: int = Field(default=16, ge=1, le=100_000)
     """Rank r of each adapted layer; the file size is proportional to it. boft, diag-oft: the largest block."""

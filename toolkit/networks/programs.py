@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -221,7 +221,8 @@ def split_key(key: str) -> tuple[str, str]:
         for end in ends:
             if key.endswith(end):
                 return key.removesuffix(end), form
-    return re.sub(r"[._]lora[._].*$", "", key), "other"
+    bare = re.sub(r"[._]lora[._].*$", "", key)
+    return (key.rpartition(".")[0] if bare == key else bare), "other"
 
 
 OF_HALVES = re.compile(r"img_mlp[._](?:gate_layer|gate_up|proj|out)$")
@@ -390,11 +391,18 @@ def _few(numbers: Iterable[float]) -> str:
     return " and ".join(f"{number:.3g}" for number in sorted(numbers)[:2])
 
 
-def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Programs of LOAD_AS_SAVED in which a file does not have its whole effect -> why; empty: in all it does."""
-    found: dict[str, str] = {}
+def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[str]:
+    """Where a file does not have its whole effect, of the programs in LOAD_AS_SAVED: a sentence for each reason, with
+    the programs that it is true of. Empty: it has it in all of them."""
+    programs: dict[str, list[str]] = defaultdict(list)
     for name in LOAD_AS_SAVED:
-        reasons = [one.message for one in program_findings(PROGRAMS[name], tensors, metadata)]
-        if reasons:
-            found[name] = reasons[0]
-    return found
+        title = PROGRAMS[name].title
+        for one in list(program_findings(PROGRAMS[name], tensors, metadata))[:1]:
+            programs[one.message.removeprefix(f"{title} ")].append(title)
+    effect = "it does not have its whole effect, as the program"
+    return [f"In {_and(titles)} {effect} {reason}" for reason, titles in programs.items()]
+
+
+def _and(titles: Sequence[str]) -> str:
+    *others, last = titles
+    return f"{', '.join(others)} and {last}" if others else last

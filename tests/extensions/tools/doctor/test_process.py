@@ -154,9 +154,9 @@ def test_the_end_of_a_run_names_the_programs_without_its_whole_effect(
     place: Place, tmp_path: Path, said: list[str]
 ) -> None:
     expected = {
-        "loha": ["diffusers 0.42.1 with peft 0.21.2 does not load 28 of 28 layers", "DiffSynth 2.1.12 does not load"],
+        "loha": ["In diffusers 0.42.1 with peft 0.21.2, DiffSynth 2.1.12 and mflux", "does not load 28 of 28 layers"],
         "dora": ["does not read a DoRA with norms of columns as it is meant (28 layers)"],
-        "lora": ["mflux 0.24.0 (macOS) skips 4 of 28 layers"],
+        "lora": ["In mflux 0.24.0 (macOS) it", "as the program skips 4 of 28 layers"],
         "2.1": [],
     }
     for name, reasons in expected.items():
