@@ -15,7 +15,8 @@ from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metada
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
-from toolkit.networks.spelling import STORED, Spelling, spelled, spelling_of
+from toolkit.networks.spelling import SPELLINGS, STORED, Spelling, spelled
+from toolkit.registry import FAMILIES
 from toolkit.version import NAME, VERSION
 
 WRITER = f"{NAME} {VERSION}"
@@ -35,10 +36,11 @@ TITLES = {
 
 def write(model: TinyModel, folder: Path, kinds: Collection[str] = ()) -> Iterator[WrittenFile]:
     """Each kind of adapter: as saved by a new run, by an old one, and by each `convert --to`. kinds: these alone."""
+    newest = SPELLINGS[FAMILIES.load(model.arch).lora_spelling]
     for kind in kinds or [*own_kinds(), *SETTINGS]:
         title = TITLES.get(kind, kind)
         network, meant = trained(model, kind)
-        saved = _saved(model, network, folder / f"{kind}.safetensors", spelling_of(model.arch))
+        saved = _saved(model, network, folder / f"{kind}.safetensors", newest)
         what = f"{title}, as saved"
         yield WrittenFile(f"ours_{kind}", model.title, WRITER, what, saved, meant, network.targets)
         old = _saved(model, network, folder / f"{kind}_old.safetensors", STORED)
