@@ -124,9 +124,6 @@ def patch_of(name: str, tensors: Mapping[str, Tensor], used: set[str]) -> Patch 
     for read_kind in (_lora, _loha, _lokr, _glora, _oft, _boft):
         kind = read_kind(found, None if alpha is None else alpha.item(), magnitude)
         patch = kind or patch
-    norm = found.take(".w_norm")
-    if norm is not None:
-        patch = _added(norm)
     whole = found.take(".diff")
     if whole is not None:
         patch = _added(whole)

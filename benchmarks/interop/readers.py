@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ def _ask_process(
 ) -> dict[str, Cell]:
     environment = ENVIRONMENTS[reader.environment]
     results = folder / "results"
+    shutil.rmtree(results, ignore_errors=True)  # of an earlier run in the same folder
     listed = [
         {
             "name": file.name,

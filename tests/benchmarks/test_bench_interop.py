@@ -92,6 +92,25 @@ def test_comfyui_divides_norms_of_rows_by_the_norm_before_the_change(weights: di
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_lokr_of_two_low_rank_factors_is_divided_by_the_rank_of_the_second(weights: dict[str, Tensor]) -> None:
+    stem = f"{BLOCK}.attn.to_q"
+    first = {".lokr_w1_a": torch.randn(8, 2), ".lokr_w1_b": torch.randn(2, 8)}
+    second = {".lokr_w2_a": torch.randn(8, 4), ".lokr_w2_b": torch.randn(4, 8)}
+    tensors = {stem + end: t for end, t in {**first, **second, ".alpha": torch.tensor(2.0)}.items()}
+    found = comfyui_rules.read(tensors, weights).changes[f"{stem}.weight"]
+    product = torch.kron(first[".lokr_w1_a"] @ first[".lokr_w1_b"], second[".lokr_w2_a"] @ second[".lokr_w2_b"])
+    torch.testing.assert_close(found, 2 / 4 * product, rtol=1e-5, atol=1e-5)
+
+
+def test_whole_weights_are_added_or_put_in_place(weights: dict[str, Tensor]) -> None:
+    stem, weight_OI = f"{BLOCK}.attn.to_q", weights[f"{BLOCK}.attn.to_q.weight"]
+    whole_OI = torch.randn_like(weight_OI)
+    added = comfyui_rules.read({f"{stem}.diff": whole_OI}, weights).changes[f"{stem}.weight"]
+    put = comfyui_rules.read({f"{stem}.set_weight": whole_OI}, weights).changes[f"{stem}.weight"]
+    torch.testing.assert_close(added, whole_OI, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(put, whole_OI - weight_OI, rtol=1e-5, atol=1e-5)
+
+
 def test_a_matrix_without_its_partner_fails_as_there(weights: dict[str, Tensor]) -> None:
     with pytest.raises(KeyError):
         comfyui_rules.read({f"{BLOCK}.attn.to_q.lora_B.weight": torch.randn(64, 2)}, weights)

@@ -36,12 +36,11 @@ TITLES = {
 
 def write(model: TinyModel, folder: Path, kinds: Collection[str] = ()) -> Iterator[WrittenFile]:
     """Each kind of adapter: as saved by a new run, by an old one, and by each `convert --to`. kinds: these alone."""
+    newest = SPELLINGS[FAMILIES.load(model.arch).lora_spelling]
     for kind in kinds or [*own_kinds(), *SETTINGS]:
         title = TITLES.get(kind, kind)
         network, meant = trained(model, kind)
-        saved = _saved(
-            model, network, folder / f"{kind}.safetensors", SPELLINGS[FAMILIES.load(model.arch).lora_spelling]
-        )
+        saved = _saved(model, network, folder / f"{kind}.safetensors", newest)
         what = f"{title}, as saved"
         yield WrittenFile(f"ours_{kind}", model.title, WRITER, what, saved, meant, network.targets)
         old = _saved(model, network, folder / f"{kind}_old.safetensors", STORED)
