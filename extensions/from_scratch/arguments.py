@@ -17,7 +17,7 @@ from pydantic_core import to_json
 
 from extensions.from_scratch.autoencoder_config import CONFIG, AutoencoderConfig
 from toolkit.config.located import ConfigNode, KeyPath, SourceLocation, dotted
-from toolkit.config.model_files import weight_files
+from toolkit.config.model_files import ORIGINAL_MODEL, quantization_fault, weight_files
 from toolkit.config.validate import explain
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
@@ -130,6 +130,9 @@ def autoencoder_fault(model: AutoencoderConfig) -> str:
     """What is wrong with the files of an autoencoder's folder, as far as it shows without reading weights; empty:
     nothing. Raises what `AutoencoderConfig.arguments` raises."""
     folder, config = model.folder(), model.arguments()
+    fault = quantization_fault(folder, "vae", ORIGINAL_MODEL)
+    if fault:
+        return fault
     try:
         for path in weight_files(folder):
             tensor_shapes(path)

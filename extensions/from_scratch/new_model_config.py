@@ -10,7 +10,7 @@ from pydantic import Field
 
 from extensions.from_scratch.arguments import PUBLISHED, SOURCES, faults
 from toolkit.config.field_types import PathOrList, PathStr
-from toolkit.config.model_files import INDEX, read_model_json
+from toolkit.config.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.errors import UserError
 from toolkit.files.writing import file_in_the_way, why_not_replaced
@@ -82,11 +82,23 @@ class NewModelConfig(ModelFolderConfig):
         return name if name in SOURCES else PUBLISHED
 
     def missing(self) -> Iterator[tuple[str, str]]:
-        """Keys whose folder holds no model, and what to do."""
+        """Keys whose folder holds no model, or one that another program has quantized, and what to do."""
         for key, needed in (("base", INDEX), ("vae", "config.json")):
             path = getattr(self, key)
-            if path and not (Path(path).expanduser() / needed).is_file():
+            folder = Path(path).expanduser()
+            if path and not (folder / needed).is_file():
                 yield key, f"{path!r} holds no {needed}. Give the folder of a model."
+                continue
+            for part in self._parts_from(key):
+                fault = quantization_fault(folder / part, part or "vae", ORIGINAL_MODEL)
+                if fault:
+                    yield key, fault
+
+    def _parts_from(self, key: str) -> tuple[str, ...]:
+        """Subfolders of `base` or `vae` whose weights become part of the model; "" is the folder itself."""
+        if key == "vae":
+            return ("",) if self.vae else ()
+        return ("text_encoder",) if self.vae else ("text_encoder", "vae")
 
 
 class TinyModelConfig(ModelFolderConfig):

@@ -22,7 +22,9 @@ import torch
 from torch import Size, Tensor
 
 from extensions.sd_trainer.metadata import network_module
+from toolkit.config.model_files import read_model_json
 from toolkit.config.sections import DiffusionSection
+from toolkit.config.stored_quantization import KEY as QUANTIZATION
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
 from toolkit.files.safetensors_io import as_os_error
 from toolkit.files.writing import atomic_write_dir, write_json
@@ -224,10 +226,19 @@ class ModelFolderWriter(LoraWriter):
                 place_file(self.base / NEW_MODEL, folder / NEW_MODEL)
             trained = folder / self.trained_part
             trained.mkdir()
-            place_file(self.base / self.trained_part / "config.json", trained / "config.json")
+            self._place_config(trained)
             write_shards_in_turn(trained, shapes, fetch, self.section.save.dtype, metadata or None)
             if metadata:
                 write_json(folder / FOLDER_METADATA, metadata)
+
+    def _place_config(self, trained: Path) -> None:
+        """The base's config.json; without how its weights were quantized, where a file gave others in their place."""
+        of_base = self.base / self.trained_part / "config.json"
+        config = read_model_json(of_base)
+        if config.pop(QUANTIZATION, None) is None:
+            place_file(of_base, trained / of_base.name)
+        else:
+            write_json(trained / of_base.name, config)
 
 
 def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.field_types import moved_hint, path_hint
+from toolkit.config.stored_quantization import quantized_by
 from toolkit.errors import UserError
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
@@ -214,9 +215,19 @@ class ModelFolder:
                     return f"{path}: {name}: {what}. {_AGAIN}"
         return ""
 
+    def quantization_fault(self, given: Collection[str] = ()) -> str:
+        """A part whose weights another program has quantized; empty: none, as far as the configs are here.
+
+        given: parts that need no weights here. Raises UserError for a file that cannot be read."""
+        family = family_of(self.pipeline())
+        parts = family.weight_parts if family else ()
+        faults = (quantization_fault(self.path / part) for part in parts if part not in given)
+        return next(filter(None, faults), "")
+
     def fault(self, given: Collection[str] = ()) -> str:
         """What is wrong: another model, missing parts, parts of different models, JSON that cannot be read or holds
-        wrong values, weights that are missing or cut off; empty: nothing that shows without reading weights.
+        wrong values, quantized weights, or weights that are missing or cut off; empty: nothing that shows without
+        reading weights.
 
         given: parts that need no weights here."""
         try:
@@ -227,6 +238,8 @@ class ModelFolder:
             for part in family.parts:
                 for path in sorted((self.path / part).glob("*.json")):
                     read_model_json(path)
+            if fault := self.quantization_fault(given):
+                return fault
             for part in family.weight_parts:
                 for path in weight_files(self.path / part) if part not in given else ():
                     tensor_sizes(path)
@@ -318,6 +331,32 @@ def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[s
     return default
 
 
+ORIGINAL_MODEL = "Give the bf16 model that it was made from."
+_MADE_FROM = "Give the bf16 model that it was made from, or a bf16 file as model"
+ORIGINAL_WEIGHTS = {
+    "transformer": f"{_MADE_FROM}.transformer_path; model.quantize and qtype quantize it while it is loaded.",
+    "text_encoder": f"{_MADE_FROM}.text_encoder_path; model.quantize_te and qtype_te quantize it while it is loaded.",
+    "vae": f"{_MADE_FROM}.vae_path.",
+}
+"""Part -> the remedy where its weights are quantized."""
+
+
+def quantization_fault(part: Path, name: str = "", remedy: str = "") -> str:
+    """Why the weights in the folder of a part are not read: another program has quantized them; empty: none has, or the
+    part has no config.json here.
+
+    name: of the part, where the folder is not called so. remedy: where it is not one of ORIGINAL_WEIGHTS. Raises
+    UserError for a config.json that cannot be read.
+    """
+    config = part / "config.json"
+    method = quantized_by(read_model_json(config, default={})) if config.is_file() else ""
+    if not method:
+        return ""
+    name = name or part.name
+    remedy = remedy or ORIGINAL_WEIGHTS.get(name, ORIGINAL_MODEL)
+    return f"{config}: the {name} is quantized by {method}, which is not read. {remedy}"
+
+
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """A part's weights, or with `.index.json` the index of its shards, as diffusers and transformers name them."""
 
@@ -325,8 +364,11 @@ WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 def weight_files(part: Path) -> list[Path]:
     """The safetensors files of a part: one, or the shards of its index.
 
-    Raises UserError, which names what is missing or outside of the folder.
+    Raises UserError, which names what is missing or outside of the folder, and for weights that another program has
+    quantized.
     """
+    if fault := quantization_fault(part):
+        raise UserError(fault)
     index = next((path for name in WEIGHT_NAMES if (path := part / f"{name}.index.json").is_file()), None)
     if index is None:
         files = [path for name in WEIGHT_NAMES if (path := part / name).is_file()]
@@ -417,7 +459,11 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
         from huggingface_hub import constants
 
         found = ModelFolder(index.parent, name)
-        return found.index_fault() or (found.parts_fault() if constants.HF_HUB_OFFLINE else "")
+        try:
+            fault = found.index_fault() or found.quantization_fault(given)
+        except UserError as error:
+            return str(error)
+        return fault or (found.parts_fault() if constants.HF_HUB_OFFLINE else "")
     return _another(name, f" ({family})") if (family := _other_family(name)) else ""
 
 

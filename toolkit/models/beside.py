@@ -23,6 +23,7 @@ from toolkit.config.model_files import (
     cached_snapshot,
     family_of,
     lora_words,
+    quantization_fault,
     weight_files,
 )
 from toolkit.errors import UserError
@@ -244,7 +245,10 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
             continue
         try:
             weight_files(found.folder / part)
-        except UserError:
+        except UserError as error:
+            if quantization_fault(found.folder / part):
+                faults.append(str(error))
+                continue
             unfit = f" ({'; '.join(other.rstrip('.') for other in others[:3])})" if others else ""
             is_hub = found.id in found.family.published
             places = (

@@ -23,6 +23,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from toolkit.config.model_files import (
     INDEX,
+    ModelFolder,
     cached_index,
     cached_snapshot,
     downloaded_bytes,
@@ -30,6 +31,7 @@ from toolkit.config.model_files import (
     is_needed,
     needed_files,
     no_index,
+    quantization_fault,
     unneeded_files,
     where_else,
 )
@@ -41,17 +43,25 @@ logger = logging.getLogger(__name__)
 
 KEY = "model.name_or_path"
 
+CONFIGS = [INDEX, "*/config.json"]
+"""What says of a hub model how its weights are stored."""
+
 
 def download(name: str, revision: str | None, given: Collection[str] = ()) -> Path:
     """The local snapshot of the hub model `name` at `revision` (a branch, tag or commit; None: main).
 
     given: parts whose weights are not needed. HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub
-    refuses, the model is not there, nothing can be reached, or the disk is too small.
+    refuses, the model is not there, nothing can be reached, the disk is too small, or another program has quantized the
+    weights, which the configs say before the weights are brought.
     """
     if folder := cached_snapshot(name, revision, given):
         return folder
-    enable_progress_bars()  # a library imported earlier may have switched them off
     with _asking(name, revision):
+        disable_progress_bars()  # a few small files
+        configs = Path(snapshot_download(name, revision=revision, allow_patterns=CONFIGS))
+        if (configs / INDEX).is_file() and (fault := ModelFolder(configs, name).quantization_fault(given)):
+            raise UserError(f"{KEY}: {fault}")
+        enable_progress_bars()
         _print_download_size(name, revision, given)
         wanted, unneeded = needed_files(), unneeded_files(given)
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unneeded))
@@ -104,6 +114,9 @@ def download_encoder(name: str, key: str, weights: bool = True) -> Path:
                 return folder
         except LocalEntryNotFoundError:
             pass  # not in the cache: it is downloaded below
+        configs = Path(snapshot_download(name, allow_patterns="config.json"))
+        if weights and (fault := quantization_fault(configs, "model")):
+            raise UserError(f"{key}: {fault}")
         logger.info(f"downloading {name} to {hub_cache()}")
         return Path(snapshot_download(name, **files))
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from extensions.from_scratch.arguments import MOST_LAYERS, file_fault
 from extensions.from_scratch.autoencoder_config import LEVELS, latent_channels, latent_scale
-from toolkit.config.model_files import INDEX, read_model_json, weight_files
+from toolkit.config.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json, weight_files
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
@@ -242,7 +242,11 @@ def part_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def text_encoder_kind(part: Path) -> TextEncoderKind:
-    """The kind of the text encoder in a folder. Raises UserError for one of another kind, and one that cannot be."""
+    """The kind of the text encoder in a folder. Raises UserError for one of another kind, one that cannot be, and one
+    that another program has quantized."""
+    fault = quantization_fault(part, "text_encoder", ORIGINAL_MODEL)
+    if fault:
+        raise UserError(fault)
     config = read_model_json(part / "config.json")
     name = str(config.get("model_type"))
     if name not in TEXT_ENCODERS:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from toolkit.config.model_files import quantization_fault
 from toolkit.data.images import over_white, to_tensor
 from toolkit.errors import UserError
 from toolkit.models.hub import download_encoder
@@ -38,6 +39,8 @@ class Embedder:
         folder = Path(name).expanduser()
         folder = folder if folder.is_dir() else download_encoder(name, KEY)
         check_device(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+        if fault := quantization_fault(folder, KEY):
+            raise UserError(f"{KEY}: {fault}")
         with reading(folder):
             config = AutoConfig.from_pretrained(folder, **NO_CODE)
         if config.model_type not in ("clip", "dinov2"):

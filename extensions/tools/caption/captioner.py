@@ -16,7 +16,8 @@ from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
 
-from toolkit.config.model_files import CAPTIONER, INDEX, cached_snapshot
+from extensions.tools.caption.config import QUANTIZED
+from toolkit.config.model_files import CAPTIONER, INDEX, cached_snapshot, quantization_fault
 from toolkit.errors import RunError, UserError
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, fill_from_file, reading
@@ -178,9 +179,17 @@ def _name_in_model(name: str) -> str:
 def captioner_folder(model: str, weights: bool) -> Path:
     """The folder of a hub id or local folder: of transformers, or of diffusers with the model as a part.
 
-    weights: whether they are needed. Raises UserError as `download_encoder`, and for a repository that
-    holds something else.
+    weights: whether they are needed. Raises UserError as `download_encoder`, for a repository that holds something
+    else, and for weights that another program has quantized.
     """
+    folder = _folder_of(model, weights)
+    fault = quantization_fault(part_folder(folder, ENCODER), *QUANTIZED) if weights else ""
+    if fault:
+        raise UserError(f"model: {fault}")
+    return folder
+
+
+def _folder_of(model: str, weights: bool) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder

@@ -14,7 +14,7 @@ from extensions.tools.shared.keys import check_folder
 from toolkit.config.field_types import Dtype, PathStr
 from toolkit.config.findings import check_path
 from toolkit.config.model import Qtype
-from toolkit.config.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path
+from toolkit.config.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path, quantization_fault
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
 from toolkit.config.tool import ToolConfig
@@ -35,6 +35,12 @@ DESCRIBE_CHANGE = (
     "visible, and nothing that stayed the same."
 )
 """`prompt` for pairs."""
+
+QUANTIZED = (
+    "captioner",
+    "Give the bf16 model that it was made from; --quantize int8 quantizes it while it is loaded.",
+)
+"""For `quantization_fault`: what the model is called, and the remedy."""
 
 TABLES = {"jsonl": "captions.jsonl", "tsv": "captions.tsv"}
 """`format` -> the table in the folder of the images where `output` names none."""
@@ -172,6 +178,8 @@ class CaptionConfig(ToolConfig):
             yield Diagnostic(("model",), f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}")
         elif (kind := _model_type(config)) != CAPTIONER_TYPE:
             yield Diagnostic(("model",), f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here.")
+        elif not self.text_encoder_path and (fault := quantization_fault(config.parent, *QUANTIZED)):
+            yield Diagnostic(("model",), fault)
 
 
 def _model_type(config: Path) -> str:

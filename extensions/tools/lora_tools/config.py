@@ -13,10 +13,12 @@ from extensions.tools.shared.keys import FileToolConfig, check_loras, check_orig
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import Dtype, OneOf, PathOrList, PathStr
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import ORIGINAL_MODEL, quantization_fault
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.models.beside import transformer_fault
+from toolkit.models.interface import ModelFacts
 
 MODEL_INDEX = "model_index.json"
 
@@ -160,6 +162,10 @@ def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
     folder = Path(path).expanduser()
     if not job.will_write(folder) and not (folder / MODEL_INDEX).is_file():
         yield Diagnostic((key,), f"{path!r} holds no {MODEL_INDEX}. Give the folder of a model.")
+        return
+    fault = quantization_fault(folder / ModelFacts.trained_part, remedy=ORIGINAL_MODEL)
+    if fault:
+        yield Diagnostic((key,), fault)
 
 
 class MergeConfig(WritingToolConfig):

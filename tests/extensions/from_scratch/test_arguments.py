@@ -16,6 +16,7 @@ from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.latent_flow.family import FAMILY
 from tests.extensions.from_scratch.conftest import SMALL, TEXT, TRANSFORMERS, write_vae
 from tests.model_folders import write_flow_model
+from tests.quantized import mark
 from toolkit.config.process import JobContext
 
 BASES: dict[str, dict[str, Any]] = {**SMALL, **TRANSFORMERS, "BertConfig": TEXT}
@@ -170,3 +171,14 @@ def test_a_damaged_flow_model_is_told_without_loading_it(tmp_path: Path, file: s
     assert FAMILY.config_error(folder) == ""
     with_keys(**keys)(folder / file)
     assert FAMILY.config_error(folder).startswith(f"{folder / file}: {said}")
+
+
+def test_quantized_parts_are_refused_without_loading_them(tmp_path: Path) -> None:
+    said = "is quantized by sdnq (uint4), which is not read. Give the bf16 model that it was made from."
+    section = AutoencoderConfig(name_or_path=str(write_vae(tmp_path / "own")))
+    assert autoencoder_fault(section) == ""
+    place = mark(tmp_path / "own" / "config.json")
+    assert autoencoder_fault(section) == f"{place}the vae {said}"
+    folder = write_flow_model(tmp_path / "model")
+    place = mark(folder / "text_encoder" / "config.json")
+    assert FAMILY.config_error(folder) == f"{place}the text_encoder {said}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from extensions.from_scratch.new_model_config import NewModelConfig, TinyModelConfig
+from tests.quantized import mark
 from toolkit.config import JobContext, load_job
 from toolkit.errors import ConfigErrors, UserError
 
@@ -24,6 +26,20 @@ def test_what_is_missing_or_in_the_way_is_told_at_its_key(tiny_model: Path, tmp_
     assert base == f"base: {str(tmp_path)!r} holds no model_index.json. Give the folder of a model."
     assert vae == f"vae: {str(tmp_path)!r} holds no config.json. Give the folder of a model."
     assert found(path=str(tmp_path / "new"), base=str(tiny_model), vae=str(tiny_model / "vae")) == []
+
+
+def test_parts_that_another_program_quantized_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    keys = {"path": str(tmp_path / "new"), "base": str(base)}
+    mark(base / "transformer" / "config.json")
+    assert found(**keys) == []  # it is replaced
+    place = mark(base / "vae" / "config.json")
+    said = "the vae is quantized by sdnq (uint4), which is not read. Give the bf16 model that it was made from."
+    assert found(**keys) == [f"base: {place}{said}"]
+    assert found(**keys, vae=str(tiny_model / "vae")) == []
+    assert found(**keys, vae=str(base / "vae")) == [f"vae: {place}{said}"]
+    mark(base / "text_encoder" / "config.json")
+    assert len(found(**keys)) == 2
 
 
 def test_what_earlier_processes_write_is_not_missing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
 from tests.diffusers_reference import MEMBERS, load_pipeline, open_tiny
 from tests.processes import in_processes
+from tests.quantized import mark
 from toolkit.errors import RunError
 from toolkit.models import parts
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -254,3 +256,23 @@ def test_the_same_step_again_replaces_the_folder_but_not_what_was_added_to_it(tr
     assert open_tiny(folder).network_module.proj_out.weight.unique().item() == 2.0
     (kept,) = [path for path in run.folder.iterdir() if path != folder]
     assert kept.name == f"{folder.name}.old-1" and (kept / "notes.txt").read_text() == "mine"
+
+
+def test_the_config_does_not_say_that_the_base_was_quantized(tiny_model: Path, tmp_path: Path) -> None:
+    """A job may give `transformer_path` beside a folder whose own weights are quantized."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    config = base / "transformer" / "config.json"
+    plain = config.read_text()
+    mark(config)
+    model = open_tiny(tiny_model)
+    network = FullNetwork(["proj_out"], torch.float32)
+    network.attach(model.network_module)
+    parameters = network.parameters()
+    role = Role(parameters, torch.optim.SGD(parameters.values()), 0.1, lambda step: 1.0)
+    run = Run("maya", tmp_path, 400, 1, seed=1, roles={NETWORK: role}, state=TrainState(step=340, epochs_done=2))
+    chosen = section(base)
+    of_model = chosen.model.model_copy(update={"transformer_path": "transformer.safetensors"})
+    chosen = chosen.model_copy(update={"model": of_model})
+    (written,) = ModelFolderWriter(network, chosen, {}).snapshot(run, None)()
+    assert json.loads((written / "transformer" / "config.json").read_text()) == json.loads(plain)
+    assert "quantization_config" in config.read_text()

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from tests.model_folders import write_cached, write_model
+from tests.quantized import mark
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.model_files import (
     OTHERS,
@@ -20,8 +21,10 @@ from toolkit.config.model_files import (
     looks_like_a_path,
     model_fault,
     published,
+    weight_files,
     where_else,
 )
+from toolkit.errors import UserError
 from toolkit.registry import FAMILIES
 
 OURS = (
@@ -463,3 +466,51 @@ def test_sizes_that_a_model_from_nothing_has_never_seen(tmp_path: Path) -> None:
     for damaged in ("{}", "[]", '{"ss_bucket_info": "7"}', '{"ss_bucket_info": 7}'):
         (tmp_path / "training.json").write_text(damaged)
         assert folder.learned_sizes() == []
+
+
+# ------------------------------------------------------------ quantized weights
+
+
+@pytest.mark.parametrize(
+    ("part", "remedy"),
+    [
+        ("transformer", "transformer_path; model.quantize and qtype quantize it while it is loaded."),
+        ("text_encoder", "text_encoder_path; model.quantize_te and qtype_te quantize it while it is loaded."),
+        ("vae", "vae_path."),
+    ],
+    ids=["transformer", "text_encoder", "vae"],
+)
+def test_weights_that_another_program_quantized_are_refused_by_name(copy: Path, part: str, remedy: str) -> None:
+    place = mark(copy / part / "config.json")
+    said = (
+        f"{place}the {part} is quantized by sdnq (uint4), which is not read. Give the bf16 model that it was made from"
+    )
+    assert model_fault(str(copy), None) == f"{said}, or a bf16 file as model.{remedy}"
+    assert model_fault(str(copy), None, {part}) == ""
+    with pytest.raises(UserError) as refused:
+        weight_files(copy / part)
+    assert str(refused.value) == model_fault(str(copy), None)
+
+
+@pytest.mark.parametrize("said", [None, {}])
+def test_an_empty_quantization_config_is_none(copy: Path, said: object) -> None:
+    for part in ("transformer", "text_encoder", "vae"):
+        mark(copy / part / "config.json", said)
+    assert model_fault(str(copy), None) == ""
+
+
+def test_the_configs_of_a_broken_off_download_say_it(home: Path) -> None:
+    snapshot = write_cached(home, "someone/quantized", without="vae processor", listed=False)
+    assert model_fault("someone/quantized", None) == ""
+    mark(snapshot / "transformer" / "config.json")
+    assert "the transformer is quantized by sdnq (uint4)" in model_fault("someone/quantized", None)
+    assert model_fault("someone/quantized", None, {"transformer"}) == ""
+    (snapshot / "transformer" / "config.json").write_text("{")
+    assert "transformer/config.json: not readable" in model_fault("someone/quantized", None)
+
+
+def test_a_dry_run_refuses_it_at_its_key(mistakes, tmp_path: Path) -> None:
+    write_model(tmp_path / "other")
+    mark(tmp_path / "other" / "text_encoder" / "config.json")
+    (line,) = mistakes(trainer("model: {name_or_path: other}"))
+    assert line.startswith("7:29: process[0].model.name_or_path: other/text_encoder/config.json: the text_encoder is ")

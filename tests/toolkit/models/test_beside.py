@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from tests.model_folders import COMMIT, write_header
+from tests.quantized import mark
 from tests.toolkit.models.test_single_file import as_comfyui, assert_equal, part_weights, weights_of
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
@@ -125,6 +126,14 @@ def test_the_model_folder_that_a_file_lies_in_is_its_model(folders: dict[str, Pa
     assert_equal(all_weights(section), all_weights(ModelConfig(name_or_path=str(folder))))
     next((folder / "vae").glob("*.safetensors")).unlink()
     assert f"of its ComfyUI, or in {folder}. Give model.vae_path." in fault_of(file)
+
+
+def test_a_quantized_part_of_the_folder_that_a_file_lies_in_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folders["qwen_image_edit_plus"], model)
+    file = sorted((model / "transformer").glob("*.safetensors"))[0]
+    place = mark(model / "text_encoder" / "config.json")
+    assert f"{place}the text_encoder is quantized by sdnq (uint4), which is not read." in fault_of(file)
 
 
 def test_weights_in_the_hub_cache_stand_for_parts_that_no_file_gives(

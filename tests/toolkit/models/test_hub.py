@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from tests.conftest import heard
 from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
+from tests.quantized import SDNQ
 from tests.small_hub import Hub, small_hub
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import framed
@@ -241,3 +242,23 @@ def test_a_text_encoder_is_brought_once_without_other_formats_or_named(ask) -> N
 def test_a_file_is_no_text_encoder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"embedder: .*photo\.jpg: neither a local folder nor a model id of the hub"):
         download_encoder(str(tmp_path / "photo.jpg"), "embedder")
+
+
+QUANTIZED_CONFIG = json.dumps({"quantization_config": SDNQ}).encode()
+
+
+def test_quantized_weights_are_refused_before_they_are_brought(ask) -> None:
+    with small_hub({**FILES, "transformer/config.json": QUANTIZED_CONFIG}, NAME) as server:
+        said = ask(url=server.url)
+        assert "the transformer is quantized by sdnq (uint4), which is not read. " in said["error"]
+        assert said["error"].startswith("model.name_or_path: ") and "note" not in said
+        assert not any("safetensors" in path for path in server.asked)
+        assert "path" in ask(url=server.url, given=("transformer",))
+
+
+def test_a_quantized_text_encoder_is_refused_before_it_is_brought(ask) -> None:
+    with small_hub({**ENCODER, "config.json": QUANTIZED_CONFIG}, NAME) as server:
+        said = ask(url=server.url, what=download_encoder)
+        assert said["error"].startswith("model.key: ") and "the model is quantized by sdnq (uint4)" in said["error"]
+        assert not any("safetensors" in path for path in server.asked)
+        assert "path" in ask(url=server.url, what=download_encoder, weights=False)

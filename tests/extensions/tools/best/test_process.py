@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +20,7 @@ from extensions.tools.best.embedding import Embedder, adherence, distance
 from extensions.tools.best.process import Measured, _images, recommend, that_drift_less
 from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
+from tests.quantized import mark
 from tests.running import run_job, run_tool, section_of
 from toolkit.config import load_job
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
@@ -157,6 +160,13 @@ def test_embeddings_are_those_of_transformers(clip: Path, tmp_path: Path) -> Non
     (tmp_path / "dino" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match=r"'bert'\. Give a CLIP or a DINOv2"):
         Embedder(str(tmp_path / "dino"), "cpu", torch.device("cpu"))
+
+
+def test_a_quantized_embedder_is_refused_by_name(clip: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(clip, tmp_path / "quantized")
+    place = mark(model / "config.json")
+    with pytest.raises(UserError, match=re.escape(f"embedder: {place}the embedder is quantized by sdnq (uint4)")):
+        Embedder(str(model), "cpu", torch.device("cpu"))
 
 
 def test_distance_and_adherence() -> None:

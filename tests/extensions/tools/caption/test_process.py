@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from extensions.tools.caption.captioner import captioner_folder
 from extensions.tools.caption.config import CaptionConfig
 from tests.conftest import readme_commands
+from tests.quantized import QUANTIZED, mark
 from tests.running import run_tool, section_of
 from toolkit.config.model_files import CAPTIONER
 from toolkit.data.captions import read_captions_file
@@ -281,3 +283,17 @@ def test_a_full_disk_leaves_no_torn_line(images: Path, caption: Caption) -> None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert table.read_text() == before
+
+
+def test_a_quantized_captioner_is_refused_before_it_is_loaded(
+    images: Path, caption: Caption, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "quantized")
+    place = mark(model / "text_encoder" / "config.json", QUANTIZED["awq (4 bits)"])
+    said = f"{place}the captioner is quantized by awq (4 bits), which is not read. Give the bf16 model "
+    with pytest.raises(ConfigErrors, match=re.escape(said)):
+        caption(images, "--model", model)
+    with pytest.raises(UserError, match=re.escape(f"model: {said}")):
+        captioner_folder(str(model), weights=True)
+    caption(images, "--model", model, "--text-encoder-path", tiny_model / "text_encoder" / "model.safetensors")
+    assert len(texts(images)) == 3

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from jobs import ExtensionJob
 from tests.conftest import ROOT
+from tests.quantized import mark
 from tests.running import run_job
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import weight_files
 from toolkit.config.tool import load_tool
-from toolkit.errors import UserError
+from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import is_own_folder
@@ -568,3 +569,20 @@ def test_the_commands_of_the_page_run(
     written = ("out", "small", "both", "merged", "lora", "mean")
     assert all(load_file(tmp_path / f"{name}.safetensors") for name in written)
     assert (tmp_path / "merged" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("key", ["base", "tuned"])
+def test_models_that_another_program_quantized_are_refused_before_they_are_read(
+    run, write_lora, tiny_model: Path, tmp_path: Path, key: str
+) -> None:
+    folders = {"base": str(tiny_model), "tuned": str(tiny_model)}
+    model = shutil.copytree(tiny_model, tmp_path / "quantized")
+    place = mark(model / "transformer" / "config.json")
+    said = re.escape(f"{key}: {place}the transformer is quantized by sdnq (uint4), which is not read. Give the bf16 ")
+    with pytest.raises(ConfigErrors, match=said):
+        run("extract", **{**folders, key: str(model)}, output="x.safetensors", rank=2)
+    if key == "base":
+        write_lora("a.safetensors", 1)
+        with pytest.raises(ConfigErrors, match=said):
+            run("merge", base=str(model), lora="a.safetensors", output="merged")
+    assert not (tmp_path / "x.safetensors").exists()
