@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.interop.files import ALPHA, RANK, Changes, Draws, WrittenFile
 from benchmarks.interop.models import TinyModel, linear_weights
 from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, read_adapter, why_not_exported
+from toolkit.config.network import NetworkConfig
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
@@ -21,8 +22,12 @@ from toolkit.version import NAME, VERSION
 
 WRITER = f"{NAME} {VERSION}"
 
-SETTINGS: Mapping[str, dict[str, Any]] = {"lokr_whole": {"whole": True}, "lokr_factor": {"factor": 4}}
-"""Further kinds: settings of a LoKr."""
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    "lokr_whole": {"type": "lokr", "lokr_full_rank": True},
+    "lokr_factor": {"type": "lokr", "factor": 4},
+    "boft": {"linear": 8},
+}
+"""Keys of `network` that differ from those of a kind: of further LoKrs, and of BOFT, whose blocks divide 384 outputs."""
 
 TITLES = {
     "lora": "LoRA",
@@ -31,18 +36,25 @@ TITLES = {
     "lokr": "LoKr",
     "lokr_whole": "LoKr of whole factors",
     "lokr_factor": "LoKr with a factor of 4",
+    "boft": "BOFT of lycoris-lora",
+    "diag-oft": "diag-oft of lycoris-lora",
+    "glora": "GLoRA of lycoris-lora",
+    "ia3": "IA3 of lycoris-lora",
+    "lycoris-full": "full of lycoris-lora",
 }
 
 
 def write(model: TinyModel, folder: Path, kinds: Collection[str] = ()) -> Iterator[WrittenFile]:
     """Each kind of adapter: as saved by a new run, by an old one, and by each `convert --to`. kinds: these alone."""
     newest = SPELLINGS[FAMILIES.load(model.arch).lora_spelling]
-    for kind in kinds or [*own_kinds(), *SETTINGS]:
+    for kind in kinds or dict.fromkeys([*own_kinds(), *SETTINGS]):
         title = TITLES.get(kind, kind)
         network, meant = trained(model, kind)
         saved = _saved(model, network, folder / f"{kind}.safetensors", newest)
         what = f"{title}, as saved"
         yield WrittenFile(f"ours_{kind}", model.title, WRITER, what, saved, meant, network.targets)
+        if KINDS[_settings(kind).type].library_class:
+            continue  # it has the library's names, old and new, and nothing can be converted
         old = _saved(model, network, folder / f"{kind}_old.safetensors", STORED)
         what = f"{title} of a run that began with the old names"
         yield WrittenFile(f"ours_{kind}_old", model.title, WRITER, what, old, meant, network.targets)
@@ -55,19 +67,26 @@ def own_kinds() -> list[str]:
     return [name for name in adapters if issubclass(KINDS[name].load(), LinearAdapterNetwork)]
 
 
+SCALES = ("dora_scale", "rescale")
+"""Parameters around 1, or the norms of a weight."""
+
+
+def _settings(kind: str) -> NetworkConfig:
+    return NetworkConfig(**{"type": kind, "linear": RANK, "linear_alpha": ALPHA, **SETTINGS.get(kind, {})})
+
+
 def trained(model: TinyModel, kind: str) -> tuple[LinearAdapterNetwork, Changes]:
     """A network with drawn weights on a fresh transformer, and the change that its layers make."""
     transformer = model.build()
     before = linear_weights(transformer)
-    network_class = KINDS[kind.partition("_")[0]].load()
-    assert issubclass(network_class, LinearAdapterNetwork)
-    settings = SETTINGS.get(kind, {})
-    network = network_class(model.layers(own=True), RANK, ALPHA, 0.0, 1, **settings)
+    settings = _settings(kind)
+    network = KINDS[settings.type].load().from_config(settings, model.layers(own=True), 1, torch.float32)
+    assert isinstance(network, LinearAdapterNetwork)
     network.attach(transformer)
     draws = Draws(model.title, "ours", kind)
     with torch.no_grad():
         for name, parameter in sorted(network.parameters().items()):
-            if name.endswith("dora_scale"):
+            if name.endswith(SCALES):
                 parameter.mul_(1 + draws.normal(*parameter.shape, std=0.1))
             else:
                 parameter.copy_(draws.normal(*parameter.shape))
