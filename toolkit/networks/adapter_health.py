@@ -33,7 +33,7 @@ from toolkit.networks.lora_formats import (
     rank_of,
     without_prefix,
 )
-from toolkit.networks.multiplied_files import form_of, read_stored
+from toolkit.networks.multiplied_files import form_of, read_stored, with_ia3_names
 from toolkit.networks.unread_kinds import unread_kind
 from toolkit.version import NAME
 
@@ -127,7 +127,7 @@ def strengths_in_settings(read: FileLayers, settings: AdapterSettings) -> dict[s
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
     """The tensors of a file by layer."""
     found = FileLayers()
-    for key, tensor in tensors.items():
+    for key, tensor in with_ia3_names(tensors).items():
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
         if adds_nothing(key, tensor):
             continue

@@ -25,7 +25,7 @@ from toolkit.files.safetensors_io import check_count
 from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_settings import CONFIG_FILE, PEFT_PREFIX, AdapterSettings, read_settings
 from toolkit.networks.multiplied import FrozenLayer, Multiplied, kind_for
-from toolkit.networks.multiplied_files import STORED_PARTS, form_of, misfit, read_stored
+from toolkit.networks.multiplied_files import STORED_PARTS, form_of, misfit, read_stored, with_ia3_names
 from toolkit.networks.unread_kinds import unread_kind
 
 PREFIXES = (
@@ -64,7 +64,7 @@ MATMUL_PAIRS = (
 )
 """Parts that are multiplied as matrices."""
 
-READ_KINDS = "LoRA, DoRA, LoHa, LoKr, OFT, BOFT and GLoRA"
+READ_KINDS = "LoRA, DoRA, LoHa, LoKr, OFT, BOFT, GLoRA, IA3 and whole changes"
 """What can be read, for messages."""
 
 NO_BIAS = "This model has none there. Use the file with the model it is of."
@@ -230,6 +230,7 @@ def parse_adapter_tensors(
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, LayerDelta]:
     """`load_adapter_file` for tensors in memory; `source` names them in messages."""
+    tensors = with_ia3_names(tensors)
     settings = settings_of(source, tensors, metadata or {})
     fused = fused_layers(layers)
     names = {spelling: name for name in (*layers, *fused) for spelling in (name, name.replace(".", "_"))}

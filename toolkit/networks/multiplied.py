@@ -1,4 +1,5 @@
-"""Changes that multiply the weight of a layer, so that nothing can be added without it: OFT, BOFT and GLoRA.
+"""Changes of a layer that no small matrices add up to: OFT, BOFT, GLoRA and IA3, which multiply its weight, and whole
+changes.
 
 An OFT turns the weight W by a rotation R of blocks on the diagonal, a BOFT by several such rotations with a butterfly's
 order of rows between them. LyCORIS turns the outputs, F = s R W, peft the inputs, F = s W R^T, where s scales the rows.
@@ -106,7 +107,7 @@ def butterfly_order(places_D: Tensor, pieces: int, width: int) -> Tensor:
     return places_D.unflatten(0, (-1, pieces, 2, width)).transpose(1, 2).flatten()
 
 
-TITLES = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA"}
+TITLES = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA", "full": "a whole change", "ia3": "an IA3"}
 
 
 class Multiplied(ABC):
@@ -117,7 +118,7 @@ class Multiplied(ABC):
 
     @abstractmethod
     def name(self, parts: Parts) -> str:
-        """As the tools call it: oft, boft or glora."""
+        """As the tools call it, a key of TITLES."""
 
     def title(self, parts: Parts) -> str:
         """With its article, for messages."""
@@ -293,7 +294,65 @@ class Glora(Multiplied):
         return _split_rows(parts, count, {"b1": 0})
 
 
-KINDS = (TurnedOutputs(), TurnedInputs(), Glora())
+class Whole(Multiplied):
+    """W + scale D, with a whole change D [O, I]. It needs no weight, but is as large as one."""
+
+    NEEDED = ("diff",)
+
+    def name(self, parts: Parts) -> str:
+        return "full"
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        outputs, inputs = parts["diff"].shape
+        return outputs, inputs
+
+    def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
+        return scale * parts["diff"]
+
+    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+        return scale * (x_XI @ parts["diff"].T)
+
+    def is_zero(self, parts: Parts, scale: float) -> bool:
+        return scale == 0 or not parts["diff"].any()
+
+    def size(self, parts: Parts) -> float:
+        """Of a weight of 1 / sqrt(I)."""
+        return float(parts["diff"].square().mean().sqrt()) * parts["diff"].shape[1] ** 0.5
+
+    def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
+        return _split_rows(parts, count, {"diff": 0})
+
+
+class Ia3(Multiplied):
+    """W (1 + f), with a factor for each output [O, 1] or each input [1, I]. Source: LyCORIS 4.1.3, modules/ia3.py."""
+
+    NEEDED = ("factors",)
+
+    def name(self, parts: Parts) -> str:
+        return "ia3"
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        rows, columns = parts["factors"].shape
+        return (rows, 0) if columns == 1 else (0, columns)
+
+    def delta(self, parts: Parts, scale: float, weight_OI: Tensor) -> Tensor:
+        return scale * parts["factors"] * weight_OI
+
+    def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
+        factors = scale * parts["factors"].flatten()
+        return layer(factors * x_XI) if parts["factors"].shape[0] == 1 else factors * layer(x_XI)
+
+    def is_zero(self, parts: Parts, scale: float) -> bool:
+        return scale == 0 or not parts["factors"].any()
+
+    def size(self, parts: Parts) -> float:
+        return float(parts["factors"].square().mean().sqrt())
+
+    def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
+        return _split_rows(parts, count, {"factors": 0} if parts["factors"].shape[1] == 1 else {})
+
+
+KINDS = (TurnedOutputs(), TurnedInputs(), Glora(), Whole(), Ia3())
 
 
 def kind_for(parts: Collection[str]) -> Multiplied | None:

@@ -1,4 +1,4 @@
-"""How LyCORIS and peft store OFT, BOFT and GLoRA, read into the parts of `multiplied.py`.
+"""How LyCORIS and peft store OFT, BOFT, GLoRA, IA3 and whole changes, read into the parts of `multiplied.py`.
 
 | kind, writer | keys after the layer's name | besides |
 |---|---|---|
@@ -7,6 +7,8 @@
 | GLoRA of LyCORIS | `a1`, `a2`, `b1`, `b2` with `.weight` | `alpha`: through the rank it is the scale |
 | OFT of peft | `oft_R.weight` [K, B (B - 1) / 2] | settings (`OftSettings`) |
 | BOFT of peft | `boft_R` [M, K, B, B], `boft_s` [O, 1] | nothing: its settings are the shape of the matrices |
+| full of LyCORIS, ComfyUI's extraction | `diff` [O, I] | nothing |
+| IA3 of LyCORIS | `weight` [O] or [I] | `on_input`: 1 where it has the inputs |
 
 Source: LyCORIS 4.1.3, `weight_list` and `make_module_from_state_dict` of its modules; peft 0.21.2, tuners/{oft,boft}.
 Tested against the outputs of both libraries in `tests/toolkit/networks/test_multiplied_files.py`.
@@ -128,6 +130,33 @@ def _read_peft_boft(parts: Parts, alpha: float | None, settings: AdapterSettings
     return {"rotation_of_inputs": rotation_MKBB, "rescale": rescale}, 1.0, (len(rescale), count * size)
 
 
+def _read_whole(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+    if parts["diff"].dim() != 2:
+        raise Misfit
+    outputs, inputs = parts["diff"].shape
+    return dict(parts), 1.0, (outputs, inputs)
+
+
+def _read_ia3(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:
+    factors = parts["ia3_weight"]
+    if factors.dim() != 1 or parts["on_input"].numel() != 1:
+        raise Misfit
+    if parts["on_input"].item():
+        return {"factors": factors[None]}, 1.0, (layer[0], len(factors))
+    return {"factors": factors[:, None]}, 1.0, (len(factors), layer[1])
+
+
+def with_ia3_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors, with `.ia3_weight` for the `.weight` next to an `.on_input`: an IA3 of LyCORIS has no name that it
+    could be known by."""
+    stems = {key.removesuffix(".on_input") for key in tensors if key.endswith(".on_input")}
+    renamed = {}
+    for key, tensor in tensors.items():
+        stem = key.removesuffix(".weight")
+        renamed[f"{stem}.ia3_weight" if stem != key and stem in stems else key] = tensor
+    return renamed
+
+
 def _check_butterfly(stages: int, size: int, width: int) -> None:
     """The last of the rotations mixes 2 ** (stages - 1) blocks of the rows or columns."""
     if size % 2 or width % (2 ** (stages - 1) * size):
@@ -145,12 +174,16 @@ GLORA = StoredForm("a GLoRA", ("a1", "a2", "b1", "b2"), (), _read_glora)
 PEFT_OFT = StoredForm("an OFT of peft", ("oft_R",), (), _read_peft_oft, has_alpha=False)
 PEFT_BOFT = StoredForm("a BOFT of peft", ("boft_R", "boft_s"), (), _read_peft_boft, has_alpha=False)
 
-FORMS = (LYCORIS_OFT, GLORA, PEFT_OFT, PEFT_BOFT)
+WHOLE = StoredForm("a whole change", ("diff",), (), _read_whole, has_alpha=False)
+IA3 = StoredForm("an IA3 of LyCORIS", ("ia3_weight", "on_input"), (), _read_ia3, has_alpha=False)
+
+FORMS = (LYCORIS_OFT, GLORA, PEFT_OFT, PEFT_BOFT, WHOLE, IA3)
 
 STORED_PARTS: Mapping[str, str] = {
     ".oft_blocks": "oft_blocks",
     ".rescale": "rescale",
     **{f".{name}.weight": name for name in GLORA.needed},
+    **{f".{name}": name for name in (*WHOLE.needed, *IA3.needed)},
     ".oft_R.weight": "oft_R",
     ".oft_R.default.weight": "oft_R",
     **{f".{name}{end}": name for name in PEFT_BOFT.needed for end in ("", ".default")},

@@ -10,12 +10,11 @@ whole changes.
 from __future__ import annotations
 
 SUFFIXES = {
-    ".diff": "whole changes of weights (diff)",
+    ".diff": "whole changes of norms or other weights (diff)",
     ".set_weight": "whole weights (set_weight)",
     ".w_norm": "changes of norms (w_norm)",
     ".b_norm": "changes of norms (b_norm)",
     ".oft_diag": "an old OFT (oft_diag)",
-    ".on_input": "an IA3",
     ".lora_mid.weight": "a convolution's LoRA",
     ".bm.weight": "a convolution's GLoRA",
     ".hada_t1": "a convolution's LoHa",

@@ -27,7 +27,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "lokr_factor": {"type": "lokr", "factor": 4},
     "boft": {"linear": 8},
 }
-"""Keys of `network` that differ from those of a kind: of further LoKrs, and of BOFT, whose blocks divide 384 outputs."""
+"""Keys of `network` for further LoKrs, and for BOFT, whose blocks divide 384 outputs."""
 
 TITLES = {
     "lora": "LoRA",

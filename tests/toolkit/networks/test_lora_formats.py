@@ -205,10 +205,10 @@ def test_the_bias_alone_of_a_layer_that_comfyui_has_in_one_is_that_of_its_parts(
 @pytest.mark.parametrize(
     ("suffix", "words"),
     [
-        ("diff", "holds whole changes of weights .* In ComfyUI, extract it with bias_diff off"),
+        ("diff", "mixes several kinds of change: a whole change and down, up"),
         ("w_norm", "holds changes of norms"),
         ("oft_diag", "holds an old OFT"),
-        ("on_input", "holds an IA3"),
+        ("on_input", "lacks a matrix"),
         ("lora_mid.weight", "holds a convolution's LoRA"),
         ("lokr_t2", "holds a convolution's LoKr"),
         ("hada_t1", "holds a convolution's LoHa"),

@@ -14,7 +14,9 @@ import torch
 from lycoris.modules.base import LycorisBaseModule
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
+from lycoris.modules.full import FullModule
 from lycoris.modules.glora import GLoRAModule
+from lycoris.modules.ia3 import IA3Module
 from peft import BOFTConfig, OFTConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from tests.measured import at_most
 from toolkit.config.model import BaseLora
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
+from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_settings import CONFIG_FILE
 from toolkit.networks.applied import AppliedAdapters, NamedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file, parse_adapter_tensors
@@ -447,3 +450,46 @@ def test_a_layer_that_comfyui_has_in_one_is_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this kind cannot be split"):
         tensors = {f"diffusion_model.{whole}.{key}": tensor for key, tensor in boft.state_dict().items()}
         parse_adapter_tensors(tensors, dict.fromkeys(parts, (32, 64)), "file")
+
+
+# ------------------------------------------------------------ whole changes and IA3 of LyCORIS
+
+
+@pytest.mark.parametrize("kind", ["full", "ia3 of outputs", "ia3 of inputs"])
+@pytest.mark.parametrize("prefix", ["lycoris_to_q", "diffusion_model.to_q"])
+def test_a_whole_change_and_an_ia3_mean_what_they_mean_in_lycoris(kind: str, prefix: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 10, bias=False)
+    weight_OI = layer.weight.detach().clone()
+    if kind == "full":
+        module = FullModule("lora", layer)
+        module.apply_to()
+        module.weight.data += 0.1 * torch.randn(10, 6)
+        expected_OI = module.weight.detach() - weight_OI
+        tensors = {f"{prefix}.diff": expected_OI}
+    else:
+        module = IA3Module("lora", layer, train_on_input=kind.endswith("inputs"))
+        module.weight.data += 0.1 * torch.randn_like(module.weight)
+        expected_OI = module.get_diff_weight()[0].detach()
+        tensors = {f"{prefix}.{name}": tensor.detach() for name, tensor in module.state_dict().items()}
+    change = parse_adapter_tensors(tensors, {"to_q": (6, 10)}, "file")["to_q"]
+    torch.testing.assert_close(change.delta_for(weight_OI), expected_OI, rtol=1e-6, atol=1e-7)
+    assert change.shape == (10, 6) and not change.is_zero
+    x = torch.randn(3, 6)
+    added = change.output_delta(x, lambda given: given @ weight_OI.T)
+    torch.testing.assert_close(added, x @ expected_OI.T, rtol=1e-5, atol=1e-6)
+
+
+def test_a_whole_change_of_a_fused_layer_is_split() -> None:
+    parts = [f"blocks.0.{part}" for part in ROWS_OF["img_mlp.gate_up"]]
+    diff = torch.randn(8, 6)
+    changes = parse_adapter_tensors(
+        {"diffusion_model.blocks.0.img_mlp.gate_up.diff": diff}, dict.fromkeys(parts, (6, 4)), "file"
+    )
+    weight_OI = torch.zeros(4, 6)
+    assert torch.equal(torch.cat([changes[part].delta_for(weight_OI) for part in parts]), diff)
+
+
+def test_an_ia3_without_its_side_is_not_taken_for_one() -> None:
+    with pytest.raises(UserError, match="1 keys are of no known form"):
+        parse_adapter_tensors({"lycoris_to_q.weight": torch.ones(10)}, {"to_q": (6, 10)}, "file")

@@ -368,7 +368,7 @@ BROKEN = {
     "tiny on the published": Broken("size", "lora", flags=""),
     "metadata of 2.1": Broken("other_base", "lora", flags="", metadata=OF_21),
     "twice": Broken("twice", "lora", doubled),
-    "whole changes": Broken("unknown_keys", "lora", renamed(("lora_B.weight", "diff"), only="0.attn.to_q.lora_B")),
+    "changes of norms": Broken("unknown_keys", "lora", renamed(("lora_B.weight", "w_norm"), only="0.attn.to_q.lora_B")),
     "empty": Broken("empty", "lora", lambda tensors: tensors.clear()),
     "peft for comfyui": Broken("not_loaded", "lora", renamed(("diffusion_model", "base_model.model")), COMFYUI),
     "lora_transformer for comfyui": Broken("not_loaded", "lora", flat("lora_transformer_"), COMFYUI),
@@ -403,7 +403,7 @@ BROKEN = {
     "little into nvfp4": Broken("rounded_away", "lora", scaled(B, 1e-2), "--model own --base-dtype nvfp4"),
 }  # fmt: skip
 ALSO = {
-    "tiny on the published": set(), "metadata of 2.1": {"size"}, "whole changes": {"incomplete"},
+    "tiny on the published": set(), "metadata of 2.1": {"size"}, "changes of norms": {"incomplete"},
     "twice": set(), "flux": set(), "lokr for nunchaku": {"missing"},
 }  # fmt: skip
 """What the same damage is told beside its own name, rightly."""
