@@ -113,6 +113,12 @@ class LycorisNetwork(LinearAdapterNetwork):
 
     layer = LycorisLinear
 
+    arguments: dict[str, Any]
+    """Those of the library's class besides rank and alpha."""
+
+    file_names: dict[str, str]
+    """Parameter -> its name in files, where that is another."""
+
     @classmethod
     def from_config(
         cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype | None = None
@@ -130,11 +136,6 @@ class LycorisNetwork(LinearAdapterNetwork):
         network.file_names = FILE_NAMES.get(settings.type, {})
         network.arguments = network.kind.extra_kwargs(settings)
         return network
-
-    arguments: dict[str, Any]
-    """Those of the library's class besides rank and alpha."""
-
-    file_names: dict[str, str]
 
     def new_layer(self, target: str, base: nn.Linear, adapter_dropout: AdapterDropout) -> LycorisLinear:
         with global_generator(self.seed, "network", target):

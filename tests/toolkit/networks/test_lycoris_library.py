@@ -1,12 +1,15 @@
 """Algorithms of lycoris-lora: sizes, files and changes against the library itself; seeds, dropouts, quantized bases."""
 
 import inspect
+import logging
+import os
 import re
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from lycoris.kernels.dispatch import resolve_backend
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.wrapper import create_lycoris_from_weights, network_module_dict
 from safetensors import safe_open
@@ -21,7 +24,13 @@ from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
 from toolkit.networks.adapter import dequantized_weight
 from toolkit.networks.kinds import ALGORITHMS, KINDS, boft_shapes
-from toolkit.networks.lycoris_library import LycorisNetwork, load_library_class, make_module, within_limit
+from toolkit.networks.lycoris_library import (
+    BACKEND,
+    LycorisNetwork,
+    load_library_class,
+    make_module,
+    within_limit,
+)
 
 OF_LIBRARY = [name for name, kind in KINDS.items() if kind.library_class]
 VARIANTS = [
@@ -125,6 +134,18 @@ def test_every_argument_of_the_library_is_offered_or_known(kind: str) -> None:
     assert entry.settings.keys() <= declared.keys()
     unknown = {name for name in declared if name not in entry.settings and name not in NOT_GIVEN}
     assert {name for name in unknown if f"{name} of {kind}" not in NOT_GIVEN} == set()
+
+
+def test_the_library_says_little_and_measures_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing would choose kernels, and bits would depend on it. A variable that is set stays."""
+    logging.getLogger("LyCORIS").setLevel(logging.INFO)
+    monkeypatch.setenv(BACKEND, "compile")
+    load_library_class(KINDS["boft"].library_class)
+    assert os.environ[BACKEND] == "compile"
+    monkeypatch.delenv(BACKEND)
+    load_library_class(KINDS["boft"].library_class)
+    assert os.environ[BACKEND] == resolve_backend() == "torch"
+    assert not logging.getLogger("LyCORIS").isEnabledFor(logging.WARNING)
 
 
 def test_every_algorithm_of_the_library_is_trained_or_refused() -> None:
@@ -384,3 +405,35 @@ def test_two_processes_train_what_one_trains(
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "arguments", "train"),
+    [
+        ("boft", {"constraint": 0.01}, {"gradient_checkpointing": True}),
+        ("glora", {}, {"gradient_checkpointing": "none", "blank_prompt_preservation": True}),
+    ],
+)
+def test_compiled_blocks_train_and_draw_with_them(
+    run_py, write_job, trainer, make_pictures, tmp_path: Path, kind: str, arguments: dict, train: dict
+) -> None:
+    """In bf16, with an average, samples, and a pass without the network."""
+    section = trainer(
+        make_pictures(tmp_path / "2_photos", "a", "b"),
+        train={
+            "steps": 2,
+            "dtype": "bf16",
+            "ema_config": {"use_ema": True},
+            "compile": {"enabled": True, "backend": "aot_eager"},
+            **train,
+        },
+        network={"type": kind, "linear": 6, "network_kwargs": arguments},
+        sample={"sample_every": 2, "prompts": ["a cat"], "width": 64, "height": 64, "sample_steps": 2},
+    )
+    section["train"].pop("disable_sampling", None)
+    result = run_py(write_job(section))
+    assert result.returncode == 0, result.stdout + result.stderr
+    [file] = tmp_path.rglob("job.safetensors")
+    assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+    assert [*file.parent.rglob("*.png"), *file.parent.rglob("*.jpg")]
