@@ -75,7 +75,7 @@ SETTINGS: Mapping[str, tuple[str, Make]] = {
     "eva": ("LoRA, init_lora_weights: eva", _lora(init_lora_weights="eva")),
     "lora_bias": ("LoRA, lora_bias", _lora(lora_bias=True)),
     "oft": ("OFT", _parts(OFTConfig, r=0, oft_block_size=8)),
-    "oft_coft": ("OFT, coft", _parts(OFTConfig, r=0, oft_block_size=8, coft=True, eps=0.05)),
+    "oft_coft": ("OFT, coft", _parts(OFTConfig, r=0, oft_block_size=8, coft=True, eps=0.5)),
     "oft_shared": ("OFT, block_share", _parts(OFTConfig, r=0, oft_block_size=8, block_share=True)),
     "oft_cayley": ("OFT, exact inverse", _parts(OFTConfig, r=0, oft_block_size=8, use_cayley_neumann=False)),
     "boft": ("BOFT", _parts(BOFTConfig, boft_block_size=4, boft_n_butterfly_factor=2)),
