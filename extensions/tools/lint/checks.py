@@ -260,6 +260,10 @@ def mode(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         if name := MODES.get(item.look.mode):
             yield item.sample.image, f"is {name}. Training converts it to 8-bit sRGB; look at the result"
+    for image in data.converted:
+        if image.is_hdr:
+            outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
+            yield image.path, f"is {image.colours}. {outcome}"
 
 
 # ------------------------------------------------------------ captions

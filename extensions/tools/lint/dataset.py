@@ -24,7 +24,7 @@ from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.alignment import LARGEST, Alignment, measure, same_shape
 from toolkit.data.captions import inject_trigger
 from toolkit.data.directory import ScanCache
-from toolkit.data.folder import DatasetScan, find_images, scan_datasets
+from toolkit.data.folder import ConvertedImage, DatasetScan, find_images, scan_datasets
 from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
 from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.threads import thread_map
@@ -136,6 +136,9 @@ class Dataset:
 
     unpaired: tuple[tuple[str, str], ...] = ()
     """Control images and masks that belong to no image, and why."""
+
+    converted: tuple[ConvertedImage, ...] = ()
+    """Files whose colours are not sRGB, as the plan counts them."""
 
     trigger: str = ""
     keeps_alpha: bool = False
@@ -297,7 +300,7 @@ def _fill(
     own: DatasetConfig | None = None,
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
-    found.unused, found.unpaired = scan.unused, scan.unpaired
+    found.unused, found.unpaired, found.converted = scan.unused, scan.unpaired, scan.converted
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
