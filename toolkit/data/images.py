@@ -303,6 +303,8 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except _DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
+        if kind := _unread_jpeg(_beginning(path, data)):
+            raise ImageError(path, f"is {kind}, which is not read. {_REMEDY}") from error
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
 
 
@@ -321,6 +323,7 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
 
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_REMEDY = "Save it as PNG, with 8 or 16 bits per channel"
 _OTHER_FORMATS = {
     b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
@@ -335,24 +338,32 @@ _OTHER_FORMATS = {
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
     """Why no decoder takes a file: it is of a kind that is not read, its decoder is not installed, or it is damaged."""
     what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
+    beginning = _beginning(path, data)
     try:
         with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
-            beginning = file.read(1 << 16)
             header = read_header(file)
     except OSError:
         return what
-    remedy = "Save it as PNG, with 8 or 16 bits per channel"
     if header is not None:
-        return what if is_opened(header, beginning[:2]) else f"is a TIFF of {header}, which is not read. {remedy}"
+        return what if is_opened(header, beginning[:2]) else f"is a TIFF of {header}, which is not read. {_REMEDY}"
     if kind := _unread_jpeg(beginning):
-        return f"is {kind}, which is not read. {remedy}"
+        return f"is {kind}, which is not read. {_REMEDY}"
     for begin, name in _OTHER_FORMATS.items():
         if beginning.startswith(begin):
             article = "an" if name[0] == "O" else "a"
-            return f"is {article} {name}, which is not read. {remedy}"
+            return f"is {article} {name}, which is not read. {_REMEDY}"
     if beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS and not find_spec("pi_heif"):
         return f"{what} (HEIC needs the package 'pi-heif': pip install pi-heif)"
     return what
+
+
+def _beginning(path: Path | str, data: bytes | None) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
+    try:
+        with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
+            return file.read(1 << 16)
+    except OSError:
+        return b""
 
 
 def _unread_jpeg(beginning: bytes) -> str:
@@ -390,8 +401,7 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
     header = header_of(image)
     if header is not None and not header.is_read:
-        what = f"is a TIFF of {header}, which is not read"
-        raise ImageError(path, f"{what}. Save it as PNG, with 8 or 16 bits per channel")
+        raise ImageError(path, f"is a TIFF of {header}, which is not read. {_REMEDY}")
     if image.mode == "F":
         raise ImageError(path, "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits")
 
@@ -562,8 +572,10 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
     where its decoder gives 8 bits."""
     import numpy
 
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and TiffHeader.of(image.tag_v2).has_wide_planes:
-        return None
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and TiffHeader.of(image.tag_v2).has_planes:
+        wide_HWP = read_planes(image)
+        is_rgb = image.mode in ("RGB", "RGBA")
+        return wide_HWP[..., :3] if is_rgb else None
     if image.format == "HEIF":
         return _heic_of_16_bits(path, data) if image.info.get("bit_depth", 8) > 8 else None
     if image.mode in _SIXTEEN_BIT:
@@ -619,7 +631,7 @@ def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
 def _decoded(image: Image.Image) -> Image.Image:
     """An opened image with its pixels, upright."""
     header = header_of(image)
-    if header is not None and header.has_wide_planes:
+    if header is not None and header.has_planes:
         return _of_planes(cast("TiffImagePlugin.TiffImageFile", image))
     image.load()
     return _upright(_tiff_undone(image, header))
@@ -632,11 +644,12 @@ def _tiff_undone(image: Image.Image, header: TiffHeader | None = None) -> Image.
 
 
 def _of_planes(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
-    """The upright image, of 8 bits, of a TIFF whose channels of 16 bits are stored one after the other."""
+    """The upright image, of 8 bits, of a TIFF whose channels are stored one after the other."""
     import numpy
 
-    wide_HWP = read_planes(image)
-    eight_HWP = ((wide_HWP.astype(numpy.uint32) * 255 + 32767) // 65535).astype(numpy.uint8)
+    values_HWP = read_planes(image)
+    top = int(numpy.iinfo(values_HWP.dtype).max)
+    eight_HWP = ((values_HWP.astype(numpy.uint32) * 255 + top // 2) // top).astype(numpy.uint8)
     planes = [Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p])) for p in range(eight_HWP.shape[2])]
     decoded = _turned(Image.merge(image.mode, planes), orientation_of(image))
     decoded.info = image.info

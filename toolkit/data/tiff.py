@@ -15,7 +15,8 @@ from PIL import Image, TiffImagePlugin
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP = 273, 274, 277, 278
 _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 284, 322, 323, 324
-_EXTRA, _FORMAT = 338, 339
+_EXTRA, _FORMAT, _SUBSAMPLING = 338, 339, 530
+_YCBCR = 6
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _COMPRESSIONS = {
@@ -77,6 +78,12 @@ class TiffHeader(NamedTuple):
     is_planar: bool
     """Whether each channel is stored by itself."""
 
+    is_premultiplied: bool
+    """Whether its colours were multiplied by its opacity."""
+
+    is_subsampled: bool
+    """Whether it is YCbCr with fewer colours than pixels, uncompressed."""
+
     @classmethod
     def of(cls, tags: Mapping[int, Any]) -> TiffHeader:
         """The header by its tags."""
@@ -86,7 +93,11 @@ class TiffHeader(NamedTuple):
             bits = bits * min(count, 100)
         compression = _numbers(tags, _COMPRESSION, 1)[0]
         photometric = _numbers(tags, _PHOTOMETRIC, 0)[0]
-        return cls(bits, _numbers(tags, _FORMAT, 1)[0], compression, photometric, _numbers(tags, _PLANAR, 1)[0] == 2)
+        is_planar = _numbers(tags, _PLANAR, 1)[0] == 2
+        is_premultiplied = 1 in _numbers(tags, _EXTRA, 0)
+        is_subsampled = photometric == _YCBCR and compression == 1 and _numbers(tags, _SUBSAMPLING, 2) != (1, 1)
+        kind = _numbers(tags, _FORMAT, 1)[0]
+        return cls(bits, kind, compression, photometric, is_planar, is_premultiplied, is_subsampled)
 
     def __str__(self) -> str:
         """Samples, type and compression: `3 x float32, WebP compression`."""
@@ -95,18 +106,23 @@ class TiffHeader(NamedTuple):
         what = f"{len(self.bits)} x {name}{self.bits[0]}" if one_size else f"{name} of {_listed(self.bits)} bits"
         if compression := _COMPRESSIONS.get(self.compression, f"unknown ({self.compression})"):
             what += f", {compression} compression"
+        if self.is_subsampled:
+            what += ", YCbCr with fewer colours than pixels"
         return what
 
     @property
     def is_read(self) -> bool:
         """Whether an image that Pillow opens has values of a known range in a known compression."""
         is_signed = self.format == 2 and max(self.bits) < 32
-        return not is_signed and self.compression not in _NOT_DECODED
+        is_decoded = self.compression in TiffImagePlugin.COMPRESSION_INFO and self.compression not in _NOT_DECODED
+        return is_decoded and not is_signed and not self.is_subsampled
 
     @property
-    def has_wide_planes(self) -> bool:
-        """Whether Pillow takes each byte of its planes for a pixel."""
-        return self.is_planar and self.compression == 1 and len(self.bits) > 1 and set(self.bits) == {16}
+    def has_planes(self) -> bool:
+        """Whether Pillow reads its planes wrongly: each byte of 16 bits as a pixel, and 8 bits that are multiplied by
+        the opacity not at all."""
+        is_plain = self.is_planar and self.compression == 1 and len(self.bits) > 1
+        return is_plain and (set(self.bits) == {16} or (set(self.bits) == {8} and self.is_premultiplied))
 
     @property
     def grey_top(self) -> int:
@@ -120,7 +136,7 @@ class TiffHeader(NamedTuple):
     @property
     def reading(self) -> str:
         """Part of the identity of the pixels. Empty: they are those that the first version of the program read."""
-        if self.has_wide_planes:
+        if self.has_planes:
             return "tiff 1 planes"
         if self.grey_top:
             return f"tiff 1 grey {self.bits[0]} {self.photometric}"
@@ -174,8 +190,8 @@ def undone(image: Image.Image, header: TiffHeader) -> Image.Image:
 
 
 def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
-    """The pixels [H, W, P] uint16 of an opened, not decoded TIFF with `has_wide_planes`; not turned upright. Channels
-    behind those of the image's mode are left out.
+    """The pixels [H, W, P], uint8 or uint16, of an opened, not decoded TIFF with `has_planes`; not turned upright, and
+    not multiplied by the opacity. Channels behind those of the image's mode are left out.
 
     Raises OSError where the file is too short.
     """
@@ -196,27 +212,28 @@ def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
     across, down = ceil(width / part_width), ceil(height / part_height)
     if len(offsets) < across * down * planes:
         raise OSError("some of its strips are missing")
-    kind = numpy.dtype("<u2" if tags.prefix == b"II" else ">u2")
-    values_PHW = numpy.zeros((planes, height, width), numpy.uint16)
+    order, size = "<" if tags.prefix == b"II" else ">", TiffHeader.of(tags).bits[0] // 8
+    kind = numpy.dtype(f"{order}u{size}")
+    values_PHW = numpy.zeros((planes, height, width), kind.newbyteorder("="))
     places = [(p, y, x) for p in range(planes) for y in range(down) for x in range(across)]
     for (plane, y, x), offset in zip(places, offsets, strict=False):
         top, left = y * part_height, x * part_width
         # Tiles are stored whole, the last strip is as high as it needs to be.
         rows = part_height if _TILE_OFFSETS in tags else min(part_height, height - top)
         file.seek(offset)
-        data = file.read(rows * part_width * 2)
-        if len(data) < rows * part_width * 2:
+        data = file.read(rows * part_width * size)
+        if len(data) < rows * part_width * size:
             raise OSError("image file is truncated")
         part_HW = numpy.frombuffer(data, kind).reshape(rows, part_width)
         inside_HW = part_HW[: height - top, : width - left]
         values_PHW[plane, top : top + rows, left : left + part_width] = inside_HW
     values_HWP = values_PHW.transpose(1, 2, 0)
-    if image.mode == "RGBA" and 1 in _numbers(tags, _EXTRA, 0):  # colours were multiplied by the opacity
+    if image.mode == "RGBA" and TiffHeader.of(tags).is_premultiplied:
+        top = numpy.iinfo(kind).max
         alpha_HW1 = values_HWP[..., 3:].astype(numpy.uint64)
-        plain_HWP = values_HWP[..., :3] * numpy.uint64(65535) // numpy.maximum(alpha_HW1, 1)
-        colour_HWP = numpy.where(alpha_HW1 == 0, 0, plain_HWP.clip(0, 65535))
-        values_HWP = numpy.concatenate([colour_HWP, alpha_HW1], axis=2).astype(numpy.uint16)
-    return values_HWP
+        plain_HWP = (values_HWP[..., :3].astype(numpy.uint64) * top // numpy.maximum(alpha_HW1, 1)).clip(0, top)
+        values_HWP = numpy.concatenate([numpy.where(alpha_HW1 == 0, 0, plain_HWP), alpha_HW1], axis=2)
+    return values_HWP.astype(numpy.uint8 if size == 1 else numpy.uint16)
 
 
 def orientation_of(image: TiffImagePlugin.TiffImageFile) -> int:
