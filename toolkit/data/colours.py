@@ -5,7 +5,7 @@ The first of these that a file has decides, as browsers decide it:
 1. HDR that is given by a code of ITU-T H.273: the `cICP` chunk of a PNG, or the tag `cicp` of an ICC profile. Profiles
    cannot describe HDR otherwise (PNG specification, third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
 2. An ICC profile.
-3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), `cICP` of PNG.
+3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), `cICP` of PNG, the header of JPEG XL.
 4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2).
 5. Adobe RGB as cameras mark it in EXIF: colour space 65535 and interoperability index R03 (DCF 2.0, JEITA CP-3461).
 6. sRGB.
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import IO, Any, NamedTuple, cast
 
 from PIL import Image, ImageCms
+
+from toolkit.data.boxes import boxes_of
 
 
 class Primaries(NamedTuple):
@@ -167,6 +168,8 @@ def colours_of(image: Image.Image) -> Colours:
             if of_tag.is_hdr:
                 return of_tag
         return _of_profile(profile, image.mode)
+    if image.format == "JXL" and (gamma := cast("Any", image).header.gamma):
+        return _of_gamma({"gamma": gamma})
     if coded:
         return coded
     if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(image.info):
@@ -182,6 +185,8 @@ Codes = tuple[int, int, bool]
 
 def _codes(image: Image.Image) -> Codes | None:
     """The codes of H.273 in the header of the file. Decoders apply the range of AVIF and HEIC, but not of PNG."""
+    if image.format == "JXL":
+        return cast("Any", image).header.codes
     if image.format == "HEIF":
         nclx = image.info.get("nclx_profile")
         return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]), False) if nclx else None
@@ -221,23 +226,6 @@ _MOST_META = 1 << 22
 """Bytes of the box `meta` that are read: those of a thousand tiles are some 40 kB."""
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and contents of each box (ISO/IEC 14496-12, 4.2); ends at the first that does not fit."""
-    at = 0
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        start = at + 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", data, start)
-            start += 8
-        if length == 0:
-            length = len(data) - at
-        if length < start - at or at + length > len(data):
-            return
-        yield kind, data[start : at + length]
-        at += length
-
-
 def _meta_of(file: IO[bytes]) -> bytes:
     """The contents of the box `meta` of a file; empty where it has none."""
     at = 0
@@ -262,21 +250,33 @@ def _meta_of(file: IO[bytes]) -> bytes:
 
 def _nclx_of_avif(file: IO[bytes]) -> Codes | None:
     """The `colr` property of type `nclx` of the primary item (ISO/IEC 23008-12, 6.5.5 and 9.3)."""
-    boxes = dict(_boxes(_meta_of(file)[4:]))  # behind version and flags
+    for name, content in _avif_properties(file):
+        if name == b"colr" and content[:4] == b"nclx":
+            return (*struct.unpack(">2H", content[4:8]), False)
+    return None
+
+
+def bits_of_avif(file: IO[bytes]) -> int:
+    """The bits of a value of the primary item of an AVIF: by `pixi`, else by the configuration of AV1 (AV1 Codec ISO
+    Media File Format Binding, 2.3.3); 8 where neither says it."""
+    properties = dict(_avif_properties(file))
+    pixi, configuration = properties.get(b"pixi", b""), properties.get(b"av1C", b"")
+    if len(pixi) > 5:
+        return pixi[5]
+    if len(configuration) < 3 or not configuration[2] & 0x40:
+        return 8
+    return 12 if configuration[2] & 0x20 else 10
+
+
+def _avif_properties(file: IO[bytes]) -> list[tuple[bytes, bytes]]:
+    """Kind and contents of the properties of the primary item."""
+    boxes = dict(boxes_of(_meta_of(file)[4:]))  # behind version and flags
     item = boxes.get(b"pitm", b"")
     primary = int.from_bytes(item[4 : 6 if item[:1] == b"\0" else 8], "big")
-    parts = list(_boxes(boxes.get(b"iprp", b"")))
-    properties = [each for kind, held in parts if kind == b"ipco" for each in _boxes(held)]
-    for kind, held in parts:
-        if kind != b"ipma":
-            continue
-        for index in _properties_of(held, primary):
-            if not 1 <= index <= len(properties):
-                continue
-            name, content = properties[index - 1]
-            if name == b"colr" and content[:4] == b"nclx":
-                return (*struct.unpack(">2H", content[4:8]), False)
-    return None
+    parts = list(boxes_of(boxes.get(b"iprp", b"")))
+    properties = [each for kind, held in parts if kind == b"ipco" for each in boxes_of(held)]
+    indices = [index for kind, held in parts if kind == b"ipma" for index in _properties_of(held, primary)]
+    return [properties[index - 1] for index in indices if 1 <= index <= len(properties)]
 
 
 def _properties_of(associations: bytes, item: int) -> list[int]:

@@ -57,7 +57,7 @@ from toolkit.data.partners import (
 from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
 from toolkit.errors import Diagnostic
 
-_UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
+_UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
 _LOOKED_INTO = 1000

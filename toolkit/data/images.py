@@ -16,7 +16,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,16 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from toolkit.data.colours import PROFILE_MODES, Colours, colours_of, profile_mode, read_profile, srgb_profile
+from toolkit.data import jxl
+from toolkit.data.colours import (
+    PROFILE_MODES,
+    Colours,
+    bits_of_avif,
+    colours_of,
+    profile_mode,
+    read_profile,
+    srgb_profile,
+)
 from toolkit.data.tiff import (
     TiffHeader,
     header_of,
@@ -40,7 +49,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff"}
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".jxl", ".bmp", ".tif", ".tiff"}
 )
 """File name endings (lower case) that are read as images."""
 
@@ -211,6 +220,13 @@ def media_type(path: Path | str) -> str:
         return Image.MIME["JPEG" if image.format == "MPO" else str(image.format)]
 
 
+def pixel_mode(path: Path | str) -> tuple[str, bool]:
+    """The mode of the file's pixels in Pillow's words, and whether they can be transparent. Reads the header only.
+    Raises ImageError."""
+    with _reading(path) as image:
+        return image.mode, image.has_transparency_data
+
+
 def inspect_image(path: Path | str) -> ImageInfo:
     """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:
@@ -296,6 +312,8 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(path, _why_unknown(path, data)) from error
+    except jxl.Unread as error:
+        raise ImageError(path, f"is a JPEG XL {error}, which is not read. {_REMEDY}") from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:
@@ -309,8 +327,23 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
 
 
 def _open(file: Path | str | IO[bytes]) -> Image.Image:
-    """Photographs of iPhones (HEIC) are read from the first unknown file on, whatever it is named: their decoder takes
-    time to be imported."""
+    """Photographs of iPhones (HEIC) and JPEG XL are read from the first unknown file on, whatever it is named: their
+    decoders take time to be imported."""
+    try:
+        return _open_with_pillow(file)
+    except Image.UnidentifiedImageError:
+        if not find_spec(jxl.PACKAGE):
+            raise
+        with Path(file).open("rb") if isinstance(file, Path | str) else nullcontext(file) as opened:
+            opened.seek(0)
+            is_jxl = opened.read(12).startswith(jxl.BEGINNINGS)
+            opened.seek(0)
+            if not is_jxl:
+                raise
+            return jxl.open_jxl(opened)
+
+
+def _open_with_pillow(file: Path | str | IO[bytes]) -> Image.Image:
     try:
         return Image.open(file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ())))
     except Image.UnidentifiedImageError:
@@ -337,7 +370,7 @@ _OTHER_FORMATS = {
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
     """Why no decoder takes a file: it is of a kind that is not read, its decoder is not installed, or it is damaged."""
-    what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
+    what = "is not a JPEG, PNG, WebP, AVIF, HEIC, JPEG XL, BMP or TIFF image, or is damaged"
     beginning = _beginning(path, data)
     try:
         with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
@@ -354,6 +387,8 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
             return f"is {article} {name}, which is not read. {_REMEDY}"
     if beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS and not find_spec("pi_heif"):
         return f"{what} (HEIC needs the package 'pi-heif': pip install pi-heif)"
+    if beginning.startswith(jxl.BEGINNINGS) and not find_spec(jxl.PACKAGE):
+        return f"is a JPEG XL, which needs the package '{jxl.PACKAGE}' (extra 'jxl'): pip install {jxl.PACKAGE}"
     return what
 
 
@@ -399,6 +434,12 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, f"{state} {frames} {kind}. Save one of them as PNG")
     if image.format == "GIF":
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
+    if image.format == "AVIF" and not find_spec(jxl.PACKAGE):
+        colours = colours_of(image)
+        if colours.is_hdr:
+            what = f"is {colours.name}, of which Pillow gives 8 bits, too few for its range"
+            install = f"Install the package '{jxl.PACKAGE}' (extra 'hdr'): pip install {jxl.PACKAGE}"
+            raise ImageError(path, f"{what}. {install}; or save it as PNG")
     header = header_of(image)
     if header is not None and not header.is_read:
         raise ImageError(path, f"is a TIFF of {header}, which is not read. {_REMEDY}")
@@ -576,6 +617,11 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
         wide_HWP = read_planes(image)
         is_rgb = image.mode in ("RGB", "RGBA")
         return wide_HWP[..., :3] if is_rgb else None
+    if isinstance(image, jxl.JxlImageFile):
+        values_HWP = image.values() if image.header.bits > 8 else None
+        return None if values_HWP is None else values_HWP[..., : 1 if image.header.is_grey else 3]
+    if image.format == "AVIF":
+        return _avif_of_16_bits(image, path, data) if colours_of(image).is_hdr else None
     if image.format == "HEIF":
         return _heic_of_16_bits(path, data) if image.info.get("bit_depth", 8) > 8 else None
     if image.mode in _SIXTEEN_BIT:
@@ -610,6 +656,35 @@ def _other_order(args: Any) -> Any:
     return (_other_order(args[0]), *args[1:])
 
 
+def _avif_of_16_bits(image: Image.Image, path: Path | str, data: bytes | None) -> Any:
+    """The colours [H, W, P] uint16, not turned upright, of an AVIF of 10 or 12 bits, of which Pillow gives 8; None of
+    one of 8 bits."""
+    import imagecodecs
+    import numpy
+
+    with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
+        bits = bits_of_avif(file)
+        file.seek(0)
+        whole = file.read()
+    if bits <= 8:
+        return None
+    try:
+        values_HWP = numpy.asarray(imagecodecs.avif_decode(whole))
+    except imagecodecs.AvifError as error:
+        raise OSError(f"broken data stream: {error}") from error
+    values_HWP = values_HWP.reshape(*values_HWP.shape[:2], -1)
+    colours_HWP = values_HWP[..., : 3 if values_HWP.shape[2] > 2 else 1]
+    return _widened(colours_HWP, bits)
+
+
+def _widened(values_HWP: Any, bits: int) -> Any:
+    """Values of so many bits as uint16 of the full range."""
+    import numpy
+
+    top = (1 << bits) - 1
+    return ((values_HWP.astype(numpy.uint32).clip(0, top) * 65535 + top // 2) // top).astype(numpy.uint16)
+
+
 def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
     """The colours [H, W, 3] uint16 of a HEIC of 10 or 12 bits, which the opener of pi-heif cuts to 8."""
     import numpy
@@ -620,9 +695,7 @@ def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
     if values_HWP.dtype != numpy.uint16:
         return None
     bits = int(file[file.primary_index].info["bit_depth"])
-    top = (1 << bits) - 1
-    exact_HWP = values_HWP[..., :3].astype(numpy.uint32) >> (16 - bits)
-    return ((exact_HWP * 65535 + top // 2) // top).astype(numpy.uint16)
+    return _widened(values_HWP[..., :3] >> (16 - bits), bits)
 
 
 # ---------------------------------------------------------------- what Pillow does otherwise

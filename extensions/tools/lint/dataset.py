@@ -25,7 +25,7 @@ from toolkit.data.alignment import LARGEST, Alignment, measure, same_shape
 from toolkit.data.captions import inject_trigger
 from toolkit.data.directory import ScanCache
 from toolkit.data.folder import ConvertedImage, DatasetScan, find_images, scan_datasets
-from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
+from toolkit.data.images import ImageError, image_size, load_alpha, open_image, pixel_mode, resize_cover_crop
 from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.threads import thread_map
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample
@@ -335,8 +335,7 @@ def _measured(sample: Sample, crop: ResizeCrop, shift: bool) -> tuple[Look, tupl
 
 def _kind(path: str) -> tuple[str, float]:
     """The mode of a file that could be decoded, and the share of its pixels that are not opaque."""
-    with Image.open(path) as image:
-        mode, can_be_clear = image.mode, image.has_transparency_data
+    mode, can_be_clear = pixel_mode(path)
     if not can_be_clear:
         return mode, 0.0
     return mode, float((numpy.asarray(load_alpha(path)) < 255).mean())
