@@ -328,21 +328,89 @@ def srgb_profile() -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-@lru_cache(maxsize=64)
-def _codes_of_profile(profile: bytes) -> Codes | None:
-    """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for HDR."""
-    if len(profile) < 132:
-        return None
-    (count,) = struct.unpack_from(">I", profile, 128)
+def _tags_of(profile: bytes) -> dict[bytes, bytes]:
+    """The tags of an ICC profile (ICC.1:2022, 7.3)."""
+    tags: dict[bytes, bytes] = {}
+    count = int.from_bytes(profile[128:132], "big")
     for index in range(min(count, 100)):
         entry = profile[132 + 12 * index : 144 + 12 * index]
         if len(entry) < 12:
-            return None
-        kind, offset, length = struct.unpack(">4sII", entry)
-        content = profile[offset : offset + length]
-        if kind == b"cicp" and len(content) >= 12:
-            return content[8], content[9], content[11] == 0
-    return None
+            break
+        name, offset, length = struct.unpack(">4sII", entry)
+        tags[name] = profile[offset : offset + length]
+    return tags
+
+
+@lru_cache(maxsize=64)
+def _codes_of_profile(profile: bytes) -> Codes | None:
+    """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for HDR."""
+    content = _tags_of(profile).get(b"cicp", b"")
+    return (content[8], content[9], content[11] == 0) if len(content) >= 12 else None
+
+
+class ProfileCurve(NamedTuple):
+    """The curve of a channel: a table of light, evenly spaced, or a function."""
+
+    table: tuple[float, ...]
+    """Empty: the function counts."""
+
+    numbers: tuple[float, ...] = ()
+    """g, a, b, c, d, e, f of ICC.1:2022, table 68: (a x + b)^g + e from d on, c x + f below."""
+
+
+class MatrixProfile(NamedTuple):
+    """An ICC profile of three curves and a matrix, which can be computed with any number of bits."""
+
+    columns: tuple[tuple[float, float, float], ...]
+    """XYZ of red, green and blue, for a white of D50."""
+
+    curves: tuple[ProfileCurve, ...]
+
+
+@lru_cache(maxsize=16)
+def matrix_profile(profile: bytes) -> MatrixProfile | None:
+    """The curves and the matrix of an RGB profile; None of one with tables, or that is damaged."""
+    tags = _tags_of(profile)
+    if profile[16:24] != b"RGB XYZ " or b"A2B0" in tags:
+        return None
+    try:
+        columns = tuple(_fixed(tags[name][8:20]) for name in (b"rXYZ", b"gXYZ", b"bXYZ"))
+        curves = tuple(_curve_of(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
+    except (KeyError, struct.error):
+        return None
+    if any(curve is None for curve in curves) or any(len(column) != 3 for column in columns):
+        return None
+    return MatrixProfile(cast("Any", columns), cast("Any", curves))
+
+
+def _fixed(data: bytes) -> tuple[float, ...]:
+    """Numbers of 16 bits before and 16 behind the point."""
+    return tuple(value / 65536 for value in struct.unpack(f">{len(data) // 4}i", data))
+
+
+_PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
+"""Type of a parametric curve -> how many numbers it has."""
+
+
+def _curve_of(tag: bytes) -> ProfileCurve | None:
+    """A curve by its tag, `curv` or `para` (ICC.1:2022, 10.6 and 10.18)."""
+    if tag[:4] == b"curv":
+        (count,) = struct.unpack_from(">I", tag, 8)
+        values = struct.unpack_from(f">{min(count, 65536)}H", tag, 12)
+        if count > 1:
+            return ProfileCurve(tuple(value / 65535 for value in values))
+        return ProfileCurve((), (values[0] / 256 if values else 1.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0))
+    kind = int.from_bytes(tag[8:10], "big")
+    if tag[:4] != b"para" or kind not in _PARAMETERS:
+        return None
+    g, *given = _fixed(tag[12 : 12 + 4 * _PARAMETERS[kind]])
+    a, b, c, d, e, f = (*given, *[0.0] * (6 - len(given)))
+    if kind == 0:
+        return ProfileCurve((), (g, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0))
+    if kind < 3:  # from -b/a on, and below it the constant c
+        begin = -b / a if a else 0.0
+        return ProfileCurve((), (g, a, b, 0.0, begin, c, c))
+    return ProfileCurve((), (g, a, b, c, d, e, f))
 
 
 @lru_cache(maxsize=64)

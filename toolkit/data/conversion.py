@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy
 from numpy import ndarray
 
-from toolkit.data.colours import BT709, Colours, Primaries, Transfer
+from toolkit.data.colours import BT709, Colours, MatrixProfile, Primaries, ProfileCurve, Transfer, matrix_profile
 
 SDR_WHITE = 203.0
 """White of a page in HDR, cd/m2. Source: ITU-R BT.2408-7, table 1 (HDR reference white)."""
@@ -29,17 +29,24 @@ _ROWS_OF_PIXELS = 1 << 20
 
 def to_srgb(values_HWP: ndarray, colours: Colours) -> ndarray:
     """8-bit sRGB [H, W, 3] of an image of uint8 or uint16 values with one channel or three; the largest value of the
-    type is 1. Colours outside of sRGB, and light above white, are clipped in each channel."""
+    type is 1. Colours outside of sRGB, and light above white, are clipped in each channel. A profile is one of
+    `matrix_profile`."""
     height, width, _ = values_HWP.shape
-    light = _light_table(colours.transfer, colours.is_narrow, numpy.iinfo(values_HWP.dtype).max)
+    most = int(numpy.iinfo(values_HWP.dtype).max)
+    profile = matrix_profile(colours.profile) if colours.profile else None
+    if profile is None:
+        lights = [_light_table(colours.transfer, colours.is_narrow, most)] * 3
+        matrix_PP = matrix_to_srgb(colours.primaries)
+    else:
+        lights = [_profile_table(curve, most) for curve in profile.curves]
+        matrix_PP = _matrix_of_profile(profile)
     encode = _srgb_table()
-    matrix_PP = matrix_to_srgb(colours.primaries)
     result_HWP = numpy.empty((height, width, 3), numpy.uint8)
     rows = max(1, _ROWS_OF_PIXELS // max(1, width))
     for top in range(0, height, rows):
-        light_HWP = light[values_HWP[top : top + rows]]
-        if light_HWP.shape[2] == 1:
-            light_HWP = light_HWP.repeat(3, axis=2)
+        part_HWP = values_HWP[top : top + rows]
+        bands = [part_HWP[..., min(band, part_HWP.shape[2] - 1)] for band in range(3)]
+        light_HWP = numpy.stack([light[band] for light, band in zip(lights, bands, strict=True)], axis=2)
         if colours.transfer.curve == "hlg":
             light_HWP = _ootf(light_HWP, colours.primaries)
         srgb_HWP = (light_HWP @ matrix_PP.T).clip(0.0, 1.0)
@@ -106,6 +113,25 @@ def _light_table(transfer: Transfer, is_narrow: bool, most: int) -> ndarray:
     return light.astype(numpy.float32)
 
 
+@lru_cache(maxsize=8)
+def _profile_table(curve: ProfileCurve, most: int) -> ndarray:
+    """The light of each value from 0 to `most` by a curve of an ICC profile."""
+    value = numpy.arange(most + 1, dtype=numpy.float64) / most
+    if curve.table:
+        return numpy.interp(value * (len(curve.table) - 1), numpy.arange(len(curve.table)), curve.table).astype("f4")
+    g, a, b, c, d, e, f = curve.numbers
+    above = (a * value + b).clip(0.0) ** g + e
+    return numpy.where(value >= d, above, c * value + f).astype(numpy.float32)
+
+
+def _matrix_of_profile(profile: MatrixProfile) -> ndarray:
+    """Matrix [P, P] from the light of a profile to that of sRGB, both with the white of the connection space."""
+    cones, wanted = (_BRADFORD @ white for white in (_xyz(BT709.white) / BT709.white[1], _PCS_WHITE))
+    to_d50_XX = numpy.linalg.solve(_BRADFORD, numpy.diag(wanted / cones) @ _BRADFORD)
+    columns_XP = numpy.array(profile.columns).T
+    return numpy.linalg.solve(to_d50_XX @ _to_xyz(BT709), columns_XP).astype(numpy.float32)
+
+
 @lru_cache(maxsize=1)
 def _srgb_table() -> ndarray:
     """The 8-bit values of light in 65536 steps, of which the darkest is a twentieth of a value."""
@@ -126,6 +152,10 @@ def _ootf(scene_HWP: ndarray, primaries: Primaries) -> ndarray:
 
 _BRADFORD = numpy.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 """From XYZ to the cones in which one white is exchanged for another. Source: ICC.1:2022, annex E."""
+
+
+_PCS_WHITE = numpy.array([0.9642, 1.0, 0.8249])
+"""XYZ of D50. Source: ICC.1:2022, 7.2.16."""
 
 
 def _xyz(point: tuple[float, float]) -> ndarray:

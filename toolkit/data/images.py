@@ -30,6 +30,7 @@ from toolkit.data.colours import (
     Colours,
     bits_of_avif,
     colours_of,
+    matrix_profile,
     profile_mode,
     read_profile,
     srgb_profile,
@@ -162,7 +163,7 @@ def open_image(
         colours = colours_of(image)
         if at_least is not None:
             image.draft(None, (at_least, at_least))
-        if colours.reading:
+        if _is_converted_here(image, colours):
             rgb, alpha = _converted(image, colours, path, data)
         else:
             eight_bit = _to_eight_bit(_decoded(image), path)
@@ -257,7 +258,15 @@ def _info(image: Image.Image, alpha: bool) -> ImageInfo:
 
 def _reading_of(image: Image.Image, colours: Colours) -> str:
     header = header_of(image)
-    return " ".join(filter(None, (colours.reading, header.reading if header else "")))
+    by_profile = "profile 1" if not colours.reading and _is_converted_here(image, colours) else ""
+    return " ".join(filter(None, (colours.reading or by_profile, header.reading if header else "")))
+
+
+def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
+    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8 bits with a profile."""
+    if not colours.profile:
+        return bool(colours.reading)
+    return colours.changes and _has_wide_rgb(image) and matrix_profile(colours.profile) is not None
 
 
 def image_reading(path: Path | str, data: bytes | None = None) -> str:
@@ -370,7 +379,7 @@ _OTHER_FORMATS = {
 
 def _why_unknown(path: Path | str, data: bytes | None) -> str:
     """Why no decoder takes a file: it is of a kind that is not read, its decoder is not installed, or it is damaged."""
-    what = "is not a JPEG, PNG, WebP, AVIF, HEIC, JPEG XL, BMP or TIFF image, or is damaged"
+    what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
     beginning = _beginning(path, data)
     try:
         with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
@@ -598,7 +607,9 @@ def _converted(
 
     from toolkit.data.conversion import to_srgb
 
-    orientation = _orientation(image)
+    header = header_of(image)
+    is_stored = header is not None and header.has_planes  # which Pillow does not turn
+    orientation = orientation_of(cast("TiffImagePlugin.TiffImageFile", image)) if is_stored else _orientation(image)
     wide_HWP = _sixteen_bits(image, path, data)
     decoded = _decoded(image)
     colour, alpha = _split_alpha(_to_eight_bit(decoded, path))
@@ -628,8 +639,7 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
         image.load()
         grey_HW = numpy.asarray(_tiff_undone(image)).astype(numpy.int64)
         return grey_HW.clip(0, 65535).astype(numpy.uint16)[..., None]
-    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
-    if not tiles or not all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles):
+    if not _has_wide_rgb(image):
         return None
     # Pillow keeps the high byte of each value; where it is told of the other byte order it keeps the low one.
     with _open(path if data is None else io.BytesIO(data)) as again:
@@ -639,6 +649,15 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
         low_HWP = numpy.asarray(again)[..., :3]
     image.load()
     return numpy.asarray(image)[..., :3].astype(numpy.uint16) << 8 | low_HWP
+
+
+def _has_wide_rgb(image: Image.Image) -> bool:
+    """Whether an image that was not decoded is RGB of 16 bits, of which Pillow gives 8."""
+    header = header_of(image)
+    if header is not None and header.has_planes:
+        return header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return bool(tiles) and all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles)
 
 
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}

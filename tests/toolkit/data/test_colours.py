@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy
@@ -225,6 +226,34 @@ def tiff(path: Path, values: numpy.ndarray, order: str) -> None:
     path.write_bytes(data + values.astype(f"{order}u{bytes_each}").tobytes())
 
 
+def planar_tiff(path: Path, values: numpy.ndarray, profile: bytes, orientation: int = 1) -> None:
+    """RGB of 16 bits, its channels one after the other."""
+    height, width, _ = values.shape
+    planes = [values[..., channel].astype("<u2").tobytes() for channel in range(3)]
+    at = 8 + 2 + 12 * 12 + 4
+    extra = struct.pack("<3H", 16, 16, 16) + bytes(2)
+    pixels = at + len(extra) + 24 + len(profile) + len(profile) % 2
+    offsets = struct.pack("<3I", *(pixels + index * len(planes[0]) for index in range(3)))
+    counts = struct.pack("<3I", *map(len, planes))
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, 3, at),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 3, at + 8),
+        (274, 3, 1, orientation),
+        (277, 3, 1, 3),
+        (278, 3, 1, height),
+        (279, 4, 3, at + 20),
+        (284, 3, 1, 2),
+        (34675, 7, len(profile), at + 32),
+    ]
+    ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    data = b"II*\0" + struct.pack("<I", 8) + ifd + extra + offsets + counts + profile + bytes(len(profile) % 2)
+    path.write_bytes(data + b"".join(planes))
+
+
 WAYS: dict[str, Callable[[Path], object]] = {
     **{
         f"icc{suffix}": lambda path, suffix=suffix: saved(
@@ -241,6 +270,12 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "exif, 8 bits.tif": lambda path: tiff(path, ADOBE_8, "<"),
     "exif, 16 bits.tif": lambda path: tiff(path, ADOBE_16, "<"),
     "exif, 16 bits big endian.tif": lambda path: tiff(path, ADOBE_16, ">"),
+    "wide icc, 16 bits.png": lambda path: png(
+        path, tiled(power(1.8)(light_in(WIDE_D50)), 65535), chunk(b"iCCP", b"x\0\0" + zlib.compress(icc(WIDE_D50, 1.8)))
+    ),
+    "wide icc, 16 bits.tif": lambda path: planar_tiff(
+        path, tiled(power(1.8)(light_in(WIDE_D50)), 65535), icc(WIDE_D50, 1.8)
+    ),
     "cicp p3.png": lambda path: png(path, P3_8, cicp(12, 13)),
     "cicp p3, 16 bits.png": lambda path: png(path, P3_16, cicp(12, 13)),
     "cicp pq.png": lambda path: png(path, PQ_16, cicp(9, 16)),
@@ -371,6 +406,36 @@ def test_opacity_and_rotation_stay(tmp_path: Path) -> None:
     assert image.size == (2 * SIDE, 4 * SIDE) and image.getpixel((2 * SIDE - 1, 0))[3] == 0
     assert image.getpixel((0, 0))[:3] == pytest.approx(PATCHES[4], abs=1)
     assert image.getpixel((2 * SIDE - 1, SIDE))[:3] == pytest.approx(PATCHES[1], abs=1)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_planes_with_a_profile_are_turned_once(tmp_path: Path, orientation: int) -> None:
+    planar_tiff(tmp_path / "a.tif", P3_16, icc(P3, 2.2))
+    planar_tiff(tmp_path / "b.tif", P3_16, icc(P3, 2.2), orientation)
+    turned = open_image(tmp_path / "a.tif").transpose(images._UPRIGHT[orientation])
+    assert open_image(tmp_path / "b.tif").tobytes() == turned.tobytes()
+
+
+def test_16_bits_with_a_profile_are_as_lcms_has_8(tmp_path: Path) -> None:
+    """Curves as tables and functions, against the library that converts files of 8 bits."""
+    from PIL import ImageCms
+
+    tabled = icc(P3, 2.2)
+    numbers = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    curve = b"para" + bytes(4) + struct.pack(">HH5i", 3, 0, *(round(each * 65536) for each in numbers))
+    table = b"curv" + bytes(4) + struct.pack(">I9H", 9, *(round(65535 * (each / 8) ** 2) for each in range(9)))
+    for kind in (curve, table):
+        profile = bytearray(tabled) + kind
+        for name in (b"rTRC", b"gTRC", b"bTRC"):
+            struct.pack_into(">II", profile, profile.index(name) + 4, len(tabled), len(kind))
+        struct.pack_into(">I", profile, 0, len(profile))
+        assert ImageCms.ImageCmsProfile(BytesIO(bytes(profile)))
+        chunk_of_it = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(profile)))
+        png(tmp_path / "a.png", P3_8, chunk_of_it)
+        png(tmp_path / "b.png", P3_8.astype(numpy.uint16) * 257, chunk_of_it)
+        eight, sixteen = (numpy.asarray(open_image(tmp_path / name)).astype(int) for name in ("a.png", "b.png"))
+        assert abs(eight - sixteen).max() <= 2
+        assert images.image_reading(tmp_path / "b.png") and not images.image_reading(tmp_path / "a.png")
 
 
 def test_grey_of_a_linear_png_is_brighter(tmp_path: Path) -> None:
