@@ -652,10 +652,11 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
 
 
 def _has_wide_rgb(image: Image.Image) -> bool:
-    """Whether an image that was not decoded is RGB of 16 bits, of which Pillow gives 8."""
+    """Whether an image that was not decoded is RGB of 16 bits, all of which `_sixteen_bits` gets. Of compressed planes
+    Pillow gives the high bytes alone."""
     header = header_of(image)
-    if header is not None and header.has_planes:
-        return header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
+    if header is not None and header.is_planar:
+        return header.has_planes and header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     return bool(tiles) and all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles)
 

@@ -47,7 +47,7 @@ _COMPRESSIONS = {
 """Tag 259 -> its name. Source: the tables of TIFF 6.0 and of libtiff 4.7 (tiff.h)."""
 
 _NOT_DECODED = frozenset({33003, 33004, 33005, 34712, 34887, 34892, 34933, 34934, 50001, 50002, 52546})
-"""Of these, those for which Pillow's libtiff has no decoder."""
+"""Those of them for which Pillow's libtiff has no decoder."""
 
 _FORMATS = {1: "uint", 2: "int", 3: "float", 4: "undefined", 5: "complex int", 6: "complex"}
 
@@ -66,7 +66,7 @@ class TiffHeader(NamedTuple):
     """What the first page of a TIFF says of its pixels."""
 
     bits: tuple[int, ...]
-    """Of each sample of a pixel."""
+    """The bits of each sample of a pixel."""
 
     format: int
     """1 unsigned, 2 signed, 3 floating point."""
