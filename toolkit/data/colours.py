@@ -259,7 +259,10 @@ def _nclx_of_avif(file: IO[bytes]) -> Codes | None:
 def bits_of_avif(file: IO[bytes]) -> int:
     """The bits of a value of the primary item of an AVIF: by `pixi`, else by the configuration of AV1 (AV1 Codec ISO
     Media File Format Binding, 2.3.3); 8 where neither says it."""
-    properties = dict(_avif_properties(file))
+    try:
+        properties = dict(_avif_properties(file))
+    except (OSError, struct.error, IndexError):
+        return 8
     pixi, configuration = properties.get(b"pixi", b""), properties.get(b"av1C", b"")
     if len(pixi) > 5:
         return pixi[5]

@@ -258,8 +258,12 @@ def _info(image: Image.Image, alpha: bool) -> ImageInfo:
 
 def _reading_of(image: Image.Image, colours: Colours) -> str:
     header = header_of(image)
-    by_profile = "profile 1" if not colours.reading and _is_converted_here(image, colours) else ""
-    return " ".join(filter(None, (colours.reading or by_profile, header.reading if header else "")))
+    parts = [colours.reading, header.reading if header else ""]
+    if not colours.reading and _is_converted_here(image, colours):
+        parts.append("profile 1")
+    if image.format == "AVIF" and colours.reading and find_spec(jxl.PACKAGE) and _avif_bits(image) > 8:
+        parts.append("16 bits")  # where another decoder is installed the same file has other pixels
+    return " ".join(filter(None, parts))
 
 
 def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
@@ -632,7 +636,8 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
         values_HWP = image.values() if image.header.bits > 8 else None
         return None if values_HWP is None else values_HWP[..., : 1 if image.header.is_grey else 3]
     if image.format == "AVIF":
-        return _avif_of_16_bits(image, path, data) if colours_of(image).is_hdr else None
+        bits = _avif_bits(image)
+        return _avif_of_16_bits(bits, path, data) if bits > 8 and find_spec(jxl.PACKAGE) else None
     if image.format == "HEIF":
         return _heic_of_16_bits(path, data) if image.info.get("bit_depth", 8) > 8 else None
     if image.mode in _SIXTEEN_BIT:
@@ -676,20 +681,22 @@ def _other_order(args: Any) -> Any:
     return (_other_order(args[0]), *args[1:])
 
 
-def _avif_of_16_bits(image: Image.Image, path: Path | str, data: bytes | None) -> Any:
-    """The colours [H, W, P] uint16, not turned upright, of an AVIF of 10 or 12 bits, of which Pillow gives 8; None of
-    one of 8 bits."""
+def _avif_bits(image: Image.Image) -> int:
+    """The bits of a value of an opened, not decoded AVIF."""
+    file: IO[bytes] = cast("Any", image).fp
+    place = file.tell()
+    bits = bits_of_avif(file)
+    file.seek(place)
+    return bits
+
+
+def _avif_of_16_bits(bits: int, path: Path | str, data: bytes | None) -> Any:
+    """The colours [H, W, P] uint16, not turned upright, of an AVIF of 10 or 12 bits, of which Pillow gives 8."""
     import imagecodecs
     import numpy
 
-    with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
-        bits = bits_of_avif(file)
-        file.seek(0)
-        whole = file.read()
-    if bits <= 8:
-        return None
     try:
-        values_HWP = numpy.asarray(imagecodecs.avif_decode(whole))
+        values_HWP = numpy.asarray(imagecodecs.avif_decode(Path(path).read_bytes() if data is None else data))
     except imagecodecs.AvifError as error:
         raise OSError(f"broken data stream: {error}") from error
     values_HWP = values_HWP.reshape(*values_HWP.shape[:2], -1)

@@ -208,6 +208,32 @@ def hdr_avif(path: Path) -> None:
 
 
 @decodes
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_other_colours_of_avif_are_read_with_all_its_bits(tmp_path: Path, bits: int, monkeypatch) -> None:
+    values = tiled(srgb(light_in(P3)), 2**bits - 1)
+    options = {"primaries": 12, "transfer": 13, "matrix": 0 if bits == 8 else 1, "pixelformat": "444"}
+    path = tmp_path / "a.avif"
+    path.write_bytes(imagecodecs.avif_encode(values, level=100, bitspersample=bits, **options))
+    assert difference(path) <= 3
+    reading = inspect_image(path).reading
+    assert reading.endswith("16 bits") == (bits > 8) and images.image_reading(path) == reading
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    assert difference(path) <= 10 and (images.image_reading(path) == reading) == (bits == 8)
+
+
+@decodes
+@pytest.mark.parametrize("orientation", [2, 6])
+def test_the_decoder_of_avif_turns_nothing(tmp_path: Path, orientation: int) -> None:
+    """So its pixels are turned by the EXIF that Pillow makes of the rotation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.avif"
+    Image.fromarray(SRGB_8).save(path, quality=100, subsampling="4:4:4", exif=exif)
+    assert numpy.abs(imagecodecs.avif_decode(path.read_bytes()).astype(int) - SRGB_8).max() <= 4
+    assert open_image(path).size == ((2 * SIDE, 4 * SIDE) if orientation == 6 else (4 * SIDE, 2 * SIDE))
+
+
+@decodes
 def test_hdr_of_avif_is_read_with_all_its_bits(tmp_path: Path) -> None:
     hdr_avif(tmp_path / "a.avif")
     assert difference(tmp_path / "a.avif") <= 3
