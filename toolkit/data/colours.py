@@ -101,6 +101,10 @@ _NAMES = {
 }
 """Names of common pairs of primaries, as a code of H.273, and curve."""
 
+TELEVISION = ("BT.601", "BT.709")
+"""Names of colours as which sRGB is often marked by mistake: by libheif 1.17 (its issue 1417, libvips' 3731), and by
+libultrahdr before its pull request 458."""
+
 _READING = 1
 """Raised when files of the same colours are converted otherwise, so that nothing cached of them is used."""
 
