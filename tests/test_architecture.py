@@ -545,8 +545,8 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
 DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
-OPTIONAL = {"lycoris", "matplotlib", "wandb"}
-"""Asked for by a key, which names the package where it is missing."""
+OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "wandb"}
+"""Asked for by a key, or by a file of its format; an error names the package where it is missing."""
 
 FOR_THE_USER = {
     "peft": "diffusers' load_lora_weights, in docs/use_your_lora.md",

@@ -24,7 +24,7 @@ from extensions.from_scratch.writers import AutoencoderWriter
 from jobs.process.image_trainer import Loader
 from toolkit.config.dataset import LOSS
 from toolkit.data.cache import key_of
-from toolkit.data.fingerprint import file_digest
+from toolkit.data.fingerprint import file_digest, image_digest
 from toolkit.data.images import ImageError, inspect_image
 from toolkit.data.items import bucket_for
 from toolkit.data.types import BucketedSample, Sample
@@ -98,7 +98,7 @@ class VaeTrainerProcess(RolesTrainer):
             l1, mean_psnr, mean_ssim = (sum(values) / len(found) for values in zip(*found, strict=True))
             return {LOSS: l1, "validation/psnr": mean_psnr, "validation/ssim": mean_ssim}
 
-        identity = key_of(images=[(file_digest(item.sample.image), str(item.crop)) for item in items])
+        identity = key_of(images=[(image_digest(item.sample.image), str(item.crop)) for item in items])
         return Validation(measure, identity, lambda: by_image)
 
     def samples(self) -> Samples | None:

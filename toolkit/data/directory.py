@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from unicodedata import normalize
 
-from toolkit.data.fingerprint import Version, known_digest, remember_digest, version_of
+from toolkit.data.fingerprint import Version, known_digest, remember_digest, remember_reading, version_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageInfo
 from toolkit.data.types import Size
 from toolkit.files.archives import archive_in, unpacked
@@ -157,7 +157,7 @@ def join(folder: str, name: str) -> str:
 
 # ---------------------------------------------------------------- what earlier starts learned
 
-FORMAT = 4
+FORMAT = 5
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9
@@ -230,9 +230,10 @@ def _recall(listing: DirectoryListing, file: Path) -> None:
         known = json.loads(_contents(file))
         if known["format"] != FORMAT:
             return
-        for name, (version, width, height, alpha, notes, verified, digest) in known["images"].items():
+        for name, (version, width, height, alpha, notes, verified, colours, digest) in known["images"].items():
             if listing.versions.get(name) == tuple(version):
-                listing.facts[name] = ImageInfo(Size(width, height), alpha, tuple(notes), verified)
+                listing.facts[name] = ImageInfo(Size(width, height), alpha, tuple(notes), verified, *colours)
+                remember_reading(listing.path(name), tuple(version), listing.facts[name].reading)
                 if digest:
                     remember_digest(listing.path(name), tuple(version), digest)
 
@@ -247,7 +248,8 @@ def _document(listing: DirectoryListing) -> bytes:
         version = listing.versions[name]
         if version and max(version[1:]) < latest and not contains_secret(name):
             digest = known_digest(listing.path(name), version)
-            images[name] = [version, *facts.size, facts.alpha, facts.notes, facts.verified, digest]
+            colours = [facts.colours, facts.is_hdr, facts.reading]
+            images[name] = [version, *facts.size, facts.alpha, facts.notes, facts.verified, colours, digest]
     return json.dumps({"format": FORMAT, "images": images}).encode()
 
 

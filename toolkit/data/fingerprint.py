@@ -4,12 +4,13 @@ later run can tell what was added, removed and edited."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.cache import key_of
+from toolkit.data.images import image_reading
 from toolkit.data.types import Sample
 from toolkit.errors import RunError
 from toolkit.files.writing import sha256_of
@@ -54,6 +55,36 @@ def file_digest(path: Path | str) -> str:
     return digest
 
 
+_readings: dict[str, tuple[Version, str]] = {}
+"""Path -> the version whose header was read, and `ImageInfo.reading`."""
+
+
+def remember_reading(path: str, version: Version, reading: str) -> None:
+    """Takes `ImageInfo.reading` of a file's version from a scan."""
+    _readings[path] = version, reading
+
+
+def image_digest(path: Path | str) -> str:
+    """The identity of an image's pixels: the hash of its file, and another one where the program reads the file
+    otherwise than its first version did. So what was made of the old pixels is not used for the new ones.
+
+    Raises RunError when it cannot be read.
+    """
+    path = os.fspath(path)
+    digest = file_digest(path)
+    version, _ = _known[path]
+    known, reading = _readings.get(path, (None, ""))
+    if known != version:
+        reading = image_reading(path)
+        _readings[path] = version, reading
+    return digest_as_read(digest, reading)
+
+
+def digest_as_read(digest: str, reading: str) -> str:
+    """The identity of pixels by the hash of their file and `ImageInfo.reading`."""
+    return key_of(file=digest, reading=reading) if reading else digest
+
+
 DatasetHashes = dict[str, str]
 """`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats and flip."""
 
@@ -68,18 +99,29 @@ def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
     return found
 
 
+_before: dict[str, str] = {}
+"""Hash of an image -> the one that it had when the program read some of its files otherwise."""
+
+
 def _digest(sample: Sample) -> str:
+    found, before = _digest_by(sample, image_digest), _digest_by(sample, file_digest)
+    if found != before:
+        _before[found] = before
+    return found
+
+
+def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     # Only where there are any: images with neither keep the hash that older checkpoints recorded.
-    more: dict[str, Any] = {"mask": file_digest(sample.mask.file)} if sample.mask else {}
+    more: dict[str, Any] = {"mask": image_digest(sample.mask.file)} if sample.mask else {}
     if sample.worse:
-        more["worse"] = [file_digest(path) for path in sample.worse]
+        more["worse"] = [image_digest(path) for path in sample.worse]
     if any(sample.flip):
         more["flip"] = sample.flip
     if sample.captions:
         more["captions"] = sample.captions
     return key_of(
-        image=file_digest(sample.image),
-        controls=[file_digest(path) for path in sample.control_images],
+        image=image_digest(sample.image),
+        controls=[image_digest(path) for path in sample.control_images],
         caption=sample.caption,
         repeats=sample.repeats,
         background=sample.background or "white",
@@ -99,11 +141,18 @@ class DatasetChange:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     edited: tuple[str, ...]
+    converted: tuple[str, ...] = ()
+    """Files that did not change, and that an earlier version of the program read in other colours."""
 
     def __str__(self) -> str:
         parts = [
             f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("added", self.added), ("removed", self.removed), ("edited", self.edited))
+            for what, names in (
+                ("added", self.added),
+                ("removed", self.removed),
+                ("edited", self.edited),
+                ("whose colours an earlier version of the program read wrongly", self.converted),
+            )
             if names
         ]
         return "; ".join(parts)
@@ -111,8 +160,11 @@ class DatasetChange:
 
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
     """What changed from `old` to `new`."""
+    edited = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
+    converted = [name for name in edited if _before.get(new[name]) == old[name]]
     return DatasetChange(
         added=tuple(sorted(new.keys() - old.keys())),
         removed=tuple(sorted(old.keys() - new.keys())),
-        edited=tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name])),
+        edited=tuple(name for name in edited if name not in converted),
+        converted=tuple(converted),
     )

@@ -57,11 +57,22 @@ from toolkit.data.partners import (
 from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
 from toolkit.errors import Diagnostic
 
-_UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
+_UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
 _LOOKED_INTO = 1000
 """Folders below one without images that are looked into."""
+
+
+class ConvertedImage(NamedTuple):
+    """An image file that is converted to sRGB."""
+
+    path: str
+    colours: str
+    """What it is converted from: `Display P3`."""
+
+    is_hdr: bool
+    """Whether light above the white of a page is clipped."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,9 @@ class FolderInfo:
     with_alpha: int = 0
     """Images and control images with an alpha channel that is not used as a mask."""
 
+    converted: tuple[ConvertedImage, ...] = ()
+    """Images, control images, worse ones and masks whose colours are not sRGB."""
+
 
 @dataclass(frozen=True)
 class DatasetScan:
@@ -109,6 +123,12 @@ class DatasetScan:
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
         return tuple(chain.from_iterable(folder.samples for folder in self.folders))
+
+    @property
+    def converted(self) -> tuple[ConvertedImage, ...]:
+        """The files whose colours are not sRGB, each once, in the order of the folders. The plan counts them, `lint`
+        lists those of HDR."""
+        return tuple(dict.fromkeys(chain.from_iterable(folder.converted for folder in self.folders)))
 
     @property
     def pairs(self) -> int:
@@ -705,4 +725,18 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
     if not dataset.alpha_mask:
         files |= {listing.path(name): listing.facts[name] for name in names}
     with_alpha = sum(facts is not None and facts.alpha for facts in files.values())
-    return FolderInfo(folder.index, listing.folder, folder.repeats, samples, missing, note, dataset.is_reg, with_alpha)
+    converted = tuple(_converted(folder))
+    is_reg = dataset.is_reg
+    return FolderInfo(
+        folder.index, listing.folder, folder.repeats, samples, missing, note, is_reg, with_alpha, converted
+    )
+
+
+def _converted(folder: FoundFolder) -> Iterator[ConvertedImage]:
+    """The files of a folder's images, and of what belongs to them, whose colours are not sRGB."""
+    worse = chain.from_iterable(folder.worse.get(stem, ()) for stem in folder.listing.images)
+    partners = (image for stem, image in folder.partners() if stem in folder.listing.images)
+    own = (image for _, image in folder.images())
+    for image in chain(own, partners, worse):
+        if (facts := image.facts) and facts.colours:
+            yield ConvertedImage(image.path, facts.colours, facts.is_hdr)

@@ -11,6 +11,7 @@ from itertools import chain
 from toolkit.config.dataset import area_of
 from toolkit.data.captions import add_prefix, nearly_placeholders, undecided, usual_word
 from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
+from toolkit.data.fingerprint import remember_reading
 from toolkit.data.found import (
     REGULARISATION,
     FoundFolder,
@@ -103,6 +104,8 @@ def _read_facts(folders: Sequence[FoundFolder], findings: ScanFindings) -> dict[
             unreadable[image.path] = found
         else:
             image.listing.facts[image.name] = found
+            if version := image.listing.versions.get(image.name):
+                remember_reading(image.path, version, found.reading)
     for image in chain.from_iterable(chain.from_iterable(folder.controls.values() for folder in folders)):
         if image.facts and (reason := reference_error(image.facts.size)):
             findings.mistake(image.path, reason)

@@ -1,8 +1,9 @@
 """The one way an image file becomes pixels: targets, references and masks all come through here.
 
-Whatever the file holds (16-bit grey, CMYK, a colour profile, transparency, an EXIF rotation), the
+Whatever the file holds (16-bit grey, CMYK, a colour profile, HDR, transparency, an EXIF rotation), the
 result is an upright 8-bit sRGB image. What cannot become one faithfully is refused by name:
-animations, several pages, floating point, truncated or oversized files.
+animations, several pages, floating point, truncated or oversized files. `colours` says which colours a file holds,
+`conversion` makes sRGB of them, `tiff` knows what Pillow reads wrongly.
 
 Shape suffixes: H/W height and width in pixels; P red, green, blue, and opacity where the image has it.
 """
@@ -12,23 +13,44 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, lru_cache
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
-from PIL import Image, ImageCms, ImageColor, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin, TiffImagePlugin
 
+from toolkit.data import jxl
+from toolkit.data.colours import (
+    PROFILE_MODES,
+    Colours,
+    bits_of_avif,
+    colours_of,
+    matrix_profile,
+    profile_mode,
+    read_profile,
+    srgb_profile,
+)
+from toolkit.data.tiff import (
+    TiffHeader,
+    header_of,
+    is_opened,
+    orientation_of,
+    read_header,
+    read_planes,
+    undone,
+)
 from toolkit.data.types import Flip, Mask, ResizeCrop, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff"}
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".jxl", ".bmp", ".tif", ".tiff"}
 )
 """File name endings (lower case) that are read as images."""
 
@@ -56,7 +78,6 @@ _ORIENTATION = 0x0112
 _PNG_METADATA = frozenset({b"eXIf", b"tEXt", b"iTXt", b"zTXt"})
 """Chunks that may turn a PNG."""
 
-_PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
 # What Pillow's decoders are known to raise on damaged files; its documentation promises only OSError.
 _DECODE_ERRORS = (
     OSError,
@@ -103,6 +124,16 @@ class ImageInfo(NamedTuple):
     verified: bool = False
     """The whole file was read and is good, not its header only."""
 
+    colours: str = ""
+    """The colours it is converted from, such as `Display P3`; empty: it is sRGB."""
+
+    is_hdr: bool = False
+    """Whether it holds light above the white of a page, which is clipped."""
+
+    reading: str = ""
+    """What of the way in which it becomes pixels has changed since the first version of the program; empty: nothing.
+    Part of its identity (`fingerprint.image_digest`)."""
+
 
 def reference_error(size: Size) -> str:
     """Why an image of this size cannot be a reference, or an empty string."""
@@ -129,12 +160,15 @@ def open_image(
     """
     canvas_colour = ImageColor.getrgb(background or "white")[:3]
     with _reading(path, data) as image:
+        colours = colours_of(image)
         if at_least is not None:
             image.draft(None, (at_least, at_least))
-        image.load()
-        eight_bit = _to_eight_bit(_upright(image), path)
-        colour, alpha = _split_alpha(eight_bit)
-        rgb = _to_srgb(colour, eight_bit.info.get("icc_profile"), note)
+        if _is_converted_here(image, colours):
+            rgb, alpha = _converted(image, colours, path, data)
+        else:
+            eight_bit = _to_eight_bit(_decoded(image), path)
+            colour, alpha = _split_alpha(eight_bit)
+            rgb = _to_srgb(colour, eight_bit.info.get("icc_profile"), note)
         if alpha is not None:
             rgb.putalpha(alpha)
             if channels == 3 or background:
@@ -163,8 +197,7 @@ def load_alpha(path: Path | str) -> Image.Image:
     Raises ImageError, and only that, for a file that cannot be used.
     """
     with _reading(path) as image:
-        image.load()
-        upright = _upright(image)
+        upright = _decoded(image)
         _, alpha = _split_alpha(_to_eight_bit(upright, path))
         return alpha or Image.new("L", upright.size, 255)
 
@@ -188,26 +221,66 @@ def media_type(path: Path | str) -> str:
         return Image.MIME["JPEG" if image.format == "MPO" else str(image.format)]
 
 
+def pixel_mode(path: Path | str) -> tuple[str, bool]:
+    """The mode of the file's pixels in Pillow's words, and whether they can be transparent. Reads the header only.
+    Raises ImageError."""
+    with _reading(path) as image:
+        return image.mode, image.has_transparency_data
+
+
 def inspect_image(path: Path | str) -> ImageInfo:
     """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:
-        size, alpha = _upright_size(image), image.has_transparency_data
+        found = _info(image, image.has_transparency_data)
         image.draft(None, (1, 1))  # JPEG: every byte is still read, only an eighth of each side computed
-        image.load()
-        _refuse_wide_values(image, path)
-        notes = _profile_notes(image.info.get("icc_profile"))
-        if alpha and image.convert("RGBA").getchannel("A").getextrema() == (0, 0):
-            notes += (CLEAR,)
-        return ImageInfo(size, alpha, notes, verified=True)
+        decoded = _decoded(image)
+        _refuse_wide_values(decoded, path)
+        if found.alpha and decoded.convert("RGBA").getchannel("A").getextrema() == (0, 0):
+            found = found._replace(notes=(*found.notes, CLEAR))
+        return found._replace(verified=True)
 
 
 def inspect_header(path: Path | str) -> ImageInfo:
     """What the header says, some 50 times as fast; where it is not enough, as `inspect_image`. Raises ImageError."""
     with _reading(path) as image:
         if _header_is_enough(image):
-            notes = _profile_notes(image.info.get("icc_profile"))
-            return ImageInfo(_upright_size(image), image.has_transparency_data, notes)
+            return _info(image, image.has_transparency_data)
     return inspect_image(path)
+
+
+def _info(image: Image.Image, alpha: bool) -> ImageInfo:
+    """What the header of an image that was not decoded says."""
+    colours = colours_of(image)
+    notes = _profile_notes(image.info.get("icc_profile"))
+    name = colours.name if colours.changes else ""
+    return ImageInfo(_upright_size(image), alpha, notes, False, name, colours.is_hdr, _reading_of(image, colours))
+
+
+def _reading_of(image: Image.Image, colours: Colours) -> str:
+    header = header_of(image)
+    parts = [colours.reading, header.reading if header else ""]
+    if not colours.reading and _is_converted_here(image, colours):
+        parts.append("profile 1")
+    if image.format == "AVIF" and colours.reading and find_spec(jxl.PACKAGE) and _avif_bits(image) > 8:
+        parts.append("16 bits")  # where another decoder is installed the same file has other pixels
+    return " ".join(filter(None, parts))
+
+
+def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
+    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8 bits with a profile."""
+    if not colours.profile:
+        return bool(colours.reading)
+    return colours.changes and _has_wide_rgb(image) and matrix_profile(colours.profile) is not None
+
+
+def image_reading(path: Path | str, data: bytes | None = None) -> str:
+    """`ImageInfo.reading` of a file; empty for one that cannot be used. Reads its header only. data: as of
+    `open_image`."""
+    try:
+        with _reading(path, data) as image:
+            return _reading_of(image, colours_of(image))
+    except ImageError:
+        return ""
 
 
 def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
@@ -251,9 +324,9 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        hint = "" if find_spec("pi_heif") else " (HEIC needs the package 'pi-heif': pip install pi-heif)"
-        what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
-        raise ImageError(path, f"{what}{hint}") from error
+        raise ImageError(path, _why_unknown(path, data)) from error
+    except jxl.Unread as error:
+        raise ImageError(path, f"is a JPEG XL {error}, which is not read. {_REMEDY}") from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:
@@ -261,12 +334,29 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except _DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
+        if kind := _unread_jpeg(_beginning(path, data)):
+            raise ImageError(path, f"is {kind}, which is not read. {_REMEDY}") from error
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
 
 
 def _open(file: Path | str | IO[bytes]) -> Image.Image:
-    """Photographs of iPhones (HEIC) are read from the first unknown file on, whatever it is named: their decoder takes
-    time to be imported."""
+    """Photographs of iPhones (HEIC) and JPEG XL are read from the first unknown file on, whatever it is named: their
+    decoders take time to be imported."""
+    try:
+        return _open_with_pillow(file)
+    except Image.UnidentifiedImageError:
+        if not find_spec(jxl.PACKAGE):
+            raise
+        with Path(file).open("rb") if isinstance(file, Path | str) else nullcontext(file) as opened:
+            opened.seek(0)
+            is_jxl = opened.read(12).startswith(jxl.BEGINNINGS)
+            opened.seek(0)
+            if not is_jxl:
+                raise
+            return jxl.open_jxl(opened)
+
+
+def _open_with_pillow(file: Path | str | IO[bytes]) -> Image.Image:
     try:
         return Image.open(file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ())))
     except Image.UnidentifiedImageError:
@@ -276,6 +366,71 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
 
     register_heif_opener()
     return Image.open(file, formats=("HEIF",))
+
+
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_REMEDY = "Save it as PNG, with 8 or 16 bits per channel"
+_OTHER_FORMATS = {
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"8BPS": "Photoshop document",
+    b"v/1\x01": "OpenEXR image",
+    b"%PDF": "PDF",
+    b"PK\x03\x04": "zip archive",
+}
+"""First bytes -> what a file is that is not read."""
+
+
+def _why_unknown(path: Path | str, data: bytes | None) -> str:
+    """Why no decoder takes a file: it is of a kind that is not read, its decoder is not installed, or it is damaged."""
+    what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
+    beginning = _beginning(path, data)
+    try:
+        with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
+            header = read_header(file)
+    except OSError:
+        return what
+    if header is not None:
+        return what if is_opened(header, beginning[:2]) else f"is a TIFF of {header}, which is not read. {_REMEDY}"
+    if kind := _unread_jpeg(beginning):
+        return f"is {kind}, which is not read. {_REMEDY}"
+    for begin, name in _OTHER_FORMATS.items():
+        if beginning.startswith(begin):
+            article = "an" if name[0] == "O" else "a"
+            return f"is {article} {name}, which is not read. {_REMEDY}"
+    if beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS and not find_spec("pi_heif"):
+        return f"{what} (HEIC needs the package 'pi-heif': pip install pi-heif)"
+    if beginning.startswith(jxl.BEGINNINGS) and not find_spec(jxl.PACKAGE):
+        return f"is a JPEG XL, which needs the package '{jxl.PACKAGE}' (extra 'jxl'): pip install {jxl.PACKAGE}"
+    return what
+
+
+def _beginning(path: Path | str, data: bytes | None) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
+    try:
+        with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
+            return file.read(1 << 16)
+    except OSError:
+        return b""
+
+
+def _unread_jpeg(beginning: bytes) -> str:
+    """The kind of a JPEG that its decoder does not read, by the marker that begins its frame; else empty.
+
+    Source of the layout: ITU-T T.81, table B.1 and B.2.2.
+    """
+    if beginning[:2] != b"\xff\xd8":
+        return ""
+    at = 2
+    while at + 9 <= len(beginning) and beginning[at] == 0xFF:
+        marker, length = beginning[at + 1], int.from_bytes(beginning[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):
+            bits = beginning[at + 4]
+            return "" if bits == 8 else f"a JPEG of {bits} bits"
+        if marker in (0xC3, 0xC7, 0xCB, 0xCF):
+            return "a lossless JPEG"
+        at += 2 + length
+    return ""
 
 
 def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
@@ -292,6 +447,15 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         raise ImageError(path, f"{state} {frames} {kind}. Save one of them as PNG")
     if image.format == "GIF":
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
+    if image.format == "AVIF" and not find_spec(jxl.PACKAGE):
+        colours = colours_of(image)
+        if colours.is_hdr:
+            what = f"is {colours.name}, of which Pillow gives 8 bits, too few for its range"
+            install = f"Install the package '{jxl.PACKAGE}' (extra 'hdr'): pip install {jxl.PACKAGE}"
+            raise ImageError(path, f"{what}. {install}; or save it as PNG")
+    header = header_of(image)
+    if header is not None and not header.is_read:
+        raise ImageError(path, f"is a TIFF of {header}, which is not read. {_REMEDY}")
     if image.mode == "F":
         raise ImageError(path, "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits")
 
@@ -356,7 +520,10 @@ def _upright_size(image: Image.Image) -> Size:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    orientation = _orientation(image)
+    return _turned(image, _orientation(image))
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -400,58 +567,190 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         return (bands[0] if len(bands) == 1 else Image.merge("RGB", bands)), alpha
     if image.mode == "1":
         return image.convert("L"), None
-    if image.mode not in _PROFILE_MODES.values():
+    if image.mode not in PROFILE_MODES.values():
         return image.convert("RGB"), None  # palettes, YCbCr, HSV
     return image, None
 
 
 def _to_srgb(colour: Image.Image, profile_bytes: bytes | None, note: Note) -> Image.Image:
     """Applies the embedded profile; a file without a usable one is taken to be sRGB already."""
-    profile = _read_profile(profile_bytes, note) if profile_bytes else None
+    profile, wrong = read_profile(profile_bytes) if profile_bytes else (None, "")
+    if wrong:
+        note(wrong)
     if profile is None and colour.mode == "LAB":
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     if profile is None:
         return colour.convert("RGB")
-    mode = _profile_mode(profile)
+    mode = profile_mode(profile)
     if colour.mode == "L" and mode == "RGB":
         colour = colour.convert("RGB")
     if colour.mode != mode:
         note(f"its colour profile is for {mode}, its pixels are {colour.mode}: taken as sRGB")
         return colour.convert("RGB")
     try:
-        converted = ImageCms.profileToProfile(colour, profile, _srgb(), outputMode="RGB")
+        converted = ImageCms.profileToProfile(colour, profile, srgb_profile(), outputMode="RGB")
         return cast("Image.Image", converted)  # None only in place
     except ImageCms.PyCMSError as error:
         note(f"its colour profile cannot be applied ({error}): taken as sRGB")
         return colour.convert("RGB")
 
 
-def _read_profile(profile_bytes: bytes, note: Note) -> ImageCms.ImageCmsProfile | None:
-    """The embedded profile, or None (with a note) when it is damaged or of a kind no image mode has."""
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-    except OSError:
-        note("its colour profile is damaged: taken as sRGB")
-        return None
-    if _profile_mode(profile) is None:
-        note("its colour profile is of an unknown kind: taken as sRGB")
-        return None
-    return profile
-
-
-def _profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
-    return _PROFILE_MODES.get(profile.profile.xcolor_space.strip())
-
-
 @lru_cache(maxsize=16)
 def _profile_notes(profile_bytes: bytes | None) -> tuple[str, ...]:
     """What is wrong with an embedded profile; most images of a dataset have the same."""
-    notes: list[str] = []
-    if profile_bytes:
-        _read_profile(profile_bytes, notes.append)
-    return tuple(notes)
+    _, wrong = read_profile(profile_bytes) if profile_bytes else (None, "")
+    return (wrong,) if wrong else ()
 
 
-@cache
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+def _converted(
+    image: Image.Image, colours: Colours, path: Path | str, data: bytes | None
+) -> tuple[Image.Image, Image.Image | None]:
+    """An opened image of other colours than sRGB's as upright 8-bit sRGB, and its opacity (L) when it has one. Of a
+    file of 16 bits all of them count, as far as its decoder gives them."""
+    import numpy
+
+    from toolkit.data.conversion import to_srgb
+
+    header = header_of(image)
+    is_stored = header is not None and header.has_planes  # which Pillow does not turn
+    orientation = orientation_of(cast("TiffImagePlugin.TiffImageFile", image)) if is_stored else _orientation(image)
+    wide_HWP = _sixteen_bits(image, path, data)
+    decoded = _decoded(image)
+    colour, alpha = _split_alpha(_to_eight_bit(decoded, path))
+    if wide_HWP is None:
+        values = numpy.asarray(colour if colour.mode == "L" else colour.convert("RGB"))
+        return Image.fromarray(to_srgb(values.reshape(*values.shape[:2], -1), colours)), alpha
+    return _turned(Image.fromarray(to_srgb(wide_HWP, colours)), orientation), alpha
+
+
+def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> Any:
+    """The colours [H, W, P] uint16 of an opened file of 16 bits, P 1 or 3, turned as `Image.load` turns them; None
+    where its decoder gives 8 bits."""
+    import numpy
+
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and TiffHeader.of(image.tag_v2).has_planes:
+        wide_HWP = read_planes(image)
+        is_rgb = image.mode in ("RGB", "RGBA")
+        return wide_HWP[..., :3] if is_rgb else None
+    if isinstance(image, jxl.JxlImageFile):
+        values_HWP = image.values() if image.header.bits > 8 else None
+        return None if values_HWP is None else values_HWP[..., : 1 if image.header.is_grey else 3]
+    if image.format == "AVIF":
+        bits = _avif_bits(image)
+        return _avif_of_16_bits(bits, path, data) if bits > 8 and find_spec(jxl.PACKAGE) else None
+    if image.format == "HEIF":
+        return _heic_of_16_bits(path, data) if image.info.get("bit_depth", 8) > 8 else None
+    if image.mode in _SIXTEEN_BIT:
+        image.load()
+        grey_HW = numpy.asarray(_tiff_undone(image)).astype(numpy.int64)
+        return grey_HW.clip(0, 65535).astype(numpy.uint16)[..., None]
+    if not _has_wide_rgb(image):
+        return None
+    # Pillow keeps the high byte of each value; where it is told of the other byte order it keeps the low one.
+    with _open(path if data is None else io.BytesIO(data)) as again:
+        assert isinstance(again, ImageFile.ImageFile)  # as the first time
+        again.tile = [tile._replace(args=_other_order(tile.args)) for tile in again.tile]
+        again.load()
+        low_HWP = numpy.asarray(again)[..., :3]
+    image.load()
+    return numpy.asarray(image)[..., :3].astype(numpy.uint16) << 8 | low_HWP
+
+
+def _has_wide_rgb(image: Image.Image) -> bool:
+    """Whether an image that was not decoded is RGB of 16 bits, all of which `_sixteen_bits` gets. Of compressed planes
+    Pillow gives the high bytes alone."""
+    header = header_of(image)
+    if header is not None and header.is_planar:
+        return header.has_planes and header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return bool(tiles) and all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles)
+
+
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_WIDE_ENDINGS = tuple(f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order in "BLN")
+
+
+def _rawmode(tile: Any) -> str:
+    return tile.args if isinstance(tile.args, str) else str(tile.args[0])
+
+
+def _other_order(args: Any) -> Any:
+    """The arguments of a decoder, for values whose bytes are the other way round."""
+    if isinstance(args, str):
+        return args[:-1] + _OTHER_ORDER[args[-1]]
+    return (_other_order(args[0]), *args[1:])
+
+
+def _avif_bits(image: Image.Image) -> int:
+    """The bits of a value of an opened, not decoded AVIF."""
+    file: IO[bytes] = cast("Any", image).fp
+    place = file.tell()
+    bits = bits_of_avif(file)
+    file.seek(place)
+    return bits
+
+
+def _avif_of_16_bits(bits: int, path: Path | str, data: bytes | None) -> Any:
+    """The colours [H, W, P] uint16, not turned upright, of an AVIF of 10 or 12 bits, of which Pillow gives 8."""
+    import imagecodecs
+    import numpy
+
+    try:
+        values_HWP = numpy.asarray(imagecodecs.avif_decode(Path(path).read_bytes() if data is None else data))
+    except imagecodecs.AvifError as error:
+        raise OSError(f"broken data stream: {error}") from error
+    values_HWP = values_HWP.reshape(*values_HWP.shape[:2], -1)
+    colours_HWP = values_HWP[..., : 3 if values_HWP.shape[2] > 2 else 1]
+    return _widened(colours_HWP, bits)
+
+
+def _widened(values_HWP: Any, bits: int) -> Any:
+    """Values of so many bits as uint16 of the full range."""
+    import numpy
+
+    top = (1 << bits) - 1
+    return ((values_HWP.astype(numpy.uint32).clip(0, top) * 65535 + top // 2) // top).astype(numpy.uint16)
+
+
+def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
+    """The colours [H, W, 3] uint16 of a HEIC of 10 or 12 bits, which the opener of pi-heif cuts to 8."""
+    import numpy
+    from pi_heif import open_heif
+
+    file = open_heif(path if data is None else io.BytesIO(data), convert_hdr_to_8bit=False)
+    values_HWP = numpy.asarray(file[file.primary_index])
+    if values_HWP.dtype != numpy.uint16:
+        return None
+    bits = int(file[file.primary_index].info["bit_depth"])
+    return _widened(values_HWP[..., :3] >> (16 - bits), bits)
+
+
+# ---------------------------------------------------------------- what Pillow does otherwise
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """An opened image with its pixels, upright."""
+    header = header_of(image)
+    if header is not None and header.has_planes:
+        return _of_planes(cast("TiffImagePlugin.TiffImageFile", image))
+    image.load()
+    return _upright(_tiff_undone(image, header))
+
+
+def _tiff_undone(image: Image.Image, header: TiffHeader | None = None) -> Image.Image:
+    """A decoded image; grey of a TIFF as 16 bits with 0 as black."""
+    header = header or header_of(image)
+    return undone(image, header) if header is not None and header.grey_top else image
+
+
+def _of_planes(image: TiffImagePlugin.TiffImageFile) -> Image.Image:
+    """The upright image, of 8 bits, of a TIFF whose channels are stored one after the other."""
+    import numpy
+
+    values_HWP = read_planes(image)
+    top = int(numpy.iinfo(values_HWP.dtype).max)
+    eight_HWP = ((values_HWP.astype(numpy.uint32) * 255 + top // 2) // top).astype(numpy.uint8)
+    planes = [Image.fromarray(numpy.ascontiguousarray(eight_HWP[..., p])) for p in range(eight_HWP.shape[2])]
+    decoded = _turned(Image.merge(image.mode, planes), orientation_of(image))
+    decoded.info = image.info
+    return decoded

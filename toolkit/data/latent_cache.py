@@ -24,11 +24,12 @@ from torch.nn.functional import avg_pool2d
 
 from toolkit.config.sections import DatasetsSection
 from toolkit.data.cache import TensorCache, key_of
-from toolkit.data.fingerprint import file_digest
+from toolkit.data.fingerprint import digest_as_read, image_digest
 from toolkit.data.found import shorten
 from toolkit.data.images import (
     ImageError,
     flip_image,
+    image_reading,
     image_size,
     open_image,
     open_mask,
@@ -138,7 +139,7 @@ class ItemEncoder:
     def latents(self, item: BucketedSample, stores: CachePair, data: bytes | None = None) -> CacheEntry:
         """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
         sample = item.sample
-        source = file_digest(sample.image) if data is None else sha256(data).hexdigest()
+        source = image_digest(sample.image) if data is None else _digest_of(sample.image, data)
         key = self._key("vae", "latents", sample, source, crop=item.crop)
         what = f"latents of {sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
@@ -160,7 +161,7 @@ class ItemEncoder:
         if mask is None:
             return None
         settings = (mask.alpha, mask.min_value, mask.inverted)
-        source, scale = file_digest(mask.file), self._model.family.latent_scale
+        source, scale = image_digest(mask.file), self._model.family.latent_scale
         parts = {} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}
         key = key_of(kind="mask", source=source, settings=settings, crop=crop, flip=flip, format=FORMAT, **parts)
         what = f"mask of {item.sample.image}"
@@ -171,7 +172,7 @@ class ItemEncoder:
 
         def entry(path: str) -> CacheEntry:
             size = self._reference_size(path, item)
-            key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
+            key = self._key("vae", "reference", item.sample, image_digest(path), size=size)
             what = f"latents of control image {path}"
             return CacheEntry(
                 what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
@@ -183,7 +184,7 @@ class ItemEncoder:
         """Embeddings [L, D] of the prompt with those of the item's control images that the text encoder sees."""
         sample = item.sample
         seen = sample.control_images if self._sees_references else ()
-        digests = [file_digest(path) for path in seen]
+        digests = [image_digest(path) for path in seen]
         changed = bool(digests) or "<|" in prompt
         made: dict[str, Any] = {"format": PROMPT_FORMAT} if changed else {}
         if digests and self._model.family.text_at_reference_size:
@@ -241,6 +242,11 @@ class ItemEncoder:
             dtype=str(self.dtype),
             **{"format": FORMAT, **parts},
         )
+
+
+def _digest_of(name: str, data: bytes) -> str:
+    """As `fingerprint.image_digest`, of an image that is not on disk."""
+    return digest_as_read(sha256(data).hexdigest(), image_reading(name, data))
 
 
 @dataclass(frozen=True)

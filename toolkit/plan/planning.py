@@ -7,6 +7,7 @@ the job cannot continue. Imports no torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,7 @@ class Planner(ABC, Generic[SectionT]):
                 *self.describe_model(data),
                 *data.scan.notes,
                 *alpha_notes(data, self.pixel_channels),
+                *colour_notes(data),
                 *filter(None, [batch_note(data.items, train.batch_size)]),
                 *prompt_warnings([picture.prompt for picture in pictures], section.trigger_words()),
                 *(data.split.notes if data.split else ()),
@@ -321,6 +323,24 @@ def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
         kept = "trained with it, unless datasets[].background is given"
         outcome = kept if channels == 4 else "laid over white, or datasets[].background"
         yield f"{count:,} image{'s have' if count > 1 else ' has'} an alpha channel: {outcome}"
+
+
+_NAMED_COLOURS = 5
+
+
+def colour_notes(data: ImageData) -> Iterator[str]:
+    """How many images are converted to sRGB, and from what, the most frequent first."""
+    found = data.scan.converted
+    counts = Counter(image.colours for image in found).most_common()
+    if not counts:
+        return
+    (name, first), *others = counts
+    parts = [f"{first:,} image{'s' if first > 1 else ''} converted from {name}"]
+    parts += [f"{count:,} from {name}" for name, count in others[: _NAMED_COLOURS - 1]]
+    if rest := sum(count for _, count in others[_NAMED_COLOURS - 1 :]):
+        parts.append(f"{rest:,} from others")
+    clipped = "; light above white is clipped" if any(image.is_hdr for image in found) else ""
+    yield f"{', '.join(parts)} to sRGB{clipped}"
 
 
 def evidence_notes(

@@ -17,6 +17,7 @@ from extensions.tools.lint.likeness import is_flat, most_like
 from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
+from toolkit.data.colours import TELEVISION
 from toolkit.data.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.items import bucket_for
 from toolkit.data.types import PLACEHOLDERS
@@ -260,6 +261,13 @@ def mode(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         if name := MODES.get(item.look.mode):
             yield item.sample.image, f"is {name}. Training converts it to 8-bit sRGB; look at the result"
+    for image in data.converted:
+        if image.is_hdr:
+            outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
+            yield image.path, f"is {image.colours}. {outcome}"
+        elif image.colours in TELEVISION:
+            outcome = "Training makes it brighter, as its curve asks for; look at the result"
+            yield image.path, f"is {image.colours} by its header, as some programs mark sRGB too. {outcome}"
 
 
 # ------------------------------------------------------------ captions

@@ -24,8 +24,8 @@ from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.alignment import LARGEST, Alignment, measure, same_shape
 from toolkit.data.captions import inject_trigger
 from toolkit.data.directory import ScanCache
-from toolkit.data.folder import DatasetScan, find_images, scan_datasets
-from toolkit.data.images import ImageError, image_size, load_alpha, open_image, resize_cover_crop
+from toolkit.data.folder import ConvertedImage, DatasetScan, find_images, scan_datasets
+from toolkit.data.images import ImageError, image_size, load_alpha, open_image, pixel_mode, resize_cover_crop
 from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.threads import thread_map
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample
@@ -136,6 +136,9 @@ class Dataset:
 
     unpaired: tuple[tuple[str, str], ...] = ()
     """Control images and masks that belong to no image, and why."""
+
+    converted: tuple[ConvertedImage, ...] = ()
+    """Files whose colours are not sRGB, as the plan counts them."""
 
     trigger: str = ""
     keeps_alpha: bool = False
@@ -297,7 +300,7 @@ def _fill(
     own: DatasetConfig | None = None,
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
-    found.unused, found.unpaired = scan.unused, scan.unpaired
+    found.unused, found.unpaired, found.converted = scan.unused, scan.unpaired, scan.converted
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
@@ -332,8 +335,7 @@ def _measured(sample: Sample, crop: ResizeCrop, shift: bool) -> tuple[Look, tupl
 
 def _kind(path: str) -> tuple[str, float]:
     """The mode of a file that could be decoded, and the share of its pixels that are not opaque."""
-    with Image.open(path) as image:
-        mode, can_be_clear = image.mode, image.has_transparency_data
+    mode, can_be_clear = pixel_mode(path)
     if not can_be_clear:
         return mode, 0.0
     return mode, float((numpy.asarray(load_alpha(path)) < 255).mean())

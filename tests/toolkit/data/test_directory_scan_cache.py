@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.toolkit.data.test_colours import cicp
 from toolkit.data import captions, directory, fingerprint, folder_check
 from toolkit.data.directory import ScanCache
-from toolkit.data.fingerprint import file_digest
+from toolkit.data.fingerprint import file_digest, image_digest
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.errors import DataErrors
 
@@ -23,6 +24,7 @@ MIN_FILE_AGE_NS = directory.MIN_FILE_AGE_NS
 def new_process() -> None:
     """One that has not seen any file."""
     fingerprint._known.clear()
+    fingerprint._readings.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,21 @@ def test_the_second_start_reads_no_image_and_finds_the_same(scan, reads) -> None
     assert digests(again) == wanted and reads == []
     assert again == first == scan(remember=False)
     assert any("profile" in note for note in again.notes) and any("stretched" in note for note in again.notes)
+
+
+def test_the_second_start_knows_the_colours_without_reading_a_header(scan, data: Path, monkeypatch) -> None:
+    whole = (data / "p0.png").read_bytes()
+    (data / "p0.png").write_bytes(whole[:33] + cicp(9, 16) + whole[33:])
+    first = scan()
+    assert first.converted == ((str(data / "p0.png"), "HDR (PQ)", True),)
+    wanted = {sample.image: image_digest(sample.image) for sample in first.samples}
+    assert wanted[str(data / "p0.png")] != file_digest(data / "p0.png")
+    first.scan_cache.save()
+    asked: list[str] = []
+    monkeypatch.setattr(fingerprint, "image_reading", lambda path: asked.append(path) or "")
+    again = scan()
+    assert again.converted == first.converted
+    assert {sample.image: image_digest(sample.image) for sample in again.samples} == wanted and not asked
 
 
 def test_each_folder_is_listed_once_per_start(scan, data: Path, monkeypatch) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.fingerprint import DatasetChange, compare, digest_of, file_digest, fingerprint
+from tests.toolkit.data.test_colours import cicp
+from toolkit.data import fingerprint as module
+from toolkit.data.fingerprint import DatasetChange, compare, digest_of, file_digest, fingerprint, image_digest
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import RunError
 
@@ -50,6 +52,32 @@ def test_what_is_added_removed_and_edited_is_told_apart(taken, tmp_path: Path, i
     words = str(change)
     assert "1 added" in words and "1 removed" in words and "1 edited" in words and key(tmp_path, "b") in words
     assert digest_of(taken()) != digest_of(before)
+
+
+@pytest.mark.parametrize("name", ["2_data/a", "references/b"])
+def test_an_image_that_was_read_in_other_colours_is_told_apart(taken, tmp_path: Path, name: str, monkeypatch) -> None:
+    path = tmp_path / f"{name}.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
+    monkeypatch.setattr(module, "digest_as_read", lambda digest, reading: digest)  # as the earlier version had it
+    before = taken()
+    monkeypatch.undo()
+    change = compare(before, taken())
+    assert change == DatasetChange((), (), (), (key(tmp_path, name[-1]),))
+    assert "1 whose colours an earlier version of the program read wrongly" in str(change)
+    path.write_bytes(whole[:33] + cicp(9, 16) + whole[33:])
+    assert compare(before, taken()).edited == (key(tmp_path, name[-1]),)
+
+
+def test_the_identity_of_an_image_is_that_of_its_file_unless_it_is_read_otherwise(tmp_path: Path, image) -> None:
+    path = tmp_path / "a.png"
+    image(path)
+    assert image_digest(path) == file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
+    p3 = image_digest(path)
+    path.write_bytes(whole[:33] + cicp(9, 13) + whole[33:])
+    assert len({p3, image_digest(path), file_digest(path)}) == 3
 
 
 def test_a_caption_and_a_reference_are_part_of_their_image(taken, tmp_path: Path, image) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.toolkit.data.test_colours import cicp
+from toolkit.data import latent_cache
 from toolkit.data.cache import TensorCache
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.fingerprint import file_digest
@@ -50,6 +52,32 @@ def encode(tmp_path: Path, fake_adapter) -> Callable[..., tuple[EncodedDataset, 
         return encode_items(items, adapter, lambda _: stores, dtype, *arguments, **options), adapter
 
     return run
+
+
+@pytest.mark.parametrize("place", ["40_x/a.png", "ref/a.png"])
+def test_latents_of_an_older_reading_are_not_used(items, tmp_path: Path, encode, place: str, monkeypatch) -> None:
+    """The image is Display P3, which an earlier version took as sRGB, and cached under the hash of the file."""
+    path = tmp_path / place
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + cicp(12, 13) + whole[33:])
+    monkeypatch.setattr(latent_cache, "image_digest", file_digest)
+    before, _ = encode(items)
+    monkeypatch.undo()
+    after, adapter = encode(items)
+    is_image = place.startswith("40")
+    wanted = {"images": 1} if is_image else {"images": 1, "prompts": 1}  # the text encoder sees references
+    assert adapter.calls == wanted
+    keys = [[entry.key for entry in found.entries[1].images()[: 2 if is_image else 1]] for found in (before, after)]
+    assert keys[0] == keys[1], "what is sRGB keeps its key"
+
+
+def test_an_image_of_a_stream_has_the_entry_of_the_same_file_in_a_folder(items, tmp_path: Path, fake_adapter) -> None:
+    path = tmp_path / "40_x/a.png"
+    encoder, stores = ItemEncoder(fake_adapter(), torch.float32), CachePair(TensorCache(None), TensorCache(None))
+    for chunk in (b"", cicp(12, 13)):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:33] + chunk + whole[33:])
+        assert encoder.latents(items[0], stores).key == encoder.latents(items[0], stores, path.read_bytes()).key
 
 
 def with_sample(items, **changes):

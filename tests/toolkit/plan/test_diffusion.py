@@ -11,6 +11,7 @@ from PIL import Image
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.processes import several
+from tests.toolkit.data.test_colours import cicp
 from toolkit.config import JobContext, load_job
 from toolkit.config.train import TrainConfig
 from toolkit.errors import DataErrors
@@ -129,6 +130,19 @@ def test_sizes_that_are_more_than_one_number_are_told_as_they_were_understood(pl
     assert "buckets: 96x64 (5)" in one.render()
     assert one.samples_per_epoch == 15
     assert "resolution of" not in plan().render()
+
+
+def test_one_line_says_how_many_images_are_converted_and_from_what(plan, make_pictures, tmp_path: Path) -> None:
+    folder, references = (make_pictures(tmp_path / name, "a", "b", "c") for name in ("x", "ref"))
+    pairs = {"folder_path": str(folder), "control_path": str(references)}
+    assert "converted from" not in plan(datasets=[pairs]).render()
+    for path, codes in ((folder / "a.png", (12, 13)), (references / "b.png", (12, 13)), (folder / "b.png", (9, 16))):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:33] + cicp(*codes) + whole[33:])
+    words = plan(datasets=[pairs]).render()
+    assert "2 images converted from Display P3, 1 from HDR (PQ) to sRGB; light above white is clipped" in words
+    (folder / "b.png").write_bytes((folder / "c.png").read_bytes())
+    assert "2 images converted from Display P3 to sRGB\n" in plan(datasets=[pairs, pairs]).render()
 
 
 def test_one_line_says_how_many_images_have_transparency(plan, make_pictures, tmp_path: Path) -> None:

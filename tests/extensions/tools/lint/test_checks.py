@@ -17,6 +17,7 @@ from extensions.tools.lint.likeness import ORIENTATIONS, most_like
 from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
+from tests.toolkit.data.test_colours import cicp
 from toolkit.errors import Diagnostic
 
 DEFAULTS = ("--resolution", "256")
@@ -280,3 +281,17 @@ def test_an_image_that_the_coarse_sizes_cut_gets_a_resolution(tmp_path: Path, mo
     (tmp_path / "photos" / "a.txt").write_text("a photo")
     [finding] = [each for each in lint("photos", "--resolution", "128") if each.check == "aspect"]
     assert finding.message.endswith("its bucket 128 x 128; at 'resolution: 160' it loses 6%")
+
+
+def test_hdr_and_television_are_listed_and_other_colours_are_not(folder: Path) -> None:
+    for name, codes in (("hdr", (9, 16)), ("wide", (12, 13)), ("frame", (1, 1))):
+        path = folder / f"{name}.png"
+        picture(9).save(path)
+        path.with_suffix(".txt").write_text("a picture")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:33] + cicp(*codes) + whole[33:])
+    messages = {Path(each.place).name: each.message for each in lint("photos", *DEFAULTS) if each.check == "mode"}
+    outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"
+    brighter = "Training makes it brighter, as its curve asks for; look at the result"
+    marked = "is BT.709 by its header, as some programs mark sRGB too"
+    assert messages == {"hdr.png": f"is HDR (PQ). {outcome}", "frame.png": f"{marked}. {brighter}"}

@@ -1,0 +1,524 @@
+"""Which colours an image file holds: one question, answered from its header by `colours_of`.
+
+The first of these that a file has decides, as browsers decide it:
+
+1. HDR that is given by a code of ITU-T H.273: the `cICP` chunk of a PNG, or the tag `cicp` of an ICC profile. Profiles
+   cannot describe HDR otherwise (PNG specification, third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
+2. An ICC profile.
+3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), `cICP` of PNG, the header of JPEG XL.
+4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2).
+5. Adobe RGB as cameras mark it in EXIF: colour space 65535 and interoperability index R03 (DCF 2.0, JEITA CP-3461).
+6. sRGB.
+
+Imports neither torch nor numpy: the scan asks it of every file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import IO, Any, NamedTuple, cast
+
+from PIL import Image, ImageCms
+
+from toolkit.data.boxes import boxes_of
+
+
+class Primaries(NamedTuple):
+    """CIE 1931 chromaticities (x, y) of the three primaries and of white."""
+
+    red: tuple[float, float]
+    green: tuple[float, float]
+    blue: tuple[float, float]
+    white: tuple[float, float]
+
+
+class Transfer(NamedTuple):
+    """The curve from the values of a file to light."""
+
+    curve: str
+    """One of `conversion.CURVES`."""
+
+    gamma: float = 0.0
+    """Exponent of the curve 'power', from values to light."""
+
+
+_D65 = (0.3127, 0.3290)
+_C = (0.310, 0.316)
+BT709 = Primaries((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65)
+ADOBE_RGB = Primaries((0.640, 0.330), (0.210, 0.710), (0.150, 0.060), _D65)
+_SMPTE_170M = Primaries((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65)
+SRGB_CURVE = Transfer("srgb")
+
+_PRIMARIES = {
+    1: BT709,
+    4: Primaries((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _C),
+    5: Primaries((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65),
+    6: _SMPTE_170M,
+    7: _SMPTE_170M,
+    8: Primaries((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _C),
+    9: Primaries((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
+    10: Primaries((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (1 / 3, 1 / 3)),
+    11: Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
+    12: Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
+    22: Primaries((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65),
+}
+"""ColourPrimaries of ITU-T H.273 (07/2024), table 2. Others, such as 2, mean that they are not known."""
+
+_BT709_CURVE = Transfer("bt709")
+_TRANSFERS = {
+    1: _BT709_CURVE,
+    4: Transfer("power", 2.2),
+    5: Transfer("power", 2.8),
+    6: _BT709_CURVE,
+    7: Transfer("smpte240"),
+    8: Transfer("linear"),
+    9: Transfer("log100"),
+    10: Transfer("log316"),
+    11: _BT709_CURVE,
+    12: _BT709_CURVE,
+    13: SRGB_CURVE,
+    14: _BT709_CURVE,
+    15: _BT709_CURVE,
+    16: Transfer("pq"),
+    17: Transfer("st428"),
+    18: Transfer("hlg"),
+}
+"""TransferCharacteristics of ITU-T H.273 (07/2024), table 3, with which 11 and 12 agree between 0 and 1."""
+
+_HDR = {"pq": "HDR (PQ)", "hlg": "HDR (HLG)"}
+_NAMES = {
+    (1, "srgb"): "sRGB",
+    (1, "bt709"): "BT.709",
+    (5, "bt709"): "BT.601",
+    (6, "bt709"): "BT.601",
+    (9, "bt709"): "BT.2020",
+    (9, "srgb"): "BT.2020",
+    (11, "st428"): "DCI-P3",
+    (12, "srgb"): "Display P3",
+}
+"""Names of common pairs of primaries, as a code of H.273, and curve."""
+
+TELEVISION = ("BT.601", "BT.709")
+"""Names of colours as which sRGB is often marked by mistake: by libheif 1.17 (its issue 1417, libvips' 3731), and by
+libultrahdr before its pull request 458."""
+
+_READING = 1
+"""Raised when files of the same colours are converted otherwise, so that nothing cached of them is used."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """The colours of a file."""
+
+    name: str
+    """For messages: `Display P3`, `HDR (PQ)`."""
+
+    primaries: Primaries = BT709
+    transfer: Transfer = SRGB_CURVE
+    is_narrow: bool = False
+    """Whether black is 16 and white 235 of 255 in the file."""
+
+    profile: bytes = b""
+    """The ICC profile that decides; then the other fields are not asked."""
+
+    changes: bool = True
+    """Whether the values of the file differ from those of sRGB."""
+
+    @property
+    def is_hdr(self) -> bool:
+        """Whether the file holds light above the white of a page."""
+        return self.transfer.curve in _HDR and not self.profile
+
+    @property
+    def reading(self) -> str:
+        """Part of the identity of the pixels. Empty: they are those that the first version of the program read."""
+        if self.profile or not self.changes:
+            return ""
+        return f"colours {_READING} {list(self.primaries)} {list(self.transfer)} {self.is_narrow}"
+
+
+SRGB = Colours("sRGB", changes=False)
+
+
+def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colours:
+    """The colours of codes of ITU-T H.273. What is not known is taken from sRGB.
+
+    >>> from_codes(12, 13).name
+    'Display P3'
+    """
+    space = _PRIMARIES.get(primaries, BT709)
+    curve = _TRANSFERS.get(transfer, SRGB_CURVE)
+    if space == BT709 and curve == SRGB_CURVE and not is_narrow:
+        return SRGB
+    known = primaries if primaries in _PRIMARIES else 1
+    name = _HDR.get(curve.curve) or _NAMES.get((known, curve.curve), f"H.273 {primaries}/{transfer}")
+    return Colours(f"{name}, 16 to 235" if is_narrow else name, space, curve, is_narrow)
+
+
+def colours_of(image: Image.Image) -> Colours:
+    """The colours of an opened image that was not decoded. Reads a few bytes of its header; never fails: what is
+    damaged is as if it were not there."""
+    profile = cast("bytes", image.info.get("icc_profile") or b"")
+    codes = _codes(image)
+    coded = from_codes(*codes) if codes else None
+    if image.format == "PNG" and coded and coded.is_hdr:
+        return coded
+    if profile:
+        if of_profile := _codes_of_profile(profile):
+            of_tag = from_codes(*of_profile)
+            if of_tag.is_hdr:
+                return of_tag
+        return _of_profile(profile, image.mode)
+    if image.format == "JXL" and (gamma := cast("Any", image).header.gamma):
+        return _of_gamma({"gamma": gamma})
+    if coded:
+        return coded
+    if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(image.info):
+        return SRGB if "srgb" in image.info else _of_gamma(image.info)
+    return Colours("Adobe RGB", ADOBE_RGB, _ADOBE_CURVE) if _is_marked_adobe(image) else SRGB
+
+
+# ---------------------------------------------------------------- codes of H.273
+
+Codes = tuple[int, int, bool]
+"""Primaries, transfer, and whether values are 16 to 235."""
+
+
+def _codes(image: Image.Image) -> Codes | None:
+    """The codes of H.273 in the header of the file. Decoders apply the range of AVIF and HEIC, but not of PNG."""
+    if image.format == "JXL":
+        return cast("Any", image).header.codes
+    if image.format == "HEIF":
+        nclx = image.info.get("nclx_profile")
+        return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]), False) if nclx else None
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if file is None or image.format not in ("PNG", "AVIF"):
+        return None
+    raw: IO[bytes] = getattr(file, "raw", file)  # a buffered file would read 8 kB for each chunk
+    place = raw.tell()
+    try:
+        return _cicp_of_png(raw) if image.format == "PNG" else _nclx_of_avif(raw)
+    except (OSError, struct.error, IndexError):
+        return None
+    finally:
+        raw.seek(place)
+
+
+_MOST_CHUNKS = 1000
+
+
+def _cicp_of_png(file: IO[bytes]) -> Codes | None:
+    """The chunk `cICP`, which lies before the pixels."""
+    at = 8
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(12)
+        length, kind = struct.unpack(">I4s", head[:8])
+        if kind in (b"IDAT", b"IEND"):
+            return None
+        if kind == b"cICP" and length == 4:
+            primaries, transfer, _, full = head[8:12]
+            return primaries, transfer, full == 0
+        at += 12 + length
+    return None
+
+
+_MOST_META = 1 << 22
+"""Bytes of the box `meta` that are read: those of a thousand tiles are some 40 kB."""
+
+
+def _meta_of(file: IO[bytes]) -> bytes:
+    """The contents of the box `meta` of a file; empty where it has none."""
+    at = 0
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8:
+            return b""
+        length, kind = struct.unpack(">I4s", head[:8])
+        start = 8
+        if length == 1:
+            (length,) = struct.unpack(">Q", head[8:16])
+            start = 16
+        if kind == b"meta":
+            file.seek(at + start)
+            return file.read(min(length - start, _MOST_META)) if length > start else b""
+        if length < start:
+            return b""
+        at += length
+    return b""
+
+
+def _nclx_of_avif(file: IO[bytes]) -> Codes | None:
+    """The `colr` property of type `nclx` of the primary item (ISO/IEC 23008-12, 6.5.5 and 9.3)."""
+    for name, content in _avif_properties(file):
+        if name == b"colr" and content[:4] == b"nclx":
+            return (*struct.unpack(">2H", content[4:8]), False)
+    return None
+
+
+def bits_of_avif(file: IO[bytes]) -> int:
+    """The bits of a value of the primary item of an AVIF: by `pixi`, else by the configuration of AV1 (AV1 Codec ISO
+    Media File Format Binding, 2.3.3); 8 where neither says it."""
+    try:
+        properties = dict(_avif_properties(file))
+    except (OSError, struct.error, IndexError):
+        return 8
+    pixi, configuration = properties.get(b"pixi", b""), properties.get(b"av1C", b"")
+    if len(pixi) > 5:
+        return pixi[5]
+    if len(configuration) < 3 or not configuration[2] & 0x40:
+        return 8
+    return 12 if configuration[2] & 0x20 else 10
+
+
+def _avif_properties(file: IO[bytes]) -> list[tuple[bytes, bytes]]:
+    """Kind and contents of the properties of the primary item."""
+    boxes = dict(boxes_of(_meta_of(file)[4:]))  # behind version and flags
+    item = boxes.get(b"pitm", b"")
+    primary = int.from_bytes(item[4 : 6 if item[:1] == b"\0" else 8], "big")
+    parts = list(boxes_of(boxes.get(b"iprp", b"")))
+    properties = [each for kind, held in parts if kind == b"ipco" for each in boxes_of(held)]
+    indices = [index for kind, held in parts if kind == b"ipma" for index in _properties_of(held, primary)]
+    return [properties[index - 1] for index in indices if 1 <= index <= len(properties)]
+
+
+def _properties_of(associations: bytes, item: int) -> list[int]:
+    """The indices, from 1 on, of the properties of an item, from a box `ipma`."""
+    version, is_wide = associations[0], associations[3] & 1
+    (count,) = struct.unpack_from(">I", associations, 4)
+    at = 8
+    for _ in range(count):
+        wide_number = 4 if version else 2
+        number = int.from_bytes(associations[at : at + wide_number], "big")
+        found = associations[at + wide_number]
+        at += wide_number + 1
+        size = 2 if is_wide else 1
+        if number == item:
+            entries = [associations[each : each + size] for each in range(at, at + found * size, size)]
+            return [int.from_bytes(entry, "big") & (0x7FFF if is_wide else 0x7F) for entry in entries]
+        at += found * size
+    return []
+
+
+# ---------------------------------------------------------------- ICC profiles
+
+PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
+"""Colour space of a profile -> mode of the pixels that it is for."""
+
+_AS_SRGB = 3
+"""Levels of 255 within which a profile is sRGB by another name."""
+
+
+def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
+    """The profile, or None and what is wrong with it: it is damaged, or of a kind that no image mode has."""
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    except OSError:
+        return None, "its colour profile is damaged: taken as sRGB"
+    if profile_mode(found) is None:
+        return None, "its colour profile is of an unknown kind: taken as sRGB"
+    return found, ""
+
+
+def profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
+    """The mode of the pixels that a profile is for."""
+    return PROFILE_MODES.get(profile.profile.xcolor_space.strip())
+
+
+@cache
+def srgb_profile() -> ImageCms.ImageCmsProfile:
+    """The profile of sRGB."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _tags_of(profile: bytes) -> dict[bytes, bytes]:
+    """The tags of an ICC profile (ICC.1:2022, 7.3)."""
+    tags: dict[bytes, bytes] = {}
+    count = int.from_bytes(profile[128:132], "big")
+    for index in range(min(count, 100)):
+        entry = profile[132 + 12 * index : 144 + 12 * index]
+        if len(entry) < 12:
+            break
+        name, offset, length = struct.unpack(">4sII", entry)
+        tags[name] = profile[offset : offset + length]
+    return tags
+
+
+@lru_cache(maxsize=64)
+def _codes_of_profile(profile: bytes) -> Codes | None:
+    """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for HDR."""
+    content = _tags_of(profile).get(b"cicp", b"")
+    return (content[8], content[9], content[11] == 0) if len(content) >= 12 else None
+
+
+class ProfileCurve(NamedTuple):
+    """The curve of a channel: a table of light, evenly spaced, or a function."""
+
+    table: tuple[float, ...]
+    """Empty: the function counts."""
+
+    numbers: tuple[float, ...] = ()
+    """g, a, b, c, d, e, f of ICC.1:2022, table 68: (a x + b)^g + e from d on, c x + f below."""
+
+
+class MatrixProfile(NamedTuple):
+    """An ICC profile of three curves and a matrix, which can be computed with any number of bits."""
+
+    columns: tuple[tuple[float, float, float], ...]
+    """XYZ of red, green and blue, for a white of D50."""
+
+    curves: tuple[ProfileCurve, ...]
+
+
+@lru_cache(maxsize=16)
+def matrix_profile(profile: bytes) -> MatrixProfile | None:
+    """The curves and the matrix of an RGB profile; None of one with tables, or that is damaged."""
+    tags = _tags_of(profile)
+    if profile[16:24] != b"RGB XYZ " or b"A2B0" in tags:
+        return None
+    try:
+        columns = tuple(_fixed(tags[name][8:20]) for name in (b"rXYZ", b"gXYZ", b"bXYZ"))
+        curves = tuple(_curve_of(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
+    except (KeyError, struct.error):
+        return None
+    if any(curve is None for curve in curves) or any(len(column) != 3 for column in columns):
+        return None
+    return MatrixProfile(cast("Any", columns), cast("Any", curves))
+
+
+def _fixed(data: bytes) -> tuple[float, ...]:
+    """Numbers of 16 bits before and 16 behind the point."""
+    return tuple(value / 65536 for value in struct.unpack(f">{len(data) // 4}i", data))
+
+
+_PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
+"""Type of a parametric curve -> how many numbers it has."""
+
+
+def _curve_of(tag: bytes) -> ProfileCurve | None:
+    """A curve by its tag, `curv` or `para` (ICC.1:2022, 10.6 and 10.18)."""
+    if tag[:4] == b"curv":
+        (count,) = struct.unpack_from(">I", tag, 8)
+        values = struct.unpack_from(f">{min(count, 65536)}H", tag, 12)
+        if count > 1:
+            return ProfileCurve(tuple(value / 65535 for value in values))
+        return ProfileCurve((), (values[0] / 256 if values else 1.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0))
+    kind = int.from_bytes(tag[8:10], "big")
+    if tag[:4] != b"para" or kind not in _PARAMETERS:
+        return None
+    g, *given = _fixed(tag[12 : 12 + 4 * _PARAMETERS[kind]])
+    a, b, c, d, e, f = (*given, *[0.0] * (6 - len(given)))
+    if kind == 0:
+        return ProfileCurve((), (g, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0))
+    if kind < 3:  # from -b/a on, and below it the constant c
+        begin = -b / a if a else 0.0
+        return ProfileCurve((), (g, a, b, 0.0, begin, c, c))
+    return ProfileCurve((), (g, a, b, c, d, e, f))
+
+
+@lru_cache(maxsize=64)
+def _of_profile(profile: bytes, mode: str) -> Colours:
+    """The colours of an ICC profile: most images of a dataset have the same. mode: of the file's pixels."""
+    found, _ = read_profile(profile)
+    if found is None:
+        return Colours("sRGB", profile=profile, changes=False)
+    wanted = profile_mode(found)
+    is_of_mode = wanted == mode or (wanted == "RGB" and mode not in ("CMYK", "LAB"))
+    if not is_of_mode and not (wanted == "L" and mode[0] in "LI1"):
+        return Colours("sRGB", profile=profile, changes=False)  # `open_image` says so
+    description = str(found.profile.profile_description or "").strip() or "an ICC profile"
+    return Colours(description[:60], profile=profile, changes=_differs(found))
+
+
+def _differs(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a profile gives colours that sRGB does not give."""
+    mode = profile_mode(profile)
+    if mode not in ("L", "RGB"):
+        return True
+    levels = (0, 64, 128, 192, 255)
+    pixels = [(r, g, b) for r in levels for g in levels for b in levels]
+    image = Image.new("RGB", (len(pixels), 1))
+    image.putdata(pixels)
+    if mode == "L":
+        image = image.convert("L")
+    try:
+        converted = cast("Image.Image", ImageCms.profileToProfile(image, profile, srgb_profile(), outputMode="RGB"))
+    except ImageCms.PyCMSError:
+        return False
+    pairs = zip(image.convert("RGB").tobytes(), converted.tobytes(), strict=True)
+    return max(abs(a - b) for a, b in pairs) > _AS_SRGB
+
+
+# ---------------------------------------------------------------- gAMA, cHRM, EXIF
+
+_ADOBE_CURVE = Transfer("power", 563 / 256)
+"""Source: Adobe RGB (1998) color image encoding, 4.3.4.2: an exponent of 2 + 51/256."""
+
+_SRGB_GAMMA = 0.45455
+_SAME_GAMMA = 0.05
+"""Relative difference below which libpng 1.6 takes two gammas for one (PNG_GAMMA_THRESHOLD)."""
+
+_SAME_POINT = 0.002
+
+
+def _of_gamma(info: dict[str | tuple[int, int], Any]) -> Colours:
+    """The colours of PNG's gAMA and cHRM. A gamma of about 1/2.2 with the primaries of sRGB is sRGB: the values that
+    the PNG specification (11.3.2.5) asks writers of sRGB to add for readers that know nothing else."""
+    given, points = info.get("gamma"), info.get("chromaticity")
+    primaries = _of_points(points) if points else BT709
+    if given is None and primaries == BT709:
+        return SRGB
+    gamma = float(given) if given is not None else 0.0
+    if given is None or not 0.1 <= gamma <= 10:  # nothing that was meant
+        transfer = SRGB_CURVE
+    elif primaries == BT709 and abs(gamma / _SRGB_GAMMA - 1) <= _SAME_GAMMA:
+        return SRGB
+    elif gamma == 1:
+        transfer = Transfer("linear")
+    else:
+        transfer = Transfer("power", 1 / gamma)
+    if primaries == BT709 and transfer == SRGB_CURVE:
+        return SRGB
+    name = "Adobe RGB" if primaries == ADOBE_RGB else f"gamma {gamma:.3g}" if given else "cHRM"
+    if primaries not in (BT709, ADOBE_RGB):
+        name = "the primaries of cHRM"
+    return Colours(name, primaries, transfer)
+
+
+def _of_points(points: tuple[float, ...]) -> Primaries:
+    """The primaries of cHRM: white, red, green, blue. Those that are nearly a known set are that set, as rounded values
+    mean it; those that span no triangle are as if they were not there."""
+    white, red, green, blue = (cast("tuple[float, float]", tuple(points[at : at + 2])) for at in (0, 2, 4, 6))
+    area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (green[1] - red[1])
+    if abs(area) < 0.01 or not all(0 < each[1] <= 1 for each in (white, red, green, blue)):
+        return BT709
+    found = Primaries(red, green, blue, white)
+    for known in (BT709, ADOBE_RGB):
+        pairs = zip(known, found, strict=True)
+        if all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs):
+            return known
+    return found
+
+
+_EXIF_IFD, _INTEROPERABILITY_IFD = 0x8769, 0xA005
+_COLOUR_SPACE, _INDEX = 0xA001, 1
+
+
+def _is_marked_adobe(image: Image.Image) -> bool:
+    """Whether EXIF says that a camera was set to Adobe RGB."""
+    if "exif" not in image.info and image.format not in ("JPEG", "MPO", "TIFF"):
+        return False
+    try:
+        exif = Image.Image.getexif(image)  # that of a PNG would decode the image first
+        if exif.get_ifd(_EXIF_IFD).get(_COLOUR_SPACE) != 65535:
+            return False
+        index = exif.get_ifd(_INTEROPERABILITY_IFD).get(_INDEX)
+    except (SyntaxError, struct.error, LookupError, ValueError, TypeError, OSError):
+        return False  # the metadata is damaged, the image need not be
+    if isinstance(index, bytes):
+        index = index.decode("latin-1")
+    return isinstance(index, str) and index.strip("\0 ") == "R03"
