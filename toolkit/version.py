@@ -3,7 +3,7 @@
 from pathlib import Path
 
 NAME = "Atelier"
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 
 IS_INSTALLED = Path(__file__).resolve().parents[1].name in ("site-packages", "dist-packages")
 """Whether it runs as a package; else from a checkout."""

@@ -193,7 +193,7 @@ def open_jxl(file: IO[bytes]) -> Image.Image:
     data = file.read()
     codestream, has_jpeg = _codestream_of(data)
     if has_jpeg:
-        return Image.open(io.BytesIO(imagecodecs.jpegxl_decode_jpeg(data)), formats=("JPEG",))
+        return Image.open(io.BytesIO(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1)), formats=("JPEG",))
     header = read_header(codestream)
     if header.is_float:
         raise Unread(f"of float{header.bits}")
