@@ -203,7 +203,7 @@ def test_a_base_in_one_8_bit_file_trains_goes_on_after_a_kill_and_generates(
     kept = {"fp8": "fp8 (e4m3fn)", "int8": "int8"}[code]
     assert (f"28 layers keep its {kept} codes and scales" in went_on.stdout) == bool(base)
     layers = family_for(ModelConfig(name_or_path=str(tiny_model))).linear_layers(tiny_model)
-    parts = ("alpha", "lora_A.weight", "lora_B.weight")  # after ComfyUI's own name of each layer, as on any base
+    parts = ("lora_A.weight", "lora_B.weight")  # after ComfyUI's own name of each layer, as on any base
     assert tensors_of(whole)[0].keys() == {f"diffusion_model.{layer}.{part}" for layer in layers for part in parts}
     assert tensors_of(whole)[0].keys() == tensors_of(broken)[0].keys()
     assert all(torch.equal(tensor, tensors_of(whole)[0][name]) for name, tensor in tensors_of(broken)[0].items())
