@@ -148,6 +148,46 @@ class WebDatasetConfig(StrictModel):
     on_resume: ClassVar = dict.fromkeys(("token", "samples", "max_unreadable"), "harmless")
 
 
+class ColumnsConfig(StrictModel):
+    """`datasets[].columns`: which column of a table of captions is what. Names that are known without it stand in
+    docs/datasets.md; what is given here goes before those of its role."""
+
+    image: StrOrList = ()
+    """Column with the name of the image that is trained; of a pair of preferences, of the better one."""
+
+    prompt: StrOrList = ()
+    """Column with the caption."""
+
+    control: StrOrList = ()
+    """Columns with the control images, in slot order."""
+
+    mask: StrOrList = ()
+    """Column with the mask of the loss, as in `mask_path`: white is 1."""
+
+    weight: StrOrList = ()
+    """Column with a factor on the loss of the image, in addition to `loss_multiplier`."""
+
+    worse: StrOrList = ()
+    """Column with the worse image of a pair of preferences."""
+
+    ignore: StrOrList = ()
+    """Columns that are not meant for the training; of others that are not used, the plan and `lint` give the names."""
+
+    lone_key: ClassVar = "control"
+
+    def check(self, job: JobContext) -> Findings:
+        """Columns that are two things, and several where one is used."""
+        roles: dict[str, str] = {}
+        for key in type(self).model_fields:
+            for name in getattr(self, key):
+                if name in roles:
+                    yield error(key, f"{name!r} is given as {roles[name]!r} too. Remove one of them.")
+                roles[name] = key
+        for key in ("mask", "weight"):
+            if len(getattr(self, key)) > 1:
+                yield error(key, "takes one column. Give the one that is meant.")
+
+
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Suffixes of files with the caption of one image."""
 
@@ -195,6 +235,9 @@ class DatasetConfig(StrictModel):
     in a subfolder are named with it: `40_mychar/a.jpg`. Without `folder_path` the images are those that the table
     names, relative to its folder. Not given: if no image of a folder has a caption file, and exactly one table in the
     folder names its images, that table is read, and the plan says so."""
+
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
+    """What the columns of a table of captions are, where their names do not say it: `{control: photo, mask: m}`."""
 
     caption_from_name: bool = False
     """Use the file name, with spaces for `_`, as the caption of images that have none: `a_red_cat.jpg` is `a red cat`.
@@ -366,7 +409,10 @@ class DatasetConfig(StrictModel):
         sources = [key for key in ("mask_path", "mask_suffix", "alpha_mask") if getattr(self, key)]
         for key in sources[:1] if len(sources) > 1 else ():
             yield error(key, f"{key!r} and {sources[1]!r} cannot be combined. Remove one of them.")
-        if not sources or sources == ["alpha_mask"]:
+        if self.columns.mask:
+            if self.alpha_mask:
+                yield error("alpha_mask", "cannot be combined with 'columns.mask'. Remove one of them.")
+        elif not sources or sources == ["alpha_mask"]:
             keys = "mask_optional" if self.alpha_mask else "mask_optional mask_min_value invert_mask"
             yield from self.unused(keys, " without a mask.")
         if self.mask_path is None:
@@ -398,6 +444,7 @@ NOT_OF_STREAMS = {
     "num_repeats": "a stream is read once per epoch",
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
+    "columns": "a stream has no table of captions (webdataset.image_key, caption_key)",
     "caption_from_name": "its captions are in the shards (webdataset.label_key)",
     "captions": "a sample of a stream has one caption",
     **dict.fromkeys(
@@ -541,7 +588,7 @@ class ValidationConfig(StrictModel):
         settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
         settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
-        settings["path_map"] = first.path_map
+        settings["path_map"], settings["columns"] = first.path_map, first.columns
         if first.control_suffix and not self.control_path:  # pairs as in the first dataset, or plain images
             settings |= {"control_suffix": first.control_suffix, "image_suffix": first.image_suffix}
             settings["control_optional"] = True

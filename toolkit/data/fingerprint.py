@@ -77,6 +77,8 @@ def _digest(sample: Sample) -> str:
         more["flip"] = sample.flip
     if sample.captions:
         more["captions"] = sample.captions
+    if sample.own_weight != 1.0:
+        more["weight"] = sample.own_weight
     return key_of(
         image=file_digest(sample.image),
         controls=[file_digest(path) for path in sample.control_images],

@@ -15,27 +15,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, groupby, repeat
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from toolkit.config.dataset import DatasetConfig
 from toolkit.data.captions import (
     LIST,
-    NOTHING_MOVED,
-    TABLES,
-    TableRow,
     caption_files,
     caption_rules,
     find_captions,
-    image_name,
-    line_naming,
-    lost_folders,
-    placed,
-    read_captions_file,
     trained_caption,
-    undecided,
-    with_slashes,
 )
+from toolkit.data.columns import in_yaml as column_in_yaml
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.folder_check import check_images
 from toolkit.data.found import REPEATS, FoundFolder, ScanFindings, count_of, matched_name, shorten, texts_of
@@ -54,8 +45,20 @@ from toolkit.data.partners import (
     shared,
     unpaired,
 )
+from toolkit.data.tables import (
+    TABLES,
+    Table,
+    TableRow,
+    image_name,
+    line_naming,
+    lost_folders,
+    placed,
+    read_table,
+    with_slashes,
+)
 from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
 from toolkit.errors import Diagnostic
+from toolkit.files.writing import read_chunks
 
 _UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
@@ -195,11 +198,14 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
     folders: list[FoundFolder] = []
     for index, dataset in enumerate(datasets):
         own = [folder for folder in _image_folders(index, dataset, findings) if _accept(folder, findings)]
-        for path, group in groupby(own, key=lambda folder: folder.table_path):
-            with_table = [*group]
+        _take_table_above(dataset, own, findings)
+        of_table: dict[str, list[FoundFolder]] = {}
+        for folder in own:
             # One that is empty could not be read.
-            if with_table[0].table and dataset.folder_path:
-                _place_table(dataset, str(path), with_table, findings)
+            if folder.table and dataset.folder_path:
+                of_table.setdefault(str(folder.table_path), []).append(folder)
+        for path, with_table in of_table.items():
+            _place_table(dataset, path, with_table, findings)
         folders += own
     for folder in folders:
         folder.slots = _slots(folder, findings)
@@ -252,20 +258,19 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
     path, table = dataset.folder_path, None
     if dataset.captions_file is not None:
         # Images of a folder are found by what follows the folders of another machine, where that is sure.
-        if lost := lost_folders(dataset.captions_file, dataset.path_map, images=not path):
+        if lost := lost_folders(dataset.captions_file, dataset.path_map, not path, dataset.columns):
             for folder in lost:
                 what = f"names files in {folder}, which is not on this machine"
                 remedy = f"--map {shlex.quote(f'{folder}=NEW')}"
                 findings.mistake(dataset.captions_file, f"{what}. Where it lies elsewhere: {remedy}")
             return
-        before = len(findings.mistakes)
-        table = read_captions_file(dataset.captions_file, findings.mistakes, dataset.path_map)
-        if not table and len(findings.mistakes) == before:
-            votes = undecided(dataset.captions_file)
-            what = "has votes for neither of two images alone" if votes else "has no line"
-            remedy = "Vote on more" if votes else "Write one for each image"
+        given = read_table(dataset.captions_file, dataset.path_map, dataset.columns)
+        if not given.rows and not given.mistakes:
+            what = "has votes for neither of two images alone" if given.undecided else "has no line"
+            remedy = "Vote on more" if given.undecided else "Write one for each image"
             findings.mistake(dataset.captions_file, f"{what}. {remedy}, or take 'captions_file' out")
             return
+        table = _taken(dataset, given, os.path.dirname(dataset.captions_file), findings)
         if not path:
             yield from _folders_of_table(index, dataset, table, findings)
             return
@@ -307,6 +312,40 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         findings.notes.append(f"warning: {path}: {what}. {remedy}")
     elif empty:
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
+
+
+def _taken(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings) -> dict[str, TableRow]:
+    """The rows of a table that is used; its mistakes, and the columns that are not used, are told. folder: that the
+    table lies in, as the user wrote it."""
+    findings.mistakes += table.mistakes
+    if table.undecided:
+        what = f"{count_of(table.undecided, 'vote')} for neither of two images: not used"
+        findings.notes.append(f"{table.path}: {what}")
+    bases = dict.fromkeys((dataset.folder_path, folder, os.path.dirname(table.path), "."))
+
+    def is_file(path: str) -> bool:
+        return any(os.path.isfile(place) for place in _places(path, bases))
+
+    for column in (files := table.unused_files(is_file)):
+        what = f"its column {column!r} names {count_of(len(table.unused[column]), 'file')} and is not used"
+        name = column_in_yaml(column)
+        says = f"Say what it is: 'columns: {{control: {name}}}' (or mask, worse, image), 'columns: {{ignore: {name}}}'"
+        findings.mistake(table.path, f"{what}. {says} where it is not meant")
+    if others := [column for column in table.unused if column not in files]:
+        named = shorten(column or "one without a title" for column in others)
+        what = f"columns that are not used: {named}"
+        findings.notes.append(f"{table.path}: {what}")
+        names = ", ".join(map(column_in_yaml, others))
+        remedy = f"Say what they are with 'columns', or 'columns: {{ignore: [{names}]}}'"
+        findings.unused.append((table.path, f"{what}. {remedy}"))
+    return table.rows
+
+
+def _places(path: str, bases: Iterable[str]) -> list[str]:
+    """Where a file may lie that a table names: from each of these folders, with `\\` for `/` too."""
+    written = dict.fromkeys((path, path.replace("\\", "/")))
+    places = [path] if os.path.isabs(path) else [join(base or ".", each) for base in bases for each in written]
+    return [os.path.expanduser(place) for place in places]
 
 
 def _note_pair_folders(dataset: DatasetConfig, inside: Mapping[str, Collection[str]], findings: ScanFindings) -> None:
@@ -358,7 +397,7 @@ def _folders_of_table(
             images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
             folder.listing = replace(listing, images=images)
             for name in sorted(names.difference(called.values())):
-                line = line_naming(path, name, dataset.path_map)
+                line = line_naming(path, name, dataset.path_map, dataset.columns)
                 findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {line} and is not an image")
             yield folder
 
@@ -391,7 +430,7 @@ def _subfolders(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
 def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
     """Notes what a folder holds beside images and captions; False where its name rules it out.
 
-    Where no image has a caption file, the captions of the only table in the folder that names images are taken.
+    Where no image has a caption file, the captions of the only table in the folder that names its images are taken.
     """
     dataset, listing = folder.dataset, folder.listing
     if not dataset.folder_path:  # what its table does not name is not meant
@@ -402,23 +441,13 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
         return False
     captions = _caption_files(folder)
     if folder.table is None and findings.read_captions and not any(map(any, captions)):
-        tables = {
-            name: table for name in listing.files.values() if (table := _table_of(listing, name, dataset.path_map))
-        }
-        if len(tables) == 1:
-            ((name, table),) = tables.items()
-            inside = f"{folder.subfolder}/" if folder.subfolder else ""
-            folder.table_path = listing.path(name)
-            folder.table = {inside + name: row for name, row in table.items()}
-            captions = _caption_files(folder)
-            findings.notes.append(f"{listing.folder}: no caption files: captions are read from {folder.table_path}")
+        _take_table_beside(folder, findings)
+        captions = _caption_files(folder)
     caption_ext = dataset.caption_ext if folder.table is None else ()
     used, ignored = set(chain.from_iterable(captions)), dict[tuple[str, str], list[str]]()
     for name, written in listing.files.items():
         if written not in used:
-            why = _why_ignored(name, listing, caption_ext)
-            if why == _NO_IMAGE and caption_ext and not any(used) and _is_table_of_others(listing, written):
-                why = _TABLE_OF_OTHERS
+            why = _why_ignored(name, listing, caption_ext, dataset)
             ignored.setdefault(why, []).append(written)
     for (reason, remedy), names in ignored.items():
         if remedy:
@@ -445,7 +474,9 @@ def _caption_files(folder: FoundFolder) -> list[list[str]]:
     return [[name]] if real_path(place or ".") == real_path(folder.listing.folder) else []
 
 
-def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str]) -> tuple[str, str]:
+def _why_ignored(
+    name: str, listing: DirectoryListing, caption_ext: Sequence[str], dataset: DatasetConfig
+) -> tuple[str, str]:
     """The reason, and the remedy; that is empty where nobody expects the file to be used.
 
     caption_ext: the suffixes of captions; none where they come from one file.
@@ -461,33 +492,103 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
         if not caption_ext:
             return "not a caption, because captions_file is given", ""
         return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
-    if caption_ext and _table_of(listing, listing.files[name]):
-        return "captions of images that have caption files, or another table", "Give one as 'captions_file'"
-    return _NO_IMAGE
-
-
-_NO_IMAGE = "not an image", ""
-_TABLE_OF_OTHERS = "table of captions that names no image of the folder", "Write the names as the images have them"
-
-
-def _is_table_of_others(listing: DirectoryListing, name: str) -> bool:
-    """Whether a file is a table of captions, by lines that name images."""
-    if split_suffix(name)[1] not in TABLES or name in listing.no_files:
-        return False
-    mistakes = list[Diagnostic]()
-    table = read_captions_file(listing.path(name), mistakes)
-    return not mistakes and any(split_suffix(each)[1] in IMAGE_SUFFIXES for each in table)
-
-
-def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = NOTHING_MOVED) -> dict[str, TableRow]:
-    """The rows of a table that names images of its folder; else empty."""
-    stem, suffix = split_suffix(name)
-    if suffix not in TABLES or stem in listing.images or name in listing.no_files:
-        return {}
-    table = read_captions_file(listing.path(name), [], moved)
     names = [image_name(files[0]) for files in listing.images.values()]
-    table, _ = placed(table, listing.path(name), listing.prefix, names)
-    return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
+    if caption_ext and any(_names_any(table, listing.prefix, names) for table in _tables(listing, dataset, [name])):
+        return _OTHER_TABLE
+    return "not an image", ""
+
+
+_OTHER_TABLE = "captions of images that have caption files, or another table", "Give one as 'captions_file'"
+
+
+def _tables(listing: DirectoryListing, dataset: DatasetConfig, names: Iterable[str]) -> Iterator[Table]:
+    """The tables of captions among the files of a folder, read. names: as in `listing.files`."""
+    for name in names:
+        stem, suffix = split_suffix(name)
+        if suffix in TABLES and stem not in listing.images and listing.files[name] not in listing.no_files:
+            yield read_table(listing.path(listing.files[name]), dataset.path_map, dataset.columns)
+
+
+def _names_any(table: Table, folder: str, names: Sequence[str]) -> bool:
+    """Whether a table names an image of a folder. names: of the images, from that folder."""
+    rows, _ = placed(table.rows, table.path, folder, names)
+    return any(name in rows or split_suffix(name)[0] in rows for name in names)
+
+
+def _is_meant(table: Table, names: Sequence[str]) -> bool:
+    """Whether a table that names no image of its folder is one of images: by its rows, or, where they cannot be read,
+    by a name of an image in the file. names: of the images."""
+    if not table.mistakes:
+        return any(split_suffix(each)[1] in IMAGE_SUFFIXES for each in table.rows)
+    with suppress(OSError):
+        raw = b"".join(read_chunks(table.path))
+        bare = [os.path.basename(name) for name in names[:_LOOKED_FOR]]
+        return any(name.encode() in raw or name.encode("utf-16-le") in raw for name in bare)
+    return False
+
+
+_LOOKED_FOR = 100
+"""So many names of images are looked for in a table that cannot be read."""
+
+
+def _only_table(
+    listing: DirectoryListing, folder: str, names: Sequence[str], dataset: DatasetConfig, findings: ScanFindings
+) -> Table | None:
+    """The only table in a folder that names its images, none of which has a caption file; else None. One that is meant
+    for images, and names none of these or cannot be read, is a mistake: their captions would be lost.
+
+    folder: that the names begin at.
+    """
+    tables = [*_tables(listing, dataset, listing.files)]
+    found = [table for table in tables if _names_any(table, folder, names)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        for table in tables:
+            if _is_meant(table, names):
+                findings.mistakes += table.mistakes or [_of_others(table, folder, names)]
+    return None
+
+
+def _of_others(table: Table, folder: str, names: Sequence[str]) -> Diagnostic:
+    what = f"none of its {count_of(len(table.rows), 'line')} names an image of the folder, and no image has a caption"
+    remedy = f"{_unlike(list(table.rows), names)}, or move the table away"
+    return Diagnostic((table.path,), f"{what}. {remedy}")
+
+
+def _take_table_beside(folder: FoundFolder, findings: ScanFindings) -> None:
+    """Takes the captions of the only table in the folder that names its images."""
+    listing, dataset = folder.listing, folder.dataset
+    names = [image_name(files[0]) for files in listing.images.values()]
+    if table := _only_table(listing, listing.prefix, names, dataset, findings):
+        rows = _taken(dataset, table, listing.folder, findings)
+        rows, _ = placed(rows, table.path, listing.prefix, names)
+        inside = f"{folder.subfolder}/" if folder.subfolder else ""
+        folder.table_path = table.path
+        folder.table = {inside + name: row for name, row in rows.items()}
+        findings.notes.append(f"{listing.folder}: no caption files: captions are read from {table.path}")
+
+
+def _take_table_above(dataset: DatasetConfig, folders: Sequence[FoundFolder], findings: ScanFindings) -> None:
+    """Takes the captions of the only table above the subfolders that names their images, for those that have neither
+    caption files nor a table of their own."""
+    below = [folder for folder in folders if folder.subfolder]
+    if not (below and dataset.folder_path and findings.read_captions) or dataset.captions_file:
+        return
+    if (top := findings.listing(dataset.folder_path)) is None:
+        return
+    bare = [folder for folder in below if folder.table is None and not any(map(any, _caption_files(folder)))]
+    names = [*chain.from_iterable(folder.image_names() for folder in (bare or below))]
+    table = _only_table(top, dataset.folder_path, names, dataset, findings) if bare else None
+    if table is None:
+        tables = [each for each in _tables(top, dataset, top.files) if _names_any(each, dataset.folder_path, names)]
+        if tables:
+            _not_used(top, [os.path.basename(each.path) for each in tables], *_OTHER_TABLE, findings, findings.unused)
+        return
+    rows = _taken(dataset, table, top.folder, findings)
+    for folder in bare:
+        folder.table, folder.table_path = rows, table.path
+    findings.notes.append(f"{top.folder}: no caption files: captions are read from {table.path}")
 
 
 def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings) -> None:
@@ -518,14 +619,19 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
                 folder.controls[stem] = tuple(_named_files(folder, row.references, "as a control image", findings))
             if row.worse:
                 folder.worse[stem] = tuple(_named_files(folder, row.worse, "as a worse image", findings))
+            if row.mask:
+                masks = _named_files(folder, [row.mask], "as a mask", findings)
+                folder.masks |= dict(zip([stem], masks, strict=False))
+            if row.weight != 1.0:
+                folder.weights[stem] = row.weight
     for (_, image), text in zip(folder.images(), folder.captions, strict=True):
         if LIST in text and dataset.captions == "one" and findings.read_captions:
             reason = f"has a list of {text.count(LIST) + 1} captions. Give 'captions: lines', or one of them as text"
             findings.mistake(image.path, reason)
-    folder.named = set(folder.controls)
+    folder.named, masked = set(folder.controls), set(folder.masks)
     for slot in folder.slots:
         for stem, image in folder.images():
-            if slot.key == "control" and stem in folder.named:
+            if stem in (folder.named if slot.key == "control" else masked):
                 continue
             found = partners_of(stem, image, slot, wanted, findings.mistakes)
             if slot.key == "control":
@@ -539,15 +645,13 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
 def _named_files(folder: FoundFolder, paths: Iterable[str], named: str, findings: ScanFindings) -> Iterator[ImageFile]:
     """The images that a row of the table names: in the folder of the images, else from that of the table."""
     for path in paths:
-        folders = (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""), ".")
-        written = dict.fromkeys((path, path.replace("\\", "/")))
-        places = [path] if os.path.isabs(path) else [join(place or ".", each) for place in folders for each in written]
-        found = next((place for place in places if os.path.isfile(os.path.expanduser(place))), places[0])
+        places = _places(path, (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""), "."))
+        found = next((place for place in places if os.path.isfile(place)), places[0])
         listing = findings.listing(os.path.dirname(found))
         if listing and os.path.basename(found) in listing.versions:
             yield ImageFile(listing, os.path.basename(found))
         elif listing:
-            place = line_naming(str(folder.table_path), path, folder.dataset.path_map)
+            place = line_naming(str(folder.table_path), path, folder.dataset.path_map, folder.dataset.columns)
             findings.mistake(found, f"is named in {place} {named} and is not there")
 
 
@@ -689,12 +793,13 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
         [controls.get(stem, ()) for stem in listing.images],
         repeat(rules),
         [masks.get(stem) for stem in listing.images],
-        repeat(weight),
+        [weight * folder.weights.get(stem, 1.0) for stem in listing.images],
         repeat(dataset.canvas),
         repeat(NO_FLIP),
         repeat(folder.index),
         [texts if len(texts) > 1 else () for texts in captions],
         [tuple(image.path for image in folder.worse.get(stem, ())) for stem in listing.images],
+        [folder.weights.get(stem, 1.0) for stem in listing.images],
     )
     samples = tuple(map(Sample._make, zip(*columns, strict=False)))  # one by one they take half as long again
     if flips != [NO_FLIP]:

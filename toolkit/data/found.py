@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from toolkit.config.dataset import DatasetConfig
-from toolkit.data.captions import TableRow, captions_of, image_name
+from toolkit.data.captions import captions_of
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split_suffix
 from toolkit.data.partners import Slot
+from toolkit.data.tables import TableRow, image_name
 from toolkit.errors import Diagnostic
 
 REGULARISATION = (
@@ -77,6 +78,9 @@ class FoundFolder:
 
     worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
     """Images that are liked less, by the stem of their better one."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Factors on the loss that the table gives, by the stem of their image."""
 
     slots: list[Slot] = field(default_factory=list)
     """Where control images and masks are looked for."""

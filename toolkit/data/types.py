@@ -122,6 +122,9 @@ class Sample(NamedTuple):
     worse: tuple[str, ...] = ()
     """Paths of the images that somebody likes less, for `train.preference`."""
 
+    own_weight: float = 1.0
+    """The part of `loss_weight` that the table of captions gives this image."""
+
     @property
     def texts(self) -> tuple[str, ...]:
         """Every caption that may be used."""

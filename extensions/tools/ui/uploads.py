@@ -20,10 +20,11 @@ from unicodedata import category, normalize
 
 from extensions.tools.ui.decoder import Decoder
 from toolkit.config.dataset import CAPTION_SUFFIXES
-from toolkit.data.captions import TABLES, CaptionError, read_caption
+from toolkit.data.captions import CaptionError, read_caption
 from toolkit.data.directory import list_folder, split_suffix
 from toolkit.data.found import repeats_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageError
+from toolkit.data.tables import TABLES
 from toolkit.errors import RunError
 from toolkit.files.archives import MARGIN, SUFFIX, Limits, opened
 from toolkit.files.redact import redact_text

@@ -325,6 +325,7 @@ def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path, image, dat
     section = dataset(tmp_path / "data", **folders, control_optional=True, mask_optional=True)
     code = (  # in a process of its own, which can be ended
         "from types import SimpleNamespace as section\n"
+        "from toolkit.config.dataset import ColumnsConfig\n"
         "from toolkit.data.folder import scan_datasets\n"
         f"try: scan_datasets([section(**{vars(section)!r})], None)\n"
         "except Exception as error: print(error)\n"
