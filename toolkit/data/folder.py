@@ -29,7 +29,17 @@ from toolkit.data.captions import (
 from toolkit.data.columns import in_yaml as column_in_yaml
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.folder_check import check_images
-from toolkit.data.found import REPEATS, FoundFolder, ScanFindings, count_of, matched_name, shorten, texts_of
+from toolkit.data.found import (
+    REPEATS,
+    FoundFolder,
+    ScanFindings,
+    count_of,
+    held_out_folders,
+    matched_name,
+    shorten,
+    split_of,
+    texts_of,
+)
 from toolkit.data.images import (
     IMAGE_SUFFIXES,
 )
@@ -106,6 +116,9 @@ class DatasetScan:
     unpaired: tuple[tuple[str, str], ...] = ()
     """Control images and masks that belong to no image, and why."""
 
+    held_out: tuple[tuple[str, str], ...] = ()
+    """Folders that are trained on, and that their names keep from the training."""
+
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
@@ -142,7 +155,8 @@ def scan_datasets(
     check_images(folders, trigger_word, forgiven, findings)
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
-    return DatasetScan(infos, notes, tuple(findings.unused), tuple(findings.unpaired), findings.scan_cache)
+    unused, unpaired, held_out = map(tuple, (findings.unused, findings.unpaired, findings.held_out))
+    return DatasetScan(infos, notes, unused, unpaired, held_out, findings.scan_cache)
 
 
 class FoundImage(NamedTuple):
@@ -299,6 +313,7 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
             yield FoundFolder(index, dataset, images, name, table, dataset.captions_file, listing)
     if len(listings) > 1:
         _note_pair_folders(dataset, {name: listing.images for name, listing in listings if listing}, findings)
+        _note_splits(dataset, [name for name, listing in listings if listing and listing.images], findings)
     below = _images_below([join(path, name) for name in empty], dataset, findings) if empty else []
     if not any(listing and listing.images for _, listing in listings):
         remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -312,6 +327,21 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         findings.notes.append(f"warning: {path}: {what}. {remedy}")
     elif empty:
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
+
+
+def _note_splits(dataset: DatasetConfig, names: Sequence[str], findings: ScanFindings) -> None:
+    """Notes subfolders whose names say that they are for validation or test, and that are trained."""
+    path = dataset.folder_path
+    if held := held_out_folders(names):
+        train = next(name for name in names if split_of(name) == "train")
+        for name in held:
+            remedy = f"For {train!r} alone give 'folder_path: {join(path, train)}'"
+            what = "is trained on, and its name keeps it from the training"
+            findings.held_out.append((join(path, name), f"{what}. {remedy}"))
+        shown = " and ".join(map(repr, held))
+        what = f"its subfolders {shown} are trained on, and their names keep them from the training"
+        measured = f"(the validation takes 'validation: {{folder_path: {join(path, held[0])}}}')"
+        findings.notes.append(f"warning: {path}: {what}. {remedy} {measured}")
 
 
 def _taken(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings) -> dict[str, TableRow]:

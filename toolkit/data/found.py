@@ -35,6 +35,7 @@ class ScanFindings:
     notes: list[str] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     unpaired: list[tuple[str, str]] = field(default_factory=list)
+    held_out: list[tuple[str, str]] = field(default_factory=list)
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))
@@ -133,6 +134,27 @@ def named_as_regularisation(folder: str) -> bool:
     `reg_dog`, `regularization`, `class`."""
     name = os.path.basename(os.path.abspath(folder))
     return bool(_REGULARISATION.fullmatch(REPEATS.sub("", name, count=1) if REPEATS.match(name) else name))
+
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What the names of folders say of the use of their images. Source: datasets 5.2.0, `SPLIT_KEYWORDS`."""
+
+
+def split_of(name: str) -> str:
+    """`train`, `validation` or `test`, where the name of a folder says so, with any number around it; else ''."""
+    word = re.sub(r"^[\W_0-9]+|[\W_0-9]+$", "", name.lower())
+    return next((split for split, words in SPLITS.items() if word in words), "")
+
+
+def held_out_folders(names: Iterable[str]) -> list[str]:
+    """Of folders beside each other those that are kept from the training by their names, such as `validation` and
+    `test`; none where no other is named as the one to train on."""
+    splits = {name: split_of(name) for name in names}
+    return [name for name, split in splits.items() if split not in ("", "train") and "train" in splits.values()]
 
 
 def repeats_of(folder: str) -> int:
