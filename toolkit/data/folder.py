@@ -10,6 +10,7 @@ Every offending file is collected before anything is reported, and files that ar
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -68,7 +69,10 @@ from toolkit.data.tables import (
 )
 from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
 from toolkit.errors import Diagnostic
-from toolkit.files.writing import read_chunks
+from toolkit.files.archives import archive_in
+from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
+from toolkit.files.parquet import SUFFIX as PARQUET
+from toolkit.files.parquet import TABLE as ROWS
 
 _UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
@@ -270,6 +274,9 @@ def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
 def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -> Iterator[FoundFolder]:
     """The image folders of one entry: its own, or its subfolders."""
     path, table = dataset.folder_path, None
+    if files := _parquet_files(dataset, findings):
+        yield from _folders_of_parquet(index, dataset, files, findings)
+        return
     if dataset.captions_file is not None:
         # Images of a folder are found by what follows the folders of another machine, where that is sure.
         if lost := lost_folders(dataset.captions_file, dataset.path_map, not path, dataset.columns):
@@ -286,7 +293,8 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
             return
         table = _taken(dataset, given, os.path.dirname(dataset.captions_file), findings)
         if not path:
-            yield from _folders_of_table(index, dataset, table, findings)
+            file = dataset.captions_file
+            yield from _folders_of_table(index, dataset, table, file, os.path.dirname(file) or ".", findings)
             return
     if (top := findings.listing(path)) is None:
         return
@@ -350,7 +358,7 @@ def _taken(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFind
     findings.mistakes += table.mistakes
     if table.undecided:
         what = f"{count_of(table.undecided, 'vote')} for neither of two images: not used"
-        findings.notes.append(f"{table.path}: {what}")
+        findings.notes.append(f"{table.called}: {what}")
     bases = dict.fromkeys((dataset.folder_path, folder, os.path.dirname(table.path), "."))
 
     def is_file(path: str) -> bool:
@@ -360,14 +368,14 @@ def _taken(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFind
         what = f"its column {column!r} names {count_of(len(table.unused[column]), 'file')} and is not used"
         name = column_in_yaml(column)
         says = f"Say what it is: 'columns: {{control: {name}}}' (or mask, worse, image), 'columns: {{ignore: {name}}}'"
-        findings.mistake(table.path, f"{what}. {says} where it is not meant")
+        findings.mistake(table.called, f"{what}. {says} where it is not meant")
     if others := [column for column in table.unused if column not in files]:
         named = shorten(column or "one without a title" for column in others)
         what = f"columns that are not used: {named}"
-        findings.notes.append(f"{table.path}: {what}")
+        findings.notes.append(f"{table.called}: {what}")
         names = ", ".join(map(column_in_yaml, others))
         remedy = f"Say what they are with 'columns', or 'columns: {{ignore: [{names}]}}'"
-        findings.unused.append((table.path, f"{what}. {remedy}"))
+        findings.unused.append((table.called, f"{what}. {remedy}"))
     return table.rows
 
 
@@ -407,19 +415,75 @@ def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: Scan
     return found
 
 
-def _folders_of_table(
-    index: int, dataset: DatasetConfig, table: dict[str, TableRow], findings: ScanFindings
+def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
+    """The Parquet files with pictures of a dataset: the file that it names, or those in a folder without images and in
+    its subfolders, as the hub has them."""
+    path = dataset.folder_path or str(dataset.captions_file)
+    place = os.path.expanduser(path)
+    if os.path.isfile(place):
+        is_one = is_parquet(place) and (bool(dataset.folder_path) or has_pictures(place))
+        return [path] if is_one else []
+    if dataset.captions_file or not os.path.isdir(place):
+        return []
+    found, waiting = list[str](), [path]
+    for _ in range(_LOOKED_INTO):
+        if not waiting:
+            break
+        folder = waiting.pop(0)
+        with suppress(OSError):  # it is told where the folder is looked for images
+            listing = findings.scan_cache.listing(folder)
+            if listing.images:
+                return []
+            names = [name for name in listing.files.values() if split_suffix(name)[1] == PARQUET]
+            found += [join(folder, name) for name in names if has_pictures(listing.path(name))]
+            waiting += [join(folder, name) for name in listing.subfolders]
+    return sorted(found)
+
+
+def _folders_of_parquet(
+    index: int, dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
 ) -> Iterator[FoundFolder]:
-    """The folders of the images that a table names, with these images alone."""
-    path = str(dataset.captions_file)
-    place = os.path.dirname(path) or "."
+    """The folders of the pictures in Parquet files, which are unpacked into the cache: those that their rows name as
+    the image. Files for validation and test beside others are left out."""
+    if is_missing():
+        findings.mistake(dataset.place, MISSING)
+        return
+    splits = {file: _split_of_file(file) for file in files}
+    held = [file for file, split in splits.items() if split in ("validation", "test")]
+    if held and len(held) < len(files):
+        what = "left out, as their names keep them from the training"
+        findings.notes.append(f"warning: {dataset.place}: {count_of(len(held), 'file')} {what}: {shorten(held)}")
+        files = [file for file in files if file not in held]
+    for file in files:
+        try:
+            top = findings.scan_cache.listing(file)
+        except OSError as error:
+            findings.mistake(file, str(error.strerror or error))
+            continue
+        table = read_table(top.path(ROWS), given=dataset.columns, called=file)
+        rows = _taken(dataset, table, os.path.dirname(table.path), findings)
+        yield from _folders_of_table(index, dataset, rows, table.path, file, findings)
+
+
+def _split_of_file(path: str) -> str:
+    """What the name of a Parquet file of the hub, or of its folder, says of the use of its rows."""
+    folder, name = os.path.split(path)
+    return split_of(re.split(r"[-._ ]", name)[0]) or split_of(os.path.basename(folder))
+
+
+def _folders_of_table(
+    index: int, dataset: DatasetConfig, table: dict[str, TableRow], path: str, place: str, findings: ScanFindings
+) -> Iterator[FoundFolder]:
+    """The folders of the images that a table names, with these images alone. path: of the table. place: the folder that
+    its names begin at."""
     table = {with_slashes(name, place): row for name, row in table.items()}
     inside: dict[str, set[str]] = {}
     for name in table:
         inside.setdefault(os.path.dirname(name), set()).add(name)
     for subfolder, names in inside.items():
         start = join(place, subfolder) if subfolder else place
-        if subfolder and not os.path.isdir(os.path.expanduser(start)) and os.path.isdir(subfolder):
+        is_there = os.path.isdir(os.path.expanduser(start)) or archive_in(start)
+        if subfolder and not is_there and os.path.isdir(subfolder):
             start = subfolder  # from the working directory, as musubi-tuner writes them
         if listing := findings.listing(start):
             folder = FoundFolder(index, dataset, listing, subfolder or None, table, path, listing)
@@ -550,12 +614,17 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     by a name of an image in the file. names: of the images."""
     if not table.mistakes:
         return any(split_suffix(each)[1] in IMAGE_SUFFIXES for each in table.rows)
-    with suppress(OSError):
-        raw = b"".join(read_chunks(table.path))
+    if split_suffix(table.path)[1] == PARQUET:  # its text is packed; `datasets` names such a table so
+        return os.path.basename(table.path) == "metadata.parquet"
+    with suppress(OSError), open(table.path, "rb") as file:
+        raw = file.read(_LOOKED_THROUGH)
         bare = [os.path.basename(name) for name in names[:_LOOKED_FOR]]
         return any(name.encode() in raw or name.encode("utf-16-le") in raw for name in bare)
     return False
 
+
+_LOOKED_THROUGH = 64 << 20
+"""Bytes of a table that cannot be read in which names of images are looked for."""
 
 _LOOKED_FOR = 100
 """So many names of images are looked for in a table that cannot be read."""
@@ -604,6 +673,8 @@ def _take_table_above(dataset: DatasetConfig, folders: Sequence[FoundFolder], fi
     caption files nor a table of their own."""
     below = [folder for folder in folders if folder.subfolder]
     if not (below and dataset.folder_path and findings.read_captions) or dataset.captions_file:
+        return
+    if is_parquet(os.path.expanduser(dataset.folder_path)):  # whose rows are used already
         return
     if (top := findings.listing(dataset.folder_path)) is None:
         return

@@ -38,8 +38,10 @@ from toolkit.data.columns import (
 from toolkit.data.directory import real_path, split_suffix
 from toolkit.data.images import IMAGE_SUFFIXES
 from toolkit.errors import Diagnostic
+from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
 
-TABLES = (".tsv", ".csv", ".jsonl", ".json")
+TEXT_TABLES = (".tsv", ".csv", ".jsonl", ".json")
+TABLES = (*TEXT_TABLES, SUFFIX)
 """Endings of files with the captions of many images."""
 
 NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
@@ -79,6 +81,9 @@ class Table:
     """A table of captions that was read."""
 
     path: str
+    called: str = ""
+    """As messages name it."""
+
     rows: dict[str, TableRow] = field(default_factory=dict)
     """By `image_name`."""
 
@@ -113,15 +118,18 @@ class _Line(NamedTuple):
     """Why it is none."""
 
 
-def read_table(path: str, moved: Mapping[str, str] = NOTHING_MOVED, given: ColumnsConfig = NO_COLUMNS) -> Table:
-    """The rows of a table, by name. moved: `DatasetConfig.path_map`. given: `DatasetConfig.columns`.
+def read_table(
+    path: str, moved: Mapping[str, str] = NOTHING_MOVED, given: ColumnsConfig = NO_COLUMNS, called: str = ""
+) -> Table:
+    """The rows of a table, by name. moved: `DatasetConfig.path_map`. given: `DatasetConfig.columns`. called: the file
+    that messages name, where the table is a part of it.
 
-    `.csv` has a header, `.jsonl` an object per line, `.json` is a list of such objects, or maps names to them or to
-    captions. Any other file has lines `<file name><tab><caption>`, where later tabs are of the caption, or a header
-    with tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines are skipped. Mistakes are
-    named as file:line, of `.json` as file:entry.
+    `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a list of such objects, or maps
+    names to them or to captions. Any other file has lines `<file name><tab><caption>`, where later tabs are of the
+    caption, or a header with tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines are
+    skipped. Mistakes are named as file:line, of `.json` as file:entry.
     """
-    table = Table(path)
+    table = Table(path, called or path)
     rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
     is_there = lru_cache(os.path.isdir)  # one folder has many images
@@ -133,7 +141,7 @@ def read_table(path: str, moved: Mapping[str, str] = NOTHING_MOVED, given: Colum
             rows[name] = known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
         elif name in first:
             reason = f"{name!r} has a caption in line {first[name]}. Remove one of them"
-            table.mistakes.append(Diagnostic((f"{path}:{number}",), reason))
+            table.mistakes.append(Diagnostic((f"{table.called}:{number}",), reason))
         else:
             first[name], rows[name] = number, row
     table.rows = rows
@@ -147,7 +155,7 @@ def _rows(
     mistakes."""
 
     def mistake(reason: str, number: int = 0) -> None:
-        table.mistakes.append(Diagnostic((f"{path}:{number}" if number else path,), reason))
+        table.mistakes.append(Diagnostic((f"{table.called}:{number}" if number else table.called,), reason))
 
     try:
         lines = [*_lines(path, given)]
@@ -262,8 +270,10 @@ def _paths(keys: Iterable[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
 def _lines(path: str, given: ColumnsConfig) -> Iterator[_Line]:
     """The rows of a file, by its ending. Raises CaptionError for one that cannot be read, Unfit for one whose form or
     header is not known."""
-    text = read_text(os.path.expanduser(path), utf16=True)
-    suffix = split_suffix(path)[1]
+    file, suffix = os.path.expanduser(path), split_suffix(path)[1]
+    if suffix == SUFFIX or is_parquet(file):
+        return _parquet_lines(file)
+    text = read_text(file, utf16=True)
     if suffix == ".jsonl":
         return _json_lines(text)
     if suffix == ".json":
@@ -359,6 +369,14 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
     return f"{what}: it {unknown(rows)}"
+
+
+def _parquet_lines(path: str) -> Iterator[_Line]:
+    """Each row is a line by its number."""
+    try:
+        yield from (_Line(number, row) for number, row in enumerate(table_rows(path), 1))
+    except ParquetError as error:
+        raise Unfit(str(error)) from error
 
 
 def _json_lines(text: str) -> Iterator[_Line]:
@@ -468,7 +486,7 @@ def lost_folders(
 ) -> list[str]:
     """Folders that a table names by absolute paths and that are not on this machine; none of one that cannot be
     read. images: those of the images too, not of what belongs to them alone."""
-    rows = _rows(path, moved, given, Table(path))
+    rows = _rows(path, moved, given, Table(path, path))
     named = chain.from_iterable(((images and name) or "", *row.references, *row.worse) for _, name, row in rows)
     folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
     return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
@@ -478,6 +496,6 @@ def line_naming(
     path: str, named: str, moved: Mapping[str, str] = NOTHING_MOVED, given: ColumnsConfig = NO_COLUMNS
 ) -> str:
     """The table with the first line in which a file is named so, as file:line."""
-    rows = _rows(path, moved, given, Table(path))
+    rows = _rows(path, moved, given, Table(path, path))
     found = (at for at, name, row in rows if named in (name, image_name(name), row.mask, *row.references, *row.worse))
     return f"{path}:{number}" if (number := next(found, 0)) else path
