@@ -545,8 +545,8 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
 DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
-OPTIONAL = {"matplotlib", "wandb"}
-"""Asked for by a key, which names the package where it is missing."""
+OPTIONAL = {"matplotlib", "pyarrow", "wandb"}
+"""Asked for by a key or a file, whose message names the package where it is missing."""
 
 FOR_THE_USER = {
     "peft": "diffusers' load_lora_weights, in docs/use_your_lora.md",

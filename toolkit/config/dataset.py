@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.hub_dataset import from_cache, hub_fault, hub_remedy
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
 from toolkit.files.redact import register_secret
@@ -148,6 +149,10 @@ class WebDatasetConfig(StrictModel):
     on_resume: ClassVar = dict.fromkeys(("token", "samples", "max_unreadable"), "harmless")
 
 
+FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
+"""A folder, or a dataset of the hub in the hub cache."""
+
+
 class ColumnsConfig(StrictModel):
     """`datasets[].columns`: which column of a table of captions is what. Names that are known without it stand in
     docs/datasets.md; what is given here goes before those of its role."""
@@ -196,9 +201,10 @@ class DatasetConfig(StrictModel):
     """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or, with `url`
     instead of `folder_path`, a stream of shards."""
 
-    folder_path: PathStr = ""
+    folder_path: FolderStr = ""
     """Folder of the images, relative to the working directory, or a zip file of one: `pairs.zip`, or of a folder in it
-    `pairs.zip/after`. Either this, `url`, or `captions_file` alone."""
+    `pairs.zip/after`; a Parquet file with pictures, or a folder of such files; or the id of a hub dataset that is
+    downloaded (`owner/name`). Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
     """Tar files in WebDataset format, which are streamed during training: `hf://datasets/owner/name/*.tar`,
@@ -386,7 +392,7 @@ class DatasetConfig(StrictModel):
         else:
             if "webdataset" in self.model_fields_set:
                 yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
-            yield from check_path("folder_path", self.folder_path or None, IMAGES, job)
+            yield from _check_folder(self.folder_path or None, job)
             yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
             if self.control_path and self.control_suffix:
                 yield error("control_suffix", "cannot be combined with 'control_path'. Remove one of them.")
@@ -421,6 +427,14 @@ class DatasetConfig(StrictModel):
             remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
             yield error("mask_path", f"is the same folder as folder_path: each image would be its own mask. {remedy}")
         yield from check_path("mask_path", self.mask_path, "Give a folder of masks.", job)
+
+
+def _check_folder(path: str | None, job: JobContext) -> Findings:
+    """An error for a folder of images that is not there, also as a dataset of the hub."""
+    if path and not job.will_write(path) and (fault := hub_fault(path)):
+        yield error("folder_path", fault)
+    else:
+        yield from check_path("folder_path", path, IMAGES + (hub_remedy(path) if path else ""), job)
 
 
 def _with_listed_resolution(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
@@ -505,7 +519,7 @@ class ValidationConfig(StrictModel):
     every_n_epochs: int = Field(default=0, ge=0)
     """Epochs between two validations; if both are given, both apply. 0: no others."""
 
-    folder_path: PathStr | None = None
+    folder_path: FolderStr | None = None
     """Folder of the images, as in a dataset. Either this or `fraction`."""
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
@@ -564,7 +578,7 @@ class ValidationConfig(StrictModel):
             for key in sorted(self.model_fields_set & set(OF_THE_FOLDER)):
                 yield error(key, "only applies with 'folder_path', which is not set. Remove it.")
             return
-        yield from check_path("folder_path", self.folder_path, IMAGES, job)
+        yield from _check_folder(self.folder_path, job)
         yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
         for slot, path in enumerate(self.control_path):
             yield from check_path(f"control_path.{slot}", path, IMAGES, job)

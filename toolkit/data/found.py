@@ -151,8 +151,8 @@ def split_of(name: str) -> str:
 
 
 def held_out_folders(names: Iterable[str]) -> list[str]:
-    """Of folders beside each other those that are kept from the training by their names, such as `validation` and
-    `test`; none where no other is named as the one to train on."""
+    """The folders beside each other that their names keep from the training, such as `validation` and `test`; none
+    where no other is named as the one to train on."""
     splits = {name: split_of(name) for name in names}
     return [name for name, split in splits.items() if split not in ("", "train") and "train" in splits.values()]
 

@@ -97,8 +97,8 @@ class Table:
     """Columns that are not used -> their values: each the name of the image as it is written, and a text."""
 
     def unused_files(self, is_file: Callable[[str], bool]) -> list[str]:
-        """Of the columns that are not used, those whose values are all files that are there. A column that repeats the
-        name of the image is none."""
+        """The columns that are not used and whose values are all files that are there. One that repeats the name of the
+        image does not count."""
         found = []
         for column, values in self.unused.items():
             others = [value for name, value in values if image_name(value) != image_name(name)]
@@ -111,7 +111,7 @@ class _Line(NamedTuple):
     """One row of the file."""
 
     number: int
-    """Of its line; in `.json`, of its entry."""
+    """The number of its line; in `.json`, of its entry."""
 
     row: Mapping[Any, Any]
     fault: str = ""
