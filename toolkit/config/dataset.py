@@ -226,10 +226,12 @@ class DatasetConfig(StrictModel):
     """Extension of the caption files, with or without the dot; of a list, the first that exists is read. A `.json` file
     has its caption under the key `caption`."""
 
-    captions: Annotated[Literal["one", "lines"], OneOf()] = "one"
+    captions: Annotated[Literal["one", "lines", "names"], OneOf()] = "one"
     """one: the text of an image is one caption, line breaks included. lines: each of its lines is a caption, in `.json`
     and `.jsonl` also each text of a list; one of them is drawn each time the image is used, by `training_seed`.
-    Prefix, trigger word, dropout and shuffling apply to the one that is drawn; the validation uses the first."""
+    Prefix, trigger word, dropout and shuffling apply to the one that is drawn; the validation uses the first. names:
+    the caption is the file name with spaces for `_`, without `image_suffix` and without a number in brackets at its
+    end; no caption file and no table is read."""
 
     default_caption: str = ""
     """Caption of images that have none, or an empty one."""
@@ -247,7 +249,7 @@ class DatasetConfig(StrictModel):
 
     caption_from_name: bool = False
     """Use the file name, with spaces for `_`, as the caption of images that have none: `a_red_cat.jpg` is `a red cat`.
-    Takes precedence over `default_caption`."""
+    Takes precedence over `default_caption`. With `captions: names` it is that of all images."""
 
     skip_unreadable: bool = False
     """Leave out images whose file is damaged, animated or of another format, with those whose control image or mask is;
@@ -394,6 +396,8 @@ class DatasetConfig(StrictModel):
                 yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
             yield from _check_folder(self.folder_path or None, job)
             yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
+            if self.captions == "names" and self.captions_file:
+                yield error("captions", "'names' and 'captions_file' cannot be combined. Remove one of them.")
             if self.control_path and self.control_suffix:
                 yield error("control_suffix", "cannot be combined with 'control_path'. Remove one of them.")
             for slot, path in enumerate(self.control_path):

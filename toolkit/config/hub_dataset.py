@@ -7,9 +7,9 @@ from pathlib import Path
 
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?huggingface\.co/datasets/|hf://datasets/)")
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:/tree/[^/]+|@[^/]+)?(/.*)?", re.ASCII)
-_FOLDERS = frozenset(
-    ("data", "dataset", "datasets", "images", "input", "model", "models")
-    + ("output", "outputs", "photos", "pictures", "spaces", "train")
+_FOLDERS = (
+    *("data", "dataset", "datasets", "images", "input", "model", "models"),
+    *("output", "outputs", "photos", "pictures", "spaces", "train"),
 )
 """First parts of a path that mean a folder here."""
 

@@ -90,6 +90,15 @@ def _caption_or_error(path: str) -> str | CaptionError:
         return error
 
 
+def caption_of_name(stem: str) -> str:
+    """The caption that the name of an image is: spaces for `_`, without the number that file managers put behind equal
+    names.
+
+    Example: `a_red_cat (2)` is `a red cat`.
+    """
+    return re.sub(r"\s*\([0-9]+\)$", "", stem.replace("_", " ")).strip()
+
+
 def read_caption(path: Path | str) -> str:
     """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n; of a `.json` file the
     caption in it, of a list there a line for each.

@@ -23,6 +23,7 @@ from toolkit.config.dataset import DatasetConfig
 from toolkit.data.captions import (
     LIST,
     caption_files,
+    caption_of_name,
     caption_rules,
     find_captions,
     trained_caption,
@@ -534,10 +535,11 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
         findings.mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
         return False
     captions = _caption_files(folder)
-    if folder.table is None and findings.read_captions and not any(map(any, captions)):
+    by_name = dataset.captions == "names"
+    if folder.table is None and findings.read_captions and not by_name and not any(map(any, captions)):
         _take_table_beside(folder, findings)
         captions = _caption_files(folder)
-    caption_ext = dataset.caption_ext if folder.table is None else ()
+    caption_ext = dataset.caption_ext if folder.table is None and not by_name else ()
     used, ignored = set(chain.from_iterable(captions)), dict[tuple[str, str], list[str]]()
     for name, written in listing.files.items():
         if written not in used:
@@ -562,6 +564,8 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
 
 def _caption_files(folder: FoundFolder) -> list[list[str]]:
     """The files of the folder that are read for captions: for each suffix those of the images, or the one table."""
+    if folder.dataset.captions == "names":
+        return []
     if folder.table_path is None:
         return caption_files(folder.listing, folder.dataset.caption_ext, folder.dataset.image_suffix)
     place, name = os.path.split(folder.table_path)
@@ -584,7 +588,8 @@ def _why_ignored(
         return reason, "Give image and caption the same name, in upper and lower case too"
     if suffix in _TEXT_SUFFIXES and name.removesuffix(suffix) in listing.images:
         if not caption_ext:
-            return "not a caption, because captions_file is given", ""
+            why = "captions is names" if dataset.captions == "names" else "captions_file is given"
+            return f"not a caption, because {why}", ""
         return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
     names = [image_name(files[0]) for files in listing.images.values()]
     if caption_ext and any(_names_any(table, listing.prefix, names) for table in _tables(listing, dataset, [name])):
@@ -674,6 +679,8 @@ def _take_table_above(dataset: DatasetConfig, folders: Sequence[FoundFolder], fi
     below = [folder for folder in folders if folder.subfolder]
     if not (below and dataset.folder_path and findings.read_captions) or dataset.captions_file:
         return
+    if dataset.captions == "names":
+        return
     if is_parquet(os.path.expanduser(dataset.folder_path)):  # whose rows are used already
         return
     if (top := findings.listing(dataset.folder_path)) is None:
@@ -709,7 +716,9 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
             findings.mistake(join(listing.folder, files[0]), reason)
     if folder.table is None:
         folder.captions = find_captions(listing, _caption_files(folder), findings.mistakes)
-        if dataset.caption_from_name:
+        if dataset.captions == "names":
+            folder.captions = [caption_of_name(stem.removesuffix(dataset.image_suffix)) for stem in listing.images]
+        elif dataset.caption_from_name:
             names = (stem.replace("_", " ") for stem in listing.images)
             folder.captions = [caption or name for caption, name in zip(folder.captions, names, strict=True)]
     else:

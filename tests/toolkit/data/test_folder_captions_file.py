@@ -330,3 +330,15 @@ def test_a_file_name_is_the_caption_of_an_image_without_one(image, dataset, tmp_
     scan = scan_datasets([dataset(tmp_path / "named", caption_from_name=True, default_caption="none")], None)
     assert [sample.caption for sample in scan.samples] == ["a red cat", "written"]
     assert scan.folders[0].missing_captions == 0
+
+
+def test_captions_of_names_are_those_of_all_images(image, dataset, tmp_path: Path) -> None:
+    for name in ("a_red_cat.png", "a_red_cat (2).png", "sub/a_dog_end.png"):
+        image(tmp_path / "named" / name)
+    (tmp_path / "named" / "a_red_cat.txt").write_text("written")
+    (tmp_path / "named" / "t.tsv").write_text("a_red_cat (2).png\tin a table")
+    scan = scan_datasets([dataset(tmp_path / "named", captions="names", resolution=(64,))], "sks")
+    assert [sample.caption for sample in scan.samples] == ["sks a red cat"] * 2
+    assert f"{tmp_path}/named: ignored, not a caption, because captions is names: a_red_cat.txt" in scan.notes
+    ends = dataset(tmp_path / "named" / "sub", captions="names", image_suffix="_end", resolution=(64,))
+    assert [sample.caption for sample in scan_datasets([ends], None).samples] == ["a dog"]
