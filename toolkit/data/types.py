@@ -136,6 +136,19 @@ class Sample(NamedTuple):
         return self.image.rpartition(os.sep)[2]
 
 
+class ShardSample(NamedTuple):
+    """The files of one sample in a shard."""
+
+    key: str
+    """Their path up to the first dot of the file's name; of a Parquet file the number of the row."""
+
+    fields: dict[str, bytes]
+    """What is behind that dot, in small letters -> the file."""
+
+    byte: int
+    """Where the sample begins in the (unpacked) tar; of a Parquet file its row."""
+
+
 class ResizeCrop(NamedTuple):
     """How an image is fitted to its bucket: resized to `scaled`, then cropped to `bucket` at (left, top)."""
 
