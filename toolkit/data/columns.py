@@ -144,6 +144,10 @@ class Columns:
     labelled: tuple[str, ...] = ()
     """Those of `LABELLED`, where the table has them."""
 
+    is_of_pairs: bool = False
+    """Whether control images and masks are of this table's pairs alone, and not trained where they have no row. Not of
+    the names that were known before `columns`: runs with those go on as they began."""
+
     @property
     def is_table(self) -> bool:
         """Whether they are those of a table of images: an image, and what is said of it."""
@@ -169,7 +173,10 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
             continue
         own = [key for key in written if key not in taken]
         of_role[role] = _numbered(own, rows) if role == "control" else _known(role, own, rows)
-    return Columns(**of_role, labelled=labelled if is_labelled else ())
+    early = {known.name for known in KNOWN if known.role == "control" and not known.paths_only}
+    controls = {re.sub(r"_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]}
+    is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
+    return Columns(**of_role, labelled=labelled if is_labelled else (), is_of_pairs=is_of_pairs)
 
 
 def _given(names: Iterable[str], by_name: Mapping[str, str], role: str) -> tuple[str, ...]:

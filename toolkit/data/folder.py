@@ -225,7 +225,11 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
                 of_table.setdefault(str(folder.table_path), []).append(folder)
         for path, with_table in of_table.items():
             _place_table(dataset, path, with_table, findings)
-        folders += own
+        names_pairs = any(row.references for folder in own for row in (folder.table or {}).values())
+        if dataset.folder_path and not names_pairs:
+            _note_pair_folders(dataset, {str(folder.subfolder): folder.listing.images for folder in own}, findings)
+        # The table may name all images of a folder as control images of others.
+        folders += [folder for folder in own if folder.listing.images or folder.table_path not in findings.of_pairs]
     for folder in folders:
         folder.slots = _slots(folder, findings)
     slots = [(slot, folder.listing.images) for folder in folders for slot in folder.slots]
@@ -238,6 +242,8 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
 def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[FoundFolder], findings: ScanFindings) -> None:
     """Brings the rows of a table to the names of the images, and notes images and rows without each other."""
     table = folders[0].table or {}
+    if path in findings.of_pairs:
+        _leave_out_partners(dataset, path, folders, findings)
     images = [*chain.from_iterable(folder.image_names() for folder in folders)]
     rows, begin = placed(table, path, dataset.folder_path, images)
     for folder in folders:
@@ -256,6 +262,27 @@ def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[FoundFolde
     if unused:
         what = f"{len(unused)} of {len(rows)} lines name no image of {dataset.place}"
         findings.notes.append(f"{path}: {what}: {shorten(unused)}")
+
+
+def _leave_out_partners(
+    dataset: DatasetConfig, path: str, folders: Sequence[FoundFolder], findings: ScanFindings
+) -> None:
+    """Leaves out the images that a table names as control images or masks of others, and that have no row."""
+    bases = (dataset.folder_path, os.path.dirname(path), ".")
+    named = chain.from_iterable((*row.references, row.mask) for row in (folders[0].table or {}).values())
+    places = (next(filter(os.path.isfile, _places(name, bases)), "") for name in named if name)
+    partners = {os.path.realpath(place) for place in places if place}
+    left_out = []
+    for folder in folders:
+        called = dict(zip(folder.listing.images, folder.table_names(), strict=True))
+        rows, images = folder.table or {}, folder.listing.images
+        files = {stem: os.path.realpath(folder.listing.path(names[0])) for stem, names in images.items()}
+        alone = [stem for stem, file in files.items() if file in partners and called[stem] not in rows]
+        left_out += [called[stem] for stem in alone]
+        folder.listing = replace(folder.listing, images={stem: images[stem] for stem in images if stem not in alone})
+    if left_out:
+        what = f"{count_of(len(left_out), 'image')} not trained, as control images or masks of others"
+        findings.notes.append(f"{path}: {what}: {shorten(left_out)}")
 
 
 def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
@@ -321,7 +348,6 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
             images = _without_partners(listing, dataset)
             yield FoundFolder(index, dataset, images, name, table, dataset.captions_file, listing)
     if len(listings) > 1:
-        _note_pair_folders(dataset, {name: listing.images for name, listing in listings if listing}, findings)
         _note_splits(dataset, [name for name, listing in listings if listing and listing.images], findings)
     below = _images_below([join(path, name) for name in empty], dataset, findings) if empty else []
     if not any(listing and listing.images for _, listing in listings):
@@ -357,6 +383,8 @@ def _taken(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFind
     """The rows of a table that is used; its mistakes, and the columns that are not used, are told. folder: that the
     table lies in, as the user wrote it."""
     findings.mistakes += table.mistakes
+    if table.is_of_pairs:
+        findings.of_pairs.add(table.path)
     if table.undecided:
         what = f"{count_of(table.undecided, 'vote')} for neither of two images: not used"
         findings.notes.append(f"{table.called}: {what}")
@@ -550,7 +578,8 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
             _not_used(listing, names, reason, remedy, findings, findings.unused)
         else:
             findings.notes.append(f"{listing.folder}: ignored, {reason}: {shorten(names)}")
-    if not (dataset.image_suffix or dataset.control_suffix) and (pairs := pair_names(listing.images)):
+    by_table = any(row.references for row in (folder.table or {}).values())
+    if not (dataset.image_suffix or dataset.control_suffix or by_table) and (pairs := pair_names(listing.images)):
         optional = ", control_optional: true" if pairs.optional else ""
         controls = ", ".join(map(in_yaml, pairs.controls))
         given = f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]{optional}"

@@ -36,6 +36,8 @@ class ScanFindings:
     unused: list[tuple[str, str]] = field(default_factory=list)
     unpaired: list[tuple[str, str]] = field(default_factory=list)
     held_out: list[tuple[str, str]] = field(default_factory=list)
+    of_pairs: set[str] = field(default_factory=set)
+    """Tables whose control images and masks are not trained where they have no row."""
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))

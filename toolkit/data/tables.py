@@ -90,6 +90,9 @@ class Table:
     mistakes: list[Diagnostic] = field(default_factory=list)
     """A file that cannot be used, and lines that cannot."""
 
+    is_of_pairs: bool = False
+    """As `Columns.is_of_pairs`."""
+
     undecided: int = 0
     """Lines that are skipped, because neither of two images is better."""
 
@@ -169,6 +172,7 @@ def _rows(
     except Unfit as error:
         mistake(str(error))
         return
+    table.is_of_pairs = columns.is_of_pairs
     used, found = _used(columns), set[str | None]()
     others = [key for key in dict.fromkeys(chain.from_iterable(usable)) if isinstance(key, str) and key not in used]
     table.unused = {key: [] for key in others}

@@ -194,3 +194,29 @@ def test_a_table_without_a_known_image_says_how_to_name_it_in_the_job(data: Path
     assert str(caught.value) == f"{path}: has no column that is known as the image; {columns}. {remedy}"
     section = dataset("", captions_file=path, columns={"image": "good_jpg", "worse": "bad_jpg"})
     assert scan_datasets([section], None).pairs == 1
+
+
+def test_control_images_beside_their_images_are_not_trained_themselves(tmp_path: Path, image, dataset) -> None:
+    """As `datasets` reads it: a row is a sample. Those of names that were known before stay as they are."""
+    for name in ("x_before", "x_after", "y_before", "y_after", "z"):
+        image(tmp_path / f"{name}.png")
+    rows = [{"before_file_name": f"{n}_before.png", "after_file_name": f"{n}_after.png", "text": n} for n in "xy"]
+    write(tmp_path / "metadata.jsonl", rows)
+    scan = scan_datasets([dataset(tmp_path)], "sks")
+    found = [(sample.name, [Path(path).name for path in sample.control_images]) for sample in scan.samples]
+    assert found == [("x_after.png", ["x_before.png"]), ("y_after.png", ["y_before.png"]), ("z.png", [])]
+    what = "2 images not trained, as control images or masks of others: x_before.png, y_before.png"
+    assert f"{tmp_path}/metadata.jsonl: {what}" in scan.notes
+    rows = [{"control_path": f"{n}_before.png", "image_path": f"{n}_after.png", "text": n} for n in "xy"]
+    write(tmp_path / "metadata.jsonl", rows)
+    names = [sample.name for sample in scan_datasets([dataset(tmp_path)], "sks").samples]
+    assert names == ["x_after.png", "x_before.png", "y_after.png", "y_before.png", "z.png"]
+
+
+def test_subfolders_of_pairs_below_their_table_are_pairs(tmp_path: Path, image, dataset) -> None:
+    for folder in ("before", "after"):
+        image(tmp_path / folder / "x.png")
+    write(tmp_path / "metadata.jsonl", [{"source": "before/x.png", "target": "after/x.png", "prompt": "make it blue"}])
+    scan = scan_datasets([dataset(tmp_path)], None)
+    assert [(sample.folder, sample.caption) for sample in scan.samples] == [(f"{tmp_path}/after", "make it blue")]
+    assert [info.folder for info in scan.folders] == [f"{tmp_path}/after"] and scan.unpaired == ()
