@@ -58,6 +58,8 @@ from toolkit.data.partners import (
     unpaired,
 )
 from toolkit.data.tables import (
+    NO_COLUMNS,
+    NO_JSON,
     TABLES,
     Table,
     TableRow,
@@ -225,6 +227,9 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
                 of_table.setdefault(str(folder.table_path), []).append(folder)
         for path, with_table in of_table.items():
             _place_table(dataset, path, with_table, findings)
+        if dataset.columns != NO_COLUMNS and own and not any(folder.table is not None for folder in own):
+            what = "'columns' is given, and no table of captions is read. Give one as 'captions_file'"
+            findings.notes.append(f"warning: {dataset.place}: {what}, or take 'columns' out")
         names_pairs = any(row.references for folder in own for row in (folder.table or {}).values())
         if dataset.folder_path and not names_pairs:
             _note_pair_folders(dataset, {str(folder.subfolder): folder.listing.images for folder in own}, findings)
@@ -349,6 +354,11 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
             yield FoundFolder(index, dataset, images, name, table, dataset.captions_file, listing)
     if len(listings) > 1:
         _note_splits(dataset, [name for name, listing in listings if listing and listing.images], findings)
+    if not any(listing and listing.images for _, listing in listings):
+        deeper = [*_folders_of_deeper_table(index, dataset, top, findings)] if table is None else []
+        yield from deeper
+        if deeper:
+            return
     below = _images_below([join(path, name) for name in empty], dataset, findings) if empty else []
     if not any(listing and listing.images for _, listing in listings):
         remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -413,6 +423,19 @@ def _places(path: str, bases: Iterable[str]) -> list[str]:
     written = dict.fromkeys((path, path.replace("\\", "/")))
     places = [path] if os.path.isabs(path) else [join(base or ".", each) for base in bases for each in written]
     return [os.path.expanduser(place) for place in places]
+
+
+def _folders_of_deeper_table(
+    index: int, dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
+) -> Iterator[FoundFolder]:
+    """The folders of the images that the only table in a folder names, further down than its subfolders."""
+    tables = _tables(top, dataset, top.files)
+    found = [table for table in tables if any(os.path.isfile(top.path(name)) for name in table.rows)]
+    if len(found) == 1 and dataset.captions != "names":
+        (table,) = found
+        findings.notes.append(f"{top.folder}: the images are those that {table.path} names")
+        rows = _taken(dataset, table, top.folder, findings)
+        yield from _folders_of_table(index, dataset, rows, table.path, top.folder, findings)
 
 
 def _note_pair_folders(dataset: DatasetConfig, inside: Mapping[str, Collection[str]], findings: ScanFindings) -> None:
@@ -509,6 +532,12 @@ def _folders_of_table(
     inside: dict[str, set[str]] = {}
     for name in table:
         inside.setdefault(os.path.dirname(name), set()).add(name)
+    if addresses := [name for name in table if name.startswith(("http:/", "https:/"))]:
+        what = (
+            f"names {count_of(len(addresses), 'address', 'addresses')}, such as {addresses[0]!r}, and images are files"
+        )
+        findings.mistake(path, f"{what}. Download them, and write the names of the files")
+        return
     for subfolder, names in inside.items():
         start = join(place, subfolder) if subfolder else place
         is_there = os.path.isdir(os.path.expanduser(start)) or archive_in(start)
@@ -646,7 +675,8 @@ def _names_any(table: Table, folder: str, names: Sequence[str]) -> bool:
 def _is_meant(table: Table, names: Sequence[str]) -> bool:
     """Whether a table that names no image of its folder is one of images: by its rows, or, where they cannot be read,
     by a name of an image in the file. names: of the images."""
-    if not table.mistakes:
+    is_json = split_suffix(table.path)[1] == ".json" and not any(NO_JSON in each.message for each in table.mistakes)
+    if is_json or not table.mistakes:  # objects of other programs mention images too
         return any(split_suffix(each)[1] in IMAGE_SUFFIXES for each in table.rows)
     if split_suffix(table.path)[1] == PARQUET:  # its text is packed; `datasets` names such a table so
         return os.path.basename(table.path) == "metadata.parquet"
@@ -679,14 +709,19 @@ def _only_table(
     if not found:
         for table in tables:
             if _is_meant(table, names):
-                findings.mistakes += table.mistakes or [_of_others(table, folder, names)]
+                findings.mistakes += map(_found, table.mistakes or [_of_others(table, folder, names)])
     return None
+
+
+def _found(mistake: Diagnostic) -> Diagnostic:
+    """The mistake of a table that was found, with what to do where it is none of captions."""
+    why = "It is read because no image has a caption file; if it is not for them, move it away"
+    return replace(mistake, message=f"{mistake.message}. ({why}.)")
 
 
 def _of_others(table: Table, folder: str, names: Sequence[str]) -> Diagnostic:
     what = f"none of its {count_of(len(table.rows), 'line')} names an image of the folder, and no image has a caption"
-    remedy = f"{_unlike(list(table.rows), names)}, or move the table away"
-    return Diagnostic((table.path,), f"{what}. {remedy}")
+    return Diagnostic((table.path,), f"{what}. {_unlike(list(table.rows), names)}")
 
 
 def _take_table_beside(folder: FoundFolder, findings: ScanFindings) -> None:
@@ -710,15 +745,15 @@ def _take_table_above(dataset: DatasetConfig, folders: Sequence[FoundFolder], fi
         return
     if dataset.captions == "names":
         return
-    if is_parquet(os.path.expanduser(dataset.folder_path)):  # whose rows are used already
-        return
     if (top := findings.listing(dataset.folder_path)) is None:
         return
     bare = [folder for folder in below if folder.table is None and not any(map(any, _caption_files(folder)))]
     names = [*chain.from_iterable(folder.image_names() for folder in (bare or below))]
     table = _only_table(top, dataset.folder_path, names, dataset, findings) if bare else None
     if table is None:
-        tables = [each for each in _tables(top, dataset, top.files) if _names_any(each, dataset.folder_path, names)]
+        used = {folder.table_path for folder in folders}
+        tables = [each for each in _tables(top, dataset, top.files) if each.path not in used]
+        tables = [each for each in tables if _names_any(each, dataset.folder_path, names)]
         if tables:
             _not_used(top, [os.path.basename(each.path) for each in tables], *_OTHER_TABLE, findings, findings.unused)
         return

@@ -178,8 +178,8 @@ def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
 # ---------------------------------------------------------------- words of messages
 
 
-def count_of(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def count_of(number: int, what: str, several: str = "") -> str:
+    return f"{number:,} {what if number == 1 else several or f'{what}s'}"
 
 
 def shorten(names: Iterable[str]) -> str:

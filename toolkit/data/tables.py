@@ -30,6 +30,7 @@ from toolkit.data.columns import (
     Unfit,
     columns_of,
     first_of,
+    in_yaml,
     labelled,
     names_of,
     texts_in,
@@ -217,6 +218,9 @@ def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
     raise Unfit(_NO_NAME)
 
 
+NO_JSON = "is not valid JSON"
+"""How the message of a file or line begins that is none."""
+
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
 
 
@@ -367,11 +371,14 @@ def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
     what = f"{shown} is not a header with {name!r} and {caption!r}"
     try:
-        columns_of(rows or [dict.fromkeys(header)], given)
+        columns = columns_of(rows or [dict.fromkeys(header)], given)
     except Unfit as error:
         return str(error)
     if len(header) < 2 or not rows:
         return f"{what}. Add one with these names, and commas between them"
+    if columns.image:
+        texts = ", ".join(in_yaml(key) for key in header if key not in columns.image)
+        return f"{what}: no column is known as the caption. Say which it is: 'columns: {{prompt: ...}}', of {texts}"
     return f"{what}: it {unknown(rows)}"
 
 
@@ -389,7 +396,7 @@ def _json_lines(text: str) -> Iterator[_Line]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield _Line(number, {}, f"is not valid JSON: {getattr(error, 'msg', error)}. Fix the line")
+                yield _Line(number, {}, f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix the line")
                 continue
             yield _Line(number, row) if isinstance(row, dict) else _Line(number, {}, _NO_NAME)
 
@@ -399,7 +406,7 @@ def _json_entries(text: str) -> Iterator[_Line]:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = f"is not valid JSON: {getattr(error, 'msg', error)}. Fix it, or write a line for each image"
+        reason = f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix it, or write a line for each image"
         yield _Line(getattr(error, "lineno", 1), {}, reason)
         return
     rows = whole if isinstance(whole, list) else [whole]

@@ -178,7 +178,7 @@ def test_metadata_beside_images_is_an_error_without_pyarrow_and_another_file_is_
     monkeypatch.setattr(parquet, "find_spec", lambda name: None)
     with pytest.raises(DataErrors) as caught:
         scan_datasets([section(tmp_path)], "sks")
-    assert str(caught.value) == f"{table}: {parquet.MISSING}"
+    assert str(caught.value).startswith(f"{table}: {parquet.MISSING}")
     table.rename(tmp_path / "embeddings.parquet")
     assert scan_datasets([section(tmp_path)], "sks").samples[0].caption == "sks"
 

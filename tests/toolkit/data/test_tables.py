@@ -79,8 +79,8 @@ def test_a_csv_that_is_not_read_says_why(data: Path, dataset, text: str, reason:
         with pytest.raises(DataErrors) as caught:
             scan_datasets([section], "sks")
         told.append(str(caught.value))
-    place = f"{data}/t.csv" + ("" if reason.startswith(":2") else ":1")
-    assert told == [f"{place}{reason.removeprefix(':2') if place.endswith(':2') else reason}"] * 2
+    told_of_both = f"{data}/t.csv{reason}" if reason.startswith(":2") else f"{data}/t.csv:1{reason}"
+    assert told[0] == told_of_both and told[1].startswith(f"{told_of_both}. (It is read because no image has")
 
 
 def test_titles_that_are_given_are_a_header(data: Path, dataset) -> None:
@@ -179,3 +179,60 @@ def test_the_page_has_every_name_that_is_known() -> None:
         known.name for known in KNOWN if f"`{known.name}`" in names or f"`{known.name.removesuffix('s')}`" in names
     }
     assert listed == {known.name for known in KNOWN}
+
+
+# ---------------------------------------------------------------- what is given, and what is found
+
+
+def test_a_table_names_images_further_down_than_its_subfolders(tmp_path: Path, image, dataset) -> None:
+    for name in ("images/a/x.png", "images/b/x.png", "images/b/y.png"):
+        image(tmp_path / "set" / name)
+    rows = [{"file_name": f"images/{name}.png", "text": name} for name in ("a/x", "b/x")]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scan = scan_datasets([dataset(tmp_path / "set", resolution=(64,))], None)
+    assert [sample.caption for sample in scan.samples] == ["a/x", "b/x"]
+    assert scan.notes == (f"{tmp_path}/set: the images are those that {tmp_path}/set/metadata.jsonl names",)
+
+
+def test_columns_that_are_given_without_a_table_are_told(data: Path, dataset) -> None:
+    (data / "a.txt").write_text("a cat")
+    scan = scan_datasets([dataset(data, columns={"control": "photo"})], "sks")
+    what = "'columns' is given, and no table of captions is read. Give one as 'captions_file', or take 'columns' out"
+    assert f"warning: {data}: {what}" in scan.notes
+
+
+def test_addresses_of_images_are_told_once(tmp_path: Path, dataset) -> None:
+    (tmp_path / "t.csv").write_text("image,text\nhttps://x.org/a.png,one\nhttps://x.org/b.png,two\n")
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset("", captions_file=str(tmp_path / "t.csv"))], None)
+    what = "names 2 addresses, such as 'https:/x.org/a.png', and images are files"
+    assert str(caught.value) == f"{tmp_path}/t.csv: {what}. Download them, and write the names of the files"
+
+
+def test_a_title_of_the_caption_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file_name,width,label text\na.png,64,a cat\n")
+    (mistake,) = read_table(str(tmp_path / "t.csv")).mistakes
+    remedy = "Say which it is: 'columns: {prompt: ...}', of width, \"label text\""
+    assert mistake.message.endswith(f": no column is known as the caption. {remedy}")
+
+
+OTHERS = {
+    "workflow.json": '{"nodes": [{"inputs": "a.png"}], "links": [1]}',
+    "coco.json": '{"images": [{"file_name": "a.png"}], "annotations": []}',
+    "settings.json": '{"version": "1"}',
+    "notes.csv": "what,when\nlight,now\n",
+    "log.jsonl": '{"step": 1}\n',
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_other_programs_are_not_taken_for_tables(data: Path, dataset, name: str) -> None:
+    (data / name).write_text(OTHERS[name])
+    scan = scan_datasets([dataset(data, resolution=(64,))], "sks")
+    assert scan.notes == (f"{data}: ignored, not an image: {name}",)
+
+
+def test_a_broken_json_that_names_the_images_is_a_mistake(data: Path, dataset) -> None:
+    (data / "t.json").write_text('{"a.png": "one",}')
+    with pytest.raises(DataErrors, match=r"t\.json:1: is not valid JSON: .*move it away"):
+        scan_datasets([dataset(data)], "sks")
