@@ -477,19 +477,23 @@ def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
         return [path] if is_one else []
     if dataset.captions_file or not os.path.isdir(place):
         return []
-    found, waiting = list[str](), [path]
-    for _ in range(_LOOKED_INTO):
-        if not waiting:
-            break
-        folder = waiting.pop(0)
-        with suppress(OSError):  # it is told where the folder is looked for images
-            listing = findings.scan_cache.listing(folder)
-            if listing.images:
-                return []
+    found, level = list[str](), [path]
+    for depth in range(_PARQUET_DEPTH + 1):
+        listings = []
+        for folder in level[:_LOOKED_INTO]:
+            with suppress(OSError):  # it is told where the folder is looked for images
+                listings.append(findings.scan_cache.listing(folder))
+        if depth < _PARQUET_DEPTH and any(listing.images for listing in listings):
+            return []
+        for listing in listings:
             names = [name for name in listing.files.values() if split_suffix(name)[1] == PARQUET]
-            found += [join(folder, name) for name in names if has_pictures(listing.path(name))]
-            waiting += [join(folder, name) for name in listing.subfolders]
+            found += [join(listing.folder, name) for name in names if has_pictures(listing.path(name))]
+        level = [join(listing.folder, name) for listing in listings for name in listing.subfolders]
     return sorted(found)
+
+
+_PARQUET_DEPTH = 2
+"""So many folders down the hub has Parquet files: `data/`, or a configuration with its splits."""
 
 
 def _folders_of_parquet(

@@ -82,6 +82,9 @@ def test_pictures_in_the_rows_are_unpacked_and_read_by_their_columns(tmp_path: P
     with Image.open(scan.samples[1].control_images[0]) as control:
         assert control.getpixel((0, 0)) == (255, 0, 0)
     assert not [note for note in scan.notes if "warning" in note or "not used" in note]
+    again = scan_datasets([dataset], None, scan_cache=ScanCache.beside(str(tmp_path / "set" / "runs")))
+    assert again.samples[0].folder == scan.samples[0].folder
+    assert scan_datasets([dataset], None).samples[0].folder == scan.samples[0].folder, "with a cache in the folder"
     (home,) = (tmp_path / "runs").glob("_cache/zips/*")
     assert sorted(path.name for path in home.iterdir()) == ["edited_image", "input_image", "metadata.jsonl"]
 
