@@ -174,6 +174,8 @@ def _rows(
         mistake(str(error))
         return
     table.is_of_pairs = columns.is_of_pairs
+    first = (columns.image, columns.prompt, columns.worse)
+    several = [keys for keys in first if len(keys) > 1]  # of which a row uses one
     used, found = _used(columns), set[str | None]()
     others = [key for key in dict.fromkeys(chain.from_iterable(usable)) if isinstance(key, str) and key not in used]
     table.unused = {key: [] for key in others}
@@ -189,7 +191,7 @@ def _rows(
         except Unfit as error:
             mistake(str(error), number)
             continue
-        found.update(first_of(row, keys) for keys in (columns.image, columns.prompt, columns.worse))
+        found.update(first_of(row, keys) for keys in several)
         for key in others:
             table.unused[key] += [(name, moved_path(value, moved)) for value in texts_in(row.get(key))]
         references, worse = (tuple(moved_path(each, moved) for each in paths) for paths in said[1:3])
@@ -201,7 +203,8 @@ def _rows(
 def _used(columns: Columns) -> set[str]:
     """The columns that are read wherever a row has them; of others the first of a role is."""
     all_of = (columns.tags, columns.control, columns.mask, columns.weight, columns.ignore, columns.labelled)
-    return {*chain.from_iterable(all_of), UNDECIDED}
+    only = [keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) == 1]
+    return {*chain.from_iterable((*all_of, *only)), UNDECIDED}
 
 
 def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
@@ -231,7 +234,8 @@ def _is_undecided(row: Mapping[Any, Any]) -> bool:
 def _said(row: Mapping[Any, Any], columns: Columns) -> TableRow:
     """What a row says of its image. Raises Unfit where it is not text."""
     pair = labelled(row, columns) if columns.labelled else None
-    worse = (pair[1].strip(),) if pair else _paths([first_of(row, columns.worse)], row)
+    worse_key = first_of(row, columns.worse)
+    worse = (pair[1].strip(),) if pair else _paths((worse_key,) if worse_key else (), row)
     mask = next(iter(_paths(columns.mask, row)), "")
     weight = _weight(row.get(columns.weight[0])) if columns.weight else 1.0
     return TableRow(_caption(row, columns), _paths(columns.control, row), worse, mask, weight)
@@ -266,8 +270,10 @@ def _weight(value: Any) -> float:
     return weight
 
 
-def _paths(keys: Iterable[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
+def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
     """The paths in these columns of a row, each with one or a list."""
+    if not keys:
+        return ()
     values = chain.from_iterable(value if isinstance(value := row.get(key), list) else [value] for key in keys)
     return tuple(value.strip() for value in values if isinstance(value, str) and value.strip())
 
