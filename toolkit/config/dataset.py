@@ -348,7 +348,7 @@ class DatasetConfig(StrictModel):
     lone_key: ClassVar = "folder_path"
     on_resume: ClassVar = {
         **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),
-        "path_map": "harmless",  # the dataset is compared by its content
+        **dict.fromkeys(("path_map", "columns"), "harmless"),  # the dataset is compared by its content
         # A stream is compared by the names of its shards, wherever they lie; its place means nothing in a folder.
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
         "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",

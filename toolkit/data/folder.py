@@ -681,7 +681,8 @@ def _is_meant(table: Table, names: Sequence[str]) -> bool:
     by a name of an image in the file. names: of the images."""
     is_json = split_suffix(table.path)[1] == ".json" and not any(NO_JSON in each.message for each in table.mistakes)
     if is_json or not table.mistakes:  # objects of other programs mention images too
-        return any(split_suffix(each)[1] in IMAGE_SUFFIXES for each in table.rows)
+        says = (name for name, row in table.rows.items() if row.caption or row.references or row.worse)
+        return any(split_suffix(name)[1] in IMAGE_SUFFIXES for name in says)
     if split_suffix(table.path)[1] == PARQUET:  # its text is packed; `datasets` names such a table so
         return os.path.basename(table.path) == "metadata.parquet"
     with suppress(OSError), open(table.path, "rb") as file:

@@ -28,6 +28,9 @@ _MARGIN = 1 << 30
 """Bytes of the disk that unpacking leaves free."""
 
 _ROWS_AT_ONCE = 64
+_LOOKED_AT = 4
+"""Rows that are looked at for pictures."""
+
 _KINDS = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG", ".png"),
@@ -81,11 +84,18 @@ class ParquetRows:
         schema = self._file.schema_arrow
         kinds = pyarrow.types
         named = [field.name for field in schema if _may_be_picture(field.type, kinds)]
-        first = next(self.rows(), {}) if named else {}
-        self.pictures = tuple(name for name in named if _is_picture(first.get(name)))
-        """Columns with pictures in them, as the first row has them; other such columns have names of files."""
+        self.pictures = tuple(name for name in named if any(map(_is_picture, self._first(name))))
+        """Columns with pictures in them, as the first rows have them; other such columns have names of files."""
 
         self.count = self._file.metadata.num_rows
+
+    def _first(self, column: str) -> list[Any]:
+        """The first values of a column."""
+        try:
+            batch = next(self._file.iter_batches(_LOOKED_AT, columns=[column]), None)
+        except self._damage as error:
+            raise ParquetError(f"is damaged at its first row ({_first_line(error)})") from error
+        return [row[column] for row in batch.to_pylist()] if batch else []
 
     def rows(self, first: int = 0) -> Iterator[dict[str, Any]]:
         """The rows from `first` on, values that are missing left out."""

@@ -110,6 +110,12 @@ def test_a_picture_column_that_is_not_known_is_a_mistake_until_the_job_says_what
     assert [len(sample.control_images) for sample in scan.samples] == [1] and scan.notes == ()
 
 
+def test_a_row_without_a_picture_at_the_beginning_does_not_make_it_a_table(tmp_path: Path) -> None:
+    rows = [{"image": of_hub("red"), "control": None, "text": "a"}, {"image": of_hub("red"), "control": of_hub("blue")}]
+    scan = scan_datasets([section(write(tmp_path / "p.parquet", rows))], "sks")
+    assert [len(sample.control_images) for sample in scan.samples] == [0, 1]
+
+
 def test_lists_of_pictures_are_several_control_images(tmp_path: Path) -> None:
     rows = [{"image": of_hub("red"), "control_images": [of_hub("blue"), of_hub("green")], "text": "a cat"}]
     (sample,) = scan_datasets([section(write(tmp_path / "p.parquet", rows))], None).samples

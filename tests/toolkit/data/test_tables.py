@@ -220,6 +220,7 @@ OTHERS = {
     "workflow.json": '{"nodes": [{"inputs": "a.png"}], "links": [1]}',
     "coco.json": '{"images": [{"file_name": "a.png"}], "annotations": []}',
     "settings.json": '{"version": "1"}',
+    "aspect_ratio_bucket_metadata.json": '{"/old/disk/gone.png": {"original_size": [64, 64]}}',
     "notes.csv": "what,when\nlight,now\n",
     "log.jsonl": '{"step": 1}\n',
 }
