@@ -220,3 +220,8 @@ def test_subfolders_of_pairs_below_their_table_are_pairs(tmp_path: Path, image, 
     scan = scan_datasets([dataset(tmp_path)], None)
     assert [(sample.folder, sample.caption) for sample in scan.samples] == [(f"{tmp_path}/after", "make it blue")]
     assert [info.folder for info in scan.folders] == [f"{tmp_path}/after"] and scan.unpaired == ()
+
+
+def test_of_several_names_of_the_image_those_count_whose_values_are_images() -> None:
+    rows = [{"target": "train", "chosen": "the left one", "win": "a.png", "prompt": "a cat"}]
+    assert columns_of(rows, ColumnsConfig()).image == ("win",)

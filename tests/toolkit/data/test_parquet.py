@@ -263,3 +263,10 @@ def test_a_damaged_file_is_one_line_and_a_good_one_is_never_called_so(
     monkeypatch.setattr(parquet, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"0\.parquet: is a Parquet file, which needs the package 'pyarrow'"):
         list(stream(shards / "0.parquet").read(None))
+
+
+def test_the_image_of_a_row_is_the_column_that_is_known_as_it(tmp_path: Path) -> None:
+    """Not the first, and not one whose kind is looked for first."""
+    rows = [{"source_image": of_hub("blue", "JPEG"), "edited_image": of_hub("red"), "text": "a cat"}]
+    ((sample, _),) = stream(write(tmp_path / "e.parquet", rows)).read(None)
+    assert sample.image == picture("red")
