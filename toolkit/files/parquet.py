@@ -38,6 +38,8 @@ _KINDS = (
     (b"BM", ".bmp"),
     (b"II*\0", ".tif"),
     (b"MM\0*", ".tif"),
+    (b"\xff\x0a", ".jxl"),
+    (b"\0\0\0\x0cJXL ", ".jxl"),
 )
 """First bytes of a picture -> the ending of its file."""
 

@@ -137,9 +137,6 @@ class Dataset:
     unpaired: tuple[tuple[str, str], ...] = ()
     """Control images and masks that belong to no image, and why."""
 
-    split_folders: tuple[tuple[str, str], ...] = ()
-    """Folders that are trained on, and that their names keep from the training."""
-
     trigger: str = ""
     keeps_alpha: bool = False
     """Whether the model has transparency, and is trained on it."""
@@ -149,6 +146,9 @@ class Dataset:
 
     measures_shift: bool = True
     """Whether `Reference.alignment` is asked for: it takes most of the time of a pair."""
+
+    split_folders: tuple[tuple[str, str], ...] = ()
+    """Folders that are trained on, and that their names keep from the training."""
 
     suspects: dict[str, str] = field(default_factory=dict)
     """Image, as a path without links -> why `influence` suspects it."""
@@ -300,12 +300,13 @@ def _fill(
     own: DatasetConfig | None = None,
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
-    found.unused, found.unpaired, found.split_folders = scan.unused, scan.unpaired, scan.held_out
+    found.unused, found.unpaired = scan.unused, scan.unpaired
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
             if not any(sample.flip):  # the mirrored ones are the same files
                 crops.setdefault((sample.image, is_held_out), (sample, []))[1].append(crop)
+    found.split_folders = scan.held_out
     # A sample that is only mirrored has no other.
     work = [(sample, tuple(sizes), is_held_out) for (_, is_held_out), (sample, sizes) in crops.items()]
     regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
