@@ -545,7 +545,7 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
 DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
-OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "wandb"}
+OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "pyarrow", "wandb"}
 """Asked for by a key, or by a file of its format; an error names the package where it is missing."""
 
 FOR_THE_USER = {

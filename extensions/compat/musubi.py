@@ -26,7 +26,7 @@ from toolkit.config.findings import is_absolute
 from toolkit.config.foreign import NO_DEFAULT
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.yaml_reader import map_paths
-from toolkit.data.captions import lost_folders
+from toolkit.data.tables import lost_folders
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as
 from toolkit.registry import FOREIGN_OPTIONS, load_object

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
+from toolkit.config.hub_dataset import from_cache, hub_fault, hub_remedy
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
 from toolkit.files.redact import register_secret
@@ -116,7 +117,7 @@ class WebDatasetConfig(StrictModel):
         Field(min_length=1),
         schema_of_list({"type": "string"}),
     ] = ("jpg", "jpeg", "png", "webp")
-    """Extension of the image; of a list, the first that a sample has."""
+    """Extension of the image; of a list, the first that a sample has. Of Parquet files it may be a column."""
 
     label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
     """Extension of the file with the caption: `txt`, `outputs.txt`, `caption` and the like are the text itself, `json`
@@ -148,6 +149,50 @@ class WebDatasetConfig(StrictModel):
     on_resume: ClassVar = dict.fromkeys(("token", "samples", "max_unreadable"), "harmless")
 
 
+FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
+"""A folder, or a dataset of the hub in the hub cache."""
+
+
+class ColumnsConfig(StrictModel):
+    """`datasets[].columns`: which column of a table of captions is what. Names that are known without it stand in
+    docs/datasets.md; what is given here goes before those of its role."""
+
+    image: StrOrList = ()
+    """Column with the name of the image that is trained; of a pair of preferences, of the better one."""
+
+    prompt: StrOrList = ()
+    """Column with the caption."""
+
+    control: StrOrList = ()
+    """Columns with the control images, in slot order."""
+
+    mask: StrOrList = ()
+    """Column with the mask of the loss, as in `mask_path`: white is 1."""
+
+    weight: StrOrList = ()
+    """Column with a factor on the loss of the image, in addition to `loss_multiplier`."""
+
+    worse: StrOrList = ()
+    """Column with the worse image of a pair of preferences."""
+
+    ignore: StrOrList = ()
+    """Columns that are not meant for the training; of others that are not used, the plan and `lint` give the names."""
+
+    lone_key: ClassVar = "control"
+
+    def check(self, job: JobContext) -> Findings:
+        """Columns that are two things, and several where one is used."""
+        roles: dict[str, str] = {}
+        for key in type(self).model_fields:
+            for name in getattr(self, key):
+                if name in roles:
+                    yield error(key, f"{name!r} is given as {roles[name]!r} too. Remove one of them.")
+                roles[name] = key
+        for key in ("mask", "weight"):
+            if len(getattr(self, key)) > 1:
+                yield error(key, "takes one column. Give the one that is meant.")
+
+
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Suffixes of files with the caption of one image."""
 
@@ -156,13 +201,15 @@ class DatasetConfig(StrictModel):
     """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or, with `url`
     instead of `folder_path`, a stream of shards."""
 
-    folder_path: PathStr = ""
+    folder_path: FolderStr = ""
     """Folder of the images, relative to the working directory, or a zip file of one: `pairs.zip`, or of a folder in it
-    `pairs.zip/after`. Either this, `url`, or `captions_file` alone."""
+    `pairs.zip/after`; a Parquet file with pictures, or a folder of such files; or the id of a hub dataset that is
+    downloaded (`owner/name`). Either this, `url`, or `captions_file` alone."""
 
     url: StrOrList = ()
-    """Tar files in WebDataset format, which are streamed during training: `hf://datasets/owner/name/*.tar`,
-    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be the only entry of `datasets`."""
+    """Tar files in WebDataset format, or Parquet files with pictures, which are streamed during training:
+    `hf://datasets/owner/name/*.tar`, `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It must be
+    the only entry of `datasets`."""
 
     webdataset: WebDatasetConfig = Field(default_factory=WebDatasetConfig)
     """The contents of the shards of `url`."""
@@ -180,10 +227,12 @@ class DatasetConfig(StrictModel):
     """Extension of the caption files, with or without the dot; of a list, the first that exists is read. A `.json` file
     has its caption under the key `caption`."""
 
-    captions: Annotated[Literal["one", "lines"], OneOf()] = "one"
+    captions: Annotated[Literal["one", "lines", "names"], OneOf()] = "one"
     """one: the text of an image is one caption, line breaks included. lines: each of its lines is a caption, in `.json`
     and `.jsonl` also each text of a list; one of them is drawn each time the image is used, by `training_seed`.
-    Prefix, trigger word, dropout and shuffling apply to the one that is drawn; the validation uses the first."""
+    Prefix, trigger word, dropout and shuffling apply to the one that is drawn; the validation uses the first. names:
+    the caption is the file name with spaces for `_`, without `image_suffix` and without a number in brackets at its
+    end; no caption file and no table is read."""
 
     default_caption: str = ""
     """Caption of images that have none, or an empty one."""
@@ -196,9 +245,12 @@ class DatasetConfig(StrictModel):
     names, relative to its folder. Not given: if no image of a folder has a caption file, and exactly one table in the
     folder names its images, that table is read, and the plan says so."""
 
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
+    """What the columns of a table of captions are, where their names do not say it: `{control: photo, mask: m}`."""
+
     caption_from_name: bool = False
     """Use the file name, with spaces for `_`, as the caption of images that have none: `a_red_cat.jpg` is `a red cat`.
-    Takes precedence over `default_caption`."""
+    Takes precedence over `default_caption`. With `captions: names` it is that of all images."""
 
     skip_unreadable: bool = False
     """Leave out images whose file is damaged, animated or of another format, with those whose control image or mask is;
@@ -296,7 +348,7 @@ class DatasetConfig(StrictModel):
     lone_key: ClassVar = "folder_path"
     on_resume: ClassVar = {
         **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),
-        "path_map": "harmless",  # the dataset is compared by its content
+        **dict.fromkeys(("path_map", "columns"), "harmless"),  # the dataset is compared by its content
         # A stream is compared by the names of its shards, wherever they lie; its place means nothing in a folder.
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
         "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",
@@ -343,8 +395,10 @@ class DatasetConfig(StrictModel):
         else:
             if "webdataset" in self.model_fields_set:
                 yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
-            yield from check_path("folder_path", self.folder_path or None, IMAGES, job)
+            yield from _check_folder(self.folder_path or None, job)
             yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
+            if self.captions == "names" and self.captions_file:
+                yield error("captions", "'names' and 'captions_file' cannot be combined. Remove one of them.")
             if self.control_path and self.control_suffix:
                 yield error("control_suffix", "cannot be combined with 'control_path'. Remove one of them.")
             for slot, path in enumerate(self.control_path):
@@ -366,7 +420,10 @@ class DatasetConfig(StrictModel):
         sources = [key for key in ("mask_path", "mask_suffix", "alpha_mask") if getattr(self, key)]
         for key in sources[:1] if len(sources) > 1 else ():
             yield error(key, f"{key!r} and {sources[1]!r} cannot be combined. Remove one of them.")
-        if not sources or sources == ["alpha_mask"]:
+        if self.columns.mask:
+            if self.alpha_mask:
+                yield error("alpha_mask", "cannot be combined with 'columns.mask'. Remove one of them.")
+        elif not sources or sources == ["alpha_mask"]:
             keys = "mask_optional" if self.alpha_mask else "mask_optional mask_min_value invert_mask"
             yield from self.unused(keys, " without a mask.")
         if self.mask_path is None:
@@ -375,6 +432,14 @@ class DatasetConfig(StrictModel):
             remedy = "Give another folder, or 'alpha_mask: true' to use the transparency of the images."
             yield error("mask_path", f"is the same folder as folder_path: each image would be its own mask. {remedy}")
         yield from check_path("mask_path", self.mask_path, "Give a folder of masks.", job)
+
+
+def _check_folder(path: str | None, job: JobContext) -> Findings:
+    """An error for a folder of images that is not there, also as a dataset of the hub."""
+    if path and not job.will_write(path) and (fault := hub_fault(path)):
+        yield error("folder_path", fault)
+    else:
+        yield from check_path("folder_path", path, IMAGES + (hub_remedy(path) if path else ""), job)
 
 
 def _with_listed_resolution(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
@@ -398,6 +463,7 @@ NOT_OF_STREAMS = {
     "num_repeats": "a stream is read once per epoch",
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
+    "columns": "a stream has no table of captions (webdataset.image_key, caption_key)",
     "caption_from_name": "its captions are in the shards (webdataset.label_key)",
     "captions": "a sample of a stream has one caption",
     **dict.fromkeys(
@@ -458,7 +524,7 @@ class ValidationConfig(StrictModel):
     every_n_epochs: int = Field(default=0, ge=0)
     """Epochs between two validations; if both are given, both apply. 0: no others."""
 
-    folder_path: PathStr | None = None
+    folder_path: FolderStr | None = None
     """Folder of the images, as in a dataset. Either this or `fraction`."""
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
@@ -517,7 +583,7 @@ class ValidationConfig(StrictModel):
             for key in sorted(self.model_fields_set & set(OF_THE_FOLDER)):
                 yield error(key, "only applies with 'folder_path', which is not set. Remove it.")
             return
-        yield from check_path("folder_path", self.folder_path, IMAGES, job)
+        yield from _check_folder(self.folder_path, job)
         yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
         for slot, path in enumerate(self.control_path):
             yield from check_path(f"control_path.{slot}", path, IMAGES, job)
@@ -541,7 +607,7 @@ class ValidationConfig(StrictModel):
         settings |= {"background": first.canvas} if first.canvas else {}
         settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
         settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
-        settings["path_map"] = first.path_map
+        settings["path_map"], settings["columns"] = first.path_map, first.columns
         if first.control_suffix and not self.control_path:  # pairs as in the first dataset, or plain images
             settings |= {"control_suffix": first.control_suffix, "image_suffix": first.image_suffix}
             settings["control_optional"] = True

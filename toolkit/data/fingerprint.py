@@ -119,6 +119,8 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
         more["flip"] = sample.flip
     if sample.captions:
         more["captions"] = sample.captions
+    if sample.own_weight != 1.0:
+        more["weight"] = sample.own_weight
     return key_of(
         image=image_digest(sample.image),
         controls=[image_digest(path) for path in sample.control_images],

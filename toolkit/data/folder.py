@@ -10,35 +10,38 @@ Every offending file is collected before anything is reported, and files that ar
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, groupby, repeat
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from toolkit.config.dataset import DatasetConfig
 from toolkit.data.captions import (
     LIST,
-    NOTHING_MOVED,
-    TABLES,
-    TableRow,
     caption_files,
+    caption_of_name,
     caption_rules,
     find_captions,
-    image_name,
-    line_naming,
-    lost_folders,
-    placed,
-    read_captions_file,
     trained_caption,
-    undecided,
-    with_slashes,
 )
+from toolkit.data.columns import in_yaml as column_in_yaml
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.folder_check import check_images
-from toolkit.data.found import REPEATS, FoundFolder, ScanFindings, count_of, matched_name, shorten, texts_of
+from toolkit.data.found import (
+    REPEATS,
+    FoundFolder,
+    ScanFindings,
+    count_of,
+    held_out_folders,
+    matched_name,
+    shorten,
+    split_of,
+    texts_of,
+)
 from toolkit.data.images import (
     IMAGE_SUFFIXES,
 )
@@ -54,8 +57,25 @@ from toolkit.data.partners import (
     shared,
     unpaired,
 )
+from toolkit.data.tables import (
+    NO_COLUMNS,
+    NO_JSON,
+    TABLES,
+    Table,
+    TableRow,
+    image_name,
+    line_naming,
+    lost_folders,
+    placed,
+    read_table,
+    with_slashes,
+)
 from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
 from toolkit.errors import Diagnostic
+from toolkit.files.archives import archive_in
+from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
+from toolkit.files.parquet import SUFFIX as PARQUET
+from toolkit.files.parquet import TABLE as ROWS
 
 _UNREAD_IMAGES = frozenset({".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
@@ -117,6 +137,9 @@ class DatasetScan:
     unpaired: tuple[tuple[str, str], ...] = ()
     """Control images and masks that belong to no image, and why."""
 
+    held_out: tuple[tuple[str, str], ...] = ()
+    """Folders that are trained on, and that their names keep from the training."""
+
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
@@ -159,7 +182,8 @@ def scan_datasets(
     check_images(folders, trigger_word, forgiven, findings)
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
-    return DatasetScan(infos, notes, tuple(findings.unused), tuple(findings.unpaired), findings.scan_cache)
+    unused, unpaired, held_out = map(tuple, (findings.unused, findings.unpaired, findings.held_out))
+    return DatasetScan(infos, notes, unused, unpaired, held_out, findings.scan_cache)
 
 
 class FoundImage(NamedTuple):
@@ -215,12 +239,22 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
     folders: list[FoundFolder] = []
     for index, dataset in enumerate(datasets):
         own = [folder for folder in _image_folders(index, dataset, findings) if _accept(folder, findings)]
-        for path, group in groupby(own, key=lambda folder: folder.table_path):
-            with_table = [*group]
+        _take_table_above(dataset, own, findings)
+        of_table: dict[str, list[FoundFolder]] = {}
+        for folder in own:
             # One that is empty could not be read.
-            if with_table[0].table and dataset.folder_path:
-                _place_table(dataset, str(path), with_table, findings)
-        folders += own
+            if folder.table and dataset.folder_path:
+                of_table.setdefault(str(folder.table_path), []).append(folder)
+        for path, with_table in of_table.items():
+            _place_table(dataset, path, with_table, findings)
+        if dataset.columns != NO_COLUMNS and own and not any(folder.table is not None for folder in own):
+            what = "'columns' is given, and no table of captions is read. Give one as 'captions_file'"
+            findings.notes.append(f"warning: {dataset.place}: {what}, or take 'columns' out")
+        names_pairs = any(row.references for folder in own for row in (folder.table or {}).values())
+        if dataset.folder_path and not names_pairs:
+            _note_pair_folders(dataset, {str(folder.subfolder): folder.listing.images for folder in own}, findings)
+        # The table may name all images of a folder as control images of others.
+        folders += [folder for folder in own if folder.listing.images or folder.table_path not in findings.of_pairs]
     for folder in folders:
         folder.slots = _slots(folder, findings)
     slots = [(slot, folder.listing.images) for folder in folders for slot in folder.slots]
@@ -233,6 +267,8 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
 def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[FoundFolder], findings: ScanFindings) -> None:
     """Brings the rows of a table to the names of the images, and notes images and rows without each other."""
     table = folders[0].table or {}
+    if path in findings.of_pairs:
+        _leave_out_partners(dataset, path, folders, findings)
     images = [*chain.from_iterable(folder.image_names() for folder in folders)]
     rows, begin = placed(table, path, dataset.folder_path, images)
     for folder in folders:
@@ -253,6 +289,27 @@ def _place_table(dataset: DatasetConfig, path: str, folders: Sequence[FoundFolde
         findings.notes.append(f"{path}: {what}: {shorten(unused)}")
 
 
+def _leave_out_partners(
+    dataset: DatasetConfig, path: str, folders: Sequence[FoundFolder], findings: ScanFindings
+) -> None:
+    """Leaves out the images that a table names as control images or masks of others, and that have no row."""
+    bases = (dataset.folder_path, os.path.dirname(path), ".")
+    named = chain.from_iterable((*row.references, row.mask) for row in (folders[0].table or {}).values())
+    places = (next(filter(os.path.isfile, _places(name, bases)), "") for name in named if name)
+    partners = {os.path.realpath(place) for place in places if place}
+    left_out = []
+    for folder in folders:
+        called = dict(zip(folder.listing.images, folder.table_names(), strict=True))
+        rows, images = folder.table or {}, folder.listing.images
+        files = {stem: os.path.realpath(folder.listing.path(names[0])) for stem, names in images.items()}
+        alone = [stem for stem, file in files.items() if file in partners and called[stem] not in rows]
+        left_out += [called[stem] for stem in alone]
+        folder.listing = replace(folder.listing, images={stem: images[stem] for stem in images if stem not in alone})
+    if left_out:
+        what = f"{count_of(len(left_out), 'image')} not trained, as control images or masks of others"
+        findings.notes.append(f"{path}: {what}: {shorten(left_out)}")
+
+
 def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
     """How the names of a table differ from those of the images, by the first two that are nearly the same."""
 
@@ -270,24 +327,27 @@ def _unlike(written: Sequence[str], images: Sequence[str]) -> str:
 def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -> Iterator[FoundFolder]:
     """The image folders of one entry: its own, or its subfolders."""
     path, table = dataset.folder_path, None
+    if files := _parquet_files(dataset, findings):
+        yield from _folders_of_parquet(index, dataset, files, findings)
+        return
     if dataset.captions_file is not None:
         # Images of a folder are found by what follows the folders of another machine, where that is sure.
-        if lost := lost_folders(dataset.captions_file, dataset.path_map, images=not path):
+        if lost := lost_folders(dataset.captions_file, dataset.path_map, not path, dataset.columns):
             for folder in lost:
                 what = f"names files in {folder}, which is not on this machine"
                 remedy = f"--map {shlex.quote(f'{folder}=NEW')}"
                 findings.mistake(dataset.captions_file, f"{what}. Where it lies elsewhere: {remedy}")
             return
-        before = len(findings.mistakes)
-        table = read_captions_file(dataset.captions_file, findings.mistakes, dataset.path_map)
-        if not table and len(findings.mistakes) == before:
-            votes = undecided(dataset.captions_file)
-            what = "has votes for neither of two images alone" if votes else "has no line"
-            remedy = "Vote on more" if votes else "Write one for each image"
+        given = read_table(dataset.captions_file, dataset.path_map, dataset.columns)
+        if not given.rows and not given.mistakes:
+            what = "has votes for neither of two images alone" if given.undecided else "has no line"
+            remedy = "Vote on more" if given.undecided else "Write one for each image"
             findings.mistake(dataset.captions_file, f"{what}. {remedy}, or take 'captions_file' out")
             return
+        table = _taken(dataset, given, os.path.dirname(dataset.captions_file), findings)
         if not path:
-            yield from _folders_of_table(index, dataset, table, findings)
+            file = dataset.captions_file
+            yield from _folders_of_table(index, dataset, table, file, os.path.dirname(file) or ".", findings)
             return
     if (top := findings.listing(path)) is None:
         return
@@ -313,7 +373,12 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
             images = _without_partners(listing, dataset)
             yield FoundFolder(index, dataset, images, name, table, dataset.captions_file, listing)
     if len(listings) > 1:
-        _note_pair_folders(dataset, {name: listing.images for name, listing in listings if listing}, findings)
+        _note_splits(dataset, [name for name, listing in listings if listing and listing.images], findings)
+    if not any(listing and listing.images for _, listing in listings):
+        deeper = [*_folders_of_deeper_table(index, dataset, top, findings)] if table is None else []
+        yield from deeper
+        if deeper:
+            return
     below = _images_below([join(path, name) for name in empty], dataset, findings) if empty else []
     if not any(listing and listing.images for _, listing in listings):
         remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -327,6 +392,70 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         findings.notes.append(f"warning: {path}: {what}. {remedy}")
     elif empty:
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
+
+
+def _note_splits(dataset: DatasetConfig, names: Sequence[str], findings: ScanFindings) -> None:
+    """Notes subfolders whose names say that they are for validation or test, and that are trained."""
+    path = dataset.folder_path
+    if held := held_out_folders(names):
+        train = next(name for name in names if split_of(name) == "train")
+        for name in held:
+            remedy = f"For {train!r} alone give 'folder_path: {join(path, train)}'"
+            what = "is trained on, and its name keeps it from the training"
+            findings.held_out.append((join(path, name), f"{what}. {remedy}"))
+        shown = " and ".join(map(repr, held))
+        what = f"its subfolders {shown} are trained on, and their names keep them from the training"
+        measured = f"(the validation takes 'validation: {{folder_path: {join(path, held[0])}}}')"
+        findings.notes.append(f"warning: {path}: {what}. {remedy} {measured}")
+
+
+def _taken(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings) -> dict[str, TableRow]:
+    """The rows of a table that is used; its mistakes, and the columns that are not used, are told. folder: that the
+    table lies in, as the user wrote it."""
+    findings.mistakes += table.mistakes
+    if table.is_of_pairs:
+        findings.of_pairs.add(table.path)
+    if table.undecided:
+        what = f"{count_of(table.undecided, 'vote')} for neither of two images: not used"
+        findings.notes.append(f"{table.called}: {what}")
+    bases = dict.fromkeys((dataset.folder_path, folder, os.path.dirname(table.path), "."))
+
+    def is_file(path: str) -> bool:
+        return any(os.path.isfile(place) for place in _places(path, bases))
+
+    for column in (files := table.unused_files(is_file)):
+        what = f"its column {column!r} names {count_of(len(table.unused[column]), 'file')} and is not used"
+        name = column_in_yaml(column)
+        says = f"Say what it is: 'columns: {{control: {name}}}' (or mask, worse, image), 'columns: {{ignore: {name}}}'"
+        findings.mistake(table.called, f"{what}. {says} where it is not meant")
+    if others := [column for column in table.unused if column not in files]:
+        named = shorten(column or "one without a title" for column in others)
+        what = f"columns that are not used: {named}"
+        findings.notes.append(f"{table.called}: {what}")
+        names = ", ".join(map(column_in_yaml, others))
+        remedy = f"Say what they are with 'columns', or 'columns: {{ignore: [{names}]}}'"
+        findings.unused.append((table.called, f"{what}. {remedy}"))
+    return table.rows
+
+
+def _places(path: str, bases: Iterable[str]) -> list[str]:
+    """Where a file may lie that a table names: from each of these folders, with `\\` for `/` too."""
+    written = dict.fromkeys((path, path.replace("\\", "/")))
+    places = [path] if os.path.isabs(path) else [join(base or ".", each) for base in bases for each in written]
+    return [os.path.expanduser(place) for place in places]
+
+
+def _folders_of_deeper_table(
+    index: int, dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
+) -> Iterator[FoundFolder]:
+    """The folders of the images that the only table in a folder names, further down than its subfolders."""
+    tables = _tables(top, dataset, top.files)
+    found = [table for table in tables if any(os.path.isfile(top.path(name)) for name in table.rows)]
+    if len(found) == 1 and dataset.captions != "names":
+        (table,) = found
+        findings.notes.append(f"{top.folder}: the images are those that {table.path} names")
+        rows = _taken(dataset, table, top.folder, findings)
+        yield from _folders_of_table(index, dataset, rows, table.path, top.folder, findings)
 
 
 def _note_pair_folders(dataset: DatasetConfig, inside: Mapping[str, Collection[str]], findings: ScanFindings) -> None:
@@ -358,19 +487,85 @@ def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: Scan
     return found
 
 
-def _folders_of_table(
-    index: int, dataset: DatasetConfig, table: dict[str, TableRow], findings: ScanFindings
+def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
+    """The Parquet files with pictures of a dataset: the file that it names, or those in a folder without images and in
+    its subfolders, as the hub has them."""
+    path = dataset.folder_path or str(dataset.captions_file)
+    place = os.path.expanduser(path)
+    if os.path.isfile(place):
+        is_one = is_parquet(place) and (bool(dataset.folder_path) or has_pictures(place))
+        return [path] if is_one else []
+    if dataset.captions_file or not os.path.isdir(place):
+        return []
+    found, level = list[str](), [path]
+    for depth in range(_PARQUET_DEPTH + 1):
+        listings = []
+        for folder in level[:_LOOKED_INTO]:
+            with suppress(OSError):  # it is told where the folder is looked for images
+                listings.append(findings.scan_cache.listing(folder))
+        if depth < _PARQUET_DEPTH and any(listing.images for listing in listings):
+            return []
+        for listing in listings:
+            names = [name for name in listing.files.values() if split_suffix(name)[1] == PARQUET]
+            found += [join(listing.folder, name) for name in names if has_pictures(listing.path(name))]
+        level = [join(listing.folder, name) for listing in listings for name in listing.subfolders]
+    return sorted(found)
+
+
+_PARQUET_DEPTH = 2
+"""So many folders down the hub has Parquet files: `data/`, or a configuration with its splits."""
+
+
+def _folders_of_parquet(
+    index: int, dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
 ) -> Iterator[FoundFolder]:
-    """The folders of the images that a table names, with these images alone."""
-    path = str(dataset.captions_file)
-    place = os.path.dirname(path) or "."
+    """The folders of the pictures in Parquet files, which are unpacked into the cache: those that their rows name as
+    the image. Files for validation and test beside others are left out."""
+    if is_missing():
+        findings.mistake(dataset.place, MISSING)
+        return
+    splits = {file: _split_of_file(file) for file in files}
+    held = [file for file, split in splits.items() if split in ("validation", "test")]
+    if held and len(held) < len(files):
+        what = "left out, as their names keep them from the training"
+        findings.notes.append(f"warning: {dataset.place}: {count_of(len(held), 'file')} {what}: {shorten(held)}")
+        files = [file for file in files if file not in held]
+    for file in files:
+        try:
+            top = findings.scan_cache.listing(file)
+        except OSError as error:
+            findings.mistake(file, str(error.strerror or error))
+            continue
+        table = read_table(top.path(ROWS), given=dataset.columns, called=file)
+        rows = _taken(dataset, table, os.path.dirname(table.path), findings)
+        yield from _folders_of_table(index, dataset, rows, table.path, file, findings)
+
+
+def _split_of_file(path: str) -> str:
+    """What the name of a Parquet file of the hub, or of its folder, says of the use of its rows."""
+    folder, name = os.path.split(path)
+    return split_of(re.split(r"[-._ ]", name)[0]) or split_of(os.path.basename(folder))
+
+
+def _folders_of_table(
+    index: int, dataset: DatasetConfig, table: dict[str, TableRow], path: str, place: str, findings: ScanFindings
+) -> Iterator[FoundFolder]:
+    """The folders of the images that a table names, with these images alone. path: of the table. place: the folder that
+    its names begin at."""
     table = {with_slashes(name, place): row for name, row in table.items()}
     inside: dict[str, set[str]] = {}
     for name in table:
         inside.setdefault(os.path.dirname(name), set()).add(name)
+    if addresses := [name for name in table if name.startswith(("http:/", "https:/"))]:
+        what = (
+            f"names {count_of(len(addresses), 'address', 'addresses')}, such as {addresses[0]!r}, and images are files"
+        )
+        findings.mistake(path, f"{what}. Download them, and write the names of the files")
+        return
     for subfolder, names in inside.items():
         start = join(place, subfolder) if subfolder else place
-        if subfolder and not os.path.isdir(os.path.expanduser(start)) and os.path.isdir(subfolder):
+        is_there = os.path.isdir(os.path.expanduser(start)) or archive_in(start)
+        if subfolder and not is_there and os.path.isdir(subfolder):
             start = subfolder  # from the working directory, as musubi-tuner writes them
         if listing := findings.listing(start):
             folder = FoundFolder(index, dataset, listing, subfolder or None, table, path, listing)
@@ -378,7 +573,7 @@ def _folders_of_table(
             images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
             folder.listing = replace(listing, images=images)
             for name in sorted(names.difference(called.values())):
-                line = line_naming(path, name, dataset.path_map)
+                line = line_naming(path, name, dataset.path_map, dataset.columns)
                 findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {line} and is not an image")
             yield folder
 
@@ -411,7 +606,7 @@ def _subfolders(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
 def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
     """Notes what a folder holds beside images and captions; False where its name rules it out.
 
-    Where no image has a caption file, the captions of the only table in the folder that names images are taken.
+    Where no image has a caption file, the captions of the only table in the folder that names its images are taken.
     """
     dataset, listing = folder.dataset, folder.listing
     if not dataset.folder_path:  # what its table does not name is not meant
@@ -421,31 +616,23 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
         findings.mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
         return False
     captions = _caption_files(folder)
-    if folder.table is None and findings.read_captions and not any(map(any, captions)):
-        tables = {
-            name: table for name in listing.files.values() if (table := _table_of(listing, name, dataset.path_map))
-        }
-        if len(tables) == 1:
-            ((name, table),) = tables.items()
-            inside = f"{folder.subfolder}/" if folder.subfolder else ""
-            folder.table_path = listing.path(name)
-            folder.table = {inside + name: row for name, row in table.items()}
-            captions = _caption_files(folder)
-            findings.notes.append(f"{listing.folder}: no caption files: captions are read from {folder.table_path}")
-    caption_ext = dataset.caption_ext if folder.table is None else ()
+    by_name = dataset.captions == "names"
+    if folder.table is None and findings.read_captions and not by_name and not any(map(any, captions)):
+        _take_table_beside(folder, findings)
+        captions = _caption_files(folder)
+    caption_ext = dataset.caption_ext if folder.table is None and not by_name else ()
     used, ignored = set(chain.from_iterable(captions)), dict[tuple[str, str], list[str]]()
     for name, written in listing.files.items():
         if written not in used:
-            why = _why_ignored(name, listing, caption_ext)
-            if why == _NO_IMAGE and caption_ext and not any(used) and _is_table_of_others(listing, written):
-                why = _TABLE_OF_OTHERS
+            why = _why_ignored(name, listing, caption_ext, dataset)
             ignored.setdefault(why, []).append(written)
     for (reason, remedy), names in ignored.items():
         if remedy:
             _not_used(listing, names, reason, remedy, findings, findings.unused)
         else:
             findings.notes.append(f"{listing.folder}: ignored, {reason}: {shorten(names)}")
-    if not (dataset.image_suffix or dataset.control_suffix) and (pairs := pair_names(listing.images)):
+    by_table = any(row.references for row in (folder.table or {}).values())
+    if not (dataset.image_suffix or dataset.control_suffix or by_table) and (pairs := pair_names(listing.images)):
         optional = ", control_optional: true" if pairs.optional else ""
         controls = ", ".join(map(in_yaml, pairs.controls))
         given = f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]{optional}"
@@ -459,13 +646,17 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
 
 def _caption_files(folder: FoundFolder) -> list[list[str]]:
     """The files of the folder that are read for captions: for each suffix those of the images, or the one table."""
+    if folder.dataset.captions == "names":
+        return []
     if folder.table_path is None:
         return caption_files(folder.listing, folder.dataset.caption_ext, folder.dataset.image_suffix)
     place, name = os.path.split(folder.table_path)
     return [[name]] if real_path(place or ".") == real_path(folder.listing.folder) else []
 
 
-def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str]) -> tuple[str, str]:
+def _why_ignored(
+    name: str, listing: DirectoryListing, caption_ext: Sequence[str], dataset: DatasetConfig
+) -> tuple[str, str]:
     """The reason, and the remedy; that is empty where nobody expects the file to be used.
 
     caption_ext: the suffixes of captions; none where they come from one file.
@@ -479,35 +670,122 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
         return reason, "Give image and caption the same name, in upper and lower case too"
     if suffix in _TEXT_SUFFIXES and name.removesuffix(suffix) in listing.images:
         if not caption_ext:
-            return "not a caption, because captions_file is given", ""
+            why = "captions is names" if dataset.captions == "names" else "captions_file is given"
+            return f"not a caption, because {why}", ""
         return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
-    if caption_ext and _table_of(listing, listing.files[name]):
-        return "captions of images that have caption files, or another table", "Give one as 'captions_file'"
-    return _NO_IMAGE
-
-
-_NO_IMAGE = "not an image", ""
-_TABLE_OF_OTHERS = "table of captions that names no image of the folder", "Write the names as the images have them"
-
-
-def _is_table_of_others(listing: DirectoryListing, name: str) -> bool:
-    """Whether a file is a table of captions, by lines that name images."""
-    if split_suffix(name)[1] not in TABLES or name in listing.no_files:
-        return False
-    mistakes = list[Diagnostic]()
-    table = read_captions_file(listing.path(name), mistakes)
-    return not mistakes and any(split_suffix(each)[1] in IMAGE_SUFFIXES for each in table)
-
-
-def _table_of(listing: DirectoryListing, name: str, moved: Mapping[str, str] = NOTHING_MOVED) -> dict[str, TableRow]:
-    """The rows of a table that names images of its folder; else empty."""
-    stem, suffix = split_suffix(name)
-    if suffix not in TABLES or stem in listing.images or name in listing.no_files:
-        return {}
-    table = read_captions_file(listing.path(name), [], moved)
     names = [image_name(files[0]) for files in listing.images.values()]
-    table, _ = placed(table, listing.path(name), listing.prefix, names)
-    return table if any(name in table or split_suffix(name)[0] in table for name in names) else {}
+    if caption_ext and any(_names_any(table, listing.prefix, names) for table in _tables(listing, dataset, [name])):
+        return _OTHER_TABLE
+    return "not an image", ""
+
+
+_OTHER_TABLE = "captions of images that have caption files, or another table", "Give one as 'captions_file'"
+
+
+def _tables(listing: DirectoryListing, dataset: DatasetConfig, names: Iterable[str]) -> Iterator[Table]:
+    """The tables of captions among the files of a folder, read. names: as in `listing.files`."""
+    for name in names:
+        stem, suffix = split_suffix(name)
+        if suffix in TABLES and stem not in listing.images and listing.files[name] not in listing.no_files:
+            yield read_table(listing.path(listing.files[name]), dataset.path_map, dataset.columns)
+
+
+def _names_any(table: Table, folder: str, names: Sequence[str]) -> bool:
+    """Whether a table names an image of a folder. names: of the images, from that folder."""
+    rows, _ = placed(table.rows, table.path, folder, names)
+    return any(name in rows or split_suffix(name)[0] in rows for name in names)
+
+
+def _is_meant(table: Table, names: Sequence[str]) -> bool:
+    """Whether a table that names no image of its folder is one of images: by its rows, or, where they cannot be read,
+    by a name of an image in the file. names: of the images."""
+    is_json = split_suffix(table.path)[1] == ".json" and not any(NO_JSON in each.message for each in table.mistakes)
+    if is_json or not table.mistakes:  # objects of other programs mention images too
+        says = (name for name, row in table.rows.items() if row.caption or row.references or row.worse)
+        return any(split_suffix(name)[1] in IMAGE_SUFFIXES for name in says)
+    if split_suffix(table.path)[1] == PARQUET:  # its text is packed; `datasets` names such a table so
+        return os.path.basename(table.path) == "metadata.parquet"
+    with suppress(OSError), open(table.path, "rb") as file:
+        raw = file.read(_LOOKED_THROUGH)
+        bare = [os.path.basename(name) for name in names[:_LOOKED_FOR]]
+        return any(name.encode() in raw or name.encode("utf-16-le") in raw for name in bare)
+    return False
+
+
+_LOOKED_THROUGH = 64 << 20
+"""Bytes of a table that cannot be read in which names of images are looked for."""
+
+_LOOKED_FOR = 100
+"""So many names of images are looked for in a table that cannot be read."""
+
+
+def _only_table(
+    listing: DirectoryListing, folder: str, names: Sequence[str], dataset: DatasetConfig, findings: ScanFindings
+) -> Table | None:
+    """The only table in a folder that names its images, none of which has a caption file; else None. One that is meant
+    for images, and names none of these or cannot be read, is a mistake: their captions would be lost.
+
+    folder: that the names begin at.
+    """
+    tables = [*_tables(listing, dataset, listing.files)]
+    found = [table for table in tables if _names_any(table, folder, names)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        for table in tables:
+            if _is_meant(table, names):
+                findings.mistakes += map(_found, table.mistakes or [_of_others(table, folder, names)])
+    return None
+
+
+def _found(mistake: Diagnostic) -> Diagnostic:
+    """The mistake of a table that was found, with what to do where it is none of captions."""
+    why = "It is read because no image has a caption file; if it is not for them, move it away"
+    return replace(mistake, message=f"{mistake.message}. ({why}.)")
+
+
+def _of_others(table: Table, folder: str, names: Sequence[str]) -> Diagnostic:
+    what = f"none of its {count_of(len(table.rows), 'line')} names an image of the folder, and no image has a caption"
+    return Diagnostic((table.path,), f"{what}. {_unlike(list(table.rows), names)}")
+
+
+def _take_table_beside(folder: FoundFolder, findings: ScanFindings) -> None:
+    """Takes the captions of the only table in the folder that names its images."""
+    listing, dataset = folder.listing, folder.dataset
+    names = [image_name(files[0]) for files in listing.images.values()]
+    if table := _only_table(listing, listing.prefix, names, dataset, findings):
+        rows = _taken(dataset, table, listing.folder, findings)
+        rows, _ = placed(rows, table.path, listing.prefix, names)
+        inside = f"{folder.subfolder}/" if folder.subfolder else ""
+        folder.table_path = table.path
+        folder.table = {inside + name: row for name, row in rows.items()}
+        findings.notes.append(f"{listing.folder}: no caption files: captions are read from {table.path}")
+
+
+def _take_table_above(dataset: DatasetConfig, folders: Sequence[FoundFolder], findings: ScanFindings) -> None:
+    """Takes the captions of the only table above the subfolders that names their images, for those that have neither
+    caption files nor a table of their own."""
+    below = [folder for folder in folders if folder.subfolder]
+    if not (below and dataset.folder_path and findings.read_captions) or dataset.captions_file:
+        return
+    if dataset.captions == "names":
+        return
+    if (top := findings.listing(dataset.folder_path)) is None:
+        return
+    bare = [folder for folder in below if folder.table is None and not any(map(any, _caption_files(folder)))]
+    names = [*chain.from_iterable(folder.image_names() for folder in (bare or below))]
+    table = _only_table(top, dataset.folder_path, names, dataset, findings) if bare else None
+    if table is None:
+        used = {folder.table_path for folder in folders}
+        tables = [each for each in _tables(top, dataset, top.files) if each.path not in used]
+        tables = [each for each in tables if _names_any(each, dataset.folder_path, names)]
+        if tables:
+            _not_used(top, [os.path.basename(each.path) for each in tables], *_OTHER_TABLE, findings, findings.unused)
+        return
+    rows = _taken(dataset, table, top.folder, findings)
+    for folder in bare:
+        folder.table, folder.table_path = rows, table.path
+    findings.notes.append(f"{top.folder}: no caption files: captions are read from {table.path}")
 
 
 def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings) -> None:
@@ -527,7 +805,9 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
             findings.mistake(join(listing.folder, files[0]), reason)
     if folder.table is None:
         folder.captions = find_captions(listing, _caption_files(folder), findings.mistakes)
-        if dataset.caption_from_name:
+        if dataset.captions == "names":
+            folder.captions = [caption_of_name(stem.removesuffix(dataset.image_suffix)) for stem in listing.images]
+        elif dataset.caption_from_name:
             names = (stem.replace("_", " ") for stem in listing.images)
             folder.captions = [caption or name for caption, name in zip(folder.captions, names, strict=True)]
     else:
@@ -538,14 +818,19 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
                 folder.controls[stem] = tuple(_named_files(folder, row.references, "as a control image", findings))
             if row.worse:
                 folder.worse[stem] = tuple(_named_files(folder, row.worse, "as a worse image", findings))
+            if row.mask:
+                masks = _named_files(folder, [row.mask], "as a mask", findings)
+                folder.masks |= dict(zip([stem], masks, strict=False))
+            if row.weight != 1.0:
+                folder.weights[stem] = row.weight
     for (_, image), text in zip(folder.images(), folder.captions, strict=True):
         if LIST in text and dataset.captions == "one" and findings.read_captions:
             reason = f"has a list of {text.count(LIST) + 1} captions. Give 'captions: lines', or one of them as text"
             findings.mistake(image.path, reason)
-    folder.named = set(folder.controls)
+    folder.named, masked = set(folder.controls), set(folder.masks)
     for slot in folder.slots:
         for stem, image in folder.images():
-            if slot.key == "control" and stem in folder.named:
+            if stem in (folder.named if slot.key == "control" else masked):
                 continue
             found = partners_of(stem, image, slot, wanted, findings.mistakes)
             if slot.key == "control":
@@ -559,15 +844,13 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
 def _named_files(folder: FoundFolder, paths: Iterable[str], named: str, findings: ScanFindings) -> Iterator[ImageFile]:
     """The images that a row of the table names: in the folder of the images, else from that of the table."""
     for path in paths:
-        folders = (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""), ".")
-        written = dict.fromkeys((path, path.replace("\\", "/")))
-        places = [path] if os.path.isabs(path) else [join(place or ".", each) for place in folders for each in written]
-        found = next((place for place in places if os.path.isfile(os.path.expanduser(place))), places[0])
+        places = _places(path, (folder.dataset.folder_path, os.path.dirname(folder.table_path or ""), "."))
+        found = next((place for place in places if os.path.isfile(place)), places[0])
         listing = findings.listing(os.path.dirname(found))
         if listing and os.path.basename(found) in listing.versions:
             yield ImageFile(listing, os.path.basename(found))
         elif listing:
-            place = line_naming(str(folder.table_path), path, folder.dataset.path_map)
+            place = line_naming(str(folder.table_path), path, folder.dataset.path_map, folder.dataset.columns)
             findings.mistake(found, f"is named in {place} {named} and is not there")
 
 
@@ -709,12 +992,13 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
         [controls.get(stem, ()) for stem in listing.images],
         repeat(rules),
         [masks.get(stem) for stem in listing.images],
-        repeat(weight),
+        [weight * folder.weights.get(stem, 1.0) for stem in listing.images],
         repeat(dataset.canvas),
         repeat(NO_FLIP),
         repeat(folder.index),
         [texts if len(texts) > 1 else () for texts in captions],
         [tuple(image.path for image in folder.worse.get(stem, ())) for stem in listing.images],
+        [folder.weights.get(stem, 1.0) for stem in listing.images],
     )
     samples = tuple(map(Sample._make, zip(*columns, strict=False)))  # one by one they take half as long again
     if flips != [NO_FLIP]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain
 
 from toolkit.config.dataset import area_of
-from toolkit.data.captions import add_prefix, nearly_placeholders, undecided, usual_word
+from toolkit.data.captions import add_prefix, nearly_placeholders, usual_word
 from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.fingerprint import remember_reading
 from toolkit.data.found import (
@@ -46,9 +46,6 @@ def check_images(
     if pairs := [pair for folder in folders if folder.worse for pair in _pairs(folder)]:
         findings.mistakes += pair_mistakes(pairs)
         findings.notes += contradictions(pairs)
-    for path in dict.fromkeys(folder.table_path for folder in folders if folder.worse and folder.table_path):
-        if count := undecided(path):
-            findings.notes.append(f"{path}: {count_of(count, 'vote')} for neither of two images: not used")
     if mistakes := list(dict.fromkeys(findings.mistakes)):
         if forgiven is None:
             raise DataErrors(mistakes)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from toolkit.config.dataset import DatasetConfig
-from toolkit.data.captions import TableRow, captions_of, image_name
+from toolkit.data.captions import captions_of
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split_suffix
 from toolkit.data.partners import Slot
+from toolkit.data.tables import TableRow, image_name
 from toolkit.errors import Diagnostic
 
 REGULARISATION = (
@@ -34,6 +35,9 @@ class ScanFindings:
     notes: list[str] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     unpaired: list[tuple[str, str]] = field(default_factory=list)
+    held_out: list[tuple[str, str]] = field(default_factory=list)
+    of_pairs: set[str] = field(default_factory=set)
+    """Tables whose control images and masks are not trained where they have no row."""
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))
@@ -77,6 +81,9 @@ class FoundFolder:
 
     worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
     """Images that are liked less, by the stem of their better one."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Factors on the loss that the table gives, by the stem of their image."""
 
     slots: list[Slot] = field(default_factory=list)
     """Where control images and masks are looked for."""
@@ -131,6 +138,27 @@ def named_as_regularisation(folder: str) -> bool:
     return bool(_REGULARISATION.fullmatch(REPEATS.sub("", name, count=1) if REPEATS.match(name) else name))
 
 
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""What the names of folders say of the use of their images. Source: datasets 5.2.0, `SPLIT_KEYWORDS`."""
+
+
+def split_of(name: str) -> str:
+    """`train`, `validation` or `test`, where the name of a folder says so, with any number around it; else ''."""
+    word = re.sub(r"^[\W_0-9]+|[\W_0-9]+$", "", name.lower())
+    return next((split for split, words in SPLITS.items() if word in words), "")
+
+
+def held_out_folders(names: Iterable[str]) -> list[str]:
+    """The folders beside each other that their names keep from the training, such as `validation` and `test`; none
+    where no other is named as the one to train on."""
+    splits = {name: split_of(name) for name in names}
+    return [name for name, split in splits.items() if split not in ("", "train") and "train" in splits.values()]
+
+
 def repeats_of(folder: str) -> int:
     """How often the name of a folder says that its images are used per epoch; 0 where it does not say it."""
     return int(matched_name(folder, REPEATS) or 0)
@@ -150,8 +178,8 @@ def texts_of(text: str, dataset: DatasetConfig) -> list[str]:
 # ---------------------------------------------------------------- words of messages
 
 
-def count_of(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def count_of(number: int, what: str, several: str = "") -> str:
+    return f"{number:,} {what if number == 1 else several or f'{what}s'}"
 
 
 def shorten(names: Iterable[str]) -> str:

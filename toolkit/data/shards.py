@@ -51,7 +51,7 @@ _TOKEN_HELP = "Accept its terms on its page on the hub and give a token that may
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file."""
+    """One tar file, or Parquet file."""
 
     name: str
     """For messages and the order: its path or address, without the query, which may hold a signature."""
@@ -214,10 +214,66 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     ]
     if not found:
         tars = [file for file in files if ".tar" in file]
-        there = f"It has {len(tars)} tar files, such as {tars[0]}." if tars else "It has no tar files."
+        rows = [file for file in files if file.endswith(".parquet")]
+        kinds = [
+            f"{len(own)} {kind} files, such as {own[0]}" for kind, own in (("tar", tars), ("Parquet", rows)) if own
+        ]
+        there = f"It has {' and '.join(kinds)}." if kinds else "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
     return [(prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)) for file in found]
+
+
+class SeekableShard(io.RawIOBase):
+    """A shard of which any part is read, as Parquet needs it: behind a jump it is opened again at its byte."""
+
+    def __init__(self, shard: Shard, pauses: Sequence[float] = PAUSES_S, stop: Event | None = None) -> None:
+        self._shard, self._pauses, self._stop = shard, pauses, stop
+        self._file = shard.open(0, pauses, stop)
+        self._at = self._opened_at = 0
+        self._size = _size_of(self._file)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, begin + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises RunError as reading a shard does."""
+        if self._at >= self._size:
+            return 0
+        if self._at != self._opened_at:
+            self._file.close()
+            self._file = self._shard.open(self._at, self._pauses, self._stop)
+        content = self._file.read(min(len(buffer), self._size - self._at))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        self._opened_at = self._at
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _size_of(file: IO[bytes]) -> int:
+    """Bytes of an opened shard."""
+    raw = getattr(file, "raw", None)
+    if not isinstance(raw, _WebFile):
+        return os.fstat(file.fileno()).st_size
+    file.peek(1)  # type: ignore[attr-defined]  # it is connected at the first byte
+    if raw.length is None:
+        raise RunError(f"{raw.name}: the server does not say how long it is. Download it, and give its path.")
+    return raw.length
 
 
 # ---------------------------------------------------------------- the web
@@ -242,6 +298,16 @@ class _WebFile(io.RawIOBase):
         self._response: http.client.HTTPResponse | None = None
         self._length: int | None = None
         """Bytes of the whole file, where the server says so."""
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the whole file, once it is connected and where the server says so."""
+        return self._length
+
+    @property
+    def name(self) -> str:
+        """The shard, for messages."""
+        return self._shard.name
 
     def readable(self) -> bool:
         return True

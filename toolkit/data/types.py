@@ -122,6 +122,9 @@ class Sample(NamedTuple):
     worse: tuple[str, ...] = ()
     """Paths of the images that somebody likes less, for `train.preference`."""
 
+    own_weight: float = 1.0
+    """The part of `loss_weight` that the table of captions gives this image."""
+
     @property
     def texts(self) -> tuple[str, ...]:
         """Every caption that may be used."""
@@ -131,6 +134,19 @@ class Sample(NamedTuple):
     def name(self) -> str:
         """The image's file without its folder."""
         return self.image.rpartition(os.sep)[2]
+
+
+class ShardSample(NamedTuple):
+    """The files of one sample in a shard."""
+
+    key: str
+    """Their path up to the first dot of the file's name; of a Parquet file the number of the row."""
+
+    fields: dict[str, bytes]
+    """What is behind that dot, in small letters -> the file."""
+
+    byte: int
+    """Where the sample begins in the (unpacked) tar; of a Parquet file its row."""
 
 
 class ResizeCrop(NamedTuple):

@@ -27,10 +27,12 @@ from threading import Event, Lock
 from typing import Any, NamedTuple
 
 from toolkit.data.images import ImageError, image_size
+from toolkit.data.parquet_shards import is_parquet_shard, read_parquet
 from toolkit.data.sample_keys import SampleKeys
 from toolkit.data.shards import PAUSES_S, Shard, read_ahead
-from toolkit.data.types import Cursor, Size
+from toolkit.data.types import Cursor, ShardSample, Size
 from toolkit.errors import RunError, UserError
+from toolkit.files.parquet import ParquetError, is_missing
 from toolkit.system import seeding
 
 logger = logging.getLogger(__name__)
@@ -69,19 +71,6 @@ class StreamSample(NamedTuple):
     caption: str
     size: Size
     """Pixels after EXIF rotation, by the header."""
-
-
-class TarSample(NamedTuple):
-    """The files of one sample in a shard."""
-
-    key: str
-    """Their path up to the first dot of the file's name."""
-
-    fields: dict[str, bytes]
-    """What is behind that dot, in small letters -> the file."""
-
-    byte: int
-    """Where the sample begins in the (unpacked) tar."""
 
 
 class _Place(NamedTuple):
@@ -342,7 +331,8 @@ class ShardStream:
             number = first.sample - 1
             reason = ""
             try:
-                found_samples = read_tar(shard, first.byte, self.pauses, stop, {*self.keys.image, self.keys.label})
+                read = read_parquet if is_parquet_shard(shard) else read_tar
+                found_samples = read(shard, first.byte, self.pauses, stop, {*self.keys.image, self.keys.label})
                 for number, found in enumerate(found_samples, start=first.sample):
                     if stop.is_set():
                         return
@@ -350,12 +340,16 @@ class ShardStream:
                         yield _Place(at, number, found.byte), sample
             except _DAMAGED as error:
                 reason = f"is damaged behind sample {number + 1:,} of it ({error})"
+            except ParquetError as error:
+                if is_missing():
+                    raise RunError(f"{shard.name}: {error}.") from error
+                reason = str(error)
             except OSError as error:
                 raise RunError(f"{shard.name}: cannot be read: {error.strerror or error}.") from error
             if not stop.is_set() and (reason or number < 0):
                 self.unreadable.add_shard(shard.name, reason or "holds no sample", len(self.shards))
 
-    def _usable(self, shard: Shard, found: TarSample) -> StreamSample | None:
+    def _usable(self, shard: Shard, found: ShardSample) -> StreamSample | None:
         """The sample, or None for one that is counted as unreadable. Raises RunError when the first ones lack a key."""
         name = f"{shard.name}/{found.key}"
         unreadable = self.unreadable
@@ -383,10 +377,10 @@ class ShardStream:
         unreadable.add_sample(name, reason)
         return None
 
-    def _apart(self, shard: Shard, found: TarSample) -> str:
+    def _apart(self, shard: Shard, found: ShardSample) -> str:
         """What to do where the other files of a sample lie elsewhere in its shard; empty where they do not. Only of a
         file on disk: of a server all of it would be sent."""
-        if shard.is_remote:
+        if shard.is_remote or is_parquet_shard(shard):
             return ""
         with closing(read_tar(shard, found.byte, self.pauses, wanted=())) as samples:
             name = found.key.rpartition("/")[2]
@@ -430,7 +424,7 @@ def read_tar(
     pauses: Sequence[float] = PAUSES_S,
     stop: Event | None = None,
     wanted: Collection[str] | None = None,
-) -> Generator[TarSample, None, None]:
+) -> Generator[ShardSample, None, None]:
     """The samples of a shard from `byte` of its tar on, where a sample begins.
 
     Neighbouring files of one key are a sample (the convention of WebDataset). wanted: extensions of the files that are
@@ -458,14 +452,14 @@ def read_tar(
                 extension = extension.lower() + ("" if plain else " (not a file)")
                 member_key = f"{folder}/{stem}" if folder else stem
                 if fields and (member_key != key or extension in fields):
-                    yield TarSample(key, fields, start)
+                    yield ShardSample(key, fields, start)
                     fields = {}
                 if not fields:
                     key, start = member_key, byte + member.offset
                 content = tar.extractfile(member) if plain and (wanted is None or extension in wanted) else None
                 fields[extension] = content.read() if content else b""
             if fields:
-                yield TarSample(key, fields, start)
+                yield ShardSample(key, fields, start)
             _check_end(tar, stop)
 
 

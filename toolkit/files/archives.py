@@ -1,4 +1,5 @@
-"""Zip files as folders of images: unpacked once into the cache, found again by their version."""
+"""Zip files, and Parquet files with pictures, as folders of images: unpacked once into the cache, found again by their
+version."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import NamedTuple
 
+from toolkit.files import parquet
 from toolkit.files.writing import free_space, readable_size
 
 SUFFIX = ".zip"
@@ -22,22 +24,23 @@ MARGIN = 1 << 30
 
 
 def archive_in(path: str) -> tuple[str, str] | None:
-    """The zip file that a path leads to or into, and the path inside it; None where there is none.
+    """The zip or Parquet file that a path leads to or into, and the path inside it; None where there is none.
 
     `pairs.zip/before` is the folder `before` of `pairs.zip`.
     """
-    if SUFFIX not in path.lower():
+    suffixes = (SUFFIX, parquet.SUFFIX)
+    if not any(suffix in path.lower() for suffix in suffixes):
         return None
     parts = Path(os.path.expanduser(path)).parts
     for count in range(1, len(parts) + 1):
-        if parts[count - 1].lower().endswith(SUFFIX) and os.path.isfile(file := os.path.join(*parts[:count])):
+        if parts[count - 1].lower().endswith(suffixes) and os.path.isfile(file := os.path.join(*parts[:count])):
             return file, os.path.join("", *parts[count:])
     return None
 
 
 def unpacked(file: str, home: Path) -> Path:
-    """The folder in `home` with the files of a zip file, which is unpacked where it is not there yet; folders of its
-    earlier versions are removed.
+    """The folder in `home` with the files of a zip file, or the pictures of a Parquet file, which is unpacked where it
+    is not there yet; folders of its earlier versions are removed.
 
     Raises OSError for a file that cannot be unpacked, saying why.
     """
@@ -50,13 +53,10 @@ def unpacked(file: str, home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     temporary = Path(mkdtemp(prefix=f".{place}-", dir=home))
     try:
-        with opened(file) as (archive, members):
-            needed, free = sum(member.file_size for member in members), free_space(temporary)
-            if needed + MARGIN > free:
-                sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
-                raise OSError(f"{sizes} in {home}. Make room, or give a folder")
-            for member in members:
-                archive.extract(member, temporary)
+        if file.lower().endswith(parquet.SUFFIX):
+            parquet.unpack(file, temporary)
+        else:
+            _extract(file, temporary)
         try:
             temporary.rename(folder)
         except OSError:  # another job was faster
@@ -68,6 +68,17 @@ def unpacked(file: str, home: Path) -> Path:
         if earlier != folder:
             shutil.rmtree(earlier, ignore_errors=True)
     return folder
+
+
+def _extract(file: str, folder: Path) -> None:
+    """The files of a zip file."""
+    with opened(file) as (archive, members):
+        needed, free = sum(member.file_size for member in members), free_space(folder)
+        if needed + MARGIN > free:
+            sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+            raise OSError(f"{sizes} in {folder.parent}. Make room, or give a folder")
+        for member in members:
+            archive.extract(member, folder)
 
 
 class Limits(NamedTuple):

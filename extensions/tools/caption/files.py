@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from extensions.tools.caption.config import CaptionConfig
 from toolkit.config.dataset import CAPTION_SUFFIXES
-from toolkit.data.captions import CaptionError, image_name, read_caption
+from toolkit.data.captions import CaptionError, read_caption
 from toolkit.data.directory import list_folder
 from toolkit.data.images import ImageError
+from toolkit.data.tables import image_name
 from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write, fsync, os_error_as_run_error, unused_path, write_text
 
@@ -78,7 +79,7 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
 
 
 def _fits_tsv(name: str) -> bool:
-    """Whether `read_captions_file` reads the name as it was written."""
+    """Whether `read_table` reads the name as it was written."""
     return name == name.strip() and not re.search("[\t\n\r\ud800-\udfff]", name)
 
 

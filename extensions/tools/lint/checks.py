@@ -154,6 +154,7 @@ def duplicate(data: Dataset, config: LintConfig) -> Found:
 
 
 def leak(data: Dataset, config: LintConfig) -> Found:
+    yield from data.split_folders
     trained = _distinct_files(item for item in data.items if not item.held_out)
     held_out = _distinct_files(item for item in data.items if item.held_out)
     if trained and held_out:
@@ -421,7 +422,7 @@ CHECKS: dict[str, Check] = {
     "pair_shift": Check(pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."),
     "same_as_reference": Check(same_as_reference, "images equal to their control image", "Remove the pair."),
     "duplicate": Check(duplicate, "duplicate images", "Keep the better one, or use its folder's repeats."),
-    "leak": Check(leak, "images of the validation that are trained on", "Remove one of the two."),
+    "leak": Check(leak, "images of a validation or test that are trained on", "Keep them from the training."),
     "blurred": Check(blurred, "blurred images", "Take a sharper one."),
     "enlarged": Check(enlarged, "images enlarged from smaller ones", "Take the original, at a lower resolution."),
     "tiny": Check(tiny, "images much smaller than the resolution", "Lower the resolution, or remove them."),

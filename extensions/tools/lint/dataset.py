@@ -150,6 +150,9 @@ class Dataset:
     measures_shift: bool = True
     """Whether `Reference.alignment` is asked for: it takes most of the time of a pair."""
 
+    split_folders: tuple[tuple[str, str], ...] = ()
+    """Folders that are trained on, and that their names keep from the training."""
+
     suspects: dict[str, str] = field(default_factory=dict)
     """Image, as a path without links -> why `influence` suspects it."""
 
@@ -306,6 +309,7 @@ def _fill(
         for sample, crop in bucketed:
             if not any(sample.flip):  # the mirrored ones are the same files
                 crops.setdefault((sample.image, is_held_out), (sample, []))[1].append(crop)
+    found.split_folders = scan.held_out
     # A sample that is only mirrored has no other.
     work = [(sample, tuple(sizes), is_held_out) for (_, is_held_out), (sample, sizes) in crops.items()]
     regularisation = {folder.folder for folder in scan.folders if folder.is_reg}

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from toolkit.config.dataset import DatasetConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import published_family
 from toolkit.data.directory import join, list_folder
-from toolkit.data.found import named_as_regularisation
+from toolkit.data.folder import find_images
+from toolkit.data.found import held_out_folders, named_as_regularisation
 from toolkit.data.partners import PairNames, in_yaml, pair_names
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
@@ -201,7 +204,7 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
         family = family_for(ModelConfig(name_or_path=model))
-        return _with_regularisation(_with_pairs(_small_job(family, _quoted(model), **own), folder), folder)
+        return _with_subfolders(_with_pairs(_small_job(family, _quoted(model), **own), folder), folder)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
     with suppress(UserError):  # of a model that is not known the family is that of the example
@@ -218,7 +221,7 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     own |= {"id": _quoted(model or like.id), "adapter_here": _quoted(here) if here else ""}
     text = _fill(like, card, written=True, adapter=family.training_adapter, **own)
     text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
-    return _with_regularisation(text, folder)
+    return _with_subfolders(text, folder)
 
 
 def downloaded_adapter(family: ModelFacts) -> str:
@@ -242,22 +245,43 @@ def pairs_in(folder: str) -> PairNames | None:
     return None
 
 
-def _with_regularisation(text: str, folder: str) -> str:
-    """A job of a folder some of whose subfolders hold regularisation images: each as a dataset."""
+def left_out_in(folder: str) -> list[str]:
+    """The subfolders of a folder that a job leaves out, because they are for validation or test by their names."""
+    return held_out_folders(_filled_in(folder))
+
+
+def _filled_in(folder: str) -> list[str]:
+    """The subfolders with images, where the folder has none itself."""
     with suppress(OSError):
         top = list_folder(folder)
-        inside = [join(folder, name) for name in (() if top.images else top.subfolders)]
-        filled = [place for place in inside if list_folder(place).images]
-        are_reg = [named_as_regularisation(place) for place in filled]
-        if any(are_reg) and not all(are_reg):
-            block = re.search(r"(?m)^        - folder_path: .*\n(?:          .*\n)*", text)
-            assert block  # the template has one
-            entries = ""
-            for place, is_reg in sorted(zip(filled, are_reg, strict=True), key=lambda pair: pair[1]):
-                entry = block[0].replace(_quoted(folder), _quoted(place), 1)
-                entries += entry + ("          is_reg: true\n" if is_reg else "")
-            return text.replace(block[0], entries, 1)
-    return text
+        return [name for name in (() if top.images else top.subfolders) if list_folder(join(folder, name)).images]
+    return []
+
+
+def _with_subfolders(text: str, folder: str) -> str:
+    """A job of a folder some of whose subfolders hold regularisation images, or images for validation and test: the
+    others each as a dataset."""
+    names, left_out = _filled_in(folder), left_out_in(folder)
+    kept = [join(folder, name) for name in names if name not in left_out]
+    are_reg = [named_as_regularisation(place) for place in kept]
+    if not left_out and (not any(are_reg) or all(are_reg)):
+        return text
+    block = re.search(r"(?m)^        - folder_path: .*\n(?:          .*\n)*", text)
+    assert block  # the template has one
+    tables = _tables_above(folder)
+    entries = ""
+    for place, is_reg in sorted(zip(kept, are_reg, strict=True), key=lambda pair: pair[1]):
+        entries += block[0].replace(_quoted(folder), _quoted(place), 1)
+        entries += f"          captions_file: {_quoted(tables[place])}\n" if place in tables else ""
+        entries += "          is_reg: true\n" if is_reg else ""
+    return text.replace(block[0], entries, 1)
+
+
+def _tables_above(folder: str) -> dict[str, str]:
+    """Subfolder -> the table of captions in the folder itself that is for its images."""
+    images = find_images(DatasetConfig(folder_path=folder))[0]
+    above = os.path.dirname(join(folder, "x"))
+    return {os.path.dirname(image.path): image.table for image in images if os.path.dirname(image.table) == above}
 
 
 def _with_pairs(text: str, folder: str) -> str:

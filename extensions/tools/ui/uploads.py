@@ -20,10 +20,11 @@ from unicodedata import category, normalize
 
 from extensions.tools.ui.decoder import Decoder
 from toolkit.config.dataset import CAPTION_SUFFIXES
-from toolkit.data.captions import TABLES, CaptionError, read_caption
+from toolkit.data.captions import CaptionError, read_caption
 from toolkit.data.directory import list_folder, split_suffix
 from toolkit.data.found import repeats_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageError
+from toolkit.data.tables import TEXT_TABLES
 from toolkit.errors import RunError
 from toolkit.files.archives import MARGIN, SUFFIX, Limits, opened
 from toolkit.files.redact import redact_text
@@ -33,7 +34,7 @@ PIECE = 8 * 2**20
 """Bytes of a piece at the most."""
 
 MOST_BYTES = {SUFFIX: 20 * 10**9, **dict.fromkeys((*CAPTION_SUFFIXES, ".json"), 100_000)}
-MOST_BYTES |= dict.fromkeys((suffix for suffix in TABLES if suffix != ".json"), 20 * 10**6)
+MOST_BYTES |= dict.fromkeys((suffix for suffix in TEXT_TABLES if suffix != ".json"), 20 * 10**6)
 MOST_BYTES |= dict.fromkeys(IMAGE_SUFFIXES, 500 * 10**6)
 """Bytes of a file at the most, by its suffix; a file of another one is not taken."""
 
@@ -153,7 +154,7 @@ def _check(path: Path, name: str, decoder: Decoder) -> None:
     try:
         if is_image(name):
             decoder.decode(path)
-        elif split_suffix(name)[1] in TABLES:
+        elif split_suffix(name)[1] in TEXT_TABLES:
             path.read_text(encoding="utf-8-sig")
         else:
             read_caption(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.dataset import Rectangle, area_of
+from toolkit.config.dataset import ColumnsConfig, Rectangle, area_of
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.sample_keys import SampleKeys
 from toolkit.train.config_diff import diff_configs
@@ -35,6 +35,12 @@ from toolkit.train.config_diff import diff_configs
         ("cache_text_embeddings: true", "cache_text_embeddings", True),
         ("keep_tokens: 0", "cache_text_embeddings", None),
         ("num_repeats: ", "num_repeats", None),
+        (
+            "columns: {control: a, mask: m, prompt: p}",
+            "columns",
+            ColumnsConfig(control=("a",), mask=("m",), prompt=("p",)),
+        ),
+        ("columns: {control: [a, b]}", "columns", ColumnsConfig(control=("a", "b"))),
     ],
 )
 def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> None:
@@ -55,8 +61,12 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("num_repeats: 0", "num_repeats: 0 is out of range: must be >= 1."),
         ("background: clear", "background: 'clear' is not a valid colour."),
         ("control_transparent_color: [0, 1]", "control_transparent_color: is not a valid colour."),
-        ("captions: [a, b]", "captions: a list: is not a name. Use 'one' or 'lines'."),
-        ("captions: true", "captions: true: is not a name. Use 'one' or 'lines'."),
+        ("columns: {control: a, mask: a}", "columns.mask: 'a' is given as 'control' too. Remove one of them."),
+        ("columns: {mask: [a, b]}", "columns.mask: takes one column. Give the one that is meant."),
+        ("columns: {caption: a}", "columns.caption: unknown key. Known names: control, ignore, image, mask, prompt, "),
+        ("columns: {mask: a}, alpha_mask: true", "alpha_mask: cannot be combined with 'columns.mask'. Remove one"),
+        ("captions: [a, b]", "captions: a list: is not a name. Use 'one' or 'lines' or 'names'."),
+        ("captions: true", "captions: true: is not a name. Use 'one' or 'lines' or 'names'."),
         ("captions_file: photos", "captions_file: 'photos' is not a file. Give a text file whose lines are file name"),
         ("control_path: [a, b, c, d, e, f, g, h, i, j, k]", "control_path: has 11 entries: must be at most 10."),
         ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
@@ -77,6 +87,12 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
 def test_mistakes_of_a_dataset(faults, keys: str, message: str) -> None:
     (found,) = faults(f"datasets: [{{folder_path: photos, {keys}}}]")
     assert found.startswith(f"datasets[0].{message}") and ".." not in found.replace("...", "")
+
+
+def test_captions_of_names_and_of_a_table_cannot_be_combined(faults) -> None:
+    Path("t.tsv").write_text("a.png\ta cat")
+    (found,) = faults("datasets: [{folder_path: photos, captions: names, captions_file: t.tsv}]")
+    assert found == "datasets[0].captions: 'names' and 'captions_file' cannot be combined. Remove one of them."
 
 
 def test_a_validation_set_may_have_a_rectangle_or_that_of_the_datasets(section) -> None:

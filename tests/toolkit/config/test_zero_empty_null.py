@@ -147,6 +147,8 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
         value = {key: [value] if part != key else value}
         if key in ("model", "validation"):
             value[key] = NEEDED[key] | value[key]
+        if "columns" in value:
+            value["folder_path"] = "photos"
         if "webdataset" in value:
             value["url"] = "0.tar"
     return trainer(*(f"{key}: {json.dumps(inner)}" for key, inner in value.items()))

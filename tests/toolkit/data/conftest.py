@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from tests.toolkit.data.shard_server import write_tar
+from toolkit.config.dataset import ColumnsConfig
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.types import Size
@@ -36,6 +37,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "default_caption": None,
         "captions_file": None,
         "path_map": {},
+        "columns": ColumnsConfig(),
         "caption_from_name": False,
         "captions": "one",
         "caption_prefix": "",
@@ -62,6 +64,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "background": "white",
     }
     assert set(changes) <= set(section)
+    changes |= {"columns": ColumnsConfig.model_validate(changes["columns"])} if "columns" in changes else {}
     section |= changes
     key = "control_suffix" if section["control_suffix"] else "control_path"
     derived = {"canvas": changes.get("background", ""), "references": (key, section[key]), "place": str(folder)}

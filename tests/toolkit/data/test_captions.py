@@ -8,7 +8,6 @@ import pytest
 from tests.golden_tables import golden
 from toolkit.data.captions import (
     CaptionError,
-    TableRow,
     add_prefix,
     caption_files,
     caption_for_use,
@@ -17,10 +16,10 @@ from toolkit.data.captions import (
     inject_trigger,
     prompt_warnings,
     read_caption,
-    read_captions_file,
     with_caption,
 )
 from toolkit.data.directory import list_folder
+from toolkit.data.tables import TableRow, read_table
 from toolkit.data.types import CaptionRules, Sample, Size
 from toolkit.errors import Diagnostic
 
@@ -103,23 +102,25 @@ def test_a_json_file_without_a_caption_is_refused(tmp_path: Path, text: str) -> 
 
 
 def test_a_table_of_captions(tmp_path: Path) -> None:
-    path, mistakes = tmp_path / "captions.tsv", []
+    path = tmp_path / "captions.tsv"
     path.write_bytes(
         "\ufeffa.jpg\t a cat\twith a tab \r\n\r\n \n40_x/ä b.png\tgrün\u2028e\nc.png\t\n./d.png\td".encode()
     )
-    captions = {name: row.caption for name, row in read_captions_file(str(path), mistakes).items()}
+    table = read_table(str(path))
+    captions = {name: row.caption for name, row in table.rows.items()}
     expected = {"a.jpg": "a cat\twith a tab", "40_x/ä b.png": "grün\u2028e", "c.png": "", "d.png": "d"}
-    assert (captions, mistakes) == (expected, [])
+    assert (captions, table.mistakes) == (expected, [])
     path.write_text("a\u0308.png\tfrom macOS", encoding="utf-8")
-    assert read_captions_file(str(path), mistakes) == {"ä.png": TableRow("from macOS")}
+    assert read_table(str(path)).rows == {"ä.png": TableRow("from macOS")}
 
 
 def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    path, mistakes = tmp_path / "captions.tsv", []
+    path = tmp_path / "captions.tsv"
     path.write_text("\na.jpg\ta\nb.jpg a dog\n\tno name\n./a.jpg\tagain\nc.jpg\tc\n" + "x" * 99)
-    assert read_captions_file(str(path), mistakes) == {"a.jpg": TableRow("a"), "c.jpg": TableRow("c")}
+    table = read_table(str(path))
+    assert table.rows == {"a.jpg": TableRow("a"), "c.jpg": TableRow("c")}
     remedy = "Write the name of the image, a tab, its caption"
-    assert list(map(str, mistakes)) == [
+    assert list(map(str, table.mistakes)) == [
         f"{path}:3: 'b.jpg a dog': no tab. {remedy}",
         f"{path}:4: 'no name': no name before the tab. {remedy}",
         f"{path}:5: 'a.jpg' has a caption in line 2. Remove one of them",
@@ -129,11 +130,12 @@ def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("raw", "reason"), [(None, "cannot be read: No such file"), (b"a\t\xff", "at offset 2")])
 def test_a_table_that_cannot_be_read_is_a_mistake(tmp_path: Path, raw: bytes | None, reason: str) -> None:
-    path, mistakes = tmp_path / "captions.tsv", []
+    path = tmp_path / "captions.tsv"
     if raw is not None:
         path.write_bytes(raw)
-    assert read_captions_file(str(path), mistakes) == {}
-    [mistake] = mistakes
+    table = read_table(str(path))
+    assert table.rows == {}
+    [mistake] = table.mistakes
     assert mistake.place == str(path) and reason in mistake.message
 
 

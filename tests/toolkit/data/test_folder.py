@@ -325,6 +325,7 @@ def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path, image, dat
     section = dataset(tmp_path / "data", **folders, control_optional=True, mask_optional=True)
     code = (  # in a process of its own, which can be ended
         "from types import SimpleNamespace as section\n"
+        "from toolkit.config.dataset import ColumnsConfig\n"
         "from toolkit.data.folder import scan_datasets\n"
         f"try: scan_datasets([section(**{vars(section)!r})], None)\n"
         "except Exception as error: print(error)\n"
@@ -652,3 +653,27 @@ def test_a_folder_that_is_named_as_regularisation_images_is_told(
     for section, told in ((dataset(tmp_path), is_one), (dataset(tmp_path / name, is_reg=True), False)):
         notes = scan_datasets([section], "sks").notes
         assert any("'is_reg: true'" in note and f"/{name}: " in note for note in notes) == told
+
+
+@pytest.mark.parametrize("names", ["train validation test", "training val eval", "Train-1 dev testing"])
+def test_folders_for_validation_and_test_beside_one_to_train_on_are_named(
+    tmp_path: Path, image, dataset, names: str
+) -> None:
+    train, *held_out = names.split()
+    for name in names.split():
+        image(tmp_path / name / "x.png")
+    scan = scan_datasets([dataset(tmp_path, resolution=(64,))], "sks")
+    assert len(scan.samples) == 3 and [path for path, _ in scan.held_out] == sorted(
+        f"{tmp_path}/{name}" for name in held_out
+    )
+    remedy = f"For {train!r} alone give 'folder_path: {tmp_path}/{train}'"
+    assert all(why.endswith(remedy) for _, why in scan.held_out)
+    (note,) = (note for note in scan.notes if remedy in note)
+    assert note.startswith("warning: ") and all(repr(name) in note for name in held_out)
+
+
+@pytest.mark.parametrize("names", ["validation test", "train contest", "trainer test", "a test"])
+def test_folders_are_not_held_out_where_none_is_named_to_train_on(tmp_path: Path, image, dataset, names: str) -> None:
+    for name in names.split():
+        image(tmp_path / name / "x.png")
+    assert scan_datasets([dataset(tmp_path)], "sks").held_out == ()

@@ -86,7 +86,8 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
     table.write_text(text)
     scan = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
     assert [sample.caption for sample in scan.samples] == ["sks one", "sks two, three"]
-    assert scan.notes == (f"{data}/b: no caption files: captions are read from {table}",)
+    read = f"{data}/b: no caption files: captions are read from {table}"
+    assert scan.notes == ((f"{table}: columns that are not used: width",) if "width" in text else ()) + (read,)
     whole = scan_datasets([dataset(data, resolution=(64,))], "sks")  # as one of several subfolders
     assert [sample.caption for sample in whole.samples][2:] == ["sks one", "sks two, three"]
     given = scan_datasets([dataset(data / "b", captions_file=str(table))], "sks")
@@ -188,14 +189,15 @@ def test_a_table_without_a_line_is_a_mistake(data: Path, dataset, name: str, tex
         assert str(caught.value) == f"{data / name}: has no line. {remedy}"
 
 
-def test_a_table_beside_the_images_that_names_none_of_them_is_told(data: Path, dataset) -> None:
+def test_a_table_beside_images_without_captions_that_names_none_of_them_is_a_mistake(data: Path, dataset) -> None:
     (data / "b" / "metadata.jsonl").write_text('{"file_name": "other.png", "text": "one"}')
     (data / "b" / "settings.json").write_text('{"version": "1"}')
     for caption in data.glob("b/*.txt"):
         caption.unlink()
-    scan = scan_datasets([dataset(data / "b")], "sks")
-    told = "table of captions that names no image of the folder. Write the names as the images have them"
-    assert scan.unused == ((f"{data}/b/metadata.jsonl", told),)
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(data / "b")], "sks")
+    told = "none of its 1 line names an image of the folder, and no image has a caption. It has 'other.png'"
+    assert str(caught.value).startswith(f"{data}/b/metadata.jsonl: {told}")
     (data / "b" / "a.txt").write_text("its own")
     assert scan_datasets([dataset(data / "b")], "sks").unused == ()
 
@@ -328,3 +330,15 @@ def test_a_file_name_is_the_caption_of_an_image_without_one(image, dataset, tmp_
     scan = scan_datasets([dataset(tmp_path / "named", caption_from_name=True, default_caption="none")], None)
     assert [sample.caption for sample in scan.samples] == ["a red cat", "written"]
     assert scan.folders[0].missing_captions == 0
+
+
+def test_captions_of_names_are_those_of_all_images(image, dataset, tmp_path: Path) -> None:
+    for name in ("a_red_cat.png", "a_red_cat (2).png", "sub/a_dog_end.png"):
+        image(tmp_path / "named" / name)
+    (tmp_path / "named" / "a_red_cat.txt").write_text("written")
+    (tmp_path / "named" / "t.tsv").write_text("a_red_cat (2).png\tin a table")
+    scan = scan_datasets([dataset(tmp_path / "named", captions="names", resolution=(64,))], "sks")
+    assert [sample.caption for sample in scan.samples] == ["sks a red cat"] * 2
+    assert f"{tmp_path}/named: ignored, not a caption, because captions is names: a_red_cat.txt" in scan.notes
+    ends = dataset(tmp_path / "named" / "sub", captions="names", image_suffix="_end", resolution=(64,))
+    assert [sample.caption for sample in scan_datasets([ends], None).samples] == ["a dog"]

@@ -9,6 +9,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
+from toolkit.config.dataset import ColumnsConfig
 from toolkit.extension import discover
 from toolkit.train.config_diff import ConfigChange
 from toolkit.train.config_diff import diff_configs as changes_of
@@ -106,6 +107,7 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     assert len(keys) > 60
     harmless = {key for key in keys if kind_of(section, key) == "harmless"}
     where = {"datasets[0].url", "datasets[0].path_map"}  # images are compared by what they hold
+    where |= {f"datasets[0].columns.{role}" for role in ColumnsConfig.model_fields}
     meant = {"train.steps", "train.epochs", "train.step_limit", *where, *KINDS["harmless"].split()}
     parts = ("save.", "sample.", "logging.")
     assert {key for key in harmless if not key.startswith(parts)} <= meant

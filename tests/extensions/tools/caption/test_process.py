@@ -20,7 +20,7 @@ from tests.conftest import readme_commands
 from tests.quantized import QUANTIZED, mark
 from tests.running import run_tool, section_of
 from toolkit.config.model_files import CAPTIONER
-from toolkit.data.captions import read_captions_file
+from toolkit.data.tables import read_table
 from toolkit.errors import ConfigErrors, RunError, UserError
 
 Caption = Callable[..., CaptionConfig]
@@ -131,7 +131,7 @@ def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: s
     rows = whole.decode().splitlines()
     assert len(rows) == 3
     if form == "tsv":
-        assert read_captions_file(str(table), []).keys() == {"a.png", "b.png", "c.png"}
+        assert read_table(str(table)).rows.keys() == {"a.png", "b.png", "c.png"}
     else:
         assert json.loads(rows[0]).keys() == {"image_path", "caption"}
     torn = whole[: whole.index(b"c.png") + 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,6 +218,17 @@ def test_a_folder_of_regularisation_images_is_told(folder: Path) -> None:
     Path("photos").mkdir()
     Path("1_reg").rename("photos/1_reg")
     assert found() == {("regularisation", "1_reg")}
+
+
+def test_folders_for_validation_and_test_are_told(folder: Path) -> None:
+    shutil.copytree(folder, "set/train")
+    for index, name in enumerate(("validation", "test")):
+        Path("set", name).mkdir()
+        picture(60 + index).save(Path("set", name, "v.png"))
+        Path("set", name, "v.txt").write_text("ohwx man at another place")
+    shutil.rmtree("photos")
+    Path("set").rename("photos")
+    assert found() == {("leak", "validation"), ("leak", "test")}
 
 
 def test_a_copy_is_found_among_hundreds() -> None:

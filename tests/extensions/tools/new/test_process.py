@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import MODELS, written_job
+from extensions.tools.shared.examples import MODELS, left_out_in, written_job
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from tests.model_folders import write_header
@@ -21,6 +21,7 @@ from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
 from toolkit.config.tool import load_tool
+from toolkit.data.folder import find_images
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
@@ -153,6 +154,20 @@ def test_regularisation_images_beside_the_character_are_a_dataset(tmp_path: Path
     character, regularisation = load_job(str(path), discover().find_config).processes[0].section.datasets
     assert (character.folder_path, character.is_reg) == (f"{tmp_path}/my images/40_zuzu", False)
     assert (regularisation.folder_path, regularisation.is_reg) == (f"{tmp_path}/my images/1_reg_dog", True)
+
+
+@pytest.mark.parametrize("model", [str(TINY), "Qwen/Qwen-Image-Edit-2511"])
+def test_folders_for_validation_and_test_are_left_out(tmp_path: Path, model: str) -> None:
+    for name in ("test", "train", "validation"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "set" / name / "a.png")
+    (tmp_path / "set" / "metadata.jsonl").write_text('{"file_name": "train/a.png", "text": "a cat"}\n')
+    path = tmp_path / "job.yaml"
+    path.write_text(job_text(24, folder=str(tmp_path / "set"), model=model), encoding="utf-8")
+    (dataset,) = load_job(str(path), discover().find_config).processes[0].section.datasets
+    assert (dataset.folder_path, dataset.captions_file) == (f"{tmp_path}/set/train", f"{tmp_path}/set/metadata.jsonl")
+    assert [image.caption for image in find_images(dataset)[0]] == ["a cat"]
+    assert left_out_in(str(tmp_path / "set")) == ["test", "validation"]
 
 
 def test_suffixes_of_pairs_are_text_in_the_job_whatever_stands_before_them(tmp_path: Path) -> None:

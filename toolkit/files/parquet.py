@@ -1,0 +1,215 @@
+"""Parquet files: tables, and rows with the pictures in them, as `datasets` writes them (push_to_hub).
+
+A picture is a struct with its `bytes` and the `path` it had, or the bytes alone; a list has several. Where `bytes` are
+missing, `path` names a file (to_parquet leaves pictures behind). They are read with pyarrow, the extra `parquet`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from toolkit.files.writing import free_space, readable_size
+
+SUFFIX = ".parquet"
+MAGIC = b"PAR1"
+"""The first bytes of every Parquet file. Source: Apache Parquet format, "File format"."""
+
+TABLE = "metadata.jsonl"
+"""File with the rows of an unpacked file, a line for each: pictures by their names."""
+
+MISSING = "is a Parquet file, which needs the package 'pyarrow': pip install pyarrow (the extra 'parquet')"
+"""Message where pyarrow is not installed."""
+
+_MARGIN = 1 << 30
+"""Bytes of the disk that unpacking leaves free."""
+
+_ROWS_AT_ONCE = 64
+_LOOKED_AT = 4
+"""Rows that are looked at for pictures."""
+
+_KINDS = (
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+    (b"\xff\x0a", ".jxl"),
+    (b"\0\0\0\x0cJXL ", ".jxl"),
+)
+"""First bytes of a picture -> the ending of its file."""
+
+_UNKNOWN = ".png"
+
+
+class ParquetError(OSError):
+    """A file that cannot be read as Parquet; what it says is why."""
+
+
+def is_parquet(path: str | Path) -> bool:
+    """Whether a file is a Parquet file, by its first bytes."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def is_missing() -> bool:
+    """Whether pyarrow is not installed."""
+    return find_spec("pyarrow") is None
+
+
+class ParquetRows:
+    """A Parquet file that is read row by row.
+
+    Raises ParquetError where pyarrow is missing, and for a file that is damaged, also while it is read.
+
+    source: a path, or an open file.
+    """
+
+    def __init__(self, source: Any) -> None:
+        if is_missing():
+            raise ParquetError(MISSING)
+        import pyarrow
+        from pyarrow import parquet
+
+        self._damage = (pyarrow.ArrowException, OSError)
+        try:
+            self._file = parquet.ParquetFile(source)
+        except self._damage as error:
+            raise ParquetError(f"cannot be read as Parquet: {_first_line(error)}") from error
+        schema = self._file.schema_arrow
+        kinds = pyarrow.types
+        named = [field.name for field in schema if _may_be_picture(field.type, kinds)]
+        self.pictures = tuple(name for name in named if any(map(_is_picture, self._first(name))))
+        """Columns with pictures in them, as the first rows have them; other such columns have names of files."""
+
+        self.count = self._file.metadata.num_rows
+
+    def _first(self, column: str) -> list[Any]:
+        """The first values of a column."""
+        try:
+            batch = next(self._file.iter_batches(_LOOKED_AT, columns=[column]), None)
+        except self._damage as error:
+            raise ParquetError(f"is damaged at its first row ({_first_line(error)})") from error
+        return [row[column] for row in batch.to_pylist()] if batch else []
+
+    def rows(self, first: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows from `first` on, values that are missing left out."""
+        at = 0
+        try:
+            for number in range(self._file.num_row_groups):
+                size = self._file.metadata.row_group(number).num_rows
+                if at + size > first:
+                    for batch in self._file.iter_batches(_ROWS_AT_ONCE, row_groups=[number]):
+                        for row in batch.to_pylist():
+                            if at >= first:
+                                yield {key: value for key, value in row.items() if value is not None}
+                            at += 1
+                else:
+                    at += size
+        except self._damage as error:
+            raise ParquetError(f"is damaged behind row {at:,} ({_first_line(error)})") from error
+
+
+def _may_be_picture(kind: Any, kinds: Any) -> bool:
+    """Whether values of this type of pyarrow can be pictures, or lists of them."""
+    if kinds.is_list(kind) or kinds.is_large_list(kind):
+        return _may_be_picture(kind.value_type, kinds)
+    if kinds.is_struct(kind):
+        return {"bytes", "path"} <= {kind.field(at).name for at in range(kind.num_fields)}
+    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value is a picture, or a list of them. Bytes alone may be anything; those of a struct are a picture."""
+    if isinstance(value, list):
+        return any(map(_is_picture, value))
+    if isinstance(value, dict):
+        return bool(value.get("bytes"))
+    return isinstance(value, bytes) and (suffix_of(value) != _UNKNOWN or value.startswith(b"\x89PNG"))
+
+
+def picture_of(value: Any) -> bytes:
+    """The bytes of a picture; b"" for none."""
+    found = value.get("bytes") if isinstance(value, dict) else value
+    return found if isinstance(found, bytes) else b""
+
+
+def suffix_of(picture: bytes) -> str:
+    """The ending of a picture's file; of an unknown kind that of PNG, whose reader says what is wrong with it."""
+    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+        return ".webp"
+    if picture[4:8] == b"ftyp":
+        return ".avif" if picture[8:12] in (b"avif", b"avis") else ".heic"
+    return next((suffix for begin, suffix in _KINDS if picture.startswith(begin)), _UNKNOWN)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: the name of a picture that is left out; what is neither text, number, list nor mapping,
+    such as a date, as text."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["path"]
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def has_pictures(path: str | Path) -> bool:
+    """Whether a Parquet file has pictures in it; also of one that cannot be read, so that this is told."""
+    try:
+        return bool(ParquetRows(path).pictures)
+    except ParquetError:
+        return True
+
+
+def table_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table. Raises ParquetError for a file that cannot be read, or that has pictures in it."""
+    file = ParquetRows(path)
+    if file.pictures:
+        raise ParquetError(f"has the pictures in it ({', '.join(file.pictures)}). Give it as 'folder_path'")
+    return (plain(row) for row in file.rows())
+
+
+def unpack(path: str | Path, folder: Path) -> None:
+    """Writes the pictures of a file into `folder`, each in the folder of its column, and `TABLE` with all rows.
+
+    Raises ParquetError, also where the disk is too small, and OSError.
+    """
+    file = ParquetRows(path)
+    if not file.pictures:
+        raise ParquetError("is a table without pictures. Give it as 'captions_file'")
+    needed, free = Path(path).stat().st_size, free_space(folder)
+    if needed + _MARGIN > free:
+        sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+        raise ParquetError(f"{sizes} in {folder.parent}. Make room, or give a folder")
+    with open(folder / TABLE, "w", encoding="utf-8") as table:
+        for number, row in enumerate(file.rows()):
+            name = f"{number:07}"
+            pictures = {key: _written(row[key], key, name, folder) for key in file.pictures if key in row}
+            said = {key: pictures[key] if key in pictures else plain(value) for key, value in row.items()}
+            table.write(json.dumps(said, ensure_ascii=False) + "\n")
+
+
+def _written(value: Any, column: str, name: str, folder: Path) -> Any:
+    """The path of a picture that was written, from `folder`; of several a list."""
+    if isinstance(value, list):
+        return [_written(each, column, f"{name}_{number}", folder) for number, each in enumerate(value)]
+    if not (picture := picture_of(value)):
+        raise ParquetError(f"has no picture in {column!r} of row {name.lstrip('0') or 0}. Remove the row")
+    place = column.replace("/", "_").lstrip(".") or "image"
+    (folder / place).mkdir(exist_ok=True)
+    file = folder / place / f"{name}{suffix_of(picture)}"
+    file.write_bytes(picture)
+    return f"{place}/{file.name}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
