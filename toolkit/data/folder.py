@@ -42,6 +42,7 @@ from toolkit.data.found import REPEATS, FoundFolder, ScanFindings, count_of, mat
 from toolkit.data.images import (
     IMAGE_SUFFIXES,
 )
+from toolkit.data.masks import MaskLook
 from toolkit.data.partners import (
     LookedFor,
     Slot,
@@ -54,7 +55,7 @@ from toolkit.data.partners import (
     shared,
     unpaired,
 )
-from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
+from toolkit.data.types import NO_FLIP, Flip, Sample
 from toolkit.errors import Diagnostic
 
 _UNREAD_IMAGES = frozenset({".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
@@ -88,6 +89,9 @@ class FolderInfo:
     with_alpha: int = 0
     """Images and control images with an alpha channel that is not used as a mask."""
 
+    mask_looks: tuple[MaskLook, ...] = ()
+    """What the pixels of its masks tell, of those that were measured."""
+
 
 @dataclass(frozen=True)
 class DatasetScan:
@@ -102,6 +106,9 @@ class DatasetScan:
 
     unpaired: tuple[tuple[str, str], ...] = ()
     """Control images and masks that belong to no image, and why."""
+
+    mask_faults: tuple[tuple[str, str], ...] = ()
+    """Masks that are probably not meant as they are read, and why."""
 
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
@@ -139,7 +146,8 @@ def scan_datasets(
     check_images(folders, trigger_word, forgiven, findings)
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
-    return DatasetScan(infos, notes, tuple(findings.unused), tuple(findings.unpaired), findings.scan_cache)
+    unused, unpaired, mask_faults = map(tuple, (findings.unused, findings.unpaired, findings.mask_faults))
+    return DatasetScan(infos, notes, unused, unpaired, mask_faults, findings.scan_cache)
 
 
 class FoundImage(NamedTuple):
@@ -672,10 +680,7 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
     weight = dataset.loss_multiplier * (reg_weight if dataset.is_reg else 1.0)
     names = [name for (name,) in listing.images.values()]
     controls = {stem: tuple(image.path for image in found) for stem, found in folder.controls.items()}
-    masks = {
-        stem: Mask(mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
-        for stem, mask in folder.masks.items()
-    }
+    masks = folder.trained_masks()
     captions = [
         tuple(trained_caption(each, dataset, rules, add_trigger) for each in texts_of(text, dataset))
         for text in folder.captions
@@ -705,4 +710,14 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
     if not dataset.alpha_mask:
         files |= {listing.path(name): listing.facts[name] for name in names}
     with_alpha = sum(facts is not None and facts.alpha for facts in files.values())
-    return FolderInfo(folder.index, listing.folder, folder.repeats, samples, missing, note, dataset.is_reg, with_alpha)
+    return FolderInfo(
+        folder.index,
+        listing.folder,
+        folder.repeats,
+        samples,
+        missing,
+        note,
+        dataset.is_reg,
+        with_alpha,
+        tuple(look for _, look in folder.mask_looks),
+    )

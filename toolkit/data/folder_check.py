@@ -22,6 +22,7 @@ from toolkit.data.found import (
     texts_of,
 )
 from toolkit.data.images import CLEAR, ImageError, ImageInfo, inspect_header, inspect_image, reference_error
+from toolkit.data.masks import faults_of, look_at_masks
 from toolkit.data.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS
@@ -57,6 +58,7 @@ def check_images(
     for folder in folders:
         if folder.masks:
             findings.notes += _check_masks(folder)
+            findings.notes += _mask_pixels(folder, findings)
         findings.notes += _warnings(folder, trigger_word, findings.read_captions)
     if findings.read_captions:
         findings.notes += _several_lines(folders)
@@ -175,6 +177,20 @@ def _check_masks(folder: FoundFolder) -> Iterator[str]:
         yield f"{place}: alpha_mask: no transparency, so the whole image counts: {shorten(opaque)}"
     if stretched:
         yield f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
+
+
+def _mask_pixels(folder: FoundFolder, findings: ScanFindings) -> Iterator[str]:
+    """Measures the masks; warns of those that are probably not meant as they are read, by kind, and keeps each."""
+    folder.mask_looks = look_at_masks(list(folder.trained_masks().values()))
+    by_kind: dict[tuple[str, str], list[str]] = {}
+    for mask, fault in faults_of(folder.mask_looks):
+        name = f"{os.path.basename(mask.file)} ({fault.detail})"
+        by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
+        findings.mask_faults.append((mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}"))
+    for (kind, remedy), names in by_kind.items():
+        are = "is" if len(names) == 1 else "are"
+        what = f"{len(names):,} of {count_of(len(folder.mask_looks), 'mask')} {are} {kind}: {shorten(names)}"
+        yield f"warning: {folder.listing.folder}: {what}. {remedy}"
 
 
 def _warnings(folder: FoundFolder, trigger_word: str | None, read_captions: bool) -> Iterator[str]:

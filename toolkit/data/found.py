@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from toolkit.config.dataset import DatasetConfig
 from toolkit.data.captions import TableRow, captions_of, image_name
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split_suffix
+from toolkit.data.masks import MaskLook
 from toolkit.data.partners import Slot
+from toolkit.data.types import Mask
 from toolkit.errors import Diagnostic
 
 REGULARISATION = (
@@ -34,6 +36,7 @@ class ScanFindings:
     notes: list[str] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     unpaired: list[tuple[str, str]] = field(default_factory=list)
+    mask_faults: list[tuple[str, str]] = field(default_factory=list)
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))
@@ -75,6 +78,9 @@ class FoundFolder:
     masks: dict[str, ImageFile] = field(default_factory=dict)
     """Mask images; the image itself where its own opacity is the mask."""
 
+    mask_looks: list[tuple[Mask, MaskLook]] = field(default_factory=list)
+    """Of the masks that were measured."""
+
     worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
     """Images that are liked less, by the stem of their better one."""
 
@@ -92,6 +98,14 @@ class FoundFolder:
         """Stems of images, each with a control image or the mask."""
         yield from ((stem, image) for stem, found in self.controls.items() for image in found)
         yield from self.masks.items()
+
+    def trained_masks(self) -> dict[str, Mask]:
+        """The masks by the stem of their image, with what the dataset says of them."""
+        dataset = self.dataset
+        return {
+            stem: Mask(image.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
+            for stem, image in self.masks.items()
+        }
 
     def places(self) -> Iterator[tuple[Slot, DirectoryListing]]:
         """Each slot with each folder that is looked through for it."""

@@ -137,6 +137,9 @@ class Dataset:
     unpaired: tuple[tuple[str, str], ...] = ()
     """Control images and masks that belong to no image, and why."""
 
+    mask_faults: tuple[tuple[str, str], ...] = ()
+    """Masks that are probably not meant as they are read, and why."""
+
     trigger: str = ""
     keeps_alpha: bool = False
     """Whether the model has transparency, and is trained on it."""
@@ -297,7 +300,7 @@ def _fill(
     own: DatasetConfig | None = None,
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
-    found.unused, found.unpaired = scan.unused, scan.unpaired
+    found.unused, found.unpaired, found.mask_faults = scan.unused, scan.unpaired, scan.mask_faults
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:

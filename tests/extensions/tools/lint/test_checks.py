@@ -14,10 +14,13 @@ from extensions.tools.lint.checks import CHECKS, run_checks
 from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.lint.dataset import SMALL_SIDE, read_datasets
 from extensions.tools.lint.likeness import ORIENTATIONS, most_like
+from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
+from toolkit.config import load_job
 from toolkit.errors import Diagnostic
+from toolkit.extension import discover
 
 DEFAULTS = ("--resolution", "256")
 
@@ -241,6 +244,7 @@ def test_a_copy_is_found_in_every_orientation(folder: Path, orientation: str) ->
 def test_every_check_is_tested_here() -> None:
     pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
     others = {
+        "mask",
         "pair_shift",
         "same_caption",
         "several_lines",
@@ -280,3 +284,23 @@ def test_an_image_that_the_coarse_sizes_cut_gets_a_resolution(tmp_path: Path, mo
     (tmp_path / "photos" / "a.txt").write_text("a photo")
     [finding] = [each for each in lint("photos", "--resolution", "128") if each.check == "aspect"]
     assert finding.message.endswith("its bucket 128 x 128; at 'resolution: 160' it loses 6%")
+
+
+def test_masks_are_judged_as_the_plan_judges_them(folder: Path) -> None:
+    """Of values 0 and 1 each mask is named, in the words of the plan."""
+    masks = folder.parent / "masks"
+    masks.mkdir()
+    for image in folder.glob("*.png"):
+        mask = Image.new("L", (256, 192), 0)
+        mask.paste(255 if image.stem == "0" else 1, (0, 0, 128, 192))
+        mask.save(masks / image.name)
+    section = {"type": "sd_trainer", "device": "cpu", "trigger_word": "ohwx", "training_folder": "out"}
+    section |= {"model": {"name_or_path": str(ROOT / "config/examples/tiny_mascots")}}
+    section |= {"datasets": [{"folder_path": "photos", "resolution": 256, "mask_path": "masks"}]}
+    Path("job.json").write_text(json.dumps({"job": "extension", "config": {"name": "j", "process": [section]}}))
+    found = [each for each in lint("job.json") if each.check == "mask"]
+    assert [Path(each.place).name for each in found] == [f"{index}.png" for index in range(1, 6)]
+    assert "dark throughout, and only white (255) counts fully: brightest value 1 of 255" in found[0].message
+    plan = plan_job(load_job("job.json", discover().find_config)).render()
+    assert "masks: 6 of 6, 8.5% of the area counts on average" in plan
+    assert "warning: photos: 5 of 6 masks are dark throughout, and only white (255) counts fully: 1.png" in plan
