@@ -25,6 +25,7 @@ from toolkit.config.dataset import DatasetConfig
 from toolkit.config.findings import is_absolute
 from toolkit.config.yaml_reader import moved_path
 from toolkit.data.directory import DirectoryListing, real_path, split_suffix
+from toolkit.data.foreign_syntax import in_words, marks_in
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.errors import Diagnostic
@@ -477,10 +478,6 @@ def nearly_placeholders(text: str) -> list[str]:
     return [each for each in found if each not in PLACEHOLDERS]
 
 
-_MARKS = re.compile(r"\([^()\d][^()]*:\d*\.?\d+\)|<(?:lora|lyco|hypernet):[^<>]+>")
-"""How prompts of AUTOMATIC1111's web UI and ComfyUI weigh words and name LoRAs."""
-
-
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
     """Warnings of prompts of samples: what nothing replaces, and those without any of the trigger words."""
     together = "\n".join(prompts)
@@ -490,9 +487,8 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
         count = sum(placeholder in prompt for prompt in prompts)
         what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
         yield f"warning: sample: {what}. {remedy}"
-    if marks := dict.fromkeys(chain.from_iterable(_MARKS.findall(prompt) for prompt in prompts)):
-        shown = ", ".join(map(repr, list(marks)[:3]))
-        yield f"warning: sample: prompts with {shown}: weights and LoRAs of other programs are plain text here"
+    if found := marks_in(prompts):
+        yield f"warning: sample: prompts with {in_words(found)}"
     without = [prompt for prompt in prompts if not any(each in prompt for each in (*triggers, *PLACEHOLDERS))]
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])

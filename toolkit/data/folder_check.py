@@ -11,6 +11,7 @@ from itertools import chain
 from toolkit.config.dataset import area_of
 from toolkit.data.captions import add_prefix, nearly_placeholders, undecided, usual_word
 from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
+from toolkit.data.foreign_syntax import in_words, marks_in
 from toolkit.data.found import (
     REGULARISATION,
     FoundFolder,
@@ -241,6 +242,9 @@ def _check_captions(folder: FoundFolder, trigger: str) -> Iterator[str]:
         remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
         what = f"{count_of(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
         yield f"{what}. {remedy}"
+    if found := marks_in(used):
+        count = len(set(chain.from_iterable(marks.texts for marks in found)))
+        yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(found, counted=True)}"
     if not dataset.is_reg:
         yield from _odd_captions(dict(zip(names, used, strict=True)), trigger)
     if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:

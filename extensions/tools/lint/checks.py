@@ -17,6 +17,7 @@ from extensions.tools.lint.likeness import is_flat, most_like
 from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
+from toolkit.data.foreign_syntax import lines_of
 from toolkit.data.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.items import bucket_for
 from toolkit.data.types import PLACEHOLDERS
@@ -346,6 +347,12 @@ def garbled(data: Dataset, config: LintConfig) -> Found:
                 yield image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
 
 
+def syntax(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        for text in _texts(item):
+            yield from ((item.sample.image, f"its caption has {line}") for line in lines_of(text))
+
+
 def several_lines(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         if lines := item.sample.caption.count("\n"):
@@ -428,6 +435,7 @@ CHECKS: dict[str, Check] = {
     "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),
     "trigger": Check(trigger, "captions without the trigger word", "Write the word as the job has it."),
     "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
+    "syntax": Check(syntax, "captions with the syntax of other programs", "Write what is meant."),
     "several_lines": Check(several_lines, "captions of several lines", "For one of them per use, 'captions: lines'."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),

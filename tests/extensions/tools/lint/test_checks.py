@@ -87,6 +87,11 @@ def forget_trigger(folder: Path) -> None:
     (folder / "bad.txt").write_text("a man in a garden")
 
 
+def write_for_others(folder: Path) -> None:
+    picture(9).save(folder / "bad.png")
+    (folder / "bad.txt").write_text("ohwx man, {red|blue} hat")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "blurred": (blur, ()),
     "enlarged": (enlarge, ()),
@@ -99,6 +104,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no_caption": (drop_caption, ()),
     "long_caption": (write_long, ()),
     "trigger": (forget_trigger, ()),
+    "syntax": (write_for_others, ()),
 }
 
 
