@@ -29,6 +29,7 @@ from toolkit.data.foreign_syntax import in_words, marks_in
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.errors import Diagnostic
+from toolkit.files.unreadable import GIT_LFS, denied, pointer
 from toolkit.files.writing import read_chunks
 from toolkit.system import seeding
 
@@ -422,8 +423,13 @@ def with_caption(path: Path | str, caption: str) -> str:
 def _read_text(path: Path | str) -> str:
     try:
         raw = b"".join(read_chunks(path))
+    except PermissionError as error:
+        cause = denied(Path(path))
+        raise CaptionError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
     except OSError as error:
         raise CaptionError(path, f"cannot be read: {error.strerror or error}") from error
+    if (found := pointer(raw)) is not None:
+        raise CaptionError(path, f"is {GIT_LFS}. {found.remedy}")
     text_bytes = raw.removeprefix(BOM_UTF8)
     try:
         text = text_bytes.decode("utf-8")

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from toolkit.config.dataset import DatasetConfig
 from toolkit.data.captions import TableRow, captions_of, image_name
@@ -14,6 +15,7 @@ from toolkit.data.masks import MaskLook
 from toolkit.data.partners import Slot
 from toolkit.data.types import Mask
 from toolkit.errors import Diagnostic
+from toolkit.files.unreadable import denied
 
 REGULARISATION = (
     "its name says that these are regularisation images, and they are trained as what is to be learned, with the "
@@ -45,6 +47,11 @@ class ScanFindings:
         """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
         try:
             return self.scan_cache.listing(folder)
+        except PermissionError:
+            cause = denied(Path(folder).expanduser())
+            message = f"{key and f'{key} '}cannot be read as a folder: {cause.what}. {cause.remedy}"
+            self.mistake(folder, message)
+            return None
         except OSError as error:
             self.mistake(folder, f"{key and f'{key} '}cannot be read as a folder: {error.strerror or error}")
             return None
@@ -79,7 +86,7 @@ class FoundFolder:
     """Mask images; the image itself where its own opacity is the mask."""
 
     mask_looks: list[tuple[Mask, MaskLook]] = field(default_factory=list)
-    """Of the masks that were measured."""
+    """The masks that were measured, with what their pixels tell."""
 
     worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
     """Images that are liked less, by the stem of their better one."""

@@ -14,7 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, cast
 from PIL import Image, ImageCms, ImageColor, PngImagePlugin, TiffImagePlugin
 
 from toolkit.data.types import Flip, Mask, ResizeCrop, Size
+from toolkit.files.unreadable import LONGEST, denied, stand_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -251,6 +252,8 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
+        if reason := _stands_in(path, data):
+            raise ImageError(path, reason) from error
         hint = "" if find_spec("pi_heif") else " (HEIC needs the package 'pi-heif': pip install pi-heif)"
         what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
         raise ImageError(path, f"{what}{hint}") from error
@@ -259,9 +262,24 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed") from error
     except _DECODE_ERRORS as error:
+        if isinstance(error, PermissionError):
+            cause = denied(Path(path))
+            raise ImageError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
         if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
+
+
+def _stands_in(path: Path | str, data: bytes | None) -> str:
+    """What an unknown file is where it only stands in the place of an image, with the remedy; else empty."""
+    with suppress(OSError):  # then the other error is told
+        contents = data
+        if contents is None:
+            with open(path, "rb") as file:
+                contents = file.read(LONGEST + 1)
+        if cause := stand_in(contents):
+            return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
+    return ""
 
 
 def _open(file: Path | str | IO[bytes]) -> Image.Image:
