@@ -38,7 +38,7 @@ from toolkit.data.captions import (
 )
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.folder_check import check_images
-from toolkit.data.found import REPEATS, FoundFolder, ScanFindings, count_of, matched_name, shorten, texts_of
+from toolkit.data.found import FoundFolder, ScanFindings, count_of, matched_name, shorten, texts_of
 from toolkit.data.images import (
     IMAGE_SUFFIXES,
 )
@@ -55,6 +55,7 @@ from toolkit.data.partners import (
     shared,
     unpaired,
 )
+from toolkit.data.repeats import REPEATS
 from toolkit.data.types import NO_FLIP, Flip, Sample
 from toolkit.errors import Diagnostic
 
@@ -110,6 +111,9 @@ class DatasetScan:
     mask_faults: tuple[tuple[str, str], ...] = ()
     """Masks that are probably not meant as they are read, and why."""
 
+    questions: tuple[tuple[str, str], ...] = ()
+    """Folders whose numbers are probably no repeats, and why."""
+
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
@@ -147,7 +151,7 @@ def scan_datasets(
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
     unused, unpaired, mask_faults = map(tuple, (findings.unused, findings.unpaired, findings.mask_faults))
-    return DatasetScan(infos, notes, unused, unpaired, mask_faults, findings.scan_cache)
+    return DatasetScan(infos, notes, unused, unpaired, mask_faults, tuple(findings.questions), findings.scan_cache)
 
 
 class FoundImage(NamedTuple):
@@ -283,7 +287,7 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         # Loose images beside subfolders with repeats would be all that is used.
         named = [name for name in _subfolders(top, dataset) if REPEATS.match(name)]
         filled = [name for name in named if (listing := findings.listing(join(path, name))) and listing.images]
-        if filled and not matched_name(path, REPEATS):
+        if filled and dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
             loose = shorten(chain.from_iterable(top.images.values()))
             what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
             findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
@@ -404,7 +408,7 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
     dataset, listing = folder.dataset, folder.listing
     if not dataset.folder_path:  # what its table does not name is not meant
         return True
-    repeats = matched_name(listing.folder, REPEATS)
+    repeats = matched_name(listing.folder, REPEATS) if dataset.repeats_from_names is not False else ""
     if repeats and not int(repeats) and not dataset.num_repeats:
         findings.mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
         return False
@@ -669,7 +673,7 @@ def _not_used(
 def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> FolderInfo:
     """The samples of a folder."""
     dataset, listing = folder.dataset, folder.listing
-    named = matched_name(listing.folder, REPEATS)
+    named = matched_name(listing.folder, REPEATS) if dataset.repeats_from_names is not False else ""
     note = ""
     if named and int(named) != folder.repeats:
         unused = f"the {int(named)} in the folder's name is not used"

@@ -25,6 +25,7 @@ from toolkit.data.found import (
 from toolkit.data.images import CLEAR, ImageError, ImageInfo, inspect_header, inspect_image, reference_error
 from toolkit.data.masks import faults_of, look_at_masks
 from toolkit.data.pairs import Pair, contradictions, pair_mistakes
+from toolkit.data.repeats import ask_about, probably_no_repeats
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS
 from toolkit.errors import DataErrors, Diagnostic
@@ -33,6 +34,7 @@ READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
 damaged in between is then found, and all of it named, when the images are encoded."""
 
+_FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
 _NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")  # `40 char`, `40-char`; not the date 2024-05-01
 
 
@@ -61,8 +63,25 @@ def check_images(
             findings.notes += _check_masks(folder)
             findings.notes += _mask_pixels(folder, findings)
         findings.notes += _warnings(folder, trigger_word, findings.read_captions)
+    findings.notes += _numbers(folders, findings)
     if findings.read_captions:
         findings.notes += _several_lines(folders)
+
+
+def _numbers(folders: Sequence[FoundFolder], findings: ScanFindings) -> Iterator[str]:
+    """Asks about the repeats of folders beside each other whose numbers are probably none, and keeps the question."""
+    beside: dict[str, dict[str, int]] = {}
+    for folder in folders:
+        name = os.path.basename(os.path.abspath(folder.listing.folder))
+        place = os.path.dirname(folder.listing.folder.rstrip("/")) or "."
+        is_decided = folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
+        if folder.named_repeats and not is_decided and not named_as_regularisation(name):
+            beside.setdefault(place, {})[name] = folder.repeats
+    for place, repeats in beside.items():
+        if why := probably_no_repeats(repeats):
+            question = ask_about(repeats, why)
+            findings.questions.append((place, question))
+            yield f"warning: {place}: {question}"
 
 
 def _several_lines(folders: Sequence[FoundFolder]) -> Iterator[str]:
@@ -198,7 +217,11 @@ def _warnings(folder: FoundFolder, trigger_word: str | None, read_captions: bool
     """Warnings of what is allowed but rarely meant."""
     dataset, listing = folder.dataset, folder.listing
     begin = f"warning: {listing.folder}:"
-    if (count := matched_name(listing.folder, _NEARLY_REPEATS)) and not dataset.num_repeats:
+    is_read = not dataset.num_repeats and dataset.repeats_from_names is not False
+    if is_read and (share := matched_name(listing.folder, _FRACTION)):
+        what = f"the {share} in its name is no number of repeats, which are whole"
+        yield f"{begin} {what}: each image is used once per epoch"
+    elif is_read and (count := matched_name(listing.folder, _NEARLY_REPEATS)):
         remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
         yield f"{begin} each image is used once per epoch. {remedy}"
     if not dataset.is_reg and named_as_regularisation(listing.folder):

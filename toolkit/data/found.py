@@ -13,6 +13,7 @@ from toolkit.data.captions import TableRow, captions_of, image_name
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split_suffix
 from toolkit.data.masks import MaskLook
 from toolkit.data.partners import Slot
+from toolkit.data.repeats import REPEATS
 from toolkit.data.types import Mask
 from toolkit.errors import Diagnostic
 from toolkit.files.unreadable import denied
@@ -24,8 +25,6 @@ REGULARISATION = (
 """Message for a folder that `named_as_regularisation` knows and its dataset does not."""
 
 _LISTED_NAMES = 20
-
-REPEATS = re.compile(r"([0-9]+)_")
 
 
 @dataclass
@@ -39,6 +38,8 @@ class ScanFindings:
     unused: list[tuple[str, str]] = field(default_factory=list)
     unpaired: list[tuple[str, str]] = field(default_factory=list)
     mask_faults: list[tuple[str, str]] = field(default_factory=list)
+    questions: list[tuple[str, str]] = field(default_factory=list)
+    """Folders whose numbers are probably no repeats, and why."""
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))
@@ -127,7 +128,12 @@ class FoundFolder:
     @property
     def repeats(self) -> int:
         """How often each of its images is used per epoch."""
-        return self.dataset.num_repeats or repeats_of(self.listing.folder) or 1
+        return self.dataset.num_repeats or self.named_repeats or 1
+
+    @property
+    def named_repeats(self) -> int:
+        """The repeats that its name says; 0 where it says none, or the dataset that its number is none."""
+        return 0 if self.dataset.repeats_from_names is False else repeats_of(self.listing.folder)
 
     def image_names(self) -> list[str]:
         """The paths of the images from the folder of the dataset."""

@@ -70,6 +70,10 @@ def unpaired(data: Dataset, config: LintConfig) -> Found:
     yield from data.unpaired
 
 
+def repeats(data: Dataset, config: LintConfig) -> Found:
+    yield from data.questions
+
+
 def mask(data: Dataset, config: LintConfig) -> Found:
     yield from data.mask_faults
 
@@ -419,6 +423,7 @@ CHECKS: dict[str, Check] = {
     "unusable": Check(unusable, "files that a training refuses", "Fix or remove them."),
     "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
     "unpaired": Check(unpaired, "control images and masks without an image", "Give them the name of their image."),
+    "repeats": Check(repeats, "folders whose numbers are probably no repeats", "Say what they are."),
     "mask": Check(mask, "masks that are probably not meant as they are read", "Correct them."),
     "pair_order": Check(pair_order, "control images that belong to another image", "Rename them."),
     "pair_shape": Check(pair_shape, "control images of another shape than their image", "Crop both alike."),

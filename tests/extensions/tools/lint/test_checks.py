@@ -251,6 +251,7 @@ def test_every_check_is_tested_here() -> None:
     pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
     others = {
         "mask",
+        "repeats",
         "pair_shift",
         "same_caption",
         "several_lines",
@@ -310,3 +311,15 @@ def test_masks_are_judged_as_the_plan_judges_them(folder: Path) -> None:
     plan = plan_job(load_job("job.json", discover().find_config)).render()
     assert "masks: 6 of 6, 8.5% of the area counts on average" in plan
     assert "warning: photos: 5 of 6 masks are dark throughout, and only white (255) counts fully: 1.png" in plan
+
+
+def test_numbers_that_are_probably_no_repeats_are_asked_about(folder: Path) -> None:
+    for index, name in enumerate(("2023_summer", "2024_winter")):
+        (folder / name).mkdir()
+        for path in folder.glob(f"{index}.*"):
+            path.rename(folder / name / path.name)
+    for path in folder.glob("*.*"):
+        path.unlink()
+    (asked,) = [each for each in lint("photos", *DEFAULTS) if each.check == "repeats"]
+    assert asked.place == "photos"
+    assert asked.message.startswith("are the numbers of 2023_summer (2,023), 2024_winter (2,024) repeats?")
