@@ -219,7 +219,7 @@ def _warnings(folder: FoundFolder, trigger_word: str | None, read_captions: bool
     begin = f"warning: {listing.folder}:"
     is_read = not dataset.num_repeats and dataset.repeats_from_names is not False
     if is_read and (share := matched_name(listing.folder, _FRACTION)):
-        what = f"the {share} in its name is no number of repeats, which are whole"
+        what = f"the {share} in its name is not used, as repeats are whole numbers"
         yield f"{begin} {what}: each image is used once per epoch"
     elif is_read and (count := matched_name(listing.folder, _NEARLY_REPEATS)):
         remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"

@@ -97,4 +97,4 @@ def test_folders_of_several_entries_are_beside_each_other(tmp_path: Path) -> Non
 def test_a_fraction_is_no_number_of_repeats(tmp_path: Path) -> None:
     make_image(tmp_path / "0.5_x" / "a.png", 512, 512)
     (note,) = [note for note in scan_datasets([make_dataset(tmp_path)], None).notes if "repeats" in note]
-    assert note.startswith(f"warning: {tmp_path}/0.5_x: the 0.5 in its name is no number of repeats, which are whole")
+    assert note.startswith(f"warning: {tmp_path}/0.5_x: the 0.5 in its name is not used, as repeats are whole numbers")
