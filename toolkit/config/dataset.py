@@ -218,6 +218,11 @@ class DatasetConfig(StrictModel):
     """How often each image is used per epoch and size. Not given: the leading `<int>_` of the folder's
     name, else 1."""
 
+    repeats_from_names: bool | None = None
+    """Whether the leading `<int>_` of a folder's name is the number of its repeats. false: it is part of the name.
+    true: it is, without a question. Not given: it is, and the plan asks where the numbers of folders beside each other
+    count up, or look like dates or sizes."""
+
     resolution: Resolution = (1024,)
     """Training size in pixels, one or a list: images are resized to at most this area (the number squared) and keep
     their aspect ratio. Every size in a list is used: `[960, 544]` gives two samples per image. At least 32. A single
@@ -349,6 +354,7 @@ class DatasetConfig(StrictModel):
     on_resume: ClassVar = {
         **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),
         **dict.fromkeys(("path_map", "columns"), "harmless"),  # the dataset is compared by its content
+        "repeats_from_names": "harmless",  # and the repeats with it
         # A stream is compared by the names of its shards, wherever they lie; its place means nothing in a folder.
         "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
         "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",
@@ -395,6 +401,8 @@ class DatasetConfig(StrictModel):
         else:
             if "webdataset" in self.model_fields_set:
                 yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
+            if self.repeats_from_names is not None and self.num_repeats:
+                yield warning("repeats_from_names", "has no effect with 'num_repeats'. Remove one of them.")
             yield from _check_folder(self.folder_path or None, job)
             yield from check_path("captions_file", self.captions_file, CAPTIONS, job, file=True)
             if self.captions == "names" and self.captions_file:
@@ -460,7 +468,7 @@ MASKS = {"mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_va
 
 NOT_OF_STREAMS = {
     "folder_path": "a dataset is either a folder or a stream",
-    "num_repeats": "a stream is read once per epoch",
+    **dict.fromkeys(("num_repeats", "repeats_from_names"), "a stream is read once per epoch"),
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",
     "columns": "a stream has no table of captions (webdataset.image_key, caption_key)",

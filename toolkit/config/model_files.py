@@ -18,6 +18,7 @@ from toolkit.config.stored_quantization import quantized_by
 from toolkit.errors import UserError
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
+from toolkit.files.unreadable import explained
 from toolkit.models.interface import ModelFacts, ModelSection
 from toolkit.registry import FAMILIES
 
@@ -246,6 +247,9 @@ class ModelFolder:
             return family.config_error(self.path)
         except UserError as error:
             return str(error)
+        except OSError as error:  # a folder that may not be entered
+            path = Path(error.filename or self.path)
+            return f"{path}: {explained(path, error, 'not readable', _AGAIN)}"
 
     def learned_sizes(self) -> list[tuple[int, int]]:
         """Width and height of the images that a model has seen which began with random weights, the most frequent
@@ -323,7 +327,7 @@ def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[s
             raise OSError("it is not a file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable ({error}). {_AGAIN}") from error
+        raise UserError(f"{path}: {explained(path, error, 'not readable', _AGAIN)}") from error
     if isinstance(content, dict):
         return content
     if default is None:

@@ -8,7 +8,6 @@ import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,9 +15,11 @@ from typing import Any
 from toolkit.config.dataset import ColumnsConfig, DatasetConfig
 from toolkit.data.columns import columns_of, first_of
 from toolkit.data.directory import DirectoryListing, split_suffix
+from toolkit.data.foreign_syntax import in_words, marks_in
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.errors import Diagnostic
+from toolkit.files.unreadable import GIT_LFS, denied, pointer
 from toolkit.files.writing import read_chunks
 from toolkit.system import seeding
 
@@ -149,8 +150,13 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
     """
     try:
         raw = b"".join(read_chunks(path))
+    except PermissionError as error:
+        cause = denied(Path(path))
+        raise CaptionError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
     except OSError as error:
         raise CaptionError(path, f"cannot be read: {error.strerror or error}") from error
+    if (found := pointer(raw)) is not None:
+        raise CaptionError(path, f"is {GIT_LFS}. {found.remedy}")
     if utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # "Unicode text" of a spreadsheet
         return _utf16(path, raw)
     text_bytes = raw.removeprefix(BOM_UTF8)
@@ -227,10 +233,6 @@ def nearly_placeholders(text: str) -> list[str]:
     return [each for each in found if each not in PLACEHOLDERS]
 
 
-_MARKS = re.compile(r"\([^()\d][^()]*:\d*\.?\d+\)|<(?:lora|lyco|hypernet):[^<>]+>")
-"""How prompts of AUTOMATIC1111's web UI and ComfyUI weigh words and name LoRAs."""
-
-
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
     """Warnings of prompts of samples: what nothing replaces, and those without any of the trigger words."""
     together = "\n".join(prompts)
@@ -240,9 +242,8 @@ def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterat
         count = sum(placeholder in prompt for prompt in prompts)
         what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
         yield f"warning: sample: {what}. {remedy}"
-    if marks := dict.fromkeys(chain.from_iterable(_MARKS.findall(prompt) for prompt in prompts)):
-        shown = ", ".join(map(repr, list(marks)[:3]))
-        yield f"warning: sample: prompts with {shown}: weights and LoRAs of other programs are plain text here"
+    if found := marks_in(prompts):
+        yield f"warning: sample: prompts with {in_words(found)}"
     without = [prompt for prompt in prompts if not any(each in prompt for each in (*triggers, *PLACEHOLDERS))]
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])

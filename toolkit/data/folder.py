@@ -32,7 +32,6 @@ from toolkit.data.columns import in_yaml as column_in_yaml
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, join, real_path, split_suffix
 from toolkit.data.folder_check import check_images
 from toolkit.data.found import (
-    REPEATS,
     FoundFolder,
     ScanFindings,
     count_of,
@@ -45,6 +44,7 @@ from toolkit.data.found import (
 from toolkit.data.images import (
     IMAGE_SUFFIXES,
 )
+from toolkit.data.masks import MaskLook
 from toolkit.data.partners import (
     LookedFor,
     Slot,
@@ -57,6 +57,7 @@ from toolkit.data.partners import (
     shared,
     unpaired,
 )
+from toolkit.data.repeats import REPEATS
 from toolkit.data.tables import (
     NO_COLUMNS,
     NO_JSON,
@@ -70,7 +71,7 @@ from toolkit.data.tables import (
     read_table,
     with_slashes,
 )
-from toolkit.data.types import NO_FLIP, Flip, Mask, Sample
+from toolkit.data.types import NO_FLIP, Flip, Sample
 from toolkit.errors import Diagnostic
 from toolkit.files.archives import archive_in
 from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
@@ -122,6 +123,9 @@ class FolderInfo:
     converted: tuple[ConvertedImage, ...] = ()
     """Images, control images, worse ones and masks whose colours are not sRGB."""
 
+    mask_looks: tuple[MaskLook, ...] = ()
+    """What the pixels of its masks tell, of those that were measured."""
+
 
 @dataclass(frozen=True)
 class DatasetScan:
@@ -139,6 +143,12 @@ class DatasetScan:
 
     held_out: tuple[tuple[str, str], ...] = ()
     """Folders that are trained on, and that their names keep from the training."""
+
+    mask_faults: tuple[tuple[str, str], ...] = ()
+    """Masks that are probably not meant as they are read, and why."""
+
+    questions: tuple[tuple[str, str], ...] = ()
+    """Folders whose numbers are probably no repeats, and why."""
 
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
@@ -183,7 +193,16 @@ def scan_datasets(
     infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
     unused, unpaired, held_out = map(tuple, (findings.unused, findings.unpaired, findings.held_out))
-    return DatasetScan(infos, notes, unused, unpaired, held_out, findings.scan_cache)
+    return DatasetScan(
+        infos,
+        notes,
+        unused,
+        unpaired,
+        held_out,
+        mask_faults=tuple(findings.mask_faults),
+        questions=tuple(findings.questions),
+        scan_cache=findings.scan_cache,
+    )
 
 
 class FoundImage(NamedTuple):
@@ -355,7 +374,7 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         # Loose images beside subfolders with repeats would be all that is used.
         named = [name for name in _subfolders(top, dataset) if REPEATS.match(name)]
         filled = [name for name in named if (listing := findings.listing(join(path, name))) and listing.images]
-        if filled and not matched_name(path, REPEATS):
+        if filled and dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
             loose = shorten(chain.from_iterable(top.images.values()))
             what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
             findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
@@ -611,7 +630,7 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
     dataset, listing = folder.dataset, folder.listing
     if not dataset.folder_path:  # what its table does not name is not meant
         return True
-    repeats = matched_name(listing.folder, REPEATS)
+    repeats = matched_name(listing.folder, REPEATS) if dataset.repeats_from_names is not False else ""
     if repeats and not int(repeats) and not dataset.num_repeats:
         findings.mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
         return False
@@ -964,7 +983,7 @@ def _not_used(
 def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> FolderInfo:
     """The samples of a folder."""
     dataset, listing = folder.dataset, folder.listing
-    named = matched_name(listing.folder, REPEATS)
+    named = matched_name(listing.folder, REPEATS) if dataset.repeats_from_names is not False else ""
     note = ""
     if named and int(named) != folder.repeats:
         unused = f"the {int(named)} in the folder's name is not used"
@@ -975,10 +994,7 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
     weight = dataset.loss_multiplier * (reg_weight if dataset.is_reg else 1.0)
     names = [name for (name,) in listing.images.values()]
     controls = {stem: tuple(image.path for image in found) for stem, found in folder.controls.items()}
-    masks = {
-        stem: Mask(mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
-        for stem, mask in folder.masks.items()
-    }
+    masks = folder.trained_masks()
     captions = [
         tuple(trained_caption(each, dataset, rules, add_trigger) for each in texts_of(text, dataset))
         for text in folder.captions
@@ -1011,8 +1027,18 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
     with_alpha = sum(facts is not None and facts.alpha for facts in files.values())
     converted = tuple(_converted(folder))
     is_reg = dataset.is_reg
+    mask_looks = tuple(look for _, look in folder.mask_looks)
     return FolderInfo(
-        folder.index, listing.folder, folder.repeats, samples, missing, note, is_reg, with_alpha, converted
+        folder.index,
+        listing.folder,
+        folder.repeats,
+        samples,
+        missing,
+        note,
+        is_reg,
+        with_alpha,
+        converted,
+        mask_looks,
     )
 
 

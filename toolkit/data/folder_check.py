@@ -12,6 +12,7 @@ from toolkit.config.dataset import area_of
 from toolkit.data.captions import add_prefix, nearly_placeholders, usual_word
 from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.fingerprint import remember_reading
+from toolkit.data.foreign_syntax import in_words, marks_in
 from toolkit.data.found import (
     REGULARISATION,
     FoundFolder,
@@ -23,7 +24,9 @@ from toolkit.data.found import (
     texts_of,
 )
 from toolkit.data.images import CLEAR, ImageError, ImageInfo, inspect_header, inspect_image, reference_error
+from toolkit.data.masks import faults_of, look_at_masks
 from toolkit.data.pairs import Pair, contradictions, pair_mistakes
+from toolkit.data.repeats import ask_about, probably_no_repeats
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS
 from toolkit.errors import DataErrors, Diagnostic
@@ -32,6 +35,7 @@ READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
 damaged in between is then found, and all of it named, when the images are encoded."""
 
+_FRACTION = re.compile(r"([0-9]+[.,][0-9]+)_")  # repeats of OneTrainer may be fractions
 _NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")  # `40 char`, `40-char`; not the date 2024-05-01
 
 
@@ -55,9 +59,27 @@ def check_images(
     for folder in folders:
         if folder.masks:
             findings.notes += _check_masks(folder)
+            findings.notes += _mask_pixels(folder, findings)
         findings.notes += _warnings(folder, trigger_word, findings.read_captions)
+    findings.notes += _numbers(folders, findings)
     if findings.read_captions:
         findings.notes += _several_lines(folders)
+
+
+def _numbers(folders: Sequence[FoundFolder], findings: ScanFindings) -> Iterator[str]:
+    """Asks about the repeats of folders beside each other whose numbers are probably none, and keeps the question."""
+    beside: dict[str, dict[str, int]] = {}
+    for folder in folders:
+        name = os.path.basename(os.path.abspath(folder.listing.folder))
+        place = os.path.dirname(folder.listing.folder.rstrip("/")) or "."
+        is_decided = folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
+        if folder.named_repeats and not is_decided and not named_as_regularisation(name):
+            beside.setdefault(place, {})[name] = folder.repeats
+    for place, repeats in beside.items():
+        if why := probably_no_repeats(repeats):
+            question = ask_about(repeats, why)
+            findings.questions.append((place, question))
+            yield f"warning: {place}: {question}"
 
 
 def _several_lines(folders: Sequence[FoundFolder]) -> Iterator[str]:
@@ -177,11 +199,29 @@ def _check_masks(folder: FoundFolder) -> Iterator[str]:
         yield f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
 
 
+def _mask_pixels(folder: FoundFolder, findings: ScanFindings) -> Iterator[str]:
+    """Measures the masks; warns of those that are probably not meant as they are read, by kind, and keeps each."""
+    folder.mask_looks = look_at_masks(list(folder.trained_masks().values()))
+    by_kind: dict[tuple[str, str], list[str]] = {}
+    for mask, fault in faults_of(folder.mask_looks):
+        name = f"{os.path.basename(mask.file)} ({fault.detail})"
+        by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
+        findings.mask_faults.append((mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}"))
+    for (kind, remedy), names in by_kind.items():
+        are = "is" if len(names) == 1 else "are"
+        what = f"{len(names):,} of {count_of(len(folder.mask_looks), 'mask')} {are} {kind}: {shorten(names)}"
+        yield f"warning: {folder.listing.folder}: {what}. {remedy}"
+
+
 def _warnings(folder: FoundFolder, trigger_word: str | None, read_captions: bool) -> Iterator[str]:
     """Warnings of what is allowed but rarely meant."""
     dataset, listing = folder.dataset, folder.listing
     begin = f"warning: {listing.folder}:"
-    if (count := matched_name(listing.folder, _NEARLY_REPEATS)) and not dataset.num_repeats:
+    is_read = not dataset.num_repeats and dataset.repeats_from_names is not False
+    if is_read and (share := matched_name(listing.folder, _FRACTION)):
+        what = f"the {share} in its name is not used, as repeats are whole numbers"
+        yield f"{begin} {what}: each image is used once per epoch"
+    elif is_read and (count := matched_name(listing.folder, _NEARLY_REPEATS)):
         remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
         yield f"{begin} each image is used once per epoch. {remedy}"
     if not dataset.is_reg and named_as_regularisation(listing.folder):
@@ -225,6 +265,9 @@ def _check_captions(folder: FoundFolder, trigger: str) -> Iterator[str]:
         remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
         what = f"{count_of(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
         yield f"{what}. {remedy}"
+    if found := marks_in(used):
+        count = len(set(chain.from_iterable(marks.texts for marks in found)))
+        yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(found, counted=True)}"
     if not dataset.is_reg:
         yield from _odd_captions(dict(zip(names, used, strict=True)), trigger)
     if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:

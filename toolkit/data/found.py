@@ -6,13 +6,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from toolkit.config.dataset import DatasetConfig
 from toolkit.data.captions import captions_of
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split_suffix
+from toolkit.data.masks import MaskLook
 from toolkit.data.partners import Slot
+from toolkit.data.repeats import REPEATS
 from toolkit.data.tables import TableRow, image_name
+from toolkit.data.types import Mask
 from toolkit.errors import Diagnostic
+from toolkit.files.unreadable import denied
 
 REGULARISATION = (
     "its name says that these are regularisation images, and they are trained as what is to be learned, with the "
@@ -21,8 +26,6 @@ REGULARISATION = (
 """Message for a folder that `named_as_regularisation` knows and its dataset does not."""
 
 _LISTED_NAMES = 20
-
-REPEATS = re.compile(r"([0-9]+)_")
 
 
 @dataclass
@@ -38,6 +41,9 @@ class ScanFindings:
     held_out: list[tuple[str, str]] = field(default_factory=list)
     of_pairs: set[str] = field(default_factory=set)
     """Tables whose control images and masks are not trained where they have no row."""
+    mask_faults: list[tuple[str, str]] = field(default_factory=list)
+    questions: list[tuple[str, str]] = field(default_factory=list)
+    """Folders whose numbers are probably no repeats, and why."""
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))
@@ -46,6 +52,11 @@ class ScanFindings:
         """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
         try:
             return self.scan_cache.listing(folder)
+        except PermissionError:
+            cause = denied(Path(folder).expanduser())
+            message = f"{key and f'{key} '}cannot be read as a folder: {cause.what}. {cause.remedy}"
+            self.mistake(folder, message)
+            return None
         except OSError as error:
             self.mistake(folder, f"{key and f'{key} '}cannot be read as a folder: {error.strerror or error}")
             return None
@@ -79,6 +90,9 @@ class FoundFolder:
     masks: dict[str, ImageFile] = field(default_factory=dict)
     """Mask images; the image itself where its own opacity is the mask."""
 
+    mask_looks: list[tuple[Mask, MaskLook]] = field(default_factory=list)
+    """The masks that were measured, with what their pixels tell."""
+
     worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
     """Images that are liked less, by the stem of their better one."""
 
@@ -100,6 +114,14 @@ class FoundFolder:
         yield from ((stem, image) for stem, found in self.controls.items() for image in found)
         yield from self.masks.items()
 
+    def trained_masks(self) -> dict[str, Mask]:
+        """The masks by the stem of their image, with what the dataset says of them."""
+        dataset = self.dataset
+        return {
+            stem: Mask(image.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
+            for stem, image in self.masks.items()
+        }
+
     def places(self) -> Iterator[tuple[Slot, DirectoryListing]]:
         """Each slot with each folder that is looked through for it."""
         return ((slot, listing) for slot in self.slots for listing in slot.listings)
@@ -113,7 +135,12 @@ class FoundFolder:
     @property
     def repeats(self) -> int:
         """How often each of its images is used per epoch."""
-        return self.dataset.num_repeats or repeats_of(self.listing.folder) or 1
+        return self.dataset.num_repeats or self.named_repeats or 1
+
+    @property
+    def named_repeats(self) -> int:
+        """The repeats that its name says; 0 where it says none, or the dataset that its number is none."""
+        return 0 if self.dataset.repeats_from_names is False else repeats_of(self.listing.folder)
 
     def image_names(self) -> list[str]:
         """The paths of the images from the folder of the dataset."""

@@ -16,7 +16,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +45,7 @@ from toolkit.data.tiff import (
     undone,
 )
 from toolkit.data.types import Flip, Mask, ResizeCrop, Size
+from toolkit.files.unreadable import LONGEST, denied, stand_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -324,6 +325,9 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
+        reason = _stands_in(path, data)
+        if reason:
+            raise ImageError(path, reason) from error
         raise ImageError(path, _why_unknown(path, data)) from error
     except jxl.Unread as error:
         raise ImageError(path, f"is a JPEG XL {error}, which is not read. {_REMEDY}") from error
@@ -332,11 +336,26 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed") from error
     except _DECODE_ERRORS as error:
+        if isinstance(error, PermissionError):
+            cause = denied(Path(path))
+            raise ImageError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
         if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         if kind := _unread_jpeg(_beginning(path, data)):
             raise ImageError(path, f"is {kind}, which is not read. {_REMEDY}") from error
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
+
+
+def _stands_in(path: Path | str, data: bytes | None) -> str:
+    """What an unknown file is where it only stands in the place of an image, with the remedy; else empty."""
+    with suppress(OSError):  # then the other error is told
+        contents = data
+        if contents is None:
+            with open(path, "rb") as file:
+                contents = file.read(LONGEST + 1)
+        if cause := stand_in(contents):
+            return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
+    return ""
 
 
 def _open(file: Path | str | IO[bytes]) -> Image.Image:

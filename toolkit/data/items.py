@@ -20,6 +20,7 @@ from toolkit.config.dataset import Rectangle, sides_of
 from toolkit.config.output import SampleItem
 from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
+from toolkit.data.found import repeats_of
 from toolkit.data.images import ImageError, image_size, inspect_image, reference_error
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors, Diagnostic, UserError
@@ -121,6 +122,8 @@ def scan_items(
     if uses.total() > MAX_USES:
         (folder, most), *_ = uses.most_common(1)
         limit = f"at most {MAX_USES:,} can be put in order. Lower its repeats"
+        if any(sample.folder == folder and sample.repeats == repeats_of(folder) for sample, _ in items):
+            limit += ", or, if the number is part of its name, give 'repeats_from_names: false'"
         reason = f"{most:,} uses of images per epoch, {uses.total():,} with all folders; {limit}"
         raise DataErrors([Diagnostic((folder,), reason)])
     return scan, items

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from toolkit.errors import UserError
+from toolkit.files.unreadable import GIT_LFS, explained
 from toolkit.files.writing import open_regular
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ METADATA = "__metadata__"
 MAGIC = {
     b"GGUF": "a GGUF file",
     b"PK\3\4": "a pickle of torch",
-    b"vers": "what Git LFS has in the place of a file that was not downloaded",
+    b"vers": GIT_LFS,
     b"<!do": "a web page",
     b"<!DO": "a web page",
     b"<htm": "a web page",
@@ -116,7 +117,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError("it is cut off")
         return {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged weights ({error}). Copy or download the model again.") from error
+        again = "Copy or download the model again."
+        raise UserError(f"{path}: {explained(path, error, 'damaged weights', again)}") from error
 
 
 def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.config.findings import Findings, error, warning
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata, tensor_shapes
+from toolkit.files.unreadable import cause_of
 from toolkit.models.families import ModelFamily, family_for
 from toolkit.models.interface import ROWS_OF, ModelSection
 from toolkit.models.single_file import OTHER_MODELS
@@ -57,8 +58,11 @@ def unreadable(path: str) -> str:
             tensor_shapes(file)
             read_metadata(file)
     except (UserError, ValueError) as error:
-        remedy = "Download it again, or save it as safetensors in the program that made it"
-        return f"{path!r} cannot be read as a safetensors file ({error.__cause__ or error}). {remedy}."
+        reason = error.__cause__ or error
+        cause = cause_of(file, reason) if isinstance(reason, Exception) else None
+        what = cause.what if cause else str(reason)
+        remedy = cause.remedy if cause else "Download it again, or save it as safetensors in the program that made it"
+        return f"{path!r} cannot be read as a safetensors file ({what}). {remedy}."
     return ""
 
 

@@ -29,6 +29,7 @@ from toolkit.config.model_files import (
     weight_files,
 )
 from toolkit.errors import RunError, UserError
+from toolkit.files.unreadable import explained, unread_file
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
@@ -78,8 +79,9 @@ class ShardReader:
         for path in shards_of(file) if file else weight_files(folder):
             try:
                 shards.append(stack.enter_context(safe_open(path, framework="pt")))
-            except SafetensorError as error:
-                raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
+            except (SafetensorError, OSError) as error:
+                again = "Copy or download the model again."
+                raise RunError(f"{path}: {explained(path, error, 'damaged', again)}") from error
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
         self._stored = stored_weights(shapes_of(file), names) if file else {}
         self._rotations = rotations_of(file) if file else {}
@@ -178,6 +180,8 @@ def reading(part: Path) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if unread := unread_file(part):
+            raise RunError(unread) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(f"{part}: cannot be loaded ({reason[:300]}). Copy or download the model again.") from error
     finally:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import check_count
+from toolkit.files.unreadable import explained
 from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_settings import CONFIG_FILE, PEFT_PREFIX, AdapterSettings, read_settings
 from toolkit.networks.multiplied import FrozenLayer, Multiplied, kind_for
@@ -323,8 +324,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if is_of_peft and config.is_file():
             metadata = {**metadata, CONFIG_FILE: config.read_text(encoding="utf-8")}
     except (SafetensorError, OSError, ValueError) as error:
-        remedy = "Download or copy it again, or take an earlier file of the run"
-        raise UserError(f"{path}: cannot be read as a safetensors file ({error}). {remedy}.") from error
+        again = "Download or copy it again, or take an earlier file of the run."
+        damaged = "cannot be read as a safetensors file"
+        raise UserError(f"{path}: {explained(path, error, damaged, again)}") from error
     return tensors, metadata
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, prod
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
@@ -57,6 +58,9 @@ class FolderPlan:
 
     masks: int = 0
     """Number of images with a mask."""
+
+    mask_share: float | None = None
+    """Share of the area that counts, the mean of the masks; None: none was measured."""
 
     is_reg: bool = False
 
@@ -247,6 +251,7 @@ def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample])
                 buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
                 flips=len(folder.samples) // max(1, len(images)),
                 masks=sum(sample.mask is not None for sample in images),
+                mask_share=fmean(look.share for look in folder.mask_looks) if folder.mask_looks else None,
                 is_reg=folder.is_reg,
                 cut=sum(cut[crop] * len(names) for crop, names in own.items()) / max(1, buckets.total()),
                 most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
@@ -269,12 +274,20 @@ def _folder_lines(folder: FolderPlan) -> str:
         several = ", ".join(f"{images} with {count}" for count, images in folder.captions.items())
         lines.append(f"    captions: {several}; one is drawn at each use")
     if folder.masks:
-        lines.append(f"    masks: {folder.masks} of {folder.images}")
+        lines.append(f"    {_masks(folder)}")
     if folder.is_reg:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
         lines.insert(1, f"    without caption: {folder.missing_captions} of {folder.images}")
     return "\n".join(lines)
+
+
+def _masks(folder: FolderPlan) -> str:
+    """How many images have a mask, and how much of them counts."""
+    line = f"masks: {folder.masks} of {folder.images}"
+    if folder.mask_share is None:
+        return line
+    return f"{line}, {folder.mask_share:.1%} of the area counts on average"
 
 
 def _cut_off(folder: FolderPlan) -> str:

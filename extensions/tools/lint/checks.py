@@ -18,6 +18,7 @@ from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.colours import TELEVISION
+from toolkit.data.foreign_syntax import lines_of
 from toolkit.data.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.items import bucket_for
 from toolkit.data.types import PLACEHOLDERS
@@ -68,6 +69,14 @@ def unused(data: Dataset, config: LintConfig) -> Found:
 
 def unpaired(data: Dataset, config: LintConfig) -> Found:
     yield from data.unpaired
+
+
+def repeats(data: Dataset, config: LintConfig) -> Found:
+    yield from data.questions
+
+
+def mask(data: Dataset, config: LintConfig) -> Found:
+    yield from data.mask_faults
 
 
 def pair_order(data: Dataset, config: LintConfig) -> Found:
@@ -351,6 +360,12 @@ def garbled(data: Dataset, config: LintConfig) -> Found:
                 yield image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
 
 
+def syntax(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        for text in _texts(item):
+            yield from ((item.sample.image, f"its caption has {line}") for line in lines_of(text))
+
+
 def several_lines(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         if lines := item.sample.caption.count("\n"):
@@ -417,6 +432,8 @@ CHECKS: dict[str, Check] = {
     "unusable": Check(unusable, "files that a training refuses", "Fix or remove them."),
     "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
     "unpaired": Check(unpaired, "control images and masks without an image", "Give them the name of their image."),
+    "repeats": Check(repeats, "folders whose numbers are probably no repeats", "Say what they are."),
+    "mask": Check(mask, "masks that are probably not meant as they are read", "Correct them."),
     "pair_order": Check(pair_order, "control images that belong to another image", "Rename them."),
     "pair_shape": Check(pair_shape, "control images of another shape than their image", "Crop both alike."),
     "pair_shift": Check(pair_shift, "pairs that do not lie on each other", "Align them (run.py align)."),
@@ -432,6 +449,7 @@ CHECKS: dict[str, Check] = {
     "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),
     "trigger": Check(trigger, "captions without the trigger word", "Write the word as the job has it."),
     "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
+    "syntax": Check(syntax, "captions with the syntax of other programs", "Write what is meant."),
     "several_lines": Check(several_lines, "captions of several lines", "For one of them per use, 'captions: lines'."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),

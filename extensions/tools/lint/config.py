@@ -15,10 +15,11 @@ from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import find_config
 
 CHECK_NAMES = (
-    *("unusable", "unused", "unpaired", "pair_order", "pair_shape", "pair_shift", "same_as_reference"),
+    *("unusable", "unused", "unpaired", "repeats", "mask"),
+    *("pair_order", "pair_shape", "pair_shift", "same_as_reference"),
     *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
-    *("no_caption", "trigger", "garbled", "several_lines", "same_caption", "long_caption"),
+    *("no_caption", "trigger", "garbled", "syntax", "several_lines", "same_caption", "long_caption"),
     *("regularisation", "suspect"),
 )
 """Every check; `checks.CHECKS` has what it does."""

@@ -140,6 +140,12 @@ class Dataset:
     converted: tuple[ConvertedImage, ...] = ()
     """Files whose colours are not sRGB, as the plan counts them."""
 
+    mask_faults: tuple[tuple[str, str], ...] = ()
+    """Masks that are probably not meant as they are read, and why."""
+
+    questions: tuple[tuple[str, str], ...] = ()
+    """Folders whose numbers are probably no repeats, and why."""
+
     trigger: str = ""
     keeps_alpha: bool = False
     """Whether the model has transparency, and is trained on it."""
@@ -304,6 +310,8 @@ def _fill(
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
     found.unused, found.unpaired, found.converted = scan.unused, scan.unpaired, scan.converted
+    found.mask_faults = scan.mask_faults
+    found.questions = scan.questions
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:

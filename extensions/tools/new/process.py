@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import WITHOUT_GPU, left_out_in, pairs_in
+from extensions.tools.shared.examples import WITHOUT_GPU, left_out_in, numbers_in, pairs_in
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
 from toolkit.errors import RunError
@@ -36,6 +36,9 @@ class NewProcess(BaseExtensionProcess):
             logger.info(f"pairs: the control images of X{names.image} are {controls}; docs/before_and_after_pairs.md")
         if left_out := left_out_in(section.folder):
             logger.info(f"left out, as their names keep them from the training: {', '.join(left_out)}")
+        if why := numbers_in(section.folder):
+            what = f"the numbers of its folders {why}, and are not taken for repeats"
+            logger.info(f"{section.folder}: {what}. If they are, write 'repeats_from_names: true'")
         preview = section.preview()
         _run_py("lint", path, "--preview", "--output", preview)
         if _run_py(path, "--dry-run"):

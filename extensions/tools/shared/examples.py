@@ -20,6 +20,7 @@ from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import find_images
 from toolkit.data.found import held_out_folders, named_as_regularisation
 from toolkit.data.partners import PairNames, in_yaml, pair_names
+from toolkit.data.repeats import probably_no_repeats
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes
@@ -204,7 +205,8 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
         family = family_for(ModelConfig(name_or_path=model))
-        return _with_subfolders(_with_pairs(_small_job(family, _quoted(model), **own), folder), folder)
+        text = _with_pairs(_small_job(family, _quoted(model), **own), folder)
+        return _with_subfolders(_with_numbers(text, folder), folder)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
     with suppress(UserError):  # of a model that is not known the family is that of the example
@@ -221,7 +223,7 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     own |= {"id": _quoted(model or like.id), "adapter_here": _quoted(here) if here else ""}
     text = _fill(like, card, written=True, adapter=family.training_adapter, **own)
     text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
-    return _with_subfolders(text, folder)
+    return _with_subfolders(_with_numbers(text, folder), folder)
 
 
 def downloaded_adapter(family: ModelFacts) -> str:
@@ -243,6 +245,26 @@ def pairs_in(folder: str) -> PairNames | None:
         below = (list_folder(join(folder, name)) for name in (() if top.images else top.subfolders))
         return next(filter(None, (pair_names(listing.images) for listing in (top, *below))), None)
     return None
+
+
+def numbers_in(folder: str) -> str:
+    """Why the numbers of a folder's name, or of its subfolders with images, are probably no repeats; empty: they may
+    be, or there are none."""
+    with suppress(OSError):
+        top = list_folder(folder)
+        if top.images:
+            return probably_no_repeats([os.path.basename(os.path.abspath(folder))])
+        filled = [name for name in top.subfolders if list_folder(join(folder, name)).images]
+        return probably_no_repeats([name for name in filled if not named_as_regularisation(name)])
+    return ""
+
+
+def _with_numbers(text: str, folder: str) -> str:
+    """A job that takes numbers that are probably no repeats as parts of names."""
+    if not (why := numbers_in(folder)):
+        return text
+    key = _noted("          repeats_from_names: false", f"the numbers of its folders {why}; true: repeats")
+    return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: f"{found[0]}{key}\n", text, count=1)
 
 
 def left_out_in(folder: str) -> list[str]:

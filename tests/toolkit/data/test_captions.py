@@ -195,6 +195,20 @@ def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:
     assert literal.endswith("1 of 2 prompts with '[trigger]', which nothing replaces. Give the job a 'trigger_word'")
 
 
+def test_a_pointer_of_git_lfs_is_no_caption_and_no_table(tmp_path: Path) -> None:
+    """It was trained as the caption of its image."""
+    contents = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 99735\n"
+    for name in ("a.txt", "a.json", "captions.csv"):
+        (tmp_path / name).write_text(contents)
+    words = "is what Git LFS has in the place of a file that was not downloaded. Run 'git lfs pull'"
+    for name in ("a.txt", "a.json"):
+        with pytest.raises(CaptionError, match=words):
+            read_caption(tmp_path / name)
+    table = read_table(str(tmp_path / "captions.csv"))
+    assert table.rows == {}
+    assert [words in mistake.message for mistake in table.mistakes] == [True]
+
+
 # ------------------------------------------------------------ each use
 
 

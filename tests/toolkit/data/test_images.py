@@ -1,6 +1,7 @@
 """Every image in these tests is a real file, written by Pillow (or by hand where Pillow cannot)."""
 
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -245,7 +246,29 @@ def test_what_the_system_does_not_let_be_read_is_not_called_damaged(tmp_path: Pa
     noise().save(tmp_path / "b.png")
     (tmp_path / "b.png").chmod(0)
     if not os.access(tmp_path / "b.png", os.R_OK):  # root may read all
-        assert check_image(tmp_path / "b.png") == "cannot be read: Permission denied"
+        assert check_image(tmp_path / "b.png").startswith("cannot be read: Permission denied: it belongs to ")
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 99735\n",
+            "is what Git LFS has in the place of a file that was not downloaded. Run 'git lfs pull'",
+        ),
+        (b"../../blobs/0123456789abcdef", "is a link that became a text file: it holds '../../blobs/0123456789abcdef'"),
+    ],
+)
+def test_what_stands_in_the_place_of_an_image_is_not_called_damaged(
+    tmp_path: Path, contents: bytes, words: str
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(contents)
+    assert check_image(path).startswith(words) and "damaged" not in check_image(path)
+    with pytest.raises(ImageError, match=re.escape(words)):
+        open_image("in a stream", data=contents)
+    path.write_bytes(contents + b" and more")
+    assert ("damaged" in check_image(path)) == contents.startswith(b"..")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what it finds odd

@@ -15,11 +15,14 @@ from extensions.tools.lint.checks import CHECKS, run_checks
 from extensions.tools.lint.config import CHECK_NAMES
 from extensions.tools.lint.dataset import SMALL_SIDE, read_datasets
 from extensions.tools.lint.likeness import ORIENTATIONS, most_like
+from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
 from tests.toolkit.data.test_colours import cicp
+from toolkit.config import load_job
 from toolkit.errors import Diagnostic
+from toolkit.extension import discover
 
 DEFAULTS = ("--resolution", "256")
 
@@ -86,6 +89,11 @@ def forget_trigger(folder: Path) -> None:
     (folder / "bad.txt").write_text("a man in a garden")
 
 
+def write_for_others(folder: Path) -> None:
+    picture(9).save(folder / "bad.png")
+    (folder / "bad.txt").write_text("ohwx man, {red|blue} hat")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "blurred": (blur, ()),
     "enlarged": (enlarge, ()),
@@ -98,6 +106,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no_caption": (drop_caption, ()),
     "long_caption": (write_long, ()),
     "trigger": (forget_trigger, ()),
+    "syntax": (write_for_others, ()),
 }
 
 
@@ -254,6 +263,8 @@ def test_a_copy_is_found_in_every_orientation(folder: Path, orientation: str) ->
 def test_every_check_is_tested_here() -> None:
     pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
     others = {
+        "mask",
+        "repeats",
         "pair_shift",
         "same_caption",
         "several_lines",
@@ -307,3 +318,35 @@ def test_hdr_and_television_are_listed_and_other_colours_are_not(folder: Path) -
     brighter = "Training makes it brighter, as its curve asks for; look at the result"
     marked = "is BT.709 by its header, as some programs mark sRGB too"
     assert messages == {"hdr.png": f"is HDR (PQ). {outcome}", "frame.png": f"{marked}. {brighter}"}
+
+
+def test_masks_are_judged_as_the_plan_judges_them(folder: Path) -> None:
+    """Of values 0 and 1 each mask is named, in the words of the plan."""
+    masks = folder.parent / "masks"
+    masks.mkdir()
+    for image in folder.glob("*.png"):
+        mask = Image.new("L", (256, 192), 0)
+        mask.paste(255 if image.stem == "0" else 1, (0, 0, 128, 192))
+        mask.save(masks / image.name)
+    section = {"type": "sd_trainer", "device": "cpu", "trigger_word": "ohwx", "training_folder": "out"}
+    section |= {"model": {"name_or_path": str(ROOT / "config/examples/tiny_mascots")}}
+    section |= {"datasets": [{"folder_path": "photos", "resolution": 256, "mask_path": "masks"}]}
+    Path("job.json").write_text(json.dumps({"job": "extension", "config": {"name": "j", "process": [section]}}))
+    found = [each for each in lint("job.json") if each.check == "mask"]
+    assert [Path(each.place).name for each in found] == [f"{index}.png" for index in range(1, 6)]
+    assert "dark throughout, and only white (255) counts fully: brightest value 1 of 255" in found[0].message
+    plan = plan_job(load_job("job.json", discover().find_config)).render()
+    assert "masks: 6 of 6, 8.5% of the area counts on average" in plan
+    assert "warning: photos: 5 of 6 masks are dark throughout, and only white (255) counts fully: 1.png" in plan
+
+
+def test_numbers_that_are_probably_no_repeats_are_asked_about(folder: Path) -> None:
+    for index, name in enumerate(("2023_summer", "2024_winter")):
+        (folder / name).mkdir()
+        for path in folder.glob(f"{index}.*"):
+            path.rename(folder / name / path.name)
+    for path in folder.glob("*.*"):
+        path.unlink()
+    (asked,) = [each for each in lint("photos", *DEFAULTS) if each.check == "repeats"]
+    assert asked.place == "photos"
+    assert asked.message.startswith("are the numbers of 2023_summer (2,023), 2024_winter (2,024) repeats?")

@@ -243,3 +243,27 @@ def test_images_that_a_start_refuses_are_not_called_errors_of_the_job_and_new_go
     again = run_py("new", "zuzu", "photos", "--model", TINY)
     assert again.returncode == 0, again.stderr
     assert "config/zuzu.yaml: is there as written before" in again.stdout
+
+
+@pytest.mark.parametrize("model", ["", str(TINY)])
+def test_numbers_that_are_probably_no_repeats_are_parts_of_names(tmp_path: Path, model: str) -> None:
+    """The job says so in its comment; other numbers are repeats as ever."""
+    for number, name in enumerate(("anna", "bob", "carl"), 1):
+        for place in (tmp_path / "counted" / f"{number:02}_{name}", tmp_path / "repeated" / f"{10 * number}_{name}"):
+            place.mkdir(parents=True)
+            Image.new("RGB", (64, 64), (9 * number, 0, 0)).save(place / "a.png")
+    text = job_text(24, folder=str(tmp_path / "counted"), model=model)
+    assert "          repeats_from_names: false" in text
+    assert "# the numbers of its folders count up; true: repeats" in text
+    assert "repeats_from_names" not in job_text(24, folder=str(tmp_path / "repeated"), model=model)
+    assert "02_bob: 1 x 1" in (plan := plan_of(text, tmp_path)) and "are the numbers of" not in plan
+
+
+def test_new_says_that_numbers_are_not_taken_for_repeats(tmp_path: Path, run_py) -> None:
+    for name in ("2023_summer", "2024_winter"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / name / "a.png")
+    folder = tmp_path / "photos"
+    told = run_py("new", "zuzu", folder, "--model", TINY)
+    said = f"{folder}: the numbers of its folders look like dates, and are not taken for repeats"
+    assert said in told.stderr + told.stdout

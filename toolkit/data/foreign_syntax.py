@@ -1,0 +1,109 @@
+"""What other programs read as instructions in a prompt or a caption, and what is plain text here: weights, LoRAs,
+choices, wildcards. One rule for captions and for prompts of samples; the plan and `lint` use it.
+
+Sources of the spellings: AUTOMATIC1111's stable-diffusion-webui, modules/prompt_parser.py (at 0674fabd) and
+modules/extra_networks.py: weights, brackets that alternate, BREAK, LoRAs. sd-scripts, library/train_util.py,
+`enable_wildcard`: `{a|b}`. sd-dynamic-prompts: `__name__`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+
+class Syntax(NamedTuple):
+    """One kind of instruction."""
+
+    name: str
+    pattern: re.Pattern[str]
+    remedy: str
+
+
+_NUMBER = r"-?(?:[0-9](?:\.[0-9]+)?|\.[0-9]+)"
+"""A weight, below 10: not the minutes of `(at 12:30)`."""
+
+SYNTAX = (
+    Syntax(
+        "weights",
+        # Before the colon no digit: `(ratio 1:4)` is text. In brackets with two colons, words take turns by step.
+        re.compile(rf"\([^()\n]*[^()\s\d]:{_NUMBER}\)|\[[^\[\]\n:]*:[^\[\]\n:]*:{_NUMBER}\]|\(\([^()\n]+\)\)"),
+        "Remove the weight and its brackets",
+    ),
+    Syntax(
+        "LoRAs",
+        re.compile(r"<(?i:lora|lyco|hypernet):[^<>\n]+>"),
+        "Remove the name of the LoRA",
+    ),
+    Syntax(
+        "choices",
+        re.compile(r"\{[^{}\n]*\|[^{}\n]*\}|\[[^\[\]\n]*\|[^\[\]\n]*\]"),
+        "Write one of the alternatives, or, for captions, each in a line of its own with 'captions: lines'",
+    ),
+    Syntax(
+        "wildcards",
+        re.compile(r"(?<!\w)__[A-Za-z0-9*](?:[\w/*. -]*[A-Za-z0-9*])?__(?!\w)"),
+        "Write the word that the wildcard stands for",
+    ),
+    Syntax(
+        "escaped brackets",
+        re.compile(r"\\[()\[\]{}]"),
+        "Remove the backslashes",
+    ),
+    Syntax(
+        "BREAK",
+        # Not the word on a sign: between other words in capitals it is text.
+        re.compile(r"(?<![^\s,])(?<![A-Z]{2} )BREAK(?![^\s,])(?! [A-Z]{2})"),
+        "Remove BREAK",
+    ),
+)
+
+_ANY = re.compile("|".join(f"(?:{each.pattern.pattern})" for each in SYNTAX))
+"""Finds what any of the patterns finds."""
+
+
+class Marks(NamedTuple):
+    """What some texts have of one kind."""
+
+    syntax: Syntax
+    first: str
+    """The first, as it is written."""
+
+    texts: tuple[int, ...]
+    """Places of the texts that have any."""
+
+
+def marks_in(texts: Sequence[str]) -> list[Marks]:
+    """What texts have of each kind that any of them has.
+
+    >>> [(marks.syntax.name, marks.first) for marks in marks_in(["a (red:1.2) cup", "a {big|small} cup"])]
+    [('weights', '(red:1.2)'), ('choices', '{big|small}')]
+    """
+    if not _ANY.search("\n".join(texts)):  # one search of 100,000 captions instead of six of each
+        return []
+    found = []
+    for syntax in SYNTAX:
+        matches = {place: match for place, text in enumerate(texts) if (match := syntax.pattern.search(text))}
+        if matches:
+            first = next(iter(matches.values()))
+            found.append(Marks(syntax, first[0], tuple(matches)))
+    return found
+
+
+def in_words(found: Sequence[Marks], counted: bool = False) -> str:
+    """Marks in a warning: examples, kinds, what becomes of them, remedies. counted: with the number of texts of each
+    kind."""
+    shown = ", ".join(repr(marks.first) for marks in found)
+    names = [f"{marks.syntax.name} ({len(marks.texts):,})" if counted else marks.syntax.name for marks in found]
+    *others, last = names
+    kinds = f"{', '.join(others)} and {last}" if others else last
+    remedies = ". ".join(marks.syntax.remedy for marks in found)
+    return f"{shown}: {kinds} of other programs are plain text here. {remedies}"
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """What is to be said of one text, a line for each kind."""
+    for marks in marks_in([text]):
+        kind = f"an instruction of other programs ({marks.syntax.name})"
+        yield f"{marks.first!r}, {kind} that is trained as plain text here. {marks.syntax.remedy}"

@@ -1,0 +1,52 @@
+"""Numbers at the beginning of folders' names that are probably no repeats: `01_anna`, `2023_summer`, `512_faces`.
+
+The convention `<repeats>_<name>` is that of kohya's sd-scripts. Its numbers are few, apart, and small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+REPEATS = re.compile(r"([0-9]+)_")
+"""The beginning of a name that says how often its images are used per epoch."""
+
+SIZES = frozenset((*range(256, 1025, 64), 1152, 1280, 1344, 1408, 1536, 2048))
+"""Sides of training images, in pixels."""
+
+_YEAR = r"(?:19|20)[0-9]{2}"
+_MONTH, _DAY = r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12][0-9]|3[01])"
+_DATE = re.compile(rf"{_YEAR}(?:{_MONTH}(?:{_DAY})?)?")
+
+LEAST_IN_A_ROW = 3
+"""So many numbers, one after the other, are a count. Two may be meant: `1_background`, `2_character`."""
+
+
+def probably_no_repeats(names: Collection[str]) -> str:
+    """Why the numbers of folders beside each other are probably no repeats, in words that follow "the numbers"; empty:
+    they may be. names: of all of them; those without a number do not matter.
+
+    >>> probably_no_repeats(["01_anna", "02_bob", "03_carl"])
+    'count up'
+    """
+    numbers = [match[1] for name in names if (match := REPEATS.match(name))]
+    values = sorted({int(number) for number in numbers})
+    if any(_DATE.fullmatch(number) for number in numbers):
+        return "look like dates"
+    if any(value in SIZES for value in values):
+        return "look like sizes in pixels"
+    in_a_row = len(values) > 1 and values[-1] - values[0] == len(values) - 1 and len(values) == len(numbers)
+    if in_a_row and (len(values) >= LEAST_IN_A_ROW or any(number.startswith("0") for number in numbers)):
+        return "count up"
+    if any(len(number) > 1 and number.startswith("0") for number in numbers):
+        return "begin with 0"
+    return ""
+
+
+def ask_about(repeats: Mapping[str, int], why: str) -> str:
+    """The question about numbers that are probably no repeats. repeats: of each folder, by its name; why: of
+    `probably_no_repeats`."""
+    shown = ", ".join(f"{name} ({count:,})" for name, count in list(repeats.items())[:5])
+    more = f" and {len(repeats) - 5:,} more" if len(repeats) > 5 else ""
+    what = f"are the numbers of {shown}{more} repeats? They {why}, and each image is used as often per epoch"
+    return f"{what}. If they are part of the names, give 'repeats_from_names: false', else 'repeats_from_names: true'"
