@@ -423,7 +423,10 @@ def _module(
         found = LayerDelta(stored, scale, size=shape)
     else:
         check_parts(source, name, parts)
-        found = LayerDelta(parts, layer_scale(name, parts, alpha, settings))
+        try:
+            found = LayerDelta(parts, layer_scale(name, parts, alpha, settings))
+        except UserError as error:  # patterns that are not done in time
+            raise UserError(f"{source}: {error}") from error
     if not math.isfinite(found.scale):
         raise UserError(f"{source}: alpha of {name} is not finite.")
     if up_bias is None:

@@ -335,12 +335,9 @@ def _ignores_alpha(program: Program, stem: str, tensors: Mapping[str, Tensor], h
 
 def _of_header_names(program: Program, metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
     """Settings whose names the program does not know, at which it stops."""
-    if not program.header_prefix or HEADER_METADATA not in metadata:
-        return
-    try:
-        names = json.loads(metadata[HEADER_METADATA])
-    except ValueError:
-        return  # `health` reports it
+    if not program.header_prefix or HEADER_METADATA not in metadata or readable_settings(metadata) is None:
+        return  # what cannot be read `health` reports
+    names = json.loads(metadata[HEADER_METADATA])
     if any(name.startswith(program.header_prefix) for name in names):
         return
     message = f"{program.title} stops at the settings in the header: their names lack {program.header_prefix!r}."

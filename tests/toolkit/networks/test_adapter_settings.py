@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from tests.running import run_tool
 from toolkit.config import network
 from toolkit.errors import RunError, UserError
-from toolkit.networks.adapter_settings import CONFIG_FILE, FIELDS, Patterns, Refused
+from toolkit.networks import adapter_settings
+from toolkit.networks.adapter_settings import CONFIG_FILE, FIELDS, HEADER_METADATA, Patterns, Refused
 from toolkit.networks.lora_formats import load_adapter_file, read_tensors
 
 TARGETS = ["to_q", "to_k", "net.2"]
@@ -450,3 +452,58 @@ def test_doctor_reports_settings_that_are_missing(tmp_path: Path, capsys: pytest
     with pytest.raises(RunError, match="settings_missing"):
         run_tool("doctor", [tmp_path / "adapter_model.safetensors"])
     assert "Their strength is in adapter_config.json, which is missing." in capsys.readouterr().out
+
+
+# ------------------------------------------------------------ settings that no writer means
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_alpha": 10**400}, r"holds 1000+\.\.\. where a number has to be"),
+        ({"lora_alpha": math.nan}, "holds NaN where a number has to be"),
+        ({"alpha_pattern": {"to_q": 10**400}}, r"holds 1000+\.\.\. where a number has to be"),
+        ({"rank_pattern": {"to_q": 0}}, "holds a rank of 0, which no adapter has"),
+        ({"peft_type": "LOKR", "r": 0}, "holds a rank of 0, which no adapter has"),
+        ({"peft_type": "k" * 3000}, 'says peft_type "KKKK'),
+        ({"new\nline": 3}, r'says "new\\nline": 3: this setting is not known'),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_short_line(
+    values: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.{name}": torch.ones(4, 4) for name in ("lokr_w1", "lokr_w2")}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 4, **values})})
+    with pytest.raises(UserError, match=message) as caught:
+        load_adapter_file(file, LAYERS)
+    assert str(caught.value).startswith(f"{file}: {HEADER_METADATA} in its header ")
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_the_time_for_all_patterns_together_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_settings, "MATCH_SECONDS", 0.0)
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    patterns = {f".*x{index}": 3 for index in range(5)}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": patterns})})
+    with pytest.raises(UserError, match="its 5 patterns are not done with the names of the layers") as caught:
+        load_adapter_file(file, LAYERS)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_a_header_of_other_parts_alone_says_nothing_of_the_transformer(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"text_encoder.lora_alpha": 32})})
+    assert load_adapter_file(file, LAYERS)[LAYERS[0]].scale == 1
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, "3", "null", "[1]", '"transformer."'])
+def test_doctor_for_a_program_outlives_a_header_that_is_no_mapping(header: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    tensors = {f"transformer.{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    save_file(tensors, file, metadata={HEADER_METADATA: header})
+    with pytest.raises(RunError, match="bad_header"):
+        run_tool("doctor", [file, "--for", "diffusers"])

@@ -74,9 +74,7 @@ def test_a_kind_of_peft_is_refused_by_its_settings_and_without_them_by_its_keys(
     with pytest.raises(UserError, match=f"{words}|its keys are peft's"):
         load_adapter_file(file, ["to_q"])
     tensors = {key.removeprefix("base_model.model."): tensor for key, tensor in load_file(file).items()}
-    with pytest.raises(
-        UserError, match=rf"holds {words}.* Only LoRA, .* and whole changes can be"
-    ):
+    with pytest.raises(UserError, match=rf"holds {words}.* Only LoRA, .* and whole changes can be"):
         parse_adapter_tensors(tensors, ["to_q"], "file")
 
 
