@@ -179,6 +179,8 @@ class AdapterSettings:
         matrices, which counts whatever the settings say; None for a LoKr with two whole factors, whose rank is in the
         settings alone (peft divides by it all the same, LyCORIS does not scale such layers).
         """
+        if kind == "lokr" and is_before_peft_014(self.values):
+            return 1.0
         alpha = self._number(module, "alpha_pattern", ALPHA_OF[kind], DEFAULT_ALPHA)
         if rank is None:
             return alpha / self._number(module, "rank_pattern", "r", DEFAULT_ALPHA)
@@ -254,6 +256,15 @@ def read_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
+def is_before_peft_014(values: Mapping[str, Any]) -> bool:
+    """Whether peft 0.13 or older saved the config: all its fields are in it, and not one that 0.14 added.
+
+    It did not scale a LoKr, and looked up a layer in `rank_pattern` and `alpha_pattern` by one key, the first of both
+    that matches. Source: peft 0.9.0, 0.12.0 and 0.13.2, tuners/lokr/layer.py and tuners/lora/model.py.
+    """
+    return "auto_mapping" in values and "exclude_modules" not in values
+
+
 def _parsed(text: str, source: str) -> dict[str, Any]:
     """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are left out."""
     try:
@@ -286,7 +297,7 @@ def _check_number(value: object, source: str) -> None:
         raise UserError(f"{source} holds {_short(value)} where a number has to be.")
 
 
-def _is_finite(value: float) -> bool:
+def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float holds
@@ -300,7 +311,7 @@ class Patterns:
     are compared without a regular expression; "." stands for any character in them too.
     """
 
-    def __init__(self, patterns: Mapping[str, float], source: str) -> None:
+    def __init__(self, patterns: Mapping[str, float | None], source: str) -> None:
         self._source = source
         self._values = list(patterns.items())
         self._seconds = 0.0
@@ -371,6 +382,8 @@ def _patterns(values: Mapping[str, Any], key: str, source: str) -> Patterns:
         _check_number(value, source)
     if key == "rank_pattern":
         _check_ranks(patterns.values(), source)
+    if is_before_peft_014(values):
+        patterns = {one: patterns.get(one) for name in PATTERNS for one in values.get(name) or {}}
     return Patterns(patterns, source)
 
 

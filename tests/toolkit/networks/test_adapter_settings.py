@@ -507,3 +507,33 @@ def test_doctor_for_a_program_outlives_a_header_that_is_no_mapping(header: str, 
     save_file(tensors, file, metadata={HEADER_METADATA: header})
     with pytest.raises(RunError, match="bad_header"):
         run_tool("doctor", [file, "--for", "diffusers"])
+
+
+# ------------------------------------------------------------ peft 0.13 and older
+
+OLD = {"auto_mapping": None, "inference_mode": True}
+"""Of the fields that every version of peft saves. `exclude_modules` came with 0.14."""
+
+
+def _strengths(folder: Path, kind: str, config: dict[str, object]) -> dict[str, float]:
+    names = ("lora_A.weight", "lora_B.weight") if kind == "LORA" else ("lokr_w1", "lokr_w2_a", "lokr_w2_b")
+    tensors = {f"base_model.model.{layer}.{name}": torch.ones(4, 4) for layer in LAYERS for name in names}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / CONFIG_FILE).write_text(json.dumps({"peft_type": kind, "r": 4, **config}), encoding="utf-8")
+    changes = load_adapter_file(folder / "adapter_model.safetensors", LAYERS)
+    return {name: change.scale for name, change in changes.items()}
+
+
+def test_a_lokr_of_peft_013_has_no_strength(tmp_path: Path) -> None:
+    """Golden: peft 0.9.0 and 0.12.0 apply kron(w1, w2) as it is; 0.14.0 and later multiply it by alpha / r."""
+    assert set(_strengths(tmp_path, "LOKR", {**OLD, "alpha": 3}).values()) == {1.0}
+    assert set(_strengths(tmp_path, "LOKR", {**OLD, "alpha": 3, "exclude_modules": None}).values()) == {0.75}
+
+
+def test_peft_013_takes_the_first_key_of_both_patterns(tmp_path: Path) -> None:
+    """Golden: peft 0.12.0 gives to_q the alpha of all layers, since `to_q` of rank_pattern comes first."""
+    patterns = {"lora_alpha": 2, "rank_pattern": {"to_q": 4}, "alpha_pattern": {"attn.to_q": 16, "to_k": 8}}
+    before = _strengths(tmp_path, "LORA", {**OLD, **patterns})
+    assert (before[LAYERS[0]], before[LAYERS[1]], before[LAYERS[2]]) == (0.5, 2.0, 0.5)
+    since = _strengths(tmp_path, "LORA", {**OLD, **patterns, "exclude_modules": None})
+    assert (since[LAYERS[0]], since[LAYERS[1]], since[LAYERS[2]]) == (4.0, 2.0, 0.5)
