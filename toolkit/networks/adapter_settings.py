@@ -42,6 +42,9 @@ DEFAULT_ALPHA = 8.0
 MOST_EXPRESSIONS = 1000
 """Regular expressions in one config. diffusers writes one plain name for each layer; people write a handful."""
 
+LONGEST_EXPRESSION = 10_000
+"""Characters of one of them. Longer ones take minutes to compile."""
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -320,6 +323,8 @@ class Patterns:
         if len(expressions) > MOST_EXPRESSIONS:
             raise UserError(f"{source} holds {len(expressions)} regular expressions; {MOST_EXPRESSIONS} are the most.")
         for pattern in expressions:
+            if len(pattern) > LONGEST_EXPRESSION:
+                raise UserError(f"{source}: {pattern[:60]!r}... is longer than {LONGEST_EXPRESSION} characters.")
             try:
                 self._compiled[pattern] = re.compile(_whole(pattern))
             except (re.error, OverflowError, RecursionError) as error:

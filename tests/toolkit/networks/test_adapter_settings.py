@@ -463,6 +463,7 @@ def test_doctor_reports_settings_that_are_missing(tmp_path: Path, capsys: pytest
         ({"lora_alpha": 10**400}, r"holds 1000+\.\.\. where a number has to be"),
         ({"lora_alpha": math.nan}, "holds NaN where a number has to be"),
         ({"alpha_pattern": {"to_q": 10**400}}, r"holds 1000+\.\.\. where a number has to be"),
+        ({"alpha_pattern": {"(" + "k" * 20_000: 1}}, r"'\(kkk.*'\.\.\. is longer than 10000 characters"),
         ({"rank_pattern": {"to_q": 0}}, "holds a rank of 0, which no adapter has"),
         ({"peft_type": "LOKR", "r": 0}, "holds a rank of 0, which no adapter has"),
         ({"peft_type": "k" * 3000}, 'says peft_type "KKKK'),
@@ -477,7 +478,7 @@ def test_impossible_settings_are_refused_in_one_short_line(
     save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 4, **values})})
     with pytest.raises(UserError, match=message) as caught:
         load_adapter_file(file, LAYERS)
-    assert str(caught.value).startswith(f"{file}: {HEADER_METADATA} in its header ")
+    assert str(caught.value).startswith(f"{file}: {HEADER_METADATA} in its header")
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
 
