@@ -25,7 +25,7 @@ from typing import Any
 
 from toolkit.config.network import MATCH_SECONDS, matching
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import check_count
+from toolkit.files.safetensors_io import MOST_TENSORS
 
 HEADER_METADATA = "lora_adapter_metadata"
 """Key of the header in which diffusers stores the settings."""
@@ -268,11 +268,17 @@ def is_before_peft_014(values: Mapping[str, Any]) -> bool:
     return "auto_mapping" in values and "exclude_modules" not in values
 
 
+_PART = "transformer."
+"""Before the fields of the part that is trained, in the header of a pipeline's file."""
+
+
 def _parsed(text: str, source: str) -> dict[str, Any]:
-    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are left out."""
+    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are left out, and where some are named
+    for the transformer, all that are not, as diffusers does."""
     try:
         written = json.loads(text)
-        named = {key.removeprefix("transformer."): value for key, value in written.items()}
+        of_part = {key: value for key, value in written.items() if key.startswith(_PART)}
+        named = {key.removeprefix(_PART): value for key, value in (of_part or written).items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source} is not a JSON mapping ({error}).") from error
     found = {key: value for key, value in named.items() if "." not in key}
@@ -379,10 +385,8 @@ def _patterns(values: Mapping[str, Any], key: str, source: str) -> Patterns:
     patterns = values.get(key) or {}
     if not isinstance(patterns, Mapping):
         raise UserError(f"{source} is not a JSON mapping ({key} is {_short(patterns)}).")
-    try:
-        check_count(len(patterns))
-    except ValueError as error:
-        raise UserError(f"{source} is not a JSON mapping ({error}).") from error
+    if len(patterns) > MOST_TENSORS:
+        raise UserError(f"{source} holds {len(patterns):,} entries in {key}; {MOST_TENSORS:,} are the most.")
     for value in patterns.values():
         _check_number(value, source)
     if key == "rank_pattern":

@@ -318,13 +318,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
             tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        config = path.with_name(CONFIG_FILE)
-        is_of_peft = path.name == "adapter_model.safetensors" or any(key.startswith(PEFT_PREFIX) for key in tensors)
-        if is_of_peft and config.is_file():
-            metadata = {**metadata, CONFIG_FILE: config.read_text(encoding="utf-8")}
     except (SafetensorError, OSError, ValueError) as error:
         remedy = "Download or copy it again, or take an earlier file of the run"
         raise UserError(f"{path}: cannot be read as a safetensors file ({error}). {remedy}.") from error
+    config = path.with_name(CONFIG_FILE)
+    is_of_peft = path.name == "adapter_model.safetensors" or any(key.startswith(PEFT_PREFIX) for key in tensors)
+    if is_of_peft and config.is_file():
+        try:
+            metadata = {**metadata, CONFIG_FILE: config.read_text(encoding="utf-8")}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{config}: cannot be read ({error}). Copy it again with its file.") from error
     return tensors, metadata
 
 

@@ -538,3 +538,28 @@ def test_peft_013_takes_the_first_key_of_both_patterns(tmp_path: Path) -> None:
     assert (before[LAYERS[0]], before[LAYERS[1]], before[LAYERS[2]]) == (0.5, 2.0, 0.5)
     since = _strengths(tmp_path, "LORA", {**OLD, **patterns, "exclude_modules": None})
     assert (since[LAYERS[0]], since[LAYERS[1]], since[LAYERS[2]]) == (4.0, 2.0, 0.5)
+
+
+def test_only_the_settings_named_for_the_transformer_count_where_there_are_some(tmp_path: Path) -> None:
+    """As diffusers 0.42.1 filters them, loaders/peft.py."""
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    settings = {"transformer.lora_alpha": 3, "lora_alpha": 7, "use_rslora": True, "written_by": "someone"}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps(settings)})
+    assert load_adapter_file(file, LAYERS)[LAYERS[0]].scale == 3
+
+
+def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"adapter_config\.json: cannot be read \(.*Copy it again"):
+        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
+
+
+def test_doctor_names_the_file_whose_patterns_take_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_settings, "MATCH_SECONDS", 0.0)
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": {".*x": 3}})})
+    with pytest.raises(UserError, match=r"x\.safetensors: .*its 1 patterns are not done"):
+        run_tool("doctor", [file])
