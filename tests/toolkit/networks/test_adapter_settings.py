@@ -15,6 +15,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
 from tests.running import run_tool
 from toolkit.config import network
 from toolkit.errors import RunError, UserError
@@ -563,3 +564,12 @@ def test_doctor_names_the_file_whose_patterns_take_too_long(tmp_path: Path, monk
     save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": {".*x": 3}})})
     with pytest.raises(UserError, match=r"x\.safetensors: .*its 1 patterns are not done"):
         run_tool("doctor", [file])
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya", "aitk"])
+def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(form: str, tmp_path: Path) -> None:
+    expected = saved_by_peft(CONFIGS["lokr, whole factors, patterns"](), tmp_path)
+    converted = tmp_path / "converted.safetensors"
+    file = read_adapter(tmp_path / "adapter_model.safetensors", [LAYERS])
+    save_file(export(file, FORMATS[form]), converted)
+    assert_same_changes(converted, expected)
