@@ -92,16 +92,21 @@ class LoraWriter:
                 if step is None and isinstance(self.network, LinearAdapterNetwork):
                     self._report(file.name, tensors, metadata)
             files = list(copies)
+            if step is None and isinstance(self.network, LinearAdapterNetwork):
+                self._report_limits(files[0].name, copies[files[0]], metadata)
             return files + self._extract(run, files[0], weights, metadata, step, done) if weights else files
 
         return write
 
     def _report(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Logs what is wrong with the last file of a run, and the programs in which it does not have its whole
-        effect."""
+        """Logs what is wrong with a last file of a run."""
         wrong = [one for one in health(tensors, metadata) if one.severity == "error" and one.check != "unknown_keys"]
         for one in wrong[:1]:
             logger.warning(f"{file}: {one.message} {one.remedy} See run.py doctor.")
+
+    def _report_limits(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Logs the programs in which the last file of a run does not have its whole effect, once: the raw file has the
+        same form."""
         reasons = limits(tensors, metadata)
         if reasons:
             logger.info(f"{file}: {' '.join(reasons)} See docs/use_your_lora.md.")

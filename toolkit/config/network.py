@@ -50,7 +50,7 @@ def _ring(*_: object) -> None:
     raise _OutOfTime
 
 
-def matching(pattern: str, names: Sequence[str]) -> list[str]:
+def matching(pattern: str | re.Pattern[str], names: Sequence[str]) -> list[str]:
     """The names that a regular expression matches whole.
 
     Raises UserError where it takes longer than MATCH_SECONDS: nested repetition can take longer than any run. Only the
@@ -68,8 +68,8 @@ def matching(pattern: str, names: Sequence[str]) -> list[str]:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _OutOfTime:
         raise UserError(
-            f"the pattern {pattern!r} is not done with the names of the layers after {MATCH_SECONDS:g} s. "
-            "Remove nested repetition, such as (a+)+."
+            f"the pattern {compiled.pattern[:60]!r} is not done with the names of the layers after "
+            f"{MATCH_SECONDS:g} s. Remove nested repetition, such as (a+)+."
         ) from None
     finally:
         signal.signal(signal.SIGALRM, earlier)

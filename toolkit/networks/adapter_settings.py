@@ -18,13 +18,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.config.network import matching
+from toolkit.config.network import MATCH_SECONDS, matching
 from toolkit.errors import UserError
-from toolkit.files.safetensors_io import check_count
+from toolkit.files.safetensors_io import MOST_TENSORS
 
 HEADER_METADATA = "lora_adapter_metadata"
 """Key of the header in which diffusers stores the settings."""
@@ -40,6 +41,9 @@ DEFAULT_ALPHA = 8.0
 
 MOST_EXPRESSIONS = 1000
 """Regular expressions in one config. diffusers writes one plain name for each layer; people write a handful."""
+
+LONGEST_EXPRESSION = 10_000
+"""Characters of one of them. Longer ones take minutes to compile."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ FIELDS: dict[str, dict[str, str | Refused]] = {
         ),
         "bias": Refused("the biases of the model were trained besides the adapter", ("none",)),
         "init_lora_weights": Refused(
-            _STARTS_IN_THE_BASE, (True, "true", "gaussian", "orthogonal", "mica", "eva"), _CONVERT
+            _STARTS_IN_THE_BASE, (True, "true", "false", "gaussian", "orthogonal", "mica", "eva"), _CONVERT
         ),
         "trainable_token_indices": Refused("embeddings of tokens were trained besides the adapter"),
         "velora_config": Refused("it is a VeLoRA, which has further tensors"),
@@ -178,6 +182,8 @@ class AdapterSettings:
         matrices, which counts whatever the settings say; None for a LoKr with two whole factors, whose rank is in the
         settings alone (peft divides by it all the same, LyCORIS does not scale such layers).
         """
+        if kind == "lokr" and is_before_peft_014(self.values):
+            return 1.0
         alpha = self._number(module, "alpha_pattern", ALPHA_OF[kind], DEFAULT_ALPHA)
         if rank is None:
             return alpha / self._number(module, "rank_pattern", "r", DEFAULT_ALPHA)
@@ -221,17 +227,17 @@ class AdapterSettings:
     @property
     def fault(self) -> tuple[str, str]:
         """(Why a file with these settings is not read, what to do); two empty texts: it is read."""
-        named = str(self.values.get("peft_type") or "").rpartition(".")[2].upper()
+        named = _kind_named(self.values)
         if named and named not in FIELDS:
             return (
-                f"{self.source} says peft_type {named}, a kind that is not read",
+                f"{self.source} says peft_type {_shown(named)}, a kind that is not read",
                 "Merge it into its model with peft.",
             )
         fields = FIELDS.get(named, FIELDS["LORA"] | FIELDS["LOKR"])
         for key, value in self.values.items():
             meaning = fields.get(key, Refused("this setting is not known", remedy="Save it with peft 0.21.2."))
             if isinstance(meaning, Refused) and value and not _is_one_of(value, meaning.harmless):
-                return f"{self.source} says {key}: {_short(value)}: {meaning.reason}", meaning.remedy
+                return f"{self.source} says {_shown(key)}: {_short(value)}: {meaning.reason}", meaning.remedy
         return "", ""
 
 
@@ -244,6 +250,8 @@ def read_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
     for key, source in ((HEADER_METADATA, f"{HEADER_METADATA} in its header"), (CONFIG_FILE, CONFIG_FILE)):
         if key in metadata:
             values = _parsed(metadata[key], source)
+            if not values:  # it speaks of other parts of a pipeline alone
+                continue
             return AdapterSettings(source, values, {name: _patterns(values, name, source) for name in PATTERNS})
     return None
 
@@ -251,23 +259,58 @@ def read_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
+def is_before_peft_014(values: Mapping[str, Any]) -> bool:
+    """Whether peft 0.13 or older saved the config: all its fields are in it, and not one that 0.14 added.
+
+    It did not scale a LoKr, and looked up a layer in `rank_pattern` and `alpha_pattern` by one key, the first of both
+    that matches. Source: peft 0.9.0, 0.12.0 and 0.13.2, tuners/lokr/layer.py and tuners/lora/model.py.
+    """
+    return "auto_mapping" in values and "exclude_modules" not in values
+
+
+_PART = "transformer."
+"""Before the fields of the part that is trained, in the header of a pipeline's file."""
+
+
 def _parsed(text: str, source: str) -> dict[str, Any]:
-    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are left out."""
+    """The fields by name. Those of other parts of a pipeline (`text_encoder.r`) are left out, and where some are named
+    for the transformer, all that are not, as diffusers does."""
     try:
         written = json.loads(text)
-        named = {key.removeprefix("transformer."): value for key, value in written.items()}
+        of_part = {key: value for key, value in written.items() if key.startswith(_PART)}
+        named = {key.removeprefix(_PART): value for key, value in (of_part or written).items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source} is not a JSON mapping ({error}).") from error
     found = {key: value for key, value in named.items() if "." not in key}
     for key in ("r", "lora_alpha", "alpha"):
         _check_number(found.get(key), source)
+    if _kind_named(found) in ("", "LOKR"):  # the only one whose rank may not be in its matrices; an OFT may have r: 0
+        _check_ranks([found.get("r")], source)
     return found
+
+
+def _kind_named(values: Mapping[str, Any]) -> str:
+    """`peft_type` in capitals, as a key of FIELDS; empty: it is not given."""
+    return str(values.get("peft_type") or "").rpartition(".")[2].upper()
+
+
+def _check_ranks(ranks: Iterable[float | None], source: str) -> None:
+    for rank in ranks:
+        if rank is not None and rank <= 0:
+            raise UserError(f"{source} holds a rank of {rank:g}, which no adapter has.")
 
 
 def _check_number(value: object, source: str) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not is_number:
-        raise UserError(f"{source} holds {value!r} where a number has to be.")
+    if value is not None and not (is_number and _is_finite(value)):
+        raise UserError(f"{source} holds {_short(value)} where a number has to be.")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 class Patterns:
@@ -277,28 +320,43 @@ class Patterns:
     are compared without a regular expression; "." stands for any character in them too.
     """
 
-    def __init__(self, patterns: Mapping[str, float], source: str) -> None:
+    def __init__(self, patterns: Mapping[str, float | None], source: str) -> None:
         self._source = source
         self._values = list(patterns.items())
+        self._seconds = 0.0
+        self._compiled: dict[str, re.Pattern[str]] = {}
         expressions = [pattern for pattern in patterns if not PLAIN.fullmatch(pattern)]
         if len(expressions) > MOST_EXPRESSIONS:
             raise UserError(f"{source} holds {len(expressions)} regular expressions; {MOST_EXPRESSIONS} are the most.")
         for pattern in expressions:
+            if len(pattern) > LONGEST_EXPRESSION:
+                raise UserError(f"{source}: {pattern[:60]!r}... is longer than {LONGEST_EXPRESSION} characters.")
             try:
-                re.compile(_whole(pattern))
+                self._compiled[pattern] = re.compile(_whole(pattern))
             except (re.error, OverflowError, RecursionError) as error:
-                raise UserError(f"{source}: {pattern!r} is not a regular expression ({error}).") from error
+                raise UserError(
+                    f"{source}: {pattern[:60]!r} is not a regular expression ({str(error)[:200]})."
+                ) from error
 
     def value_for(self, module: str) -> float | None:
-        """The value of the first pattern that matches; None: none does."""
-        for pattern, value in self._values:
-            if self._matches(pattern, module):
-                return value
-        return None
+        """The value of the first pattern that matches; None: none does.
+
+        Raises UserError once all layers together have taken longer than MATCH_SECONDS.
+        """
+        begun = time.monotonic()
+        found = next((value for pattern, value in self._values if self._matches(pattern, module)), None)
+        self._seconds += time.monotonic() - begun
+        if self._seconds > MATCH_SECONDS:
+            raise UserError(
+                f"{self._source}: its {len(self._values)} patterns are not done with the names of the layers after "
+                f"{MATCH_SECONDS:g} s. Give each layer one plain name."
+            )
+        return found
 
     def _matches(self, pattern: str, module: str) -> bool:
-        if not PLAIN.fullmatch(pattern):
-            return bool(matching(_whole(pattern), [module]))
+        compiled = self._compiled.get(pattern)
+        if compiled:
+            return bool(matching(compiled, [module]))
         name = pattern.removeprefix("^")
         longer = len(module) - len(name)
         if longer > 0 and (pattern.startswith("^") or module[longer - 1] != "."):
@@ -327,12 +385,14 @@ def _patterns(values: Mapping[str, Any], key: str, source: str) -> Patterns:
     patterns = values.get(key) or {}
     if not isinstance(patterns, Mapping):
         raise UserError(f"{source} is not a JSON mapping ({key} is {_short(patterns)}).")
-    try:
-        check_count(len(patterns))
-    except ValueError as error:
-        raise UserError(f"{source} is not a JSON mapping ({error}).") from error
+    if len(patterns) > MOST_TENSORS:
+        raise UserError(f"{source} holds {len(patterns):,} entries in {key}; {MOST_TENSORS:,} are the most.")
     for value in patterns.values():
         _check_number(value, source)
+    if key == "rank_pattern":
+        _check_ranks(patterns.values(), source)
+    if is_before_peft_014(values):
+        patterns = {one: patterns.get(one) for name in PATTERNS for one in values.get(name) or {}}
     return Patterns(patterns, source)
 
 
@@ -361,3 +421,8 @@ def _is_one_of(value: object, harmless: Sequence[object]) -> bool:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _shown(name: str) -> str:
+    """A name as it is where it is a plain word, else as `_short` shows it."""
+    return name if re.fullmatch(r"\w{1,60}", name, re.ASCII) else _short(name)

@@ -319,14 +319,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
             tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        config = path.with_name(CONFIG_FILE)
-        is_of_peft = path.name == "adapter_model.safetensors" or any(key.startswith(PEFT_PREFIX) for key in tensors)
-        if is_of_peft and config.is_file():
-            metadata = {**metadata, CONFIG_FILE: config.read_text(encoding="utf-8")}
     except (SafetensorError, OSError, ValueError) as error:
         again = "Download or copy it again, or take an earlier file of the run."
         damaged = "cannot be read as a safetensors file"
         raise UserError(f"{path}: {explained(path, error, damaged, again)}") from error
+    config = path.with_name(CONFIG_FILE)
+    is_of_peft = path.name == "adapter_model.safetensors" or any(key.startswith(PEFT_PREFIX) for key in tensors)
+    if is_of_peft and config.is_file():
+        try:
+            metadata = {**metadata, CONFIG_FILE: config.read_text(encoding="utf-8")}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{config}: cannot be read ({error}). Copy it again with its file.") from error
     return tensors, metadata
 
 
@@ -418,6 +421,9 @@ def _module(
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
     if lacks_a_matrix(parts):
         raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
+    if settings is not None and settings.values.get("use_dora") and "up" in parts and "dora_scale" not in parts:
+        lost = f"{settings.source} says use_dora, and {name} has no magnitude: it was lost"
+        raise UserError(f"{source}: {lost}. Take the file as its trainer saved it.")
     up_bias = parts.pop("up_bias", None)
     form = form_of(parts)
     if form:
@@ -425,7 +431,10 @@ def _module(
         found = LayerDelta(stored, scale, size=shape)
     else:
         check_parts(source, name, parts)
-        found = LayerDelta(parts, layer_scale(name, parts, alpha, settings))
+        try:
+            found = LayerDelta(parts, layer_scale(name, parts, alpha, settings))
+        except UserError as error:  # patterns that are not done in time
+            raise UserError(f"{source}: {error}") from error
     if not math.isfinite(found.scale):
         raise UserError(f"{source}: alpha of {name} is not finite.")
     if up_bias is None:

@@ -316,7 +316,7 @@ class Whole(Multiplied):
         return scale == 0 or not parts["diff"].any()
 
     def size(self, parts: Parts) -> float:
-        """As if the weight were 1 / sqrt(I)."""
+        """Relative to a weight of 1 / sqrt(I)."""
         return float(parts["diff"].square().mean().sqrt()) * parts["diff"].shape[1] ** 0.5
 
     def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:

@@ -39,6 +39,8 @@ FORMS = {
 }
 """Form -> ends of its keys. All others are "other". "oft" is LyCORIS' OFT and BOFT."""
 
+_OF_LORA = ("lora_A", "lora_down", "lora.down", "default", "lora_bias")
+
 MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 PREFIXES = (
     "lora_transformer_",
@@ -77,7 +79,9 @@ class Program:
     loads: Mapping[str, str]
     """Prefix -> forms, separated by spaces, each with one of the marks above or none."""
 
-    remedy: str
+    convert_to: str
+    """The form of `run.py convert` that it loads."""
+
     loads_halves: Mapping[str, str] | None = None
     """The same for a model whose layers ComfyUI fuses (Qwen-Image-2.1), where that differs."""
 
@@ -92,6 +96,11 @@ class Program:
     """DoRA with norms of rows, of columns."""
 
     skips: tuple[Skip, ...] = field(default_factory=tuple)
+
+    @property
+    def remedy(self) -> str:
+        """For a LoRA in another form."""
+        return f"Convert it: run.py convert FILE OUT --to {self.convert_to}."
 
     def forms(self, prefix: str, has_halves: bool) -> list[str]:
         """The forms that it loads with this prefix, with their marks."""
@@ -108,13 +117,13 @@ WHOLES = _halves(ROWS_OF)
 
 _COMFYUI = "lora_A lora_down lora.down default bias loha lokr glora oft whole"
 _HAS_HALVES = "its model has the halves of this layer"
-_EXTRACT = "of a LoHa, LoKr or DoRA extract a LoRA first (run.py resize)"
+_MERGE = "Merge it into its model (run.py merge), or extract a LoRA of that (run.py extract)."
 
 PROGRAMS = {
     "comfyui": Program(
         "ComfyUI (17358c8f, autumn 2026)",
         dict.fromkeys(("lora_unet_", "lycoris_", "diffusion_model.", "transformer.", ""), _COMFYUI),
-        "Convert it: run.py convert FILE OUT --to comfyui.",
+        "comfyui",
         reads_columns=True,
         skips=(
             Skip(
@@ -139,7 +148,7 @@ PROGRAMS = {
             "transformer.": "lora_A- lora.down- lora_bias-",
             "": "lora_A+ lora_down+ default",
         },
-        "Convert it: run.py convert FILE OUT --to diffusers.",
+        "diffusers",
         reads_header=True,
         header_prefix="transformer.",
         reads_rows=True,
@@ -156,13 +165,13 @@ PROGRAMS = {
     "diffsynth": Program(
         "DiffSynth 2.1.12",
         dict.fromkeys(("diffusion_model.", ""), "lora_A lora_down default"),
-        f"Convert it: run.py convert FILE OUT --to aitk; {_EXTRACT}.",
+        "aitk",
         skips=(Skip(WHOLES, _HAS_HALVES, "Convert it: run.py convert FILE OUT --to aitk."),),
     ),
     "mflux": Program(
         "mflux 0.24.0 (macOS)",
         {"diffusion_model.": "lora_A!", "lora_unet_": "lora_down", "": "default lora_down"},
-        f"Convert it: run.py convert FILE OUT --to aitk; {_EXTRACT}.",
+        "aitk",
         loads_halves={"diffusion_model.": "lora_A!", "transformer.": "lora_A!", "": "default!"},
         reads_header=True,
         skips=(
@@ -176,12 +185,12 @@ PROGRAMS = {
     "simpletuner": Program(
         "SimpleTuner 4.10.1 (init_lora)",
         {"transformer.": "lora_A-"},
-        f"Convert it: run.py convert FILE OUT --to diffusers; {_EXTRACT}.",
+        "diffusers",
     ),
     "nunchaku": Program(
         "ComfyUI-QwenImageLoraLoader (254679f), for Nunchaku",
         dict.fromkeys(("lora_unet_", "diffusion_model.", "transformer.", ""), "lora_A lora_down default"),
-        f"Convert it: run.py convert FILE OUT --to comfyui; {_EXTRACT}.",
+        "comfyui",
         skips=(
             Skip(
                 r"[._](?:img|txt)_mod[._]1$|[._]img_mlp[._](?:gate_layer|gate_up|proj)$",
@@ -194,7 +203,7 @@ PROGRAMS = {
     "musubi": Program(
         "musubi-tuner 0.3.4 (30c658c)",
         {"lora_unet_": "lora_down loha lokr"},
-        "Convert it: run.py convert FILE OUT --to musubi.",
+        "musubi",
     ),
 }
 """Name for `--for` -> what the program loads."""
@@ -263,6 +272,8 @@ def _not_loaded(
     program: Program, tensors: Mapping[str, Tensor], count: int, has_alpha: bool, has_halves: bool
 ) -> Iterator[Diagnostic]:
     refused: dict[str, list[str]] = defaultdict(list)
+    remedies: dict[str, None] = {}
+    with_magnitudes = {split_key(key)[0] for key in tensors if key.endswith(MAGNITUDES)}
     for key in tensors:
         stem, form = split_key(key)
         prefix, _ = split_stem(stem)
@@ -270,17 +281,31 @@ def _not_loaded(
         mark = WITH_ALPHA if has_alpha else ALPHA_MISSING
         if not form or {form, form + mark, form + ALPHA_IGNORED} & set(forms):
             continue
-        shown = f"{prefix or 'no prefix, '}...{key.removeprefix(stem)}"
+        shown = f"{prefix}LAYER{key.removeprefix(stem)}"
         other_mark = ALPHA_MISSING if has_alpha else WITH_ALPHA
         if form + other_mark in forms:
             shown += " with alpha" if has_alpha else " without alpha"
         refused[shown].append(stem)
+        remedies[_remedy(program, form, stem in with_magnitudes)] = None
     if not refused:
         return
     names = tuple(dict.fromkeys(name for found in refused.values() for name in found))
     shown = " and ".join(list(refused)[:2])
     message = f"{program.title} does not load {len(names)} of {count} layers: keys of the form {shown}."
-    yield finding("not_loaded", message, program.remedy, names)
+    yield finding("not_loaded", message, " ".join(remedies), names)
+
+
+def _remedy(program: Program, form: str, has_magnitude: bool) -> str:
+    """What makes a program apply layers of a form that it does not load."""
+    has_form = any(form in forms.split() for forms in program.loads.values())
+    if has_magnitude and not (program.reads_rows or program.reads_columns):
+        return _MERGE
+    if form in _OF_LORA or (has_form and form in ("loha", "lokr")):
+        return program.remedy
+    if form in ("loha", "lokr"):
+        made = "Make a LoRA of it (run.py resize FILE LORA --rank 64), and convert that"
+        return f"{made}: run.py convert LORA OUT --to {program.convert_to}."
+    return _MERGE
 
 
 def _of_strength(
@@ -335,12 +360,9 @@ def _ignores_alpha(program: Program, stem: str, tensors: Mapping[str, Tensor], h
 
 def _of_header_names(program: Program, metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
     """Settings whose names the program does not know, at which it stops."""
-    if not program.header_prefix or HEADER_METADATA not in metadata:
-        return
-    try:
-        names = json.loads(metadata[HEADER_METADATA])
-    except ValueError:
-        return  # `health` reports it
+    if not program.header_prefix or HEADER_METADATA not in metadata or readable_settings(metadata) is None:
+        return  # what cannot be read `health` reports
+    names = json.loads(metadata[HEADER_METADATA])
     if any(name.startswith(program.header_prefix) for name in names):
         return
     message = f"{program.title} stops at the settings in the header: their names lack {program.header_prefix!r}."
@@ -355,7 +377,7 @@ def _of_magnitudes(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[
     for kind, found, reads in (("rows", rows, program.reads_rows), ("columns", columns, program.reads_columns)):
         if found and not (reads and is_named_for_columns == (kind == "columns")):
             message = f"{program.title} does not read a DoRA with norms of {kind} as it is meant ({len(found)} layers)."
-            yield finding("dora", message, "Extract a LoRA of it (docs/loras.md).", tuple(found))
+            yield finding("dora", message, _MERGE, tuple(found))
 
 
 def _of_rotations(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:
@@ -375,7 +397,7 @@ def _of_rotations(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[D
     if wrong:
         what = f"the rescale or the limit of an OFT as it is meant ({len(wrong)} layers)"
         message = f"{program.title} does not read {what}."
-        yield finding("oft", message, "Merge it into its model, and extract a LoRA (docs/loras.md).", tuple(wrong))
+        yield finding("oft", message, _MERGE, tuple(wrong))
 
 
 def _of_skipped(program: Program, stems: Collection[str]) -> Iterator[Diagnostic]:

@@ -53,7 +53,10 @@ class DoctorProcess(BaseExtensionProcess):
         super().run()
         section = self.section
         tensors, metadata = read_tensors(Path(section.file).expanduser())
-        found, rounded, title = self._examine(tensors, metadata)
+        try:
+            found, rounded, title = self._examine(tensors, metadata)
+        except UserError as error:  # patterns of the settings that are not done in time
+            raise UserError(f"{section.file}: {error}") from error
         wrong = [one for one in found if one.severity == "error"]
         if section.as_json:
             rows = [as_json(one) for one in found]

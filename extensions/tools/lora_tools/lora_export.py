@@ -25,6 +25,7 @@ from toolkit.networks.lora_formats import (
     NO_BIAS,
     LayerDelta,
     fused_layers,
+    ignores_alpha,
     own_names,
     parse_adapter_tensors,
     rank_of,
@@ -240,6 +241,10 @@ def _no_rank(change: LayerDelta, part: str) -> Tensor:
 def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     """Suffix -> tensor of one module, float32."""
     parts, written = dict(change.parts), {}
+    scale = change.scale
+    if ignores_alpha(parts):  # of two whole factors no program but peft counts a strength
+        parts["lokr_w1"] = scale * parts["lokr_w1"]
+        scale = 1.0
     magnitude = parts.pop("dora_scale", None)
     if "up" in parts:
         down, up = target.down_up
@@ -247,7 +252,7 @@ def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     else:
         written = {f".{name}": tensor for name, tensor in parts.items()}
     if target.has_alpha or "up" not in parts:
-        written[".alpha"] = torch.tensor(change.scale * rank_of(parts))
+        written[".alpha"] = torch.tensor(scale * rank_of(parts))
     if magnitude is not None:
         written[_magnitude_key(magnitude, target)] = magnitude.flatten() if target.flat_magnitude else magnitude
     if change.bias is None:

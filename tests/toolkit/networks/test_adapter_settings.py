@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,12 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
 from tests.running import run_tool
 from toolkit.config import network
 from toolkit.errors import RunError, UserError
-from toolkit.networks.adapter_settings import CONFIG_FILE, FIELDS, Patterns, Refused
+from toolkit.networks import adapter_settings
+from toolkit.networks.adapter_settings import CONFIG_FILE, FIELDS, HEADER_METADATA, Patterns, Refused
 from toolkit.networks.lora_formats import load_adapter_file, read_tensors
 
 TARGETS = ["to_q", "to_k", "net.2"]
@@ -450,3 +453,133 @@ def test_doctor_reports_settings_that_are_missing(tmp_path: Path, capsys: pytest
     with pytest.raises(RunError, match="settings_missing"):
         run_tool("doctor", [tmp_path / "adapter_model.safetensors"])
     assert "Their strength is in adapter_config.json, which is missing." in capsys.readouterr().out
+
+
+# ------------------------------------------------------------ settings that no writer means
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_alpha": 10**400}, r"holds 1000+\.\.\. where a number has to be"),
+        ({"lora_alpha": math.nan}, "holds NaN where a number has to be"),
+        ({"alpha_pattern": {"to_q": 10**400}}, r"holds 1000+\.\.\. where a number has to be"),
+        ({"alpha_pattern": {"(" + "k" * 20_000: 1}}, r"'\(kkk.*'\.\.\. is longer than 10000 characters"),
+        ({"rank_pattern": {"to_q": 0}}, "holds a rank of 0, which no adapter has"),
+        ({"peft_type": "LOKR", "r": 0}, "holds a rank of 0, which no adapter has"),
+        ({"peft_type": "k" * 3000}, 'says peft_type "KKKK'),
+        ({"new\nline": 3}, r'says "new\\nline": 3: this setting is not known'),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_short_line(
+    values: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.{name}": torch.ones(4, 4) for name in ("lokr_w1", "lokr_w2")}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 4, **values})})
+    with pytest.raises(UserError, match=message) as caught:
+        load_adapter_file(file, LAYERS)
+    assert str(caught.value).startswith(f"{file}: {HEADER_METADATA} in its header")
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_the_time_for_all_patterns_together_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_settings, "MATCH_SECONDS", 0.0)
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    patterns = {f".*x{index}": 3 for index in range(5)}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": patterns})})
+    with pytest.raises(UserError, match="its 5 patterns are not done with the names of the layers") as caught:
+        load_adapter_file(file, LAYERS)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_a_header_of_other_parts_alone_says_nothing_of_the_transformer(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"text_encoder.lora_alpha": 32})})
+    assert load_adapter_file(file, LAYERS)[LAYERS[0]].scale == 1
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, "3", "null", "[1]", '"transformer."'])
+def test_doctor_for_a_program_outlives_a_header_that_is_no_mapping(header: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    tensors = {f"transformer.{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    save_file(tensors, file, metadata={HEADER_METADATA: header})
+    with pytest.raises(RunError, match="bad_header"):
+        run_tool("doctor", [file, "--for", "diffusers"])
+
+
+# ------------------------------------------------------------ peft 0.13 and older
+
+OLD = {"auto_mapping": None, "inference_mode": True}
+"""Of the fields that every version of peft saves. `exclude_modules` came with 0.14."""
+
+
+def _strengths(folder: Path, kind: str, config: dict[str, object]) -> dict[str, float]:
+    names = ("lora_A.weight", "lora_B.weight") if kind == "LORA" else ("lokr_w1", "lokr_w2_a", "lokr_w2_b")
+    tensors = {f"base_model.model.{layer}.{name}": torch.ones(4, 4) for layer in LAYERS for name in names}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / CONFIG_FILE).write_text(json.dumps({"peft_type": kind, "r": 4, **config}), encoding="utf-8")
+    changes = load_adapter_file(folder / "adapter_model.safetensors", LAYERS)
+    return {name: change.scale for name, change in changes.items()}
+
+
+def test_a_lokr_of_peft_013_has_no_strength(tmp_path: Path) -> None:
+    """Golden: peft 0.9.0 and 0.12.0 apply kron(w1, w2) as it is; 0.14.0 and later multiply it by alpha / r."""
+    assert set(_strengths(tmp_path, "LOKR", {**OLD, "alpha": 3}).values()) == {1.0}
+    assert set(_strengths(tmp_path, "LOKR", {**OLD, "alpha": 3, "exclude_modules": None}).values()) == {0.75}
+
+
+def test_peft_013_takes_the_first_key_of_both_patterns(tmp_path: Path) -> None:
+    """Golden: peft 0.12.0 gives to_q the alpha of all layers, since `to_q` of rank_pattern comes first."""
+    patterns = {"lora_alpha": 2, "rank_pattern": {"to_q": 4}, "alpha_pattern": {"attn.to_q": 16, "to_k": 8}}
+    before = _strengths(tmp_path, "LORA", {**OLD, **patterns})
+    assert (before[LAYERS[0]], before[LAYERS[1]], before[LAYERS[2]]) == (0.5, 2.0, 0.5)
+    since = _strengths(tmp_path, "LORA", {**OLD, **patterns, "exclude_modules": None})
+    assert (since[LAYERS[0]], since[LAYERS[1]], since[LAYERS[2]]) == (4.0, 2.0, 0.5)
+
+
+def test_only_the_settings_named_for_the_transformer_count_where_there_are_some(tmp_path: Path) -> None:
+    """As diffusers 0.42.1 filters them, loaders/peft.py."""
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    settings = {"transformer.lora_alpha": 3, "lora_alpha": 7, "use_rslora": True, "written_by": "someone"}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps(settings)})
+    assert load_adapter_file(file, LAYERS)[LAYERS[0]].scale == 3
+
+
+def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"adapter_config\.json: cannot be read \(.*Copy it again"):
+        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
+
+
+def test_doctor_names_the_file_whose_patterns_take_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_settings, "MATCH_SECONDS", 0.0)
+    file = tmp_path / "x.safetensors"
+    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
+    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": {".*x": 3}})})
+    with pytest.raises(UserError, match=r"x\.safetensors: .*its 1 patterns are not done"):
+        run_tool("doctor", [file])
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya", "aitk"])
+def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(form: str, tmp_path: Path) -> None:
+    expected = saved_by_peft(CONFIGS["lokr, whole factors, patterns"](), tmp_path)
+    converted = tmp_path / "converted.safetensors"
+    file = read_adapter(tmp_path / "adapter_model.safetensors", [LAYERS])
+    save_file(export(file, FORMATS[form]), converted)
+    assert_same_changes(converted, expected)
+
+
+def test_a_dora_whose_magnitudes_were_lost_is_refused(tmp_path: Path) -> None:
+    """peft would begin them at the norms of the weight: another change."""
+    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
+    _set(tmp_path, use_dora=True)
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json says use_dora, and .*to_. has no magnitude: it was lost"
+    ):
+        load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)

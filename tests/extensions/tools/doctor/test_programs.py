@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from benchmarks.interop.record import metadata_of, rebuild
 from tests.conftest import ROOT
+from tests.running import run_tool
 from toolkit.networks.adapter_settings import CONFIG_FILE
+from toolkit.networks.lora_formats import read_tensors
 from toolkit.networks.programs import PROGRAMS, findings_for
 
 MATRIX = json.loads((ROOT / "tests" / "golden" / "interop.json").read_text(encoding="utf-8"))
@@ -45,3 +51,35 @@ def test_a_file_is_sound_for_a_program_exactly_where_that_applies_it_as_it_is_me
             wrong[f"{case['model']} {case['name']}"] = (seen[:3], [one.check for one in found])
     assert wrong == {}
     assert len(CASES) >= 100
+
+
+OWN = {
+    "lora": {".lora_A.weight": (4, 64), ".lora_B.weight": (64, 4)},
+    "loha": {".hada_w1_a": (64, 4), ".hada_w1_b": (4, 64), ".hada_w2_a": (64, 4), ".hada_w2_b": (4, 64)},
+    "lokr": {".lokr_w1": (4, 4), ".lokr_w2": (16, 16)},
+    "dora": {".lora_A.weight": (4, 64), ".lora_B.weight": (64, 4), ".dora_scale": (1, 64)},
+    "diag-oft": {".oft_blocks": (8, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("program", READER_OF)
+def test_what_doctor_says_to_do_makes_the_program_load_the_file(program: str, kind: str, tmp_path: Path) -> None:
+    stem = "base_model.model.transformer_blocks.0.attn.to_q"
+    torch.manual_seed(0)
+    tensors = {stem + end: 0.1 * torch.randn(shape) for end, shape in OWN[kind].items()} | {
+        f"{stem}.alpha": torch.tensor(4.0)
+    }
+    file, lora, out = (tmp_path / f"{name}.safetensors" for name in ("file", "lora", "out"))
+    save_file(tensors, file)
+    found = findings_for(PROGRAMS[program], tensors, {})
+    remedies = " ".join(one.remedy for one in found if one.check in ("not_loaded", "dora"))
+    if "run.py merge" in remedies:
+        assert kind in ("dora", "diag-oft")
+        return
+    if "run.py resize FILE LORA --rank 64" in remedies:
+        run_tool("resize", [file, lora, "--rank", 64])
+    form = re.search(r"run\.py convert (FILE|LORA) OUT --to (\w+)\.", remedies)
+    assert form
+    run_tool("convert", [file if form[1] == "FILE" else lora, out, "--to", form[2]])
+    assert not [one for one in findings_for(PROGRAMS[program], *read_tensors(out)) if one.severity == "error"]
