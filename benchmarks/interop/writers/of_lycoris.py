@@ -96,7 +96,7 @@ def _draw(network: nn.Module, draws: Draws, is_small: bool) -> None:
         elif name.endswith("dora_scale"):
             parameter.mul_(1 + draws.normal(*parameter.shape, std=0.1))
         elif is_small:
-            parameter.add_(draws.normal(*parameter.shape, std=0.05))
+            parameter.add_(draws.normal(*parameter.shape, std=0.1))
         else:
             parameter.copy_(draws.normal(*parameter.shape))
 
