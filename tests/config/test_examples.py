@@ -163,7 +163,7 @@ def test_the_example_of_pairs_trains_with_its_control_images_and_learns(run_py: 
 def losses() -> tuple[float, float]:
     """Mean loss over 16 fixed (image, noise, t) draws: of the model alone, and with the trained LoRA folded in.
 
-    The LoRA is added by hand, W + alpha / rank * B A, from what its file holds.
+    The LoRA is added by hand, W + B A, from what its file holds: alpha / rank is in its matrices.
     """
     from toolkit.config import load_job
     from toolkit.data.dataloader import BatchLoader
@@ -202,8 +202,8 @@ def fold_in(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
     assert targets
     for target in targets:
         down_RI, up_OR = lora[f"{target}.lora_A.weight"], lora[f"{target}.lora_B.weight"]
-        scale = lora[f"{target}.alpha"] / len(down_RI)
-        model.get_submodule(target).weight += scale * up_OR @ down_RI
+        assert f"{target}.alpha" not in lora
+        model.get_submodule(target).weight += up_OR @ down_RI
 
 
 # ------------------------------------------------------------ autoencoders from nothing

@@ -20,6 +20,7 @@ from toolkit.config import load_job
 from toolkit.config.process import JobConfig
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
+from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
 JOB = """\
@@ -305,13 +306,14 @@ def test_an_adapter_begins_as_there(as_there: Callable[..., Path]) -> None:
     """The file of a step whose learning rate is 0: layers, shapes, alpha, the bound of one factor, the other zero."""
     changes = ("--max_train_steps 23", "--max_train_steps 5"), ("--save_every_n_steps 5", "--save_every_n_steps 1")
     (case,) = golden("musubi_jobs", job="steps")
-    ours = load_file(as_there(case, *changes, ("--save_precision bf16", "")) / "my-lora_000000001.safetensors")
+    file = as_there(case, *changes, ("--save_precision bf16", "")) / "my-lora_000000001.safetensors"
+    ours, alpha = load_file(file), float(read_metadata(file)["alpha"])  # the file has it in its matrices
     theirs = table("musubi_jobs")["initial_adapter"]
     layers = {name.rpartition(".lora_A")[0] for name in ours if "lora_A" in name}
     assert {f"lora_unet_{name.partition('.')[2].replace('.', '_')}" for name in layers} == theirs.keys()
     for name in layers:
         there = theirs[f"lora_unet_{name.partition('.')[2].replace('.', '_')}"]
-        down, up, alpha = (ours[f"{name}.{end}"] for end in ("lora_A.weight", "lora_B.weight", "alpha"))
+        down, up = (ours[f"{name}.{end}"] for end in ("lora_A.weight", "lora_B.weight"))
         assert alpha == there["alpha"]
         for tensor, (shape, largest) in ((down, there["lora_down.weight"]), (up, there["lora_up.weight"])):
             assert list(tensor.shape) == shape
