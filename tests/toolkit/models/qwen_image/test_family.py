@@ -94,18 +94,20 @@ def test_without_files_the_sizes_are_the_published_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content"),
+    ("file", "content", "remedy"),
     [
-        ("vae/diffusion_pytorch_model.safetensors", b"\xff" * 20),
-        ("text_encoder/model.safetensors", b"version https://git-lfs.github.com/spec/v1"),
-        ("vae/config.json", b"{"),
-        ("transformer/config.json", b"[1]"),
+        ("vae/diffusion_pytorch_model.safetensors", b"\xff" * 20, "Copy or download the model again"),
+        ("text_encoder/model.safetensors", b"version https://git-lfs.github.com/spec/v1", "Run 'git lfs pull'"),
+        ("vae/config.json", b"{", "Copy or download the model again"),
+        ("transformer/config.json", b"[1]", "Copy or download the model again"),
     ],
 )
-def test_a_damaged_file_is_named_instead_of_the_published_sizes(tmp_path: Path, file: str, content: bytes) -> None:
+def test_a_file_that_cannot_be_read_is_named_instead_of_the_published_sizes(
+    tmp_path: Path, file: str, content: bytes, remedy: str
+) -> None:
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / file))}: .*Copy or download the model again"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / file))}: .*{remedy}"):
         FAMILY.footprint(tmp_path)
 
 
