@@ -119,6 +119,16 @@ def missing_package(package: str, what: str) -> str:
     return ""
 
 
+def in_series(words: Sequence[str]) -> str:
+    """At least one word, as a sentence lists them.
+
+    >>> in_series(["LoRA", "LoHa", "LoKr"])
+    'LoRA, LoHa and LoKr'
+    """
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def with_short_words(text: str) -> str:
     """A message without words that fill screens, such as a whole file that is taken for the name of a key."""
     return re.sub(r"\S{1000,}", lambda found: found[0][:100] + "...", text)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from toolkit.errors import in_series
+
 
 class Syntax(NamedTuple):
     """One kind of instruction."""
@@ -96,10 +98,8 @@ def in_words(found: Sequence[Marks], counted: bool = False) -> str:
     kind."""
     shown = ", ".join(repr(marks.first) for marks in found)
     names = [f"{marks.syntax.name} ({len(marks.texts):,})" if counted else marks.syntax.name for marks in found]
-    *others, last = names
-    kinds = f"{', '.join(others)} and {last}" if others else last
     remedies = ". ".join(marks.syntax.remedy for marks in found)
-    return f"{shown}: {kinds} of other programs are plain text here. {remedies}"
+    return f"{shown}: {in_series(names)} of other programs are plain text here. {remedies}"
 
 
 def lines_of(text: str) -> Iterator[str]:

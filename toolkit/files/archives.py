@@ -16,11 +16,9 @@ from tempfile import mkdtemp
 from typing import NamedTuple
 
 from toolkit.files import parquet
-from toolkit.files.writing import free_space, readable_size
+from toolkit.files.writing import lacks_room, readable_size
 
 SUFFIX = ".zip"
-MARGIN = 1 << 30
-"""Bytes of the disk that unpacking leaves free."""
 
 
 def archive_in(path: str) -> tuple[str, str] | None:
@@ -73,10 +71,8 @@ def unpacked(file: str, home: Path) -> Path:
 def _extract(file: str, folder: Path) -> None:
     """The files of a zip file."""
     with opened(file) as (archive, members):
-        needed, free = sum(member.file_size for member in members), free_space(folder)
-        if needed + MARGIN > free:
-            sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
-            raise OSError(f"{sizes} in {folder.parent}. Make room, or give a folder")
+        if fault := lacks_room(sum(member.file_size for member in members), folder):
+            raise OSError(fault)
         for member in members:
             archive.extract(member, folder)
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from toolkit.files.writing import free_space, readable_size
+from toolkit.files.writing import lacks_room
 
 SUFFIX = ".parquet"
 MAGIC = b"PAR1"
@@ -23,9 +23,6 @@ TABLE = "metadata.jsonl"
 
 MISSING = "is a Parquet file, which needs the package 'pyarrow': pip install pyarrow (the extra 'parquet')"
 """Message where pyarrow is not installed."""
-
-_MARGIN = 1 << 30
-"""Bytes of the disk that unpacking leaves free."""
 
 _ROWS_AT_ONCE = 64
 _LOOKED_AT = 4
@@ -186,10 +183,8 @@ def unpack(path: str | Path, folder: Path) -> None:
     file = ParquetRows(path)
     if not file.pictures:
         raise ParquetError("is a table without pictures. Give it as 'captions_file'")
-    needed, free = Path(path).stat().st_size, free_space(folder)
-    if needed + _MARGIN > free:
-        sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
-        raise ParquetError(f"{sizes} in {folder.parent}. Make room, or give a folder")
+    if fault := lacks_room(Path(path).stat().st_size, folder):
+        raise ParquetError(fault)
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
             name = f"{number:07}"

@@ -445,6 +445,19 @@ def free_space(path: Path) -> int:
     return shutil.disk_usage(nearest_folder(path)).free
 
 
+MARGIN = 1 << 30
+"""Bytes of the disk that unpacking and sent files leave free."""
+
+
+def lacks_room(needed: int, folder: Path) -> str:
+    """Why `needed` bytes cannot be unpacked into a temporary folder, in words that follow a name; empty: they can."""
+    free = free_space(folder)
+    if needed + MARGIN <= free:
+        return ""
+    sizes = f"needs {readable_size(needed)} unpacked, and {readable_size(free)} are free"
+    return f"{sizes} in {folder.parent}. Make room, or give a folder"
+
+
 def readable_size(count: float) -> str:
     """Bytes for people (powers of 1000)."""
     for unit in ("B", "kB", "MB"):

@@ -12,7 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,11 @@ class LinearAdapterNetwork(Network):
         cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype | None = None
     ) -> Self:
         """The network that a `network:` section describes, on these layers; it computes in the dtype of its inputs."""
+        return cls._with_settings(settings, targets, seed, **cls.kind.extra_kwargs(settings))
+
+    @classmethod
+    def _with_settings(cls, settings: NetworkConfig, targets: Sequence[str], seed: int, **of_kind: Any) -> Self:
+        """The network with the settings that all kinds have. of_kind: arguments that one kind has besides."""
         network = cls(
             targets,
             settings.linear,
@@ -117,7 +122,7 @@ class LinearAdapterNetwork(Network):
             seed,
             settings.rank_dropout,
             settings.module_dropout,
-            **cls.kind.extra_kwargs(settings),
+            **of_kind,
         )
         network.max_norm = settings.scale_weight_norms
         return network

@@ -123,15 +123,7 @@ class LycorisNetwork(LinearAdapterNetwork):
     def from_config(
         cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype | None = None
     ) -> Self:
-        network = cls(
-            targets,
-            settings.linear,
-            settings.linear_alpha,
-            settings.dropout,
-            seed,
-            settings.rank_dropout,
-            settings.module_dropout,
-        )
+        network = cls._with_settings(settings, targets, seed)
         network.kind = KINDS[settings.type]
         network.file_names = FILE_NAMES.get(settings.type, {})
         network.arguments = network.kind.extra_kwargs(settings)

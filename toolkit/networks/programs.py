@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from toolkit.errors import Diagnostic
+from toolkit.errors import Diagnostic, in_series
 from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_health import finding, health, layers_of, readable_settings, strengths_in_settings
 from toolkit.networks.adapter_settings import HEADER_METADATA
@@ -422,9 +422,4 @@ def limits(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[s
         for one in list(program_findings(PROGRAMS[name], tensors, metadata))[:1]:
             programs[one.message.removeprefix(f"{title} ")].append(title)
     effect = "it does not have its whole effect, as the program"
-    return [f"In {_and(titles)} {effect} {reason}" for reason, titles in programs.items()]
-
-
-def _and(titles: Sequence[str]) -> str:
-    *others, last = titles
-    return f"{', '.join(others)} and {last}" if others else last
+    return [f"In {in_series(titles)} {effect} {reason}" for reason, titles in programs.items()]

@@ -26,9 +26,18 @@ from toolkit.data.found import repeats_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageError
 from toolkit.data.tables import TEXT_TABLES
 from toolkit.errors import RunError
-from toolkit.files.archives import MARGIN, SUFFIX, Limits, opened
+from toolkit.files.archives import SUFFIX, Limits, opened
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import TEMP_NAME_BYTES, free_space, fsync, link, read_chunks, readable_size, sha256_of
+from toolkit.files.writing import (
+    MARGIN,
+    TEMP_NAME_BYTES,
+    free_space,
+    fsync,
+    link,
+    read_chunks,
+    readable_size,
+    sha256_of,
+)
 
 PIECE = 8 * 2**20
 """Bytes of a piece at the most."""

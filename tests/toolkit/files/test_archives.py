@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.files import archives
+from toolkit.files import writing
 from toolkit.files.archives import archive_in, unpacked
 
 
@@ -74,7 +74,7 @@ def test_an_archive_that_cannot_be_used_leaves_nothing(tmp_path: Path, make, mes
 
 
 def test_an_archive_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "free_space", lambda path: archives.MARGIN + 4)
+    monkeypatch.setattr(writing, "free_space", lambda path: writing.MARGIN + 4)
     unpacked(archive(tmp_path / "a.zip", a="1234"), tmp_path)
     with pytest.raises(OSError, match=r"needs 5 B unpacked, and 1.* are free in .*Make room"):
         unpacked(archive(tmp_path / "b.zip", a="12345"), tmp_path)
