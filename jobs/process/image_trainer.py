@@ -19,6 +19,7 @@ from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.image_data import ImageData
 from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
+from toolkit.data.moved import RunOrder
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.threads import loaded_ahead
 from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Sample
@@ -94,6 +95,9 @@ class ImageTrainer(Trainer):
 
     def fingerprint(self) -> DatasetHashes:
         return self.data.hashes()
+
+    def restore_order(self, order: RunOrder) -> None:
+        self.data = self.data.in_order(order)
 
     def make_plan(self) -> RunPlan:
         return self.planner.plan(self.data)

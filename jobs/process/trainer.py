@@ -22,6 +22,7 @@ import torch
 from jobs.process.base import BaseTrainProcess
 from toolkit.config.sections import TrainerConfig
 from toolkit.data.fingerprint import DatasetHashes
+from toolkit.data.moved import RunOrder
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
@@ -211,6 +212,14 @@ class Trainer(BaseTrainProcess):
                 field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
 
+    def restore_order(self, order: RunOrder) -> None:
+        """Puts the data into the order in which the run began: names of images, or entries of `datasets`, have changed
+        since. Raises UserError by default."""
+        raise UserError(
+            f"{self.save_root}: the images are those of the run, in another order. Give files and folders the names "
+            "that they had, or add --restart to move the old run aside and start over."
+        )
+
     def check_base(self) -> None:
         """Raises UserError where the checkpoint was trained on another base model (`ResumePlan.check_base`)."""
 
@@ -297,6 +306,8 @@ class Trainer(BaseTrainProcess):
         if writes:
             self.refuse()
         self.resumption = ResumePlan.of(start, self.section, self.fingerprint())
+        if self.resumption.order is not None:
+            self.restore_order(self.resumption.order)
         settings = dict(flatten_config(self.resumption.record["settings"]))
         group.assert_equal_across_ranks({"the run's folder": str(self.save_root.absolute()), **settings})
         if writes:

@@ -4,6 +4,7 @@ later run can tell what was added, removed and edited."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +94,15 @@ def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
     """The hashes of a scanned dataset. Reads every file once; the file hashes are reused for encoding."""
     found: DatasetHashes = {}
     for sample in samples:
-        name, digest = f"{sample.folder}/{sample.name}", _digest(sample)
+        name, digest = name_of(sample), _digest(sample)
         # Two entries of `datasets` may use one folder, each with other captions.
         found[name] = key_of(uses=[found[name], digest]) if name in found else digest
     return found
+
+
+def name_of(sample: Sample) -> str:
+    """The name of an image in `DatasetHashes`."""
+    return f"{sample.folder}/{sample.name}"
 
 
 _before: dict[str, str] = {}
@@ -161,12 +167,25 @@ class DatasetChange:
 
 
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
-    """What changed from `old` to `new`."""
+    """What changed from `old` to `new`. An image that has another name, or lies elsewhere, has not changed."""
+    removed, added = _unmatched(old, new), _unmatched(new, old)
     edited = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
     converted = [name for name in edited if _before.get(new[name]) == old[name]]
     return DatasetChange(
-        added=tuple(sorted(new.keys() - old.keys())),
-        removed=tuple(sorted(old.keys() - new.keys())),
+        added=added,
+        removed=removed,
         edited=tuple(name for name in edited if name not in converted),
         converted=tuple(converted),
     )
+
+
+def _unmatched(hashes: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that the others lack, sorted, less those of as many images with their content under a new name."""
+    left = Counter(others[name] for name in others.keys() - hashes.keys())
+    names = []
+    for name in sorted(hashes.keys() - others.keys()):
+        if left[hashes[name]]:
+            left[hashes[name]] -= 1
+        else:
+            names.append(name)
+    return tuple(names)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.config.train import OptimizationConfig
 from toolkit.data.counts import optimizer_steps
 from toolkit.data.epoch_order import count_batches
-from toolkit.data.fingerprint import DatasetHashes, fingerprint
+from toolkit.data.fingerprint import DatasetHashes, fingerprint, name_of
 from toolkit.data.folder import DatasetScan
-from toolkit.data.types import BucketedSample, Size
+from toolkit.data.moved import RunOrder
+from toolkit.data.types import BucketedSample, Sample, Size
 from toolkit.data.validation_split import ValidationSplit
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ class ImageData:
     def hashes(self) -> DatasetHashes:
         """Hashes of the data, from which a resume tells what was added, removed and edited."""
         return self.stream.hashes() if self.stream else fingerprint(self.scan.samples)
+
+    def in_order(self, order: RunOrder) -> ImageData:
+        """The same images, in the order in which the run began."""
+        place = {name: index for index, name in enumerate(order.names)}
+
+        def key(sample: Sample) -> tuple[int, int]:
+            return order.entries[sample.dataset], place[name_of(sample)]
+
+        return replace(self, items=tuple(sorted(self.items, key=lambda item: key(item.sample))))
 
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of an epoch; 0: not known."""

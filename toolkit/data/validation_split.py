@@ -6,6 +6,7 @@ Imports no torch: a dry run counts them too.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -14,6 +15,7 @@ from pathlib import Path
 from toolkit.config.dataset import ValidationConfig
 from toolkit.config.sections import DiffusionSection, ImageTrainingSection
 from toolkit.data.directory import ScanCache
+from toolkit.data.fingerprint import DatasetHashes, fingerprint, name_of
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
 from toolkit.data.types import BucketedSample, CaptionRules, Sample
@@ -42,18 +44,23 @@ class ValidationSplit:
 
 
 def scan_and_split(
-    section: DiffusionSection, family: ModelFacts, scan_cache: ScanCache | None = None
+    section: DiffusionSection,
+    family: ModelFacts,
+    scan_cache: ScanCache | None = None,
+    trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise, and DataErrors naming
     every image with more references than the family takes, every one that is too large for it, or whose caption the
-    model has no room for, where that can be known already.
+    model has no room for, where that can be known already. trained_on: as of `split_validation`.
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache)
     (scan, items), validation_split = scanned, None
     if section.validation:
         pairs = section.train.preference is not None
-        scan, items, validation_split = split_validation(section, *scanned, multiple, forward_passes, pairs=pairs)
+        scan, items, validation_split = split_validation(
+            section, *scanned, multiple, forward_passes, pairs=pairs, trained_on=trained_on
+        )
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
     refuse_large(everything, family)
@@ -69,12 +76,14 @@ def split_validation(
     cost: Cost,
     forgiven: list[Diagnostic] | None = None,
     pairs: bool = False,
+    trained_on: Callable[[], DatasetHashes] = dict,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """What is left to train on, and what `section.validation` takes or brings; None without that section.
 
     section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: what a validation of so many items takes,
-    in words. pairs: only images that have a worse one are measured, where there are any. Raises UserError when nothing
-    would be left, DataErrors naming every offending file of the validation's folder.
+    in words. pairs: only images that have a worse one are measured, where there are any. trained_on: the hashes of what
+    the run has trained on, where it has begun. Raises UserError when nothing would be left, DataErrors naming every
+    offending file of the validation's folder.
     """
     settings = section.validation
     if settings is None:
@@ -91,7 +100,7 @@ def split_validation(
         notes = (f"{note}; {cost(_images(found, pairs), settings)} each time", *own.notes)
         return scan, items, ValidationSplit(tuple(map(as_measured, found)), False, notes)
     samples = _measured([s for folder in scan.folders if not folder.is_reg for s in folder.samples], pairs)
-    chosen = _held_out(samples, settings, pairs)
+    chosen = _as_before(scan.samples, _held_out(samples, settings, pairs), trained_on())
     shown = chosen & set(map(_place, samples))
     measured = tuple(as_measured(each) for each in items if _place(each.sample) in shown and not any(each.sample.flip))
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, shown))
@@ -149,6 +158,31 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool
             "Add images, or give validation.folder_path."
         )
     return chosen
+
+
+def _as_before(samples: Sequence[Sample], chosen: set[str], trained: DatasetHashes) -> set[str]:
+    """The images that the run holds out, by absolute path. Other names of the same images would choose others: what the
+    run has trained on is trained on, and the rest is held out.
+
+    samples: all of them. chosen: what their names choose. trained: hashes of what the run has trained on; none of a new
+    run.
+    """
+    if not trained:
+        return chosen
+    left = Counter(trained.values())
+    expected = chosen & set(map(_place, samples))
+    rest = set[str]()
+    hashes = fingerprint(samples)
+    for sample in samples:
+        digest = hashes.pop(name_of(sample), None)
+        if digest is None:  # another use of the same image
+            continue
+        if left[digest]:
+            left[digest] -= 1
+        else:
+            rest.add(_place(sample))
+    is_same_dataset = left.total() == 0 and len(rest) == len(expected)
+    return rest if is_same_dataset else chosen
 
 
 def forward_passes(items: int, settings: ValidationConfig) -> str:

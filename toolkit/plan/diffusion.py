@@ -68,7 +68,8 @@ class SdPlanner(Planner[DiffusionSection]):
     def scan(self) -> ImageData:
         cache = ScanCache.beside(self.section.training_folder)
         family, section, mistakes = self.family, self.section, list[Diagnostic]()
-        data = ImageData(*scan_and_split(section, family, cache), open_stream(section, family.size_multiple))
+        found = scan_and_split(section, family, cache, self.trained_images)
+        data = ImageData(*found, open_stream(section, family.size_multiple))
         # Sample prompts with too many control images, or one that cannot be used, or that are too long for the model,
         # where that can be checked already.
         for name, sample in (("sample", section.sample), ("first_sample", section.first_sample)):

@@ -131,6 +131,9 @@ class StartOutlook:
     new_place: bool = False
     """The model has another name than before: the run compares its files first."""
 
+    new_dataset_place: bool = False
+    """The images of the run lie elsewhere, or have other names."""
+
     reason: str = ""
     """Why it is refused."""
 
@@ -146,11 +149,12 @@ class StartOutlook:
     def line(self, steps: int) -> str:
         """steps: of the whole run."""
         compared = "; the files of the model, which has another name now, are compared first" if self.new_place else ""
+        moved = "; the dataset has moved, its images are those of the run" if self.new_dataset_place else ""
         of_steps = "" if steps == UNTIL_THE_DATA_ENDS else f" of {steps:,}"
         words = {
             "new": "a new run" + ("; the old one is moved aside" if self.moves_aside else ""),
-            "resumes": f"resumes at step {self.step:,}{of_steps}{compared}",
-            "complete": f"complete at step {self.step:,}: nothing to do{compared}",
+            "resumes": f"resumes at step {self.step:,}{of_steps}{moved}{compared}",
+            "complete": f"complete at step {self.step:,}: nothing to do{moved}{compared}",
             "refused": "what is there stays as it is",
         }
         return f"folder: {self.folder}: {words[self.what]}"

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -49,7 +50,7 @@ from toolkit.system.nvidia import (
 )
 from toolkit.train.checkpoint_store import check_writable, checkpoint_dir, step_of
 from toolkit.train.lock import read_lock, why_locked
-from toolkit.train.resumption import Start, plan_start
+from toolkit.train.resumption import Start, plan_start, trained_images
 from toolkit.train.run_reader import list_checkpoints, list_network_files
 
 SectionT = TypeVar("SectionT", bound=Any)
@@ -66,6 +67,11 @@ class Planner(ABC, Generic[SectionT]):
         self.machine = machine or machine_from_config(section.device)
         self.against_compiling = ""
         """As `RunPlan.against_compiling`; known before `memory` is asked."""
+
+    def trained_images(self) -> DatasetHashes:
+        """Hashes of the images that the run has trained on; empty for a new one."""
+        folder = self.section.run_folder(self.job)
+        return {} if self.job.begins_anew else trained_images(folder, self.section.resume)
 
     # ------------------------------------------------------------ what a trainer says
 
@@ -278,10 +284,11 @@ def _start(
         return StartOutlook(folder, "refused", reason=str(error))
     except DAMAGED as error:
         return StartOutlook(folder, "refused", reason=f"{folder}: a state cannot be read ({error}).")
+    outlook = partial(StartOutlook, folder, new_place=start.new_place, new_dataset_place=start.new_dataset_place)
     if start.complete_at is not None:
-        return StartOutlook(folder, "complete", start.complete_at, new_place=start.new_place)
+        return outlook("complete", start.complete_at)
     if start.checkpoint:
-        return StartOutlook(folder, "resumes", step_of(start.checkpoint), new_place=start.new_place)
+        return outlook("resumes", step_of(start.checkpoint))
     return StartOutlook(folder, "new", moves_aside=start.moves_aside and folder.is_dir() and any(folder.iterdir()))
 
 

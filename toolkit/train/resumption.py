@@ -18,6 +18,7 @@ from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import SCHEDULES_WITHOUT_LENGTH, UNTIL_THE_DATA_ENDS, StopWhenConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
+from toolkit.data.moved import PLACES, RunOrder, run_order
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_json
 from toolkit.files.run_files import (
@@ -141,6 +142,9 @@ class Start:
     changes: tuple[ConfigChange, ...] = ()
     """What differs from that job."""
 
+    new_dataset_place: bool = False
+    """The job names its images otherwise than the run did; they are the same."""
+
     @property
     def new_place(self) -> bool:
         """The model has another name than in the job that wrote the checkpoint: whether it is the same one, its files
@@ -177,14 +181,17 @@ def plan_start(
             if document.get("revision") != REVISION:
                 message = f"{checkpoint or folder} was written by an earlier version of this program."
                 raise RunError(f"{message} To keep both runs, {_ELSE}")
-            changes = tuple(_differences(document, section))
+            folder_of_run = checkpoint.parent.parent if checkpoint else folder
+            is_compared = complete_at is not None or _has_moved(document, section)
+            order = _order_of_run(folder_of_run, document, section, found()) if is_compared else None
+            changes = tuple(_differences(document, section, order))
             trained_on = str(document["dataset"])
             document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
         _refuse_changes(checkpoint or folder, changes, section, allow_change, bool(checkpoint and document.get("base")))
         if complete_at is not None and restart:
             return Start(None, moves_aside=True)
-        if complete_at is not None and not allow_change and trained_on != digest_of(dataset := found()):
-            change = _change(_fingerprint_file(folder, trained_on), dataset)
+        if complete_at is not None and not allow_change and order is None and trained_on != digest_of(found()):
+            change = _change(_fingerprint_file(folder, trained_on), found())
             raise UserError(
                 f"{folder} holds a run that is complete at step {complete_at}, and the dataset is another one: "
                 f"{change}. To train on this one, {_ELSE} --allow-change leaves the run as it is."
@@ -193,7 +200,8 @@ def plan_start(
         if not restart:
             raise
         return Start(None, moves_aside=True)
-    return Start(checkpoint, False, complete_at, document, changes)
+    moved = order is not None and trained_on != digest_of(found())
+    return Start(checkpoint, False, complete_at, document, changes, new_dataset_place=moved)
 
 
 def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, steps: int) -> int | None:
@@ -256,6 +264,11 @@ class ResumePlan:
     """Metadata of every checkpoint of this run: the job's settings, the hash of its dataset, the program's revision."""
 
     found: DatasetHashes
+    """Hashes of the dataset, in the order of the run."""
+
+    order: RunOrder | None = None
+    """The order in which the run uses the images, where a scan of the job gives another one."""
+
     new_optimizer: bool = False
     """The job changed the optimizer: the saved optimizer state is not loaded."""
 
@@ -277,12 +290,20 @@ class ResumePlan:
             return cls(None, record, found)
         for change in start.changes:
             logger.info(f"changed since the last run: {change}")
+        folder_of_run = start.checkpoint.parent.parent
+        order = _order_of_run(folder_of_run, start.document, section, found)
+        is_same = start.document["dataset"] == record["dataset"]
+        if order is not None and not is_same:
+            logger.info(f"the dataset has moved: its {len(order.names):,} images are those of the run")
+        if order is not None:
+            found = {name: found[name] for name in order.names}
         return cls(
             start.checkpoint,
             record,
             found,
+            order=None if order is None or order.is_as_found else order,
             new_optimizer=any(change.key == "train.optimizer" for change in start.changes),
-            new_dataset=start.document["dataset"] != record["dataset"],
+            new_dataset=order is None and not is_same,
             base=start.document.get("base"),
             compiled=start.document.get("compiled"),
             spelling=start.document.get("spelling"),
@@ -363,14 +384,67 @@ def _settings(section: ProcessConfig) -> dict[str, Any]:
     return redact_json(section.recorded_settings(), by_key=True)
 
 
-def _differences(document: Mapping[str, Any], section: ProcessConfig) -> list[ConfigChange]:
-    """What differs between a section and the job that wrote a record."""
+def _differences(document: Mapping[str, Any], section: ProcessConfig, order: RunOrder | None) -> list[ConfigChange]:
+    """What differs between a section and the job that wrote a record. order: of the same images in other places, which
+    are no difference."""
     given = section.model_dump(mode="json", exclude_unset=True)
     recorded, wanted = redact_json(document["settings"], by_key=True), _settings(section)
     for settings in (recorded, wanted):
         if settings.get("training_seed") == 0:  # a random seed: that of the checkpoint
             settings["training_seed"] = document.get("seed", 0)
+    if order is not None:
+        recorded["datasets"] = order.settings(recorded["datasets"], wanted["datasets"])
     return diff_configs(type(section), recorded, wanted, given)
+
+
+def trained_images(folder: Path, resume: str | int = "auto") -> DatasetHashes:
+    """Hashes of the images that the run in `folder` has trained on, as the checkpoint to resume from says; empty for a
+    run that has not begun.
+
+    resume: as of `find_checkpoint`.
+    """
+    try:
+        checkpoint, _ = find_checkpoint(folder, resume, restart=True, by_hash=False)
+        document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
+        if not document:
+            return {}
+        folder_of_run = checkpoint.parent.parent if checkpoint else folder
+        hashes = json.loads(read_regular(_fingerprint_file(folder_of_run, str(document["dataset"]))))
+        return hashes if isinstance(hashes, dict) else {}
+    except (RunError, OSError, ValueError, KeyError):  # `plan_start` says what is wrong with the run
+        return {}
+
+
+def _order_of_run(
+    folder: Path, document: Mapping[str, Any], section: ProcessConfig, found: DatasetHashes
+) -> RunOrder | None:
+    """The order in which a run began; None where the job has other images, or the run's record of them is lost."""
+    before, given = _entries(document["settings"]), _entries(_settings(section))
+    if before is None or given is None:
+        return None
+    try:
+        recorded = json.loads(read_regular(_fingerprint_file(folder, str(document["dataset"]))))
+        return run_order(recorded, found, before, given)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+def _has_moved(document: Mapping[str, Any], section: ProcessConfig) -> bool:
+    """Whether a job names other places of its images than the one that wrote a record."""
+    before, given = _entries(document["settings"]), _entries(_settings(section))
+    return before is not None and given is not None and _places(before) != _places(given)
+
+
+def _entries(settings: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The `datasets` of a job, where they are folders; those of a stream are compared by the names of its shards."""
+    entries = settings.get("datasets")
+    if not isinstance(entries, list) or not entries or any(entry.get("url") for entry in entries):
+        return None
+    return entries
+
+
+def _places(entries: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    return [[entry.get(key) for key in PLACES] for entry in entries]
 
 
 _LENGTH = ("train.steps", "train.epochs", "train.step_limit")
@@ -432,7 +506,7 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
 
 def _change(old: Path, found: DatasetHashes) -> str:
     try:
-        return str(compare(json.loads(read_regular(old)), redact_json(found)))
+        return str(compare(json.loads(read_regular(old)), redact_json(found))) or "its images are in another order"
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return f"{old} is missing or damaged, so it is not known in what"
 

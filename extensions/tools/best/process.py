@@ -41,6 +41,7 @@ from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.train.drift import drift_metrics
 from toolkit.train.other_model import load_other_models
 from toolkit.train.paired import CONFIDENCE, AsGood, LossesByImage, as_good_as_the_lowest
+from toolkit.train.resumption import trained_images
 from toolkit.train.run_reader import NetworkFile
 from toolkit.train.sampling import SamplePrompt, Sampler, caption_prompts, deployed, edit_prompts, sample_prompts
 from toolkit.train.survival import Features, coarse_pixels, survival
@@ -136,7 +137,8 @@ class _Bench:
     def __init__(self, config: BestConfig, training: DiffusionSection) -> None:
         self._config, self._status = config, StatusLine()
         family = checked_family(training.model)
-        _, uses, split = scan_and_split(training, family, ScanCache.beside(training.training_folder))
+        cache, trained_before = ScanCache.beside(training.training_folder), partial(trained_images, config.folder())
+        _, uses, split = scan_and_split(training, family, cache, trained_before)
         items, trained, self.measured_on = _images(uses, split, config.images)
         characters = _characters(training, uses, config) if config.embedder else {}
         logger.info(f"measured on {self.measured_on}")

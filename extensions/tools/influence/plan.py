@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from extensions.tools.shared.run_job import training_section
@@ -19,6 +20,7 @@ from toolkit.files.writing import read_object
 from toolkit.models.families import family_for
 from toolkit.networks.kinds import KINDS
 from toolkit.plan.run_plan import WARNING
+from toolkit.train.resumption import trained_images
 from toolkit.train.run_reader import NetworkFile, list_dataset_files, list_network_files, read_run
 
 FEWEST = 8
@@ -107,7 +109,10 @@ def plan_measurement(
     if not files:
         raise UserError(f"{run.folder}: holds no saved LoRA. Set save.save_every, and train it.")
     scan, trained, split = scan_and_split(
-        training, family_for(training.model), ScanCache.beside(training.training_folder)
+        training,
+        family_for(training.model),
+        ScanCache.beside(training.training_folder),
+        partial(trained_images, run.folder),
     )
     regular = {each.folder for each in scan.folders if each.is_reg}
     once = {item.sample.image: item for item in reversed(trained) if item.sample.folder not in regular}
