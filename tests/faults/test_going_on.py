@@ -155,7 +155,7 @@ def test_a_finished_job_does_nothing_and_says_so(finished: Job, tiny_model: Path
     assert "is complete at step 6: nothing to do" in finished.run(), "the same model at another place is the same"
     config = other / "vae" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"added": 1}))
-    assert "was trained on another base model: vae differs" in finished.run(code=2)
+    assert "was trained on another base model: vae encoder differs" in finished.run(code=2)
     assert files() == before
 
 
@@ -245,3 +245,53 @@ def test_a_state_that_verifies_and_lacks_something_is_one_line(job: Job) -> None
             # A state need not have a record of its base; another dataset begins with its next epoch.
             assert bool(child.code) == ((last, forged) not in [("base", None), ("dataset", ["x"])]), (last, forged)
             shutil.rmtree(job.folder)
+
+
+# ------------------------------------------------------------ another decoder
+
+
+def other_vae(model: Path, file: Path, of_decoder: bool) -> Path:
+    """A file with a VAE of which the decoder, or the encoder, is another one."""
+    (own,) = (model / "vae").glob("*.safetensors")
+    weights = load_file(own)
+    begin = ("decoder.", "post_quant_conv.")
+    save_file({n: w * 1.1 if n.startswith(begin) == of_decoder else w for n, w in weights.items()}, file)
+    return file
+
+
+def test_another_decoder_changes_the_samples_alone(finished: Job, whole: Job, tiny_model: Path) -> None:
+    shutil.copytree(whole.cwd / "output" / "_cache", finished.cwd / "output" / "_cache")
+    cached = contents(finished.cwd / "output" / "_cache" / "latents")
+    file = other_vae(tiny_model, finished.cwd / "decoder.safetensors", of_decoder=True)
+    finished.change(model__vae_path=str(file), train__steps=8)
+    finished.run()
+    assert cached and contents(finished.cwd / "output" / "_cache" / "latents") == cached, "nothing is encoded again"
+    unchanged = Job(finished.nursery, finished.cwd / "unchanged", copy.deepcopy(finished.section))
+    unchanged.cwd.mkdir()
+    shutil.copytree(whole.folder, unchanged.folder)
+    unchanged.change(model__vae_path=None)
+    unchanged.run()
+    ours, theirs = finished.result(), unchanged.result()
+    assert ours["job.safetensors"] == theirs["job.safetensors"] and ours["metrics"] == theirs["metrics"]
+    last = max(name for name in ours if re.fullmatch(r"\d+_0", name))
+    assert ours[last] != theirs[last], "decoded by the other decoder"
+    encoder = other_vae(tiny_model, finished.cwd / "encoder.safetensors", of_decoder=False)
+    finished.change(model__vae_path=str(encoder), train__steps=9)
+    assert "was trained on another base model: vae encoder differs" in finished.run(code=2)
+
+
+def test_a_checkpoint_that_knows_the_whole_vae_alone_goes_on_with_it(finished: Job, tiny_model: Path) -> None:
+    """As versions before 0.3.0 recorded it."""
+    for state in (finished.folder / "state").iterdir():
+        document = json.loads((state / "state.json").read_text())
+        del document["base"]["vae_encoder"]
+        rewrite(state, document)
+    finished.change(train__steps=7)
+    finished.run()
+    for state in (finished.folder / "state").iterdir():
+        document = json.loads((state / "state.json").read_text())
+        document["base"].pop("vae_encoder", None)
+        rewrite(state, document)
+    file = other_vae(tiny_model, finished.cwd / "decoder.safetensors", of_decoder=True)
+    finished.change(model__vae_path=str(file), train__steps=8)
+    assert "was trained on another base model: vae differs" in finished.run(code=2)

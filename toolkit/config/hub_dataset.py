@@ -37,9 +37,9 @@ def _repository(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}"
 
 
-def _snapshot(repo: str) -> Path | None:
-    """The files of a dataset in the hub cache: of the commit that `main` was at the download, else of the only one."""
-    home = _repository(repo)
+def snapshot_in(home: Path) -> Path | None:
+    """The files of a repository in the hub cache: of the commit that `main` was at the download, else of the only one.
+    home: its folder there."""
     try:
         commit = (home / "refs" / "main").read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -52,7 +52,7 @@ def _snapshot(repo: str) -> Path | None:
 def from_cache(path: str) -> str:
     """The folder in the hub cache that a path means which leads nowhere here; any other path as it is."""
     repo, inside = hub_dataset(path)
-    folder = _snapshot(repo) if repo else None
+    folder = snapshot_in(_repository(repo)) if repo else None
     return str(folder / inside) if folder else path
 
 

@@ -27,7 +27,9 @@ from toolkit.config.model_files import (
     cached_snapshot,
     looks_like_a_path,
     model_fault,
-    single_files,
+    vae_file,
+    vae_file_fault,
+    whole_files,
 )
 from toolkit.config.normalise import listed, merge_aliases
 from toolkit.number_types import QTYPES
@@ -189,8 +191,10 @@ class ModelConfig(StrictModel):
     with or without scales, or int8_convrot, with the parameter names of ComfyUI or diffusers; for a sharded file, the
     first shard (`docs/models.md`)."""
 
-    vae_path: PathStr | None = None
-    """The same for the VAE; the parameter names of Wan's VAE, as in ComfyUI's file, are accepted as well."""
+    vae_path: Annotated[PathStr | None, AfterValidator(lambda path: path and vae_file(path))] = None
+    """The same for the VAE, also as a folder or a hub id; the parameter names of Wan's VAE, as in ComfyUI's file, are
+    accepted as well. A file with a decoder alone is used with the encoder of the model folder. The decoder is for
+    samples: another one changes neither the cached latents nor what is trained."""
 
     text_encoder_path: PathStr | None = None
     """The same for the text encoder with its vision tower."""
@@ -327,9 +331,11 @@ class ModelConfig(StrictModel):
             fault = "an earlier process writes this file. Set transformer_path to it, and name_or_path to its model."
             yield error("name_or_path", fault)
         elif not job.will_write(self.folder()) and (
-            fault := self.file_fault or model_fault(self.name_or_path, self.revision, single_files(self))
+            fault := self.file_fault or model_fault(self.name_or_path, self.revision, whole_files(self))
         ):
             yield error("name_or_path", fault)
+        if self.vae_path and not job.will_write(self.vae_path) and (fault := vae_file_fault(self.vae_path)):
+            yield error("vae_path", fault)
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""
@@ -362,5 +368,5 @@ class ModelConfig(StrictModel):
     def files_folder(self) -> Path:
         """Where the model's files are: `folder()`, or of a hub id its complete snapshot in the hub cache."""
         return (
-            not self.is_path() and cached_snapshot(self.name_or_path, self.revision, single_files(self))
+            not self.is_path() and cached_snapshot(self.name_or_path, self.revision, whole_files(self))
         ) or self.folder()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.field_types import moved_hint, path_hint
+from toolkit.config.hub_dataset import snapshot_in
 from toolkit.config.stored_quantization import quantized_by
 from toolkit.errors import UserError
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
@@ -117,6 +118,51 @@ def single_files(model: ModelSection) -> dict[str, Path]:
     """Part -> the file of `model.<part>_path`, of those that are given."""
     given = {part: getattr(model, f"{part}_path", None) for part in SINGLE_FILE_PARTS}
     return {part: Path(path).expanduser() for part, path in given.items() if path}
+
+
+def whole_files(model: ModelSection) -> dict[str, Path]:
+    """`single_files`, of those that stand for all weights of their part in the model folder."""
+    return {part: file for part, file in single_files(model).items() if part != "vae" or not is_decoder_only(file)}
+
+
+def vae_file(path: str) -> str:
+    """The file with the weights of a VAE that a folder holds, in it or in its `vae`, or a model of the hub in the hub
+    cache; any other path as it is."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        snapshot = None if looks_like_a_path(path) else snapshot_in(_repository(path))
+        if snapshot is None:
+            return path
+        folder = snapshot
+    for place in (folder / "vae", folder):
+        named = [place / name for name in WEIGHT_NAMES if (place / name).is_file()]
+        files = named[:1] or sorted(place.glob("*.safetensors"))
+        if len(files) == 1:
+            return str(files[0])
+    return path
+
+
+def vae_file_fault(path: str) -> str:
+    """Why a `vae_path` names no file, with the remedy; empty: it names one. path: as `vae_file` leaves it."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return f"{path!r} holds no file of one VAE. Give the safetensors file."
+    if folder.exists() or looks_like_a_path(path):
+        return ""
+    if _is_cached(path):
+        return f"{path!r}, of the hub, holds no file of one VAE. Give the safetensors file."
+    return f"{path!r} is not in the hub cache. Run 'hf download {path}' first, or give a file."
+
+
+def is_decoder_only(file: Path) -> bool:
+    """Whether a file has the decoder of a VAE and no encoder, as texture-fix decoders are published; False for one that
+    cannot be read, and for a shard."""
+    try:
+        names = tensor_sizes(file)
+    except UserError:
+        return False
+    has_decoder = any(name.startswith("decoder.") for name in names)
+    return has_decoder and not any(name.startswith("encoder.") for name in names) and "-of-" not in file.name
 
 
 def _remedy() -> str:

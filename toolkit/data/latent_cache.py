@@ -132,7 +132,7 @@ class ItemEncoder:
         self._sees_references = model.family.text_sees_references
         self.dtype = dtype
         """Dtype of the encoded tensors."""
-        self._identity = cache(model.cache_key)
+        self._identities = cache(model.cache_keys)
         self._sizes: dict[str, Size] = {}
         self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time
 
@@ -140,7 +140,7 @@ class ItemEncoder:
         """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
         sample = item.sample
         source = image_digest(sample.image) if data is None else _digest_of(sample.image, data)
-        key = self._key("vae", "latents", sample, source, crop=item.crop)
+        key = self._key("vae", "latents", sample, source, stores.latents, crop=item.crop)
         what = f"latents of {sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
 
@@ -172,7 +172,7 @@ class ItemEncoder:
 
         def entry(path: str) -> CacheEntry:
             size = self._reference_size(path, item)
-            key = self._key("vae", "reference", item.sample, image_digest(path), size=size)
+            key = self._key("vae", "reference", item.sample, image_digest(path), stores.latents, size=size)
             what = f"latents of control image {path}"
             return CacheEntry(
                 what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
@@ -189,7 +189,7 @@ class ItemEncoder:
         made: dict[str, Any] = {"format": PROMPT_FORMAT} if changed else {}
         if digests and self._model.family.text_at_reference_size:
             made["sizes"] = [self._reference_size(path, item) for path in seen]
-        key = self._key("text_encoder", "text", sample, digests, prompt=prompt, **made)
+        key = self._key("text_encoder", "text", sample, digests, stores.text, prompt=prompt, **made)
         what = f"text of {sample.image}"
         return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, item))
 
@@ -230,18 +230,28 @@ class ItemEncoder:
         with self._lock, torch.no_grad():
             return self._model.encode_images(pixels_PHW[None])[0].to("cpu", self.dtype)
 
-    def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts: Any) -> str:
+    def _key(
+        self, part: str, kind: str, sample: Sample, source: str | list[str], store: TensorCache, **parts: Any
+    ) -> str:
+        """The key of an entry; the one that an earlier version of the program gave it, where the store has only that.
+        What is in memory alone keeps the earliest one, by which the validation of a run knows its images."""
         # text without images depends neither on the background nor on the flip
         if source and any(sample.flip):
             parts["flip"] = sample.flip
-        return key_of(
-            kind=kind,
-            source=source,
-            background=(sample.background or ("white" if self._channels == 3 else "kept")) if source else "",
-            encoder=self._identity(part),
-            dtype=str(self.dtype),
-            **{"format": FORMAT, **parts},
-        )
+        keys = [
+            key_of(
+                kind=kind,
+                source=source,
+                background=(sample.background or ("white" if self._channels == 3 else "kept")) if source else "",
+                encoder=identity,
+                dtype=str(self.dtype),
+                **{"format": FORMAT, **parts},
+            )
+            for identity in self._identities(part)
+        ]
+        if store.folder is None or len(keys) == 1:
+            return keys[-1]
+        return next((key for key in keys if store.has(key)), keys[0])
 
 
 def _digest_of(name: str, data: bytes) -> str:

@@ -113,6 +113,15 @@ _OF_WAN = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
 _OF_WAN_BLOCKS = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2"}
 
 
+_OF_DECODER = ("decoder.", "post_quant_conv.")
+"""Beginnings of the names of what decodes, in diffusers' modules; everything else may decide what is encoded."""
+
+
+def is_of_decoder(name: str) -> bool:
+    """Whether a weight of a VAE, by its name in diffusers, is one that only decodes."""
+    return name.startswith(_OF_DECODER)
+
+
 def of_wan(name: str) -> str:
     """The name in AutoencoderKLQwenImage of a weight of Wan's VAE, with two blocks at each size; others stay."""
     if (start := name.split(".")[0]) in _OF_WAN:

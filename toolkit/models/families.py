@@ -26,6 +26,8 @@ from toolkit.config.model_files import (
     published,
     published_family,
     single_files,
+    vae_file_fault,
+    whole_files,
 )
 from toolkit.config.process import JobContext
 from toolkit.data.types import Size
@@ -363,6 +365,7 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
     if not (files := single_files(model)):
         return
     from toolkit.models.single_file import encoder_file_fault, single_file_fault
+    from toolkit.models.vae_files import vae_config_fault
 
     try:
         family = family_for(model)
@@ -379,9 +382,11 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
                 fault = single_file_fault(file, family.title, expected, names)
             else:
                 fault = encoder_file_fault(file, part, family.encoder_weights(part, folder))
+            if part == "vae" and not fault:
+                fault = vae_config_fault(file, folder / part)
         except UserError as error:
             fault = str(error)
-        if fault:
+        if fault and not (part == "vae" and vae_file_fault(str(file))):  # the section says so
             yield f"{part}_path", fault
 
 
@@ -401,8 +406,8 @@ def model_bytes(model: ModelConfig) -> int:
     from toolkit.models.single_file import shards_of
 
     family, folder = family_for(model), model.files_folder()
-    given = single_files(model)
-    parts = [part for part in family.weight_parts if part not in given]
+    given, whole = single_files(model), whole_files(model)
+    parts = [part for part in family.weight_parts if part not in whole]
     files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
     files += [shard for file in given.values() for shard in shards_of(file) if shard.is_file()]
     return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
@@ -450,7 +455,7 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 
     The size is that of the hub's own list, where an earlier download has left one, or of a published model.
     """
-    name, revision, given = model.name_or_path, model.revision, single_files(model)
+    name, revision, given = model.name_or_path, model.revision, whole_files(model)
     if not next(yet_to_come(model, job), None):
         return None
     total = listed_bytes(name, revision, given)
@@ -462,7 +467,7 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
     """A line for the plan where the model's files are not here, so that a dry run cannot look at them."""
-    name, revision, given = model.name_or_path, model.revision, single_files(model)
+    name, revision, given = model.name_or_path, model.revision, whole_files(model)
     if looks_like_a_path(name) or Path(name).is_dir() or job.will_write(name):
         return
     if cached_snapshot(name, revision, given):

@@ -289,6 +289,10 @@ class DiffusionModel(ABC):
     def cache_key(self, part: str) -> str:
         """Hash of the weights and settings of `vae` or `text_encoder`: all that decides the result of encoding."""
 
+    def cache_keys(self, part: str) -> tuple[str, ...]:
+        """`cache_key`, and behind it those under which earlier versions of the program stored the same results."""
+        return (self.cache_key(part),)
+
     @abstractmethod
     def reference_size(self, image: Size, target: Size) -> Size:
         """Size that a control image of size `image` is resized to before `encode_images`, for a target of this size."""

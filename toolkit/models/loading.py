@@ -22,11 +22,13 @@ from torch import nn
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import (
     ModelFolder,
+    is_decoder_only,
     looks_like_a_path,
     path_fault,
     published_family,
     single_files,
     weight_files,
+    whole_files,
 )
 from toolkit.errors import RunError, UserError
 from toolkit.files.unreadable import explained, unread_file
@@ -34,6 +36,7 @@ from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOption
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.single_file import WEIGHT, Stored, rotations_of, shapes_of, shards_of, stored_weights
+from toolkit.models.vae_files import VAE_ENCODER, encoder_hash
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
 from toolkit.rotation import regular_hadamard, rotate
 from toolkit.system.device import is_out_of_memory
@@ -197,6 +200,8 @@ def load_frozen(
     file: its weights, in place of the folder's; names: see `ShardReader`. Raises RunError when its weights are not
     those of its config, or not finite.
     """
+    if file and is_decoder_only(file):
+        return _with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
             module = kind.from_config(kind.load_config(part))
@@ -206,6 +211,19 @@ def load_frozen(
     check_loaded(part, info)
     check_finite(part, module)
     return module.requires_grad_(False).eval()
+
+
+def _with_decoder(vae: Any, file: Path, dtype: torch.dtype, names: Renaming) -> Any:
+    """A VAE with the decoder of this file. Raises RunError when it is not one of its config, or not finite."""
+    with ExitStack() as stack:
+        reader = ShardReader(file, stack, file, names)
+        fill(vae.decoder, reader, "decoder.", dtype)
+        if "post_quant_conv.weight" in reader.names:
+            fill(vae.post_quant_conv, reader, "post_quant_conv.", dtype)
+    if reader.names:
+        raise RunError(f"{file}: weights that config.json does not account for: {some(reader.names)}.")
+    check_finite(file, vae)
+    return vae.requires_grad_(False).eval()
 
 
 def fill_from_file(
@@ -344,6 +362,8 @@ def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] |
     for part in parts:
         if file := (files or {}).get(part):
             digest.update((folder / part / "config.json").read_bytes())
+            if part == "vae" and is_decoder_only(file):
+                digest.update(encoder_hash(folder / part, file).encode())
             for piece in (piece for shard in shards_of(file) for piece in _pieces(shard)):
                 digest.update(piece)
             continue
@@ -355,8 +375,13 @@ def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] |
 
 
 def base_hashes(model: ModelConfig) -> dict[str, str]:
-    """The `weights_hash` of each part of a `model:` section's folder that decides what is computed with it."""
-    return {part: part_hash(model, part) for part in family_for(model).parts}
+    """The `weights_hash` of each part of a `model:` section's folder that decides what is computed with it, and the
+    `encoder_hash` of its VAE, with which alone is trained, as `VAE_ENCODER`."""
+    folder, files = model_folder(model), checked_files(model)
+    hashes = {part: weights_hash(folder, [part], files) for part in family_for(model).parts}
+    if "vae" in hashes:
+        hashes[VAE_ENCODER] = encoder_hash(folder / "vae", files.get("vae"))
+    return hashes
 
 
 def part_hash(model: ModelConfig, part: str) -> str:
@@ -446,7 +471,7 @@ def model_folder(model: ModelConfig) -> Path:
     Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
     model_index.json is brought before its family is known.
     """
-    name, given = model.name_or_path, single_files(model)
+    name, given = model.name_or_path, whole_files(model)
     folder = Path(name).expanduser()
     if folder.is_dir() or looks_like_a_path(name):
         fault = model.file_fault or path_fault(name, given)

@@ -17,6 +17,7 @@ from toolkit.models.folder_family import FolderFamily, dynamic_shift, reference_
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import BLOCKS, weights_hash
+from toolkit.models.vae_files import encoder_hash
 
 
 class QwenModel(FolderModel):
@@ -29,6 +30,12 @@ class QwenModel(FolderModel):
     @cached_property
     def dynamic_shift(self) -> DynamicShift:
         return dynamic_shift(self.options.folder)
+
+    def cache_keys(self, part: str) -> tuple[str, ...]:
+        if part != "vae":
+            return (self.cache_key(part),)
+        o = self.options
+        return encoder_hash(o.folder / part, o.files.get(part)), self.cache_key(part)
 
     def cache_key(self, part: str) -> str:
         variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""

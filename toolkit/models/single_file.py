@@ -15,10 +15,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.model_files import lora_words
+from toolkit.config.model_files import is_decoder_only, lora_words
 from toolkit.files.safetensors_io import MAGIC, METADATA, read_header, tensor_shapes
 from toolkit.files.writing import open_regular
-from toolkit.models.encoder_weights import of_wan
+from toolkit.models.encoder_weights import is_of_decoder, of_wan
 from toolkit.models.interface import ROWS_OF
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -270,6 +270,9 @@ def encoder_file_fault(path: Path, part: str, expected: Mapping[str, tuple[int, 
     if part not in encoders_in(stored):
         return f"{path}: has no {' and '.join(ways[0])}, so is not {words}. Give another file."
     missing, unexpected = expected.keys() - stored.keys(), stored.keys() - expected.keys() - {HEAD}
+    if part == "vae" and is_decoder_only(path):  # the rest is that of the model folder
+        missing = set(filter(is_of_decoder, missing))
+        unexpected |= {name for name in stored if not is_of_decoder(name)}
     if not expected:
         return ""
     for name, shape in expected.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.model import AUTO_RANK
-from toolkit.config.model_files import single_files
+from toolkit.config.model_files import whole_files
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import RunError
 from toolkit.memory.estimate import StepShape, gaps_on_gpu, step_peak
@@ -124,8 +124,7 @@ class _Estimator:
         self.gaps = gaps_on_gpu if on_gpu else gaps_on_host
         self.folder, self.family = self.model.files_folder(), family_for(self.model)
         self.facts = self.family.footprint(self.folder)
-        if files := single_files(self.model):
-            self.facts = with_single_files(self.facts, files)
+        self.facts = with_single_files(self.facts, whole_files(self.model))
         self.number, self.own = DTYPE_BYTES[self.train.dtype], DTYPE_BYTES[section.weights_dtype()]
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes, self.shards = read_distributed_env().world_size, num_shards(self.train)

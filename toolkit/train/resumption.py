@@ -35,6 +35,7 @@ from toolkit.files.run_files import (
     step_in,
 )
 from toolkit.files.writing import read_regular, unused_path, write_json
+from toolkit.models.vae_files import VAE_ENCODER
 from toolkit.train.checkpoint_store import (
     checkpoint_dir,
     checkpoint_folders,
@@ -317,11 +318,15 @@ class ResumePlan:
         self.record["base"] = dict(hashes)
         if self.base is None:
             return
-        differing = sorted(part for part in self.base.keys() | hashes.keys() if self.base.get(part) != hashes.get(part))
+        parts = self.base.keys() | hashes.keys()
+        # A VAE is its encoder. A checkpoint of an earlier version has the hash of the whole VAE alone.
+        parts -= {"vae"} if VAE_ENCODER in self.base else {VAE_ENCODER}
+        differing = sorted(part for part in parts if self.base.get(part) != hashes.get(part))
         if differing:
             verb = "differs" if len(differing) == 1 else "differ"
+            names = ", ".join(part.replace("_", " ") for part in differing)
             raise UserError(
-                f"{self.state} was trained on another base model: {', '.join(differing)} {verb}. "
+                f"{self.state} was trained on another base model: {names} {verb}. "
                 "Restore the model, or give the job another name."
             )
 
@@ -385,8 +390,8 @@ def _settings(section: ProcessConfig) -> dict[str, Any]:
 
 
 def _differences(document: Mapping[str, Any], section: ProcessConfig, order: RunOrder | None) -> list[ConfigChange]:
-    """What differs between a section and the job that wrote a record. order: of the same images in other places, which
-    are no difference."""
+    """What differs between a section and the job that wrote a record. order: of the same images, whose places then do
+    not count."""
     given = section.model_dump(mode="json", exclude_unset=True)
     recorded, wanted = redact_json(document["settings"], by_key=True), _settings(section)
     for settings in (recorded, wanted):

@@ -32,6 +32,7 @@ from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
 from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import base_hashes, checked_family
+from toolkit.models.vae_files import VAE_ENCODER
 from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
@@ -105,7 +106,8 @@ class PictureMaker:
             self.changes(path)
         self.folder = Path(section.output).expanduser()
         self._suffixes = tuple(suffixes)
-        self.base = {part: digest[:16] for part, digest in base_hashes(self.config).items()}
+        hashes = base_hashes(self.config)
+        self.base = {part: digest[:16] for part, digest in hashes.items() if part != VAE_ENCODER}
         self.keeps_encoders = False
         """Whether the text encoder stays once prompts are encoded, for further ones."""
         self._status = StatusLine()

@@ -162,7 +162,7 @@ def test_a_further_prompt_that_is_too_long_is_refused(items, encode, fake_adapte
 def test_only_texts_seen_with_pictures_or_special_tokens_have_a_new_key(items, fake_adapter) -> None:
     """Entries of plain captions that an earlier version made are still used; others were made with other positions."""
     encoder, stores = ItemEncoder(fake_adapter(), torch.float32), CachePair(TensorCache(None), TensorCache(None))
-    made_before = functools.partial(encoder._key, "text_encoder", "text")
+    made_before = functools.partial(encoder._key, "text_encoder", "text", store=stores.text)
     with_picture, alone = items[0], items[2]
     digests = [file_digest(path) for path in with_picture.sample.control_images]
     assert encoder.text(alone, "a cat", stores).key == made_before(alone.sample, [], prompt="a cat")
@@ -391,3 +391,16 @@ def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> N
             store.put(key, {"a": torch.zeros(1)})
             assert store.get(key) is not None
             assert bool(list((tmp_path / "out" / "_cache").rglob(f"{key}.safetensors"))) is outlives
+
+
+def test_what_an_earlier_version_cached_is_still_used(items, fake_adapter, tmp_path: Path) -> None:
+    adapter, stores = fake_adapter(), CachePair(TensorCache(tmp_path), TensorCache(tmp_path))
+    adapter.cache_keys = lambda part: ("as before",)
+    before = ItemEncoder(adapter, torch.float32).latents(items[0], stores)
+    before.encode()
+    adapter.cache_keys = lambda part: ("as now", "as before")
+    encoder = ItemEncoder(adapter, torch.float32)
+    assert encoder.latents(items[0], stores).key == before.key
+    made_now = encoder.latents(items[1], stores)
+    adapter.cache_keys = lambda part: ("as now",)
+    assert ItemEncoder(adapter, torch.float32).latents(items[1], stores).key == made_now.key

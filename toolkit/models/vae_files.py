@@ -1,0 +1,79 @@
+"""What the parts of a VAE decide: its encoder the latents that are cached and trained on, its decoder the sample images
+alone. So another decoder changes no cache entry and no run. Called by `models.loading` and the models. Imports no
+torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.model_files import is_decoder_only, read_model_json, weight_files
+from toolkit.files.safetensors_io import METADATA, read_header
+from toolkit.files.writing import open_regular
+from toolkit.models.encoder_weights import is_of_decoder, of_wan
+from toolkit.models.single_file import shards_of, without_prefix
+
+VAE_ENCODER = "vae_encoder"
+"""The name of `encoder_hash` beside the hashes of the parts of a model."""
+
+_PIECE = 2**20
+
+
+def encoder_hash(folder: Path, file: Path | None = None) -> str:
+    """A hash of all that decides what a VAE encodes: settings and weights without those of the decoder.
+
+    folder: of the part. file: one with its weights, or with those of its decoder alone. A file with the names of Wan's
+    VAE, as ComfyUI's, has the hash of the folder with the same weights.
+    """
+    config = read_model_json(folder / "config.json")
+    settings = {key: value for key, value in config.items() if not key.startswith("_") and "decoder" not in key}
+    digest = sha256(json.dumps(settings, sort_keys=True).encode())
+    of_encoder = file is not None and not is_decoder_only(file)
+    paths = shards_of(file) if file is not None and of_encoder else weight_files(folder)
+    found = {name: (path, entry) for path in paths for name, entry in _weights(path)}
+    for name in sorted(found):
+        path, entry = found[name]
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        for piece in _bytes_of(path, entry):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def vae_config_fault(file: Path, folder: Path) -> str:
+    """What the config.json beside a file says otherwise than that of the model's VAE, with which the file is read;
+    empty: nothing, or there is none. folder: of the model's VAE."""
+    path, of_model = file.with_name("config.json"), folder / "config.json"
+    if not path.is_file() or not of_model.is_file() or path.resolve() == of_model.resolve():
+        return ""
+    config, expected = read_model_json(path), read_model_json(of_model)
+    kind, of_model_kind = config.get("_class_name"), expected.get("_class_name")
+    if kind and kind != of_model_kind:
+        return f"{path}: is {kind!r}, and the VAE of the model is {of_model_kind!r}. Give a VAE of this model."
+    shared = [key for key in config.keys() & expected.keys() if not key.startswith("_")]
+    if differing := sorted(key for key in shared if config[key] != expected[key]):
+        return f"{path}: {', '.join(differing)}: not as in {of_model}. Give a VAE of this model."
+    return ""
+
+
+def _weights(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tensors of a file that are not the decoder's, by their names in diffusers; `data_offsets` from the beginning
+    of the file."""
+    with open_regular(path) as file:
+        header = read_header(file)
+        begin = file.tell()
+    for name, entry in header.items():
+        bare = of_wan(without_prefix(name))
+        if name != METADATA and not is_of_decoder(bare):
+            first, last = entry["data_offsets"]
+            yield bare, {**entry, "data_offsets": (begin + first, begin + last)}
+
+
+def _bytes_of(path: Path, entry: Mapping[str, Any]) -> Iterator[bytes]:
+    first, last = entry["data_offsets"]
+    with path.open("rb") as file:
+        file.seek(first)
+        for at in range(first, last, _PIECE):
+            yield file.read(min(_PIECE, last - at))
