@@ -54,8 +54,10 @@ from toolkit.data.partners import (
     pair_folders,
     pair_names,
     partners_of,
+    root_of,
     shared,
     unpaired,
+    with_affix,
 )
 from toolkit.data.repeats import REPEATS
 from toolkit.data.tables import (
@@ -381,7 +383,7 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         images = _without_partners(top, dataset)
         if not images.images:
             example = next(chain.from_iterable(top.images.values()))
-            what = f"no name of an image in it ends with image_suffix {dataset.image_suffix!r}"
+            what = f"no name of an image in it fits image_suffix {dataset.image_suffix!r}"
             findings.mistake(path, f"{what}. It has {example!r}: write the suffix with its letters")
         yield FoundFolder(index, dataset, images, None, table, dataset.captions_file, top)
         return
@@ -603,12 +605,12 @@ def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> Dire
     suffixes = tuple(filter(None, (*dataset.control_suffix, dataset.mask_suffix)))
     if not (suffixes or dataset.image_suffix):
         return listing
-    stems = [stem for stem in listing.images if stem.endswith(dataset.image_suffix)]
-    roots = [stem.removesuffix(dataset.image_suffix) for stem in stems]
-    partners = {root + suffix for root in roots for suffix in suffixes}
-    controls = [root + suffix for root in roots for suffix in dataset.control_suffix]
+    of_stem = {stem: root_of(stem, dataset.image_suffix) for stem in listing.images}
+    roots = {stem: root for stem, root in of_stem.items() if root is not None}
+    partners = {with_affix(root, suffix) for root in roots.values() for suffix in suffixes}
+    controls = [with_affix(root, suffix) for root in roots.values() for suffix in dataset.control_suffix]
     partners.update(chain.from_iterable(listing.numbered.get(stem, ()) for stem in controls))
-    return replace(listing, images={stem: listing.images[stem] for stem in stems if stem not in partners})
+    return replace(listing, images={stem: listing.images[stem] for stem in roots if stem not in partners})
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
@@ -655,7 +657,10 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
         optional = ", control_optional: true" if pairs.optional else ""
         controls = ", ".join(map(in_yaml, pairs.controls))
         given = f"image_suffix: {in_yaml(pairs.image)}, control_suffix: [{controls}]{optional}"
-        looks = f"its images look like pairs, and each is trained by itself. For pairs give '{given}'"
+        alone = [name for stem in pairs.alone for name in listing.images[stem]]
+        have = "has" if len(alone) == 1 else "have"
+        but = f" ({len(alone):,} {have} no partner: {shorten(alone)})" if alone else ""
+        looks = f"its images look like pairs{but}, and each is trained by itself. For pairs give '{given}'"
         findings.notes.append(f"warning: {listing.folder}: {looks}")
         findings.unpaired.append((listing.folder, looks))
     if subfolders := _subfolders(listing, dataset):
@@ -825,7 +830,7 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
     if folder.table is None:
         folder.captions = find_captions(listing, _caption_files(folder), findings.mistakes)
         if dataset.captions == "names":
-            folder.captions = [caption_of_name(stem.removesuffix(dataset.image_suffix)) for stem in listing.images]
+            folder.captions = [caption_of_name(root_of(stem, dataset.image_suffix) or stem) for stem in listing.images]
         elif dataset.caption_from_name:
             names = (stem.replace("_", " ") for stem in listing.images)
             folder.captions = [caption or name for caption, name in zip(folder.captions, names, strict=True)]
@@ -886,13 +891,12 @@ def _slots(folder: FoundFolder, findings: ScanFindings) -> list[Slot]:
 
     optional = dataset.control_optional
     slots = [Slot("control", "", listings(path, "control_path"), optional) for path in dataset.control_path]
-    image_end = dataset.image_suffix
-    slots += [Slot("control", suffix, whole, optional, image_end) for suffix in dataset.control_suffix]
+    image_affix = dataset.image_suffix
+    slots += [Slot("control", suffix, whole, optional, image_affix) for suffix in dataset.control_suffix]
     if (dataset.mask_path or dataset.mask_suffix) and not dataset.alpha_mask:
         masks = listings(dataset.mask_path, "mask_path") if dataset.mask_path else whole
-        slots.append(
-            Slot("mask", dataset.mask_suffix, masks, dataset.mask_optional, image_end if dataset.mask_suffix else "")
-        )
+        of_mask = image_affix if dataset.mask_suffix else ""
+        slots.append(Slot("mask", dataset.mask_suffix, masks, dataset.mask_optional, of_mask))
     return slots
 
 
@@ -933,10 +937,11 @@ def _note_shared(folders: Sequence[FoundFolder], findings: ScanFindings) -> None
     """Notes control images and masks that several images of one dataset have by their name, and images that are named
     like such a file."""
     for folder in folders:
-        ends = tuple(slot.end for slot in folder.slots if slot.end)
-        if lone := [files[0] for stem, files in folder.listing.images.items() if ends and stem.endswith(ends)]:
+        affixes = [slot.affix for slot in folder.slots if slot.affix]
+        like = [stem for stem in folder.listing.images for affix in affixes if root_of(stem, affix) is not None]
+        if lone := [folder.listing.images[stem][0] for stem in dict.fromkeys(like)]:
             what = f"named like control images or masks, and trained as images: {shorten(lone)}"
-            remedy = "Remove them, or add the images without the ending"
+            remedy = "Remove them, or add the images that they belong to"
             findings.notes.append(f"warning: {folder.listing.folder}: {count_of(len(lone), 'file')} {what}. {remedy}")
         if folder.dataset.image_suffix:
             known = {
