@@ -70,11 +70,11 @@ from toolkit.data.tables import (
     line_naming,
     lost_folders,
     placed,
-    read_table,
     with_slashes,
 )
 from toolkit.data.types import NO_FLIP, Flip, Sample
 from toolkit.errors import Diagnostic
+from toolkit.files.archives import SUFFIX as ZIP
 from toolkit.files.archives import archive_in
 from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
 from toolkit.files.parquet import SUFFIX as PARQUET
@@ -261,6 +261,7 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
     for index, dataset in enumerate(datasets):
         own = [folder for folder in _image_folders(index, dataset, findings) if _accept(folder, findings)]
         _take_table_above(dataset, own, findings)
+        _note_splits(dataset, own, findings)
         of_table: dict[str, list[FoundFolder]] = {}
         for folder in own:
             # One that is empty could not be read.
@@ -352,14 +353,14 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         yield from _folders_of_parquet(index, dataset, files, findings)
         return
     if dataset.captions_file is not None:
+        given = findings.table(dataset.captions_file, dataset)
         # Images of a folder are found by what follows the folders of another machine, where that is sure.
-        if lost := lost_folders(dataset.captions_file, dataset.path_map, not path, dataset.columns):
+        if lost := lost_folders(given, images=not path):
             for folder in lost:
                 what = f"names files in {folder}, which is not on this machine"
                 remedy = f"--map {shlex.quote(f'{folder}=NEW')}"
                 findings.mistake(dataset.captions_file, f"{what}. Where it lies elsewhere: {remedy}")
             return
-        given = read_table(dataset.captions_file, dataset.path_map, dataset.columns)
         if not given.rows and not given.mistakes:
             what = "has votes for neither of two images alone" if given.undecided else "has no line"
             remedy = "Vote on more" if given.undecided else "Write one for each image"
@@ -393,8 +394,6 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         if listing and listing.images:
             images = _without_partners(listing, dataset)
             yield FoundFolder(index, dataset, images, name, table, dataset.captions_file, listing)
-    if len(listings) > 1:
-        _note_splits(dataset, [name for name, listing in listings if listing and listing.images], findings)
     if not any(listing and listing.images for _, listing in listings):
         deeper = [*_folders_of_deeper_table(index, dataset, top, findings)] if table is None else []
         yield from deeper
@@ -403,6 +402,8 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
     below = _images_below([join(path, name) for name in empty], dataset, findings) if empty else []
     if not any(listing and listing.images for _, listing in listings):
         remedy = f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        if zips := [name for name in top.files.values() if split_suffix(name)[1] == ZIP]:
+            remedy = f"Give 'folder_path: {join(path, zips[0])}'{' and so on' * (len(zips) > 1)}"
         if below:
             above = {folder.rpartition("/")[0] if matched_name(folder, REPEATS) else folder for folder in below}
             remedy = f"{shorten(map(repr, below))} {'does' if len(below) == 1 else 'do'}: give {shorten(sorted(above))}"
@@ -415,19 +416,29 @@ def _image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -
         findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
 
 
-def _note_splits(dataset: DatasetConfig, names: Sequence[str], findings: ScanFindings) -> None:
+def _note_splits(dataset: DatasetConfig, folders: Sequence[FoundFolder], findings: ScanFindings) -> None:
     """Notes subfolders whose names say that they are for validation or test, and that are trained."""
     path = dataset.folder_path
-    if held := held_out_folders(names):
-        train = next(name for name in names if split_of(name) == "train")
-        for name in held:
-            remedy = f"For {train!r} alone give 'folder_path: {join(path, train)}'"
-            what = "is trained on, and its name keeps it from the training"
-            findings.held_out.append((join(path, name), f"{what}. {remedy}"))
-        shown = " and ".join(map(repr, held))
+    inside = {folder.subfolder: folder for folder in folders if path and folder.subfolder}
+    if not (held := held_out_folders(inside)):
+        return
+    train = next(name for name in inside if split_of(name) == "train")
+    alone = f"'folder_path: {join(path, train)}'"
+    table = inside[train].table_path
+    if table and real_path(os.path.dirname(table) or ".") != real_path(join(path, train)):
+        alone = f"{alone} and 'captions_file: {table}'"
+    remedy = f"For {train!r} alone give {alone}"
+    for name in held:
+        findings.held_out.append(
+            (join(path, name), f"is trained on, and its name keeps it from the training. {remedy}")
+        )
+    shown = " and ".join(map(repr, held))
+    what = f"its subfolder {shown} is trained on, and its name keeps it from the training"
+    if len(held) > 1:
         what = f"its subfolders {shown} are trained on, and their names keep them from the training"
-        measured = f"(the validation takes 'validation: {{folder_path: {join(path, held[0])}}}')"
-        findings.notes.append(f"warning: {path}: {what}. {remedy} {measured}")
+    measures = next((name for name in held if split_of(name) == "validation"), held[0])
+    measured = f"(the validation takes 'validation: {{folder_path: {join(path, measures)}}}')"
+    findings.notes.append(f"warning: {path}: {what}. {remedy} {measured}")
 
 
 def _taken(dataset: DatasetConfig, table: Table, folder: str, findings: ScanFindings) -> dict[str, TableRow]:
@@ -470,7 +481,7 @@ def _folders_of_deeper_table(
     index: int, dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
 ) -> Iterator[FoundFolder]:
     """The folders of the images that the only table in a folder names, further down than its subfolders."""
-    tables = _tables(top, dataset, top.files)
+    tables = _tables(top, dataset, top.files, findings)
     found = [table for table in tables if any(os.path.isfile(top.path(name)) for name in table.rows)]
     if len(found) == 1 and dataset.captions != "names":
         (table,) = found
@@ -557,7 +568,7 @@ def _folders_of_parquet(
         except OSError as error:
             findings.mistake(file, str(error.strerror or error))
             continue
-        table = read_table(top.path(ROWS), given=dataset.columns, called=file)
+        table = findings.table(top.path(ROWS), dataset, called=file)
         rows = _taken(dataset, table, os.path.dirname(table.path), findings)
         yield from _folders_of_table(index, dataset, rows, table.path, file, findings)
 
@@ -594,7 +605,7 @@ def _folders_of_table(
             images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
             folder.listing = replace(listing, images=images)
             for name in sorted(names.difference(called.values())):
-                line = line_naming(path, name, dataset.path_map, dataset.columns)
+                line = line_naming(findings.table(path, dataset), name)
                 findings.mistake(folder.listing.path(os.path.basename(name)), f"is named in {line} and is not an image")
             yield folder
 
@@ -645,7 +656,7 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
     used, ignored = set(chain.from_iterable(captions)), dict[tuple[str, str], list[str]]()
     for name, written in listing.files.items():
         if written not in used:
-            why = _why_ignored(name, listing, caption_ext, dataset)
+            why = _why_ignored(name, listing, caption_ext, dataset, findings)
             ignored.setdefault(why, []).append(written)
     for (reason, remedy), names in ignored.items():
         if remedy:
@@ -679,7 +690,7 @@ def _caption_files(folder: FoundFolder) -> list[list[str]]:
 
 
 def _why_ignored(
-    name: str, listing: DirectoryListing, caption_ext: Sequence[str], dataset: DatasetConfig
+    name: str, listing: DirectoryListing, caption_ext: Sequence[str], dataset: DatasetConfig, findings: ScanFindings
 ) -> tuple[str, str]:
     """The reason, and the remedy; that is empty where nobody expects the file to be used.
 
@@ -698,7 +709,8 @@ def _why_ignored(
             return f"not a caption, because {why}", ""
         return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
     names = [image_name(files[0]) for files in listing.images.values()]
-    if caption_ext and any(_names_any(table, listing.prefix, names) for table in _tables(listing, dataset, [name])):
+    tables = _tables(listing, dataset, [name], findings) if caption_ext else ()
+    if any(_names_any(table, listing.prefix, names) for table in tables):
         return _OTHER_TABLE
     return "not an image", ""
 
@@ -706,12 +718,14 @@ def _why_ignored(
 _OTHER_TABLE = "captions of images that have caption files, or another table", "Give one as 'captions_file'"
 
 
-def _tables(listing: DirectoryListing, dataset: DatasetConfig, names: Iterable[str]) -> Iterator[Table]:
+def _tables(
+    listing: DirectoryListing, dataset: DatasetConfig, names: Iterable[str], findings: ScanFindings
+) -> Iterator[Table]:
     """The tables of captions among the files of a folder, read. names: as in `listing.files`."""
     for name in names:
         stem, suffix = split_suffix(name)
         if suffix in TABLES and stem not in listing.images and listing.files[name] not in listing.no_files:
-            yield read_table(listing.path(listing.files[name]), dataset.path_map, dataset.columns)
+            yield findings.table(listing.path(listing.files[name]), dataset)
 
 
 def _names_any(table: Table, folder: str, names: Sequence[str]) -> bool:
@@ -751,7 +765,7 @@ def _only_table(
 
     folder: that the names begin at.
     """
-    tables = [*_tables(listing, dataset, listing.files)]
+    tables = [*_tables(listing, dataset, listing.files, findings)]
     found = [table for table in tables if _names_any(table, folder, names)]
     if len(found) == 1:
         return found[0]
@@ -801,7 +815,7 @@ def _take_table_above(dataset: DatasetConfig, folders: Sequence[FoundFolder], fi
     table = _only_table(top, dataset.folder_path, names, dataset, findings) if bare else None
     if table is None:
         used = {folder.table_path for folder in folders}
-        tables = [each for each in _tables(top, dataset, top.files) if each.path not in used]
+        tables = [each for each in _tables(top, dataset, top.files, findings) if each.path not in used]
         tables = [each for each in tables if _names_any(each, dataset.folder_path, names)]
         if tables:
             _not_used(top, [os.path.basename(each.path) for each in tables], *_OTHER_TABLE, findings, findings.unused)
@@ -874,7 +888,7 @@ def _named_files(folder: FoundFolder, paths: Iterable[str], named: str, findings
         if listing and os.path.basename(found) in listing.versions:
             yield ImageFile(listing, os.path.basename(found))
         elif listing:
-            place = line_naming(str(folder.table_path), path, folder.dataset.path_map, folder.dataset.columns)
+            place = line_naming(findings.table(str(folder.table_path), folder.dataset), path)
             findings.mistake(found, f"is named in {place} {named} and is not there")
 
 

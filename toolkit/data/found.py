@@ -14,7 +14,7 @@ from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split
 from toolkit.data.masks import MaskLook
 from toolkit.data.partners import Slot
 from toolkit.data.repeats import REPEATS
-from toolkit.data.tables import TableRow, image_name
+from toolkit.data.tables import Table, TableRow, image_name, read_table
 from toolkit.data.types import Mask
 from toolkit.errors import Diagnostic
 from toolkit.files.unreadable import denied
@@ -44,6 +44,18 @@ class ScanFindings:
     mask_faults: list[tuple[str, str]] = field(default_factory=list)
     questions: list[tuple[str, str]] = field(default_factory=list)
     """Folders whose numbers are probably no repeats, and why."""
+
+    tables: dict[tuple[str, int], Table] = field(default_factory=dict)
+    """What was read of a file for an entry of `datasets`."""
+
+    def table(self, path: str, dataset: DatasetConfig, called: str = "") -> Table:
+        """The table of captions in a file, as an entry of `datasets` has it; each is read once. called: as of
+        `read_table`."""
+        key = (path, id(dataset))
+        if key not in self.tables:
+            several = dataset.captions == "lines"
+            self.tables[key] = read_table(path, dataset.path_map, dataset.columns, called, several)
+        return self.tables[key]
 
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))

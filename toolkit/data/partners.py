@@ -34,7 +34,7 @@ class PairWords(NamedTuple):
 PAIRS = (
     PairWords("end", "start", "fal and Pruna, trainers of edits (ROOT_start, ROOT_end)"),
     PairWords("after", "before", "Scenario, Building Edit LoRA Training Sets; datasets 5.2.0 (before_file_name)"),
-    PairWords("target", "control", "qwen-image-finetune, docs/data-preparation.md (NAME_control_1)"),
+    PairWords("target", "control", "ai-toolkit and musubi-tuner, keys for control images"),
     PairWords("target", "source", "lllyasviel/ControlNet, docs/train.md (fill50k)"),
     PairWords("target", "input", "Restormer, data sets of its tasks"),
     PairWords("output", "input", "osunlp/MagicBrush; BryanW/HumanEdit"),
@@ -176,7 +176,7 @@ class Slot(NamedTuple):
     """`control` or `mask`: prefix of the keys in the config."""
 
     affix: str
-    """Of the names, around what is left of the image's stem, as of `root_of`."""
+    """Affix of the names, as `root_of` takes it."""
 
     listings: Sequence[DirectoryListing]
     """Looked through in this order."""
@@ -185,7 +185,7 @@ class Slot(NamedTuple):
     """Whether an image may have none."""
 
     image_affix: str = ""
-    """Of the image's stem, instead of which `affix` stands."""
+    """Affix of the image's stem, instead of which `affix` stands."""
 
     def wanted(self, stem: str) -> str:
         """The stem that is looked for, of an image's."""
