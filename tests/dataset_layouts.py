@@ -90,6 +90,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
             "metadata.jsonl": [{"file_name": f"{name}.png", "text": f"for {split}"}],
         }.items()
     },
+    "splits further down": {
+        f"data/{split}/{path}": content
+        for split, name in zip(("train", "test"), "ab", strict=True)
+        for path, content in {
+            f"{name}.png": f"*{name}",
+            "metadata.jsonl": [{"file_name": f"{name}.png", "text": f"for {split}"}],
+        }.items()
+    },
+    "labels in splits": {"train/cat/a.png": "*a", "train/dog/b.png": "*b", "test/cat/c.png": "*c"},
     "a table above its splits": {
         "train/a.png": "*a",
         "test/b.png": "*b",

@@ -9,6 +9,7 @@ Every offending file is collected before anything is reported, and files that ar
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -387,11 +388,26 @@ def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
     """What to give instead of a folder without images. below: folders further down that have some."""
     if below:
         above = {folder.rpartition("/")[0] if matched_name(folder, REPEATS) else folder for folder in below}
+        splits = {folder: _split_within(folder.removeprefix(top.folder)) for folder in above}
+        if "train" in splits.values():
+            above = {folder for folder, split in splits.items() if split in ("", "train")}
         do = "does" if len(below) == 1 else "do"
         return f"{shorten(map(repr, below))} {do}: give {shorten(sorted(above))}"
     if zips := [name for name in top.files.values() if split_suffix(name)[1] == ZIP]:
         return f"Give 'folder_path: {join(top.folder, zips[0])}'{' and so on' * (len(zips) > 1)}"
+    is_several = "dataset_dict.json" in top.files
+    if is_several or any(split_suffix(name)[1] == ".arrow" for name in top.files):
+        place = os.path.abspath(os.path.expanduser(top.folder))
+        of_train = '["train"]' if is_several else ""
+        saved = f"datasets.load_from_disk({json.dumps(place)}){of_train}"
+        code = f"import datasets; {saved}.to_parquet({json.dumps(place + '.parquet')})"
+        return f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c {shlex.quote(code)}"
     return f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
+
+
+def _split_within(path: str) -> str:
+    """What the first folder of a path that says a split says."""
+    return next(filter(None, map(split_of, path.split("/"))), "")
 
 
 def _note_splits(dataset: DatasetConfig, folders: Sequence[FoundFolder], findings: ScanFindings) -> None:

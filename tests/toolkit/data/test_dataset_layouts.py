@@ -20,6 +20,10 @@ CONTROLS = ("before", "source_image", "input_image", "reference")
 REFUSED = {
     "lists of images": "metadata.jsonl: its column 'file_names' names several images in a row. Write a row for each "
     "image. (It is read because no image has a caption file; if it is not for them, move it away.)",
+    "splits further down": ": holds no images (seen: 1 subfolder(s)). 'FOLDER/data/test', 'FOLDER/data/train' do: give "
+    "FOLDER/data/train",
+    "labels in splits": ": holds no images (seen: 2 subfolder(s)). 'FOLDER/test/cat', 'FOLDER/train/cat', "
+    "'FOLDER/train/dog' do: give FOLDER/train/cat, FOLDER/train/dog",
     "a zip file": ": holds no images (seen: 1 .zip). Give 'folder_path: FOLDER/photos.zip'",
     "a row for each caption": "metadata.jsonl:2: 'a.png' has a caption in line 1. Remove one of them, or give "
     "'captions: lines', which draws one at each use",
@@ -102,6 +106,31 @@ def test_a_layout_that_is_refused_says_what_to_do(tmp_path: Path, name: str) -> 
     (mistake,) = caught.value.errors
     told = f"{mistake.place}: {mistake.message}".removeprefix(f"{tmp_path}").removeprefix("/")
     assert told.replace(str(tmp_path), "FOLDER") == REFUSED[name]
+
+
+@pytest.mark.parametrize("name", ["splits further down", "labels in splits"])
+def test_folders_further_down_are_read_as_the_remedy_says(tmp_path: Path, name: str) -> None:
+    write(LAYOUTS[name], tmp_path)
+    (case,) = golden("dataset_layouts", layout=name)
+    given = REFUSED[name].rpartition("give ")[2].replace("FOLDER", str(tmp_path)).split(", ")
+    assert sorted(row for folder in given for row in read(folder)) == rows_of({"train": case["splits"]["train"]})
+
+
+@pytest.mark.parametrize(
+    ("files", "of_train"), [(("data-00000-of-00001.arrow",), ""), (("dataset_dict.json",), '["train"]')]
+)
+def test_what_save_to_disk_wrote_is_refused_with_the_line_that_makes_parquet_of_it(
+    tmp_path: Path, files: tuple[str, ...], of_train: str
+) -> None:
+    (tmp_path / "saved").mkdir()
+    for file in files:
+        (tmp_path / "saved" / file).write_text("{}")
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([section(tmp_path / "saved")], None)
+    place = f"{tmp_path}/saved"
+    code = f'import datasets; datasets.load_from_disk("{place}"){of_train}.to_parquet("{place}.parquet")'
+    told = caught.value.errors[0].message.partition("). ")[2]
+    assert told == f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c '{code}'"
 
 
 def test_a_zip_file_is_read_as_the_remedy_says(tmp_path: Path) -> None:

@@ -298,6 +298,7 @@ def test_each_word_of_a_pair_has_a_source_and_each_two_are_there_once() -> None:
         ("10_Targets/a 10_controls/a x/b", ("10_Targets", "10_controls")),
         ("images/a images/b images/c references/a", None),
         ("end/a start/b", None),
+        ("src/a tgt/a", ("tgt", "src")),
         ("a/1 b/1", None),
     ],
 )
