@@ -26,7 +26,7 @@ from toolkit.config.findings import is_absolute
 from toolkit.config.foreign import NO_DEFAULT
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.yaml_reader import map_paths
-from toolkit.data.tables import lost_folders
+from toolkit.data.tables import lost_folders, read_table
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as
 from toolkit.registry import FOREIGN_OPTIONS, load_object
@@ -563,7 +563,8 @@ class _Reader:
             if not (beside or os.path.exists(written) or saved_as(written)):
                 self.lost.append(path)
             elif key == "image_jsonl_file":
-                self.lost += [at(path, folder) for folder in lost_folders(str(path.value), self.moved)]
+                folders = lost_folders(read_table(str(path.value), self.moved))
+                self.lost += [at(path, folder) for folder in folders]
 
     def _found(self, written: str) -> Path | None:
         """Where a file is: in the working directory, as in musubi-tuner, or beside the config."""

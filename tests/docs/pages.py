@@ -15,6 +15,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.toolkit.data.shard_server import write_shard
+from toolkit.data.partners import with_affix
 
 LISTED = subprocess.run(["git", "ls-files", "docs/*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
 PAGES = ("README.md", *LISTED.stdout.split())
@@ -93,7 +94,7 @@ def put_photos(job: dict[str, Any], place: Path) -> None:
     for entry in job["config"]["process"][0].get("datasets", ()):
         for suffix in values(entry, ("image_suffix", "control_suffix")):
             for photo in photos:
-                shutil.copy(photo, place / entry["folder_path"] / f"{photo.stem}{suffix}{photo.suffix}")
+                shutil.copy(photo, place / entry["folder_path"] / f"{with_affix(photo.stem, suffix)}{photo.suffix}")
     for pattern in values(job, ("url",)):
         if not list(place.glob(pattern)):
             write_shard(place / pattern.replace("*", "0"), 8, (64, 64))

@@ -287,12 +287,14 @@ class DatasetConfig(StrictModel):
 
     control_suffix: StrOrList = ()
     """Instead of `control_path`, for control images in the same folder: the suffix of their names, in slot order. With
-    `_ref` the control image of `a.jpg` is `a_ref.png`, which is then not a training image itself."""
+    `_ref` the control image of `a.jpg` is `a_ref.png`, which is then not a training image itself. In `ref_*` the `*` is
+    the name of the image: `ref_a.png`."""
 
     image_suffix: str = ""
     """Suffix of the images themselves, where pairs lie in one folder as fal and Pruna name them: with `_end` and
     `control_suffix: [_start, _start2]`, `a_end.png` is trained with `a_start.png`, `a_start2.png` and the caption
-    `a.txt`. Other images of the folder are not used. Empty: none."""
+    `a.txt`. Where the word stands in front, `*` is what both names share: `after_*` with `control_suffix: [before_*]`
+    trains `after_1.png` with `before_1.png`. Other images of the folder are not used. Empty: none."""
 
     control_optional: bool = False
     """Train images without a match in a control folder without that control image, instead of raising an error."""

@@ -16,6 +16,7 @@ from toolkit.config.dataset import ColumnsConfig, DatasetConfig
 from toolkit.data.columns import columns_of, first_of
 from toolkit.data.directory import DirectoryListing, split_suffix
 from toolkit.data.foreign_syntax import in_words, marks_in
+from toolkit.data.partners import root_of
 from toolkit.data.threads import thread_map
 from toolkit.data.types import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.errors import Diagnostic
@@ -56,7 +57,7 @@ def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suff
         [
             files.get(stem + suffix)
             or files.get(names[0] + suffix)
-            or files.get(stem.removesuffix(image_suffix) + suffix, "")
+            or files.get((root_of(stem, image_suffix) or stem) + suffix, "")
             for stem, names in images.items()
         ]
         for suffix in map(str.lower, suffixes)

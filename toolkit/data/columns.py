@@ -260,6 +260,9 @@ def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
     """What to say of a table of which no column is known as the image, with the key of the job that says it."""
     written = [*dict.fromkeys(key for row in rows for key in row if isinstance(key, str) and key.strip())]
     images = [key for key in written if are_images(key, rows)]
+    lists = [key for key in images if any(isinstance(row.get(key), list) for row in rows)]
+    if lists and lists == images:
+        return f"its column {lists[0]!r} names several images in a row. Write a row for each image"
     texts = [key for key in written if key not in images and any(isinstance(row.get(key), str) for row in rows)]
     known = [key for key in texts if _base(key) in names_of("prompt")]
     words = max(known or texts, key=lambda key: sum(len(str(row.get(key) or "")) for row in rows), default="")

@@ -33,6 +33,9 @@ from toolkit.files.writing import CACHE_FOLDER, atomic_write
 NUMBERED = re.compile(r"(.+)_([0-9]+)")
 """A stem that ends with a number, as those of several control images of one image."""
 
+_OF_SYSTEMS = frozenset({"__MACOSX"})
+"""Folders that are hidden whatever they are called: what macOS packs beside the files of a zip."""
+
 _KINDS = {S_IFIFO: "a pipe", S_IFSOCK: "a socket", S_IFCHR: "a device", S_IFBLK: "a device"}
 
 # A GIF counts as an image so that it is refused by name instead of being overlooked.
@@ -116,7 +119,8 @@ def list_folder(folder: str, files_in: str = "") -> DirectoryListing:
     place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
     with os.scandir(place) as found:
-        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        visible = (entry for entry in found if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS)
+        entries = sorted(visible, key=lambda entry: entry.name)
     for entry in entries:
         name, version, stat = entry.name, None, None
         with suppress(OSError):  # a broken link

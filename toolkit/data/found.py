@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.config.dataset import DatasetConfig
-from toolkit.data.captions import captions_of
-from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, split_suffix
+from toolkit.data.captions import caption_files, captions_of
+from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, real_path, split_suffix
 from toolkit.data.masks import MaskLook
 from toolkit.data.partners import Slot
 from toolkit.data.repeats import REPEATS
-from toolkit.data.tables import TableRow, image_name
+from toolkit.data.tables import Table, TableRow, image_name, read_table
 from toolkit.data.types import Mask
 from toolkit.errors import Diagnostic
 from toolkit.files.unreadable import denied
@@ -24,6 +24,9 @@ REGULARISATION = (
     "trigger word. If they are, give the folder as a dataset with 'is_reg: true'"
 )
 """Message for a folder that `named_as_regularisation` knows and its dataset does not."""
+
+LOOKED_INTO = 1000
+"""Folders below one without images that are looked into."""
 
 _LISTED_NAMES = 20
 
@@ -45,8 +48,33 @@ class ScanFindings:
     questions: list[tuple[str, str]] = field(default_factory=list)
     """Folders whose numbers are probably no repeats, and why."""
 
+    tables: dict[tuple[str, int], Table] = field(default_factory=dict)
+    """What was read of a file for an entry of `datasets`."""
+
+    def table(self, path: str, dataset: DatasetConfig, called: str = "") -> Table:
+        """The table of captions in a file, as an entry of `datasets` has it; each is read once. called: as of
+        `read_table`."""
+        key = (path, id(dataset))
+        if key not in self.tables:
+            several = dataset.captions == "lines"
+            self.tables[key] = read_table(path, dataset.path_map, dataset.columns, called, several)
+        return self.tables[key]
+
     def mistake(self, place: str, message: str) -> None:
         self.mistakes.append(Diagnostic((place,), message))
+
+    def not_used(
+        self,
+        listing: DirectoryListing,
+        names: Sequence[str],
+        reason: str,
+        remedy: str,
+        kept: list[tuple[str, str]],
+    ) -> None:
+        """Notes files that are not used though they seem meant to be, and keeps them among others."""
+        note = f"{listing.folder}: {count_of(len(names), 'file')} not used, {reason}: {shorten(names)}. {remedy}"
+        self.notes.append(f"warning: {note}")
+        kept += [(listing.path(name), f"{reason}. {remedy}") for name in names]
 
     def listing(self, folder: str, key: str = "") -> DirectoryListing | None:
         """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
@@ -113,6 +141,15 @@ class FoundFolder:
         """Stems of images, each with a control image or the mask."""
         yield from ((stem, image) for stem, found in self.controls.items() for image in found)
         yield from self.masks.items()
+
+    def caption_files(self) -> list[list[str]]:
+        """The files of the folder that are read for captions: for each suffix those of the images, or the one table."""
+        if self.dataset.captions == "names":
+            return []
+        if self.table_path is None:
+            return caption_files(self.listing, self.dataset.caption_ext, self.dataset.image_suffix)
+        place, name = os.path.split(self.table_path)
+        return [[name]] if real_path(place or ".") == real_path(self.listing.folder) else []
 
     def trained_masks(self) -> dict[str, Mask]:
         """The masks by the stem of their image, with what the dataset says of them."""

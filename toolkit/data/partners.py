@@ -5,6 +5,7 @@ Files that nobody uses are listed with the folder they are in: they were put the
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,24 +19,46 @@ CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 """Suffixes of files that hold the caption of the image beside them."""
 
 
-PAIRS = (
-    ("end", "start"),
-    ("after", "before"),
-    ("target", "control"),
-    ("target", "source"),
-    ("output", "input"),
-    ("edited", "original"),
-)
-"""How other programs name image and control image of a pair in one folder: `a_end` and `a_start`, of which `a_start2`
-is a second control image. The first are those of fal and Pruna."""
+class PairWords(NamedTuple):
+    """Two words, in the names of an image and of its control image."""
 
-IMAGES = frozenset({*(image for image, _ in PAIRS), "image"})
-CONTROLS = frozenset({*(control for _, control in PAIRS), "reference", "conditioning"})
+    image: str
+    control: str
+    source: str
+    """Who names files, folders or columns so."""
+
+    is_letter: bool = False
+    """Whether they are letters, which name much else: they count behind a number, where all images are pairs."""
+
+
+PAIRS = (
+    PairWords("end", "start", "fal and Pruna, trainers of edits (ROOT_start, ROOT_end)"),
+    PairWords("after", "before", "Scenario, Building Edit LoRA Training Sets; datasets 5.2.0 (before_file_name)"),
+    PairWords("target", "control", "ai-toolkit and musubi-tuner, keys for control images"),
+    PairWords("target", "source", "lllyasviel/ControlNet, docs/train.md (fill50k)"),
+    PairWords("target", "input", "Restormer, data sets of its tasks"),
+    PairWords("output", "input", "osunlp/MagicBrush; BryanW/HumanEdit"),
+    PairWords("edited", "original", "diffusers, train_instruct_pix2pix.py"),
+    PairWords("tgt", "src", "TIGER-Lab/OmniEdit-Filtered-1.2M (src_img)"),
+    PairWords("b", "a", "pix2pix, docs/datasets.md (A to B)", is_letter=True),
+)
+"""How the names of a pair in one folder differ, whatever stands around the words: `a_end` and `a_start`, `after_1` and
+`before_1`. Control images may be numbered: `a_start2` is a second one."""
+
+_WORDS = tuple(words for words in PAIRS if not words.is_letter)
+IMAGES = frozenset({*(words.image for words in _WORDS), "image"})
+CONTROLS = frozenset({*(words.control for words in _WORDS), "reference", "conditioning"})
 """Names of the folders of a pair, some with an `s`."""
+
+_BEHIND = r"(?P<root>.+)(?P<affix>(?:[-_ .]|(?<=[0-9]))(?i:{word}))"
+_BEHIND_NUMBERED = r"(?P<root>.+)(?P<affix>(?:[-_ .]|(?<=[0-9]))(?i:{word})(?P<number>[0-9]+))"
+_BEFORE = r"(?P<affix>(?P<head>.*[-_ .])?(?i:{word})(?:[-_ .]|(?=[0-9])))(?P<root>.+)"
+_BEFORE_NUMBERED = r"(?P<affix>(?P<head>.*[-_ .])?(?i:{word})(?P<number>[0-9]+)[-_ .])(?P<root>.+)"
+"""A word behind or before what the names of a pair have in common. Without a separator it stands beside a number."""
 
 
 class PairNames(NamedTuple):
-    """The suffixes by which pairs in one folder are recognised."""
+    """The affixes by which pairs in one folder are recognised, as `root_of` takes them."""
 
     image: str
     controls: tuple[str, ...]
@@ -44,28 +67,90 @@ class PairNames(NamedTuple):
     optional: bool
     """Whether some images lack one of them."""
 
+    alone: tuple[str, ...]
+    """Stems that are of no pair."""
 
-def pair_names(stems: Collection[str]) -> PairNames | None:
-    """The suffixes of a folder of which at least half of the images are pairs by their names; else None."""
-    for image, control in PAIRS:
-        size = len(image) + 1
-        named = (stem[-size:] for stem in stems if len(stem) > size and stem[1 - size :].lower() == image)
-        ends = Counter(end for end in named if end[0] in "-_ .")
-        if not ends:
-            continue
-        end = max(ends, key=ends.__getitem__)  # as most of them write it
-        roots = {stem.removesuffix(end) for stem in stems if stem.endswith(end)}
-        pattern = re.compile(rf"(.+)([-_ .](?i:{control})[0-9]*)")
-        matches = [match for match in map(pattern.fullmatch, stems) if match and match[1] in roots]
-        counts = Counter(match[2] for match in matches)
-        if matches and 2 * (len(matches) + len({match[1] for match in matches})) >= len(stems):
-            return PairNames(end, tuple(sorted(counts, key=_number)), min(counts.values()) < len(roots))
+
+def root_of(stem: str, affix: str) -> str | None:
+    """What is left of a stem without its affix; None where it has another. affix: a suffix, or with `*` for what is
+    left.
+
+    Example: `a` of `a_end` with `_end`; `1` of `after_1` with `after_*`.
+    """
+    begin, end = _ends(affix)
+    if len(stem) >= len(begin) + len(end) and stem.startswith(begin) and stem.endswith(end):
+        return stem[len(begin) : len(stem) - len(end)]
     return None
 
 
-def in_yaml(suffix: str) -> str:
-    """A suffix as YAML reads it as text."""
-    return f'"{suffix}"' if suffix[0] in " -" else suffix
+def with_affix(root: str, affix: str) -> str:
+    """The stem of which `root_of` is this root."""
+    begin, end = _ends(affix)
+    return begin + root + end
+
+
+def _ends(affix: str) -> tuple[str, str]:
+    begin, star, end = affix.partition("*")
+    return (begin, end) if star else ("", affix)
+
+
+def pair_names(stems: Collection[str]) -> PairNames | None:
+    """The affixes of a folder of which at least half of the images are pairs by their names (of letters all, and two
+    pairs); else None."""
+    text = "\n".join(stems).lower()
+    for words in PAIRS:
+        if words.image not in text or words.control not in text:
+            continue
+        found = _named_pairs(stems, words, _BEHIND, _BEHIND_NUMBERED)
+        if found is None and not words.is_letter:
+            found = _named_pairs(stems, words, _BEFORE, _BEFORE_NUMBERED)
+        if found is not None:
+            return found
+    return None
+
+
+def _named_pairs(stems: Collection[str], words: PairWords, plain: str, numbered: str) -> PairNames | None:
+    """`pair_names` of two words at one place. plain, numbered: patterns of a stem."""
+    patterns = [re.compile(plain.format(word=words.control))]
+    if not words.is_letter:
+        patterns.append(re.compile(numbered.format(word=words.control)))
+    images = [*filter(None, map(re.compile(plain.format(word=words.image)).fullmatch, stems))]
+    if words.is_letter:
+        images = [match for match in images if match["root"][-1].isdigit()]
+    if not images:
+        return None
+    affixes = Counter(match["affix"] for match in images)
+    image_affix = max(affixes, key=affixes.__getitem__)  # as most of them write it
+    of_root = {match["root"]: match for match in images if match["affix"] == image_affix}
+    roots = {root: match[0] for root, match in of_root.items()}
+    controls = []
+    for stem in stems:
+        matches = [*filter(None, (pattern.fullmatch(stem) for pattern in patterns))]
+        controls += [match for match in matches if _head(match) == _head(of_root.get(match["root"]))][:1]
+    paired = {match[0] for match in controls} | {roots[match["root"]] for match in controls}
+    enough = len(stems) if words.is_letter else len(stems) / 2
+    if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
+        return None
+    counts = Counter(match["affix"] for match in controls)
+    numbers = {match["affix"]: int(match.groupdict().get("number") or -1) for match in controls}
+    star = "*" if plain == _BEFORE else ""
+    return PairNames(
+        image_affix + star,
+        tuple(affix + star for affix in sorted(counts, key=numbers.__getitem__)),
+        min(counts.values()) < len(roots),
+        tuple(stem for stem in stems if stem not in paired),
+    )
+
+
+def _head(match: re.Match[str] | None) -> str | None:
+    """What stands before the word of `_BEFORE`; None for no match."""
+    return None if match is None else match.groupdict().get("head") or ""
+
+
+def in_yaml(affix: str) -> str:
+    """An affix as YAML reads it as text."""
+    is_plain = re.fullmatch(r"[A-Za-z_.]([\w.* -]*[\w.*-])?", affix)
+    return affix if is_plain else json.dumps(affix, ensure_ascii=False)
 
 
 def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | None:
@@ -84,20 +169,14 @@ def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | No
     return None
 
 
-def _number(suffix: str) -> int:
-    """At its end; -1 for none."""
-    digits = suffix[len(suffix.rstrip("0123456789")) :]
-    return int(digits or -1)
-
-
 class Slot(NamedTuple):
     """Where the images of one folder have one of their control images, or their mask."""
 
     key: str
     """`control` or `mask`: prefix of the keys in the config."""
 
-    end: str
-    """End of the names, behind the stem of the image."""
+    affix: str
+    """Affix of the names, as `root_of` takes it."""
 
     listings: Sequence[DirectoryListing]
     """Looked through in this order."""
@@ -105,12 +184,13 @@ class Slot(NamedTuple):
     optional: bool
     """Whether an image may have none."""
 
-    image_end: str = ""
-    """End of the image's stem, instead of which `end` stands."""
+    image_affix: str = ""
+    """Affix of the image's stem, instead of which `affix` stands."""
 
     def wanted(self, stem: str) -> str:
         """The stem that is looked for, of an image's."""
-        return stem.removesuffix(self.image_end) + self.end
+        root = root_of(stem, self.image_affix)
+        return with_affix(stem if root is None else root, self.affix)
 
     @property
     def what(self) -> str:

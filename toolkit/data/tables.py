@@ -88,6 +88,9 @@ class Table:
     rows: dict[str, TableRow] = field(default_factory=dict)
     """By `image_name`."""
 
+    lines: list[tuple[int, str, TableRow]] = field(default_factory=list)
+    """The number of each line, the name of its image as it is written, and what is said of it."""
+
     mistakes: list[Diagnostic] = field(default_factory=list)
     """A file that cannot be used, and lines that cannot."""
 
@@ -123,10 +126,15 @@ class _Line(NamedTuple):
 
 
 def read_table(
-    path: str, moved: Mapping[str, str] = NOTHING_MOVED, given: ColumnsConfig = NO_COLUMNS, called: str = ""
+    path: str,
+    moved: Mapping[str, str] = NOTHING_MOVED,
+    given: ColumnsConfig = NO_COLUMNS,
+    called: str = "",
+    several: bool = False,
 ) -> Table:
     """The rows of a table, by name. moved: `DatasetConfig.path_map`. given: `DatasetConfig.columns`. called: the file
-    that messages name, where the table is a part of it.
+    that messages name, where the table is a part of it. several: whether lines that differ in the caption alone are the
+    captions of one image, as in a list.
 
     `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a list of such objects, or maps
     names to them or to captions. Any other file has lines `<file name><tab><caption>`, where later tabs are of the
@@ -138,16 +146,23 @@ def read_table(
     first: dict[str, int] = {}
     is_there = lru_cache(os.path.isdir)  # one folder has many images
     for number, written, row in _rows(path, moved, given, table):
+        table.lines.append((number, written, row))
         if os.path.isabs(written) and is_there(os.path.dirname(written)):
             written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
         name = image_name(written)
-        if name in first and (known := rows[name]).worse and row.worse and known[:2] == row[:2]:
-            rows[name] = known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
-        elif name in first:
-            reason = f"{name!r} has a caption in line {first[name]}. Remove one of them"
-            table.mistakes.append(Diagnostic((f"{table.called}:{number}",), reason))
-        else:
+        if name not in first:
             first[name], rows[name] = number, row
+            continue
+        known = rows[name]
+        is_other_caption = row._replace(caption=known.caption) == known and row.caption != known.caption
+        if known.worse and row.worse and known[:2] == row[:2]:
+            rows[name] = known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
+        elif is_other_caption and several:
+            rows[name] = known._replace(caption=LIST.join(filter(None, (known.caption, row.caption))))
+        else:
+            or_draw = ", or give 'captions: lines', which draws one at each use" if is_other_caption else ""
+            reason = f"{name!r} has a caption in line {first[name]}. Remove one of them{or_draw}"
+            table.mistakes.append(Diagnostic((f"{table.called}:{number}",), reason))
     table.rows = rows
     return table
 
@@ -218,6 +233,8 @@ def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
     name = row.get(key)
     if isinstance(name, str) and name.strip():
         return name.strip()
+    if isinstance(name, list):
+        raise Unfit(f"names {len(name)} images in {key!r}. Write a row for each image")
     raise Unfit(_NO_NAME)
 
 
@@ -495,24 +512,18 @@ def image_name(path: str) -> str:
     return normalize("NFC", normpath(path))
 
 
-def lost_folders(
-    path: str,
-    moved: Mapping[str, str] = NOTHING_MOVED,
-    images: bool = True,
-    given: ColumnsConfig = NO_COLUMNS,
-) -> list[str]:
+def lost_folders(table: Table, images: bool = True) -> list[str]:
     """Folders that a table names by absolute paths and that are not on this machine; none of one that cannot be
     read. images: those of the images too, not of what belongs to them alone."""
-    rows = _rows(path, moved, given, Table(path, path))
-    named = chain.from_iterable(((images and name) or "", *row.references, *row.worse) for _, name, row in rows)
+    lines = table.lines
+    named = chain.from_iterable(((images and name) or "", *row.references, *row.worse) for _, name, row in lines)
     folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
     return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
 
 
-def line_naming(
-    path: str, named: str, moved: Mapping[str, str] = NOTHING_MOVED, given: ColumnsConfig = NO_COLUMNS
-) -> str:
+def line_naming(table: Table, named: str) -> str:
     """The table with the first line in which a file is named so, as file:line."""
-    rows = _rows(path, moved, given, Table(path, path))
-    found = (at for at, name, row in rows if named in (name, image_name(name), row.mask, *row.references, *row.worse))
-    return f"{path}:{number}" if (number := next(found, 0)) else path
+    for number, name, row in table.lines:
+        if named in (name, image_name(name), row.mask, *row.references, *row.worse):
+            return f"{table.path}:{number}"
+    return table.path

@@ -10,6 +10,7 @@ from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import WITHOUT_GPU, left_out_in, numbers_in, pairs_in
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
+from toolkit.data.partners import with_affix
 from toolkit.errors import RunError
 from toolkit.files.writing import TOOLKIT_ROOT, write_text
 
@@ -32,8 +33,9 @@ class NewProcess(BaseExtensionProcess):
         done = "is there as written before" if was_there else "written"
         logger.info(f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB" + ("" if gpu else " (none here; see --gpu)"))
         if names := pairs_in(section.folder):
-            controls = ", ".join(f"X{control}" for control in names.controls)
-            logger.info(f"pairs: the control images of X{names.image} are {controls}; docs/before_and_after_pairs.md")
+            image = with_affix("X", names.image)
+            controls = ", ".join(with_affix("X", control) for control in names.controls)
+            logger.info(f"pairs: the control images of {image} are {controls}; docs/before_and_after_pairs.md")
         if left_out := left_out_in(section.folder):
             logger.info(f"left out, as their names keep them from the training: {', '.join(left_out)}")
         if why := numbers_in(section.folder):

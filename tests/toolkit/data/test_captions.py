@@ -123,7 +123,8 @@ def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> N
     assert list(map(str, table.mistakes)) == [
         f"{path}:3: 'b.jpg a dog': no tab. {remedy}",
         f"{path}:4: 'no name': no name before the tab. {remedy}",
-        f"{path}:5: 'a.jpg' has a caption in line 2. Remove one of them",
+        f"{path}:5: 'a.jpg' has a caption in line 2. Remove one of them, or give 'captions: lines', which "
+        "draws one at each use",
         f"{path}:7: '{'x' * 40}': no tab. {remedy}",
     ]
 

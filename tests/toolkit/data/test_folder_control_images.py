@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import ROOT
 from toolkit.data.folder import scan_datasets
+from toolkit.data.partners import PAIRS, root_of, with_affix
 from toolkit.errors import DataErrors
 
 
@@ -193,6 +195,30 @@ def test_pairs_in_one_folder_have_suffixes_and_one_caption(tmp_path: Path, image
         ("a_end b_end c_start d_start", ""),
         ("a_start a_end b c d e", ""),
         ("the_end week_end", ""),
+        ("before_1 after_1 before_2 after_2", "after_*, control_suffix: [before_*]"),
+        ("Before1 After1 Before2 After2 Before3", "After*, control_suffix: [Before*]"),
+        ("BEFORE-x AFTER-x", "AFTER-*, control_suffix: [BEFORE-*]"),
+        ("input 3|output 3|input 4|output 4", "output *, control_suffix: [input *]"),
+        ("before (1)|after (1)|before (2)|after (2)", "after *, control_suffix: [before *]"),
+        ("shot_input_1 shot_output_1", "shot_output_*, control_suffix: [shot_input_*]"),
+        ("a: before_1|a: after_1", '"a: after_*", control_suffix: ["a: before_*"]'),
+        ("input_3 input2_3 output_3", "output_*, control_suffix: [input_*, input2_*]"),
+        ("before12 after12 before1 after1", "after*, control_suffix: [before*]"),
+        ("1_src 1_tgt 2_src 2_tgt", "_tgt, control_suffix: [_src]"),
+        ("001source 001target", "target, control_suffix: [source]"),
+        ("img001-before img001-after", '"-after", control_suffix: ["-before"]'),
+        ("1A 1B 2A 2B", "B, control_suffix: [A]"),
+        ("x1_a x1_b x2_a x2_b", "_b, control_suffix: [_a]"),
+        ("1A 1B", ""),
+        ("1A 1B 2A 2B x", ""),
+        ("1A 1B 2A 2B 2C", ""),
+        ("A1 B1 A2 B2", ""),
+        ("anna_a anna_b eve_a eve_b", ""),
+        ("1a 2b 3a 4b", ""),
+        ("anna_before_concert anna_after_concert anna_1 anna_2 anna_3", ""),
+        ("anna_before_concert eve_after_concert", ""),
+        ("source_1 source_2 source_3", ""),
+        ("resource_1 retarget_1 weekend1 restart1", ""),
     ],
 )
 def test_images_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, names: str, given: str) -> None:
@@ -209,6 +235,62 @@ def test_images_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, na
         )
 
 
+def test_images_without_a_partner_are_named_with_the_pairs(tmp_path: Path, image, dataset) -> None:
+    for name in ("after_1", "before_1", "after_2", "before_2", "before_3", "party"):
+        image(tmp_path / f"{name}.png")
+    (told,) = notes_of(scan_datasets([dataset(tmp_path)], "sks"), "look like pairs")
+    assert told == (
+        f"warning: {tmp_path}: its images look like pairs (2 have no partner: before_3.png, party.png), and each is "
+        "trained by itself. For pairs give 'image_suffix: after_*, control_suffix: [before_*]'"
+    )
+
+
+def test_a_word_before_the_name_is_given_with_a_star(tmp_path: Path, image, dataset) -> None:
+    for name in ("after_1", "before_1", "after_2", "before_2", "before_2_0", "mask_1", "before_3", "party"):
+        image(tmp_path / f"{name}.png")
+    for name in ("1", "after_2"):
+        (tmp_path / f"{name}.txt").write_text(f"caption {name}")
+    keys = {"image_suffix": "after_*", "control_suffix": ("before_*",), "mask_suffix": "mask_*", "mask_optional": True}
+    scan = scan_datasets([dataset(tmp_path, **keys)], None)
+    assert [(Path(sample.image).name, sample.caption) for sample in scan.samples] == [
+        ("after_1.png", "caption 1"),
+        ("after_2.png", "caption after_2"),
+    ]
+    assert [[Path(path).name for path in sample.control_images] for sample in scan.samples] == [
+        ["before_1.png"],
+        ["before_2.png", "before_2_0.png"],
+    ]
+    assert [sample.mask and Path(sample.mask.file).name for sample in scan.samples] == ["mask_1.png", None]
+    assert [Path(path).name for path, _ in scan.unpaired] == ["before_3.png", "party.png"] and not scan.unused
+    named = scan_datasets([dataset(tmp_path, **keys, captions="names")], None)
+    assert [sample.caption for sample in named.samples] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "affix", "root"),
+    [
+        ("a_end", "_end", "a"),
+        ("a_end", "_END", None),
+        ("after_1", "after_*", "1"),
+        ("1_after_2", "after_*", None),
+        ("x-1-y", "x-*-y", "1"),
+        ("xy", "xy*y", None),
+        ("a", "", "a"),
+    ],
+)
+def test_an_affix_is_taken_off_and_put_back(stem: str, affix: str, root: str | None) -> None:
+    assert root_of(stem, affix) == root
+    if root is not None:
+        assert with_affix(root, affix) == stem
+
+
+def test_each_word_of_a_pair_has_a_source_and_each_two_are_there_once() -> None:
+    assert all(words.source for words in PAIRS)
+    assert len({words[:2] for words in PAIRS}) == len(PAIRS)
+    page = (ROOT / "docs" / "before_and_after_pairs.md").read_text()
+    assert [words for words in PAIRS if f"`{words.control}`, `{words.image}`" not in page and not words.is_letter] == []
+
+
 @pytest.mark.parametrize(
     ("files", "pair"),
     [
@@ -216,6 +298,7 @@ def test_images_that_look_like_pairs_are_told(tmp_path: Path, image, dataset, na
         ("10_Targets/a 10_controls/a x/b", ("10_Targets", "10_controls")),
         ("images/a images/b images/c references/a", None),
         ("end/a start/b", None),
+        ("src/a tgt/a", ("tgt", "src")),
         ("a/1 b/1", None),
     ],
 )

@@ -1,13 +1,14 @@
 """Tables as spreadsheets and other programs write them, given or found."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from toolkit.data.columns import KNOWN
 from toolkit.data.folder import find_images, scan_datasets
-from toolkit.data.tables import read_table
+from toolkit.data.tables import Table, read_table
 from toolkit.errors import DataErrors
 from toolkit.files.writing import TOOLKIT_ROOT
 
@@ -237,3 +238,57 @@ def test_a_broken_json_that_names_the_images_is_a_mistake(data: Path, dataset) -
     (data / "t.json").write_text('{"a.png": "one",}')
     with pytest.raises(DataErrors, match=r"t\.json:1: is not valid JSON: .*move it away"):
         scan_datasets([dataset(data)], "sks")
+
+
+# ---------------------------------------------------------------- how often a table is read
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_table_is_read_once(tmp_path: Path, image, dataset, monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    read = Counter[str]()
+
+    def counted(path: str, *rest: object) -> Table:
+        read[Path(path).name] += 1
+        return read_table(path, *rest)
+
+    monkeypatch.setattr("toolkit.data.found.read_table", counted)
+    image(tmp_path / "sub" / "a.png")
+    row = {"file_name": "sub/a.png", "caption": "a", "control": "gone.png"}
+    for name in ("one.jsonl", "other.jsonl"):
+        (tmp_path / name).write_text(
+            json.dumps(row if name == "one.jsonl" else {"file_name": "sub/b.png", "text": "b"})
+        )
+    keys = {"captions_file": str(tmp_path / "one.jsonl")} if given else {}
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(tmp_path, **keys)], None)
+    assert [each.message for each in caught.value.errors] == [
+        f"is named in {tmp_path}/one.jsonl:1 as a control image and is not there"
+    ]
+    assert read == ({"one.jsonl": 1} if given else {"one.jsonl": 1, "other.jsonl": 1})
+
+
+def test_lines_that_differ_in_more_than_the_caption_are_not_captions_of_one_image(data: Path, dataset) -> None:
+    rows = [{"file_name": "a.png", "caption": text, "weight": weight} for text, weight in (("x", 1), ("y", 2))]
+    (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    section = dataset(data, captions_file=str(data / "t.jsonl"), captions="lines", columns={"weight": "weight"})
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([section], None)
+    assert [str(each) for each in caught.value.errors] == [
+        f"{data}/t.jsonl:2: 'a.png' has a caption in line 1. Remove one of them"
+    ]
+
+
+def test_captions_of_several_rows_are_those_of_a_list(data: Path, dataset) -> None:
+    rows = [{"file_name": "a.png", "caption": text} for text in ("x", "", "y")]
+    rows += [{"file_name": "b.png", "caption": "z"}]
+    (data / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scan = scan_datasets([dataset(data, captions_file=str(data / "t.jsonl"), captions="lines")], None)
+    assert [(sample.caption, sample.captions) for sample in scan.samples] == [("x", ("x", "y")), ("z", ())]
+
+
+def test_a_column_of_lists_that_is_given_as_the_image_is_told_with_its_line(data: Path, dataset) -> None:
+    (data / "t.jsonl").write_text(json.dumps({"both": ["a.png", "b.png"], "text": "two"}))
+    section = dataset(data, captions_file=str(data / "t.jsonl"), columns={"image": "both"})
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([section], None)
+    assert str(caught.value.errors[0]) == f"{data}/t.jsonl:1: names 2 images in 'both'. Write a row for each image"

@@ -21,6 +21,8 @@ from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
 from tests.toolkit.data.test_colours import cicp
 from toolkit.config import load_job
+from toolkit.config.dataset import DatasetConfig
+from toolkit.data.folder import scan_datasets
 from toolkit.errors import Diagnostic
 from toolkit.extension import discover
 
@@ -227,6 +229,22 @@ def test_a_folder_of_regularisation_images_is_told(folder: Path) -> None:
     Path("photos").mkdir()
     Path("1_reg").rename("photos/1_reg")
     assert found() == {("regularisation", "1_reg")}
+
+
+@pytest.mark.parametrize("names", ["#_start #_end", "before_# after_#", "#A #B"])
+def test_names_of_pairs_in_one_folder_are_told_in_the_words_of_the_plan(folder: Path, names: str) -> None:
+    control, image = names.split()
+    for index in range(6):
+        name = (control if index < 3 else image).replace("#", str(index % 3))
+        (folder / f"{index}.png").rename(folder / f"{name}.png")
+        (folder / f"{index}.txt").rename(folder / f"{name}.txt")
+    [told] = [each for each in lint("photos", *DEFAULTS) if each.check == "unpaired"]
+    keys = (image, control) if not image.startswith("#") else (image.replace("#", ""), control.replace("#", ""))
+    given = f"image_suffix: {keys[0]}, control_suffix: [{keys[1]}]".replace("#", "*")
+    looks = "its images look like pairs, and each is trained by itself"
+    assert (told.place, told.message) == ("photos", f"{looks}. For pairs give '{given}'")
+    notes = scan_datasets([DatasetConfig(folder_path="photos")], None).notes
+    assert f"warning: photos: {told.message}" in notes
 
 
 def test_folders_for_validation_and_test_are_told(folder: Path) -> None:

@@ -186,6 +186,16 @@ def test_pairs_as_other_programs_name_them_are_pairs_of_the_job(tmp_path: Path, 
     assert f"{tmp_path}/1_pairs: 2 x 1 = 2 samples" in " ".join(plan.split()) and "1 with 1, 1 with 2" in plan
 
 
+def test_a_word_before_a_number_makes_pairs_of_the_job(tmp_path: Path) -> None:
+    for name in ("after_1", "before_1", "after_2", "before_2", "before_3"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    text = job_text(24, folder=str(tmp_path), model=str(TINY))
+    assert "image_suffix: after_*  " in text and "control_suffix: [before_*]\n" in text
+    plan = plan_of(text, tmp_path)
+    assert f"{tmp_path}: 2 x 1 = 2 samples" in " ".join(plan.split()) and "2 with 1" in plan
+    assert "without image_suffix 'after_*', and control image of no image: before_3.png" in plan
+
+
 @pytest.mark.slow
 def test_the_file_of_a_transformer_is_the_model_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
