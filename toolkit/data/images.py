@@ -46,7 +46,7 @@ from toolkit.data.tiff import (
     undone,
 )
 from toolkit.data.types import Flip, Mask, ResizeCrop, Size
-from toolkit.files.unreadable import LONGEST, denied, stand_in
+from toolkit.files.unreadable import LONGEST, denied, in_its_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -356,8 +356,7 @@ def _stands_in(path: Path | str, data: bytes | None) -> str:
         if contents is None:
             with open(path, "rb") as file:
                 contents = file.read(LONGEST + 1)
-        if cause := stand_in(contents):
-            return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
+        return in_its_place(contents)
     return ""
 
 
