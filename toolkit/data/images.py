@@ -739,7 +739,9 @@ def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
     from pi_heif import open_heif
 
     file = open_heif(path if data is None else io.BytesIO(data), convert_hdr_to_8bit=False)
-    values_HWP = numpy.asarray(file[file.primary_index])
+    values_HWP = numpy.asarray(
+        file[file.primary_index]
+    )  # of pi-heif 1.4 a view, which is valid as long as `file` lives
     if values_HWP.dtype != numpy.uint16:
         return None
     bits = int(file[file.primary_index].info["bit_depth"])
