@@ -527,7 +527,8 @@ _EXIF_SRGB, _EXIF_ADOBE = 1, 2
 
 def _of_exif(image: Image.Image) -> Colours:
     """The colours that the tags of TIFF or EXIF say."""
-    if "exif" not in image.info and image.format not in ("JPEG", "MPO", "TIFF"):
+    has_tags = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
+    if not has_tags or image.mode in ("CMYK", "LAB"):  # the tags that a camera wrote stay when it is made CMYK
         return SRGB
     try:
         exif = Image.Image.getexif(image)  # that of a PNG would decode the image first

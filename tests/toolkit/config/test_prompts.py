@@ -114,3 +114,31 @@ def test_a_flag_without_effect_is_told_and_is_no_part_of_the_prompt(load) -> Non
     job = load(trainer("sample: {prompts: ['a --g 3.5']}"))
     assert job.processes[0].section.sample.samples[0].prompt == "a"
     assert ["prompts[0].--g: has no effect: " in line for line in job.warnings] == [True]
+
+
+@pytest.mark.parametrize("key", ["prompts", "samples"])
+def test_a_file_of_prompts_in_a_list_is_no_prompt(mistakes, key: str) -> None:
+    (found,) = mistakes(trainer(f"sample: {{{key}: [a cat, prompts.txt, a sign with the word a.txt]}}"))
+    what = "'prompts.txt' is the name of a file, and a list has the prompts themselves. Write 'prompts: prompts.txt'."
+    assert found.endswith(f"sample.{key}[1]: {what}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training_seed: -1", "training_seed: -1 is out of range: must be >= 0. 0 draws a random one."),
+        (
+            "sample: {seed: -1}",
+            "sample.seed: -1 is out of range: must be >= 0. Without the key, all samples of a prompt have one seed, so "
+            "that they can be compared.",
+        ),
+        (
+            "datasets: [{folder_path: photos, caption_path: captions}]",
+            "caption_path: unknown key. Captions lie beside their images (a.txt for a.jpg), or in one file: "
+            "'captions_file'.",
+        ),
+    ],
+)
+def test_what_other_programs_take_is_answered_with_what_to_write(mistakes, text: str, message: str) -> None:
+    found = [each for each in mistakes(trainer(text)) if "out of range" in each or "unknown" in each]
+    assert len(found) == 1 and found[0].endswith(message)

@@ -431,6 +431,15 @@ AS_EVER: dict[str, Callable[[Path], object]] = {
 }  # fmt: skip
 
 
+def test_cmyk_with_the_mark_of_a_camera_is_cmyk(tmp_path: Path) -> None:
+    """Editors keep the EXIF of a photograph that they make CMYK, and may leave out the profile."""
+    cmyk = Image.fromarray(P3_8).convert("CMYK")
+    cmyk.save(tmp_path / "a.jpg", quality=100, exif=exif_of_a_camera())
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert open_image(tmp_path / "a.jpg").tobytes() == image.convert("RGB").tobytes()
+    assert inspect_image(tmp_path / "a.jpg").colours == ""
+
+
 def _cicp_last(path: Path) -> bytes:
     png(path, P3_8)
     whole = path.read_bytes()
