@@ -134,7 +134,7 @@ class Colours:
     """Whether the values of the file differ from those of sRGB."""
 
     fault: str = ""
-    """Why the profile of the file is not used, for a message; empty: it is, or there is none."""
+    """Why what the file says of its colours is not used, for a message; empty: it is, or it says nothing."""
 
     @property
     def is_hdr(self) -> bool:
@@ -521,7 +521,7 @@ def _of_bmp(header: bytes) -> Colours:
 _EXIF_IFD, _INTEROPERABILITY_IFD = 0x8769, 0xA005
 _COLOUR_SPACE, _GAMMA, _INDEX = 0xA001, 0xA500, 1
 _TRANSFER_FUNCTION, _WHITE_POINT, _CHROMATICITIES = 301, 318, 319
-_EXIF_SRGB, _EXIF_ADOBE = 1, 2
+_EXIF_SRGB, _EXIF_ADOBE, _EXIF_OTHER = 1, 2, 65535
 """Colour spaces of EXIF. The second is not in the standard; some cameras write it (ExifTool's table of EXIF tags)."""
 
 
@@ -540,16 +540,16 @@ def _of_exif(image: Image.Image) -> Colours:
     except (SyntaxError, struct.error, LookupError, ValueError, TypeError, OSError, ArithmeticError):
         return SRGB  # the metadata is damaged, the image need not be
     space = camera.get(_COLOUR_SPACE)
-    if isinstance(index, bytes):
-        index = index.decode("latin-1")
-    is_marked = space == 65535 and isinstance(index, str) and index.strip("\0 ") == "R03"
-    if is_marked or space == _EXIF_ADOBE:
+    mark = (index.decode("latin-1") if isinstance(index, bytes) else str(index)).strip("\0 ")
+    if space == _EXIF_ADOBE or (space == _EXIF_OTHER and mark == "R03"):
         return _ADOBE_RGB
     if space == _EXIF_SRGB:
         return SRGB
     if len(points) == 6:  # the white is left out
         points = [*_D65, *points]
     exponent = _exponent_of(curve) or (gamma and 1 / gamma)
+    if space == _EXIF_OTHER and not (points or exponent or mark == "R98"):
+        return replace(SRGB, fault="its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB")
     return _of_numbers(_of_points(points), exponent or None, "its tags")
 
 

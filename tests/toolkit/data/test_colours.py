@@ -20,8 +20,10 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from tests.conftest import ROOT
+from tests.toolkit.data.conftest import make_dataset
 from toolkit.data import avif as avif_header
 from toolkit.data import colours, images
+from toolkit.data.folder import scan_datasets
 from toolkit.data.images import inspect_header, inspect_image, open_image
 
 PATCHES = numpy.array(
@@ -675,6 +677,22 @@ def test_a_profile_that_is_not_used_is_named_by_the_scan_and_the_reader(tmp_path
 def test_a_profile_in_another_file_is_named(tmp_path: Path) -> None:
     bmp(tmp_path / "a.bmp", P3_8, b"KNIL", profile=b"C:\\p3.icc\0")
     assert inspect_image(tmp_path / "a.bmp").notes == ("its colour profile is in another file: taken as sRGB",)
+
+
+def test_a_picture_that_lost_its_profile_is_named_once_for_all_of_a_folder(tmp_path: Path) -> None:
+    """A phone's Display P3 whose profile a messenger left out: EXIF says "uncalibrated"."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA001] = 65535
+    for name in "ab":
+        saved(tmp_path / f"{name}.jpg", P3, srgb, exif=exif)
+        (tmp_path / f"{name}.txt").write_text(name)
+    fault = "its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB"
+    assert inspect_image(tmp_path / "a.jpg").notes == (fault,)
+    assert scan_datasets([make_dataset(tmp_path)], None).notes[0] == f"{tmp_path}: a.jpg, b.jpg: {fault}"
+    (tmp_path / "b.jpg").unlink()
+    assert f"{tmp_path}/a.jpg: {fault}" in scan_datasets([make_dataset(tmp_path)], None).notes
+    saved(tmp_path / "a.jpg", P3, power(2.2), exif=exif, icc_profile=icc(P3, 2.2))
+    assert inspect_image(tmp_path / "a.jpg").notes == ()
 
 
 def test_grey_of_16_bits_with_a_profile_keeps_its_dark_values(tmp_path: Path) -> None:
