@@ -538,6 +538,51 @@ def test_short_and_long_sequence_headers_are_read(tmp_path: Path, frames: int) -
         assert avif_header.codes_of_avif(file) == (12, 16, False)
 
 
+def with_property(data: bytes, box: bytes) -> bytes:
+    """An AVIF of one item, as imagecodecs writes it, with one more property of that item."""
+    file = bytearray(data)
+
+    def grow(name: bytes, count: int) -> int:
+        at = file.index(name) - 4
+        (length,) = struct.unpack_from(">I", file, at)
+        struct.pack_into(">I", file, at, length + count)
+        return at
+
+    at, number = file.index(b"ipco") + 4, 1
+    while file[at + 4 : at + 8] != b"ipma":
+        at, number = at + struct.unpack_from(">I", file, at)[0], number + 1
+    associations = grow(b"ipma", 1)
+    file[associations + 18] += 1
+    file.insert(associations + struct.unpack_from(">I", file, associations)[0] - 1, 0x80 | number)
+    file[associations:associations] = box
+    grow(b"ipco", len(box))
+    for name in (b"iprp", b"meta"):
+        grow(name, len(box) + 1)
+    extent = file.index(b"iloc") + 4 + 4 + 2 + 2 + 2 + 2 + 2
+    struct.pack_into(">I", file, extent, struct.unpack_from(">I", file, extent)[0] + len(box) + 1)
+    return bytes(file)
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize(
+    ("box", "turn"),
+    [
+        (b"irot\3", lambda values: numpy.rot90(values, 1)),
+        (b"irot\1", lambda values: numpy.rot90(values, -1)),
+        (b"imir\1", lambda values: values[:, ::-1]),
+    ],
+)
+def test_avif_is_turned_once_by_either_decoder(tmp_path: Path, bits: int, box: bytes, turn: Callable) -> None:
+    """Pillow decodes 8 bits, imagecodecs 10; neither turns the picture."""
+    codec = pytest.importorskip("imagecodecs")
+    stored = numpy.ascontiguousarray(turn(tiled(srgb(light_in(P3)), 2**bits - 1)))
+    codes = {"primaries": 12, "transfer": 13, "matrix": 0, "pixelformat": "444"}
+    plain = codec.avif_encode(stored, bitspersample=bits, **codes)
+    (tmp_path / "a.avif").write_bytes(with_property(plain, struct.pack(">I", 9) + box))
+    assert images.image_size(tmp_path / "a.avif") == (4 * SIDE, 2 * SIDE)
+    assert difference(tmp_path / "a.avif") <= 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_colours_have_the_names_that_people_know(tmp_path: Path, name: str) -> None:
     WAYS[name](tmp_path / name)
