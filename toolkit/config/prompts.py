@@ -17,6 +17,7 @@ from typing import Any
 from toolkit.config.field_types import slot_names
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.normalise import merge_aliases
+from toolkit.files.unreadable import in_its_place
 from toolkit.files.writing import read_source
 from toolkit.registry import FOREIGN_PROMPTS, load_object
 
@@ -80,7 +81,11 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
         if os.path.exists(path) and not os.path.isfile(path):
             diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
             return None
-        return read_source(path).decode("utf-8-sig")
+        contents = read_source(path)
+        if stands_in := in_its_place(contents):
+            diagnostics.error(file, f"{show(file)} {stands_in}.")
+            return None
+        return contents.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")

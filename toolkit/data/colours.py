@@ -6,7 +6,7 @@ The first of these that a file has decides, as browsers decide it:
    cannot describe HDR otherwise (PNG specification, third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
 2. An ICC profile.
 3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), in an AVIF without it the sequence header;
-   `cICP` of PNG, the header of JPEG XL.
+   `cICP` of PNG, the header of JPEG XL. The VUI of HEVC, which pi-heif does not give, is not asked.
 4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2); endpoints and gamma of a BMP.
 5. TIFF and EXIF: the colour space, Adobe RGB as cameras mark it (65535 and interoperability index R03: DCF 2.0, JEITA
    CP-3461), then the tags WhitePoint, PrimaryChromaticities and TransferFunction (TIFF 6.0, section 20).

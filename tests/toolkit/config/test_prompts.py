@@ -142,3 +142,12 @@ def test_a_file_of_prompts_in_a_list_is_no_prompt(mistakes, key: str) -> None:
 def test_what_other_programs_take_is_answered_with_what_to_write(mistakes, text: str, message: str) -> None:
     found = [each for each in mistakes(trainer(text)) if "out of range" in each or "unknown" in each]
     assert len(found) == 1 and found[0].endswith(message)
+
+
+def test_a_file_of_prompts_that_git_lfs_did_not_download_is_named(mistakes, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (found,) = mistakes(trainer("sample: {prompts: prompts.txt}"))
+    assert found.endswith(
+        "sample.prompts: 'prompts.txt' is what Git LFS has in the place of a file that was not downloaded. "
+        "Run 'git lfs pull' in its repository, or download the file by itself."
+    )
