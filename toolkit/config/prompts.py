@@ -82,7 +82,8 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
             diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
             return None
         contents = read_source(path)
-        if stands_in := in_its_place(contents):
+        stands_in = in_its_place(contents)
+        if stands_in:
             diagnostics.error(file, f"{show(file)} {stands_in}.")
             return None
         return contents.decode("utf-8-sig")

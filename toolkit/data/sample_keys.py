@@ -42,7 +42,8 @@ class SampleKeys:
         or not text."""
         if self.label not in fields:
             raise LookupError(self.label)
-        if cause := pointer(fields[self.label]):
+        cause = pointer(fields[self.label])
+        if cause:
             raise ValueError(f"{cause.what}. {cause.remedy}")
         text = fields[self.label].decode("utf-8-sig").strip()
         kind = last_part(self.label)

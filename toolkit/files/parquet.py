@@ -73,7 +73,8 @@ class ParquetRows:
     def __init__(self, source: Any) -> None:
         if is_missing():
             raise ParquetError(MISSING)
-        if reason := in_its_place(_beginning(source)):
+        reason = in_its_place(_beginning(source))
+        if reason:
             raise ParquetError(reason)
         import pyarrow
         from pyarrow import parquet
