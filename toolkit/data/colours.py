@@ -500,8 +500,8 @@ _MOST_OF_PROFILE = 1 << 24
 
 
 def _of_bmp(header: bytes) -> Colours:
-    """The colours of a BMP without a profile in it. A gamma below 1 is the exponent of the other direction, as
-    ImageMagick 7 writes it."""
+    """The colours of a BMP without a profile in it. The endpoints are XYZ; their white is not said and is taken as D65.
+    A gamma below 1 is the exponent of the other direction."""
     if header[56:60] == _LINKED:
         return replace(SRGB, fault="its colour profile is in another file: taken as sRGB")
     if not header or header[56:60] != _CALIBRATED:
