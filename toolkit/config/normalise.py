@@ -72,9 +72,6 @@ class UnusedDefaults:
 
 _NO_DEFAULT = "the default is none"
 
-_CAPTION_FOLDER = re.compile(r"captions?_(?:path|folder|dir|directory)")
-"""Keys for a folder of captions, which lie beside the images here."""
-
 _GROUPED = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 """A number that many write for a thousand times as much: 2.000."""
 
@@ -165,8 +162,6 @@ class Normaliser:
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
         """What to write instead of a key that the section `node` does not have."""
         what = odd_characters(key) or foreign_keys().hint(key) or self.belongs(key, node)
-        if not what and _CAPTION_FOLDER.fullmatch(key):
-            what = "Captions lie beside their images (a.txt for a.jpg), or in one file: 'captions_file'."
         return what or _near(key, model) or all_keys(node)
 
     def belongs(self, key: str, node: ConfigNode) -> str:

@@ -32,13 +32,6 @@ _BOUNDS = {
 }
 
 
-_NEGATIVE_SEEDS = {
-    "training_seed": " 0 draws a random one.",
-    "seed": " Without the key, all samples of a prompt have one seed, so that they can be compared.",
-}
-"""What to write instead of -1, which is a random seed in ComfyUI and others: by the key."""
-
-
 def explain(error: ErrorDetails, node: ConfigNode) -> str:
     """One line for one entry of `ValidationError.errors()`, whose value is `node`."""
     kind, context = error["type"], error.get("ctx", {})
@@ -49,8 +42,7 @@ def explain(error: ErrorDetails, node: ConfigNode) -> str:
         return "unknown key."
     if kind in _BOUNDS:
         name, sign = _BOUNDS[kind]
-        remedy = _NEGATIVE_SEEDS.get(str(node.path[-1]), "") if node.path and value.startswith("-") else ""
-        return f"{value} is out of range: must be {sign} {_number(context[name])}.{remedy}"
+        return f"{value} is out of range: must be {sign} {_number(context[name])}."
     if kind == "string_type":
         return _not_text(node)
     if kind == "literal_error":

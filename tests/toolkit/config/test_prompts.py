@@ -123,27 +123,6 @@ def test_a_file_of_prompts_in_a_list_is_no_prompt(mistakes, key: str) -> None:
     assert found.endswith(f"sample.{key}[1]: {what}")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("training_seed: -1", "training_seed: -1 is out of range: must be >= 0. 0 draws a random one."),
-        (
-            "sample: {seed: -1}",
-            "sample.seed: -1 is out of range: must be >= 0. Without the key, all samples of a prompt have one seed, so "
-            "that they can be compared.",
-        ),
-        (
-            "datasets: [{folder_path: photos, caption_path: captions}]",
-            "caption_path: unknown key. Captions lie beside their images (a.txt for a.jpg), or in one file: "
-            "'captions_file'.",
-        ),
-    ],
-)
-def test_what_other_programs_take_is_answered_with_what_to_write(mistakes, text: str, message: str) -> None:
-    found = [each for each in mistakes(trainer(text)) if "out of range" in each or "unknown" in each]
-    assert len(found) == 1 and found[0].endswith(message)
-
-
 def test_a_file_of_prompts_that_git_lfs_did_not_download_is_named(mistakes, tmp_path) -> None:
     (tmp_path / "prompts.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     (found,) = mistakes(trainer("sample: {prompts: prompts.txt}"))
