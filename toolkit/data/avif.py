@@ -19,6 +19,9 @@ _MOST_BOXES = 1000
 _MOST_META = 1 << 22
 """Bytes of the box `meta` that are read: those of a thousand tiles are some 40 kB."""
 
+_MOST_LOCATIONS = 1 << 16
+"""Bytes of the box `iloc` that are read: some 4,000 items."""
+
 _SEQUENCE_HEADER = 1
 _MOST_OF_ITEM = 256
 """Bytes of the primary item that are read: a sequence header comes first and has some 20."""
@@ -133,21 +136,21 @@ def _place_of(locations: bytes, item: int) -> int | None:
     """Where the data of an item begin in the file, from a box `iloc`; None where they are elsewhere."""
     if len(locations) < 8:
         return None
-    bytes_ = _Bits(locations)
-    version = bytes_.take(8)
-    bytes_.take(24)
-    wide_offset, wide_length, wide_base, wide_index = (8 * bytes_.take(4) for _ in range(4))
+    bits = _Bits(locations[:_MOST_LOCATIONS])
+    version = bits.take(8)
+    bits.take(24)
+    wide_offset, wide_length, wide_base, wide_index = (8 * bits.take(4) for _ in range(4))
     wide_number = 32 if version == 2 else 16
-    for _ in range(bytes_.take(wide_number)):
-        number = bytes_.take(wide_number)
-        method = bytes_.take(16) & 15 if version else 0
-        bytes_.take(16)
-        base = bytes_.take(wide_base)
+    for _ in range(bits.take(wide_number)):
+        number = bits.take(wide_number)
+        method = bits.take(16) & 15 if version else 0
+        bits.take(16)
+        base = bits.take(wide_base)
         offsets = []
-        for _ in range(bytes_.take(16)):
-            bytes_.take(wide_index if version else 0)
-            offsets.append(bytes_.take(wide_offset))
-            bytes_.take(wide_length)
+        for _ in range(bits.take(16)):
+            bits.take(wide_index if version else 0)
+            offsets.append(bits.take(wide_offset))
+            bits.take(wide_length)
         if number == item:
             return base + offsets[0] if method == 0 and offsets else None
     return None
