@@ -29,6 +29,8 @@ from toolkit.data.colours import (
     PROFILE_MODES,
     Colours,
     colours_of,
+    is_flat_grey,
+    is_grey_webp,
     matrix_profile,
     profile_mode,
     profile_of_bmp,
@@ -270,11 +272,12 @@ def _reading_of(image: Image.Image, colours: Colours) -> str:
 
 
 def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
-    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8 bits with a profile."""
+    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8 bits with a profile for them."""
     if not colours.profile:
         return bool(colours.reading)
     is_wide = image.mode in _SIXTEEN_BIT or _has_wide_rgb(image)
-    return colours.changes and is_wide and matrix_profile(colours.profile) is not None
+    is_other = is_wide or is_grey_webp(image) or is_flat_grey(colours.profile)
+    return colours.changes and is_other and matrix_profile(colours.profile) is not None
 
 
 def image_reading(path: Path | str, data: bytes | None = None) -> str:

@@ -185,6 +185,10 @@ def icc(space: tuple[float, ...], gamma: float, codes: bytes = b"") -> bytes:
     return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + data
 
 
+def grey_icc(gamma: float) -> bytes:
+    return icc(SRGB, gamma).replace(b"RGB XYZ ", b"GRAYXYZ ").replace(b"rTRC", b"kTRC")
+
+
 def exif_of_a_camera() -> bytes:
     """ColorSpace 65535, interoperability index R03, as a camera writes them."""
     return (
@@ -702,7 +706,7 @@ def test_the_associations_of_another_item_do_not_count(tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "grey.webp": (icc(P3, 2.2).replace(b"RGB XYZ ", b"GRAYXYZ "), "is for grey, its pixels are RGB"),
+    "grey.png": (grey_icc(2.2), "is for grey, its pixels are RGB"),
     "rgb.jpg": (icc(P3, 2.2), "is for RGB, its pixels are CMYK"),
     "damaged.png": (b"damaged", "is damaged"),
 }
@@ -742,9 +746,33 @@ def test_a_picture_that_lost_its_profile_is_named_once_for_all_of_a_folder(tmp_p
 
 def test_grey_of_16_bits_with_a_profile_keeps_its_dark_values(tmp_path: Path) -> None:
     """8 bits of linear light have 8 steps for the darkest 20 levels."""
-    profile = bytearray(icc(SRGB, 1.0).replace(b"RGB XYZ ", b"GRAYXYZ ").replace(b"rTRC", b"kTRC"))
     levels = numpy.arange(1, 256)[None]
     grey = numpy.rint(linear(levels / 255) * 65535).astype(numpy.uint16)
-    Image.fromarray(grey).save(tmp_path / "a.png", icc_profile=bytes(profile))
+    Image.fromarray(grey).save(tmp_path / "a.png", icc_profile=grey_icc(1.0))
     assert abs(numpy.asarray(open_image(tmp_path / "a.png"))[..., 0].astype(int) - levels).max() <= 1
     assert images.image_reading(tmp_path / "a.png") == "profile 1"
+
+
+def test_a_profile_of_grey_counts_in_webp_which_has_no_grey(tmp_path: Path) -> None:
+    levels = numpy.arange(16, 256)[None]
+    grey = numpy.rint(linear(levels / 255) ** (1 / 1.8) * 255).astype(numpy.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.webp", lossless=True, icc_profile=grey_icc(1.8))
+    found = numpy.asarray(open_image(tmp_path / "a.webp")).astype(int)
+    assert abs(found - levels[..., None]).max() <= 1
+    info = inspect_image(tmp_path / "a.webp")
+    assert (info.colours, info.notes, info.reading) == ("Test", (), "profile 1")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_linear_grey_of_8_bits_is_not_left_to_lcms(tmp_path: Path, suffix: str) -> None:
+    """Which is 10 levels off for the value 2; profiles of 1.8 and 2.2 stay with it, to the bit."""
+    values = numpy.arange(256, dtype=numpy.uint8)[None].repeat(8, 0)
+    path = tmp_path / f"a.{suffix}"
+    options = LOSSLESS.get(f".{suffix}", {})
+    Image.fromarray(values).save(path, icc_profile=grey_icc(1.0), **options)
+    with Image.open(path) as image:
+        wanted = srgb(numpy.asarray(image) / 255) * 255
+    assert abs(numpy.asarray(open_image(path))[..., 0] - wanted).max() <= 1
+    assert inspect_image(path).reading == "profile 1"
+    Image.fromarray(values).save(path, icc_profile=grey_icc(1.8), **options)
+    assert inspect_image(path).reading == ""
