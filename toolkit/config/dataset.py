@@ -221,7 +221,7 @@ class DatasetConfig(StrictModel):
     repeats_from_names: bool | None = None
     """Whether the leading `<int>_` of a folder's name is the number of its repeats. false: it is part of the name.
     true: it is, without a question. Not given: it is, and the plan asks where the numbers of folders beside each other
-    count up, or look like dates or sizes."""
+    count up, look like dates or sizes, or are larger than repeats are."""
 
     resolution: Resolution = (1024,)
     """Training size in pixels, one or a list: images are resized to at most this area (the number squared) and keep

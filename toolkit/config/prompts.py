@@ -17,8 +17,11 @@ from typing import Any
 from toolkit.config.field_types import slot_names
 from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.normalise import merge_aliases
+from toolkit.files.unreadable import in_its_place
 from toolkit.files.writing import read_source
 from toolkit.registry import FOREIGN_PROMPTS, load_object
+
+_FILE = re.compile(r"\S+\.(?:txt|json|toml)", re.IGNORECASE)
 
 
 def prompts_to_samples(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
@@ -31,7 +34,9 @@ def prompts_to_samples(entries: dict[str, ConfigNode], diagnostics: Diagnostics)
         entries["samples"] = _items(given[0], diagnostics)
     elif given and isinstance(given[0].value, list):
         items = [
-            replace(item, value={"prompt": item}) if isinstance(item.value, str) else item for item in given[0].value
+            replace(item, value={"prompt": item}) if isinstance(item.value, str) else item
+            for item in given[0].value
+            if not isinstance(item.value, str) or _is_text(item, diagnostics)
         ]
         entries["samples"] = replace(given[0], value=items)
 
@@ -55,7 +60,11 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
 
 
 def _is_text(line: ConfigNode, diagnostics: Diagnostics) -> bool:
-    """False for a mapping with the keys of a sample, which is reported here."""
+    """False for a mapping with the keys of a sample, and for the name of a file, which are reported here."""
+    if isinstance(line.value, str) and _FILE.fullmatch(line.value):
+        message = "is the name of a file, and a list has the prompts themselves"
+        diagnostics.error(line, f"{show(line)} {message}. Write 'prompts: {line.value}'.")
+        return False
     if isinstance(line.value, dict) and "prompt" in line.value:
         message = "is a mapping, and 'prompts' are texts. Write it in 'samples' instead, with its keys"
         diagnostics.error(line, f"{message}: '- prompt: {line.value['prompt'].text}'.")
@@ -72,7 +81,12 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
         if os.path.exists(path) and not os.path.isfile(path):
             diagnostics.error(file, f"{show(file)} is not a file. Give a text file with one prompt per line.")
             return None
-        return read_source(path).decode("utf-8-sig")
+        contents = read_source(path)
+        stands_in = in_its_place(contents)
+        if stands_in:
+            diagnostics.error(file, f"{show(file)} {stands_in}.")
+            return None
+        return contents.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")

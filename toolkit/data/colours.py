@@ -5,10 +5,14 @@ The first of these that a file has decides, as browsers decide it:
 1. HDR that is given by a code of ITU-T H.273: the `cICP` chunk of a PNG, or the tag `cicp` of an ICC profile. Profiles
    cannot describe HDR otherwise (PNG specification, third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
 2. An ICC profile.
-3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), `cICP` of PNG, the header of JPEG XL.
-4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2).
-5. Adobe RGB as cameras mark it in EXIF: colour space 65535 and interoperability index R03 (DCF 2.0, JEITA CP-3461).
+3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), in an AVIF without it the sequence header;
+   `cICP` of PNG, the header of JPEG XL. The VUI of HEVC, which pi-heif does not give, is not asked.
+4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2); endpoints and gamma of a BMP.
+5. TIFF and EXIF: the colour space, Adobe RGB as cameras mark it (65535 and interoperability index R03: DCF 2.0, JEITA
+   CP-3461), then the tags WhitePoint, PrimaryChromaticities and TransferFunction (TIFF 6.0, section 20).
 6. sRGB.
+
+Where primaries are given without a curve, the curve is that of sRGB, and for the primaries of Adobe RGB its own.
 
 Imports neither torch nor numpy: the scan asks it of every file.
 """
@@ -16,14 +20,16 @@ Imports neither torch nor numpy: the scan asks it of every file.
 from __future__ import annotations
 
 import io
+import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import IO, Any, NamedTuple, cast
 
 from PIL import Image, ImageCms
 
-from toolkit.data.boxes import boxes_of
+from toolkit.data.avif import Codes, codes_of_avif
 
 
 class Primaries(NamedTuple):
@@ -127,6 +133,9 @@ class Colours:
     changes: bool = True
     """Whether the values of the file differ from those of sRGB."""
 
+    fault: str = ""
+    """Why what the file says of its colours is not used, for a message; empty: it is, or it says nothing."""
+
     @property
     def is_hdr(self) -> bool:
         """Whether the file holds light above the white of a page."""
@@ -149,13 +158,17 @@ def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colour
     >>> from_codes(12, 13).name
     'Display P3'
     """
-    space = _PRIMARIES.get(primaries, BT709)
     curve = _TRANSFERS.get(transfer, SRGB_CURVE)
-    if space == BT709 and curve == SRGB_CURVE and not is_narrow:
+    return _named(_PRIMARIES.get(primaries, BT709), curve, f"H.273 {primaries}/{transfer}", is_narrow)
+
+
+def _named(primaries: Primaries, transfer: Transfer, otherwise: str, is_narrow: bool = False) -> Colours:
+    """The colours of primaries and a curve by the name that people know, or that is given for others."""
+    if primaries == BT709 and transfer == SRGB_CURVE and not is_narrow:
         return SRGB
-    known = primaries if primaries in _PRIMARIES else 1
-    name = _HDR.get(curve.curve) or _NAMES.get((known, curve.curve), f"H.273 {primaries}/{transfer}")
-    return Colours(f"{name}, 16 to 235" if is_narrow else name, space, curve, is_narrow)
+    code = next((code for code, known in _PRIMARIES.items() if known == primaries), 0)
+    name = _HDR.get(transfer.curve) or _NAMES.get((code, transfer.curve), otherwise)
+    return Colours(f"{name}, 16 to 235" if is_narrow else name, primaries, transfer, is_narrow)
 
 
 def colours_of(image: Image.Image) -> Colours:
@@ -171,26 +184,23 @@ def colours_of(image: Image.Image) -> Colours:
             of_tag = from_codes(*of_profile)
             if of_tag.is_hdr:
                 return of_tag
-        return _of_profile(profile, image.mode)
-    if image.format == "JXL" and (gamma := cast("Any", image).header.gamma):
-        return _of_gamma({"gamma": gamma})
+        return _of_profile(profile, "L" if is_grey_webp(image) else image.mode)
+    if image.format == "JXL":
+        return _of_jxl(cast("Any", image).header)
     if coded:
         return coded
+    if image.format == "BMP":
+        return _of_bmp(_header_of_bmp(image))
     if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(image.info):
-        return SRGB if "srgb" in image.info else _of_gamma(image.info)
-    return Colours("Adobe RGB", ADOBE_RGB, _ADOBE_CURVE) if _is_marked_adobe(image) else SRGB
+        return SRGB if "srgb" in image.info else _of_gamma_and_points(image.info)
+    return _of_exif(image)
 
 
 # ---------------------------------------------------------------- codes of H.273
 
-Codes = tuple[int, int, bool]
-"""Primaries, transfer, and whether values are 16 to 235."""
-
 
 def _codes(image: Image.Image) -> Codes | None:
     """The codes of H.273 in the header of the file. Decoders apply the range of AVIF and HEIC, but not of PNG."""
-    if image.format == "JXL":
-        return cast("Any", image).header.codes
     if image.format == "HEIF":
         nclx = image.info.get("nclx_profile")
         return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]), False) if nclx else None
@@ -200,7 +210,7 @@ def _codes(image: Image.Image) -> Codes | None:
     raw: IO[bytes] = getattr(file, "raw", file)  # a buffered file would read 8 kB for each chunk
     place = raw.tell()
     try:
-        return _cicp_of_png(raw) if image.format == "PNG" else _nclx_of_avif(raw)
+        return _cicp_of_png(raw) if image.format == "PNG" else codes_of_avif(raw)
     except (OSError, struct.error, IndexError):
         return None
     finally:
@@ -226,88 +236,14 @@ def _cicp_of_png(file: IO[bytes]) -> Codes | None:
     return None
 
 
-_MOST_META = 1 << 22
-"""Bytes of the box `meta` that are read: those of a thousand tiles are some 40 kB."""
-
-
-def _meta_of(file: IO[bytes]) -> bytes:
-    """The contents of the box `meta` of a file; empty where it has none."""
-    at = 0
-    for _ in range(_MOST_CHUNKS):
-        file.seek(at)
-        head = file.read(16)
-        if len(head) < 8:
-            return b""
-        length, kind = struct.unpack(">I4s", head[:8])
-        start = 8
-        if length == 1:
-            (length,) = struct.unpack(">Q", head[8:16])
-            start = 16
-        if kind == b"meta":
-            file.seek(at + start)
-            return file.read(min(length - start, _MOST_META)) if length > start else b""
-        if length < start:
-            return b""
-        at += length
-    return b""
-
-
-def _nclx_of_avif(file: IO[bytes]) -> Codes | None:
-    """The `colr` property of type `nclx` of the primary item (ISO/IEC 23008-12, 6.5.5 and 9.3)."""
-    for name, content in _avif_properties(file):
-        if name == b"colr" and content[:4] == b"nclx":
-            return (*struct.unpack(">2H", content[4:8]), False)
-    return None
-
-
-def bits_of_avif(file: IO[bytes]) -> int:
-    """The bits of a value of the primary item of an AVIF: by `pixi`, else by the configuration of AV1 (AV1 Codec ISO
-    Media File Format Binding, 2.3.3); 8 where neither says it."""
-    try:
-        properties = dict(_avif_properties(file))
-    except (OSError, struct.error, IndexError):
-        return 8
-    pixi, configuration = properties.get(b"pixi", b""), properties.get(b"av1C", b"")
-    if len(pixi) > 5:
-        return pixi[5]
-    if len(configuration) < 3 or not configuration[2] & 0x40:
-        return 8
-    return 12 if configuration[2] & 0x20 else 10
-
-
-def _avif_properties(file: IO[bytes]) -> list[tuple[bytes, bytes]]:
-    """Kind and contents of the properties of the primary item."""
-    boxes = dict(boxes_of(_meta_of(file)[4:]))  # behind version and flags
-    item = boxes.get(b"pitm", b"")
-    primary = int.from_bytes(item[4 : 6 if item[:1] == b"\0" else 8], "big")
-    parts = list(boxes_of(boxes.get(b"iprp", b"")))
-    properties = [each for kind, held in parts if kind == b"ipco" for each in boxes_of(held)]
-    indices = [index for kind, held in parts if kind == b"ipma" for index in _properties_of(held, primary)]
-    return [properties[index - 1] for index in indices if 1 <= index <= len(properties)]
-
-
-def _properties_of(associations: bytes, item: int) -> list[int]:
-    """The indices, from 1 on, of the properties of an item, from a box `ipma`."""
-    version, is_wide = associations[0], associations[3] & 1
-    (count,) = struct.unpack_from(">I", associations, 4)
-    at = 8
-    for _ in range(count):
-        wide_number = 4 if version else 2
-        number = int.from_bytes(associations[at : at + wide_number], "big")
-        found = associations[at + wide_number]
-        at += wide_number + 1
-        size = 2 if is_wide else 1
-        if number == item:
-            entries = [associations[each : each + size] for each in range(at, at + found * size, size)]
-            return [int.from_bytes(entry, "big") & (0x7FFF if is_wide else 0x7F) for entry in entries]
-        at += found * size
-    return []
-
-
 # ---------------------------------------------------------------- ICC profiles
 
 PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
 """Colour space of a profile -> mode of the pixels that it is for."""
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_CALLED = {"L": "grey", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "P": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
+"""Mode of pixels -> its name in messages."""
 
 _AS_SRGB = 3
 """Levels of 255 within which a profile is sRGB by another name."""
@@ -369,25 +305,43 @@ class MatrixProfile(NamedTuple):
     """An ICC profile of three curves and a matrix, which can be computed with any number of bits."""
 
     columns: tuple[tuple[float, float, float], ...]
-    """XYZ of red, green and blue, for a white of D50."""
+    """XYZ of red, green and blue, for a white of D50; none of a profile of grey."""
 
     curves: tuple[ProfileCurve, ...]
 
 
 @lru_cache(maxsize=16)
 def matrix_profile(profile: bytes) -> MatrixProfile | None:
-    """The curves and the matrix of an RGB profile; None of one with tables, or that is damaged."""
+    """The curves and the matrix of a profile of RGB or grey; None of one with tables, or that is damaged."""
     tags = _tags_of(profile)
-    if profile[16:24] != b"RGB XYZ " or b"A2B0" in tags:
+    names = {b"RGB XYZ ": (b"r", b"g", b"b"), b"GRAYXYZ ": (b"k",) * 3}.get(profile[16:24])
+    if names is None or b"A2B0" in tags:
         return None
     try:
-        columns = tuple(_fixed(tags[name][8:20]) for name in (b"rXYZ", b"gXYZ", b"bXYZ"))
-        curves = tuple(_curve_of(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
+        columns = tuple(_fixed(tags[name + b"XYZ"][8:20]) for name in names if name != b"k")
+        curves = tuple(_curve_of(tags[name + b"TRC"]) for name in names)
     except (KeyError, struct.error):
         return None
     if any(curve is None for curve in curves) or any(len(column) != 3 for column in columns):
         return None
     return MatrixProfile(cast("Any", columns), cast("Any", curves))
+
+
+_FLAT = 0.3
+"""Light in the middle of a curve, from which on lcms 2.19 is more than a level off: it is 0.22 with an exponent of 2.2,
+0.29 with 1.8, and of linear light, where it is 10 levels off in the dark, 0.5."""
+
+
+def is_flat_grey(profile: bytes) -> bool:
+    """Whether a profile is of grey, with a curve so flat that lcms makes too few steps of its dark values."""
+    found = matrix_profile(profile)
+    if found is None or found.columns:
+        return False
+    curve = found.curves[0]
+    if curve.table:
+        return curve.table[len(curve.table) // 2] > _FLAT
+    g, a, b, _, _, e, _ = curve.numbers
+    return (a * 0.5 + b) ** g + e > _FLAT
 
 
 def _fixed(data: bytes) -> tuple[float, ...]:
@@ -420,16 +374,25 @@ def _curve_of(tag: bytes) -> ProfileCurve | None:
     return ProfileCurve((), (g, a, b, c, d, e, f))
 
 
+def is_grey_webp(image: Image.Image) -> bool:
+    """Whether a WebP, which has no grey pixels, has a profile of grey, as a grey picture keeps it."""
+    profile: bytes = image.info.get("icc_profile") or b""
+    return image.format == "WEBP" and profile[16:20] == b"GRAY"
+
+
 @lru_cache(maxsize=64)
 def _of_profile(profile: bytes, mode: str) -> Colours:
     """The colours of an ICC profile: most images of a dataset have the same. mode: of the file's pixels."""
-    found, _ = read_profile(profile)
+    found, fault = read_profile(profile)
     if found is None:
-        return Colours("sRGB", profile=profile, changes=False)
+        return Colours("sRGB", profile=profile, changes=False, fault=fault)
     wanted = profile_mode(found)
     is_of_mode = wanted == mode or (wanted == "RGB" and mode not in ("CMYK", "LAB"))
-    if not is_of_mode and not (wanted == "L" and mode[0] in "LI1"):
-        return Colours("sRGB", profile=profile, changes=False)  # `open_image` says so
+    if not is_of_mode and not (wanted == "L" and mode in _GREY_MODES):
+        fault = (
+            f"its colour profile is for {_CALLED[str(wanted)]}, its pixels are {_CALLED.get(mode, mode)}: taken as sRGB"
+        )
+        return Colours("sRGB", profile=profile, changes=False, fault=fault)
     description = str(found.profile.profile_description or "").strip() or "an ICC profile"
     return Colours(description[:60], profile=profile, changes=_differs(found))
 
@@ -453,10 +416,12 @@ def _differs(profile: ImageCms.ImageCmsProfile) -> bool:
     return max(abs(a - b) for a, b in pairs) > _AS_SRGB
 
 
-# ---------------------------------------------------------------- gAMA, cHRM, EXIF
+# ---------------------------------------------------------------- numbers: gAMA, cHRM, BMP, TIFF, EXIF
 
 _ADOBE_CURVE = Transfer("power", 563 / 256)
 """Source: Adobe RGB (1998) color image encoding, 4.3.4.2: an exponent of 2 + 51/256."""
+
+_ADOBE_RGB = Colours("Adobe RGB", ADOBE_RGB, _ADOBE_CURVE)
 
 _SRGB_GAMMA = 0.45455
 _SAME_GAMMA = 0.05
@@ -465,60 +430,164 @@ _SAME_GAMMA = 0.05
 _SAME_POINT = 0.002
 
 
-def _of_gamma(info: dict[str | tuple[int, int], Any]) -> Colours:
-    """The colours of PNG's gAMA and cHRM. A gamma of about 1/2.2 with the primaries of sRGB is sRGB: the values that
-    the PNG specification (11.3.2.5) asks writers of sRGB to add for readers that know nothing else."""
-    given, points = info.get("gamma"), info.get("chromaticity")
-    primaries = _of_points(points) if points else BT709
-    if given is None and primaries == BT709:
-        return SRGB
-    gamma = float(given) if given is not None else 0.0
-    if given is None or not 0.1 <= gamma <= 10:  # nothing that was meant
-        transfer = SRGB_CURVE
-    elif primaries == BT709 and abs(gamma / _SRGB_GAMMA - 1) <= _SAME_GAMMA:
-        return SRGB
+def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colours:
+    """The colours of primaries and of an exponent from light to values, with the field of the file for messages.
+
+    An exponent of about 1/2.2 with the primaries of sRGB is sRGB: the values that the PNG specification (11.3.2.5) asks
+    writers of sRGB to add for readers that know nothing else.
+    """
+    is_meant = gamma is not None and 0.1 <= gamma <= 10
+    if not is_meant:
+        transfer = _ADOBE_CURVE if primaries == ADOBE_RGB else SRGB_CURVE
     elif gamma == 1:
         transfer = Transfer("linear")
     else:
-        transfer = Transfer("power", 1 / gamma)
-    if primaries == BT709 and transfer == SRGB_CURVE:
-        return SRGB
-    name = "Adobe RGB" if primaries == ADOBE_RGB else f"gamma {gamma:.3g}" if given else "cHRM"
-    if primaries not in (BT709, ADOBE_RGB):
-        name = "the primaries of cHRM"
-    return Colours(name, primaries, transfer)
+        transfer = Transfer("power", 1 / cast("float", gamma))
+    is_usual = not is_meant or abs(cast("float", gamma) / _SRGB_GAMMA - 1) <= _SAME_GAMMA
+    if primaries == BT709:
+        return SRGB if is_usual else Colours(f"gamma {gamma:.3g}", primaries, transfer)
+    if primaries == ADOBE_RGB and is_usual:
+        return Colours("Adobe RGB", primaries, transfer)
+    return _named(primaries, transfer, f"the primaries of {source}")
 
 
-def _of_points(points: tuple[float, ...]) -> Primaries:
-    """The primaries of cHRM: white, red, green, blue. Those that are nearly a known set are that set, as rounded values
-    mean it; those that span no triangle are as if they were not there."""
+def _of_gamma_and_points(info: dict[str | tuple[int, int], Any]) -> Colours:
+    """The colours of PNG's gAMA and cHRM."""
+    gamma, points = info.get("gamma"), info.get("chromaticity")
+    return _of_numbers(_of_points(points or ()), None if gamma is None else float(gamma), "cHRM")
+
+
+def _of_jxl(header: Any) -> Colours:
+    """The colours of the header of a JPEG XL: codes, or numbers."""
+    primaries, transfer, _ = header.codes
+    space = _of_points(header.points) if header.points else _PRIMARIES[primaries]
+    if header.gamma:
+        return _of_numbers(space, header.gamma, "its header")
+    name = "the primaries of its header" if header.points else f"H.273 {primaries}/{transfer}"
+    return _named(space, _TRANSFERS.get(transfer, SRGB_CURVE), name)
+
+
+def _of_points(points: Sequence[float]) -> Primaries:
+    """The primaries of four chromaticities: white, red, green, blue. Those that are nearly a known set are that set, as
+    rounded values mean it; those that are missing or span no triangle are sRGB's."""
+    if len(points) != 8 or not all(math.isfinite(value) for value in points):
+        return BT709
     white, red, green, blue = (cast("tuple[float, float]", tuple(points[at : at + 2])) for at in (0, 2, 4, 6))
     area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (green[1] - red[1])
     if abs(area) < 0.01 or not all(0 < each[1] <= 1 for each in (white, red, green, blue)):
         return BT709
     found = Primaries(red, green, blue, white)
-    for known in (BT709, ADOBE_RGB):
+    for known in (BT709, ADOBE_RGB, *_PRIMARIES.values()):
         pairs = zip(known, found, strict=True)
         if all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs):
             return known
     return found
 
 
+# ---------------------------------------------------------------- BMP
+
+_BMP_HEADER = 14
+"""Where its information header begins; its fields are those of Microsoft's BITMAPV4HEADER and BITMAPV5HEADER."""
+
+_CALIBRATED, _EMBEDDED, _LINKED = b"\0\0\0\0", b"DEBM", b"KNIL"
+
+
+def _header_of_bmp(image: Image.Image) -> bytes:
+    """The information header of a BMP, of version 4 or 5; empty for older ones, which say no colours."""
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if file is None or image.format != "BMP":
+        return b""
+    place = file.tell()
+    file.seek(_BMP_HEADER)
+    header = file.read(124)
+    file.seek(place)
+    length = int.from_bytes(header[:4], "little")
+    return header[:length] if length >= 108 and len(header) >= 108 else b""
+
+
+def profile_of_bmp(image: Image.Image) -> bytes:
+    """The ICC profile inside an opened BMP of version 5, which Pillow 13 leaves out; empty where there is none."""
+    header = _header_of_bmp(image)
+    if len(header) < 124 or header[56:60] != _EMBEDDED:
+        return b""
+    at, length = struct.unpack_from("<II", header, 112)
+    file: IO[bytes] = cast("Any", image).fp
+    place = file.tell()
+    file.seek(_BMP_HEADER + at)
+    profile = file.read(min(length, _MOST_OF_PROFILE))
+    file.seek(place)
+    return profile
+
+
+_MOST_OF_PROFILE = 1 << 24
+
+
+def _of_bmp(header: bytes) -> Colours:
+    """The colours of a BMP without a profile in it. The endpoints are XYZ; their white is not said and is taken as D65.
+    A gamma below 1 is the exponent of the other direction."""
+    if header[56:60] == _LINKED:
+        return replace(SRGB, fault="its colour profile is in another file: taken as sRGB")
+    if not header or header[56:60] != _CALIBRATED:
+        return SRGB
+    values = [value / (1 << 30) for value in struct.unpack_from("<9i", header, 60)]
+    ends = [values[at : at + 3] for at in (0, 3, 6)]
+    if any(sum(end) <= 0 for end in ends):
+        return SRGB  # zeros, as most programs write them
+    points = [value / sum(end) for end in ends for value in end[:2]]
+    gamma = struct.unpack_from("<3I", header, 96)[1] / 65536
+    exponent = gamma if gamma < 1 else 1 / gamma
+    return _of_numbers(_of_points((*_D65, *points)), exponent or None, "its header")
+
+
+# ---------------------------------------------------------------- TIFF and EXIF
+
 _EXIF_IFD, _INTEROPERABILITY_IFD = 0x8769, 0xA005
-_COLOUR_SPACE, _INDEX = 0xA001, 1
+_COLOUR_SPACE, _GAMMA, _INDEX = 0xA001, 0xA500, 1
+_TRANSFER_FUNCTION, _WHITE_POINT, _CHROMATICITIES = 301, 318, 319
+_EXIF_SRGB, _EXIF_ADOBE, _EXIF_OTHER = 1, 2, 65535
+"""Colour spaces of EXIF. The second is not in the standard; some cameras write it (ExifTool's table of EXIF tags)."""
 
 
-def _is_marked_adobe(image: Image.Image) -> bool:
-    """Whether EXIF says that a camera was set to Adobe RGB."""
-    if "exif" not in image.info and image.format not in ("JPEG", "MPO", "TIFF"):
-        return False
+def _of_exif(image: Image.Image) -> Colours:
+    """The colours that the tags of TIFF or EXIF say."""
+    has_tags = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
+    if not has_tags or image.mode in ("CMYK", "LAB"):  # the tags that a camera wrote stay when it is made CMYK
+        return SRGB
     try:
         exif = Image.Image.getexif(image)  # that of a PNG would decode the image first
-        if exif.get_ifd(_EXIF_IFD).get(_COLOUR_SPACE) != 65535:
-            return False
+        camera = exif.get_ifd(_EXIF_IFD)
         index = exif.get_ifd(_INTEROPERABILITY_IFD).get(_INDEX)
-    except (SyntaxError, struct.error, LookupError, ValueError, TypeError, OSError):
-        return False  # the metadata is damaged, the image need not be
-    if isinstance(index, bytes):
-        index = index.decode("latin-1")
-    return isinstance(index, str) and index.strip("\0 ") == "R03"
+        points = [float(value) for tag in (_WHITE_POINT, _CHROMATICITIES) for value in exif.get(tag, ())]
+        curve = [float(value) for value in exif.get(_TRANSFER_FUNCTION, ())]
+        gamma = float(camera.get(_GAMMA, 0))
+    except (SyntaxError, struct.error, LookupError, ValueError, TypeError, OSError, ArithmeticError):
+        return SRGB  # the metadata is damaged, the image need not be
+    space = camera.get(_COLOUR_SPACE)
+    mark = (index.decode("latin-1") if isinstance(index, bytes) else str(index)).strip("\0 ")
+    if space == _EXIF_ADOBE or (space == _EXIF_OTHER and mark == "R03"):
+        return _ADOBE_RGB
+    if space == _EXIF_SRGB:
+        return SRGB
+    if len(points) == 6:  # the white is left out
+        points = [*_D65, *points]
+    exponent = _exponent_of(curve) or (gamma and 1 / gamma)
+    if space == _EXIF_OTHER and not (points or exponent or mark == "R98"):
+        return replace(SRGB, fault="its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB")
+    return _of_numbers(_of_points(points), exponent or None, "its tags")
+
+
+def _exponent_of(curve: Sequence[float]) -> float:
+    """The exponent from light to values of a table of TIFF, of which there may be three, one after the other; 0 where
+    there is none, and where it is that of sRGB or no exponent."""
+    count = len(curve) // 3 if len(curve) % 3 == 0 else len(curve)
+    if count < 16:
+        return 0.0
+    places = [round(share * (count - 1)) for share in (0.2, 0.4, 0.6, 0.8)]
+    values = [(place / (count - 1), curve[place] / 65535) for place in places]
+    if any(not 0 < light < 1 for _, light in values):
+        return 0.0
+    exponents = [math.log(light) / math.log(value) for value, light in values]
+    if max(exponents) - min(exponents) > 0.05 * min(exponents):
+        return 0.0
+    mean = sum(exponents) / len(exponents)
+    return 1.0 if abs(mean - 1) < 0.01 else 1 / mean

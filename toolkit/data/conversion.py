@@ -126,6 +126,8 @@ def _profile_table(curve: ProfileCurve, most: int) -> ndarray:
 
 def _matrix_of_profile(profile: MatrixProfile) -> ndarray:
     """Matrix [P, P] from the light of a profile to that of sRGB, both with the white of the connection space."""
+    if not profile.columns:  # grey
+        return numpy.eye(3, dtype=numpy.float32)
     cones, wanted = (_BRADFORD @ white for white in (_xyz(BT709.white) / BT709.white[1], _PCS_WHITE))
     to_d50_XX = numpy.linalg.solve(_BRADFORD, numpy.diag(wanted / cones) @ _BRADFORD)
     columns_XP = numpy.array(profile.columns).T

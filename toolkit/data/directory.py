@@ -161,7 +161,7 @@ def join(folder: str, name: str) -> str:
 
 # ---------------------------------------------------------------- what earlier starts learned
 
-FORMAT = 5
+FORMAT = 6
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -129,10 +129,21 @@ def _read_facts(folders: Sequence[FoundFolder], findings: ScanFindings) -> dict[
         if image.facts and (reason := reference_error(image.facts.size)):
             findings.mistake(image.path, reason)
     for listing, names in wanted.items():
-        read = (name for name in sorted(names) if name in listing.facts)
-        noted = ((name, note) for name in read for note in listing.facts[name].notes if note != CLEAR)
-        findings.notes += [f"{listing.path(name)}: {note}" for name, note in noted]
+        findings.notes += _remarks(listing, sorted(names))
     return unreadable
+
+
+def _remarks(listing: DirectoryListing, names: Iterable[str]) -> Iterator[str]:
+    """What is worth knowing of files that can be used all the same, each remark once."""
+    noted: dict[str, list[str]] = {}
+    for name in names:
+        facts = listing.facts.get(name)
+        for note in facts.notes if facts else ():
+            noted.setdefault(note, []).append(name)
+    for note, those in noted.items():
+        if note != CLEAR:
+            place = listing.path(those[0]) if len(those) == 1 else f"{listing.folder}: {shorten(those)}"
+            yield f"{place}: {note}"
 
 
 def _skip_unreadable(folders: Sequence[FoundFolder], unreadable: Mapping[str, str], findings: ScanFindings) -> None:

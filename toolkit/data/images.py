@@ -17,7 +17,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
@@ -25,13 +24,16 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from toolkit.data import jxl
+from toolkit.data.avif import bits_of_avif
 from toolkit.data.colours import (
     PROFILE_MODES,
     Colours,
-    bits_of_avif,
     colours_of,
+    is_flat_grey,
+    is_grey_webp,
     matrix_profile,
     profile_mode,
+    profile_of_bmp,
     read_profile,
     srgb_profile,
 )
@@ -40,12 +42,13 @@ from toolkit.data.tiff import (
     header_of,
     is_opened,
     orientation_of,
+    pages_of,
     read_header,
     read_planes,
     undone,
 )
 from toolkit.data.types import Flip, Mask, ResizeCrop, Size
-from toolkit.files.unreadable import LONGEST, denied, stand_in
+from toolkit.files.unreadable import LONGEST, denied, in_its_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,7 +172,7 @@ def open_image(
         else:
             eight_bit = _to_eight_bit(_decoded(image), path)
             colour, alpha = _split_alpha(eight_bit)
-            rgb = _to_srgb(colour, eight_bit.info.get("icc_profile"), note)
+            rgb = _to_srgb(colour, colours, note)
         if alpha is not None:
             rgb.putalpha(alpha)
             if channels == 3 or background:
@@ -252,7 +255,7 @@ def inspect_header(path: Path | str) -> ImageInfo:
 def _info(image: Image.Image, alpha: bool) -> ImageInfo:
     """What the header of an image that was not decoded says."""
     colours = colours_of(image)
-    notes = _profile_notes(image.info.get("icc_profile"))
+    notes = (colours.fault,) if colours.fault else ()
     name = colours.name if colours.changes else ""
     return ImageInfo(_upright_size(image), alpha, notes, False, name, colours.is_hdr, _reading_of(image, colours))
 
@@ -260,7 +263,8 @@ def _info(image: Image.Image, alpha: bool) -> ImageInfo:
 def _reading_of(image: Image.Image, colours: Colours) -> str:
     header = header_of(image)
     parts = [colours.reading, header.reading if header else ""]
-    if not colours.reading and _is_converted_here(image, colours):
+    is_new = _is_converted_here(image, colours) or (image.format == "BMP" and colours.changes)
+    if not colours.reading and is_new:
         parts.append("profile 1")
     if image.format == "AVIF" and colours.reading and find_spec(jxl.PACKAGE) and _avif_bits(image) > 8:
         parts.append("16 bits")  # where another decoder is installed the same file has other pixels
@@ -268,10 +272,12 @@ def _reading_of(image: Image.Image, colours: Colours) -> str:
 
 
 def _is_converted_here(image: Image.Image, colours: Colours) -> bool:
-    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8 bits with a profile."""
+    """Whether `conversion` makes sRGB of an image that was not decoded: lcms does of 8 bits with a profile for them."""
     if not colours.profile:
         return bool(colours.reading)
-    return colours.changes and _has_wide_rgb(image) and matrix_profile(colours.profile) is not None
+    is_wide = image.mode in _SIXTEEN_BIT or _has_wide_rgb(image)
+    is_other = is_wide or is_grey_webp(image) or is_flat_grey(colours.profile)
+    return colours.changes and is_other and matrix_profile(colours.profile) is not None
 
 
 def image_reading(path: Path | str, data: bytes | None = None) -> str:
@@ -353,8 +359,7 @@ def _stands_in(path: Path | str, data: bytes | None) -> str:
         if contents is None:
             with open(path, "rb") as file:
                 contents = file.read(LONGEST + 1)
-        if cause := stand_in(contents):
-            return f"{cause.what.replace('it is', 'is', 1)}. {cause.remedy}"
+        return in_its_place(contents)
     return ""
 
 
@@ -377,7 +382,11 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
 
 def _open_with_pillow(file: Path | str | IO[bytes]) -> Image.Image:
     try:
-        return Image.open(file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ())))
+        image = Image.open(file, formats=(*_FORMATS, *(("HEIF",) if "HEIF" in Image.OPEN else ())))
+        profile = profile_of_bmp(image)
+        if profile:
+            image.info["icc_profile"] = profile
+        return image
     except Image.UnidentifiedImageError:
         if "HEIF" in Image.OPEN or not find_spec("pi_heif"):
             raise
@@ -404,6 +413,9 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
     """Why no decoder takes a file: it is of a kind that is not read, its decoder is not installed, or it is damaged."""
     what = "is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF image, or is damaged"
     beginning = _beginning(path, data)
+    if not beginning.strip(b"\0"):
+        state = "begins with zeros" if beginning else "is empty"
+        return f"{state}, as after a broken download. Copy or download it again"
     try:
         with Path(path).open("rb") if data is None else io.BytesIO(data) as file:
             header = read_header(file)
@@ -459,7 +471,10 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         limit = f"at most {MAX_PIXELS // 10**6} are allowed"
         raise ImageError(path, f"has {megapixels:.0f} megapixels, {limit}. Make it smaller")
     # A JPEG with several images (MPO) is a photograph with previews, as HEIC may be: its first image is meant.
-    frames = 1 if image.format in ("JPEG", "MPO", "HEIF") else getattr(image, "n_frames", 1)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        frames = pages_of(image)
+    else:
+        frames = 1 if image.format in ("JPEG", "MPO", "HEIF") else getattr(image, "n_frames", 1)
     if frames > 1:
         kind = "pages" if image.format == "TIFF" else "frames"
         state = "holds" if image.format == "TIFF" else "is animated:"
@@ -552,7 +567,8 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def _refuse_wide_values(image: Image.Image, path: Path | str) -> None:
     """Mode I is either 16 bits in a wider type or truly 32 bits; only the pixels tell."""
     low, high = cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)  # one pair: one band
-    if low < 0 or high > 65535:
+    is_small = 0 < high < 256  # which 16 bits would make all but black
+    if low < 0 or high > 65535 or is_small:
         raise ImageError(path, f"holds 32-bit values ({low} to {high}). Save it with 8 or 16 bits")
 
 
@@ -591,34 +607,23 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image, None
 
 
-def _to_srgb(colour: Image.Image, profile_bytes: bytes | None, note: Note) -> Image.Image:
+def _to_srgb(colour: Image.Image, colours: Colours, note: Note) -> Image.Image:
     """Applies the embedded profile; a file without a usable one is taken to be sRGB already."""
-    profile, wrong = read_profile(profile_bytes) if profile_bytes else (None, "")
-    if wrong:
-        note(wrong)
+    if colours.fault:
+        note(colours.fault)
+    profile, _ = read_profile(colours.profile) if colours.profile and not colours.fault else (None, "")
     if profile is None and colour.mode == "LAB":
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     if profile is None:
         return colour.convert("RGB")
-    mode = profile_mode(profile)
-    if colour.mode == "L" and mode == "RGB":
+    if colour.mode == "L" and profile_mode(profile) == "RGB":
         colour = colour.convert("RGB")
-    if colour.mode != mode:
-        note(f"its colour profile is for {mode}, its pixels are {colour.mode}: taken as sRGB")
-        return colour.convert("RGB")
     try:
         converted = ImageCms.profileToProfile(colour, profile, srgb_profile(), outputMode="RGB")
         return cast("Image.Image", converted)  # None only in place
     except ImageCms.PyCMSError as error:
         note(f"its colour profile cannot be applied ({error}): taken as sRGB")
         return colour.convert("RGB")
-
-
-@lru_cache(maxsize=16)
-def _profile_notes(profile_bytes: bytes | None) -> tuple[str, ...]:
-    """What is wrong with an embedded profile; most images of a dataset have the same."""
-    _, wrong = read_profile(profile_bytes) if profile_bytes else (None, "")
-    return (wrong,) if wrong else ()
 
 
 def _converted(
@@ -737,7 +742,9 @@ def _heic_of_16_bits(path: Path | str, data: bytes | None) -> Any:
     from pi_heif import open_heif
 
     file = open_heif(path if data is None else io.BytesIO(data), convert_hdr_to_8bit=False)
-    values_HWP = numpy.asarray(file[file.primary_index])
+    values_HWP = numpy.asarray(
+        file[file.primary_index]
+    )  # of pi-heif 1.4 a view, which is valid as long as `file` lives
     if values_HWP.dtype != numpy.uint16:
         return None
     bits = int(file[file.primary_index].info["bit_depth"])

@@ -27,6 +27,15 @@ _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _PRIMARIES = {1: 1, 9: 9, 11: 12}
 """Primaries of JPEG XL -> those of H.273, with a white of D65."""
 
+_OWN = 2
+_WHITES = {1: (0.3127, 0.3290), 10: (1 / 3, 1 / 3), 11: (0.314, 0.351)}
+_POINTS = {
+    1: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060)),
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+}
+"""Whites and primaries of JPEG XL by their codes; code 2 gives the numbers."""
+
 
 class Unread(ValueError):
     """A valid file of a kind that is not read; the message names the kind."""
@@ -73,8 +82,11 @@ class JxlHeader(NamedTuple):
     codes: tuple[int, int, bool] | None
     """Primaries and transfer by H.273, and that the range is full; None: an ICC profile."""
 
-    gamma: float
+    gamma: float = 0.0
     """Exponent from light to values where the header gives one instead of a code; else 0."""
+
+    points: tuple[float, ...] = ()
+    """CIE x and y of white, red, green and blue, where the header gives them instead of a code."""
 
 
 def read_header(codestream: bytes) -> JxlHeader:
@@ -84,7 +96,7 @@ def read_header(codestream: bytes) -> JxlHeader:
     bits = _Bits(codestream[2:1024])
     height, width = _size(bits)
     if bits.flag():  # all as usual: 8 bits, XYB, sRGB
-        return JxlHeader(width, height, 8, False, False, False, False, (1, 13, False), 0.0)
+        return JxlHeader(width, height, 8, False, False, False, False, (1, 13, False))
     orientation, is_animated = 1, False
     if bits.flag():
         orientation = 1 + bits.take(3)
@@ -99,10 +111,10 @@ def read_header(codestream: bytes) -> JxlHeader:
     bits.flag()  # whether 16 bits suffice in between
     kinds = [_extra_channel(bits) for _ in range(bits.choice((0, 0), (1, 0), (2, 4), (1, 12)))]
     bits.flag()  # whether it is XYB, of which libjxl makes the colours that follow
-    is_grey, codes, gamma = _colours(bits)
+    is_grey, codes, gamma, points = _colours(bits)
     if orientation > 4:
         width, height = height, width
-    return JxlHeader(width, height, depth, is_float, is_grey, _ALPHA in kinds, is_animated, codes, gamma)
+    return JxlHeader(width, height, depth, is_float, is_grey, _ALPHA in kinds, is_animated, codes, gamma, points)
 
 
 def _size(bits: _Bits) -> tuple[int, int]:
@@ -161,25 +173,35 @@ def _extra_channel(bits: _Bits) -> int:
     return kind
 
 
-def _colours(bits: _Bits) -> tuple[bool, tuple[int, int, bool] | None, float]:
-    """Whether the colours are grey; their codes; a gamma."""
+def _colours(bits: _Bits) -> tuple[bool, tuple[int, int, bool] | None, float, tuple[float, ...]]:
+    """Whether the colours are grey; their codes; a gamma; the chromaticities of white and the primaries."""
     if bits.flag():
-        return False, (1, 13, False), 0.0
+        return False, (1, 13, False), 0.0, ()
     has_profile = bits.flag()
     space = bits.enum()
     is_grey = space == 1
     if has_profile:
-        return is_grey, None, 0.0
+        return is_grey, None, 0.0, ()
     if space > 1:
         raise Unread("in an unknown colour space")
-    if bits.enum() != 1:
-        raise Unread("whose white is not D65")
-    primaries = 1 if is_grey else _PRIMARIES.get(bits.enum(), 0)
-    if not primaries:
-        raise Unread("of unusual primaries")
+    white_kind = bits.enum()
+    white = _point(bits) if white_kind == _OWN else _WHITES.get(white_kind)
+    kind = 1 if is_grey else bits.enum()
+    primaries = tuple(_point(bits) for _ in range(3)) if kind == _OWN else _POINTS.get(kind)
+    if white is None or primaries is None:
+        raise Unread("of unknown primaries")
+    is_usual = white_kind == 1 and kind != _OWN
+    points = () if is_usual or is_grey else tuple(value for point in (white, *primaries) for value in point)
     if bits.flag():
-        return is_grey, (primaries, 2, False), bits.take(24) / 10_000_000
-    return is_grey, (primaries, bits.enum(), False), 0.0
+        return is_grey, (_PRIMARIES.get(kind, 1), 2, False), bits.take(24) / 10_000_000, points
+    return is_grey, (_PRIMARIES.get(kind, 1), bits.enum(), False), 0.0, points
+
+
+def _point(bits: _Bits) -> tuple[float, float]:
+    """A chromaticity, x and y in millionths, each with its sign in the lowest bit."""
+    values = [bits.choice((0, 19), (524_288, 19), (1_048_576, 20), (2_097_152, 21)) for _ in range(2)]
+    x, y = (-(value // 2) - 1 if value % 2 else value // 2 for value in values)
+    return x / 1e6, y / 1e6
 
 
 # ---------------------------------------------------------------- files

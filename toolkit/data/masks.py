@@ -28,6 +28,9 @@ LEAST_COLOUR = 32
 MOST_CLASSES = 256
 """Colours of a map of classes: a palette has no more."""
 
+FEW_GREYS = range(3, 65)
+"""So many greys a map of classes has. A soft edge has more, a mask of one grey fewer."""
+
 MOST_MEASURED = 500
 """Masks of a folder that are measured; of more, so many at equal distances. Each is decoded for it."""
 
@@ -45,6 +48,9 @@ class MaskLook(NamedTuple):
     is_coloured: bool
     """Whether it has a few colours that are not grey, as maps of classes have."""
 
+    has_few_greys: bool = False
+    """Whether it has three greys or more, but not many, and no white, as maps of classes without a palette have."""
+
 
 class MaskFault(NamedTuple):
     """What is probably not meant in a mask."""
@@ -60,7 +66,7 @@ class MaskFault(NamedTuple):
 
 def look_at_mask(mask: Mask) -> MaskLook:
     """Decodes a mask. Raises ImageError as `open_image`."""
-    is_coloured = False
+    is_coloured = has_few_greys = False
     if mask.alpha:
         grey = load_alpha(mask.file)
     else:
@@ -68,11 +74,13 @@ def look_at_mask(mask: Mask) -> MaskLook:
         classes = cast("list[tuple[int, tuple[int, int, int]]]", colour.getcolors(MOST_CLASSES) or [])
         is_coloured = any(max(rgb) - min(rgb) >= LEAST_COLOUR for _, rgb in classes)
         grey = colour.convert("L")
+        levels = [level for _, level in grey.getcolors(len(FEW_GREYS) + 2) or []]
+        has_few_greys = len(levels) in FEW_GREYS and 255 not in levels
     share = ImageStat.Stat(grey).mean[0] / 255
     if mask.inverted:
         share = 1 - share
     _, brightest = cast("tuple[int, int]", grey.getextrema())  # one pair: one band
-    return MaskLook(share, brightest, is_coloured)
+    return MaskLook(share, brightest, is_coloured, has_few_greys)
 
 
 def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
@@ -117,11 +125,12 @@ def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
             f"brightest value {look.brightest} of 255",
             "Save white where the loss counts: values of 0 and 1 times 255, of a palette the index and not its colour",
         )
-    if look.is_coloured:
+    if look.is_coloured or look.has_few_greys:
+        what = "colours" if look.is_coloured else "a few greys without white"
         return MaskFault(
-            "in colours, each of which counts by its brightness",
+            f"in {what}, each of which counts by its brightness",
             f"{look.share:.1%} of the area counts",
-            "If the colours are classes, save white for those that are to be learned and black for the others",
+            "If they are classes, save white for those that are to be learned and black for the others",
         )
     if look.share < LEAST_SHARE:
         rest = f"counts {mask.min_value:g}" if mask.min_value else "teaches nothing"

@@ -11,12 +11,16 @@ from collections.abc import Collection, Mapping
 REPEATS = re.compile(r"([0-9]+)_")
 """The beginning of a name that says how often its images are used per epoch."""
 
-SIZES = frozenset((*range(256, 1025, 64), 1152, 1280, 1344, 1408, 1536, 2048))
-"""Sides of training images, in pixels."""
+SIZES = frozenset((*range(256, 1025, 64), 720, 1080, 1152, 1280, 1344, 1408, 1440, 1536, 2048, 2160, 2560, 3840, 4096))
+"""Sides of training images, and of films, in pixels."""
+
+MOST = 1000
+"""Repeats that nobody means: a folder of one image would be a run of its own."""
 
 _YEAR = r"(?:19|20)[0-9]{2}"
 _MONTH, _DAY = r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12][0-9]|3[01])"
-_DATE = re.compile(rf"{_YEAR}(?:{_MONTH}(?:{_DAY})?)?")
+_DATE = re.compile(rf"{_YEAR}(?:{_MONTH}(?:{_DAY})?)?|[0-9]{{2}}{_MONTH}{_DAY}")
+"""`2024`, `202405`, `20240501`, `240501`."""
 
 LEAST_IN_A_ROW = 3
 """So many numbers, one after the other, are a count. Two may be meant: `1_background`, `2_character`."""
@@ -35,6 +39,8 @@ def probably_no_repeats(names: Collection[str]) -> str:
         return "look like dates"
     if any(value in SIZES for value in values):
         return "look like sizes in pixels"
+    if any(value >= MOST for value in values):
+        return "are larger than repeats are"
     in_a_row = len(values) > 1 and values[-1] - values[0] == len(values) - 1 and len(values) == len(numbers)
     if in_a_row and (len(values) >= LEAST_IN_A_ROW or any(number.startswith("0") for number in numbers)):
         return "count up"

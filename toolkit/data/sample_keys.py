@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.data.images import IMAGE_SUFFIXES
+from toolkit.files.unreadable import pointer
 
 TEXTS = ("txt", "text", "transcript", "caption", "cap")
 """Extensions of files that are the text itself."""
@@ -41,6 +42,9 @@ class SampleKeys:
         or not text."""
         if self.label not in fields:
             raise LookupError(self.label)
+        cause = pointer(fields[self.label])
+        if cause:
+            raise ValueError(f"{cause.what}. {cause.remedy}")
         text = fields[self.label].decode("utf-8-sig").strip()
         kind = last_part(self.label)
         if kind in TEXTS or not (kind in JSON or text.startswith("{")):

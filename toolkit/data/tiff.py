@@ -6,13 +6,13 @@ Shape suffixes: H/W height and width in pixels, P planes (channels).
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from PIL import Image, TiffImagePlugin
 
-_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP = 273, 274, 277, 278
 _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 284, 322, 323, 324
 _EXTRA, _FORMAT, _SUBSAMPLING = 338, 339, 530
@@ -78,8 +78,8 @@ class TiffHeader(NamedTuple):
     is_planar: bool
     """Whether each channel is stored by itself."""
 
-    is_premultiplied: bool
-    """Whether its colours were multiplied by its opacity."""
+    extras: tuple[int, ...]
+    """What the channels behind the colours are: 0 unknown, 1 opacity that multiplied the colours, 2 opacity."""
 
     is_subsampled: bool
     """Whether it is YCbCr with fewer colours than pixels, uncompressed."""
@@ -94,10 +94,10 @@ class TiffHeader(NamedTuple):
         compression = _numbers(tags, _COMPRESSION, 1)[0]
         photometric = _numbers(tags, _PHOTOMETRIC, 0)[0]
         is_planar = _numbers(tags, _PLANAR, 1)[0] == 2
-        is_premultiplied = 1 in _numbers(tags, _EXTRA, 0)
+        extras = _numbers(tags, _EXTRA, 0) if _EXTRA in tags else ()
         is_subsampled = photometric == _YCBCR and compression == 1 and _numbers(tags, _SUBSAMPLING, 2) != (1, 1)
         kind = _numbers(tags, _FORMAT, 1)[0]
-        return cls(bits, kind, compression, photometric, is_planar, is_premultiplied, is_subsampled)
+        return cls(bits, kind, compression, photometric, is_planar, extras, is_subsampled)
 
     def __str__(self) -> str:
         """Samples, type and compression: `3 x float32, WebP compression`."""
@@ -109,6 +109,11 @@ class TiffHeader(NamedTuple):
         if self.is_subsampled:
             what += ", YCbCr with fewer colours than pixels"
         return what
+
+    @property
+    def is_premultiplied(self) -> bool:
+        """Whether its colours were multiplied by its opacity."""
+        return 1 in self.extras
 
     @property
     def is_read(self) -> bool:
@@ -152,27 +157,51 @@ def read_header(file: IO[bytes]) -> TiffHeader | None:
     """The header of a file that Pillow does not open; None where it is not a TIFF, or not whole."""
     try:
         file.seek(0)
-        head = file.read(8)
-        if head[:4] not in _MAGIC:
+        if file.read(4) not in _MAGIC:
             return None
-        if head[2] == 43 or head[3] == 43:
-            head += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-        file.seek(tags.next)
-        tags.load(file)
-        return TiffHeader.of(tags) if _WIDTH in tags else None
+        tags = next(_directories(file), None)
+        return TiffHeader.of(tags) if tags is not None and _WIDTH in tags else None
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, RuntimeError, EOFError, struct.error):
         return None
 
 
 def is_opened(header: TiffHeader, prefix: bytes) -> bool:
-    """Whether Pillow has a mode for such pixels, so that a file it does not open is damaged. Extra samples do not
-    count."""
+    """Whether Pillow has a mode for such pixels, so that a file it does not open is damaged."""
     keys = TiffImagePlugin.OPEN_INFO
-    return header.is_read and any(
-        key[0] == prefix and key[1] == header.photometric and header.format in key[2] and key[4] == header.bits
-        for key in keys
-    )
+    wanted = (prefix, header.photometric, header.bits, header.extras)
+    found = any((*key[:2], *key[4:]) == wanted and header.format in key[2] for key in keys)
+    return header.is_read and found
+
+
+_MOST_PAGES = 1000
+_NOT_A_PAGE = 1 | 4
+"""Bits of tag 254: a smaller version of another page, or its mask."""
+
+
+def pages_of(image: TiffImagePlugin.TiffImageFile) -> int:
+    """The pages of an opened TIFF. Behind the first one, smaller versions of a page (thumbnails, pyramids) and masks
+    are none; where the first one is such a version, all count."""
+    file: IO[bytes] = cast("Any", image).fp
+    place = file.tell()
+    kinds = [_numbers(tags, _SUBFILE, 0)[0] for tags in _directories(file)]
+    file.seek(place)
+    is_first_whole = not kinds[0] & _NOT_A_PAGE
+    return sum(not kind & _NOT_A_PAGE for kind in kinds) if is_first_whole else len(kinds)
+
+
+def _directories(file: IO[bytes]) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
+    """The directories of tags of a file; the object is the same for all."""
+    file.seek(0)
+    head = file.read(8)
+    if head[2] == 43 or head[3] == 43:
+        head += file.read(8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+    seen = set[int]()
+    while tags.next and tags.next not in seen and len(seen) < _MOST_PAGES:
+        seen.add(tags.next)
+        file.seek(tags.next)
+        tags.load(file)
+        yield tags
 
 
 def undone(image: Image.Image, header: TiffHeader) -> Image.Image:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from toolkit.data.shards import PAUSES_S, Shard, read_ahead
 from toolkit.data.types import Cursor, ShardSample, Size
 from toolkit.errors import RunError, UserError
 from toolkit.files.parquet import ParquetError, is_missing
+from toolkit.files.unreadable import LONGEST, cause_of, stand_in
 from toolkit.system import seeding
 
 logger = logging.getLogger(__name__)
@@ -137,13 +139,14 @@ class Unreadable:
             allowed = f"at most {self.max_share:.0%} are allowed"
             raise RunError(f"{count:,} of {read:,} samples cannot be read, {allowed}. The last: {name}: {reason}.")
 
-    def add_shard(self, name: str, reason: str, count: int) -> None:
-        """Notes a damaged one of `count` shards, whose rest is left out. Raises RunError when there are too many."""
+    def add_shard(self, name: str, reason: str, count: int, remedy: str = "Download or rebuild it") -> None:
+        """Notes one of `count` shards that cannot be read, whose rest is left out. Raises RunError when there are too
+        many."""
         self.shards.add(name)
         self.last = f"{name}: {reason}"
         if len(self.shards) > self.max_share * count:
-            allowed = f"{len(self.shards)} of {count} shards are damaged, at most {self.max_share:.0%} are allowed"
-            raise RunError(f"{name}: {reason}; {allowed}. Download or rebuild it, or remove it from the list.")
+            allowed = f"{len(self.shards)} of {count} shards cannot be read, at most {self.max_share:.0%} are allowed"
+            raise RunError(f"{name}: {reason}; {allowed}. {remedy}, or remove it from the list.")
         if not self._quiet:
             logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
 
@@ -345,9 +348,21 @@ class ShardStream:
                     raise RunError(f"{shard.name}: {error}.") from error
                 reason = str(error)
             except OSError as error:
-                raise RunError(f"{shard.name}: cannot be read: {error.strerror or error}.") from error
+                cause = None if shard.is_remote else cause_of(Path(shard.address), error)
+                why = f"{cause.what}. {cause.remedy}" if cause else error.strerror or error
+                raise RunError(f"{shard.name}: cannot be read: {why}.") from error
             if not stop.is_set() and (reason or number < 0):
-                self.unreadable.add_shard(shard.name, reason or "holds no sample", len(self.shards))
+                self._leave_out(shard, reason or "holds no sample", number < 0, stop)
+
+    def _leave_out(self, shard: Shard, reason: str, is_whole: bool, stop: Event) -> None:
+        """Notes a shard that cannot be read, or its rest. is_whole: not one sample of it was read."""
+        remedy = "Download or rebuild it"
+        if is_whole:
+            with closing(shard.open(0, self.pauses, stop)) as file:
+                cause = stand_in(file.read(LONGEST + 1))
+            if cause:
+                reason, remedy = cause.what.removeprefix("it "), cause.remedy
+        self.unreadable.add_shard(shard.name, reason, len(self.shards), remedy)
 
     def _usable(self, shard: Shard, found: ShardSample) -> StreamSample | None:
         """The sample, or None for one that is counted as unreadable. Raises RunError when the first ones lack a key."""

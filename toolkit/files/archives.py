@@ -16,6 +16,7 @@ from tempfile import mkdtemp
 from typing import NamedTuple
 
 from toolkit.files import parquet
+from toolkit.files.unreadable import LONGEST, in_its_place
 from toolkit.files.writing import lacks_room, readable_size
 
 SUFFIX = ".zip"
@@ -99,6 +100,10 @@ def opened(file: str | Path, limits: Limits | None = None) -> Iterator[tuple[zip
     """A zip file and its visible files. Raises OSError for one that is damaged, encrypted, leads out of its folder or
     is beyond the limits; also while its files are read."""
     try:
+        with open(file, "rb") as raw:
+            reason = in_its_place(raw.read(LONGEST + 1))
+        if reason:
+            raise OSError(reason)
         if limits:
             _check_directory(file, limits)
         with zipfile.ZipFile(file) as archive:

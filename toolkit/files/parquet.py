@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from toolkit.files.unreadable import LONGEST, in_its_place
 from toolkit.files.writing import lacks_room
 
 SUFFIX = ".parquet"
@@ -72,6 +73,9 @@ class ParquetRows:
     def __init__(self, source: Any) -> None:
         if is_missing():
             raise ParquetError(MISSING)
+        reason = in_its_place(_beginning(source))
+        if reason:
+            raise ParquetError(reason)
         import pyarrow
         from pyarrow import parquet
 
@@ -112,6 +116,16 @@ class ParquetRows:
                     at += size
         except self._damage as error:
             raise ParquetError(f"is damaged behind row {at:,} ({_first_line(error)})") from error
+
+
+def _beginning(source: Any) -> bytes:
+    """The first bytes of a path or an open file, which stays at its beginning."""
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            return file.read(LONGEST + 1)
+    found: bytes = source.read(LONGEST + 1)
+    source.seek(0)
+    return found
 
 
 def _may_be_picture(kind: Any, kinds: Any) -> bool:

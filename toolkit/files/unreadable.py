@@ -83,6 +83,13 @@ def stand_in(contents: bytes) -> Cause | None:
     return None
 
 
+def in_its_place(contents: bytes) -> str:
+    """What stands in the place of a file, by its first bytes (`LONGEST` and one more), with the remedy, in words that
+    follow its name; empty where it is a file."""
+    found = stand_in(contents)
+    return f"{found.what.replace('it is', 'is', 1)}. {found.remedy}" if found else ""
+
+
 def pointer(contents: bytes) -> Cause | None:
     """What Git LFS left in the place of a file, by its whole contents; None for others."""
     if len(contents) > LONGEST or not contents.startswith(_POINTER):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from pathlib import Path
 from statistics import fmean
@@ -62,6 +62,9 @@ class FolderPlan:
     mask_share: float | None = None
     """Share of the area that counts, the mean of the masks; None: none was measured."""
 
+    converted: dict[str, int] = field(default_factory=dict)
+    """What files are converted to sRGB from -> how many, control images and masks among them."""
+
     is_reg: bool = False
 
     cut: float = 0.0
@@ -88,6 +91,9 @@ class FolderPlan:
             "missing_captions": self.missing_captions,
             "captions": {str(count): images for count, images in self.captions.items()},
             "references": {str(count): images for count, images in self.references.items()},
+            "masks": self.masks,
+            "mask_share": self.mask_share,
+            "converted": self.converted,
             "buckets": [asdict(bucket) for bucket in self.buckets],
         }
 
@@ -252,6 +258,7 @@ def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample])
                 flips=len(folder.samples) // max(1, len(images)),
                 masks=sum(sample.mask is not None for sample in images),
                 mask_share=fmean(look.share for look in folder.mask_looks) if folder.mask_looks else None,
+                converted=dict(Counter(image.colours for image in dict.fromkeys(folder.converted)).most_common()),
                 is_reg=folder.is_reg,
                 cut=sum(cut[crop] * len(names) for crop, names in own.items()) / max(1, buckets.total()),
                 most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),

@@ -271,6 +271,7 @@ def mode(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         if name := MODES.get(item.look.mode):
             yield item.sample.image, f"is {name}. Training converts it to 8-bit sRGB; look at the result"
+        yield from ((item.sample.image, note) for note in item.look.notes)
     for image in data.converted:
         if image.is_hdr:
             outcome = "Training converts it to 8-bit sRGB and clips light above white; look at the result"

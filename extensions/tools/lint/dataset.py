@@ -82,6 +82,9 @@ class Look(NamedTuple):
     small: numpy.ndarray
     """[S, S, 3] uint8, S = `SMALL_SIDE`: to compare it with others."""
 
+    notes: tuple[str, ...] = ()
+    """What `open_image` remarks, such as a colour profile that is not used."""
+
 
 class Reference(NamedTuple):
     """What a reference of an image tells."""
@@ -338,9 +341,10 @@ def _fill(
 
 def _measured(sample: Sample, crop: ResizeCrop, shift: bool) -> tuple[Look, tuple[Reference, ...]] | ImageError:
     try:
-        image = open_image(sample.image, sample.background)
+        notes = list[str]()
+        image = open_image(sample.image, sample.background, notes.append)
         references = tuple(_reference(path, sample.background, image, shift) for path in sample.control_images)
-        return look(image, crop, *_kind(sample.image)), references
+        return look(image, crop, *_kind(sample.image))._replace(notes=tuple(notes)), references
     except ImageError as error:
         return error
 

@@ -191,7 +191,7 @@ def with_one_damaged_image(path: Path) -> None:
             damaged,
             {},
             RunError,
-            r"0\.tar: is damaged behind sample \d+ of it \(.*\); 1 of 1 shards are damaged, at most",
+            r"0\.tar: is damaged behind sample \d+ of it \(.*\); 1 of 1 shards cannot be read, at most",
         ),
         (with_one_damaged_image, {"max_unreadable": 0}, RunError, r"1 of \d+ samples cannot be read, at most 0%"),
         (without_images, {}, UserError, r"it has no jpg or jpeg or png or webp, only gif, txt"),

@@ -114,3 +114,19 @@ def test_a_flag_without_effect_is_told_and_is_no_part_of_the_prompt(load) -> Non
     job = load(trainer("sample: {prompts: ['a --g 3.5']}"))
     assert job.processes[0].section.sample.samples[0].prompt == "a"
     assert ["prompts[0].--g: has no effect: " in line for line in job.warnings] == [True]
+
+
+@pytest.mark.parametrize("key", ["prompts", "samples"])
+def test_a_file_of_prompts_in_a_list_is_no_prompt(mistakes, key: str) -> None:
+    (found,) = mistakes(trainer(f"sample: {{{key}: [a cat, prompts.txt, a sign with the word a.txt]}}"))
+    what = "'prompts.txt' is the name of a file, and a list has the prompts themselves. Write 'prompts: prompts.txt'."
+    assert found.endswith(f"sample.{key}[1]: {what}")
+
+
+def test_a_file_of_prompts_that_git_lfs_did_not_download_is_named(mistakes, tmp_path) -> None:
+    (tmp_path / "prompts.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (found,) = mistakes(trainer("sample: {prompts: prompts.txt}"))
+    assert found.endswith(
+        "sample.prompts: 'prompts.txt' is what Git LFS has in the place of a file that was not downloaded. "
+        "Run 'git lfs pull' in its repository, or download the file by itself."
+    )

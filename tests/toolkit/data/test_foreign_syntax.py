@@ -23,6 +23,14 @@ FOREIGN = [
     ("a (blurred:-0.5) cat", "weights", "(blurred:-0.5)"),
     ("((masterpiece)), a cat", "weights", "((masterpiece))"),
     ("a [cat:dog:0.5] on a mat", "weights", "[cat:dog:0.5]"),
+    ("{{masterpiece}}, a cat", "weights", "{{masterpiece}}"),
+    ("a cat, [[blurry]]", "weights", "[[blurry]]"),
+    ("1.2::red hair::, a cat", "weights", "1.2::red hair::"),
+    ("a cat, embedding:EasyNegative", "embeddings", "embedding:EasyNegative"),
+    ("a cat\nNegative prompt: blurry", "parameters", "Negative prompt: "),
+    ("a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7", "parameters", "Steps: 20, Sampler: "),
+    ("a cat in rain --ar 16:9 --v 6", "flags", "--ar"),
+    ("1girl, solo ||| smiling", "separators", "|||"),
     ("a cat <lora:detail:0.8>", "LoRAs", "<lora:detail:0.8>"),
     ("a cat <LORA:detail>", "LoRAs", "<LORA:detail>"),
     ("a cat <hypernet:x:1>", "LoRAs", "<hypernet:x:1>"),
@@ -40,6 +48,9 @@ PLAIN = [
     "a table | with | bars, {braces}, a path C:\\photos",
     "snake__case, _underlined_, a file __ with gaps __",
     "a year (born:1999)",
+    "C++ code, std::vector::size, 16::9, a -- b, a dash --arrow, word embedding: a plot",
+    "steps: 20 of them, a sign that says 'negative prompt: none', a {{}} and a [[]]",
+    "|| two bars ||, a ruler 1:2:3",
 ]
 
 
@@ -62,13 +73,17 @@ def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:
         make_image(tmp_path / f"{index:02}.png")
         (tmp_path / f"{index:02}.txt").write_text(text)
     (note,) = [note for note in scan_datasets([make_dataset(tmp_path)], None).notes if "other programs" in note]
-    assert note.startswith(f"warning: {tmp_path}: 16 of 17 captions with '(best quality:1.2)', '<lora:detail:0.8>', ")
-    kinds = "weights (5), LoRAs (3), choices (3), wildcards (2), escaped brackets (1) and BREAK (2)"
+    assert note.startswith(f"warning: {tmp_path}: 24 of 25 captions with '(best quality:1.2)', '<lora:detail:0.8>', ")
+    kinds = (
+        "weights (8), LoRAs (3), embeddings (1), parameters (2), flags (1), separators (1), choices (3), "
+        "wildcards (2), escaped brackets (1) and BREAK (2)"
+    )
     assert f"{kinds} of other programs are plain text here. Remove the weight" in note
     assert "'captions: lines'" in note and note.endswith("Remove BREAK")
     (told,) = prompt_warnings(texts, [])
-    assert told == note.replace(f"{tmp_path}: 16 of 17 captions", "sample: prompts").replace(
-        kinds, "weights, LoRAs, choices, wildcards, escaped brackets and BREAK"
+    assert told == note.replace(f"{tmp_path}: 24 of 25 captions", "sample: prompts").replace(
+        kinds,
+        "weights, LoRAs, embeddings, parameters, flags, separators, choices, wildcards, escaped brackets and BREAK",
     )
 
 

@@ -185,6 +185,7 @@ def test_a_profile_that_cannot_be_used_is_ignored_and_said(tmp_path: Path) -> No
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (48, 32), colour) for colour in (GREEN, BLUE)]}
 REFUSED = {
     "32 bits.tif": (of_array([[0, 70000]], "int32"), {}, "32-bit"),
+    "8 bits in 32.tif": (of_array([[0, 255]], "int32"), {}, "32-bit values (0 to 255). Save it with 8 or 16 bits"),
     "float.tif": (of_array([[1.0, 1.0]], "float32"), {}, "floating-point"),
     "pages.tif": (quarters(), FRAMES, "3 pages"),
     "still.gif": (quarters(), {}, "PNG"),
@@ -201,8 +202,14 @@ def test_what_cannot_be_read_faithfully_is_refused_by_name(tmp_path: Path, name:
     elif name == "text.jpg":
         (tmp_path / name).write_text("hello")
     assert reason in check_image(tmp_path / name)
-    with pytest.raises(ImageError, match=rf"{name}: .*{reason}"):
+    with pytest.raises(ImageError, match=rf"{name}: .*{re.escape(reason)}"):
         open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(("length", "reason"), [(0, "is empty"), (5000, "begins with zeros")])
+def test_what_a_full_disk_leaves_is_named(tmp_path: Path, length: int, reason: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(bytes(length))
+    assert check_image(tmp_path / "a.jpg") == f"{reason}, as after a broken download. Copy or download it again"
 
 
 def test_jpeg_with_several_pictures_is_a_photograph(tmp_path: Path) -> None:

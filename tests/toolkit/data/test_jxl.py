@@ -10,13 +10,31 @@ import numpy
 import pytest
 from PIL import Image
 
-from tests.toolkit.data.test_colours import BT2020, P3, P3_8, SIDE, SRGB, difference, icc, light_in, pq, srgb, tiled
+from tests.toolkit.data.test_colours import (
+    ADOBE,
+    ADOBE_8,
+    ADOBE_GAMMA,
+    BT2020,
+    P3,
+    P3_8,
+    P3_22,
+    SIDE,
+    SRGB,
+    WIDE_D50,
+    difference,
+    icc,
+    light_in,
+    pq,
+    srgb,
+    tiled,
+)
 from toolkit.data import images, jxl
 from toolkit.data.images import ImageError, image_size, inspect_header, inspect_image, open_image
 
 imagecodecs = import_module("imagecodecs") if find_spec("imagecodecs") else None
 decodes = pytest.mark.skipif(imagecodecs is None, reason="imagecodecs is not installed")
 
+WIDE_18 = tiled(light_in(WIDE_D50) ** (1 / 1.8), 255)
 SRGB_8 = tiled(srgb(light_in(SRGB)), 255)
 
 
@@ -34,6 +52,14 @@ class Writer:
         if value < 2:
             return self.put(value, 2)
         return self.put(2, 2).put(value - 2, 4) if value < 18 else self.put(3, 2).put(value - 18, 6)
+
+    def point(self, *values: float) -> Writer:
+        """Chromaticities in millionths, the sign in the lowest bit."""
+        for value in values:
+            number = 2 * round(value * 1_000_000)
+            choice = min(number >> 19, 2)
+            self.put(choice, 2).put(number - (choice << 19), 19 if choice < 2 else 20)
+        return self
 
     def data(self) -> bytes:
         length = -(-len(self.bits) // 8)
@@ -69,6 +95,8 @@ def with_header(
     orientation: int = 1,
     is_xyb: bool = False,
     profile: bool = False,
+    points: tuple[float, ...] = (),
+    gamma: float = 0,
 ) -> bytes:
     """The same pixels with another header."""
     codestream, _ = jxl._codestream_of(codestream)
@@ -81,7 +109,16 @@ def with_header(
     out.put(0, 1).put(3, 2).put(depth - 1, 6).put(1, 1).put(0, 2).put(is_xyb, 1)
     out.put(0, 1).put(profile, 1).enum(0)
     if not profile:
-        out.enum(1).enum(primaries).put(0, 1).enum(transfer).enum(1)
+        if points:
+            out.enum(2).point(*points[6:]).enum(2).point(*points[:6])
+        else:
+            out.enum(1).enum(primaries)
+        out.put(gamma > 0, 1)
+        if gamma:
+            out.put(round(gamma * 10_000_000), 24)
+        else:
+            out.enum(transfer)
+        out.enum(1)
     if orientation > 1:
         out.put(1, 1)
     return jxl.BEGINNINGS[0] + out.put(0, 2).put(1, 1).data() + frames
@@ -115,6 +152,30 @@ def test_the_header_says_which_colours_they_are(tmp_path: Path, name: str, value
     assert difference(path) <= 3
     found = inspect_header(path)
     assert found.colours == ("H.273 1/8" if name == "gamma 1" else name) and found.reading
+
+
+@decodes
+@pytest.mark.parametrize(
+    ("name", "values", "options"),
+    [
+        ("Adobe RGB", ADOBE_8, {"points": ADOBE, "gamma": 1 / ADOBE_GAMMA}),
+        (
+            "the primaries of its header",
+            tiled(light_in(WIDE_D50) ** (1 / 1.8), 255),
+            {"points": WIDE_D50, "gamma": 1 / 1.8},
+        ),
+        ("the primaries of its header", tiled(srgb(light_in(WIDE_D50)), 65535), {"points": WIDE_D50, "depth": 16}),
+        ("the primaries of its header", P3_22, {"primaries": 11, "gamma": 1 / 2.2}),
+        ("Display P3", P3_8, {"points": P3}),
+    ],
+)
+def test_the_header_may_give_numbers(tmp_path: Path, name: str, values, options: dict) -> None:
+    path = tmp_path / "a.jxl"
+    depth = options.get("depth", 8)
+    plain = imagecodecs.jpegxl_encode(values, lossless=True, bitspersample=depth)
+    path.write_bytes(with_header(plain, **{"primaries": 1, "transfer": 13, **options}))
+    assert numpy.array_equal(imagecodecs.jpegxl_decode(path.read_bytes()), values), "libjxl reads the header"
+    assert difference(path) <= 3 and inspect_header(path).colours == name
 
 
 @decodes

@@ -75,6 +75,28 @@ def test_a_mask_of_16_bits_with_the_values_0_and_1_is_black(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("levels", "is_told"),
+    [
+        ((0, 4, 12, 120, 150), True),  # the numbers of classes, as ADE20K has them
+        (range(0, 165, 11), True),
+        ((0, 128, 255), False),  # a trimap
+        ((0, 200), False),
+        (range(0, 256, 17), False),  # a soft edge of 4 bits
+        (range(0, 200), False),
+    ],
+)
+def test_a_map_of_classes_in_greys_is_told(tmp_path: Path, levels, is_told: bool) -> None:
+    row = numpy.array([level for level in levels for _ in range(4)], numpy.uint8)
+    Image.fromarray(row[None].repeat(8, 0)).save(tmp_path / "a.png")
+    mask = Mask(str(tmp_path / "a.png"))
+    fault = mask_fault(mask, look_at_mask(mask))
+    assert (fault is not None) == is_told
+    if fault:
+        assert fault.kind == "in a few greys without white, each of which counts by its brightness"
+        assert fault.remedy.startswith("If they are classes, save white for those that are to be learned")
+
+
+@pytest.mark.parametrize(
     ("share", "kind"), [(0.019, "such that"), (0.02, ""), (0.5, ""), (0.98, ""), (0.981, "without effect")]
 )
 def test_the_bounds_of_the_share(share: float, kind: str) -> None:

@@ -158,6 +158,14 @@ def test_damage_is_called_damage(tmp_path: Path) -> None:
         scan_datasets([section(file)], None)
 
 
+@pytest.mark.parametrize("key", ["folder_path", "captions_file"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "metadata.parquet"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataErrors, match=r"is what Git LFS has in the place .* Run 'git lfs pull' in its repository"):
+        scan_datasets([DatasetConfig.model_validate({key: str(path), "resolution": 64})], None)
+
+
 @pytest.mark.parametrize("pictures", [False, True])
 def test_without_pyarrow_one_line_names_the_extra(
     tmp_path: Path, image, monkeypatch: pytest.MonkeyPatch, pictures: bool

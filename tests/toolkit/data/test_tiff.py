@@ -152,6 +152,7 @@ KINDS = {
     "3 x uint8, JPEG XL compression": {"t258": (8,) * 3, "t262": (2,), "t277": (3,), "t259": (50002,)},
     "3 x uint12, JPEG compression": {"t258": (12,) * 3, "t262": (6,), "t277": (3,), "t259": (7,)},
     "1 x uint16, unknown (4711) compression": {"t259": (4711,)},
+    "5 x uint8": {"t258": (8,) * 5, "t262": (5,), "t277": (5,), "t338": (2,)},
     "uint of 5, 6, 5 bits": {"t258": (5, 6, 5), "t262": (2,), "t277": (3,)},
     "3 x uint8, YCbCr with fewer colours than pixels": {"t258": (8,) * 3, "t262": (6,), "t277": (3,)},
 }
@@ -167,6 +168,34 @@ def test_a_valid_file_of_a_kind_that_is_not_read_is_called_that(tmp_path: Path, 
         assert refused.value.reason.startswith(f"is a TIFF of {kind}, which is not read. Save it as")
         assert "damaged" not in refused.value.reason
     assert capfd.readouterr() == ("", ""), "nothing of libtiff on the terminal"
+
+
+def with_second_page(path: Path, first: int, second: int) -> None:
+    """A page of 8-bit RGB, then a small one. first, second: their tags 254."""
+    rgb = (RGB_16 >> 8).astype(numpy.uint8)
+    write(path, [rgb.tobytes()], t254=(first,), t258=(8,) * 3, t262=(2,), t277=(3,))
+    page = bytearray(path.read_bytes())
+    number_of_tags = struct.unpack_from("<H", page, 8)[0]
+    struct.pack_into("<I", page, 10 + 12 * number_of_tags, len(page))
+    tags = [(254, second), (256, 1), (257, 1), (258, 8), (259, 1), (262, 4), (273, 8), (277, 1), (278, 1), (279, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(bytes(page) + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+@pytest.mark.parametrize("kind", [1, 4, 5])
+def test_a_thumbnail_or_a_mask_behind_the_picture_is_no_page(tmp_path: Path, kind: int) -> None:
+    """Also one of a kind that Pillow does not open."""
+    path = tmp_path / "a.tif"
+    with_second_page(path, 0, kind)
+    assert worst(levels(path), RGB_16 >> 8) == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (2, 2)])
+def test_pages_are_refused_and_a_thumbnail_before_the_picture(tmp_path: Path, first: int, second: int) -> None:
+    path = tmp_path / "a.tif"
+    with_second_page(path, first, second)
+    with pytest.raises(ImageError, match=r"holds 2 pages\. Save one of them as PNG"):
+        open_image(path)
 
 
 def test_a_torn_header_is_damage() -> None:

@@ -408,7 +408,7 @@ def test_a_damaged_shard_is_one_line_and_too_many_end_the_run(tmp_path: Path, sa
     bad = tmp_path / "1.tar"
     bad.write_bytes(damage(bad.read_bytes()))
     with pytest.raises(
-        RunError, match=r"1\.tar: is damaged behind sample \d of it .*1 of 2 shards are damaged"
+        RunError, match=r"1\.tar: is damaged behind sample \d of it .*1 of 2 shards cannot be read"
     ) as caught:
         list(stream(tmp_path).read(None))
     assert "\n" not in str(caught.value)
@@ -427,9 +427,50 @@ def test_what_is_no_tar_is_told(tmp_path: Path, content: bytes, message: str) ->
         list(stream(tmp_path).read(None))
 
 
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 99735\n".encode()
+OF_GIT_LFS = "is what Git LFS has in the place of a file that was not downloaded"
+PULL = "Run 'git lfs pull' in its repository, or download the file by itself"
+
+
+@pytest.mark.parametrize("name", ["0.tar", "0.tar.gz", "0.parquet"])
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_pointer_of_git_lfs_in_the_place_of_a_shard_is_named(tmp_path: Path, name: str, is_remote: bool) -> None:
+    if name == "0.parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(POINTER)
+    with serving(tmp_path) as server:
+        place = f"{server.address}/{name}" if is_remote else f"{tmp_path}/{name}"
+        with pytest.raises(RunError) as caught:
+            list(ShardStream(expand_shards([place]), 5).read(None))
+    allowed = "1 of 1 shards cannot be read, at most 5% are allowed"
+    assert str(caught.value) == f"{place}: {OF_GIT_LFS}; {allowed}. {PULL}, or remove it from the list."
+
+
+def test_pointers_of_git_lfs_inside_a_shard_are_named(tmp_path: Path, said: list[str]) -> None:
+    """Also in the place of a caption, which would be trained as it stands."""
+    files = {"0.png": POINTER, "0.txt": b"a", "1.png": png(), "1.txt": POINTER, "2.png": png(), "2.txt": b"c"}
+    write_tar(tmp_path / "0.tar", files)
+    assert captions(stream(tmp_path, epochs=1, window=1, keys=SampleKeys(label="txt")).read(None)) == ["c"]
+    assert said == [
+        f"{tmp_path}/0.tar/0: left out: its image {OF_GIT_LFS}. {PULL}.",
+        f"{tmp_path}/0.tar/1: left out: its txt cannot be read: it {OF_GIT_LFS}. {PULL}.",
+    ]
+
+
+def test_a_shard_that_may_not_be_read_says_who_owns_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(tmp_path / "0.tar", 1)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "0.tar")
+
+    monkeypatch.setattr("toolkit.data.shards.Shard.open", denied)
+    with pytest.raises(RunError, match=r"0\.tar: cannot be read: Permission denied: it belongs to .*, mode 6"):
+        list(stream(tmp_path).read(None))
+
+
 def test_shards_without_any_sample_are_an_error_not_an_endless_loop(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"README": b"x"})
-    with pytest.raises(RunError, match=r"0\.tar: holds no sample; 1 of 1 shards are damaged"):
+    with pytest.raises(RunError, match=r"0\.tar: holds no sample; 1 of 1 shards cannot be read"):
         list(stream(tmp_path, epochs=None).read(None))
     with pytest.raises(RunError, match=r"no sample can be used: holds no sample\.$"):
         stream(tmp_path).first(1)

@@ -63,6 +63,10 @@ def encrypted(path: Path) -> None:
         (linked, "'a' leads out of the archive"),
         (encrypted, "'a' is encrypted. Unpack it"),
         (lambda path: path.write_bytes(b"PK\3\4" + bytes(99)), "is not a readable zip file"),
+        (
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "is what Git LFS has in the place",
+        ),
         (lambda path: path.write_bytes(Path(archive(path, x="a" * 999)).read_bytes().replace(b"aaa", b"bbb")), "CRC"),
     ],
 )

@@ -7,9 +7,10 @@ from PIL import Image
 from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.data.counts import optimizer_steps
 from toolkit.data.epoch_order import count_batches
-from toolkit.data.folder import FolderInfo, scan_datasets
+from toolkit.data.folder import ConvertedImage, FolderInfo, scan_datasets
 from toolkit.data.items import cover, make_items
-from toolkit.data.types import BucketedSample, Sample, Size
+from toolkit.data.masks import MaskLook
+from toolkit.data.types import BucketedSample, Mask, Sample, Size
 from toolkit.plan.run_plan import RunPlan, batch_note, folder_plans
 
 
@@ -71,6 +72,13 @@ def test_epochs_are_rounded_to_four_places_and_whole_ones_are_integers(steps: in
 
 def test_json_has_exactly_the_documented_shape() -> None:
     folder = make_folder("data/20_style", 3, 20, (1600, 1200), references=2)
+    masked = tuple(sample._replace(mask=Mask("m.png")) for sample in folder.samples[:2])
+    files = [
+        ConvertedImage(f"{name}.png", colours, False)
+        for name, colours in zip("abca", ("P3", "PQ", "P3", "P3"), strict=True)
+    ]
+    looks = (MaskLook(0.25, 255, False), MaskLook(0.75, 255, False))
+    folder = replace(folder, samples=(*masked, folder.samples[2]), converted=tuple(files), mask_looks=looks)
     plan = make_plan([folder], (768, 512, 512), 4, notes=("warning: it is late", "disk: about 1 GB"))
     assert plan.to_json() == {
         "type": "sd_trainer",
@@ -83,6 +91,9 @@ def test_json_has_exactly_the_documented_shape() -> None:
                 "missing_captions": 1,
                 "captions": {"1": 3},
                 "references": {"2": 3},
+                "masks": 2,
+                "mask_share": 0.5,
+                "converted": {"P3": 2, "PQ": 1},
                 "buckets": [{"width": 576, "height": 448, "images": 3}, {"width": 864, "height": 672, "images": 3}],
             }
         ],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
 from extensions.tools.lint.checks import CHECKS, run_checks
 from extensions.tools.lint.config import CHECK_NAMES
@@ -19,6 +19,7 @@ from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
+from tests.toolkit.data.conftest import make_dataset
 from tests.toolkit.data.test_colours import cicp
 from toolkit.config import load_job
 from toolkit.config.dataset import DatasetConfig
@@ -336,6 +337,18 @@ def test_hdr_and_television_are_listed_and_other_colours_are_not(folder: Path) -
     brighter = "Training makes it brighter, as its curve asks for; look at the result"
     marked = "is BT.709 by its header, as some programs mark sRGB too"
     assert messages == {"hdr.png": f"is HDR (PQ). {outcome}", "frame.png": f"{marked}. {brighter}"}
+
+
+def test_a_profile_that_is_not_used_is_listed_in_the_words_of_the_plan(folder: Path) -> None:
+    print_colours(folder)
+    path = folder / "bad.jpg"
+    with Image.open(path) as image:
+        image.save(path, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    path.with_suffix(".txt").write_text("a picture")
+    fault = "its colour profile is for RGB, its pixels are CMYK: taken as sRGB"
+    assert fault in [each.message for each in lint("photos", *DEFAULTS) if each.check == "mode"]
+    notes = scan_datasets([make_dataset(folder)], None).notes
+    assert f"{folder}/bad.jpg: {fault}" in notes
 
 
 def test_masks_are_judged_as_the_plan_judges_them(folder: Path) -> None:
