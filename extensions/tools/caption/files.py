@@ -25,7 +25,7 @@ from toolkit.data.directory import list_folder
 from toolkit.data.images import ImageError
 from toolkit.data.tables import image_name
 from toolkit.errors import UserError
-from toolkit.files.writing import atomic_write, fsync, os_error_as_run_error, unused_path, write_text
+from toolkit.files.writing import atomic_write, folder_lock, fsync, os_error_as_run_error, unused_path, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -180,12 +180,18 @@ class TextFiles(Captions):
 
     def _replace(self, image: CaptionedImage, caption: str) -> None:
         file = image.path.with_suffix(".txt")
-        if file.is_file():
-            self._keep_old(file, str(Path(image.name).with_suffix(".txt")))
-        self._add(image, caption)
+        with folder_lock(file.parent):
+            if file.is_file():
+                self._keep_old(file, str(Path(image.name).with_suffix(".txt")))
+            write_text(file, caption + "\n")
 
     def _add(self, image: CaptionedImage, caption: str) -> None:
-        write_text(image.path.with_suffix(".txt"), caption + "\n")
+        file = image.path.with_suffix(".txt")
+        with folder_lock(file.parent):
+            if self.has(image):
+                logger.info(f"{image.name}: got a caption meanwhile, which is kept")
+                return
+            write_text(file, caption + "\n")
 
 
 def _is_caption(file: Path) -> bool:

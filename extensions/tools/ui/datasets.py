@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -36,7 +36,7 @@ from toolkit.data.images import ImageError, image_size
 from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import atomic_write, link, read_object, read_regular, write_json
+from toolkit.files.writing import atomic_write, folder_lock, link, read_object, read_regular, write_json
 
 LINT_S = 900
 """Seconds that a check of a dataset may take."""
@@ -48,8 +48,6 @@ MOST_KNOWN = 50_000
 """Images whose size is remembered."""
 
 DEFAULT_VIEW = {"references": "", "masks": "", "resolution": 1024}
-
-_writing = Lock()
 
 
 class Conflict(ValueError):
@@ -257,16 +255,21 @@ def keep_captions(data: Dataset, images: Iterable[FoundImage]) -> None:
 
 
 def set_caption(data: Dataset, image: FoundImage, text: str, version: str, is_kept: bool = False) -> str:
-    """Replaces a caption whose version is as it was read. Returns the new version. Raises Conflict for another version,
-    CaptionError for a `.json` without a caption, OSError.
+    """Replaces a caption whose version is as it was read. Returns the new version. Raises Conflict for another version
+    that holds another text, CaptionError for a `.json` without a caption and for an image that is gone, OSError.
 
     is_kept: it is one of many, for which `keep_captions` was called; the disk may write them together.
     """
     file = caption_file(image)
-    with _writing:
+    with folder_lock(file.parent):
+        if not os.path.exists(image.path):
+            raise CaptionError(image.path, "its image is gone. It was deleted or moved meanwhile")
         if caption_version(image) != version:
             with suppress(CaptionError):
-                raise Conflict(read_caption(file) if file.exists() else "")
+                theirs = read_caption(file) if file.exists() else ""
+                if theirs == text:
+                    return caption_version(image)
+                raise Conflict(theirs)
             raise Conflict(image.caption)
         content = with_caption(file, text).encode()
         if not is_kept:
@@ -298,18 +301,31 @@ def _moment() -> str:
     return f"{time.strftime('%Y-%m-%d_%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
-def trash(data: Dataset, images: Iterable[FoundImage]) -> str:
-    """Moves images with all that belongs to them into the trash. Returns the entry's name. Raises OSError."""
-    entry = _moment()
+def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
+    """Moves images with all that belongs to them into the trash. Returns the entry's name, and how many were there to
+    be moved. Raises OSError, RunError."""
+    entry, moved = _moment(), 0
     for image in images:
-        partners = filter(None, (*image.references, image.mask))
-        beside = [path for path in partners if os.path.dirname(path) == os.path.dirname(image.path)]
-        for path in dict.fromkeys((image.path, *(() if image.shares_stem else (*image.captions, *beside)))):
-            target = data.ui.datasets / TRASH / entry / data.name / data.id_of(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                shutil.move(path, target)
-    return entry
+        with folder_lock(Path(image.path).parent):
+            if not os.path.lexists(image.path):
+                continue  # by now in another entry, with its caption
+            for path in _with_partners(image):
+                target = data.ui.datasets / TRASH / entry / data.name / data.id_of(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    shutil.move(path, target)
+            moved += 1
+    return entry, moved
+
+
+def _with_partners(image: FoundImage) -> list[str]:
+    """The file of an image, and the files beside it that belong to it alone."""
+    if image.shares_stem:
+        return [image.path]
+    partners = filter(None, (*image.references, image.mask))
+    beside = [path for path in partners if os.path.dirname(path) == os.path.dirname(image.path)]
+    captions = image.captions or filter(os.path.lexists, [str(caption_file(image))])  # one that came meanwhile
+    return [*dict.fromkeys((image.path, *captions, *beside))]
 
 
 def trashed(ui: Ui) -> list[tuple[str, str, int, str]]:
@@ -335,12 +351,15 @@ def restore(ui: Ui, entry: str) -> tuple[int, int]:
         target = ui.datasets / path.relative_to(place)
         if not target.resolve().is_relative_to(root):
             raise HTTPException(404, "no such dataset")
-        with _writing:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with folder_lock(target.parent):
+            if not os.path.lexists(path):
+                continue  # it has been brought back meanwhile
             if os.path.lexists(target):
                 stay += 1
                 continue
             link(path, target)
-        path.unlink()
+            path.unlink()
         back += 1
     for top, _, _ in os.walk(place, topdown=False):
         with suppress(OSError):  # one that still holds a file
@@ -354,8 +373,10 @@ def restore(ui: Ui, entry: str) -> tuple[int, int]:
 def lint(data: Dataset) -> None:
     """Starts the check of a dataset, unless it is under way."""
     key, state = ("lint", data.name), data.state
-    if data.ui.memory.get(key) == "running":
-        return
+    with data.ui.locked():
+        if data.ui.memory.get(key) == "running":
+            return
+        data.ui.memory[key] = "running"
     references, _ = data.partner(data.view["references"])
     flags = [str(data.folder), "--json", f"--resolution={data.view['resolution']}"]
     flags += [f"--control-path={references}"] if references else []
@@ -375,7 +396,6 @@ def lint(data: Dataset) -> None:
         finally:
             data.ui.memory[key] = fault
 
-    data.ui.memory[key] = "running"
     Thread(target=check, daemon=True).start()
 
 

@@ -28,7 +28,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES
-from toolkit.files.writing import read_object
+from toolkit.files.writing import folder_lock, os_error_as_run_error, read_object
 from toolkit.train.run_index import RunIndex
 from toolkit.train.run_reader import RunInfo, read_run
 
@@ -79,6 +79,14 @@ class Ui:
     def settings(self) -> Path:
         """The file of what is set on the page."""
         return self.own / "settings.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The block is the only one that changes a file in `own`. Raises RunError where the disk cannot be written."""
+        with os_error_as_run_error(self.own):
+            self.own.mkdir(parents=True, exist_ok=True)
+        with folder_lock(self.own):
+            yield
 
     def runs(self) -> tuple[RunInfo, ...]:
         """All runs, in the order of their paths."""

@@ -9,11 +9,11 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -40,7 +40,7 @@ from toolkit.data.items import SIZE_MULTIPLE, bucket_for
 from toolkit.data.types import ResizeCrop, Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import fsync, write_json
+from toolkit.files.writing import fsync, locked, write_json
 
 PER_PAGE = 60
 THUMB_SIDE = 400
@@ -55,7 +55,6 @@ MOST_SHOWN = 200
 
 _QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_adding = Lock()
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
 
 
@@ -243,7 +242,8 @@ def set_view(request: Request, form: Form) -> Response:
 def check(request: Request, form: Form) -> Response:
     """Starts lint."""
     data = _opened(request)
-    datasets.lint(data)
+    with _writes(data.name):
+        datasets.lint(data)
     return _back(request, data)
 
 
@@ -354,8 +354,10 @@ def delete(request: Request, form: Form) -> Response:
     data = _read(request)
     images = _ticked(data, form.data.getlist("chosen"))
     with _writes(data.name):
-        entry = datasets.trash(data, images)
-    return _back(request, data, **_where(form), deleted=len(images), entry=entry)
+        entry, moved = datasets.trash(data, images)
+    if not moved:
+        raise HTTPException(404, texts()["datasets"]["none_chosen"])
+    return _back(request, data, **_where(form), deleted=moved, entry=entry)
 
 
 # ---------------------------------------------------------------- files that come
@@ -416,9 +418,12 @@ def _add(request: Request, piece: bytearray) -> Response:
     target, key = _target(data, query.get("into", "")), ("upload", part.path.name)
     offset = whole(query.get("offset", ""), 0, part.size)
     try:
-        with _adding, _writes(part.name):
-            running = data.ui.memory.get(key)
-            if running and running["state"] == "checking":
+        with _writes(part.name), data.ui.locked(), ExitStack() as held:
+            # Whoever takes a whole part has its lock meanwhile, which another page of this folder sees.
+            is_begun = part.path.exists()
+            is_free = held.enter_context(locked(part.path)) if is_begun else True
+            running = data.ui.memory.get(key, {"state": "", "files": []})
+            if running["state"] == "checking" or is_free is False:
                 told = {"state": "checking", "count": len(running["files"])}
                 return JSONResponse({"detail": "is being looked at", "offset": part.size, "told": told}, 409)
             uploads.clean(part.path.parent)
@@ -426,12 +431,16 @@ def _add(request: Request, piece: bytearray) -> Response:
             if here < part.size:
                 return JSONResponse({"offset": here})
             told = data.ui.memory[key] = {"state": "checking", "files": []}
+            if not is_begun:
+                held.enter_context(locked(part.path))
+            taking = held.pop_all()
     except uploads.Refused as error:
         return JSONResponse({"detail": str(error), **part.state()}, 409)
 
     def take() -> None:
         try:
-            uploads.take(part.path, part.name, target, decoder(data.ui), told["files"].append)
+            with taking:
+                uploads.take(part.path, part.name, target, decoder(data.ui), told["files"].append)
         finally:
             told["state"] = "done"
 

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -23,7 +24,7 @@ from extensions.tools.shared.run_records import sample_rows
 from extensions.tools.ui.commands import check_job
 from extensions.tools.ui.datasets import below
 from extensions.tools.ui.preference_job import base_job, preference_job
-from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
+from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of, whole
 from extensions.tools.ui.views.new import save_new, short, unused_name, why_not_started
 from extensions.tools.ui.views.queue import enqueue, images_folder
 from extensions.tools.ui.views.run import image, references
@@ -150,15 +151,14 @@ def digest(path: str) -> str:
 @posted()
 def vote(request: Request, form: Form) -> Response:
     """Keeps a vote, or takes the last one back, and leads to the next pair. A button that was pressed twice counts
-    once."""
+    once; another vote on the same pair is refused."""
     place = place_of(request)
     ballot, choice = place.ballot, form.get("vote", "")
     with conflicts():
         if choice == "undo":
-            if form.get("count") == str(len(ballot.votes)):
-                ballot.undo()
-        else:
-            ballot.vote(frozenset((form.get("left", ""), form.get("right", ""))), choice)
+            ballot.undo(whole(form.get("count", "")) or 0)
+        elif not ballot.vote(frozenset((form.get("left", ""), form.get("right", ""))), choice):
+            raise HTTPException(409, texts()["votes"]["not_kept"])
     return RedirectResponse(place.address, 303)
 
 
@@ -192,11 +192,12 @@ def train(request: Request, form: Form) -> Response:
         raise HTTPException(400, texts()["votes"]["none_decided"])
     model = next((group.model for group in place.groups if group.model), "")
     before = name_like(place.title.removesuffix("_votes"), "votes").removesuffix("_voted")
-    name = unused_name(ui, f"{before}_voted")
     with conflicts():
         prompts = [*dict.fromkeys(row["prompt"] for row in ballot.decided)]
         job = base_job(place.run.config if place.run else None, lora, model, place.folder, prompts)
-        text = preference_job(job, name, short(ballot.file), lora, len(ballot.decided))
+        text_of = partial(preference_job, job, table=short(ballot.file), lora=lora, pairs=len(ballot.decided))
+        name = unused_name(ui, f"{before}_voted", text_of)
+        text = text_of(name)
     path = save_new(ui, f"{name}.yaml", text)
     checked = check_job(ui, text, path.name, "")
     faults = [message.text for message in checked.errors] or (why_not_started(checked.plan) if checked.plan else [])

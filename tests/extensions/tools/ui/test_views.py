@@ -291,7 +291,8 @@ def test_a_file_is_marked_and_the_mark_survives(client: TestClient, make_run: Ca
     answer = client.post("/runs/one/favourite", data={"file": "one.safetensors"}, follow_redirects=False)
     assert answer.status_code == 303
     assert "★" in client.get("/runs/one").text
-    client.post("/runs/one/favourite", data={"file": "one.safetensors"})
+    assert 'name="marked" value="true"' in client.get("/runs/one").text
+    client.post("/runs/one/favourite", data={"file": "one.safetensors", "marked": "true"})
     assert "★" not in client.get("/runs/one").text
     assert client.post("/runs/one/favourite", data={"file": "../x"}).status_code == 404
 
