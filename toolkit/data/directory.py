@@ -84,6 +84,14 @@ class DirectoryListing:
         """The file of this name."""
         return self.prefix + name
 
+    def take_texts(self, before: DirectoryListing) -> None:
+        """Takes the captions of files that have not changed since an earlier listing of the folder was read."""
+        latest = before.looked_at - MIN_FILE_AGE_NS
+        for name, text in before.texts.items():
+            version = self.versions.get(name)
+            if version and version == before.versions.get(name) and max(version[1:]) < latest:
+                self.texts[name] = text
+
     def describe(self) -> str:
         """The other entries in a few words, for a message about a folder without images."""
         suffixes = [split_suffix(name)[1] or "without suffix" for name in self.files.values()]
@@ -190,15 +198,18 @@ class ScanCache:
             if found := archive_in(folder):  # a zip file or a folder in one: beside the cache files
                 home = self._folder.parent / "zips" if self._folder else Path(self._unpacked.name)
                 files_in = os.path.join(unpacked(found[0], home), found[1])
-            listing = list_folder(folder, files_in)
-            place = real_path(listing.prefix)
-            first = self._listings.setdefault(place, listing)
-            if first is not listing:  # the same folder by another name
-                listing.facts, listing.texts = first.facts, first.texts
-            elif self._folder:
-                _recall(listing, self._file(self._folder, place))
-            self._named[folder] = listing
+            self.take(list_folder(folder, files_in))
         return self._named[folder]
+
+    def take(self, listing: DirectoryListing) -> None:
+        """Takes a folder as somebody has read it, which is not read again."""
+        place = real_path(listing.prefix)
+        first = self._listings.setdefault(place, listing)
+        if first is not listing:  # the same folder by another name
+            listing.facts, listing.texts = first.facts, first.texts
+        elif self._folder:
+            _recall(listing, self._file(self._folder, place))
+        self._named[listing.folder] = listing
 
     def save(self) -> None:
         """Saves new facts.

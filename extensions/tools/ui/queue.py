@@ -197,9 +197,7 @@ class Queue:
         self.folder = folder.absolute()
         self._seen: dict[str, tuple[tuple[int, ...], Entry]] = {}
 
-    def add(
-        self, argv: Sequence[str], name: str, cwd: Path | None = None, unless: Collection[State] = ()
-    ) -> Entry:
+    def add(self, argv: Sequence[str], name: str, cwd: Path | None = None, unless: Collection[State] = ()) -> Entry:
         """A new entry at the end, started by the runner when a GPU is free. Raises UserError for what is not a command
         for the queue; whether its settings are right is the caller's to check.
 

@@ -111,6 +111,15 @@ class Ui:
                 self.memory["kept", key] = time.monotonic(), value
             return value
 
+    def recent(self, kind: str, key: object, make: Callable[[], Any], most: int) -> Any:
+        """What `make` gave for a key, of which so many of a kind stay in memory: those last asked for."""
+        known: dict[object, Any] = self.memory.setdefault(kind, {})
+        found = known.pop(key, None) or make()
+        known[key] = found  # the last asked for is the last to go
+        while len(known) > most:
+            known.pop(next(iter(known)), None)
+        return found
+
     def run(self, run_id: str) -> RunInfo:
         """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or one of its files is a link that
         leads out of its folder: a run that came from elsewhere must not show this machine's files."""
@@ -133,11 +142,7 @@ class Ui:
 
 def feed(ui: Ui, folder: Path) -> Feed:
     """The feed of a run; a few of those last asked for stay in memory."""
-    feeds: dict[Path, Feed] = ui.memory.setdefault("feeds", {})
-    found = feeds.pop(folder, None) or Feed(folder)
-    feeds[folder] = found  # the last asked for is the last to go
-    while len(feeds) > 24:
-        feeds.pop(next(iter(feeds)), None)
+    found: Feed = ui.recent("feeds", folder, lambda: Feed(folder), 24)
     return found
 
 

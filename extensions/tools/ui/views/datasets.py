@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -36,8 +35,8 @@ from toolkit.data.fingerprint import version_of
 from toolkit.data.folder import FoundImage
 from toolkit.data.found import repeats_of
 from toolkit.data.images import ImageError, media_type
-from toolkit.data.items import SIZE_MULTIPLE, bucket_for
-from toolkit.data.types import ResizeCrop, Size
+from toolkit.data.items import SIZE_MULTIPLE
+from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, locked, write_json
@@ -144,35 +143,28 @@ def show(request: Request) -> Response:
 
 def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[uploads.Told] = ()) -> Response:
     query = {key: request.query_params.get(key, "") for key in _QUERY}
-    found = datasets.findings(data)
-    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
-    chosen = _filtered(data, query, sizes, found["by_file"])
+    found = data.findings
+    chosen = _filtered(data, query)
     pages = max(1, -(-len(chosen) // PER_PAGE))
     page = whole(query["page"], 1, pages) or (1 if not query["page"] else pages)
-    crops, buckets, used = dict[str, ResizeCrop](), Counter[Size](), Counter[Size]()
-    for image in data.images:
-        if isinstance(size := sizes[image.path], Size):
-            crop = crops[image.path] = bucket_for(size, data.view["resolution"], SIZE_MULTIPLE)
-            buckets[crop.bucket] += 1
-            used[crop.bucket] += image.repeats
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
     return render(
         request,
         "dataset.html.j2",
         status,
         data=data,
-        cards=[_card(data, image, sizes[image.path], crops.get(image.path), found["by_file"]) for image in shown],
+        cards=[_card(data, image) for image in shown],
         count=len(chosen),
-        missing=sum(not image.caption for image in data.images),
-        repeats=sorted({image.repeats for image in data.images}),
+        missing=data.missing,
+        repeats=data.repeats,
         page=page,
         pages=pages,
         address=lambda page: "?" + urlencode({"q": query["q"], "only": query["only"], "page": page}),
         query=query,
-        buckets=[(bucket, count, used[bucket]) for bucket, count in sorted(buckets.items())],
+        buckets=data.buckets,
         findings=found,
-        others={path: rows for path, rows in found["by_file"].items() if path not in sizes},
-        faults={place: text for place, text in data.faults.items() if place not in sizes},
+        others={path: rows for path, rows in found["by_file"].items() if path not in data.sizes},
+        faults={place: text for place, text in data.faults.items() if place not in data.sizes},
         folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
         subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
@@ -184,15 +176,15 @@ def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[upl
     )
 
 
-def _filtered(
-    data: Dataset, query: Any, sizes: dict[str, Size | str], by_file: dict[str, list[dict[str, str]]]
-) -> list[FoundImage]:
+def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
     """The images that `q` and `only` ask for."""
     wanted, only = query.get("q", "").casefold(), query.get("only", "")
+    if not (wanted or only):
+        return data.images
     keeps = {
         "missing": lambda image: not image.caption,
-        "broken": lambda image: isinstance(sizes.get(image.path), str) or _fault(data, image),
-        "found": lambda image: image.path in by_file,
+        "broken": lambda image: isinstance(data.sizes.get(image.path), str) or _fault(data, image),
+        "found": lambda image: image.path in data.findings["by_file"],
     }.get(only, lambda image: True)
     return [
         image
@@ -205,10 +197,12 @@ def _fault(data: Dataset, image: FoundImage) -> str:
     return next((data.faults[path] for path in (image.path, *image.captions, image.table) if path in data.faults), "")
 
 
-def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file: dict[str, Any]) -> dict[str, Any]:
+def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     """An image as the template shows it. `frame`: left, top, width and height of what is trained, in its pixels."""
-    frame, partners = None, (*image.references, *filter(None, [image.mask]))
-    if crop and isinstance(size, Size):
+    frame, crop, size = None, None, data.sizes[image.path]
+    partners = (*image.references, *filter(None, [image.mask]))
+    if isinstance(size, Size):
+        crop = data.crop(size)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
         frame = [round(place / scale[axis % 2], 1) for axis, place in enumerate((crop.left, crop.top, *crop.bucket))]
     return {
@@ -220,7 +214,7 @@ def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file
         "bucket": crop and crop.bucket,
         "frame": frame,
         "version": datasets.caption_version(image),
-        "findings": by_file.get(image.path, []),
+        "findings": data.findings["by_file"].get(image.path, []),
         "partners": [os.path.relpath(path, data.ui.datasets).split(os.sep, 1) for path in partners],
         "table": data.id_of(image.table) if image.table else "",
     }
@@ -249,7 +243,7 @@ def check(request: Request, form: Form) -> Response:
 
 def check_state(request: Request) -> Response:
     """Whether lint is at work."""
-    found = datasets.findings(_opened(request))
+    found = _read(request).findings
     return JSONResponse({"status": found["status"], "count": found["count"]})
 
 
@@ -311,8 +305,7 @@ def _where(form: Form) -> dict[str, str]:
 def change(request: Request, form: Form) -> Response:
     """Search and replace, a tag for many: first what would become of the captions, then, if it is still that, done."""
     data, names = _read(request), form.data.getlist("chosen")
-    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
-    shown = _ticked(data, names) if names else _filtered(data, form, sizes, datasets.findings(data)["by_file"])
+    shown = _ticked(data, names) if names else _filtered(data, form)
     images = [image for image in shown if not image.table and not _fault(data, image)]
     changes = [(each, new) for each in images if (new := datasets.changed_caption(each.caption, form)) != each.caption]
     rows = [(data.id_of(each.path), datasets.caption_version(each), each.caption, new) for each, new in changes]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,7 @@ from extensions.tools.ui.queue import Queue
 LATE_S = 0.08
 """Seconds by which each write comes late; a request takes less."""
 
+_asking = Lock()
 LINTED = "linted.txt"
 """Gets a line for each check of a dataset."""
 
@@ -45,7 +47,8 @@ def run_py(*arguments: str, **_: object) -> tuple[int, str, str]:
 
 def ask(request: dict[str, Any] | None) -> Any:
     """What is asked of the declarations of the tools."""
-    return json.loads(json.dumps(forms.mistakes(**request) if request else forms.forms(), default=str))
+    with _asking:
+        return json.loads(json.dumps(forms.mistakes(**request) if request else forms.forms(), default=str))
 
 
 def main(port: int, folder: Path) -> None:
