@@ -124,8 +124,10 @@ def list_folder(folder: str, files_in: str = "") -> DirectoryListing:
     place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
     with os.scandir(place) as found:
-        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in entries:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
+    entries.sort(key=lambda entry: entry.name, reverse=True)
+    while entries:
+        entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file
         name, version, stat = entry.name, None, None
         with suppress(OSError):  # a broken link
             stat = entry.stat()

@@ -123,8 +123,16 @@ class Dataset:
     @cached_property
     def state(self) -> str:
         """A digest of the files in it: another one, when any of them has changed."""
-        files = [(each.folder, sorted(each.versions.items(), key=str)) for each in (*self.listings, *self.partners)]
-        return hashlib.sha256(repr((files, self.view)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr(self.view).encode())
+        for listing in (*self.listings, *self.partners):
+            digest.update(repr(listing.folder).encode())
+            for file in listing.versions.items():  # by name
+                digest.update(repr(file).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def _prefix(self) -> str:
+        return f"{self.folder}{os.sep}"
 
     @cached_property
     def missing(self) -> int:
@@ -159,7 +167,10 @@ class Dataset:
 
     def id_of(self, path: str) -> str:
         """The name of a file in addresses: its path from the folder, with `/`."""
-        return os.path.relpath(path, self.folder).replace(os.sep, "/")
+        within = path.removeprefix(self._prefix)  # of thousands of images in a tenth of the time of `relpath`
+        if within == path:
+            within = os.path.relpath(path, self.folder)
+        return within.replace(os.sep, "/")
 
     def partner(self, value: str) -> tuple[str, str]:
         """What `references` or `masks` means: a folder, or a suffix of names."""
@@ -212,6 +223,7 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
     data.faults_told = ui.memory.get("faults told", 0)
     is_same = before is not None and before.state == data.state
     if before and is_same:
+        data.listings, data.partners = before.listings, before.partners
         data.images, data.faults, data.notes, data.sizes = before.images, before.faults, before.notes, before.sizes
     elif any(listing.images for listing in data.listings):
         _read_captions(data, before)

@@ -1,0 +1,166 @@
+"""A large dataset that many look at: one look at the disk for all who wait for it, and nothing is read twice."""
+
+from __future__ import annotations
+
+import re
+import threading
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from extensions.tools.ui import datasets
+from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.conftest import Served
+from toolkit.data import captions, directory
+from toolkit.files.writing import write_json
+
+MB = 2**20
+
+
+def made(folder: Path, count: int) -> Path:
+    """Images that all are the same, each with a caption."""
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(folder / "00000.jpg")
+    content = (folder / "00000.jpg").read_bytes()
+    for number in range(count):
+        (folder / f"{number:05}.jpg").write_bytes(content)
+        (folder / f"{number:05}.txt").write_text(f"picture {number}")
+    return folder
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], list[str]]:
+    """Counts the calls of a function in a module by their first argument."""
+
+    def count(module: Any, name: str) -> list[str]:
+        found, function = list[str](), getattr(module, name)
+
+        def call(first: Any, *others: Any, **named: Any) -> Any:
+            found.append(str(first))
+            return function(first, *others, **named)
+
+        monkeypatch.setattr(module, name, call)
+        return found
+
+    return count
+
+
+def together(ask: Callable[[], Any], many: int) -> list[Any]:
+    barrier = threading.Barrier(many)
+
+    def one(_: int) -> Any:
+        barrier.wait()
+        return ask()
+
+    with ThreadPoolExecutor(many) as pool:
+        return list(pool.map(one, range(many)))
+
+
+def test_forty_who_look_at_once_cost_a_few_looks(
+    client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]]
+) -> None:
+    made(ui.datasets / "d", 300)
+    listed, read = counted(datasets, "list_folder"), counted(captions, "read_chunks")
+    answers = together(lambda: client.get("/datasets/d"), 40)
+    assert {answer.status_code for answer in answers} == {200}
+    looks = listed.count(str(ui.datasets / "d"))
+    assert looks < 20, "each looks by itself"
+    assert len(read) == 300, "a caption was read twice"
+
+
+def test_memory_is_that_of_one_look(client: TestClient, ui: Ui) -> None:
+    made(ui.datasets / "d", 1500)
+    client.get("/datasets/d")
+    ui.memory.pop("datasets", None)
+    tracemalloc.start()
+    try:
+        datasets.read_dataset(ui, "d")
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        found = together(lambda: datasets.read_dataset(ui, "d"), 40)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len({id(each.images) for each in found}) == 1
+    assert peak < 3 * kept, f"{peak / kept:.1f} times what one look keeps"
+
+
+def test_a_caption_that_has_changed_is_the_only_one_that_is_read(
+    client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "MIN_FILE_AGE_NS", 0)
+    folder = made(ui.datasets / "d", 50)
+    assert datasets.read_dataset(ui, "d").images[7].caption == "picture 7"
+    listed, read = counted(directory, "list_folder"), counted(captions, "read_chunks")
+    (folder / "00007.txt").write_text("another")
+    (folder / "00008.txt").unlink()
+    images = datasets.read_dataset(ui, "d").images
+    assert [image.caption for image in images[6:10]] == ["picture 6", "another", "", "picture 9"]
+    assert read == [str(folder / "00007.txt")] and not listed, "the folder was read a second time"
+
+
+def test_a_caption_that_was_just_written_is_read_again(
+    ui: Ui, counted: Callable[[Any, str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes within one tick of the clock leave one time and, of the same length, one version."""
+    folder = made(ui.datasets / "d", 3)
+    datasets.read_dataset(ui, "d")
+    read = counted(captions, "read_chunks")
+    (folder / "00001.txt").write_text("another")
+    datasets.read_dataset(ui, "d")
+    assert len(read) == 3
+
+
+def test_findings_are_read_once_and_those_of_a_new_check_are_seen(
+    client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(ui.datasets / "d", 3)
+    file = ui.own / "lint" / "d.json"
+    monkeypatch.setattr(datasets, "is_fresh", lambda mark: False)
+    read = counted(datasets, "read_object")
+
+    def found(message: str) -> None:
+        row = {"file": str(folder / "00001.jpg"), "check": "blurred", "message": message}
+        write_json(file, {"state": datasets.open_dataset(ui, "d").state, "images": 3, "findings": [row]})
+
+    found("is blurred")
+    assert "is blurred" in client.get("/datasets/d?only=found").text
+    client.get("/datasets/d")
+    assert read.count(str(file)) == 1
+    found("is dark, too")
+    page = client.get("/datasets/d?only=found").text
+    assert "is dark, too" in page and "is blurred" not in page and "00000.jpg" not in page
+
+
+def test_those_last_asked_for_stay_in_memory(client: TestClient, ui: Ui) -> None:
+    for name in "abcde":
+        made(ui.datasets / name, 2)
+        assert client.get(f"/datasets/{name}").status_code == 200
+    assert client.get("/datasets/none").status_code == 404 and client.get("/datasets/a").status_code == 200
+    assert "a" in ui.memory["datasets"] and len(ui.memory["datasets"]) == datasets.MOST_SHARED
+
+
+@pytest.mark.slow
+def test_a_hundred_who_look_at_5000_images_leave_the_page_small(served: Served) -> None:
+    made(served.folder / "datasets" / "d", 5000)
+
+    def ask(path: str) -> int:
+        with urlopen(f"{served.address}{path}", timeout=120) as answer:
+            return len(answer.read())
+
+    for path in ("/", "/datasets", "/queue", "/tools", "/system", "/new"):
+        ask(path)
+    for _ in range(3):
+        sizes = together(lambda: ask("/datasets/d"), 100)
+    assert max(sizes) < 100_000, "bytes of a page of 60 images"
+    assert served.process is not None
+    status = Path(f"/proc/{served.process.pid}/status").read_text()
+    used = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+    assert used <= 90, f"{used:.0f} MB at the peak"
