@@ -528,8 +528,7 @@ def _suspects(data: Dataset) -> dict[str, Any]:
 
 def summary(ui: Ui, name: str) -> dict[str, Any]:
     """A dataset in the list of all: its images are looked at again when a file has changed."""
-    shared = ui.memory.setdefault(("summary", name), SharedLook(partial(_summary, ui, name)))
-    found: dict[str, Any] = shared.now()
+    found: dict[str, Any] = ui.memory.setdefault(("summary", name), SharedLook(partial(_summary, ui, name))).now()
     return found
 
 

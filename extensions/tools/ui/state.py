@@ -28,6 +28,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES
+from toolkit.files.shared_look import SharedLook
 from toolkit.files.writing import folder_lock, os_error_as_run_error, read_object
 from toolkit.train.run_index import RunIndex
 from toolkit.train.run_reader import RunInfo, read_run
@@ -110,6 +111,10 @@ class Ui:
                 value = make()
                 self.memory["kept", key] = time.monotonic(), value
             return value
+
+    def shared(self, key: str, look: Callable[[], Any]) -> Any:
+        """What `look` finds now; those who ask at the same time share a look."""
+        return self.memory.setdefault(("shared", key), SharedLook(lambda _: look())).now()
 
     def recent(self, kind: str, key: object, make: Callable[[], Any], most: int) -> Any:
         """What `make` gave for a key, of which so many of a kind stay in memory: those last asked for."""

@@ -96,7 +96,12 @@ def index(request: Request, status: int = 200, fault: str = "", form: dict[str, 
         except HTTPException as error:
             rows.append({"name": name, "fault": error.detail})
     given = {"name": "", "repeats": "1"} | (form or {})
-    values = {"fault": fault, "form": given, "trash": datasets.trashed(ui), "back": query.get("back", "")}
+    values = {
+        "fault": fault,
+        "form": given,
+        "trash": ui.shared("trash", partial(datasets.trashed, ui)),
+        "back": query.get("back", ""),
+    }
     values["stay"] = query.get("stay", "0")
     return render(request, "datasets.html.j2", status, rows=rows, folder=ui.datasets, **values)
 

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
 from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
-from extensions.tools.ui.state import Form, Ui, inside, posted, render, ui_of
+from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.config.located import KeyPath, dotted
@@ -359,7 +360,7 @@ def save(ui: Ui, editor: Editor, name: str) -> Path:
     """Writes the job file. Raises HTTPException 409 where it holds what this page did not load."""
     ui.jobs.mkdir(parents=True, exist_ok=True)
     path = inside(ui.jobs, name)
-    with folder_lock(ui.jobs):
+    with conflicts(), folder_lock(ui.jobs):
         if path.exists() or path.is_symlink():
             theirs = read_job(path)
             editor.is_as_saved = editor.job.text == theirs
@@ -415,7 +416,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         gb=GB,
         numbers=NUMBERS,
         folders=[(str(ui.datasets / name), name) for name in _subfolders(ui.datasets)],
-        models=_models(ui),
+        models=ui.shared("models", partial(_models, ui)),
         jobs=sorted(path.name for path in ui.jobs.glob("*") if path.suffix in _YAML and path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )

@@ -80,7 +80,7 @@ def _form(request: Request, given: dict[str, list[str]], wrong: Any = (), code: 
     first += [f for f in fields if f not in first and (values[f["key"]] != _default(f) or f["key"] in mistakes)]
     shown = {"uid": uid, "tool": tool, "values": values, "mistakes": mistakes}
     shown |= {"groups": (first, [field for field in fields if field not in first])}
-    return render(request, "tool.html.j2", code, **shown, places=suggestions(ui.output, ui.datasets))
+    return render(request, "tool.html.j2", code, **shown, places=suggestions(ui.runs(), ui.datasets))
 
 
 def _tool(ui: Ui, uid: str) -> Any:

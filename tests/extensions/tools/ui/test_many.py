@@ -1,9 +1,11 @@
-"""A large dataset that many look at: one look at the disk for all who wait for it, and nothing is read twice."""
+"""Many who look at once at what is large: one look at the disk for all who wait for it, and nothing is read twice."""
 
 from __future__ import annotations
 
+import os
 import re
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +17,17 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from extensions.tools.shared import candidates
+from extensions.tools.shared.candidates import Group
 from extensions.tools.ui import datasets
+from extensions.tools.ui.commands import Checked
+from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
+from extensions.tools.ui.views import new
 from tests.extensions.tools.ui.conftest import Served
 from toolkit.data import captions, directory
 from toolkit.files.writing import write_json
+from toolkit.train import run_index, run_reader
 
 MB = 2**20
 
@@ -145,6 +153,77 @@ def test_those_last_asked_for_stay_in_memory(client: TestClient, ui: Ui) -> None
         assert client.get(f"/datasets/{name}").status_code == 200
     assert client.get("/datasets/none").status_code == 404 and client.get("/datasets/a").status_code == 200
     assert "a" in ui.memory["datasets"] and len(ui.memory["datasets"]) == datasets.MOST_SHARED
+
+
+def test_images_to_vote_on_are_asked_for_their_settings_once(
+    client: TestClient, ui: Ui, counted: Callable[[Any, str], list[str]]
+) -> None:
+    folder = ui.datasets / "d"
+    folder.mkdir(parents=True)
+    for number in range(40):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:02}.png")
+    read = counted(candidates, "read_settings")
+    answers = together(lambda: client.get("/votes/datasets/d"), 20)
+    assert {answer.status_code for answer in answers} == {200} and len(read) == 40
+    Image.new("RGB", (8, 8)).save(folder / "new.png")
+    client.get("/votes/datasets/d")
+    assert len(read) == 81, "a new image is seen"
+    groups = [Group("a cat", seed=(1, 2), lora=((), ()), files=("00.png", "01.png"))]
+    candidates.add_groups(folder, groups)
+    assert "0 of 1 pairs" in client.get("/votes/datasets/d").text
+    candidates.add_groups(folder, [Group("a dog", seed=(1, 2), lora=((), ()), files=("02.png", "03.png"))])
+    assert "0 of 2 pairs" in client.get("/votes/datasets/d").text, "just written, and so looked at again"
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "function"),
+    [("/datasets", datasets, "_files"), ("/new", new, "_models")],
+    ids=["the trash", "the models"],
+)
+def test_a_whole_folder_is_walked_for_all_who_ask(
+    path: str, module: Any, function: str, client: TestClient, ui: Ui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ui.datasets / ".trash" / "entry" / "d").mkdir(parents=True)
+    walks, walk = [], getattr(module, function)
+
+    def slow(folder: Any) -> Any:
+        walks.append(folder)
+        time.sleep(0.1)
+        return walk(folder)
+
+    monkeypatch.setattr(module, function, slow)
+    monkeypatch.setattr(new, "check_job", lambda *_: Checked())
+    answers = together(lambda: client.get(path), 20)
+    assert {answer.status_code for answer in answers} == {200} and 0 < len(walks) < 10
+
+
+def test_the_form_of_a_tool_knows_the_runs_from_the_index(
+    client: TestClient, ui: Ui, forked: None, make_run: Callable[..., Path], counted: Callable[[Any, str], list[str]]
+) -> None:
+    make_run("one")
+    old = time.time() - 3600
+    for file in (ui.output, *ui.output.rglob("*")):
+        os.utime(file, (old, old))
+    assert f'value="{ui.output}/one/one.safetensors"' in client.get("/tools/merge").text
+    read = counted(run_index, "read_run"), counted(run_reader, "read_run")
+    assert f'value="{ui.output}/one/one.safetensors"' in client.get("/tools/merge").text
+    assert read == ([], [])
+
+
+def test_a_small_image_that_many_wait_for_is_made_once(
+    client: TestClient, ui: Ui, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(ui.datasets / "d", 1)
+    asked, ask = [], decoder._ask
+
+    def slow(question: dict[str, Any]) -> dict[str, Any]:
+        asked.append(question)
+        time.sleep(0.1)
+        return ask(question)
+
+    monkeypatch.setattr(decoder, "_ask", slow)
+    answers = together(lambda: client.get("/datasets/d/thumbs/00000.jpg"), 8)
+    assert {answer.headers["content-type"] for answer in answers} == {"image/jpeg"} and len(asked) == 1
 
 
 @pytest.mark.slow
