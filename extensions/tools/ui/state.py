@@ -119,10 +119,11 @@ class Ui:
     def recent(self, kind: str, key: object, make: Callable[[], Any], most: int) -> Any:
         """What `make` gave for a key, of which so many of a kind stay in memory: those last asked for."""
         known: dict[object, Any] = self.memory.setdefault(kind, {})
-        found = known.pop(key, None) or make()
-        known[key] = found  # the last asked for is the last to go
-        while len(known) > most:
-            known.pop(next(iter(known)), None)
+        with self.memory.setdefault(("lock", kind), Lock()):
+            found = known.pop(key, None) or make()
+            known[key] = found  # the last asked for is the last to go
+            while len(known) > most:
+                known.pop(next(iter(known)))
         return found
 
     def run(self, run_id: str) -> RunInfo:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -336,3 +338,23 @@ def test_a_run_that_was_asked_to_stop_says_so(client: TestClient, make_run: Call
         assert "stopping after a save" not in client.get("/runs/one").text
         (folder / "control" / "stop").touch()
         assert "disabled>stopping after a save" in client.get("/runs/one").text
+
+
+def test_what_two_ask_for_at_once_is_made_once(ui: Ui) -> None:
+    made = []
+
+    def make() -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(ui.recent("kind", "key", make, 2))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and found == made * 8
+    for key in "abc":
+        ui.recent("kind", key, make, 2)
+    assert list(ui.memory["kind"]) == ["b", "c"], "of the others nothing stays"
