@@ -194,14 +194,16 @@ class Dataset:
         )
 
 
-def open_dataset(ui: Ui, name: str) -> Dataset:
-    """A dataset by its name. Raises HTTPException 404 for one that is not there, or leads elsewhere."""
+def open_dataset(ui: Ui, name: str, names_only: bool = False) -> Dataset:
+    """A dataset by its name. names_only: it has no versions of files (`list_folder`). Raises HTTPException 404 for one
+    that is not there, or leads elsewhere."""
     folder, data = below(ui.datasets, name), Dataset(ui, name, dict(DEFAULT_VIEW))
     given = read_object(data.view_file)
     data.view |= {key: value for key, value in given.items() if type(value) is type(DEFAULT_VIEW.get(key))}
     try:
-        top = list_folder(str(folder))
-        data.listings = [top, *(list_folder(str(folder / sub)) for sub in top.subfolders if _is_within(folder, sub))]
+        top = list_folder(str(folder), names_only=names_only)
+        subfolders = [str(folder / sub) for sub in top.subfolders if _is_within(folder, sub)]
+        data.listings = [top, *(list_folder(subfolder, names_only=names_only) for subfolder in subfolders)]
         partners = [place for key in ("references", "masks") if (place := data.partner(data.view[key])[0])]
         data.partners = [list_folder(place) for place in partners]
     except OSError as error:

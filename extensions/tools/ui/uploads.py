@@ -176,7 +176,7 @@ def _put(path: Path, name: str, folder: Path) -> Told:
     """Gives a file the name in the folder, or the first free one like it; of the same contents once is enough."""
     stem, suffix = name[: len(name) - len(split_suffix(name)[1])], name[len(split_suffix(name)[0]) :]
     with folder_lock(folder):
-        listing = list_folder(str(folder))
+        listing = list_folder(str(folder), names_only=True)
         for number in count(1):
             wanted = f"{stem}-{number}" if number > 1 else stem
             there = listing.images.get(wanted, ()) if suffix.lower() in IMAGE_SUFFIXES else ()

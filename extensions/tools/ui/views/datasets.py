@@ -80,6 +80,14 @@ def _opened(request: Request) -> Dataset:
     return open_dataset(ui_of(request), request.path_params["d"])
 
 
+def _named(request: Request) -> Dataset:
+    """A dataset of which nothing was read: thousands of files that are sent one by one would each wait for that."""
+    ui, name = ui_of(request), request.path_params["d"]
+    if not below(ui.datasets, name).is_dir():
+        raise HTTPException(404, f"{name} is not there")
+    return Dataset(ui, name)
+
+
 def _read(request: Request) -> Dataset:
     return read_dataset(ui_of(request), request.path_params["d"])
 
@@ -367,8 +375,9 @@ def _target(data: Dataset, into: str = "") -> Path:
     if into:
         folder = data.folder if into == "." else below(data.folder, into)
     else:
-        with_images = (each.folder for each in data.listings if each.images)
-        with_repeats = (each.folder for each in data.listings[1:] if repeats_of(each.folder))
+        listings = data.listings or open_dataset(data.ui, data.name, names_only=True).listings
+        with_images = (each.folder for each in listings if each.images)
+        with_repeats = (each.folder for each in listings[1:] if repeats_of(each.folder))
         folder = Path(next(chain(with_images, with_repeats), data.folder))
     if not folder.is_dir():
         raise HTTPException(404, f"{into} is not there")
@@ -392,7 +401,7 @@ def _part(request: Request, data: Dataset) -> uploads.Part:
 def upload_state(request: Request) -> Response:
     """How much of a file is here, and what became of it when it was whole. `key`: tells files of one name and size
     from each other."""
-    data = _opened(request)
+    data = _named(request)
     part = _part(request, data)
     told = data.ui.memory.get(("upload", part.path.name))
     if told and told["state"] == "checking":  # it is whole, and reading it all for its hash would take its time
@@ -411,10 +420,12 @@ async def upload(request: Request) -> Response:
 
 
 def _add(request: Request, piece: bytearray) -> Response:
-    data, told = _opened(request), dict[str, Any]()
+    data, told = _named(request), dict[str, Any]()
     part, query = _part(request, data), request.query_params
-    target, key = _target(data, query.get("into", "")), ("upload", part.path.name)
+    into, key = query.get("into", ""), ("upload", part.path.name)
     offset = whole(query.get("offset", ""), 0, part.size)
+    is_last = offset is not None and offset + len(piece) == part.size
+    target = _target(data, into) if into or is_last else data.folder
     try:
         with _writes(part.name), data.ui.locked(), ExitStack() as held:
             # Whoever takes a whole part has its lock meanwhile, which another page of this folder sees.
@@ -452,7 +463,7 @@ def _add(request: Request, piece: bytearray) -> Response:
 @posted()
 def upload_form(request: Request, form: Form) -> Response:
     """Whole files, without a script."""
-    data, home, files = _opened(request), ui_of(request).own / "uploads", []
+    data, home, files = _named(request), ui_of(request).own / "uploads", []
     for sent in form.data.getlist("file"):
         if isinstance(sent, UploadFile) and (name := sent.filename):
             files.append(uploads.Incoming(name, PurePosixPath(), name, sent.size or 0, partial(getattr, sent, "file")))

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import new
 from tests.extensions.tools.ui.conftest import Served
-from toolkit.data import captions, directory
+from toolkit.data import captions, directory, fingerprint
 from toolkit.files.writing import write_json
 from toolkit.train import run_reader
 
@@ -224,6 +225,25 @@ def test_a_small_image_that_many_wait_for_is_made_once(
     monkeypatch.setattr(decoder, "_ask", slow)
     answers = together(lambda: client.get("/datasets/d/thumbs/00000.jpg"), 8)
     assert {answer.headers["content-type"] for answer in answers} == {"image/jpeg"} and len(asked) == 1
+
+
+@pytest.mark.parametrize("into", [".", ""])
+def test_a_file_that_is_sent_asks_nothing_of_those_that_are_there(
+    client: TestClient, ui: Ui, into: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 5,000 files that are sent one after another the last would wait for 5,000."""
+    folder = made(ui.datasets / "d", 30)
+    Image.new("RGB", (8, 8), "red").save(folder / "sent.jpg")
+    content = (folder / "sent.jpg").read_bytes()
+    (folder / "sent.jpg").unlink()
+    asked, version_of = [], fingerprint.version_of
+    monkeypatch.setattr(directory, "version_of", lambda about: asked.append(about) or version_of(about))
+    query = {"name": "00007.jpg", "size": len(content), "into": into, "key": "k"}
+    assert client.get("/datasets/d/upload", params=query).json()["offset"] == 0
+    query |= {"offset": 0, "hash": f"{zlib.crc32(content):08x}"}
+    (told,) = client.post("/datasets/d/upload", params=query, content=content).json()["told"]["files"]
+    assert (told["state"], told["text"]) == ("renamed", "00007-2.jpg") and not asked
+    assert client.get("/datasets/none/upload", params=query).status_code == 404
 
 
 @pytest.mark.slow
