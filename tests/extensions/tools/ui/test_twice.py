@@ -453,3 +453,22 @@ def test_an_edit_of_a_deleted_image_leaves_no_caption_behind(pages: Pages) -> No
     assert deleted.status == 200 and not list(folder.iterdir())
     kept = list((pages.datasets / ".trash").glob(f"*/{pages.name}/a.txt"))
     assert len(kept) == (saved.status == 200), "a caption that was saved is with its image"
+
+
+ADDER = """
+import sys
+from pathlib import Path
+from extensions.tools.shared.candidates import Group, add_groups
+for number in range(30):
+    add_groups(Path(sys.argv[1]), [Group(f"{sys.argv[2]} {number}", seed=(1,), lora=((),), files=(f"{number}.png",))])
+"""
+
+
+def test_two_who_make_images_to_vote_on_list_all_of_them(tmp_path: Path) -> None:
+    """As two `run.py prefer` in one folder."""
+    folder, environment = tmp_path / "new" / "folder", child_environment({"PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-c", ADDER, str(folder)]
+    makers = [subprocess.Popen([*command, name], env=environment) for name in ("cat", "dog")]
+    assert [maker.wait(60) for maker in makers] == [0, 0]
+    prompts = [each["prompt"] for each in lines(folder / "candidates.jsonl")]
+    assert sorted(prompts) == sorted(f"{name} {number}" for name in ("cat", "dog") for number in range(30))
